@@ -1,0 +1,1 @@
+"""Data for Mono-InternVL training: sources -> samples -> packing plan -> batches."""

@@ -1,0 +1,85 @@
+"""The batch: what the data pipelines produce and the model consumes.
+
+This module is the single home of the batch's fields. It needs nothing but NumPy, so that both
+sides can import it (``mono_jax`` imports this module of ``data_pipelines`` and no other).
+
+One *row* is a packed sequence with ``S = V + T`` slots. The first ``V`` slots are visual, the other
+``T`` are text, whatever the order in which the tokens are read ("modality-major" layout): which
+expert a token takes is thus decided here, on the host. ``order`` says how the slots are read.
+
+    slot       0 .. V-1                 V .. V+T-1
+               visual tokens            text tokens
+    sequence   position s of the row reads slot order[s]; samples lie one behind the other, padding
+               comes last (segment 0), and every slot appears exactly once in ``order``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """Static sizes of a batch.
+
+    Attributes:
+      visual: V, visual slots of a row.
+      text: T, text slots of a row.
+      token_pixels: P, edge in pixels of the square that one visual token covers (28 for Mono-InternVL).
+    """
+
+    visual: int
+    text: int
+    token_pixels: int = 28
+
+    @property
+    def sequence(self) -> int:
+        """S = V + T."""
+        return self.visual + self.text
+
+    def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape (without the leading row axis B) and dtype of every field.
+
+        patches        uint8   [V, P, P, 3]  raw RGB pixels of each visual token
+        patch_cells    int32   [V]           cell of the token in its tile's grid, row by row
+        tokens         int32   [T]           input ids of the text slots
+        targets        int32   [T]           id of the token that follows in the sequence
+        loss_weights   float32 [T]           weight of the target's loss, 0 = not trained on
+        order          int32   [S]           slot read at each sequence position (a permutation)
+        positions      int32   [S]           position within the sample, in sequence order
+        segments       int32   [S]           1, 2, ... = sample within the row, 0 = padding, in sequence order
+        """
+        v, t, s, p = self.visual, self.text, self.sequence, self.token_pixels
+        return {
+            "patches": ((v, p, p, 3), np.dtype(np.uint8)),
+            "patch_cells": ((v,), np.dtype(np.int32)),
+            "tokens": ((t,), np.dtype(np.int32)),
+            "targets": ((t,), np.dtype(np.int32)),
+            "loss_weights": ((t,), np.dtype(np.float32)),
+            "order": ((s,), np.dtype(np.int32)),
+            "positions": ((s,), np.dtype(np.int32)),
+            "segments": ((s,), np.dtype(np.int32)),
+        }
+
+    def empty(self, rows: int) -> Batch:
+        """A batch of ``rows`` rows that hold only padding."""
+        batch = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in self.fields().items()}
+        batch["order"][:] = np.arange(self.sequence, dtype=np.int32)
+        return batch
+
+    def check(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError that names the field if ``batch`` does not fit this spec."""
+        fields = self.fields()
+        if unknown := sorted(set(batch) ^ set(fields)):
+            raise ValueError(f"batch fields missing or unknown: {unknown}; expected {sorted(fields)}")
+        for name, (shape, dtype) in fields.items():
+            array = batch[name]
+            if tuple(array.shape[1:]) != shape or array.dtype != dtype:
+                raise ValueError(
+                    f"batch[{name!r}] is {array.dtype}{list(array.shape)}, expected {dtype}[B, {', '.join(map(str, shape))}]"
+                )

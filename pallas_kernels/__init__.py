@@ -1,0 +1,1 @@
+"""Modality-grouped matmuls behind one contract."""
