@@ -1,0 +1,34 @@
+"""Errors that users see: one line that names the file or key and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MonoJaxError(Exception):
+    """An error of the user's input. Commands print its message on one line and exit non-zero."""
+
+
+class ConfigError(MonoJaxError):
+    """A configuration that cannot be used."""
+
+
+class WeightsError(MonoJaxError):
+    """Weights that are missing, unexpected, misshapen or unreadable."""
+
+
+class CheckpointError(MonoJaxError):
+    """A working directory or checkpoint that cannot be used."""
+
+
+class GenerationError(MonoJaxError):
+    """A generation request that cannot be served."""
+
+
+def unknown_key(what: str, key: str, valid: Iterable[str]) -> ConfigError:
+    """The error for a misspelt ``key`` of ``what``; names the nearest valid key."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
+    return ConfigError(f"unknown {what} {key!r}: {hint}")
