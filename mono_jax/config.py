@@ -262,9 +262,7 @@ PRESETS: dict[str, ModelConfig] = {
     "tiny_lm": _TINY_LM,
     "tiny_mono": _TINY_LM.replace(vision=_TINY_VISION, visual_ffn_experts=True),
     "tiny_mono_1_5": _TINY_LM.replace(vision=_TINY_VISION, visual_ffn_experts=True, visual_attention_experts=True),
-    "tiny_modular": _TINY_LM.replace(
-        vision=dataclasses.replace(_TINY_VISION, kind="intern_vit", intermediate_size=64)
-    ),
+    "tiny_modular": _TINY_LM.replace(vision=dataclasses.replace(_TINY_VISION, kind="intern_vit", intermediate_size=64)),
 }
 
 
