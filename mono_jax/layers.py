@@ -1,0 +1,85 @@
+"""The small layers that every model of the family shares.
+
+All modules are Flax NNX modules used functionally: they are built once for their structure and bound
+to a plain dict of arrays with ``nnx.merge`` (see ``model.py``). They hold no mutable state. Kernels
+are [in, out]. Parameters are cast to the dtype of the activations at use; normalisation statistics
+are float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+INIT_STD = 0.02
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
+    return INIT_STD * jax.random.normal(rngs.params(), shape, jnp.float32)
+
+
+class Linear(nnx.Module):
+    """y [..., out] = x [..., in] @ kernel [in, out] (+ bias [out])."""
+
+    def __init__(self, features_in: int, features_out: int, *, bias: bool = False, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_normal(rngs, (features_in, features_out)))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+
+
+class Embedding(nnx.Module):
+    """Rows of embedding [vocabulary, d]."""
+
+    def __init__(self, vocabulary: int, features: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(_normal(rngs, (vocabulary, features)))
+
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Statistics in float32, cast back to the input's dtype, then times the scale [d]."""
+
+    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs):
+        del rngs
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with scale and bias [d]; statistics in float32."""
+
+    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs):
+        del rngs
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+        normed = (wide - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate(x)) * up(x)): the FFN of InternLM2, and each expert of Mono-InternVL (eq. 5)."""
+
+    def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
+        self.gate = Linear(features, hidden, rngs=rngs)
+        self.up = Linear(features, hidden, rngs=rngs)
+        self.down = Linear(hidden, features, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
