@@ -1,0 +1,124 @@
+"""Rows grouped by modality: the tile map, built once per batch from the modality mask.
+
+    mask      v t v v t t t v            N = 8 rows in sequence order, v = visual
+    grouped   v v v v | t t t t | . .    the same rows, one expert per tile of `tile` rows, padded to whole tiles
+    expert        1   |    0    | -1     `tile_expert`: 0 = text, 1 = visual, -1 = empty (left early, rows are zero)
+
+Routing is static (it follows from the token ids), so the sort happens once per batch, not once per layer. Sizes are static
+too: two runs waste at most one tile beyond the rounding of N, hence `num_tiles = ceil(N / tile) + 1`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TEXT, VISUAL, EMPTY = 0, 1, -1
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("tile_expert", "source", "position"), meta_fields=("tile",))
+@dataclasses.dataclass(frozen=True)
+class TileMap:
+    """Where each row goes. M = num_tiles * tile grouped rows, N original rows.
+
+    Attributes:
+      tile_expert: int32 [num_tiles], expert of each tile; visual tiles first, then text, then empty ones.
+      source: int32 [M], original row of each grouped row; N for a grouped row that pads.
+      position: int32 [N], grouped row of each original row; M for a row that was not `valid`.
+      tile: rows per tile (static).
+    """
+
+    tile_expert: jax.Array
+    source: jax.Array
+    position: jax.Array
+    tile: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the original, N."""
+        return self.position.shape[0]
+
+    @property
+    def num_grouped_rows(self) -> int:
+        """Rows of the grouped form, M >= N."""
+        return self.source.shape[0]
+
+
+def num_tiles(rows: int, tile: int) -> int:
+    """Tiles that hold `rows` rows of two kinds whatever their shares."""
+    return -(-rows // tile) + 1
+
+
+def make_tile_map(mask: jax.Array, *, tile: int = 128, valid: jax.Array | None = None) -> TileMap:
+    """The tile map of a modality mask. Jit-able; all output sizes follow from N and `tile`.
+
+    Args:
+      mask: bool [N], True where the row is visual.
+      tile: rows per tile; a multiple of what the implementation wants (128 fits all of them).
+      valid: bool [N], False for rows that no expert shall compute (padding); all rows by default.
+
+    Raises:
+      ValueError: a mask that is not one-dimensional, or a tile below 1.
+    """
+    if mask.ndim != 1 or tile < 1:
+        raise ValueError(f"mask must be [N] and tile >= 1, got mask {mask.shape} and tile {tile}")
+    rows, tiles = mask.shape[0], num_tiles(mask.shape[0], tile)
+    live = jnp.ones(rows, bool) if valid is None else valid
+    visual, text = mask & live, ~mask & live
+    visual_tiles = -(-jnp.sum(visual, dtype=jnp.int32) // tile)
+    text_tiles = -(-jnp.sum(text, dtype=jnp.int32) // tile)
+
+    tile_index = jnp.arange(tiles, dtype=jnp.int32)
+    tile_expert = jnp.where(
+        tile_index < visual_tiles, VISUAL, jnp.where(tile_index < visual_tiles + text_tiles, TEXT, EMPTY)
+    )
+    rank = jnp.where(
+        visual,
+        jnp.cumsum(visual, dtype=jnp.int32) - 1,
+        visual_tiles * tile + jnp.cumsum(text, dtype=jnp.int32) - 1,
+    )
+    position = jnp.where(live, rank, tiles * tile)
+    # Each grouped row has one source at most, so this scatter has no collisions; rows off the end are dropped.
+    source = jnp.full(tiles * tile, rows, jnp.int32).at[position].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
+    return TileMap(tile_expert.astype(jnp.int32), source, position, tile)
+
+
+def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x[index] along the first axis, zeros where the index is off the end (a row that pads)."""
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def _gather(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+    return take_rows(x, index)
+
+
+def _gather_fwd(x, index, inverse):
+    return take_rows(x, index), (index, inverse)
+
+
+def _gather_bwd(residuals, dy):
+    index, inverse = residuals
+    return take_rows(dy, inverse), _no_gradient(index), _no_gradient(inverse)
+
+
+def _no_gradient(x: jax.Array) -> np.ndarray:
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+# The transpose of a permutation is a gather by its inverse; autodiff would emit a scatter-add instead.
+_gather.defvjp(_gather_fwd, _gather_bwd)
+
+
+def group_rows(x: jax.Array, tile_map: TileMap) -> jax.Array:
+    """[N, ...] in original order -> [M, ...] grouped by expert; rows that pad are zero."""
+    return _gather(x, tile_map.source, tile_map.position)
+
+
+def ungroup_rows(y: jax.Array, tile_map: TileMap) -> jax.Array:
+    """[M, ...] grouped -> [N, ...] in original order; rows that were not valid are zero."""
+    return _gather(y, tile_map.position, tile_map.source)

@@ -1,0 +1,103 @@
+"""Names of implementations, tuning tables, and the choice among them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import logging
+from importlib import resources
+
+import jax
+
+from pallas_kernels.base import Implementation, Problem, Unavailable
+
+log = logging.getLogger(__name__)
+
+# Modules are imported when first asked for: `import pallas_kernels` must not pull in CUDA or TPU code.
+IMPLEMENTATIONS = {
+    "xla_split": "pallas_kernels.xla:XlaSplit",
+    "dense_both": "pallas_kernels.xla:DenseBoth",
+    "ragged": "pallas_kernels.xla:Ragged",
+    "pallas_tpu": "pallas_kernels.pallas_tpu:PallasTpu",
+    "mosaic_gpu": "pallas_kernels.mosaic_gpu:MosaicGpu",
+    "triton": "pallas_kernels.triton:Triton",
+}
+
+
+def implementation_class(name: str) -> type[Implementation]:
+    """The class registered under `name`; `Unavailable` if its module cannot be imported here."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"no implementation {name!r}; there are {', '.join(IMPLEMENTATIONS)}")
+    module, attribute = IMPLEMENTATIONS[name].split(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise Unavailable(f"{name}: {error}") from error
+
+
+def device_key(device: jax.Device | None = None) -> str:
+    """Key of the tuning table of a device (the first one by default): "cpu", "tpu_v5e", "nvidia_h200", ..."""
+    device = jax.devices()[0] if device is None else device
+    if device.platform == "cpu":
+        return "cpu"
+    kind = device.device_kind.lower().replace("lite", "e").replace("v6e", "v6e")
+    return "_".join(kind.replace("-", " ").split())
+
+
+@functools.cache
+def tuning_table(device: str) -> dict:
+    """The JSON table of a device, or that of its platform ("tpu", "nvidia"), or that of the CPU."""
+    folder = resources.files("pallas_kernels") / "tuning"
+    for name in (device, device.split("_")[0], "cpu"):
+        if (file := folder / f"{name}.json").is_file():
+            return json.loads(file.read_text())
+    raise FileNotFoundError(f"no tuning table for {device} and none for cpu in {folder}")
+
+
+def resolve(implementation: str | Implementation | None, problem: Problem) -> Implementation:
+    """An instance that serves `problem`; `Unavailable` with the reason(s) if there is none."""
+    if implementation is None:
+        return choose(problem)
+    if isinstance(implementation, str):
+        implementation = implementation_class(implementation)(**tuned_parameters(implementation, problem))
+    if reason := implementation.unsupported(problem):
+        raise Unavailable(f"{implementation.name} cannot serve {problem}: {reason}")
+    return implementation
+
+
+def choose(problem: Problem) -> Implementation:
+    """The first implementation in the tuning table's order of preference that can serve `problem`."""
+    return _choose(problem)
+
+
+@functools.cache
+def _choose(problem: Problem) -> Implementation:
+    refusals = []
+    for name in tuning_table(problem.device)["order"]:
+        try:
+            candidate = implementation_class(name)(**tuned_parameters(name, problem))
+            reason = candidate.unsupported(problem)
+        except Unavailable as error:
+            reason = str(error)
+        if reason is None:
+            # Cached, hence logged once per problem.
+            log.info("%s: %s%s", problem, candidate, f" (not {'; '.join(refusals)})" if refusals else "")
+            return candidate
+        refusals.append(f"{name}: {reason}")
+    raise Unavailable(f"no implementation serves {problem}: {'; '.join(refusals)}")
+
+
+def tuned_parameters(name: str, problem: Problem) -> dict:
+    """Tuning parameters of implementation `name`: the entry that fits best, on top of the defaults."""
+    table = tuning_table(problem.device)["parameters"].get(name, {})
+    parameters = dict(table.get("default", {}))
+    fits = [
+        entry
+        for entry in table.get("entries", [])
+        if all(entry[key] == getattr(problem, key) for key in ("op", "dtype", "d", "ff"))
+        and entry["rows"] <= problem.rows
+    ]
+    if fits:
+        parameters |= max(fits, key=lambda entry: entry["rows"])["parameters"]
+    return parameters
