@@ -145,7 +145,8 @@ class TorchModel:
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + self._linear(mixed, f"{name}attn.proj") * self.tensors[f"{name}ls1"]
-        hidden = F.gelu(self._linear(norm(x, f"{name}norm2", eps), f"{name}mlp.fc1"))
+        activation = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}[self.vision["hidden_act"]]
+        hidden = activation(self._linear(norm(x, f"{name}norm2", eps), f"{name}mlp.fc1"))
         return x + self._linear(hidden, f"{name}mlp.fc2") * self.tensors[f"{name}ls2"]
 
     # ------------------------------------------------------------------ language
