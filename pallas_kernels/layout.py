@@ -4,8 +4,8 @@
     grouped   v v v v | t t t t | . .    the same rows, one expert per tile of `tile` rows, padded to whole tiles
     expert        1   |    0    | -1     `tile_expert`: 0 = text, 1 = visual, -1 = empty (left early, rows are zero)
 
-Routing is static (it follows from the token ids), so the sort happens once per batch, not once per layer. Sizes are static
-too: two runs waste at most one tile beyond the rounding of N, hence `num_tiles = ceil(N / tile) + 1`.
+Routing is static (it follows from the token ids), so the sort happens once per batch, not once per layer. Sizes are
+static too: two runs waste at most one tile beyond the rounding of N, hence `num_tiles = ceil(N / tile) + 1`.
 """
 
 from __future__ import annotations

@@ -41,8 +41,9 @@ def device_key(device: jax.Device | None = None) -> str:
     device = jax.devices()[0] if device is None else device
     if device.platform == "cpu":
         return "cpu"
-    kind = device.device_kind.lower().replace("lite", "e").replace("v6e", "v6e")
-    return "_".join(kind.replace("-", " ").split())
+    kind = "_".join(device.device_kind.lower().replace("-", " ").split())
+    # XLA's names: "TPU v5 lite" is v5e, "TPU v5" is v5p, "TPU v6 lite" is v6e.
+    return {"tpu_v5": "tpu_v5p"}.get(kind, kind.replace("_lite", "e"))
 
 
 @functools.cache

@@ -133,8 +133,8 @@ def _weight_gradient(x: jax.Array, dy: jax.Array, out_dtype: jnp.dtype) -> jax.A
 class Ragged(_Unfused):
     """jax.lax.ragged_dot: native on TPU, masked dense (twice the work) on CPU and GPU.
 
-    It wants contiguous groups and stacked weights: the experts are stacked at run time, and tiles are put in order unless
-    they already are.
+    It wants contiguous groups and stacked weights: the experts are stacked at run time, and tiles are put in order
+    unless they already are.
 
     Attributes:
       in_order: the tiles come visual first, then text, then empty, as `make_tile_map` leaves them.
