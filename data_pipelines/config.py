@@ -1,0 +1,200 @@
+"""What decides the batches: one frozen tree of settings, checked when it is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipelines.batch import BatchSpec
+from data_pipelines.errors import DataError, check_keys, did_you_mean
+from data_pipelines.images import ImageLimits, Tiling
+
+CAPTION_PROMPT = "provide a one-sentence caption for the image"  # S1.1 of the Mono-InternVL paper
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of samples.
+
+    Attributes:
+      name: label in reports.
+      spec: what `data_pipelines.sources.open_source` takes ({"kind": "tar", "paths": ..., ...}).
+      weight: share of the samples, relative to the other sources' weights; None (for all sources or for none) = the
+        source's size, so that every sample of every source appears exactly once per epoch.
+      prompts: questions put before a caption; each sample keeps the one that its index picks.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    weight: float | None = None
+    prompts: tuple[str, ...] = (CAPTION_PROMPT,)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Everything that decides the batches, and (last group) what only decides how fast they come.
+
+    Attributes:
+      sources: where samples come from.
+      tokenizer: folder or file: `tokenizer.model` + `added_tokens.json`, or `tokenizer.json`.
+      template: chat template (`data_pipelines.text.TEMPLATES`).
+      system_message: None = the template's own, "" = no system turn.
+      tile_size, token_pixels: edges in pixels of a tile and of the square that one visual token covers.
+      min_tiles, max_tiles: tiles of an image (the thumbnail not counted); a sample's n images share `max_tiles`, each
+        getting max(1, max_tiles // n).
+      thumbnail: append the whole image as one more tile where there are several.
+      ps_version: "v2" reads the visual tokens of a tile row by row, "v1" column by column.
+      pixel_path: "exact" (Pillow's bicubic, equal to the reference) or "fast" (scaled JPEG decoding, SIMD resize).
+      jpeg_augment: re-encode each tile as JPEG at a random quality 75..100.
+      max_image_pixels, max_image_bytes, min_image_side, max_aspect: limits on images, looked at before decoding.
+      max_caption_chars: a longer caption is cut at a word.
+      visual, text: V and T, the slots of a row.
+      rows: rows of the global batch.
+      max_piece: plain text is cut into pieces of at most this many tokens; None = T.
+      block_samples: consecutive samples of the shuffled order that are packed together.
+      seed: of shuffling, augmentation.
+      shuffle: "global", "local" (each block draws from `local_runs` runs of `run_length` neighbours) or "none".
+      epochs: None = for ever.
+      loss_weighting: weight of each of a sample's n trained tokens: "token" 1, "sample" 1/n, "sqrt" 1/sqrt(n).
+      workers: processes that make batches; 0 = a thread of this process.
+      prefetch: batches made ahead (per worker).
+    """
+
+    sources: tuple[SourceConfig, ...]
+    tokenizer: str
+    template: str = "internlm2-chat"
+    system_message: str | None = None
+
+    tile_size: int = 448
+    token_pixels: int = 28
+    min_tiles: int = 1
+    max_tiles: int = 6
+    thumbnail: bool = True
+    ps_version: str = "v2"
+    pixel_path: str = "exact"
+    jpeg_augment: bool = False
+    max_image_pixels: int = 80_000_000
+    max_image_bytes: int = 50_000_000
+    min_image_side: int = 8
+    max_aspect: float = 50.0
+    max_caption_chars: int = 1000
+
+    visual: int = 8192
+    text: int = 2048
+    rows: int = 8
+    max_piece: int | None = None
+    block_samples: int = 16_384
+    seed: int = 0
+    shuffle: str = "global"
+    local_runs: int = 32
+    run_length: int = 512
+    epochs: int | None = None
+    loss_weighting: str = "token"
+
+    workers: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        choices = {
+            "ps_version": ("v1", "v2"),
+            "pixel_path": ("exact", "fast"),
+            "shuffle": ("global", "local", "none"),
+            "loss_weighting": ("token", "sample", "sqrt"),
+        }
+        for name, valid in choices.items():
+            if getattr(self, name) not in valid:
+                raise DataError(f"data.{name} is {getattr(self, name)!r}; {did_you_mean(getattr(self, name), valid)}")
+        at_least = {"visual": 0, "text": 1, "rows": 1, "block_samples": 1, "workers": 0, "prefetch": 1, "min_tiles": 1}
+        at_least |= {"max_tiles": self.min_tiles, "local_runs": 1, "run_length": 1, "min_image_side": 1}
+        for name, low in at_least.items():
+            if getattr(self, name) < low:
+                raise DataError(f"data.{name} is {getattr(self, name)}; it must be at least {low}")
+        if self.tile_size % self.token_pixels:
+            raise DataError(
+                f"data.tile_size {self.tile_size} is not a multiple of data.token_pixels {self.token_pixels}"
+            )
+        if not self.sources:
+            raise DataError("data.sources is empty; give at least one source")
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise DataError(f"data.sources: names must differ, got {names}")
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise DataError("data.sources: give a weight to every source or to none")
+        for source in self.sources:
+            if source.weight is not None and not source.weight > 0:
+                raise DataError(f"data.sources[{source.name}].weight is {source.weight}; it must be above 0")
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> DataConfig:
+        """From plain nested dicts, such as an ml_collections ConfigDict's `to_dict()`.
+
+        `sources` may be a list of dicts or a dict name -> dict. Raises DataError that names an unknown key and the
+        nearest valid one.
+        """
+        values = dict(mapping)
+        check_keys(values, _names(cls), "data")
+        for required in ("sources", "tokenizer"):
+            if not values.get(required):
+                raise DataError(f"data.{required} is missing")
+        given = values["sources"]
+        if isinstance(given, Mapping):
+            given = [{"name": name, **fields} for name, fields in given.items()]
+        values["sources"] = tuple(_source(fields, number) for number, fields in enumerate(given))
+        return cls(**values)
+
+    @property
+    def spec(self) -> BatchSpec:
+        return BatchSpec(self.visual, self.text, self.token_pixels)
+
+    @property
+    def tiling(self) -> Tiling:
+        return Tiling(
+            self.tile_size, self.token_pixels, self.min_tiles, self.max_tiles, self.thumbnail, self.ps_version
+        )
+
+    @property
+    def limits(self) -> ImageLimits:
+        return ImageLimits(self.max_image_pixels, self.max_image_bytes, self.min_image_side, self.max_aspect)
+
+    def digest(self, *fields: str) -> str:
+        """Hash (16 hex digits) of the named fields, for the names of files that depend on nothing else."""
+        values = {name: getattr(self, name) for name in fields}
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+# Fields that decide a sample's numbers of tokens (with its source and the tokenizer's files).
+LENGTH_FIELDS = (
+    *("template", "system_message", "tile_size", "token_pixels", "min_tiles", "max_tiles", "thumbnail"),
+    *("max_image_pixels", "min_image_side", "max_aspect", "max_caption_chars"),
+)
+# Fields that decide which samples stand in which row.
+PLAN_FIELDS = (
+    *LENGTH_FIELDS,
+    *("visual", "text", "max_piece", "block_samples", "seed", "shuffle", "local_runs", "run_length"),
+)
+# Fields that decide every byte of a batch.
+BATCH_FIELDS = (
+    *PLAN_FIELDS,
+    *("ps_version", "pixel_path", "jpeg_augment", "max_image_bytes", "rows", "epochs", "loss_weighting"),
+)
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _source(fields: Mapping[str, Any] | SourceConfig, number: int) -> SourceConfig:
+    if isinstance(fields, SourceConfig):
+        return fields
+    check_keys(fields, _names(SourceConfig), f"data.sources[{fields.get('name', number)}]")
+    if not fields.get("spec"):
+        raise DataError(f"data.sources[{fields.get('name', number)}]: 'spec' is missing")
+    values = {"name": f"source{number}", **fields}
+    if "prompts" in values:
+        prompts = values["prompts"]
+        values["prompts"] = (prompts,) if isinstance(prompts, str) else tuple(prompts) or (CAPTION_PROMPT,)
+    return SourceConfig(**values)

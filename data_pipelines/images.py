@@ -1,0 +1,322 @@
+"""From an encoded image to the raw pixels of its visual tokens: decoding, tiling, cutting."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.headers import ImageHeader, read_header
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rarities.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLimits:
+    """What an image may be, judged by its header, before a pixel is decoded.
+
+    Attributes:
+      max_pixels: width * height as stored (an RGB image takes 3 bytes a pixel in memory).
+      max_bytes: of the encoded file.
+      min_side: the shorter edge in pixels; smaller ones are spacers and tracking pixels.
+      max_aspect: longer edge / shorter edge; beyond are rules and gradients.
+    """
+
+    max_pixels: int = 80_000_000
+    max_bytes: int = 50_000_000
+    min_side: int = 8
+    max_aspect: float = 50.0
+
+    def refuse(self, sizes: np.ndarray) -> np.ndarray:
+        """Reason code for each (width, height) of `sizes` [n, 2]: 0 = fine, else an index of `SIZE_REASONS`."""
+        width, height = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
+        short, long = np.minimum(width, height), np.maximum(width, height)
+        return np.select(
+            [width * height > self.max_pixels, short < self.min_side, long > short * self.max_aspect], [1, 2, 3]
+        )
+
+
+SIZE_REASONS = ("", "image_too_large", "image_too_small", "image_too_elongated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How an image becomes tiles, and tiles become visual tokens ("dynamic resolution" of the public release)."""
+
+    tile_size: int = 448
+    token_pixels: int = 28
+    min_tiles: int = 1
+    max_tiles: int = 6
+    thumbnail: bool = True
+    ps_version: str = "v2"
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return (self.tile_size // self.token_pixels) ** 2
+
+    def shared(self, images: int) -> Tiling:
+        """The tiling of each image of a sample with so many: they share `max_tiles`."""
+        limit = max(1, self.max_tiles // max(1, images))
+        return dataclasses.replace(self, max_tiles=limit, min_tiles=min(self.min_tiles, limit))
+
+    def choose(self, sizes: np.ndarray) -> np.ndarray:
+        """The grid of each image.
+
+        Args:
+          sizes: [n, 2] (width, height) in pixels.
+
+        Returns:
+          int32 [n, 2] (columns, rows): the grid whose aspect ratio is nearest the image's; of equally near ones the
+          largest of which the image has more than half the pixels, or else the smallest.
+        """
+        grids = _grids(self.min_tiles, self.max_tiles)
+        width, height = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
+        distance = np.abs(width / height - grids[:, 0] / grids[:, 1])
+        nearest = distance == distance.min(axis=1, keepdims=True)
+        # Grids come in increasing number of tiles, so the last that is big enough is the largest.
+        enough = nearest & (width * height > 0.5 * self.tile_size * self.tile_size * grids[:, 0] * grids[:, 1])
+        last = len(grids) - 1 - np.argmax(enough[:, ::-1], axis=1)
+        return grids[np.where(enough.any(axis=1), last, np.argmax(nearest, axis=1))]
+
+    def tokens(self, sizes: np.ndarray) -> np.ndarray:
+        """Visual tokens of images of these sizes ([n, 2] width, height): int32 [n]."""
+        columns, rows = self.choose(sizes).T
+        tiles = columns * rows
+        return (tiles + (self.thumbnail & (tiles > 1))).astype(np.int32) * self.tokens_per_tile
+
+
+@functools.lru_cache
+def _grids(low: int, high: int) -> np.ndarray:
+    """All (columns, rows) with low <= columns * rows <= high in increasing number of tiles: int32 [n, 2]."""
+    grids = [(c, r) for c in range(1, high + 1) for r in range(1, high // c + 1) if c * r >= low]
+    return np.array(sorted(grids, key=lambda grid: grid[0] * grid[1]), np.int32)
+
+
+def cells(tiling: Tiling, tokens: int) -> np.ndarray:
+    """`patch_cells` of `tokens` visual tokens in their order: int32 [tokens], cells counted row by row in a tile."""
+    edge = tiling.tile_size // tiling.token_pixels
+    grid = np.arange(edge * edge, dtype=np.int32).reshape(edge, edge)
+    return np.resize(grid if tiling.ps_version == "v2" else grid.T, tokens)
+
+
+def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
+    """The header of an image worth decoding.
+
+    Raises BadSample: "empty_image", "not_an_image", "bad_image_header", "image_too_many_bytes" or a size reason.
+    """
+    if len(data) > limits.max_bytes:
+        raise BadSample("image_too_many_bytes", detail=f"{len(data)} bytes, limit {limits.max_bytes}")
+    header = read_header(data)
+    if code := limits.refuse(np.array([header.size]))[0]:
+        raise BadSample(SIZE_REASONS[code], detail=f"{header.width}x{header.height}")
+    return header
+
+
+def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes the first frame of an image, upright, on white where it is transparent.
+
+    Args:
+      data: the encoded file.
+      limits: looked at before decoding.
+      at_least: (width, height) of the upright image that suffice: a JPEG may be decoded at a reduced scale.
+
+    Returns:
+      uint8 [height, width, 3] RGB.
+
+    Raises:
+      BadSample: as `check_header`, and "truncated_image", "corrupt_image".
+    """
+    header = check_header(data, limits)
+    if header.format == "jpeg":
+        try:
+            # CMYK is left to Pillow, which knows Adobe's inverted inks.
+            if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB"):
+                width, height = (at_least or (0, 0))[:: -1 if header.orientation >= 5 else 1]
+                return _upright(simplejpeg.decode_jpeg(data, min_width=width, min_height=height), header.orientation)
+        except ValueError as error:
+            raise BadSample(_damage(str(error)), detail=str(error)) from None
+    return _decode_with_pillow(data, limits)
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation (1..8)."""
+    if orientation in (5, 6, 7, 8):
+        array = array.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def _damage(message: str) -> str:
+    truncated = any(word in message.lower() for word in ("truncated", "premature end", "unexpected end"))
+    return "truncated_image" if truncated else "corrupt_image"
+
+
+@functools.lru_cache
+def _formats() -> tuple[str, ...]:
+    """`FORMATS` as far as this build of Pillow has them."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _decode_with_pillow(data: bytes, limits: ImageLimits) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sizes are judged by `limits`; oddities in metadata do not matter here
+            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+                image.load()
+                image = ImageOps.exif_transpose(image)
+                # Some headers lie, and some formats hold several sizes: what was decoded counts.
+                if code := limits.refuse(np.array([image.size]))[0]:
+                    raise BadSample(SIZE_REASONS[code], detail=f"{image.width}x{image.height}")
+                return np.asarray(_rgb(image))
+    except BadSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("image_too_large", detail=str(error)) from None
+    except Image.UnidentifiedImageError:
+        raise BadSample("not_an_image", detail=f"not one of {', '.join(_formats())}") from None
+    except Exception as error:  # Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error and more
+        raise BadSample(_damage(str(error)), detail=f"{type(error).__name__}: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of more than 8 bits, which Pillow's own conversion clips at 255: uint8 of the same shape.
+
+    Integers are 16-bit (65535 = white) unless all of them fit in 8 bits; floats are 0..1 if they lie there, else
+    0..255 if they lie there, else stretched between their extremes.
+    """
+    if values.dtype.kind != "f":
+        values = np.clip(values, 0, 65535)
+        return np.round(values / (257 if values.max(initial=0) > 255 else 1)).astype(np.uint8)
+    values = np.nan_to_num(values)
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif low >= 0 and high <= 255:
+        low, high = 0.0, 255.0
+    return np.round((values - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def resize_exact(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pillow's bicubic: byte for byte what the public release does. uint8 [h, w, 3] -> uint8 [height, width, 3]."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@functools.lru_cache
+def _fast_resizer() -> Callable[[np.ndarray, int, int], np.ndarray]:
+    try:
+        import cykooz_resizer as cr
+    except ImportError:
+        raise DataError("data.pixel_path='fast' needs the package cykooz.resizer: pip install cykooz.resizer") from None
+    resizer = cr.Resizer()
+    options = cr.ResizeOptions(cr.ResizeAlg.convolution(cr.FilterType.catmull_rom))
+
+    def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+        source = cr.ImageData(image.shape[1], image.shape[0], cr.PixelType.U8x3, image.tobytes())
+        target = cr.ImageData(width, height, cr.PixelType.U8x3)
+        resizer.resize(source, target, options)
+        return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
+
+    return resize
+
+
+def resize_fast(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The same filter with SIMD and other rounding; needs the optional package cykooz.resizer."""
+    return _fast_resizer()(image, width, height)
+
+
+def patches_of_tiles(image: np.ndarray, tiling: Tiling) -> np.ndarray:
+    """Cuts an image of whole tiles into visual tokens: tiles row by row, tokens within a tile as `ps_version` says.
+
+    Args:
+      image: uint8 [rows * tile, columns * tile, 3].
+
+    Returns:
+      uint8 [rows * columns * tokens_per_tile, P, P, 3].
+    """
+    pixels, edge = tiling.token_pixels, tiling.tile_size // tiling.token_pixels
+    rows, columns = image.shape[0] // tiling.tile_size, image.shape[1] // tiling.tile_size
+    grid = image.reshape(rows, edge, pixels, columns, edge, pixels, 3)
+    axes = (0, 3, 1, 4, 2, 5, 6) if tiling.ps_version == "v2" else (0, 3, 4, 1, 2, 5, 6)
+    return grid.transpose(axes).reshape(-1, pixels, pixels, 3)
+
+
+def image_patches(
+    data: bytes,
+    tiling: Tiling,
+    limits: ImageLimits,
+    pixel_path: str = "exact",
+    augment: np.random.Generator | None = None,
+) -> np.ndarray:
+    """An encoded image as visual tokens: tiles in reading order, the thumbnail last.
+
+    Args:
+      pixel_path: "exact" or "fast".
+      augment: source of the random JPEG qualities; None = no augmentation.
+
+    Returns:
+      uint8 [v, P, P, 3], v = `tiling.tokens` of the image's size.
+
+    Raises:
+      BadSample: as `decode`.
+    """
+    tile = tiling.tile_size
+    if pixel_path == "fast":
+        columns, rows = _grid_of(np.array(check_header(data, limits).size), tiling)
+        image, resize = decode(data, limits, (columns * tile, rows * tile)), resize_fast
+    else:
+        image, resize = decode(data, limits), resize_exact
+        columns, rows = _grid_of(np.array(image.shape[1::-1]), tiling)
+    canvases = [resize(image, columns * tile, rows * tile)]
+    if tiling.thumbnail and columns * rows > 1:
+        canvases.append(resize(image, tile, tile))
+    if augment is not None:
+        canvases = [_recompressed(canvas, tile, augment) for canvas in canvases]
+    patches = [patches_of_tiles(canvas, tiling) for canvas in canvases]
+    return patches[0] if len(patches) == 1 else np.concatenate(patches)
+
+
+def _grid_of(size: np.ndarray, tiling: Tiling) -> tuple[int, int]:
+    columns, rows = tiling.choose(size[None])[0]
+    return int(columns), int(rows)
+
+
+def _recompressed(canvas: np.ndarray, tile: int, rng: np.random.Generator) -> np.ndarray:
+    """Each tile through JPEG at a quality of its own, 75..100."""
+    canvas = canvas.copy()
+    for top in range(0, canvas.shape[0], tile):
+        for left in range(0, canvas.shape[1], tile):
+            view = canvas[top : top + tile, left : left + tile]
+            encoded = simplejpeg.encode_jpeg(
+                np.ascontiguousarray(view), quality=int(rng.integers(75, 101)), colorsubsampling="420"
+            )
+            view[:] = simplejpeg.decode_jpeg(encoded)
+    return canvas
+
+
+def normalise(patches: np.ndarray) -> np.ndarray:
+    """What the device does with raw pixels, on the host, for tests: uint8 [..., 3] -> float32 [..., 3]."""
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    return (patches.astype(np.float32) / np.float32(255) - mean) / std
