@@ -1,0 +1,673 @@
+"""Small sets for the demo, made from real input that pip alone can fetch.
+
+``build_demo_sets`` writes a folder with everything that the stages of the demo train on and are graded by:
+
+    text/train.txt, text/heldout.txt        prose (`prose.py`): a paragraph a line, a blank line behind a document
+    s1_1/00000.tar ...                      image-text pairs with noisy alt text, in the layout of img2dataset
+    s1_2/00000.tar ..., s1_2/captions.jsonl pairs whose synthetic captions are joined by key
+    s1_3/{caption,detection,ocr}/00000.tar  captions, boxes, rendered text
+    s2/{scenes,easy_vqa,digits,photos,pairs,text}.jsonl, s2/images/   conversations in the form of LLaVA
+    heldout/{captions,questions,easy_vqa}.jsonl, heldout/images/      nothing of it is trained on
+    tokenizer/tokenizer.model, tokenizer/added_tokens.json
+    manifest.json                           written last
+
+Sources: scikit-learn's handwritten digits, the easy-vqa package, the photographs bundled with scikit-image,
+docstrings of installed packages, rendered text and composed scenes (`scenes.py`).
+
+The manifest (``load_manifest`` gives it with absolute paths):
+
+    {"version", "seed", "tile_size", "token_pixels", "tokenizer": FOLDER,
+     "stages": {"s0" | "s1_1" | "s1_2" | "s1_3" | "s2":
+                    {"samples": N, "sources": [{"name", "spec": {"kind", "paths", ...}, "weight", "prompts"}]}},
+     "heldout": {"text": FILE,
+                 "captions": {"path", "image_root", "samples"},
+                 "questions": {"path", "image_root", "samples", "majority_answer", "majority_accuracy"},
+                 "easy_vqa": {... as questions}},
+     "packages": {NAME: VERSION}}
+
+``sources`` entries are what ``SourceConfig`` takes. Every line of a held-out file is a LLaVA record (``id``, ``image``,
+``conversations`` with one question and its answer) plus ``kind`` (the skill, or the sort of picture).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from data_pipelines import prose, scenes, shards
+from data_pipelines.errors import DataError
+
+VERSION = 1
+CAPTION_PROMPT = "provide a one-sentence caption for the image"
+DETECTION_PROMPT = "detect the shapes in the image"
+OCR_PROMPT = "read the text in the image"
+ADDED_TOKENS = (
+    "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>",
+    "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>",
+)  # fmt: skip
+PHOTOS = {
+    "astronaut.png": "an astronaut",
+    "brick.png": "a brick wall",
+    "camera.png": "a man with a camera",
+    "cell.png": "a cell",
+    "chelsea.png": "a cat",
+    "coffee.png": "a cup of coffee",
+    "coins.png": "old coins",
+    "grass.png": "grass",
+    "gravel.png": "gravel",
+    "hubble_deep_field.jpg": "galaxies",
+    "ihc.png": "stained tissue",
+    "moon.png": "the moon",
+    "motorcycle_left.png": "a motorcycle",
+    "page.png": "a printed page",
+    "retina.jpg": "a retina",
+    "rocket.jpg": "a rocket",
+}
+STAGES = ("s0", "s1_1", "s1_2", "s1_3", "s2")
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSizes:
+    """Samples of each set; ``s1_3`` and ``s2`` are divided among their sources. ``text_bytes`` caps the prose."""
+
+    text_bytes: int = 3_000_000
+    s1_1: int = 4000
+    s1_2: int = 4000
+    s1_3: int = 4000
+    s2: int = 6000
+    heldout_captions: int = 200
+    heldout_questions: int = 400
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < 20:
+                raise DataError(f"demo set size {name}={value}: at least 20")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture, what a careful (``caption``) and a careless writer (``alt``) say of it, and where it is from."""
+
+    image: Image.Image
+    caption: str
+    alt: str
+    kind: str
+    origin: str
+
+
+class Painter:
+    """Makes the pictures of the demo; what it paints depends on the arguments of a call alone.
+
+    Args:
+      edge: edge of every picture in pixels.
+      heldout: paint from the held-out side of the splits: other scenes, other handwritten digits, other
+        parts of the photographs.
+    """
+
+    def __init__(self, edge: int, *, heldout: bool) -> None:
+        self.edge = edge
+        self.heldout = heldout
+
+    def any(self, rng: np.random.Generator) -> Picture:
+        """7 in 10 scenes, the rest digits and photographs."""
+        pick = rng.random()
+        return self.scene(rng)[0] if pick < 0.7 else self.digit(rng) if pick < 0.85 else self.photo(rng)
+
+    def scene(self, rng: np.random.Generator, shapes: int | None = None) -> tuple[Picture, scenes.Scene]:
+        scene = scenes.sample_scene(rng, shapes=shapes, heldout=self.heldout)
+        image = scenes.render(scene, self.edge, rng)
+        return Picture(image, scenes.caption(scene), scenes.alt_text(scene, rng), "scene", "scenes"), scene
+
+    def digit(self, rng: np.random.Generator) -> Picture:
+        images, labels = _digits()
+        chosen = np.flatnonzero((np.arange(len(labels)) % 6 == 0) == self.heldout)
+        index = int(chosen[rng.integers(len(chosen))])
+        size = int(self.edge * rng.uniform(0.7, 1.0))
+        ink = np.asarray(
+            Image.fromarray(np.uint8(images[index] * (255 / 16))).resize((size, size), Image.Resampling.BICUBIC)
+        )
+        canvas = np.zeros((self.edge, self.edge), np.float32)
+        y, x = (int(rng.integers(self.edge - size + 1)) for _ in range(2))
+        canvas[y : y + size, x : x + size] = ink / 255.0
+        color, paper = rng.integers(0, 90, size=3), np.asarray(scenes.BACKGROUNDS[int(rng.integers(4))])
+        image = Image.fromarray(np.uint8(paper + (color - paper) * canvas[..., None]))
+        word = scenes.NUMBERS[int(labels[index])]
+        alt = (f"{word} handwritten", f"digit {labels[index]}", f"a handwritten {word}")[int(rng.integers(3))]
+        return Picture(image, f"a handwritten {word}", alt, "digit", f"scikit-learn/digits/{index}")
+
+    def photo(self, rng: np.random.Generator) -> Picture:
+        """A square cut-out: training from the left two thirds of a photograph, held-out from the right."""
+        name = list(PHOTOS)[int(rng.integers(len(PHOTOS)))]
+        photo = _photo(name)
+        width, height = photo.size
+        border = width * 2 // 3
+        left, right = (border, width) if self.heldout else (0, border)
+        side = int(min(right - left, height) * rng.uniform(0.6, 1.0))
+        x, y = int(rng.integers(left, right - side + 1)), int(rng.integers(height - side + 1))
+        image = photo.resize((self.edge,) * 2, Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+        what = PHOTOS[name]
+        noun = what.split(" ", 1)[-1]
+        alt = (noun, f"{noun} photo {int(rng.integers(100, 1000))}", f"a photo of {what}")[int(rng.integers(3))]
+        return Picture(image, f"a photo of {what}", alt, "photo", f"scikit-image/{name}")
+
+    def words(self, rng: np.random.Generator, vocabulary: list[str]) -> Picture:
+        """A number below 100 or a word of the vocabulary, in the largest letters that fit."""
+        word = str(rng.integers(100)) if rng.random() < 0.4 else vocabulary[int(rng.integers(len(vocabulary)))]
+        paper = scenes.BACKGROUNDS[int(rng.integers(4))]
+        image = Image.new("RGB", (self.edge,) * 2, paper)
+        draw = ImageDraw.Draw(image)
+        for size in range(self.edge // 2, 5, -1):
+            font = ImageFont.load_default(size)
+            x0, y0, x1, y1 = draw.textbbox((0, 0), word, font=font)
+            if x1 - x0 <= self.edge * 0.94:
+                break
+        x = int(rng.integers(int(self.edge - (x1 - x0)) + 1)) - x0
+        y = int(rng.integers(int(self.edge - (y1 - y0)) + 1)) - y0
+        draw.text((x, y), word, font=font, fill=tuple(int(v) for v in rng.integers(0, 110, size=3)))
+        return Picture(image, word, word, "ocr", "rendered text")
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return bunch.images, bunch.target
+
+
+@functools.cache
+def _photo(name: str) -> Image.Image:
+    import skimage.data
+
+    path = Path(skimage.data.__file__).parent / name
+    if not path.is_file():
+        raise DataError(f"{path}: scikit-image has no such photograph; install scikit-image 0.24 or later")
+    return Image.open(path).convert("RGB")
+
+
+@functools.cache
+def _easy_vqa(split: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(image path, [(question, answer), ...]) of every image of easy-vqa's "train" or "test" split."""
+    import easy_vqa
+
+    paths = getattr(easy_vqa, f"get_{split}_image_paths")()
+    turns: dict[int, list[tuple[str, str]]] = {image: [] for image in sorted(paths)}
+    for question, answer, image in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
+        turns[image].append((question, answer))
+    return [(paths[image], asked) for image, asked in turns.items() if asked]
+
+
+class DemoSets:
+    """The parts of the demo sets; each ``write_*`` fills the folder it is given."""
+
+    def __init__(self, root: Path, seed: int, sizes: DemoSizes, edge: int, vocabulary: int) -> None:
+        self.root, self.seed, self.sizes, self.vocabulary = root, seed, sizes, vocabulary
+        self.painter = Painter(edge, heldout=False)
+        self.examiner = Painter(edge, heldout=True)
+
+    def rng(self, part: str, index: int = 0) -> np.random.Generator:
+        """Generator of one sample: independent of the number and order of the others."""
+        digest = hashlib.blake2b(part.encode(), digest_size=4).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(digest, "little"), index])
+
+    # Text -------------------------------------------------------------------------------------------------------------
+
+    def write_text(self, folder: Path) -> dict[str, int]:
+        documents = list(prose.documents())
+        order = self.rng("text").permutation(len(documents))
+        train = [documents[i] for i in order if not documents[i].heldout()]
+        heldout = [documents[i] for i in order if documents[i].heldout()]
+        return {
+            "train_bytes": _write_documents(folder / "train.txt", train, self.sizes.text_bytes),
+            "heldout_bytes": _write_documents(folder / "heldout.txt", heldout, self.sizes.text_bytes // 20),
+        }
+
+    def paragraphs(self) -> list[str]:
+        return [line for line in (self.root / "text/train.txt").read_text().splitlines() if line]
+
+    # Stage 1 ----------------------------------------------------------------------------------------------------------
+
+    def write_s1_1(self, folder: Path) -> dict[str, int]:
+        """Alt text as written; one in fifty belongs to another picture."""
+        with shards.ShardWriter(folder, samples_per_shard=1000) as writer:
+            for index in range(self.sizes.s1_1):
+                rng = self.rng("s1_1", index)
+                picture = self.painter.any(rng)
+                _write_pair(writer, picture, self.painter.any(rng).alt if index % 50 == 49 else picture.alt)
+        return {"pairs": writer.samples}
+
+    def write_s1_2(self, folder: Path) -> dict[str, int]:
+        captions = []
+        with shards.ShardWriter(folder, samples_per_shard=1000) as writer:
+            for index in range(self.sizes.s1_2):
+                picture = self.painter.any(self.rng("s1_2", index))
+                captions.append({"key": _write_pair(writer, picture, picture.alt), "caption": picture.caption})
+        shards.write_jsonl(folder / "captions.jsonl", captions)
+        return {"pairs": writer.samples}
+
+    def write_s1_3(self, folder: Path) -> dict[str, int]:
+        """Shares of the paper's stage S1.3: captions 53.9 %, detection 5.2 %, OCR 40.9 %."""
+        words = self._common_words()
+        painters: dict[str, tuple[float, Callable[[np.random.Generator], tuple[Picture, str]]]] = {
+            "caption": (0.539, lambda rng: _with_caption(self.painter.any(rng))),
+            "detection": (0.052, self._detection),
+            "ocr": (0.409, lambda rng: _with_caption(self.painter.words(rng, words))),
+        }
+        counts = {}
+        for name, (share, paint) in painters.items():
+            with shards.ShardWriter(folder / name, samples_per_shard=1000) as writer:
+                for index in range(round(share * self.sizes.s1_3)):
+                    _write_pair(writer, *paint(self.rng(f"s1_3/{name}", index)))
+            counts[name] = writer.samples
+        return counts
+
+    def _detection(self, rng: np.random.Generator) -> tuple[Picture, str]:
+        picture, scene = self.painter.scene(rng, shapes=int(rng.integers(1, 3)))
+        return picture, scenes.boxes_text([(shape.label, shape.box()) for shape in scene.shapes])
+
+    def _common_words(self, count: int = 80) -> list[str]:
+        words = collections.Counter(word for line in self.paragraphs() for word in line.lower().split())
+        usual = [word for word, _ in words.most_common(4000) if 3 <= len(word) <= 5 and word.isalpha()]
+        return usual[:count]
+
+    # Stage 2 ----------------------------------------------------------------------------------------------------------
+
+    def write_s2(self, folder: Path) -> dict[str, int]:
+        makers: dict[str, tuple[float, Callable[[np.random.Generator, str], Conversation]]] = {
+            "scenes": (0.68, self._talk_scene),
+            "easy_vqa": (0.15, self._talk_easy_vqa),
+            "digits": (0.04, self._talk_digit),
+            "photos": (0.03, self._talk_photo),
+            "pairs": (0.05, self._talk_pair),
+            "text": (0.05, self._talk_text),
+        }
+        counts = {}
+        for name, (share, talk) in makers.items():
+            records = (
+                talk(self.rng(f"s2/{name}", index), f"{name}_{index:05d}").save(folder / "images")
+                for index in range(max(1, round(share * self.sizes.s2)))
+            )
+            counts[name] = shards.write_jsonl(folder / f"{name}.jsonl", records)
+        return counts
+
+    def _talk_scene(self, rng: np.random.Generator, id: str) -> Conversation:
+        picture, scene = self.painter.scene(rng)
+        asked = scenes.questions(scene, rng, 4)
+        return Conversation(id, [picture.image], [(q.text, q.answer) for q in asked])
+
+    def _talk_easy_vqa(self, rng: np.random.Generator, id: str) -> Conversation:
+        images = _easy_vqa("train")
+        path, turns = images[int(rng.integers(len(images)))]
+        chosen = rng.permutation(len(turns))[:4]
+        return Conversation(id, [_fitted(path, self.painter.edge)], [turns[i] for i in chosen])
+
+    def _talk_digit(self, rng: np.random.Generator, id: str) -> Conversation:
+        picture = self.painter.digit(rng)
+        return Conversation(id, [picture.image], [("which digit is this?", picture.caption.split()[-1])])
+
+    def _talk_photo(self, rng: np.random.Generator, id: str) -> Conversation:
+        picture = self.painter.photo(rng)
+        return Conversation(
+            id, [picture.image], [("what is in the photo?", picture.caption.removeprefix("a photo of "))]
+        )
+
+    def _talk_pair(self, rng: np.random.Generator, id: str) -> Conversation:
+        """Two images in the first turn, or one in each of two turns."""
+        (first, a), (second, b) = (self.painter.scene(rng, shapes=1) for _ in range(2))
+        labels = [scenes.article(s.shapes[0].label) for s in (a, b)]
+        same = "yes" if a.shapes[0].color == b.shapes[0].color else "no"
+        if rng.integers(2):
+            turns = [
+                ("Image-1: <image>\nImage-2: <image>\nwhat is in image 1?", labels[0]),
+                ("and in image 2?", labels[1]),
+            ]
+        else:
+            turns = [("<image>\nwhat is in the image?", labels[0]), ("<image>\nand in this one?", labels[1])]
+        return Conversation(id, [first.image, second.image], [*turns, ("do both have the same color?", same)])
+
+    def _talk_text(self, rng: np.random.Generator, id: str) -> Conversation:
+        """Text only: a sentence of the prose to be continued."""
+        paragraphs = self._prose
+        words = paragraphs[int(rng.integers(len(paragraphs)))].split()[:24]
+        half = len(words) // 2
+        return Conversation(id, [], [(f"continue: {' '.join(words[:half])}", " ".join(words[half:]))])
+
+    @functools.cached_property
+    def _prose(self) -> list[str]:
+        return self.paragraphs()
+
+    # Held out ---------------------------------------------------------------------------------------------------------
+
+    def write_heldout(self, folder: Path) -> dict[str, int]:
+        asked = {
+            "captions": (self.sizes.heldout_captions, self._exam_caption),
+            "questions": (self.sizes.heldout_questions, self._exam_question),
+            "easy_vqa": (self.sizes.heldout_questions // 2, self._exam_easy_vqa),
+        }
+        counts = {}
+        for name, (count, exam) in asked.items():
+            records = (exam(index, f"{name}_{index:05d}").save(folder / "images") for index in range(count))
+            counts[name] = shards.write_jsonl(folder / f"{name}.jsonl", records)
+        return counts
+
+    def _exam_caption(self, index: int, id: str) -> Conversation:
+        picture = self.examiner.any(self.rng("heldout/captions", index))
+        return Conversation(id, [picture.image], [(CAPTION_PROMPT, picture.caption)], picture.kind)
+
+    def _exam_question(self, index: int, id: str) -> Conversation:
+        """Every kind of question equally often."""
+        rng = self.rng("heldout/questions", index)
+        kind = list(scenes.QUESTION_KINDS)[index % len(scenes.QUESTION_KINDS)]
+        while True:
+            picture, scene = self.examiner.scene(rng)
+            asked = scenes.QUESTION_KINDS[kind](scene, rng)
+            if asked is not None:
+                return Conversation(id, [picture.image], [asked], kind)
+
+    def _exam_easy_vqa(self, index: int, id: str) -> Conversation:
+        rng = self.rng("heldout/easy_vqa", index)
+        images = _easy_vqa("test")
+        path, turns = images[int(rng.integers(len(images)))]
+        return Conversation(id, [_fitted(path, self.examiner.edge)], [turns[int(rng.integers(len(turns)))]], "easy_vqa")
+
+    # Tokenizer --------------------------------------------------------------------------------------------------------
+
+    def write_tokenizer(self, folder: Path) -> dict[str, int]:
+        """SentencePiece BPE with byte fallback, laid out as InternLM2's: <unk> 0, <s> 1, </s> 2; added tokens last."""
+        import sentencepiece
+
+        folder.mkdir(parents=True, exist_ok=True)
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(self._sentences()),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=self.vocabulary,
+            byte_fallback=True,
+            character_coverage=0.9999,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            minloglevel=2,
+        )
+        (folder / "tokenizer.model").write_bytes(model.getvalue())
+        added = {token: self.vocabulary + i for i, token in enumerate(ADDED_TOKENS)}
+        (folder / "added_tokens.json").write_text(json.dumps(added, indent=1))
+        return {"base": self.vocabulary, "added": len(added)}
+
+    def _sentences(self) -> Iterator[str]:
+        """The prose, and every caption, question and answer that is trained on."""
+        yield from self.paragraphs()
+        for path in sorted(self.root.glob("s1_*/**/*.parquet")):
+            import pyarrow.parquet as pq
+
+            yield from pq.read_table(path, columns=["caption"]).column("caption").to_pylist()
+        yield from (record["caption"] for record in shards.read_jsonl(self.root / "s1_2/captions.jsonl"))
+        for path in sorted(self.root.glob("s2/*.jsonl")):
+            for record in shards.read_jsonl(path):
+                yield from (turn["value"].rsplit("\n", 1)[-1] for turn in record["conversations"])
+        yield from ["user", "assistant", "system", CAPTION_PROMPT, DETECTION_PROMPT, OCR_PROMPT] * 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Pictures and (question, answer) turns about them, on their way into a JSONL file in the form of LLaVA."""
+
+    id: str
+    images: list[Image.Image]
+    turns: list[tuple[str, str]]
+    kind: str | None = None
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes the images as PNG into ``folder`` and returns the record that names them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = []
+        for number, image in enumerate(self.images):
+            names.append(f"{self.id}.png" if len(self.images) == 1 else f"{self.id}_{number}.png")
+            image.save(folder / names[-1])
+        turns = list(self.turns)
+        if names and "<image>" not in turns[0][0]:
+            turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
+        record: dict[str, Any] = {"id": self.id, "conversations": shards.conversation(turns)}
+        if names:
+            record["image"] = names[0] if len(names) == 1 else names
+        if self.kind:
+            record["kind"] = self.kind
+        return record
+
+
+def _write_documents(path: Path, documents: list[prose.Document], limit: int) -> int:
+    """Writes whole documents up to ``limit`` bytes; one paragraph a line, a blank line behind each document."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with path.open("w", encoding="utf-8") as file:
+        for document in documents:
+            text = "\n".join(document.paragraphs) + "\n\n"
+            if written and written + len(text) > limit:
+                continue
+            written += file.write(text)
+    return written
+
+
+def _write_pair(writer: shards.ShardWriter, picture: Picture, text: str) -> str:
+    return writer.write(shards.encode_image(picture.image), text, size=picture.image.size, url=picture.origin)
+
+
+def _with_caption(picture: Picture) -> tuple[Picture, str]:
+    return picture, picture.caption
+
+
+def _fitted(path: str, edge: int) -> Image.Image:
+    image = Image.open(path).convert("RGB")
+    return image if image.size == (edge, edge) else image.resize((edge, edge), Image.Resampling.BICUBIC)
+
+
+def build_demo_sets(
+    out_dir: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    sizes: DemoSizes | None = None,
+    edge: int = 64,
+    token_pixels: int = 16,
+    vocabulary: int = 1024,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Builds the demo sets, or what is missing of them, and returns the manifest with absolute paths.
+
+    Args:
+      out_dir: folder of the sets. Parts that an earlier call finished with the same arguments are kept; each
+        part appears only when it is whole, so that an interrupted build goes on where it was.
+      seed: decides every picture, text and split.
+      sizes: samples of each set.
+      edge: edge of the pictures in pixels: the tile size to train with.
+      token_pixels: edge of the square that one visual token covers; divides ``edge``.
+      vocabulary: pieces of the tokenizer, without the added tokens.
+      progress: is told each step in one line.
+
+    Raises:
+      DataError: a package is missing, or an argument does not fit.
+    """
+    sizes = sizes or DemoSizes()
+    if edge % token_pixels:
+        raise DataError(
+            f"edge={edge} is no multiple of token_pixels={token_pixels}: choose, say, edge=64, token_pixels=16"
+        )
+    root = Path(out_dir)
+    settings = {
+        "version": VERSION,
+        "seed": seed,
+        "sizes": dataclasses.asdict(sizes),
+        "edge": edge,
+        "vocabulary": vocabulary,
+    }
+    say = progress or (lambda line: None)
+    sets = DemoSets(root, seed, sizes, edge, vocabulary)
+    parts = {
+        "text": sets.write_text,
+        "s1_1": sets.write_s1_1,
+        "s1_2": sets.write_s1_2,
+        "s1_3": sets.write_s1_3,
+        "s2": sets.write_s2,
+        "heldout": sets.write_heldout,
+        "tokenizer": sets.write_tokenizer,
+    }
+    try:
+        counts = {name: _build_part(root, name, settings, write, say) for name, write in parts.items()}
+    except ImportError as error:
+        raise DataError(f"the demo sets need the package {error.name}: pip install -r requirements.txt") from error
+    manifest = _manifest(root, settings, token_pixels, counts)
+    partial = root / ".manifest.json.part"
+    partial.write_text(json.dumps(manifest, indent=1))
+    os.replace(partial, root / "manifest.json")
+    return load_manifest(root)
+
+
+def _build_part(
+    root: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    write: Callable[[Path], dict[str, int]],
+    say: Callable[[str], None],
+) -> dict[str, int]:
+    """Builds ``root/name`` beside its place and moves it there; an equal one that is there already is kept."""
+    done = root / name / "part.json"
+    if done.is_file():
+        record = json.loads(done.read_text())
+        if record["settings"] == settings:
+            return record["counts"]
+    start = time.monotonic()
+    partial = root / f".{name}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    counts = write(partial)
+    (partial / "part.json").write_text(json.dumps({"settings": settings, "counts": counts}))
+    shutil.rmtree(root / name, ignore_errors=True)
+    os.replace(partial, root / name)
+    say(f"demo sets: {name} {json.dumps(counts)} in {time.monotonic() - start:.1f} s")
+    return counts
+
+
+def _manifest(
+    root: Path, settings: Mapping[str, Any], token_pixels: int, counts: Mapping[str, dict[str, int]]
+) -> dict[str, Any]:
+    def source(name: str, spec: dict[str, Any], weight: float = 1.0, prompt: str | None = None) -> dict[str, Any]:
+        return {"name": name, "spec": spec, "weight": weight, "prompts": [prompt] if prompt else []}
+
+    def tar(folder: str, **options: str) -> dict[str, Any]:
+        return {"kind": "tar", "paths": [f"{folder}/*.tar"], **options}
+
+    s1_3 = {"caption": (0.539, CAPTION_PROMPT), "detection": (0.052, DETECTION_PROMPT), "ocr": (0.409, OCR_PROMPT)}
+    sources = {
+        "s0": [source("prose", {"kind": "text", "paths": ["text/train.txt"]})],
+        "s1_1": [source("alt_text", tar("s1_1"), prompt=CAPTION_PROMPT)],
+        "s1_2": [source("captions", tar("s1_2", captions="s1_2/captions.jsonl"), prompt=CAPTION_PROMPT)],
+        "s1_3": [source(name, tar(f"s1_3/{name}"), weight, prompt) for name, (weight, prompt) in s1_3.items()],
+        "s2": [
+            source(name, {"kind": "jsonl", "paths": [f"s2/{name}.jsonl"], "image_root": "s2/images"}, float(count))
+            for name, count in counts["s2"].items()
+        ],
+    }
+    samples = {"s0": len((root / "text/train.txt").read_text().split("\n\n")) - 1}
+    samples |= {stage: sum(counts[stage].values()) for stage in STAGES[1:]}
+    return {
+        "version": settings["version"],
+        "seed": settings["seed"],
+        "tile_size": settings["edge"],
+        "token_pixels": token_pixels,
+        "tokenizer": "tokenizer",
+        "stages": {stage: {"samples": samples[stage], "sources": sources[stage]} for stage in STAGES},
+        "heldout": {
+            "text": "text/heldout.txt",
+            **{name: _heldout_entry(root, name) for name in ("captions", "questions", "easy_vqa")},
+        },
+        "packages": {
+            name: _version(name) for name in ("scikit-learn", "scikit-image", "easy-vqa", "pillow", "sentencepiece")
+        },
+    }
+
+
+def _heldout_entry(root: Path, name: str) -> dict[str, Any]:
+    path = f"heldout/{name}.jsonl"
+    answers = collections.Counter(record["conversations"][1]["value"] for record in shards.read_jsonl(root / path))
+    entry: dict[str, Any] = {"path": path, "image_root": "heldout/images", "samples": answers.total()}
+    if name != "captions":
+        answer, times = answers.most_common(1)[0]
+        entry |= {"majority_answer": answer, "majority_accuracy": times / answers.total()}
+    return entry
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def load_manifest(out_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of built demo sets, its paths made absolute. Raises DataError if they are not built."""
+    root = Path(out_dir).absolute()
+    path = root / "manifest.json"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: build the sets with `python -m data_pipelines.demo_sets --out={out_dir}`")
+    return _absolute(json.loads(path.read_text()), root)
+
+
+_PATH_KEYS = ("paths", "path", "captions", "image_root", "tokenizer", "text")
+
+
+def _absolute(value: Any, root: Path, key: str | None = None) -> Any:
+    if isinstance(value, dict):
+        return {k: _absolute(v, root, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_absolute(v, root, key) for v in value]
+    return str(root / value) if isinstance(value, str) and key in _PATH_KEYS else value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: builds the sets into ``--out`` and prints what they hold."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.demo_sets",
+        description="Builds the demo's data sets from packages that pip installed; run again, it goes on where it was.",
+    )
+    parser.add_argument("--out", required=True, help="folder of the sets, for example runs/demo/data")
+    parser.add_argument("--seed", type=int, default=0, help="decides every picture, text and split (default 0)")
+    parser.add_argument("--json", action="store_true", help="print the manifest as one JSON object on the last line")
+    for field in dataclasses.fields(DemoSizes):
+        parser.add_argument(
+            f"--{field.name}", type=int, default=field.default, help=f"size of {field.name} (default {field.default})"
+        )
+    options = parser.parse_args(arguments)
+    try:
+        sizes = DemoSizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(DemoSizes)})
+        manifest = build_demo_sets(options.out, seed=options.seed, sizes=sizes, progress=print)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(manifest))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
