@@ -18,7 +18,7 @@ The manifest (``load_manifest`` gives it with absolute paths):
 
     {"version", "seed", "tile_size", "token_pixels", "tokenizer": FOLDER,
      "stages": {"s0" | "s1_1" | "s1_2" | "s1_3" | "s2":
-                    {"samples": N, "sources": [{"name", "spec": {"kind", "paths", ...}, "weight", "prompts"}]}},
+                    {"samples": N, "sources": [{"name", "spec": {"kind", "paths", ...}, "weight"?, "prompts"?}]}},
      "heldout": {"text": FILE,
                  "captions": {"path", "image_root", "samples"},
                  "questions": {"path", "image_root", "samples", "majority_answer", "majority_accuracy"},
@@ -571,8 +571,8 @@ def _build_part(
 def _manifest(
     root: Path, settings: Mapping[str, Any], token_pixels: int, counts: Mapping[str, dict[str, int]]
 ) -> dict[str, Any]:
-    def source(name: str, spec: dict[str, Any], weight: float = 1.0, prompt: str | None = None) -> dict[str, Any]:
-        return {"name": name, "spec": spec, "weight": weight, "prompts": [prompt] if prompt else []}
+    def source(name: str, spec: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return {"name": name, "spec": spec, **options}
 
     def tar(folder: str, **options: str) -> dict[str, Any]:
         return {"kind": "tar", "paths": [f"{folder}/*.tar"], **options}
@@ -580,12 +580,15 @@ def _manifest(
     s1_3 = {"caption": (0.539, CAPTION_PROMPT), "detection": (0.052, DETECTION_PROMPT), "ocr": (0.409, OCR_PROMPT)}
     sources = {
         "s0": [source("prose", {"kind": "text", "paths": ["text/train.txt"]})],
-        "s1_1": [source("alt_text", tar("s1_1"), prompt=CAPTION_PROMPT)],
-        "s1_2": [source("captions", tar("s1_2", captions="s1_2/captions.jsonl"), prompt=CAPTION_PROMPT)],
-        "s1_3": [source(name, tar(f"s1_3/{name}"), weight, prompt) for name, (weight, prompt) in s1_3.items()],
+        "s1_1": [source("alt_text", tar("s1_1"), prompts=[CAPTION_PROMPT])],
+        "s1_2": [source("captions", tar("s1_2", captions="s1_2/captions.jsonl"), prompts=[CAPTION_PROMPT])],
+        "s1_3": [
+            source(name, tar(f"s1_3/{name}"), weight=weight, prompts=[prompt])
+            for name, (weight, prompt) in s1_3.items()
+        ],
         "s2": [
-            source(name, {"kind": "jsonl", "paths": [f"s2/{name}.jsonl"], "image_root": "s2/images"}, float(count))
-            for name, count in counts["s2"].items()
+            source(name, {"kind": "jsonl", "paths": [f"s2/{name}.jsonl"], "image_root": "s2/images"})
+            for name in counts["s2"]
         ],
     }
     samples = {"s0": len((root / "text/train.txt").read_text().split("\n\n")) - 1}
