@@ -13,6 +13,7 @@ and can be changed with a name table (JSON: ``{"parameter/path": "checkpoint.nam
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 
 from mono_jax.config import ModelConfig, RopeScaling, VisionConfig
 from mono_jax.errors import ConfigError, WeightsError, unknown_key
+from mono_jax.model import Model
 
 Params = dict[str, Any]
 Names = Mapping[str, str]
@@ -115,58 +117,10 @@ _TABLE: dict[str, tuple[str, str]] = {
 }
 
 
+@functools.lru_cache(maxsize=16)
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of ``config`` by path; stacked layers have a leading axis."""
-    c, d, ff, layers = config, config.hidden_size, config.intermediate_size, (config.num_hidden_layers,)
-    shapes: dict[str, tuple[int, ...]] = {"embed/embedding": (c.vocab_size, d), "final_norm/scale": (d,)}
-    if not c.tie_word_embeddings:
-        shapes["lm_head/kernel"] = (d, c.vocab_size)
-    for norm in ("attention_norm", "ffn_norm"):
-        shapes[f"layers/{norm}/scale"] = (*layers, d)
-    linears = {"attention/wqkv": (d, c.qkv_dim), "attention/wo": (c.num_attention_heads * c.head_dim, d)}
-    if c.visual_attention_experts:
-        linears["visual_attention/wqkv"] = (d, c.qkv_dim)
-    for name, shape in linears.items():
-        shapes[f"layers/{name}/kernel"] = layers + shape
-        if c.bias:
-            shapes[f"layers/{name}/bias"] = (*layers, shape[1])
-    for expert in ("feed_forward",) + ("visual_feed_forward",) * c.visual_ffn_experts:
-        shapes |= {f"layers/{expert}/{name}/kernel": (*layers, d, ff) for name in ("gate", "up")}
-        shapes[f"layers/{expert}/down/kernel"] = (*layers, ff, d)
-    return shapes | (_vision_shapes(c.vision, d) if c.vision else {})
-
-
-def _vision_shapes(v: VisionConfig, d: int) -> dict[str, tuple[int, ...]]:
-    width, token = v.hidden_size, v.hidden_size * v.shuffle**2
-    shapes: dict[str, tuple[int, ...]] = {
-        "vision/class_embedding": (width,),
-        "vision/position_embedding": (1 + v.grid**2, width),
-        "vision/patch_embedding/kernel": (v.patch_size**2 * v.num_channels, width),
-        "vision/patch_embedding/bias": (width,),
-        "projector/norm/scale": (token,),
-        "projector/norm/bias": (token,),
-        "projector/fc1/kernel": (token, d),
-        "projector/fc1/bias": (d,),
-        "projector/fc2/kernel": (d, d),
-        "projector/fc2/bias": (d,),
-    }
-    if v.kind == "patch_embed":
-        return shapes
-    layer: dict[str, tuple[int, ...]] = {f"{norm}/scale": (width,) for norm in ("norm1", "norm2", "ls1", "ls2")}
-    if v.norm_type == "layer_norm":
-        layer |= {"norm1/bias": (width,), "norm2/bias": (width,)}
-    if v.qk_normalization:
-        layer |= {"attn/q_norm/scale": (width,), "attn/k_norm/scale": (width,)}
-    for name, fan_in, fan_out, bias in (
-        ("attn/qkv", width, 3 * width, v.qkv_bias),
-        ("attn/proj", width, width, True),
-        ("mlp/fc1", width, v.intermediate_size, True),
-        ("mlp/fc2", v.intermediate_size, width, True),
-    ):
-        layer[f"{name}/kernel"] = (fan_in, fan_out)
-        if bias:
-            layer[f"{name}/bias"] = (fan_out,)
-    return shapes | {f"vision/layers/{path}": (v.num_hidden_layers, *shape) for path, shape in layer.items()}
+    return {path: leaf.shape for path, leaf in flatten_dict(Model(config).abstract_params(), sep="/").items()}
 
 
 def is_stacked(path: str) -> bool:

@@ -1,0 +1,110 @@
+"""The device mesh, and one table from parameter paths to PartitionSpecs.
+
+Axes: ``data`` (batch), ``fsdp`` (batch and parameters), ``tensor`` (heads and FFN columns).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mono_jax import tree
+from mono_jax.config import ModelConfig
+from mono_jax.errors import ConfigError
+
+P = PartitionSpec
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1 = all that remain."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig | None = None, devices: list[jax.Device] | None = None) -> Mesh:
+    """Raises ConfigError if the axes do not multiply to the number of devices."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config or MeshConfig(), axis) for axis in AXES]
+    if sizes.count(-1) == 1:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = len(devices) // known if known else 0
+    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        axes = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+        raise ConfigError(f"mesh {axes} does not fit {len(devices)} devices: change config.mesh")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def spec_table(config: ModelConfig) -> list[tuple[str, PartitionSpec]]:
+    """(pattern, PartitionSpec) for every parameter of ``config``'s model; stacked layers come first."""
+    columns, rows = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")
+    bias = r"|layers/attention/wo/bias" if config.bias else ""
+    table = [
+        (r"embed/embedding", P("tensor", "fsdp")),
+        (r"layers/(visual_)?(attention/wqkv|feed_forward/(gate|up))/kernel", columns),
+        (r"layers/(attention/wo|(visual_)?feed_forward/down)/kernel", rows),
+        (rf"(layers/.*_norm|final_norm)/scale{bias}", P()),
+    ]
+    if config.bias:
+        table.append((r"layers/(visual_)?attention/wqkv/bias", P(None, "tensor")))
+    if not config.tie_word_embeddings:
+        table.append((r"lm_head/kernel", P("fsdp", "tensor")))
+    if config.vision is not None:
+        table += [
+            (r"projector/fc1/kernel", P("fsdp", "tensor")),
+            (r"projector/fc2/kernel", P("tensor", "fsdp")),
+            (r"vision/(patch_embedding/.*|.*_embedding)|projector/(.*/bias|norm/scale)", P()),
+        ]
+        if config.vision.kind == "intern_vit":
+            table += [
+                (r"vision/layers/(attn/qkv|mlp/fc1)/kernel", columns),
+                (r"vision/layers/(attn/proj|mlp/fc2)/kernel", rows),
+                (r"vision/layers/(.*/(scale|bias))", P()),
+            ]
+    return table
+
+
+def param_shardings(config: ModelConfig, params: Mapping[str, Any], mesh: Mesh) -> tree.Tree:
+    """NamedShardings in the shape of ``params`` (arrays or their shapes).
+
+    An axis that does not divide a dimension (a vocabulary of 92,553, say) is dropped there.
+    """
+    flat = tree.flatten(params)
+    specs = tree.match(spec_table(config), flat, "sharding table")
+    return tree.unflatten({path: NamedSharding(mesh, _fit(specs[path], flat[path].shape, mesh)) for path in flat})
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    kept = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape)]
+    return P(*kept)
+
+
+def like_params(target: Any, shardings: tree.Tree, mesh: Mesh) -> Any:
+    """Shardings for a tree such as an optimizer state: a leaf whose path ends in a parameter's path and that has
+    more than no dimension is laid out like it; everything else is replicated."""
+    flat = tree.flatten(shardings)
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        for start in range(len(keys)):
+            if "/".join(keys[start:]) in flat and getattr(leaf, "ndim", 0):
+                return flat["/".join(keys[start:])]
+        return NamedSharding(mesh, P())
+
+    return jax.tree_util.tree_map_with_path(place, target)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of the global batch, as global arrays sharded over data and fsdp."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
