@@ -35,7 +35,8 @@ def init_state(
     that were skipped as not finite, "skipped": int32, all such}. frozen: cast to ``frozen_dtype``.
     """
     trainable, frozen = split(stage, model.config, params)
-    trainable = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), trainable)
+    # A copy: the step donates its state, and must not take the caller's arrays with it.
+    trainable = jax.tree.map(lambda a: jnp.array(a, jnp.float32), trainable)
     frozen = jax.tree.map(lambda a: jnp.asarray(a, frozen_dtype), frozen)
     counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "bad_steps", "skipped")}
     return {**counters, "trainable": trainable, "opt_state": optimizer.transform.init(trainable)}, frozen
