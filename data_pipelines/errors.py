@@ -1,0 +1,44 @@
+"""The two kinds of trouble with data: a bad sample (skipped and counted) and a user's mistake (told in one line)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadSample(Exception):
+    """One sample cannot be used. It is skipped, counted under ``reason`` and listed by ``key``.
+
+    Attributes:
+      reason: short_snake_case, from a small closed set, so that it can be counted ("truncated_image", ...).
+      key: the sample's key; empty where the raiser does not know it (whoever knows fills it in).
+      detail: what exactly was seen, for the report.
+    """
+
+    def __init__(self, reason: str, key: str = "", detail: str = ""):
+        super().__init__(reason, key, detail)  # all three, so that the exception survives pickling
+        self.reason = reason
+        self.key = key
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.key or 'sample'}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+class DataError(Exception):
+    """The user asked for something impossible. The message is one line: which file or key, and how to mend it."""
+
+
+def check_keys(given: Iterable[str], valid: Iterable[str], what: str) -> None:
+    """Raises DataError that names the first unknown key of ``given`` and the nearest valid one."""
+    valid = sorted(valid)
+    for key in given:
+        if key not in valid:
+            raise DataError(f"{what}: unknown key {key!r}; {did_you_mean(key, valid)}")
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """ "did you mean 'x'?" if something is near, the list of all choices otherwise."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"

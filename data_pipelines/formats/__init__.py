@@ -1,0 +1,1 @@
+"""One module per storage format: how a shard of it is indexed (``scan``) and read."""

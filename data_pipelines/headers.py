@@ -1,0 +1,134 @@
+"""What an encoded image says about itself in its header, without decoding it: format, size, orientation."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+import warnings
+
+from data_pipelines.errors import BadSample
+
+_ORIENTATION = 0x0112
+# Start-of-frame markers: all of C0..CF but DHT (C4), JPG (C8) and DAC (CC).
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageHeader:
+    """Attributes:
+    format: "jpeg", "png", or Pillow's name of the format in lower case.
+    width, height: pixels as stored.
+    orientation: EXIF value 1..8; 5..8 swap width and height when the image is turned upright.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright image."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """The header of an encoded image (the whole file; only its first part is looked at where that suffices).
+
+    Raises BadSample: "empty_image" (no bytes), "not_an_image" (HTML, text, unknown format), "bad_image_header",
+    "image_too_large" (beyond what Pillow opens).
+    """
+    if not data:
+        raise BadSample("empty_image", detail="0 bytes")
+    if data[:3] == b"\xff\xd8\xff":
+        header = _jpeg(data)
+    elif data[:8] == _PNG:
+        header = _png(data)
+    else:
+        header = _other(data)
+    if header.width <= 0 or header.height <= 0:
+        raise BadSample("bad_image_header", detail=f"size {header.width}x{header.height}")
+    return header
+
+
+def _jpeg(data: bytes) -> ImageHeader:
+    position, end, orientation = 2, len(data), 1
+    while position + 4 <= end:
+        if data[position] != 0xFF:
+            # Stray bytes between segments: decoders skip to the next marker.
+            position = data.find(b"\xff", position)
+            if position < 0:
+                break
+            continue
+        marker = data[position + 1]
+        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes and markers without a length
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xD9, 0xDA):  # end of image or start of scan before any frame header
+            break
+        length = data[position + 2] << 8 | data[position + 3]
+        if marker in _START_OF_FRAME:
+            if position + 9 > end:
+                break
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return ImageHeader("jpeg", width, height, orientation)
+        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0" and orientation == 1:
+            orientation = _exif_orientation(data[position + 10 : position + 2 + length])
+        position += 2 + max(length, 2)
+    raise BadSample("bad_image_header", detail="JPEG without a frame header")
+
+
+def _png(data: bytes) -> ImageHeader:
+    if len(data) < 24 or data[12:16] != b"IHDR":
+        raise BadSample("bad_image_header", detail="PNG without IHDR")
+    width, height = struct.unpack_from(">II", data, 16)
+    position, orientation = 8, 1
+    while position + 8 <= len(data):  # chunks are hopped over; eXIf may stand before or behind the pixels
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"eXIf":
+            orientation = _exif_orientation(data[position + 8 : position + 8 + length])
+            break
+        if kind == b"IEND":
+            break
+        position += 12 + length
+    return ImageHeader("png", width, height, orientation)
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """Orientation tag of a TIFF structure's first directory; 1 if absent or broken."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 8:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _ = struct.unpack_from(order + "HHI", tiff, entry)
+            if tag == _ORIENTATION:
+                value = struct.unpack_from(order + ("I" if kind == 4 else "H"), tiff, entry + 8)[0]
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _other(data: bytes) -> ImageHeader:
+    """GIF, WebP, BMP, TIFF ... by Pillow, which opens lazily (no pixels are decoded)."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is judged by whoever decodes
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                orientation = image.getexif().get(_ORIENTATION, 1)
+                name = (image.format or "unknown").lower()
+    except Image.DecompressionBombError as error:
+        raise BadSample("image_too_large", detail=str(error)) from None
+    except Image.UnidentifiedImageError:
+        raise BadSample("not_an_image", detail=f"starts with {bytes(data[:16])!r}") from None
+    except Exception as error:  # Pillow's plugins raise many kinds: OSError, ValueError, SyntaxError, struct.error, ...
+        raise BadSample("bad_image_header", detail=f"{type(error).__name__}: {error}") from None
+    return ImageHeader(name, width, height, orientation if orientation in range(1, 9) else 1)
