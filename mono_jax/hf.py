@@ -25,9 +25,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
+from mono_jax import tree
 from mono_jax.config import ModelConfig, RopeScaling, VisionConfig
 from mono_jax.errors import ConfigError, WeightsError, unknown_key
 from mono_jax.model import Model
@@ -120,7 +120,7 @@ _TABLE: dict[str, tuple[str, str]] = {
 @functools.lru_cache(maxsize=16)
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of ``config`` by path; stacked layers have a leading axis."""
-    return {path: leaf.shape for path, leaf in flatten_dict(Model(config).abstract_params(), sep="/").items()}
+    return {path: leaf.shape for path, leaf in tree.flatten(Model(config).abstract_params()).items()}
 
 
 def is_stacked(path: str) -> bool:
@@ -556,7 +556,7 @@ def open_params(directory: str | Path, config: ModelConfig, *, names: Names | No
     entries = _read_index(directory)
     rows = _tensors(config, names)
     _check(directory, entries, rows)
-    return unflatten_dict({row.path: _lazy(row, entries) for row in rows}, sep="/")
+    return tree.unflatten({row.path: _lazy(row, entries) for row in rows})
 
 
 def _lazy(row: _Tensor, entries: Mapping[str, _Entry]) -> LazyArray:
@@ -597,8 +597,8 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None, *
 
     ``dtype`` None keeps what is stored. Errors: see ``open_params``.
     """
-    lazy = flatten_dict(open_params(directory, config, names=names), sep="/")
-    return unflatten_dict({path: leaf.__array__(dtype) for path, leaf in lazy.items()}, sep="/")
+    lazy = tree.flatten(open_params(directory, config, names=names))
+    return tree.unflatten({path: leaf.__array__(dtype) for path, leaf in lazy.items()})
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -620,7 +620,7 @@ def save_params(
     larger than ``shard_size`` gets a file of its own. Raises WeightsError listing all that does not fit.
     """
     directory = Path(directory)
-    flat = flatten_dict(params, sep="/")
+    flat = tree.flatten(params)
     check_params(config, flat)
     # Layer by layer, what has no layer first: the shards of a large model then hold whole layers.
     order = [(row, n) for row in _tensors(config, names) for n in row.slices]
@@ -725,3 +725,15 @@ def save_hf(
         values |= CHAT_DEFAULTS
     write_json(Path(directory) / "config.json", values)
     return [*files, "config.json"]
+
+
+def named_tensors(
+    config: ModelConfig, params: Mapping[str, Any], *, names: Names | None = None
+) -> dict[str, np.ndarray]:
+    """{checkpoint name: array in the checkpoint's shape} of a tree in memory (parameters, or gradients of them)."""
+    flat = tree.flatten(params)
+    named = {}
+    for row in _tensors(config, names):
+        values = np.asarray(flat[row.path])
+        named |= {row.name(n): row.to_hf(values if n is None else values[n]) for n in row.slices}
+    return named
