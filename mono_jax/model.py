@@ -58,11 +58,38 @@ class Cache(NamedTuple):
     used: jax.Array
 
 
+class LayerCache(NamedTuple):
+    """One layer's view of the cache: ``keys`` and ``values`` of all layers, and which ``layer`` this is.
+
+    All layers' arrays go through the scan as its carry and are written in place; as its inputs and
+    outputs they would be copied whole for every decoded token.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    layer: jax.Array
+    slots: Slots
+    used: jax.Array
+
+    def append(self, key: jax.Array, value: jax.Array) -> LayerCache:
+        """With key and value [B, S, Hkv, D] of this layer written behind the slots in use."""
+        start = (self.layer, 0, self.used, 0, 0)
+        keys, values = (
+            jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
+            for old, new in ((self.keys, key), (self.values, value))
+        )
+        return self._replace(keys=keys, values=values)
+
+    def read(self) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, C, Hkv, D] of this layer."""
+        return tuple(jax.lax.dynamic_index_in_dim(a, self.layer, keepdims=False) for a in (self.keys, self.values))
+
+
 class Output(NamedTuple):
     """``hidden`` [B, T, d]: text slots after the final norm. ``collected``: what was asked for, stacked over layers.
 
     "hidden": [L + 1, B, S, d], the embeddings and the output of each layer, the last after the final norm;
-    "attention": float32 [L, B, Hq, S, S] in slot order. ``cache``: the updated cache, if one was given.
+    "attention": float32 [L, B, Hq, S, S] in slot order. ``cache``: the updated cache, if one was given or asked for.
     """
 
     hidden: jax.Array
@@ -116,27 +143,31 @@ class DecoderLayer(nnx.Module):
         x: jax.Array,
         context: Context,
         visual_slots: int,
-        cache: tuple[jax.Array, jax.Array, Slots, jax.Array] | None = None,
-        with_attention: bool = False,
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """x [B, S, d] to x; also returns this layer's updated cache and, if asked for, its attention."""
+        cache: LayerCache | None = None,
+        collect: tuple[str, ...] = (),
+    ) -> tuple[jax.Array, LayerCache | None, dict[str, Any]]:
+        """x [B, S, d] to x; also returns the updated cache and this layer's share of what ``collect`` asks for."""
         extra: dict[str, Any] = {}
         query, key, value = self.qkv(self.attention_norm(x), visual_slots)
         query, key = (rotate(a, context.cosines, context.sines) for a in (query, key))
         key_slots, sequence = context.slots, context.sequence
         if cache is not None:
-            keys, values, key_slots, used = cache
-            key = jax.lax.dynamic_update_slice_in_dim(keys, key.astype(keys.dtype), used, axis=1)
-            value = jax.lax.dynamic_update_slice_in_dim(values, value.astype(values.dtype), used, axis=1)
+            cache = cache.append(key, value)
+            key, value = cache.read()
+            key_slots, sequence = cache.slots, None
+        elif "cache" in collect:
             extra["cache"] = (key, value)
-            sequence = None
-        if with_attention:
+        if "attention" in collect:
             extra["attention"], output = probabilities_and_output(query, key, value, context.slots, key_slots)
         else:
             output = attend(self.config, query, key, value, context.slots, key_slots, sequence)
         x = x + self.attention.wo(output.reshape(x.shape))
         visual = self.visual_feed_forward if self.config.visual_ffn_experts else None
-        return x + by_modality(self.feed_forward, visual, self.ffn_norm(x), visual_slots, self.config.mmoe), extra
+        return (
+            x + by_modality(self.feed_forward, visual, self.ffn_norm(x), visual_slots, self.config.mmoe),
+            cache,
+            extra,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +294,8 @@ class Model:
             in sequence order: current length of each token's sample, if it is not the one the batch shows
             (dynamic RoPE scaling reads it).
           dtype: of the activations.
-          collect: of "hidden", "attention"; see ``Output``.
+          collect: of "hidden", "attention"; see ``Output``. "cache" (where none is given): a cache of
+            capacity S that holds this call's slots, made without attending to empty ones.
           cache: keys and values of earlier slots; this call's S slots are appended. ``positions`` of the
             batch must then count from the sample's start, and ``segments`` agree with the cache's.
           visual: visual tokens [B, V, d], if they were embedded beforehand.
@@ -275,7 +307,7 @@ class Model:
             x = jnp.concatenate([visual.astype(dtype), text], axis=1)
         visual_slots = x.shape[1] - batch["tokens"].shape[1]
         context = self._context(batch)
-        x, cache, collected = self._run_layers(params, x, context, visual_slots, cache, "attention" in collect, collect)
+        x, cache, collected = self._run_layers(params, x, context, visual_slots, cache, collect)
         norm = self._bind(params, "final_norm")
         if "hidden" in collect:
             collected["hidden"] = collected["hidden"].at[-1].set(norm(x))
@@ -290,27 +322,33 @@ class Model:
         cosines, sines = rotary(self.config, positions, lengths)
         return Context(cosines, sines, Slots(positions, segments), SequenceOrder(order, inverse))
 
-    def _run_layers(self, params, x, context, visual_slots, cache, with_attention, collect):
+    def _run_layers(self, params, x, context, visual_slots, cache, collect):
         graph = self._graphs[("layers",)]
+        length = x.shape[1]
+        stacked = None
         if cache is not None:
             written = [
                 jax.lax.dynamic_update_slice_in_dim(old, new, cache.used, axis=1)
                 for old, new in zip(cache.slots, context.slots)
             ]
             cache = cache._replace(slots=Slots(*written))
+            stacked = (cache.keys, cache.values)
 
-        def body(x: jax.Array, xs: Any) -> tuple[jax.Array, dict[str, Any]]:
-            layer_params, layer_cache = xs
-            kv = None if cache is None else (*layer_cache, cache.slots, cache.used)
+        def body(carry: Any, xs: Any) -> tuple[Any, dict[str, Any]]:
+            x, stacked = carry
+            layer_params, layer = xs
+            mine = None if stacked is None else LayerCache(*stacked, layer, cache.slots, cache.used)
             before = x
-            x, extra = nnx.merge(graph, layer_params)(x, context, visual_slots, kv, with_attention)
-            return x, extra | ({"hidden": before} if "hidden" in collect else {})
+            x, mine, extra = nnx.merge(graph, layer_params)(x, context, visual_slots, mine, collect)
+            stacked = None if mine is None else (mine.keys, mine.values)
+            return (x, stacked), extra | ({"hidden": before} if "hidden" in collect else {})
 
-        xs = (params["layers"], None if cache is None else (cache.keys, cache.values))
-        x, collected = jax.lax.scan(self._remat(body), x, xs)
+        xs = (params["layers"], jnp.arange(self.config.num_hidden_layers))
+        (x, stacked), collected = jax.lax.scan(self._remat(body), (x, stacked), xs)
         if cache is not None:
-            keys, values = collected.pop("cache")
-            cache = Cache(keys, values, cache.slots, cache.used + x.shape[1])
+            cache = Cache(*stacked, cache.slots, cache.used + length)
+        elif "cache" in collect:
+            cache = Cache(*collected.pop("cache"), context.slots, jnp.full((), length, jnp.int32))
         if "hidden" in collect:
             collected["hidden"] = jnp.concatenate([collected["hidden"], x[None]])
         return x, cache, collected
