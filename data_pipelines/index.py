@@ -7,11 +7,18 @@ where it stopped, since finished indices are kept.
 
 from __future__ import annotations
 
+import argparse
+import concurrent.futures
 import dataclasses
 import importlib
+import json
+import multiprocessing
+import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -19,25 +26,26 @@ from data_pipelines import shard_index, storage
 from data_pipelines.errors import DataError
 from data_pipelines.shard_index import ShardIndex
 
-# Kind of source -> module in data_pipelines.formats, and the options of its ``scan``.
-FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "tar": ("tar", ("caption_key", "hash_images")),
-    "files": ("files", ("caption_key", "hash_images")),
-    "parquet": ("parquet", ("caption_key", "image_key", "hash_images")),
-    "jsonl": ("jsonl", ("image_root", "caption_key", "hash_images")),
-    "text": ("plain", ("chunk_bytes",)),
-    "array_record": ("array_record", ("caption_key", "hash_images")),
-}
-_SUFFIXES = {
-    ".tar": "tar",
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".array_record": "array_record",
-    ".arrayrecord": "array_record",
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of source: its module in data_pipelines.formats, the options of its ``scan``, its shards' suffixes."""
+
+    module: str
+    options: tuple[str, ...]
+    suffixes: tuple[str, ...] = ()
+
+
+# Every module has ``scan(path, meta, **options) -> ShardIndex`` and a class ``Source``; and where shards are not plain
+# files ``stamp(path, options)``, and where paths are not shards themselves ``find(paths, options)``.
+FORMATS: dict[str, Format] = {
+    "tar": Format("tar", ("caption_key", "hash_images"), (".tar",)),
+    "files": Format("files", ("caption_key", "hash_images")),
+    "parquet": Format("parquet", ("image_key", "caption_key", "hash_images"), (".parquet",)),
+    "jsonl": Format("jsonl", ("image_root", "caption_key", "hash_images"), (".jsonl", ".json")),
+    "array_record": Format("array_record", ("hash_images",), (".array_record", ".arrayrecord")),
+    "tfds": Format("tfds", ("split", "image_key", "caption_key", "hash_images")),
+    "text": Format("plain", ("chunk_bytes",), (".txt", ".text", ".md")),
 }
 
 
@@ -51,41 +59,166 @@ class ShardSpec:
 
 
 def format_module(kind: str) -> ModuleType:
-    return importlib.import_module(f"data_pipelines.formats.{FORMATS[kind][0]}")
+    return importlib.import_module(f"data_pipelines.formats.{FORMATS[kind].module}")
 
 
 def kind_of(path: str) -> str:
     """The kind of source that a path's name suggests. Raises DataError."""
     if storage.is_dir(path):
-        return "files"
-    for suffix in PurePosixPath(path).suffixes[::-1]:
-        name = re.sub(r"-\d+-of-\d+$", "", suffix.lower())
-        if name in _SUFFIXES:
-            return _SUFFIXES[name]
-    raise DataError(f"{path}: unknown kind of shard; known: a folder, {', '.join(sorted(_SUFFIXES))}")
+        return "tfds" if storage.exists(storage.join(path, "dataset_info.json")) else "files"
+    name = re.sub(r"-\d+-of-\d+$", "", path.lower())
+    for kind, form in FORMATS.items():
+        if name.endswith(form.suffixes) and form.suffixes:
+            return kind
+    known = ", ".join(suffix for form in FORMATS.values() for suffix in form.suffixes)
+    raise DataError(f"{path}: unknown kind of shard; give a folder or one of {known}, or say which with --kind")
 
 
-def shard_specs(kind: str, paths: Sequence[str], options: Mapping[str, Any]) -> list[ShardSpec]:
-    """One spec for each path; options that are None or False count as not given."""
-    given = tuple(sorted((k, v) for k, v in options.items() if k in FORMATS[kind][1] and v not in (None, False)))
-    return [ShardSpec(kind, path, given) for path in paths]
+def source_shards(kind: str, paths: Sequence[str], options: Mapping[str, Any]) -> list[tuple[ShardSpec, float]]:
+    """(shard, how often it is offered) for paths of one kind; options that are None or False count as not given."""
+
+    def spec(path: str, options: Mapping[str, Any]) -> ShardSpec:
+        given = {k: v for k, v in options.items() if k in FORMATS[kind].options and v not in (None, False)}
+        return ShardSpec(kind, path, tuple(sorted(given.items())))
+
+    module = format_module(kind)
+    if not hasattr(module, "find"):
+        return [(spec(path, options), 1.0) for path in paths]
+    return [(spec(path, {**options, **more}), times) for path, more, times in module.find(paths)]
+
+
+def shard_stamp(spec: ShardSpec) -> str:
+    """Changes when the shard does. Raises DataError if it is not there."""
+    module = format_module(spec.kind)
+    try:
+        return module.stamp(spec.path, dict(spec.options)) if hasattr(module, "stamp") else storage.stamp(spec.path)
+    except OSError as error:
+        raise DataError(f"{spec.path}: cannot be read ({error})") from None
 
 
 def load_or_make(spec: ShardSpec, index_dir: str | None = None, force: bool = False) -> tuple[ShardIndex, bool]:
-    """(the shard's index, whether it had to be made). Raises DataError if the shard cannot be opened."""
+    """(the shard's index, whether it was made now because it was missing, stale or ``force``).
+
+    Raises DataError if the shard cannot be opened.
+    """
     options = dict(spec.options)
     places = shard_index.index_path(spec.path, {"kind": spec.kind, **options} if options else {}, index_dir)
+    stamp = shard_stamp(spec)
+    if not force and (index := shard_index.load_fresh(places, spec.kind, stamp)):
+        return index, False
     try:
-        stamp = format_stamp(spec)
+        index = format_module(spec.kind).scan(spec.path, {"kind": spec.kind, "stamp": stamp}, **options)
     except OSError as error:
         raise DataError(f"{spec.path}: cannot be read ({error})") from None
-    if not force and (index := shard_index.load_fresh(places, stamp)) and index.meta["kind"] == spec.kind:
-        return index, False
-    index = format_module(spec.kind).scan(spec.path, {"kind": spec.kind, "stamp": stamp}, **options)
     shard_index.save(index, places)
     return index, True
 
 
-def format_stamp(spec: ShardSpec) -> str:
-    module = format_module(spec.kind)
-    return module.stamp(spec.path) if hasattr(module, "stamp") else storage.stamp(spec.path)
+@dataclasses.dataclass
+class ShardReport:
+    """What indexing a shard found; ``problems`` concern the shard as a whole."""
+
+    path: str
+    samples: int = 0
+    usable: int = 0
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    made: bool = False
+
+
+def report_shard(spec: ShardSpec, index_dir: str | None = None, force: bool = False) -> ShardReport:
+    """Indexes one shard; one that cannot be opened is reported, not raised."""
+    try:
+        index, made = load_or_make(spec, index_dir, force)
+    except DataError as error:
+        return ShardReport(spec.path, problems=[f"unreadable: {error}"])
+    return ShardReport(spec.path, len(index), len(index.usable), index.dropped(), index.problems, made)
+
+
+def index_shards(
+    specs: Sequence[ShardSpec], workers: int = 1, index_dir: str | None = None, force: bool = False
+) -> Iterator[ShardReport]:
+    """Reports of all shards in order, made by ``workers`` processes."""
+    if workers <= 1 or len(specs) <= 1:
+        yield from (report_shard(spec, index_dir, force) for spec in specs)
+        return
+    context = multiprocessing.get_context("spawn")  # threads of the parent do not survive a fork
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(specs)), context) as pool:
+        futures = [pool.submit(report_shard, spec, index_dir, force) for spec in specs]
+        for spec, future in zip(specs, futures):
+            try:
+                yield future.result()
+            except concurrent.futures.process.BrokenProcessPool:
+                yield ShardReport(spec.path, problems=["unreadable: the indexing process died (out of memory?)"])
+
+
+def shards_of(paths: Iterable[str], kind: str | None, options: Mapping[str, Any]) -> list[ShardSpec]:
+    """Shards in order of ``paths`` (globs allowed), the kind of each told from its name unless given.
+
+    In a list of several paths, files of unknown kind beside shards (statistics, indices) are left out.
+    """
+    specs: dict[ShardSpec, None] = {}
+    for pattern in paths:
+        found = storage.expand(pattern)
+        for path in found:
+            try:
+                specs.update((s, None) for s, _ in source_shards(kind or kind_of(path), [path], options))
+            except DataError:
+                if len(found) == 1:
+                    raise
+    return list(specs)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.index",
+        description=__doc__,
+        epilog="example: python -m data_pipelines.index 'laion/*.tar' --workers=16 --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_shard_arguments(parser)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--force", action="store_true", help="make indices again even if they are fresh")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    options = parser.parse_args(arguments)
+    start = time.monotonic()
+    try:
+        specs = shards_of(options.shards, options.kind, vars(options))
+        total, skipped, problems, made = ShardReport(""), Counter(), {}, 0
+        for report in index_shards(specs, options.workers, options.index_dir, options.force):
+            total.samples += report.samples
+            total.usable += report.usable
+            made += report.made
+            skipped.update(report.skipped)
+            if report.problems:
+                problems[report.path] = report.problems
+            for problem in report.problems:
+                print(f"{report.path}: {problem}", file=sys.stderr)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    seconds = round(time.monotonic() - start, 3)
+    print(f"{len(specs)} shards ({made} indexed now): {total.usable} of {total.samples} samples usable, {seconds} s")
+    for reason, count in skipped.most_common():
+        print(f"  {reason}: {count}")
+    if options.json:
+        summary = {"shards": len(specs), "samples": total.samples, "usable": total.usable, "skipped": dict(skipped)}
+        print(json.dumps({**summary, "seconds": seconds, "indexed": made, "problems": problems}))
+    return 0
+
+
+def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which shards and how they are to be understood."""
+    parser.add_argument("shards", nargs="+", metavar="SHARD", help="path, URL or glob; {00000..00127} counts")
+    parser.add_argument("--kind", choices=sorted(FORMATS), help="kind of source (default: by the name of each path)")
+    parser.add_argument("--index_dir", help="where indices lie (default: beside the shards, else the cache folder)")
+    parser.add_argument("--image_root", help="jsonl: folder of the images (default: that of the file)")
+    parser.add_argument("--caption_key", help="field of the JSON or column that holds the caption")
+    parser.add_argument("--image_key", help="parquet, tfds: column that holds the image")
+    parser.add_argument("--split", help="tfds: split (default: train)")
+    parser.add_argument("--chunk_bytes", type=int, help="text: greatest length of a piece")
+    parser.add_argument("--hash_images", action="store_true", help="hash images, for the filter unique_images")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ Columns (n samples, m images in all; the images of a sample follow one another):
     image_length   int64   [m]       bytes
     image_size     int32   [m, 2]    width and height of the upright image (EXIF orientation applied)
     image_name     m byte strings    file names (kind "files" only, otherwise empty)
+    text_name      n byte strings    the same for the text part
     image_hash     uint64  [n]       of the encoded images; 0 = not known
     text_offset    int64   [n]       of the text part
     text_length    int32   [n]
@@ -40,6 +41,7 @@ VERSION = 1
 SUFFIX = ".index.npz"
 SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
 
+_STRINGS = ("keys", "image_name", "text_name")
 _IMAGE_COLUMNS = {"image_offset": np.int64, "image_length": np.int64, "image_size": np.int32}
 _SAMPLE_COLUMNS = {
     "reason": np.uint8,
@@ -102,7 +104,7 @@ class ShardIndex:
     """See the module's docstring for the columns.
 
     Attributes:
-      keys, image_name: strings of the samples and images.
+      keys, image_name, text_name: strings of the samples and images.
       columns: the numeric columns by name.
       reasons: why samples are unusable; ``columns["reason"]`` counts from 1 into it.
       problems: what is wrong with the shard as a whole, in words.
@@ -111,6 +113,7 @@ class ShardIndex:
 
     keys: Strings
     image_name: Strings
+    text_name: Strings
     columns: dict[str, np.ndarray]
     reasons: list[str]
     problems: list[str]
@@ -135,10 +138,8 @@ class ShardIndex:
         np.savez_compressed(
             buffer,
             header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-            keys=self.keys.data,
-            key_ends=self.keys.ends,
-            image_name=self.image_name.data,
-            image_name_ends=self.image_name.ends,
+            **{name: getattr(self, name).data for name in _STRINGS},
+            **{name + "_end": getattr(self, name).ends for name in _STRINGS},
             **self.columns,
         )
         return buffer.getvalue()
@@ -152,8 +153,7 @@ class ShardIndex:
                 if header["meta"]["version"] != VERSION:
                     raise ValueError("index of another version")
                 return cls(
-                    Strings(file["keys"], file["key_ends"]),
-                    Strings(file["image_name"], file["image_name_ends"]),
+                    *(Strings(file[name], file[name + "_end"]) for name in _STRINGS),
                     {name: file[name] for name in (*_SAMPLE_COLUMNS, *_IMAGE_COLUMNS)},
                     header["reasons"],
                     header["problems"],
@@ -180,7 +180,8 @@ class IndexBuilder:
         self._rows: dict[str, list] = {name: [] for name in _SAMPLE_COLUMNS}
         self._image_rows: dict[str, list] = {name: [] for name in _IMAGE_COLUMNS}
         self._keys: list[bytes] = []
-        self._names: list[bytes] = []
+        self._image_names: list[bytes] = []
+        self._text_names: list[bytes] = []
         self._seen: set[bytes] = set()
         self._reasons: dict[str, int] = {}
         self.problems: list[str] = []
@@ -191,6 +192,7 @@ class IndexBuilder:
         *,
         images: Sequence[ImagePart] = (),
         text: tuple[int, int, int] = (0, 0, Form.NONE),
+        text_name: str = "",
         record: Record | None = None,
         scores: Mapping[str, float] | None = None,
         image_hash: int = 0,
@@ -199,7 +201,7 @@ class IndexBuilder:
         """One sample.
 
         Args:
-          text: (offset, length, form) of the text part.
+          text: (offset, length, form) of the text part; ``text_name`` its file name (kind "files").
           record: the parsed text part, if it could be parsed.
           reason: why the sample is unusable.
         """
@@ -208,6 +210,7 @@ class IndexBuilder:
             reason = "duplicate_key"
         self._seen.add(name)
         self._keys.append(name)
+        self._text_names.append(text_name.encode("utf-8", "surrogateescape"))
         content = record.content if record else ""
         row = self._rows
         row["reason"].append(0 if reason is None else self._reason(reason))
@@ -225,7 +228,7 @@ class IndexBuilder:
             self._image_rows["image_offset"].append(image.offset)
             self._image_rows["image_length"].append(image.length)
             self._image_rows["image_size"].append(image.size)
-            self._names.append(image.name.encode("utf-8", "surrogateescape"))
+            self._image_names.append(image.name.encode("utf-8", "surrogateescape"))
 
     def _reason(self, reason: str) -> int:
         return self._reasons.setdefault(reason, len(self._reasons) + 1)
@@ -234,16 +237,16 @@ class IndexBuilder:
         columns = {name: np.asarray(values, _SAMPLE_COLUMNS[name]) for name, values in self._rows.items()}
         columns |= {name: np.asarray(values, _IMAGE_COLUMNS[name]) for name, values in self._image_rows.items()}
         columns["image_size"] = columns["image_size"].reshape(-1, 2)
-        keys, names = Strings.of(self._keys), Strings.of(self._names if any(self._names) else [])
+        keys = Strings.of(self._keys)
+        names = [Strings.of(n if any(n) else []) for n in (self._image_names, self._text_names)]
         # Identity of the content: where everything lies and what it says, but no path, host or time.
         content = storage.digest(
             keys.data.tobytes(),
             *(columns[name].tobytes() for name in sorted(columns)),
             json.dumps([list(self._reasons), meta["kind"]]),
         )
-        return ShardIndex(
-            keys, names, columns, list(self._reasons), self.problems, {"version": VERSION, "digest": content, **meta}
-        )
+        header = {"version": VERSION, "digest": content, **meta}
+        return ShardIndex(keys, *names, columns, list(self._reasons), self.problems, header)
 
 
 def scores_of(value: Mapping[str, Any]) -> dict[str, float]:
@@ -269,13 +272,13 @@ def index_path(shard: str, options: Mapping[str, Any], index_dir: str | None = N
     return [shard.rstrip("/") + suffix + SUFFIX, str(storage.cache_dir() / "index" / elsewhere)]
 
 
-def load_fresh(places: Iterable[str], stamp: str) -> ShardIndex | None:
-    """The first whole index in ``places`` whose shard has not changed since, or None."""
+def load_fresh(places: Iterable[str], kind: str, stamp: str) -> ShardIndex | None:
+    """The first whole index in ``places`` that was made for this kind and state of the shard, or None."""
     for place in places:
         try:
             if storage.exists(place):
                 index = ShardIndex.from_bytes(storage.read_bytes(place))
-                if index.meta["stamp"] == stamp:
+                if index.meta["kind"] == kind and index.meta["stamp"] == stamp:
                     return index
         except (ValueError, KeyError, OSError):
             continue  # damaged or of another version: as good as absent

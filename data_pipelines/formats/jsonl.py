@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines import headers, storage
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.records import MAX_TEXT_BYTES, Form, from_object, parse_json
+from data_pipelines.indexed import IndexedSource
+from data_pipelines.records import MAX_TEXT_BYTES, Form, Record, from_object, parse_json
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
 
 _WINDOW = 1 << 22
@@ -38,7 +39,7 @@ def scan(
     builder = IndexBuilder()
     root = storage.parent(path) if image_root is None else image_root
     with storage.scan_view(path) as view:
-        elements = _list_elements(view) if _is_list(view) else _lines(view)
+        elements = _list_elements(view) if _is_list(view) else lines(view)
         for number, offset, length in elements:
             record, images, reason, scores, image_hash = None, [], None, {}, 0
             try:
@@ -74,11 +75,35 @@ def read_image(path: str) -> bytes:
         raise BadSample("missing_image", detail=str(error)) from None
 
 
+def find(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, str], float]]:
+    """(file, options, how often it is offered) for each path; meta files are replaced by what they list."""
+    for path in paths:
+        entries = meta_entries(path)
+        if entries is None:
+            yield path, {}, 1.0
+        for entry in entries or ():
+            yield entry.annotation, {"image_root": entry.root}, entry.repeat_time
+
+
+class Source(IndexedSource):
+    """Lines of JSONL files, whose images are files of their own. Keys are FILE:LINE."""
+
+    key_separator = ":"
+
+    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
+        root = self._options(index).get("image_root")
+        root = storage.parent(self._path(index)) if root is None else root
+        return tuple(read_image(storage.join(root, name)) for name in record.images)
+
+    def _captioned(self, index: int, caption: str) -> Record:
+        return dataclasses.replace(self._record(index), caption=caption, conversations=(), text=None)
+
+
 def _is_list(view: storage.ScanView) -> bool:
     return view.read(0, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
 
 
-def _lines(view: storage.ScanView) -> Iterator[tuple[int, int, int]]:
+def lines(view: storage.ScanView) -> Iterator[tuple[int, int, int]]:
     """(number, offset, length) of every line that is not blank."""
     position, window, number = 0, b"", 1
     start = 0  # of the window in the file

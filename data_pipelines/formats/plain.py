@@ -7,6 +7,7 @@ from typing import Any
 
 from data_pipelines import storage
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.indexed import IndexedSource
 from data_pipelines.records import Form, parse
 from data_pipelines.shard_index import IndexBuilder, ShardIndex
 
@@ -37,6 +38,12 @@ def scan(path: str, meta: Mapping[str, Any], chunk_bytes: int = CHUNK_BYTES) -> 
                 builder.add(str(number), text=(position, len(data), Form.TEXT), record=record, reason=reason)
             position += len(data)
     return builder.build(meta)
+
+
+class Source(IndexedSource):
+    """Pieces of plain text files. Keys are FILE:PIECE."""
+
+    key_separator = ":"
 
 
 def _cut(data: bytes) -> int:

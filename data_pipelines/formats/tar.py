@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipelines import headers, storage
 from data_pipelines.errors import BadSample
+from data_pipelines.indexed import IndexedSource
 from data_pipelines.records import MAX_TEXT_BYTES, Form, from_object, parse, parse_json
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
 
@@ -122,6 +123,10 @@ def _next_header(view: storage.ScanView, position: int) -> int:
                 return position + start
         position += len(chunk) // BLOCK * BLOCK
     return view.size
+
+
+class Source(IndexedSource):
+    """Tars read in place: images and texts are byte ranges. Keys are SHARD/KEY."""
 
 
 class _Group:
