@@ -25,7 +25,6 @@ GROUPS: dict[str, str] = {
     "text_experts": "FFNs of the language model",
     "norms": "RMSNorms of the language model",
     "token_embeddings": "token embeddings and LM head",
-    "unused": "stored in checkpoints, read by no monolithic forward pass: never trained",
 }
 
 
@@ -38,10 +37,10 @@ def group_table(config: ModelConfig) -> list[tuple[str, str]]:
         (r"(embed|lm_head)/.*", "token_embeddings"),
     ]
     if config.vision is not None:
-        modular = config.vision.kind == "intern_vit"
-        table.append((r"(vision/(patch_embedding/.*|position_embedding)|projector/.*)", "visual_embedding"))
-        table.append((r"vision/class_embedding", "visual_embedding" if modular else "unused"))
-        if modular:
+        # The class embedding, which no monolithic forward pass reads, belongs here as in the public release:
+        # its gradient is zero, so weight decay alone moves it.
+        table.append((r"vision/(patch_embedding/.*|(class|position)_embedding)|projector/.*", "visual_embedding"))
+        if config.vision.kind == "intern_vit":
             table.append((r"vision/layers/.*", "visual_encoder"))
     if config.visual_ffn_experts:
         table.append((r"layers/visual_feed_forward/.*", "visual_experts"))
@@ -61,7 +60,7 @@ class Stage:
 
     Attributes:
       name, title: as in the papers.
-      trains: groups that train; ("*",) = all but the unused.
+      trains: groups that train; ("*",) = all.
       learning_rate: peak; a default that the run's config may change.
       schedule: after the warm-up.
       warmup: fraction of the steps.
@@ -128,7 +127,7 @@ def get_stage(name: str) -> Stage:
 
 def trained_groups(stage: Stage, config: ModelConfig) -> frozenset[str]:
     """Groups of ``config``'s model that ``stage`` trains; raises ConfigError if the model lacks one."""
-    present = {group for _, group in group_table(config)} - {"unused"}
+    present = {group for _, group in group_table(config)}
     if stage.trains == ("*",):
         return frozenset(present)
     if missing := set(stage.trains) - present:

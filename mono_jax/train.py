@@ -57,6 +57,11 @@ def _like(full: tree.Tree, part: tree.Tree) -> tree.Tree:
     return tree.unflatten({path: flat[path] for path in tree.flatten(part)})
 
 
+def all_params(state: State, frozen: tree.Tree) -> tree.Tree:
+    """Every parameter of the model: trained masters and frozen ones."""
+    return tree.merge(state["trainable"], frozen)
+
+
 def _compute_copy(trainable: tree.Tree, dtype: jnp.dtype) -> tree.Tree:
     """Matrices in the compute dtype, cast once outside the scan; vectors stay float32 (they are cast at use)."""
 
