@@ -64,6 +64,7 @@ class Sampling:
       seed: the token at position p of a row is drawn with a key made of ``seed`` and p.
       stop_tokens: any of these ends the answer.
       banned_tokens: never generated; the image placeholder never is, in any case.
+      return_logits: keep the logits of every step (float32, rows x steps x vocabulary).
     """
 
     max_new_tokens: int = 256
@@ -73,6 +74,7 @@ class Sampling:
     seed: int = 0
     stop_tokens: tuple[int, ...] = ()
     banned_tokens: tuple[int, ...] = ()
+    return_logits: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -136,13 +138,12 @@ class Generator:
         prompts: Sequence[Prompt],
         sampling: Sampling | Sequence[Sampling] | None = None,
         *,
-        with_logits: bool = False,
         on_tokens: OnTokens | None = None,
     ) -> list[Generation]:
         """Answers to ``prompts`` of any lengths, all in one batch; arguments and errors as ``Session.turn``."""
         if not prompts:
             return []
-        return self.session(len(prompts)).turn(prompts, sampling, with_logits=with_logits, on_tokens=on_tokens)
+        return self.session(len(prompts)).turn(prompts, sampling, on_tokens=on_tokens)
 
 
 class Session:
@@ -173,7 +174,6 @@ class Session:
         prompts: Sequence[Prompt],
         sampling: Sampling | Sequence[Sampling] | None = None,
         *,
-        with_logits: bool = False,
         on_tokens: OnTokens | None = None,
     ) -> list[Generation]:
         """One answer per row.
@@ -181,7 +181,6 @@ class Session:
         Args:
           prompts: one per row of the session.
           sampling: one for each row, or one for all (row i then takes ``seed + i``); None = greedy.
-          with_logits: keep the logits of every step (float32, rows x steps x vocabulary).
           on_tokens: called with each row's new tokens: after the first, then every ``STREAM_EVERY``.
 
         Raises:
@@ -195,8 +194,8 @@ class Session:
         prompts = self._checked(prompts, samplings)
         batch, ends = _pack(self._generator.config, prompts, self._cached, self._rows)
         longest = max(s.max_new_tokens for s in samplings)
-        request, modes = _request(self._generator.config, samplings, self._rows)
-        shapes = _Shapes(bucket(longest, TEXT_BUCKET), with_logits, *modes)
+        request = _request(self._generator.config, samplings, self._rows)
+        shapes = _shapes(samplings)
 
         self._broken = True
         params, programs = self._generator.params, self._programs
@@ -303,15 +302,18 @@ def _check_prompt(config: ModelConfig, prompt: Prompt, where: str) -> Prompt:
 
 
 def _check_cells(config: ModelConfig, cells: np.ndarray | None, count: int, where: str) -> np.ndarray:
-    tile = config.vision.tile_tokens
-    whole = np.arange(count) % tile
-    needs_whole = cells is None or not config.is_monolithic
-    if needs_whole and (count % tile or (cells is not None and not np.array_equal(cells, whole))):
-        raise GenerationError(f"{where}{count} visual tokens are not whole tiles of {tile} tokens in order")
-    cells = whole if cells is None else np.asarray(cells)
+    """int32 [count]; None = whole tiles in the order of ``ps_version``. A modular model takes whole tiles alone."""
+    vision = config.vision
+    tile, edge = vision.tile_tokens, vision.tile // vision.token_pixels
+    if (cells is None or not config.is_monolithic) and count % tile:
+        raise GenerationError(f"{where}{count} visual tokens are not whole tiles of {tile} tokens")
+    if cells is None:
+        grid = np.arange(tile).reshape(edge, edge)
+        cells = np.resize(grid if vision.ps_version == "v2" else grid.T, count)
+    cells = np.asarray(cells, np.int32)
     if cells.shape != (count,) or (count and not 0 <= cells.min() <= cells.max() < tile):
         raise GenerationError(f"{where}patch_cells must be {count} numbers from 0 to {tile - 1}, one per visual token")
-    return cells.astype(np.int32)
+    return cells
 
 
 def _pack(
@@ -353,8 +355,18 @@ def _per_row(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Samplin
     return list(sampling)
 
 
-def _request(config: ModelConfig, samplings: Sequence[Sampling], rows: int) -> tuple[_Request, tuple[bool, bool]]:
-    """Samplings as arrays, rows added by rounding up with ``max_new_tokens`` 0; and (draws, filters) of ``_Shapes``."""
+def _shapes(samplings: Sequence[Sampling]) -> _Shapes:
+    drawn = [s for s in samplings if s.temperature > 0]
+    return _Shapes(
+        answer=bucket(max(s.max_new_tokens for s in samplings), TEXT_BUCKET),
+        with_logits=any(s.return_logits for s in samplings),
+        draws=bool(drawn),
+        filters=any(s.top_k > 0 or s.top_p < 1 for s in drawn),
+    )
+
+
+def _request(config: ModelConfig, samplings: Sequence[Sampling], rows: int) -> _Request:
+    """Samplings as arrays; rows added by rounding up have ``max_new_tokens`` 0."""
     image = () if config.vision is None else (config.image_token_id,)
     idle = rows - len(samplings)
 
@@ -367,7 +379,7 @@ def _request(config: ModelConfig, samplings: Sequence[Sampling], rows: int) -> t
             row[: len(values)] = values
         return result
 
-    request = _Request(
+    return _Request(
         column([s.max_new_tokens for s in samplings], np.int32),
         column([s.temperature for s in samplings], np.float32),
         column([s.top_k for s in samplings], np.int32),
@@ -376,8 +388,6 @@ def _request(config: ModelConfig, samplings: Sequence[Sampling], rows: int) -> t
         table([s.stop_tokens for s in samplings]),
         table([s.banned_tokens + image for s in samplings]),
     )
-    draws = [s for s in samplings if s.temperature > 0]
-    return request, (bool(draws), any(s.top_k > 0 or s.top_p < 1 for s in draws))
 
 
 def _answers(state: _State, samplings: Sequence[Sampling]) -> list[Generation]:
@@ -387,7 +397,7 @@ def _answers(state: _State, samplings: Sequence[Sampling]) -> list[Generation]:
     for i, sampling in enumerate(samplings):
         row = tokens[i, : counts[i]].tolist()
         stop = row.pop() if row[-1] in sampling.stop_tokens else None
-        logits = None if state.logits is None else np.asarray(state.logits[i, : counts[i]])
+        logits = np.asarray(state.logits[i, : counts[i]]) if sampling.return_logits else None
         answers.append(Generation(row, "length" if stop is None else "stop", stop, logits))
     return answers
 
