@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import shutil
 import sys
 import threading
@@ -40,6 +41,7 @@ MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
 CHECKSUMS_FILE = "checksums.json"
 FORMAT = 1  # of model.json
+CHUNK = 256 << 20  # bytes
 
 
 def _to_stderr(line: str) -> None:
@@ -466,26 +468,30 @@ def _stream_arrays(folder: Path, flat: Mapping[str, Any]) -> None:
     with _quiet_orbax(), ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
         checkpointer.save(folder, tree.unflatten({path: np.zeros((), np.float32) for path in flat}))
     for path, leaf in flat.items():
-        stacked = hf.is_stacked(path)
-        shutil.rmtree(folder / path.replace("/", "."))
-        array = ts.open(
-            {
-                "driver": "zarr",
-                "kvstore": {"driver": "file", "path": str(folder / path.replace("/", "."))},
-                "metadata": {
-                    "compressor": None,
-                    "chunks": [1, *leaf.shape[1:]] if stacked else list(leaf.shape),
-                    "dimension_separator": ".",
-                },
-                # Without it a slice of negative zeros would count as empty and come back as zeros.
-                "store_data_equal_to_fill_value": True,
-            },
-            create=True,
-            dtype=np.dtype(leaf.dtype),
-            shape=leaf.shape,
-        ).result()
-        for n in range(leaf.shape[0]) if stacked else (...,):
-            array[n].write(np.asarray(leaf[n])).result()
+        target = folder / path.replace("/", ".")
+        shutil.rmtree(target)
+        metadata = {"compressor": None, "chunks": _chunks(path, leaf), "dimension_separator": "."}
+        # Without the last flag a chunk of negative zeros would count as empty and come back as zeros.
+        spec = _array_spec(target) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+        array = ts.open(spec, create=True, dtype=np.dtype(leaf.dtype), shape=leaf.shape).result()
+        if hf.is_stacked(path):
+            for n in range(leaf.shape[0]):
+                array[n].write(np.asarray(leaf[n])).result()
+        else:
+            array.write(np.asarray(leaf)).result()
+
+
+def _array_spec(folder: Path) -> dict[str, Any]:
+    return {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}}
+
+
+def _chunks(path: str, leaf: Any) -> list[int]:
+    """One chunk per layer; what has no layers is cut along its first axis into chunks of at most CHUNK bytes."""
+    rows, *rest = leaf.shape
+    if hf.is_stacked(path):
+        return [1, *rest]
+    row_bytes = math.prod(rest) * np.dtype(leaf.dtype).itemsize
+    return [max(1, min(rows, CHUNK // row_bytes)), *rest]
 
 
 def open_params(directory: str | Path, config: ModelConfig) -> tree.Tree:
@@ -512,9 +518,8 @@ def open_params(directory: str | Path, config: ModelConfig) -> tree.Tree:
 
 
 def _open_array(folder: Path, stacked: bool) -> hf.LazyArray:
-    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}}
     try:
-        array = ts.open(spec, open=True, read=True).result()
+        array = ts.open(_array_spec(folder), open=True, read=True).result()
     except Exception as error:
         raise WeightsError(f"{folder}: unreadable: {_reason(error)}") from None
 
@@ -535,22 +540,24 @@ def open_model(
     Raises WeightsError or ConfigError that say what is wrong with the folder.
     """
     directory = Path(directory)
-    config, stored = model_config(directory, image_token_id=image_token_id), {}
+    config = model_config(directory, image_token_id=image_token_id, names=names)
     if (directory / MODEL_FILE).is_file():
         stored = hf.read_json(directory / MODEL_FILE).get("names", {})
         return config, open_params(directory, config), stored | dict(names or {})
     return config, hf.open_params(directory, config, names=names), dict(names or {})
 
 
-def model_config(directory: str | Path, *, image_token_id: int | None = None) -> ModelConfig:
-    """The ModelConfig of a model folder or Hugging Face folder."""
+def model_config(
+    directory: str | Path, *, image_token_id: int | None = None, names: hf.Names | None = None
+) -> ModelConfig:
+    """The ModelConfig of a model folder or Hugging Face folder; raises WeightsError or ConfigError if it is neither."""
     directory = Path(directory)
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such folder")
     file = directory / MODEL_FILE
     if not file.is_file():
         if (directory / "config.json").is_file() and not (directory / PARAMS_FOLDER).is_dir():
-            return hf.read_config(directory, image_token_id_=image_token_id)
+            return hf.read_config(directory, image_token_id_=image_token_id, names=names)
         raise WeightsError(
             f"{directory}: not a model folder: it has no {MODEL_FILE} (written by convert.py and train.py) "
             "and is no Hugging Face folder (config.json and safetensors)"

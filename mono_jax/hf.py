@@ -16,9 +16,8 @@ import copy
 import functools
 import json
 import re
-import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARD_SIZE = 5_000_000_000  # bytes of one exported file, as Hugging Face writes them
 IMAGE_TOKEN = "<IMG_CONTEXT>"
-TOKENIZER_FILES = (
+COMPANIONS = (  # what lies beside the weights and belongs to the tokenizer, or is the code that config.json names
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -48,6 +47,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
     "vocab.json",
     "merges.txt",
+    "*.py",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old InternLM2 files carry; RoPE recomputes it
@@ -387,27 +387,41 @@ def _vision(top: _Section, section: _Section) -> VisionConfig:
         ) from None
 
 
+# What a new config.json says of things outside the model; [P1]'s and the release's values.
+CHAT_DEFAULTS = {
+    "template": "internlm2-chat",
+    "dynamic_image_size": True,
+    "use_thumbnail": True,
+    "min_dynamic_patch": 1,
+    "max_dynamic_patch": 6,
+}
+
+
 def config_to_hf(config: ModelConfig, original: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """config.json of ``config``. Keys of ``original`` that this project does not know are kept.
 
-    A model with visual attention experts gets an architecture name of its own and loses every
-    ``_name_or_path``, since no public code loads it and none of the published labels fits it.
+    ``original`` may be that of the dense base of a multimodal ``config``. A model with visual attention experts
+    gets an architecture name of its own and loses ``_name_or_path`` and ``auto_map``: no public code loads it and
+    no published label fits it.
     """
     out: dict[str, Any] = copy.deepcopy(dict(original or {}))
     if config.vision is None:
-        _update(out, _hf_language(config, "InternLM2ForCausalLM"))
-    else:
-        architecture = _ARCHITECTURES[config.visual_ffn_experts + config.visual_attention_experts]
-        if config.visual_attention_experts and not config.visual_ffn_experts:
-            raise ConfigError("visual_attention_experts without visual_ffn_experts has no Hugging Face form")
-        language, vision = dict(out.get("llm_config") or {}), dict(out.get("vision_config") or {})
-        _update(language, _hf_language(config, architecture))
-        _update(vision, _hf_vision(config.vision))
-        _update(out, _hf_top(config))
-        out |= {"llm_config": language, "vision_config": vision}
-        if config.visual_attention_experts:
-            for section in (out, language, vision):
-                section.pop("_name_or_path", None)
+        _update(out, _hf_language(config, _ARCHITECTURES[0]))
+        return out
+    if config.visual_attention_experts and not config.visual_ffn_experts:
+        raise ConfigError("visual_attention_experts without visual_ffn_experts has no Hugging Face form")
+    if out.get("model_type") != "internvl_chat":
+        out = CHAT_DEFAULTS | ({"llm_config": out} if out else {})
+    language, vision = dict(out.get("llm_config") or {}), dict(out.get("vision_config") or {})
+    architecture = _ARCHITECTURES[config.visual_ffn_experts + config.visual_attention_experts]
+    _update(language, _hf_language(config, architecture))
+    _update(vision, _hf_vision(config.vision))
+    _update(out, _hf_top(config))
+    out |= {"llm_config": language, "vision_config": vision}
+    if config.visual_attention_experts:
+        for section in (out, language, vision):
+            section.pop("_name_or_path", None)
+            section.pop("auto_map", None)
     return out
 
 
@@ -453,16 +467,6 @@ def _hf_top(config: ModelConfig) -> dict[str, Any]:
     return top
 
 
-# What a new config.json says of things outside the model; [P1]'s and the release's values.
-CHAT_DEFAULTS = {
-    "template": "internlm2-chat",
-    "dynamic_image_size": True,
-    "use_thumbnail": True,
-    "min_dynamic_patch": 1,
-    "max_dynamic_patch": 6,
-}
-
-
 def image_token_id(directory: str | Path) -> int | None:
     """Id of <IMG_CONTEXT> by name from the tokenizer files of ``directory``; None where no file has it."""
     directory = Path(directory)
@@ -479,14 +483,23 @@ def image_token_id(directory: str | Path) -> int | None:
     return None
 
 
-def read_config(directory: str | Path, *, image_token_id_: int | None = None) -> ModelConfig:
-    """The ModelConfig of a Hugging Face folder; <IMG_CONTEXT> is resolved by name where its files tell."""
+def read_config(
+    directory: str | Path, *, image_token_id_: int | None = None, names: Names | None = None
+) -> ModelConfig:
+    """The ModelConfig of a Hugging Face folder; <IMG_CONTEXT> is resolved by name where its files tell.
+
+    Visual attention experts are also recognised by their tensors, since no published config.json announces them.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise ConfigError(f"{directory}: no such folder")
     file = directory / "config.json"
     token = image_token_id_ if image_token_id_ is not None else image_token_id(directory)
-    return config_from_hf(read_json(file), image_token_id=token, file=file)
+    config = config_from_hf(read_json(file), image_token_id=token, file=file)
+    path = "layers/visual_attention/wqkv/kernel"
+    if config.visual_ffn_experts and (names or {}).get(path, _TABLE[path][0]).replace("{n}", "0") in _names(directory):
+        config = config.replace(visual_attention_experts=True)
+    return config
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -528,6 +541,14 @@ def _read_index(directory: Path) -> dict[str, _Entry]:
                 part = handle.get_slice(name)
                 entries[name] = _Entry(file, tuple(part.get_shape()), part.get_dtype())
     return entries
+
+
+def _names(directory: Path) -> Collection[str]:
+    """Names of the tensors of a folder; none if its weights cannot be read, which reading them will report."""
+    try:
+        return _read_index(directory)
+    except (WeightsError, ConfigError):
+        return ()
 
 
 def _open(file: Path) -> Any:
@@ -701,12 +722,9 @@ def write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def copy_extra_files(source: str | Path, target: str | Path) -> list[str]:
-    """Copies the tokenizer and generation files of a model folder; returns their names."""
-    found = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
-    for name in found:
-        shutil.copyfile(Path(source) / name, Path(target) / name)
-    return found
+def companion_files(directory: str | Path) -> list[Path]:
+    """Tokenizer and generation files of a model folder, without config.json."""
+    return sorted(file for pattern in COMPANIONS for file in Path(directory).glob(pattern) if file.is_file())
 
 
 def save_hf(
@@ -721,8 +739,8 @@ def save_hf(
     """A Hugging Face folder: weights and config.json. Returns the names of the files."""
     files = save_params(directory, config, params, names=names, shard_size=shard_size)
     values = config_to_hf(config, original)
-    if original is None and config.vision is not None:
-        values |= CHAT_DEFAULTS
+    if (original or {}).get("model_type") != values["model_type"]:
+        values["torch_dtype"] = str(np.dtype(params["embed"]["embedding"].dtype))
     write_json(Path(directory) / "config.json", values)
     return [*files, "config.json"]
 
