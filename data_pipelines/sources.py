@@ -194,4 +194,4 @@ def shard_names(paths: Sequence[str]) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    return name.removesuffix(".tar").removesuffix(".parquet")
+    return name.removesuffix(".tar").removesuffix(".parquet").removesuffix(".array_record")

@@ -10,8 +10,9 @@ import mmap
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.errors import DataError
 
@@ -102,15 +103,31 @@ def is_dir(path: str) -> bool:
     return os.path.isdir(local_path(path))
 
 
-def list_dir(path: str) -> list[str]:
-    """Sorted names of the files (not folders) in a folder."""
+def list_dir(path: str) -> list[tuple[str, int, str]]:
+    """(name, bytes, mark that changes with the content) of the files in a folder, sorted by name; no folders.
+
+    Raises DataError if the folder cannot be listed.
+    """
+    try:
+        if is_remote(path):
+            fs, inner = filesystem(path)
+            entries = [entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
+            return sorted((basename(e["name"]), int(e["size"] or 0), _marks(e)) for e in entries)
+        with os.scandir(local_path(path) or ".") as found:
+            files = [(entry.name, entry.stat()) for entry in found if entry.is_file()]
+            return sorted((name, status.st_size, f"{status.st_size}:{status.st_mtime_ns}") for name, status in files)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be listed ({error.strerror or error})") from None
+
+
+def walk(path: str) -> list[str]:
+    """Sorted paths of the folders at and below ``path`` that hold files; hidden ones are left out."""
     if is_remote(path):
         fs, inner = filesystem(path)
-        return sorted(
-            e["name"].rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(inner, detail=True) if e["type"] == "file"
-        )
-    with os.scandir(local_path(path)) as entries:
-        return sorted(e.name for e in entries if e.is_file())
+        folders = {fs.unstrip_protocol(parent(file)) for file in fs.find(inner)}
+    else:
+        folders = {folder for folder, _, files in os.walk(local_path(path)) if files}
+    return sorted(folder for folder in folders if not re.search(r"/\.[^/]", folder.removeprefix(path)))
 
 
 def join(folder: str, name: str) -> str:
@@ -244,11 +261,15 @@ class _RemoteView(ScanView):
         return self._file.read(min(length, self.size - offset))
 
 
+def _marks(info: Mapping[str, Any]) -> str:
+    return repr(sorted((key, str(value)) for key, value in info.items() if key.lower() in _MARKS))
+
+
 def stamp(path: str) -> str:
     """Changes when the file does: size and time of change (local), the file system's marks of content (remote)."""
     if is_remote(path):
         fs, inner = filesystem(path)
-        return repr(sorted((k, str(v)) for k, v in fs.info(inner).items() if k.lower() in _MARKS))
+        return _marks(fs.info(inner))
     status = os.stat(local_path(path))
     return f"{status.st_size}:{status.st_mtime_ns}"
 

@@ -8,7 +8,7 @@ at the next valid one, so that only the members hit are lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from data_pipelines import headers, storage
@@ -129,8 +129,8 @@ class Source(IndexedSource):
     """Tars read in place: images and texts are byte ranges. Keys are SHARD/KEY."""
 
 
-class _Group:
-    """The members of one sample, as they are found."""
+class Group:
+    """The members of one sample, as (offset, bytes) each."""
 
     __slots__ = ("caption", "extensions", "images", "json", "key")
 
@@ -152,6 +152,20 @@ class _Group:
             self.json = self.json or place
 
 
+def group_members(found: Iterable[tuple[str, int, int]]) -> list[Group]:
+    """Samples made of (path, offset, bytes) members. A second member of the same name begins a sample of its own."""
+    groups: list[Group] = []
+    latest: dict[str, Group] = {}
+    for name, offset, size in found:
+        key, extension = split_key(name)
+        group = latest.get(key)
+        if group is None or extension in group.extensions:
+            group = latest[key] = Group(key)
+            groups.append(group)
+        group.add(extension, (offset, size))
+    return groups
+
+
 def scan(path: str, meta: Mapping[str, Any], caption_key: str | None = None, hash_images: bool = False) -> ShardIndex:
     """Indexes a tar. ``caption_key`` takes the caption from that field of KEY.json instead of KEY.txt.
 
@@ -159,59 +173,68 @@ def scan(path: str, meta: Mapping[str, Any], caption_key: str | None = None, has
     """
     builder = IndexBuilder()
     with storage.scan_view(path) as view:
-        groups: list[_Group] = []
-        latest: dict[str, _Group] = {}
-        for name, offset, size in members(view, builder.problems):
-            key, extension = split_key(name)
-            group = latest.get(key)
-            if group is None or extension in group.extensions:
-                group = latest[key] = _Group(key)
-                groups.append(group)
-            group.add(extension, (offset, size))
+        groups = group_members(members(view, builder.problems))
         for group in groups:
-            _add(builder, view, group, caption_key, hash_images)
+            add_sample(builder, view, group, caption_key, hash_images)
     builder.problems.extend(stats_problems(path, len(groups)))
     return builder.build(meta)
 
 
-def _add(
-    builder: IndexBuilder, view: storage.ScanView, group: _Group, caption_key: str | None, hash_images: bool
+def add_sample(
+    builder: IndexBuilder,
+    view: storage.ScanView,
+    group: Group,
+    caption_key: str | None,
+    hash_images: bool,
+    file_name: Callable[[int], str] = lambda offset: "",
 ) -> None:
-    reason, scores, record, images, metadata = None, {}, None, [], {}
-    text = (0, 0, Form.NONE)
+    """Looks at the members of a sample and adds it to the index, with the reason if it cannot be used.
+
+    ``file_name`` gives the name to be kept of the member at an offset, where members are files.
+    """
+    reason, record, images, metadata, text = None, None, [], {}, (0, 0, Form.NONE)
     try:
-        if group.json:
-            try:
-                metadata = parse_json(_read_text(view, group.json))
-                scores = scores_of(metadata)
-            except BadSample:
-                if caption_key or not group.caption:  # a broken side file does not spoil a sample that does not need it
-                    raise
+        metadata = _metadata(view, group, caption_key)
         text = _text_part(group, metadata, caption_key)
         if text[2] == Form.JSON:
             record = from_object(metadata, caption_key or "caption")
-        elif group.caption:
-            record = parse(Form.CAPTION, _read_text(view, group.caption))
         else:
-            record = parse(Form.NONE, b"")
+            record = parse(text[2], _read_text(view, text[:2]) if group.caption else b"")
     except BadSample as error:
         reason = error.reason
     try:
         for offset, size in group.images:
             if offset + size > view.size:
                 raise BadSample("truncated")
-            images.append(ImagePart(offset, size, headers.read_header(view.read(offset, size)).size))
-        if not images and (record is None or (not record.conversations and record.text is None)):
+            header = headers.read_header(view.read(offset, size))
+            images.append(ImagePart(offset, size, header.size, file_name(offset)))
+        if not images and (record is None or record.caption is not None):
             raise BadSample("no_image")
     except BadSample as error:
         reason, images = error.reason, []
-    image_hash = _image_hash(view, images, metadata, hash_images)
     builder.add(
-        group.key, images=images, text=text, record=record, scores=scores, image_hash=image_hash, reason=reason
-    )  # fmt: skip
+        group.key,
+        images=images,
+        text=text,
+        text_name=file_name(text[0]) if text[2] else "",
+        record=record,
+        scores=scores_of(metadata),
+        image_hash=_image_hash(view, images, metadata, hash_images),
+        reason=reason,
+    )
 
 
-def _text_part(group: _Group, metadata: Mapping[str, Any], caption_key: str | None) -> tuple[int, int, int]:
+def _metadata(view: storage.ScanView, group: Group, caption_key: str | None) -> dict[str, Any]:
+    """The object in the sample's JSON member; a broken one does not spoil a sample that does not need it."""
+    try:
+        return parse_json(_read_text(view, group.json)) if group.json else {}
+    except BadSample:
+        if caption_key or not group.caption:
+            raise
+        return {}
+
+
+def _text_part(group: Group, metadata: Mapping[str, Any], caption_key: str | None) -> tuple[int, int, int]:
     """(offset, length, form) of the member that holds the sample's text."""
     talks = "conversations" in metadata or "messages" in metadata
     if group.json and (caption_key or talks or not group.caption):
@@ -247,7 +270,7 @@ def stats_problems(shard: str, found: int) -> list[str]:
     place = stem + "_stats.json"
     if not storage.exists(place):
         folder = storage.parent(shard)
-        others = any(name.endswith("_stats.json") for name in storage.list_dir(folder or "."))
+        others = any(name.endswith("_stats.json") for name, _, _ in storage.list_dir(folder))
         return ["unfinished: no stats file, while other shards of the folder have theirs"] if others else []
     try:
         successes = json.loads(storage.read_bytes(place)).get("successes")

@@ -1,0 +1,87 @@
+"""Folders of loose files: img2dataset's ``files`` output (KEY.jpg, KEY.txt, KEY.json), any images with captions.
+
+Every folder that holds files is one shard; the members of a sample are told by name as in tars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from data_pipelines import storage
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.formats.tar import add_sample, group_members, stats_problems
+from data_pipelines.indexed import IndexedSource
+from data_pipelines.records import Record, parse
+from data_pipelines.shard_index import IndexBuilder, ShardIndex
+
+
+def find(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Every folder at or below the paths that holds files of samples."""
+    for path in paths:
+        if not storage.is_dir(path):
+            raise DataError(f"{path}: not a folder, as kind 'files' needs")
+        folders = storage.walk(path)
+        if not folders:
+            raise DataError(f"{path}: no files in it")
+        yield from ((folder, {}, 1.0) for folder in folders)
+
+
+def stamp(path: str, options: Mapping[str, Any]) -> str:
+    """Hash of names, sizes and times of change of all files."""
+    return storage.digest(*(f"{name} {mark}" for name, _, mark in storage.list_dir(path)))
+
+
+class _FolderView(storage.ScanView):
+    """The files of a folder as members of one archive: file i lies at offset i << 40."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.entries = [entry for entry in storage.list_dir(path) if _is_member(entry[0])]
+        self.size = len(self.entries) << 40
+
+    def members(self) -> Iterator[tuple[str, int, int]]:
+        for i, (name, size, _) in enumerate(self.entries):
+            yield name, i << 40, size
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            return storage.Blob(storage.join(self.path, self.name(offset))).read(0, length)
+        except (DataError, OSError) as error:
+            raise BadSample("unreadable", detail=str(error)) from None
+
+    def name(self, offset: int) -> str:
+        return self.entries[offset >> 40][0]
+
+
+def _is_member(name: str) -> bool:
+    """Not a hidden file, and not one of those that lie beside samples: statistics, metadata, indices."""
+    return not name.startswith((".", "_")) and not name.endswith(("_stats.json", ".parquet", ".npz", ".tar", ".jsonl"))
+
+
+def scan(path: str, meta: Mapping[str, Any], caption_key: str | None = None, hash_images: bool = False) -> ShardIndex:
+    """Indexes the files directly in a folder. Raises DataError if it cannot be listed."""
+    builder = IndexBuilder()
+    view = _FolderView(path)
+    groups = group_members(view.members())
+    for group in groups:
+        add_sample(builder, view, group, caption_key, hash_images, view.name)
+    builder.problems.extend(stats_problems(path, len(groups)))
+    return builder.build(meta)
+
+
+class Source(IndexedSource):
+    """Loose files. Keys are FOLDER/KEY."""
+
+    def _record(self, index: int) -> Record:
+        arrays = self._table.arrays
+        name = self._table.strings("text_name")[index] if "text_name" in arrays else ""
+        data = self._file(index, name) if name else b""
+        return parse(int(arrays["text_form"][index]), data, self._options(index).get("caption_key") or "caption")
+
+    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
+        names = self._table.strings("image_name") if "image_name" in self._table.arrays else ()
+        return tuple(self._file(index, names[i]) for i in self._image_range(index))
+
+    def _file(self, index: int, name: str) -> bytes:
+        return storage.read_bytes(storage.join(self._path(index), name))

@@ -1,0 +1,256 @@
+"""Parquet with images in a column: img2dataset's ``parquet`` output, tables of {bytes, path} structs or lists of them.
+
+Random access to a row costs the reading of its row group, so the groups used last are kept; parquet is best read in
+long runs (shuffle "local"), or rewritten once by ``data_pipelines.build``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines import headers, storage
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.formats.tar import stats_problems
+from data_pipelines.indexed import IndexedSource
+from data_pipelines.records import Form, Record, from_object
+from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
+
+IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "images", "image_bytes")
+_TEXT_COLUMNS = ("caption", "conversations", "messages", "text")
+_FILES_KEPT, _GROUPS_KEPT = 8, 4  # per thread, and of these per file
+_SMALL_GROUP = 1 << 27  # bytes up to which a row group is kept whole
+_BATCH = 64
+_FAILURES = ("failed_to_download", "failed_to_resize")  # values of img2dataset's column "status"
+
+
+@contextlib.contextmanager
+def open_parquet(path: str) -> Iterator[Any]:
+    """A seekable file object. Raises DataError if it cannot be opened."""
+    try:
+        if storage.is_remote(path):
+            fs, inner = storage.filesystem(path)
+            file = fs.open(inner, "rb")
+        else:
+            file = open(storage.local_path(path), "rb")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror or error})") from None
+    with file:
+        yield file
+
+
+def _columns(names: Sequence[str], image_key: str | None, caption_key: str | None) -> tuple[str | None, list[str]]:
+    """(image column, text columns). Raises DataError if there is nothing to read or a named column is missing."""
+    for key in (image_key, caption_key):
+        if key and key not in names:
+            raise DataError(f"no column {key!r}; columns: {', '.join(names)}")
+    image = image_key or next((name for name in IMAGE_COLUMNS if name in names), None)
+    texts = [caption_key] if caption_key else [name for name in _TEXT_COLUMNS if name in names]
+    if image is None and not set(texts) & {"text", "conversations", "messages"}:
+        raise DataError(f"no column of images; set image_key to one of: {', '.join(names)}")
+    return image, texts
+
+
+def scan(
+    path: str,
+    meta: Mapping[str, Any],
+    image_key: str | None = None,
+    caption_key: str | None = None,
+    hash_images: bool = False,
+) -> ShardIndex:
+    """Indexes a parquet file; a sample's offset is its row, its key the column "key" or the row's number.
+
+    What cannot be read is named in ``problems``; the rows of a broken group count as "corrupt_row_group".
+    Raises DataError if the file cannot be opened or has no fitting column.
+    """
+    builder = IndexBuilder()
+    with open_parquet(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+        except (pa.ArrowException, OSError) as error:
+            builder.problems.append(f"corrupt: not a whole parquet file ({_first_line(error)})")
+            return builder.build(meta)
+        names = parquet.schema_arrow.names
+        try:
+            image, texts = _columns(names, image_key, caption_key)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        wanted = {"key", "status", "sha256", image, *texts, *(n for n in names if scores_of({n: 0.0}))}
+        row = pictured = 0
+        for group, count in enumerate(groups):
+            done = row
+            try:
+                for batch in parquet.iter_batches(
+                    _BATCH, row_groups=[group], columns=[n for n in names if n in wanted]
+                ):
+                    for value in _rows(batch):
+                        pictured += _add(builder, done, value, image, caption_key, hash_images)
+                        done += 1
+            except (pa.ArrowException, OSError) as error:
+                builder.problems.append(f"corrupt: row group {group} ({_first_line(error)})")
+            for lost in range(done, row + count):
+                builder.add(f"row{lost}", reason="corrupt_row_group")
+            row += count
+    builder.problems.extend(stats_problems(path, pictured))
+    return builder.build(meta)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows as dicts; a string that is not UTF-8 is given as bytes."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns):
+        try:
+            columns[name] = column.to_pylist()
+        except UnicodeDecodeError:
+            columns[name] = [_text(value) for value in column.cast(pa.binary()).to_pylist()]
+    for i in range(batch.num_rows):
+        yield {name: values[i] for name, values in columns.items()}
+
+
+def _text(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _record(value: Mapping[str, Any], caption_key: str | None) -> Record:
+    """The text of a row. Image columns are looked at elsewhere."""
+    name = caption_key or "caption"
+    for key in (name, "text"):
+        if isinstance(value.get(key), bytes):
+            raise BadSample("caption_not_utf8", detail=repr(value[key][:40]))
+    talks = {key: value[key] for key in ("conversations", "messages") if value.get(key) is not None}
+    if talks and not caption_key:
+        return from_object(talks)
+    if name in value:
+        return from_object({"caption": value[name]})
+    return from_object({"text": value.get("text")})
+
+
+def image_bytes(value: Any) -> tuple[bytes, ...]:
+    """Encoded images in a cell: bytes, {"bytes": ...}, or a list of these. Raises BadSample."""
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return tuple(image for item in value for image in image_bytes(item))
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes):
+        raise BadSample("no_image", detail=f"the cell holds {type(value).__name__} instead of bytes")
+    return (value,)
+
+
+def _add(
+    builder: IndexBuilder, row: int, value: Mapping[str, Any], image: str | None, caption_key: str | None, hashes: bool
+) -> bool:
+    """Adds a row to the index; returns whether its image cell holds anything."""
+    reason, record, data, parts, image_hash = None, None, (), [], 0
+    try:
+        record = _record(value, caption_key)
+    except BadSample as error:
+        reason = error.reason
+    try:
+        data = image_bytes(value.get(image)) if image else ()
+        if image and not data and (record is None or record.caption is not None):
+            raise BadSample(value.get("status") if value.get("status") in _FAILURES else "no_image")
+        parts = [ImagePart(row, len(d), headers.read_header(d).size) for d in data]
+        if data and isinstance(value.get("sha256"), str):
+            image_hash = hash64(value["sha256"].encode())
+        elif data and hashes:
+            image_hash = hash64(b"".join(data))
+    except BadSample as error:
+        reason, parts = error.reason, []
+    key = value.get("key")
+    builder.add(
+        str(key) if key is not None and not isinstance(key, bytes) else f"row{row}",
+        images=parts,
+        text=(row, 0, Form.JSON),
+        record=record,
+        scores=scores_of({k: v for k, v in value.items() if v is not None}),
+        image_hash=image_hash,
+        reason=reason,
+    )
+    return bool(data)
+
+
+class _Reader:
+    """Rows of one file. Small row groups are kept whole, big ones streamed. Not for several threads at once."""
+
+    def __init__(self, path: str):
+        self._context = open_parquet(path)
+        self._parquet = pq.ParquetFile(self._context.__enter__(), buffer_size=1 << 20)
+        groups = [self._parquet.metadata.row_group(g) for g in range(self._parquet.num_row_groups)]
+        self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+        self._bytes = [group.total_byte_size for group in groups]
+        self.names = self._parquet.schema_arrow.names
+        self._group = functools.lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
+        self._stream: tuple[int, tuple[str, ...]] | None = None  # group and columns being streamed
+
+    def _read_group(self, group: int, columns: tuple[str, ...]) -> pa.RecordBatch:
+        table = self._parquet.read_row_group(group, columns=list(columns)).combine_chunks()
+        return table.to_batches()[0]
+
+    def row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        row -= int(self._ends[group - 1]) if group else 0
+        if self._bytes[group] <= _SMALL_GROUP:
+            return next(_rows(self._group(group, columns).slice(row, 1)))
+        batch, start = self._streamed(group, columns, row)
+        return next(_rows(batch.slice(row - start, 1)))
+
+    def _streamed(self, group: int, columns: tuple[str, ...], row: int) -> tuple[pa.RecordBatch, int]:
+        """(the batch of a big group that holds ``row``, the row it starts at): cheap if rows are asked for in order."""
+        if self._stream is None or self._stream[:2] != (group, columns) or row < self._start:
+            self._stream = (group, columns)
+            self._batches = self._parquet.iter_batches(_BATCH, row_groups=[group], columns=list(columns))
+            self._start, self._batch = 0, next(self._batches)
+        while row >= self._start + self._batch.num_rows:
+            self._start += self._batch.num_rows
+            self._batch = next(self._batches)
+        return self._batch, self._start
+
+
+_local = threading.local()
+
+
+def _reader(path: str) -> _Reader:
+    """This thread's reader of a file; the ones used last are kept."""
+    if getattr(_local, "pid", None) != os.getpid():
+        _local.pid, _local.readers = os.getpid(), functools.lru_cache(maxsize=_FILES_KEPT)(_Reader)
+    return _local.readers(path)
+
+
+class Source(IndexedSource):
+    """Rows of parquet files. Keys are FILE/KEY."""
+
+    def _row(self, index: int, images: bool) -> Any:
+        options = self._options(index)
+        caption_key = options.get("caption_key")
+        try:
+            reader = _reader(self._path(index))
+            image, texts = _columns(reader.names, options.get("image_key"), caption_key)
+            columns = (image,) if images else tuple(texts)
+            value = reader.row(int(self._table.arrays["text_offset"][index]), columns)
+        except (pa.ArrowException, StopIteration, ValueError) as error:
+            raise BadSample("unreadable", detail=_first_line(error)) from None
+        return image_bytes(value[image]) if images else _record(value, caption_key)
+
+    def _record(self, index: int) -> Record:
+        return self._row(index, images=False)
+
+    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
+        return self._row(index, images=True) if self._table.arrays["image_count"][index] else ()
