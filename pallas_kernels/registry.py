@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import json
 import logging
+from collections.abc import Iterator
 from importlib import resources
 
 import jax
@@ -13,6 +16,7 @@ import jax
 from pallas_kernels.base import Implementation, Problem, Unavailable
 
 log = logging.getLogger(__name__)
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
 # Modules are imported when first asked for: `import pallas_kernels` must not pull in CUDA or TPU code.
 IMPLEMENTATIONS = {
@@ -36,9 +40,22 @@ def implementation_class(name: str) -> type[Implementation]:
         raise Unavailable(f"{name}: {error}") from error
 
 
+@contextlib.contextmanager
+def targeting(device: str | jax.Device) -> Iterator[None]:
+    """Choose for an absent device (a key or a described device) while tracing, for ahead-of-time compilation."""
+    token = _target.set(device if isinstance(device, str) else device_key(device))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def device_key(device: jax.Device | None = None) -> str:
-    """Key of the tuning table of a device (the first one by default): "cpu", "tpu_v5e", "nvidia_h200", ..."""
-    device = jax.devices()[0] if device is None else device
+    """Key of a device's tuning table: "cpu", "tpu_v5e", "nvidia_h200", ... By default the device that is traced for."""
+    if device is None:
+        if target := _target.get():
+            return target
+        device = jax.devices()[0]
     if device.platform == "cpu":
         return "cpu"
     kind = "_".join(device.device_kind.lower().replace("-", " ").split())
