@@ -1,0 +1,44 @@
+"""Trains one stage of Mono-InternVL; run again on the same workdir, it resumes.
+
+The config is a Python file with get_config() -> ml_collections.ConfigDict; its keys are those of
+experiments/run.py (RunConfig): stage, data, model or init, steps or epochs, optim, mesh, dtype, ...
+Stages: S0 (text only), S1.1, S1.2, S1.3, S2, their EViP++ forms (S1.1++ ...), and the ablations delta,
+full, S1.3-frozen-attention.
+
+SIGTERM or Ctrl-C saves a checkpoint and exits with code 75; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import cli, config_file
+from experiments.run import RunConfig, run_stage
+from mono_jax.loop import PREEMPTED, Preempted
+
+EXAMPLES = """examples:
+  python experiments/train.py --config=experiments/configs/demo.py:S1.1 --workdir=runs/s1_1
+  python experiments/train.py --config=my_config.py --workdir=runs/a --config.optim.learning_rate=1e-4
+  python experiments/train.py --config=my_config.py --workdir=runs/b --config.mesh.fsdp=8 --config.steps=2000
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.parser(__doc__, EXAMPLES)
+    parser.add_argument("--workdir", required=True, help="checkpoints, metrics and the resulting model go here")
+    args, config = config_file.parse(parser, argv)
+    try:
+        result = run_stage(RunConfig.from_dict(config.to_dict()), Path(args.workdir))
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return PREEMPTED
+    print(f"done: step {result['step']}, loss {result['loss']}, model in {result['model']}")
+    if args.json:
+        cli.json_line(result)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
