@@ -14,19 +14,7 @@
 Sources: scikit-learn's handwritten digits, the easy-vqa package, the photographs bundled with scikit-image,
 docstrings of installed packages, rendered text and composed scenes (`scenes.py`).
 
-The manifest (``load_manifest`` gives it with absolute paths):
-
-    {"version", "seed", "tile_size", "token_pixels", "tokenizer": FOLDER,
-     "stages": {"s0" | "s1_1" | "s1_2" | "s1_3" | "s2":
-                    {"samples": N, "sources": [{"name", "spec": {"kind", "paths", ...}, "weight"?, "prompts"?}]}},
-     "heldout": {"text": FILE,
-                 "captions": {"path", "image_root", "samples"},
-                 "questions": {"path", "image_root", "samples", "majority_answer", "majority_accuracy"},
-                 "easy_vqa": {... as questions}},
-     "packages": {NAME: VERSION}}
-
-``sources`` entries are what ``SourceConfig`` takes. Every line of a held-out file is a LLaVA record (``id``, ``image``,
-``conversations`` with one question and its answer) plus ``kind`` (the skill, or the sort of picture).
+``build_demo_sets`` returns the manifest, whose form `sets.py` describes.
 """
 
 from __future__ import annotations
@@ -37,12 +25,9 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
-import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,15 +37,24 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines import prose, scenes, shards
 from data_pipelines.errors import DataError
+from data_pipelines.sets import (
+    CAPTION_PROMPT,
+    S1_3_SHARES,
+    STAGES,
+    Conversation,
+    Counts,
+    Progress,
+    build_part,
+    heldout_entry,
+    load_manifest,
+    train_tokenizer,
+    write_documents,
+    write_manifest,
+)
 
 VERSION = 1
-CAPTION_PROMPT = "provide a one-sentence caption for the image"
 DETECTION_PROMPT = "detect the shapes in the image"
 OCR_PROMPT = "read the text in the image"
-ADDED_TOKENS = (
-    "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>",
-    "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>",
-)  # fmt: skip
 PHOTOS = {
     "astronaut.png": "an astronaut",
     "brick.png": "a brick wall",
@@ -79,7 +73,6 @@ PHOTOS = {
     "retina.jpg": "a retina",
     "rocket.jpg": "a rocket",
 }
-STAGES = ("s0", "s1_1", "s1_2", "s1_3", "s2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,14 +221,14 @@ class DemoSets:
 
     # Text -------------------------------------------------------------------------------------------------------------
 
-    def write_text(self, folder: Path) -> dict[str, int]:
+    def write_text(self, folder: Path) -> Counts:
         documents = list(prose.documents())
         order = self.rng("text").permutation(len(documents))
-        train = [documents[i] for i in order if not documents[i].heldout()]
-        heldout = [documents[i] for i in order if documents[i].heldout()]
+        train = [documents[i].paragraphs for i in order if not documents[i].heldout()]
+        heldout = [documents[i].paragraphs for i in order if documents[i].heldout()]
         return {
-            "train_bytes": _write_documents(folder / "train.txt", train, self.sizes.text_bytes),
-            "heldout_bytes": _write_documents(folder / "heldout.txt", heldout, self.sizes.text_bytes // 20),
+            "train_bytes": write_documents(folder / "train.txt", train, self.sizes.text_bytes),
+            "heldout_bytes": write_documents(folder / "heldout.txt", heldout, self.sizes.text_bytes // 20),
         }
 
     def paragraphs(self) -> list[str]:
@@ -243,7 +236,7 @@ class DemoSets:
 
     # Stage 1 ----------------------------------------------------------------------------------------------------------
 
-    def write_s1_1(self, folder: Path) -> dict[str, int]:
+    def write_s1_1(self, folder: Path) -> Counts:
         """Alt text as written; one in fifty belongs to another picture."""
         with shards.ShardWriter(folder, samples_per_shard=1000) as writer:
             for index in range(self.sizes.s1_1):
@@ -252,7 +245,7 @@ class DemoSets:
                 _write_pair(writer, picture, self.painter.any(rng).alt if index % 50 == 49 else picture.alt)
         return {"pairs": writer.samples}
 
-    def write_s1_2(self, folder: Path) -> dict[str, int]:
+    def write_s1_2(self, folder: Path) -> Counts:
         captions = []
         with shards.ShardWriter(folder, samples_per_shard=1000) as writer:
             for index in range(self.sizes.s1_2):
@@ -261,18 +254,18 @@ class DemoSets:
         shards.write_jsonl(folder / "captions.jsonl", captions)
         return {"pairs": writer.samples}
 
-    def write_s1_3(self, folder: Path) -> dict[str, int]:
-        """Shares of the paper's stage S1.3: captions 53.9 %, detection 5.2 %, OCR 40.9 %."""
+    def write_s1_3(self, folder: Path) -> Counts:
+        """Captions, detection and OCR in the shares of the paper."""
         words = self._common_words()
-        painters: dict[str, tuple[float, Callable[[np.random.Generator], tuple[Picture, str]]]] = {
-            "caption": (0.539, lambda rng: _with_caption(self.painter.any(rng))),
-            "detection": (0.052, self._detection),
-            "ocr": (0.409, lambda rng: _with_caption(self.painter.words(rng, words))),
+        painters: dict[str, Callable[[np.random.Generator], tuple[Picture, str]]] = {
+            "caption": lambda rng: _with_caption(self.painter.any(rng)),
+            "detection": self._detection,
+            "ocr": lambda rng: _with_caption(self.painter.words(rng, words)),
         }
         counts = {}
-        for name, (share, paint) in painters.items():
+        for name, paint in painters.items():
             with shards.ShardWriter(folder / name, samples_per_shard=1000) as writer:
-                for index in range(round(share * self.sizes.s1_3)):
+                for index in range(round(S1_3_SHARES[name] * self.sizes.s1_3)):
                     _write_pair(writer, *paint(self.rng(f"s1_3/{name}", index)))
             counts[name] = writer.samples
         return counts
@@ -288,7 +281,7 @@ class DemoSets:
 
     # Stage 2 ----------------------------------------------------------------------------------------------------------
 
-    def write_s2(self, folder: Path) -> dict[str, int]:
+    def write_s2(self, folder: Path) -> Counts:
         makers: dict[str, tuple[float, Callable[[np.random.Generator, str], Conversation]]] = {
             "scenes": (0.68, self._talk_scene),
             "easy_vqa": (0.15, self._talk_easy_vqa),
@@ -354,7 +347,7 @@ class DemoSets:
 
     # Held out ---------------------------------------------------------------------------------------------------------
 
-    def write_heldout(self, folder: Path) -> dict[str, int]:
+    def write_heldout(self, folder: Path) -> Counts:
         asked = {
             "captions": (self.sizes.heldout_captions, self._exam_caption),
             "questions": (self.sizes.heldout_questions, self._exam_question),
@@ -388,33 +381,8 @@ class DemoSets:
 
     # Tokenizer --------------------------------------------------------------------------------------------------------
 
-    def write_tokenizer(self, folder: Path) -> dict[str, int]:
-        """SentencePiece BPE with byte fallback, laid out as InternLM2's: <unk> 0, <s> 1, </s> 2; added tokens last."""
-        import sentencepiece
-
-        folder.mkdir(parents=True, exist_ok=True)
-        model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(self._sentences()),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=self.vocabulary,
-            byte_fallback=True,
-            character_coverage=0.9999,
-            split_digits=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            minloglevel=2,
-        )
-        (folder / "tokenizer.model").write_bytes(model.getvalue())
-        added = {token: self.vocabulary + i for i, token in enumerate(ADDED_TOKENS)}
-        (folder / "added_tokens.json").write_text(json.dumps(added, indent=1))
-        return {"base": self.vocabulary, "added": len(added)}
+    def write_tokenizer(self, folder: Path) -> Counts:
+        return train_tokenizer(folder, self._sentences(), self.vocabulary)
 
     def _sentences(self) -> Iterator[str]:
         """The prose, and every caption, question and answer that is trained on."""
@@ -428,46 +396,6 @@ class DemoSets:
             for record in shards.read_jsonl(path):
                 yield from (turn["value"].rsplit("\n", 1)[-1] for turn in record["conversations"])
         yield from ["user", "assistant", "system", CAPTION_PROMPT, DETECTION_PROMPT, OCR_PROMPT] * 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversation:
-    """Pictures and (question, answer) turns about them, on their way into a JSONL file in the form of LLaVA."""
-
-    id: str
-    images: list[Image.Image]
-    turns: list[tuple[str, str]]
-    kind: str | None = None
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Writes the images as PNG into ``folder`` and returns the record that names them."""
-        folder.mkdir(parents=True, exist_ok=True)
-        names = []
-        for number, image in enumerate(self.images):
-            names.append(f"{self.id}.png" if len(self.images) == 1 else f"{self.id}_{number}.png")
-            image.save(folder / names[-1])
-        turns = list(self.turns)
-        if names and "<image>" not in turns[0][0]:
-            turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
-        record: dict[str, Any] = {"id": self.id, "conversations": shards.conversation(turns)}
-        if names:
-            record["image"] = names[0] if len(names) == 1 else names
-        if self.kind:
-            record["kind"] = self.kind
-        return record
-
-
-def _write_documents(path: Path, documents: list[prose.Document], limit: int) -> int:
-    """Writes whole documents up to ``limit`` bytes; one paragraph a line, a blank line behind each document."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with path.open("w", encoding="utf-8") as file:
-        for document in documents:
-            text = "\n".join(document.paragraphs) + "\n\n"
-            if written and written + len(text) > limit:
-                continue
-            written += file.write(text)
-    return written
 
 
 def _write_pair(writer: shards.ShardWriter, picture: Picture, text: str) -> str:
@@ -491,7 +419,7 @@ def build_demo_sets(
     edge: int = 64,
     token_pixels: int = 16,
     vocabulary: int = 1024,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Builds the demo sets, or what is missing of them, and returns the manifest with absolute paths.
 
@@ -533,43 +461,16 @@ def build_demo_sets(
         "tokenizer": sets.write_tokenizer,
     }
     try:
-        counts = {name: _build_part(root, name, settings, write, say) for name, write in parts.items()}
+        counts = {name: build_part(root, name, settings, write, say) for name, write in parts.items()}
     except ImportError as error:
         raise DataError(f"the demo sets need the package {error.name}: pip install -r requirements.txt") from error
     manifest = _manifest(root, settings, token_pixels, counts)
-    partial = root / ".manifest.json.part"
-    partial.write_text(json.dumps(manifest, indent=1))
-    os.replace(partial, root / "manifest.json")
+    write_manifest(root, manifest)
     return load_manifest(root)
 
 
-def _build_part(
-    root: Path,
-    name: str,
-    settings: Mapping[str, Any],
-    write: Callable[[Path], dict[str, int]],
-    say: Callable[[str], None],
-) -> dict[str, int]:
-    """Builds ``root/name`` beside its place and moves it there; an equal one that is there already is kept."""
-    done = root / name / "part.json"
-    if done.is_file():
-        record = json.loads(done.read_text())
-        if record["settings"] == settings:
-            return record["counts"]
-    start = time.monotonic()
-    partial = root / f".{name}.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    counts = write(partial)
-    (partial / "part.json").write_text(json.dumps({"settings": settings, "counts": counts}))
-    shutil.rmtree(root / name, ignore_errors=True)
-    os.replace(partial, root / name)
-    say(f"demo sets: {name} {json.dumps(counts)} in {time.monotonic() - start:.1f} s")
-    return counts
-
-
 def _manifest(
-    root: Path, settings: Mapping[str, Any], token_pixels: int, counts: Mapping[str, dict[str, int]]
+    root: Path, settings: Mapping[str, Any], token_pixels: int, counts: Mapping[str, Counts]
 ) -> dict[str, Any]:
     def source(name: str, spec: dict[str, Any], **options: Any) -> dict[str, Any]:
         return {"name": name, "spec": spec, **options}
@@ -577,14 +478,14 @@ def _manifest(
     def tar(folder: str, **options: str) -> dict[str, Any]:
         return {"kind": "tar", "paths": [f"{folder}/*.tar"], **options}
 
-    s1_3 = {"caption": (0.539, CAPTION_PROMPT), "detection": (0.052, DETECTION_PROMPT), "ocr": (0.409, OCR_PROMPT)}
+    s1_3 = {"caption": CAPTION_PROMPT, "detection": DETECTION_PROMPT, "ocr": OCR_PROMPT}
     sources = {
         "s0": [source("prose", {"kind": "text", "paths": ["text/train.txt"]})],
         "s1_1": [source("alt_text", tar("s1_1"), prompts=[CAPTION_PROMPT])],
         "s1_2": [source("captions", tar("s1_2", captions="s1_2/captions.jsonl"), prompts=[CAPTION_PROMPT])],
         "s1_3": [
-            source(name, tar(f"s1_3/{name}"), weight=weight, prompts=[prompt])
-            for name, (weight, prompt) in s1_3.items()
+            source(name, tar(f"s1_3/{name}"), weight=S1_3_SHARES[name], prompts=[prompt])
+            for name, prompt in s1_3.items()
         ],
         "s2": [
             source(name, {"kind": "jsonl", "paths": [f"s2/{name}.jsonl"], "image_root": "s2/images"})
@@ -602,7 +503,10 @@ def _manifest(
         "stages": {stage: {"samples": samples[stage], "sources": sources[stage]} for stage in STAGES},
         "heldout": {
             "text": "text/heldout.txt",
-            **{name: _heldout_entry(root, name) for name in ("captions", "questions", "easy_vqa")},
+            **{
+                name: heldout_entry(root, f"heldout/{name}.jsonl", graded=name != "captions")
+                for name in ("captions", "questions", "easy_vqa")
+            },
         },
         "packages": {
             name: _version(name) for name in ("scikit-learn", "scikit-image", "easy-vqa", "pillow", "sentencepiece")
@@ -610,41 +514,11 @@ def _manifest(
     }
 
 
-def _heldout_entry(root: Path, name: str) -> dict[str, Any]:
-    path = f"heldout/{name}.jsonl"
-    answers = collections.Counter(record["conversations"][1]["value"] for record in shards.read_jsonl(root / path))
-    entry: dict[str, Any] = {"path": path, "image_root": "heldout/images", "samples": answers.total()}
-    if name != "captions":
-        answer, times = answers.most_common(1)[0]
-        entry |= {"majority_answer": answer, "majority_accuracy": times / answers.total()}
-    return entry
-
-
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def load_manifest(out_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of built demo sets, its paths made absolute. Raises DataError if they are not built."""
-    root = Path(out_dir).absolute()
-    path = root / "manifest.json"
-    if not path.is_file():
-        raise DataError(f"{path} is missing: build the sets with `python -m data_pipelines.demo_sets --out={out_dir}`")
-    return _absolute(json.loads(path.read_text()), root)
-
-
-_PATH_KEYS = ("paths", "path", "captions", "image_root", "tokenizer", "text")
-
-
-def _absolute(value: Any, root: Path, key: str | None = None) -> Any:
-    if isinstance(value, dict):
-        return {k: _absolute(v, root, k) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_absolute(v, root, key) for v in value]
-    return str(root / value) if isinstance(value, str) and key in _PATH_KEYS else value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -666,7 +540,7 @@ def main(arguments: list[str] | None = None) -> int:
         manifest = build_demo_sets(options.out, seed=options.seed, sizes=sizes, progress=print)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     if options.json:
         print(json.dumps(manifest))
     return 0

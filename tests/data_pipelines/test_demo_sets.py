@@ -15,7 +15,7 @@ import pytest
 import sentencepiece
 from PIL import Image
 
-from data_pipelines import demo_sets, shards
+from data_pipelines import demo_sets, sets, shards
 from data_pipelines.errors import DataError
 
 SIZES = demo_sets.DemoSizes(
@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manifest(built: Path) -> dict[str, Any]:
-    return demo_sets.load_manifest(built)
+    return sets.load_manifest(built)
 
 
 def _files(root: Path) -> dict[str, bytes]:
@@ -57,7 +57,7 @@ def _pairs(folder: Path) -> list[tuple[str, Image.Image, str]]:
 
 
 def test_manifest_names_files_that_exist_and_their_samples(manifest: dict[str, Any], built: Path) -> None:
-    assert list(manifest["stages"]) == list(demo_sets.STAGES)
+    assert list(manifest["stages"]) == list(sets.STAGES)
     assert {s: v["samples"] for s, v in manifest["stages"].items() if s != "s0"} == {
         "s1_1": 60, "s1_2": 40, "s1_3": 60, "s2": 60,
     }  # fmt: skip
@@ -142,7 +142,7 @@ def test_a_second_build_changes_nothing_and_an_interrupted_one_goes_on(built: Pa
     with pytest.raises(KeyboardInterrupt):
         demo_sets.build_demo_sets(tmp_path, sizes=SIZES, progress=stop)
     with pytest.raises(DataError, match=r"manifest\.json is missing"):
-        demo_sets.load_manifest(tmp_path)
+        sets.load_manifest(tmp_path)
     (tmp_path / ".s1_3.part").mkdir()
     (tmp_path / ".s1_3.part/rubbish").touch()
     demo_sets.build_demo_sets(tmp_path, sizes=SIZES)
@@ -166,8 +166,8 @@ def test_other_settings_rebuild(built: Path, tmp_path: Path) -> None:
 def test_bad_arguments_are_one_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="no multiple of token_pixels=28"):
         demo_sets.build_demo_sets(tmp_path, token_pixels=28)
-    assert demo_sets.main([f"--out={tmp_path}", "--s2=3"]) == 1
+    assert demo_sets.main([f"--out={tmp_path}", "--s2=3"]) == 2
     assert capsys.readouterr().err == "error: demo set size s2=3: at least 20\n"
     (tmp_path / "file").touch()
-    assert demo_sets.main([f"--out={tmp_path}/file"]) == 1
+    assert demo_sets.main([f"--out={tmp_path}/file"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
