@@ -29,6 +29,7 @@ from experiments import cli
 from mono_jax import hf, optim, stages, train, tree
 from mono_jax.config import ModelConfig
 from mono_jax.errors import ConfigError, MonoJaxError
+from mono_jax.generate import Generator, Prompt, Sampling
 from mono_jax.model import Model, Params
 
 Case = Mapping[str, np.ndarray]
@@ -203,8 +204,6 @@ def _gradient_difference(ours: Mapping[str, np.ndarray], case: Case) -> float:
 
 def run_generate(config: ModelConfig, params: Params, case: Case) -> dict[str, Any]:
     """Greedy continuation, the image placeholder excluded from the choice."""
-    from mono_jax.generate import Generator, Prompt, Sampling
-
     config = with_tile_size(config, case)
     steps = case["generated"].shape[1]
     batch, _ = to_batch(config, case)
@@ -215,7 +214,7 @@ def run_generate(config: ModelConfig, params: Params, case: Case) -> dict[str, A
         patches = batch["patches"][row, :count] if count else None
         cells = batch["patch_cells"][row, :count] if count else None
         prompts.append(Prompt(ids[real[row]], patches, cells))
-    sampling = Sampling(max_new_tokens=steps, stop_tokens=(), return_logits=True)
+    sampling = Sampling(max_new_tokens=steps, return_logits=True)  # no stop tokens: all steps are compared
     results = Generator(config, params, jnp.float32).generate(prompts, sampling)
     tokens = np.stack([result.tokens for result in results])
     logits = np.stack([result.logits for result in results])
