@@ -160,10 +160,10 @@ class DataConfig:
     def limits(self) -> ImageLimits:
         return ImageLimits(self.max_image_pixels, self.max_image_bytes, self.min_image_side, self.max_aspect)
 
-    def digest(self, *fields: str) -> str:
-        """Hash (16 hex digits) of the named fields, for the names of files that depend on nothing else."""
-        values = {name: getattr(self, name) for name in fields}
-        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def digest(self, *fields: str, extra: str = "") -> str:
+        """Hash (16 hex digits) of the named fields and of `extra`."""
+        values = [{name: getattr(self, name) for name in fields}, extra]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # Fields that decide a sample's numbers of tokens (with its source and the tokenizer's files).

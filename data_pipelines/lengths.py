@@ -1,0 +1,171 @@
+"""Tokens of every sample of a source: counted once, exactly, without decoding an image, and kept in a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipelines.config import LENGTH_FIELDS, DataConfig, SourceConfig
+from data_pipelines.errors import BadSample
+from data_pipelines.images import SIZE_REASONS
+from data_pipelines.samples import SampleBuilder
+
+if TYPE_CHECKING:
+    from data_pipelines.sources import Source
+
+CHUNK = 65_536  # samples counted at a time; also what is lost when counting is interrupted
+_log = logging.getLogger(__name__)
+
+
+class Lengths:
+    """Token counts of the samples of one source.
+
+    Attributes:
+      counts: int32 [n, 2] (visual, text). A bad sample has visual = -1 - r, r an index of `reasons`; plain text, which
+        may be cut, has text = -(number of tokens).
+      reasons: why samples are bad.
+      bad: number of bad samples by reason.
+      plain: whether there is plain text.
+    """
+
+    def __init__(self, counts: np.ndarray, meta: Mapping[str, Any]):
+        self.counts = counts
+        self.reasons: list[str] = list(meta["reasons"])
+        self.bad: dict[str, int] = dict(meta["bad"])
+        self.plain: bool = bool(meta["plain"])
+
+    @classmethod
+    def of(
+        cls, source: Source, config: SourceConfig, builder: SampleBuilder, cache_dir: Path | None, workers: int = 0
+    ) -> Lengths:
+        """Counts, or takes from `cache_dir` what was counted before (an interrupted count goes on)."""
+        if cache_dir is None:
+            chunks = [count(source, config.prompts, builder, start) for start in range(0, len(source), CHUNK)]
+            return cls(*_joined(chunks))
+        name = f"{source.fingerprint()[:24]}-{length_digest(config, builder)}"
+        file = cache_dir / "lengths" / f"{name}.npy"
+        if not file.is_file():
+            _count_into(file, source, config, builder, workers)
+        return cls(np.load(file, mmap_mode="r"), json.loads(file.with_suffix(".json").read_text("utf-8")))
+
+
+def length_digest(config: SourceConfig, builder: SampleBuilder) -> str:
+    """Hash of all that decides the counts but the source's content."""
+    prompts = "\n".join(config.prompts)
+    return builder.config.digest(*LENGTH_FIELDS, extra=f"{builder.tokenizer.digest}\n{prompts}")
+
+
+def pick_prompt(prompts: tuple[str, ...], index: int) -> str:
+    """The prompt that goes with sample `index`: always the same."""
+    if len(prompts) == 1:
+        return prompts[0]
+    mixed = (index * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & (2**64 - 1)
+    return prompts[(mixed >> 33) % len(prompts)]
+
+
+def count(source: Source, prompts: tuple[str, ...], builder: SampleBuilder, start: int) -> tuple[np.ndarray, list[str]]:
+    """Token counts of `CHUNK` samples from `start` on, as in `Lengths`: counts and reasons."""
+    indices = np.arange(start, min(start + CHUNK, len(source)))
+    images, sizes = source.image_sizes(indices)
+    visual, codes = builder.visual_tokens(images, sizes)
+    reasons: dict[str, int] = {}
+    counts = np.stack([visual, np.zeros_like(visual)], axis=1).astype(np.int32)
+    for at, index in enumerate(indices.tolist()):
+        try:
+            if codes[at]:
+                raise BadSample(SIZE_REASONS[codes[at]])
+            tokens, plain = builder.text_tokens(source.read_text(index), int(images[at]), pick_prompt(prompts, index))
+            counts[at, 1] = -tokens if plain else tokens
+        except BadSample as error:
+            counts[at] = -1 - reasons.setdefault(error.reason, len(reasons)), 0
+    return counts, list(reasons)
+
+
+def _joined(chunks: list[tuple[np.ndarray, list[str]]]) -> tuple[np.ndarray, dict[str, Any]]:
+    """One array with one list of reasons."""
+    reasons: dict[str, int] = {}
+    bad: Counter[str] = Counter()
+    arrays = []
+    for counts, names in chunks:
+        counts = np.array(counts)
+        table = np.array([reasons.setdefault(name, len(reasons)) for name in names] or [0])
+        at = np.flatnonzero(counts[:, 0] < 0)
+        codes = table[-1 - counts[at, 0]]
+        counts[at, 0] = -1 - codes
+        bad.update(dict(zip(*np.unique(codes, return_counts=True))))
+        arrays.append(counts)
+    joined = np.concatenate(arrays) if arrays else np.zeros((0, 2), np.int32)
+    names = list(reasons)
+    meta = {
+        "reasons": names,
+        "bad": {names[c]: int(n) for c, n in bad.items()},
+        "plain": bool((joined[:, 1] < 0).any()),
+    }
+    return joined, meta
+
+
+def _count_into(file: Path, source: Source, config: SourceConfig, builder: SampleBuilder, workers: int) -> None:
+    parts = file.with_suffix(".part")
+    parts.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(source), CHUNK)
+    todo = [start for start in starts if not (parts / f"{start}.npz").is_file()]
+    _log.info(
+        "counting tokens of source %s: %d samples, %d of %d chunks to do",
+        config.name,
+        len(source),
+        len(todo),
+        len(starts),
+    )
+    if workers and len(todo) > 1:
+        with ProcessPoolExecutor(workers, get_context("spawn"), _start, (config, builder.config)) as pool:
+            for start, (counts, reasons) in zip(todo, pool.map(_count_there, todo)):
+                _save(parts / f"{start}.npz", counts, reasons)
+    else:
+        for start in todo:
+            _save(parts / f"{start}.npz", *count(source, config.prompts, builder, start))
+    joined, meta = _joined([_load(parts / f"{start}.npz") for start in starts])
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(meta), "utf-8")
+    temporary.replace(file.with_suffix(".json"))
+    with temporary.open("wb") as stream:
+        np.save(stream, joined)
+    temporary.replace(file)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _save(file: Path, counts: np.ndarray, reasons: list[str]) -> None:
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        np.savez(stream, counts=counts, reasons=np.array(reasons, str))
+    temporary.replace(file)
+
+
+def _load(file: Path) -> tuple[np.ndarray, list[str]]:
+    with np.load(file) as arrays:
+        return arrays["counts"], arrays["reasons"].tolist()
+
+
+_here: tuple[Source, tuple[str, ...], SampleBuilder] | None = None  # of a worker process
+
+
+def _start(config: SourceConfig, data: DataConfig) -> None:
+    global _here
+    from data_pipelines.sources import open_source
+
+    _here = open_source(config.spec), config.prompts, SampleBuilder(data)
+
+
+def _count_there(start: int) -> tuple[np.ndarray, list[str]]:
+    assert _here is not None
+    source, prompts, builder = _here
+    return count(source, prompts, builder, start)

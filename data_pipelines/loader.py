@@ -1,0 +1,255 @@
+"""Packed batches, each a pure function of the step: random access, any rows, on any number of hosts and workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.batch import Batch, BatchSpec
+from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.lengths import Lengths, length_digest, pick_prompt
+from data_pipelines.plan import Block, Plan, Units, fold
+from data_pipelines.samples import Sample, SampleBuilder
+from data_pipelines.sources import Source, open_source
+
+_log = logging.getLogger(__name__)
+_VERSION = 1  # of the rules by which batches are made; goes into the identity
+
+
+@dataclasses.dataclass
+class Report:
+    """What has been read, and what was bad.
+
+    Attributes:
+      samples: samples delivered.
+      skipped: number of bad samples by reason.
+      bad: (key, reason, detail) of each.
+      wait_seconds: time that `iterate` spent waiting for data.
+    """
+
+    samples: int = 0
+    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    bad: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    wait_seconds: float = 0.0
+
+    def add(self, samples: int, bad: list[tuple[str, str, str]]) -> None:
+        self.samples += samples
+        self.bad.extend(bad)
+        self.skipped.update(reason for _, reason, _ in bad)
+
+
+class PackedData:
+    """The batches of a configuration.
+
+    Attributes:
+      spec: static sizes of a batch.
+      rows: rows of the global batch.
+      identity: hash of everything that decides the batches.
+      report: what `batch` and `iterate` of this object have read so far.
+    """
+
+    def __init__(self, config: DataConfig, cache_dir: str | os.PathLike | None = None):
+        """Opens the sources and counts their tokens, unless that is cached.
+
+        Args:
+          cache_dir: for token counts and plans; None = $MONO_JAX_CACHE or ~/.cache/mono_jax.
+
+        Raises:
+          DataError: something in the configuration or the sources cannot be used.
+        """
+        self.config = config
+        self.cache_dir = Path(cache_dir or os.environ.get("MONO_JAX_CACHE") or Path.home() / ".cache" / "mono_jax")
+        self.spec: BatchSpec = config.spec
+        self.rows = config.rows
+        self.report = Report()
+        self.builder = SampleBuilder(config)
+        self.sources: list[Source] = [open_source(source.spec) for source in config.sources]
+        begin = 0 if self.builder.tokenizer.bos is None else 1
+        units, facts = [], []
+        for source, settings in zip(self.sources, config.sources):
+            lengths = Lengths.of(source, settings, self.builder, self.cache_dir, config.workers)
+            units.append(Units(lengths, self.builder.longest_piece, begin))
+            facts.append((settings.name, settings.weight, source.fingerprint(), length_digest(settings, self.builder)))
+        extra = f"{_VERSION} {facts}"
+        self.identity = config.digest(*BATCH_FIELDS, extra=extra)
+        self.plan = Plan(config, units, self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}.npy")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedData, (self.config, self.cache_dir)
+
+    def steps_per_epoch(self) -> int:
+        """Steps until the first epoch's last row has been seen. Counts the epoch's blocks, unless that is cached."""
+        rows = self.plan.epoch_rows(0, self.config.workers)
+        self.plan.save()
+        return -(-rows // self.rows)
+
+    def total_steps(self) -> int | None:
+        """Steps of all epochs, the last of which may be part empty; None = for ever."""
+        if self.config.epochs is None:
+            return None
+        rows = sum(self.plan.epoch_rows(epoch, self.config.workers) for epoch in range(self.config.epochs))
+        self.plan.save()
+        return -(-rows // self.rows)
+
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """Rows `rows` (None = all) of global step `step`. Reads the samples; what is bad leaves an empty segment."""
+        batch, samples, bad = self.make(step, rows)
+        self.report.add(samples, bad)
+        return batch
+
+    def make(self, step: int, rows: slice | None = None) -> tuple[Batch, int, list[tuple[str, str, str]]]:
+        """As `batch`, without touching the report: the batch, its number of samples, and the bad ones."""
+        chosen = range(self.rows)[rows if rows is not None else slice(None)]
+        batch, bad, samples = self.spec.empty(len(chosen)), [], 0
+        for to, row in enumerate(chosen):
+            if (place := self.plan.locate(step * self.rows + row)) is None:
+                continue
+            block, number = self.plan.block(place[0]), place[1]
+            if number == 0:
+                bad.extend((self._key(source, sample), reason, "") for source, sample, reason in block.dropped)
+            built = [self._build(block, unit, bad) for unit in range(block.starts[number], block.starts[number + 1])]
+            _fill(batch, to, built, self.spec.visual, self.config.loss_weighting)
+            samples += sum(sample is not None for sample in built)
+        return batch, samples, bad
+
+    def _key(self, source: int, sample: int) -> str:
+        try:
+            return self.sources[source].read_text(sample).key
+        except BadSample as error:
+            return error.key or f"{self.config.sources[source].name}:{sample}"
+
+    def _build(self, block: Block, unit: int, bad: list[tuple[str, str, str]]) -> Sample | None:
+        """One sample of a block; None if it is bad, which is then added to `bad`."""
+        source, index, piece = int(block.source[unit]), int(block.sample[unit]), int(block.piece[unit])
+        settings = self.config.sources[source]
+        try:
+            raw = self.sources[source].read(index)
+            seed = fold(self.config.seed, block.epoch, source, index) if self.config.jpeg_augment else 0
+            sample = self.builder.build(raw, seed, pick_prompt(settings.prompts, index), piece)
+            planned = int(block.visual[unit]), int(block.text[unit])
+            if sample.lengths != planned:
+                detail = f"(visual, text) = {sample.lengths}, the index said {planned}"
+                raise BadSample("length_mismatch", raw.key, detail)
+            return sample
+        except BadSample as error:
+            bad.append((error.key or f"{settings.name}:{index}", error.reason, error.detail))
+            return None
+
+    def sample_keys(self, step: int) -> list[str]:
+        """Keys of the samples of a global step, row by row, bad ones included."""
+        keys = []
+        for row in range(self.rows):
+            if (place := self.plan.locate(step * self.rows + row)) is not None:
+                block, number = self.plan.block(place[0]), place[1]
+                for unit in range(block.starts[number], block.starts[number + 1]):
+                    keys.append(self._key(int(block.source[unit]), int(block.sample[unit])))
+        return keys
+
+    def host_rows(self, process_index: int, process_count: int) -> slice:
+        """The contiguous rows of the global batch that are one process's."""
+        return slice(self.rows * process_index // process_count, self.rows * (process_index + 1) // process_count)
+
+    def iterate(
+        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[tuple[int, Batch]]:
+        """This process's rows of every step from `start_step` on, made ahead; ends with the last epoch.
+
+        Raises:
+          DataError: `process_count` exceeds the rows of the global batch.
+        """
+        if not 0 <= process_index < process_count <= self.rows:
+            raise DataError(f"data.rows is {self.rows}; it must be at least the number of processes, {process_count}")
+        made = self._made_by_thread(start_step, self.host_rows(process_index, process_count))
+        try:
+            while True:
+                started = time.perf_counter()
+                item = next(made, None)
+                self.report.wait_seconds += time.perf_counter() - started
+                if item is None:
+                    return
+                step, batch, samples, bad = item
+                self.report.add(samples, bad)
+                yield step, batch
+        finally:
+            made.close()
+
+    def _made_by_thread(self, step: int, rows: slice) -> Iterator[tuple[int, Batch, int, list]]:
+        ready: queue.Queue = queue.Queue(self.config.prefetch)
+        stop = threading.Event()
+
+        def put(item: Any) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    pass
+
+        def work() -> None:
+            at = step
+            try:
+                while not stop.is_set() and self.plan.locate(at * self.rows) is not None:
+                    put((at, *self.make(at, rows)))
+                    at += 1
+                put(None)
+            except BaseException as error:  # raised again where the batches are taken
+                put(error)
+
+        thread = threading.Thread(target=work, daemon=True, name="packed-data")
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+            self.plan.save()
+
+
+def _fill(batch: Batch, row: int, samples: list[Sample | None], visual_slots: int, weighting: str) -> None:
+    """Writes samples into a row, one behind the other. A None keeps its segment number and takes no slot."""
+    order = batch["order"][row]
+    at = v = t = 0
+    is_used = np.zeros(len(order), bool)
+    for segment, sample in enumerate(samples, 1):
+        if sample is None:
+            continue
+        n, visual = len(sample.input_ids), sample.visual
+        text = ~visual
+        new_v, new_t = len(sample.patches), n - len(sample.patches)
+        slots = np.empty(n, np.int32)
+        slots[visual] = np.arange(v, v + new_v)
+        slots[text] = np.arange(visual_slots + t, visual_slots + t + new_t)
+        batch["patches"][row, v : v + new_v] = sample.patches
+        batch["patch_cells"][row, v : v + new_v] = sample.patch_cells
+        batch["tokens"][row, t : t + new_t] = sample.input_ids[text]
+        targets, weights = _targets(sample, weighting)
+        batch["targets"][row, t : t + new_t] = targets[text]
+        batch["loss_weights"][row, t : t + new_t] = weights[text]
+        order[at : at + n] = slots
+        batch["positions"][row, at : at + n] = np.arange(n)
+        batch["segments"][row, at : at + n] = segment
+        is_used[slots] = True
+        at, v, t = at + n, v + new_v, t + new_t
+    order[at:] = np.flatnonzero(~is_used)
+
+
+def _targets(sample: Sample, weighting: str) -> tuple[np.ndarray, np.ndarray]:
+    """Next token and its weight at every position of a sample: int32 [n], float32 [n]; 0 where nothing is learnt."""
+    targets, weights = np.zeros(len(sample.input_ids), np.int32), np.zeros(len(sample.input_ids), np.float32)
+    learnt = np.flatnonzero(sample.loss_mask[1:] > 0)
+    targets[learnt] = sample.input_ids[learnt + 1]
+    weights[learnt] = {"token": 1.0, "sample": 1 / max(1, len(learnt)), "sqrt": max(1, len(learnt)) ** -0.5}[weighting]
+    return targets, weights
