@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import logging
 import os
 import queue
@@ -10,6 +12,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,12 @@ from data_pipelines.samples import Sample, SampleBuilder
 from data_pipelines.sources import Source, open_source
 
 _log = logging.getLogger(__name__)
+MAX_DEATHS = 3  # of worker processes in a row without a batch in between
 _VERSION = 1  # of the rules by which batches are made; goes into the identity
+
+
+BadSamples = list[tuple[str, str, str]]  # (key, reason, detail)
+Made = tuple[Batch, int, BadSamples]  # a batch, the number of its samples, and the bad ones
 
 
 @dataclasses.dataclass
@@ -40,10 +49,10 @@ class Report:
 
     samples: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
-    bad: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    bad: BadSamples = dataclasses.field(default_factory=list)
     wait_seconds: float = 0.0
 
-    def add(self, samples: int, bad: list[tuple[str, str, str]]) -> None:
+    def add(self, samples: int, bad: BadSamples) -> None:
         self.samples += samples
         self.bad.extend(bad)
         self.skipped.update(reason for _, reason, _ in bad)
@@ -56,6 +65,7 @@ class PackedData:
       spec: static sizes of a batch.
       rows: rows of the global batch.
       identity: hash of everything that decides the batches.
+      tokenizer: of the text slots.
       report: what `batch` and `iterate` of this object have read so far.
     """
 
@@ -74,8 +84,9 @@ class PackedData:
         self.rows = config.rows
         self.report = Report()
         self.builder = SampleBuilder(config)
+        self.tokenizer = self.builder.tokenizer
         self.sources: list[Source] = [open_source(source.spec) for source in config.sources]
-        begin = 0 if self.builder.tokenizer.bos is None else 1
+        begin = 0 if self.tokenizer.bos is None else 1
         units, facts = [], []
         for source, settings in zip(self.sources, config.sources):
             lengths = Lengths.of(source, settings, self.builder, self.cache_dir, config.workers)
@@ -90,17 +101,24 @@ class PackedData:
 
     def steps_per_epoch(self) -> int:
         """Steps until the first epoch's last row has been seen. Counts the epoch's blocks, unless that is cached."""
-        rows = self.plan.epoch_rows(0, self.config.workers)
-        self.plan.save()
-        return -(-rows // self.rows)
+        return -(-self._count_epochs(1) // self.rows)
 
     def total_steps(self) -> int | None:
         """Steps of all epochs, the last of which may be part empty; None = for ever."""
         if self.config.epochs is None:
             return None
-        rows = sum(self.plan.epoch_rows(epoch, self.config.workers) for epoch in range(self.config.epochs))
+        return -(-self._count_epochs(self.config.epochs) // self.rows)
+
+    def _count_epochs(self, epochs: int) -> int:
+        """Rows of the first epochs; the worker processes help if there is much to count."""
+        todo = epochs * self.plan.blocks_per_epoch - len(self.plan.counts)
+        if self.config.workers and todo * self.config.block_samples > 4_000_000:
+            with ProcessPoolExecutor(self.config.workers, get_context("spawn"), _set_data, (self,)) as pool:
+                rows = [self.plan.epoch_rows(epoch, lambda r: list(pool.map(_rows_of, r))) for epoch in range(epochs)]
+        else:
+            rows = [self.plan.epoch_rows(epoch) for epoch in range(epochs)]
         self.plan.save()
-        return -(-rows // self.rows)
+        return sum(rows)
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Rows `rows` (None = all) of global step `step`. Reads the samples; what is bad leaves an empty segment."""
@@ -108,7 +126,7 @@ class PackedData:
         self.report.add(samples, bad)
         return batch
 
-    def make(self, step: int, rows: slice | None = None) -> tuple[Batch, int, list[tuple[str, str, str]]]:
+    def make(self, step: int, rows: slice | None = None) -> Made:
         """As `batch`, without touching the report: the batch, its number of samples, and the bad ones."""
         chosen = range(self.rows)[rows if rows is not None else slice(None)]
         batch, bad, samples = self.spec.empty(len(chosen)), [], 0
@@ -129,7 +147,7 @@ class PackedData:
         except BadSample as error:
             return error.key or f"{self.config.sources[source].name}:{sample}"
 
-    def _build(self, block: Block, unit: int, bad: list[tuple[str, str, str]]) -> Sample | None:
+    def _build(self, block: Block, unit: int, bad: BadSamples) -> Sample | None:
         """One sample of a block; None if it is bad, which is then added to `bad`."""
         source, index, piece = int(block.source[unit]), int(block.sample[unit]), int(block.piece[unit])
         settings = self.config.sources[source]
@@ -170,21 +188,24 @@ class PackedData:
         """
         if not 0 <= process_index < process_count <= self.rows:
             raise DataError(f"data.rows is {self.rows}; it must be at least the number of processes, {process_count}")
-        made = self._made_by_thread(start_step, self.host_rows(process_index, process_count))
+        maker = self._made_by_workers if self.config.workers else self._made_by_thread
+        made = maker(start_step, self.host_rows(process_index, process_count))
         try:
-            while True:
+            for step in itertools.count(start_step):
                 started = time.perf_counter()
                 item = next(made, None)
                 self.report.wait_seconds += time.perf_counter() - started
                 if item is None:
                     return
-                step, batch, samples, bad = item
+                batch, samples, bad = item
                 self.report.add(samples, bad)
                 yield step, batch
         finally:
             made.close()
+            self.plan.save()
 
-    def _made_by_thread(self, step: int, rows: slice) -> Iterator[tuple[int, Batch, int, list]]:
+    def _made_by_thread(self, step: int, rows: slice) -> Iterator[Made]:
+        """Batches from `step` on, made by a thread of this process."""
         ready: queue.Queue = queue.Queue(self.config.prefetch)
         stop = threading.Event()
 
@@ -196,11 +217,11 @@ class PackedData:
                     pass
 
         def work() -> None:
-            at = step
             try:
-                while not stop.is_set() and self.plan.locate(at * self.rows) is not None:
-                    put((at, *self.make(at, rows)))
-                    at += 1
+                for at in itertools.count(step):
+                    if stop.is_set() or self.plan.locate(at * self.rows) is None:
+                        break
+                    put(self.make(at, rows))
                 put(None)
             except BaseException as error:  # raised again where the batches are taken
                 put(error)
@@ -215,7 +236,82 @@ class PackedData:
         finally:
             stop.set()
             thread.join()
-            self.plan.save()
+
+    def _made_by_workers(self, step: int, rows: slice) -> Iterator[Made]:
+        """Batches from `step` on, made by processes of grain; if one of them dies, all are started anew."""
+        self.plan.locate(step * self.rows)
+        self.plan.save()  # the workers read it, and need not count anew
+        deaths = 0
+        while True:
+            iterator = _grain_iterator(self, step, rows)
+            try:
+                for item in iterator:
+                    if "error" in item:
+                        raise DataError(item["error"].tobytes().decode())
+                    if "end" in item:
+                        return
+                    extra = json.loads(item.pop("extra").tobytes())
+                    yield item, extra["samples"], [tuple(bad) for bad in extra["bad"]]
+                    step, deaths = step + 1, 0
+            except RuntimeError as error:  # grain's word for a worker that was killed
+                deaths += 1
+                if deaths > MAX_DEATHS:
+                    raise DataError(
+                        f"data workers die again and again at step {step} ({error}); "
+                        "if memory is short, lower data.workers or data.prefetch"
+                    ) from None
+                _log.warning("a data worker died at step %d; starting the workers anew", step)
+            finally:
+                iterator.close()
+
+
+def _grain_iterator(data: PackedData, step: int, rows: slice) -> Any:
+    """A grain iterator over the steps from `step` on, whose elements are made by `_Maker`."""
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads flags, and refuses to before they are parsed
+    options = grain.MultiprocessingOptions(data.config.workers, per_worker_buffer_size=data.config.prefetch)
+    dataset = grain.MapDataset.range(step, step + 2**40).map(_Maker(data, rows))
+    # One thread a worker: a step's batch is one element, and what is prefetched is held in memory.
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    return iter(dataset.to_iter_dataset(reading).mp_prefetch(options))
+
+
+class _Maker:
+    """Makes a step's batch as an element for grain. Never raises: a worker's other elements would be lost."""
+
+    def __init__(self, data: PackedData, rows: slice):
+        self._data, self._rows = data, rows
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        data = self._data
+        try:
+            if data.plan.locate(int(step) * data.rows) is None:
+                return {"end": np.zeros(1, np.uint8)}
+            batch, samples, bad = data.make(int(step), self._rows)
+            return {**batch, "extra": _as_bytes(json.dumps({"samples": samples, "bad": bad}))}
+        except Exception as error:
+            text = str(error) if isinstance(error, DataError) else f"step {step}: {type(error).__name__}: {error}"
+            return {"error": _as_bytes(text)}
+
+
+def _as_bytes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+_data: PackedData | None = None  # of a counting process
+
+
+def _set_data(data: PackedData) -> None:
+    global _data
+    _data = data
+
+
+def _rows_of(block: int) -> int:
+    assert _data is not None
+    return _data.plan.block(block).rows
 
 
 def _fill(batch: Batch, row: int, samples: list[Sample | None], visual_slots: int, weighting: str) -> None:

@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 import os
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +28,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.lengths import Lengths
 from data_pipelines.packing import pack
 
-_log = logging.getLogger(__name__)
+SAVE_EVERY = 64  # blocks counted between two writes of the plan file
 _MASK = 2**64 - 1
 
 
@@ -171,7 +168,7 @@ class Block:
       source, sample, piece, visual, text: int [m], row by row.
       starts: int64 [R + 1], units of row r are starts[r] .. starts[r + 1] - 1.
       dropped: (source, sample, reason) of units known not to be usable.
-      pass_seed: changes from one pass to the next, for augmentation.
+      epoch: which one.
     """
 
     source: np.ndarray
@@ -208,7 +205,7 @@ class Plan:
         self.epoch_units = sum(sizes)
         self.blocks_per_epoch = -(-self.epoch_units // config.block_samples)
         self.blocks = None if config.epochs is None else self.blocks_per_epoch * config.epochs
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counts = np.zeros(0, np.int64)
         if file is not None and file.is_file():
             self._counts = np.load(file).astype(np.int64)
@@ -275,21 +272,20 @@ class Plan:
             return self.units[source].lengths.reasons[-1 - int(visual)]
         return "too_many_patches" if code == 2 else "too_long"
 
-    def count_blocks(self, blocks: int, workers: int = 0) -> None:
-        """Makes sure that the rows of the first `blocks` blocks are counted, and keeps the counts."""
+    def count_blocks(self, blocks: int, rows_of: Callable[[range], Sequence[int]] | None = None) -> None:
+        """Makes sure that the rows of the first `blocks` blocks are counted.
+
+        Args:
+          rows_of: counts the rows of a range of blocks (in other processes, say); None = here.
+        """
         with self._lock:
-            todo = range(len(self._counts), blocks)
-            if not todo:
-                return
-            if workers and len(todo) > 4 * workers:
-                with ProcessPoolExecutor(workers, get_context("fork"), _start, (self,)) as pool:
-                    new = list(pool.map(_rows_of, todo, chunksize=max(1, len(todo) // (8 * workers))))
-            else:
-                new = [self.block(block).rows for block in todo]
-            self._counts = np.concatenate([self._counts, np.array(new, np.int64)])
-            self._ends = np.cumsum(self._counts)
-            if len(self._counts) >= self._saved * 1.25 + 4:
-                self._save()
+            while (counted := len(self._counts)) < blocks:
+                todo = range(counted, min(blocks, counted + SAVE_EVERY))
+                new = [self.block(block).rows for block in todo] if rows_of is None else rows_of(todo)
+                self._counts = np.concatenate([self._counts, np.array(new, np.int64)])
+                self._ends = np.cumsum(self._counts)
+                if len(self._counts) >= self._saved + SAVE_EVERY:
+                    self._save()
 
     def _save(self) -> None:
         if self._file is None:
@@ -319,10 +315,10 @@ class Plan:
                 self._counts = np.asarray(counts, np.int64)
                 self._ends = np.cumsum(self._counts)
 
-    def epoch_rows(self, epoch: int, workers: int = 0) -> int:
+    def epoch_rows(self, epoch: int, rows_of: Callable[[range], Sequence[int]] | None = None) -> int:
         """Rows of an epoch. Counts all blocks up to its end."""
         first, last = epoch * self.blocks_per_epoch, (epoch + 1) * self.blocks_per_epoch
-        self.count_blocks(last, workers)
+        self.count_blocks(last, rows_of)
         return int(self._counts[first:last].sum())
 
     def locate(self, row: int) -> tuple[int, int] | None:
@@ -336,16 +332,3 @@ class Plan:
             self.count_blocks(counted + 1)
         block = int(np.searchsorted(self._ends, row, side="right"))
         return block, row - (int(self._ends[block - 1]) if block else 0)
-
-
-_plan: Plan | None = None  # of a counting process
-
-
-def _start(plan: Plan) -> None:
-    global _plan
-    _plan = plan
-
-
-def _rows_of(block: int) -> int:
-    assert _plan is not None
-    return _plan._block(block).rows
