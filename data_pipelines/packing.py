@@ -1,60 +1,149 @@
-"""Two-dimensional packing: samples of (visual, text) tokens into rows of V visual and T text slots."""
+"""Two-dimensional packing: samples of (visual, text) tokens into rows of V visual and T text slots.
+
+Everything is done for many rows and samples at once, in NumPy, so that millions of samples are packed per second.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 
-def pack(visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How rows are filled.
+
+    Attributes:
+      slack: rows opened at the start, relative to the least number that could do.
+      spread: share of the visual tokens (of the largest samples) that is dealt out evenly; the rest fills gaps.
+      heavy: samples with more than this share of a row's text slots are dealt out first.
+    """
+
+    slack: float
+    spread: float
+    heavy: float
+
+
+STYLES = tuple(itertools.starmap(Style, itertools.product((1.0, 1.01, 1.03), (1.0, 0.85, 0.7, 0.5), (2.0, 0.4, 0.2))))
+
+
+def pack(
+    visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int, styles: Sequence[Style] = STYLES
+) -> np.ndarray:
     """Packs samples into few rows.
 
-    All rows are filled at once, in rounds: samples come in decreasing size, and each round gives the next ones to the
-    rows with the most room, the largest to the emptiest. Rows thus become alike in both kinds of token. Several
-    starting numbers of rows are tried.
+    Three ways of filling follow each other. Samples with much text, and then the largest images, are *dealt out*:
+    in rounds, each row gets one, the largest sample going to the emptiest row, which makes rows alike in both kinds of
+    token. Smaller images *fill gaps*: each goes to the tightest row that takes it. Text without images is dealt out
+    into what is left. Samples that found no place open new rows.
 
     Args:
       visual, text: int [n], tokens of each sample; none exceeds the slots of a row.
       visual_slots, text_slots: V and T.
+      styles: those to try; the fewest rows win, and of equals the first.
 
     Returns:
       int32 [n]: the row of each sample. Rows are 0 .. max, none is empty. A pure function of the arguments.
     """
     if not len(visual):
         return np.zeros(0, np.int32)
-    visual, text = np.asarray(visual, np.int64), np.asarray(text, np.int64)
-    attempts = [_rounds(visual, text, visual_slots, text_slots, slack) for slack in (1.0, 1.01, 1.02)]
-    return min(attempts, key=lambda rows: int(rows.max()))
+    packings = (_Packing(visual, text, visual_slots, text_slots, style).rows for style in styles)
+    rows = min(packings, key=lambda rows: int(rows.max()))
+    return np.unique(rows, return_inverse=True)[1].astype(np.int32)
+
+
+def best_styles(
+    visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int, count: int = 2
+) -> tuple[Style, ...]:
+    """The styles that suit such samples best: others of the same kind need not be tried with all of them."""
+    tried = {s: int(pack(visual, text, visual_slots, text_slots, [s]).max(initial=0)) for s in STYLES}
+    return tuple(sorted(STYLES, key=lambda style: tried[style])[:count])
 
 
 def least_rows(visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int) -> int:
     """No packing has fewer rows than this."""
-    fullest = [int(np.sum(text)) / text_slots] + ([int(np.sum(visual)) / visual_slots] if visual_slots else [])
-    return math.ceil(max(fullest))
+    needed = [int(np.sum(text)) / text_slots] + ([int(np.sum(visual)) / visual_slots] if visual_slots else [])
+    return math.ceil(max(needed))
 
 
-def _rounds(visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int, slack: float) -> np.ndarray:
-    rows = np.full(len(visual), -1, np.int32)
-    visual_room, text_room = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    left = np.lexsort((-text, -visual))
-    while len(left):
-        new = math.ceil(least_rows(visual[left], text[left], visual_slots, text_slots) * slack)
-        visual_room = np.concatenate([visual_room, np.full(new, visual_slots)])
-        text_room = np.concatenate([text_room, np.full(new, text_slots)])
-        placed = True
-        while placed and len(left):
-            refused = []
-            for start in range(0, len(left), len(visual_room)):
-                samples = left[start : start + len(visual_room)]
-                emptiest = np.lexsort((-text_room, -visual_room))[: len(samples)]
-                fits = (visual[samples] <= visual_room[emptiest]) & (text[samples] <= text_room[emptiest])
-                chosen, into = samples[fits], emptiest[fits]
-                rows[chosen] = into
-                visual_room[into] -= visual[chosen]
-                text_room[into] -= text[chosen]
-                refused.append(samples[~fits])
-            still = np.concatenate(refused)
-            placed, left = len(still) < len(left), still
-        slack = 1.0
-    return np.unique(rows, return_inverse=True)[1].astype(np.int32)
+class _Packing:
+    """One packing under way. `rows` is the result; indices of samples are kept in decreasing size, visual first."""
+
+    WORTH = 0.05  # share of the samples that must have been placed for another go
+
+    def __init__(self, visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int, style: Style):
+        self.visual, self.text = np.asarray(visual, np.int64), np.asarray(text, np.int64)
+        self.slots = visual_slots, text_slots
+        self.rows = np.full(len(visual), -1, np.int32)
+        self.visual_room, self.text_room = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        order = np.lexsort((-self.text, -self.visual))
+        self._open(math.ceil(self._least(order) * style.slack))
+
+        is_heavy = self.text[order] > style.heavy * text_slots
+        heavy, light = order[is_heavy], order[~is_heavy]
+        images, words = light[self.visual[light] > 0], light[self.visual[light] == 0]
+        spread = np.searchsorted(np.cumsum(self.visual[images]), style.spread * self.visual[images].sum())
+        left = [
+            self._deal(heavy[np.argsort(-self.text[heavy], kind="stable")], by_text=True),
+            self._deal(images[:spread], by_text=False),
+            self._fill_gaps(images[spread:]),
+            self._deal(words, by_text=True),
+        ]
+        self._place_rest(np.concatenate(left))
+
+    def _least(self, samples: np.ndarray) -> int:
+        return max(1, least_rows(self.visual[samples], self.text[samples], *self.slots))
+
+    def _open(self, rows: int) -> None:
+        self.visual_room = np.concatenate([self.visual_room, np.full(rows, self.slots[0])])
+        self.text_room = np.concatenate([self.text_room, np.full(rows, self.slots[1])])
+
+    def _put(self, samples: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Puts each sample into its row (all rows differ); returns those that do not fit."""
+        fits = (self.visual[samples] <= self.visual_room[rows]) & (self.text[samples] <= self.text_room[rows])
+        placed, into = samples[fits], rows[fits]
+        self.rows[placed] = into
+        self.visual_room[into] -= self.visual[placed]
+        self.text_room[into] -= self.text[placed]
+        return samples[~fits]
+
+    def _deal(self, samples: np.ndarray, by_text: bool) -> np.ndarray:
+        """Rounds in which each row gets one sample, the largest the emptiest; returns those that did not fit."""
+        left = [samples[:0]]
+        for start in range(0, len(samples), len(self.visual_room)):
+            some = samples[start : start + len(self.visual_room)]
+            keys = (-self.visual_room, -self.text_room) if by_text else (-self.text_room, -self.visual_room)
+            left.append(self._put(some, np.lexsort(keys)[: len(some)]))
+        return np.concatenate(left)
+
+    def _fill_gaps(self, samples: np.ndarray) -> np.ndarray:
+        """Size after size, samples go to the tightest rows that take them; returns those that found none."""
+        left = [samples[:0]]
+        sizes, starts = np.unique(-self.visual[samples], return_index=True)
+        for size, some in zip(-sizes, np.split(samples, starts[1:])):
+            while len(some):
+                before = len(some)
+                rows = np.flatnonzero((self.visual_room >= size) & (self.text_room >= self.text[some[-1]]))
+                tightest = rows[np.lexsort((-self.text_room[rows], self.visual_room[rows]))][:before]
+                roomiest_first = tightest[np.argsort(-self.text_room[tightest], kind="stable")]
+                most_text, others = some[: len(tightest)], some[len(tightest) :]
+                some = np.concatenate([self._put(most_text, roomiest_first), others])
+                if len(some) == before:  # the rows with the most room lack it: then the samples with the least text
+                    least_text = some[::-1][: len(tightest)]
+                    refused = self._put(least_text, roomiest_first[::-1])
+                    some = np.concatenate([some[: before - len(least_text)], refused[::-1]])
+                if before - len(some) <= self.WORTH * before:
+                    break
+            left.append(some)
+        return np.concatenate(left)
+
+    def _place_rest(self, left: np.ndarray) -> None:
+        while len(left):
+            before = len(left)
+            left = self._fill_gaps(left[np.lexsort((-self.text[left], -self.visual[left]))])
+            if len(left) and before - len(left) <= self.WORTH * before:
+                self._open(self._least(left))

@@ -26,7 +26,7 @@ import numpy as np
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.lengths import Lengths
-from data_pipelines.packing import pack
+from data_pipelines.packing import Style, best_styles, pack
 
 SAVE_EVERY = 64  # blocks counted between two writes of the plan file
 _MASK = 2**64 - 1
@@ -247,25 +247,37 @@ class Plan:
             drawn.append(np.concatenate(parts))
         return drawn
 
-    def _block(self, block: int) -> Block:
-        config, drawn = self.config, self._drawn(block)
+    def _columns(self, block: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """(source, sample, piece, visual, text) of a block's units, and the code why one cannot be used (0: it can)."""
+        drawn = self._drawn(block)
         source = np.repeat(np.arange(len(drawn)), [len(units) for units in drawn])
-        columns = [self.units[number].get(units) for number, units in enumerate(drawn)]
-        sample, piece, visual, text = (np.concatenate(column) for column in zip(*columns))
-        reasons = np.select([visual < 0, visual > config.visual, text > config.text], [1, 2, 3])
+        gotten = [self.units[number].get(units) for number, units in enumerate(drawn)]
+        sample, piece, visual, text = (np.concatenate(column) for column in zip(*gotten))
+        refused = np.select([visual < 0, visual > self.config.visual, text > self.config.text], [1, 2, 3])
+        return (source, sample, piece, visual, text), refused
+
+    @functools.cached_property
+    def _styles(self) -> tuple[Style, ...]:
+        """Ways of packing that suit the first block, and so all of them."""
+        (_, _, _, visual, text), refused = self._columns(0)
+        good = refused == 0
+        return best_styles(visual[good], text[good], self.config.visual, self.config.text)
+
+    def _block(self, block: int) -> Block:
+        columns, refused = self._columns(block)
+        source, sample, _, visual, text = columns
         dropped = tuple(
-            (int(source[at]), int(sample[at]), self._reason(source[at], visual[at], reasons[at]))
-            for at in np.flatnonzero(reasons)
+            (int(source[at]), int(sample[at]), self._reason(source[at], visual[at], refused[at]))
+            for at in np.flatnonzero(refused)
         )
-        good = np.flatnonzero(reasons == 0)
-        rows = pack(visual[good], text[good], config.visual, config.text)
+        good = np.flatnonzero(refused == 0)
+        rows = pack(visual[good], text[good], self.config.visual, self.config.text, self._styles)
         count = int(rows.max()) + 1 if len(rows) else 0
         # Packing fills rows by size; in a batch they are to be mixed.
-        rows = Permutation(count, fold(config.seed, 0xB10C, block))(rows)
+        rows = Permutation(count, fold(self.config.seed, 0xB10C, block))(rows)
         order = good[np.argsort(rows, kind="stable")]
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int64)
-        fields = (column[order] for column in (source, sample, piece, visual, text))
-        return Block(*fields, starts, dropped, block // self.blocks_per_epoch)
+        return Block(*(column[order] for column in columns), starts, dropped, block // self.blocks_per_epoch)
 
     def _reason(self, source: int, visual: int, code: int) -> str:
         if code == 1:

@@ -16,6 +16,7 @@ import numpy as np
 from data_pipelines.errors import BadSample, DataError, did_you_mean
 
 IMAGE = "<image>"  # stands for an image in the text of a conversation
+CACHED_CHARS = 200  # longer texts are not likely to come again
 IMAGE_START, IMAGE_TOKEN, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 
@@ -51,7 +52,7 @@ class Tokenizer:
         self._names = {number: name for name, number in self.added.items()}
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) + ")")
         self.bos, self.eos = self._base.bos, self._base.eos
-        self._cached = functools.lru_cache(maxsize=8192)(self._encode_words)
+        self._cached = functools.lru_cache(maxsize=4096)(self._base.encode)
 
     @property
     def vocab_size(self) -> int:
@@ -68,18 +69,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without begin or end token."""
-        if not self.added:
-            return list(self._cached(text))
         ids: list[int] = []
-        for number, part in enumerate(self._split.split(text)):
+        for number, part in enumerate(self._split.split(text) if self.added else [text]):
             if number % 2:
                 ids.append(self.added[part])
             elif part:
-                ids.extend(self._cached(part))
+                # What templates say again and again is short.
+                ids.extend(self._cached(part) if len(part) <= CACHED_CHARS else self._base.encode(part))
         return ids
-
-    def _encode_words(self, text: str) -> tuple[int, ...]:
-        return tuple(self._base.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, added tokens by name."""
