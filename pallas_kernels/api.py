@@ -37,7 +37,8 @@ The one custom_vjp below calls them; it decides what is computed, so primitives 
               swiglu_dx: dgate @ gate.T + dup @ up.T                           only if x is perturbed
               weight_gradient(h, dy), (x, dgate), (x, dup)                     per expert, only for perturbed weights
 
-The conformance suite (tests/pallas_kernels/conformance.py) is inherited by one test class per implementation.
+The conformance suite (cases and oracle in `conformance`, tests in tests/pallas_kernels/kernel_suite.py) is inherited by
+one test class per implementation.
 """
 
 from __future__ import annotations

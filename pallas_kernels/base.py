@@ -83,6 +83,11 @@ class Implementation:
         """An instance that computes on this machine, interpreted if need be; raises `Unavailable` with the reason."""
         return cls()
 
+    def at_boundary(self, visual_rows: int) -> Self:
+        """The instance for a layout whose first `visual_rows` rows are visual; only a static split has to know."""
+        del visual_rows
+        return self
+
     @classmethod
     def aot_checks(cls) -> list[AotCheck]:
         """Compilations for absent hardware that `pallas_kernels.check` runs."""

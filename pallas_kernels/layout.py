@@ -89,6 +89,8 @@ def make_tile_map(mask: jax.Array, *, tile: int = 128, valid: jax.Array | None =
 
 def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
     """x[index] along the first axis, zeros where the index is off the end (a row that pads)."""
+    if x.shape[0] == 0:
+        return jnp.zeros((*index.shape, *x.shape[1:]), x.dtype)
     return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 

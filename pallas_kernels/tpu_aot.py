@@ -42,7 +42,7 @@ def compile_ffn(
     dtype: jnp.dtype,
     trained: str,
 ) -> jax.stages.Compiled:
-    """Gradient of `modality_ffn` compiled for `device`; `trained` says which experts have gradients: "both", "visual"."""
+    """Gradient of `modality_ffn` compiled for `device`; `trained`: which experts have gradients, "both" or "visual"."""
     from pallas_kernels.api import modality_ffn
     from pallas_kernels.registry import targeting
 

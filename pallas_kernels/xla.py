@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,9 @@ class XlaSplit(_Unfused):
         if self.visual_rows % problem.tile or self.visual_rows > problem.rows:
             return f"boundary {self.visual_rows} is no multiple of tile {problem.tile} within {problem.rows} rows"
         return None
+
+    def at_boundary(self, visual_rows: int) -> Self:
+        return XlaSplit(visual_rows)
 
     def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
         x = jnp.where(_rows_of(tile_expert, tile) == EMPTY, 0, x)
