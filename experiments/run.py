@@ -11,17 +11,17 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from data_pipelines.loader import PackedData
 from jax.sharding import Mesh
 
 from data_pipelines.config import DataConfig
-from mono_jax import checkpoint, loop, metrics, stages, train, tree
+from data_pipelines.loader import PackedData
+from mono_jax import checkpoint, hf, loop, metrics, stages, train, tree
 from mono_jax.config import ModelConfig, preset
 from mono_jax.errors import CheckpointError, ConfigError, unknown_key
 from mono_jax.model import Model
@@ -36,6 +36,13 @@ FREE_CHANGES = (
     "allow_changes", "mesh.", "accumulate", "init", "data.workers", "data.prefetch", "model.remat",
     "model.attention", "model.loss_chunk", "cache_dir",
 )  # fmt: skip
+
+Say = Callable[[str], None]
+
+
+def say_now(line: str) -> None:
+    """Prints a line at once, also into a pipe."""
+    print(line, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +252,7 @@ class Session:
         }
 
 
-def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Any = print) -> dict[str, Any]:
+def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Say = say_now) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
     Returns {"stage", "step", "loss", "model", "skipped_updates", "data": the data's report}.
@@ -282,23 +289,23 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
 
 
 def _start_or_resume(
-    session: Session, checkpoints: checkpoint.Checkpoints, say: Any
+    session: Session, checkpoints: checkpoint.Checkpoints, say: Say
 ) -> tuple[train.State, tree.Tree, str]:
     if not checkpoints.steps():
         state, frozen = session.fresh_state()
-        base = checkpoint.save_base(session.base_dir, frozen)
+        base = checkpoint.save_base(session.base_dir, frozen) if frozen else ""
         (session.workdir / "config.json").write_text(json.dumps(session.run.to_dict(), indent=1) + "\n")
         return state, frozen, base
     metadata = checkpoints.metadata()
     _check_resume(session, metadata, say)
     abstract, abstract_frozen = session.abstract_state()
     state, metadata = checkpoints.restore(abstract)
-    frozen = checkpoint.load_base(session.base_dir, metadata["base"], abstract_frozen)
+    frozen = checkpoint.load_base(session.base_dir, metadata["base"], abstract_frozen) if abstract_frozen else {}
     say(f"resuming {session.stage.name} at step {int(state['step'])} from {checkpoints.directory}")
     return state, frozen, metadata["base"]
 
 
-def _check_resume(session: Session, metadata: Mapping[str, Any], say: Any) -> None:
+def _check_resume(session: Session, metadata: Mapping[str, Any], say: Say) -> None:
     """Prints what changed in the config; raises ConfigError for changes of shapes or data that were not allowed."""
     changes = checkpoint.diff_config(metadata["config"], session.run.to_dict())
     for key, old, new in changes:
@@ -313,7 +320,7 @@ def _check_resume(session: Session, metadata: Mapping[str, Any], say: Any) -> No
         )
 
 
-def _announce(session: Session, state: train.State, frozen: tree.Tree, start: int, say: Any) -> None:
+def _announce(session: Session, state: train.State, frozen: tree.Tree, start: int, say: Say) -> None:
     count = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in
              (("trainable", state["trainable"]), ("frozen", frozen))}  # fmt: skip
     spec = session.run.data
@@ -325,6 +332,11 @@ def _announce(session: Session, state: train.State, frozen: tree.Tree, start: in
     )
 
 
+def _tokenizer_files(tokenizer: str) -> list[Path]:
+    path = Path(tokenizer)
+    return hf.companion_files(path if path.is_dir() else path.parent)
+
+
 def _finish(session: Session, state: train.State, frozen: tree.Tree) -> dict[str, Any]:
     """Writes the model folder, unless this step's is there, and sums up."""
     target = session.workdir / "model"
@@ -333,7 +345,7 @@ def _finish(session: Session, state: train.State, frozen: tree.Tree) -> dict[str
     marker = session.workdir / "model" / "step.json"
     done = int(state["step"])
     if not marker.exists() or json.loads(marker.read_text())["step"] != done:
-        checkpoint.save_model(target, config, params, extra_files=session.data.tokenizer.files)
+        checkpoint.save_model(target, config, params, extra_files=_tokenizer_files(session.run.data.tokenizer))
         if jax.process_index() == 0:
             marker.write_text(json.dumps({"step": done}))
     records = metrics.read_metrics(session.workdir / "metrics.jsonl")
@@ -343,5 +355,5 @@ def _finish(session: Session, state: train.State, frozen: tree.Tree) -> dict[str
         "loss": records[-1]["loss"] if records else None,
         "skipped_updates": int(state["skipped"]),
         "model": str(target),
-        "data": session.data.report.as_dict(),
+        "data": {"samples": session.data.report.samples, "skipped": dict(session.data.report.skipped)},
     }

@@ -115,7 +115,8 @@ class Recorder:
         self._since = time.perf_counter()
 
     def restart_clock(self) -> None:
-        """Leaves the time so far (compilation, a checkpoint) out of the rates."""
+        """Leaves what happened so far (the first step, with its compilation) out of the rates."""
+        self._window.clear()
         self._since = time.perf_counter()
 
     def record(self, pending: _Pending) -> None:
@@ -131,18 +132,18 @@ class Recorder:
 
     def _log(self, done: int, values: dict[str, float]) -> None:
         now = time.perf_counter()
-        seconds, window = max(now - self._since, 1e-9), self._window
+        window, steps = self._window, self._window["steps"]
+        per_step = max(now - self._since, 1e-9) / steps
         rates = {name.removeprefix("lr/"): v for name, v in values.items() if name.startswith("lr/")}
         record = {"step": done, "stage": self._options.stage}
         record |= {name: values[name] for name in ("loss", "grad_norm", "weight", "skipped")}
         record |= {"lr": max(rates.values()), **{f"lr/{group}": rate for group, rate in rates.items()}}
         record |= {
-            "tokens_per_s": (window["visual"] + window["text"]) / seconds,
-            "mfu": self._flops(window) / seconds / self._peak,
-            "data_wait": window["wait"] / seconds,
-            "step_s": seconds / window["steps"],
-            "eta_s": (self._options.steps - done) * seconds / window["steps"],
-            "seconds": seconds,
+            "tokens_per_s": (window["visual"] + window["text"]) / steps / per_step,
+            "mfu": self._flops(window) / steps / per_step / self._peak,
+            "data_wait": window["wait"] / steps / per_step,
+            "step_s": per_step,
+            "eta_s": (self._options.steps - done) * per_step,
         }
         if self._writer is not None:
             self._writer.write(record)
@@ -197,7 +198,7 @@ def run_loop(
                 pending.append(_Pending(number, values, metrics.count_tokens(batch), wait))
                 done = number + 1
                 if done == start + 1:
-                    jax.block_until_ready(values)
+                    drain(0)  # the first step compiles
                     recorder.restart_clock()
                 drain(LAG)
                 if stop.agreed():

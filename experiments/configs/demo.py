@@ -1,0 +1,66 @@
+"""The whole of EViP in miniature: minutes on two CPU cores, on sets made from what pip fetches.
+
+``demo.py`` learns; ``demo.py:smoke`` only shows that everything runs (a minute).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """The config of ``experiments/evip.py``; size "full" or "smoke"."""
+    if size not in ("full", "smoke"):
+        raise ValueError(f"demo.py:{size}: use full or smoke")
+    config = ConfigDict()
+    # 64-pixel pictures, 16 visual tokens each: one token = 2 x 2 patches of 8 pixels.
+    config.sets = ConfigDict({"kind": "demo", "seed": 0, "edge": 64, "token_pixels": 16})
+    config.vision = ConfigDict({"hidden_size": 64, "patch_size": 8, "image_size": 64})
+    config.common = ConfigDict(
+        {
+            # Float32 throughout: on a CPU it is faster than bfloat16, and the frozen text side stays comparable.
+            "dtype": "float32",
+            "frozen_dtype": "float32",
+            "log_every": 10,
+            "checkpoint_every": 100,
+            "keep": 2,
+        }
+    )
+    config.data = ConfigDict(
+        {
+            "tile_size": 64,
+            "token_pixels": 16,
+            "max_tiles": 1,
+            "system_message": "",
+            "rows": 8,
+            "visual": 128,
+            "text": 256,
+            "block_samples": 2048,
+        }
+    )
+    model = {
+        "preset": "tiny_lm",
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    }
+    text = {"visual": 0, "text": 256, "rows": 16}
+    config.stages = ConfigDict(
+        {
+            "s0": {"stage": "S0", "steps": 240, "model": model, "data": text, "optim": {"learning_rate": 2e-3}},
+            "s1_1": {"stage": "S1.1", "steps": 120, "optim": {"learning_rate": 2e-3}},
+            "s1_2": {"stage": "S1.2", "steps": 120, "optim": {"learning_rate": 1e-3}},
+            "s1_3": {"stage": "S1.3", "steps": 150, "optim": {"learning_rate": 1e-3}},
+            "s2": {"stage": "S2", "steps": 500, "optim": {"learning_rate": 1e-3}, "data": {"visual": 96, "text": 512}},
+        }
+    )
+    if size == "smoke":
+        for name in ("s1_1", "s1_2", "s1_3", "s2"):
+            config.sets[name] = 200
+        config.sets.text_bytes = 200_000
+        config.sets.heldout_captions = config.sets.heldout_questions = 40
+        for stage in config.stages.values():
+            stage.steps = 4
+        config.common.log_every = 1
+    return config
