@@ -86,11 +86,10 @@ class PackedData:
         self.builder = SampleBuilder(config)
         self.tokenizer = self.builder.tokenizer
         self.sources: list[Source] = [open_source(source.spec) for source in config.sources]
-        begin = 0 if self.tokenizer.bos is None else 1
         units, facts = [], []
         for source, settings in zip(self.sources, config.sources):
             lengths = Lengths.of(source, settings, self.builder, self.cache_dir, config.workers)
-            units.append(Units(lengths, self.builder.longest_piece, begin))
+            units.append(Units(lengths, self.builder.longest_piece, self.builder.chat.begin_length))
             facts.append((settings.name, settings.weight, source.fingerprint(), length_digest(settings, self.builder)))
         extra = f"{_VERSION} {facts}"
         self.identity = config.digest(*BATCH_FIELDS, extra=extra)

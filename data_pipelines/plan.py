@@ -256,6 +256,13 @@ class Plan:
         refused = np.select([visual < 0, visual > self.config.visual, text > self.config.text], [1, 2, 3])
         return (source, sample, piece, visual, text), refused
 
+    def lengths(self, units: int) -> tuple[np.ndarray, np.ndarray]:
+        """Visual and text tokens of the first units of the shuffled mixture, too long ones included, bad ones not."""
+        blocks = range(min(self.blocks_per_epoch, -(-units // self.config.block_samples)))
+        columns = [self._columns(block)[0] for block in blocks]
+        visual, text = (np.concatenate([column[at] for column in columns])[:units] for at in (3, 4))
+        return visual[visual >= 0], text[visual >= 0]
+
     @functools.cached_property
     def _styles(self) -> tuple[Style, ...]:
         """Ways of packing that suit the first block, and so all of them."""

@@ -292,16 +292,16 @@ class ChatEncoder:
         mask.extend([0.0] * head + [1.0] * (added - head))
 
     def plain(self, text: str) -> np.ndarray:
-        """Ids of a whole document, its end token (where the tokenizer has one) included, no begin token: int32 [n]."""
-        end = [] if self.tokenizer.eos is None else [self.tokenizer.eos]
-        return np.array(self.tokenizer.encode(text) + end, np.int32)
+        """Ids of a text without template, before it is cut into pieces: int32 [n]."""
+        return np.array(self.tokenizer.encode(text), np.int32)
 
-    def pieces_of(self, tokens: int | np.ndarray, longest: int) -> int | np.ndarray:
-        """Number of pieces into which a document of so many tokens is cut, a begin token being put before each."""
-        return -(-tokens // (longest - len(self._begin)))
+    @property
+    def begin_length(self) -> int:
+        """Tokens put in front of every sample."""
+        return len(self._begin)
 
     def piece(self, ids: np.ndarray, number: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """Piece `number` of a document: ids int32 [n], n <= longest, and the mask (all but the begin token)."""
+        """Piece `number` of a plain text: ids int32 [n], n <= longest, and the mask (all but the begin token)."""
         room = longest - len(self._begin)
         ids = np.concatenate([np.array(self._begin, np.int32), ids[number * room : (number + 1) * room]])
         mask = np.ones(len(ids), np.float32)

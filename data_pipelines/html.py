@@ -1,0 +1,133 @@
+"""A page that shows packed rows as the model gets them: pixels, text with its loss mask, segments, what was skipped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.batch import Batch, BatchSpec
+from data_pipelines.text import Tokenizer
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
+h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
+.sample { border-left: 4px solid #8ab; margin: 1em 0; padding: 0 0 0 1em }
+.sample img { image-rendering: auto; height: 112px; margin: 2px; border: 1px solid #bbb }
+.text { font-family: ui-monospace, monospace; font-size: 13px; white-space: pre-wrap; overflow-wrap: anywhere }
+.text b { font-weight: normal; background: #cdeac0 }
+.text i { font-style: normal; color: #888 }
+.bar { display: flex; height: 14px; border: 1px solid #999; max-width: 40em; margin: 2px 0 }
+.bar span { height: 100% }
+table { border-collapse: collapse } td, th { padding: 2px 10px; text-align: left; border-bottom: 1px solid #ddd }
+.note { color: #666 }
+"""
+_COLOURS = ("#7fa8d1", "#e5a66a", "#8fc08f", "#c792c7", "#d9c25c", "#86c5c0", "#d98880", "#aaa")
+
+
+def page(
+    title: str,
+    batches: Iterable[tuple[int, Batch]],
+    spec: BatchSpec,
+    tile_size: int,
+    tokenizer: Tokenizer,
+    facts: Sequence[tuple[str, str]] = (),
+    skipped: Sequence[tuple[str, str, str]] = (),
+    rows: int = 8,
+) -> str:
+    """A self-contained HTML page.
+
+    Args:
+      batches: (step, batch); of each the first `rows` rows are drawn.
+      tile_size: edge of a tile in pixels.
+      tokenizer: for the text.
+      facts: (name, value) pairs of the table at the top.
+      skipped: (key, reason, detail) of bad samples.
+    """
+    parts = ["<!doctype html><meta charset='utf-8'>", f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"]
+    parts.append(f"<h1>{html.escape(title)}</h1>{_table(facts)}")
+    parts.append(
+        "<p class='note'>Green: the model is trained to predict this token. Grey: how an image is announced.</p>"
+    )
+    for step, batch in batches:
+        for row in range(min(rows, len(batch["tokens"]))):
+            parts.append(f"<h2>step {step}, row {row}</h2>")
+            parts.append(_row({name: array[row] for name, array in batch.items()}, spec, tile_size, tokenizer))
+    parts.append(f"<h2>skipped: {len(skipped)}</h2>")
+    parts.append(_table([("key", "reason", "detail"), *skipped]) if skipped else "<p>nothing</p>")
+    return "\n".join(parts)
+
+
+def _table(lines: Iterable[Sequence[str]]) -> str:
+    cells = ("".join(f"<td>{html.escape(str(value))}</td>" for value in line) for line in lines)
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in cells) + "</table>"
+
+
+def _row(row: dict[str, np.ndarray], spec: BatchSpec, tile_size: int, tokenizer: Tokenizer) -> str:
+    segments = row["segments"]
+    is_visual = row["order"] < spec.visual
+    parts = [
+        _bar("visual", segments[is_visual & (segments > 0)], spec.visual),
+        _bar("text", segments[~is_visual & (segments > 0)], spec.text),
+    ]
+    for segment in np.unique(segments[segments > 0]):
+        parts.append(_sample(row, row["order"][segments == segment], int(segment), spec, tile_size, tokenizer))
+    return "".join(parts)
+
+
+def _bar(name: str, segments: np.ndarray, slots: int) -> str:
+    """How the samples share the slots of one kind."""
+    if not slots:
+        return ""
+    numbers, counts = np.unique(segments, return_counts=True)
+    spans = (
+        f"<span title='sample {k}: {n}' style='width:{100 * n / slots:.2f}%;"
+        f"background:{_COLOURS[k % len(_COLOURS)]}'></span>"
+        for k, n in zip(numbers.tolist(), counts.tolist())
+    )
+    return f"<div>{name}: {len(segments)} of {slots} slots<div class='bar'>{''.join(spans)}</div></div>"
+
+
+def _sample(
+    row: dict[str, np.ndarray], slots: np.ndarray, segment: int, spec: BatchSpec, tile_size: int, tokenizer: Tokenizer
+) -> str:
+    visual, text = slots[slots < spec.visual], slots[slots >= spec.visual] - spec.visual
+    colour = _COLOURS[segment % len(_COLOURS)]
+    head = f"<div class='sample' style='border-color:{colour}'>"
+    head += f"sample {segment}: {len(visual)} visual, {len(text)} text tokens<br>"
+    edge = tile_size // spec.token_pixels
+    tiles = row["patches"][visual].reshape(-1, edge * edge, spec.token_pixels, spec.token_pixels, 3)
+    cells = row["patch_cells"][visual].reshape(-1, edge * edge)
+    images = "".join(_image(_tile(tile, cell, edge)) for tile, cell in zip(tiles, cells))
+    # A token is trained on if the text token before it has a weight.
+    trained = np.concatenate([[False], row["loss_weights"][text][:-1] > 0]) if len(text) else np.zeros(0, bool)
+    return f"{head}{images}<div class='text'>{_text(row['tokens'][text], trained, tokenizer)}</div></div>"
+
+
+def _tile(patches: np.ndarray, cells: np.ndarray, edge: int) -> np.ndarray:
+    """Puts visual tokens back to where they were cut out: uint8 [edge * P, edge * P, 3]."""
+    size = patches.shape[1]
+    tile = np.zeros((edge, edge, size, size, 3), np.uint8)
+    tile[cells // edge, cells % edge] = patches
+    return tile.transpose(0, 2, 1, 3, 4).reshape(edge * size, edge * size, 3)
+
+
+def _image(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+
+
+def _text(ids: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Decoded run by run, so that characters of several tokens come out whole."""
+    parts, start = [], 0
+    for end in [*(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]:
+        words = html.escape(tokenizer.decode(ids[start:end]))
+        words = words.replace("&lt;img&gt;&lt;/img&gt;", "<i>[image]</i>")
+        parts.append(f"<b>{words}</b>" if len(ids) and trained[start : start + 1].any() else words)
+        start = end
+    return "".join(parts)
