@@ -25,13 +25,19 @@ from torch.utils.checkpoint import checkpoint
 
 Cache = list[tuple[Tensor, Tensor]]
 
-# Substrings of the parameter names that train in each stage (paper Sec. 3.3); S2 trains everything.
-_VISUAL = ("vision_model.", "mlp1.", "feed_forward_ve.", "wqkv_ve.")
+# Substrings of the parameter names that train in each stage (Mono-InternVL, section 3.3; ++ = EViP++ of 1.5,
+# where the visual attention experts join the visual parameters).
+_VISUAL, _VISUAL_PLUS = ("vision_model.", "mlp1.", "feed_forward_ve."), ("wqkv_ve.",)
+_ATTENTION = ("attention.wqkv.", "attention.wo.")
 TRAINABLE: dict[str, tuple[str, ...]] = {
     "S1.1": _VISUAL,
     "S1.2": _VISUAL,
-    "S1.3": (*_VISUAL, "attention.wqkv.", "attention.wo."),
+    "S1.3": _VISUAL + _ATTENTION,
     "S2": ("",),
+    "S1.1++": _VISUAL + _VISUAL_PLUS,
+    "S1.2++": _VISUAL + _VISUAL_PLUS,
+    "S1.3++": _VISUAL + _VISUAL_PLUS + _ATTENTION,
+    "S2++": ("",),
 }
 
 

@@ -73,8 +73,9 @@ def make_case(
       steps: generated tokens or optimizer steps.
       stage, optimizer: what trains, and keyword arguments of ``TorchTrainer``.
     """
+    architecture = {"mono": "InternLM2VEForCausalLM", "mono15": "InternLM2VEAttentionForCausalLM"}
     llm = {
-        "architectures": ["InternLM2ForCausalLM" if kind in ("modular", "dense") else "InternLM2VEForCausalLM"],
+        "architectures": [architecture.get(kind, "InternLM2ForCausalLM")],
         "model_type": "internlm2",
         "vocab_size": vocab,
         "hidden_size": hidden,

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from experiments.benchmarks.torch_form import TRAINABLE, TorchModel, TorchTrainer  # noqa: E402
+from experiments.benchmarks.torch_form import TorchModel, TorchTrainer  # noqa: E402
 
 FORWARD = [
     "mono_tiny/forward",
@@ -71,7 +71,7 @@ def test_generate(golden_dir: Path) -> None:
     torch.testing.assert_close(logits, want["step_logits"], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("stage", list(TRAINABLE))
+@pytest.mark.parametrize("stage", ["S1.1", "S1.2", "S1.3", "S2"])
 def test_trajectory(golden_dir: Path, stage: str) -> None:
     model, want = load(golden_dir, f"mono_tiny/train_{stage}")
     before = {name: tensor.detach().clone() for name, tensor in model.tensors.items()}
