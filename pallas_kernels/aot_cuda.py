@@ -1,0 +1,201 @@
+"""Compiles the GPU kernels with the real compilers for a Hopper GPU that is not there, and reads what came out.
+
+    Mosaic GPU   XLA:GPU's deviceless topology (needs the plugin of `jax[cuda13]`, no GPU) -> PTX, ptxas log
+    Triton       Triton's own compiler for compute capability 9.0 -> cubin
+
+`facts` of a kernel are registers per thread, bytes spilled and of shared memory, the tensor-core (HGMMA) and bulk-copy
+(UTMALDG) instructions, and the compiler's warnings. `require_good` makes an error of what would run slowly.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.base import AotCheck, FfnWeights, Unavailable
+from pallas_kernels.registry import targeting
+
+TARGET = "h200"
+MAX_SHARED_BYTES = 232_448  # per block, cudaDevAttrMaxSharedMemoryPerBlockOptin of compute capability 9.0
+# ptxas's advisories on wgmma that is run one instruction after the other, and on setmaxnreg that has no effect.
+_SLOW_WARNINGS = ("C7504", "C7508", "C7510", "C7511", "C7512", "C7513", "C7514")
+# (rows, d, ff): the FFN of the 2B model and of a 7B model (Mono-InternVL table of models).
+SHAPES = {"2b": (4096, 2048, 8192), "7b": (4096, 4096, 14336)}
+
+
+def h200() -> jax.Device:
+    """A described, absent H200; `Unavailable` without the CUDA plugin."""
+    from jax.experimental import topologies
+
+    description = (resources.files("pallas_kernels") / "targets" / f"{TARGET}.txtpb").read_text()
+    try:
+        topology = topologies.get_topology_desc(TARGET, platform="cuda", topology="1x1x1", target_config=description)
+    except Exception as error:  # whatever jax raises when the plugin is absent or cannot start
+        raise Unavailable(f"CUDA compiler: {str(error).splitlines()[0]} (pip install 'jax[cuda13]')") from error
+    return topology.devices[0]
+
+
+# ======================================================================================================================
+# Mosaic GPU
+# ======================================================================================================================
+
+
+def compile_for_h200(function: Callable[..., Any], *arguments: Any) -> tuple[jax.stages.Compiled, dict[str, dict]]:
+    """`function` compiled for one H200, and the facts of its Mosaic GPU kernels.
+
+    Args:
+      function: of arrays.
+      *arguments: pytrees of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      (compiled program, {kernel name and number: facts}); kernels compiled before in this process are not listed.
+
+    Raises:
+      Unavailable: the CUDA plugin is not installed.
+    """
+    device = h200()
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    arguments = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), arguments)
+    with targeting("nvidia_h200"), _dumped() as folder:
+        compiled = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
+        return compiled, {log.stem: _mosaic_facts(log) for log in sorted(folder.glob("*.ptxas"))}
+
+
+@contextmanager
+def _dumped() -> Iterator[Path]:
+    """Mosaic GPU's compiler leaves PTX and logs in the folder."""
+    before = os.environ.get("MOSAIC_GPU_DUMP_TO")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            if before is None:
+                del os.environ["MOSAIC_GPU_DUMP_TO"]
+            else:
+                os.environ["MOSAIC_GPU_DUMP_TO"] = before
+
+
+def _sass(ptx: Path) -> str:
+    """Machine code of a PTX file, "" where jax's assembler or Triton's disassembler is not installed."""
+    assembler, disassembler = _package("nvidia") / "cu13/bin/ptxas", _triton_tool("nvdisasm")
+    if not (assembler.is_file() and disassembler.is_file()):
+        return ""
+    cubin = ptx.with_suffix(".cubin")
+    subprocess.run([assembler, "-arch=sm_90a", "-o", cubin, ptx], check=True, capture_output=True)
+    return subprocess.run([disassembler, "-c", cubin], check=True, capture_output=True, text=True).stdout
+
+
+def _package(name: str) -> Path:
+    """Folder of an installed package (it need not exist)."""
+    spec = importlib.util.find_spec(name)
+    return Path(next(iter(spec.submodule_search_locations))) if spec else Path("absent")
+
+
+def _triton_tool(name: str) -> Path:
+    return _package("triton") / "backends" / "nvidia" / "bin" / name
+
+
+def _mosaic_facts(log: Path) -> dict[str, Any]:
+    text, ptx, passes = log.read_text(), log.with_suffix(".ptx").read_text(), log.with_suffix(".mlir-passes.log")
+    sass = _sass(log.with_suffix(".ptx"))
+    shared = re.search(r"dynamic_shared_memory_size %c(\d+)_i32", passes.read_text())
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", text)[1]),
+        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", text)),
+        "shared_bytes": int(shared[1]) if shared else 0,
+        "HGMMA": len(re.findall(r"\bHGMMA", sass)) if sass else ptx.count("wgmma.mma_async"),
+        "UTMALDG": len(re.findall(r"\bUTMALDG", sass))
+        if sass
+        else len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
+        "instructions_from": "sass" if sass else "ptx",
+        "warnings": sorted({code for code in re.findall(r"\((C75\d\d)\)", text) if code in _SLOW_WARNINGS}),
+    }
+
+
+def _instructions(sass: str, ptx: str) -> dict[str, Any]:
+    """Numbers of tensor-core and bulk-copy instructions, from machine code where there is some."""
+    patterns = (r"\bHGMMA", r"\bUTMALDG") if sass else (r"wgmma\.mma_async", r"cp\.async\.bulk\.tensor\.\dd\.shared")
+    counts = {name: len(re.findall(p, sass or ptx)) for name, p in zip(("HGMMA", "UTMALDG"), patterns)}
+    return counts | {"instructions_from": "sass" if sass else "ptx"}
+
+
+def require_good(kernel: str, facts: Mapping[str, Any], *, bulk_copies: bool) -> Mapping[str, Any]:
+    """The facts; RuntimeError where the kernel spills, overflows shared memory or misses the fast instructions."""
+    faults = []
+    if facts["spill_bytes"]:
+        faults.append(f"{facts['spill_bytes']} bytes of registers spilled")
+    if facts["shared_bytes"] > MAX_SHARED_BYTES:
+        faults.append(f"{facts['shared_bytes']} bytes of shared memory, {MAX_SHARED_BYTES} are there")
+    if not facts["HGMMA"]:
+        faults.append("no wgmma (HGMMA)")
+    if bulk_copies and not facts["UTMALDG"]:
+        faults.append("no TMA loads (UTMALDG)")
+    if facts["warnings"]:
+        faults.append(f"ptxas warnings {', '.join(facts['warnings'])}")
+    if faults:
+        raise RuntimeError(f"{kernel} for {TARGET}: {'; '.join(faults)}")
+    return facts
+
+
+def ffn_gradient(implementation: Any, trained: str, shape: str = "2b") -> tuple[jax.stages.Compiled, dict[str, dict]]:
+    """Forward and backward of `modality_ffn` compiled for an H200; `trained` is "both" or "visual"."""
+    from pallas_kernels.api import modality_ffn
+
+    rows, d, ff = SHAPES[shape]
+    array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+    weights = FfnWeights(array((d, ff)), array((d, ff)), array((ff, d)))
+    tile_expert = jax.ShapeDtypeStruct((rows // 128,), jnp.int32)
+
+    def gradient(x, tile_expert, text, visual, dy):
+        def forward(x, text, visual):
+            return modality_ffn(x, tile_expert, text, visual, implementation=implementation)
+
+        if trained == "both":
+            y, backward = jax.vjp(forward, x, text, visual)
+        else:
+            y, backward = jax.vjp(lambda x, visual: forward(x, text, visual), x, visual)
+        return y, backward(dy)
+
+    return compile_for_h200(gradient, array((rows, d)), tile_expert, weights, weights, array((rows, d)))
+
+
+def kernel_calls(compiled: jax.stages.Compiled) -> int:
+    """Mosaic GPU and Triton kernels that a compiled program launches."""
+    return len(re.findall(r'custom_call_target="(?:mosaic_gpu|triton_kernel)', compiled.as_text()))
+
+
+# Forward: swiglu, down. Backward: swiglu_backward, dx, and three weight gradients for each expert that is trained.
+KERNEL_CALLS = {"both": 10, "visual": 7}
+
+
+def mosaic_checks() -> list[AotCheck]:
+    """The FFN's forward and backward with both and with one expert trained, at the shapes of the 2B and 7B models."""
+
+    def run(trained: str, shape: str) -> Mapping[str, Any]:
+        from pallas_kernels.mosaic_gpu import MosaicGpu
+
+        compiled, kernels = ffn_gradient(MosaicGpu(), trained, shape)
+        for name, facts in kernels.items():
+            require_good(name, facts, bulk_copies=True)
+        if (calls := kernel_calls(compiled)) != KERNEL_CALLS[trained]:
+            raise RuntimeError(f"{calls} kernel calls with {trained} trained, expected {KERNEL_CALLS[trained]}")
+        return {"kernel_calls": calls, "kernels": kernels}
+
+    cases = [("both", "2b"), ("visual", "2b"), ("both", "7b")]
+    return [
+        AotCheck(TARGET, f"ffn {shape}, {trained} trained", functools.partial(run, trained, shape))
+        for trained, shape in cases
+    ]

@@ -1,0 +1,189 @@
+"""Mosaic GPU kernels in the interpreter: values, poisoned outputs (memory starts as NaN), persistence, refusals.
+
+The interpreter treats commit_smem, wgmma_wait and wait_smem_to_gmem as no-ops, so what it cannot see is a missing wait.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernel_suite import MASKS, Conformance, assert_within
+
+from pallas_kernels.base import Problem
+from pallas_kernels.conformance import ffn_errors, matmul_errors, relative_error
+from pallas_kernels.mosaic_gpu import (
+    Config,
+    MosaicGpu,
+    grouped_matmul,
+    grouped_swiglu,
+    grouped_swiglu_backward,
+    weight_gradient,
+)
+
+pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
+
+EXPERTS = np.array([1, -1, 0], np.int32)  # visual, empty, text
+ROUNDING = 2.0**-8  # of results stored in bfloat16
+TINY = Config(tile_n=128, stages=2, num_sms=1)
+
+
+# The interpreter compiles every kernel for every call, so one mask stands for the others in the quick run.
+QUICK_MASK = "padding_among_rows"
+
+
+class TestMosaicGpu(Conformance):
+    """The suite's float32 cases are refused; these are the same in bfloat16."""
+
+    implementation_class = MosaicGpu
+
+    @pytest.mark.parametrize(
+        "mask_name", [m if m == QUICK_MASK else pytest.param(m, marks=pytest.mark.slow) for m in MASKS]
+    )
+    def test_ffn(self, mask_name: str):
+        assert_within(ffn_errors(*self.case(mask_name, "bfloat16")), "bfloat16")
+
+    @pytest.mark.slow
+    def test_ffn_recomputes_gate_and_up(self):
+        assert_within(ffn_errors(*self.case("interleaved_50", "bfloat16", save_gate_up=False)), "bfloat16")
+
+    def test_matmul(self):
+        assert_within(matmul_errors(*self.case(QUICK_MASK, "bfloat16")), "bfloat16")
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.bfloat16)
+
+
+def pair(seed: int, *shape: int) -> tuple[jax.Array, jax.Array]:
+    return normal(seed, *shape), normal(seed + 1, *shape)
+
+
+def expected_matmul(x, weights, tile_expert=EXPERTS, tile=128) -> np.ndarray:
+    """Row tiles times the float64 weight of their expert, zeros for empty tiles."""
+    x, weights = np.float64(x), [np.float64(w) for w in weights]
+    tiles = x.reshape(-1, tile, x.shape[1])
+    y = [t @ weights[e] if e >= 0 else np.zeros((tile, weights[0].shape[1])) for t, e in zip(tiles, tile_expert)]
+    return np.concatenate(y)
+
+
+def poisoned(x: jax.Array) -> jax.Array:
+    """NaN in the rows of the empty tile."""
+    return x.at[128:256].set(jnp.nan)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TINY, id="one_block"),
+        pytest.param(Config(tile_n=64, stages=3, group=2, num_sms=3), id="three_blocks"),
+        pytest.param(Config(tile_n=256, stages=2, rows_minor=False, num_sms=1), id="columns_minor"),
+    ],
+)
+def test_grouped_matmul(config: Config):
+    """Depth 192 takes three steps, so the ring wraps around; tiles of several blocks and orders cover the output."""
+    x, weights = normal(0, 384, 192), pair(1, 192, 256)
+    y = grouped_matmul([poisoned(x)], [weights], EXPERTS, config=config, interpret=True)
+    assert y.dtype == jnp.bfloat16
+    assert relative_error(y, expected_matmul(x, weights)) < ROUNDING
+
+
+def test_two_terms_transposed_in_float32():
+    """dX of gate and up: one accumulation over both products."""
+    xs, weights = pair(0, 384, 128), [pair(2, 128, 128), pair(4, 128, 128)]
+    y = grouped_matmul(
+        [poisoned(x) for x in xs],
+        weights,
+        EXPERTS,
+        transpose=True,
+        out_dtype=jnp.float32,
+        config=TINY,
+        interpret=True,
+    )
+    expected = sum(expected_matmul(x, [w.T for w in ws]) for x, ws in zip(xs, weights))
+    assert relative_error(y, expected) < 1e-6
+
+
+def test_tiles_larger_than_128_rows():
+    x, weights = normal(0, 512, 64), pair(1, 64, 128)
+    y = grouped_matmul([x], [weights], np.array([0, 1], np.int32), tile=256, config=TINY, interpret=True)
+    assert relative_error(y, expected_matmul(x, weights, [0, 1], tile=256)) < ROUNDING
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_swiglu(save: bool):
+    x, gates, ups = normal(0, 384, 128), pair(1, 128, 128), pair(3, 128, 128)
+    h, gate, up = grouped_swiglu(poisoned(x), gates, ups, EXPERTS, save=save, config=TINY, interpret=True)
+    expected_gate, expected_up = expected_matmul(x, gates), expected_matmul(x, ups)
+    expected = expected_gate / (1 + np.exp(-expected_gate)) * expected_up
+    assert relative_error(h, expected) < ROUNDING
+    if save:
+        assert relative_error(gate, expected_gate) < ROUNDING
+        assert relative_error(up, expected_up) < ROUNDING
+    else:
+        assert gate is None and up is None
+
+
+def test_swiglu_backward():
+    """Four chunks a tile: the two slots are filled, written from and filled again."""
+    dy, downs, gate, up = normal(0, 384, 64), pair(1, 256, 64), normal(3, 384, 256), normal(4, 384, 256)
+    outputs = grouped_swiglu_backward(
+        poisoned(dy),
+        downs,
+        poisoned(gate),
+        poisoned(up),
+        EXPERTS,
+        config=Config(tile_n=256, stages=2, num_sms=1),
+        interpret=True,
+    )
+    dh = expected_matmul(dy, [w.T for w in downs])
+    live = np.repeat(EXPERTS >= 0, 128)[:, None]
+    g, u = np.float64(gate) * live, np.float64(up) * live
+    sigmoid = 1 / (1 + np.exp(-g))
+    expected = (g * sigmoid * u, dh * u * sigmoid * (1 + g * (1 - sigmoid)), dh * g * sigmoid)
+    for name, actual, value in zip(("h", "dgate", "dup"), outputs, expected):
+        assert relative_error(actual, value) < ROUNDING, name
+
+
+@pytest.mark.parametrize("expert", [0, 1])
+def test_weight_gradient(expert: int):
+    x, dy = normal(0, 512, 128), normal(1, 512, 128)
+    tile_expert = np.array([1, 0, -1, 1], np.int32)
+    ours = np.repeat(tile_expert == expert, 128)
+    others = ~ours[:, None]
+    dw = weight_gradient(
+        jnp.where(others, jnp.nan, x), jnp.where(others, jnp.nan, dy), tile_expert, expert, config=TINY, interpret=True
+    )
+    assert dw.dtype == jnp.float32
+    assert relative_error(dw, np.float64(x)[ours].T @ np.float64(dy)[ours]) < 1e-6
+
+
+def test_weight_gradient_of_an_idle_expert_is_zero():
+    x = normal(0, 128, 128)
+    dw = weight_gradient(x, x, np.zeros(1, np.int32), 1, out_dtype=jnp.bfloat16, config=TINY, interpret=True)
+    assert dw.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.float32(dw), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": "float32"}, "tf32"),
+        ({"tile": 64}, "multiple of 128"),
+        ({"d": 192}, "widths"),
+        ({"device": "nvidia_a100"}, "Hopper"),
+        ({}, None),
+    ],
+)
+def test_refusals(changes: dict, reason: str | None):
+    problem = {"op": "ffn", "rows": 256, "tile": 128, "d": 128, "ff": 256, "dtype": "bfloat16", "device": "nvidia_h200"}
+    refusal = MosaicGpu().unsupported(Problem(**problem | changes))
+    assert refusal is None if reason is None else reason in refusal
+
+
+def test_parameters_from_a_tuning_table():
+    implementation = MosaicGpu(product={"stages": 3}, backward={"group": 4})
+    assert implementation.product == Config(stages=3)
+    assert implementation.backward == Config(stages=3, group=4)
+    assert hash(implementation) == hash(MosaicGpu(product=Config(stages=3), backward=Config(stages=3, group=4)))
