@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from data_pipelines.batch import BatchSpec
 from data_pipelines.errors import DataError, check_keys, did_you_mean
@@ -98,6 +99,8 @@ class DataConfig:
     prefetch: int = 2
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check_type(f"data.{name}", getattr(self, name), kind)
         choices = {
             "ps_version": ("v1", "v2"),
             "pixel_path": ("exact", "fast"),
@@ -108,7 +111,14 @@ class DataConfig:
             if getattr(self, name) not in valid:
                 raise DataError(f"data.{name} is {getattr(self, name)!r}; {did_you_mean(getattr(self, name), valid)}")
         at_least = {"visual": 0, "text": 1, "rows": 1, "block_samples": 1, "workers": 0, "prefetch": 1, "min_tiles": 1}
-        at_least |= {"max_tiles": self.min_tiles, "local_runs": 1, "run_length": 1, "min_image_side": 1}
+        at_least |= {
+            "max_tiles": self.min_tiles,
+            "local_runs": 1,
+            "tile_size": 1,
+            "token_pixels": 1,
+            "run_length": 1,
+            "min_image_side": 1,
+        }
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise DataError(f"data.{name} is {getattr(self, name)}; it must be at least {low}")
@@ -125,6 +135,8 @@ class DataConfig:
         if any(weighted) and not all(weighted):
             raise DataError("data.sources: give a weight to every source or to none")
         for source in self.sources:
+            for name, kind in get_type_hints(SourceConfig).items():
+                _check_type(f"data.sources[{source.name}].{name}", getattr(source, name), kind)
             if source.weight is not None and not source.weight > 0:
                 raise DataError(f"data.sources[{source.name}].weight is {source.weight}; it must be above 0")
 
@@ -181,6 +193,18 @@ BATCH_FIELDS = (
     *PLAN_FIELDS,
     *("ps_version", "pixel_path", "jpeg_augment", "max_image_bytes", "rows", "epochs", "loss_weighting"),
 )
+
+
+def _check_type(key: str, value: Any, kind: Any) -> None:
+    """Raises DataError if `value` is not of the annotated type; an int will do for a float."""
+    kinds = tuple(
+        get_origin(option) or option for option in (get_args(kind) if isinstance(kind, UnionType) else (kind,))
+    )
+    if (isinstance(value, bool) and bool not in kinds) or not isinstance(
+        value, (*kinds, int) if float in kinds else kinds
+    ):
+        names = " or ".join("None" if option is type(None) else option.__name__ for option in kinds)
+        raise DataError(f"{key} is {value!r}; it must be of type {names}")
 
 
 def _names(cls: type) -> list[str]:
