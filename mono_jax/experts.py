@@ -7,6 +7,7 @@ and the projector are new and random.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,6 +103,11 @@ def _grown(leaf: Any, size: int, axis: int) -> Any:
 def _new_vision(config: ModelConfig, dtype: np.dtype, seed: int) -> dict[str, Any]:
     # The same initialisation as a whole new model of this width; the unneeded language model is kept small.
     small = config.replace(vocab_size=1, intermediate_size=1, num_hidden_layers=1)
-    params = jax.jit(Model(small).init)(jax.random.key(seed))
-    new = tree.flatten({name: params[name] for name in ("vision", "projector")})
+    new = tree.flatten(_init_vision(small, jax.random.key(seed)))
     return {path: np.asarray(leaf).astype(dtype) for path, leaf in new.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_vision(config: ModelConfig, key: jax.Array) -> tree.Tree:
+    params = Model(config).init(key)
+    return {name: params[name] for name in ("vision", "projector")}
