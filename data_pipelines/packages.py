@@ -168,11 +168,12 @@ _KNOWN = ("GPL", "LGPL", "public domain", "Creative Commons", "MIT", "BSD", "Apa
 def _debian_licence(folder: Path) -> str:
     files = sorted(folder.glob("usr/share/doc/*/copyright"))
     if not files:
-        return "not stated"
+        links = [path for path in sorted(folder.glob("usr/share/doc/*")) if path.is_symlink()]
+        return f"see the package {links[0].readlink().name}" if links else "not stated"
     text = files[0].read_text(encoding="utf-8", errors="replace")
     names = list(dict.fromkeys(re.findall(r"^License:[ \t]*(\S.*?)\s*$", text, re.MULTILINE)))
     if not names:  # an old file in free form
-        names = [name for name in _KNOWN if name.lower() in text.lower()]
+        names = [f"mentions {name}" for name in _KNOWN if name.lower() in text.lower()]
     if len(names) > 5:
         names = [*names[:5], f"and {len(names) - 5} more"]
     return ", ".join(names) or f"see {files[0].relative_to(folder)}"

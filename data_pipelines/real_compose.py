@@ -6,8 +6,10 @@ lines, so that every letter is known. Each sample is a function of its own rando
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.errors import BadSample
 from data_pipelines.real_readers import Pair, on_white, open_picture
-from data_pipelines.scenes import NUMBERS, article, boxes_text
+from data_pipelines.scenes import NUMBERS, boxes_text
 
 SIZES = ((448, 448), (672, 448), (448, 672), (896, 448))  # width, height: grids of 448-pixel tiles and between
 DETECTION_PROMPT = "detect the objects in the image and give their boxes"
@@ -43,23 +45,26 @@ class Composer:
     """Makes collages and pages of text.
 
     Args:
-      stamps: cut-outs with names.
+      stamps: cut-outs with names; those that cannot be read are left out.
       wallpapers: files of photographs; empty = plain colours.
       sentences: lines of English to be drawn.
     """
 
     def __init__(self, stamps: Sequence[Pair], wallpapers: Sequence[Path], sentences: Sequence[str]) -> None:
-        self.stamps, self.wallpapers, self.sentences = stamps, wallpapers, sentences
+        self.wallpapers, self.sentences = wallpapers, sentences
+        self.stamps: list[tuple[str, Image.Image]] = []
+        for pair in stamps:
+            with contextlib.suppress(BadSample):
+                self.stamps.append((label(pair), _stamp(pair.picture)))
 
     def collage(self, rng: np.random.Generator) -> Collage:
-        """One to five stamps, none covering another, on a cut-out of a wallpaper. Raises BadSample ("unreadable")."""
+        """One to five stamps, none covering another, on a cut-out of a wallpaper."""
         width, height = SIZES[int(rng.integers(len(SIZES)))]
         image = self._background(rng, width, height)
         boxes: list[tuple[int, int, int, int]] = []
         labels: list[str] = []
         for _ in range(int(rng.integers(1, 6))):
-            pair = self.stamps[int(rng.integers(len(self.stamps)))]
-            stamp = _stamp(pair.picture)
+            name, stamp = self.stamps[int(rng.integers(len(self.stamps)))]
             scale = rng.uniform(_MIN_SHARE, _MAX_SHARE) * min(width, height) / max(stamp.size)
             stamp = stamp.resize((max(8, round(stamp.width * scale)), max(8, round(stamp.height * scale))))
             for _ in range(20):
@@ -68,7 +73,7 @@ class Composer:
                 if not any(_overlap(box, other) for other in boxes):
                     image.paste(stamp, (x, y), stamp.getchannel("A"))
                     boxes.append(box)
-                    labels.append(label(pair))
+                    labels.append(name)
                     break
         scale_to = 1000 / np.array([width, height, width, height])
         placed = [
@@ -94,18 +99,11 @@ class Composer:
         paper, ink = (tuple(int(v) for v in shade) for shade in (shades if dark else shades[::-1]))
         image = Image.new("RGB", (width, height), paper)
         font = ImageFont.load_default(int(rng.integers(18, 49)))
+        assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels come with FreeType
         words = self.sentences[int(rng.integers(len(self.sentences)))].split()
-        lines, margin = [], 20
-        while words and len(lines) < 8:
-            count = len(words)
-            while count > 1 and font.getlength(" ".join(words[:count])) > width - 2 * margin:
-                count -= 1
-            if font.getlength(words[0]) > width - 2 * margin:
-                break
-            lines.append(" ".join(words[:count]))
-            words = words[count:]
-            if (len(lines) + 1) * font.size * 1.3 > height - 2 * margin:
-                break
+        margin = 20
+        most = min(8, int((height - 2 * margin) / (1.3 * font.size)))
+        lines = _wrapped(words, font, width - 2 * margin, most)
         text = "\n".join(lines)
         if not text:
             raise BadSample("text_too_wide", detail=words[0])
@@ -114,11 +112,27 @@ class Composer:
         return image, text
 
 
+def _wrapped(words: Sequence[str], font: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
+    """At most ``most`` lines that are no wider than ``width``; ends before a word that is wider alone."""
+    lines: list[str] = []
+    line = ""
+    for word in words:
+        longer = f"{line} {word}" if line else word
+        if font.getlength(longer) <= width:
+            line = longer
+            continue
+        if line:
+            lines.append(line)
+        line = word
+        if len(lines) == most or font.getlength(word) > width:
+            return lines
+    return [*lines, line] if line else lines
+
+
 def label(pair: Pair) -> str:
-    """Short name of a stamp: the caption's first words without article and stop."""
-    text = pair.caption.split(".")[0].split(":")[0].split(",")[0].strip()
-    for prefix in ("an emoji of ", "A ", "An ", "The "):
-        text = text.removeprefix(prefix)
+    """Short name of a stamp: the first words of its caption, without article."""
+    text = re.split(r"[.,:;!?(]", pair.caption.removeprefix("an emoji of "))[0].strip()
+    text = re.sub(r"^(?:an?|the|some|this is an?)\s+", "", text, flags=re.IGNORECASE)
     return text[:1].lower() + text[1:]
 
 
@@ -126,19 +140,19 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-@functools.lru_cache(maxsize=512)
 def _stamp(picture: Path | Image.Image) -> Image.Image:
-    """RGBA cut to what can be seen, at most 448 pixels an edge."""
+    """RGBA cut to what can be seen, no larger than it is ever pasted. Raises BadSample ("unreadable")."""
     image = open_picture(picture).convert("RGBA")
     box = image.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox()
     if box is None:
         raise BadSample("unreadable", detail="nothing to be seen")
     image = image.crop(box)
-    image.thumbnail((448, 448))
+    edge = round(_MAX_SHARE * max(min(size) for size in SIZES))
+    image.thumbnail((edge, edge))
     return image
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def _wallpaper(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.draft("RGB", (_WALLPAPER_EDGE, _WALLPAPER_EDGE))
@@ -154,20 +168,28 @@ def detection_answer(collage: Collage) -> str:
 def collage_turns(collage: Collage, others: Sequence[str], rng: np.random.Generator) -> list[tuple[str, str]]:
     """Two to four questions about a collage; ``others`` are names that may be asked for in vain."""
     names = list(dict.fromkeys(p.label for p in collage.placed))
-    single = [p for p in collage.placed if sum(q.label == p.label for q in collage.placed) == 1]
-    listed = ", ".join(article(name) for name in names)
-    turns = [
-        ("What objects were put on the picture?", f"{listed[:1].upper()}{listed[1:]}."),
-        ("How many objects were put on it?", f"{NUMBERS[len(collage.placed)].capitalize()}."),
-    ]
-    absent = str(others[int(rng.integers(len(others)))])
-    asked, answer = (absent, "No.") if rng.integers(2) and absent not in names else (names[0], "Yes.")
-    turns.append((f"Can you see {article(asked)}?", answer))
-    if single:
+    turns = [("What objects were put on the picture?", f"{', '.join(names)}."), *short_turns(collage, others, rng)]
+    if single := _named_once(collage):
         chosen = single[int(rng.integers(len(single)))]
         turns.append((f"Where is the <ref>{chosen.label}</ref>?", boxes_text([(chosen.label, chosen.box)])))
+    return [turns[int(i)] for i in rng.permutation(len(turns))[:4]]
+
+
+def short_turns(collage: Collage, others: Sequence[str], rng: np.random.Generator) -> list[tuple[str, str]]:
+    """The questions about a collage that have one short right answer."""
+    names = {p.label for p in collage.placed}
+    turns = [("How many objects were put on it?", f"{NUMBERS[len(collage.placed)].capitalize()}.")]
+    absent = str(others[int(rng.integers(len(others)))])
+    asked, answer = (absent, "No.") if rng.integers(2) and absent not in names else (collage.placed[0].label, "Yes.")
+    turns.append((f"Is this among them: {asked}?", answer))
+    single = _named_once(collage)
     if len(single) > 1:
         a, b = (single[int(i)] for i in rng.choice(len(single), size=2, replace=False))
         left = a if a.box[0] + a.box[2] < b.box[0] + b.box[2] else b
         turns.append((f"Which is further to the left, the {a.label} or the {b.label}?", f"The {left.label}."))
-    return [turns[int(i)] for i in rng.permutation(len(turns))[:4]]
+    return turns
+
+
+def _named_once(collage: Collage) -> list[Placed]:
+    labels = [p.label for p in collage.placed]
+    return [p for p in collage.placed if labels.count(p.label) == 1]

@@ -12,6 +12,7 @@ import html
 import html.parser
 import json
 import re
+import warnings
 import xml.etree.ElementTree
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,7 +55,10 @@ def open_picture(picture: Path | Image.Image) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     try:
-        with Image.open(picture) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # looked at below
+            file = Image.open(picture)
+        with file as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadSample("image_too_large", picture.name, f"{image.width}x{image.height}")
             if min(image.size) < MIN_EDGE:
@@ -396,7 +400,7 @@ def html_documents(root: Path, folder: str) -> Iterator[Document]:
     """The paragraphs of HTML pages, one document per page."""
     for path in sorted((root / folder).rglob("*.html")):
         source = path.read_text(encoding="utf-8", errors="replace")
-        raw = re.findall(r"<p[ >].*?(?=</p>|<p[ >])", source, re.DOTALL | re.IGNORECASE)
+        raw = re.findall(r"<p[ >].*?(?=</p>|<p[ >]|</body|\Z)", source, re.DOTALL | re.IGNORECASE)
         if found := paragraphs("\n\n".join(one_line(text) for text in raw)):
             yield found
 

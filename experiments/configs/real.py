@@ -1,0 +1,92 @@
+"""EViP on real sets made of public packages: build them first (they are large and carry their own licences).
+
+    python -m data_pipelines.real_sets --out=data/real
+    python experiments/evip.py --config=experiments/configs/real.py --workdir=runs/real
+
+``real.py`` trains a small base language model on the sets' text and goes through all stages: hours on one GPU.
+``real.py:2b`` starts from InternLM2-1.8B instead (``--config.init=FOLDER``, converted or in Hugging Face form) with the
+tile size, budgets and optimizer settings of the papers; ``real.py:smoke`` only shows that everything runs on these
+sets (minutes on a CPU). The sets' folder is another one with ``--config.sets.path=FOLDER``.
+"""
+
+from ml_collections import ConfigDict
+
+# Tiles of an image besides the thumbnail, from the paper's budgets of visual tokens (256 a tile).
+TILES = {"s1_1": 4, "s1_2": 6, "s1_3": 12, "s2": 24}
+LEARNING_RATES = {"s1_1": 2e-4, "s1_2": 1e-4, "s1_3": 5e-5, "s2": 4e-5}  # of S1.x: this project's own choice
+
+
+def get_config(size: str = "small") -> ConfigDict:
+    """The config of ``experiments/evip.py``; size "small", "2b" or "smoke"."""
+    sizes = {"small": _small, "2b": _two_billion, "smoke": _smoke}
+    if size not in sizes:
+        raise ValueError(f"real.py:{size}: use {', '.join(sizes)}")
+    config = ConfigDict()
+    config.sets = ConfigDict({"kind": "folder", "path": "data/real"})
+    config.common = ConfigDict({"log_every": 20, "checkpoint_every": 500, "keep": 2})
+    sizes[size](config)
+    return config
+
+
+def _small(config: ConfigDict) -> None:
+    """A 100 M-parameter base on 224-pixel tiles: 64 visual tokens each, so that many pairs fit in a row."""
+    config.vision = ConfigDict({"hidden_size": 512, "patch_size": 14, "image_size": 224})
+    config.data = ConfigDict(
+        {"tile_size": 224, "token_pixels": 28, "system_message": "", "rows": 32, "visual": 1024, "text": 512}
+    )
+    model = {
+        "preset": "tiny_lm",
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+    }
+    text = {"visual": 0, "text": 1024, "rows": 32}
+    stages = {"s0": {"stage": "S0", "steps": 4000, "model": model, "data": text, "optim": {"learning_rate": 6e-4}}}
+    steps = {"s1_1": 1500, "s1_2": 1500, "s1_3": 2000, "s2": 3000}
+    tiles = {"s1_1": 1, "s1_2": 1, "s1_3": 4, "s2": 4}
+    for name, count in steps.items():
+        stages[name] = {
+            "stage": name.upper().replace("_", "."),
+            "steps": count,
+            "data": {"max_tiles": tiles[name]},
+            "optim": {"learning_rate": 5e-4 if name != "s2" else 2e-4},
+        }
+    config.stages = ConfigDict(stages)
+
+
+def _two_billion(config: ConfigDict) -> None:
+    """Mono-InternVL-2B from InternLM2-1.8B: set config.init and run on accelerators."""
+    config.init = ""
+    config.vision = ConfigDict({"hidden_size": 1024, "patch_size": 14, "image_size": 448})
+    config.data = ConfigDict({"rows": 32, "visual": 6912, "text": 2048})
+    steps = {"s1_1": 1000, "s1_2": 1000, "s1_3": 1000, "s2": 1000}
+    config.stages = ConfigDict(
+        {
+            name: {
+                "stage": name.upper().replace("_", "."),
+                "steps": count,
+                "data": {"max_tiles": TILES[name]},
+                "optim": {"learning_rate": LEARNING_RATES[name]},
+            }
+            for name, count in steps.items()
+        }
+    )
+
+
+def _smoke(config: ConfigDict) -> None:
+    """Four steps a stage of a model that learns nothing."""
+    _small(config)
+    config.vision.hidden_size = 64
+    config.data.update({"tile_size": 56, "rows": 2, "visual": 64, "text": 512, "block_samples": 512})
+    config.vision.image_size = 56
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config.stages.s0.model.update({**small, "num_key_value_heads": 2})
+    config.stages.s0.data.update({"text": 256, "rows": 4})
+    for stage in config.stages.values():
+        stage.steps = 4
+        if stage.stage != "S0":
+            stage.data.max_tiles = 1
+    config.common.update({"dtype": "float32", "frozen_dtype": "float32", "log_every": 1})
