@@ -12,6 +12,7 @@ from data_pipelines.errors import BadSample
 _ORIENTATION = 0x0112
 # Start-of-frame markers: all of C0..CF but DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; the limit for training lies in the config
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -32,6 +33,12 @@ class ImageHeader:
     def size(self) -> tuple[int, int]:
         """(width, height) of the upright image."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def check_length(length: int) -> None:
+    """Raises BadSample "image_too_many_bytes" for what should not be read at all."""
+    if length > MAX_IMAGE_BYTES:
+        raise BadSample("image_too_many_bytes", detail=f"{length} bytes")
 
 
 def read_header(data: bytes) -> ImageHeader:

@@ -7,7 +7,9 @@ mapped, so that opening a source of hundreds of millions of samples takes second
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -196,6 +198,14 @@ class IndexedSource:
         self._fingerprint = fingerprint
         self._dropped = dict(dropped)
         self._captions = captions
+        self._ends: list[int] = table.arrays["shard_end"].tolist()
+
+    @functools.cached_property
+    def _keys(self) -> Strings:
+        return self._table.strings("keys")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_keys"}  # part of the table already
 
     def __len__(self) -> int:
         return len(self._table)
@@ -218,76 +228,64 @@ class IndexedSource:
 
     def key(self, index: int) -> str:
         """The key of sample ``index``; one offered for the second time ends in "#2", and so on."""
-        arrays = self._table.arrays
-        key = self.shards[self._shard(index)].name + self.key_separator + self._table.strings("keys")[index]
-        times = int(arrays["repeat"][index]) + 1 if "repeat" in arrays else 1
+        return self._key(self._shard(index), int(index))
+
+    def _key(self, shard: Shard, index: int) -> str:
+        key = shard.name + self.key_separator + self._keys[index]
+        times = int(self._table.arrays["repeat"][index]) + 1 if "repeat" in self._table.arrays else 1
         return key if times == 1 else f"{key}#{times}"
 
     def read(self, index: int) -> RawSample:
-        index = int(index)
-        sample, record = self._sample(index)
-        images = self._guarded(sample.key, lambda: self._images(index, record))
-        return dataclasses.replace(sample, images=images) if images else sample
+        return self._read(int(index), images=True)
 
     def read_text(self, index: int) -> RawSample:
-        return self._sample(int(index))[0]
+        return self._read(int(index), images=False)
 
-    def _sample(self, index: int) -> tuple[RawSample, Record]:
-        key = self.key(index)
-        record = self._guarded(key, lambda: self._joined(index))
-        return RawSample(key, (), record.caption, record.conversations, record.text), record
-
-    @staticmethod
-    def _guarded(key: str, fetch):
-        """``fetch()``, its troubles told as those of sample ``key``."""
+    def _read(self, index: int, images: bool) -> RawSample:
+        shard = self._shard(index)
+        key = self._key(shard, index)
         try:
-            return fetch()
+            record = self._joined(shard, index)
+            data = self._images(shard, index, record) if images else ()
         except BadSample as error:
             raise BadSample(error.reason, key, error.detail) from None
         except (OSError, DataError) as error:
             raise BadSample("unreadable", key, str(error)) from None
+        return RawSample(key, data, record.caption, record.conversations, record.text)
 
-    def _joined(self, index: int) -> Record:
+    def _joined(self, shard: Shard, index: int) -> Record:
         """The record, its text replaced by the joined caption if there is one."""
         arrays = self._table.arrays
         row = int(arrays["caption_row"][index]) if "caption_row" in arrays else -1
-        if row < 0:
-            return self._record(index)
-        return self._captioned(index, self._captions[row])
+        return self._record(shard, index) if row < 0 else self._captioned(shard, index, self._captions[row])
 
-    def _captioned(self, index: int, caption: str) -> Record:
+    # What formats replace:
+
+    def _captioned(self, shard: Shard, index: int, caption: str) -> Record:
         return Record(caption=caption)
 
-    def _record(self, index: int) -> Record:
+    def _record(self, shard: Shard, index: int) -> Record:
         arrays = self._table.arrays
-        offset, length = int(arrays["text_offset"][index]), int(arrays["text_length"][index])
-        caption_key = self._options(index).get("caption_key") or "caption"
-        return parse(int(arrays["text_form"][index]), self._bytes(index, offset, length), caption_key)
+        data = self._bytes(shard, int(arrays["text_offset"][index]), int(arrays["text_length"][index]))
+        return parse(int(arrays["text_form"][index]), data, shard.options.get("caption_key") or "caption")
 
-    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
-        arrays = self._table.arrays
-        return tuple(
-            self._bytes(index, int(arrays["image_offset"][i]), int(arrays["image_length"][i]))
-            for i in self._image_range(index)
-        )
+    def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
+        offsets, lengths = self._table.arrays["image_offset"], self._table.arrays["image_length"]
+        return tuple(self._bytes(shard, int(offsets[i]), int(lengths[i])) for i in self._image_range(index))
+
+    # What they use:
 
     def _image_range(self, index: int) -> range:
         end = int(self._table.arrays["image_end"][index])
         return range(end - int(self._table.arrays["image_count"][index]), end)
 
-    def _bytes(self, index: int, offset: int, length: int) -> bytes:
-        data = storage.blob(self._path(index)).read(offset, length)
+    def _bytes(self, shard: Shard, offset: int, length: int) -> bytes:
+        data = storage.blob(shard.path).read(offset, length)
         if len(data) != length:
             raise BadSample("truncated", detail=f"{len(data)} of {length} bytes at byte {offset}")
         return data
 
-    def _shard(self, index: int) -> int:
-        if not 0 <= index < len(self):
+    def _shard(self, index: int) -> Shard:
+        if not 0 <= index < self._ends[-1]:
             raise IndexError(f"sample {index} of {len(self)} in source {self.name}")
-        return int(np.searchsorted(self._table.arrays["shard_end"], index, side="right"))
-
-    def _path(self, index: int) -> str:
-        return self.shards[self._shard(index)].path
-
-    def _options(self, index: int) -> Mapping[str, Any]:
-        return self.shards[self._shard(index)].options
+        return self.shards[bisect.bisect_right(self._ends, index)]

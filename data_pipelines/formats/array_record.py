@@ -17,7 +17,7 @@ from typing import Any
 
 from data_pipelines import headers, storage
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.indexed import IndexedSource, RawSample
+from data_pipelines.indexed import IndexedSource, RawSample, Shard
 from data_pipelines.records import Form, Record, from_object, parse_json
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
 
@@ -155,12 +155,16 @@ def _add(builder: IndexBuilder, row: int, data: bytes | None, hash_images: bool)
 class Source(IndexedSource):
     """Records of ArrayRecord files. Keys are FILE/KEY."""
 
-    def _unpacked(self, index: int) -> tuple[dict[str, Any], tuple[bytes, ...]]:
-        (data,) = _reader(self._path(index)).read([int(self._table.arrays["text_offset"][index])])
-        return split(data)
+    def _split(self, shard: Shard, index: int) -> tuple[dict[str, Any], tuple[bytes, ...]]:
+        """The record read last is kept, since text and images are asked for one after the other."""
+        row = int(self._table.arrays["text_offset"][index])
+        if getattr(_local, "last", (None,))[0] != (os.getpid(), shard.path, row):
+            (data,) = _reader(shard.path).read([row])
+            _local.last = ((os.getpid(), shard.path, row), split(data))
+        return _local.last[1]
 
-    def _record(self, index: int) -> Record:
-        return _text(self._unpacked(index)[0])
+    def _record(self, shard: Shard, index: int) -> Record:
+        return _text(self._split(shard, index)[0])
 
-    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
-        return self._unpacked(index)[1]
+    def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
+        return self._split(shard, index)[1]

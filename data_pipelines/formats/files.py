@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines import storage
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.formats.tar import add_sample, group_members, stats_problems
-from data_pipelines.indexed import IndexedSource
+from data_pipelines.indexed import IndexedSource, Shard
 from data_pipelines.records import Record, parse
 from data_pipelines.shard_index import IndexBuilder, ShardIndex
 
@@ -73,15 +73,16 @@ def scan(path: str, meta: Mapping[str, Any], caption_key: str | None = None, has
 class Source(IndexedSource):
     """Loose files. Keys are FOLDER/KEY."""
 
-    def _record(self, index: int) -> Record:
+    def _record(self, shard: Shard, index: int) -> Record:
         arrays = self._table.arrays
         name = self._table.strings("text_name")[index] if "text_name" in arrays else ""
-        data = self._file(index, name) if name else b""
-        return parse(int(arrays["text_form"][index]), data, self._options(index).get("caption_key") or "caption")
+        data = _file(shard, name) if name else b""
+        return parse(int(arrays["text_form"][index]), data, shard.options.get("caption_key") or "caption")
 
-    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
+    def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
         names = self._table.strings("image_name") if "image_name" in self._table.arrays else ()
-        return tuple(self._file(index, names[i]) for i in self._image_range(index))
+        return tuple(_file(shard, names[i]) for i in self._image_range(index))
 
-    def _file(self, index: int, name: str) -> bytes:
-        return storage.read_bytes(storage.join(self._path(index), name))
+
+def _file(shard: Shard, name: str) -> bytes:
+    return storage.read_bytes(storage.join(shard.path, name))

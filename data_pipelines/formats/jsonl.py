@@ -19,7 +19,7 @@ from typing import Any
 
 from data_pipelines import headers, storage
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.indexed import IndexedSource
+from data_pipelines.indexed import IndexedSource, Shard
 from data_pipelines.records import MAX_TEXT_BYTES, Form, Record, from_object, parse_json
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
 
@@ -68,10 +68,12 @@ def scan(
 
 
 def read_image(path: str) -> bytes:
-    """The encoded image. Raises BadSample "missing_image"."""
+    """The encoded image. Raises BadSample "missing_image", "image_too_many_bytes"."""
     try:
-        return storage.read_bytes(path)
-    except (DataError, OSError) as error:
+        file = storage.Blob(path)
+        headers.check_length(file.size)
+        return file.read(0, file.size)
+    except (DataError, OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise BadSample("missing_image", detail=str(error)) from None
 
 
@@ -90,13 +92,13 @@ class Source(IndexedSource):
 
     key_separator = ":"
 
-    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
-        root = self._options(index).get("image_root")
-        root = storage.parent(self._path(index)) if root is None else root
+    def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
+        root = shard.options.get("image_root")
+        root = storage.parent(shard.path) if root is None else root
         return tuple(read_image(storage.join(root, name)) for name in record.images)
 
-    def _captioned(self, index: int, caption: str) -> Record:
-        return dataclasses.replace(self._record(index), caption=caption, conversations=(), text=None)
+    def _captioned(self, shard: Shard, index: int, caption: str) -> Record:
+        return dataclasses.replace(self._record(shard, index), caption=caption, conversations=(), text=None)
 
 
 def _is_list(view: storage.ScanView) -> bool:
@@ -104,24 +106,19 @@ def _is_list(view: storage.ScanView) -> bool:
 
 
 def lines(view: storage.ScanView) -> Iterator[tuple[int, int, int]]:
-    """(number, offset, length) of every line that is not blank."""
-    position, window, number = 0, b"", 1
-    start = 0  # of the window in the file
-    while True:
-        end = window.find(b"\n", position)
-        if end < 0:
-            start, window = start + position, window[position:]
-            more = view.read(start + len(window), _WINDOW)
-            position = 0
-            if not more:
-                if window.strip():
-                    yield number, start, len(window)
-                return
-            window += more
-            continue
-        if window[position:end].strip():
-            yield number, start + position, end - position
-        position, number = end + 1, number + 1
+    """(number, offset, length) of every line that is not blank, in bounded memory however long a line is."""
+    number, start, position, blank = 1, 0, 0, True
+    while chunk := view.read(position, _WINDOW):
+        at = 0
+        while (end := chunk.find(b"\n", at)) >= 0:
+            if not (blank and not chunk[at:end].strip()):
+                yield number, start, position + end - start
+            at, blank = end + 1, True
+            number, start = number + 1, position + at
+        blank = blank and not chunk[at:].strip()
+        position += len(chunk)
+    if not blank:
+        yield number, start, position - start
 
 
 def _list_elements(view: storage.ScanView) -> Iterator[tuple[int, int, int]]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from data_pipelines import headers, storage
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.formats.tar import stats_problems
-from data_pipelines.indexed import IndexedSource
+from data_pipelines.indexed import IndexedSource, Shard
 from data_pipelines.records import Form, Record, from_object
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
 
@@ -237,20 +237,22 @@ def _reader(path: str) -> _Reader:
 class Source(IndexedSource):
     """Rows of parquet files. Keys are FILE/KEY."""
 
-    def _row(self, index: int, images: bool) -> Any:
-        options = self._options(index)
-        caption_key = options.get("caption_key")
+    def _record(self, shard: Shard, index: int) -> Record:
+        value, _ = self._row(shard, index, images=False)
+        return _record(value, shard.options.get("caption_key"))
+
+    def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
+        if not self._table.arrays["image_count"][index]:
+            return ()
+        value, column = self._row(shard, index, images=True)
+        return image_bytes(value[column])
+
+    def _row(self, shard: Shard, index: int, images: bool) -> tuple[dict[str, Any], str | None]:
+        """(the row with its image or its text columns, name of the image column)."""
         try:
-            reader = _reader(self._path(index))
-            image, texts = _columns(reader.names, options.get("image_key"), caption_key)
-            columns = (image,) if images else tuple(texts)
-            value = reader.row(int(self._table.arrays["text_offset"][index]), columns)
-        except (pa.ArrowException, StopIteration, ValueError) as error:
+            reader = _reader(shard.path)
+            image, texts = _columns(reader.names, shard.options.get("image_key"), shard.options.get("caption_key"))
+            row = int(self._table.arrays["text_offset"][index])
+            return reader.row(row, (image,) if images else tuple(texts)), image
+        except (pa.ArrowException, StopIteration, ValueError, IndexError) as error:
             raise BadSample("unreadable", detail=_first_line(error)) from None
-        return image_bytes(value[image]) if images else _record(value, caption_key)
-
-    def _record(self, index: int) -> Record:
-        return self._row(index, images=False)
-
-    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
-        return self._row(index, images=True) if self._table.arrays["image_count"][index] else ()

@@ -206,6 +206,7 @@ def add_sample(
         for offset, size in group.images:
             if offset + size > view.size:
                 raise BadSample("truncated")
+            headers.check_length(size)
             header = headers.read_header(view.read(offset, size))
             images.append(ImagePart(offset, size, header.size, file_name(offset)))
         if not images and (record is None or record.caption is not None):

@@ -14,7 +14,7 @@ from typing import Any
 from data_pipelines import headers, storage
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.formats.parquet import IMAGE_COLUMNS
-from data_pipelines.indexed import IndexedSource
+from data_pipelines.indexed import IndexedSource, Shard
 from data_pipelines.records import Form, Record, from_object
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
 
@@ -124,14 +124,10 @@ def _example(source: Any, row: int) -> Mapping[str, Any]:
 class Source(IndexedSource):
     """Examples of TFDS datasets. Keys are VERSION/NUMBER."""
 
-    def _example(self, index: int) -> tuple[Mapping[str, Any], str | None, str]:
-        source, image, caption = _dataset(self._path(index), self._options(index))
-        return _example(source, int(self._table.arrays["text_offset"][index])), image, caption
+    def _record(self, shard: Shard, index: int) -> Record:
+        source, _, caption = _dataset(shard.path, shard.options)
+        return _caption(_example(source, int(self._table.arrays["text_offset"][index])), caption)
 
-    def _record(self, index: int) -> Record:
-        example, _, caption = self._example(index)
-        return _caption(example, caption)
-
-    def _images(self, index: int, record: Record) -> tuple[bytes, ...]:
-        example, image, _ = self._example(index)
-        return _image_parts(example, image)
+    def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
+        source, image, _ = _dataset(shard.path, shard.options)
+        return _image_parts(_example(source, int(self._table.arrays["text_offset"][index])), image)
