@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import ClassVar
 
 import jax
@@ -32,10 +33,21 @@ class Conformance:
     Attributes:
       implementation_class: what is tested; `here()` makes the instance.
       any_order: tiles of both experts and empty ones may come in any order.
+      dtypes: what it can compute here; the first one is used where one will do.
+      masks: masks of the main test; a slow interpreter takes fewer.
+      row_counts: sizes before grouping.
     """
 
     implementation_class: ClassVar[type[Implementation]]
     any_order: ClassVar[bool] = True
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
+    masks: ClassVar[tuple[str, ...]] = MASKS
+    row_counts: ClassVar[tuple[int, ...]] = (1, 5, 16, 33)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        for argument, values in (("dtype", self.dtypes), ("mask_name", self.masks), ("rows", self.row_counts)):
+            if argument in metafunc.fixturenames and not _has_values(metafunc, argument):
+                metafunc.parametrize(argument, values)
 
     def implementation(self) -> Implementation:
         try:
@@ -43,49 +55,40 @@ class Conformance:
         except Unavailable as reason:
             pytest.skip(str(reason))
 
-    def case(self, mask_name: str, dtype: str, **changes) -> tuple[Implementation, Case]:
+    def case(self, mask_name: str, dtype: str | None = None, **changes) -> tuple[Implementation, Case]:
         implementation = self.implementation()
-        case = Case.fitting(self.implementation_class, mask_name, dtype, **changes)
-        if reason := implementation.at_boundary(0).unsupported(case.problem("ffn")):
-            pytest.skip(reason)
+        case = Case.fitting(self.implementation_class, mask_name, dtype or self.dtypes[0], **changes)
+        assert implementation.at_boundary(0).unsupported(case.problem("ffn")) is None
         return implementation, case
 
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    @pytest.mark.parametrize("mask_name", MASKS)
     def test_ffn(self, mask_name: str, dtype: str):
-        implementation, case = self.case(mask_name, dtype)
-        assert_within(ffn_errors(implementation, case), dtype)
+        assert_within(ffn_errors(*self.case(mask_name, dtype)), dtype)
 
     @pytest.mark.parametrize("mask_name", ["interleaved_50", "empty"])
     def test_ffn_recomputes_gate_and_up(self, mask_name: str):
-        implementation, case = self.case(mask_name, "float32", save_gate_up=False)
-        assert_within(ffn_errors(implementation, case), "float32")
+        assert_within(ffn_errors(*self.case(mask_name, save_gate_up=False)), self.dtypes[0])
 
-    @pytest.mark.parametrize("rows", [1, 5, 16, 33])
     def test_row_counts(self, rows: int):
-        implementation, case = self.case("alternating", "float32", rows=rows)
-        assert_within(ffn_errors(implementation, case), "float32")
+        assert_within(ffn_errors(*self.case("alternating", rows=rows)), self.dtypes[0])
 
     @pytest.mark.parametrize("mask_name", ["all_visual", "unaligned_runs", "empty", "padding_among_rows"])
     def test_matmul(self, mask_name: str):
-        implementation, case = self.case(mask_name, "float32")
-        assert_within(matmul_errors(implementation, case), "float32")
+        assert_within(matmul_errors(*self.case(mask_name)), self.dtypes[0])
 
     @pytest.mark.parametrize("mask_name", ["all_text", "one_visual_row", "unaligned_runs", "alternating"])
     def test_unsorted_rows(self, mask_name: str):
         if not self.any_order:
             pytest.skip("needs its tiles in order")
-        implementation, case = self.case(mask_name, "float32")
-        assert_within(unsorted_errors(implementation, case), "float32")
+        assert_within(unsorted_errors(*self.case(mask_name)), self.dtypes[0])
 
     def test_tiles_in_any_order_and_poison_in_empty_ones(self):
         """NaN in rows of empty tiles reaches nothing; the empty tiles themselves come out as zeros."""
         if not self.any_order:
             pytest.skip("needs its tiles in order")
-        implementation, case = self.case("all_text", "float32")
+        implementation, case = self.case("all_text")
         tile_expert = np.array([TEXT, EMPTY, VISUAL, TEXT, EMPTY, VISUAL, EMPTY], np.int32)
         expert = np.repeat(tile_expert, case.tile)
-        inputs = Case.fitting(self.implementation_class, "all_text", "float32", rows=len(expert)).inputs()
+        inputs = dataclasses.replace(case, rows=len(expert)).inputs()
         poisoned = jnp.where(expert[:, None] == EMPTY, jnp.nan, inputs["x"])
         dy = jnp.where(expert[:, None] == EMPTY, jnp.nan, inputs["dy"])
 
@@ -100,7 +103,11 @@ class Conformance:
         actual = run(poisoned, tile_expert, inputs["weights"], dy)
         expected = oracle_ffn(inputs["x"], expert, inputs["weights"], inputs["dy"])
         errors = jax.tree.map(relative_error, actual, expected)
-        assert max(jax.tree.leaves(errors)) < TOLERANCE["float32"], errors
+        assert max(jax.tree.leaves(errors)) < TOLERANCE[case.dtype], errors
+
+
+def _has_values(metafunc: pytest.Metafunc, argument: str) -> bool:
+    return any(mark.args[0] == argument for mark in metafunc.definition.iter_markers("parametrize"))
 
 
 def assert_within(errors: dict[str, float], dtype: str) -> None:
