@@ -137,15 +137,21 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
       BadSample: as `check_header`, and "truncated_image", "corrupt_image".
     """
     header = check_header(data, limits)
-    if header.format == "jpeg":
+    if header.format == "jpeg" and _is_plain_jpeg(data):
+        width, height = (at_least or (0, 0))[:: -1 if header.orientation >= 5 else 1]
         try:
-            # CMYK is left to Pillow, which knows Adobe's inverted inks.
-            if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB"):
-                width, height = (at_least or (0, 0))[:: -1 if header.orientation >= 5 else 1]
-                return _upright(simplejpeg.decode_jpeg(data, min_width=width, min_height=height), header.orientation)
+            return _upright(simplejpeg.decode_jpeg(data, min_width=width, min_height=height), header.orientation)
         except ValueError as error:
             raise BadSample(_damage(str(error)), detail=str(error)) from None
     return _decode_with_pillow(data, limits)
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether simplejpeg can take it. Pillow knows odd subsampling, and Adobe's inverted inks of CMYK."""
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB")
+    except ValueError:
+        return False
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:

@@ -350,4 +350,6 @@ class Plan:
                 raise DataError("data: no sample fits in a row; see data.visual and data.text")
             self.count_blocks(counted + 1)
         block = int(np.searchsorted(self._ends, row, side="right"))
+        if self.blocks is not None and block >= self.blocks:
+            return None  # counted by a plan with more epochs
         return block, row - (int(self._ends[block - 1]) if block else 0)
