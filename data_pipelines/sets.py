@@ -7,7 +7,7 @@ The manifest of a folder of sets (``load_manifest`` gives it with absolute paths
                     {"samples": N, "sources": [{"name", "spec": {"kind", "paths", ...}, "weight"?, "prompts"?}]}},
      "heldout": {"text": FILE,
                  NAME: {"path", "image_root", "samples", "majority_answer"?, "majority_accuracy"?}},
-     "packages": {NAME: VERSION}}
+     "packages": {NAME: VERSION} (demo) | "licences": {PACKAGE: LICENCE} (real)}
 
 ``sources`` entries are what ``SourceConfig`` takes; ``samples`` of s0 counts documents. A line of a held-out file is a
 LLaVA record (``id``, ``image``, ``conversations`` with one question and its answer) plus ``kind`` (the skill asked for,
