@@ -37,16 +37,17 @@ class ImageLimits:
     min_side: int = 8
     max_aspect: float = 50.0
 
-    def refuse(self, sizes: np.ndarray) -> np.ndarray:
-        """Reason code for each (width, height) of `sizes` [n, 2]: 0 = fine, else an index of `SIZE_REASONS`."""
-        width, height = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
-        short, long = np.minimum(width, height), np.maximum(width, height)
-        return np.select(
-            [width * height > self.max_pixels, short < self.min_side, long > short * self.max_aspect], [1, 2, 3]
-        )
+    def refuse(self, width: int | np.ndarray, height: int | np.ndarray) -> int | np.ndarray:
+        """0 for sizes that are fine, else an index of `SIZE_REASONS`; numbers or int64 arrays."""
+        large = width * height > self.max_pixels
+        small = (width < self.min_side) | (height < self.min_side)
+        elongated = (width > height * self.max_aspect) | (height > width * self.max_aspect)
+        return large * 1 + small * 2 + elongated * 4
 
 
-SIZE_REASONS = ("", "image_too_large", "image_too_small", "image_too_elongated")
+_LARGE, _SMALL, _LONG = "image_too_large", "image_too_small", "image_too_elongated"
+# By the sum of what `ImageLimits.refuse` finds wrong; the first of several counts.
+SIZE_REASONS = ("", _LARGE, _SMALL, _LARGE, _LONG, _LARGE, _SMALL, _LARGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +105,14 @@ def _grids(low: int, high: int) -> np.ndarray:
 
 def cells(tiling: Tiling, tokens: int) -> np.ndarray:
     """`patch_cells` of `tokens` visual tokens in their order: int32 [tokens], cells counted row by row in a tile."""
-    edge = tiling.tile_size // tiling.token_pixels
+    tile = _tile_cells(tiling.tile_size // tiling.token_pixels, tiling.ps_version)
+    return np.tile(tile, tokens // len(tile))
+
+
+@functools.lru_cache
+def _tile_cells(edge: int, ps_version: str) -> np.ndarray:
     grid = np.arange(edge * edge, dtype=np.int32).reshape(edge, edge)
-    return np.resize(grid if tiling.ps_version == "v2" else grid.T, tokens)
+    return (grid if ps_version == "v2" else grid.T).ravel()
 
 
 def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
@@ -117,7 +123,7 @@ def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     if len(data) > limits.max_bytes:
         raise BadSample("image_too_many_bytes", detail=f"{len(data)} bytes, limit {limits.max_bytes}")
     header = read_header(data)
-    if code := limits.refuse(np.array([header.size]))[0]:
+    if code := limits.refuse(*header.size):
         raise BadSample(SIZE_REASONS[code], detail=f"{header.width}x{header.height}")
     return header
 
@@ -185,7 +191,7 @@ def _decode_with_pillow(data: bytes, limits: ImageLimits) -> np.ndarray:
                 image.load()
                 image = ImageOps.exif_transpose(image)
                 # Some headers lie, and some formats hold several sizes: what was decoded counts.
-                if code := limits.refuse(np.array([image.size]))[0]:
+                if code := limits.refuse(*image.size):
                     raise BadSample(SIZE_REASONS[code], detail=f"{image.width}x{image.height}")
                 return np.asarray(_rgb(image))
     except BadSample:
@@ -227,6 +233,8 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 def resize_exact(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Pillow's bicubic: byte for byte what the public release does. uint8 [h, w, 3] -> uint8 [height, width, 3]."""
+    if image.shape[:2] == (height, width):
+        return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -290,11 +298,11 @@ def image_patches(
     """
     tile = tiling.tile_size
     if pixel_path == "fast":
-        columns, rows = _grid_of(np.array(check_header(data, limits).size), tiling)
+        columns, rows = _grid_of(*check_header(data, limits).size, tiling)
         image, resize = decode(data, limits, (columns * tile, rows * tile)), resize_fast
     else:
         image, resize = decode(data, limits), resize_exact
-        columns, rows = _grid_of(np.array(image.shape[1::-1]), tiling)
+        columns, rows = _grid_of(image.shape[1], image.shape[0], tiling)
     canvases = [resize(image, columns * tile, rows * tile)]
     if tiling.thumbnail and columns * rows > 1:
         canvases.append(resize(image, tile, tile))
@@ -304,8 +312,9 @@ def image_patches(
     return patches[0] if len(patches) == 1 else np.concatenate(patches)
 
 
-def _grid_of(size: np.ndarray, tiling: Tiling) -> tuple[int, int]:
-    columns, rows = tiling.choose(size[None])[0]
+@functools.lru_cache(maxsize=65_536)
+def _grid_of(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
+    columns, rows = tiling.choose(np.array([[width, height]]))[0]
     return int(columns), int(rows)
 
 

@@ -315,36 +315,40 @@ def _rows_of(block: int) -> int:
 
 def _fill(batch: Batch, row: int, samples: list[Sample | None], visual_slots: int, weighting: str) -> None:
     """Writes samples into a row, one behind the other. A None keeps its segment number and takes no slot."""
+    there = [(segment, sample) for segment, sample in enumerate(samples, 1) if sample is not None]
+    if not there:
+        return
+    lengths = np.array([len(sample.input_ids) for _, sample in there])
+    ids, visual = (np.concatenate([getattr(sample, name) for _, sample in there]) for name in ("input_ids", "visual"))
+    n, text = len(ids), ~visual
+    v, t = np.count_nonzero(visual), np.count_nonzero(text)
+
+    at = 0
+    for _, sample in there:  # the large ones are copied once, to where they belong
+        end = at + len(sample.patches)
+        batch["patches"][row, at:end] = sample.patches
+        batch["patch_cells"][row, at:end] = sample.patch_cells
+        at = end
+    targets, weights = _targets(ids, [sample for _, sample in there], weighting)
+    batch["tokens"][row, :t] = ids[text]
+    batch["targets"][row, :t] = targets[text]
+    batch["loss_weights"][row, :t] = weights[text]
+
     order = batch["order"][row]
-    at = v = t = 0
-    is_used = np.zeros(len(order), bool)
-    for segment, sample in enumerate(samples, 1):
-        if sample is None:
-            continue
-        n, visual = len(sample.input_ids), sample.visual
-        text = ~visual
-        new_v, new_t = len(sample.patches), n - len(sample.patches)
-        slots = np.empty(n, np.int32)
-        slots[visual] = np.arange(v, v + new_v)
-        slots[text] = np.arange(visual_slots + t, visual_slots + t + new_t)
-        batch["patches"][row, v : v + new_v] = sample.patches
-        batch["patch_cells"][row, v : v + new_v] = sample.patch_cells
-        batch["tokens"][row, t : t + new_t] = sample.input_ids[text]
-        targets, weights = _targets(sample, weighting)
-        batch["targets"][row, t : t + new_t] = targets[text]
-        batch["loss_weights"][row, t : t + new_t] = weights[text]
-        order[at : at + n] = slots
-        batch["positions"][row, at : at + n] = np.arange(n)
-        batch["segments"][row, at : at + n] = segment
-        is_used[slots] = True
-        at, v, t = at + n, v + new_v, t + new_t
-    order[at:] = np.flatnonzero(~is_used)
+    unused = np.concatenate([np.arange(v, visual_slots), np.arange(visual_slots + t, len(order))])
+    order[:n][visual] = np.arange(v)
+    order[:n][text] = visual_slots + np.arange(t)
+    order[n:] = unused
+    batch["positions"][row, :n] = np.arange(n) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    batch["segments"][row, :n] = np.repeat([segment for segment, _ in there], lengths)
 
 
-def _targets(sample: Sample, weighting: str) -> tuple[np.ndarray, np.ndarray]:
-    """Next token and its weight at every position of a sample: int32 [n], float32 [n]; 0 where nothing is learnt."""
-    targets, weights = np.zeros(len(sample.input_ids), np.int32), np.zeros(len(sample.input_ids), np.float32)
-    learnt = np.flatnonzero(sample.loss_mask[1:] > 0)
-    targets[learnt] = sample.input_ids[learnt + 1]
-    weights[learnt] = {"token": 1.0, "sample": 1 / max(1, len(learnt)), "sqrt": max(1, len(learnt)) ** -0.5}[weighting]
-    return targets, weights
+def _targets(ids: np.ndarray, samples: list[Sample], weighting: str) -> tuple[np.ndarray, np.ndarray]:
+    """Next token and its weight at every position of a row: int32 [n], float32 [n]; 0 where nothing is learnt."""
+    learnt = []  # for each position: the weight of the token that follows
+    for sample in samples:
+        mask = sample.loss_mask
+        trained = max(1, np.count_nonzero(mask[1:]))
+        learnt += [mask[1:] * {"token": 1.0, "sample": 1 / trained, "sqrt": trained**-0.5}[weighting], mask[:1] * 0]
+    weights = np.concatenate(learnt).astype(np.float32)
+    return np.where(weights > 0, np.roll(ids, -1), 0), weights

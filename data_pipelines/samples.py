@@ -137,7 +137,8 @@ class SampleBuilder:
         """
         owner = np.repeat(np.arange(len(counts)), counts)
         codes = np.zeros(len(counts), np.int32)
-        np.maximum.at(codes, owner, self.limits.refuse(sizes).astype(np.int32))
+        wide = sizes.astype(np.int64)
+        np.bitwise_or.at(codes, owner, self.limits.refuse(wide[:, 0], wide[:, 1]).astype(np.int32))
         per_image = np.zeros(len(sizes), np.int64)
         good = codes[owner] == 0
         for images in np.unique(counts[counts > 0]):

@@ -52,7 +52,7 @@ class Tokenizer:
         self._names = {number: name for name, number in self.added.items()}
         self._split = re.compile("(" + "|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) + ")")
         self.bos, self.eos = self._base.bos, self._base.eos
-        self._cached = functools.lru_cache(maxsize=4096)(self._base.encode)
+        self._cached = functools.lru_cache(maxsize=4096)(self._encode)
 
     @property
     def vocab_size(self) -> int:
@@ -67,16 +67,19 @@ class Tokenizer:
             return number
         raise DataError(f"tokenizer: no token {token!r}; {did_you_mean(token, self.added)}")
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> Sequence[int]:
         """Ids of `text`, without begin or end token."""
+        # What templates say again and again is short.
+        return self._cached(text) if len(text) <= CACHED_CHARS else self._encode(text)
+
+    def _encode(self, text: str) -> Sequence[int]:
         ids: list[int] = []
         for number, part in enumerate(self._split.split(text) if self.added else [text]):
             if number % 2:
                 ids.append(self.added[part])
             elif part:
-                # What templates say again and again is short.
-                ids.extend(self._cached(part) if len(part) <= CACHED_CHARS else self._base.encode(part))
-        return ids
+                ids.extend(self._base.encode(part))
+        return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, added tokens by name."""
