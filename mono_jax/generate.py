@@ -374,7 +374,7 @@ def _request(config: ModelConfig, samplings: Sequence[Sampling], rows: int) -> _
         return np.array(values + [fill] * idle, dtype)
 
     def table(lists: list[tuple[int, ...]]) -> np.ndarray:
-        result = np.full((rows, bucket(max(map(len, lists)), 4)), -1, np.int32)
+        result = np.full((rows, bucket(max(4, *map(len, lists)))), -1, np.int32)
         for row, values in zip(result, lists):
             row[: len(values)] = values
         return result
