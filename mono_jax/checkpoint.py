@@ -86,6 +86,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._saved: int | None = None
+        self._sound: set[int] = set()  # steps whose files were found to be what was written
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -132,6 +133,7 @@ class Checkpoints:
             return
         self._check_space(step, state)
         if step in self.steps():
+            self._sound.discard(step)
             self._manager.delete(step)  # left from before a restart at an older step
         arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(dict(metadata)))
         try:
@@ -181,34 +183,35 @@ class Checkpoints:
             raise error
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
-        """The metadata of ``step`` (default: the newest)."""
-        self.wait()
-        step = self._existing(step)[0]
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
-        except Exception as error:
-            raise CheckpointError(f"{self.directory / str(step)}: damaged metadata: {_reason(error)}") from None
+        """The metadata of what ``restore`` would restore; damaged checkpoints are treated as there."""
+        return self._first_sound(step, self._read_metadata)
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
         """The state and metadata of ``step``, by default of the newest checkpoint that is sound.
 
         ``abstract_state``: arrays or jax.ShapeDtypeStruct in the structure wanted; their shardings say where
         each array goes, whatever mesh it was saved from. A damaged checkpoint is reported, renamed to
-        ``damaged-STEP`` and passed over. Raises CheckpointError if there is none, if ``step`` is damaged, or
-        (listing all differences) if the checkpoint holds other arrays than ``abstract_state``.
+        ``damaged-STEP`` and passed over. Raises CheckpointError if there is no sound one, if ``step`` is
+        damaged, or (listing all differences) if the checkpoint holds other arrays than ``abstract_state``.
         """
-        self.wait()
-        candidates = self._existing(step)
-        for candidate in candidates:
+        return self._first_sound(step, lambda candidate: self._read(candidate, abstract_state))
+
+    def _first_sound(self, step: int | None, read: Callable[[int], Any]) -> Any:
+        damaged: dict[int, _Damaged] = {}
+        for candidate in self._existing(step):
             try:
-                return self._read(candidate, abstract_state)
+                result = read(candidate)
             except _Damaged as error:
-                if step is not None:
-                    raise CheckpointError(f"{error}; choose another of the steps {self.steps()}") from None
-                before = [other for other in candidates if other < candidate]
-                self._report(f"{error}; " + (f"using step {before[0]}" if before else "no checkpoint is left"))
-                self._set_aside(candidate)
-        raise CheckpointError(f"{self.directory}: every checkpoint is damaged: start in another workdir")
+                damaged[candidate] = error
+                continue
+            for other, error in damaged.items():
+                self._report(f"{error}; using step {candidate}")
+                self._set_aside(other)
+            return result
+        listed = "; ".join(map(str, damaged.values()))
+        if step is not None:
+            raise CheckpointError(f"{listed}; choose another of the steps {self.steps()}")
+        raise CheckpointError(f"{listed}; no other checkpoint is left: start in another workdir")
 
     def _existing(self, step: int | None) -> list[int]:
         steps = self.steps()[::-1]
@@ -218,9 +221,22 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: no checkpoint of step {step}: there are {steps[::-1]}")
         return steps if step is None else [step]
 
+    def _verified(self, step: int) -> bool:
+        """Whether the step's files are known to be sound (False: nothing is known); raises _Damaged."""
+        if step not in self._sound and _verify_on_first_process(self.directory / str(step)):
+            self._sound.add(step)
+        return step in self._sound
+
+    def _read_metadata(self, step: int) -> dict[str, Any]:
+        self._verified(step)
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+        except Exception as error:
+            raise _Damaged(f"{self.directory / str(step)}: damaged metadata: {_reason(error)}") from None
+
     def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
         folder = self.directory / str(step)
-        verified = _verify_on_first_process(folder)
+        verified = self._verified(step)
         try:
             stored = self._manager.item_metadata(step)["state"]
             _check_fit(folder, _shapes(getattr(stored, "tree", stored)), _shapes(abstract_state))

@@ -172,9 +172,21 @@ def test_a_checkpoint_without_checksums_is_used_if_it_reads(tmp_path):
         assert_equal(checkpoints.restore(make_state(0))[0], make_state(1))
 
 
-def test_only_damaged_checkpoints(tmp_path):
+def test_metadata_is_that_of_the_checkpoint_that_will_be_restored(tmp_path):
     reported: list[str] = []
     with Checkpoints(tmp_path, report=reported.append) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), {"at": step})
+        checkpoints.wait()
+        damage_bit(tmp_path / "2")
+        assert checkpoints.metadata() == {"at": 1}
+        assert_equal(checkpoints.restore(make_state(0))[0], make_state(1))
+    assert len(reported) == 1
+
+
+def test_only_damaged_checkpoints(tmp_path):
+    """They stay where they are: the next run must not take the folder for a new one."""
+    with Checkpoints(tmp_path, report=pytest.fail) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, make_state(step), {})
         damage_bit(tmp_path / "1")
@@ -182,9 +194,10 @@ def test_only_damaged_checkpoints(tmp_path):
         damage_bit(tmp_path / "2")
         with pytest.raises(CheckpointError, match=r"2: damaged.*choose another of the steps \[1, 2\]"):
             checkpoints.restore(make_state(0), step=2)
-        with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
-            checkpoints.restore(make_state(0))
-        assert [line.rsplit("; ")[1] for line in reported] == ["using step 1", "no checkpoint is left"]
+        for read in (checkpoints.metadata, lambda: checkpoints.restore(make_state(0))):
+            with pytest.raises(CheckpointError, match=r"2: damaged.*1: damaged.*no other checkpoint is left"):
+                read()
+        assert checkpoints.steps() == [1, 2]
 
 
 def test_no_checkpoint(tmp_path):
