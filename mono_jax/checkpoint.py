@@ -205,7 +205,8 @@ class Checkpoints:
                 damaged[candidate] = error
                 continue
             for other, error in damaged.items():
-                self._report(f"{error}; using step {candidate}")
+                if jax.process_index() == 0:
+                    self._report(f"{error}; using step {candidate}")
                 self._set_aside(other)
             return result
         listed = "; ".join(map(str, damaged.values()))
@@ -256,6 +257,8 @@ class Checkpoints:
         return restored["state"], restored["metadata"]
 
     def _set_aside(self, step: int) -> None:
+        if step == self._saved:
+            self._saved = None
         if jax.process_index() == 0:
             target = self.directory / f"damaged-{step}"
             shutil.rmtree(target, ignore_errors=True)
