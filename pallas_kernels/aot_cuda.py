@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -94,8 +94,8 @@ def _sass(ptx: Path) -> str:
     if not (assembler.is_file() and disassembler.is_file()):
         return ""
     cubin = ptx.with_suffix(".cubin")
-    subprocess.run([assembler, "-arch=sm_90a", "-o", cubin, ptx], check=True, capture_output=True)
-    return subprocess.run([disassembler, "-c", cubin], check=True, capture_output=True, text=True).stdout
+    _run(assembler, "-arch=sm_90a", "-o", cubin, ptx)
+    return _run(disassembler, "-c", cubin)
 
 
 def _package(name: str) -> Path:
@@ -112,16 +112,15 @@ def _mosaic_facts(log: Path) -> dict[str, Any]:
     text, ptx, passes = log.read_text(), log.with_suffix(".ptx").read_text(), log.with_suffix(".mlir-passes.log")
     sass = _sass(log.with_suffix(".ptx"))
     shared = re.search(r"dynamic_shared_memory_size %c(\d+)_i32", passes.read_text())
+    return {**_resources(text), "shared_bytes": int(shared[1]) if shared else 0, **_instructions(sass, ptx)}
+
+
+def _resources(log: str) -> dict[str, Any]:
+    """What ptxas says of one kernel."""
     return {
-        "registers": int(re.search(r"Used (\d+) registers", text)[1]),
-        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", text)),
-        "shared_bytes": int(shared[1]) if shared else 0,
-        "HGMMA": len(re.findall(r"\bHGMMA", sass)) if sass else ptx.count("wgmma.mma_async"),
-        "UTMALDG": len(re.findall(r"\bUTMALDG", sass))
-        if sass
-        else len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
-        "instructions_from": "sass" if sass else "ptx",
-        "warnings": sorted({code for code in re.findall(r"\((C75\d\d)\)", text) if code in _SLOW_WARNINGS}),
+        "registers": int(re.search(r"Used (\d+) registers", log)[1]),
+        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),
+        "warnings": sorted({code for code in re.findall(r"\((C75\d\d)\)", log) if code in _SLOW_WARNINGS}),
     }
 
 
@@ -199,3 +198,100 @@ def mosaic_checks() -> list[AotCheck]:
         AotCheck(TARGET, f"ffn {shape}, {trained} trained", functools.partial(run, trained, shape))
         for trained, shape in cases
     ]
+
+
+# ======================================================================================================================
+# Triton
+# ======================================================================================================================
+
+
+def compile_launch(launch: Any, inputs: Sequence[jnp.dtype]) -> dict[str, Any]:
+    """Facts of one Triton launch compiled for compute capability 9.0.
+
+    Args:
+      launch: a `pallas_kernels.triton.Launch`.
+      inputs: dtypes of the kernel's inputs.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pallas_kernels.triton import compilable
+
+    names = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32"}
+    arrays = [names[jnp.dtype(d).name] for d in (*inputs, *(out.dtype for out in launch.outputs))]
+    constants, kernel = dict(launch.constants), compilable(launch.kernel)
+    signature = dict(zip(kernel.arg_names, [*arrays, *["constexpr"] * len(constants)], strict=True))
+    source = ASTSource(
+        kernel,
+        signature,
+        {(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        {(i,): [["tt.divisibility", 16]] for i in range(len(arrays))},  # jax's buffers are aligned
+    )
+    options = {"num_warps": launch.blocks.warps, "num_stages": launch.blocks.stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _run(_triton_tool("cuobjdump"), "--dump-resource-usage", cubin)
+        sass = _run(_triton_tool("nvdisasm"), "-c", cubin)
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        # Triton keeps ptxas's log to itself; with every array in registers, what is on the stack was spilled.
+        "spill_bytes": sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
+        "warnings": [],
+        "shared_bytes": compiled.metadata.shared,
+        **_instructions(sass, ""),
+    }
+
+
+def _run(tool: Path, *arguments: Any) -> str:
+    """What a command prints."""
+    command = [tool, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+
+
+def triton_launches(shape: str, dtype: jnp.dtype = jnp.bfloat16) -> dict[str, tuple[Any, list[jnp.dtype]]]:
+    """{name: (launch, input dtypes)} of the kernels of an FFN's forward and backward, at a shape of `SHAPES`."""
+    from pallas_kernels.triton import Product, Triton, plan, plan_weight_gradient
+
+    rows, d, ff = SHAPES[shape]
+    array = functools.partial(jax.ShapeDtypeStruct, dtype=dtype)
+    x, h = array((rows, d)), array((rows, ff))
+    into, out_of = (array((d, ff)),) * 2, (array((ff, d)),) * 2
+    source = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    tuned, tile = Triton(), 128
+    full = dtype == jnp.float32
+    product, gate_up, backward, gradient = (
+        tuned.float32 if full else blocks for blocks in (tuned.product, tuned.gate_up, tuned.backward, tuned.gradient)
+    )
+    grouped = functools.partial(plan, rows=rows, out_dtype=dtype, tile=tile)
+    inputs = [dtype] * 2 + [jnp.int32] * 2 + [dtype] * 6
+    gathered_x = Product(x, into, weights_second=into, rows=source)
+    launches = {
+        "swiglu, saved": grouped(gathered_x, blocks=gate_up, swiglu=True, save=True),
+        "swiglu": grouped(gathered_x, blocks=gate_up, swiglu=True),
+        "down": grouped(Product(h, out_of), blocks=product),
+        "swiglu_backward": grouped(Product(x, out_of, saved=(h, h)), blocks=backward, transpose=True),
+        "dx": grouped(Product(h, into, x_second=h, weights_second=into), blocks=product, transpose=True),
+    }
+    gradients = {
+        "weight_gradient": plan_weight_gradient(d, ff, jnp.float32, tile=tile, blocks=gradient),
+    }
+    return {name: (launch, inputs) for name, launch in launches.items()} | {
+        name: (launch, [dtype, dtype, jnp.int32, jnp.int32]) for name, launch in gradients.items()
+    }
+
+
+def triton_checks() -> list[AotCheck]:
+    """Every kernel of an FFN's forward and backward in bfloat16, at the shapes of the 2B and 7B models."""
+
+    def run(shape: str) -> Mapping[str, Any]:
+        if importlib.util.find_spec("triton") is None:
+            raise Unavailable("Triton's compiler: triton is not installed (pip install triton)")
+        return {
+            name: require_good(name, compile_launch(*launch), bulk_copies=False)
+            for name, launch in triton_launches(shape).items()
+        }
+
+    return [AotCheck(TARGET, f"ffn {shape}", functools.partial(run, shape)) for shape in SHAPES]
