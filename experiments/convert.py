@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.text import Tokenizer
@@ -52,7 +53,7 @@ VISION_KEYS = {"hidden_size": int, "patch_size": int, "image_size": int, "downsa
 def convert(args: argparse.Namespace) -> dict[str, Any]:
     """Does what the command line asks for; returns what ``--json`` prints. Raises MonoJaxError."""
     source, target = Path(args.src), Path(args.dst)
-    names = hf.read_names(args.names)
+    names = hf.read_json(Path(args.names)) if args.names else {}
     kind = _kind(source, args.source)
     target_kind = args.target or (kind if args.embed_experts else {"hf": "orbax", "orbax": "hf"}[kind])
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -65,7 +66,13 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         config, params, added_tokens, rows = _embed(source, config, params, args)
         report["vocabulary_rows_added"] = rows
         original = hf.config_to_hf(config, original)
-    report |= {"model": _describe(config), **_sizes(config, params)}
+    flat = tree.flatten(params)
+    if unused := [path for path in names if path not in flat]:
+        raise ConfigError(f"{args.names}: no such parameter in this model: {', '.join(unused)}")
+    if args.dtype:
+        params = tree.unflatten({path: leaf.astype(jnp.dtype(args.dtype)) for path, leaf in flat.items()})
+        original = original and original | {"torch_dtype": args.dtype}
+    report |= {"model": _describe(config), **_sizes(params)}
     started = time.perf_counter()
     _write(target, target_kind, source, config, params, original, names, args.shard_size, added_tokens)
     return report | {"seconds": round(time.perf_counter() - started, 2)}
@@ -91,7 +98,7 @@ def _describe(config: ModelConfig) -> str:
     return "Mono-InternVL" + ("-1.5" if config.visual_attention_experts else "")
 
 
-def _sizes(config: ModelConfig, params: tree.Tree) -> dict[str, Any]:
+def _sizes(params: tree.Tree) -> dict[str, Any]:
     flat = tree.flatten(params)
     return {
         "tensors": sum(leaf.shape[0] if hf.is_stacked(path) else 1 for path, leaf in flat.items()),
@@ -163,7 +170,7 @@ def _write(
     except FileExistsError:
         raise ConfigError(f"{partial}: left by a run that was killed, or in use by another: remove it") from None
     try:
-        needed, free = _sizes(config, params)["bytes"], shutil.disk_usage(partial).free
+        needed, free = _sizes(params)["bytes"], shutil.disk_usage(partial).free
         if needed > free:
             raise WeightsError(f"{target}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
         params = _with_progress(params)
@@ -239,6 +246,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--shard_size", type=_bytes, default=hf.SHARD_SIZE, help="largest exported file, e.g. 500MB (5GB)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="cast all weights (default: bit for bit as they are)",
     )
     parser.add_argument("--image_token_id", type=int, help="id of <IMG_CONTEXT> (default: from the tokenizer files)")
     parser.add_argument("--embed_experts", action="store_true", help="make a Mono-InternVL model of a dense InternLM2")

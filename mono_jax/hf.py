@@ -18,7 +18,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,10 @@ class LazyArray:
             out[...] = self.read(None)
         return out
 
+    def astype(self, dtype: Any) -> LazyArray:
+        """The same array, cast slice by slice when it is read."""
+        return replace(self, dtype=np.dtype(dtype), read=lambda n: self.read(n).astype(dtype))
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -226,17 +230,6 @@ def _tensors(config: ModelConfig, names: Names | None) -> list[_Tensor]:
         if seen.setdefault(row.pattern, row.path) != row.path:
             raise ConfigError(f"name table: {row.path} and {seen[row.pattern]} both have the name {row.pattern!r}")
     return rows
-
-
-def read_names(file: str | Path | None) -> dict[str, str]:
-    """A name table from JSON, ``{"parameter/path": "checkpoint.name.{n}.weight"}``; {} for None."""
-    if file is None:
-        return {}
-    names = read_json(Path(file))
-    for path in names:
-        if path not in _TABLE:
-            raise unknown_key(f"path in {file}", path, _TABLE)
-    return names
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -497,7 +490,9 @@ def read_config(
     token = image_token_id_ if image_token_id_ is not None else image_token_id(directory)
     config = config_from_hf(read_json(file), image_token_id=token, file=file)
     path = "layers/visual_attention/wqkv/kernel"
-    if config.visual_ffn_experts and (names or {}).get(path, _TABLE[path][0]).replace("{n}", "0") in _names(directory):
+    if config.visual_ffn_experts and (names or {}).get(path, _TABLE[path][0]).replace("{n}", "0") in _tensor_names(
+        directory
+    ):
         config = config.replace(visual_attention_experts=True)
     return config
 
@@ -543,7 +538,7 @@ def _read_index(directory: Path) -> dict[str, _Entry]:
     return entries
 
 
-def _names(directory: Path) -> Collection[str]:
+def _tensor_names(directory: Path) -> Collection[str]:
     """Names of the tensors of a folder; none if its weights cannot be read, which reading them will report."""
     try:
         return _read_index(directory)
@@ -604,13 +599,17 @@ def _check(directory: Path, entries: Mapping[str, _Entry], rows: list[_Tensor]) 
             wrong.append(f"{name} is {entry.dtype}, use one of {', '.join(_DTYPES)}")
         elif entry.dtype != first.dtype:
             wrong.append(f"{name} is {entry.dtype}, layer 0 is {first.dtype}")
+    _raise_if_any(f"{directory}: weights do not fit the config", missing, unexpected, wrong)
+
+
+def _raise_if_any(what: str, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     problems = [
-        f"{len(items)} {what} ({', '.join(items)})"
-        for what, items in (("missing", missing), ("unexpected", unexpected), ("misshapen", wrong))
+        f"{len(items)} {kind} ({', '.join(items)})"
+        for kind, items in (("missing", missing), ("unexpected", unexpected), ("misshapen", wrong))
         if items
     ]
     if problems:
-        raise WeightsError(f"{directory}: weights do not fit the config: {'; '.join(problems)}")
+        raise WeightsError(f"{what}: {'; '.join(problems)}")
 
 
 def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None, *, names: Names | None = None) -> Params:
@@ -708,13 +707,7 @@ def check_params(config: ModelConfig, flat: Mapping[str, Any]) -> None:
         for path, leaf in flat.items()
         if np.dtype(leaf.dtype) not in _DTYPES.values()
     ]
-    problems = [
-        f"{len(items)} {what} ({', '.join(items)})"
-        for what, items in (("missing", missing), ("unexpected", unexpected), ("misshapen", wrong))
-        if items
-    ]
-    if problems:
-        raise WeightsError(f"parameters do not fit the config: {'; '.join(problems)}")
+    _raise_if_any("parameters do not fit the config", missing, unexpected, wrong)
 
 
 def write_json(file: Path, value: Any) -> None:

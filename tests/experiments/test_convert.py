@@ -147,6 +147,15 @@ def test_name_table_is_remembered(source, tmp_path):
     assert tensors_of(tmp_path / "hf").keys() == tensors.keys()
 
 
+def test_weights_are_cast_when_asked_for(source, tmp_path, capsys):
+    run("--to=hf", "--dtype=bfloat16", source, tmp_path / "bf16", "--json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["dtypes"] == ["bfloat16"]
+    before, after = tensors_of(source), tensors_of(tmp_path / "bf16")
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(after[name], tensor.astype(jnp.bfloat16), strict=True)
+    assert json.loads((tmp_path / "bf16" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
 # ----------------------------------------------------------------------------------------------------- visual experts
 
 
@@ -264,6 +273,10 @@ def test_unusable_sources_and_targets(source, dense, golden_dir, tmp_path, capsy
     assert "image_size is 50" in fails(capsys, "--embed_experts", "--vision.image_size=50", dense, new)
     assert "'lots' is no size" in fails(capsys, "--shard_size=lots", source, new)
     assert "names.json: no such file" in fails(capsys, f"--names={tmp_path / 'names.json'}", source, new)
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"layers/visual_attention/wqkv/kernel": "visual.{n}"}))
+    error = fails(capsys, f"--names={names}", source, new)
+    assert "no such parameter in this model: layers/visual_attention/wqkv/kernel" in error
     assert (tmp_path / "full" / "file").read_text() == "mine"
     assert not new.exists()
 

@@ -247,10 +247,8 @@ def test_name_table_changes_the_names_of_attention_experts(golden, tmp_path):
     for n in range(LAYERS):
         tensors[f"language_model.model.layers.{n}.visual_wqkv"] = np.full((QKV, WIDTH), n, np.float32)
     folder = write_folder(tmp_path / "in", original, tensors)
-    file = tmp_path / "names.json"
     path = "layers/visual_attention/wqkv/kernel"
-    file.write_text(json.dumps({path: "language_model.model.layers.{n}.visual_wqkv"}))
-    names = hf.read_names(file)
+    names = {path: "language_model.model.layers.{n}.visual_wqkv"}
     config = hf.read_config(folder, names=names)
     assert config.visual_attention_experts
     params = hf.load_params(folder, config, names=names)
