@@ -56,6 +56,13 @@ def fail(message: object) -> NoReturn:
     raise SystemExit(USER_ERROR)
 
 
+def describe(error: Exception) -> str:
+    """``error`` on one line; of a failed file or disk, which file and why."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
 def json_line(result: Mapping[str, Any]) -> None:
     """Prints ``result`` as one line of strict JSON (a NaN or an infinity becomes null)."""
     print(json.dumps(_strict(result), ensure_ascii=False, allow_nan=False), flush=True)
@@ -89,7 +96,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on (`| head`)
         raise SystemExit(0) from None
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+        fail(describe(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
