@@ -1,0 +1,41 @@
+"""Small batches and models for the tests of mono_jax."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipelines.batch import Batch, BatchSpec
+from mono_jax.config import ModelConfig
+
+SPEC = BatchSpec(visual=16, text=16, token_pixels=8)
+
+
+def random_batch(rows: int, spec: BatchSpec = SPEC, seed: int = 0, vocab: int = 99) -> Batch:
+    """Rows with two samples each: an image then text, and text with a little padding behind it."""
+    rng = np.random.default_rng(seed)
+    batch = spec.empty(rows)
+    v, t, s = spec.visual, spec.text, spec.sequence
+    batch["patches"][:] = rng.integers(0, 256, batch["patches"].shape)
+    batch["patch_cells"][:] = np.arange(v) % 16
+    batch["tokens"][:] = rng.integers(1, vocab, (rows, t))
+    batch["targets"][:, :-1] = batch["tokens"][:, 1:]
+    batch["loss_weights"][:] = rng.random((rows, t)) < 0.7
+    first = v + t // 2  # tokens of the first sample: one text token, the image, then text
+    batch["order"][:] = np.concatenate([[v], np.arange(v), np.arange(v + 1, s)])
+    length = s - 2
+    batch["segments"][:, :first], batch["segments"][:, first:length] = 1, 2
+    batch["positions"][:, :first] = np.arange(first)
+    batch["positions"][:, first:length] = np.arange(length - first)
+    batch["loss_weights"][:, t - 2 :] = 0
+    batch["loss_weights"][:, t // 2 - 1] = 0  # the next token belongs to another sample
+    return batch
+
+
+def with_nan(batch: Batch) -> Batch:
+    """The batch with loss weights that are not finite."""
+    return batch | {"loss_weights": np.full_like(batch["loss_weights"], np.nan)}
+
+
+def stage_for(config: ModelConfig, number: str) -> str:
+    """The stage's EViP++ name for a model with visual attention experts."""
+    return number + ("++" if config.visual_attention_experts else "")
