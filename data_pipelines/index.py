@@ -11,18 +11,16 @@ import argparse
 import concurrent.futures
 import dataclasses
 import importlib
-import json
 import multiprocessing
 import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from data_pipelines import shard_index, storage
+from data_pipelines import command, shard_index, storage
 from data_pipelines.errors import DataError
 from data_pipelines.shard_index import ShardIndex
 
@@ -106,12 +104,17 @@ def load_or_make(spec: ShardSpec, index_dir: str | None = None, force: bool = Fa
     stamp = shard_stamp(spec)
     if not force and (index := shard_index.load_fresh(places, spec.kind, stamp)):
         return index, False
-    try:
-        index = format_module(spec.kind).scan(spec.path, {"kind": spec.kind, "stamp": stamp}, **options)
-    except OSError as error:
-        raise DataError(f"{spec.path}: cannot be read ({error})") from None
+    index = make_index(spec, stamp)
     shard_index.save(index, places)
     return index, True
+
+
+def make_index(spec: ShardSpec, stamp: str = "") -> ShardIndex:
+    """Looks through the shard. Raises DataError if it cannot be opened."""
+    try:
+        return format_module(spec.kind).scan(spec.path, {"kind": spec.kind, "stamp": stamp}, **dict(spec.options))
+    except OSError as error:
+        raise DataError(f"{spec.path}: cannot be read ({error})") from None
 
 
 @dataclasses.dataclass
@@ -155,63 +158,71 @@ def index_shards(
 def shards_of(paths: Iterable[str], kind: str | None, options: Mapping[str, Any]) -> list[ShardSpec]:
     """Shards in order of ``paths`` (globs allowed), the kind of each told from its name unless given.
 
-    In a list of several paths, files of unknown kind beside shards (statistics, indices) are left out.
+    A folder stands for the shards in it and below; where it holds loose files it is a shard itself. Files of unknown
+    kind that a glob matches beside shards (statistics, indices) are left out. Raises DataError if nothing is found.
     """
     specs: dict[ShardSpec, None] = {}
     for pattern in paths:
         found = storage.expand(pattern)
         for path in found:
             try:
-                specs.update((s, None) for s, _ in source_shards(kind or kind_of(path), [path], options))
+                for each, its_kind in [(path, kind)] if kind else _shards_in(path):
+                    specs.update((spec, None) for spec, _ in source_shards(its_kind, [each], options))
             except DataError:
                 if len(found) == 1:
                     raise
+    if not specs:
+        raise DataError(f"{', '.join(map(str, paths))}: no shards found; say what it is with --kind")
     return list(specs)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.index",
-        description=__doc__,
-        epilog="example: python -m data_pipelines.index 'laion/*.tar' --workers=16 --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _shards_in(path: str) -> list[tuple[str, str]]:
+    """(path, kind) of the shards that a path stands for."""
+    kind = kind_of(path)
+    if kind != "files":
+        return [(path, kind)]
+    folders = storage.walk(path)
+    files = [storage.join(folder, name) for folder in folders for name, _, _ in storage.list_dir(folder)]
+    # img2dataset puts a table of metadata beside each shard: 00000.parquet beside 00000.tar or the folder 00000.
+    stems = {file.removesuffix(".tar") for file in files if file.endswith(".tar")} | set(folders)
+    shards = [(f, kind_of(f)) for f in files if f.endswith((".tar", ".jsonl", ".array_record"))]
+    shards += [(f, "parquet") for f in files if f.endswith(".parquet") and f.removesuffix(".parquet") not in stems]
+    loose = format_module("files").folders_of_samples(folders)
+    return sorted([*shards, *((folder, "files") for folder in loose)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command.parser(
+        "index", __doc__, "example: python -m data_pipelines.index 'laion/*.tar' --workers=16 --json"
     )
     add_shard_arguments(parser)
+    parser.add_argument("--index_dir", help="where indices lie (default: beside the shards, else the cache folder)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--force", action="store_true", help="make indices again even if they are fresh")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args(arguments)
     start = time.monotonic()
-    try:
-        specs = shards_of(options.shards, options.kind, vars(options))
-        total, skipped, problems, made = ShardReport(""), Counter(), {}, 0
-        for report in index_shards(specs, options.workers, options.index_dir, options.force):
-            total.samples += report.samples
-            total.usable += report.usable
-            made += report.made
-            skipped.update(report.skipped)
-            if report.problems:
-                problems[report.path] = report.problems
-            for problem in report.problems:
-                print(f"{report.path}: {problem}", file=sys.stderr)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 1
+    specs = shards_of(options.shards, options.kind, vars(options))
+    samples, usable, made, skipped, problems = 0, 0, 0, Counter(), {}
+    for report in index_shards(specs, options.workers, options.index_dir, options.force):
+        samples, usable, made = samples + report.samples, usable + report.usable, made + report.made
+        skipped.update(report.skipped)
+        if report.problems:
+            problems[report.path] = report.problems
+        for problem in report.problems:
+            print(f"{report.path}: {problem}")
     seconds = round(time.monotonic() - start, 3)
-    print(f"{len(specs)} shards ({made} indexed now): {total.usable} of {total.samples} samples usable, {seconds} s")
+    print(f"{len(specs)} shards ({made} indexed now): {usable} of {samples} samples usable, {seconds} s")
     for reason, count in skipped.most_common():
         print(f"  {reason}: {count}")
     if options.json:
-        summary = {"shards": len(specs), "samples": total.samples, "usable": total.usable, "skipped": dict(skipped)}
-        print(json.dumps({**summary, "seconds": seconds, "indexed": made, "problems": problems}))
-    return 0
+        summary = {"shards": len(specs), "samples": samples, "usable": usable, "skipped": dict(skipped)}
+        command.json_line({**summary, "seconds": seconds, "indexed": made, "problems": problems})
 
 
 def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which shards and how they are to be understood."""
     parser.add_argument("shards", nargs="+", metavar="SHARD", help="path, URL or glob; {00000..00127} counts")
     parser.add_argument("--kind", choices=sorted(FORMATS), help="kind of source (default: by the name of each path)")
-    parser.add_argument("--index_dir", help="where indices lie (default: beside the shards, else the cache folder)")
     parser.add_argument("--image_root", help="jsonl: folder of the images (default: that of the file)")
     parser.add_argument("--caption_key", help="field of the JSON or column that holds the caption")
     parser.add_argument("--image_key", help="parquet, tfds: column that holds the image")
@@ -221,4 +232,4 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

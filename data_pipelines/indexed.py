@@ -241,11 +241,15 @@ class IndexedSource:
     def read_text(self, index: int) -> RawSample:
         return self._read(int(index), images=False)
 
-    def _read(self, index: int, images: bool) -> RawSample:
+    def read_images(self, index: int) -> tuple[bytes, ...]:
+        """The images alone, of formats where the text does not name them (all but jsonl). Raises BadSample."""
+        return self._read(int(index), images=True, text=False).images
+
+    def _read(self, index: int, images: bool, text: bool = True) -> RawSample:
         shard = self._shard(index)
         key = self._key(shard, index)
         try:
-            record = self._joined(shard, index)
+            record = self._joined(shard, index) if text else Record()
             data = self._images(shard, index, record) if images else ()
         except BadSample as error:
             raise BadSample(error.reason, key, error.detail) from None

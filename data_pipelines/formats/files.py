@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipelines import storage
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.formats.tar import add_sample, group_members, stats_problems
+from data_pipelines.formats.tar import Group, add_sample, group_members, stats_problems
 from data_pipelines.indexed import IndexedSource, Shard
 from data_pipelines.records import Record, parse
 from data_pipelines.shard_index import IndexBuilder, ShardIndex
@@ -21,10 +21,15 @@ def find(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, str], float]]:
     for path in paths:
         if not storage.is_dir(path):
             raise DataError(f"{path}: not a folder, as kind 'files' needs")
-        folders = storage.walk(path)
+        folders = folders_of_samples(storage.walk(path))
         if not folders:
-            raise DataError(f"{path}: no files in it")
+            raise DataError(f"{path}: no images in it")
         yield from ((folder, {}, 1.0) for folder in folders)
+
+
+def folders_of_samples(folders: Sequence[str]) -> list[str]:
+    """Those of the folders that hold members of samples."""
+    return [folder for folder in folders if any(_is_member(name) for name, _, _ in storage.list_dir(folder))]
 
 
 def stamp(path: str, options: Mapping[str, Any]) -> str:
@@ -63,11 +68,22 @@ def scan(path: str, meta: Mapping[str, Any], caption_key: str | None = None, has
     """Indexes the files directly in a folder. Raises DataError if it cannot be listed."""
     builder = IndexBuilder()
     view = _FolderView(path)
-    groups = group_members(view.members())
+    groups = [part for group in group_members(view.members()) for part in _parts(group, view)]
     for group in groups:
         add_sample(builder, view, group, caption_key, hash_images, view.name)
     builder.problems.extend(stats_problems(path, len(groups)))
     return builder.build(meta)
+
+
+def _parts(group: Group, view: _FolderView) -> list[Group]:
+    """Loose images without any text that share a stem (photo.jpg, photo.png) are samples of their own, by file name."""
+    if group.caption or group.json or len(group.images) < 2:
+        return [group]
+    parts = []
+    for offset, size in group.images:
+        parts.append(Group(view.name(offset)))
+        parts[-1].images.append((offset, size))
+    return parts
 
 
 class Source(IndexedSource):
