@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -231,50 +232,60 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     return np.round((values - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def resize_exact(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Pillow's bicubic: byte for byte what the public release does. uint8 [h, w, 3] -> uint8 [height, width, 3]."""
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+class ExactResizer:
+    """Resizes one image with Pillow's bicubic: byte for byte what the public release does."""
+
+    def __init__(self, image: np.ndarray):
+        """image: uint8 [h, w, 3]."""
+        self._image = Image.fromarray(image)
+
+    def __call__(self, width: int, height: int) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        return np.asarray(self._image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-@functools.lru_cache
-def _fast_resizer() -> Callable[[np.ndarray, int, int], np.ndarray]:
-    try:
-        import cykooz_resizer as cr
-    except ImportError:
-        raise DataError("data.pixel_path='fast' needs the package cykooz.resizer: pip install cykooz.resizer") from None
-    resizer = cr.Resizer()
-    options = cr.ResizeOptions(cr.ResizeAlg.convolution(cr.FilterType.catmull_rom))
-
-    def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-        source = cr.ImageData(image.shape[1], image.shape[0], cr.PixelType.U8x3, image.tobytes())
-        target = cr.ImageData(width, height, cr.PixelType.U8x3)
-        resizer.resize(source, target, options)
-        return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
-
-    return resize
+_of_thread = threading.local()
 
 
-def resize_fast(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The same filter with SIMD and other rounding; needs the optional package cykooz.resizer."""
-    return _fast_resizer()(image, width, height)
+class FastResizer:
+    """Resizes one image with the same filter in SIMD, rounding otherwise. Needs the optional package cykooz.resizer."""
+
+    def __init__(self, image: np.ndarray):
+        """image: uint8 [h, w, 3]. Raises DataError if the package is missing."""
+        try:
+            import cykooz_resizer
+        except ImportError:
+            raise DataError("data.pixel_path='fast' needs a package: pip install cykooz.resizer") from None
+        self._lib = cykooz_resizer
+        height, width = image.shape[:2]
+        self._image = self._lib.ImageData(width, height, self._lib.PixelType.U8x3, image.tobytes())
+
+    def __call__(self, width: int, height: int) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        resized = self._lib.ImageData(width, height, self._lib.PixelType.U8x3)
+        if not hasattr(_of_thread, "resizer"):  # it keeps buffers, and serves one thread
+            bicubic = self._lib.ResizeAlg.convolution(self._lib.FilterType.catmull_rom)
+            _of_thread.resizer = self._lib.Resizer(), self._lib.ResizeOptions(bicubic)
+        resizer, options = _of_thread.resizer
+        resizer.resize(self._image, resized, options)
+        return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-def patches_of_tiles(image: np.ndarray, tiling: Tiling) -> np.ndarray:
+RESIZERS = {"exact": ExactResizer, "fast": FastResizer}
+
+
+def cut_tiles(image: np.ndarray, tiling: Tiling, out: np.ndarray) -> None:
     """Cuts an image of whole tiles into visual tokens: tiles row by row, tokens within a tile as `ps_version` says.
 
     Args:
       image: uint8 [rows * tile, columns * tile, 3].
-
-    Returns:
-      uint8 [rows * columns * tokens_per_tile, P, P, 3].
+      out: uint8 [rows * columns * tokens_per_tile, P, P, 3], contiguous, is filled.
     """
     pixels, edge = tiling.token_pixels, tiling.tile_size // tiling.token_pixels
     rows, columns = image.shape[0] // tiling.tile_size, image.shape[1] // tiling.tile_size
     grid = image.reshape(rows, edge, pixels, columns, edge, pixels, 3)
     axes = (0, 3, 1, 4, 2, 5, 6) if tiling.ps_version == "v2" else (0, 3, 4, 1, 2, 5, 6)
-    return grid.transpose(axes).reshape(-1, pixels, pixels, 3)
+    out.reshape(rows, columns, edge, edge, pixels, pixels, 3)[:] = grid.transpose(axes)
 
 
 def image_patches(
@@ -297,19 +308,27 @@ def image_patches(
       BadSample: as `decode`.
     """
     tile = tiling.tile_size
+    wanted = None
     if pixel_path == "fast":
         columns, rows = _grid_of(*check_header(data, limits).size, tiling)
-        image, resize = decode(data, limits, (columns * tile, rows * tile)), resize_fast
-    else:
-        image, resize = decode(data, limits), resize_exact
+        wanted = columns * tile, rows * tile
+    image = decode(data, limits, wanted)
+    if wanted is None:
         columns, rows = _grid_of(image.shape[1], image.shape[0], tiling)
-    canvases = [resize(image, columns * tile, rows * tile)]
-    if tiling.thumbnail and columns * rows > 1:
-        canvases.append(resize(image, tile, tile))
-    if augment is not None:
-        canvases = [_recompressed(canvas, tile, augment) for canvas in canvases]
-    patches = [patches_of_tiles(canvas, tiling) for canvas in canvases]
-    return patches[0] if len(patches) == 1 else np.concatenate(patches)
+    sizes = [(columns, rows)] + [(1, 1)] * (tiling.thumbnail and columns * rows > 1)
+    resize: Callable[[int, int], np.ndarray] = RESIZERS[pixel_path](image)
+    count = sum(across * down for across, down in sizes) * tiling.tokens_per_tile
+    patches = np.empty((count, tiling.token_pixels, tiling.token_pixels, 3), np.uint8)
+    start = 0
+    for across, down in sizes:
+        same = image.shape == (down * tile, across * tile, 3)
+        canvas = image if same else resize(across * tile, down * tile)
+        if augment is not None:
+            canvas = _recompressed(canvas, tile, augment)
+        stop = start + across * down * tiling.tokens_per_tile
+        cut_tiles(canvas, tiling, patches[start:stop])
+        start = stop
+    return patches
 
 
 @functools.lru_cache(maxsize=65_536)

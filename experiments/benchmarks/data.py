@@ -22,16 +22,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.errors import DataError
 from data_pipelines.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    RESIZERS,
+    ExactResizer,
+    FastResizer,
     ImageLimits,
     Tiling,
+    cut_tiles,
     decode,
     image_patches,
-    patches_of_tiles,
-    resize_exact,
-    resize_fast,
 )
 from data_pipelines.loader import PackedData
 from data_pipelines.packing import best_styles, least_rows, pack
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Noise whose amplitude falls with the frequency, as in photographs."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / max(width, height)
-    spectrum = np.fft.rfft2(rng.normal(size=(3, height, width))) / frequency**1.15
+    spectrum = np.fft.rfft2(rng.normal(size=(3, height, width))) / frequency**1.45
     spectrum = spectrum * 0.35 + spectrum[:1] * 0.65  # colours go together
     pixels = np.fft.irfft2(spectrum, s=(height, width))
     pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std()
@@ -167,11 +169,10 @@ def whole_paths(shards: str, tokenizer: str, tiles: int, args: Any, cache: Path)
     }
     for path in ("exact", "fast"):
         try:
-            resize_fast(np.zeros((8, 8, 3), np.uint8), 8, 8)
-        except Exception as error:
-            if path == "fast":
-                print(f"fast path left out: {error}")
-                continue
+            RESIZERS[path](np.zeros((8, 8, 3), np.uint8))
+        except DataError as error:
+            print(f"fast path left out: {error}")
+            continue
         data = PackedData(config_of(shards, tokenizer, tiles, path), cache)
         actions[path] = lambda data=data: make_images(data, args.images)
     rates = in_turns(actions, args.images, args.rounds)
@@ -194,7 +195,8 @@ def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str
     indices = np.random.default_rng(0).integers(0, len(source), 2000).tolist()
     files = [source.read(index % len(source)).images[0] for index in range(args.images)]
     images = [decode(file, LIMITS) for file in files]
-    grids = [resize_exact(image, 1344, 896) for image in images[:1]] * len(images)
+    grids = [ExactResizer(images[0])(1344, 896)] * len(images)
+    patches = np.empty((6 * 256, 28, 28, 3), np.uint8)
     chat = ChatEncoder(Tokenizer(tokenizer))
     captions = [f"{CAPTION} {number}" for number in range(1000)]
     some = in_turns(
@@ -202,9 +204,9 @@ def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str
             "decode": lambda: [decode(file, LIMITS) for file in files],
             "decode_pillow": lambda: [Image.open(io.BytesIO(file)).convert("RGB") for file in files],
             "decode_scaled": lambda: [decode(file, LIMITS, (448, 448)) for file in files],
-            "resize_exact_3x2": lambda: [resize_exact(image, 1344, 896) for image in images],
-            "resize_fast_3x2": lambda: [resize_fast(image, 1344, 896) for image in images],
-            "cut_into_patches": lambda: [np.ascontiguousarray(patches_of_tiles(grid, tiling)) for grid in grids],
+            "resize_exact_3x2": lambda: [ExactResizer(image)(1344, 896) for image in images],
+            "resize_fast_3x2": lambda: [FastResizer(image)(1344, 896) for image in images],
+            "cut_tiles_3x2": lambda: [cut_tiles(grid, tiling, patches) for grid in grids],
         },
         len(files),
         args.rounds,

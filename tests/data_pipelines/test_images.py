@@ -10,15 +10,15 @@ from safetensors.numpy import load_file
 
 from data_pipelines.errors import BadSample
 from data_pipelines.images import (
+    ExactResizer,
+    FastResizer,
     ImageLimits,
     Tiling,
     cells,
+    cut_tiles,
     decode,
     image_patches,
     normalise,
-    patches_of_tiles,
-    resize_exact,
-    resize_fast,
 )
 
 LIMITS = ImageLimits(min_side=1, max_aspect=1e9)
@@ -70,10 +70,13 @@ def test_patches_follow_tiles_then_tokens():
     for y in range(2):
         for x in range(4):
             image[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = 10 * y + x
-    assert patches_of_tiles(image, tiling)[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 2, 3, 12, 13]
+    out = np.zeros((8, 4, 4, 3), np.uint8)
+    cut_tiles(image, tiling, out)
+    assert out[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 2, 3, 12, 13]
     assert cells(tiling, 8).tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     columnwise = Tiling(tile_size=8, token_pixels=4, ps_version="v1")
-    assert patches_of_tiles(image, columnwise)[:, 0, 0, 0].tolist() == [0, 10, 1, 11, 2, 12, 3, 13]
+    cut_tiles(image, columnwise, out)
+    assert out[:, 0, 0, 0].tolist() == [0, 10, 1, 11, 2, 12, 3, 13]
     assert cells(columnwise, 8).tolist() == [0, 2, 1, 3, 0, 2, 1, 3]
 
 
@@ -184,7 +187,7 @@ def test_limits_are_looked_at_before_decoding():
 def test_fast_path_is_near_the_exact_one():
     pytest.importorskip("cykooz_resizer")
     for width, height in ((134, 101), (40, 30)):
-        difference = resize_fast(SMOOTH, width, height).astype(int) - resize_exact(SMOOTH, width, height)
+        difference = FastResizer(SMOOTH)(width, height).astype(int) - ExactResizer(SMOOTH)(width, height)
         assert np.abs(difference).max() <= 3
     large = np.asarray(Image.fromarray(SMOOTH).resize((960, 720), Image.Resampling.BICUBIC))
     data = encoded(Image.fromarray(large), "JPEG", quality=95)
