@@ -284,14 +284,28 @@ def triton_launches(shape: str, dtype: jnp.dtype = jnp.bfloat16) -> dict[str, tu
 
 
 def triton_checks() -> list[AotCheck]:
-    """Every kernel of an FFN's forward and backward in bfloat16, at the shapes of the 2B and 7B models."""
+    """Every kernel of an FFN's forward and backward in bfloat16; with the CUDA plugin, the whole program as well."""
 
     def run(shape: str) -> Mapping[str, Any]:
         if importlib.util.find_spec("triton") is None:
             raise Unavailable("Triton's compiler: triton is not installed (pip install triton)")
-        return {
+        kernels = {
             name: require_good(name, compile_launch(*launch), bulk_copies=False)
             for name, launch in triton_launches(shape).items()
         }
+        return {"kernel_calls": _triton_calls(shape), "kernels": kernels}
 
     return [AotCheck(TARGET, f"ffn {shape}", functools.partial(run, shape)) for shape in SHAPES]
+
+
+def _triton_calls(shape: str) -> dict[str, int] | None:
+    """Kernel calls of an FFN's gradient by what is trained; None where jax-triton cannot be imported."""
+    from pallas_kernels.triton import Triton
+
+    try:
+        calls = {trained: kernel_calls(ffn_gradient(Triton(), trained, shape)[0]) for trained in KERNEL_CALLS}
+    except Unavailable:
+        return None
+    if calls != KERNEL_CALLS:
+        raise RuntimeError(f"kernel calls {calls}, expected {KERNEL_CALLS}")
+    return calls

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_suite import MASKS, Conformance, assert_within
+from kernel_suite import Conformance, assert_within
 
 from pallas_kernels.base import Problem
-from pallas_kernels.conformance import ffn_errors, matmul_errors, relative_error
+from pallas_kernels.conformance import Case, ffn_errors, matmul_errors, relative_error
 from pallas_kernels.mosaic_gpu import (
     Config,
     MosaicGpu,
@@ -29,27 +29,21 @@ ROUNDING = 2.0**-8  # of results stored in bfloat16
 TINY = Config(tile_n=128, stages=2, num_sms=1)
 
 
-# The interpreter compiles every kernel for every call, so one mask stands for the others in the quick run.
-QUICK_MASK = "padding_among_rows"
-
-
+@pytest.mark.slow  # the interpreter compiles every kernel anew for every call
 class TestMosaicGpu(Conformance):
-    """The suite's float32 cases are refused; these are the same in bfloat16."""
-
     implementation_class = MosaicGpu
+    dtypes = ("bfloat16",)
+    row_counts = (1, 129)
 
-    @pytest.mark.parametrize(
-        "mask_name", [m if m == QUICK_MASK else pytest.param(m, marks=pytest.mark.slow) for m in MASKS]
-    )
-    def test_ffn(self, mask_name: str):
-        assert_within(ffn_errors(*self.case(mask_name, "bfloat16")), "bfloat16")
 
-    @pytest.mark.slow
-    def test_ffn_recomputes_gate_and_up(self):
-        assert_within(ffn_errors(*self.case("interleaved_50", "bfloat16", save_gate_up=False)), "bfloat16")
+def test_ffn():
+    case = Case.fitting(MosaicGpu, "padding_among_rows", "bfloat16")
+    assert_within(ffn_errors(MosaicGpu.here(), case), "bfloat16")
 
-    def test_matmul(self):
-        assert_within(matmul_errors(*self.case(QUICK_MASK, "bfloat16")), "bfloat16")
+
+def test_matmul():
+    case = Case.fitting(MosaicGpu, "unaligned_runs", "bfloat16", rows=200)
+    assert_within(matmul_errors(MosaicGpu.here(), case), "bfloat16")
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
