@@ -65,7 +65,6 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     if args.embed_experts:
         config, params, added_tokens, rows = _embed(source, config, params, args)
         report["vocabulary_rows_added"] = rows
-        original = hf.config_to_hf(config, original)
     flat = tree.flatten(params)
     if unused := [path for path in names if path not in flat]:
         raise ConfigError(f"{args.names}: no such parameter in this model: {', '.join(unused)}")
@@ -178,8 +177,8 @@ def _write(
             hf.save_hf(partial, config, params, original=original, names=names, shard_size=shard_size)
         else:
             checkpoint.save_model(partial, config, params, names=names)
-            if original is not None:
-                hf.write_json(partial / "config.json", original)
+            values = hf.config_to_hf(config, original, params["embed"]["embedding"].dtype)
+            hf.write_json(partial / "config.json", values)
         for file in hf.companion_files(source):
             shutil.copyfile(file, partial / file.name)
         if added_tokens is not None:

@@ -390,21 +390,26 @@ CHAT_DEFAULTS = {
 }
 
 
-def config_to_hf(config: ModelConfig, original: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def config_to_hf(config: ModelConfig, original: Mapping[str, Any] | None = None, dtype: Any = None) -> dict[str, Any]:
     """config.json of ``config``. Keys of ``original`` that this project does not know are kept.
 
-    ``original`` may be that of the dense base of a multimodal ``config``. A model with visual attention experts
+    ``original`` may be that of the dense base of a multimodal ``config``. ``dtype`` (of the weights) is written
+    into a config that is new. A model with visual attention experts
     gets an architecture name of its own and loses ``_name_or_path`` and ``auto_map``: no public code loads it and
     no published label fits it.
     """
     out: dict[str, Any] = copy.deepcopy(dict(original or {}))
+    model_type = "internlm2" if config.vision is None else "internvl_chat"
+    if dtype is not None and out.get("model_type") != model_type:
+        out["torch_dtype"] = str(np.dtype(dtype))
     if config.vision is None:
         _update(out, _hf_language(config, _ARCHITECTURES[0]))
         return out
     if config.visual_attention_experts and not config.visual_ffn_experts:
         raise ConfigError("visual_attention_experts without visual_ffn_experts has no Hugging Face form")
-    if out.get("model_type") != "internvl_chat":
-        out = CHAT_DEFAULTS | ({"llm_config": out} if out else {})
+    if out.get("model_type") != model_type:
+        base = {"llm_config": out} if "model_type" in out else {}
+        out = CHAT_DEFAULTS | base | {key: out[key] for key in ("torch_dtype",) if key in out}
     language, vision = dict(out.get("llm_config") or {}), dict(out.get("vision_config") or {})
     architecture = _ARCHITECTURES[config.visual_ffn_experts + config.visual_attention_experts]
     _update(language, _hf_language(config, architecture))
@@ -731,9 +736,7 @@ def save_hf(
 ) -> list[str]:
     """A Hugging Face folder: weights and config.json. Returns the names of the files."""
     files = save_params(directory, config, params, names=names, shard_size=shard_size)
-    values = config_to_hf(config, original)
-    if (original or {}).get("model_type") != values["model_type"]:
-        values["torch_dtype"] = str(np.dtype(params["embed"]["embedding"].dtype))
+    values = config_to_hf(config, original, params["embed"]["embedding"].dtype)
     write_json(Path(directory) / "config.json", values)
     return [*files, "config.json"]
 

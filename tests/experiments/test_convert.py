@@ -214,6 +214,7 @@ def test_added_tokens_of_the_embedded_model(dense, tmp_path):
     values = json.loads((tmp_path / "mono" / "config.json").read_text())
     assert values["model_type"] == "internvl_chat" and values["template"] == "internlm2-chat"
     assert values["llm_config"]["architectures"] == ["InternLM2VEForCausalLM"]
+    assert values["torch_dtype"] == "float32"
     assert values["llm_config"]["bos_token_id"] == 1  # a key of the base that this project does not know
 
 
