@@ -174,7 +174,7 @@ class Chat:
         first = not self._session.lengths[0]
         begin = [] if self._tokenizer.bos is None else [self._tokenizer.bos]
         if self._plain:
-            return np.array((begin if first else []) + self._tokenizer.encode(text), np.int32)
+            return np.array([*(begin if first else []), *self._tokenizer.encode(text)], np.int32)
         encoder = self._opening if first else self._later
         ids, _ = encoder.conversation([("human", text)], counts, answer=True)
         if first:

@@ -1,0 +1,223 @@
+"""experiments/generate.py: from a folder, a prompt and image files to text, and one-line errors."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.images import Tiling, image_patches
+from data_pipelines.text import ChatEncoder, Tokenizer
+from experiments import cli
+from experiments import generate as command
+from mono_jax import checkpoint, hf
+from mono_jax.config import VisionConfig, preset
+from mono_jax.generate import Generator, Prompt, Sampling
+from mono_jax.model import Model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(golden_dir: Path) -> Tokenizer:
+    return Tokenizer(golden_dir / "chat")
+
+
+@pytest.fixture(scope="module")
+def folder(golden_dir: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a tiny model that answers at random: 32-pixel tiles of 16 tokens, at most 2 of them."""
+    config = preset(
+        "tiny_mono",
+        vocab_size=tokenizer.vocab_size,
+        image_token_id=tokenizer.id("<IMG_CONTEXT>"),
+        vision=VisionConfig(hidden_size=32, patch_size=4, image_size=32),
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape) * 0.25), Model(config).abstract_params())
+    path = tmp_path_factory.mktemp("model")
+    hf.save_hf(path, config, params)
+    values = json.loads((path / "config.json").read_text())
+    values |= {"min_dynamic_patch": 1, "max_dynamic_patch": 2, "template": "internlm2-chat"}
+    (path / "config.json").write_text(json.dumps(values))
+    for name in ("tokenizer.model", "added_tokens.json"):
+        (path / name).write_bytes((golden_dir / "chat" / name).read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 x 32 pixels: two tiles and a thumbnail."""
+    path = tmp_path_factory.mktemp("images") / "noise.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 64, 3), np.uint8)).save(path)
+    return path
+
+
+def last_json(text: str) -> dict[str, Any]:
+    return json.loads(text.splitlines()[-1])
+
+
+def run(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    command.main([*flags, "--max_new_tokens=6", "--dtype=float32", "--json"])
+    return last_json(capsys.readouterr().out)
+
+
+def test_an_answer_is_the_models(
+    folder: Path, picture: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prompt is what the data pipeline would make of the conversation, and the text what the model generates."""
+    result = run(capsys, f"--model={folder}", f"--image={picture}", "--prompt=what is this")
+    patches = image_patches(picture.read_bytes(), Tiling(32, 8, 1, 2), command.ImageLimits())
+    assert len(patches) == 48
+    ids, _ = ChatEncoder(tokenizer).conversation([("human", "what is this")], [48], answer=True)
+    config, params = checkpoint.load_model(folder)
+    stops = tuple(tokenizer.id(name) for name in command.END_TOKENS) + (tokenizer.eos,)
+    [expected] = Generator(config, params, jnp.float32).generate([Prompt(ids, patches)], Sampling(6, stop_tokens=stops))
+    [turn] = result["turns"]
+    assert result["text"] == turn["text"] == tokenizer.decode(expected.tokens).strip()
+    assert (turn["new_tokens"], turn["finish"]) == (len(expected.tokens), expected.finish)
+    assert (turn["prompt_tokens"], turn["visual_tokens"]) == (len(ids), 48)
+    assert 0 < turn["seconds_to_first_token"] <= turn["seconds"]
+
+
+def test_turns(
+    folder: Path,
+    picture: Path,
+    tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A later turn closes the answer before it; its images, as the first one's, are cut by the same rules."""
+    seen: list[Prompt] = []
+    original = command.Chat._prompt
+
+    def prompt(self: command.Chat, *args: Any) -> Prompt:
+        seen.append(original(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(command.Chat, "_prompt", prompt)
+    lines = f"/image {picture.parent}/missing.png\nlost?\n\n/image {picture}\nand <image> here?\n/quit\nnever asked\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    command.main(
+        [f"--model={folder}", "--prompt=hello", "--interactive", "--max_new_tokens=6", "--max_tiles=1", "--json"]
+    )
+    out, err = capsys.readouterr()
+    assert err == f"error: {picture.parent}/missing.png: No such file or directory\n"
+    turns = last_json(out)["turns"]
+    assert [turn["prompt"] for turn in turns] == ["hello", "and <image> here?"]
+    assert [turn["visual_tokens"] for turn in turns] == [0, 16]
+    text = tokenizer.decode(np.concatenate([one.input_ids for one in seen]))
+    context = "<IMG_CONTEXT>" * 16
+    assert text.count("system") == 1
+    assert "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\n<|im_end|><|im_start|>user" in text
+    assert text.endswith(f"and <img>{context}</img> here?<|im_end|><|im_start|>assistant\n")
+    assert [len(one.input_ids) for one in seen] == [turn["prompt_tokens"] for turn in turns]
+
+
+def test_plain_text_goes_on_as_it_stands(
+    folder: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(capsys, f"--model={folder}", "--template=none", "--prompt=once upon a time", "--temperature=1.5")
+    assert result["turns"][0]["prompt_tokens"] == 1 + len(tokenizer.encode("once upon a time"))
+
+
+def test_text_is_streamed_whole(tokenizer: Tokenizer) -> None:
+    """What is shown piece by piece is the text; a character of several byte tokens is not shown in part."""
+    ids = tokenizer.encode("naïve 模型 x<ref>y")
+    parts: list[str] = []
+    stream = command._Stream(tokenizer, parts.append)
+    for token in ids:
+        stream.add([token])
+    text = stream.finish(command.Generation(ids, "length"))
+    assert "".join(parts).strip() == text == "naïve 模型 x<ref>y"
+    assert "\ufffd" not in "".join(parts)
+    assert len(parts) > 4
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, command.Habits()),
+        ({"use_thumbnail": False, "max_dynamic_patch": 12}, command.Habits(thumbnail=False, max_tiles=12)),
+        ({"dynamic_image_size": False, "max_dynamic_patch": 12}, command.Habits(max_tiles=1)),
+    ],
+)
+def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any], expected: command.Habits) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert command.read_habits(tmp_path) == expected
+
+
+def test_habits_of_a_run(tmp_path: Path) -> None:
+    """The model folder of a workdir is asked as it was trained."""
+    (tmp_path / "model").mkdir()
+    data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "rows": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"stage": "S2", "data": data}))
+    assert command.read_habits(tmp_path / "model") == command.Habits(system_message="", max_tiles=1, thumbnail=False)
+    assert command.read_habits(tmp_path / "other") == command.Habits()
+    (tmp_path / "model" / "model.json").write_text("{}")
+    assert command.find_model(tmp_path) == tmp_path / "model"
+    assert command.find_model(tmp_path / "model") == tmp_path / "model"
+
+
+def bad_flags(folder: Path, picture: Path, tmp_path: Path) -> list[tuple[list[str], str]]:
+    ask = [f"--model={folder}", "--prompt=x"]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:500])
+    return [
+        ([f"--model={tmp_path / 'none'}", "--prompt=x"], f"{tmp_path / 'none'}: no such folder"),
+        ([f"--model={tmp_path}", "--prompt=x"], f"{tmp_path}: not a model folder"),
+        ([f"--model={folder}"], "give a --prompt, or --interactive"),
+        ([*ask, f"--image={tmp_path / 'no.png'}"], "no.png: No such file"),
+        ([*ask, f"--image={broken}"], f"{broken}: truncated_image"),
+        ([*ask, f"--image={folder / 'config.json'}"], "config.json: not_an_image"),
+        ([*ask, f"--image={picture}", "--template=none"], "images need a chat template"),
+        ([*ask, "--template=internlm2-chart"], "did you mean 'internlm2-chat'?"),
+        ([*ask, "--max_tiles=0"], "max_tiles is 0"),
+        ([*ask, "--temprature=1"], "unrecognized arguments: --temprature=1; see"),
+        ([*ask, "--top_p=2"], "top_p is 2.0: it must be"),
+        ([*ask, "--max_length=30"], "do not fit the cache of 30 tokens"),
+        ([*ask, "--tokenizer=/none"], "give --tokenizer=FOLDER"),
+        ([f"--model={folder}", "--prompt=<image>"], "image_count_mismatch"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(14))
+def test_bad_input_is_one_line(
+    folder: Path, picture: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, message = bad_flags(folder, picture, tmp_path)[number]
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: command.main(flags))
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+    assert out == ""
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--model", "--image", "--interactive", "--top_p", "examples:", "/image FILE"):
+        assert flag in text
+
+
+def test_json_line_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.json_line({"a": np.float32(1.5), "b": [float("nan"), jnp.arange(2)], "c": Path("x"), "d": None, 1: True})
+    assert json.loads(capsys.readouterr().out) == {"a": 1.5, "b": [None, [0, 1]], "c": "x", "d": None, "1": True}
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device", "/data/x")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(full)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: /data/x: No space left on device\n"
