@@ -75,7 +75,7 @@ def test_an_answer_is_the_models(
     assert len(patches) == 48
     ids, _ = ChatEncoder(tokenizer).conversation([("human", "what is this")], [48], answer=True)
     config, params = checkpoint.load_model(folder)
-    stops = tuple(tokenizer.id(name) for name in command.END_TOKENS) + (tokenizer.eos,)
+    stops = (tokenizer.eos, *(tokenizer.id(name) for name in command.END_TOKENS))
     [expected] = Generator(config, params, jnp.float32).generate([Prompt(ids, patches)], Sampling(6, stop_tokens=stops))
     [turn] = result["turns"]
     assert result["text"] == turn["text"] == tokenizer.decode(expected.tokens).strip()
