@@ -19,23 +19,20 @@ docstrings of installed packages, rendered text and composed scenes (`scenes.py`
 
 from __future__ import annotations
 
-import argparse
 import collections
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines import prose, scenes, shards
+from data_pipelines import command, prose, scenes, shards
 from data_pipelines.errors import DataError
 from data_pipelines.sets import (
     CAPTION_PROMPT,
@@ -521,33 +518,23 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: builds the sets into ``--out`` and prints what they hold."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.demo_sets",
-        description=__doc__,
-        epilog="example: python -m data_pipelines.demo_sets --out=runs/demo/data --s2=12000",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command.parser(
+        "demo_sets", __doc__, "example: python -m data_pipelines.demo_sets --out=runs/demo/data --s2=12000"
     )
     parser.add_argument("--out", required=True, help="folder of the sets, for example runs/demo/data")
     parser.add_argument("--seed", type=int, default=0, help="decides every picture, text and split (default 0)")
-    parser.add_argument("--json", action="store_true", help="print the manifest as one JSON object on the last line")
     for field in dataclasses.fields(DemoSizes):
+        what = "bytes of prose" if field.name == "text_bytes" else f"samples of {field.name}"
         parser.add_argument(
-            f"--{field.name}", type=int, default=field.default, help=f"size of {field.name} (default {field.default})"
+            f"--{field.name}", type=int, default=field.default, metavar="N", help=f"{what} (default {field.default})"
         )
     options = parser.parse_args(arguments)
-    try:
-        sizes = DemoSizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(DemoSizes)})
-        manifest = build_demo_sets(options.out, seed=options.seed, sizes=sizes, progress=print)
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    sizes = DemoSizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(DemoSizes)})
+    manifest = build_demo_sets(options.out, seed=options.seed, sizes=sizes, progress=print)
     if options.json:
-        print(json.dumps(manifest))
-    return 0
+        command.json_line(manifest)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -19,12 +19,10 @@ missing is made. Licences differ from package to package and are printed: mind t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import prose, real_compose, shards
+from data_pipelines import command, prose, real_compose, shards
 from data_pipelines import real_readers as readers
 from data_pipelines.errors import BadSample, DataError, did_you_mean
 from data_pipelines.packages import Package, PackageStore
@@ -205,7 +203,7 @@ def _write_easy_vqa(context: Context, folder: Path, roots: list[Path]) -> Counts
     for split, name in (("train", "train"), ("test", "heldout")):
         records = []
         for number, (path, turns) in enumerate(context.cut(readers.easy_vqa(roots[0], split))):
-            turns = turns if split == "train" else turns[:1]
+            turns = turns if split == "train" else [turns[number % len(turns)]]
             talk = Conversation(f"{split}_{number:05d}", [readers.open_picture(path).convert("RGB")], turns, "easy_vqa")
             records.append(talk.save(folder / "images"))
         counts[name] = shards.write_jsonl(folder / f"{name}.jsonl", records)
@@ -452,8 +450,8 @@ def _finish(root: Path, present: dict[str, dict[str, Counts]], seed: int, vocabu
 
 
 def _heldout_captions(root: Path) -> Iterator[dict[str, Any]]:
-    """Held-out pairs of every set; pictures are named from the root of all sets."""
-    for path in sorted(root.glob("s1_*/*/heldout.jsonl")):
+    """Held-out pairs of the sets with good captions; pictures are named from the root of all sets."""
+    for path in sorted(root.glob("s1_2/*/heldout.jsonl")):
         place = path.parent.relative_to(root)
         for record in shards.read_jsonl(path):
             yield record | {
@@ -560,46 +558,36 @@ def _alignment_sources(
     ]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: makes the sets in ``--out`` and prints what each holds and under which licence."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.real_sets",
-        description=__doc__,
-        epilog="example: python -m data_pipelines.real_sets --out=data/real --sets=tuxpaint,detection,moby_dick\n"
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command.parser(
+        "real_sets",
+        __doc__,
+        "example: python -m data_pipelines.real_sets --out=data/real --sets=tuxpaint,detection,moby_dick\n"
         f"sets: {', '.join(f'{s.name} ({s.stage})' for s in SETS)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--out", required=True, help="folder of the sets, for example data/real")
     parser.add_argument("--sets", help="names of sets, separated by commas (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="decides composed samples (default 0)")
     parser.add_argument("--limit", type=int, help="at most so many samples a set, for a quick look")
     parser.add_argument("--vocabulary", type=int, default=8192, help="pieces of the tokenizer (default 8192)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     options = parser.parse_args(arguments)
-    names = [name for name in options.sets.split(",") if name] if options.sets else None
-    try:
-        result = build_real_sets(
-            options.out,
-            sets=names,
-            seed=options.seed,
-            limit=options.limit,
-            vocabulary=options.vocabulary,
-            progress=lambda line: print(line, flush=True),
-        )
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    result = build_real_sets(
+        options.out,
+        sets=[name for name in options.sets.split(",") if name] if options.sets else None,
+        seed=options.seed,
+        limit=options.limit,
+        vocabulary=options.vocabulary,
+        progress=lambda line: print(line, flush=True),
+    )
     if result["sets"]:
         stages = load_manifest(options.out)["stages"]
         print("samples: " + ", ".join(f"{stage} {stages[stage]['samples']}" for stage in STAGES))
     if options.json:
-        print(json.dumps(result))
-    if result["failed"]:
-        print(f"error: {len(result['failed'])} sets failed: {', '.join(result['failed'])} (see above)", file=sys.stderr)
-        return 2
-    return 0
+        command.json_line(result)
+    if failed := result["failed"]:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise DataError(f"{len(failed)} of {len(failed) + len(result['sets'])} sets failed: {reasons}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -203,8 +203,8 @@ def test_pages_hold_their_text() -> None:
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert real_sets.main([f"--out={tmp_path}", "--sets=tuxpant"]) == 2
-    assert capsys.readouterr().err == "error: unknown set 'tuxpant'; did you mean 'tuxpaint'?\n"
-    assert real_sets.main([f"--out={tmp_path}", "--sets=ocr", "--limit=5", "--vocabulary=320", "--json"]) == 0
+    with pytest.raises(DataError, match=r"^unknown set 'tuxpant'; did you mean 'tuxpaint'\?$"):
+        real_sets.main([f"--out={tmp_path}", "--sets=tuxpant"])
+    real_sets.main([f"--out={tmp_path}", "--sets=ocr", "--limit=5", "--vocabulary=320", "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["sets"]["ocr"]["counts"] == {"pairs": 5}
