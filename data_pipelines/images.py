@@ -294,18 +294,20 @@ def image_patches(
     limits: ImageLimits,
     pixel_path: str = "exact",
     augment: np.random.Generator | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """An encoded image as visual tokens: tiles in reading order, the thumbnail last.
 
     Args:
       pixel_path: "exact" or "fast".
       augment: source of the random JPEG qualities; None = no augmentation.
+      out: uint8 [at least v, P, P, 3], contiguous: where to write; None = new memory.
 
     Returns:
       uint8 [v, P, P, 3], v = `tiling.tokens` of the image's size.
 
     Raises:
-      BadSample: as `decode`.
+      BadSample: as `decode`, and "length_mismatch" if `out` is too small.
     """
     tile = tiling.tile_size
     wanted = None
@@ -318,7 +320,10 @@ def image_patches(
     sizes = [(columns, rows)] + [(1, 1)] * (tiling.thumbnail and columns * rows > 1)
     resize: Callable[[int, int], np.ndarray] = RESIZERS[pixel_path](image)
     count = sum(across * down for across, down in sizes) * tiling.tokens_per_tile
-    patches = np.empty((count, tiling.token_pixels, tiling.token_pixels, 3), np.uint8)
+    if out is None:
+        out = np.empty((count, tiling.token_pixels, tiling.token_pixels, 3), np.uint8)
+    elif len(out) < count:
+        raise BadSample("length_mismatch", detail=f"{count} visual tokens, room for {len(out)}: is the index stale?")
     start = 0
     for across, down in sizes:
         same = image.shape == (down * tile, across * tile, 3)
@@ -326,9 +331,9 @@ def image_patches(
         if augment is not None:
             canvas = _recompressed(canvas, tile, augment)
         stop = start + across * down * tiling.tokens_per_tile
-        cut_tiles(canvas, tiling, patches[start:stop])
+        cut_tiles(canvas, tiling, out[start:stop])
         start = stop
-    return patches
+    return out[:count]
 
 
 @functools.lru_cache(maxsize=65_536)

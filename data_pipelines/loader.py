@@ -135,7 +135,12 @@ class PackedData:
             block, number = self.plan.block(place[0]), place[1]
             if number == 0:
                 bad.extend((self._key(source, sample), reason, "") for source, sample, reason in block.dropped)
-            built = [self._build(block, unit, bad) for unit in range(block.starts[number], block.starts[number + 1])]
+            built, used = [], 0
+            for unit in range(block.starts[number], block.starts[number + 1]):
+                built.append(self._build(block, unit, batch["patches"][to, used:], bad))
+                used += 0 if built[-1] is None else len(built[-1].patches)
+            if any(sample is None for sample in built):
+                batch["patches"][to, used:] = 0  # a bad sample may have been written half
             _fill(batch, to, built, self.spec.visual, self.config.loss_weighting)
             samples += sum(sample is not None for sample in built)
         return batch, samples, bad
@@ -146,15 +151,15 @@ class PackedData:
         except BadSample as error:
             return error.key or f"{self.config.sources[source].name}:{sample}"
 
-    def _build(self, block: Block, unit: int, bad: BadSamples) -> Sample | None:
-        """One sample of a block; None if it is bad, which is then added to `bad`."""
+    def _build(self, block: Block, unit: int, out: np.ndarray, bad: BadSamples) -> Sample | None:
+        """One sample of a block, its patches in the front of `out`; None if it is bad, which is then added to `bad`."""
         source, index, piece = int(block.source[unit]), int(block.sample[unit]), int(block.piece[unit])
         settings = self.config.sources[source]
         try:
             raw = self.sources[source].read(index)
             seed = fold(self.config.seed, block.epoch, source, index) if self.config.jpeg_augment else 0
-            sample = self.builder.build(raw, seed, pick_prompt(settings.prompts, index), piece)
             planned = int(block.visual[unit]), int(block.text[unit])
+            sample = self.builder.build(raw, seed, pick_prompt(settings.prompts, index), piece, out[: planned[0]])
             if sample.lengths != planned:
                 detail = f"(visual, text) = {sample.lengths}, the index said {planned}"
                 raise BadSample("length_mismatch", raw.key, detail)
@@ -314,7 +319,10 @@ def _rows_of(block: int) -> int:
 
 
 def _fill(batch: Batch, row: int, samples: list[Sample | None], visual_slots: int, weighting: str) -> None:
-    """Writes samples into a row, one behind the other. A None keeps its segment number and takes no slot."""
+    """Writes samples, whose patches are there already, into a row, one behind the other.
+
+    A None keeps its segment number and takes no slot.
+    """
     there = [(segment, sample) for segment, sample in enumerate(samples, 1) if sample is not None]
     if not there:
         return
@@ -323,13 +331,8 @@ def _fill(batch: Batch, row: int, samples: list[Sample | None], visual_slots: in
     n, text = len(ids), ~visual
     v, t = np.count_nonzero(visual), np.count_nonzero(text)
 
-    at = 0
-    for _, sample in there:  # the large ones are copied once, to where they belong
-        end = at + len(sample.patches)
-        batch["patches"][row, at:end] = sample.patches
-        batch["patch_cells"][row, at:end] = sample.patch_cells
-        at = end
     targets, weights = _targets(ids, [sample for _, sample in there], weighting)
+    batch["patch_cells"][row, :v] = np.concatenate([sample.patch_cells for _, sample in there])
     batch["tokens"][row, :t] = ids[text]
     batch["targets"][row, :t] = targets[text]
     batch["loss_weights"][row, :t] = weights[text]

@@ -59,7 +59,14 @@ class SampleBuilder:
         if config.visual:
             _ = self.chat.image_token  # a tokenizer without it is told of now, not at the first image
 
-    def build(self, raw: RawSample, rng_seed: int = 0, prompt: str = CAPTION_PROMPT, piece: int = 0) -> Sample:
+    def build(
+        self,
+        raw: RawSample,
+        rng_seed: int = 0,
+        prompt: str = CAPTION_PROMPT,
+        piece: int = 0,
+        out: np.ndarray | None = None,
+    ) -> Sample:
         """The sample in `raw`.
 
         Args:
@@ -67,38 +74,46 @@ class SampleBuilder:
           rng_seed: of the augmentation.
           prompt: question put before a caption.
           piece: which piece of plain text that is longer than a row.
+          out: uint8 [at least v, P, P, 3], contiguous: where to write the patches; None = new memory. What it holds
+            when BadSample is raised is not defined.
 
         Raises:
           BadSample, with the key: whatever is wrong with the images or the text; "too_many_patches" or "too_long" if
             it does not fit in a row.
         """
         try:
-            return self._build(raw, rng_seed, prompt, piece)
+            return self._build(raw, rng_seed, prompt, piece, out)
         except BadSample as error:
             raise error if error.key else BadSample(error.reason, raw.key, error.detail) from None
 
-    def _build(self, raw: RawSample, rng_seed: int, prompt: str, piece: int) -> Sample:
-        tiling = self.tiling.shared(len(raw.images))
-        rng = np.random.default_rng(rng_seed) if self.config.jpeg_augment else None
-        images = [image_patches(data, tiling, self.limits, self.config.pixel_path, rng) for data in raw.images]
-        counts = [len(patches) for patches in images]
-        self.check_fits(sum(counts), 0)
+    def _build(self, raw: RawSample, rng_seed: int, prompt: str, piece: int, out: np.ndarray | None) -> Sample:
+        patches, counts = self._patches(raw, rng_seed, out)
+        images = len(counts)
         if raw.text is not None and not images:
             ids, mask = self.chat.piece(self.chat.plain(raw.text), piece, self.longest_piece)
             visual = np.zeros(len(ids), bool)
         else:
-            ids, mask = self.chat.conversation(self.turns(raw, len(images), prompt), counts)
+            ids, mask = self.chat.conversation(self.turns(raw, images, prompt), counts)
             visual = (ids == self.chat.image_token) if images else np.zeros(len(ids), bool)
         self.check_fits(sum(counts), len(ids) - sum(counts))
-        edge = self.config.token_pixels
-        patches = (
-            np.concatenate(images)
-            if len(images) > 1
-            else images[0]
-            if images
-            else np.zeros((0, edge, edge, 3), np.uint8)
-        )
         return Sample(raw.key, ids, visual, mask, patches, cells(self.tiling, len(patches)))
+
+    def _patches(self, raw: RawSample, rng_seed: int, out: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
+        """Visual tokens of all images of a sample, and how many each has."""
+        tiling = self.tiling.shared(len(raw.images))
+        rng = np.random.default_rng(rng_seed) if self.config.jpeg_augment else None
+        images: list[np.ndarray] = []
+        used = 0
+        for data in raw.images:
+            room = None if out is None else out[used:]
+            images.append(image_patches(data, tiling, self.limits, self.config.pixel_path, rng, room))
+            used += len(images[-1])
+            self.check_fits(used, 0)
+        counts = [len(image) for image in images]
+        if out is not None:
+            return out[:used], counts
+        empty = np.zeros((0, self.config.token_pixels, self.config.token_pixels, 3), np.uint8)
+        return (images[0] if len(images) == 1 else np.concatenate([empty, *images])), counts
 
     def turns(self, raw: RawSample, images: int, prompt: str) -> tuple[tuple[str, str], ...]:
         """The conversation in `raw`; a caption becomes the answer to `prompt`."""
