@@ -125,6 +125,7 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
         """Saves ``state`` (arrays) and ``metadata`` (JSON) as ``step``; saving a step twice in a run does nothing.
 
+        After ``restore(step=...)`` of an older step, the checkpoints behind it are deleted by the next save.
         Raises CheckpointError if this save, or the one before it in the background, failed (a full disk, say);
         checkpoints saved earlier stay.
         """
@@ -132,9 +133,10 @@ class Checkpoints:
         if step == self._saved:
             return
         self._check_space(step, state)
-        if step in self.steps():
-            self._sound.discard(step)
-            self._manager.delete(step)  # left from before a restart at an older step
+        for later in self.steps():
+            if later >= step:  # the run went back to an older step: what followed it is no longer its history
+                self._sound.discard(later)
+                self._manager.delete(later)
         arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(dict(metadata)))
         try:
             self._manager.save(step, args=arguments, force=True)

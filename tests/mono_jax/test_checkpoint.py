@@ -242,15 +242,22 @@ def test_an_interrupted_save_leaves_nothing(tmp_path):
         assert not (tmp_path / "2.orbax-checkpoint-tmp").exists()
 
 
-def test_going_back_to_an_older_step_replaces_the_newer(tmp_path):
+def test_saving_a_step_twice_does_nothing(tmp_path):
+    """As when a run is stopped at the very step of a periodic save."""
     with Checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
+        checkpoints.save(2, make_state(2), {"save": "first"})
+        checkpoints.save(2, make_state(2), {"save": "second"})
+        assert checkpoints.metadata() == {"save": "first"}
+
+
+def test_going_back_to_an_older_step_replaces_what_followed(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2, 3):
             checkpoints.save(step, make_state(step), {"run": "first"})
-        checkpoints.save(2, make_state(99), {"run": "ignored: step 2 is saved"})
-        assert checkpoints.metadata() == {"run": "first"}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(make_state(0), step=1)
         checkpoints.save(2, make_state(5), {"run": "second"})
+        assert checkpoints.steps() == [1, 2]
         assert_equal(checkpoints.restore(make_state(0))[0], make_state(5))
         assert checkpoints.metadata() == {"run": "second"}
 
