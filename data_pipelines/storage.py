@@ -9,6 +9,7 @@ import hashlib
 import mmap
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -295,6 +296,22 @@ def write_bytes(path: str, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def copy_to(source: str, target: str) -> None:
+    """Copies a local file of any size to a path or URL; a local target appears whole or not at all. Raises OSError."""
+    if is_remote(target):
+        fs, inner = filesystem(target)
+        fs.put_file(source, inner)
+        return
+    place = Path(local_path(target))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{place.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
 
