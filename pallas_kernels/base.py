@@ -89,6 +89,11 @@ class Implementation:
         return self
 
     @classmethod
+    def tuning_space(cls) -> dict[str, list[Any]]:
+        """Values worth trying for each field (as JSON has them), one field at a time."""
+        return {}
+
+    @classmethod
     def aot_checks(cls) -> list[AotCheck]:
         """Compilations for absent hardware that `pallas_kernels.check` runs."""
         return []

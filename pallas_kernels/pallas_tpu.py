@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,10 @@ class PallasTpu(Implementation):
     @classmethod
     def here(cls) -> Self:
         return cls(interpret=jax.default_backend() != "tpu")
+
+    @classmethod
+    def tuning_space(cls) -> dict[str, list[Any]]:
+        return {"vmem": [24 * MIB, 40 * MIB, 64 * MIB, 96 * MIB], "block_rows": [128, 256, 512]}
 
     @classmethod
     def aot_checks(cls) -> list[AotCheck]:

@@ -1,0 +1,143 @@
+"""Checks every implementation of the grouped matmuls as far as this machine can.
+
+Values and gradients are held against a float64 oracle: on the accelerator where there is one, interpreted where not.
+Then the kernels are compiled, with the real compilers, for chips that need not be there:
+
+    TPU v5e, v5p, v6e     pip install libtpu
+    H200, Triton          pip install triton
+    H200, Mosaic GPU      pip install 'jax[cuda13]' (large; best in an environment of its own)
+
+    python -m pallas_kernels.check                     all implementations, a table
+    python -m pallas_kernels.check --json              ... and one JSON object as the last line
+    python -m pallas_kernels.check pallas_tpu --masks=all
+    python -m pallas_kernels.check triton --no_compile
+
+The JSON object has one entry per implementation: {"correct", "max_rel_error" (in float32 if it serves that, else in
+bfloat16), "errors" (per dtype), "compiled_for", "skipped" (why its values were not computed, or null), "not_compiled"
+(target: reason), "failed" (what went wrong, one line each), "compiled" (facts per compilation)}. The exit status is 1
+if anything that could be run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from pallas_kernels.base import Implementation, Unavailable
+from pallas_kernels.conformance import TOLERANCE, Case, ffn_errors, masks, matmul_errors, unsorted_errors
+from pallas_kernels.registry import IMPLEMENTATIONS, implementation_class
+
+QUICK_MASKS = ("all_visual", "unaligned_runs", "alternating", "empty", "padding_among_rows")
+
+
+def check(name: str, mask_names: tuple[str, ...] = QUICK_MASKS, *, compile_ahead: bool = True) -> dict[str, Any]:
+    """Everything this machine can find out about the implementation `name`; see the module's text for the keys."""
+    result = {"correct": False, "max_rel_error": None, "compiled_for": [], "skipped": None}
+    result |= {"errors": {}, "not_compiled": {}, "failed": [], "compiled": {}}
+    try:
+        implementation = implementation_class(name)
+    except Unavailable as reason:
+        return result | {"skipped": str(reason)}
+    _check_values(implementation, mask_names, result)
+    if compile_ahead:
+        _check_compilations(implementation, result)
+    return result
+
+
+def _check_values(implementation: type[Implementation], mask_names: tuple[str, ...], result: dict[str, Any]) -> None:
+    try:
+        instance = implementation.here()
+    except Unavailable as reason:
+        result["skipped"] = str(reason)
+        return
+    refusals = {}
+    for dtype in TOLERANCE:
+        case = Case.fitting(implementation, mask_names[0], dtype)
+        if reason := instance.at_boundary(0).unsupported(case.problem("ffn")):
+            refusals[dtype] = reason
+            continue
+        try:
+            result["errors"][dtype] = _largest_error(instance, mask_names, dtype)
+        except Exception as error:  # a check reports what breaks, it does not break itself
+            result["failed"].append(f"{dtype}: {_one_line(error)}")
+            continue
+        if not result["errors"][dtype] < TOLERANCE[dtype]:
+            result["failed"].append(f"{dtype}: error {result['errors'][dtype]:.2e}, allowed {TOLERANCE[dtype]:.0e}")
+    if not result["errors"] and not result["failed"]:
+        result["skipped"] = "; ".join(f"{dtype}: {reason}" for dtype, reason in refusals.items())
+    result["correct"] = bool(result["errors"]) and not result["failed"]
+    result["max_rel_error"] = next(iter(result["errors"].values()), None)
+
+
+def _largest_error(instance: Implementation, mask_names: tuple[str, ...], dtype: str) -> float:
+    cases = [Case.fitting(type(instance), mask_name, dtype) for mask_name in mask_names]
+    errors = [error for case in cases for error in ffn_errors(instance, case).values()]
+    errors += matmul_errors(instance, cases[0]).values()
+    if instance.at_boundary(0) == instance:  # a static split cannot take rows as they come
+        errors += unsorted_errors(instance, cases[0]).values()
+    return max(errors)
+
+
+def _check_compilations(implementation: type[Implementation], result: dict[str, Any]) -> None:
+    failed_targets = set()
+    for target, name, run in implementation.aot_checks():
+        if target in result["not_compiled"]:
+            continue
+        try:
+            result["compiled"][f"{target}: {name}"] = dict(run())
+        except Unavailable as reason:
+            result["not_compiled"][target] = str(reason)
+        except Exception as error:  # as above: the compilers raise all kinds
+            failed_targets.add(target)
+            result["failed"].append(f"{target}: {name}: {_one_line(error)}")
+    compiled = dict.fromkeys(key.split(":")[0] for key in result["compiled"])
+    result["compiled_for"] = [t for t in compiled if t not in failed_targets and t not in result["not_compiled"]]
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [f"{'implementation':<16}{'correct':<9}{'float32':<10}{'bfloat16':<10}compiled for"]
+    for name, result in results.items():
+        errors = [f"{result['errors'][d]:.1e}" if d in result["errors"] else "-" for d in ("float32", "bfloat16")]
+        correct = "-" if result["skipped"] else "yes" if result["correct"] else "NO"
+        compiled_for = ", ".join(result["compiled_for"]) or "-"
+        lines.append(f"{name:<16}{correct:<9}{errors[0]:<10}{errors[1]:<10}{compiled_for}")
+        notes = [f"skipped: {result['skipped']}"] if result["skipped"] else []
+        notes += [f"not compiled for {target}: {reason}" for target, reason in result["not_compiled"].items()]
+        notes += [f"FAILED: {failure}" for failure in result["failed"]]
+        lines += [f"    {note}" for note in notes]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pallas_kernels.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(IMPLEMENTATIONS)} (default: all)")
+    parser.add_argument("--masks", choices=["quick", "all"], default="quick", help="how many layouts (default: quick)")
+    parser.add_argument("--no_compile", action="store_true", help="values only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in IMPLEMENTATIONS]:
+        print(f"error: no implementation {unknown[0]!r}; there are {', '.join(IMPLEMENTATIONS)}", file=sys.stderr)
+        return 2
+
+    mask_names = QUICK_MASKS if options.masks == "quick" else tuple(masks(8, 4))
+    results = {}
+    for name in options.names or IMPLEMENTATIONS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        results[name] = check(name, mask_names, compile_ahead=not options.no_compile)
+    print(_table(results))
+    if options.json:
+        print(json.dumps(results))
+    return int(any(result["failed"] for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
