@@ -80,6 +80,39 @@ class BatchSpec:
         for name, (shape, dtype) in fields.items():
             array = batch[name]
             if tuple(array.shape[1:]) != shape or array.dtype != dtype:
-                raise ValueError(
-                    f"batch[{name!r}] is {array.dtype}{list(array.shape)}, expected {dtype}[B, {', '.join(map(str, shape))}]"
-                )
+                expected = f"{dtype}[B, {', '.join(map(str, shape))}]"
+                raise ValueError(f"batch[{name!r}] is {array.dtype}{list(array.shape)}, expected {expected}")
+
+
+def elastic(batch: Mapping[str, np.ndarray], slots: int, tile: int) -> Batch:
+    """The batch with a boundary of its own in each row, for mixes whose visual share is not known in advance.
+
+    Args:
+      batch: rows with V visual and T text slots, filled from the front.
+      slots: S' of the result, a multiple of ``tile``, at most V + T.
+      tile: slots that share an expert; each row's visual slots are rounded up to a multiple.
+
+    Returns:
+      The batch with ``order``, ``positions`` and ``segments`` of width ``slots``, and ``visual_slots`` int32 [B].
+
+    Raises:
+      ValueError: a row's tokens do not fit, or ``slots`` is no multiple of ``tile``.
+    """
+    visual, text = batch["patch_cells"].shape[1], batch["tokens"].shape[1]
+    rows = len(batch["order"])
+    if slots % tile or slots > visual + text:
+        raise ValueError(f"slots {slots} must be a multiple of tile {tile} and at most {visual + text}")
+    real = batch["segments"] > 0
+    ends = np.zeros(rows, np.int32)
+    result = dict(batch) | {name: np.zeros((rows, slots), np.int32) for name in ("order", "positions", "segments")}
+    for row in range(rows):
+        taken = batch["order"][row][real[row]]
+        seen = taken < visual
+        ends[row] = -(-(int(taken[seen].max(initial=-1)) + 1) // tile) * tile
+        placed = np.where(seen, taken, taken - visual + ends[row])
+        if len(taken) and placed.max() >= slots:
+            raise ValueError(f"row {row} needs {placed.max() + 1} slots, there are {slots}")
+        result["order"][row] = np.concatenate([placed, np.setdiff1d(np.arange(slots), placed)])
+        for name in ("positions", "segments"):
+            result[name][row, : len(placed)] = batch[name][row][real[row]]
+    return result | {"visual_slots": ends}

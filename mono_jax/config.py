@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mono_jax.errors import ConfigError, unknown_key
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
-MmoeImplementation = Literal["static", "dense_both"]
+MmoeImplementation = Literal["static", "dense_both", "grouped"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,10 @@ class ModelConfig:
       remat: what the backward pass recomputes: "none" (keep all), "full" (keep layer inputs only),
         "dots" (keep matmul outputs), "dots_no_batch" (keep outputs of matmuls with weights).
       mmoe: "static" = the boundary between visual and text slots is static, each expert sees its own
-        slots; "dense_both" = both experts on all tokens, chosen by mask (the papers' naive form).
+        slots; "dense_both" = both experts on all tokens, chosen by mask (the papers' naive form);
+        "grouped" = the kernels of ``pallas_kernels``, which also serve elastic boundaries (each row its own).
+      mmoe_kernel: with "grouped", the kernel's name in ``pallas_kernels.registry``; "auto" = chosen by device,
+        dtype and shape. mmoe_tile: rows of x that share an expert; boundaries are multiples of it.
       attention: "auto", "xla" (S x S scores; any device) or "xla_chunked" (queries in blocks of
         ``attention_chunk``; memory linear in S), "cudnn" (Hopper), "splash" (TPU).
       loss_chunk: text slots whose logits are in memory at once; 0 = all.
@@ -135,6 +138,8 @@ class ModelConfig:
     image_token_id: int = 92546
     remat: RematPolicy = "none"
     mmoe: MmoeImplementation = "static"
+    mmoe_kernel: str = "auto"
+    mmoe_tile: int = 128
     attention: Literal["auto", "xla", "xla_chunked", "cudnn", "splash"] = "auto"
     attention_chunk: int = 512
     loss_chunk: int = 0
@@ -192,7 +197,7 @@ class ModelConfig:
 
 _LITERALS: dict[str, tuple[str, ...]] = {
     "remat": ("none", "full", "dots", "dots_no_batch"),
-    "mmoe": ("static", "dense_both"),
+    "mmoe": ("static", "dense_both", "grouped"),
     "attention": ("auto", "xla", "xla_chunked", "cudnn", "splash"),
 }
 

@@ -1,37 +1,83 @@
 """Multimodal mixture of experts with static routing (Mono-InternVL, eq. 4-5).
 
-Slots are modality-major: of x [B, S, d] the first V slots are visual. Each expert is a dense layer on
-its own slots; nothing is routed on the device.
+Slots are modality-major: of x [B, S, d] each row's first slots are visual. Where the boundary is the same
+for all rows and known when the program is compiled, each expert is a dense layer on its own slots. An
+*elastic* boundary differs from row to row and is an array; the grouped kernels of ``pallas_kernels`` take a
+map from tiles of slots to experts, so that no slot is computed twice there either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mono_jax.config import MmoeImplementation
+from mono_jax.config import ModelConfig
+from mono_jax.errors import ConfigError
+from mono_jax.layers import Linear, SwiGLU
 
-Expert = Callable[[jax.Array], jax.Array]
+
+class Boundary(NamedTuple):
+    """Where a row's visual slots end: ``static`` for all rows, or ``elastic`` int32 [B], one for each."""
+
+    static: int
+    elastic: jax.Array | None = None
+
+    def is_visual(self, slots: int) -> jax.Array:
+        """bool [1 or B, slots, 1]."""
+        end = jnp.array([self.static]) if self.elastic is None else self.elastic
+        return (jnp.arange(slots)[None] < end[:, None])[..., None]
 
 
 def by_modality(
-    text: Expert, visual: Expert | None, x: jax.Array, visual_slots: int, implementation: MmoeImplementation
+    text: Linear | SwiGLU, visual: Linear | SwiGLU | None, x: jax.Array, boundary: Boundary, config: ModelConfig
 ) -> jax.Array:
-    """Applies ``visual`` to x[:, :visual_slots] and ``text`` to the rest.
+    """Applies ``visual`` to the visual slots of x [B, S, d] and ``text`` to the rest.
 
-    Args:
-      text, visual: the two experts; without a visual one every slot takes ``text``.
-      x: [B, S, d].
-      implementation: "static", or "dense_both": both experts on all slots, chosen by mask (the naive
-        form of the papers: twice the work; the oracle of the tests).
+    Without a visual expert every slot takes ``text``. ``config.mmoe`` chooses the form: "static", "grouped", or
+    "dense_both", which runs both experts on all slots and chooses by mask (the naive form of the papers; the
+    oracle of the tests). Raises ConfigError for "static" with an elastic boundary.
     """
-    if visual is None or visual_slots == 0:
+    if visual is None or (boundary.elastic is None and boundary.static == 0):
         return text(x)
-    if implementation == "dense_both":
-        is_visual = (jnp.arange(x.shape[1]) < visual_slots)[:, None]
-        return jnp.where(is_visual, visual(x), text(x))
-    if visual_slots == x.shape[1]:
+    if config.mmoe == "dense_both":
+        return jnp.where(boundary.is_visual(x.shape[1]), visual(x), text(x))
+    if config.mmoe == "grouped":
+        return _grouped(text, visual, x, boundary, config)
+    if boundary.elastic is not None:
+        raise ConfigError("model.mmoe 'static' cannot serve rows with boundaries of their own: use 'grouped'")
+    if boundary.static == x.shape[1]:
         return visual(x)
-    return jnp.concatenate([visual(x[:, :visual_slots]), text(x[:, visual_slots:])], axis=1)
+    return jnp.concatenate([visual(x[:, : boundary.static]), text(x[:, boundary.static :])], axis=1)
+
+
+def _grouped(text: Any, visual: Any, x: jax.Array, boundary: Boundary, config: ModelConfig) -> jax.Array:
+    """The rows of all x in one grouped call; tiles do not straddle a boundary, so nothing is permuted."""
+    from pallas_kernels import api  # a training run with a static split needs no kernels
+
+    rows, slots, width = x.shape
+    tile = config.mmoe_tile
+    if slots % tile or (boundary.elastic is None and boundary.static % tile):
+        raise ConfigError(
+            f"model.mmoe 'grouped' needs rows of whole tiles: {slots} slots, {boundary.static} of them visual, "
+            f"model.mmoe_tile {tile}: change data.visual and data.text, or model.mmoe_tile"
+        )
+    # The first slot of a tile decides for all of it; TEXT and VISUAL are 0 and 1.
+    experts = jnp.broadcast_to(boundary.is_visual(slots)[:, ::tile, 0], (rows, slots // tile))
+    options = {"tile": tile, "implementation": None if config.mmoe_kernel == "auto" else config.mmoe_kernel}
+    flat, experts = x.reshape(-1, width), experts.reshape(-1).astype(jnp.int32)
+    if isinstance(text, SwiGLU):
+        y = api.modality_ffn(flat, experts, _ffn_weights(text), _ffn_weights(visual), **options)
+    else:
+        y = api.modality_matmul(flat, experts, text.kernel[...], visual.kernel[...], **options)
+    y = y.reshape(rows, slots, -1)
+    if hasattr(text, "bias"):
+        y += jnp.where(boundary.is_visual(slots), visual.bias[...], text.bias[...]).astype(y.dtype)
+    return y
+
+
+def _ffn_weights(expert: SwiGLU) -> Any:
+    from pallas_kernels.base import FfnWeights
+
+    return FfnWeights(*(part.kernel[...] for part in (expert.gate, expert.up, expert.down)))

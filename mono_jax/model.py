@@ -21,7 +21,7 @@ from flax import nnx
 from mono_jax.attention import SequenceOrder, Slots, attend, probabilities_and_output
 from mono_jax.config import ModelConfig
 from mono_jax.layers import Embedding, Linear, RMSNorm, SwiGLU
-from mono_jax.mmoe import by_modality
+from mono_jax.mmoe import Boundary, by_modality
 from mono_jax.rope import rotary, rotate
 from mono_jax.vision import Projector, VisionTower, ViTLayer
 
@@ -127,11 +127,11 @@ class DecoderLayer(nnx.Module):
         if config.visual_ffn_experts:
             self.visual_feed_forward = SwiGLU(d, config.intermediate_size, rngs=rngs)
 
-    def qkv(self, x: jax.Array, visual_slots: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def qkv(self, x: jax.Array, boundary: Boundary) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, S, Hq, D], keys and values [B, S, Hkv, D] of normed x [B, S, d], before RoPE."""
         config = self.config
         visual = self.visual_attention.wqkv if config.visual_attention_experts else None
-        fused = by_modality(self.attention.wqkv, visual, x, visual_slots, config.mmoe)
+        fused = by_modality(self.attention.wqkv, visual, x, boundary, config)
         b, s = x.shape[:2]
         group = config.num_attention_heads // config.num_key_value_heads
         fused = fused.reshape(b, s, config.num_key_value_heads, group + 2, config.head_dim)
@@ -142,13 +142,13 @@ class DecoderLayer(nnx.Module):
         self,
         x: jax.Array,
         context: Context,
-        visual_slots: int,
+        boundary: Boundary,
         cache: LayerCache | None = None,
         collect: tuple[str, ...] = (),
     ) -> tuple[jax.Array, LayerCache | None, dict[str, Any]]:
         """x [B, S, d] to x; also returns the updated cache and this layer's share of what ``collect`` asks for."""
         extra: dict[str, Any] = {}
-        query, key, value = self.qkv(self.attention_norm(x), visual_slots)
+        query, key, value = self.qkv(self.attention_norm(x), boundary)
         query, key = (rotate(a, context.cosines, context.sines) for a in (query, key))
         key_slots, sequence = context.slots, context.sequence
         if cache is not None:
@@ -164,7 +164,7 @@ class DecoderLayer(nnx.Module):
         x = x + self.attention.wo(output.reshape(x.shape))
         visual = self.visual_feed_forward if self.config.visual_ffn_experts else None
         return (
-            x + by_modality(self.feed_forward, visual, self.ffn_norm(x), visual_slots, self.config.mmoe),
+            x + by_modality(self.feed_forward, visual, self.ffn_norm(x), boundary, self.config),
             cache,
             extra,
         )
@@ -268,13 +268,25 @@ class Model:
 
         return jax.lax.scan(self._remat(body), x, stacked)[0]
 
-    def embed(self, params: Params, batch: Mapping[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
-        """x [B, S, d] in slot order."""
+    def embed(
+        self, params: Params, batch: Mapping[str, jax.Array], dtype: jnp.dtype, visual: jax.Array | None = None
+    ) -> tuple[jax.Array, Boundary]:
+        """x [B, S, d] in slot order, and where the visual slots end."""
         text = self._bind(params, "embed")(batch["tokens"], dtype)
-        if self.config.vision is None or batch["patch_cells"].shape[1] == 0:
-            return text
-        visual = self.embed_visual(params, batch["patches"], batch["patch_cells"], dtype)
-        return jnp.concatenate([visual, text], axis=1)
+        if visual is None:
+            if self.config.vision is None or batch["patch_cells"].shape[1] == 0:
+                return text, Boundary(0)
+            visual = self.embed_visual(params, batch["patches"], batch["patch_cells"], dtype)
+        both = jnp.concatenate([visual.astype(dtype), text], axis=1)
+        boundary = Boundary(visual.shape[1], batch.get("visual_slots"))
+        if boundary.elastic is None:
+            return both, boundary
+        # Row b has its first visual_slots[b] visual tokens, then text, in S slots.
+        slot = jnp.arange(batch["order"].shape[1])[None]
+        end = boundary.elastic[:, None]
+        source = jnp.where(slot < end, slot, slot - end + visual.shape[1])
+        # Slots behind the text (source beyond the end) hold padding, whatever is there.
+        return jnp.take_along_axis(both, source[..., None], axis=1, mode="clip"), boundary
 
     def __call__(
         self,
@@ -292,7 +304,9 @@ class Model:
           params: nested dict as made by ``init``.
           batch: fields of ``data_pipelines.batch.BatchSpec``. Optional further field ``lengths`` int32 [B, S]
             in sequence order: current length of each token's sample, if it is not the one the batch shows
-            (dynamic RoPE scaling reads it).
+            (dynamic RoPE scaling reads it). Optional field ``visual_slots`` int32 [B], multiples of ``mmoe_tile``:
+            elastic boundaries. Row b then has its first visual_slots[b] visual tokens in front and as much text
+            behind as S (the width of "order") leaves room for; see ``data_pipelines.batch.elastic``.
           dtype: of the activations.
           collect: of "hidden", "attention"; see ``Output``. "cache" (where none is given): a cache of
             capacity S that holds this call's slots, made without attending to empty ones.
@@ -300,18 +314,13 @@ class Model:
             batch must then count from the sample's start, and ``segments`` agree with the cache's.
           visual: visual tokens [B, V, d], if they were embedded beforehand.
         """
-        if visual is None:
-            x = self.embed(params, batch, dtype)
-        else:
-            text = self._bind(params, "embed")(batch["tokens"], dtype)
-            x = jnp.concatenate([visual.astype(dtype), text], axis=1)
-        visual_slots = x.shape[1] - batch["tokens"].shape[1]
+        x, boundary = self.embed(params, batch, dtype, visual)
         context = self._context(batch)
-        x, cache, collected = self._run_layers(params, x, context, visual_slots, cache, collect)
+        x, cache, collected = self._run_layers(params, x, context, boundary, cache, collect)
         norm = self._bind(params, "final_norm")
         if "hidden" in collect:
             collected["hidden"] = collected["hidden"].at[-1].set(norm(x))
-        return Output(norm(x[:, visual_slots:]), collected, cache)
+        return Output(norm(_text_slots(x, boundary, batch["tokens"].shape[1])), collected, cache)
 
     def _context(self, batch: Mapping[str, jax.Array]) -> Context:
         order = batch["order"]
@@ -322,7 +331,7 @@ class Model:
         cosines, sines = rotary(self.config, positions, lengths)
         return Context(cosines, sines, Slots(positions, segments), SequenceOrder(order, inverse))
 
-    def _run_layers(self, params, x, context, visual_slots, cache, collect):
+    def _run_layers(self, params, x, context, boundary, cache, collect):
         graph = self._graphs[("layers",)]
         length = x.shape[1]
         stacked = None
@@ -339,7 +348,7 @@ class Model:
             layer_params, layer = xs
             mine = None if stacked is None else LayerCache(*stacked, layer, cache.slots, cache.used)
             before = x
-            x, mine, extra = nnx.merge(graph, layer_params)(x, context, visual_slots, mine, collect)
+            x, mine, extra = nnx.merge(graph, layer_params)(x, context, boundary, mine, collect)
             stacked = None if mine is None else (mine.keys, mine.values)
             return (x, stacked), extra | ({"hidden": before} if "hidden" in collect else {})
 
@@ -380,6 +389,14 @@ class Model:
         shape = (config.num_hidden_layers, rows, capacity, config.num_key_value_heads, config.head_dim)
         slots = Slots(*(jnp.zeros((rows, capacity), jnp.int32) for _ in range(2)))
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), slots, jnp.zeros((), jnp.int32))
+
+
+def _text_slots(x: jax.Array, boundary: Boundary, text: int) -> jax.Array:
+    """[B, text, d] of x [B, S, d]; with an elastic boundary, slots behind the row's end repeat its last one."""
+    if boundary.elastic is None:
+        return x[:, boundary.static :]
+    slot = jnp.minimum(boundary.elastic[:, None] + jnp.arange(text)[None], x.shape[1] - 1)
+    return jnp.take_along_axis(x, slot[..., None], axis=1)
 
 
 def _sample_lengths(positions: jax.Array, segments: jax.Array) -> jax.Array:
