@@ -50,7 +50,7 @@ class Lengths:
     ) -> Lengths:
         """Counts, or takes from `cache_dir` what was counted before (an interrupted count goes on)."""
         if cache_dir is None:
-            chunks = [count(source, config.prompts, builder, start) for start in range(0, len(source), CHUNK)]
+            chunks = [count(source, config.prompts, builder, chunk) for chunk in _chunks(source)]
             return cls(*_joined(chunks))
         name = f"{source.fingerprint()[:24]}-{length_digest(config, builder)}"
         file = cache_dir / "lengths" / f"{name}.npy"
@@ -73,9 +73,15 @@ def pick_prompt(prompts: tuple[str, ...], index: int) -> str:
     return prompts[(mixed >> 33) % len(prompts)]
 
 
-def count(source: Source, prompts: tuple[str, ...], builder: SampleBuilder, start: int) -> tuple[np.ndarray, list[str]]:
-    """Token counts of `CHUNK` samples from `start` on, as in `Lengths`: counts and reasons."""
-    indices = np.arange(start, min(start + CHUNK, len(source)))
+def _chunks(source: Source) -> list[range]:
+    return [range(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK)]
+
+
+def count(
+    source: Source, prompts: tuple[str, ...], builder: SampleBuilder, chunk: range
+) -> tuple[np.ndarray, list[str]]:
+    """Token counts of the samples of `chunk`, as in `Lengths`: counts and reasons."""
+    indices = np.arange(chunk.start, chunk.stop)
     images, sizes = source.image_sizes(indices)
     visual, codes = builder.visual_tokens(images, sizes)
     reasons: dict[str, int] = {}
@@ -117,23 +123,18 @@ def _joined(chunks: list[tuple[np.ndarray, list[str]]]) -> tuple[np.ndarray, dic
 def _count_into(file: Path, source: Source, config: SourceConfig, builder: SampleBuilder, workers: int) -> None:
     parts = file.with_suffix(".part")
     parts.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(source), CHUNK)
-    todo = [start for start in starts if not (parts / f"{start}.npz").is_file()]
-    _log.info(
-        "counting tokens of source %s: %d samples, %d of %d chunks to do",
-        config.name,
-        len(source),
-        len(todo),
-        len(starts),
-    )
+    chunks = _chunks(source)
+    files = [parts / f"{chunk.start}-{chunk.stop}.npz" for chunk in chunks]
+    todo = [(chunk, part) for chunk, part in zip(chunks, files) if not part.is_file()]
+    _log.info("source %s: tokens of %d samples, %d of %d chunks", config.name, len(source), len(todo), len(chunks))
     if workers and len(todo) > 1:
         with ProcessPoolExecutor(workers, get_context("spawn"), _start, (config, builder.config)) as pool:
-            for start, (counts, reasons) in zip(todo, pool.map(_count_there, todo)):
-                _save(parts / f"{start}.npz", counts, reasons)
+            for (_, part), counted in zip(todo, pool.map(_count_there, [chunk for chunk, _ in todo])):
+                _save(part, *counted)
     else:
-        for start in todo:
-            _save(parts / f"{start}.npz", *count(source, config.prompts, builder, start))
-    joined, meta = _joined([_load(parts / f"{start}.npz") for start in starts])
+        for chunk, part in todo:
+            _save(part, *count(source, config.prompts, builder, chunk))
+    joined, meta = _joined([_load(part) for part in files])
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(meta), "utf-8")
     temporary.replace(file.with_suffix(".json"))
@@ -165,7 +166,6 @@ def _start(config: SourceConfig, data: DataConfig) -> None:
     _here = open_source(config.spec), config.prompts, SampleBuilder(data)
 
 
-def _count_there(start: int) -> tuple[np.ndarray, list[str]]:
+def _count_there(chunk: range) -> tuple[np.ndarray, list[str]]:
     assert _here is not None
-    source, prompts, builder = _here
-    return count(source, prompts, builder, start)
+    return count(*_here, chunk)

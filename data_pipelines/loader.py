@@ -29,6 +29,7 @@ from data_pipelines.sources import Source, open_source
 
 _log = logging.getLogger(__name__)
 MAX_DEATHS = 3  # of worker processes in a row without a batch in between
+COUNT_ALONE = 4_000_000  # samples that are planned sooner than worker processes start
 _VERSION = 1  # of the rules by which batches are made; goes into the identity
 
 
@@ -111,7 +112,7 @@ class PackedData:
     def _count_epochs(self, epochs: int) -> int:
         """Rows of the first epochs; the worker processes help if there is much to count."""
         todo = epochs * self.plan.blocks_per_epoch - len(self.plan.counts)
-        if self.config.workers and todo * self.config.block_samples > 4_000_000:
+        if self.config.workers and todo * self.config.block_samples > COUNT_ALONE:
             with ProcessPoolExecutor(self.config.workers, get_context("spawn"), _set_data, (self,)) as pool:
                 rows = [self.plan.epoch_rows(epoch, lambda r: list(pool.map(_rows_of, r))) for epoch in range(epochs)]
         else:

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from made_sets import config, picture, tars, write_conversations, write_pairs
 
+from data_pipelines import lengths, loader
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.loader import PackedData
 from data_pipelines.samples import SampleBuilder
@@ -203,6 +204,34 @@ def test_counts_of_tokens_are_kept_and_follow_the_config(golden_dir, pairs, tmp_
     longer = PackedData(config(golden_dir, tars(pairs, prompts=("what is it?",))), tmp_path)
     assert len(set((tmp_path / "lengths").glob("*.npy")) - files) == 1
     assert longer.batch(0)["tokens"].any()
+
+
+def test_worker_processes_count_the_same(golden_dir, pairs, tmp_path, monkeypatch):
+    alone = PackedData(config(golden_dir, tars(pairs), epochs=2), tmp_path / "alone")
+    monkeypatch.setattr(lengths, "CHUNK", 50)
+    monkeypatch.setattr(loader, "COUNT_ALONE", 0)
+    helped = PackedData(config(golden_dir, tars(pairs), epochs=2, workers=1), tmp_path / "helped")
+    np.testing.assert_array_equal(alone.plan.units[0].lengths.counts, helped.plan.units[0].lengths.counts)
+    assert not list((tmp_path / "helped").rglob("*.part"))
+    assert alone.total_steps() == helped.total_steps()
+    np.testing.assert_array_equal(alone.plan.counts, helped.plan.counts)
+
+
+def test_interrupted_count_goes_on(golden_dir, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(lengths, "CHUNK", 50)
+    whole, calls = lengths.count, []
+
+    def fails_late(source, prompts, builder, chunk):
+        calls.append(chunk.start)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(source, prompts, builder, chunk)
+
+    monkeypatch.setattr(lengths, "count", fails_late)
+    with pytest.raises(KeyboardInterrupt):
+        PackedData(config(golden_dir, tars(pairs)), tmp_path)
+    PackedData(config(golden_dir, tars(pairs)), tmp_path)
+    assert calls == [0, 50, 50, 100]
 
 
 def test_identity_names_what_decides_the_batches(golden_dir, pairs, cache):
