@@ -77,7 +77,7 @@ class DataConfig:
     ps_version: str = "v2"
     pixel_path: str = "exact"
     jpeg_augment: bool = False
-    max_image_pixels: int = 80_000_000
+    max_image_pixels: int = 50_000_000
     max_image_bytes: int = 50_000_000
     min_image_side: int = 8
     max_aspect: float = 50.0

@@ -27,13 +27,13 @@ class ImageLimits:
     """What an image may be, judged by its header, before a pixel is decoded.
 
     Attributes:
-      max_pixels: width * height as stored (an RGB image takes 3 bytes a pixel in memory).
+      max_pixels: width * height as stored. Converting an image with alpha or floats takes up to 20 bytes a pixel.
       max_bytes: of the encoded file.
       min_side: the shorter edge in pixels; smaller ones are spacers and tracking pixels.
       max_aspect: longer edge / shorter edge; beyond are rules and gradients.
     """
 
-    max_pixels: int = 80_000_000
+    max_pixels: int = 50_000_000
     max_bytes: int = 50_000_000
     min_side: int = 8
     max_aspect: float = 50.0
@@ -221,8 +221,8 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     0..255 if they lie there, else stretched between their extremes.
     """
     if values.dtype.kind != "f":
-        values = np.clip(values, 0, 65535)
-        return np.round(values / (257 if values.max(initial=0) > 255 else 1)).astype(np.uint8)
+        values = np.clip(values, 0, 65535).astype(np.uint32)
+        return ((values + 128) // 257 if values.max(initial=0) > 255 else values).astype(np.uint8)
     values = np.nan_to_num(values)
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if low >= 0 and high <= 1:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,12 +42,16 @@ class Report:
     """What has been read, and what was bad.
 
     Attributes:
+      file: every bad sample is appended here as a line of JSON; None = nowhere.
       samples: samples delivered.
       skipped: number of bad samples by reason.
-      bad: (key, reason, detail) of each.
+      bad: (key, reason, detail) of the first `LISTED` bad ones.
       wait_seconds: time that `iterate` spent waiting for data.
     """
 
+    LISTED: ClassVar[int] = 10_000
+
+    file: Path | None = None
     samples: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
     bad: BadSamples = dataclasses.field(default_factory=list)
@@ -55,8 +59,13 @@ class Report:
 
     def add(self, samples: int, bad: BadSamples) -> None:
         self.samples += samples
-        self.bad.extend(bad)
         self.skipped.update(reason for _, reason, _ in bad)
+        self.bad.extend(bad[: self.LISTED - len(self.bad)])
+        if bad and self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps({"key": key, "reason": reason, "detail": detail}) for key, reason, detail in bad)
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write("".join(line + "\n" for line in lines))
 
 
 class PackedData:
@@ -83,7 +92,6 @@ class PackedData:
         self.cache_dir = Path(cache_dir or os.environ.get("MONO_JAX_CACHE") or Path.home() / ".cache" / "mono_jax")
         self.spec: BatchSpec = config.spec
         self.rows = config.rows
-        self.report = Report()
         self.builder = SampleBuilder(config)
         self.tokenizer = self.builder.tokenizer
         self.sources: list[Source] = [open_source(source.spec) for source in config.sources]
@@ -94,6 +102,7 @@ class PackedData:
             facts.append((settings.name, settings.weight, source.fingerprint(), length_digest(settings, self.builder)))
         extra = f"{_VERSION} {facts}"
         self.identity = config.digest(*BATCH_FIELDS, extra=extra)
+        self.report = Report(self.cache_dir / "skipped" / f"{self.identity}.jsonl")
         self.plan = Plan(config, units, self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}.npy")
 
     def __reduce__(self) -> tuple[Any, ...]:

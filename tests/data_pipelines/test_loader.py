@@ -152,6 +152,8 @@ def test_every_good_sample_is_delivered_once(golden_dir, pairs, cache):
     assert data.steps_per_epoch() == data.total_steps() == len(hashes(data))
     assert data.report.samples == 128 and data.report.skipped == {"truncated_image": 2}
     assert len(data.report.bad) == 2 and all(key in keys for key, _, _ in data.report.bad)
+    listed = [json.loads(line) for line in data.report.file.read_text().splitlines()]
+    assert {(item["key"], item["reason"]) for item in listed} == {(key, why) for key, why, _ in data.report.bad}
 
 
 def test_a_bad_sample_changes_nothing_else(golden_dir, tmp_path, cache):
@@ -299,7 +301,7 @@ if __name__ == "__main__":
 def test_workers_change_nothing_even_when_killed(golden_dir, pairs, cache, tmp_path):
     """Real worker processes in a real program; one of them is killed on the way."""
     source = tars(pairs)
-    settings = config(golden_dir, source, epochs=2)
+    settings = config(golden_dir, source, epochs=4)  # many more steps than are made ahead
     alone = PackedData(settings, cache)
     wanted = [[step, batch_hash(batch)] for step, batch in alone.iterate(1)]
     script = tmp_path / "killer.py"
