@@ -95,7 +95,7 @@ def convert(sample: RawSample, tokenizer: Tokenizer | None = None, limits: Image
         raise BadSample(error.reason, sample.key, error.detail) from None
     if tokenizer is None:
         return pack(sample)
-    tokens: list[Any] = [tokenizer.encode(text) for text in texts]
+    tokens = [list(tokenizer.encode(text)) for text in texts]
     return pack(sample, {"tokens": tokens if sample.conversations else tokens[0]})
 
 
@@ -213,7 +213,9 @@ def source_spec(paths: Sequence[str], kind: str | None, options: Mapping[str, An
     kinds = sorted({spec.kind for spec in specs})
     if len(kinds) > 1:
         raise DataError(f"shards of several kinds ({', '.join(kinds)}): build them one kind at a time, see --kind")
-    spec = {"kind": kinds[0], "paths": [spec.path for spec in specs], **dict(specs[0].options)}
+    same = len({spec.options for spec in specs}) == 1  # not so where a meta file gives each annotation its own root
+    spec = {"kind": kinds[0], "paths": [s.path for s in specs] if same else list(paths)}
+    spec |= dict(specs[0].options) if same else {}
     given = {name: options[name] for name in ("captions", "filters", "index_dir") if options.get(name)}
     return {**spec, **given}
 

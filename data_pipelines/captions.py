@@ -54,8 +54,9 @@ class Captions:
         if not len(self):
             return result
         for prefix in ("", shard + "/"):  # the full name last: it wins over the short one
-            wanted = np.array([hash64((prefix + keys[i]).encode("utf-8", "surrogateescape")) for i in range(len(keys))])
-            rows = np.minimum(np.searchsorted(self.hash, wanted.astype(np.uint64)), len(self) - 1)
+            names = ((prefix + keys[i]).encode("utf-8", "surrogateescape") for i in range(len(keys)))
+            wanted = np.fromiter(map(hash64, names), np.uint64, len(keys))
+            rows = np.minimum(np.searchsorted(self.hash, wanted), len(self) - 1)
             result = np.where(self.hash[rows] == wanted, rows, result)
         return result
 

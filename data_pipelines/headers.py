@@ -130,6 +130,8 @@ def _other(data: bytes) -> ImageHeader:
             warnings.simplefilter("ignore")  # the size is judged by whoever decodes
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
+                if image.format == "TIFF":  # whose size Pillow gives upright
+                    width, height = image.tag_v2[256], image.tag_v2[257]
                 orientation = image.getexif().get(_ORIENTATION, 1)
                 name = (image.format or "unknown").lower()
     except Image.DecompressionBombError as error:

@@ -287,8 +287,8 @@ def write_bytes(path: str, data: bytes) -> None:
         fs, inner = filesystem(path)
         try:
             fs.pipe_file(inner, data)
-        except (NotImplementedError, ValueError) as error:  # what read-only file systems raise
-            raise OSError(str(error)) from None
+        except Exception as error:  # file systems that cannot write raise NotImplementedError, HTTP errors and more
+            raise OSError(f"{path}: {error}") from None
         return
     target = Path(local_path(path))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,8 @@ def scan(path: str, meta: Mapping[str, Any], hash_images: bool = False) -> Shard
     except BadSample as error:
         builder.problems.append(f"corrupt: not a whole ArrayRecord file ({error.detail})")
         return builder.build(meta)
+    if not reader.count:
+        builder.problems.append("empty or corrupt: no records found")
     for start in range(0, reader.count, _BATCH):
         rows = range(start, min(start + _BATCH, reader.count))
         for row, record in zip(rows, _read_each(reader, rows)):

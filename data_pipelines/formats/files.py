@@ -15,6 +15,8 @@ from data_pipelines.indexed import IndexedSource, Shard
 from data_pipelines.records import Record, parse
 from data_pipelines.shard_index import IndexBuilder, ShardIndex
 
+_NO_MEMBERS = ("_stats.json", ".parquet", ".npz", ".tar", ".jsonl", ".array_record")
+
 
 def find(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, str], float]]:
     """Every folder at or below the paths that holds files of samples."""
@@ -60,8 +62,8 @@ class _FolderView(storage.ScanView):
 
 
 def _is_member(name: str) -> bool:
-    """Not a hidden file, and not one of those that lie beside samples: statistics, metadata, indices."""
-    return not name.startswith((".", "_")) and not name.endswith(("_stats.json", ".parquet", ".npz", ".tar", ".jsonl"))
+    """Not a hidden file, a shard of another kind, or one of those that lie beside samples: statistics, indices."""
+    return not name.startswith((".", "_")) and not name.endswith(_NO_MEMBERS)
 
 
 def scan(path: str, meta: Mapping[str, Any], caption_key: str | None = None, hash_images: bool = False) -> ShardIndex:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from data_pipelines import headers, storage
-from data_pipelines.errors import BadSample
+from data_pipelines.errors import BadSample, DataError
 from data_pipelines.indexed import IndexedSource
 from data_pipelines.records import MAX_TEXT_BYTES, Form, from_object, parse, parse_json
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
@@ -271,7 +271,10 @@ def stats_problems(shard: str, found: int) -> list[str]:
     place = stem + "_stats.json"
     if not storage.exists(place):
         folder = storage.parent(shard)
-        others = any(name.endswith("_stats.json") for name, _, _ in storage.list_dir(folder))
+        try:
+            others = any(name.endswith("_stats.json") for name, _, _ in storage.list_dir(folder))
+        except DataError:  # a web server need not list its folders
+            others = False
         return ["unfinished: no stats file, while other shards of the folder have theirs"] if others else []
     try:
         successes = json.loads(storage.read_bytes(place)).get("successes")

@@ -1,0 +1,227 @@
+"""The check command: whatever it is fed, good and bad samples add up and every bad one is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shard_tools import encoded, pairs, tar_bytes, write_tar
+
+from data_pipelines import check, index
+from data_pipelines.errors import DataError
+from data_pipelines.images import ImageLimits
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[dict, list[dict]]:
+    """(the last line, the report's lines) of a check."""
+    report = Path(str(arguments[0])).parent / "report.jsonl"
+    check.main([*map(str, arguments), "--json", f"--report={report}"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    assert result["ok"] + sum(result["bad"].values()) == result["samples"]
+    assert sum("reason" in line for line in lines) == sum(result["bad"].values())
+    assert result["report"] == str(report)
+    return result, lines
+
+
+def bomb() -> bytes:
+    """A PNG of 100,000 x 100,000 pixels in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
+
+
+def truncated() -> bytes:
+    return encoded(200, 200)[:2000]
+
+
+def test_hostile_tar(tmp_path: Path, capsys) -> None:
+    expected = {
+        "bomb": (bomb(), b"words", "image_too_large"),
+        "zero": (b"", b"words", "empty_image"),
+        "html": (b"<html>", b"words", "not_an_image"),
+        "cut": (truncated(), b"words", "truncated_image"),
+        "latin": (encoded(), "é".encode("latin-1"), "caption_not_utf8"),
+        "tags": (encoded(), b"<br> <b></b>", "empty_caption"),
+        "nothing": (encoded(), b"", "no_caption"),
+        "dot": (encoded(1, 1), b"words", "image_too_small"),
+        "rule": (encoded(3000, 10), b"words", "image_too_elongated"),
+    }
+    members = [*pairs(3), ("huge.jpg", encoded()), ("huge.txt", b"word " * 4000)]
+    for key, (image, caption, _) in expected.items():
+        members += [(f"{key}.jpg", image), (f"{key}.txt", caption)]
+    members += [("null.jpg", encoded()), ("null.json", b'{"caption": null}'), *pairs(1)]
+    path = write_tar(tmp_path / "00000.tar", members)
+    result, lines = run(capsys, path)
+    found = {line["key"]: line["reason"] for line in lines}
+    assert found == {f"00000/{key}": reason for key, (_, _, reason) in expected.items()} | {
+        "00000/null": "no_caption",
+        "00000/00000": "duplicate_key",
+    }
+    assert result["ok"] == 4
+    assert not list(tmp_path.glob("*.npz"))  # a check leaves nothing behind
+
+
+def test_damaged_tars_are_named(tmp_path: Path, capsys) -> None:
+    data = bytearray(tar_bytes(pairs(4)))
+    header = data.index(b"00001.jpg\0")
+    data[header : header + 512] = b"\xee" * 512
+    (tmp_path / "a.tar").write_bytes(data)
+    (tmp_path / "b.tar").write_bytes(bytes(tar_bytes(pairs(4)))[:9000])
+    (tmp_path / "c.tar").write_bytes(b"garbage" * 5000)
+    result, lines = run(capsys, tmp_path / "a.tar", tmp_path / "b.tar", tmp_path / "c.tar")
+    problems = {Path(line["shard"]).name: line["problem"].split()[0] for line in lines if "shard" in line}
+    assert problems.keys() == {"a.tar", "b.tar", "c.tar"}
+    assert problems["a.tar"] == "corrupt_header"
+    assert result["bad"]["no_image"] == 1
+    assert result["ok"] >= 3 + 1
+
+
+def test_folder_of_images_alone(tmp_path: Path, capsys) -> None:
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    for name, data in {
+        "a.jpg": encoded(),
+        "a.png": encoded(format="PNG"),
+        "b.jpg": truncated(),
+        "deep/c.gif": encoded(format="GIF"),
+        "d.jpg": b"",
+    }.items():
+        (tmp_path / "photos" / name).write_bytes(data)
+    result, lines = run(capsys, tmp_path / "photos")
+    assert result["ok"] == 3
+    assert {line["key"]: line["reason"] for line in lines} == {
+        "photos/b": "truncated_image",
+        "photos/d": "empty_image",
+    }
+
+
+def test_jsonl(tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.jpg").write_bytes(encoded())
+    talk = [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": "!"}]
+    records = [
+        {"image": "x.jpg", "conversations": talk},
+        {"image": ["x.jpg", "x.jpg"], "conversations": talk},  # one <image>, two images
+        {"conversations": talk},  # an <image> without one
+        {"conversations": talk[::-1][:1]},  # nobody asks
+        {"image": "gone.jpg", "conversations": talk},
+    ]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)) + "\n{")
+    result, _ = run(capsys, path)
+    assert result["ok"] == 1
+    assert result["bad"] == {
+        "image_count_mismatch": 2,
+        "bad_conversation": 1,
+        "missing_image": 1,
+        "broken_json": 1,
+    }
+
+
+def test_random_damage_in_images_and_tars(tmp_path: Path, capsys) -> None:
+    rng = random.Random(0)
+    members = []
+    for i in range(60):
+        data = bytearray(encoded(64, 48, rng.choice(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]), seed=i % 3))
+        for _ in range(rng.randrange(6)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        members += [(f"{i}.jpg", bytes(data)), (f"{i}.txt", rng.randbytes(5) if i % 7 == 0 else b"words")]
+    data = bytearray(tar_bytes(members))
+    for _ in range(40):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    (tmp_path / "x.tar").write_bytes(data)
+    result, _ = run(capsys, tmp_path / "x.tar")
+    assert "unexpected_error" not in result["bad"]
+    assert result["samples"] > 40
+
+
+def test_memory_stays_under_2_gb(tmp_path: Path) -> None:
+    """The largest images that pass the limits, in the costliest modes, and long lines, in a process of their own."""
+    side = math.isqrt(ImageLimits().max_pixels)
+    buffer = io.BytesIO()
+    Image.new("I;16", (side, side)).save(buffer, "PNG", compress_level=1)
+    (tmp_path / "grey.png").write_bytes(buffer.getvalue())
+    buffer = io.BytesIO()
+    Image.new("RGBA", (side, side), (1, 2, 3, 4)).save(buffer, "PNG", compress_level=1)
+    (tmp_path / "alpha.png").write_bytes(buffer.getvalue())
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    code = (
+        "import resource, sys; from data_pipelines import check; check.main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    arguments = [str(tmp_path), f"--report={tmp_path / 'report.jsonl'}"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "2 of 3 samples" in done.stdout
+    assert int(lines[-1]) < 2 << 20  # kilobytes
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        check.main([str(tmp_path / "none.tar")])
+    (tmp_path / "a.xyz").write_bytes(b"")
+    with pytest.raises(DataError, match="unknown kind of shard"):
+        check.main([str(tmp_path / "a.xyz")])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "data_pipelines.index", str(tmp_path / "none.tar")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def index_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    index.main([*map(str, arguments), "--json"])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_index_command(tmp_path: Path, capsys) -> None:
+    write_tar(tmp_path / "00000.tar", [*pairs(3), ("x.txt", b"alone")], successes=4)
+    write_tar(tmp_path / "00001.tar", pairs(2), successes=3)
+    (tmp_path / "00000.parquet").write_bytes(b"metadata")
+    first = index_line(capsys, tmp_path, "--workers=2")
+    assert first.pop("seconds") >= 0
+    assert first == {
+        "shards": 2,
+        "samples": 6,
+        "usable": 5,
+        "skipped": {"no_image": 1},
+        "indexed": 2,
+        "problems": {
+            str(tmp_path / "00001.tar"): ["incomplete: 2 samples found, the stats file counts 3"],
+        },
+    }
+    assert index_line(capsys, tmp_path / "*.tar", "--workers=1")["indexed"] == 0
+    write_tar(tmp_path / "00001.tar", pairs(3))
+    again = index_line(capsys, tmp_path / "{00000..00001}.tar", "--workers=1")
+    assert (again["indexed"], again["usable"]) == (1, 6)
+    assert index_line(capsys, tmp_path, "--workers=1", "--force")["indexed"] == 2
+
+
+def test_index_of_damaged_parquet_and_array_record(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\0" * 100)
+    (tmp_path / "b.parquet").write_bytes(b"")
+    (tmp_path / "c.array_record").write_bytes(b"\0" * 100)
+    (tmp_path / "d.array_record").write_bytes(b"")
+    result = index_line(capsys, tmp_path, "--workers=1")
+    assert (result["shards"], result["samples"], len(result["problems"])) == (4, 0, 4)
