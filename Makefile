@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Further packages: EXTRA=torch==2.13.0 also runs the comparisons with the plain PyTorch form.
+EXTRA ?=
 
 .PHONY: demo test lint clean
 
@@ -22,7 +24,7 @@ $(STAMP): requirements.txt setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "error: $(PYTHON) is $$($(PYTHON) --version); use Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt $(EXTRA)
 	touch $@
 
 clean:  ## removes the environment and the runs
