@@ -43,7 +43,8 @@ def h200() -> jax.Device:
     try:
         topology = topologies.get_topology_desc(TARGET, platform="cuda", topology="1x1x1", target_config=description)
     except Exception as error:  # whatever jax raises when the plugin is absent or cannot start
-        raise Unavailable(f"CUDA compiler: {str(error).splitlines()[0]} (pip install 'jax[cuda13]')") from error
+        hint = "pip install 'jax[cuda13]'; without a GPU set JAX_PLATFORMS=cpu"
+        raise Unavailable(f"CUDA compiler: {str(error).splitlines()[0]} ({hint})") from error
     return topology.devices[0]
 
 
@@ -298,14 +299,14 @@ def triton_checks() -> list[AotCheck]:
     return [AotCheck(TARGET, f"ffn {shape}", functools.partial(run, shape)) for shape in SHAPES]
 
 
-def _triton_calls(shape: str) -> dict[str, int] | None:
-    """Kernel calls of an FFN's gradient by what is trained; None where jax-triton cannot be imported."""
+def _triton_calls(shape: str) -> dict[str, int] | str:
+    """Kernel calls of an FFN's gradient by what is trained, or why jax-triton cannot compile it here."""
     from pallas_kernels.triton import Triton
 
     try:
         calls = {trained: kernel_calls(ffn_gradient(Triton(), trained, shape)[0]) for trained in KERNEL_CALLS}
-    except Unavailable:
-        return None
+    except Unavailable as reason:
+        return str(reason)
     if calls != KERNEL_CALLS:
         raise RuntimeError(f"kernel calls {calls}, expected {KERNEL_CALLS}")
     return calls

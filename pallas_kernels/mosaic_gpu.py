@@ -9,10 +9,11 @@ of shared-memory stages, two warpgroups multiply them with wgmma, 64 rows of the
 in registers:
 
     producer    [load k0][load k1][load k2]...[next tile, k0]...          never waits for an epilogue
-    consumer 0          [wgmma k0][wgmma k1]...[epilogue, rows  0.. 63]
-    consumer 1          [wgmma k0][wgmma k1]...[epilogue, rows 64..127]
+    consumer 0          [wgmma k0][wgmma k1]...[epilogue, rows  0.. 63][next tile, k0]...
+    consumer 1                    [wgmma k0][wgmma k1]...[epilogue, rows 64..127][next tile, k0]...
 
-An empty tile has no steps: the accumulators stay zero and the epilogue writes zeros.
+Consumer 1 starts a few steps late and stays late, so that the epilogue of one runs while the other keeps the tensor
+cores busy. An empty tile has no steps: the accumulators stay zero and the epilogue writes zeros.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Config:
       tile_n: output columns of a tile, per accumulator.
       tile_k: depth of one pipeline stage.
       stages: stages of the shared-memory ring.
+      lead: steps by which the first consumer is ahead of the second; the ring lets it be `stages` - 1 at most.
       group: tiles of the minor grid dimension that are walked together, so that their operands stay in L2.
       rows_minor: whether the grouped (minor) dimension is the rows or the columns.
       num_sms: persistent blocks; None asks the device.
@@ -55,6 +57,7 @@ class Config:
     tile_n: int = 256
     tile_k: int = 64
     stages: int = 4
+    lead: int = 2
     group: int = 8
     rows_minor: bool = True
     num_sms: int | None = None
@@ -90,10 +93,11 @@ def _smem(shape: tuple[int, ...], dtype: Any) -> Any:
 
 def _persistent(
     num_tiles: int,
+    config: Config,
     *,
-    stages: int,
     full: Any,
     free: Any,
+    ahead: Any,
     accumulators: Sequence[tuple[int, int]],
     plan: Callable[[jax.Array], tuple[Any, jax.Array]],
     load: Callable[[Any, jax.Array, jax.Array, Any], None],
@@ -105,9 +109,10 @@ def _persistent(
 
     Args:
       num_tiles: output tiles; block i takes tiles i, i + blocks, ...
-      stages: stages of the ring.
+      config: stages of the ring and lead of the first consumer.
       full: barriers [stages], complete when every copy of a stage has landed.
       free: barriers [stages], complete when both consumers are done with a stage.
+      ahead: barrier, complete when the first consumer is ahead.
       accumulators: shape of each float32 accumulator of one consumer.
       plan: linear tile number -> (what the callbacks need to know about the tile, number of steps).
       load: (tile, step, stage, barrier) starts the copies of one step.
@@ -115,7 +120,8 @@ def _persistent(
       finish: (tile, consumer, accumulated values) writes the output.
       start: (tile, consumer) called before the first product, to start loads for the epilogue.
     """
-    consumer_index = lax.axis_index("wg")
+    consumer_index, stages = lax.axis_index("wg"), config.stages
+    lead = min(config.lead, stages - 1)
 
     def produce() -> None:
         plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
@@ -143,8 +149,12 @@ def _persistent(
     def consume() -> None:
         plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
 
+        @pl.when(consumer_index == 1)
+        def _() -> None:
+            plgpu.barrier_wait(ahead)
+
         @plgpu.nd_loop((num_tiles,), collective_axes="sm", init_carry=jnp.int32(0))
-        def _tile(info: Any, carry: jax.Array) -> jax.Array:
+        def total(info: Any, carry: jax.Array) -> jax.Array:
             tile, steps = plan(info.index[0])
             if start is not None:
                 start(tile, consumer_index)
@@ -155,6 +165,10 @@ def _persistent(
                     plgpu.barrier_wait(full.at[stage])
                     multiply(accs, stage, consumer_index)
                     plgpu.wgmma_wait(len(accs))  # the products of the step before are done, this step's run on
+
+                    @pl.when((consumer_index == 0) & (carry + k == lead))
+                    def _() -> None:
+                        plgpu.barrier_arrive(ahead)
 
                     @pl.when(k > 0)
                     def _() -> None:
@@ -167,10 +181,15 @@ def _persistent(
                 def _() -> None:
                     plgpu.barrier_arrive(free.at[lax.rem(carry + steps - 1, jnp.int32(stages))])
 
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what the tile before wrote from is free
                 finish(tile, consumer_index, values)
 
             pl.run_scoped(accumulate, *(plgpu.ACC(shape, jnp.float32) for shape in accumulators))
             return carry + steps
+
+        @pl.when((consumer_index == 0) & (total <= lead))
+        def _() -> None:
+            plgpu.barrier_arrive(ahead)  # there were too few steps to get ahead
 
         plgpu.wait_smem_to_gmem(0)
 
@@ -197,7 +216,7 @@ def _staging(dtype: Any) -> Any:
 def _flip(block: Any, scratch: Any, consumer: jax.Array) -> Any:
     """The transposed view of a shared-memory block. The interpreter knows no such view: there it is copied."""
     if scratch is None:
-        return plgpu.transpose_ref(block, (1, 0))
+        return block.transpose((1, 0))
     scratch[consumer] = block[...].T
     return scratch.at[consumer]
 
@@ -271,7 +290,7 @@ def _grouped(
             expert = tile_expert[lax.div(row, jnp.int32(tile // TILE_ROWS))]
             return _Tile(expert, row * TILE_ROWS, column * tile_n), lax.select(expert >= 0, len(terms) * steps, 0)
 
-        def scoped(x_smem: Any, w_smem: Any, full: Any, free: Any, flipped: Any, scratch: Any) -> None:
+        def scoped(x_smem: Any, w_smem: Any, full: Any, free: Any, ahead: Any, flipped: Any, scratch: Any) -> None:
             refs = {**scratch, "outputs": outputs, "extra": extra}
 
             def load(at: _Tile, k: jax.Array, stage: jax.Array, barrier: Any) -> None:
@@ -293,9 +312,10 @@ def _grouped(
 
             _persistent(
                 grid[0] * grid[1],
-                stages=stages,
+                config,
                 full=full,
                 free=free,
+                ahead=ahead,
                 accumulators=[(_WG_ROWS, tile_n)] * accumulators,
                 plan=plan,
                 load=load,
@@ -310,6 +330,7 @@ def _grouped(
             w_smem=_smem((stages, accumulators, *w_block), dtype),
             full=plgpu.Barrier(num_arrivals=1 + accumulators, num_barriers=stages),
             free=plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
+            ahead=plgpu.Barrier(),
             flipped=plgpu.SMEM((_CONSUMERS, tile_k, tile_n), dtype) if interpret and transpose else None,
             scratch=dict(scratch),
             collective_axes="wg",
@@ -469,7 +490,7 @@ def grouped_swiglu_backward(
             plgpu.copy_gmem_to_smem(window(saved, at, consumer, i), target, barrier)
 
     def start(refs: Mapping[str, Any], at: _Tile, consumer: jax.Array) -> None:
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the slots are free
         for i in range(min(2, chunks)):
             fetch(refs, at, consumer, i)
 
@@ -559,7 +580,7 @@ def weight_gradient(
             row, column = plgpu.planar_snake(index, grid, 0 if config.rows_minor else 1, config.group)
             return _Tile(expert, row * TILE_ROWS, column * tile_n), count[0] * parts
 
-        def scoped(x_smem: Any, dy_smem: Any, staging: Any, full: Any, free: Any, flipped: Any) -> None:
+        def scoped(x_smem: Any, dy_smem: Any, staging: Any, full: Any, free: Any, ahead: Any, flipped: Any) -> None:
             def load(at: _Tile, k: jax.Array, stage: jax.Array, barrier: Any) -> None:
                 first = our_tiles[lax.div(k, jnp.int32(parts))] * tile + lax.rem(k, jnp.int32(parts)) * tile_k
                 k_slice = pl.ds(first, tile_k)
@@ -575,9 +596,10 @@ def weight_gradient(
 
             _persistent(
                 grid[0] * grid[1],
-                stages=stages,
+                config,
                 full=full,
                 free=free,
+                ahead=ahead,
                 accumulators=[(_WG_ROWS, tile_n)],
                 plan=plan,
                 load=load,
@@ -592,6 +614,7 @@ def weight_gradient(
             staging=_staging(out.dtype),
             full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
             free=plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
+            ahead=plgpu.Barrier(),
             flipped=plgpu.SMEM((_CONSUMERS, _WG_ROWS, tile_k), x.dtype) if interpret else None,
             collective_axes="wg",
         )
@@ -652,6 +675,18 @@ class MosaicGpu(Implementation):
             raise Unavailable(f"no Hopper GPU, and this jax has no interpreter for Mosaic GPU ({error})") from error
         small = Config(tile_n=128, stages=2, num_sms=1)
         return cls(small, small, small, small, interpret=True)
+
+    @classmethod
+    def tuning_space(cls) -> dict[str, list[dict[str, Any]]]:
+        walks = [{"group": 4}, {"group": 16}, {"rows_minor": False}]
+        leads = [{"lead": lead} for lead in (0, 1, 3)]
+        # Narrower tiles have fewer sums to write out at a time, and room for more stages.
+        return {
+            "gate_up": [*walks, *leads, {"tile_n": 64, "stages": 6}],
+            "product": [*walks, *leads, {"tile_n": 128, "stages": 6}],
+            "backward": [*walks, {"lead": 0}, {"lead": 1}, {"tile_n": 128, "stages": 4}],
+            "gradient": [*walks, *leads, {"tile_n": 128, "stages": 6}],
+        }
 
     @classmethod
     def aot_checks(cls) -> list[AotCheck]:

@@ -480,6 +480,16 @@ class Triton(Implementation):
         return cls(interpret=True)
 
     @classmethod
+    def tuning_space(cls) -> dict[str, list[dict[str, Any]]]:
+        common = [{"group": 4}, {"group": 16}, {"stages": 4}]
+        return {
+            "gate_up": [*common, {"n": 64}, {"m": 64, "warps": 4}],
+            "product": [*common, {"n": 128, "stages": 4}, {"m": 64}],
+            "backward": [*common, {"m": 64, "n": 128}],
+            "gradient": [*common, {"n": 128, "stages": 4}, {"k": 32, "stages": 5}],
+        }
+
+    @classmethod
     def aot_checks(cls) -> list[AotCheck]:
         from pallas_kernels import aot_cuda
 
