@@ -539,8 +539,8 @@ def _chunks(path: str, leaf: Any) -> list[int]:
     rows, *rest = leaf.shape
     if hf.is_stacked(path):
         return [1, *rest]
-    row_bytes = math.prod(rest) * np.dtype(leaf.dtype).itemsize
-    return [max(1, min(rows, CHUNK // row_bytes)), *rest]
+    pieces = math.ceil(rows * math.prod(rest) * np.dtype(leaf.dtype).itemsize / CHUNK)
+    return [math.ceil(rows / pieces), *rest]  # of equal size: zarr stores a short last chunk at full length
 
 
 def open_params(directory: str | Path, config: ModelConfig) -> tree.Tree:
