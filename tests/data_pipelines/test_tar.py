@@ -207,3 +207,17 @@ def test_stats_files_tell_what_is_missing(tmp_path: Path) -> None:
     assert problems[2] == ["unfinished: no stats file, while other shards of the folder have theirs"]
     (tmp_path / "00000_stats.json").write_text("{")
     assert "broken" in make_index(ShardSpec("tar", str(tmp_path / "00000.tar"))).problems[0]
+
+
+def test_agrees_with_webdataset(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    path = tmp_path / "w.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for i in range(3):
+            writer.write({"__key__": f"sub/{i}", "jpg": encoded(40 + i), "txt": f"words {i}", "json": {"n": i}})
+    source = open_source({"kind": "tar", "paths": str(path)})
+    for i, theirs in enumerate(webdataset.WebDataset(str(path), shardshuffle=False)):
+        ours = source.read(i)
+        assert ours.key == f"w/{theirs['__key__']}"
+        assert ours.images == (theirs["jpg"],)
+        assert ours.caption == theirs["txt"].decode()
