@@ -13,16 +13,18 @@ Then the kernels are compiled, with the real compilers, for chips that need not 
     python -m pallas_kernels.check triton --no_compile
 
 The JSON object has one entry per implementation: {"correct", "max_rel_error" (in float32 if it serves that, else in
-bfloat16), "errors" (per dtype), "compiled_for", "skipped" (why its values were not computed, or null), "not_compiled"
-(target: reason), "failed" (what went wrong, one line each), "compiled" (facts per compilation)}. The exit status is 1
-if anything that could be run failed.
+bfloat16), "errors" (per dtype), "cases" (what was computed), "compiled_for", "skipped" (why no values were computed, or
+null), "not_compiled" (target: reason), "failed" (what went wrong, one line each), "compiled" (facts per compilation)}.
+The exit status is 1 if anything that could be run failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,24 +32,29 @@ from pallas_kernels.base import Implementation, Unavailable
 from pallas_kernels.conformance import TOLERANCE, Case, ffn_errors, masks, matmul_errors, unsorted_errors
 from pallas_kernels.registry import IMPLEMENTATIONS, implementation_class
 
-QUICK_MASKS = ("all_visual", "unaligned_runs", "alternating", "empty", "padding_among_rows")
+QUICK_MASKS = ("padding_among_rows", "all_visual", "unaligned_runs", "alternating", "empty")  # most telling first
+SECONDS = 60.0
 
 
-def check(name: str, mask_names: tuple[str, ...] = QUICK_MASKS, *, compile_ahead: bool = True) -> dict[str, Any]:
+def check(
+    name: str, mask_names: tuple[str, ...] = QUICK_MASKS, *, seconds: float = SECONDS, compile_ahead: bool = True
+) -> dict[str, Any]:
     """Everything this machine can find out about the implementation `name`; see the module's text for the keys."""
     result = {"correct": False, "max_rel_error": None, "compiled_for": [], "skipped": None}
-    result |= {"errors": {}, "not_compiled": {}, "failed": [], "compiled": {}}
+    result |= {"errors": {}, "cases": [], "not_compiled": {}, "failed": [], "compiled": {}}
     try:
         implementation = implementation_class(name)
     except Unavailable as reason:
         return result | {"skipped": str(reason)}
-    _check_values(implementation, mask_names, result)
+    _check_values(implementation, mask_names, seconds, result)
     if compile_ahead:
         _check_compilations(implementation, result)
     return result
 
 
-def _check_values(implementation: type[Implementation], mask_names: tuple[str, ...], result: dict[str, Any]) -> None:
+def _check_values(
+    implementation: type[Implementation], mask_names: tuple[str, ...], seconds: float, result: dict[str, Any]
+) -> None:
     try:
         instance = implementation.here()
     except Unavailable as reason:
@@ -60,7 +67,7 @@ def _check_values(implementation: type[Implementation], mask_names: tuple[str, .
             refusals[dtype] = reason
             continue
         try:
-            result["errors"][dtype] = _largest_error(instance, mask_names, dtype)
+            result["errors"][dtype] = _largest_error(instance, mask_names, dtype, seconds, result["cases"])
         except Exception as error:  # a check reports what breaks, it does not break itself
             result["failed"].append(f"{dtype}: {_one_line(error)}")
             continue
@@ -72,13 +79,21 @@ def _check_values(implementation: type[Implementation], mask_names: tuple[str, .
     result["max_rel_error"] = next(iter(result["errors"].values()), None)
 
 
-def _largest_error(instance: Implementation, mask_names: tuple[str, ...], dtype: str) -> float:
-    cases = [Case.fitting(type(instance), mask_name, dtype) for mask_name in mask_names]
-    errors = [error for case in cases for error in ffn_errors(instance, case).values()]
-    errors += matmul_errors(instance, cases[0]).values()
+def _largest_error(
+    instance: Implementation, mask_names: tuple[str, ...], dtype: str, seconds: float, done: list[str]
+) -> float:
+    """Over the FFN, the matmul and the unsorted form; starts no case after `seconds` and appends to `done` what ran."""
+    start, largest = time.monotonic(), 0.0
+    cases = [("ffn", ffn_errors, mask_names[0]), ("matmul", matmul_errors, mask_names[0])]
     if instance.at_boundary(0) == instance:  # a static split cannot take rows as they come
-        errors += unsorted_errors(instance, cases[0]).values()
-    return max(errors)
+        cases.append(("unsorted", unsorted_errors, mask_names[0]))
+    cases += [("ffn", ffn_errors, mask_name) for mask_name in mask_names[1:]]
+    for form, errors, mask_name in cases:
+        if done and time.monotonic() - start > seconds:
+            break
+        largest = max(largest, *errors(instance, Case.fitting(type(instance), mask_name, dtype)).values())
+        done.append(f"{form} {mask_name} {dtype}")
+    return largest
 
 
 def _check_compilations(implementation: type[Implementation], result: dict[str, Any]) -> None:
@@ -121,6 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(IMPLEMENTATIONS)} (default: all)")
     parser.add_argument("--masks", choices=["quick", "all"], default="quick", help="how many layouts (default: quick)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help="start no new case of an implementation and dtype after so long; interpreters are slow (default: 60)",
+    )
     parser.add_argument("--no_compile", action="store_true", help="values only")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args(arguments)
@@ -128,11 +149,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: no implementation {unknown[0]!r}; there are {', '.join(IMPLEMENTATIONS)}", file=sys.stderr)
         return 2
 
+    # Mosaic GPU's interpreter runs every warpgroup as a computation of its own and blocks for ever where the CPU client
+    # has fewer threads than that; it has one per host device. XLA reads this when the first array is made.
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+
     mask_names = QUICK_MASKS if options.masks == "quick" else tuple(masks(8, 4))
     results = {}
     for name in options.names or IMPLEMENTATIONS:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results[name] = check(name, mask_names, compile_ahead=not options.no_compile)
+        results[name] = check(name, mask_names, seconds=options.seconds, compile_ahead=not options.no_compile)
     print(_table(results))
     if options.json:
         print(json.dumps(results))
