@@ -139,11 +139,10 @@ class TorchForm:
     """The plain PyTorch form on the CPU with the same weights, pixels and tokens."""
 
     def __init__(self, work: Workload, params: tree.Tree, stage: stages.Stage, remat: str, batch: Batch):
-        import torch
+        import torch  # OMP_NUM_THREADS says on how many cores it runs; default all
 
         from experiments.benchmarks.torch_form import TorchModel, TorchTrainer
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
         config = work.config
         tensors = {n: torch.from_numpy(np.array(t)) for n, t in hf.named_tensors(config, params).items()}
         model = TorchModel(hf.config_to_hf(config), tensors, image_token=config.image_token_id, remat=remat != "none")

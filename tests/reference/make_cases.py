@@ -22,6 +22,7 @@ from experiments.benchmarks.torch_form import TorchModel, TorchTrainer
 Kind = Literal["mono", "mono15", "modular", "dense"]
 
 IMAGE_TOKEN, BOS, PAD = 100, 1, 2
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
 
 def make_case(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from experiments.benchmarks.torch_form import TorchModel, TorchTrainer  # noqa: E402
 
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 FORWARD = [
     "mono_tiny/forward",
     "mono_tiny/text_only",
