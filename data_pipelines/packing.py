@@ -28,7 +28,8 @@ class Style:
     heavy: float
 
 
-STYLES = tuple(itertools.starmap(Style, itertools.product((1.0, 1.01, 1.03), (1.0, 0.85, 0.7, 0.5), (2.0, 0.4, 0.2))))
+_SLACKS, _SPREADS, _HEAVIES = (1.0, 1.01, 1.03), (1.0, 0.85, 0.7, 0.6, 0.5, 0.3), (2.0, 0.4, 0.3, 0.2, 0.15)
+STYLES = tuple(itertools.starmap(Style, itertools.product(_SLACKS, _SPREADS, _HEAVIES)))
 
 
 def pack(

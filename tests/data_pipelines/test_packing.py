@@ -7,37 +7,36 @@ from data_pipelines.capacity import suggest, try_capacity
 from data_pipelines.images import Tiling
 from data_pipelines.packing import STYLES, best_styles, least_rows, pack
 
-RNG = np.random.default_rng(0)
+
+def lognormal(rng, count, median, spread, low, high):
+    return np.clip(np.exp(rng.normal(np.log(median), spread, count)), low, high).astype(int)
 
 
-def lognormal(count, median, spread, low, high):
-    return np.clip(np.exp(RNG.normal(np.log(median), spread, count)), low, high).astype(int)
-
-
-def image_tokens(count, max_tiles, median=480):
+def image_tokens(rng, count, max_tiles, median=480):
     """Sizes as in web crawls: edges around `median` pixels, many squares."""
-    edge, aspect = np.exp(RNG.normal(np.log(median), 0.55, count)), np.exp(RNG.normal(0.12, 0.38, count))
-    aspect[RNG.random(count) < 0.18] = 1
+    edge, aspect = np.exp(rng.normal(np.log(median), 0.55, count)), np.exp(rng.normal(0.12, 0.38, count))
+    aspect[rng.random(count) < 0.18] = 1
     sizes = np.clip(np.stack([edge * np.sqrt(aspect), edge / np.sqrt(aspect)], axis=1), 32, 6000)
     return Tiling(max_tiles=max_tiles).tokens(sizes.astype(int))
 
 
-def stage(name, count):
+def stage(name, count, seed=0):
     """(visual, text) tokens like those of a stage: template and prompt take some 60 text tokens."""
+    rng = np.random.default_rng(seed)
     if name == "S1.1":
-        return image_tokens(count, 4), 60 + lognormal(count, 14, 0.7, 2, 300)
+        return image_tokens(rng, count, 4), 60 + lognormal(rng, count, 14, 0.7, 2, 300)
     if name == "S1.2":
-        return image_tokens(count, 6), 60 + lognormal(count, 30, 0.4, 5, 300)
+        return image_tokens(rng, count, 6), 60 + lognormal(rng, count, 30, 0.4, 5, 300)
     if name == "S1.3":
-        kinds = RNG.choice(3, count, p=[0.539, 0.052, 0.409])
+        kinds = rng.choice(3, count, p=[0.539, 0.052, 0.409])
         lengths = [
-            lognormal(count, 30, 0.4, 5, 300),
-            lognormal(count, 80, 0.7, 10, 800),
-            lognormal(count, 90, 0.8, 3, 1200),
+            lognormal(rng, count, 30, 0.4, 5, 300),
+            lognormal(rng, count, 80, 0.7, 10, 800),
+            lognormal(rng, count, 90, 0.8, 3, 1200),
         ]
-        return image_tokens(count, 12, 800), 60 + np.choose(kinds, lengths)
-    visual, text = image_tokens(count, 24, 800), 60 + lognormal(count, 180, 0.8, 10, 2500)
-    visual[RNG.random(count) < 0.25] = 0
+        return image_tokens(rng, count, 12, 800), 60 + np.choose(kinds, lengths)
+    visual, text = image_tokens(rng, count, 24, 800), 60 + lognormal(rng, count, 180, 0.8, 10, 2500)
+    visual[rng.random(count) < 0.25] = 0
     return visual, text
 
 
@@ -65,17 +64,17 @@ def test_nothing_packs_into_nothing():
 
 
 def test_text_alone_needs_no_visual_slots():
-    text = lognormal(4000, 300, 1.0, 5, 2048)
+    text = lognormal(np.random.default_rng(0), 4000, 300, 1.0, 5, 2048)
     rows = pack(np.zeros_like(text), text, 0, 4096)
     assert text.sum() / ((rows.max() + 1) * 4096) > 0.97
 
 
-@pytest.mark.parametrize(("name", "slots"), [("S1.1", 12288), ("S1.2", 12288), ("S1.3", 16384), ("S2", 20480)])
+@pytest.mark.parametrize(("name", "slots"), [("S1.1", 12288), ("S1.2", 12288), ("S1.3", 24576), ("S2", 16384)])
 def test_stages_fill_97_percent_of_visual_and_90_of_text_slots(name, slots):
     """With V and T suggested on one sample of the mixture and blocks drawn anew."""
-    best = suggest(*stage(name, 4096), slots, 256)[0]
+    best = suggest(*stage(name, 8192), slots, 256)[0]
     assert best.visual % 256 == 0 and best.visual + best.text <= slots
-    visual, text = stage(name, 16384)
+    visual, text = stage(name, 16384, seed=1)
     fits = (visual <= best.visual) & (text <= best.text)
     assert fits.mean() > 0.99
     visual, text = visual[fits], text[fits]
