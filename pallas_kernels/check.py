@@ -88,8 +88,8 @@ def _largest_error(
     if instance.at_boundary(0) == instance:  # a static split cannot take rows as they come
         cases.append(("unsorted", unsorted_errors, mask_names[0]))
     cases += [("ffn", ffn_errors, mask_name) for mask_name in mask_names[1:]]
-    for form, errors, mask_name in cases:
-        if done and time.monotonic() - start > seconds:
+    for number, (form, errors, mask_name) in enumerate(cases):
+        if number and time.monotonic() - start > seconds:
             break
         largest = max(largest, *errors(instance, Case.fitting(type(instance), mask_name, dtype)).values())
         done.append(f"{form} {mask_name} {dtype}")

@@ -469,6 +469,7 @@ def run(options) -> dict[str, Any]:
         print(f"timing {setting}", file=sys.stderr)
         time_setting(bench, {"dense": makers["dense"], **wanted}, setting, result)
         save(options.out, result)
+    save(options.out, result)
     return result
 
 
