@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.config import CAPTION_PROMPT, DataConfig
 from data_pipelines.errors import BadSample
-from data_pipelines.images import cells, image_patches
+from data_pipelines.images import RESIZERS, cells, image_patches
 from data_pipelines.text import ChatEncoder, Tokenizer, clean_caption
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class SampleBuilder:
         self.chat = ChatEncoder(self.tokenizer, config.template, config.system_message)
         self.tiling, self.limits = config.tiling, config.limits
         self.longest_piece = min(config.max_piece or config.text, config.text)
+        RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # a missing package is told of now
         if config.visual:
             _ = self.chat.image_token  # a tokenizer without it is told of now, not at the first image
 
