@@ -3,10 +3,11 @@
 ``build_demo_sets`` writes a folder with everything that the stages of the demo train on and are graded by:
 
     text/train.txt, text/heldout.txt        prose (`prose.py`): a paragraph a line, a blank line behind a document
+    s0/chat.jsonl                           conversations without images: prose to be continued, descriptions
     s1_1/00000.tar ...                      image-text pairs with noisy alt text, in the layout of img2dataset
     s1_2/00000.tar ..., s1_2/captions.jsonl pairs whose synthetic captions are joined by key
     s1_3/{caption,detection,ocr}/00000.tar  captions, boxes, rendered text
-    s2/{scenes,easy_vqa,digits,photos,pairs,text}.jsonl, s2/images/   conversations in the form of LLaVA
+    s2/{scenes,captions,easy_vqa,...}.jsonl, s2/images/   conversations in the form of LLaVA
     heldout/{captions,questions,easy_vqa}.jsonl, heldout/images/      nothing of it is trained on
     tokenizer/tokenizer.model, tokenizer/added_tokens.json
     manifest.json                           written last
@@ -77,6 +78,7 @@ class DemoSizes:
     """Samples of each set; ``s1_3`` and ``s2`` are divided among their sources. ``text_bytes`` caps the prose."""
 
     text_bytes: int = 3_000_000
+    s0_chat: int = 3000
     s1_1: int = 4000
     s1_2: int = 4000
     s1_3: int = 4000
@@ -231,6 +233,21 @@ class DemoSets:
     def paragraphs(self) -> list[str]:
         return [line for line in (self.root / "text/train.txt").read_text().splitlines() if line]
 
+    def write_s0(self, folder: Path) -> dict[str, int]:
+        """Conversations without images. A base language model knows how people chat and describe things, before it sees
+        any; without these the frozen text side could neither end an answer nor say "triangle"."""
+        talks = {"prose": self._talk_text, "descriptions": self._talk_description}
+        records = [
+            talk(self.rng(f"s0/{name}", index), f"{name}_{index:05d}").save(folder / "images")
+            for name, talk in talks.items()
+            for index in range(self.sizes.s0_chat // len(talks))
+        ]
+        return {"chat": shards.write_jsonl(folder / "chat.jsonl", records)}
+
+    def _talk_description(self, rng: np.random.Generator, id: str) -> Conversation:
+        """Text only: what a picture that nobody shows might be described as."""
+        return Conversation(id, [], [("describe a picture", self.painter.any(rng).caption)])
+
     # Stage 1 ----------------------------------------------------------------------------------------------------------
 
     def write_s1_1(self, folder: Path) -> Counts:
@@ -280,7 +297,8 @@ class DemoSets:
 
     def write_s2(self, folder: Path) -> Counts:
         makers: dict[str, tuple[float, Callable[[np.random.Generator, str], Conversation]]] = {
-            "scenes": (0.68, self._talk_scene),
+            "scenes": (0.56, self._talk_scene),
+            "captions": (0.12, self._talk_caption),
             "easy_vqa": (0.15, self._talk_easy_vqa),
             "digits": (0.04, self._talk_digit),
             "photos": (0.03, self._talk_photo),
@@ -300,6 +318,10 @@ class DemoSets:
         picture, scene = self.painter.scene(rng)
         asked = scenes.questions(scene, rng, 4)
         return Conversation(id, [picture.image], [(q.text, q.answer) for q in asked])
+
+    def _talk_caption(self, rng: np.random.Generator, id: str) -> Conversation:
+        picture = self.painter.any(rng)
+        return Conversation(id, [picture.image], [(CAPTION_PROMPT, picture.caption)])
 
     def _talk_easy_vqa(self, rng: np.random.Generator, id: str) -> Conversation:
         images = _easy_vqa("train")
@@ -450,6 +472,7 @@ def build_demo_sets(
     sets = DemoSets(root, seed, sizes, edge, vocabulary)
     parts = {
         "text": sets.write_text,
+        "s0": sets.write_s0,
         "s1_1": sets.write_s1_1,
         "s1_2": sets.write_s1_2,
         "s1_3": sets.write_s1_3,
@@ -477,7 +500,10 @@ def _manifest(
 
     s1_3 = {"caption": CAPTION_PROMPT, "detection": DETECTION_PROMPT, "ocr": OCR_PROMPT}
     sources = {
-        "s0": [source("prose", {"kind": "text", "paths": ["text/train.txt"]})],
+        "s0": [
+            source("prose", {"kind": "text", "paths": ["text/train.txt"]}),
+            source("chat", {"kind": "jsonl", "paths": ["s0/chat.jsonl"]}),
+        ],
         "s1_1": [source("alt_text", tar("s1_1"), prompts=[CAPTION_PROMPT])],
         "s1_2": [source("captions", tar("s1_2", captions="s1_2/captions.jsonl"), prompts=[CAPTION_PROMPT])],
         "s1_3": [

@@ -332,9 +332,12 @@ def _announce(session: Session, state: train.State, frozen: tree.Tree, start: in
     )
 
 
-def _tokenizer_files(tokenizer: str) -> list[Path]:
-    path = Path(tokenizer)
-    return hf.companion_files(path if path.is_dir() else path.parent)
+def _companions(run: RunConfig) -> list[Path]:
+    """Files that go along with the model: its tokenizer, and the config.json of the weights it started from."""
+    tokenizer = Path(run.data.tokenizer)
+    files = hf.companion_files(tokenizer if tokenizer.is_dir() else tokenizer.parent)
+    original = Path(run.init) / "config.json" if run.init else None
+    return [*files, original] if original is not None and original.is_file() else files
 
 
 def _finish(session: Session, state: train.State, frozen: tree.Tree) -> dict[str, Any]:
@@ -345,7 +348,7 @@ def _finish(session: Session, state: train.State, frozen: tree.Tree) -> dict[str
     marker = session.workdir / "model" / "step.json"
     done = int(state["step"])
     if not marker.exists() or json.loads(marker.read_text())["step"] != done:
-        checkpoint.save_model(target, config, params, extra_files=_tokenizer_files(session.run.data.tokenizer))
+        checkpoint.save_model(target, config, params, extra_files=_companions(session.run))
         if jax.process_index() == 0:
             marker.write_text(json.dumps({"step": done}))
     records = metrics.read_metrics(session.workdir / "metrics.jsonl")

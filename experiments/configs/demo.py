@@ -11,9 +11,9 @@ def get_config(size: str = "full") -> ConfigDict:
     if size not in ("full", "smoke"):
         raise ValueError(f"demo.py:{size}: use full or smoke")
     config = ConfigDict()
-    # 64-pixel pictures, 16 visual tokens each: one token = 2 x 2 patches of 8 pixels.
-    config.sets = ConfigDict({"kind": "demo", "seed": 0, "edge": 64, "token_pixels": 16})
-    config.vision = ConfigDict({"hidden_size": 64, "patch_size": 8, "image_size": 64})
+    # 64-pixel pictures, 4 visual tokens each: one token = 2 x 2 patches of 16 pixels.
+    config.sets = ConfigDict({"kind": "demo", "seed": 0, "edge": 64, "token_pixels": 32})
+    config.vision = ConfigDict({"hidden_size": 192, "patch_size": 16, "image_size": 64})
     config.common = ConfigDict(
         {
             # Float32 throughout: on a CPU it is faster than bfloat16, and the frozen text side stays comparable.
@@ -27,20 +27,20 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data = ConfigDict(
         {
             "tile_size": 64,
-            "token_pixels": 16,
+            "token_pixels": 32,
             "max_tiles": 1,
             "system_message": "",
             # Short rows: on a CPU, attention over a row costs its length squared, whatever its samples' lengths.
             "rows": 16,
-            "visual": 64,
-            "text": 120,
+            "visual": 20,
+            "text": 140,
             "block_samples": 2048,
         }
     )
     model = {
         "preset": "tiny_lm",
-        "hidden_size": 256,
-        "intermediate_size": 704,
+        "hidden_size": 192,
+        "intermediate_size": 512,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -49,10 +49,10 @@ def get_config(size: str = "full") -> ConfigDict:
     text = {"visual": 0, "text": 128, "rows": 32}
     config.stages = ConfigDict(
         {
-            "s0": {"stage": "S0", "steps": 240, "model": model, "data": text, "optim": {"learning_rate": 2e-3}},
-            "s1_1": {"stage": "S1.1", "steps": 120, "optim": {"learning_rate": 2e-3}},
-            "s1_2": {"stage": "S1.2", "steps": 120, "optim": {"learning_rate": 1e-3}},
-            "s1_3": {"stage": "S1.3", "steps": 150, "optim": {"learning_rate": 1e-3}},
+            "s0": {"stage": "S0", "steps": 300, "model": model, "data": text, "optim": {"learning_rate": 3e-3}},
+            "s1_1": {"stage": "S1.1", "steps": 150, "optim": {"learning_rate": 2e-3}},
+            "s1_2": {"stage": "S1.2", "steps": 200, "optim": {"learning_rate": 2e-3}},
+            "s1_3": {"stage": "S1.3", "steps": 300, "optim": {"learning_rate": 2e-3}},
             "s2": {
                 "stage": "S2",
                 "steps": 500,
@@ -62,7 +62,7 @@ def get_config(size: str = "full") -> ConfigDict:
         }
     )
     if size == "smoke":
-        for name in ("s1_1", "s1_2", "s1_3", "s2"):
+        for name in ("s0_chat", "s1_1", "s1_2", "s1_3", "s2"):
             config.sets[name] = 200
         config.sets.text_bytes = 200_000
         config.sets.heldout_captions = config.sets.heldout_questions = 40
