@@ -56,8 +56,8 @@ def get_config(size: str = "full") -> ConfigDict:
             "s2": {
                 "stage": "S2",
                 "steps": 500,
-                "optim": {"learning_rate": 1e-3},
-                "data": {"visual": 32, "text": 152, "rows": 24},
+                "optim": {"learning_rate": 2e-3},
+                "data": {"visual": 12, "text": 160, "rows": 24},
             },
         }
     )
