@@ -22,6 +22,7 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", d
 IMPLEMENTATIONS = {
     "xla_split": "pallas_kernels.xla:XlaSplit",
     "dense_both": "pallas_kernels.xla:DenseBoth",
+    "xla_tiled": "pallas_kernels.xla:XlaTiled",
     "ragged": "pallas_kernels.xla:Ragged",
     "pallas_tpu": "pallas_kernels.pallas_tpu:PallasTpu",
     "mosaic_gpu": "pallas_kernels.mosaic_gpu:MosaicGpu",

@@ -1,8 +1,9 @@
-"""Implementations that leave the matmuls to XLA: the static split (training), both experts (oracle), ragged_dot."""
+"""Implementations that leave the matmuls to XLA: static split (training), both experts (oracle), tiles, ragged_dot."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import ClassVar, Self
 
 import jax
@@ -59,6 +60,11 @@ def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _rows_of(tile_expert: jax.Array, tile: int) -> jax.Array:
     """Expert of each row, [M, 1]."""
     return jnp.repeat(tile_expert, tile)[:, None]
+
+
+def _by_tile(x: jax.Array, tile: int) -> jax.Array:
+    """[M, n] -> [M / tile, tile, n]."""
+    return x.reshape(-1, tile, x.shape[1])
 
 
 def _matmul(x: jax.Array, kernel: jax.Array, transpose: bool, out_dtype: jnp.dtype | None) -> jax.Array:
@@ -133,6 +139,42 @@ def _weight_gradient(x: jax.Array, dy: jax.Array, out_dtype: jnp.dtype) -> jax.A
 
 
 @dataclasses.dataclass(frozen=True)
+class XlaTiled(_Unfused):
+    """A loop over tiles that branches on the tile's expert: no row computed twice, empty tiles skipped.
+
+    The default on a CPU, where a branch is free and a tile fills the cores; accelerators want whole matmuls.
+    """
+
+    name: ClassVar[str] = "xla_tiled"
+
+    def unsupported(self, problem: Problem) -> str | None:
+        return None
+
+    def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
+        columns = weights[TEXT].shape[0 if transpose else 1]
+
+        def empty(rows_of_tile):
+            return jnp.zeros((tile, columns), out_dtype or x.dtype)
+
+        def one_tile(of_tile):
+            expert, rows_of_tile = of_tile
+            branches = [partial(_matmul, kernel=w, transpose=transpose, out_dtype=out_dtype) for w in weights]
+            return jax.lax.switch(expert - EMPTY, [empty, *branches], rows_of_tile)
+
+        return jax.lax.map(one_tile, (tile_expert, _by_tile(x, tile))).reshape(-1, columns)
+
+    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
+        def add_tile(total, of_tile):
+            tiles_expert, *rows_of_tile = of_tile
+            own = partial(_weight_gradient, *rows_of_tile, jnp.float32)
+            return jax.lax.cond(tiles_expert == expert, lambda: total + own(), lambda: total), None
+
+        zeros = jnp.zeros((x.shape[1], dy.shape[1]), jnp.float32)
+        total, _ = jax.lax.scan(add_tile, zeros, (tile_expert, _by_tile(x, tile), _by_tile(dy, tile)))
+        return total.astype(out_dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class Ragged(_Unfused):
     """jax.lax.ragged_dot: native on TPU, masked dense (twice the work) on CPU and GPU.
 
@@ -180,4 +222,4 @@ class Ragged(_Unfused):
 
     @staticmethod
     def _reorder(x: jax.Array, order: jax.Array | None, tile: int) -> jax.Array:
-        return x if order is None else take_rows(x.reshape(-1, tile, x.shape[1]), order).reshape(x.shape)
+        return x if order is None else take_rows(_by_tile(x, tile), order).reshape(x.shape)

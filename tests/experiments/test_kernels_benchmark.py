@@ -112,6 +112,6 @@ def test_tuning_table_takes_entries_and_orders_by_time():
     entry = {"op": "ffn", "dtype": "bfloat16", "d": 8, "ff": 8, "rows": 8, "parameters": {"vmem": 1}, "median_us": 2.0}
     both = [{**timing("ragged", 9), "direction": "both"}, {**timing("dense_both", 5), "direction": "both"}]
     table = kernels.tuning_json("cpu", {"pallas_tpu": [entry]}, both)
-    assert table["order"] == ["dense_both", "ragged"]
+    assert table["order"] == ["dense_both", "ragged", "xla_tiled"]
     assert table["parameters"]["pallas_tpu"]["entries"] == [entry]
     assert "kernels.py" in table["source"]

@@ -11,11 +11,15 @@ from kernel_suite import Conformance, assert_within
 from pallas_kernels.base import FfnWeights
 from pallas_kernels.conformance import TOLERANCE, Case, ffn_errors, oracle_ffn, oracle_matmul, relative_error
 from pallas_kernels.layout import VISUAL
-from pallas_kernels.xla import DenseBoth, Ragged, XlaSplit, split_ffn, split_matmul
+from pallas_kernels.xla import DenseBoth, Ragged, XlaSplit, XlaTiled, split_ffn, split_matmul
 
 
 class TestDenseBoth(Conformance):
     implementation_class = DenseBoth
+
+
+class TestXlaTiled(Conformance):
+    implementation_class = XlaTiled
 
 
 class TestRagged(Conformance):
