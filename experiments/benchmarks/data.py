@@ -116,7 +116,9 @@ def seconds(action: Callable[[], Any]) -> float:
 
 def in_turns(actions: dict[str, Callable[[], Any]], count: int, rounds: int) -> dict[str, float]:
     """Items per second of CPU time of each action (`count` items a call): median over rounds, after one to warm up."""
-    times = {name: [seconds(action) for action in [action]] and [] for name, action in actions.items()}
+    for action in actions.values():
+        action()
+    times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
             times[name].append(seconds(action))
