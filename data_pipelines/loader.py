@@ -176,7 +176,11 @@ class PackedData:
             return sample
         except BadSample as error:
             bad.append((error.key or f"{settings.name}:{index}", error.reason, error.detail))
-            return None
+        except DataError:
+            raise
+        except Exception as error:  # a fault of this program or of a decoder; one sample must not end a run of weeks
+            bad.append((self._key(source, index), "unexpected_error", f"{type(error).__name__}: {error}"))
+        return None
 
     def sample_keys(self, step: int) -> list[str]:
         """Keys of the samples of a global step, row by row, bad ones included."""

@@ -172,6 +172,20 @@ def test_a_bad_sample_changes_nothing_else(golden_dir, tmp_path, cache):
     assert bad.report.skipped == {"truncated_image": 1} and bad.report.samples == good.report.samples - 1
 
 
+def test_an_unexpected_error_costs_one_sample(golden_dir, pairs, cache, monkeypatch):
+    data = PackedData(config(golden_dir, tars(pairs)), cache)
+    key, build = data.sample_keys(0)[1], data.builder.build
+
+    def fails(raw, *rest):
+        if raw.key == key:
+            raise TypeError("what is this?")
+        return build(raw, *rest)
+
+    monkeypatch.setattr(data.builder, "build", fails)
+    assert data.batch(0)["segments"].any()
+    assert (key, "unexpected_error", "TypeError: what is this?") in data.report.bad
+
+
 def naive_with_segments(data, batch, row):
     numbers = [int(n) for n in np.unique(batch["segments"][row]) if n]
     return [(number, sample["ids"], sample["learnt"]) for number, sample in zip(numbers, naive_row(data, batch, row))]
