@@ -324,7 +324,7 @@ def test_workers_change_nothing_even_when_killed(golden_dir, pairs, cache, tmp_p
     values |= {"sources": [source], "workers": 2}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     command = [sys.executable, str(script), json.dumps(values), str(cache), json.dumps([3])]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert lines[:-1] == wanted
