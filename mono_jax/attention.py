@@ -53,7 +53,8 @@ def attend(
         return _in_sequence_order(fused, query, key, value, query_slots, sequence)
     if kind == "xla_chunked":
         return _chunked(query, key, value, query_slots, key_slots, config.attention_chunk)
-    return probabilities_and_output(query, key, value, query_slots, key_slots)[1]
+    # Scores are made again in the backward pass: cheaper than keeping them, in memory and on CPUs in time.
+    return jax.checkpoint(lambda *args: probabilities_and_output(*args)[1])(query, key, value, query_slots, key_slots)
 
 
 def probabilities_and_output(
@@ -61,12 +62,18 @@ def probabilities_and_output(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention with its probabilities float32 [B, Hq, Q, K] in memory; output as ``attend``."""
     b, q_len, heads, dim = query.shape
-    kv_heads = key.shape[2]
-    grouped = query.reshape(b, q_len, kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, key, preferred_element_type=jnp.float32) * dim**-0.5
+    kv_heads, group = key.shape[2], heads // key.shape[2]
+    # The queries of a group one behind the other: plain batched products, no transposed scores.
+    grouped = (query * dim**-0.5).reshape(b, q_len, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(b, kv_heads, group * q_len, dim)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", grouped, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, kv_heads, group, q_len, -1)
     scores = jnp.where(_visible(query_slots, key_slots)[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probabilities = jax.nn.softmax(scores, axis=-1)
-    output = jnp.einsum("bhgqk,bkhd->bqhgd", probabilities.astype(value.dtype), value)
+    mixed = probabilities.astype(value.dtype).reshape(b, kv_heads, group * q_len, -1)
+    output = jnp.einsum("bhqk,bhkd->bhqd", mixed, value)
+    output = output.reshape(b, kv_heads, group, q_len, dim).transpose(0, 3, 1, 2, 4)
     return probabilities.reshape(b, heads, q_len, -1), output.reshape(b, q_len, heads, dim)
 
 

@@ -28,7 +28,9 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        # Rows flattened: the weight gradient of a [B, S, F] product makes XLA transpose on CPUs.
+        kernel = self.kernel[...].astype(x.dtype)
+        y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
@@ -73,6 +75,26 @@ class LayerNorm(nnx.Module):
         return (normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
+@jax.custom_vjp
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up; the backward pass keeps nothing but its two arguments."""
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_fwd(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return swiglu(gate, up), (gate, up)
+
+
+def _swiglu_bwd(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up = saved
+    sigmoid = jax.nn.sigmoid(gate)
+    through = dy * sigmoid
+    return through * up * (1 + gate * (1 - sigmoid)), through * gate
+
+
+swiglu.defvjp(_swiglu_fwd, _swiglu_bwd)
+
+
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)): the FFN of InternLM2, and each expert of Mono-InternVL (eq. 5)."""
 
@@ -82,4 +104,4 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(swiglu(self.gate(x), self.up(x)))
