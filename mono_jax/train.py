@@ -116,7 +116,7 @@ def make_train_step(
         trainable, opt_state = state["trainable"], state["opt_state"]
         weight = jnp.sum(batch["loss_weights"])
         loss, grads = accumulated(trainable, frozen, batch, jnp.maximum(weight, 1e-9))
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, new_opt_state = optimizer.transform.update(grads, opt_state, trainable)
         new_trainable = optax.apply_updates(trainable, updates)
 

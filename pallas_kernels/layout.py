@@ -78,13 +78,19 @@ def make_tile_map(mask: jax.Array, *, tile: int = 128, valid: jax.Array | None =
     )
     rank = jnp.where(
         visual,
-        jnp.cumsum(visual, dtype=jnp.int32) - 1,
-        visual_tiles * tile + jnp.cumsum(text, dtype=jnp.int32) - 1,
+        _running_count(visual) - 1,
+        visual_tiles * tile + _running_count(text) - 1,
     )
     position = jnp.where(live, rank, tiles * tile)
     # Each grouped row has one source at most, so this scatter has no collisions; rows off the end are dropped.
     source = jnp.full(tiles * tile, rows, jnp.int32).at[position].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
     return TileMap(tile_expert.astype(jnp.int32), source, position, tile)
+
+
+def _running_count(mask: jax.Array) -> jax.Array:
+    """Cumulative sum of a mask, int32. The barriers keep XLA:GPU from fusing it with the reductions around it, which
+    took minutes to compile at N = 4096."""
+    return jax.lax.optimization_barrier(jnp.cumsum(jax.lax.optimization_barrier(mask), dtype=jnp.int32))
 
 
 def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:

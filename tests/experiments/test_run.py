@@ -154,7 +154,7 @@ def test_bad_configs_name_the_key(sets: dict[str, Any], tmp_path: Path):
     refused("did you mean 'rows'", DataError, data={"row": 1})
     refused(r"config\.steps is 'many'", steps="many")
     refused("did you mean 'S1.2'", stage="S12")
-    refused("did you mean 'float32'", dtype="float16")
+    refused("did you mean 'bfloat16'", dtype="float16")
     refused(r"data\.token_pixels is 8.*16", data={"token_pixels": 8})
     refused("vocabulary has 64", model={"preset": "tiny_mono", "vocab_size": 64, "vision": VISION})
     refused("no such folder", Exception, init=str(tmp_path / "absent"))
