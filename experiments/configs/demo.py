@@ -19,8 +19,8 @@ def get_config(size: str = "full") -> ConfigDict:
             # Float32 throughout: on a CPU it is faster than bfloat16, and the frozen text side stays comparable.
             "dtype": "float32",
             "frozen_dtype": "float32",
-            "log_every": 10,
-            "checkpoint_every": 100,
+            "log_every": 25,
+            "checkpoint_every": 200,
             "keep": 2,
         }
     )
@@ -31,7 +31,7 @@ def get_config(size: str = "full") -> ConfigDict:
             "max_tiles": 1,
             "system_message": "",
             # Short rows: on a CPU, attention over a row costs its length squared, whatever its samples' lengths.
-            "rows": 16,
+            "rows": 8,
             "visual": 20,
             "text": 140,
             "block_samples": 2048,
@@ -46,19 +46,16 @@ def get_config(size: str = "full") -> ConfigDict:
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
     }
-    text = {"visual": 0, "text": 128, "rows": 32}
+    text = {"visual": 0, "text": 128, "rows": 12}
+    instructions = {"visual": 12, "text": 160, "rows": 12}
+    fast = {"learning_rate": 2e-3}
     config.stages = ConfigDict(
         {
-            "s0": {"stage": "S0", "steps": 300, "model": model, "data": text, "optim": {"learning_rate": 3e-3}},
-            "s1_1": {"stage": "S1.1", "steps": 150, "optim": {"learning_rate": 2e-3}},
-            "s1_2": {"stage": "S1.2", "steps": 200, "optim": {"learning_rate": 2e-3}},
-            "s1_3": {"stage": "S1.3", "steps": 300, "optim": {"learning_rate": 2e-3}},
-            "s2": {
-                "stage": "S2",
-                "steps": 500,
-                "optim": {"learning_rate": 2e-3},
-                "data": {"visual": 12, "text": 160, "rows": 24},
-            },
+            "s0": {"stage": "S0", "steps": 450, "model": model, "data": text, "optim": {"learning_rate": 3e-3}},
+            "s1_1": {"stage": "S1.1", "steps": 250, "optim": fast},
+            "s1_2": {"stage": "S1.2", "steps": 350, "optim": fast},
+            "s1_3": {"stage": "S1.3", "steps": 700, "optim": fast},
+            "s2": {"stage": "S2", "steps": 1000, "optim": fast, "data": instructions},
         }
     )
     if size == "smoke":
