@@ -192,7 +192,7 @@ def add_sample(
 
     ``file_name`` gives the name to be kept of the member at an offset, where members are files.
     """
-    reason, record, images, metadata, text = None, None, [], {}, (0, 0, Form.NONE)
+    reason, record, images, metadata, text, image_hash = None, None, [], {}, (0, 0, Form.NONE), 0
     try:
         metadata = _metadata(view, group, caption_key)
         text = _text_part(group, metadata, caption_key)
@@ -211,6 +211,7 @@ def add_sample(
             images.append(ImagePart(offset, size, header.size, file_name(offset)))
         if not images and (record is None or record.caption is not None):
             raise BadSample("no_image")
+        image_hash = _image_hash(view, images, metadata, hash_images)
     except BadSample as error:
         reason, images = error.reason, []
     builder.add(
@@ -220,7 +221,7 @@ def add_sample(
         text_name=file_name(text[0]) if text[2] else "",
         record=record,
         scores=scores_of(metadata),
-        image_hash=_image_hash(view, images, metadata, hash_images),
+        image_hash=image_hash,
         reason=reason,
     )
 
