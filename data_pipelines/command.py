@@ -1,4 +1,4 @@
-"""What the commands of this package share: help that teaches, errors in one line, one JSON object as the last line."""
+"""What all commands share: help that teaches, errors in one line, one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -9,50 +9,85 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import BadSample, DataError
 
 USER_ERROR = 2  # exit code of every one-line error
+INTERRUPTED = 130  # as shells report Ctrl-C
 
 
 class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, like every other error of a command."""
+
     def error(self, message: str) -> NoReturn:
-        _fail(f"{message}; see {self.prog} --help")
+        fail(f"{message}; see {self.prog} --help")
 
 
-def parser(module: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
-    """A parser for ``python -m data_pipelines.MODULE`` with ``--json``; flags cannot be abbreviated."""
+def make_parser(
+    description: str | None, epilog: str = "", *, prog: str | None = None, json: bool = True
+) -> argparse.ArgumentParser:
+    """A parser that prints ``description`` and ``epilog`` (examples) as they are written.
+
+    Flags cannot be abbreviated, so that a misspelt one is an error. ``json`` adds ``--json``.
+    """
     result = _Parser(
-        prog=f"python -m data_pipelines.{module}",
+        prog=prog,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    if json:
+        result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return result
 
 
+def parser(module: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
+    """The parser of ``python -m data_pipelines.MODULE``."""
+    return make_parser(description, epilog, prog=f"python -m data_pipelines.{module}")
+
+
+def fail(message: object) -> NoReturn:
+    """Ends the command: ``error: message`` on one line of stderr, exit code 2."""
+    sys.stdout.flush()
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(USER_ERROR)
+
+
 def json_line(result: Mapping[str, Any]) -> None:
-    print(json.dumps(result, allow_nan=False), flush=True)
+    """Prints ``result`` as one line of strict JSON (a NaN or an infinity becomes null)."""
+    print(json.dumps(_strict(result), ensure_ascii=False, allow_nan=False), flush=True)
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Runs ``main`` and exits: 0, or 2 with the error in one line of stderr."""
+def _strict(value: Any) -> Any:
+    """``value`` in JSON's own types; NumPy and JAX scalars and arrays included."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _strict(value.tolist())
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def run(main: Callable[[], int | None], *, errors: tuple[type[Exception], ...] = ()) -> NoReturn:
+    """Runs ``main`` and exits; a user's mistake, or a file or disk that fails, ends in one line instead of a traceback.
+
+    ``main`` returns the exit code (None = 0). ``errors``: further exceptions that are a user's mistake.
+    MONO_JAX_TRACEBACK=1 shows tracebacks.
+    """
+    if os.environ.get("MONO_JAX_TRACEBACK"):
+        raise SystemExit(main())
     try:
-        main()
-    except DataError as error:
-        _fail(str(error))
+        raise SystemExit(main())
+    except (DataError, BadSample, *errors) as error:
+        fail(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on (`| head`)
+        raise SystemExit(0) from None
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    raise SystemExit(0)
-
-
-def _fail(message: str) -> NoReturn:
-    sys.stdout.flush()
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(USER_ERROR)
+        raise SystemExit(INTERRUPTED) from None
