@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import numpy as np
 
 from data_pipelines.batch import Batch, BatchSpec
 from mono_jax.config import ModelConfig
+from mono_jax.model import Model
 
 SPEC = BatchSpec(visual=16, text=16, token_pixels=8)
 
@@ -29,6 +33,16 @@ def random_batch(rows: int, spec: BatchSpec = SPEC, seed: int = 0, vocab: int = 
     batch["loss_weights"][:, t - 2 :] = 0
     batch["loss_weights"][:, t // 2 - 1] = 0  # the next token belongs to another sample
     return batch
+
+
+def random_params(config: ModelConfig, seed: int = 0, size: float = 0.25) -> dict[str, Any]:
+    """All parameters random, norm scales around 1: nothing hides behind a fresh model's zeros and ones."""
+    rng = np.random.default_rng(seed)
+
+    def value(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return np.float32((path[-1].key == "scale") + rng.normal(size=leaf.shape) * size)
+
+    return jax.tree_util.tree_map_with_path(value, Model(config).abstract_params())
 
 
 def with_nan(batch: Batch) -> Batch:

@@ -1,42 +1,29 @@
-"""Generation: equal to the reference, and the same whatever stands beside, before or behind a row."""
+"""Generation is the same whatever stands beside, before or behind a row (test_parity.py holds it to the reference)."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from mono_jax import generate, hf
-from mono_jax.config import PRESETS, ModelConfig, VisionConfig, preset
+from mono_jax import generate
+from mono_jax.config import PRESETS, preset
 from mono_jax.errors import GenerationError
 from mono_jax.generate import Generation, Generator, Prompt, Sampling
-from mono_jax.model import Model
+from tests.mono_jax.helpers import random_params
 
 IMAGE = 100  # placeholder of the tiny presets
 
 
-def lively(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Random parameters large enough that the tokens of an answer differ, and depend on the images."""
-    rng = np.random.default_rng(seed)
-
-    def value(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        centre = 1.0 if path[-1].key == "scale" else 0.0
-        return np.float32(centre + rng.normal(size=leaf.shape) * 0.25)
-
-    return jax.tree_util.tree_map_with_path(value, Model(config).abstract_params())
-
-
 @pytest.fixture(scope="module")
 def models() -> dict[str, Generator]:
-    """Each kind of model, in float32."""
+    """Each kind of model, in float32; weights so large that answers are lively and depend on the images."""
     names = ("tiny_mono", "tiny_mono_1_5", "tiny_modular", "tiny_lm")
-    return {name: Generator(PRESETS[name], lively(PRESETS[name]), jnp.float32) for name in names}
+    return {name: Generator(PRESETS[name], random_params(PRESETS[name]), jnp.float32) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -67,63 +54,6 @@ def assert_same(one: Generation, other: Generation) -> None:
     assert one.tokens == other.tokens
     assert (one.finish, one.stop_token) == (other.finish, other.stop_token)
     np.testing.assert_allclose(one.logits, other.logits, atol=2e-4)
-
-
-def pixels_to_patches(pixels: np.ndarray, vision: VisionConfig) -> np.ndarray:
-    """pixel_values [tiles, 3, H, W] of a case to [v, P, P, 3] in the model's order of tokens."""
-    edge = vision.token_pixels
-    n, channels, height, width = pixels.shape
-    grid = pixels.reshape(n, channels, height // edge, edge, width // edge, edge)
-    axes = (0, 2, 4, 3, 5, 1) if vision.ps_version == "v2" else (0, 4, 2, 3, 5, 1)
-    return grid.transpose(axes).reshape(-1, edge, edge, channels)
-
-
-def run_case(folder: Path, file: str = "generate.safetensors") -> tuple[list[Generation], dict[str, np.ndarray]]:
-    """The greedy continuation of a case, in float32."""
-    config = hf.read_config(folder, image_token_id_=IMAGE)
-    case = load_file(folder / file)
-    patches = [None] * len(case["input_ids"])
-    if "pixel_values" in case:
-        flat = pixels_to_patches(case["pixel_values"], config.vision)
-        counts = (case["input_ids"] == IMAGE).sum(1)
-        patches = np.split(flat, np.cumsum(counts)[:-1])
-    prompts = [Prompt(ids, of_row) for ids, of_row in zip(case["input_ids"], patches)]
-    sampling = Sampling(max_new_tokens=case["generated"].shape[1], return_logits=True)
-    generator = Generator(config, hf.load_params(folder, config, np.float32), jnp.float32)
-    return generator.generate(prompts, sampling), case
-
-
-def assert_reproduces(answers: list[Generation], case: dict[str, np.ndarray]) -> None:
-    assert [answer.tokens for answer in answers] == case["generated"].tolist()
-    for answer, logits in zip(answers, case["step_logits"]):
-        np.testing.assert_allclose(answer.logits, logits, atol=2e-4)
-
-
-# ------------------------------------------------------------------ against the reference
-
-
-def test_golden_generation(golden_dir: Path) -> None:
-    assert_reproduces(*run_case(golden_dir / "mono_tiny"))
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        # The prompt (21 tokens) is shorter, the whole text longer than the 24 positions the model was made for.
-        {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position": 24, "bias": True},
-        {"rope_scaling": {"type": "linear", "factor": 3.0}, "kind": "mono15", "heads": 4, "kv_heads": 4},
-        {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position": 8, "kind": "modular", "ps_version": "v1"},
-        {"kind": "dense", "kv_heads": 1},
-    ],
-    ids=["dynamic NTK", "1.5, linear", "modular, dynamic NTK", "dense"],
-)
-def test_generation_of_made_cases(tmp_path: Path, case: dict[str, Any]) -> None:
-    pytest.importorskip("torch")
-    from reference.make_cases import make_case
-
-    rows = ("ttttttttt", "ttttttttt") if case.get("kind") == "dense" else ("tttttIttItttt", "ttItttttttItt")
-    path = make_case(tmp_path, what="generate", rows=rows, steps=12, **case)
-    assert_reproduces(*run_case(path.parent, path.name))
 
 
 # ------------------------------------------------------------------ what must not matter
@@ -200,7 +130,7 @@ def test_lengths_of_one_bucket_share_a_program(mono: Generator) -> None:
     mono.generate([prompt("ttt")], Sampling(3))
     programs = generate._programs(mono.config, mono.dtype)
     compiled = programs.prefill._cache_size(), programs.decode._cache_size()
-    again = Generator(mono.config, lively(mono.config, 1), jnp.float32)
+    again = Generator(mono.config, random_params(mono.config, 1), jnp.float32)
     again.generate([prompt("ttttttttt")], Sampling(9, stop_tokens=(5,)))
     assert (programs.prefill._cache_size(), programs.decode._cache_size()) == compiled
 
