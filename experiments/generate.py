@@ -137,7 +137,7 @@ class Chat:
         ``<image>`` in the text says where each image stands; without one they come first.
 
         Raises:
-          DataError, BadSample, OSError: an image or the prompt cannot be used; they name the file.
+          DataError, BadSample: an image (named) or the prompt cannot be used.
           GenerationError: the conversation has become too long. It can go on with a shorter prompt.
         """
         start = time.perf_counter()
@@ -209,6 +209,8 @@ def _read_image(file: str, tiling: Tiling, limits: ImageLimits) -> np.ndarray:
     """uint8 [v, P, P, 3]; errors name the file."""
     try:
         return image_patches(Path(file).read_bytes(), tiling, limits)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
     except BadSample as error:
         raise DataError(f"{BadSample(error.reason, str(file), error.detail)}: give another image") from None
 
@@ -290,8 +292,8 @@ def converse(chat: Chat, images: Sequence[str]) -> list[Answer]:
             try:
                 answers.append(chat.ask(line.strip(), images, show))
                 print()
-            except (GenerationError, DataError, BadSample, OSError) as error:
-                print("error:", cli.describe(error), file=sys.stderr)
+            except (GenerationError, DataError, BadSample) as error:
+                print("error:", error, file=sys.stderr)
             images = []
 
 
