@@ -411,7 +411,7 @@ class DemoSets:
 
             yield from pq.read_table(path, columns=["caption"]).column("caption").to_pylist()
         yield from (record["caption"] for record in shards.read_jsonl(self.root / "s1_2/captions.jsonl"))
-        for path in sorted(self.root.glob("s2/*.jsonl")):
+        for path in sorted(self.root.glob("s[02]/*.jsonl")):
             for record in shards.read_jsonl(path):
                 yield from (turn["value"].rsplit("\n", 1)[-1] for turn in record["conversations"])
         yield from ["user", "assistant", "system", CAPTION_PROMPT, DETECTION_PROMPT, OCR_PROMPT] * 1000

@@ -25,6 +25,8 @@ def chip(target: str) -> jax.Device:
     # libtpu asks a metadata server who it is unless told.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # A compiler needs no chip to itself: without this, a second process that compiles is refused.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return topologies.get_topology_desc(TOPOLOGIES[target], platform="tpu").devices[0]
     except Exception as error:  # whatever the plugin raises when it cannot start
