@@ -47,15 +47,15 @@ def write(workdir: Path, results: Mapping[str, Any]) -> list[Path]:
 
 
 def loss_curves(workdir: Path, summaries: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """A PNG with the loss over the steps of each stage: dots as logged, a line smoothed over a tenth of them."""
+    """A PNG with the loss over the steps of each stage: dots are means between records, the line smooths a tenth."""
     columns = min(len(summaries), 3)
     rows = math.ceil(len(summaries) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False)
     for axis in axes.flat[len(summaries) :]:
         axis.set_visible(False)
     for axis, (folder, summary) in zip(axes.flat, summaries.items()):
-        records = [r for r in read_metrics(workdir / folder / "metrics.jsonl") if r["loss"] is not None]
-        steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
+        records = [r for r in read_metrics(workdir / folder / "metrics.jsonl") if r.get("loss_mean") is not None]
+        steps, losses = [r["step"] for r in records], [r["loss_mean"] for r in records]
         axis.plot(steps, losses, ".", color="#9ecae1", markersize=4)
         axis.plot(steps, _smooth(losses, max(1, len(losses) // 10)), color="#08519c")
         axis.set_title(f"{summary['stage']}: {summary['title']}", fontsize=9)

@@ -112,6 +112,7 @@ class Recorder:
         self._options, self._flops, self._peak = options, flops, peak
         self._sample_keys, self._writer, self._say = sample_keys, writer, say
         self._window = collections.Counter()
+        self._losses: list[float] = []  # of the steps since the last record
         self._since = time.perf_counter()
 
     def restart_clock(self) -> None:
@@ -125,6 +126,8 @@ class Recorder:
         self._window.update(steps=1, wait=pending.wait, **pending.counts)
         if values["bad"]:
             self._report_bad(pending.step, values)
+        else:
+            self._losses.append(values["loss"])
         # Step numbers count finished steps, so the last one equals ``steps``.
         done = pending.step + 1
         if done % self._options.log_every == 0 or done == self._options.steps:
@@ -137,6 +140,7 @@ class Recorder:
         rates = {name.removeprefix("lr/"): v for name, v in values.items() if name.startswith("lr/")}
         record = {"step": done, "stage": self._options.stage}
         record |= {name: values[name] for name in ("loss", "grad_norm", "weight", "skipped")}
+        record["loss_mean"] = sum(self._losses) / len(self._losses) if self._losses else None
         record |= {"lr": max(rates.values()), **{f"lr/{group}": rate for group, rate in rates.items()}}
         record |= {
             "tokens_per_s": (window["visual"] + window["text"]) / steps / per_step,
@@ -148,7 +152,7 @@ class Recorder:
         if self._writer is not None:
             self._writer.write(record)
             self._say(metrics.console_line(self._options.stage, self._options.steps, record))
-        self._window, self._since = collections.Counter(), now
+        self._window, self._losses, self._since = collections.Counter(), [], now
 
     def _report_bad(self, step: int, values: Mapping[str, float]) -> None:
         names = self._sample_keys(step)

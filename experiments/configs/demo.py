@@ -19,7 +19,7 @@ def get_config(size: str = "full") -> ConfigDict:
             # Float32 throughout: on a CPU it is faster than bfloat16, and the frozen text side stays comparable.
             "dtype": "float32",
             "frozen_dtype": "float32",
-            "log_every": 25,
+            "log_every": 20,
             "checkpoint_every": 200,
             "keep": 2,
         }
