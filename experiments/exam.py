@@ -14,6 +14,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.images import cells, image_patches
 from data_pipelines.samples import SampleBuilder
+from experiments.generate import END_TOKENS
 from mono_jax.generate import Generator, Prompt, Sampling
 
 BATCH = 50  # questions answered at once
@@ -60,7 +61,7 @@ def answer(
 ) -> list[str]:
     """Greedy answers, in the order of the questions."""
     tokenizer = builder.tokenizer
-    stops = [tokenizer.id("<|im_end|>"), tokenizer.id("<|im_start|>"), tokenizer.eos]
+    stops = [*(tokenizer.id(name) for name in END_TOKENS), tokenizer.eos]
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=tuple(s for s in stops if s is not None))
     prompts = [to_prompt(builder, question) for question in questions]
     # Prompts of similar length together: a batch is padded to its longest.

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mono_jax.loss import weighted_cross_entropy
 from mono_jax.model import Model, Params
+from mono_jax.train import loss_sum
 
 
 def heldout_loss(
@@ -22,10 +22,7 @@ def heldout_loss(
 
     @jax.jit
     def sums(params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hidden = model(params, batch, dtype).hidden
-        kernel, chunk = model.output_kernel(params), model.config.loss_chunk
-        loss = weighted_cross_entropy(hidden, kernel, batch["targets"], batch["loss_weights"], chunk=chunk)
-        return loss, batch["loss_weights"].sum()
+        return loss_sum(model, params, {}, batch, dtype), batch["loss_weights"].sum()
 
     parts = [jax.device_get(sums(params, batch)) for batch in batches]
     loss, weight = (float(np.sum([part[i] for part in parts], dtype=np.float64)) for i in range(2))
