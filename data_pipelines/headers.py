@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import logging
 import struct
 import warnings
 
@@ -14,6 +16,10 @@ _ORIENTATION = 0x0112
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; the limit for training lies in the config
 _PNG = b"\x89PNG\r\n\x1a\n"
+# Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rarities.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
+# What is wrong with an image is counted and listed; without this, Pillow would print some of it once more.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +127,15 @@ def _exif_orientation(tiff: bytes) -> int:
     return 1
 
 
+@functools.lru_cache
+def formats() -> tuple[str, ...]:
+    """`FORMATS` as far as this build of Pillow has them."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _other(data: bytes) -> ImageHeader:
     """GIF, WebP, BMP, TIFF ... by Pillow, which opens lazily (no pixels are decoded)."""
     from PIL import Image
@@ -128,7 +143,7 @@ def _other(data: bytes) -> ImageHeader:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is judged by whoever decodes
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=formats()) as image:
                 width, height = image.size
                 if image.format == "TIFF":  # whose size Pillow gives upright
                     width, height = image.tag_v2[256], image.tag_v2[257]

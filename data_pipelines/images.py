@@ -14,12 +14,10 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.headers import ImageHeader, read_header
+from data_pipelines.headers import ImageHeader, formats, read_header
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rarities.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,18 +175,11 @@ def _damage(message: str) -> str:
     return "truncated_image" if truncated else "corrupt_image"
 
 
-@functools.lru_cache
-def _formats() -> tuple[str, ...]:
-    """`FORMATS` as far as this build of Pillow has them."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
 def _decode_with_pillow(data: bytes, limits: ImageLimits) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are judged by `limits`; oddities in metadata do not matter here
-            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            with Image.open(io.BytesIO(data), formats=formats()) as image:
                 image.load()
                 image = ImageOps.exif_transpose(image)
                 # Some headers lie, and some formats hold several sizes: what was decoded counts.
@@ -200,7 +191,7 @@ def _decode_with_pillow(data: bytes, limits: ImageLimits) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise BadSample("image_too_large", detail=str(error)) from None
     except Image.UnidentifiedImageError:
-        raise BadSample("not_an_image", detail=f"not one of {', '.join(_formats())}") from None
+        raise BadSample("not_an_image", detail=f"not one of {', '.join(formats())}") from None
     except Exception as error:  # Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error and more
         raise BadSample(_damage(str(error)), detail=f"{type(error).__name__}: {error}") from None
 
