@@ -10,6 +10,7 @@ The contract, for callers
 or, in one call that lets an implementation gather on load, `y = permuted_ffn(x, tile_map, text, visual)`. Keeping the
 whole residual stream grouped and permuting once per batch is cheaper still. `unsorted_ffn` is the form of the
 Mono-InternVL-1.5 paper (no permutation; a tile with both kinds is computed twice and merged), for comparison.
+`modality_matmul`, `permuted_matmul` and `unsorted_matmul` are the same for one matrix per expert.
 
 x is bfloat16 or float32. Weights are `FfnWeights(gate, up, down)` in [in, out] layout, one per expert, never stacked;
 they may be kept in another float dtype than x (float32 masters): they are rounded to x's dtype inside, and their
@@ -44,6 +45,7 @@ one test class per implementation.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -85,11 +87,12 @@ def modality_matmul(
       ValueError: shapes that do not fit together.
       Unavailable: the named implementation cannot serve this call; the message says why.
     """
-    kernels = (text_kernel, visual_kernel)
+    kernels = _kernels(x, text_kernel, visual_kernel)
     _check_rows(x, tile_expert, tile)
-    _check_shapes("kernel", kernels, (x.shape[1], text_kernel.shape[-1]))
     chosen = resolve(implementation, _problem("matmul", x, tile_expert, tile, text_kernel.shape[1]))
-    return _matmul(_Call(chosen, tile), x, tile_expert, kernels)
+    if not x.shape[0]:  # kernels have at least one tile
+        return jnp.zeros((0, text_kernel.shape[1]), x.dtype)
+    return _matmul(_Call(chosen, tile), x, tile_expert, kernels, None)
 
 
 def modality_ffn(
@@ -123,6 +126,8 @@ def modality_ffn(
     weights = _ffn_weights(x, text_weights, visual_weights)
     _check_rows(x, tile_expert, tile)
     chosen = resolve(implementation, _problem("ffn", x, tile_expert, tile, weights[TEXT].gate.shape[1]))
+    if not x.shape[0]:  # kernels have at least one tile
+        return jnp.zeros_like(x)
     return _ffn(_Call(chosen, tile, save_gate_up), x, tile_expert, weights, None)
 
 
@@ -137,16 +142,24 @@ def permuted_ffn(
 ) -> jax.Array:
     """`modality_ffn` of rows in any order: x [N, d] -> [N, d]. Gathers on load where the implementation can."""
     weights = _ffn_weights(x, text_weights, visual_weights)
-    if x.shape[0] != tile_map.num_rows:
-        raise ValueError(f"x has {x.shape[0]} rows, the tile map {tile_map.num_rows}")
     tile_expert, tile = tile_map.tile_expert, tile_map.tile
     chosen = resolve(implementation, _problem("ffn", x, tile_expert, tile, weights[TEXT].gate.shape[1]))
-    call = _Call(chosen, tile, save_gate_up)
-    if chosen.gathers_rows:
-        y = _ffn(call, x, tile_expert, weights, tile_map)
-    else:
-        y = _ffn(call, group_rows(x, tile_map), tile_expert, weights, None)
-    return ungroup_rows(y, tile_map)
+    return _permuted(_ffn, _Call(chosen, tile, save_gate_up), x, tile_map, weights)
+
+
+def permuted_matmul(
+    x: jax.Array,
+    tile_map: TileMap,
+    text_kernel: jax.Array,
+    visual_kernel: jax.Array,
+    *,
+    implementation: str | Implementation | None = None,
+) -> jax.Array:
+    """`modality_matmul` of rows in any order: x [N, d] -> [N, f]. Gathers on load where the implementation can."""
+    kernels = _kernels(x, text_kernel, visual_kernel)
+    tile_expert, tile = tile_map.tile_expert, tile_map.tile
+    chosen = resolve(implementation, _problem("matmul", x, tile_expert, tile, text_kernel.shape[1]))
+    return _permuted(_matmul, _Call(chosen, tile), x, tile_map, kernels)
 
 
 def unsorted_ffn(
@@ -164,17 +177,22 @@ def unsorted_ffn(
     Each expert runs over the tiles in which its modality occurs and leaves the others at once; a tile with both kinds
     is computed by both, and the results are merged by `mask` (bool [N], True = visual).
     """
-    rows = x.shape[0]
-    padding = -rows % tile
-    xp = jnp.pad(x, ((0, padding), (0, 0)))
-    visual_rows = jnp.pad(mask, (0, padding)).reshape(-1, tile)
-    text_rows = jnp.pad(~mask, (0, padding)).reshape(-1, tile)
-    run = partial(modality_ffn, xp, tile=tile, implementation=implementation, save_gate_up=save_gate_up)
-    # The other expert takes no part in a pass, and must not leave weight gradients (zeros) behind either.
-    idle = jax.lax.stop_gradient
-    by_visual = run(jnp.where(visual_rows.any(1), VISUAL, EMPTY), idle(text_weights), visual_weights)
-    by_text = run(jnp.where(text_rows.any(1), TEXT, EMPTY), text_weights, idle(visual_weights))
-    return jnp.where(mask[:, None], by_visual[:rows], by_text[:rows])
+    run = partial(modality_ffn, tile=tile, implementation=implementation, save_gate_up=save_gate_up)
+    return _unsorted(run, x, mask, text_weights, visual_weights, tile)
+
+
+def unsorted_matmul(
+    x: jax.Array,
+    mask: jax.Array,
+    text_kernel: jax.Array,
+    visual_kernel: jax.Array,
+    *,
+    tile: int = 128,
+    implementation: str | Implementation | None = None,
+) -> jax.Array:
+    """`unsorted_ffn` for one matrix per expert: x [N, d] -> [N, f]."""
+    run = partial(modality_matmul, tile=tile, implementation=implementation)
+    return _unsorted(run, x, mask, text_kernel, visual_kernel, tile)
 
 
 # ======================================================================================================================
@@ -204,28 +222,31 @@ class _Wanted:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul(call: _Call, x: jax.Array, tile_expert: jax.Array, kernels: Pair) -> jax.Array:
-    return call.implementation.matmul(x, tile_expert, _cast(kernels, x), tile=call.tile)
+def _matmul(call: _Call, x: jax.Array, tile_expert: jax.Array, kernels: Pair, tile_map: TileMap | None) -> jax.Array:
+    """y [M, f] grouped. With a tile map, x is [N, d] in original order and gathered on load."""
+    ops = call.implementation
+    return ops.matmul(x, tile_expert, _cast(kernels, x), tile=call.tile, **_gather_on_load(tile_map))
 
 
-def _matmul_fwd(call, x, tile_expert, kernels):
+def _matmul_fwd(call, x, tile_expert, kernels, tile_map):
     wanted = _Wanted(x.perturbed, tuple(k.perturbed for k in kernels))
-    x, tile_expert, kernels = _values((x, tile_expert, kernels))
-    residuals = (x if any(wanted.weights) else None, tile_expert, kernels, wanted)
-    return _matmul(call, x, tile_expert, kernels), residuals
+    x, tile_expert, kernels, tile_map = _values((x, tile_expert, kernels, tile_map))
+    y = _matmul(call, x, tile_expert, kernels, tile_map)
+    return y, (x if any(wanted.weights) else None, tile_expert, kernels, tile_map, wanted)
 
 
 def _matmul_bwd(call, residuals, dy):
-    x, tile_expert, kernels, wanted = residuals
+    x, tile_expert, kernels, tile_map, wanted = residuals
     if isinstance(dy, jax.custom_derivatives.SymbolicZero):
-        return None, None, (None, None)
+        return None, None, (None, None), None
     ops, tile = call.implementation, call.tile
     dx = ops.matmul(dy, tile_expert, _cast(kernels, dy), tile=tile, transpose=True) if wanted.x else None
+    dx, x = _in_original_order(dx, tile_map), _in_grouped_order(x, tile_map)
     dkernels = tuple(
         ops.weight_gradient(x, dy, tile_expert, e, tile=tile, out_dtype=kernels[e].dtype) if wanted.weights[e] else None
         for e in (TEXT, VISUAL)
     )
-    return dx, None, dkernels
+    return dx, None, dkernels, None
 
 
 _matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
@@ -244,8 +265,8 @@ def _ffn_forward(call, x, tile_expert, weights, tile_map, *, save):
 
 
 def _swiglu(call, x, tile_expert, gates, ups, tile_map, *, save):
-    gather = {} if tile_map is None else {"rows": tile_map.source}
-    return call.implementation.swiglu(x, tile_expert, gates, ups, tile=call.tile, save=save, **gather)
+    ops = call.implementation
+    return ops.swiglu(x, tile_expert, gates, ups, tile=call.tile, save=save, **_gather_on_load(tile_map))
 
 
 def _ffn_fwd(call, x, tile_expert, weights, tile_map):
@@ -267,9 +288,7 @@ def _ffn_bwd(call, residuals, dy):
     h, dgate, dup = ops.swiglu_backward(dy, tile_expert, downs, gate, up, tile=tile)
 
     dx = ops.swiglu_dx(dgate, dup, tile_expert, gates, ups, tile=tile) if wanted.x else None
-    if tile_map is not None:
-        dx = None if dx is None else take_rows(dx, tile_map.position)
-        x = None if x is None else take_rows(x, tile_map.source)
+    dx, x = _in_original_order(dx, tile_map), _in_grouped_order(x, tile_map)
 
     def weight_gradient(expert: int, name: str, left: jax.Array, right: jax.Array) -> jax.Array | None:
         if not getattr(wanted.weights[expert], name):
@@ -294,6 +313,45 @@ _ffn.defvjp(_ffn_fwd, _ffn_bwd, symbolic_zeros=True)
 # ======================================================================================================================
 # Helpers
 # ======================================================================================================================
+
+
+def _permuted(run: Callable[..., jax.Array], call: _Call, x: jax.Array, tile_map: TileMap, weights: tuple) -> jax.Array:
+    """`run` (`_ffn` or `_matmul`) of rows in original order, back in original order."""
+    if x.shape[0] != tile_map.num_rows:
+        raise ValueError(f"x has {x.shape[0]} rows, the tile map {tile_map.num_rows}")
+    if call.implementation.gathers_rows:
+        y = run(call, x, tile_map.tile_expert, weights, tile_map)
+    else:
+        y = run(call, group_rows(x, tile_map), tile_map.tile_expert, weights, None)
+    return ungroup_rows(y, tile_map)
+
+
+def _unsorted(run: Callable[..., jax.Array], x: jax.Array, mask: jax.Array, text, visual, tile: int) -> jax.Array:
+    """`run` (`modality_ffn` or `modality_matmul`) once per expert over the tiles that it occurs in, then merged."""
+    rows = x.shape[0]
+    if mask.shape != (rows,):
+        raise ValueError(f"mask {mask.shape} must have one entry for each of the {rows} rows of x")
+    padding = max(-(-rows // tile), 1) * tile - rows
+    xp = jnp.pad(x, ((0, padding), (0, 0)))
+    visual_rows = jnp.pad(mask, (0, padding)).reshape(-1, tile)
+    text_rows = jnp.pad(~mask, (0, padding)).reshape(-1, tile)
+    # The other expert takes no part in a pass, and must not leave weight gradients (zeros) behind either.
+    idle = jax.lax.stop_gradient
+    by_visual = run(xp, jnp.where(visual_rows.any(1), VISUAL, EMPTY), idle(text), visual)
+    by_text = run(xp, jnp.where(text_rows.any(1), TEXT, EMPTY), text, idle(visual))
+    return jnp.where(mask[:, None], by_visual[:rows], by_text[:rows])
+
+
+def _gather_on_load(tile_map: TileMap | None) -> dict[str, jax.Array]:
+    return {} if tile_map is None else {"rows": tile_map.source}
+
+
+def _in_original_order(x: jax.Array | None, tile_map: TileMap | None) -> jax.Array | None:
+    return x if x is None or tile_map is None else take_rows(x, tile_map.position)
+
+
+def _in_grouped_order(x: jax.Array | None, tile_map: TileMap | None) -> jax.Array | None:
+    return x if x is None or tile_map is None else take_rows(x, tile_map.source)
 
 
 def _values(tree):
@@ -328,6 +386,11 @@ def _check_shapes(name: str, arrays: Pair, expected: tuple[int, ...]) -> None:
     for expert, array in zip(("text", "visual"), arrays):
         if array.shape != expected:
             raise ValueError(f"{expert} {name} is {array.shape}, expected {expected}")
+
+
+def _kernels(x: jax.Array, text_kernel: jax.Array, visual_kernel: jax.Array) -> Pair:
+    _check_shapes("kernel", (text_kernel, visual_kernel), (x.shape[-1], text_kernel.shape[-1]))
+    return text_kernel, visual_kernel
 
 
 def _ffn_weights(x, text_weights, visual_weights) -> tuple[FfnWeights, FfnWeights]:

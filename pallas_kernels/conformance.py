@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.api import modality_matmul, permuted_ffn, unsorted_ffn
+from pallas_kernels.api import permuted_ffn, permuted_matmul, unsorted_ffn, unsorted_matmul
 from pallas_kernels.base import FfnWeights, Implementation, Problem
-from pallas_kernels.layout import TEXT, VISUAL, group_rows, make_tile_map, ungroup_rows
+from pallas_kernels.layout import TEXT, VISUAL, make_tile_map
 from pallas_kernels.registry import device_key
 
 # Largest |difference| over largest |value|, per tensor. bfloat16 keeps 8 bits, and h, dgate and dup are rounded to it.
@@ -182,7 +182,7 @@ def ffn_errors(implementation: Implementation, case: Case) -> dict[str, float]:
 
 
 def unsorted_errors(implementation: Implementation, case: Case) -> dict[str, float]:
-    """Relative errors of `unsorted_ffn`, which takes no padding rows."""
+    """Relative errors of `unsorted_ffn` against the oracle; it takes no padding rows."""
     inputs = case.inputs()
     expert = np.where(inputs["mask"], VISUAL, TEXT)
     run = _unsorted_runner(implementation, case.tile, case.save_gate_up)
@@ -191,8 +191,18 @@ def unsorted_errors(implementation: Implementation, case: Case) -> dict[str, flo
     return _errors(actual, expected)
 
 
+def unsorted_matmul_errors(implementation: Implementation, case: Case) -> dict[str, float]:
+    """Relative errors of `unsorted_matmul` against the oracle; it takes no padding rows."""
+    inputs = case.inputs()
+    expert = np.where(inputs["mask"], VISUAL, TEXT)
+    run = _unsorted_matmul_runner(implementation, case.tile)
+    actual = run(inputs["x"], inputs["mask"], inputs["kernels"], inputs["dz"])
+    expected = oracle_matmul(*_numpy((inputs["x"], expert, inputs["kernels"], inputs["dz"])))
+    return _errors(actual, expected)
+
+
 def matmul_errors(implementation: Implementation, case: Case) -> dict[str, float]:
-    """Relative errors of z, dx and the two kernel gradients of `modality_matmul` against the oracle."""
+    """Relative errors of z, dx and the two kernel gradients of `permuted_matmul` against the oracle."""
     inputs = case.inputs()
     expert = np.where(inputs["valid"], np.where(inputs["mask"], VISUAL, TEXT), -1)
     run = _matmul_runner(_at_boundary(implementation, inputs, case.tile), case.tile)
@@ -247,15 +257,26 @@ def _unsorted_runner(implementation: Implementation, tile: int, save_gate_up: bo
 
 
 @functools.cache
+def _unsorted_matmul_runner(implementation: Implementation, tile: int) -> Callable:
+    @jax.jit
+    def run(x, mask, kernels, dz):
+        def forward(x, kernels):
+            return unsorted_matmul(x, mask, *kernels, tile=tile, implementation=implementation)
+
+        z, backward = jax.vjp(forward, x, kernels)
+        return (z, *backward(dz))
+
+    return run
+
+
+@functools.cache
 def _matmul_runner(implementation: Implementation, tile: int) -> Callable:
     @jax.jit
     def run(x, mask, valid, kernels, dz):
         tile_map = make_tile_map(mask, tile=tile, valid=valid)
 
         def forward(x, kernels):
-            grouped = group_rows(x, tile_map)
-            z = modality_matmul(grouped, tile_map.tile_expert, *kernels, tile=tile, implementation=implementation)
-            return ungroup_rows(z, tile_map)
+            return permuted_matmul(x, tile_map, *kernels, implementation=implementation)
 
         z, backward = jax.vjp(forward, x, kernels)
         return (z, *backward(dz))

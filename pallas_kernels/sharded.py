@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from pallas_kernels.api import modality_matmul, permuted_ffn
+from pallas_kernels.api import permuted_ffn, permuted_matmul
 from pallas_kernels.base import FfnWeights, Implementation
-from pallas_kernels.layout import TileMap, group_rows, make_tile_map, ungroup_rows
+from pallas_kernels.layout import TileMap, make_tile_map
 
 Axes = tuple[str, ...]
 
@@ -103,14 +103,6 @@ def sharded_matmul(
         check_vma=False,
     )
     def run(x, tile_map, text_kernel, visual_kernel):
-        y = modality_matmul(
-            group_rows(x, tile_map),
-            tile_map.tile_expert,
-            text_kernel,
-            visual_kernel,
-            tile=tile_map.tile,
-            implementation=implementation,
-        )
-        return ungroup_rows(y, tile_map)
+        return permuted_matmul(x, tile_map, text_kernel, visual_kernel, implementation=implementation)
 
     return run(x, tile_map, text_kernel, visual_kernel)

@@ -21,6 +21,7 @@ from pallas_kernels.conformance import (
     oracle_ffn,
     relative_error,
     unsorted_errors,
+    unsorted_matmul_errors,
 )
 from pallas_kernels.layout import EMPTY, TEXT, VISUAL
 
@@ -80,6 +81,19 @@ class Conformance:
         if not self.any_order:
             pytest.skip("needs its tiles in order")
         assert_within(unsorted_errors(*self.case(mask_name)), self.dtypes[0])
+
+    @pytest.mark.parametrize("mask_name", ["one_text_row", "unaligned_runs"])
+    def test_unsorted_matmul(self, mask_name: str):
+        if not self.any_order:
+            pytest.skip("needs its tiles in order")
+        assert_within(unsorted_matmul_errors(*self.case(mask_name)), self.dtypes[0])
+
+    def test_no_rows_at_all(self):
+        """N = 0: one empty tile, outputs without rows, weight gradients that are zero."""
+        implementation, case = self.case("all_text", rows=0)
+        errors = [ffn_errors, matmul_errors] + [unsorted_errors, unsorted_matmul_errors] * self.any_order
+        for of in errors:
+            assert max(of(implementation, case).values()) == 0
 
     def test_tiles_in_any_order_and_poison_in_empty_ones(self):
         """NaN in rows of empty tiles reaches nothing; the empty tiles themselves come out as zeros."""

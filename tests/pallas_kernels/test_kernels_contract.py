@@ -331,6 +331,17 @@ def test_importing_the_package_pulls_in_no_accelerator_code():
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.parametrize("implementation", [None, "ragged", PallasTpu(interpret=True)])
+def test_no_tiles(implementation):
+    """M = 0: no rows come out, and the weights' gradients are zeros."""
+    case = Case("all_text", "float32", rows=0, tile=16, d=128, ff=128)
+    (x, (text, visual)), tile_expert = (case.inputs()[k] for k in ("x", "weights")), jnp.zeros(0, jnp.int32)
+    options = {"tile": 16, "implementation": implementation}
+    assert modality_matmul(x, tile_expert, text.gate, visual.gate, **options).shape == (0, 128)
+    gradient = jax.grad(lambda text: jnp.sum(modality_ffn(x, tile_expert, text, visual, **options)))(text)
+    np.testing.assert_array_equal(gradient.gate, jnp.zeros((128, 128)))
+
+
 def test_zero_cotangent():
     """A loss that does not depend on y leaves zeros, not an error."""
     x, text, visual = arguments()
