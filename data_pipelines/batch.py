@@ -66,9 +66,11 @@ class BatchSpec:
             "segments": ((s,), np.dtype(np.int32)),
         }
 
-    def empty(self, rows: int) -> Batch:
-        """A batch of ``rows`` rows that hold only padding."""
-        batch = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in self.fields().items()}
+    def empty(self, rows: int, patches: np.ndarray | None = None) -> Batch:
+        """A batch of ``rows`` rows that hold only padding. ``patches``, if given, is taken as it is for that field."""
+        given = {} if patches is None else {"patches": patches}
+        fields = {name: field for name, field in self.fields().items() if name not in given}
+        batch = given | {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in fields.items()}
         batch["order"][:] = np.arange(self.sequence, dtype=np.int32)
         return batch
 

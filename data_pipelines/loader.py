@@ -138,19 +138,19 @@ class PackedData:
     def make(self, step: int, rows: slice | None = None) -> Made:
         """As `batch`, without touching the report: the batch, its number of samples, and the bad ones."""
         chosen = range(self.rows)[rows if rows is not None else slice(None)]
-        batch, bad, samples = self.spec.empty(len(chosen)), [], 0
+        # Zeroing all pixels first would take a tenth of the time; what the samples leave over is zeroed below.
+        patches = np.empty((len(chosen), *self.spec.fields()["patches"][0]), np.uint8)
+        batch, bad, samples = self.spec.empty(len(chosen), patches), [], 0
         for to, row in enumerate(chosen):
-            if (place := self.plan.locate(step * self.rows + row)) is None:
-                continue
-            block, number = self.plan.block(place[0]), place[1]
-            if number == 0:
-                bad.extend((self._key(source, sample), reason, "") for source, sample, reason in block.dropped)
             built, used = [], 0
-            for unit in range(block.starts[number], block.starts[number + 1]):
-                built.append(self._build(block, unit, batch["patches"][to, used:], bad))
-                used += 0 if built[-1] is None else len(built[-1].patches)
-            if any(sample is None for sample in built):
-                batch["patches"][to, used:] = 0  # a bad sample may have been written half
+            if (place := self.plan.locate(step * self.rows + row)) is not None:
+                block, number = self.plan.block(place[0]), place[1]
+                if number == 0:
+                    bad.extend((self._key(source, sample), reason, "") for source, sample, reason in block.dropped)
+                for unit in range(block.starts[number], block.starts[number + 1]):
+                    built.append(self._build(block, unit, patches[to, used:], bad))
+                    used += 0 if built[-1] is None else len(built[-1].patches)
+            patches[to, used:] = 0
             _fill(batch, to, built, self.spec.visual, self.config.loss_weighting)
             samples += sum(sample is not None for sample in built)
         return batch, samples, bad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from data_pipelines.errors import BadSample
 
 MAX_TEXT_BYTES = 16 << 20  # a text part beyond this is not read: no caption or conversation is that long
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
 
 
@@ -92,7 +94,7 @@ def from_object(value: Mapping[str, Any], caption_key: str = "caption") -> Recor
 def _spoken(text: Any, reason: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise BadSample(reason, detail=f"{type(text).__name__} of length {len(text) if isinstance(text, str) else 0}")
-    if any("\ud800" <= c <= "\udfff" for c in text):  # JSON can spell lone surrogates, no tokenizer can take them
+    if _SURROGATE.search(text):  # JSON can spell lone ones, no tokenizer can take them
         raise BadSample("caption_not_utf8", detail="lone surrogate")
     return text
 

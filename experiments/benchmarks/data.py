@@ -35,10 +35,12 @@ from data_pipelines.images import (
     decode,
     image_patches,
 )
+from data_pipelines.index import ShardSpec, make_index
 from data_pipelines.loader import PackedData
 from data_pipelines.packing import best_styles, least_rows, pack
 from data_pipelines.plan import Plan, Units
 from data_pipelines.shards import ShardWriter
+from data_pipelines.sources import open_source
 from data_pipelines.text import ChatEncoder, Tokenizer, clean_caption
 from experiments import cli
 
@@ -59,19 +61,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=16, help="images of each round (default 16)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median counts (default 3)")
     parser.add_argument("--tiles", type=int, nargs="+", default=[4, 6, 12], help="tile budgets (default 4 6 12)")
+    parser.add_argument("--records", type=int, default=2000, help="samples of the shard read at random (default 2000)")
     parser.add_argument("--size", type=int, nargs=2, default=[1000, 750], help="of synthetic images (default 1000 750)")
+    parser.add_argument("--plan_blocks", type=int, default=8, help="blocks planned in each round (default 8)")
     parser.add_argument("--chip_tflops", type=float, default=197.0, help="peak of a chip for the extrapolation (v5e)")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that training reaches (default 0.4)")
     args = parser.parse_args(argv)
-    if args.images < 1 or args.rounds < 1:
-        cli.fail("--images and --rounds must be at least 1")
+    if min(args.images, args.rounds, args.records) < 1:
+        cli.fail("--images, --rounds and --records must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         shards = args.shards or write_shard(Path(folder), args.images, tuple(args.size))
         result: dict[str, Any] = {"images": args.images, "rounds": args.rounds, "paths": {}}
         for tiles in args.tiles:
             result["paths"][tiles] = whole_paths(shards, args.tokenizer, tiles, args, Path(folder))
         result["steps_alone"] = steps_alone(shards, args.tokenizer, args, Path(folder))
-        result["planning"] = planning(args.rounds)
+        result["reading"] = reading(Path(folder), args.records, args.rounds)
+        result["planning"] = planning(args.rounds, blocks=args.plan_blocks)
         result["fast_path_difference"] = difference(tuple(args.size))
     result["cores"] = extrapolate(result["paths"], args.chip_tflops, args.mfu)
     if args.json:
@@ -194,7 +199,6 @@ def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str
     """Items per second and core of each step, at 6 tiles."""
     data = PackedData(config_of(shards, tokenizer, 6, "exact"), cache)
     source, tiling = data.sources[0], Tiling(max_tiles=6)
-    indices = np.random.default_rng(0).integers(0, len(source), 2000).tolist()
     files = [source.read(index % len(source)).images[0] for index in range(args.images)]
     images = [decode(file, LIMITS) for file in files]
     grids = [ExactResizer(images[0])(1344, 896)] * len(images)
@@ -213,7 +217,6 @@ def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str
         len(files),
         args.rounds,
     )
-    many = in_turns({"read_from_tar": lambda: [source.read(index) for index in indices]}, len(indices), args.rounds)
     text = in_turns(
         {
             "clean_caption": lambda: [clean_caption(caption) for caption in captions],
@@ -224,10 +227,31 @@ def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str
         len(captions),
         args.rounds,
     )
-    result = {**many, **some, **text}
-    for name, rate in result.items():
+    return show({**some, **text})
+
+
+def show(rates: dict[str, float]) -> dict[str, float]:
+    for name, rate in rates.items():
         print(f"  {name:24} {rate:12,.0f} /s")
-    return result
+    return rates
+
+
+def reading(folder: Path, records: int, rounds: int) -> dict[str, float]:
+    """Samples per second and core: making a tar's index, and reading whole samples of 110 kB through it at random."""
+    buffer = io.BytesIO()
+    photograph(np.random.default_rng(0), 1000, 750).save(buffer, "JPEG", quality=63)
+    with ShardWriter(folder / "records", samples_per_shard=records) as writer:
+        for _ in range(records):
+            writer.write(buffer.getvalue(), CAPTION, size=(1000, 750))
+    path = str(folder / "records" / "00000.tar")
+    source = open_source({"kind": "tar", "paths": path})
+    order = np.random.default_rng(0).permutation(records).tolist()
+    actions = {
+        "make_index": lambda: make_index(ShardSpec("tar", path)),
+        "read_sample": lambda: [source.read(index) for index in order],
+        "read_text": lambda: [source.read_text(index) for index in order],
+    }
+    return show(in_turns(actions, records, rounds))
 
 
 class _SyntheticLengths:
