@@ -249,18 +249,21 @@ class IndexedSource:
         shard = self._shard(index)
         key = self._key(shard, index)
         try:
-            record = self._joined(shard, index) if text else Record()
-            data = self._images(shard, index, record) if images else ()
+            record, data = self._fetch(shard, index, images, text)
         except BadSample as error:
             raise BadSample(error.reason, key, error.detail) from None
         except (OSError, DataError) as error:
             raise BadSample("unreadable", key, str(error)) from None
         return RawSample(key, data, record.caption, record.conversations, record.text)
 
+    def _fetch(self, shard: Shard, index: int, images: bool, text: bool) -> tuple[Record, tuple[bytes, ...]]:
+        """What is asked for of a sample; an empty record or no images for what is not. Raises BadSample."""
+        record = self._joined(shard, index) if text else Record()
+        return record, self._images(shard, index, record) if images else ()
+
     def _joined(self, shard: Shard, index: int) -> Record:
         """The record, its text replaced by the joined caption if there is one."""
-        arrays = self._table.arrays
-        row = int(arrays["caption_row"][index]) if "caption_row" in arrays else -1
+        row = self._caption_row(index)
         return self._record(shard, index) if row < 0 else self._captioned(shard, index, self._captions[row])
 
     # What formats replace:
@@ -269,25 +272,40 @@ class IndexedSource:
         return Record(caption=caption)
 
     def _record(self, shard: Shard, index: int) -> Record:
-        arrays = self._table.arrays
-        data = self._bytes(shard, int(arrays["text_offset"][index]), int(arrays["text_length"][index]))
-        return parse(int(arrays["text_form"][index]), data, shard.options.get("caption_key") or "caption")
+        return self._parsed(shard, index, *self._bytes(shard, [self._text_place(index)]))
 
     def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
-        offsets, lengths = self._table.arrays["image_offset"], self._table.arrays["image_length"]
-        return tuple(self._bytes(shard, int(offsets[i]), int(lengths[i])) for i in self._image_range(index))
+        return tuple(self._bytes(shard, self._image_places(index)))
 
     # What they use:
+
+    def _caption_row(self, index: int) -> int:
+        """Row of the joined caption, -1 = none."""
+        arrays = self._table.arrays
+        return int(arrays["caption_row"][index]) if "caption_row" in arrays else -1
+
+    def _parsed(self, shard: Shard, index: int, data: bytes) -> Record:
+        form = int(self._table.arrays["text_form"][index])
+        return parse(form, data, shard.options.get("caption_key") or "caption")
 
     def _image_range(self, index: int) -> range:
         end = int(self._table.arrays["image_end"][index])
         return range(end - int(self._table.arrays["image_count"][index]), end)
 
-    def _bytes(self, shard: Shard, offset: int, length: int) -> bytes:
-        data = storage.blob(shard.path).read(offset, length)
-        if len(data) != length:
-            raise BadSample("truncated", detail=f"{len(data)} of {length} bytes at byte {offset}")
-        return data
+    def _image_places(self, index: int) -> list[tuple[int, int]]:
+        """(offset, length) of the images."""
+        offsets, lengths = self._table.arrays["image_offset"], self._table.arrays["image_length"]
+        return [(int(offsets[i]), int(lengths[i])) for i in self._image_range(index)]
+
+    def _text_place(self, index: int) -> tuple[int, int]:
+        return int(self._table.arrays["text_offset"][index]), int(self._table.arrays["text_length"][index])
+
+    def _bytes(self, shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        found = storage.blob(shard.path).read_all(places)
+        for data, (offset, length) in zip(found, places):
+            if len(data) != length:
+                raise BadSample("truncated", detail=f"{len(data)} of {length} bytes at byte {offset}")
+        return found
 
     def _shard(self, index: int) -> Shard:
         if not 0 <= index < self._ends[-1]:

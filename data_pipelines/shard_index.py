@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import storage
+from data_pipelines.errors import DataError
 from data_pipelines.records import Form, Record
 from data_pipelines.scripts import script_of
 
@@ -276,12 +277,11 @@ def load_fresh(places: Iterable[str], kind: str, stamp: str) -> ShardIndex | Non
     """The first whole index in ``places`` that was made for this kind and state of the shard, or None."""
     for place in places:
         try:
-            if storage.exists(place):
-                index = ShardIndex.from_bytes(storage.read_bytes(place))
-                if index.meta["kind"] == kind and index.meta["stamp"] == stamp:
-                    return index
-        except (ValueError, KeyError, OSError):
-            continue  # damaged or of another version: as good as absent
+            index = ShardIndex.from_bytes(storage.read_bytes(place))
+            if index.meta["kind"] == kind and index.meta["stamp"] == stamp:
+                return index
+        except (ValueError, KeyError, OSError, DataError):
+            continue  # absent; damaged or of another version is no better
     return None
 
 

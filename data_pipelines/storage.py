@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import glob
 import hashlib
@@ -11,7 +12,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from data_pipelines.errors import DataError
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_MARKS = frozenset(
-    ["size", "etag", "md5hash", "crc32c", "generation", "mtime", "created", "updated", "last-modified", "lastmodified"]
-)
+# What file systems tell about a file's content; the times only where there is nothing better, since a listing and a
+# look at the single file may give them in different precision.
+_CONTENT_MARKS = frozenset(["etag", "md5hash", "crc32c", "generation", "uid"])
+_TIME_MARKS = frozenset(["mtime", "created", "updated", "last-modified", "lastmodified", "last_modified"])
 _OPEN_FILES = 256  # file descriptors or remote handles kept open per process
+_RETRY_SECONDS = (1.0, 5.0)  # waits before a remote read is tried again; file systems have retries of their own
+_GAP = 1 << 16  # bytes between two wanted places of a remote file that are rather read than asked around
 
 
 def is_remote(path: str) -> bool:
@@ -43,6 +48,18 @@ def filesystem(url: str):
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise DataError(f"{url}: {error}; install the fsspec package of this protocol") from None
+
+
+@contextlib.contextmanager
+def _remote(url: str) -> Iterator[tuple[Any, str]]:
+    """As ``filesystem``, while whatever the file system raises becomes a DataError."""
+    try:
+        yield filesystem(url)
+    except DataError:
+        raise
+    except Exception as error:  # file systems raise kinds of their own
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{url}: {reason}; check the address, your credentials and the network") from None
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
@@ -70,7 +87,12 @@ def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
         paths = [paths]
     found: dict[str, None] = {}
     for pattern in paths:
-        for path in _expand_braces(os.fspath(pattern)):
+        spelled = list(_expand_braces(os.fspath(pattern)))
+        if len(spelled) > 1 and is_remote(spelled[0]):
+            for folder in {parent(path) for path in spelled}:
+                with contextlib.suppress(DataError):  # a web server need not list its folders
+                    list_dir(folder)  # which the file system keeps: no request for each single path
+        for path in spelled:
             matches = _glob(path)
             if not matches:
                 raise DataError(f"{path}: no such file or folder; check the paths of this source")
@@ -80,13 +102,10 @@ def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
 
 def _glob(path: str) -> list[str]:
     if is_remote(path):
-        fs, inner = filesystem(path)
-        try:
+        with _remote(path) as (fs, inner):
             if any(c in inner for c in "*?["):
                 return sorted(fs.unstrip_protocol(p) for p in fs.glob(inner))
             return [path] if fs.exists(inner) else []
-        except OSError as error:
-            raise DataError(f"{path}: {error}; check the address and your credentials") from None
     path = local_path(path)
     if os.path.exists(path):  # first, so that a name with brackets in it is found as it stands
         return [path]
@@ -99,8 +118,8 @@ def exists(path: str) -> bool:
 
 def is_dir(path: str) -> bool:
     if is_remote(path):
-        fs, inner = filesystem(path)
-        return fs.isdir(inner)
+        with _remote(path) as (fs, inner):
+            return fs.isdir(inner)
     return os.path.isdir(local_path(path))
 
 
@@ -109,11 +128,11 @@ def list_dir(path: str) -> list[tuple[str, int, str]]:
 
     Raises DataError if the folder cannot be listed.
     """
-    try:
-        if is_remote(path):
-            fs, inner = filesystem(path)
+    if is_remote(path):
+        with _remote(path) as (fs, inner):
             entries = [entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
-            return sorted((basename(e["name"]), int(e["size"] or 0), _marks(e)) for e in entries)
+        return sorted((basename(e["name"]), int(e["size"] or 0), _marks(e)) for e in entries)
+    try:
         with os.scandir(local_path(path) or ".") as found:
             files = [(entry.name, entry.stat()) for entry in found if entry.is_file()]
             return sorted((name, status.st_size, f"{status.st_size}:{status.st_mtime_ns}") for name, status in files)
@@ -124,8 +143,8 @@ def list_dir(path: str) -> list[tuple[str, int, str]]:
 def walk(path: str) -> list[str]:
     """Sorted paths of the folders at and below ``path`` that hold files; hidden ones are left out."""
     if is_remote(path):
-        fs, inner = filesystem(path)
-        folders = {fs.unstrip_protocol(parent(file)) for file in fs.find(inner)}
+        with _remote(path) as (fs, inner):
+            folders = {fs.unstrip_protocol(parent(file)) for file in fs.find(inner)}
     else:
         folders = {folder for folder, _, files in os.walk(local_path(path)) if files}
     return sorted(folder for folder in folders if not re.search(r"/\.[^/]", folder.removeprefix(path)))
@@ -149,19 +168,17 @@ def basename(path: str) -> str:
 class Blob:
     """Random access to one file, safe to share between threads and across fork.
 
-    Raises DataError on opening if the file is missing or unreadable.
+    Raises DataError if the file is missing or unreadable: a local one on opening, a remote one when its size is asked.
     """
 
     def __init__(self, path: str):
         self.path = path
         self._fd = -1
+        if is_remote(path):
+            self._fs, self._inner = filesystem(path)
+            return
         try:
-            if is_remote(path):
-                self._fs, self._inner = filesystem(path)
-                self.size = int(self._fs.size(self._inner))
-            else:
-                self._fd = os.open(local_path(path), os.O_RDONLY)
-                self.size = os.fstat(self._fd).st_size
+            self._fd = os.open(local_path(path), os.O_RDONLY)
         except OSError as error:
             raise DataError(f"{path}: cannot be opened ({error.strerror or error})") from None
 
@@ -169,19 +186,138 @@ class Blob:
         if self._fd >= 0:
             os.close(self._fd)
 
+    @functools.cached_property
+    def size(self) -> int:
+        try:
+            return os.fstat(self._fd).st_size if self._fd >= 0 else int(self._fs.size(self._inner))
+        except Exception as error:  # remote file systems raise kinds of their own
+            raise DataError(f"{self.path}: cannot be opened ({error})") from None
+
+    @functools.cached_property
+    def mark(self) -> str:
+        """As ``stamp``, taken once."""
+        return stamp(self.path)
+
     def fileno(self) -> int:
         """File descriptor of a local file."""
         return self._fd
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``, fewer at the end of the file."""
+        """``length`` bytes from ``offset``, fewer at the end of the file. Raises OSError."""
         if self._fd >= 0:
             data = os.pread(self._fd, length, offset)
             while len(data) < length and (more := os.pread(self._fd, length - len(data), offset + len(data))):
                 data += more  # one call returns at most 2 GiB, and less on some network file systems
             return data
-        length = min(length, self.size - offset)
-        return self._fs.cat_file(self._inner, start=offset, end=offset + length) if length > 0 else b""
+        if length <= 0:
+            return b""
+        return self.fetch(offset, offset + length) if _chunks is None else _chunks.read(self, offset, length)
+
+    def read_all(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What ``read`` gives for each (offset, length). Neighbours in a remote file come in one request."""
+        if self._fd >= 0:
+            return [self.read(*place) for place in places]
+        found: dict[tuple[int, int], bytes] = {}
+        run: list[tuple[int, int]] = []
+        for place in [*sorted(places), None]:
+            end = max((offset + length for offset, length in run), default=0)
+            if run and (place is None or place[0] > end + _GAP):
+                start = run[0][0]
+                data = self.read(start, end - start)
+                found.update(((offset, n), data[offset - start : offset - start + n]) for offset, n in run)
+                run = []
+            if place is not None:
+                run.append(place)
+        return [found[place] for place in places]
+
+    def fetch(self, start: int, stop: int | None) -> bytes:
+        """Bytes ``start`` to ``stop`` (None: the end) of a remote file by one request, tried again if it fails.
+
+        Raises OSError.
+        """
+        for wait in (*_RETRY_SECONDS, None):
+            try:
+                data = self._fs.cat_file(self._inner, start=start or None, end=stop)
+            except (FileNotFoundError, PermissionError) as error:
+                raise OSError(f"{self.path}: {error}") from None
+            except Exception as error:  # file systems raise kinds of their own
+                if start and start >= self.size:
+                    return b""
+                if wait is None:
+                    raise OSError(f"{self.path}: {type(error).__name__}: {error}") from None
+                time.sleep(wait)
+            else:
+                fits = stop is None or len(data) <= stop - start
+                return data if fits else data[start:stop]  # a server that knows no ranges gives the whole file
+        raise AssertionError("not reached")
+
+
+class _ChunkCache:
+    """Aligned pieces of remote files in a folder of the local disk, shared by all processes of the machine.
+
+    A piece is fetched by one of them, while others that want it wait. The ones not used for longest make room.
+    """
+
+    CHUNK = 1 << 23
+    LOCKS = 64
+
+    def __init__(self, folder: Path, limit: int):
+        """limit: bytes kept in ``folder``, which is made if missing."""
+        self._folder, self._limit = folder, limit
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+
+    def read(self, blob: Blob, offset: int, length: int) -> bytes:
+        parts, position = [], offset
+        while position < offset + length:
+            number, start = divmod(position, self.CHUNK)
+            wanted = min(self.CHUNK - start, offset + length - position)
+            parts.append(self._piece(blob, number, start, wanted))
+            if len(parts[-1]) < wanted:  # the file's end
+                break
+            position += wanted
+        return b"".join(parts)
+
+    def _piece(self, blob: Blob, number: int, start: int, length: int) -> bytes:
+        name = f"{digest(blob.path, blob.mark)}-{number}"
+        place = self._folder / name
+        with contextlib.suppress(FileNotFoundError):
+            return self._of(place, start, length)
+        with open(self._folder / "locks" / str(int(name[:4], 16) % self.LOCKS), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                return self._of(place, start, length)
+            data = blob.fetch(number * self.CHUNK, (number + 1) * self.CHUNK)
+            self._make_room()
+            write_bytes(str(place), data)
+        return data[start : start + length]
+
+    def _of(self, place: Path, start: int, length: int) -> bytes:
+        with place.open("rb", buffering=0) as file:
+            os.utime(place)  # used now
+            return os.pread(file.fileno(), length, start)
+
+    def _make_room(self) -> None:
+        pieces = []
+        for entry in os.scandir(self._folder):
+            with contextlib.suppress(FileNotFoundError):  # another process made room
+                if entry.is_file():
+                    status = entry.stat()
+                    pieces.append((status.st_mtime_ns, status.st_size, entry.path))
+        total = sum(size for _, size, _ in pieces)
+        for _, size, path in sorted(pieces):
+            if total + self.CHUNK <= self._limit:
+                break
+            Path(path).unlink(missing_ok=True)
+            total -= size
+
+
+_chunks: _ChunkCache | None = None
+
+
+def cache_remote(folder: Path | None, gigabytes: float = 0.0) -> None:
+    """Lets this process read remote files in long runs, through pieces that are kept in ``folder``; None or 0 = not."""
+    global _chunks
+    _chunks = _ChunkCache(folder, int(gigabytes * 1e9)) if folder is not None and gigabytes > 0 else None
 
 
 _lock = threading.Lock()
@@ -217,12 +353,10 @@ if hasattr(os, "register_at_fork"):
 def scan_view(path: str) -> Iterator[ScanView]:
     """A view of a whole file for one pass in increasing order of offsets, as an indexer makes it."""
     if is_remote(path):
-        fs, inner = filesystem(path)
-        try:
-            with fs.open(inner, "rb", block_size=1 << 24, cache_type="readahead") as file:
-                yield _RemoteView(file, int(fs.size(inner)))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
+        with _remote(path) as (fs, inner):
+            file = fs.open(inner, "rb", block_size=1 << 24, cache_type="readahead")
+        with file:
+            yield _RemoteView(path, file)
         return
     handle = Blob(path)
     if handle.size == 0:  # an empty file cannot be mapped
@@ -251,34 +385,52 @@ class _MappedView(ScanView):
 
 
 class _RemoteView(ScanView):
-    def __init__(self, file, size: int):
-        self._file = file
-        self.size = size
+    def __init__(self, path: str, file: Any):
+        self._path, self._file = path, file
+        self.size = int(file.size)
 
     def read(self, offset: int, length: int) -> bytes:
         if offset >= self.size or length <= 0:
             return b""
-        self._file.seek(offset)
-        return self._file.read(min(length, self.size - offset))
+        try:
+            self._file.seek(offset)
+            return self._file.read(min(length, self.size - offset))
+        except Exception as error:
+            raise DataError(f"{self._path}: cannot be read ({type(error).__name__}: {error})") from None
 
 
 def _marks(info: Mapping[str, Any]) -> str:
-    return repr(sorted((key, str(value)) for key, value in info.items() if key.lower() in _MARKS))
+    found = {key.lower(): str(value) for key, value in info.items() if value is not None}
+    marks = _CONTENT_MARKS & found.keys() or _TIME_MARKS & found.keys()
+    return repr(sorted((key, found[key]) for key in {"size", *marks} & found.keys()))
 
 
 def stamp(path: str) -> str:
-    """Changes when the file does: size and time of change (local), the file system's marks of content (remote)."""
+    """Changes when the file does: size and time of change (local), the file system's marks of content (remote).
+
+    Raises OSError.
+    """
     if is_remote(path):
         fs, inner = filesystem(path)
-        return _marks(fs.info(inner))
+        try:
+            return _marks(fs.info(inner))
+        except OSError:
+            raise
+        except Exception as error:  # file systems raise kinds of their own
+            raise OSError(f"{path}: {error}") from None
     status = os.stat(local_path(path))
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def read_bytes(path: str) -> bytes:
-    """The whole file. Raises DataError if it is missing."""
-    handle = Blob(path)
-    return handle.read(0, handle.size)
+def read_bytes(path: str, limit: int | None = None) -> bytes:
+    """The whole file, or its first ``limit`` bytes. Raises DataError if it is missing or cannot be read."""
+    if not is_remote(path):
+        handle = Blob(path)
+        return handle.read(0, handle.size if limit is None else min(limit, handle.size))
+    try:
+        return Blob(path).fetch(0, limit)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -10,16 +10,23 @@ from typing import Any
 
 from data_pipelines import storage
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.formats.tar import Group, add_sample, group_members, stats_problems
+from data_pipelines.formats.tar import (
+    IMAGE_EXTENSIONS,
+    Group,
+    add_sample,
+    group_members,
+    split_key,
+    stats_problems,
+)
 from data_pipelines.indexed import IndexedSource, Shard
-from data_pipelines.records import Record, parse
+from data_pipelines.records import Record
 from data_pipelines.shard_index import IndexBuilder, ShardIndex
 
 _NO_MEMBERS = ("_stats.json", ".parquet", ".npz", ".tar", ".jsonl", ".array_record")
 
 
 def find(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Every folder at or below the paths that holds files of samples."""
+    """Every folder at or below the paths that holds images."""
     for path in paths:
         if not storage.is_dir(path):
             raise DataError(f"{path}: not a folder, as kind 'files' needs")
@@ -30,8 +37,12 @@ def find(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 def folders_of_samples(folders: Sequence[str]) -> list[str]:
-    """Those of the folders that hold members of samples."""
-    return [folder for folder in folders if any(_is_member(name) for name, _, _ in storage.list_dir(folder))]
+    """Those of the folders that hold images."""
+    return [folder for folder in folders if any(_is_image(name) for name, _, _ in storage.list_dir(folder))]
+
+
+def _is_image(name: str) -> bool:
+    return _is_member(name) and split_key(name)[1].rpartition(".")[2] in IMAGE_EXTENSIONS
 
 
 def stamp(path: str, options: Mapping[str, Any]) -> str:
@@ -53,7 +64,7 @@ class _FolderView(storage.ScanView):
 
     def read(self, offset: int, length: int) -> bytes:
         try:
-            return storage.Blob(storage.join(self.path, self.name(offset))).read(0, length)
+            return storage.read_bytes(storage.join(self.path, self.name(offset)), length)
         except (DataError, OSError) as error:
             raise BadSample("unreadable", detail=str(error)) from None
 
@@ -92,10 +103,8 @@ class Source(IndexedSource):
     """Loose files. Keys are FOLDER/KEY."""
 
     def _record(self, shard: Shard, index: int) -> Record:
-        arrays = self._table.arrays
-        name = self._table.strings("text_name")[index] if "text_name" in arrays else ""
-        data = _file(shard, name) if name else b""
-        return parse(int(arrays["text_form"][index]), data, shard.options.get("caption_key") or "caption")
+        name = self._table.strings("text_name")[index] if "text_name" in self._table.arrays else ""
+        return self._parsed(shard, index, _file(shard, name) if name else b"")
 
     def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
         names = self._table.strings("image_name") if "image_name" in self._table.arrays else ()

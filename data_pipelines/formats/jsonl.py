@@ -70,11 +70,11 @@ def scan(
 def read_image(path: str) -> bytes:
     """The encoded image. Raises BadSample "missing_image", "image_too_many_bytes"."""
     try:
-        file = storage.Blob(path)
-        headers.check_length(file.size)
-        return file.read(0, file.size)
+        data = storage.read_bytes(path, headers.MAX_IMAGE_BYTES + 1)
     except (DataError, OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise BadSample("missing_image", detail=str(error)) from None
+    headers.check_length(len(data))
+    return data
 
 
 def find(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, str], float]]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from data_pipelines import headers, storage
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.indexed import IndexedSource
-from data_pipelines.records import MAX_TEXT_BYTES, Form, from_object, parse, parse_json
+from data_pipelines.indexed import IndexedSource, Shard
+from data_pipelines.records import MAX_TEXT_BYTES, Form, Record, from_object, parse, parse_json
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
 
 BLOCK = 512
@@ -127,6 +127,13 @@ def _next_header(view: storage.ScanView, position: int) -> int:
 
 class Source(IndexedSource):
     """Tars read in place: images and texts are byte ranges. Keys are SHARD/KEY."""
+
+    def _fetch(self, shard: Shard, index: int, images: bool, text: bool) -> tuple[Record, tuple[bytes, ...]]:
+        """Both together, since they lie side by side: in a remote shard they cost one request."""
+        if not (images and text) or self._caption_row(index) >= 0:
+            return super()._fetch(shard, index, images, text)
+        *found, words = self._bytes(shard, [*self._image_places(index), self._text_place(index)])
+        return self._parsed(shard, index, words), tuple(found)
 
 
 class Group:
@@ -266,21 +273,31 @@ def _image_hash(view: storage.ScanView, images: list[ImagePart], metadata: Mappi
 def stats_problems(shard: str, found: int) -> list[str]:
     """What the ``NAME_stats.json`` that img2dataset writes on finishing a shard says against it.
 
-    Nothing if no shard of the folder has one: then the shards come from elsewhere.
+    Nothing if no shard of this kind in the folder has one: then the shards come from elsewhere.
     """
-    stem = shard.rstrip("/").removesuffix(".tar").removesuffix(".parquet")
+    shard = shard.rstrip("/")
+    stem = shard.removesuffix(".tar").removesuffix(".parquet")
     place = stem + "_stats.json"
     if not storage.exists(place):
-        folder = storage.parent(shard)
-        try:
-            others = any(name.endswith("_stats.json") for name, _, _ in storage.list_dir(folder))
-        except DataError:  # a web server need not list its folders
-            others = False
-        return ["unfinished: no stats file, while other shards of the folder have theirs"] if others else []
+        return _missing_stats(storage.parent(shard), shard.removeprefix(stem))
     try:
         successes = json.loads(storage.read_bytes(place)).get("successes")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, DataError):
         return [f"stats file {storage.basename(place)} is broken"]
     if isinstance(successes, int) and successes != found:
         return [f"incomplete: {found} samples found, the stats file counts {successes}"]
     return []
+
+
+def _missing_stats(folder: str, suffix: str) -> list[str]:
+    """The problem of having no stats file, if another shard ``folder/NAME<suffix>`` has one."""
+    try:
+        names = {name for name, _, _ in storage.list_dir(folder)}
+    except DataError:  # a web server need not list its folders
+        return []
+    stems = [name.removesuffix("_stats.json") for name in names if name.endswith("_stats.json")]
+    if suffix:
+        others = any(stem + suffix in names for stem in stems)
+    else:
+        others = any(storage.is_dir(storage.join(folder, stem)) for stem in stems)
+    return ["unfinished: no stats file, while other shards of the folder have theirs"] if others else []
