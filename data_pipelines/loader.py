@@ -30,7 +30,7 @@ from data_pipelines.sources import Source, open_source
 _log = logging.getLogger(__name__)
 MAX_DEATHS = 3  # of worker processes in a row without a batch in between
 COUNT_ALONE = 4_000_000  # samples that are planned sooner than worker processes start
-_VERSION = 1  # of the rules by which batches are made; goes into the identity
+_VERSION = 2  # of the rules by which batches are made; goes into the identity
 
 
 BadSamples = list[tuple[str, str, str]]  # (key, reason, detail)

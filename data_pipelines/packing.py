@@ -40,7 +40,8 @@ def pack(
     Three ways of filling follow each other. Samples with much text, and then the largest images, are *dealt out*:
     in rounds, each row gets one, the largest sample going to the emptiest row, which makes rows alike in both kinds of
     token. Smaller images *fill gaps*: each goes to the tightest row that takes it. Text without images is dealt out
-    into what is left. Samples that found no place open new rows.
+    into what is left. For samples that found no place, rows with visual room *exchange* text: a sample with much of it
+    changes places with one of equal visual size in a row whose visual slots are full. What is left opens new rows.
 
     Args:
       visual, text: int [n], tokens of each sample; none exceeds the slots of a row.
@@ -75,6 +76,7 @@ class _Packing:
     """One packing under way. `rows` is the result; indices of samples are kept in decreasing size, visual first."""
 
     WORTH = 0.05  # share of the samples that must have been placed for another go
+    EXCHANGES = 4  # goes at evening out text before rows are added
 
     def __init__(self, visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int, style: Style):
         self.visual, self.text = np.asarray(visual, np.int64), np.asarray(text, np.int64)
@@ -143,8 +145,43 @@ class _Packing:
         return np.concatenate(left)
 
     def _place_rest(self, left: np.ndarray) -> None:
+        exchanges = 0
         while len(left):
             before = len(left)
             left = self._fill_gaps(left[np.lexsort((-self.text[left], -self.visual[left]))])
             if len(left) and before - len(left) <= self.WORTH * before:
-                self._open(self._least(left))
+                if exchanges < self.EXCHANGES:
+                    self._even_out(left)
+                else:
+                    self._open(self._least(left))
+                exchanges += 1
+
+    def _even_out(self, left: np.ndarray) -> None:
+        """Makes room for the text of `left` in rows that have visual room: full rows take some of theirs."""
+        has_room = self.visual_room >= self.visual[left].min()
+        lacks_text = has_room & (self.text_room < np.quantile(self.text[left], 0.75))
+        placed = np.flatnonzero(self.rows >= 0)
+        giving, taking = placed[lacks_text[self.rows[placed]]], placed[~has_room[self.rows[placed]]]
+        for size in np.unique(self.visual[giving])[::-1]:
+            self._exchange(giving[self.visual[giving] == size], taking[self.visual[taking] == size])
+
+    def _exchange(self, giving: np.ndarray, taking: np.ndarray) -> None:
+        """Samples of equal visual size change places, one of a row: much text leaves rows of `giving` for less."""
+        taking = self._first_of_row(taking, self.text)
+        takes = self.text_room[self.rows[taking]] + self.text[taking]  # most text that could stand there instead
+        order = np.argsort(-takes, kind="stable")
+        giving = self._first_of_row(giving[self.text[giving] <= takes.max(initial=0)], -self.text)
+        giving = giving[np.argsort(-self.text[giving], kind="stable")]
+        pairs = min(len(giving), len(taking))
+        giving, taking, takes = giving[:pairs], taking[order[:pairs]], takes[order[:pairs]]
+        good = (self.text[taking] < self.text[giving]) & (self.text[giving] <= takes)
+        giving, taking = giving[good], taking[good]
+        gain = self.text[giving] - self.text[taking]
+        self.text_room[self.rows[giving]] += gain
+        self.text_room[self.rows[taking]] -= gain
+        self.rows[giving], self.rows[taking] = self.rows[taking], self.rows[giving]
+
+    def _first_of_row(self, samples: np.ndarray, key: np.ndarray) -> np.ndarray:
+        """Of each row's samples the one with the least key."""
+        samples = samples[np.lexsort((key[samples], self.rows[samples]))]
+        return samples[np.unique(self.rows[samples], return_index=True)[1]]

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipelines.capacity import suggest
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.errors import DataError
 from data_pipelines.images import (
@@ -53,6 +54,8 @@ LIMITS = ImageLimits()
 CAPTION = "a wooden boat lies on the shore of a lake, mountains in the background"
 # One training step of S1.1 (see `extrapolate`).
 BATCH, CHIPS = 2048, 256
+# Of a row, for the occupancy of each stage.
+SLOTS = {"S1.1": 12288, "S1.2": 12288, "S1.3": 16384, "S2": 16384}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--records", type=int, default=2000, help="samples of the shard read at random (default 2000)")
     parser.add_argument("--size", type=int, nargs=2, default=[1000, 750], help="of synthetic images (default 1000 750)")
     parser.add_argument("--plan_blocks", type=int, default=8, help="blocks planned in each round (default 8)")
+    parser.add_argument("--lengths", type=int, default=16384, help="samples packed for the occupancy (default 16384)")
     parser.add_argument("--chip_tflops", type=float, default=197.0, help="peak of a chip for the extrapolation (v5e)")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that training reaches (default 0.4)")
     args = parser.parse_args(argv)
@@ -78,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["steps_alone"] = steps_alone(shards, args.tokenizer, args, Path(folder))
         result["reading"] = reading(Path(folder), args.records, args.rounds)
         result["planning"] = planning(args.rounds, blocks=args.plan_blocks)
+        result["occupancy"] = {name: occupancy(name, args.lengths) for name in SLOTS}
         result["fast_path_difference"] = difference(tuple(args.size))
     result["cores"] = extrapolate(result["paths"], args.chip_tflops, args.mfu)
     if args.json:
@@ -311,6 +316,65 @@ def planning(rounds: int, samples: int = 922_000_000, blocks: int = 8) -> dict[s
         "least_rows": least_rows(visual, text, config.visual, config.text),
     }
     print("planning: " + ", ".join(f"{name} {value:,.4g}" for name, value in result.items()))
+    return result
+
+
+def lognormal(rng: np.random.Generator, count: int, median: float, spread: float, low: int, high: int) -> np.ndarray:
+    return np.clip(np.exp(rng.normal(np.log(median), spread, count)), low, high).astype(int)
+
+
+def image_tokens(rng: np.random.Generator, count: int, max_tiles: int, median: float = 480) -> np.ndarray:
+    """Visual tokens of images with sizes as in web crawls: edges around `median` pixels, many squares."""
+    edge, aspect = np.exp(rng.normal(np.log(median), 0.55, count)), np.exp(rng.normal(0.12, 0.38, count))
+    aspect[rng.random(count) < 0.18] = 1
+    sizes = np.clip(np.stack([edge * np.sqrt(aspect), edge / np.sqrt(aspect)], axis=1), 32, 6000)
+    return Tiling(max_tiles=max_tiles).tokens(sizes.astype(int))
+
+
+def stage_lengths(name: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(visual, text) tokens like those of a stage, int [count]: template and prompt take some 60 text tokens.
+
+    The distributions are assumptions (log-normal sizes and lengths), not measurements of LAION.
+    """
+    rng = np.random.default_rng(seed)
+    if name == "S1.1":
+        return image_tokens(rng, count, 4), 60 + lognormal(rng, count, 14, 0.7, 2, 300)
+    if name == "S1.2":
+        return image_tokens(rng, count, 6), 60 + lognormal(rng, count, 30, 0.4, 5, 300)
+    if name == "S1.3":  # captions, detection, OCR
+        kinds = rng.choice(3, count, p=[0.539, 0.052, 0.409])
+        lengths = [
+            lognormal(rng, count, 30, 0.4, 5, 300),
+            lognormal(rng, count, 80, 0.7, 10, 800),
+            lognormal(rng, count, 90, 0.8, 3, 1200),
+        ]
+        return image_tokens(rng, count, 12, 800), 60 + np.choose(kinds, lengths)
+    visual, text = image_tokens(rng, count, 24, 800), 60 + lognormal(rng, count, 180, 0.8, 10, 2500)
+    visual[rng.random(count) < 0.25] = 0
+    return visual, text
+
+
+def occupancy(name: str, count: int) -> dict[str, float]:
+    """Shares of the slots that hold tokens in a block of a stage, V and T being suggested from other samples of it."""
+    best = suggest(*stage_lengths(name, min(count, 8192)), SLOTS[name], 256)[0]
+    visual, text = stage_lengths(name, count, seed=1)
+    fits = (visual <= best.visual) & (text <= best.text)
+    visual, text, slots = visual[fits], text[fits], (best.visual, best.text)
+    rows = int(pack(visual, text, *slots, best_styles(visual[:8192], text[:8192], *slots)).max()) + 1
+    tokens = int(visual.sum()), int(text.sum())
+    result = {
+        "visual_slots": best.visual,
+        "text_slots": best.text,
+        "visual": tokens[0] / (rows * best.visual),
+        "text": tokens[1] / (rows * best.text),
+        "all": sum(tokens) / (rows * sum(slots)),
+        "bound": sum(tokens) / (least_rows(visual, text, *slots) * sum(slots)),
+        "too_long": float(1 - fits.mean()),
+    }
+    print(
+        f"  {name}: V / T {slots[0]} / {slots[1]}, visual {result['visual']:.1%}, text {result['text']:.1%}, "
+        f"all {result['all']:.1%} (bound {result['bound']:.1%}), too long {result['too_long']:.2%}"
+    )
     return result
 
 

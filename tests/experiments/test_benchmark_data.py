@@ -10,7 +10,18 @@ from experiments.benchmarks import data
 
 
 def test_rehearsal(golden_dir, capsys):
-    small = ["--images=2", "--rounds=1", "--records=3", "--tiles", "1", "--size", "300", "200", "--plan_blocks=1"]
+    small = [
+        "--images=2",
+        "--rounds=1",
+        "--records=3",
+        "--tiles",
+        "1",
+        "--size",
+        "300",
+        "200",
+        "--plan_blocks=1",
+        "--lengths=64",
+    ]
     data.main([f"--tokenizer={golden_dir / 'chat'}", "--json", *small])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result["paths"]["1"]) >= {"baseline", "baseline_normalised", "exact"}
