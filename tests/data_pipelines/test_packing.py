@@ -43,13 +43,12 @@ def test_stages_fill_97_percent_of_visual_and_90_of_text_slots(name):
 
 
 def test_exchanging_text_saves_rows(monkeypatch):
-    visual, text = stage_lengths("S1.3", 8192)
-    fits = text <= 960
-    case = visual[fits], text[fits], 14336, 960, [Style(1.0, 0.85, 0.3)]
-    rows = pack(*case)
-    assert np.bincount(rows, case[0]).max() <= 14336 and np.bincount(rows, case[1]).max() <= 960
+    case = *stage_lengths("S1.2", 8192), 8960, 832
+    rows = pack(*case, [Style(1.0, 1.0, 2.0)])
+    assert np.bincount(rows, case[0]).max() <= 8960 and np.bincount(rows, case[1]).max() <= 832
+    assert rows.max() + 1 == least_rows(*case)
     monkeypatch.setattr(packing._Packing, "EXCHANGES", 0)
-    assert rows.max() < 0.99 * pack(*case).max()
+    assert rows.max() < 0.98 * pack(*case, [Style(1.0, 1.0, 2.0)]).max()
 
 
 def test_blocks_packed_alone_cost_under_half_a_percent():
