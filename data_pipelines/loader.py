@@ -217,6 +217,7 @@ class PackedData:
                     return
                 batch, samples, bad = item
                 self.report.add(samples, bad)
+                self.plan.locate(step * self.rows)  # so that this process knows the counts, whichever made the batch
                 yield step, batch
         finally:
             made.close()

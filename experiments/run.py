@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from data_pipelines.config import DataConfig
@@ -242,10 +243,12 @@ class Session:
         return jax.jit(self._make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(params)
 
     def metadata(self, base: str) -> dict[str, Any]:
+        """What a checkpoint of this moment says beside its arrays; "plan" spares counting the rows of blocks anew."""
         return {
             "config": self.run.to_dict(),
             "model": self.model.config.to_dict(),
             "data": self.data.identity,
+            "plan": self.data.plan.counts.tolist(),
             "stage": self.stage.name,
             "base": base,
             "versions": checkpoint.package_versions(),
@@ -280,7 +283,15 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
         )
         try:
             state = loop.run_loop(
-                step, state, frozen, session.data, session.mesh, options, recorder, checkpoints, session.metadata(base)
+                step,
+                state,
+                frozen,
+                session.data,
+                session.mesh,
+                options,
+                recorder,
+                checkpoints,
+                lambda: session.metadata(base),
             )
         finally:
             if writer is not None:
@@ -298,6 +309,8 @@ def _start_or_resume(
         return state, frozen, base
     metadata = checkpoints.metadata()
     _check_resume(session, metadata, say)
+    if metadata["data"] == session.data.identity:
+        session.data.plan.restore(np.array(metadata.get("plan", ()), np.int64))
     abstract, abstract_frozen = session.abstract_state()
     state, metadata = checkpoints.restore(abstract)
     frozen = checkpoint.load_base(session.base_dir, metadata["base"], abstract_frozen) if abstract_frozen else {}

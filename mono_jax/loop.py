@@ -175,7 +175,7 @@ def run_loop(
     options: LoopOptions,
     recorder: Recorder,
     checkpoints: Checkpoints,
-    metadata: Mapping[str, Any],
+    metadata: Callable[[], Mapping[str, Any]],
 ) -> State:
     """Trains from ``state["step"]`` to ``options.steps`` and returns the last state, saved.
 
@@ -189,7 +189,7 @@ def run_loop(
             recorder.record(pending.popleft())
 
     def save() -> None:
-        checkpoints.save(done, state, dict(metadata))
+        checkpoints.save(done, state, metadata())
 
     stream = batches.iterate(start, jax.process_index(), jax.process_count()) if start < options.steps else iter(())
     with StopSignal() as stop:

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
+from data_pipelines.loader import PackedData
+from data_pipelines.plan import Plan
 from experiments.run import RunConfig, run_stage
 from mono_jax import checkpoint, loop, stages, tree
 from mono_jax.errors import CheckpointError, ConfigError
@@ -91,15 +93,29 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict
         assert np.array_equal(leaf, before[path]), path
 
 
-def test_resumed_equals_uninterrupted(sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path):
+def test_resumed_equals_uninterrupted(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     workdir = tmp_path / "run"
     run(settings(sets), workdir)
     # As after a kill behind step 4: the last checkpoint and the model are missing, later metrics still there.
     shutil.rmtree(workdir / "checkpoints" / "6")
     shutil.rmtree(workdir / "model")
+    # As on another machine, with the cache lost: what was counted of the plan comes from the checkpoint.
+    shutil.rmtree(workdir / "cache")
+    restored = []
+    monkeypatch.setattr(Plan, "restore", lambda plan, counts: restored.append(counts.tolist()))
     result = run(settings(sets), workdir)
     assert losses(workdir) == losses(finished[0])
     assert same_weights(result["model"], finished[1]["model"])
+    counted = PackedData(RunConfig.from_dict(settings(sets)).data, workdir / "cache").plan.counts
+    assert restored == [counted[: len(restored[0])].tolist()] and sum(restored[0]) >= 4 * 4, "all rows up to step 4"
+
+
+def test_data_workers_leave_the_plan_in_the_checkpoint_too(sets: dict[str, Any], tmp_path: Path):
+    run(settings(sets, steps=2, data={"workers": 1}), tmp_path / "run")
+    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert sum(checkpoints.metadata()["plan"]) >= 2 * 4
 
 
 def test_running_a_finished_stage_again_does_nothing(finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]):
