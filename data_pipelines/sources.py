@@ -25,7 +25,7 @@ from data_pipelines.shard_index import ShardIndex
 
 __all__ = ["RawSample", "Source", "open_source"]
 
-_COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "filters")
+_COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "filters", "remote_cache_gb")
 _THREADS = 16  # shards whose stamps and indices are fetched at a time, mostly waiting for remote storage
 # Samples that a joined caption makes usable.
 _MENDED_BY_CAPTION = ("no_caption", "caption_not_utf8", "text_too_large", "broken_json")
@@ -66,7 +66,9 @@ def open_source(spec: Mapping[str, Any]) -> Source:
       spec: "kind" (tar, files, parquet, jsonl, text, array_record, tfds) and "paths" (a path, URL or glob, or a list of
         them). Optional: "name"; "index_dir" (where indices lie, if not beside the shards); "captions" (files of
         key -> caption that replace the samples' own; samples without one are dropped as "no_joined_caption"); "filters"
-        (see ``filters.check_filters``); and the options of the kind (``index.FORMATS``).
+        (see ``filters.check_filters``); "remote_cache_gb" (read remote shards in pieces of 8 MiB that are kept on the
+        local disk up to so many GB: for few hosts and shuffle "local"); and the options of the kind
+        (``index.FORMATS``).
     Raises: DataError: unknown kind or key (with the nearest valid one), paths that match nothing, nothing usable.
     """
     kind = spec.get("kind")
@@ -77,6 +79,10 @@ def open_source(spec: Mapping[str, Any]) -> Source:
     check_keys(spec, (*_COMMON_OPTIONS, *FORMATS[kind].options), what)
     if not spec.get("paths"):
         raise DataError(f"{what}: no paths; set 'paths' to a file, a glob or a list of them")
+    if size := spec.get("remote_cache_gb"):
+        if isinstance(size, bool) or not isinstance(size, int | float) or size < 0:
+            raise DataError(f"{what}: remote_cache_gb must be a number of gigabytes, is {size!r}")
+        storage.cache_remote(size)
     filters = Filters(spec.get("filters"), what)
     captions = open_captions(spec["captions"]) if spec.get("captions") else None
     options = {**spec, "hash_images": True} if "unique_images" in filters.options else spec

@@ -263,7 +263,7 @@ class _ChunkCache:
 
     def __init__(self, folder: Path, limit: int):
         """limit: bytes kept in ``folder``, which is made if missing."""
-        self._folder, self._limit = folder, limit
+        self._folder, self.limit = folder, limit
         (folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def read(self, blob: Blob, offset: int, length: int) -> bytes:
@@ -305,7 +305,7 @@ class _ChunkCache:
                     pieces.append((status.st_mtime_ns, status.st_size, entry.path))
         total = sum(size for _, size, _ in pieces)
         for _, size, path in sorted(pieces):
-            if total + self.CHUNK <= self._limit:
+            if total + self.CHUNK <= self.limit:
                 break
             Path(path).unlink(missing_ok=True)
             total -= size
@@ -314,10 +314,15 @@ class _ChunkCache:
 _chunks: _ChunkCache | None = None
 
 
-def cache_remote(folder: Path | None, gigabytes: float = 0.0) -> None:
-    """Lets this process read remote files in long runs, through pieces that are kept in ``folder``; None or 0 = not."""
+def cache_remote(gigabytes: float) -> None:
+    """Lets this process read remote files in pieces that are kept in the cache folder, up to so many bytes in all.
+
+    Of several calls the largest limit counts.
+    """
     global _chunks
-    _chunks = _ChunkCache(folder, int(gigabytes * 1e9)) if folder is not None and gigabytes > 0 else None
+    limit = int(gigabytes * 1e9)
+    if _chunks is None or limit > _chunks.limit:
+        _chunks = _ChunkCache(cache_dir() / "remote", limit)
 
 
 _lock = threading.Lock()
