@@ -89,8 +89,9 @@ class Implementation:
         return self
 
     @classmethod
-    def tuning_space(cls) -> dict[str, list[Any]]:
-        """Values worth trying for each field (as JSON has them), one field at a time."""
+    def tuning_space(cls, op: str) -> dict[str, list[Any]]:
+        """Values worth trying for each field that `op` ("ffn" or "matmul") uses, as JSON has them."""
+        del op
         return {}
 
     @classmethod

@@ -112,6 +112,14 @@ def _check_compilations(implementation: type[Implementation], result: dict[str, 
     result["compiled_for"] = [t for t in compiled if t not in failed_targets and t not in result["not_compiled"]]
 
 
+def host_devices() -> dict[str, str]:
+    """{"XLA_FLAGS": ...}: as many simulated devices as Mosaic GPU's interpreter needs, and more (`MosaicGpu.here`)."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags:
+        flags = f"{flags} --xla_force_host_platform_device_count=8".strip()
+    return {"XLA_FLAGS": flags}
+
+
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -149,11 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: no implementation {unknown[0]!r}; there are {', '.join(IMPLEMENTATIONS)}", file=sys.stderr)
         return 2
 
-    # Mosaic GPU's interpreter runs every warpgroup as a computation of its own and blocks for ever where the CPU client
-    # has fewer threads than that; it has one per host device. XLA reads this when the first array is made.
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+    os.environ |= host_devices()  # XLA reads this when the first array is made
 
     mask_names = QUICK_MASKS if options.masks == "quick" else tuple(masks(8, 4))
     results = {}

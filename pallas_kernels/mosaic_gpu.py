@@ -51,7 +51,7 @@ class Config:
       lead: steps by which the first consumer is ahead of the second; the ring lets it be `stages` - 1 at most.
       group: tiles of the minor grid dimension that are walked together, so that their operands stay in L2.
       rows_minor: whether the grouped (minor) dimension is the rows or the columns.
-      num_sms: persistent blocks; None asks the device.
+      num_sms: persistent blocks; None asks the device, and is 1 in the interpreter.
     """
 
     tile_n: int = 256
@@ -78,9 +78,11 @@ def _fit(config: Config, columns: int) -> Config:
     return config
 
 
-def _num_sms(config: Config) -> int:
+def _num_sms(config: Config, interpret: bool) -> int:
     if config.num_sms is not None:
         return config.num_sms
+    if interpret:
+        return 1  # every block is a computation of its own there
     device = jax.local_devices()[0]
     return device.core_count if device.platform == "gpu" else _HOPPER_SMS  # no GPU: compiling for an absent one
 
@@ -226,7 +228,7 @@ def _kernel(name: str, body: Callable, out_type: Any, config: Config, interpret:
     return plgpu.kernel(
         body,
         out_type=out_type,
-        grid=(_num_sms(config),),
+        grid=(_num_sms(config, interpret),),
         grid_names=("sm",),
         num_threads=_CONSUMERS + 1,
         thread_name="wg",
@@ -673,20 +675,29 @@ class MosaicGpu(Implementation):
             _interpret_params()
         except ImportError as error:
             raise Unavailable(f"no Hopper GPU, and this jax has no interpreter for Mosaic GPU ({error})") from error
-        small = Config(tile_n=128, stages=2, num_sms=1)
+        # It runs the warpgroups of a block side by side, and blocks for ever where XLA has too few threads for that; it
+        # has one at least for each device.
+        threads = len(jax.local_devices()) if device_key() == "cpu" else 0
+        if threads < _CONSUMERS + 1:
+            raise Unavailable(
+                f"no Hopper GPU, and the interpreter needs {_CONSUMERS + 1} CPU devices, {threads} are there "
+                "(JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8)"
+            )
+        small = Config(tile_n=128, stages=2)
         return cls(small, small, small, small, interpret=True)
 
     @classmethod
-    def tuning_space(cls) -> dict[str, list[dict[str, Any]]]:
+    def tuning_space(cls, op: str) -> dict[str, list[dict[str, Any]]]:
         walks = [{"group": 4}, {"group": 16}, {"rows_minor": False}]
         leads = [{"lead": lead} for lead in (0, 1, 3)]
         # Narrower tiles have fewer sums to write out at a time, and room for more stages.
-        return {
+        space = {
             "gate_up": [*walks, *leads, {"tile_n": 64, "stages": 6}],
             "product": [*walks, *leads, {"tile_n": 128, "stages": 6}],
             "backward": [*walks, {"lead": 0}, {"lead": 1}, {"tile_n": 128, "stages": 4}],
             "gradient": [*walks, *leads, {"tile_n": 128, "stages": 6}],
         }
+        return space if op == "ffn" else {field: space[field] for field in ("product", "gradient")}
 
     @classmethod
     def aot_checks(cls) -> list[AotCheck]:

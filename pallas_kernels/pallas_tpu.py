@@ -93,7 +93,8 @@ class PallasTpu(Implementation):
         return cls(interpret=jax.default_backend() != "tpu")
 
     @classmethod
-    def tuning_space(cls) -> dict[str, list[Any]]:
+    def tuning_space(cls, op: str) -> dict[str, list[Any]]:
+        del op
         return {"vmem": [24 * MIB, 40 * MIB, 64 * MIB, 96 * MIB], "block_rows": [128, 256, 512]}
 
     @classmethod

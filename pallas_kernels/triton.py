@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
@@ -293,10 +294,15 @@ def compilable(kernel: Callable[..., None]) -> triton.JITFunction:
 
 @functools.cache
 def _jax_triton() -> Any:
+    before = os.environ.get("TRITON_CACHE_DIR")
     try:
-        import jax_triton
+        import jax_triton  # sets TRITON_CACHE_DIR to "", and with that nothing else can call Triton's compiler
     except ImportError as error:  # it refuses to be imported without the CUDA plugin of jax
         raise Unavailable(f"jax-triton: {str(error).splitlines()[0]} (pip install jax-triton 'jax[cuda13]')") from error
+    finally:
+        os.environ.pop("TRITON_CACHE_DIR", None)
+        if before is not None:
+            os.environ["TRITON_CACHE_DIR"] = before
     return jax_triton
 
 
@@ -480,14 +486,15 @@ class Triton(Implementation):
         return cls(interpret=True)
 
     @classmethod
-    def tuning_space(cls) -> dict[str, list[dict[str, Any]]]:
+    def tuning_space(cls, op: str) -> dict[str, list[dict[str, Any]]]:
         common = [{"group": 4}, {"group": 16}, {"stages": 4}]
-        return {
+        space = {
             "gate_up": [*common, {"n": 64}, {"m": 64, "warps": 4}],
             "product": [*common, {"n": 128, "stages": 4}, {"m": 64}],
             "backward": [*common, {"m": 64, "n": 128}],
             "gradient": [*common, {"n": 128, "stages": 4}, {"k": 32, "stages": 5}],
         }
+        return space if op == "ffn" else {field: space[field] for field in ("product", "gradient")}
 
     @classmethod
     def aot_checks(cls) -> list[AotCheck]:

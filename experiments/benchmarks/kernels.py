@@ -1,548 +1,555 @@
-"""Correctness, tuning and timing of the modality-grouped FFN kernels, in one go.
+"""Correctness, tuning and timing of the modality-grouped kernels, in one go.
 
-  python experiments/benchmarks/kernels.py --out=runs/kernels --dry_run        rehearsal on the CPU, seconds, no figures
-  python experiments/benchmarks/kernels.py --out=runs/kernels --budget_s=1500  on a GPU or TPU, most telling sizes first
+  python experiments/benchmarks/kernels.py --out=runs/kernels --dry_run        rehearsal on the CPU, minutes, no figures
+  python experiments/benchmarks/kernels.py --out=runs/kernels --budget_s=540   on a GPU or TPU; say it again to go on
+  python experiments/benchmarks/kernels.py --out=runs/kernels --report         tables and plots of what is there
   python experiments/benchmarks/kernels.py --readme                            the README's table from committed results
 
-Rows of the table; every time is divided by the first one's:
+Operations: ffn (SwiGLU of each token's expert) and qkv (the projection of the visual attention experts), at the sizes
+of the 2B and the 7B model. Rows of the table; every time is also given as a ratio to the dense bound's:
 
   dense                one expert over all tokens: the bound (with one expert trained, only its tokens' share of the
                        weight gradients is counted)
-  xla_split            static boundary, two dense FFNs: what training uses
-  NAME                 modality_ffn on rows grouped once per batch; NAME = mosaic_gpu, triton, pallas_tpu
+  xla_split            static boundary, two dense products: what training uses
+  NAME                 modality_ffn, modality_matmul on rows grouped once per batch; mosaic_gpu, triton, pallas_tpu
   NAME permuted        the same with the permutation in every layer (gathered on load where NAME can)
   NAME unsorted        the form of the Mono-InternVL-1.5 paper: rows stay, tiles with both kinds are computed twice
   ragged_dot, tokamax  grouped matmuls of jax and tokamax on stacked weights, rows grouped
   dense_both           both experts on all tokens, chosen by mask
   gather_scatter       rows of each expert gathered, computed and scattered back in every layer, as serving engines do
 
-Writes kernels.json (device, versions, checks, tuned parameters, every time), kernels.md, plots and a tuning table to
---out. Copy kernels.json to experiments/benchmarks/results/ under a name of its own, and the tuning table to
-pallas_kernels/tuning/.
+Points that tell most come first, and each is written to kernels.json in --out as soon as it is there. A second run
+with the same --out goes on where the first one stopped. The work is done in a process of its own: a point that raises
+is recorded as failed; a process that dies, or makes no progress for --stall_s, costs the point it was at, and
+another takes over; what died is not tried again at other sizes.
+
+Also written: kernels.md (tables, aims, break-even points), plots, and a tuning table. To publish, copy kernels.json to
+experiments/benchmarks/results/ under a name of its own, the tuning table to pallas_kernels/tuning/, run --readme.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
-import importlib.util
 import json
-import statistics
+import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments import cli
 from experiments.benchmarks import kernels_report as report
-from pallas_kernels.api import FfnWeights, modality_ffn, permuted_ffn, unsorted_ffn
-from pallas_kernels.base import Implementation, Problem, Unavailable
-from pallas_kernels.check import check
-from pallas_kernels.conformance import TOLERANCE
-from pallas_kernels.layout import group_rows, make_tile_map, ungroup_rows
+from experiments.benchmarks import kernels_rows as rows
+from experiments.benchmarks.kernels_timing import REHEARSAL, Bench, Effort, Timer
+from pallas_kernels.base import Implementation, Unavailable
+from pallas_kernels.check import QUICK_MASKS, check, host_devices
+from pallas_kernels.conformance import TOLERANCE, masks
 from pallas_kernels.registry import device_key, implementation_class, tuned_parameters, tuning_table
-from pallas_kernels.xla import dense_ffn, split_ffn
 
 KERNELS = ("mosaic_gpu", "triton", "pallas_tpu")
-DIRECTIONS = ("forward", "both", "visual")  # both, visual: forward and backward with these experts trained
-SHAPES = {"2b": (2048, 8192), "7b": (4096, 14336)}  # (d, ff)
-WARM_UP, SAMPLES = 3, 15
+CHECK_S = 60.0  # per kernel and dtype
+TUNING_SHARE = 0.3  # of the budget
+GRACE_S = 30.0  # after the budget is spent, the point in hand is given up so much later
+RESTART = 75  # exit status of a worker whose device is no longer usable
 
 
 # ======================================================================================================================
-# What is measured
+# Results: one record per point, written at once
 # ======================================================================================================================
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One problem.
+class Results:
+    """kernels.json: what was run on (the header) and a list of records, one per point.
 
-    Attributes:
-      shape: key of SHAPES, or "tiny".
-      d: model width.
-      ff: hidden width.
-      rows: tokens N.
-      visual_share: of the tokens, percent.
-      interleaving: tokens that have left their run, percent (0: one visual run, then text).
-      tile: rows per tile of the grouped forms.
+    A record has "kind" (check, bound, trial, tuned, time), what it is about, and either its findings or "failed".
     """
 
-    shape: str
-    d: int
-    ff: int
-    rows: int
-    visual_share: int
-    interleaving: int
-    tile: int
-
-    @property
-    def visual(self) -> int:
-        """Visual tokens."""
-        return round(self.rows * self.visual_share / 100)
-
-    def mask(self) -> np.ndarray:
-        """bool [N], True = visual."""
-        rng = np.random.default_rng(0)
-        mask = np.arange(self.rows) < self.visual
-        moved = rng.permutation(self.rows)[: round(self.rows * self.interleaving / 100)]
-        mask[moved] = mask[rng.permutation(moved)]
-        return mask
-
-
-def settings(dry_run: bool, tile: int) -> Iterator[Setting]:
-    """All problems, those that tell most first: a short loan of a device ends somewhere in the list."""
-    if dry_run:
-        tiny = functools.partial(Setting, "tiny", 128, 256, 2 * tile)
-        yield from (tiny(share, mixed, tile) for share, mixed in ((50, 0), (50, 100), (100, 0)))
-        return
-    order = [("2b", n, 50, 0) for n in (4096, 16384)]
-    order += [("2b", n, share, 0) for n in (4096, 16384) for share in (90, 0, 100)]
-    order += [("2b", n, 50, 0) for n in (1024, 2048, 8192, 32768)]
-    order += [("2b", n, 50, mixed) for n in (4096, 16384) for mixed in (10, 50, 90, 100)]
-    order += [("7b", n, share, 0) for n in (4096, 16384) for share in (50, 90)]
-    order += [("2b", n, share, 0) for n in (1024, 2048, 8192, 32768) for share in (90, 0, 100)]
-    for shape, rows, share, mixed in order:
-        yield Setting(shape, *SHAPES[shape], rows, share, mixed, tile)
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """One row's function with its arguments for one setting.
-
-    Attributes:
-      function: of `arguments`, returns y.
-      arguments: x first, then weights, then whatever follows from the mask.
-      trained: argument numbers that are differentiated, by direction.
-      arrange: [N, d] in sequence order -> the order that the function wants.
-      restore: the inverse.
-      compiled_once: the function does not depend on the mask, so that one compilation serves all.
-    """
-
-    function: Callable[..., jax.Array]
-    arguments: tuple
-    trained: dict[str, tuple[int, ...]]
-    arrange: Callable[[jax.Array], jax.Array] = lambda x: x
-    restore: Callable[[jax.Array], jax.Array] = lambda y: y
-
-
-Maker = Callable[[Setting, jax.Array, FfnWeights, FfnWeights], Program]
-EXPERTS = {"both": (0, 1, 2), "visual": (0, 2)}  # of (x, text, visual, ...)
-STACKED = {"both": (0, 1), "visual": (0, 1)}  # of (x, both, ...): stacked experts cannot be told apart
-
-
-@functools.cache
-def _static_split(visual: int) -> Callable[..., jax.Array]:
-    return lambda x, text, visual_weights: split_ffn(x, visual, text, visual_weights)
-
-
-def _dense(setting: Setting, x, text, visual) -> Program:
-    return Program(dense_ffn, (x, visual), {"both": (0, 1), "visual": (0,)})
-
-
-def _xla_split(setting: Setting, x, text, visual) -> Program:
-    order = np.argsort(~setting.mask(), kind="stable")
-    back = np.argsort(order)
-    function = _static_split(setting.visual)
-    return Program(function, (x[order], text, visual), EXPERTS, lambda v: v[order], lambda v: v[back])
-
-
-def _choose_by_mask(x, text, visual, mask):
-    return jnp.where(mask[:, None], dense_ffn(x, visual), dense_ffn(x, text))
-
-
-def _dense_both(setting: Setting, x, text, visual) -> Program:
-    return Program(_choose_by_mask, (x, text, visual, jnp.asarray(setting.mask())), EXPERTS)
-
-
-def _gather_compute_scatter(x, text, visual, text_rows, visual_rows):
-    y = jnp.zeros_like(x)
-    for rows, weights in ((text_rows, text), (visual_rows, visual)):
-        y = y.at[rows].set(dense_ffn(x[rows], weights), unique_indices=True)
-    return y
-
-
-def _gather_scatter(setting: Setting, x, text, visual) -> Program:
-    mask = setting.mask()
-    rows = (jnp.asarray(np.flatnonzero(~mask)), jnp.asarray(np.flatnonzero(mask)))
-    return Program(_gather_compute_scatter, (x, text, visual, *rows), EXPERTS)
-
-
-def _grouped(implementation: Implementation) -> Maker:
-    def function(x, text, visual, tile_map):
-        options = {"tile": tile_map.tile, "implementation": implementation}
-        return modality_ffn(x, tile_map.tile_expert, text, visual, **options)
-
-    def make(setting: Setting, x, text, visual) -> Program:
-        tile_map = make_tile_map(jnp.asarray(setting.mask()), tile=setting.tile)
-        arrange, restore = (functools.partial(f, tile_map=tile_map) for f in (group_rows, ungroup_rows))
-        return Program(function, (arrange(x), text, visual, tile_map), EXPERTS, arrange, restore)
-
-    return make
-
-
-def _permuted(implementation: Implementation) -> Maker:
-    def function(x, text, visual, tile_map):
-        return permuted_ffn(x, tile_map, text, visual, implementation=implementation)
-
-    def make(setting: Setting, x, text, visual) -> Program:
-        tile_map = make_tile_map(jnp.asarray(setting.mask()), tile=setting.tile)
-        return Program(function, (x, text, visual, tile_map), EXPERTS)
-
-    return make
-
-
-def _unsorted(implementation: Implementation, tile: int) -> Maker:
-    def function(x, text, visual, mask):
-        return unsorted_ffn(x, mask, text, visual, tile=tile, implementation=implementation)
-
-    def make(setting: Setting, x, text, visual) -> Program:
-        return Program(function, (x, text, visual, jnp.asarray(setting.mask())), EXPERTS)
-
-    return make
-
-
-def _ragged(ragged_dot: Callable[..., jax.Array]) -> Maker:
-    def function(x, stacked, group_sizes):
-        gate, up = (ragged_dot(x, w, group_sizes=group_sizes) for w in (stacked.gate, stacked.up))
-        return ragged_dot(jax.nn.silu(gate) * up, stacked.down, group_sizes=group_sizes)
-
-    def make(setting: Setting, x, text, visual) -> Program:
-        order = np.argsort(~setting.mask(), kind="stable")
-        back = np.argsort(order)
-        stacked = jax.tree.map(lambda v, t: jnp.stack([v, t]), visual, text)
-        sizes = jnp.array([setting.visual, setting.rows - setting.visual], jnp.int32)
-        return Program(function, (x[order], stacked, sizes), STACKED, lambda v: v[order], lambda v: v[back])
-
-    return make
-
-
-def rows_of_the_table(kernels: dict[str, Implementation], tile: int, unavailable: dict[str, str]) -> dict[str, Maker]:
-    """Row name -> maker, for what is there; reasons for the rest go into `unavailable`."""
-    rows: dict[str, Maker] = {"dense": _dense, "xla_split": _xla_split}
-    for name, implementation in kernels.items():
-        rows[name] = _grouped(implementation)
-        rows[f"{name} permuted"] = _permuted(implementation)
-        rows[f"{name} unsorted"] = _unsorted(implementation, tile)
-    rows["ragged_dot"] = _ragged(jax.lax.ragged_dot)
-    if importlib.util.find_spec("tokamax"):
-        import tokamax
-
-        rows["tokamax"] = _ragged(tokamax.ragged_dot)
-    else:
-        unavailable["tokamax"] = "not installed (pip install tokamax)"
-    return rows | {"dense_both": _dense_both, "gather_scatter": _gather_scatter}
-
-
-# ======================================================================================================================
-# Timing
-# ======================================================================================================================
-
-
-@functools.cache
-def _compiled(function: Callable[..., jax.Array], trained: tuple[int, ...] | None) -> Callable:
-    """jit of the function, or of the function and its gradients for a cotangent that comes first."""
-    if trained is None:
-        return jax.jit(lambda _, *arguments: function(*arguments))
-
-    def run(dy, *arguments):
-        def of_trained(*chosen):
-            full = list(arguments)
-            for number, value in zip(trained, chosen):
-                full[number] = value
-            return function(*full)
-
-        y, backward = jax.vjp(of_trained, *(arguments[number] for number in trained))
-        return y, backward(dy)
-
-    return jax.jit(run)
-
-
-class Timer:
-    """Medians over calls on different random inputs: of kernel times from CUPTI where that works, else of wall time.
-
-    Wall times are of calls queued one after the other, so that the host's work hides behind the device's.
-    """
-
-    def __init__(self, samples: int):
-        self.samples = samples
-        self.cupti = None
-        if jax.default_backend() == "gpu":
-            from jax.experimental.mosaic.gpu import profiler
-
-            try:
-                profiler.measure(jax.jit(jnp.sin))(jnp.ones(8))
-                self.cupti = profiler.measure
-            except Exception as error:  # no permission, another profiler attached, ...
-                print(f"CUPTI: {error}; wall times instead", file=sys.stderr)
-
-    @property
-    def name(self) -> str:
-        return "cupti" if self.cupti else "wall"
-
-    def __call__(self, function: Callable, inputs: Sequence[tuple]) -> dict[str, float]:
-        """{"median_us", "min_us", "wall_us"} of function(*inputs[i]), i cycling."""
-        for i in range(WARM_UP):
-            jax.block_until_ready(function(*inputs[i % len(inputs)]))
-        wall, queue = [], 4
-        for sample in range(self.samples):
-            start = time.perf_counter()
-            for i in range(queue):
-                result = function(*inputs[(sample + i) % len(inputs)])
-            jax.block_until_ready(result)
-            wall.append((time.perf_counter() - start) / queue * 1e6)
-        device = wall
-        if self.cupti:
-            measured = self.cupti(function)
-            device = [measured(*inputs[i % len(inputs)])[1] * 1e3 for i in range(self.samples)]
-        return {"median_us": statistics.median(device), "min_us": min(device), "wall_us": statistics.median(wall)}
-
-
-@dataclasses.dataclass(eq=False)
-class Bench:
-    """Inputs, reference values and times; times are shared by settings that do not change them."""
-
-    timer: Timer
-    dtype: jnp.dtype
-    copies: int
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019 (one object, one shape at a time: the arrays are large)
-    def weights(self, d: int, ff: int) -> tuple[FfnWeights, FfnWeights]:
-        def expert(seed: int) -> FfnWeights:
-            keys = jax.random.split(jax.random.key(seed), 3)
-            shapes = ((d, ff), (d, ff), (ff, d))
-            arrays = (jax.random.normal(k, s, jnp.float32) * s[0] ** -0.5 for k, s in zip(keys, shapes))
-            return FfnWeights(*(a.astype(self.dtype) for a in arrays))
-
-        return expert(1), expert(2)
-
-    def measure(self, make: Maker, setting: Setting, direction: str) -> dict[str, Any]:
-        """Times and the largest relative error of y and dx against `dense_both`."""
-        keys = jax.random.split(jax.random.key(setting.rows), 2 * self.copies)
-        drawn = [jax.random.normal(k, (setting.rows, setting.d), self.dtype) for k in keys]
-        xs, cotangents = drawn[: self.copies], drawn[self.copies :]
-        weights = self.weights(setting.d, setting.ff)
-        program = make(setting, xs[0], *weights)
-        run = _compiled(program.function, None if direction == "forward" else program.trained[direction])
-        rest = program.arguments[1:]
-        inputs = [(program.arrange(dy), program.arrange(x), *rest) for x, dy in zip(xs, cotangents)]
-        result = {"max_rel_error": self._error(program, run, inputs[0], setting, xs[0], cotangents[0], direction)}
-        return result | self.timer(run, inputs)
-
-    def _error(self, program, run, inputs, setting, x, dy, direction) -> float | None:
-        if program.function is dense_ffn:
-            return None  # the bound computes something else
-        reference = _dense_both(setting, x, *self.weights(setting.d, setting.ff))
-        trained = None if direction == "forward" else (0,)
-        expected = jax.tree.leaves(_compiled(reference.function, trained)(dy, *reference.arguments))
-        actual = run(*inputs)
-        # y, and dx, which is the first gradient
-        actual = [actual] if direction == "forward" else [actual[0], actual[1][0]]
-        pairs = zip((program.restore(a) for a in actual), expected)
-        return max(float(jnp.max(jnp.abs(a - e)) / jnp.max(jnp.abs(e))) for a, e in pairs)
-
-
-# ======================================================================================================================
-# Tuning
-# ======================================================================================================================
-
-
-def tune(bench: Bench, name: str, implementation: Implementation, setting: Setting) -> dict[str, Any]:
-    """Field by field, the value with which forward + backward is fastest; only what differs from the default."""
-
-    def microseconds(candidate: Implementation) -> float:
-        try:
-            timed = bench.measure(_grouped(candidate), setting, "both")
-        except Exception as error:  # a tiling that does not compile or fit is no candidate
-            print(f"  {name} {candidate}: {_one_line(error)}", file=sys.stderr)
-            return float("inf")
-        return timed["median_us"] if timed["max_rel_error"] < 2 * TOLERANCE["bfloat16"] else float("inf")
-
-    best, chosen = microseconds(implementation), {}
-    for field, values in implementation.tuning_space().items():
-        for value in values:
-            trial = chosen | {field: value}
-            if (took := microseconds(dataclasses.replace(implementation, **trial))) < best:
-                best, chosen = took, trial
-    return {"parameters": chosen, "median_us": best}
-
-
-def tuning_json(device: str, tuned: dict[str, list[dict]], timings: list[dict]) -> dict[str, Any]:
-    """The device's tuning table with what was found: entries per size, and the order of preference by measured time."""
-    table = json.loads(json.dumps(tuning_table(device)))
-    table |= {"device": device, "source": f"experiments/benchmarks/kernels.py, {datetime.date.today()}"}
-    for name, entries in tuned.items():
-        table["parameters"].setdefault(name, {})["entries"] = entries
-    forward_and_backward = {t["row"]: t["median_us"] for t in reversed(timings) if t["direction"] == "both"}
-    measured = sorted((n for n in table["order"] if n in forward_and_backward), key=forward_and_backward.get)
-    table["order"] = measured + [name for name in table["order"] if name not in measured]
-    return table
-
-
-# ======================================================================================================================
-# The whole run
-# ======================================================================================================================
-
-
-def available_kernels(dry_run: bool, problem: Problem, unavailable: dict[str, str]) -> dict[str, Implementation]:
-    """Kernels that serve here (interpreted in a rehearsal); reasons for the others go into `unavailable`."""
-    kernels = {}
-    for name in KERNELS:
-        try:
-            kind = implementation_class(name)
-            instance = kind.here() if dry_run else kind(**tuned_parameters(name, problem))
-        except Unavailable as reason:
-            unavailable[name] = str(reason)
-            continue
-        if reason := instance.unsupported(problem):
-            unavailable[name] = reason
-        else:
-            kernels[name] = instance
-    return kernels
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what the figures depend on."""
+    def __init__(self, folder: Path, content: dict[str, Any]):
+        self.folder, self.content = folder, content
+        self._by_point = {_point(record["about"], record["kind"]): record for record in content["records"]}
+
+    @classmethod
+    def load(cls, folder: Path) -> Results | None:
+        """What --out holds, or None."""
+        file = folder / "kernels.json"
+        return cls(folder, json.loads(file.read_text())) if file.is_file() else None
+
+    def save(self) -> None:
+        """Writes what there is so far: a machine may be taken away at any time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / "kernels.json.part"
+        partial.write_text(json.dumps(self.content, indent=1))
+        partial.replace(self.folder / "kernels.json")
+
+    def find(self, kind: str, about: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The record of a point, or None."""
+        return self._by_point.get(_point(about, kind))
+
+    def begin(self, kind: str, about: Mapping[str, Any]) -> None:
+        """Notes the point in hand, so that it can be blamed if the process dies."""
+        self.content["running"] = {"kind": kind, "about": dict(about)}
+        self.save()
+
+    def end(self, findings: Mapping[str, Any]) -> dict[str, Any]:
+        """Files the findings of the point in hand."""
+        running = self.content.pop("running")
+        record = self._by_point[_point(running["about"], running["kind"])] = running | dict(findings)
+        self.content["records"].append(record)
+        self.save()
+        return record
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """All records of one kind."""
+        return [record for record in self.content["records"] if record["kind"] == kind]
+
+    def forget_failures(self) -> None:
+        """Failed points are tried again."""
+        self.content["records"] = [record for record in self.content["records"] if "failed" not in record]
+
+
+def _point(about: Mapping[str, Any], kind: str) -> str:
+    return kind + json.dumps(about, sort_keys=True)
+
+
+def header(dry_run: bool) -> dict[str, Any]:
+    """What the figures depend on: a run goes on only where all of this is the same."""
     names = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "triton", "jax-triton", "tokamax", "numpy")
-    found = {}
+    versions = {"python": sys.version.split()[0]}
     for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    device = jax.devices()[0].device_kind
+    return {"dry_run": dry_run, "device": device, "device_key": device_key(), "versions": versions}
+
+
+# ======================================================================================================================
+# The worker: checks, tunes and times
+# ======================================================================================================================
+
+
+class Worker:
+    """Goes through the points in their order until the budget is spent."""
+
+    def __init__(self, options: argparse.Namespace, results: Results):
+        self.options, self.results = options, results
+        self.start = time.monotonic()
+        self.bench = Bench(Timer(REHEARSAL if options.dry_run else Effort()))
+        self.makers: dict[tuple, dict[str, rows.Maker]] = {}
+
+    def run(self) -> None:
+        """Every point that is wanted and not there yet."""
+        kernels = self.available()
+        for name in kernels:
+            self.attempt("check", {"row": name}, lambda name=name: self.check(name))
+        first = self.points()[0]
+        self.time_point(first, kernels)  # with default parameters, so that there is something
+        tuned_for = set()
+        for point in self.points():
+            where = (point.setting.op, point.setting.shape)
+            if where not in tuned_for and not self.options.no_tune:
+                tuned_for.add(where)
+                for name, kernel in kernels.items():
+                    self.tune(name, kernel, point.setting)
+            self.time_point(point, kernels)
+            if self.out_of_time():
+                return
+
+    def points(self) -> list[rows.Point]:
+        """What the options leave of the list."""
+        every = (rows.rehearsal if self.options.dry_run else rows.points)(self.options.tile, self.options.dtype)
+        options = self.options
+        return [p for p in every if p.setting.op in options.ops and p.setting.shape in (*options.shapes, "tiny")]
+
+    def out_of_time(self) -> bool:
+        return time.monotonic() - self.start > self.options.budget_s
+
+    def attempt(self, kind: str, about: dict[str, Any], do: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:
+        """The record of a point, from before or made now; None where the budget is spent."""
+        if found := self.results.find(kind, about):
+            return found
+        if self.out_of_time():
+            return None
+        print(f"{kind} {' '.join(str(v) for v in about.values())}", file=sys.stderr, flush=True)
+        self.results.begin(kind, about)
+        if reason := self.died_before(kind, about):
+            return self.results.end({"failed": reason})
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found | {"python": sys.version.split()[0]}
+            return self.results.end(do())
+        except Exception as error:  # one point that fails must not cost the others their time on the device
+            print(f"  {_one_line(error)}", file=sys.stderr, flush=True)
+            record = self.results.end({"failed": _one_line(error)})
+        if not _device_works():
+            raise SystemExit(RESTART)
+        return record
 
-
-def run(options) -> dict[str, Any]:
-    start = time.monotonic()
-    dtype = jnp.dtype(options.dtype or ("float32" if options.dry_run else "bfloat16"))
-    first = next(settings(options.dry_run, options.tile))
-    problem = Problem("ffn", first.rows, first.tile, first.d, first.ff, dtype.name, device_key())
-    result: dict[str, Any] = {
-        "date": str(datetime.date.today()),
-        "dry_run": options.dry_run,
-        "device": jax.devices()[0].device_kind,
-        "device_key": device_key(),
-        "versions": versions(),
-        "dtype": dtype.name,
-        "tile": options.tile,
-        "unavailable": {},
-        "checks": {},
-        "tuned": {},
-        "timings": [],
-        "not_measured": [],
-    }
-    timer = Timer(2 if options.dry_run else SAMPLES)
-    result["timer"] = timer.name
-    bench = Bench(timer, dtype, copies=3)
-
-    kernels = available_kernels(options.dry_run, problem, result["unavailable"])
-    kernels = {name: kernel for name, kernel in kernels.items() if not options.rows or name in options.rows}
-    for name in kernels:
-        print(f"checking {name}", file=sys.stderr)
-        result["checks"][name] = check(name, compile_ahead=False)
-        if result["checks"][name]["failed"]:
-            print(f"  {'; '.join(result['checks'][name]['failed'])}", file=sys.stderr)
-        save(options.out, result)
-
-    for name, kernel in [] if options.no_tune else kernels.items():
-        print(f"tuning {name}", file=sys.stderr)
-        found = tune(bench, name, kernel, first)
-        kernels[name] = dataclasses.replace(kernel, **found["parameters"])
-        entry = {"op": "ffn", "dtype": dtype.name, "d": first.d, "ff": first.ff, "rows": first.rows}
-        result["tuned"][name] = [entry | found]
-        save(options.out, result)
-
-    makers = rows_of_the_table(kernels, options.tile, result["unavailable"])
-    wanted = {name: make for name, make in makers.items() if not options.rows or name.split()[0] in options.rows}
-    for setting in settings(options.dry_run, options.tile):
-        if time.monotonic() - start > options.budget_s:
-            result["not_measured"].append(dataclasses.asdict(setting))
-            continue
-        print(f"timing {setting}", file=sys.stderr)
-        time_setting(bench, {"dense": makers["dense"], **wanted}, setting, result)
-        save(options.out, result)
-    save(options.out, result)
-    return result
-
-
-def time_setting(bench: Bench, rows: dict[str, Maker], setting: Setting, result: dict[str, Any]) -> None:
-    """Appends one timing per row and direction; `ratio` is to the dense bound of the same direction."""
-    for direction in DIRECTIONS:
-        bound = dense_bound(bench, setting, direction)
-        for name, make in rows.items():
-            entry = {"row": name, "direction": direction, **dataclasses.asdict(setting)}
-            try:
-                entry |= bound if name == "dense" else bench.measure(make, setting, direction)
-            except Exception as error:  # one row that fails must not cost the others their time on the device
-                result["timings"].append(entry | {"error": _one_line(error)})
-                print(f"  {name} {direction}: {_one_line(error)}", file=sys.stderr)
+    def died_before(self, kind: str, about: Mapping[str, Any]) -> str | None:
+        """Why not to try: the row took its process along in a check, or in the same direction at another size."""
+        for record in self.results.content["records"]:
+            there = record["about"]
+            if not record.get("died") or there["row"].split()[0] != about["row"].split()[0]:
                 continue
-            result["timings"].append(entry | {"ratio": entry["median_us"] / bound["median_us"]})
+            if record["kind"] == "check":
+                return f"not tried, its check died: {record['failed']}"
+            same = ("row", "op", "direction")
+            if record["kind"] == kind == "time" and all(there[key] == about[key] for key in same):
+                return f"not tried, it died at N={there['rows']:,}: {record['failed']}"
+        return None
+
+    # ---- Kernels ----
+
+    def available(self) -> dict[str, Implementation]:
+        """Kernels that serve here (interpreted in a rehearsal); why the others do not goes into the results."""
+        missing = {"tokamax": reason} if (reason := rows.tokamax_missing()) else {}
+        kernels = {}
+        for name in KERNELS:
+            try:
+                kind = implementation_class(name)
+                kernel = kind.here() if self.options.dry_run else kind()
+                problem = self.points()[0].setting.problem
+                if reason := kernel.unsupported(dataclasses.replace(problem, dtype=self.dtype_of(kernel))):
+                    raise Unavailable(reason)
+            except Unavailable as reason:
+                missing[name] = str(reason)
+            else:
+                kernels[name] = kernel
+        self.results.content["unavailable"] = missing
+        return {name: kernel for name, kernel in kernels.items() if self.wants(name)}
+
+    def dtype_of(self, kernel: Implementation | None) -> str:
+        """The dtype asked for; in a rehearsal the other one where an interpreter has only that."""
+        if kernel is None or not self.options.dry_run:
+            return self.options.dtype
+        problem = self.points()[0].setting.problem
+        served = [d for d in TOLERANCE if kernel.unsupported(dataclasses.replace(problem, dtype=d)) is None]
+        return self.options.dtype if self.options.dtype in served or not served else served[0]
+
+    def wants(self, row: str) -> bool:
+        return not self.options.rows or row.split()[0] in self.options.rows
+
+    def check(self, name: str) -> dict[str, Any]:
+        """`pallas_kernels.check` without compilations; in a rehearsal one case per dtype."""
+        if self.options.dry_run:
+            found = check(name, QUICK_MASKS, seconds=0, compile_ahead=False)
+        else:
+            found = check(name, tuple(masks(8, 4)), seconds=CHECK_S, compile_ahead=False)
+        found = {key: found[key] for key in ("correct", "errors", "cases", "skipped", "failed")}
+        failures = found.pop("failed")
+        return found | ({"failed": "; ".join(failures)} if failures else {})
+
+    # ---- Tuning ----
+
+    def tune(self, name: str, kernel: Implementation, setting: rows.Setting) -> None:
+        """Field by field, the value with which forward + backward is fastest; only what differs from the default."""
+        setting = dataclasses.replace(setting, dtype=self.dtype_of(kernel), interleaving=0)
+        about = {"row": name, **dataclasses.asdict(setting)}
+        budget = time.monotonic() + TUNING_SHARE * self.options.budget_s / len(KERNELS)
+
+        def search() -> dict[str, Any]:
+            parameters, best = {}, self.microseconds(name, kernel, {}, setting)
+            for trial in self.trials(kernel, setting):
+                if time.monotonic() > budget or best == float("inf"):
+                    break
+                candidate = parameters | trial
+                if (took := self.microseconds(name, kernel, candidate, setting)) < best:
+                    best, parameters = took, candidate
+            return {"parameters": parameters, "median_us": best if best < float("inf") else None}
+
+        if self.results.find("tuned", about) is None and not self.out_of_time():
+            found = search()
+            if not self.out_of_time():  # else the next run goes on with it
+                self.attempt("tuned", about, lambda: found)
+
+    def trials(self, kernel: Implementation, setting: rows.Setting) -> Iterator[dict[str, Any]]:
+        space = kernel.tuning_space(setting.kernel_op)
+        for field, values in list(space.items())[: 1 if self.options.dry_run else None]:
+            for value in values[: 1 if self.options.dry_run else None]:
+                yield {field: value}
+
+    def microseconds(self, name: str, kernel: Implementation, parameters: dict[str, Any], setting) -> float:
+        """Forward + backward; infinite for a tiling that does not compile, does not fit, or computes something else."""
+
+        def measure() -> dict[str, Any]:
+            candidate = dataclasses.replace(kernel, **parameters)
+            return self.bench.measure(rows.makers(setting.op, {name: candidate})[name], setting, "both")
+
+        about = {"row": name, "parameters": parameters, **dataclasses.asdict(setting)}
+        record = self.attempt("trial", about, measure)
+        if record is None or "failed" in record or _is_wrong(record, setting.dtype):
+            return float("inf")
+        return record["median_us"]
+
+    def tuned(self, name: str, kernel: Implementation, setting: rows.Setting) -> Implementation:
+        """The kernel with what was found for the operation and shape: here, or in the device's table."""
+        for record in self.results.of_kind("tuned"):
+            there = record["about"]
+            if "failed" not in record and (there["row"], there["op"], there["shape"]) == (
+                name,
+                setting.op,
+                setting.shape,
+            ):
+                return dataclasses.replace(kernel, **record["parameters"])
+        return kernel if self.options.dry_run else type(kernel)(**tuned_parameters(name, setting.problem))
+
+    # ---- Timing ----
+
+    def rows_for(self, setting: rows.Setting, kernels: Mapping[str, Implementation]) -> dict[str, rows.Maker]:
+        tuned = {name: self.tuned(name, kernel, setting) for name, kernel in kernels.items()}
+        key = (setting.op, tuple(tuned.items()))
+        if key not in self.makers:
+            self.makers[key] = rows.makers(setting.op, tuned)
+        return {name: make for name, make in self.makers[key].items() if self.wants(name)}
+
+    def time_point(self, point: rows.Point, kernels: Mapping[str, Implementation]) -> None:
+        """One record per row and direction; "ratio" is to the dense bound of the same direction."""
+        for direction in point.directions:
+            for name, make in self.rows_for(point.setting, kernels).items():
+                if not point.wanted(name):
+                    continue
+                kernel = kernels.get(name.split()[0])
+                setting = dataclasses.replace(point.setting, dtype=self.dtype_of(kernel))
+                about = {"row": name, "direction": direction, **dataclasses.asdict(setting)}
+                if kernel is not None:
+                    about["parameters"] = _differences(self.tuned(name.split()[0], kernel, setting), kernel)
+                bound = self.bound(setting, direction)
+                self.attempt("time", about, lambda a=(make, setting, direction, bound): self.measure(*a))
+
+    def measure(self, make: rows.Maker, setting: rows.Setting, direction: str, bound: float | None) -> dict[str, Any]:
+        found = self.bench.measure(make, setting, direction)
+        if bound is not None:
+            found |= {"bound_us": bound, "ratio": found["median_us"] / bound}
+        return found | {"wrong": _is_wrong(found, setting.dtype)}
+
+    def bound(self, setting: rows.Setting, direction: str) -> float | None:
+        """Microseconds of one expert over all tokens; with one expert trained, its tokens' share of its gradients.
+
+        The order and the kind of the tokens do not matter, so all settings of one size share the measured times.
+        """
+        alike = dataclasses.replace(setting, visual_share=100, interleaving=0, tile=1)
+
+        def times(direction: str) -> dict[str, Any] | None:
+            about = {"row": "dense", "direction": direction, **dataclasses.asdict(alike)}
+            make = rows.dense(setting.op)
+            return self.attempt("bound", about, lambda: self.bench.measure(make, alike, direction))
+
+        wanted = [times(name) for name in (("visual", "both") if direction == "visual" else (direction,))]
+        if any(found is None or "failed" in found for found in wanted):
+            return None
+        first, last = wanted[0]["median_us"], wanted[-1]["median_us"]
+        return first + setting.visual_share / 100 * (last - first)
 
 
-def dense_bound(bench: Bench, setting: Setting, direction: str) -> dict[str, Any]:
-    """One expert over all tokens; with one expert trained, its tokens' share of the weight gradients."""
-    if direction != "visual":
-        return bench.measure(_dense, setting, direction)
-    without, full = (bench.measure(_dense, setting, name) for name in ("visual", "both"))
-    share = setting.visual_share / 100
-    return {key: without[key] + share * (full[key] - without[key]) for key in ("median_us", "min_us", "wall_us")}
+def _is_wrong(found: Mapping[str, Any], dtype: str) -> bool:
+    """Whether a row computes something else than `dense_both`, both with the rounding of `dtype`."""
+    return found["max_rel_error"] > 2 * TOLERANCE[dtype]
 
 
-def save(folder: Path, result: dict[str, Any]) -> None:
-    """Writes what there is so far: a machine may be taken away at any time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "kernels.json.part"
-    partial.write_text(json.dumps(result, indent=1))
-    partial.replace(folder / "kernels.json")
+def _differences(tuned: Implementation, default: Implementation) -> dict[str, Any]:
+    """Fields that tuning has changed, as JSON has them."""
+    changed = {f.name: getattr(tuned, f.name) for f in dataclasses.fields(tuned)}
+    changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
+    return {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in changed.items()}
+
+
+def _device_works() -> bool:
+    """False after errors that a CUDA context does not survive."""
+    try:
+        return float(jnp.sum(jnp.ones(8))) == 8
+    except Exception:
+        return False
 
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def work(options: argparse.Namespace) -> None:
+    """The worker process."""
+    found, here = Results.load(options.out), header(options.dry_run)
+    if found is None:
+        about = {"date": str(datetime.date.today()), "tile": options.tile, **here, "unavailable": {}, "records": []}
+        found = Results(options.out, about)
+    elif differing := [key for key, value in here.items() if found.content[key] != value]:
+        there = ", ".join(f"{key} {found.content[key]}" for key in differing)
+        cli.fail(f"{options.out}/kernels.json is of another run ({there}); give another --out")
+    found.content.pop("running", None)
+    if options.retry_failed:
+        found.forget_failures()
+    Worker(options, found).run()
+    found.save()
+
+
+# ======================================================================================================================
+# The supervisor: keeps a worker going
+# ======================================================================================================================
+
+
+def supervise(options: argparse.Namespace, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Runs workers until one is through with the list or the budget is spent.
+
+    Args:
+      options: of the command line; `out`, `budget_s` and `stall_s` are used.
+      command: starts a worker; its remaining budget and what else changes is appended.
+      environment: of the worker.
+    """
+    start, retry, idle_deaths = time.monotonic(), options.retry_failed, 0
+    while (left := options.budget_s - (time.monotonic() - start)) > 0:
+        again = ["--retry_failed"] if retry else []
+        status = _watch([*command, f"--budget_s={left}", *again], environment, options, left + GRACE_S)
+        if status == 0 or status is None:
+            return
+        if status == cli.USER_ERROR:
+            raise SystemExit(status)  # the worker has said why
+        results = Results.load(options.out)
+        if results and "running" in results.content:
+            reason = status if isinstance(status, str) else f"its process died with status {status}"
+            print(f"  {reason}", file=sys.stderr)
+            results.end({"failed": reason, "died": True})
+            idle_deaths = 0
+        elif status != RESTART:
+            idle_deaths += 1
+            if idle_deaths == 2:
+                cli.fail(f"the worker process ends with status {status} before its first point")
+        retry = False
+
+
+def _watch(
+    command: Sequence[str], environment: Mapping[str, str], options: argparse.Namespace, limit_s: float
+) -> int | str | None:
+    """Exit status of a worker, or why it was ended; None where the budget ended it."""
+    started = progress = time.time()
+    process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=min(1.0, options.stall_s / 4))
+            with contextlib.suppress(FileNotFoundError):
+                progress = max(progress, (options.out / "kernels.json").stat().st_mtime)
+            if time.time() - started > limit_s:
+                return None
+            if time.time() - progress > options.stall_s:
+                return f"no progress for {options.stall_s:g} s"
+    finally:
+        process.kill()
+        process.wait()
+
+
+# ======================================================================================================================
+# The command
+# ======================================================================================================================
+
+
+def tuning_json(results: Results) -> dict[str, Any]:
+    """The device's tuning table with what was found: entries per size, and the order of preference by measured time."""
+    device = results.content["device_key"]
+    table = json.loads(json.dumps(tuning_table(device)))
+    table |= {"device": device, "source": f"experiments/benchmarks/kernels.py, {results.content['date']}"}
+    for record in results.of_kind("tuned"):
+        about, of_name = record["about"], table["parameters"].setdefault(record["about"]["row"], {})
+        setting = rows.Setting(**{f.name: about[f.name] for f in dataclasses.fields(rows.Setting)})
+        entry = {"op": setting.kernel_op, "dtype": setting.dtype, "d": setting.d, "ff": setting.width}
+        entry |= {"rows": setting.rows, "parameters": record["parameters"], "median_us": record["median_us"]}
+        of_name["entries"] = [e for e in of_name.get("entries", []) if not _same_problem(e, entry)] + [entry]
+    table["order"] = _by_speed(table["order"], results.of_kind("time"))
+    return table
+
+
+def _same_problem(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one[key] == other[key] for key in ("op", "dtype", "d", "ff", "rows"))
+
+
+def _by_speed(order: Sequence[str], timings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names in order of their first good time forward and backward; those without one behind."""
+    times: dict[str, float] = {}
+    names = {"ragged_dot": "ragged"}  # rows that are called differently as implementations
+    for t in timings:
+        if t["about"]["direction"] == "both" and t["about"]["op"] == "ffn" and not t.get("wrong", True):
+            times.setdefault(names.get(t["about"]["row"], t["about"]["row"]), t["median_us"])
+    measured = sorted((name for name in order if name in times), key=times.get)
+    return measured + [name for name in order if name not in measured]
+
+
+def write_report(results: Results) -> str:
+    """Writes kernels.md, the plots and the tuning table next to kernels.json; returns the tables."""
+    folder, content = results.folder, results.content
+    table = tuning_json(results)
+    (folder / f"tuning_{table['device']}.json").write_text(json.dumps(table, indent=1) + "\n")
+    text = report.full(content)
+    (folder / "kernels.md").write_text(text + "\n")
+    try:
+        report.plot(content, folder)
+    except ImportError as error:
+        print(f"no plots: {error}; --report makes them elsewhere from kernels.json", file=sys.stderr)
+    return text
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--out", type=Path, help="folder for the results; a run goes on with what it holds")
     parser.add_argument("--dry_run", action="store_true", help="tiny sizes, kernels interpreted: does the script run?")
-    parser.add_argument("--rows", nargs="*", default=[], metavar="NAME", help="only these rows (and dense)")
-    parser.add_argument("--tile", type=int, default=128, help="rows per tile (default: 128)")
-    parser.add_argument(
-        "--dtype",
-        choices=["bfloat16", "float32"],
-        help="default: bfloat16; float32 in a rehearsal (Triton's interpreter has no bfloat16, Mosaic GPU only that)",
-    )
-    parser.add_argument("--budget_s", type=float, default=1e9, help="start no new setting after so many seconds")
+    parser.add_argument("--ops", nargs="*", default=["ffn", "qkv"], choices=["ffn", "qkv"], help="default: both")
+    parser.add_argument("--shapes", nargs="*", default=["2b", "7b"], choices=["2b", "7b"], help="default: both")
+    parser.add_argument("--rows", nargs="*", default=[], metavar="NAME", help="only these rows (and the bound)")
+    parser.add_argument("--tile", type=int, default=128, help="rows per tile (default: 128; 512 suits a TPU)")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="default: bfloat16")
+    parser.add_argument("--budget_s", type=float, default=1e9, help="start no new point after so many seconds")
+    parser.add_argument("--stall_s", type=float, default=240, help="give up a point after so many s (default: 240)")
     parser.add_argument("--no_tune", action="store_true", help="use the tuning tables as they are")
+    parser.add_argument("--retry_failed", action="store_true", help="try failed points of an earlier run again")
+    parser.add_argument("--report", action="store_true", help="only write tables and plots of what --out holds")
     parser.add_argument("--readme", action="store_true", help="write the README's table from results/ and stop")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = make_parser().parse_args(arguments)
     if options.readme:
         report.write_readme()
         return 0
     if options.out is None:
         cli.fail("give --out=FOLDER for the results")
-    if jax.default_backend() == "cpu" and not options.dry_run:
-        cli.fail("no accelerator here: times would mean nothing; rehearse with --dry_run")
+    if options.worker:
+        if jax.default_backend() == "cpu" and not options.dry_run:
+            cli.fail("no accelerator here: times would mean nothing; rehearse with --dry_run")
+        work(options)
+        return 0
+    if not options.report:
+        command = [sys.executable, "-m", "experiments.benchmarks.kernels", *arguments, "--worker"]
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"PYTHONPATH": path} | (host_devices() if options.dry_run else {})
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the worker on the way
+        try:
+            supervise(options, command, environment)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return show(options)
 
-    result = run(options)
-    table = tuning_json(result["device_key"], result["tuned"], result["timings"])
-    (options.out / f"tuning_{result['device_key']}.json").write_text(json.dumps(table, indent=1) + "\n")
-    report.plot(result, options.out)
-    text = report.table(result)
-    (options.out / "kernels.md").write_text(text + "\n")
-    print(text)
-    failed = [name for name, found in result["checks"].items() if found["failed"]]
+
+def show(options: argparse.Namespace) -> int:
+    """Prints the tables; the exit status is 1 where a kernel's check failed."""
+    results = Results.load(options.out)
+    if results is None:
+        cli.fail(f"{options.out}/kernels.json is not there")
+    print(write_report(results))
+    wrong = [f"{r['about']['row']}: {r['failed']}" for r in results.of_kind("check") if "failed" in r]
+    timings = results.of_kind("time")
     if options.json:
-        cli.json_line({"out": str(options.out), "timings": len(result["timings"]), "failed_checks": failed, **result})
-    return int(bool(failed))
+        failed = [r for r in results.content["records"] if "failed" in r]
+        counts = {"timings": len(timings), "failed": len(failed), "failed_checks": wrong}
+        cli.json_line({"out": str(options.out), **counts, "unavailable": results.content["unavailable"]})
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

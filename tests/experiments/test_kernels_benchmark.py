@@ -1,97 +1,293 @@
-"""The kernel benchmark: its rehearsal, its list of problems, its tables, and the README's section."""
+"""The kernel benchmark: rehearsal, order of its points, going on, failures and deaths, tables, the README's section."""
 
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
-from experiments.benchmarks import kernels, kernels_report
+from experiments.benchmarks import kernels, kernels_report, kernels_rows
+from pallas_kernels.check import host_devices
+
+QUICK = ["xla_split", "ragged_dot", "dense_both", "gather_scatter"]
+SETTING = {"op": "ffn", "shape": "2b", "rows": 4096, "visual_share": 50, "interleaving": 0, "dtype": "x", "tile": 128}
 
 
-def test_rehearsal(tmp_path, capsys):
-    rows = ["xla_split", "ragged_dot", "dense_both", "gather_scatter"]
-    assert kernels.main([f"--out={tmp_path}", "--dry_run", "--json", "--tile=16", "--rows", *rows]) == 0
-    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    result = json.loads((tmp_path / "kernels.json").read_text())
-    assert printed["timings"] == result["timings"] and result["dry_run"]
+def worker(tmp_path, *arguments: str) -> kernels.Results:
+    """What a worker in this process leaves."""
+    assert kernels.main([f"--out={tmp_path}", "--dry_run", "--worker", *arguments]) == 0
+    return kernels.Results.load(tmp_path)
 
-    timings = result["timings"]
-    assert {t["row"] for t in timings} == {"dense", *rows}
-    assert {t["direction"] for t in timings} == set(kernels.DIRECTIONS)
-    assert not [t for t in timings if "error" in t]
-    errors = [t["max_rel_error"] for t in timings if t["row"] != "dense"]
-    assert max(errors) < 1e-5, "every row computes the same function"
-    assert (tmp_path / "kernels.md").read_text().startswith("cpu") and list(tmp_path.glob("ratio_*.png"))
+
+# ======================================================================================================================
+# Running
+# ======================================================================================================================
+
+
+def test_rehearsal(tmp_path, capfd):
+    """The whole command: a process of its own does the work, tables and plots are made from what it left."""
+    assert kernels.main([f"--out={tmp_path}", "--dry_run", "--json", "--tile=16", "--rows", *QUICK]) == 0
+    printed = json.loads(capfd.readouterr().out.splitlines()[-1])
+    results = kernels.Results.load(tmp_path)
+    timings = results.of_kind("time")
+    assert printed["timings"] == len(timings) and printed["failed"] == 0 and results.content["dry_run"]
+
+    seen = {(t["about"]["row"], t["about"]["op"], t["about"]["direction"]) for t in timings}
+    assert seen == {(row, op, d) for row in QUICK for op in ("ffn", "qkv") for d in kernels_rows.DIRECTIONS}
+    assert not [t for t in timings if t["wrong"]] and max(t["max_rel_error"] for t in timings) < 1e-2
+    assert "Rehearsal" in (tmp_path / "kernels.md").read_text()
+    assert {p.name for p in tmp_path.glob("*.png")} == {"ratio_ffn_tiny.png", "ratio_qkv_tiny.png"}
     assert json.loads((tmp_path / "tuning_cpu.json").read_text())["order"]
 
 
-@pytest.mark.slow
-def test_rehearsal_with_tuning_and_a_kernel(tmp_path):
-    assert kernels.main([f"--out={tmp_path}", "--dry_run", "--tile=16", "--rows", "pallas_tpu"]) == 0
-    result = json.loads((tmp_path / "kernels.json").read_text())
-    assert {t["row"] for t in result["timings"]} == {
-        "dense",
-        "pallas_tpu",
-        "pallas_tpu permuted",
-        "pallas_tpu unsorted",
-    }
-    assert result["checks"]["pallas_tpu"]["correct"] and result["tuned"]["pallas_tpu"]
+def test_a_kernel_is_checked_tuned_and_timed_in_all_its_forms(tmp_path):
+    results = worker(tmp_path, "--rows", "pallas_tpu", "--ops", "qkv", "--tile=16")
+    (check,) = results.of_kind("check")
+    assert check["correct"] and check["errors"].keys() == {"float32", "bfloat16"}
+    (tuned,) = results.of_kind("tuned")
+    assert [t["about"]["parameters"] for t in results.of_kind("trial")] == [{}, {"vmem": 24 * 2**20}]
+    rows = {t["about"]["row"]: t for t in results.of_kind("time")}
+    assert rows.keys() == {"pallas_tpu", "pallas_tpu permuted", "pallas_tpu unsorted"}
+    assert rows["pallas_tpu"]["about"]["parameters"] == tuned["parameters"]
+    entry = kernels.tuning_json(results)["parameters"]["pallas_tpu"]["entries"][0]
+    assert entry["parameters"] == tuned["parameters"] and (entry["op"], entry["ff"]) == ("matmul", 256)
 
 
-def test_no_figures_without_an_accelerator(capsys):
+@pytest.mark.slow  # minutes: two interpreters that are slow
+def test_rehearsal_of_all_rows(tmp_path, capfd):
+    assert kernels.main([f"--out={tmp_path}", "--dry_run", "--json"]) == 0
+    printed = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert printed["failed"] == 0 and printed["unavailable"].keys() <= {"tokamax"}
+    rows = {t["about"]["row"] for t in kernels.Results.load(tmp_path).of_kind("time")}
+    forms = {f"{name}{form}" for name in kernels.KERNELS for form in ("", " permuted", " unsorted")}
+    assert rows - {"tokamax"} == forms | set(QUICK)
+
+
+def test_a_second_run_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch):
+    run = ["--tile=16", "--ops", "qkv", "--rows", "xla_split", "gather_scatter"]
+    measured = []
+
+    def measure(self, make, setting, direction):
+        measured.append(direction)
+        if len(measured) == 3:
+            raise KeyboardInterrupt  # as when the machine is taken away
+        return {"median_us": float(len(measured)), "max_rel_error": 0.0, "timer": "wall"}
+
+    monkeypatch.setattr(kernels.Bench, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        worker(tmp_path, *run)
+    left = kernels.Results.load(tmp_path)
+    assert [r["kind"] for r in left.content["records"]] == ["bound", "time"]
+    assert left.content["running"]["about"]["row"] == "gather_scatter"
+
+    results = worker(tmp_path, *run)
+    assert [r["median_us"] for r in results.content["records"][:3]] == [1.0, 2.0, 4.0]
+    assert results.content["records"][1]["ratio"] == 2.0
+    points = [json.dumps([r["kind"], r["about"]]) for r in results.content["records"]]
+    assert len(set(points)) == len(points) and "running" not in results.content
+
+
+def test_with_one_expert_trained_the_bound_has_its_tokens_share_of_the_gradients(tmp_path, monkeypatch):
+    times = {"both": 10.0, "visual": 6.0, "forward": 3.0}
+    found = {"max_rel_error": 0.0, "timer": "wall"}
+    monkeypatch.setattr(kernels.Bench, "measure", lambda s, m, setting, d: found | {"median_us": times[d]})
+    results = worker(tmp_path, "--ops", "ffn", "--rows", "xla_split")
+    bounds = {(t["about"]["direction"], t["about"]["visual_share"]): t["bound_us"] for t in results.of_kind("time")}
+    assert bounds == {("forward", 50): 3, ("both", 50): 10, ("visual", 50): 8, ("forward", 100): 3}
+
+
+def test_what_fails_is_recorded_and_costs_nothing_else(tmp_path, monkeypatch):
+    right = kernels.Bench.measure
+
+    def measure(self, make, setting, direction):
+        if "ragged" in make.__qualname__ and direction == "both":
+            raise RuntimeError("out of\nmemory")
+        return right(self, make, setting, direction)
+
+    monkeypatch.setattr(kernels.Bench, "measure", measure)
+    run = ["--tile=16", "--ops", "qkv", "--rows", "ragged_dot", "xla_split"]
+    results = worker(tmp_path, *run)
+    outcome = {(t["about"]["row"], t["about"]["direction"]): t.get("failed") for t in results.of_kind("time")}
+    assert outcome.pop(("ragged_dot", "both")) == "RuntimeError: out of memory"
+    assert len(outcome) == 5 and not any(outcome.values())
+    table = kernels_report.full(results.content)
+    assert "| ragged_dot | failed |" in table and "50 % visual: RuntimeError: out of memory" in table
+
+    monkeypatch.setattr(kernels.Bench, "measure", right)
+    assert [t for t in worker(tmp_path, *run).of_kind("time") if "failed" in t], "it is not tried again"
+    assert not [t for t in worker(tmp_path, *run, "--retry_failed").of_kind("time") if "failed" in t]
+
+
+def test_results_of_another_machine_are_not_mixed_in(tmp_path, capsys):
+    content = kernels.header(dry_run=True) | {"device": "NVIDIA H200", "records": []}
+    kernels.Results(tmp_path, content).save()
+    with pytest.raises(SystemExit):
+        worker(tmp_path)
+    assert "is of another run (device NVIDIA H200); give another --out" in capsys.readouterr().err
+
+
+def test_a_spent_budget_measures_nothing(tmp_path):
+    assert worker(tmp_path, "--rows", "xla_split", "--budget_s=-1").content["records"] == []
+
+
+# ======================================================================================================================
+# Workers that die
+# ======================================================================================================================
+
+# A worker that files points 0, 1, ... and does something else at point 1 the first time.
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+from experiments.benchmarks.kernels import Results
+results = Results.load(Path(sys.argv[1])) or Results(Path(sys.argv[1]), {"records": []})
+for number in range(3):
+    about = {"row": "triton", "rows": number}
+    if not results.find("time", about):
+        results.begin("time", about)
+        if number == 1: FAULT
+        results.end({"median_us": 1.0})
+"""
+
+
+def supervise(tmp_path, fault: str, **changes) -> list[dict]:
+    options = kernels.make_parser().parse_args([f"--out={tmp_path}"])
+    vars(options).update({"stall_s": 60.0, **changes})
+    command = [sys.executable, "-c", SCRIPT.replace("FAULT", fault), str(tmp_path)]
+    kernels.supervise(options, command, kernels.os.environ | host_devices())
+    return kernels.Results.load(tmp_path).content["records"]
+
+
+def test_a_worker_that_crashes_costs_one_point(tmp_path):
+    records = supervise(tmp_path, "os.abort()")
+    assert [r.get("failed") for r in records] == [None, "its process died with status -6", None]
+    assert records[1]["died"]
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path):
+    records = supervise(tmp_path, "time.sleep(600)", stall_s=8.0)
+    assert [r.get("failed") for r in records] == [None, "no progress for 8 s", None]
+
+
+def test_a_worker_that_cannot_start_is_not_started_for_ever(tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        supervise(tmp_path, "sys.exit(2)")
+    options = kernels.make_parser().parse_args([f"--out={tmp_path / 'none'}"])
+    with pytest.raises(SystemExit):
+        kernels.supervise(options, [sys.executable, "-c", "import sys; sys.exit(7)"], kernels.os.environ)
+    assert "ends with status 7 before its first point" in capfd.readouterr().err
+
+
+def test_what_died_is_not_tried_at_other_sizes(tmp_path):
+    died = {"kind": "time", "about": {"row": "triton", "direction": "both", **SETTING}, "failed": "hung", "died": True}
+    bad_check = {"kind": "check", "about": {"row": "mosaic_gpu"}, "failed": "no progress", "died": True}
+    results = kernels.Results(tmp_path, kernels.header(dry_run=True) | {"records": [died, bad_check]})
+    options = kernels.make_parser().parse_args([f"--out={tmp_path}", "--dry_run"])
+    runner = kernels.Worker(options, results)
+
+    def reason(row: str, direction: str) -> str | None:
+        return runner.died_before("time", {"row": row, "direction": direction, **SETTING, "rows": 8192})
+
+    assert reason("triton", "both") == "not tried, it died at N=4,096: hung"
+    assert reason("triton", "forward") is None and reason("triton permuted", "both") is None
+    assert reason("mosaic_gpu permuted", "forward") == "not tried, its check died: no progress"
+
+
+# ======================================================================================================================
+# Problems
+# ======================================================================================================================
+
+
+def test_no_figures_without_an_accelerator(tmp_path, capfd):
     with pytest.raises(SystemExit) as stopped:
-        kernels.main(["--out=unused"])
+        kernels.main([f"--out={tmp_path}"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: no accelerator here: times would mean nothing; rehearse with --dry_run\n"
-
-
-def test_a_spent_budget_measures_nothing_and_says_so(tmp_path):
-    kernels.main([f"--out={tmp_path}", "--dry_run", "--rows", "xla_split", "--budget_s=-1"])
-    result = json.loads((tmp_path / "kernels.json").read_text())
-    assert result["timings"] == [] and len(result["not_measured"]) == 3
+    assert "error: no accelerator here: times would mean nothing; rehearse with --dry_run" in capfd.readouterr().err
 
 
 def test_the_list_of_problems():
-    problems = list(kernels.settings(dry_run=False, tile=128))
-    assert len(set(problems)) == len(problems)
-    of_2b = [p for p in problems if p.shape == "2b"]
-    assert {(p.d, p.ff) for p in of_2b} == {(2048, 8192)} and {p.shape for p in problems} == {"2b", "7b"}
-    straight = {(p.rows, p.visual_share) for p in of_2b if p.interleaving == 0}
-    assert straight == {(n, share) for n in (1024, 2048, 4096, 8192, 16384, 32768) for share in (0, 50, 90, 100)}
-    assert {p.interleaving for p in of_2b if p.visual_share == 50} == {0, 10, 50, 90, 100}
+    points = list(kernels_rows.points(128, "bfloat16"))
+    assert points[0].setting == kernels_rows.Setting("ffn", "2b", 4096, 50, 0, "bfloat16", 128)
+    every = {p.setting for p in points if p.wanted("triton unsorted") and p.wanted("triton")}
+    for op, d, width in (("ffn", 2048, 8192), ("ffn", 4096, 14336), ("qkv", 2048, 4096), ("qkv", 4096, 6144)):
+        here = [s for s in every if (s.op, s.d, s.width) == (op, d, width)]
+        straight = {(s.rows, s.visual_share) for s in here if s.interleaving == 0}
+        assert straight == {(n, share) for n in (1024, 2048, 4096, 8192, 16384, 32768) for share in (0, 50, 90, 100)}
+        assert {s.interleaving for s in here if (s.rows, s.visual_share) == (4096, 50)} == {0, 10, 50, 90, 100}
 
 
 @pytest.mark.parametrize("interleaving", [0, 10, 50, 100])
 def test_masks_keep_the_share(interleaving: int):
-    mask = kernels.Setting("2b", 8, 8, 1000, 90, interleaving, 128).mask()
+    mask = kernels_rows.Setting("ffn", "2b", 1000, 90, interleaving, "bfloat16", 128).mask()
     assert mask.sum() == 900
     assert bool((mask[:900]).all()) == (interleaving == 0)
 
 
-def timing(row: str, microseconds: float, rows: int = 4096, interleaving: int = 0) -> dict:
-    where = {"shape": "2b", "rows": rows, "visual_share": 50, "interleaving": interleaving}
-    return {"row": row, "direction": "forward", "median_us": microseconds, "ratio": microseconds / 500, **where}
+# ======================================================================================================================
+# Reports
+# ======================================================================================================================
 
 
-RESULT = {
+def timing(row: str, microseconds: float | None, **where) -> dict:
+    about = {"row": row, "direction": "forward", **SETTING, **where}
+    if microseconds is None:
+        return {"kind": "time", "about": about, "failed": "OutOfMemory"}
+    found = {
+        "median_us": microseconds,
+        "bound_us": 500.0,
+        "ratio": microseconds / 500,
+        "wrong": False,
+        "timer": "cupti",
+    }
+    return {"kind": "time", "about": about, **found}
+
+
+RECORDS = [
+    timing("triton", 900),
+    timing("triton", 520, parameters={"stages": 4}),  # after tuning
+    timing("dense_both", 1040),
+    timing("triton", None, rows=8192),
+    *(timing(f"triton {form}", t, interleaving=m) for form, m, t in (("permuted", 0, 540), ("unsorted", 0, 530))),
+    *(timing(f"triton {form}", t, interleaving=m) for form, m, t in (("permuted", 10, 540), ("unsorted", 10, 560))),
+]
+CONTENT = {
     "device": "NVIDIA H200",
-    "dtype": "bfloat16",
     "date": "2026-01-01",
-    "timer": "cupti",
     "versions": {"jax": "0.11"},
     "dry_run": False,
     "unavailable": {"tokamax": "not installed"},
-    "timings": [timing("dense", 500), timing("triton", 625), {**timing("triton", 1, 8192), "error": "OutOfMemory"}],
+    "records": RECORDS,
 }
 
 
-def test_table():
-    lines = kernels_report.table(RESULT).splitlines()
-    assert lines[0] == "NVIDIA H200, bfloat16, 2026-01-01, timer cupti, jax 0.11"
-    assert "| | 2b N=4,096 50 % visual | 2b N=8,192 50 % visual |" in lines
-    assert "| dense | 500 µs |  |" in lines and "| triton | 1.25 | failed |" in lines
-    assert lines[-1] == "Not there: tokamax: not installed"
+def test_report():
+    lines = kernels_report.full(CONTENT).splitlines()
+    assert lines[0] == "NVIDIA H200, 2026-01-01, jax 0.11; timer: cupti"
+    assert "- not here: tokamax: not installed" in lines
+    assert "| | N = 4,096 | N = 8,192 |" in lines and "| dense | 500 µs |  |" in lines
+    assert "| triton | 1.04 | failed |" in lines and "| dense_both | 2.08 |  |" in lines
+    where = "(FFN 2b, forward, N=4,096, 50 % visual) of 1: **met**"
+    assert f"- triton: forward at N >= 4,096 at most 1.05 times the dense bound: 1.04 at worst {where}" in lines
+    assert f"- triton: at least 1.9 times as fast as dense_both: 2.00 at worst {where}" in lines
+    crossing = "unsorted rows faster up to about 3 % interleaving, then permuting them"
+    assert f"- triton, FFN 2b, forward, N=4,096: {crossing}" in lines
+    assert lines[-1] == "- triton forward, ffn 2b N=8,192 50 % visual: OutOfMemory"
+
+
+def test_an_aim_that_is_missed_is_said_to_be():
+    slow = [timing("triton", 560), timing("ragged_dot", 550)]
+    found = kernels_report.aims(kernels_report.times({"records": slow}))
+    assert [line.rsplit(": ")[-1] for line in found] == ["**not met**", "**not met**"]
+
+
+def test_wrong_results_have_no_ratio():
+    wrong = timing("triton", 100) | {"wrong": True}
+    assert "| triton | wrong |" in kernels_report.full(CONTENT | {"records": [wrong]})
+    assert kernels_report.aims(kernels_report.times({"records": [wrong]})) == []
+
+
+def test_plots(tmp_path):
+    assert [p.name for p in kernels_report.plot(CONTENT, tmp_path)] == ["ratio_ffn_2b.png"]
 
 
 def test_the_readme_shows_what_the_results_hold():
@@ -102,16 +298,17 @@ def test_the_readme_shows_what_the_results_hold():
 
 def test_rehearsals_never_reach_the_readme(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels_report, "RESULTS", tmp_path)
-    (tmp_path / "kernels_a.json").write_text(json.dumps(RESULT | {"dry_run": True}))
+    (tmp_path / "kernels_a.json").write_text(json.dumps(CONTENT | {"dry_run": True}))
     assert kernels_report.readme_section() == kernels_report.NOTHING
-    (tmp_path / "kernels_b.json").write_text(json.dumps(RESULT))
-    assert kernels_report.readme_section() == kernels_report.table(RESULT)
+    (tmp_path / "kernels_b.json").write_text(json.dumps(CONTENT))
+    assert kernels_report.readme_section() == kernels_report.summary(CONTENT, "kernels_b.json")
 
 
-def test_tuning_table_takes_entries_and_orders_by_time():
-    entry = {"op": "ffn", "dtype": "bfloat16", "d": 8, "ff": 8, "rows": 8, "parameters": {"vmem": 1}, "median_us": 2.0}
-    both = [{**timing("ragged", 9), "direction": "both"}, {**timing("dense_both", 5), "direction": "both"}]
-    table = kernels.tuning_json("cpu", {"pallas_tpu": [entry]}, both)
+def test_tuning_table_takes_entries_and_orders_by_time(tmp_path):
+    tuned = {"kind": "tuned", "about": {"row": "pallas_tpu", **SETTING}, "parameters": {"vmem": 1}, "median_us": 2.0}
+    times = [timing("ragged_dot", 9, direction="both"), timing("dense_both", 5, direction="both")]
+    content = {"device_key": "cpu", "date": "2026-01-01", "records": [tuned, *times]}
+    table = kernels.tuning_json(kernels.Results(tmp_path, content))
     assert table["order"] == ["dense_both", "ragged", "xla_tiled"]
-    assert table["parameters"]["pallas_tpu"]["entries"] == [entry]
-    assert "kernels.py" in table["source"]
+    (entry,) = table["parameters"]["pallas_tpu"]["entries"]
+    assert (entry["op"], entry["d"], entry["ff"], entry["parameters"]) == ("ffn", 2048, 8192, {"vmem": 1})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kernel_suite import Conformance, assert_within
 
-from pallas_kernels.base import Problem
+from pallas_kernels.base import Problem, Unavailable
 from pallas_kernels.conformance import Case, ffn_errors, matmul_errors, relative_error
 from pallas_kernels.mosaic_gpu import (
     Config,
@@ -26,7 +26,7 @@ pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 
 EXPERTS = np.array([1, -1, 0], np.int32)  # visual, empty, text
 ROUNDING = 2.0**-8  # of results stored in bfloat16
-TINY = Config(tile_n=128, stages=2, num_sms=1)
+TINY = Config(tile_n=128, stages=2)
 
 
 @pytest.mark.slow  # the interpreter compiles every kernel anew for every call
@@ -72,7 +72,7 @@ def poisoned(x: jax.Array) -> jax.Array:
     [
         pytest.param(TINY, id="one_block"),
         pytest.param(Config(tile_n=64, stages=3, group=2, num_sms=3), id="three_blocks"),
-        pytest.param(Config(tile_n=256, stages=2, rows_minor=False, num_sms=1), id="columns_minor"),
+        pytest.param(Config(tile_n=256, stages=2, rows_minor=False), id="columns_minor"),
     ],
 )
 def test_grouped_matmul(config: Config):
@@ -128,7 +128,7 @@ def test_swiglu_backward():
         poisoned(gate),
         poisoned(up),
         EXPERTS,
-        config=Config(tile_n=256, stages=2, num_sms=1),
+        config=Config(tile_n=256, stages=2),
         interpret=True,
     )
     dh = expected_matmul(dy, [w.T for w in downs])
@@ -174,6 +174,13 @@ def test_refusals(changes: dict, reason: str | None):
     problem = {"op": "ffn", "rows": 256, "tile": 128, "d": 128, "ff": 256, "dtype": "bfloat16", "device": "nvidia_h200"}
     refusal = MosaicGpu().unsupported(Problem(**problem | changes))
     assert refusal is None if reason is None else reason in refusal
+
+
+def test_too_few_devices_for_the_interpreter(monkeypatch):
+    """With one device it would wait for ever."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    with pytest.raises(Unavailable, match=r"needs 3 CPU devices, 1 are there .*device_count=8"):
+        MosaicGpu.here()
 
 
 def test_parameters_from_a_tuning_table():
