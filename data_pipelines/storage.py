@@ -7,7 +7,6 @@ import fcntl
 import functools
 import glob
 import hashlib
-import mmap
 import os
 import re
 import shutil
@@ -198,10 +197,6 @@ class Blob:
         """As ``stamp``, taken once."""
         return stamp(self.path)
 
-    def fileno(self) -> int:
-        """File descriptor of a local file."""
-        return self._fd
-
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``, fewer at the end of the file. Raises OSError."""
         if self._fd >= 0:
@@ -354,54 +349,42 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class ScanView:
+    """One pass over a file in (mostly) increasing order of offsets, as an indexer makes it; buffered, never mapped.
+
+    ``size`` is that of the file.
+    """
+
+    def __init__(self, path: str, file: Any, size: int):
+        self._path, self._file, self.size = path, file, size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``, fewer at the end of the file. Raises DataError."""
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
+        try:
+            self._file.seek(offset)
+            return self._file.read(length)
+        except Exception as error:  # file systems raise kinds of their own
+            raise DataError(f"{self._path}: cannot be read ({type(error).__name__}: {error})") from None
+
+
 @contextlib.contextmanager
 def scan_view(path: str) -> Iterator[ScanView]:
-    """A view of a whole file for one pass in increasing order of offsets, as an indexer makes it."""
+    """A view of a whole file. Raises DataError if it cannot be opened."""
     if is_remote(path):
         with _remote(path) as (fs, inner):
             file = fs.open(inner, "rb", block_size=1 << 24, cache_type="readahead")
         with file:
-            yield _RemoteView(path, file)
+            yield ScanView(path, file, int(file.size))
         return
-    handle = Blob(path)
-    if handle.size == 0:  # an empty file cannot be mapped
-        yield _MappedView(b"")
-        return
-    with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        yield _MappedView(mapped)
-
-
-class ScanView:
-    """``size`` and ``read(offset, length) -> bytes`` (short at the end of the file)."""
-
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes:
-        raise NotImplementedError
-
-
-class _MappedView(ScanView):
-    def __init__(self, data: bytes | mmap.mmap):
-        self._data = data
-        self.size = len(data)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self._data[offset : offset + length]
-
-
-class _RemoteView(ScanView):
-    def __init__(self, path: str, file: Any):
-        self._path, self._file = path, file
-        self.size = int(file.size)
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset >= self.size or length <= 0:
-            return b""
-        try:
-            self._file.seek(offset)
-            return self._file.read(min(length, self.size - offset))
-        except Exception as error:
-            raise DataError(f"{self._path}: cannot be read ({type(error).__name__}: {error})") from None
+    try:
+        file = open(local_path(path), "rb", buffering=1 << 18)  # noqa: SIM115  closed below
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror or error})") from None
+    with file:
+        yield ScanView(path, file, os.fstat(file.fileno()).st_size)
 
 
 def _marks(info: Mapping[str, Any]) -> str:
