@@ -35,17 +35,18 @@ _SLOW_WARNINGS = ("C7504", "C7508", "C7510", "C7511", "C7512", "C7513", "C7514")
 SHAPES = {"2b": (4096, 2048, 8192), "7b": (4096, 4096, 14336)}
 
 
-def h200() -> jax.Device:
-    """A described, absent H200; `Unavailable` without the CUDA plugin."""
+def h200(count: int = 1) -> list[jax.Device]:
+    """Described, absent H200s of one machine; `Unavailable` without the CUDA plugin."""
     from jax.experimental import topologies
 
     description = (resources.files("pallas_kernels") / "targets" / f"{TARGET}.txtpb").read_text()
+    options = {"topology": f"1x{count}x1", "target_config": description}
     try:
-        topology = topologies.get_topology_desc(TARGET, platform="cuda", topology="1x1x1", target_config=description)
+        topology = topologies.get_topology_desc(TARGET, platform="cuda", **options)
     except Exception as error:  # whatever jax raises when the plugin is absent or cannot start
         hint = "pip install 'jax[cuda13]'; without a GPU set JAX_PLATFORMS=cpu"
         raise Unavailable(f"CUDA compiler: {str(error).splitlines()[0]} ({hint})") from error
-    return topology.devices[0]
+    return topology.devices
 
 
 # ======================================================================================================================
@@ -66,8 +67,7 @@ def compile_for_h200(function: Callable[..., Any], *arguments: Any) -> tuple[jax
     Raises:
       Unavailable: the CUDA plugin is not installed.
     """
-    device = h200()
-    sharding = jax.sharding.SingleDeviceSharding(device)
+    sharding = jax.sharding.SingleDeviceSharding(h200()[0])
     arguments = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), arguments)
     with targeting("nvidia_h200"), _dumped() as folder:
         compiled = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
@@ -182,7 +182,10 @@ KERNEL_CALLS = {"both": 10, "visual": 7}
 
 
 def mosaic_checks() -> list[AotCheck]:
-    """The FFN's forward and backward with both and with one expert trained, at the shapes of the 2B and 7B models."""
+    """The FFN's forward and backward with both and with one expert trained, at the shapes of the 2B and 7B models.
+
+    On one GPU (with what the kernels need of it), and at the 2B shape on a mesh of eight (with as many kernel calls).
+    """
 
     def run(trained: str, shape: str) -> Mapping[str, Any]:
         from pallas_kernels.mosaic_gpu import MosaicGpu
@@ -190,15 +193,42 @@ def mosaic_checks() -> list[AotCheck]:
         compiled, kernels = ffn_gradient(MosaicGpu(), trained, shape)
         for name, facts in kernels.items():
             require_good(name, facts, bulk_copies=True)
-        if (calls := kernel_calls(compiled)) != KERNEL_CALLS[trained]:
-            raise RuntimeError(f"{calls} kernel calls with {trained} trained, expected {KERNEL_CALLS[trained]}")
-        return {"kernel_calls": calls, "kernels": kernels}
+        return {"kernel_calls": _expect_calls(compiled, trained), "kernels": kernels}
+
+    def run_on_mesh(trained: str) -> Mapping[str, Any]:
+        from pallas_kernels.mosaic_gpu import MosaicGpu
+
+        compiled = sharded_ffn_gradient(MosaicGpu(), trained)
+        return {
+            "kernel_calls": _expect_calls(compiled, trained),
+            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        }
 
     cases = [("both", "2b"), ("visual", "2b"), ("both", "7b")]
-    return [
+    on_one = [
         AotCheck(TARGET, f"ffn {shape}, {trained} trained", functools.partial(run, trained, shape))
         for trained, shape in cases
     ]
+    return on_one + [
+        AotCheck(TARGET, f"ffn 2b on a 4x2 mesh, {trained} trained", functools.partial(run_on_mesh, trained))
+        for trained in KERNEL_CALLS
+    ]
+
+
+def sharded_ffn_gradient(implementation: Any, trained: str) -> jax.stages.Compiled:
+    """`sharded_ffn` of the 2B shape, forward and backward, compiled for eight H200s: 4 shards of rows, 2 of columns."""
+    from pallas_kernels.aot_mesh import compile_sharded_ffn
+
+    rows, d, ff = SHAPES["2b"]
+    sizes = {"rows": 4 * rows, "d": d, "ff": ff, "tile": 128, "dtype": jnp.bfloat16}
+    return compile_sharded_ffn(h200(8), implementation, trained=trained, **sizes)
+
+
+def _expect_calls(compiled: jax.stages.Compiled, trained: str) -> int:
+    """Kernel calls of a compiled gradient; RuntimeError where there are more or fewer than there should be."""
+    if (calls := kernel_calls(compiled)) != KERNEL_CALLS[trained]:
+        raise RuntimeError(f"{calls} kernel calls with {trained} trained, expected {KERNEL_CALLS[trained]}")
+    return calls
 
 
 # ======================================================================================================================
@@ -304,9 +334,6 @@ def _triton_calls(shape: str) -> dict[str, int] | str:
     from pallas_kernels.triton import Triton
 
     try:
-        calls = {trained: kernel_calls(ffn_gradient(Triton(), trained, shape)[0]) for trained in KERNEL_CALLS}
+        return {t: _expect_calls(ffn_gradient(Triton(), t, shape)[0], t) for t in KERNEL_CALLS}
     except Unavailable as reason:
         return str(reason)
-    if calls != KERNEL_CALLS:
-        raise RuntimeError(f"kernel calls {calls}, expected {KERNEL_CALLS}")
-    return calls

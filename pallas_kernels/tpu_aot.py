@@ -18,8 +18,8 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 KERNELS = {"both": 10, "visual": 7}
 
 
-def chip(target: str) -> jax.Device:
-    """A described (absent) chip of `target`; `Unavailable` without libtpu."""
+def chips(target: str) -> list[jax.Device]:
+    """The described (absent) chips of `target`, four of them; `Unavailable` without libtpu."""
     from jax.experimental import topologies
 
     # libtpu asks a metadata server who it is unless told.
@@ -28,9 +28,14 @@ def chip(target: str) -> jax.Device:
     # A compiler needs no chip to itself: without this, a second process that compiles is refused.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        return topologies.get_topology_desc(TOPOLOGIES[target], platform="tpu").devices[0]
+        return topologies.get_topology_desc(TOPOLOGIES[target], platform="tpu").devices
     except Exception as error:  # whatever the plugin raises when it cannot start
         raise Unavailable(f"TPU compiler: {str(error).splitlines()[0]} (pip install libtpu)") from error
+
+
+def chip(target: str) -> jax.Device:
+    """One described chip of `target`."""
+    return chips(target)[0]
 
 
 def compile_ffn(
@@ -67,18 +72,24 @@ def kernel_calls(compiled: jax.stages.Compiled) -> int:
 
 
 def checks(implementation: Implementation, *, d: int = 256, ff: int = 512, tile: int = 128) -> list[AotCheck]:
-    """Forward and backward for every chip, with both experts trained and with one."""
+    """Forward and backward for every chip and for a mesh of four, with both experts trained and with one."""
 
-    def run(target: str, trained: str) -> Mapping[str, Any]:
-        sizes = {"rows": 4 * tile, "d": d, "ff": ff, "tile": tile, "dtype": jnp.bfloat16}
-        compiled = compile_ffn(implementation, chip(target), trained=trained, **sizes)
+    def run(target: str, on_mesh: bool, trained: str) -> Mapping[str, Any]:
+        from pallas_kernels.aot_mesh import compile_sharded_ffn
+
+        sizes = {"rows": 4 * tile, "d": d, "ff": ff, "tile": tile, "dtype": jnp.bfloat16, "trained": trained}
+        if on_mesh:
+            compiled = compile_sharded_ffn(chips(target), implementation, **sizes)
+        else:
+            compiled = compile_ffn(implementation, chip(target), **sizes)
         calls = kernel_calls(compiled)
         if calls != KERNELS[trained]:
             raise AssertionError(f"{calls} kernel calls, expected {KERNELS[trained]}")
         return {"kernel_calls": calls, "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
 
     return [
-        AotCheck(target, f"ffn gradient, {trained} trained", partial(run, target, trained))
+        AotCheck(target, f"ffn gradient{where}, {trained} trained", partial(run, target, bool(where), trained))
         for target in TOPOLOGIES
+        for where in ("", " on a 2x2 mesh")
         for trained in KERNELS
     ]

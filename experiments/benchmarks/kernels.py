@@ -1,9 +1,9 @@
 """Correctness, tuning and timing of the modality-grouped kernels, in one go.
 
-  python experiments/benchmarks/kernels.py --out=runs/kernels --dry_run        rehearsal on the CPU, minutes, no figures
-  python experiments/benchmarks/kernels.py --out=runs/kernels --budget_s=540   on a GPU or TPU; say it again to go on
-  python experiments/benchmarks/kernels.py --out=runs/kernels --report         tables and plots of what is there
-  python experiments/benchmarks/kernels.py --readme                            the README's table from committed results
+  python -m experiments.benchmarks.kernels --out=runs/kernels --dry_run        rehearsal on the CPU, minutes, no figures
+  python -m experiments.benchmarks.kernels --out=runs/kernels --budget_s=540   on a GPU or TPU; say it again to go on
+  python -m experiments.benchmarks.kernels --out=runs/kernels --report         tables and plots of what is there
+  python -m experiments.benchmarks.kernels --readme                            the README's table from committed results
 
 Operations: ffn (SwiGLU of each token's expert) and qkv (the projection of the visual attention experts), at the sizes
 of the 2B and the 7B model. Rows of the table; every time is also given as a ratio to the dense bound's:

@@ -52,4 +52,15 @@ def test_mosaic_kernels(check: aot_cuda.AotCheck):
         facts = check.run()
     except Unavailable as reason:
         pytest.skip(str(reason))
-    assert len(facts["kernels"]) == facts["kernel_calls"]
+    assert facts["kernel_calls"] == aot_cuda.KERNEL_CALLS["both" if "both" in check.name else "visual"]
+
+
+@pytest.mark.parametrize("trained", aot_cuda.KERNEL_CALLS)
+def test_triton_on_a_mesh(trained: str):
+    from pallas_kernels.triton import Triton
+
+    try:
+        compiled = aot_cuda.sharded_ffn_gradient(Triton(), trained)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    assert aot_cuda.kernel_calls(compiled) == aot_cuda.KERNEL_CALLS[trained]

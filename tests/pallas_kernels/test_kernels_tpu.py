@@ -66,8 +66,13 @@ def test_blocks_that_do_not_fit_are_refused():
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
 
+def compilation(check):
+    slow = "mesh" in check.name and check.target != "v5e"
+    return pytest.param(check, id=f"{check.target} {check.name}", marks=[pytest.mark.slow] * slow)
+
+
 @needs_libtpu
-@pytest.mark.parametrize("check", PallasTpu.aot_checks(), ids=lambda check: f"{check.target} {check.name}")
+@pytest.mark.parametrize("check", [compilation(c) for c in PallasTpu.aot_checks()])
 def test_compiles_for(check):
     """Machine code for v5e, v5p and v6e, with as many kernel calls as there are experts to train (asserted inside)."""
     assert check.run()["kernel_calls"] > 0
