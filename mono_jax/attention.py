@@ -8,13 +8,16 @@ the diagonal and therefore want sequence order; only for them q, k and v are gat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from mono_jax.config import ModelConfig
 from mono_jax.errors import ConfigError
+from mono_jax.sharding import BATCH, ROWS, per_device, platform, tensor_axis
 
 XLA_MAX_SEQUENCE = 2048  # "auto" on XLA: beyond this length the scores are made block by block
 
@@ -24,6 +27,10 @@ class Slots(NamedTuple):
 
     positions: jax.Array
     segments: jax.Array
+
+
+# (query, key, value, slots), all in sequence order -> output in sequence order.
+Fused = Callable[[jax.Array, jax.Array, jax.Array, Slots], jax.Array]
 
 
 class SequenceOrder(NamedTuple):
@@ -91,9 +98,9 @@ def _choose(config: ModelConfig, length: int, sequence: SequenceOrder | None) ->
             raise ConfigError(f"attention 'splash' needs rows of a multiple of 128 slots, got {length}: change V or T")
         return kind
     if kind == "auto" and sequence is not None:
-        if jax.default_backend() == "gpu":
+        if platform() == "gpu":
             return "cudnn"
-        if jax.default_backend() == "tpu" and length % 128 == 0:
+        if platform() == "tpu" and length % 128 == 0:
             return "splash"
     if kind == "xla":
         return "xla"
@@ -139,12 +146,19 @@ def _permute_bwd(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) ->
 _permute.defvjp(_permute_fwd, _permute_bwd)
 
 
-def _in_sequence_order(fused, query, key, value, slots: Slots, sequence: SequenceOrder) -> jax.Array:
-    """Runs ``fused(q, k, v, slots)`` on arrays in sequence order and puts the output back into slots."""
-    order, inverse = sequence
-    q, k, v = (_permute(a, order, inverse) for a in (query, key, value))
-    ordered = jax.tree.map(lambda a: jnp.take_along_axis(a, order, axis=1), slots)
-    return _permute(fused(q, k, v, ordered), inverse, order)
+def _in_sequence_order(
+    fused: Fused, query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots, sequence: SequenceOrder
+) -> jax.Array:
+    """Runs ``fused`` on arrays in sequence order and puts the output back into slots; rows and heads over the mesh."""
+
+    def run(query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots, sequence: SequenceOrder) -> jax.Array:
+        order, inverse = sequence
+        q, k, v = (_permute(a, order, inverse) for a in (query, key, value))
+        ordered = jax.tree.map(lambda a: jnp.take_along_axis(a, order, axis=1), slots)
+        return _permute(fused(q, k, v, ordered), inverse, order)
+
+    heads = P(ROWS, None, tensor_axis(key.shape[2]))
+    return per_device(run, (heads, heads, heads, BATCH, BATCH), heads)(query, key, value, slots, sequence)
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots) -> jax.Array:
@@ -159,7 +173,8 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots) ->
 
     length, heads, dim = query.shape[1:]
     mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
-    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
+    interpret = platform() == "cpu"  # slow, for tests
+    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
     heads_first = (jnp.swapaxes(a, 1, 2) for a in (query * dim**-0.5, key, value))
     segments = splash.SegmentIds(q=slots.segments, kv=slots.segments)
     return jnp.swapaxes(jax.vmap(kernel)(*heads_first, segments), 1, 2)

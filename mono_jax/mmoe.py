@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from mono_jax.config import ModelConfig
 from mono_jax.errors import ConfigError
 from mono_jax.layers import Linear, SwiGLU
+from mono_jax.sharding import BATCH, ROWS, per_device, tensor_axis
+from pallas_kernels import api
+from pallas_kernels.base import FfnWeights
 
 
 class Boundary(NamedTuple):
@@ -53,9 +57,7 @@ def by_modality(
 
 
 def _grouped(text: Any, visual: Any, x: jax.Array, boundary: Boundary, config: ModelConfig) -> jax.Array:
-    """The rows of all x in one grouped call; tiles do not straddle a boundary, so nothing is permuted."""
-    from pallas_kernels import api  # a training run with a static split needs no kernels
-
+    """The rows of all x in one grouped call a device; tiles do not straddle a boundary, so nothing is permuted."""
     rows, slots, width = x.shape
     tile = config.mmoe_tile
     if slots % tile or (boundary.elastic is None and boundary.static % tile):
@@ -64,20 +66,32 @@ def _grouped(text: Any, visual: Any, x: jax.Array, boundary: Boundary, config: M
             f"model.mmoe_tile {tile}: change data.visual and data.text, or model.mmoe_tile"
         )
     # The first slot of a tile decides for all of it; TEXT and VISUAL are 0 and 1.
-    experts = jnp.broadcast_to(boundary.is_visual(slots)[:, ::tile, 0], (rows, slots // tile))
+    experts = jnp.broadcast_to(boundary.is_visual(slots)[:, ::tile, 0], (rows, slots // tile)).astype(jnp.int32)
     options = {"tile": tile, "implementation": None if config.mmoe_kernel == "auto" else config.mmoe_kernel}
-    flat, experts = x.reshape(-1, width), experts.reshape(-1).astype(jnp.int32)
+
+    def ffn(x: jax.Array, experts: jax.Array, *weights: Any) -> jax.Array:
+        y = api.modality_ffn(x.reshape(-1, width), experts.reshape(-1), *weights, **options)
+        return y.reshape(1, *x.shape[:2], -1)
+
+    def matmul(x: jax.Array, experts: jax.Array, *kernels: jax.Array) -> jax.Array:
+        y = api.modality_matmul(x.reshape(-1, width), experts.reshape(-1), *kernels, **options)
+        return y.reshape(*x.shape[:2], -1)
+
     if isinstance(text, SwiGLU):
-        y = api.modality_ffn(flat, experts, _ffn_weights(text), _ffn_weights(visual), **options)
+        weights = _ffn_weights(text), _ffn_weights(visual)
+        split = tensor_axis(config.intermediate_size)
+        specs = FfnWeights(P(None, split), P(None, split), P(split, None))
+        # Each device has a part of the sum over the FFN's columns; added outside, its transpose is a broadcast.
+        y = per_device(ffn, (BATCH, BATCH, specs, specs), P(split, ROWS))(x, experts, *weights).sum(axis=0)
     else:
-        y = api.modality_matmul(flat, experts, text.kernel[...], visual.kernel[...], **options)
-    y = y.reshape(rows, slots, -1)
+        kernels = text.kernel[...], visual.kernel[...]
+        split = tensor_axis(kernels[0].shape[1])
+        specs = P(None, split)
+        y = per_device(matmul, (BATCH, BATCH, specs, specs), P(ROWS, None, split))(x, experts, *kernels)
     if hasattr(text, "bias"):
         y += jnp.where(boundary.is_visual(slots), visual.bias[...], text.bias[...]).astype(y.dtype)
     return y
 
 
-def _ffn_weights(expert: SwiGLU) -> Any:
-    from pallas_kernels.base import FfnWeights
-
+def _ffn_weights(expert: SwiGLU) -> FfnWeights:
     return FfnWeights(*(part.kernel[...] for part in (expert.gate, expert.up, expert.down)))

@@ -5,9 +5,11 @@ Axes: ``data`` (batch), ``fsdp`` (batch and parameters), ``tensor`` (heads and F
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,10 +19,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mono_jax import tree
 from mono_jax.config import ModelConfig
 from mono_jax.errors import ConfigError
+from pallas_kernels import registry
 
 P = PartitionSpec
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
+BATCH = P(ROWS)
+_traced_for: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("traced_for", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,3 +113,37 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """This process's rows of the global batch, as global arrays sharded over data and fsdp."""
     sharding = NamedSharding(mesh, BATCH)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+@contextlib.contextmanager
+def tracing_for(mesh: Mesh) -> Iterator[None]:
+    """What is traced inside runs on ``mesh``, whose devices may be absent: see `per_device` and `platform`."""
+    token = _traced_for.set(mesh)
+    try:
+        with registry.targeting(mesh.devices.flat[0]):
+            yield
+    finally:
+        _traced_for.reset(token)
+
+
+def platform() -> str:
+    """What is traced runs on "cpu", "gpu" or "tpu"."""
+    mesh = _traced_for.get()
+    return jax.default_backend() if mesh is None else {"cuda": "gpu"}.get(name := mesh.devices.flat[0].platform, name)
+
+
+def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """``function`` run by each device on its own part (``jax.shard_map``), or as it is where there is no mesh.
+
+    Kernels need this: the partitioner splits XLA's own operations alone.
+    """
+    mesh = _traced_for.get()
+    if mesh is None or mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def tensor_axis(size: int) -> str | None:
+    """ "tensor" if that axis of the mesh divides ``size`` (heads, columns), else None: not split."""
+    mesh = _traced_for.get()
+    return "tensor" if mesh is not None and size % mesh.shape["tensor"] == 0 else None

@@ -18,7 +18,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.loss import weighted_cross_entropy
 from mono_jax.model import Model
 from mono_jax.optim import Optimizer
-from mono_jax.sharding import BATCH, like_params, param_shardings
+from mono_jax.sharding import BATCH, like_params, param_shardings, tracing_for
 from mono_jax.stages import Stage, split
 
 State = dict[str, Any]
@@ -141,8 +141,13 @@ def jit_train_step(step: Step, model: Model, state: State, frozen: tree.Tree, me
     """``step`` compiled for ``mesh``, its state donated. ``state`` and ``frozen``: arrays or their shapes."""
     shardings, frozen_shardings = state_shardings(model, state, frozen, mesh)
     batch = NamedSharding(mesh, BATCH)
+
+    def on_mesh(*args: Any) -> tuple[State, Metrics]:
+        with tracing_for(mesh):
+            return step(*args)
+
     return jax.jit(
-        step,
+        on_mesh,
         donate_argnums=0,
         in_shardings=(shardings, frozen_shardings, batch),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),

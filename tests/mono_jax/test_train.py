@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,19 +114,24 @@ def test_accumulation_must_divide_the_batch():
         run(preset("tiny_mono"), "S2", accumulate=3)
 
 
+GROUPED = {"mmoe": "grouped", "mmoe_kernel": "ragged", "mmoe_tile": 8}
+
+
 @pytest.mark.parametrize(
-    ("name", "stage", "axes"),
+    ("name", "stage", "axes", "changes"),
     [
-        ("tiny_mono", "S1.1", (8, 1, 1)),
-        ("tiny_mono", "S1.3", (1, 4, 2)),
-        ("tiny_mono_1_5", "S2", (2, 2, 2)),
-        ("tiny_modular", "S2", (2, 4, 1)),
+        ("tiny_mono", "S1.1", (8, 1, 1), {}),
+        ("tiny_mono", "S1.3", (1, 4, 2), {}),
+        ("tiny_mono_1_5", "S2", (2, 2, 2), {}),
+        ("tiny_mono_1_5", "S2", (2, 2, 2), GROUPED),
+        ("tiny_mono", "S1.1", (4, 2, 1), GROUPED),
+        ("tiny_modular", "S2", (2, 4, 1), {}),
     ],
 )
-def test_a_mesh_changes_nothing(name: str, stage: str, axes: tuple[int, int, int]):
+def test_a_mesh_changes_nothing(name: str, stage: str, axes: tuple[int, int, int], changes: dict[str, Any]):
     config = preset(name)
     alone, _, values = run(config, stage)
-    model, step, state, frozen = prepare(config, stage)
+    model, step, state, frozen = prepare(config.replace(**changes), stage)
     mesh = sharding.make_mesh(sharding.MeshConfig(*axes), jax.devices()[:8])
     placed = jax.device_put((state, frozen), train.state_shardings(model, state, frozen, mesh))
     step = train.jit_train_step(step, model, state, frozen, mesh)
