@@ -78,7 +78,7 @@ def _fit(config: Config, columns: int) -> Config:
     return config
 
 
-def _num_sms(config: Config, interpret: bool) -> int:
+def _num_sms(config: Config, interpret: Any) -> int:
     if config.num_sms is not None:
         return config.num_sms
     if interpret:
@@ -223,7 +223,7 @@ def _flip(block: Any, scratch: Any, consumer: jax.Array) -> Any:
     return scratch.at[consumer]
 
 
-def _kernel(name: str, body: Callable, out_type: Any, config: Config, interpret: bool) -> Callable:
+def _kernel(name: str, body: Callable, out_type: Any, config: Config, interpret: Any) -> Callable:
     body.__name__ = body.__qualname__ = name  # what profilers and compiler logs call the kernel
     return plgpu.kernel(
         body,
@@ -233,7 +233,7 @@ def _kernel(name: str, body: Callable, out_type: Any, config: Config, interpret:
         num_threads=_CONSUMERS + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-        interpret=_interpret_params() if interpret else None,
+        interpret=_interpret_params() if interpret is True else interpret or None,
     )
 
 
@@ -257,7 +257,7 @@ def _grouped(
     transpose: bool,
     tile: int,
     config: Config,
-    interpret: bool,
+    interpret: Any,
     scratch: Mapping[str, Any],
     finish: Callable[..., None],
     start: Callable[..., None] | None = None,
@@ -273,7 +273,7 @@ def _grouped(
       transpose: weights are [n, k] and multiplied transposed.
       tile: rows per entry of `tile_expert`, a multiple of 128.
       config: tiling.
-      interpret: run in the interpreter.
+      interpret: run in the interpreter (True, or its parameters), on the CPU.
       scratch: shared memory and barriers for the callbacks.
       finish: (refs, tile, consumer, values), see `_persistent`; refs has the scratch by name, "outputs" and "extra".
       start: (refs, tile, consumer), called before the first product of a tile.
@@ -359,7 +359,7 @@ def grouped_matmul(
     tile: int = TILE_ROWS,
     out_dtype: jnp.dtype | None = None,
     config: Config = Config(),
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> jax.Array:
     """`y[tile] = sum_i xs[i][tile] @ weights[i][expert of the tile]`: one x for a matmul, two for dX of gate and up.
 
@@ -371,7 +371,7 @@ def grouped_matmul(
       tile: rows per entry of `tile_expert`, a multiple of 128.
       out_dtype: dtype of the result, that of x by default.
       config: tiling.
-      interpret: run in the interpreter, on any device.
+      interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
       [M, n].
@@ -406,7 +406,7 @@ def grouped_swiglu(
     save: bool,
     tile: int = TILE_ROWS,
     config: Config = Config(tile_n=128),
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """(h, gate, up) of the SwiGLU of each row's expert, h = silu(gate) * up from the float32 sums, in one kernel.
 
@@ -418,7 +418,7 @@ def grouped_swiglu(
       save: write gate and up too; otherwise they are None.
       tile: rows per entry of `tile_expert`, a multiple of 128.
       config: tiling; `tile_n` counts columns of gate, and as many of up.
-      interpret: run in the interpreter, on any device.
+      interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
       [M, ff] each, in the dtype of x.
@@ -462,7 +462,7 @@ def grouped_swiglu_backward(
     *,
     tile: int = TILE_ROWS,
     config: Config = Config(stages=3),
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(h, dgate, dup) in one kernel: dh = dy @ down.T stays in registers, gate and up are read by its epilogue.
 
@@ -474,7 +474,7 @@ def grouped_swiglu_backward(
       tile_expert: int32 [M / tile].
       tile: rows per entry of `tile_expert`, a multiple of 128.
       config: tiling.
-      interpret: run in the interpreter, on any device.
+      interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
       [M, ff] each, in the dtype of gate. h is computed again rather than kept from the forward pass.
@@ -552,7 +552,7 @@ def weight_gradient(
     tile: int = TILE_ROWS,
     out_dtype: jnp.dtype = jnp.float32,
     config: Config = Config(),
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> jax.Array:
     """`sum_t x[t].T @ dy[t]` over the tiles t of one expert; the other expert's tiles are never loaded.
 
@@ -564,7 +564,7 @@ def weight_gradient(
       tile: rows per entry of `tile_expert`, a multiple of 128.
       out_dtype: dtype of the result; sums are float32.
       config: tiling; `tile_k` counts rows.
-      interpret: run in the interpreter, on any device.
+      interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
       [k, n]; zeros if the expert has no tile.
@@ -639,7 +639,7 @@ class MosaicGpu(Implementation):
       gate_up: tiling of `swiglu`; its `tile_n` counts columns of gate, and as many of up.
       backward: tiling of `swiglu_backward`, whose epilogue needs the shared memory of a fourth stage.
       gradient: tiling of `weight_gradient`; `tile_k` counts rows.
-      interpret: run in the interpreter, on any device.
+      interpret: run in the interpreter, on the CPU; True, or its parameters (race detection).
     """
 
     name: ClassVar[str] = "mosaic_gpu"
@@ -649,7 +649,7 @@ class MosaicGpu(Implementation):
     gate_up: Config = Config(tile_n=128)
     backward: Config = Config(stages=3)
     gradient: Config = Config()
-    interpret: bool = False
+    interpret: Any = False
 
     def __post_init__(self) -> None:
         for field in ("product", "gate_up", "backward", "gradient"):

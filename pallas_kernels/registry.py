@@ -85,13 +85,13 @@ def resolve(implementation: str | Implementation | None, problem: Problem) -> Im
     return implementation
 
 
-def choose(problem: Problem) -> Implementation:
-    """The first implementation in the tuning table's order of preference that can serve `problem`."""
-    return _choose(problem)
-
-
 @functools.cache
-def _choose(problem: Problem) -> Implementation:
+def choose(problem: Problem) -> Implementation:
+    """The first implementation in the tuning table's order of preference that can serve `problem`.
+
+    Raises:
+      Unavailable: none can; the message says why each of them refused.
+    """
     refusals = []
     for name in tuning_table(problem.device)["order"]:
         try:

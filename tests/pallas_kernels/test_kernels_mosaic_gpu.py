@@ -1,6 +1,7 @@
-"""Mosaic GPU kernels in the interpreter: values, poisoned outputs (memory starts as NaN), persistence, refusals.
+"""Mosaic GPU kernels in the interpreter: values, poisoned outputs (memory starts as NaN), races, persistence, refusals.
 
-The interpreter treats commit_smem, wgmma_wait and wait_smem_to_gmem as no-ops, so what it cannot see is a missing wait.
+The interpreter's clocks follow barriers. It treats commit_smem, wgmma_wait and wait_smem_to_gmem as no-ops, so what it
+cannot see is that one of these is missing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from kernel_suite import Conformance, assert_within
 
 from pallas_kernels.base import Problem, Unavailable
@@ -22,7 +24,7 @@ from pallas_kernels.mosaic_gpu import (
     weight_gradient,
 )
 
-pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
+params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 
 EXPERTS = np.array([1, -1, 0], np.int32)  # visual, empty, text
 ROUNDING = 2.0**-8  # of results stored in bfloat16
@@ -44,6 +46,47 @@ def test_ffn():
 def test_matmul():
     case = Case.fitting(MosaicGpu, "unaligned_runs", "bfloat16", rows=200)
     assert_within(matmul_errors(MosaicGpu.here(), case), "bfloat16")
+
+
+@pytest.fixture
+def interpreter():
+    """With race detection; a race in the test's last kernel fails the test."""
+    yield params.InterpretGPUParams(detect_races=True)
+    assert not races_found()
+
+
+def races_found() -> bool:
+    from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
+
+    return get_races().races_found
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_interpreter_finds_a_race(early: bool):
+    """Without this the fixture above might not be able to fail: a store to where a copy is under way."""
+
+    def kernel(x, out, block, landed):
+        plgpu.copy_gmem_to_smem(x, block, landed)
+        if not early:
+            plgpu.barrier_wait(landed)
+        block[...] = jnp.zeros_like(block)
+        if early:
+            plgpu.barrier_wait(landed)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(block, out)
+        plgpu.wait_smem_to_gmem(0)
+
+    x = jnp.ones((8, 128))
+    run = plgpu.kernel(
+        kernel,
+        out_type=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        scratch_types=[plgpu.SMEM(x.shape, x.dtype), plgpu.Barrier()],
+        grid=(1,),
+        grid_names=("sm",),
+        interpret=params.InterpretGPUParams(detect_races=True),
+    )
+    jax.block_until_ready(run(x))
+    assert races_found() == early
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -75,15 +118,15 @@ def poisoned(x: jax.Array) -> jax.Array:
         pytest.param(Config(tile_n=256, stages=2, rows_minor=False), id="columns_minor"),
     ],
 )
-def test_grouped_matmul(config: Config):
+def test_grouped_matmul(config: Config, interpreter):
     """Depth 192 takes three steps, so the ring wraps around; tiles of several blocks and orders cover the output."""
     x, weights = normal(0, 384, 192), pair(1, 192, 256)
-    y = grouped_matmul([poisoned(x)], [weights], EXPERTS, config=config, interpret=True)
+    y = grouped_matmul([poisoned(x)], [weights], EXPERTS, config=config, interpret=interpreter)
     assert y.dtype == jnp.bfloat16
     assert relative_error(y, expected_matmul(x, weights)) < ROUNDING
 
 
-def test_two_terms_transposed_in_float32():
+def test_two_terms_transposed_in_float32(interpreter):
     """dX of gate and up: one accumulation over both products."""
     xs, weights = pair(0, 384, 128), [pair(2, 128, 128), pair(4, 128, 128)]
     y = grouped_matmul(
@@ -93,22 +136,22 @@ def test_two_terms_transposed_in_float32():
         transpose=True,
         out_dtype=jnp.float32,
         config=TINY,
-        interpret=True,
+        interpret=interpreter,
     )
     expected = sum(expected_matmul(x, [w.T for w in ws]) for x, ws in zip(xs, weights))
     assert relative_error(y, expected) < 1e-6
 
 
-def test_tiles_larger_than_128_rows():
+def test_tiles_larger_than_128_rows(interpreter):
     x, weights = normal(0, 512, 64), pair(1, 64, 128)
-    y = grouped_matmul([x], [weights], np.array([0, 1], np.int32), tile=256, config=TINY, interpret=True)
+    y = grouped_matmul([x], [weights], np.array([0, 1], np.int32), tile=256, config=TINY, interpret=interpreter)
     assert relative_error(y, expected_matmul(x, weights, [0, 1], tile=256)) < ROUNDING
 
 
 @pytest.mark.parametrize("save", [False, True])
-def test_swiglu(save: bool):
+def test_swiglu(save: bool, interpreter):
     x, gates, ups = normal(0, 384, 128), pair(1, 128, 128), pair(3, 128, 128)
-    h, gate, up = grouped_swiglu(poisoned(x), gates, ups, EXPERTS, save=save, config=TINY, interpret=True)
+    h, gate, up = grouped_swiglu(poisoned(x), gates, ups, EXPERTS, save=save, config=TINY, interpret=interpreter)
     expected_gate, expected_up = expected_matmul(x, gates), expected_matmul(x, ups)
     expected = expected_gate / (1 + np.exp(-expected_gate)) * expected_up
     assert relative_error(h, expected) < ROUNDING
@@ -119,7 +162,7 @@ def test_swiglu(save: bool):
         assert gate is None and up is None
 
 
-def test_swiglu_backward():
+def test_swiglu_backward(interpreter):
     """Four chunks a tile: the two slots are filled, written from and filled again."""
     dy, downs, gate, up = normal(0, 384, 64), pair(1, 256, 64), normal(3, 384, 256), normal(4, 384, 256)
     outputs = grouped_swiglu_backward(
@@ -129,7 +172,7 @@ def test_swiglu_backward():
         poisoned(up),
         EXPERTS,
         config=Config(tile_n=256, stages=2),
-        interpret=True,
+        interpret=interpreter,
     )
     dh = expected_matmul(dy, [w.T for w in downs])
     live = np.repeat(EXPERTS >= 0, 128)[:, None]
@@ -141,21 +184,26 @@ def test_swiglu_backward():
 
 
 @pytest.mark.parametrize("expert", [0, 1])
-def test_weight_gradient(expert: int):
+def test_weight_gradient(expert: int, interpreter):
     x, dy = normal(0, 512, 128), normal(1, 512, 128)
     tile_expert = np.array([1, 0, -1, 1], np.int32)
     ours = np.repeat(tile_expert == expert, 128)
     others = ~ours[:, None]
     dw = weight_gradient(
-        jnp.where(others, jnp.nan, x), jnp.where(others, jnp.nan, dy), tile_expert, expert, config=TINY, interpret=True
+        jnp.where(others, jnp.nan, x),
+        jnp.where(others, jnp.nan, dy),
+        tile_expert,
+        expert,
+        config=TINY,
+        interpret=interpreter,
     )
     assert dw.dtype == jnp.float32
     assert relative_error(dw, np.float64(x)[ours].T @ np.float64(dy)[ours]) < 1e-6
 
 
-def test_weight_gradient_of_an_idle_expert_is_zero():
+def test_weight_gradient_of_an_idle_expert_is_zero(interpreter):
     x = normal(0, 128, 128)
-    dw = weight_gradient(x, x, np.zeros(1, np.int32), 1, out_dtype=jnp.bfloat16, config=TINY, interpret=True)
+    dw = weight_gradient(x, x, np.zeros(1, np.int32), 1, out_dtype=jnp.bfloat16, config=TINY, interpret=interpreter)
     assert dw.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.float32(dw), 0)
 
