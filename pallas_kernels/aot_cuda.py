@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -24,8 +24,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.base import AotCheck, FfnWeights, Unavailable
-from pallas_kernels.registry import targeting
+from pallas_kernels.aot import KERNEL_CALLS, compile_ffn, expect_calls
+from pallas_kernels.base import AotCheck, Unavailable
 
 TARGET = "h200"
 MAX_SHARED_BYTES = 232_448  # per block, cudaDevAttrMaxSharedMemoryPerBlockOptin of compute capability 9.0
@@ -35,7 +35,7 @@ _SLOW_WARNINGS = ("C7504", "C7508", "C7510", "C7511", "C7512", "C7513", "C7514")
 SHAPES = {"2b": (4096, 2048, 8192), "7b": (4096, 4096, 14336)}
 
 
-def h200(count: int = 1) -> list[jax.Device]:
+def h200s(count: int) -> list[jax.Device]:
     """Described, absent H200s of one machine; `Unavailable` without the CUDA plugin."""
     from jax.experimental import topologies
 
@@ -54,24 +54,21 @@ def h200(count: int = 1) -> list[jax.Device]:
 # ======================================================================================================================
 
 
-def compile_for_h200(function: Callable[..., Any], *arguments: Any) -> tuple[jax.stages.Compiled, dict[str, dict]]:
-    """`function` compiled for one H200, and the facts of its Mosaic GPU kernels.
+def compile_for_h200(implementation: Any, trained: str, shape: str, *, gpus: int = 1) -> jax.stages.Compiled:
+    """The FFN's forward and backward in bfloat16, tiles of 128 rows, on one H200 or a mesh of several.
 
     Args:
-      function: of arrays.
-      *arguments: pytrees of `jax.ShapeDtypeStruct`.
-
-    Returns:
-      (compiled program, {kernel name and number: facts}); kernels compiled before in this process are not listed.
+      implementation: as for `modality_ffn`.
+      trained: "both" or "visual".
+      shape: key of SHAPES; each shard of rows has as many as are given there.
+      gpus: 1, or an even number for `sharded_ffn` with two shards of columns.
 
     Raises:
       Unavailable: the CUDA plugin is not installed.
     """
-    sharding = jax.sharding.SingleDeviceSharding(h200()[0])
-    arguments = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), arguments)
-    with targeting("nvidia_h200"), _dumped() as folder:
-        compiled = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
-        return compiled, {log.stem: _mosaic_facts(log) for log in sorted(folder.glob("*.ptxas"))}
+    rows, d, ff = SHAPES[shape]
+    sizes = {"rows": rows * max(gpus // 2, 1), "d": d, "ff": ff, "tile": 128, "dtype": jnp.bfloat16}
+    return compile_ffn(h200s(gpus), implementation, trained=trained, **sizes)
 
 
 @contextmanager
@@ -150,85 +147,33 @@ def require_good(kernel: str, facts: Mapping[str, Any], *, bulk_copies: bool) ->
     return facts
 
 
-def ffn_gradient(implementation: Any, trained: str, shape: str = "2b") -> tuple[jax.stages.Compiled, dict[str, dict]]:
-    """Forward and backward of `modality_ffn` compiled for an H200; `trained` is "both" or "visual"."""
-    from pallas_kernels.api import modality_ffn
-
-    rows, d, ff = SHAPES[shape]
-    array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-    weights = FfnWeights(array((d, ff)), array((d, ff)), array((ff, d)))
-    tile_expert = jax.ShapeDtypeStruct((rows // 128,), jnp.int32)
-
-    def gradient(x, tile_expert, text, visual, dy):
-        def forward(x, text, visual):
-            return modality_ffn(x, tile_expert, text, visual, implementation=implementation)
-
-        if trained == "both":
-            y, backward = jax.vjp(forward, x, text, visual)
-        else:
-            y, backward = jax.vjp(lambda x, visual: forward(x, text, visual), x, visual)
-        return y, backward(dy)
-
-    return compile_for_h200(gradient, array((rows, d)), tile_expert, weights, weights, array((rows, d)))
-
-
-def kernel_calls(compiled: jax.stages.Compiled) -> int:
-    """Mosaic GPU and Triton kernels that a compiled program launches."""
-    return len(re.findall(r'custom_call_target="(?:mosaic_gpu|triton_kernel)', compiled.as_text()))
-
-
-# Forward: swiglu, down. Backward: swiglu_backward, dx, and three weight gradients for each expert that is trained.
-KERNEL_CALLS = {"both": 10, "visual": 7}
-
-
 def mosaic_checks() -> list[AotCheck]:
     """The FFN's forward and backward with both and with one expert trained, at the shapes of the 2B and 7B models.
 
     On one GPU (with what the kernels need of it), and at the 2B shape on a mesh of eight (with as many kernel calls).
     """
 
-    def run(trained: str, shape: str) -> Mapping[str, Any]:
-        from pallas_kernels.mosaic_gpu import MosaicGpu
+    from pallas_kernels.mosaic_gpu import MosaicGpu
 
-        compiled, kernels = ffn_gradient(MosaicGpu(), trained, shape)
+    def run(trained: str, shape: str) -> Mapping[str, Any]:
+        with _dumped() as folder:
+            compiled = compile_for_h200(MosaicGpu(), trained, shape)
+            # Kernels compiled before in this process are not among them.
+            kernels = {log.stem: _mosaic_facts(log) for log in sorted(folder.glob("*.ptxas"))}
         for name, facts in kernels.items():
             require_good(name, facts, bulk_copies=True)
-        return {"kernel_calls": _expect_calls(compiled, trained), "kernels": kernels}
+        return {"kernel_calls": expect_calls(compiled, trained), "kernels": kernels}
 
     def run_on_mesh(trained: str) -> Mapping[str, Any]:
-        from pallas_kernels.mosaic_gpu import MosaicGpu
-
-        compiled = sharded_ffn_gradient(MosaicGpu(), trained)
-        return {
-            "kernel_calls": _expect_calls(compiled, trained),
-            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        }
+        compiled = compile_for_h200(MosaicGpu(), trained, "2b", gpus=8)
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        return {"kernel_calls": expect_calls(compiled, trained), "temporary_bytes": temporary}
 
     cases = [("both", "2b"), ("visual", "2b"), ("both", "7b")]
-    on_one = [
-        AotCheck(TARGET, f"ffn {shape}, {trained} trained", functools.partial(run, trained, shape))
-        for trained, shape in cases
-    ]
+    on_one = [AotCheck(TARGET, f"ffn {shape}, {t} trained", functools.partial(run, t, shape)) for t, shape in cases]
     return on_one + [
-        AotCheck(TARGET, f"ffn 2b on a 4x2 mesh, {trained} trained", functools.partial(run_on_mesh, trained))
-        for trained in KERNEL_CALLS
+        AotCheck(TARGET, f"ffn 2b on a 4x2 mesh, {t} trained", functools.partial(run_on_mesh, t)) for t in KERNEL_CALLS
     ]
-
-
-def sharded_ffn_gradient(implementation: Any, trained: str) -> jax.stages.Compiled:
-    """`sharded_ffn` of the 2B shape, forward and backward, compiled for eight H200s: 4 shards of rows, 2 of columns."""
-    from pallas_kernels.aot_mesh import compile_sharded_ffn
-
-    rows, d, ff = SHAPES["2b"]
-    sizes = {"rows": 4 * rows, "d": d, "ff": ff, "tile": 128, "dtype": jnp.bfloat16}
-    return compile_sharded_ffn(h200(8), implementation, trained=trained, **sizes)
-
-
-def _expect_calls(compiled: jax.stages.Compiled, trained: str) -> int:
-    """Kernel calls of a compiled gradient; RuntimeError where there are more or fewer than there should be."""
-    if (calls := kernel_calls(compiled)) != KERNEL_CALLS[trained]:
-        raise RuntimeError(f"{calls} kernel calls with {trained} trained, expected {KERNEL_CALLS[trained]}")
-    return calls
 
 
 # ======================================================================================================================
@@ -334,6 +279,6 @@ def _triton_calls(shape: str) -> dict[str, int] | str:
     from pallas_kernels.triton import Triton
 
     try:
-        return {t: _expect_calls(ffn_gradient(Triton(), t, shape)[0], t) for t in KERNEL_CALLS}
+        return {t: expect_calls(compile_for_h200(Triton(), t, shape), t) for t in KERNEL_CALLS}
     except Unavailable as reason:
         return str(reason)

@@ -30,7 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.base import AotCheck, Implementation, Pair, Problem, Unavailable
-from pallas_kernels.registry import device_key
+from pallas_kernels.registry import device_key, is_hopper
 
 TILE_ROWS = 128
 _CONSUMERS = 2
@@ -657,7 +657,7 @@ class MosaicGpu(Implementation):
                 object.__setattr__(self, field, dataclasses.replace(type(self).__dict__[field], **value))
 
     def unsupported(self, problem: Problem) -> str | None:
-        if not (self.interpret or _is_hopper(problem.device)):
+        if not (self.interpret or is_hopper(problem.device)):
             return f"needs a Hopper GPU (H100, H200, GH200), not {problem.device}"
         if problem.dtype != "bfloat16":
             return f"{problem.dtype} inputs: the tensor cores would round them to tf32; bfloat16 only"
@@ -669,7 +669,7 @@ class MosaicGpu(Implementation):
 
     @classmethod
     def here(cls) -> Self:
-        if _is_hopper(device_key()):
+        if is_hopper(device_key()):
             return cls()
         try:
             _interpret_params()
@@ -749,7 +749,3 @@ class MosaicGpu(Implementation):
             config=self.gradient,
             interpret=self.interpret,
         )
-
-
-def _is_hopper(device: str) -> bool:
-    return any(chip in device for chip in ("h100", "h200", "h800"))

@@ -64,6 +64,11 @@ def device_key(device: jax.Device | None = None) -> str:
     return {"tpu_v5": "tpu_v5p"}.get(kind, kind.replace("_lite", "e"))
 
 
+def is_hopper(device: str) -> bool:
+    """Whether the device of a key has compute capability 9.0: H100, H200, H800, GH200."""
+    return any(chip in device for chip in ("h100", "h200", "h800"))
+
+
 @functools.cache
 def tuning_table(device: str) -> dict:
     """The JSON table of a device, or that of its platform ("tpu", "nvidia"), or that of the CPU."""

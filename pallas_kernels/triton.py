@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.base import AotCheck, Implementation, Pair, Problem, Unavailable
-from pallas_kernels.registry import device_key
+from pallas_kernels.registry import device_key, is_hopper
 
 # ======================================================================================================================
 # Kernels (plain functions: they are compiled or interpreted)
@@ -469,7 +469,7 @@ class Triton(Implementation):
             return f"tiles of {problem.tile} rows are no multiple of 16"
         if self.interpret:
             return "the interpreter's bfloat16 products are wrong" if problem.dtype == "bfloat16" else None
-        if not any(chip in problem.device for chip in ("h100", "h200", "h800")):
+        if not is_hopper(problem.device):
             return f"needs a Hopper GPU (H100, H200, GH200), not {problem.device}"
         try:
             _jax_triton()

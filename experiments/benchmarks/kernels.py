@@ -56,7 +56,7 @@ from pallas_kernels.check import QUICK_MASKS, check, host_devices
 from pallas_kernels.conformance import TOLERANCE, masks
 from pallas_kernels.registry import device_key, implementation_class, tuned_parameters, tuning_table
 
-KERNELS = ("mosaic_gpu", "triton", "pallas_tpu")
+KERNELS = report.KERNELS
 CHECK_S = 60.0  # per kernel and dtype
 TUNING_SHARE = 0.3  # of the budget
 GRACE_S = 30.0  # after the budget is spent, the point in hand is given up so much later

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pallas_kernels import aot_cuda
+from pallas_kernels.aot import KERNEL_CALLS, kernel_calls
 from pallas_kernels.base import Unavailable
 
 GOOD = {"registers": 168, "spill_bytes": 0, "shared_bytes": 229_440, "HGMMA": 4, "UTMALDG": 3, "warnings": []}
@@ -52,15 +53,15 @@ def test_mosaic_kernels(check: aot_cuda.AotCheck):
         facts = check.run()
     except Unavailable as reason:
         pytest.skip(str(reason))
-    assert facts["kernel_calls"] == aot_cuda.KERNEL_CALLS["both" if "both" in check.name else "visual"]
+    assert facts["kernel_calls"] == KERNEL_CALLS["both" if "both" in check.name else "visual"]
 
 
-@pytest.mark.parametrize("trained", aot_cuda.KERNEL_CALLS)
+@pytest.mark.parametrize("trained", KERNEL_CALLS)
 def test_triton_on_a_mesh(trained: str):
     from pallas_kernels.triton import Triton
 
     try:
-        compiled = aot_cuda.sharded_ffn_gradient(Triton(), trained)
+        compiled = aot_cuda.compile_for_h200(Triton(), trained, "2b", gpus=8)
     except Unavailable as reason:
         pytest.skip(str(reason))
-    assert aot_cuda.kernel_calls(compiled) == aot_cuda.KERNEL_CALLS[trained]
+    assert kernel_calls(compiled) == KERNEL_CALLS[trained]

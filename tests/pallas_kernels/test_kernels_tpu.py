@@ -12,6 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernel_suite import Conformance, assert_within
 
 from pallas_kernels import tpu_aot
+from pallas_kernels.aot import KERNEL_CALLS, compile_ffn, kernel_calls
 from pallas_kernels.base import Problem, Unavailable
 from pallas_kernels.conformance import Case, ffn_errors
 from pallas_kernels.pallas_tpu import PallasTpu
@@ -85,5 +86,5 @@ def test_compiles_for(check):
 def test_compiles_at_the_size_of_the_2b_model(target: str, dtype: str):
     """Vector memory must hold the blocks that the cost model picks: d 2048, ff 8192, 4,096 rows and tiles of 512."""
     sizes = {"rows": 4096 + 512, "d": 2048, "ff": 8192, "tile": 512, "dtype": jnp.dtype(dtype)}
-    compiled = tpu_aot.compile_ffn("pallas_tpu", tpu_aot.chip(target), trained="both", **sizes)
-    assert tpu_aot.kernel_calls(compiled) == tpu_aot.KERNELS["both"]
+    compiled = compile_ffn(tpu_aot.chips(target)[:1], "pallas_tpu", trained="both", **sizes)
+    assert kernel_calls(compiled) == KERNEL_CALLS["both"]
