@@ -23,7 +23,7 @@ from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash
 
 MAGIC = b"MJR1"
 _FILES_KEPT = 32  # readers per thread
-_BATCH = 64  # records read at a time while indexing
+_BATCH, _BATCH_BYTES = 16, 1 << 26  # records read at a time while indexing: so many, fewer if they are large
 
 
 def pack(sample: RawSample, extra: Mapping[str, Any] | None = None) -> bytes:
@@ -112,10 +112,13 @@ def scan(path: str, meta: Mapping[str, Any], hash_images: bool = False) -> Shard
         return builder.build(meta)
     if not reader.count:
         builder.problems.append("empty or corrupt: no records found")
-    for start in range(0, reader.count, _BATCH):
-        rows = range(start, min(start + _BATCH, reader.count))
+    start, count = 0, 1
+    while start < reader.count:
+        rows, largest = range(start, min(start + count, reader.count)), 1
         for row, record in zip(rows, _read_each(reader, rows)):
             _add(builder, row, record, hash_images)
+            largest = max(largest, len(record or b""))
+        start, count = rows.stop, max(1, min(_BATCH, 2 * count, _BATCH_BYTES // largest))
     return builder.build(meta)
 
 

@@ -26,9 +26,11 @@ from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash
 
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "images", "image_bytes")
 _TEXT_COLUMNS = ("caption", "conversations", "messages", "text")
-_FILES_KEPT, _GROUPS_KEPT = 8, 4  # per thread, and of these per file
-_SMALL_GROUP = 1 << 27  # bytes up to which a row group is kept whole
-_BATCH = 64
+_FILES_KEPT = 64  # open readers per thread
+_GROUP_BYTES = 1 << 28  # row groups kept in memory per thread; one beyond half of it is streamed instead
+_BATCH, _BATCH_BYTES = 64, 1 << 26  # rows read at a time: so many, fewer if they are large
+_OPEN = {"buffer_size": 1 << 20, "pre_buffer": False}  # otherwise a whole row group is fetched at once
+_BOMB_BYTES, _BOMB_RATIO = 1 << 29, 50  # images do not compress: a group beyond both is a decompression bomb
 _FAILURES = ("failed_to_download", "failed_to_resize")  # values of img2dataset's column "status"
 
 
@@ -74,7 +76,7 @@ def scan(
     builder = IndexBuilder()
     with open_parquet(path) as file:
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, **_OPEN)
             groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         except (pa.ArrowException, OSError) as error:
             builder.problems.append(f"corrupt: not a whole parquet file ({_first_line(error)})")
@@ -89,9 +91,7 @@ def scan(
         for group, count in enumerate(groups):
             done = row
             try:
-                for batch in parquet.iter_batches(
-                    _BATCH, row_groups=[group], columns=[n for n in names if n in wanted]
-                ):
+                for batch in _batches(parquet, group, [n for n in names if n in wanted]):
                     for value in _rows(batch):
                         pictured += _add(builder, done, value, image, caption_key, hash_images)
                         done += 1
@@ -106,6 +106,16 @@ def scan(
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _batches(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """A row group piece by piece. Raises ArrowException or OSError."""
+    about = parquet.metadata.row_group(group)
+    packed = sum(about.column(c).total_compressed_size for c in range(about.num_columns))
+    if about.total_byte_size > max(_BOMB_BYTES, _BOMB_RATIO * packed):
+        raise pa.ArrowInvalid(f"a decompression bomb: {about.total_byte_size} bytes from {packed}")
+    rows = max(1, min(_BATCH, _BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)))
+    return parquet.iter_batches(rows, row_groups=[group], columns=list(columns))
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
@@ -187,41 +197,55 @@ def _add(
     return bool(data)
 
 
+class _Stream:
+    """A big row group, read from its beginning as far as rows are asked for: cheap if that is in order."""
+
+    def __init__(self, parquet: pq.ParquetFile, group: int, columns: Sequence[str]):
+        self.group = group
+        self._batches = _batches(parquet, group, columns)
+        self.start, self._batch = 0, next(self._batches)
+
+    def row(self, row: int) -> pa.RecordBatch:
+        """A row not before ``start``."""
+        while row >= self.start + self._batch.num_rows:
+            self.start += self._batch.num_rows
+            self._batch = next(self._batches)
+        return self._batch.slice(row - self.start, 1)
+
+
 class _Reader:
     """Rows of one file. Small row groups are kept whole, big ones streamed. Not for several threads at once."""
 
     def __init__(self, path: str):
+        self._path = path
         self._context = open_parquet(path)
-        self._parquet = pq.ParquetFile(self._context.__enter__(), buffer_size=1 << 20)
+        self._parquet = pq.ParquetFile(self._context.__enter__(), **_OPEN)
         groups = [self._parquet.metadata.row_group(g) for g in range(self._parquet.num_row_groups)]
         self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
         self._bytes = [group.total_byte_size for group in groups]
         self.names = self._parquet.schema_arrow.names
-        self._group = functools.lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
-        self._stream: tuple[int, tuple[str, ...]] | None = None  # group and columns being streamed
-
-    def _read_group(self, group: int, columns: tuple[str, ...]) -> pa.RecordBatch:
-        table = self._parquet.read_row_group(group, columns=list(columns)).combine_chunks()
-        return table.to_batches()[0]
+        self._streams: dict[tuple[str, ...], _Stream] = {}
 
     def row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
         group = int(np.searchsorted(self._ends, row, side="right"))
         row -= int(self._ends[group - 1]) if group else 0
-        if self._bytes[group] <= _SMALL_GROUP:
-            return next(_rows(self._group(group, columns).slice(row, 1)))
-        batch, start = self._streamed(group, columns, row)
-        return next(_rows(batch.slice(row - start, 1)))
+        if self._bytes[group] <= _GROUP_BYTES // 2:
+            return next(_rows(self._whole(group, columns).slice(row, 1)))
+        stream = self._streams.get(columns)
+        if stream is None or stream.group != group or row < stream.start:
+            stream = self._streams[columns] = _Stream(self._parquet, group, columns)
+        return next(_rows(stream.row(row)))
 
-    def _streamed(self, group: int, columns: tuple[str, ...], row: int) -> tuple[pa.RecordBatch, int]:
-        """(the batch of a big group that holds ``row``, the row it starts at): cheap if rows are asked for in order."""
-        if self._stream is None or self._stream[:2] != (group, columns) or row < self._start:
-            self._stream = (group, columns)
-            self._batches = self._parquet.iter_batches(_BATCH, row_groups=[group], columns=list(columns))
-            self._start, self._batch = 0, next(self._batches)
-        while row >= self._start + self._batch.num_rows:
-            self._start += self._batch.num_rows
-            self._batch = next(self._batches)
-        return self._batch, self._start
+    def _whole(self, group: int, columns: tuple[str, ...]) -> pa.RecordBatch:
+        """A small row group, from what the thread keeps of all its files."""
+        kept: dict[Any, pa.RecordBatch] = _local.groups
+        name = (self._path, group, columns)
+        if (found := kept.pop(name, None)) is None:
+            found = self._parquet.read_row_group(group, columns=list(columns)).combine_chunks().to_batches()[0]
+            while kept and sum(batch.nbytes for batch in kept.values()) + found.nbytes > _GROUP_BYTES:
+                del kept[next(iter(kept))]  # the one not used for longest
+        kept[name] = found  # last: used now
+        return found
 
 
 _local = threading.local()
@@ -230,29 +254,35 @@ _local = threading.local()
 def _reader(path: str) -> _Reader:
     """This thread's reader of a file; the ones used last are kept."""
     if getattr(_local, "pid", None) != os.getpid():
-        _local.pid, _local.readers = os.getpid(), functools.lru_cache(maxsize=_FILES_KEPT)(_Reader)
+        _local.pid, _local.groups = os.getpid(), {}
+        _local.readers = functools.lru_cache(maxsize=_FILES_KEPT)(_Reader)
     return _local.readers(path)
 
 
 class Source(IndexedSource):
     """Rows of parquet files. Keys are FILE/KEY."""
 
-    def _record(self, shard: Shard, index: int) -> Record:
-        value, _ = self._row(shard, index, images=False)
-        return _record(value, shard.options.get("caption_key"))
+    def _fetch(self, shard: Shard, index: int, images: bool, text: bool) -> tuple[Record, tuple[bytes, ...]]:
+        """All that is asked for in one read."""
+        joined = self._caption_row(index)
+        images = images and bool(self._table.arrays["image_count"][index])
+        value, image = self._row(shard, index, images, text and joined < 0)
+        if not text:
+            record = Record()
+        elif joined < 0:
+            record = _record(value, shard.options.get("caption_key"))
+        else:
+            record = self._captioned(shard, index, self._captions[joined])
+        return record, image_bytes(value[image]) if images else ()
 
-    def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
-        if not self._table.arrays["image_count"][index]:
-            return ()
-        value, column = self._row(shard, index, images=True)
-        return image_bytes(value[column])
-
-    def _row(self, shard: Shard, index: int, images: bool) -> tuple[dict[str, Any], str | None]:
-        """(the row with its image or its text columns, name of the image column)."""
+    def _row(self, shard: Shard, index: int, images: bool, text: bool) -> tuple[dict[str, Any], str | None]:
+        """(the row's image and text columns as far as asked for, name of the image column)."""
         try:
             reader = _reader(shard.path)
             image, texts = _columns(reader.names, shard.options.get("image_key"), shard.options.get("caption_key"))
-            row = int(self._table.arrays["text_offset"][index])
-            return reader.row(row, (image,) if images else tuple(texts)), image
+            columns = (*(texts if text else ()), *([image] if images and image not in texts else ()))
+            if not columns:
+                return {}, image
+            return reader.row(int(self._table.arrays["text_offset"][index]), columns), image
         except (pa.ArrowException, StopIteration, ValueError, IndexError) as error:
             raise BadSample("unreadable", detail=_first_line(error)) from None

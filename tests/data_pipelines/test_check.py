@@ -10,6 +10,7 @@ import random
 import struct
 import subprocess
 import sys
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -155,14 +156,20 @@ def test_random_damage_in_images_and_tars(tmp_path: Path, capsys) -> None:
 
 
 def test_memory_stays_under_2_gb(tmp_path: Path) -> None:
-    """The largest images that pass the limits, in the costliest modes, and long lines, in a process of their own."""
+    """The largest images that pass the limits, in the costliest forms, and a member of three gigabytes."""
     side = math.isqrt(ImageLimits().max_pixels)
-    buffer = io.BytesIO()
-    Image.new("I;16", (side, side)).save(buffer, "PNG", compress_level=1)
-    (tmp_path / "grey.png").write_bytes(buffer.getvalue())
-    buffer = io.BytesIO()
-    Image.new("RGBA", (side, side), (1, 2, 3, 4)).save(buffer, "PNG", compress_level=1)
-    (tmp_path / "alpha.png").write_bytes(buffer.getvalue())
+    for name, image, form in (
+        ("grey.png", Image.new("I;16", (side, side)), "PNG"),
+        ("alpha.webp", Image.new("RGBA", (side, side), (1, 2, 3, 4)), "WEBP"),
+    ):
+        options = {"compress_level": 1} if form == "PNG" else {"lossless": True, "method": 0}
+        image.save(tmp_path / name, form, **options)
+    with (tmp_path / "hole.tar").open("wb") as file:
+        member = tarfile.TarInfo("huge.jpg")
+        member.size = 3 << 30
+        file.write(member.tobuf())
+        file.seek(member.size, os.SEEK_CUR)  # a hole takes no room on the disk
+        file.write(tar_bytes([("huge.txt", b"words"), *pairs(1)]))
     (tmp_path / "bomb.png").write_bytes(bomb())
     code = (
         "import resource, sys; from data_pipelines import check; check.main(sys.argv[1:]);"
@@ -173,7 +180,7 @@ def test_memory_stays_under_2_gb(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "2 of 3 samples" in done.stdout
+    assert "3 of 5 samples" in done.stdout
     assert int(lines[-1]) < 2 << 20  # kilobytes
 
 
