@@ -31,16 +31,19 @@ class BatchSpec:
       visual: V, visual slots of a row.
       text: T, text slots of a row.
       token_pixels: P, edge in pixels of the square that one visual token covers (28 for Mono-InternVL).
+      boundary_tile: 0 = as drawn above. Else rows are elastic (see `elastic`): of V slots in all, at most T of them
+        text, each with a boundary of its own at a multiple of this.
     """
 
     visual: int
     text: int
     token_pixels: int = 28
+    boundary_tile: int = 0
 
     @property
     def sequence(self) -> int:
-        """S = V + T."""
-        return self.visual + self.text
+        """S = V + T; V in elastic rows."""
+        return self.visual if self.boundary_tile else self.visual + self.text
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape (without the leading row axis B) and dtype of every field.
@@ -53,8 +56,10 @@ class BatchSpec:
         order          int32   [S]           slot read at each sequence position (a permutation)
         positions      int32   [S]           position within the sample, in sequence order
         segments       int32   [S]           1, 2, ... = sample within the row, 0 = padding, in sequence order
+        visual_slots   int32   []            elastic rows only: slots before this hold visual tokens, the others text
         """
         v, t, s, p = self.visual, self.text, self.sequence, self.token_pixels
+        boundary = {"visual_slots": ((), np.dtype(np.int32))} if self.boundary_tile else {}
         return {
             "patches": ((v, p, p, 3), np.dtype(np.uint8)),
             "patch_cells": ((v,), np.dtype(np.int32)),
@@ -64,6 +69,7 @@ class BatchSpec:
             "order": ((s,), np.dtype(np.int32)),
             "positions": ((s,), np.dtype(np.int32)),
             "segments": ((s,), np.dtype(np.int32)),
+            **boundary,
         }
 
     def empty(self, rows: int, patches: np.ndarray | None = None) -> Batch:
@@ -84,6 +90,12 @@ class BatchSpec:
             if tuple(array.shape[1:]) != shape or array.dtype != dtype:
                 expected = f"{dtype}[B, {', '.join(map(str, shape))}]"
                 raise ValueError(f"batch[{name!r}] is {array.dtype}{list(array.shape)}, expected {expected}")
+
+
+def boundaries(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Where each row's visual slots end and its text slots begin: int [B]."""
+    rows, visual = batch["patch_cells"].shape
+    return batch["visual_slots"] if "visual_slots" in batch else np.full(rows, visual)
 
 
 def elastic(batch: Mapping[str, np.ndarray], slots: int, tile: int) -> Batch:

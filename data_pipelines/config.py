@@ -53,6 +53,8 @@ class DataConfig:
       max_image_pixels, max_image_bytes, min_image_side, max_aspect: limits on images, looked at before decoding.
       max_caption_chars: a longer caption is cut at a word.
       visual, text: V and T, the slots of a row.
+      boundary_tile: for mixes whose visual share is not known in advance: above 0, a row has `visual` slots in all, at
+        most `text` of them text, and a boundary of its own at a multiple of this (wants model.mmoe="grouped").
       rows: rows of the global batch.
       max_piece: plain text is cut into pieces of at most this many tokens; None = T.
       block_samples: consecutive samples of the shuffled order that are packed together.
@@ -85,6 +87,7 @@ class DataConfig:
 
     visual: int = 8192
     text: int = 2048
+    boundary_tile: int = 0
     rows: int = 8
     max_piece: int | None = None
     block_samples: int = 16_384
@@ -111,6 +114,7 @@ class DataConfig:
             if getattr(self, name) not in valid:
                 raise DataError(f"data.{name} is {getattr(self, name)!r}; {did_you_mean(getattr(self, name), valid)}")
         at_least = {"visual": 0, "text": 1, "rows": 1, "block_samples": 1, "workers": 0, "prefetch": 1, "min_tiles": 1}
+        at_least["boundary_tile"] = 0
         at_least |= {
             "max_tiles": self.min_tiles,
             "local_runs": 1,
@@ -125,6 +129,11 @@ class DataConfig:
         if self.tile_size % self.token_pixels:
             raise DataError(
                 f"data.tile_size {self.tile_size} is not a multiple of data.token_pixels {self.token_pixels}"
+            )
+        if self.boundary_tile and (self.visual % self.boundary_tile or self.text > self.visual):
+            raise DataError(
+                f"data.boundary_tile is {self.boundary_tile}: data.visual ({self.visual}), all slots of a row then, "
+                f"must be a multiple of it and at least data.text ({self.text})"
             )
         if not self.sources:
             raise DataError("data.sources is empty; give at least one source")
@@ -160,7 +169,15 @@ class DataConfig:
 
     @property
     def spec(self) -> BatchSpec:
-        return BatchSpec(self.visual, self.text, self.token_pixels)
+        return BatchSpec(self.visual, self.text, self.token_pixels, self.boundary_tile)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of both kinds that a row holds at most; the boundary of elastic rows costs less than a tile."""
+        if not self.boundary_tile:
+            return self.visual + self.text
+        exact = self.tiling.tokens_per_tile % self.boundary_tile == 0
+        return self.visual - (0 if exact else self.boundary_tile - 1)
 
     @property
     def tiling(self) -> Tiling:
@@ -186,7 +203,7 @@ LENGTH_FIELDS = (
 # Fields that decide which samples stand in which row.
 PLAN_FIELDS = (
     *LENGTH_FIELDS,
-    *("visual", "text", "max_piece", "block_samples", "seed", "shuffle", "local_runs", "run_length"),
+    *("visual", "text", "boundary_tile", "max_piece", "block_samples", "seed", "shuffle", "local_runs", "run_length"),
 )
 # Fields that decide every byte of a batch.
 BATCH_FIELDS = (

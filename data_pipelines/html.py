@@ -69,13 +69,14 @@ def _table(lines: Iterable[Sequence[str]]) -> str:
 
 def _row(row: dict[str, np.ndarray], spec: BatchSpec, tile_size: int, tokenizer: Tokenizer) -> str:
     segments = row["segments"]
-    is_visual = row["order"] < spec.visual
+    end = int(row.get("visual_slots", spec.visual))
+    is_visual = row["order"] < end
     parts = [
-        _bar("visual", segments[is_visual & (segments > 0)], spec.visual),
-        _bar("text", segments[~is_visual & (segments > 0)], spec.text),
+        _bar("visual", segments[is_visual & (segments > 0)], end),
+        _bar("text", segments[~is_visual & (segments > 0)], spec.sequence - end),
     ]
     for segment in np.unique(segments[segments > 0]):
-        parts.append(_sample(row, row["order"][segments == segment], int(segment), spec, tile_size, tokenizer))
+        parts.append(_sample(row, row["order"][segments == segment], int(segment), end, spec, tile_size, tokenizer))
     return "".join(parts)
 
 
@@ -93,9 +94,15 @@ def _bar(name: str, segments: np.ndarray, slots: int) -> str:
 
 
 def _sample(
-    row: dict[str, np.ndarray], slots: np.ndarray, segment: int, spec: BatchSpec, tile_size: int, tokenizer: Tokenizer
+    row: dict[str, np.ndarray],
+    slots: np.ndarray,
+    segment: int,
+    end: int,
+    spec: BatchSpec,
+    tile_size: int,
+    tokenizer: Tokenizer,
 ) -> str:
-    visual, text = slots[slots < spec.visual], slots[slots >= spec.visual] - spec.visual
+    visual, text = slots[slots < end], slots[slots >= end] - end
     colour = _COLOURS[segment % len(_COLOURS)]
     head = f"<div class='sample' style='border-color:{colour}'>"
     head += f"sample {segment}: {len(visual)} visual, {len(text)} text tokens<br>"

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipelines.batch import Batch, BatchSpec
+from data_pipelines.batch import Batch, BatchSpec, elastic
 from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.lengths import Lengths, length_digest, pick_prompt
@@ -139,8 +139,9 @@ class PackedData:
         """As `batch`, without touching the report: the batch, its number of samples, and the bad ones."""
         chosen = range(self.rows)[rows if rows is not None else slice(None)]
         # Zeroing all pixels first would take a tenth of the time; what the samples leave over is zeroed below.
-        patches = np.empty((len(chosen), *self.spec.fields()["patches"][0]), np.uint8)
-        batch, bad, samples = self.spec.empty(len(chosen), patches), [], 0
+        static = dataclasses.replace(self.spec, boundary_tile=0)
+        patches = np.empty((len(chosen), *static.fields()["patches"][0]), np.uint8)
+        batch, bad, samples = static.empty(len(chosen), patches), [], 0
         for to, row in enumerate(chosen):
             built, used = [], 0
             if (place := self.plan.locate(step * self.rows + row)) is not None:
@@ -153,6 +154,8 @@ class PackedData:
             patches[to, used:] = 0
             _fill(batch, to, built, self.spec.visual, self.config.loss_weighting)
             samples += sum(sample is not None for sample in built)
+        if self.spec.boundary_tile:
+            batch = elastic(batch, self.spec.sequence, self.spec.boundary_tile)
         return batch, samples, bad
 
     def _key(self, source: int, sample: int) -> str:

@@ -253,7 +253,8 @@ class Plan:
         source = np.repeat(np.arange(len(drawn)), [len(units) for units in drawn])
         gotten = [self.units[number].get(units) for number, units in enumerate(drawn)]
         sample, piece, visual, text = (np.concatenate(column) for column in zip(*gotten))
-        refused = np.select([visual < 0, visual > self.config.visual, text > self.config.text], [1, 2, 3])
+        first, second, *most = self._sizes(visual, text)
+        refused = np.select([visual < 0, first > most[0], second > most[1]], [1, 2, 3])
         return (source, sample, piece, visual, text), refused
 
     def lengths(self, units: int) -> tuple[np.ndarray, np.ndarray]:
@@ -268,7 +269,13 @@ class Plan:
         """Ways of packing that suit the first block, and so all of them."""
         (_, _, _, visual, text), refused = self._columns(0)
         good = refused == 0
-        return best_styles(visual[good], text[good], self.config.visual, self.config.text)
+        return best_styles(*self._sizes(visual[good], text[good]))
+
+    def _sizes(self, visual: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
+        """What packing goes by: visual and text tokens, V and T; in elastic rows all and text tokens, theirs."""
+        if self.config.boundary_tile:
+            return visual + text, text, self.config.most_tokens, self.config.text
+        return visual, text, self.config.visual, self.config.text
 
     def _block(self, block: int) -> Block:
         columns, refused = self._columns(block)
@@ -278,7 +285,7 @@ class Plan:
             for at in np.flatnonzero(refused)
         )
         good = np.flatnonzero(refused == 0)
-        rows = pack(visual[good], text[good], self.config.visual, self.config.text, self._styles)
+        rows = pack(*self._sizes(visual[good], text[good]), self._styles)
         count = int(rows.max()) + 1 if len(rows) else 0
         # Packing fills rows by size; in a batch they are to be mixed.
         rows = Permutation(count, fold(self.config.seed, 0xB10C, block))(rows)

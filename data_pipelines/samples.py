@@ -55,7 +55,7 @@ class SampleBuilder:
         self.tokenizer = tokenizer or Tokenizer(config.tokenizer)
         self.chat = ChatEncoder(self.tokenizer, config.template, config.system_message)
         self.tiling, self.limits = config.tiling, config.limits
-        self.longest_piece = min(config.max_piece or config.text, config.text)
+        self.longest_piece = min(config.max_piece or config.text, config.text, config.most_tokens)
         RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # a missing package is told of now
         if config.visual:
             _ = self.chat.image_token  # a tokenizer without it is told of now, not at the first image
@@ -131,6 +131,8 @@ class SampleBuilder:
             raise BadSample("too_many_patches", detail=f"{visual} visual tokens, a row has {self.config.visual}")
         if text > self.config.text:
             raise BadSample("too_long", detail=f"{text} text tokens, a row has {self.config.text}")
+        if visual + text > self.config.most_tokens:
+            raise BadSample("too_long", detail=f"{visual + text} tokens, a row has {self.config.most_tokens}")
 
     def text_tokens(self, raw: RawSample, images: int, prompt: str = CAPTION_PROMPT) -> tuple[int, bool]:
         """Number of text tokens of a sample read without its images, and whether it is plain text.

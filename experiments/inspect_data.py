@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.batch import Batch
+from data_pipelines.batch import Batch, boundaries
 from data_pipelines.capacity import suggest
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
@@ -70,22 +70,24 @@ def inspect(
     data: PackedData, start: int, steps: int, hosts: int, html: str | None = None, html_rows: int = 8
 ) -> dict[str, Any]:
     """Makes `steps` batches, host by host; prints a line for each and returns the figures."""
-    hashes, shown, used = [], [], np.zeros(2)
+    hashes, shown, used, slots = [], [], np.zeros(2), np.zeros(2)
     started = time.perf_counter()
     for step, batch in global_batches(data, start, steps, hosts):
         data.spec.check(batch)
         hashes.append({"step": step, "sha256": batch_hash(batch)})
-        is_text = batch["order"][batch["segments"] > 0] >= data.spec.visual
+        ends = boundaries(batch)
+        is_text = (batch["order"] >= ends[:, None])[batch["segments"] > 0]
         visual, text = np.count_nonzero(~is_text), np.count_nonzero(is_text)
         used += visual, text
+        slots += ends.sum(), (data.spec.sequence - ends).sum()
         print(f"step {step}  {hashes[-1]['sha256'][:16]}  {visual} visual and {text} text tokens")
         if html:
             shown.append((step, {name: array[:html_rows] for name, array in batch.items()}))
-    rows = max(1, len(hashes) * data.rows)
+    visual, text = used / np.maximum(slots, 1)
     result = {
         "steps": hashes,
-        "visual_occupancy": used[0] / (rows * data.spec.visual) if data.spec.visual else None,
-        "text_occupancy": used[1] / (rows * data.spec.text),
+        "visual_occupancy": visual if slots[0] else None,
+        "text_occupancy": text,
         "samples": data.report.samples,
         "skipped": dict(data.report.skipped),
         "filtered": {c.name: s.dropped() for c, s in zip(data.config.sources, data.sources) if s.dropped()},
@@ -137,14 +139,18 @@ def whole_epoch(data: PackedData) -> dict[str, Any]:
     blocks = [plan.block(number) for number in range(min(plan.blocks_per_epoch, 64))]
     looked_at = max(1, sum(block.rows for block in blocks))
     visual, text = (sum(int(getattr(block, name).sum()) for block in blocks) for name in ("visual", "text"))
+    if data.spec.boundary_tile:
+        occupancy = {"occupancy": (visual + text) / (looked_at * data.spec.sequence)}
+    else:
+        share = visual / (looked_at * data.spec.visual) if data.spec.visual else None
+        occupancy = {"visual_occupancy": share, "text_occupancy": text / (looked_at * data.spec.text)}
     return {
         "units": plan.epoch_units,
         "units_by_source": {source.name: units.count for source, units in zip(data.config.sources, plan.units)},
         "blocks": plan.blocks_per_epoch,
         "rows": rows,
         "steps": steps,
-        "visual_occupancy": visual / (looked_at * data.spec.visual) if data.spec.visual else None,
-        "text_occupancy": text / (looked_at * data.spec.text),
+        **occupancy,
         "seconds": round(time.perf_counter() - started, 3),
     }
 

@@ -165,6 +165,16 @@ def check_data_fits(config: ModelConfig, data: PackedData) -> None:
         )
     if settings.visual == 0:
         return
+    if settings.boundary_tile and config.mmoe == "static":
+        raise ConfigError(
+            "data.boundary_tile gives each row a boundary of its own: set config.model.mmoe='grouped' and "
+            f"config.model.mmoe_tile={settings.boundary_tile}"
+        )
+    if settings.boundary_tile and config.mmoe == "grouped" and settings.boundary_tile % config.mmoe_tile:
+        raise ConfigError(
+            f"data.boundary_tile is {settings.boundary_tile}: it must be a multiple of model.mmoe_tile "
+            f"({config.mmoe_tile})"
+        )
     vision = config.vision
     if vision is None:
         raise ConfigError("data.visual is above 0, but the model has no vision: use a Mono-InternVL or modular model")
@@ -340,9 +350,15 @@ def _announce(session: Session, state: train.State, frozen: tree.Tree, start: in
     axes = " x ".join(f"{axis} {size}" for axis, size in session.mesh.shape.items() if size > 1) or "1 device"
     say(
         f"{session.stage.name} ({session.stage.title}): {count['trainable'] / 1e6:.2f} M parameters train, "
-        f"{count['frozen'] / 1e6:.2f} M frozen; {spec.rows} rows of {spec.visual} visual + {spec.text} text slots; "
+        f"{count['frozen'] / 1e6:.2f} M frozen; {spec.rows} rows of {_slots(spec)} slots; "
         f"steps {start}..{session.steps}; {jax.devices()[0].device_kind}, {axes}"
     )
+
+
+def _slots(data: DataConfig) -> str:
+    if data.boundary_tile:
+        return f"{data.visual} visual or text (boundaries at multiples of {data.boundary_tile})"
+    return f"{data.visual} visual + {data.text} text"
 
 
 def _companions(run: RunConfig) -> list[Path]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from data_pipelines.batch import boundaries
 from mono_jax.config import ModelConfig
 from mono_jax.errors import CheckpointError
 
@@ -39,7 +40,7 @@ class TokenCounts(dict[str, float]):
 def count_tokens(batch: Mapping[str, np.ndarray]) -> TokenCounts:
     """Counts a host batch; exact, since a token at position p of its sample attends to p + 1 tokens."""
     real = batch["segments"] > 0
-    visual = real & (batch["order"] < batch["patch_cells"].shape[1])
+    visual = real & (batch["order"] < boundaries(batch)[:, None])
     pairs = (batch["positions"] + 1)[real].sum(dtype=np.int64)
     return TokenCounts(visual=int(visual.sum()), text=int(real.sum() - visual.sum()), pairs=int(pairs))
 

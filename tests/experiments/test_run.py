@@ -118,6 +118,18 @@ def test_data_workers_leave_the_plan_in_the_checkpoint_too(sets: dict[str, Any],
         assert sum(checkpoints.metadata()["plan"]) >= 2 * 4
 
 
+def test_rows_with_boundaries_of_their_own(sets: dict[str, Any], tmp_path: Path):
+    """A mix whose visual share is not fixed, through the grouped kernels."""
+    rows = {"boundary_tile": 16, "visual": 96, "text": 80}
+    with pytest.raises(ConfigError, match="mmoe='grouped'"):
+        run(settings(sets, data=rows), tmp_path / "static")
+    values = settings(sets, steps=2, data=rows)
+    values["model"] |= {"mmoe": "grouped", "mmoe_tile": 16}
+    assert run(values, tmp_path / "run")["skipped_updates"] == 0
+    first, second = losses(tmp_path / "run")
+    assert second[1] < first[1]
+
+
 def test_running_a_finished_stage_again_does_nothing(finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]):
     workdir, result = finished
     before = (workdir / "model" / "model.json").stat().st_mtime_ns

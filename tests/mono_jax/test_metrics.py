@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from data_pipelines.batch import elastic
 from mono_jax import metrics, stages
 from mono_jax.config import preset
 from mono_jax.model import Model
@@ -18,6 +19,11 @@ def test_counts_of_a_batch():
     assert counts["text"] == 3 * (SPEC.text - 2)
     first, second = SPEC.visual + SPEC.text // 2, SPEC.text // 2 - 2
     assert counts["pairs"] == 3 * (first * (first + 1) + second * (second + 1)) // 2
+
+
+def test_counts_do_not_depend_on_where_the_boundary_is():
+    batch = random_batch(3)
+    assert metrics.count_tokens(elastic(batch, 32, 8)) == metrics.count_tokens(batch)
 
 
 def test_flops_of_the_2b_model_are_those_of_its_parameters():
