@@ -272,7 +272,7 @@ class Plan:
         return best_styles(*self._sizes(visual[good], text[good]))
 
     def _sizes(self, visual: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
-        """What packing goes by: visual and text tokens, V and T; in elastic rows all and text tokens, theirs."""
+        """What packing goes by: visual and text tokens, V and T; in elastic rows all and text tokens, S and T."""
         if self.config.boundary_tile:
             return visual + text, text, self.config.most_tokens, self.config.text
         return visual, text, self.config.visual, self.config.text
