@@ -6,6 +6,7 @@ need disk space there, not memory.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ from data_pipelines.errors import DataError
 from data_pipelines.scripts import script_of
 from data_pipelines.shard_index import Strings, hash64
 
-_ARRAYS = ("hash", "end", "data", "chars", "text_hash", "script")
+_ARRAYS = {"hash": "u8", "start": "i8", "length": "i4", "chars": "i4", "text_hash": "u8", "script": "u1"}
+_VERSION = "2"  # of the table
+_BUFFERED = 1 << 16  # captions taken together while the table is made
 
 
 class Captions:
@@ -29,18 +32,19 @@ class Captions:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
         self.hash, self.chars, self.text_hash, self.script = (
-            arrays[name] for name in ("hash", "chars", "text_hash", "script")
+            self._arrays[name] for name in ("hash", "chars", "text_hash", "script")
         )
-        self._texts = Strings(arrays["data"], arrays["end"])
+        self._texts = np.memmap(folder / "texts", np.uint8, "r") if len(self.hash) else np.zeros(0, np.uint8)
         self.digest: str = json.loads((folder / "captions.json").read_text())["digest"]
 
     def __len__(self) -> int:
         return len(self.hash)
 
     def __getitem__(self, row: int) -> str:
-        return self._texts[int(row)]
+        start = int(self._arrays["start"][row])
+        return self._texts[start : start + int(self._arrays["length"][row])].tobytes().decode()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -68,7 +72,7 @@ def open_captions(paths: str | Sequence[str]) -> Captions:
     Entries without a caption are left out. Raises DataError that names the file and what is wrong in it.
     """
     files = storage.expand(paths)
-    name = storage.digest(*(f"{storage.basename(file)} {file} {storage.stamp(file)}" for file in files))
+    name = storage.digest(_VERSION, *(f"{storage.basename(file)} {file} {storage.stamp(file)}" for file in files))
     folder = storage.cache_dir() / "captions" / name
     if not (folder / "captions.json").exists():
         _build(files, folder)
@@ -76,33 +80,20 @@ def open_captions(paths: str | Sequence[str]) -> Captions:
 
 
 def _build(files: Sequence[str], folder: Path) -> None:
-    hashes, texts = [], []
-    for file in files:
-        for key, caption in _entries(file):
-            hashes.append(hash64(key.encode("utf-8", "surrogatepass")))
-            texts.append(caption)
-    hash_array = np.array(hashes, np.uint64)
-    # Sorted by key, of equal keys the last: a stable sort of the reversed list puts it first.
-    order = (len(hash_array) - 1 - np.argsort(hash_array[::-1], kind="stable")).astype(np.int64)
-    first = np.ones(len(order), bool)
-    first[1:] = np.diff(hash_array[order]) != 0
-    order = order[first]
-    data = [texts[i].encode() for i in order]
-    strings = Strings.of(data)
-    arrays = {
-        "hash": hash_array[order],
-        "end": strings.ends,
-        "data": strings.data,
-        "chars": np.array([len(texts[i]) for i in order], np.int32),
-        "text_hash": np.array([hash64(d) for d in data], np.uint64),
-        "script": np.array([script_of(texts[i]) for i in order], np.uint8),
-    }
-    digest = storage.digest(arrays["hash"].tobytes(), arrays["text_hash"].tobytes())
+    """Texts go to the disk as they come; in memory are 29 bytes a caption, for sorting."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
+        columns = _collect(files, temporary / "texts")
+        # Sorted by key, of equal keys the last: a stable sort of the reversed list puts it first.
+        order = (len(columns["hash"]) - 1 - np.argsort(columns["hash"][::-1], kind="stable")).astype(np.int64)
+        first = np.ones(len(order), bool)
+        first[1:] = np.diff(columns["hash"][order]) != 0
+        order = order[first]
+        for name in _ARRAYS:
+            columns[name] = columns[name][order]
+            np.save(temporary / f"{name}.npy", columns[name])
+        digest = storage.digest(columns["hash"].tobytes(), columns["text_hash"].tobytes())
         (temporary / "captions.json").write_text(json.dumps({"digest": digest}))
         os.rename(temporary, folder)
     except OSError:
@@ -110,6 +101,34 @@ def _build(files: Sequence[str], folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _collect(files: Sequence[str], texts: Path) -> dict[str, np.ndarray]:
+    """The table's columns in the order of the files; the captions themselves are written to ``texts``."""
+    parts: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in _ARRAYS.items()}
+    position = 0
+    with texts.open("wb") as stream:
+        for entries in _batched(entry for file in files for entry in _entries(file)):
+            data = [caption.encode() for _, caption in entries]
+            stream.writelines(data)
+            lengths = np.array([len(d) for d in data], np.int64)
+            new = {
+                "hash": [hash64(key.encode("utf-8", "surrogatepass")) for key, _ in entries],
+                "start": position + np.cumsum(lengths) - lengths,
+                "length": lengths,
+                "chars": [len(caption) for _, caption in entries],
+                "text_hash": [hash64(d) for d in data],
+                "script": [script_of(caption) for _, caption in entries],
+            }
+            for name, values in new.items():
+                parts[name].append(np.asarray(values, _ARRAYS[name]))
+            position += int(lengths.sum())
+    return {name: np.concatenate(parts[name]) for name in _ARRAYS}
+
+
+def _batched(entries: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    while batch := list(itertools.islice(entries, _BUFFERED)):
+        yield batch
 
 
 def _entries(file: str) -> Iterator[tuple[str, str]]:

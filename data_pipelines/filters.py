@@ -59,6 +59,10 @@ class Filters:
         check_filters(self.options, what)
         self.dropped: Counter[str] = Counter()
 
+    @property
+    def wants_unique(self) -> bool:
+        return bool({"unique_captions", "unique_images"} & self.options.keys())
+
     def keep(self, index: ShardIndex, rows: np.ndarray, text: Columns) -> np.ndarray:
         """bool [k]: which of a shard's ``rows`` pass all filters but those on duplicates.
 

@@ -1,8 +1,9 @@
 """Sources made of shards with indices: one table of all usable samples, and bytes fetched on demand.
 
 The table has the columns of shard_index.py that reading and planning need, for the samples that are offered, shard
-after shard. Small tables live in memory; from TABLE_ROWS samples on they are written to the cache folder once and
-mapped, so that opening a source of hundreds of millions of samples takes seconds and processes share its pages.
+after shard. Small tables live in memory; from TABLE_ROWS samples on they are written to the cache folder once, piece by
+piece, and mapped: opening a source of hundreds of millions of samples takes seconds and little memory, and processes
+share its pages.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ import dataclasses
 import functools
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from data_pipelines.records import Record, parse
 from data_pipelines.shard_index import ShardIndex, Strings
 
 TABLE_ROWS = 1 << 20
-VERSION = 1  # of saved tables
+VERSION = 2  # of saved tables
 
 _SAMPLE = ("image_count", "text_offset", "text_length", "text_form")
 _IMAGE = ("image_offset", "image_length", "image_size")
@@ -82,6 +81,10 @@ class Selection:
     rows: np.ndarray
     captions: np.ndarray | None = None
 
+    def where(self, chosen: np.ndarray) -> Selection:
+        """Those that ``chosen`` (bool [k] or int [m]) picks."""
+        return Selection(self.index, self.rows[chosen], None if self.captions is None else self.captions[chosen])
+
 
 class Table:
     """Columns of the offered samples; see the module's docstring. ``arrays`` are in memory or mapped."""
@@ -91,28 +94,15 @@ class Table:
         self.folder = folder
 
     @classmethod
-    def build(cls, selections: Sequence[Selection]) -> Table:
-        def gather(name: str, rows: Sequence[np.ndarray]) -> np.ndarray:
-            return np.concatenate([s.index.columns[name][r] for s, r in zip(selections, rows)])
+    def build(cls, selections: Iterable[Selection], folder: Path | None = None) -> Table:
+        """The table of all selections, which are gone through once.
 
-        rows = [s.rows for s in selections]
-        images = [_images_of(s.index, s.rows) for s in selections]
-        arrays = {name: gather(name, rows) for name in _SAMPLE} | {name: gather(name, images) for name in _IMAGE}
-        arrays["row"] = np.concatenate(rows)
-        arrays["shard_end"] = np.cumsum([len(r) for r in rows], dtype=np.int64)
-        arrays["image_end"] = np.cumsum(arrays["image_count"], dtype=np.int64)
-        arrays["repeat"] = np.concatenate([_occurrence(r) for r in rows])
-        if any(s.captions is not None for s in selections):
-            arrays["caption_row"] = np.concatenate([s.captions for s in selections])
-        for name in _STRINGS:
-            chosen = images if name == "image_name" else rows
-            parts = [getattr(s.index, name) for s in selections]
-            if any(len(part) for part in parts):
-                strings = Strings.concatenate([part.take(r) for part, r in zip(parts, chosen)])
-                arrays[name], arrays[name + "_end"] = strings.data, strings.ends
-        if not arrays["repeat"].any():
-            del arrays["repeat"]
-        return cls(arrays)
+        ``folder``: made to collect the columns in from TABLE_ROWS samples on; None = in memory however many.
+        """
+        columns = _Columns(folder)
+        for selection in selections:
+            columns.add(selection)
+        return cls(columns.arrays(), folder if columns.spilled else None)
 
     def __len__(self) -> int:
         return len(self.arrays["row"])
@@ -120,26 +110,26 @@ class Table:
     def strings(self, name: str) -> Strings:
         return Strings(self.arrays[name], self.arrays[name + "_end"])
 
-    def save(self, folder: Path, header: Mapping[str, Any]) -> None:
-        """Writes the table (whole or not at all) for ``load``; another process may do the same at the same time."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name))
+    def save(self, folder: Path, header: Mapping[str, Any]) -> Table:
+        """Moves a table whose columns were collected in a folder to ``folder``, whole or not at all; returns it there.
+
+        Another process may do the same at the same time.
+        """
+        assert self.folder is not None
+        shapes = {name: (array.dtype.str, array.shape) for name, array in self.arrays.items()}
+        (self.folder / "table.json").write_text(json.dumps({**header, "arrays": shapes}))
         try:
-            for name, array in self.arrays.items():
-                np.save(temporary / f"{name}.npy", array)
-            (temporary / "table.json").write_text(json.dumps({**header, "arrays": list(self.arrays)}))
-            os.rename(temporary, folder)
+            os.rename(self.folder, folder)
         except OSError:
             if not folder.is_dir():  # otherwise another process was quicker
                 raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        return Table.load(folder)[0]
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Table, dict[str, Any]]:
         """(mapped table, the header given to ``save``). Raises OSError or ValueError if it is not there whole."""
         header = json.loads((folder / "table.json").read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in header["arrays"]}
+        arrays = {name: _mapped(folder / name, *about) for name, about in header["arrays"].items()}
         return cls(arrays, folder), header
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,6 +138,75 @@ class Table:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.folder = state["folder"]
         self.arrays = Table.load(self.folder)[0].arrays if self.folder else state["arrays"]
+
+
+def _mapped(file: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    """An array kept as plain bytes."""
+    if 0 in shape:
+        return np.zeros(shape, dtype)  # nothing cannot be mapped
+    return np.memmap(file, dtype, "r", shape=tuple(shape))
+
+
+class _Columns:
+    """Columns that grow by one shard at a time: in memory, and from TABLE_ROWS samples on in files of a folder."""
+
+    def __init__(self, folder: Path | None):
+        self._folder = folder
+        self._pending: dict[str, list[np.ndarray]] = {}
+        self._rows = self._pending_rows = self._images = 0
+        self._characters = dict.fromkeys(_STRINGS, 0)
+        self._unused = {"repeat", "caption_row"}  # as long as no shard has anything in them
+        self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}  # of what is in files
+        self.spilled = False
+
+    def add(self, selection: Selection) -> None:
+        index, rows = selection.index, selection.rows
+        images = _images_of(index, rows)
+        self._append({name: index.columns[name][rows] for name in _SAMPLE})
+        self._append({name: index.columns[name][images] for name in _IMAGE})
+        repeat = _occurrence(rows)
+        joined = np.full(len(rows), -1, np.int64) if selection.captions is None else selection.captions
+        self._append({"row": rows, "repeat": repeat, "caption_row": joined})
+        self._unused -= ({"repeat"} if repeat.any() else set()) | ({"caption_row"} if (joined >= 0).any() else set())
+        for name in _STRINGS:
+            all_of_shard = getattr(index, name)
+            chosen = images if name == "image_name" else rows
+            strings = all_of_shard.take(chosen) if len(all_of_shard) else Strings.of([b""] * len(chosen))
+            self._append({name: strings.data, name + "_end": strings.ends + self._characters[name]})
+            self._characters[name] += len(strings.data)
+        ends = np.cumsum(index.columns["image_count"][rows], dtype=np.int64) + self._images
+        self._rows, self._images = self._rows + len(rows), self._images + len(images)
+        self._append({"shard_end": np.array([self._rows], np.int64), "image_end": ends})
+        self._pending_rows += len(rows)
+        if self._folder is not None and self._pending_rows >= TABLE_ROWS:
+            self._spill()
+
+    def _append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            self._pending.setdefault(name, []).append(array)
+
+    def _spill(self) -> None:
+        """Moves what is pending to the ends of the files."""
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.spilled, self._pending_rows = True, 0
+        for name, parts in self._pending.items():
+            array = np.concatenate(parts)
+            with (self._folder / name).open("ab") as file:
+                array.tofile(file)
+            length = self._shapes[name][1][0] if name in self._shapes else 0
+            self._shapes[name] = array.dtype.str, (length + len(array), *array.shape[1:])
+        self._pending.clear()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All columns that hold anything; call it once."""
+        if self.spilled:
+            self._spill()
+            arrays = {name: _mapped(self._folder / name, *about) for name, about in self._shapes.items()}
+        else:
+            arrays = {name: np.concatenate(parts) for name, parts in self._pending.items()}
+        self._unused |= {part for name in _STRINGS if not self._characters[name] for part in (name, name + "_end")}
+        return {name: array for name, array in arrays.items() if name not in self._unused}
 
 
 def _images_of(index: ShardIndex, rows: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,8 +50,9 @@ class Lengths:
     ) -> Lengths:
         """Counts, or takes from `cache_dir` what was counted before (an interrupted count goes on)."""
         if cache_dir is None:
-            chunks = [count(source, config.prompts, builder, chunk) for chunk in _chunks(source)]
-            return cls(*_joined(chunks))
+            chunks = (count(source, config.prompts, builder, chunk) for chunk in _chunks(source))
+            counts = np.zeros((len(source), 2), np.int32)
+            return cls(counts, _join(chunks, counts))
         name = f"{source.fingerprint()[:24]}-{length_digest(config, builder)}"
         file = cache_dir / "lengths" / f"{name}.npy"
         if not file.is_file():
@@ -97,27 +98,23 @@ def count(
     return counts, list(reasons)
 
 
-def _joined(chunks: list[tuple[np.ndarray, list[str]]]) -> tuple[np.ndarray, dict[str, Any]]:
-    """One array with one list of reasons."""
+def _join(chunks: Iterable[tuple[np.ndarray, list[str]]], joined: np.ndarray) -> dict[str, Any]:
+    """Fills `joined` with the counts of consecutive chunks, under one list of reasons; returns what goes with it."""
     reasons: dict[str, int] = {}
-    bad: Counter[str] = Counter()
-    arrays = []
+    bad: Counter[int] = Counter()
+    start, plain = 0, False
     for counts, names in chunks:
         counts = np.array(counts)
         table = np.array([reasons.setdefault(name, len(reasons)) for name in names] or [0])
         at = np.flatnonzero(counts[:, 0] < 0)
         codes = table[-1 - counts[at, 0]]
         counts[at, 0] = -1 - codes
-        bad.update(dict(zip(*np.unique(codes, return_counts=True))))
-        arrays.append(counts)
-    joined = np.concatenate(arrays) if arrays else np.zeros((0, 2), np.int32)
+        bad.update(codes.tolist())
+        plain = plain or bool((counts[:, 1] < 0).any())
+        joined[start : start + len(counts)] = counts
+        start += len(counts)
     names = list(reasons)
-    meta = {
-        "reasons": names,
-        "bad": {names[c]: int(n) for c, n in bad.items()},
-        "plain": bool((joined[:, 1] < 0).any()),
-    }
-    return joined, meta
+    return {"reasons": names, "bad": {names[code]: count for code, count in bad.items()}, "plain": plain}
 
 
 def _count_into(file: Path, source: Source, config: SourceConfig, builder: SampleBuilder, workers: int) -> None:
@@ -134,12 +131,13 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     else:
         for chunk, part in todo:
             _save(part, *count(source, config.prompts, builder, chunk))
-    joined, meta = _joined([_load(part) for part in files])
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(meta), "utf-8")
-    temporary.replace(file.with_suffix(".json"))
-    with temporary.open("wb") as stream:
-        np.save(stream, joined)
+    joined = np.lib.format.open_memmap(temporary, "w+", np.int32, (len(source), 2))  # it may not fit in memory
+    meta = _join(map(_load, files), joined)
+    joined.flush()
+    about = file.with_suffix(f".{os.getpid()}.json.tmp")
+    about.write_text(json.dumps(meta), "utf-8")
+    about.replace(file.with_suffix(".json"))
     temporary.replace(file)
     shutil.rmtree(parts, ignore_errors=True)
 

@@ -6,11 +6,15 @@ captions and applies the metadata filters; what is left is the list of usable sa
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import json
+import os
 import posixpath
+import shutil
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +31,7 @@ __all__ = ["RawSample", "Source", "open_source"]
 
 _COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "filters", "remote_cache_gb")
 _THREADS = 16  # shards whose stamps and indices are fetched at a time, mostly waiting for remote storage
+_TEXT_COLUMNS = {"text_chars": "chars", "script": "script", "text_hash": "text_hash"}  # of an index: of captions
 # Samples that a joined caption makes usable.
 _MENDED_BY_CAPTION = ("no_caption", "caption_not_utf8", "text_too_large", "broken_json")
 
@@ -105,52 +110,80 @@ def _table(
     """(table of the offered samples, fingerprint, dropped by reason), from the cache folder if it is there."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         stamps = list(pool.map(lambda member: shard_stamp(member[0]), members))
-        state = [[m.path, m.options, repeat, stamp] for (m, repeat), stamp in zip(members, stamps)]
-        identity = [state, names, filters.options, captions.digest if captions else "", indexed.VERSION]
-        folder = storage.cache_dir() / "sources" / storage.digest(json.dumps(identity, sort_keys=True))
-        try:
-            table, header = Table.load(folder)
-            return table, header["fingerprint"], header["dropped"]
-        except (OSError, ValueError, KeyError):
-            pass  # not made yet
-        indices = list(pool.map(lambda member: load_or_make(member[0], index_dir)[0], members))
-    selections, dropped = _select(indices, names, filters, captions)
-    selections = [_repeat(selection, times) for selection, (_, times) in zip(selections, members)]
-    table = Table.build(selections)
-    fingerprint = storage.digest(
-        captions.digest if captions else "",
-        *(part for name, s in zip(names, selections) for part in (name, s.index.meta["digest"], s.rows.tobytes())),
-    )
-    if len(table) >= indexed.TABLE_ROWS:
-        table.save(folder, {"fingerprint": fingerprint, "dropped": dropped})
-        table = Table.load(folder)[0]
-    return table, fingerprint, dropped
+    state = [[m.path, m.options, repeat, stamp] for (m, repeat), stamp in zip(members, stamps)]
+    identity = [state, names, filters.options, captions.digest if captions else "", indexed.VERSION]
+    kept = storage.cache_dir() / "sources" / storage.digest(json.dumps(identity, sort_keys=True))
+    try:
+        table, header = Table.load(kept)
+        return table, header["fingerprint"], header["dropped"]
+    except (OSError, ValueError, KeyError):
+        pass  # not made yet
+    dropped: Counter[str] = Counter()
+    content = storage.Digest()
+    content.add(captions.digest if captions else "")
+    unique = _unique(members, names, filters, captions, index_dir)
+
+    def selections() -> Iterator[Selection]:
+        for (_, times), name, index in zip(members, names, _indices(members, index_dir)):
+            selection, _, lost = _select(index, name, filters, captions)
+            dropped.update(lost)
+            if unique is not None:
+                selection = selection.where(next(unique))
+            selection = _repeat(selection, times)
+            for part in (name, index.meta["digest"], selection.rows.tobytes()):
+                content.add(part)
+            yield selection
+
+    folder = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        table = Table.build(selections(), folder)
+        header = {"fingerprint": content.hex(), "dropped": dict(dropped + filters.dropped)}
+        return table.save(kept, header) if table.folder else table, header["fingerprint"], header["dropped"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _indices(members: Sequence[tuple[ShardSpec, float]], index_dir: str | None) -> Iterator[ShardIndex]:
+    """The shards' indices in order, a few fetched ahead, so that their number does not matter for memory."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        waiting: collections.deque[concurrent.futures.Future[tuple[ShardIndex, bool]]] = collections.deque()
+        for member, _ in members:
+            waiting.append(pool.submit(load_or_make, member, index_dir))
+            if len(waiting) == 2 * _THREADS:
+                yield waiting.popleft().result()[0]
+        while waiting:
+            yield waiting.popleft().result()[0]
+
+
+def _unique(
+    members: Sequence[tuple[ShardSpec, float]],
+    names: Sequence[str],
+    filters: Filters,
+    captions: Captions | None,
+    index_dir: str | None,
+) -> Iterator[np.ndarray] | None:
+    """For each shard, which of its selected samples are no duplicates (bool [k]); None if duplicates may stay."""
+    if not filters.wants_unique:
+        return None
+    hashes = []
+    trial = Filters(filters.options)  # whose counts are thrown away
+    for name, index in zip(names, _indices(members, index_dir)):
+        selection, text_hash, _ = _select(index, name, trial, captions)
+        hashes.append((text_hash, index.columns["image_hash"][selection.rows]))
+    mask = filters.unique(*(np.concatenate(column) for column in zip(*hashes)))
+    return iter(np.split(mask, np.cumsum([len(text_hash) for text_hash, _ in hashes])[:-1]))
 
 
 def _select(
-    indices: Sequence[ShardIndex], names: Sequence[str], filters: Filters, captions: Captions | None
-) -> tuple[list[Selection], dict[str, int]]:
-    """What is offered of each shard, and how many samples are not, by reason."""
-    dropped: Counter[str] = Counter()
-    selections, caption_hashes, image_hashes = [], [], []
-    for index, name in zip(indices, names):
-        rows, joined, lost = _join(index, name, captions)
-        text = {key: index.columns[key][rows] for key in ("text_chars", "script", "text_hash")}
-        if joined is not None:
-            text = {"text_chars": captions.chars[joined], "script": captions.script[joined]}
-            text["text_hash"] = captions.text_hash[joined]
-        keep = filters.keep(index, rows, text)
-        dropped.update(lost)
-        selections.append(Selection(index, rows[keep], None if joined is None else joined[keep]))
-        caption_hashes.append(text["text_hash"][keep])
-        image_hashes.append(index.columns["image_hash"][rows[keep]])
-    unique = filters.unique(np.concatenate(caption_hashes), np.concatenate(image_hashes))
-    parts = np.split(unique, np.cumsum([len(s.rows) for s in selections])[:-1])
-    selections = [
-        Selection(s.index, s.rows[part], None if s.captions is None else s.captions[part])
-        for s, part in zip(selections, parts)
-    ]
-    return selections, dict(dropped + filters.dropped)
+    index: ShardIndex, name: str, filters: Filters, captions: Captions | None
+) -> tuple[Selection, np.ndarray, Counter[str]]:
+    """What is offered of a shard, the hashes of the captions, and the unusable samples by reason."""
+    rows, joined, lost = _join(index, name, captions)
+    text = {key: index.columns[key][rows] for key in _TEXT_COLUMNS}
+    if joined is not None:
+        text = {key: getattr(captions, column)[joined] for key, column in _TEXT_COLUMNS.items()}
+    keep = filters.keep(index, rows, text)
+    return Selection(index, rows, joined).where(keep), text["text_hash"][keep], lost
 
 
 def _join(
@@ -179,8 +212,7 @@ def _repeat(selection: Selection, times: float) -> Selection:
     chosen = np.concatenate([*[np.arange(count)] * int(times), np.arange(part) * count // max(part, 1)]).astype(
         np.int64
     )
-    joined = selection.captions
-    return Selection(selection.index, selection.rows[chosen], None if joined is None else joined[chosen])
+    return selection.where(chosen)
 
 
 def shard_names(paths: Sequence[str]) -> list[str]:

@@ -463,11 +463,25 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mono_jax"
 
 
-def digest(*parts: bytes | str) -> str:
-    """128-bit hash of several parts (their borders included), as 32 hex digits."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in parts:
+class Digest:
+    """A 128-bit hash of parts that are added one by one; their borders count."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.blake2b(digest_size=16)
+
+    def add(self, part: bytes | str) -> None:
         data = part.encode() if isinstance(part, str) else part
-        state.update(len(data).to_bytes(8, "little"))
-        state.update(data)
-    return state.hexdigest()
+        self._state.update(len(data).to_bytes(8, "little"))
+        self._state.update(data)
+
+    def hex(self) -> str:
+        """32 hex digits."""
+        return self._state.hexdigest()
+
+
+def digest(*parts: bytes | str) -> str:
+    """The ``Digest`` of several parts."""
+    result = Digest()
+    for part in parts:
+        result.add(part)
+    return result.hex()

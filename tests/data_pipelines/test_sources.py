@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from shard_tools import encoded, pairs, tar_bytes, write_tar
 
-from data_pipelines import indexed, storage
+from data_pipelines import captions, indexed, storage
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.formats.array_record import pack, split, unpack
 from data_pipelines.indexed import RawSample
@@ -179,6 +180,36 @@ def test_big_tables_are_mapped_from_the_cache(tmp_path: Path, monkeypatch) -> No
     write_tar(path, pairs(2))  # changed: the mapped table is not used
     storage.close_blobs()
     assert len(open_source(spec)) == 1
+
+
+@pytest.mark.parametrize("kind", ["tar", "files"])
+def test_tables_collected_on_disk_equal_those_in_memory(tmp_path: Path, monkeypatch, kind: str) -> None:
+    monkeypatch.setattr(captions, "_BUFFERED", 2)
+    joined = jsonl(tmp_path / "c.jsonl", *({"key": f"s{i}/00001", "caption": f"of {i}"} for i in range(4)))
+    for i in range(4):
+        members = [*pairs(2 + i), *((f"x{j}.jpg", encoded(20, 20, seed=j)) for j in range(i))]
+        if kind == "tar":
+            write_tar(tmp_path / f"s{i}.tar", members)
+        else:
+            (tmp_path / f"s{i}").mkdir()
+            for name, data in members:
+                (tmp_path / f"s{i}" / name).write_bytes(data)
+    paths = [str(tmp_path / f"s{i}{'.tar' if kind == 'tar' else ''}") for i in range(4)]
+    for more in ({}, {"captions": str(joined)}, {"filters": {"unique_captions": True}}):
+        spec = {"kind": kind, "paths": paths, **more}
+        with monkeypatch.context() as patch:
+            patch.setattr(indexed, "TABLE_ROWS", 5)
+            big = open_source(spec)
+            folder = tmp_path / "cache" / "sources"
+            assert len(list(folder.iterdir())) == (0 if more == {"captions": str(joined)} else 1)
+            for place in folder.iterdir():
+                shutil.rmtree(place)
+        small = open_source(spec)
+        assert (big.fingerprint(), big.dropped()) == (small.fingerprint(), small.dropped())
+        assert big._table.arrays.keys() == small._table.arrays.keys()
+        for name, array in small._table.arrays.items():
+            np.testing.assert_array_equal(big._table.arrays[name], array)
+        assert [big.read(i) for i in range(len(big))] == [small.read(i) for i in range(len(small))]
 
 
 # --- other formats
