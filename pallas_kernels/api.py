@@ -140,7 +140,20 @@ def permuted_ffn(
     implementation: str | Implementation | None = None,
     save_gate_up: bool = True,
 ) -> jax.Array:
-    """`modality_ffn` of rows in any order: x [N, d] -> [N, d]. Gathers on load where the implementation can."""
+    """`modality_ffn` of rows in any order: x [N, d] -> [N, d]. Gathers on load where the implementation can.
+
+    Args:
+      x: [N, d] in the order of the mask that `tile_map` was made from.
+      tile_map: from `make_tile_map`; rows that were not valid come out as zeros.
+      text_weights: gate [d, ff], up [d, ff], down [ff, d].
+      visual_weights: likewise.
+      implementation: as for `modality_ffn`.
+      save_gate_up: as for `modality_ffn`.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+      Unavailable: the named implementation cannot serve this call; the message says why.
+    """
     weights = _ffn_weights(x, text_weights, visual_weights)
     tile_expert, tile = tile_map.tile_expert, tile_map.tile
     chosen = resolve(implementation, _problem("ffn", x, tile_expert, tile, weights[TEXT].gate.shape[1]))
@@ -155,7 +168,7 @@ def permuted_matmul(
     *,
     implementation: str | Implementation | None = None,
 ) -> jax.Array:
-    """`modality_matmul` of rows in any order: x [N, d] -> [N, f]. Gathers on load where the implementation can."""
+    """`modality_matmul` of rows in any order: x [N, d] -> [N, f]; arguments and errors as for `permuted_ffn`."""
     kernels = _kernels(x, text_kernel, visual_kernel)
     tile_expert, tile = tile_map.tile_expert, tile_map.tile
     chosen = resolve(implementation, _problem("matmul", x, tile_expert, tile, text_kernel.shape[1]))
@@ -175,7 +188,8 @@ def unsorted_ffn(
     """The paper's form (Mono-InternVL-1.5, fused kernel): rows stay where they are, x [N, d] -> [N, d].
 
     Each expert runs over the tiles in which its modality occurs and leaves the others at once; a tile with both kinds
-    is computed by both, and the results are merged by `mask` (bool [N], True = visual).
+    is computed by both, and the results are merged by `mask` (bool [N], True = visual). The other arguments, and
+    errors, are as for `modality_ffn`.
     """
     run = partial(modality_ffn, tile=tile, implementation=implementation, save_gate_up=save_gate_up)
     return _unsorted(run, x, mask, text_weights, visual_weights, tile)
@@ -329,8 +343,8 @@ def _permuted(run: Callable[..., jax.Array], call: _Call, x: jax.Array, tile_map
 def _unsorted(run: Callable[..., jax.Array], x: jax.Array, mask: jax.Array, text, visual, tile: int) -> jax.Array:
     """`run` (`modality_ffn` or `modality_matmul`) once per expert over the tiles that it occurs in, then merged."""
     rows = x.shape[0]
-    if mask.shape != (rows,):
-        raise ValueError(f"mask {mask.shape} must have one entry for each of the {rows} rows of x")
+    if mask.shape != (rows,) or mask.dtype != bool:
+        raise ValueError(f"mask must be bool [{rows}] like the rows of x, not {mask.dtype} {mask.shape}")
     padding = max(-(-rows // tile), 1) * tile - rows
     xp = jnp.pad(x, ((0, padding), (0, 0)))
     visual_rows = jnp.pad(mask, (0, padding)).reshape(-1, tile)

@@ -62,10 +62,12 @@ def make_tile_map(mask: jax.Array, *, tile: int = 128, valid: jax.Array | None =
       valid: bool [N], False for rows that no expert shall compute (padding); all rows by default.
 
     Raises:
-      ValueError: a mask that is not one-dimensional, or a tile below 1.
+      ValueError: a mask that is not bool [N], a `valid` that is not like it, or a tile below 1.
     """
-    if mask.ndim != 1 or tile < 1:
-        raise ValueError(f"mask must be [N] and tile >= 1, got mask {mask.shape} and tile {tile}")
+    if mask.ndim != 1 or mask.dtype != bool or tile < 1:
+        raise ValueError(f"mask must be bool [N] and tile >= 1, got mask {mask.dtype} {mask.shape} and tile {tile}")
+    if valid is not None and (valid.shape != mask.shape or valid.dtype != bool):
+        raise ValueError(f"valid must be bool {mask.shape} like mask, got {valid.dtype} {valid.shape}")
     rows, tiles = mask.shape[0], num_tiles(mask.shape[0], tile)
     live = jnp.ones(rows, bool) if valid is None else valid
     visual, text = mask & live, ~mask & live
@@ -123,10 +125,25 @@ _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def group_rows(x: jax.Array, tile_map: TileMap) -> jax.Array:
-    """[N, ...] in original order -> [M, ...] grouped by expert; rows that pad are zero."""
+    """[N, ...] in original order -> [M, ...] grouped by expert; rows that pad are zero.
+
+    Raises:
+      ValueError: x has not as many rows as the tile map was made for.
+    """
+    _check_rows(x, tile_map.num_rows)
     return _gather(x, tile_map.source, tile_map.position)
 
 
 def ungroup_rows(y: jax.Array, tile_map: TileMap) -> jax.Array:
-    """[M, ...] grouped -> [N, ...] in original order; rows that were not valid are zero."""
+    """[M, ...] grouped -> [N, ...] in original order; rows that were not valid are zero.
+
+    Raises:
+      ValueError: y has not as many rows as the tile map groups them into.
+    """
+    _check_rows(y, tile_map.num_grouped_rows)
     return _gather(y, tile_map.position, tile_map.source)
+
+
+def _check_rows(x: jax.Array, rows: int) -> None:
+    if x.shape[0] != rows:
+        raise ValueError(f"the tile map wants {rows} rows, these are {x.shape[0]}")

@@ -205,7 +205,8 @@ def aims(found: Iterable[Time]) -> list[str]:
         lines += _aim(f"{kernel}: forward + backward at N >= 4,096 at most 1.08 times", backward, max, 1.08)
         for other, least in (("dense_both", 1.9), ("ragged_dot", 1.0), ("tokamax", 1.0)):
             gains = [(good[other, *t.where].us / t.us, t) for t in own if (other, *t.where) in good]
-            lines += _aim(f"{kernel}: at least {least:g} times as fast as {other}", gains, min, least)
+            aim = f"at least {least:g} times as fast as" if least > 1 else "faster than"
+            lines += _aim(f"{kernel}: {aim} {other}", gains, min, least)
     return lines
 
 

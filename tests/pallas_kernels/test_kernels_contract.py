@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import Mesh
 
 from pallas_kernels import registry
-from pallas_kernels.api import FfnWeights, modality_ffn, modality_matmul, permuted_ffn
+from pallas_kernels.api import FfnWeights, modality_ffn, modality_matmul, permuted_ffn, unsorted_ffn
 from pallas_kernels.base import Problem, Unavailable
 from pallas_kernels.conformance import TOLERANCE, Case, oracle_ffn, oracle_matmul, relative_error
 from pallas_kernels.layout import TEXT, VISUAL, make_tile_map
@@ -318,6 +318,8 @@ def test_errors_say_what_is_wrong():
         modality_matmul(x, tile_expert, text.gate, visual.gate, tile=8, implementation="pallas_tpu")
     with pytest.raises(ValueError, match="the tile map 16"):
         permuted_ffn(x, make_tile_map(jnp.zeros(16, bool), tile=8), text, visual)
+    with pytest.raises(ValueError, match="mask must be bool"):
+        unsorted_ffn(x, jnp.zeros(32, jnp.int32), text, visual, tile=8)
 
 
 def test_importing_the_package_pulls_in_no_accelerator_code():

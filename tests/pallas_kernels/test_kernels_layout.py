@@ -73,7 +73,16 @@ def test_no_rows():
 
 
 def test_bad_input():
+    mask = jnp.zeros(3, bool)
     with pytest.raises(ValueError, match="mask must be"):
         make_tile_map(jnp.zeros((2, 3), bool))
+    with pytest.raises(ValueError, match="got mask int32"):
+        make_tile_map(jnp.zeros(3, jnp.int32))
     with pytest.raises(ValueError, match="tile >= 1"):
-        make_tile_map(jnp.zeros(3, bool), tile=0)
+        make_tile_map(mask, tile=0)
+    with pytest.raises(ValueError, match="valid must be bool"):
+        make_tile_map(mask, valid=jnp.ones(4, bool))
+    with pytest.raises(ValueError, match="wants 3 rows, these are 5"):
+        group_rows(jnp.ones((5, 2)), make_tile_map(mask, tile=TILE))
+    with pytest.raises(ValueError, match="wants 8 rows, these are 3"):
+        ungroup_rows(jnp.ones((3, 2)), make_tile_map(mask, tile=TILE))
