@@ -220,6 +220,7 @@ def _flip(block: Any, scratch: Any, consumer: jax.Array) -> Any:
     if scratch is None:
         return block.transpose((1, 0))
     scratch[consumer] = block[...].T
+    plgpu.commit_smem()  # these are accesses that wgmma and TMA do not see of themselves
     return scratch.at[consumer]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -248,15 +249,22 @@ def makers(op: str, kernels: Mapping[str, Implementation]) -> dict[str, Maker]:
         rows[f"{name} unsorted"] = _unsorted(forms, kernel)
     rows["ragged_dot"] = _ragged(forms, jax.lax.ragged_dot)
     if tokamax_missing() is None:
-        import tokamax
-
-        rows["tokamax"] = _ragged(forms, tokamax.ragged_dot)
+        rows["tokamax"] = _ragged(forms, _tokamax().ragged_dot)
     return rows | {"dense_both": dense_both(op), "gather_scatter": _gather_scatter(forms)}
 
 
 def tokamax_missing() -> str | None:
     """Why there is no tokamax row, or None."""
     return None if importlib.util.find_spec("tokamax") else "not installed (pip install tokamax)"
+
+
+def _tokamax() -> Any:
+    import tokamax
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])  # or tokamax parses the whole command line itself, and knows none of our options
+    return tokamax
 
 
 @functools.cache
