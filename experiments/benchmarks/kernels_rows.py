@@ -168,10 +168,12 @@ def points(tile: int, dtype: str) -> Iterator[Point]:
 def rehearsal(tile: int, dtype: str) -> Iterator[Point]:
     """Tiny problems that go once through every row, both operations and all directions."""
     make = functools.partial(Setting, shape="tiny", dtype=dtype, tile=tile)
-    yield Point(make("ffn", rows=2 * tile, visual_share=50, interleaving=0), _any_row)
-    yield Point(make("qkv", rows=2 * tile, visual_share=50, interleaving=0), _any_row)
+    for op in ("ffn", "qkv"):
+        half = make(op, rows=2 * tile, visual_share=50, interleaving=0)
+        yield Point(half, _arranged)
+        yield Point(half, _as_they_come, ("both",))
     yield Point(make("ffn", rows=tile + 3, visual_share=100, interleaving=0), _arranged, ("forward",))
-    yield Point(make("ffn", rows=2 * tile, visual_share=50, interleaving=100), _as_they_come, ("forward",))
+    yield Point(make("ffn", rows=2 * tile, visual_share=50, interleaving=100), _as_they_come, ("both",))
 
 
 # ======================================================================================================================
