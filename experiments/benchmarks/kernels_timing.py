@@ -62,7 +62,7 @@ class Timer:
         self.name = "wall"
         if jax.default_backend() == "gpu":
             try:
-                _kernel_times(jax.jit(jnp.sin), [(jnp.ones(8),)])
+                kernel_times(jax.jit(jnp.sin), [(jnp.ones(8),)])
                 self.name = "cupti"
             except Exception as error:  # no permission, another profiler attached, ...
                 print(f"CUPTI: {error}; wall times instead", file=sys.stderr)
@@ -82,7 +82,7 @@ class Timer:
         device, name = wall, "wall"
         if self.name == "cupti":
             try:
-                device = _kernel_times(function, [inputs[i % len(inputs)] for i in range(effort.samples)])
+                device = kernel_times(function, [inputs[i % len(inputs)] for i in range(effort.samples)])
                 name = "cupti"
             except Exception as error:
                 print(f"  CUPTI: {error}; wall time instead", file=sys.stderr)
@@ -90,7 +90,7 @@ class Timer:
         return {"median_us": median, "min_us": least, "wall_us": statistics.median(wall), "timer": name}
 
 
-def _kernel_times(function: Callable, inputs: Sequence[tuple]) -> list[float]:
+def kernel_times(function: Callable, inputs: Sequence[tuple]) -> list[float]:
     """Microseconds that the kernels of each call take, added up.
 
     `jax.experimental.mosaic.gpu.profiler.measure` does the same for one call on inputs that it has just used, and which

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from experiments.benchmarks import kernels, kernels_report, kernels_rows
+from experiments.benchmarks import kernels, kernels_report, kernels_rows, kernels_timing
 from pallas_kernels.check import host_devices
 
 QUICK = ["xla_split", "ragged_dot", "dense_both", "gather_scatter"]
@@ -73,7 +74,8 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch)
         measured.append(direction)
         if len(measured) == 3:
             raise KeyboardInterrupt  # as when the machine is taken away
-        return {"median_us": float(len(measured)), "max_rel_error": 0.0, "timer": "wall"}
+        took = float(len(measured))
+        return {"median_us": took, "wall_us": took, "max_rel_error": 0.0, "timer": "wall"}
 
     monkeypatch.setattr(kernels.Bench, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
@@ -90,12 +92,31 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch)
 
 
 def test_with_one_expert_trained_the_bound_has_its_tokens_share_of_the_gradients(tmp_path, monkeypatch):
+    """... and wall times are compared with wall times."""
     times = {"both": 10.0, "visual": 6.0, "forward": 3.0}
-    found = {"max_rel_error": 0.0, "timer": "wall"}
-    monkeypatch.setattr(kernels.Bench, "measure", lambda s, m, setting, d: found | {"median_us": times[d]})
-    results = worker(tmp_path, "--ops", "ffn", "--rows", "xla_split")
-    bounds = {(t["about"]["direction"], t["about"]["visual_share"]): t["bound_us"] for t in results.of_kind("time")}
-    assert bounds == {("forward", 50): 3, ("both", 50): 10, ("visual", 50): 8, ("forward", 100): 3}
+
+    def measure(self, make, setting, direction):
+        split = "split" in make.__qualname__
+        took = {"median_us": times[direction], "wall_us": 4 * times[direction]}
+        return took | {"max_rel_error": 0.0, "timer": "wall" if split and direction == "forward" else "cupti"}
+
+    monkeypatch.setattr(kernels.Bench, "measure", measure)
+    timings = worker(tmp_path, "--ops", "ffn", "--rows", "xla_split").of_kind("time")
+    bounds = {(t["about"]["direction"], t["about"]["visual_share"]): t["bound_us"] for t in timings}
+    assert bounds == {("forward", 50): 12, ("both", 50): 10, ("visual", 50): 8, ("forward", 100): 12}
+    assert [t["ratio"] for t in timings] == [1, 1, 0.75, 1]
+
+
+def test_kernel_times_are_added_up_call_by_call(monkeypatch):
+    """What CUPTI reports: one entry per kernel, two kernels a call here."""
+    profiler = pytest.importorskip("jax.experimental.mosaic.gpu.profiler")
+    kernels_run = [("gemm", 1.0), ("fusion", 0.5), ("gemm", 2.0), ("fusion", 0.25)]
+    extension = SimpleNamespace(_cupti_init=lambda: None, _cupti_get_timings=lambda finalize: list(kernels_run))
+    monkeypatch.setattr(profiler, "mosaic_gpu_lib", SimpleNamespace(_mosaic_gpu_ext=extension))
+    assert kernels_timing.kernel_times(lambda x: x, [(1,), (2,)]) == [1500.0, 2250.0]
+    kernels_run.pop()
+    with pytest.raises(RuntimeError, match="3 kernels in 2 calls"):
+        kernels_timing.kernel_times(lambda x: x, [(1,), (2,)])
 
 
 def test_what_fails_is_recorded_and_costs_nothing_else(tmp_path, monkeypatch):
