@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,18 +15,27 @@ from data_pipelines.batch import Batch, BatchSpec
 from data_pipelines.text import Tokenizer
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
-h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
-.sample { border-left: 4px solid #8ab; margin: 1em 0; padding: 0 0 0 1em }
-.sample img { image-rendering: auto; height: 112px; margin: 2px; border: 1px solid #bbb }
-.text { font-family: ui-monospace, monospace; font-size: 13px; white-space: pre-wrap; overflow-wrap: anywhere }
-.text b { font-weight: normal; background: #cdeac0 }
-.text i { font-style: normal; color: #888 }
-.bar { display: flex; height: 14px; border: 1px solid #999; max-width: 40em; margin: 2px 0 }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --soft: #666; --line: #ccc; --learnt: #c4e8b5 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --page: #161a1d; --soft: #9aa3a9; --line: #444b50; --learnt: #2f5a2a }
+}
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5em auto; max-width: 72em; padding: 0 1em;
+  color: var(--text); background: var(--page) }
+h2 { margin-top: 2em; font-size: 1.2em; border-bottom: 1px solid var(--line) }
+.sample { border-left: 4px solid; margin: 1em 0; padding: 0 0 0 .8em }
+.sample img { height: 112px; max-width: 100%; margin: 2px; border: 1px solid var(--line) }
+.text { font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+.text b, .legend b { font-weight: normal; background: var(--learnt); border-radius: 2px }
+.text i, .legend i, .soft { font-style: normal; color: var(--soft) }
+.bar { display: flex; height: 14px; border: 1px solid var(--line); max-width: 40em; margin: 2px 0 }
 .bar span { height: 100% }
-table { border-collapse: collapse } td, th { padding: 2px 10px; text-align: left; border-bottom: 1px solid #ddd }
-.note { color: #666 }
+table { border-collapse: collapse; font-size: 14px }
+td, th { padding: 2px 12px 2px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  overflow-wrap: anywhere }
+th { font-weight: 600; white-space: nowrap }
+summary { cursor: pointer }
 """
+_LISTED = 500  # skipped samples on a page
 _COLOURS = ("#7fa8d1", "#e5a66a", "#8fc08f", "#c792c7", "#d9c25c", "#86c5c0", "#d98880", "#aaa")
 
 
@@ -48,23 +58,44 @@ def page(
       facts: (name, value) pairs of the table at the top.
       skipped: (key, reason, detail) of bad samples.
     """
-    parts = ["<!doctype html><meta charset='utf-8'>", f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"]
-    parts.append(f"<h1>{html.escape(title)}</h1>{_table(facts)}")
-    parts.append(
-        "<p class='note'>Green: the model is trained to predict this token. Grey: how an image is announced.</p>"
-    )
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
+        f"<h1>{html.escape(title)}</h1>{_table(facts)}",
+        "<p class='legend'><b>Green</b>: the model is trained to predict these tokens. <i>[image]</i>: where the visual"
+        " tokens of the tiles above the text stand. Bars: how the samples of a row share its slots; what is empty is"
+        " padding.</p>",
+    ]
     for step, batch in batches:
         for row in range(min(rows, len(batch["tokens"]))):
             parts.append(f"<h2>step {step}, row {row}</h2>")
             parts.append(_row({name: array[row] for name, array in batch.items()}, spec, tile_size, tokenizer))
-    parts.append(f"<h2>skipped: {len(skipped)}</h2>")
-    parts.append(_table([("key", "reason", "detail"), *skipped]) if skipped else "<p>nothing</p>")
+    parts.append(_skipped(skipped))
     return "\n".join(parts)
 
 
-def _table(lines: Iterable[Sequence[str]]) -> str:
-    cells = ("".join(f"<td>{html.escape(str(value))}</td>" for value in line) for line in lines)
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in cells) + "</table>"
+def _skipped(skipped: Sequence[tuple[str, str, str]]) -> str:
+    """How many samples were skipped for which reason, and which."""
+    if not skipped:
+        return "<h2>skipped: none</h2>"
+    reasons = Counter(reason for _, reason, _ in skipped).most_common()
+    which = f"the first {_LISTED}" if len(skipped) > _LISTED else "all of them"
+    listed = _table(skipped[:_LISTED], ("key", "reason", "detail"))
+    return (
+        f"<h2>skipped: {len(skipped)}</h2>{_table(reasons)}<details open><summary>{which}</summary>{listed}</details>"
+    )
+
+
+def _table(lines: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
+    """Rows of cells; without ``head`` the first cell of each names the row."""
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    rows = [f"<tr>{top}</tr>"] if head else []
+    for line in lines:
+        kinds = ["td" if head else "th", *["td"] * (len(line) - 1)]
+        cells = "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for kind, cell in zip(kinds, line))
+        rows.append(f"<tr>{cells}</tr>")
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _row(row: dict[str, np.ndarray], spec: BatchSpec, tile_size: int, tokenizer: Tokenizer) -> str:
@@ -105,7 +136,7 @@ def _sample(
     visual, text = slots[slots < end], slots[slots >= end] - end
     colour = _COLOURS[segment % len(_COLOURS)]
     head = f"<div class='sample' style='border-color:{colour}'>"
-    head += f"sample {segment}: {len(visual)} visual, {len(text)} text tokens<br>"
+    head += f"<div class='soft'>sample {segment}: {len(visual)} visual, {len(text)} text tokens</div>"
     edge = tile_size // spec.token_pixels
     tiles = row["patches"][visual].reshape(-1, edge * edge, spec.token_pixels, spec.token_pixels, 3)
     cells = row["patch_cells"][visual].reshape(-1, edge * edge)
@@ -126,7 +157,7 @@ def _tile(patches: np.ndarray, cells: np.ndarray, edge: int) -> np.ndarray:
 def _image(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
-    return f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return f"<img alt='tile' src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
 
 
 def _text(ids: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer) -> str:
