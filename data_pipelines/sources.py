@@ -9,10 +9,8 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import json
-import os
 import posixpath
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -134,7 +132,7 @@ def _table(
                 content.add(part)
             yield selection
 
-    folder = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    folder = storage.temporary_beside(kept)
     try:
         table = Table.build(selections(), folder)
         header = {"fingerprint": content.hex(), "dropped": dict(dropped + filters.dropped)}

@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -421,6 +422,11 @@ def read_bytes(path: str, limit: int | None = None) -> bytes:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 
+def temporary_beside(place: Path) -> Path:
+    """A name that nobody else takes; process numbers repeat where containers share a folder."""
+    return place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Writes atomically (local: temporary file, then rename). Raises OSError if the place is read-only."""
     if is_remote(path):
@@ -432,7 +438,7 @@ def write_bytes(path: str, data: bytes) -> None:
         return
     target = Path(local_path(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = temporary_beside(target)
     try:
         temporary.write_bytes(data)
         os.replace(temporary, target)
@@ -448,7 +454,7 @@ def copy_to(source: str, target: str) -> None:
         return
     place = Path(local_path(target))
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = temporary_beside(place)
     try:
         shutil.copyfile(source, temporary)
         os.replace(temporary, place)

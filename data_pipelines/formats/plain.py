@@ -12,6 +12,7 @@ from data_pipelines.records import Form, parse
 from data_pipelines.shard_index import IndexBuilder, ShardIndex
 
 CHUNK_BYTES = 2048
+_BLANK = bytes(range(33))  # spaces and control characters
 
 
 def scan(path: str, meta: Mapping[str, Any], chunk_bytes: int = CHUNK_BYTES) -> ShardIndex:
@@ -28,7 +29,7 @@ def scan(path: str, meta: Mapping[str, Any], chunk_bytes: int = CHUNK_BYTES) -> 
             data = view.read(position, chunk_bytes)
             if position + len(data) < view.size:
                 data = data[: _cut(data)]
-            if data.strip():  # white space between pieces is no sample
+            if data.strip(_BLANK):  # white space between pieces is no sample
                 number += 1
                 record, reason = None, None
                 try:

@@ -8,6 +8,7 @@ at the next valid one, so that only the members hit are lost.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,10 @@ from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash
 
 BLOCK = 512
 IMAGE_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "avif", "ppm", "pgm", "img", "image"]
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "jp2", "j2k", "jpf", "jpx", "png", "apng", "gif", "webp", "avif"),
+        *("bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "ico", "tga", "pcx", "img", "image"),
+    ]
 )
 CAPTION_EXTENSIONS = frozenset(["txt", "caption", "text"])
 _MAX_PAX = 1 << 20
@@ -37,6 +41,8 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     text = field.split(b"\0", 1)[0].strip()
+    if text and not text.isdigit():  # int() would take signs and underscores
+        raise ValueError(f"{text!r} is not an octal number")
     return int(text, 8) if text else 0
 
 
@@ -92,7 +98,7 @@ def members(view: storage.ScanView, problems: list[str]) -> Iterator[tuple[str, 
             if kind == b"x" and size <= _MAX_PAX:
                 pax = _pax(view.read(data, size))
                 path = pax.get("path", path)
-                if pax.get("size", "").isdigit():
+                if re.fullmatch("[0-9]{1,20}", pax.get("size", "")):
                     pax_size = int(pax["size"])
             elif kind == b"L" and size <= _MAX_PAX:
                 path = view.read(data, size).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
@@ -209,6 +215,8 @@ def add_sample(
             record = parse(text[2], _read_text(view, text[:2]) if group.caption else b"")
     except BadSample as error:
         reason = error.reason
+        if text[1] > MAX_TEXT_BYTES:  # perhaps a size that is a lie, which no column could hold
+            text = (text[0], 0, text[2])
     try:
         for offset, size in group.images:
             if offset + size > view.size:
