@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,3 +123,56 @@ def test_damage(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_much_damage(tmp_path: Path, name: str) -> None:
     attack(tmp_path, name, range(1000, 2500))
+
+
+def with_field(header: bytes, field: bytes) -> bytes:
+    """A tar header with another size field and a checksum that is right again."""
+    data = bytearray(header)
+    data[124:136], data[148:156] = field, b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+SIZES = {
+    "terabyte": b"\x80" + (1 << 40).to_bytes(11, "big"),
+    "endless": b"\xff" * 12,
+    "octal": b"77777777777\0",
+    "negative": b"-0000003000\0",
+    "underscore": b"0000_000005\0",
+}
+
+
+@pytest.mark.parametrize("field", SIZES)
+@pytest.mark.parametrize("member", ["00004.jpg", "00004.json", "00004.txt"])
+def test_sizes_that_lie_with_right_checksums(tmp_path: Path, field: str, member: str) -> None:
+    data = tar_bytes(pairs(SAMPLES), tarfile.USTAR_FORMAT)
+    start = data.index(member.encode() + b"\0")
+    header = with_field(data[start : start + 512], SIZES[field])
+    (tmp_path / "a.tar").write_bytes(data[:start] + header + data[start + 512 :])
+    report = report_shard(ShardSpec("tar", str(tmp_path / "a.tar")))
+    assert report.problems and report.usable >= SAMPLES - 1, report
+
+
+@pytest.mark.parametrize("size", ["²", "9" * 50, "-1", "1_0"])
+def test_extended_headers_with_odd_sizes(tmp_path: Path, size: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("00000.note")
+        info.pax_headers = {"size": size}
+        tar.addfile(info)
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue() + tar_bytes(pairs(SAMPLES)))
+    assert report_shard(ShardSpec("tar", str(tmp_path / "a.tar"))).usable == SAMPLES
+
+
+def test_a_damaged_index_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(pairs(2)))
+    spec = ShardSpec("tar", str(tmp_path / "a.tar"))
+    assert report_shard(spec).made
+    index = tmp_path / "a.tar.index.npz"
+    data, made = index.read_bytes(), 0
+    for position in range(0, len(data), 11):
+        index.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
+        report = report_shard(spec)
+        assert (report.samples, report.usable) == (2, 2), position
+        made += report.made
+    assert made > 100
