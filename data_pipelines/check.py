@@ -9,11 +9,9 @@ object a line for each bad sample ("key", "reason", "detail") and each shard tha
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import dataclasses
 import functools
 import json
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ import numpy as np
 from data_pipelines import command
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.index import ShardSpec, add_shard_arguments, format_module, make_index, shards_of
+from data_pipelines.index import ShardSpec, add_shard_arguments, format_module, in_processes, make_index, shards_of
 from data_pipelines.indexed import IndexedSource, RawSample, Selection, Shard, Table
 from data_pipelines.records import Form
 from data_pipelines.samples import SampleBuilder
@@ -138,14 +136,9 @@ def check_shards(
     if workers <= 1 or len(specs) <= 1:
         yield from (check_shard(spec, name, settings) for spec, name in zip(specs, names))
         return
-    context = multiprocessing.get_context("spawn")  # threads of the parent do not survive a fork
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(specs)), context) as pool:
-        futures = [pool.submit(check_shard, spec, name, settings) for spec, name in zip(specs, names)]
-        for spec, future in zip(specs, futures):
-            try:
-                yield future.result()
-            except concurrent.futures.process.BrokenProcessPool:
-                yield ShardCheck(spec.path, problems=["unreadable: the reading process died (out of memory?)"])
+    results = in_processes(check_shard, [(spec, name, settings) for spec, name in zip(specs, names)], workers)
+    for spec, result in zip(specs, results):
+        yield result or ShardCheck(spec.path, problems=["unreadable: the reading process died (out of memory?)"])
 
 
 def check(options: argparse.Namespace) -> dict[str, Any]:

@@ -16,13 +16,16 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipelines import command, shard_index, storage
 from data_pipelines.errors import DataError
 from data_pipelines.shard_index import ShardIndex
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +148,61 @@ def index_shards(
     if workers <= 1 or len(specs) <= 1:
         yield from (report_shard(spec, index_dir, force) for spec in specs)
         return
+    reports = in_processes(report_shard, [(spec, index_dir, force) for spec in specs], workers)
+    for spec, report in zip(specs, reports):
+        yield report or ShardReport(spec.path, problems=["unreadable: the indexing process died (out of memory?)"])
+
+
+def in_processes(function: Callable[..., T], calls: Sequence[tuple], workers: int) -> Iterator[T | None]:
+    """``function(*call)`` of every call in order, by ``workers`` processes; None for a call that kills its process.
+
+    Raises what the function raises.
+    """
+    ready: dict[int, T | None] = {}
+    turn = 0
+    for number, result in _as_they_come(function, calls, workers):
+        ready[number] = result
+        while turn in ready:
+            yield ready.pop(turn)
+            turn += 1
+
+
+def _as_they_come(function: Callable[..., T], calls: Sequence[tuple], workers: int) -> Iterator[tuple[int, T | None]]:
+    """(number, result) of every call. A process that dies takes all calls of its pool with it that are not done.
+
+    Calls begin in order, so the guilty one is among the first of these, at most ``workers`` of them: they are tried
+    again one by one, the others in a new pool.
+    """
     context = multiprocessing.get_context("spawn")  # threads of the parent do not survive a fork
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(specs)), context) as pool:
-        futures = [pool.submit(report_shard, spec, index_dir, force) for spec in specs]
-        for spec, future in zip(specs, futures):
-            try:
-                yield future.result()
-            except concurrent.futures.process.BrokenProcessPool:
-                yield ShardReport(spec.path, problems=["unreadable: the indexing process died (out of memory?)"])
+    left = list(range(len(calls)))
+    while left:
+        lost = []
+        with concurrent.futures.ProcessPoolExecutor(min(workers, len(left)), context) as pool:
+            futures = [_submitted(pool, function, calls[number]) for number in left]
+            for number, future in zip(left, futures):
+                try:
+                    yield number, future.result()
+                except BrokenProcessPool:
+                    lost.append(number)
+        for number in lost[:workers]:
+            with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+                try:
+                    yield number, pool.submit(function, *calls[number]).result()
+                except BrokenProcessPool:
+                    yield number, None
+        left = lost[workers:]
+
+
+def _submitted(
+    pool: concurrent.futures.Executor, function: Callable[..., T], call: tuple
+) -> concurrent.futures.Future[T]:
+    """A call's future, also where the pool is broken already."""
+    try:
+        return pool.submit(function, *call)
+    except BrokenProcessPool as error:
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        future.set_exception(error)
+        return future
 
 
 def shards_of(paths: Iterable[str], kind: str | None, options: Mapping[str, Any]) -> list[ShardSpec]:

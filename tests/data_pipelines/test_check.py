@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -231,3 +232,15 @@ def test_index_of_damaged_parquet_and_array_record(tmp_path: Path, capsys) -> No
     (tmp_path / "d.array_record").write_bytes(b"")
     result = index_line(capsys, tmp_path, "--workers=1")
     assert (result["shards"], result["samples"], len(result["problems"])) == (4, 0, 4)
+
+
+def fatal(number: int) -> int:
+    """Kills its process for two of the numbers, the second time long after the start."""
+    if number in (1, 9):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_worker_costs_only_what_kills_it() -> None:
+    found = list(index.in_processes(fatal, [(i,) for i in range(12)], 3))
+    assert found == [None if i in (1, 9) else i for i in range(12)]
