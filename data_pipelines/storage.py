@@ -350,6 +350,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def local_copy(path: str) -> str:
+    """A remote file's copy in the cache folder, made once, for readers that need a local file; a local path as it is.
+
+    Raises DataError.
+    """
+    if not is_remote(path):
+        return local_path(path)
+    with _remote(path) as (fs, inner):
+        place = cache_dir() / "copies" / f"{digest(path, stamp(path))[:16]}-{basename(path)}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with open(place.with_name(f"{place.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches it, the others wait
+            if not place.exists():
+                temporary = temporary_beside(place)
+                fs.get_file(inner, str(temporary))
+                temporary.replace(place)
+    return str(place)
+
+
 class ScanView:
     """One pass over a file in (mostly) increasing order of offsets, as an indexer makes it; buffered, never mapped.
 

@@ -3,7 +3,8 @@
 A record is the magic b"MJR1", the header's length as uint32 (little endian), the header (a JSON object with "key",
 "images" = byte lengths, and "caption", "conversations" or "text"; optionally scores, "sha256" and "tokens"), and the
 images one behind the other. "tokens" holds the ids of the text part, for readers that want them; sizes are not stored,
-since the index reads them from the images themselves.
+since the index reads them from the images themselves. The library reads local files only, so a remote file is copied to
+the cache folder when it is first read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines import headers, storage
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import BadSample
 from data_pipelines.indexed import IndexedSource, RawSample, Shard
 from data_pipelines.records import Form, Record, from_object, parse_json
 from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
@@ -73,10 +74,9 @@ class _Reader:
     def __init__(self, path: str):
         from array_record.python.array_record_module import ArrayRecordReader
 
-        if storage.is_remote(path):
-            raise DataError(f"{path}: ArrayRecord files are read from local disks only; copy it or mount the bucket")
+        place = storage.local_copy(path)
         try:
-            self._reader = ArrayRecordReader(storage.local_path(path), "readahead_buffer_size:0")
+            self._reader = ArrayRecordReader(place, "readahead_buffer_size:0")
             self.count = self._reader.num_records()
         except (RuntimeError, ValueError, IndexError) as error:
             raise BadSample("corrupt_file", detail=str(error).splitlines()[0]) from None
@@ -101,8 +101,8 @@ def _reader(path: str) -> _Reader:
 def scan(path: str, meta: Mapping[str, Any], hash_images: bool = False) -> ShardIndex:
     """Indexes a file; a sample's offset is the number of its record.
 
-    What cannot be read is named in ``problems``, its records count as "corrupt_chunk". Raises DataError if the file is
-    remote.
+    What cannot be read is named in ``problems``, its records count as "corrupt_chunk". Raises DataError if the file
+    cannot be fetched.
     """
     builder = IndexBuilder()
     try:

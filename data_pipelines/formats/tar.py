@@ -281,13 +281,14 @@ def _image_hash(view: storage.ScanView, images: list[ImagePart], metadata: Mappi
 def stats_problems(shard: str, found: int) -> list[str]:
     """What the ``NAME_stats.json`` that img2dataset writes on finishing a shard says against it.
 
-    Nothing if no shard of this kind in the folder has one: then the shards come from elsewhere.
+    Without one: nothing if the shard does not look like img2dataset's.
     """
     shard = shard.rstrip("/")
     stem = shard.removesuffix(".tar").removesuffix(".parquet")
     place = stem + "_stats.json"
     if not storage.exists(place):
-        return _missing_stats(storage.parent(shard), shard.removeprefix(stem))
+        unfinished = _is_of_img2dataset(storage.parent(shard), storage.basename(stem), shard.removeprefix(stem))
+        return ["unfinished: no stats file, as img2dataset writes when a shard is complete"] if unfinished else []
     try:
         successes = json.loads(storage.read_bytes(place)).get("successes")
     except (ValueError, AttributeError, DataError):
@@ -297,15 +298,15 @@ def stats_problems(shard: str, found: int) -> list[str]:
     return []
 
 
-def _missing_stats(folder: str, suffix: str) -> list[str]:
-    """The problem of having no stats file, if another shard ``folder/NAME<suffix>`` has one."""
+def _is_of_img2dataset(folder: str, stem: str, suffix: str) -> bool:
+    """Whether a shard without stats has its table of metadata beside it, or another ``NAME<suffix>`` has stats."""
     try:
         names = {name for name, _, _ in storage.list_dir(folder)}
     except DataError:  # a web server need not list its folders
-        return []
+        return False
+    if suffix != ".parquet" and f"{stem}.parquet" in names:
+        return True
     stems = [name.removesuffix("_stats.json") for name in names if name.endswith("_stats.json")]
     if suffix:
-        others = any(stem + suffix in names for stem in stems)
-    else:
-        others = any(storage.is_dir(storage.join(folder, stem)) for stem in stems)
-    return ["unfinished: no stats file, while other shards of the folder have theirs"] if others else []
+        return any(other + suffix in names for other in stems)
+    return any(storage.is_dir(storage.join(folder, other)) for other in stems)
