@@ -26,7 +26,7 @@ from data_pipelines.records import Record, parse
 from data_pipelines.shard_index import ShardIndex, Strings
 
 TABLE_ROWS = 1 << 20
-VERSION = 2  # of saved tables
+VERSION = 3  # of saved tables
 
 _SAMPLE = ("image_count", "text_offset", "text_length", "text_form")
 _IMAGE = ("image_offset", "image_length", "image_size")
@@ -250,6 +250,7 @@ class IndexedSource:
         fingerprint: str,
         dropped: Mapping[str, int],
         captions: Captions | None = None,
+        problems: Mapping[str, Sequence[str]] | None = None,
     ):
         self.name = name
         self.shards = list(shards)
@@ -257,6 +258,7 @@ class IndexedSource:
         self._fingerprint = fingerprint
         self._dropped = dict(dropped)
         self._captions = captions
+        self._problems = {path: list(found) for path, found in (problems or {}).items()}
         self._ends: list[int] = table.arrays["shard_end"].tolist()
 
     @functools.cached_property
@@ -275,9 +277,8 @@ class IndexedSource:
     def dropped(self) -> dict[str, int]:
         return dict(self._dropped)
 
-    def shard_ranges(self) -> np.ndarray:
-        """int64 [shards + 1]: samples of shard s are ranges[s] .. ranges[s + 1] - 1 (for reading in long runs)."""
-        return np.concatenate([[0], self._table.arrays["shard_end"]])
+    def problems(self) -> dict[str, list[str]]:
+        return {path: list(found) for path, found in self._problems.items()}
 
     def image_sizes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         indices = np.asarray(indices, np.int64)

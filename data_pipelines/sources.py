@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import json
+import logging
 import posixpath
 import shutil
 from collections import Counter
@@ -27,6 +28,8 @@ from data_pipelines.shard_index import ShardIndex
 
 __all__ = ["RawSample", "Source", "open_source"]
 
+_log = logging.getLogger(__name__)
+_PROBLEMS_LOGGED = 20  # at most, of a source
 _COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "filters", "remote_cache_gb")
 _THREADS = 16  # shards whose stamps and indices are fetched at a time, mostly waiting for remote storage
 _TEXT_COLUMNS = {"text_chars": "chars", "script": "script", "text_hash": "text_hash"}  # of an index: of captions
@@ -61,6 +64,10 @@ class Source(Protocol):
         """Number of samples that are not offered, by reason."""
         ...
 
+    def problems(self) -> dict[str, list[str]]:
+        """What is wrong with shards as a whole (cut off, unfinished, ...), in words, by path."""
+        ...
+
 
 def open_source(spec: Mapping[str, Any]) -> Source:
     """Opens a source; indices that are missing or stale are made.
@@ -72,6 +79,7 @@ def open_source(spec: Mapping[str, Any]) -> Source:
         (see ``filters.check_filters``); "remote_cache_gb" (read remote shards in pieces of 8 MiB that are kept on the
         local disk up to so many GB: for few hosts and shuffle "local"); and the options of the kind
         (``index.FORMATS``).
+    Shards that are damaged or unfinished as a whole are logged as warnings; ``problems`` lists them all.
     Raises: DataError: unknown kind or key (with the nearest valid one), paths that match nothing, nothing usable.
     """
     kind = spec.get("kind")
@@ -92,10 +100,20 @@ def open_source(spec: Mapping[str, Any]) -> Source:
     members = source_shards(kind, storage.expand(spec["paths"]), options)
     names = shard_names([member.path for member, _ in members])
     shards = [Shard(member.path, n, dict(member.options)) for (member, _), n in zip(members, names)]
-    table, fingerprint, dropped = _table(members, names, filters, captions, spec.get("index_dir"))
+    table, fingerprint, dropped, problems = _table(members, names, filters, captions, spec.get("index_dir"))
+    _warn(problems)
     if not len(table):
         raise DataError(f"{what}: no usable sample in {len(shards)} shard(s); dropped: {dropped}")
-    return format_module(kind).Source(name, shards, table, fingerprint, dropped, captions)
+    return format_module(kind).Source(name, shards, table, fingerprint, dropped, captions, problems)
+
+
+def _warn(problems: Mapping[str, Sequence[str]]) -> None:
+    """Logs what is wrong with shards, one line each as long as they are few."""
+    told = [(path, problem) for path, found in problems.items() for problem in found]
+    for path, problem in told[:_PROBLEMS_LOGGED]:
+        _log.warning("%s: %s", path, problem)
+    if len(told) > _PROBLEMS_LOGGED:
+        _log.warning("%d problems more: python -m data_pipelines.index lists all", len(told) - _PROBLEMS_LOGGED)
 
 
 def _table(
@@ -104,8 +122,8 @@ def _table(
     filters: Filters,
     captions: Captions | None,
     index_dir: str | None,
-) -> tuple[Table, str, dict[str, int]]:
-    """(table of the offered samples, fingerprint, dropped by reason), from the cache folder if it is there."""
+) -> tuple[Table, str, dict[str, int], dict[str, list[str]]]:
+    """(table of the offered samples, fingerprint, dropped by reason, problems by shard), from the cache if there."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         stamps = list(pool.map(lambda member: shard_stamp(member[0]), members))
     state = [[m.path, m.options, repeat, stamp] for (m, repeat), stamp in zip(members, stamps)]
@@ -113,18 +131,21 @@ def _table(
     kept = storage.cache_dir() / "sources" / storage.digest(json.dumps(identity, sort_keys=True))
     try:
         table, header = Table.load(kept)
-        return table, header["fingerprint"], header["dropped"]
+        return table, header["fingerprint"], header["dropped"], header["problems"]
     except (OSError, ValueError, KeyError):
         pass  # not made yet
     dropped: Counter[str] = Counter()
+    problems: dict[str, list[str]] = {}
     content = storage.Digest()
     content.add(captions.digest if captions else "")
     unique = _unique(members, names, filters, captions, index_dir)
 
     def selections() -> Iterator[Selection]:
-        for (_, times), name, index in zip(members, names, _indices(members, index_dir)):
+        for (member, times), name, index in zip(members, names, _indices(members, index_dir)):
             selection, _, lost = _select(index, name, filters, captions)
             dropped.update(lost)
+            if index.problems:
+                problems[member.path] = index.problems
             if unique is not None:
                 selection = selection.where(next(unique))
             selection = _repeat(selection, times)
@@ -135,8 +156,9 @@ def _table(
     folder = storage.temporary_beside(kept)
     try:
         table = Table.build(selections(), folder)
-        header = {"fingerprint": content.hex(), "dropped": dict(dropped + filters.dropped)}
-        return table.save(kept, header) if table.folder else table, header["fingerprint"], header["dropped"]
+        header = {"fingerprint": content.hex(), "dropped": dict(dropped + filters.dropped), "problems": problems}
+        table = table.save(kept, header) if table.folder else table
+        return table, header["fingerprint"], header["dropped"], problems
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
