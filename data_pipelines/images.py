@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.headers import ImageHeader, formats, read_header
@@ -148,7 +148,7 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
             return _upright(simplejpeg.decode_jpeg(data, min_width=width, min_height=height), header.orientation)
         except ValueError as error:
             raise BadSample(_damage(str(error)), detail=str(error)) from None
-    return _decode_with_pillow(data, limits)
+    return _decode_with_pillow(data, limits, header.orientation)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -175,17 +175,18 @@ def _damage(message: str) -> str:
     return "truncated_image" if truncated else "corrupt_image"
 
 
-def _decode_with_pillow(data: bytes, limits: ImageLimits) -> np.ndarray:
+def _decode_with_pillow(data: bytes, limits: ImageLimits, orientation: int) -> np.ndarray:
+    """``orientation``: what the header says. Pillow's own reading of it would differ, since it asks XMP too."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are judged by `limits`; oddities in metadata do not matter here
             with Image.open(io.BytesIO(data), formats=formats()) as image:
                 image.load()
-                image = ImageOps.exif_transpose(image)
                 # Some headers lie, and some formats hold several sizes: what was decoded counts.
                 if code := limits.refuse(*image.size):
                     raise BadSample(SIZE_REASONS[code], detail=f"{image.width}x{image.height}")
-                return np.asarray(_rgb(image))
+                # Pillow has turned a TIFF upright on loading.
+                return _upright(np.asarray(_rgb(image)), 1 if image.format == "TIFF" else orientation)
     except BadSample:
         raise
     except Image.DecompressionBombError as error:

@@ -34,7 +34,6 @@ class Record:
     conversations: tuple[tuple[str, str], ...] = ()
     text: str | None = None
     images: tuple[str, ...] = ()
-    id: str | None = None
 
     @property
     def content(self) -> str:
@@ -81,14 +80,12 @@ def parse(form: int, data: bytes, caption_key: str = "caption") -> Record:
 def from_object(value: Mapping[str, Any], caption_key: str = "caption") -> Record:
     """The record in a JSON object: LLaVA and InternVL conversations, chat messages, a caption, or plain text."""
     images = _images(value)
-    name = value.get("id")
-    name = None if name is None else str(name)
     turns = value.get("conversations", value.get("messages"))
     if turns is not None:
-        return Record(conversations=_turns(turns), images=images, id=name)
+        return Record(conversations=_turns(turns), images=images)
     if caption_key in value or images or "text" not in value:
-        return Record(caption=_spoken(value.get(caption_key), "no_caption"), images=images, id=name)
-    return Record(text=_spoken(value.get("text"), "empty_text"), id=name)
+        return Record(caption=_spoken(value.get(caption_key), "no_caption"), images=images)
+    return Record(text=_spoken(value.get("text"), "empty_text"))
 
 
 def _spoken(text: Any, reason: str) -> str:

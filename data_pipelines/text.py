@@ -317,7 +317,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u20
 _TAGS = re.compile(
     r"<br\s*/?>|</?(?:a|b|i|u|p|div|span|strong|em|font|h[1-6]|li|ul|ol|td|tr|table|img|sup|sub)(?:\s[^<>]*)?/?>", re.I
 )
-_RESERVED = re.compile(r"<\|im_(?:start|end)\|>|<image>|<IMG_CONTEXT>|</?s>")
+_RESERVED = re.compile(r"<\|\w+\|>|<image>|<IMG_CONTEXT>|</?s>|</?quad>")
 
 
 def clean_caption(text: str, max_chars: int = 1000) -> str:

@@ -6,9 +6,11 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file
 
 from data_pipelines.errors import BadSample
+from data_pipelines.headers import read_header
 from data_pipelines.images import (
     ExactResizer,
     FastResizer,
@@ -101,6 +103,36 @@ def test_orientation_is_applied(orientation, format):
     wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     np.testing.assert_array_equal(decode(data, LIMITS), wanted)
     assert wanted.shape == ((96, 72, 3) if orientation >= 5 else (72, 96, 3))
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def turned_elsewhere() -> dict[str, bytes]:
+    """Images whose orientation stands in places that Pillow asks besides EXIF, and one in odd colours with EXIF."""
+    image, exif = Image.fromarray(SMOOTH), Image.Exif()
+    exif[0x0112] = 6
+    xmp, profile = PngInfo(), PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", XMP)
+    raw = exif.tobytes()
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(raw):8d}\n{raw.hex()}\n", zip=True)
+    return {
+        "png xmp": encoded(image, pnginfo=xmp),
+        "png profile": encoded(image, pnginfo=profile),
+        "webp xmp": encoded(image, "WEBP", xmp=XMP.encode()),
+        "cmyk xmp": encoded(image.convert("CMYK"), "JPEG", xmp=XMP.encode()),
+        "cmyk exif": encoded(image.convert("CMYK"), "JPEG", exif=exif),
+        "tiff": encoded(image, "TIFF", exif=exif),
+    }
+
+
+@pytest.mark.parametrize("name", turned_elsewhere())
+def test_header_and_decoder_agree_on_what_is_upright(name):
+    data = turned_elsewhere()[name]
+    assert decode(data, LIMITS).shape[1::-1] == read_header(data).size
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -133,6 +133,7 @@ def test_captions_are_cleaned():
         == "<ref>dog</ref><box>[[1, 2, 3, 4]]</box> 2 < 3 > 1"
     )
     assert clean_caption("see <image> <IMG_CONTEXT> </s> now") == "see now"
+    assert clean_caption("<|action_start|><|plugin|> a <quad>cat</quad> | 3 <|| 2") == "a cat | 3 <|| 2"
     assert clean_caption("one two three", max_chars=8) == "one two"
     assert clean_caption("x" * 20, max_chars=8) == "x" * 8
     with pytest.raises(BadSample, match="empty_caption"):
