@@ -6,10 +6,16 @@ import json
 import sys
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import kernels, kernels_report, kernels_rows, kernels_timing
+from pallas_kernels import aot_cuda
+from pallas_kernels.aot import kernel_calls
+from pallas_kernels.base import Unavailable
 from pallas_kernels.check import host_devices
+from pallas_kernels.registry import implementation_class, targeting
 
 QUICK = ["xla_split", "ragged_dot", "dense_both", "gather_scatter"]
 SETTING = {"op": "ffn", "shape": "2b", "rows": 4096, "visual_share": 50, "interleaving": 0, "dtype": "x", "tile": 128}
@@ -64,6 +70,32 @@ def test_rehearsal_of_all_rows(tmp_path, capfd):
     rows = {t["about"]["row"] for t in kernels.Results.load(tmp_path).of_kind("time")}
     forms = {f"{name}{form}" for name in kernels.KERNELS for form in ("", " permuted", " unsorted")}
     assert rows - {"tokamax"} == forms | set(QUICK)
+
+
+@pytest.mark.slow  # minutes
+@pytest.mark.parametrize("op", ["ffn", "qkv"])
+def test_every_row_compiles_for_an_absent_h200(op: str):
+    """So that a loan of one is not lost to a row that cannot even be compiled; needs the CUDA plugin."""
+    try:
+        device = aot_cuda.h200s(1)[0]
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    setting = kernels_rows.Setting(op, "tiny", 1000, 50, 10, "bfloat16", 128)
+    bench = kernels_timing.Bench(kernels_timing.Timer(kernels_timing.REHEARSAL))
+    weights = bench.weights(op, "tiny", "bfloat16")[0]
+    on_gpu = {name: implementation_class(name)() for name in ("mosaic_gpu", "triton")}
+    for name, make in {"dense": kernels_rows.dense(op), **kernels_rows.makers(op, on_gpu)}.items():
+        program = make(setting, *weights)
+        rows = [program.arrange(jnp.zeros((1000, width), jnp.bfloat16)) for width in (setting.out, setting.d)]
+        arguments = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), (*rows, *program.rest)
+        )
+        for trained in (None, *program.trained.values()):
+            run = kernels_timing.compiled(program.function, trained)
+            with targeting(device):
+                compiled = run.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
+            assert kernel_calls(compiled) > 0 or name.split()[0] not in on_gpu, name
 
 
 def test_a_second_run_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch):
