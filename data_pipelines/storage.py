@@ -7,6 +7,7 @@ import fcntl
 import functools
 import glob
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 
+_log = logging.getLogger(__name__)
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 # What file systems tell about a file's content; the times only where there is nothing better, since a listing and a
@@ -251,7 +253,8 @@ class Blob:
 class _ChunkCache:
     """Aligned pieces of remote files in a folder of the local disk, shared by all processes of the machine.
 
-    A piece is fetched by one of them, while others that want it wait. The ones not used for longest make room.
+    A piece is fetched by one of them, while others that want it wait. The ones not used for longest make room. On a
+    disk that is full or read-only nothing is kept, and everything is fetched each time.
     """
 
     CHUNK = 1 << 23
@@ -260,7 +263,9 @@ class _ChunkCache:
     def __init__(self, folder: Path, limit: int):
         """limit: bytes kept in ``folder``, which is made if missing."""
         self._folder, self.limit = folder, limit
-        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        self._warned = False
+        with self._dispensable():
+            (folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def read(self, blob: Blob, offset: int, length: int) -> bytes:
         parts, position = [], offset
@@ -276,20 +281,34 @@ class _ChunkCache:
     def _piece(self, blob: Blob, number: int, start: int, length: int) -> bytes:
         name = f"{digest(blob.path, blob.mark)}-{number}"
         place = self._folder / name
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             return self._of(place, start, length)
-        with open(self._folder / "locks" / str(int(name[:4], 16) % self.LOCKS), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        with contextlib.ExitStack() as stack:
+            with self._dispensable():
+                lock = stack.enter_context(open(self._folder / "locks" / str(int(name[:4], 16) % self.LOCKS), "w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # another process was quicker
                 return self._of(place, start, length)
             data = blob.fetch(number * self.CHUNK, (number + 1) * self.CHUNK)
-            self._make_room()
-            write_bytes(str(place), data)
+            with self._dispensable():
+                self._make_room()
+                write_bytes(str(place), data)
         return data[start : start + length]
+
+    @contextlib.contextmanager
+    def _dispensable(self) -> Iterator[None]:
+        """What fails here costs the cache alone, and is told once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                _log.warning("%s: remote data is not kept there (%s)", self._folder, error)
+            self._warned = True
 
     def _of(self, place: Path, start: int, length: int) -> bytes:
         with place.open("rb", buffering=0) as file:
-            os.utime(place)  # used now
+            with contextlib.suppress(OSError):  # read-only
+                os.utime(place)  # used now
             return os.pread(file.fileno(), length, start)
 
     def _make_room(self) -> None:

@@ -6,10 +6,11 @@ import logging
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 from shard_tools import pairs, write_tar
 
-from data_pipelines import indexed, sources
+from data_pipelines import indexed, sources, storage
 from data_pipelines.sources import open_source
 
 
@@ -36,3 +37,24 @@ def test_damaged_shards_are_told_on_opening(tmp_path: Path, monkeypatch, caplog,
     caplog.clear()
     open_source({"kind": "tar", "paths": str(tmp_path / "*.tar")})
     assert len(caplog.records) == 2 and "problems more" in caplog.records[1].getMessage()
+
+
+@pytest.mark.parametrize("fault", ["full", "no folder"])
+def test_remote_data_are_read_without_a_cache_disk(tmp_path: Path, monkeypatch, caplog, fault: str) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/cacheless/a.bin", bytes(range(100)))
+    if fault == "full":
+        cache = storage._ChunkCache(tmp_path / "remote", 1 << 20)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(storage, "write_bytes", full)
+    else:
+        (tmp_path / "remote").write_bytes(b"")
+        cache = storage._ChunkCache(tmp_path / "remote", 1 << 20)
+    monkeypatch.setattr(storage, "_chunks", cache)
+    for start in (0, 50):
+        assert storage.Blob("memory://cacheless/a.bin").read(start, 10) == bytes(range(start, start + 10))
+    assert len(caplog.records) == 1 and "remote data is not kept there" in caplog.text
+    fs.rm("/cacheless", recursive=True)
