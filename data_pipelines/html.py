@@ -30,8 +30,9 @@ h2 { margin-top: 2em; font-size: 1.2em; border-bottom: 1px solid var(--line) }
 .bar { display: flex; height: 14px; border: 1px solid var(--line); max-width: 40em; margin: 2px 0 }
 .bar span { height: 100% }
 table { border-collapse: collapse; font-size: 14px }
-td, th { padding: 2px 12px 2px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere }
+td, th { padding: 2px 12px 2px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
+td { max-width: 40em; overflow-wrap: break-word }
+.table { overflow-x: auto }
 th { font-weight: 600; white-space: nowrap }
 summary { cursor: pointer }
 """
@@ -95,7 +96,7 @@ def _table(lines: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
         kinds = ["td" if head else "th", *["td"] * (len(line) - 1)]
         cells = "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for kind, cell in zip(kinds, line))
         rows.append(f"<tr>{cells}</tr>")
-    return f"<table>{''.join(rows)}</table>"
+    return f"<div class='table'><table>{''.join(rows)}</table></div>"
 
 
 def _row(row: dict[str, np.ndarray], spec: BatchSpec, tile_size: int, tokenizer: Tokenizer) -> str:
