@@ -29,6 +29,7 @@ _CONTENT_MARKS = frozenset(["etag", "md5hash", "crc32c", "generation", "uid"])
 _TIME_MARKS = frozenset(["mtime", "created", "updated", "last-modified", "lastmodified", "last_modified"])
 _OPEN_FILES = 256  # file descriptors or remote handles kept open per process
 _RETRY_SECONDS = (1.0, 5.0)  # waits before a remote read is tried again; file systems have retries of their own
+_STALE_SECONDS = 86_400  # after which a temporary file counts as left by a killed process
 _GAP = 1 << 16  # bytes between two wanted places of a remote file that are rather read than asked around
 
 
@@ -250,6 +251,17 @@ class Blob:
         raise AssertionError("not reached")
 
 
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Keeps out other threads and processes of this machine."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has the file open too
+
+
 class _ChunkCache:
     """Aligned pieces of remote files in a folder of the local disk, shared by all processes of the machine.
 
@@ -285,8 +297,7 @@ class _ChunkCache:
             return self._of(place, start, length)
         with contextlib.ExitStack() as stack:
             with self._dispensable():
-                lock = stack.enter_context(open(self._folder / "locks" / str(int(name[:4], 16) % self.LOCKS), "w"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                stack.enter_context(_locked(self._folder / "locks" / str(int(name[:4], 16) % self.LOCKS)))
             with contextlib.suppress(OSError):  # another process was quicker
                 return self._of(place, start, length)
             data = blob.fetch(number * self.CHUNK, (number + 1) * self.CHUNK)
@@ -315,7 +326,7 @@ class _ChunkCache:
         pieces = []
         for entry in os.scandir(self._folder):
             with contextlib.suppress(FileNotFoundError):  # another process made room
-                if entry.is_file():
+                if entry.is_file() and not entry.name.endswith(".tmp"):  # which another process is writing
                     status = entry.stat()
                     pieces.append((status.st_mtime_ns, status.st_size, entry.path))
         total = sum(size for _, size, _ in pieces)
@@ -379,8 +390,7 @@ def local_copy(path: str) -> str:
     with _remote(path) as (fs, inner):
         place = cache_dir() / "copies" / f"{digest(path, stamp(path))[:16]}-{basename(path)}"
         place.parent.mkdir(parents=True, exist_ok=True)
-        with open(place.with_name(f"{place.name}.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches it, the others wait
+        with _locked(place.with_name(f"{place.name}.lock")):  # one process fetches it, the others wait
             if not place.exists():
                 temporary = temporary_beside(place)
                 fs.get_file(inner, str(temporary))
@@ -463,6 +473,15 @@ def read_bytes(path: str, limit: int | None = None) -> bytes:
 def temporary_beside(place: Path) -> Path:
     """A name that nobody else takes; process numbers repeat where containers share a folder."""
     return place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes temporary files and folders that killed processes left: those that nobody has written to for a day."""
+    for entry in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):  # another process removed it
+            latest = max(file.stat().st_mtime for file in (entry, *entry.glob("*")))
+            if time.time() - latest > _STALE_SECONDS:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def write_bytes(path: str, data: bytes) -> None:
