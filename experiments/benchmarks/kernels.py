@@ -115,6 +115,7 @@ class Results:
     def forget_failures(self) -> None:
         """Failed points are tried again."""
         self.content["records"] = [record for record in self.content["records"] if "failed" not in record]
+        self._by_point = {point: record for point, record in self._by_point.items() if "failed" not in record}
 
 
 def _point(about: Mapping[str, Any], kind: str) -> str:
@@ -501,8 +502,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--out", type=Path, help="folder for the results; a run goes on with what it holds")
     parser.add_argument("--dry_run", action="store_true", help="tiny sizes, kernels interpreted: does the script run?")
-    parser.add_argument("--ops", nargs="*", default=["ffn", "qkv"], choices=["ffn", "qkv"], help="default: both")
-    parser.add_argument("--shapes", nargs="*", default=["2b", "7b"], choices=["2b", "7b"], help="default: both")
+    parser.add_argument("--ops", nargs="+", default=["ffn", "qkv"], choices=["ffn", "qkv"], help="default: both")
+    parser.add_argument("--shapes", nargs="+", default=["2b", "7b"], choices=["2b", "7b"], help="default: both")
     parser.add_argument("--rows", nargs="*", default=[], metavar="NAME", help="only these rows (and the bound)")
     parser.add_argument("--tile", type=int, default=128, help="rows per tile (default: 128; 512 suits a TPU)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="default: bfloat16")
