@@ -153,6 +153,7 @@ def _table(
                 content.add(part)
             yield selection
 
+    storage.remove_stale(kept.parent)
     folder = storage.temporary_beside(kept)
     try:
         table = Table.build(selections(), folder)

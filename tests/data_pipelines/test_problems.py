@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import time
 from pathlib import Path
 
 import fsspec
 import pytest
 from shard_tools import pairs, write_tar
 
-from data_pipelines import indexed, sources, storage
+from data_pipelines import captions, indexed, sources, storage
+from data_pipelines.errors import DataError
 from data_pipelines.sources import open_source
 
 
@@ -58,3 +61,31 @@ def test_remote_data_are_read_without_a_cache_disk(tmp_path: Path, monkeypatch, 
         assert storage.Blob("memory://cacheless/a.bin").read(start, 10) == bytes(range(start, start + 10))
     assert len(caplog.records) == 1 and "remote data is not kept there" in caplog.text
     fs.rm("/cacheless", recursive=True)
+
+
+def test_broken_lines_of_captions_are_left_out(tmp_path: Path, monkeypatch, caplog) -> None:
+    write_tar(tmp_path / "a.tar", pairs(4))
+    monkeypatch.setattr(captions, "_MAX_LINE", 200)
+    lines = ['{"key": "00000", "caption": "zero"}', "{broken", "[1]", '{"key": "00001", "caption": "one"}', "[" * 190]
+    file = tmp_path / "c.jsonl"
+    file.write_text("\n".join([*lines, '{"00002": "two"}', json.dumps({"00003": "long " * 50})]))
+    spec = {"kind": "tar", "paths": str(tmp_path / "a.tar"), "captions": str(file)}
+    for _ in range(2):  # made, then found
+        caplog.clear()
+        source = open_source(spec)
+        assert [source.read(i).caption for i in range(len(source))] == ["zero", "one", "two"]
+        assert caplog.messages == [f"{file}: 4 broken lines left out, the first is line 2"]
+    file.write_text("<html>\n<body>")
+    with pytest.raises(DataError, match=r"c\.jsonl:1: .*'key' and 'caption'"):
+        open_source(spec)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "sources"
+    for name, age in (("old.1.tmp", 100_000), ("new.2.tmp", 60), ("kept", 100_000)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "row").write_bytes(b"x")
+        for path in (folder / name / "row", folder / name):
+            os.utime(path, times=(time.time() - age,) * 2)
+    open_source({"kind": "tar", "paths": str(write_tar(tmp_path / "a.tar", pairs(1)))})
+    assert sorted(path.name for path in folder.iterdir()) == ["kept", "new.2.tmp"]
