@@ -26,6 +26,10 @@ from data_pipelines.shard_index import ImagePart, IndexBuilder, ShardIndex, hash
 _WINDOW = 1 << 22
 _STRING_MARK = re.compile(rb'["\\]')
 _STRUCTURE = re.compile(rb'[\[\]{}"]')
+_CLOSING = {b"[": b"]", b"{": b"}"}
+_SCALAR = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\s,"]+', re.S)
+_FIRST_NAME = re.compile(rb'\{\s*("[^"\\]{0,100}")\s*:')
+_OVERLAP = 1000  # bytes: longer than what _search looks for
 
 
 def scan(
@@ -39,7 +43,10 @@ def scan(
     builder = IndexBuilder()
     root = storage.parent(path) if image_root is None else image_root
     with storage.scan_view(path) as view:
-        elements = _list_elements(view) if _is_list(view) else lines(view)
+        if _is_list(view):
+            elements = ((number, *place) for number, place in enumerate(_list_elements(view, builder.problems), 1))
+        else:
+            elements = lines(view)
         for number, offset, length in elements:
             record, images, reason, scores, image_hash = None, [], None, {}, 0
             try:
@@ -121,48 +128,98 @@ def lines(view: storage.ScanView) -> Iterator[tuple[int, int, int]]:
         yield number, start, position - start
 
 
-def _list_elements(view: storage.ScanView) -> Iterator[tuple[int, int, int]]:
-    """(number, offset, length) of every top-level element of a JSON list, found by matching brackets outside strings.
+def _list_elements(view: storage.ScanView, problems: list[str]) -> Iterator[tuple[int, int]]:
+    """(offset, length) of every element of a JSON list; each is parsed on its own later.
 
-    A list that is damaged gives the elements that can be told apart; each is parsed on its own later.
+    Of a damaged list, those that can be told apart: behind a place where brackets do not match, the next element is the
+    next object that begins with the same name as the first. What is wrong is appended to ``problems``.
     """
-    depth, start, in_string, position, number = 0, -1, False, 0, 1
-    skip = False  # the previous byte was a backslash inside a string
+    position = view.read(0, 4096).index(b"[") + 1
+    begin: re.Pattern[bytes] | None = None
+    while position < view.size:
+        for start, stop in _matched(view, position):
+            if stop <= start:
+                break
+            yield from _scalars(view, position, start)
+            yield start, stop - start
+            begin, position = begin or _beginning(view, start), stop
+        ended, closed = start == view.size, start == stop
+        if closed and not view.read(start + 1, 4096).strip():
+            yield from _scalars(view, position, start)
+            return
+        problems.append(
+            "truncated: the list is not closed" if ended else f"corrupt: brackets do not match at byte {start}"
+        )
+        comma, after = _search(view, begin or _beginning(view, start), position if ended else start + 1)
+        yield from _scalars(view, position, min(start, comma))
+        if not ended and not closed:
+            yield start, comma - start
+        position = after
+
+
+def _matched(view: storage.ScanView, position: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the list's elements that are in brackets, from ``position`` on.
+
+    The last pair is no whole element: stop = start at the bracket that closes the list, -1 where an element begins
+    that is not closed rightly or exceeds MAX_TEXT_BYTES, and (size, -1) at the end of the file.
+    """
+    opened, start = bytearray(), view.size
+    for at, mark in _brackets(view, position):
+        if not opened:
+            start = at
+        if mark in _CLOSING:
+            opened += _CLOSING[mark]
+        elif not opened:
+            yield at, at
+            return
+        elif opened.pop() != mark[0]:
+            break
+        elif not opened:
+            yield start, at + 1
+            start = view.size
+        if opened and at - start > MAX_TEXT_BYTES:
+            break
+    yield start, -1
+
+
+def _brackets(view: storage.ScanView, position: int) -> Iterator[tuple[int, bytes]]:
+    """(position, bracket) of all brackets outside strings."""
+    in_string = False
     while chunk := view.read(position, _WINDOW):
         at = 0
-        while at < len(chunk):
-            if skip:
-                skip, at = False, at + 1
-                continue
-            if in_string:
-                found = _STRING_MARK.search(chunk, at)
-                if found is None:
-                    break
-                at = found.end()
-                if found.group() == b"\\":
-                    skip = True
-                else:
-                    in_string = False
-                continue
-            found = _STRUCTURE.search(chunk, at)
-            if found is None:
-                break
-            at = found.end()
-            mark = found.group()
-            if mark == b'"':
-                in_string = True
-            elif mark in (b"{", b"["):
-                depth += 1
-                if depth == 2:
-                    start = position + at - 1
+        while found := (_STRING_MARK if in_string else _STRUCTURE).search(chunk, at):
+            at, mark = found.end(), found.group()
+            if mark == b"\\":
+                at += 1  # perhaps beyond this chunk
+            elif mark == b'"':
+                in_string = not in_string
             else:
-                depth -= 1
-                if depth == 1 and start >= 0:
-                    yield number, start, position + at - start
-                    start, number = -1, number + 1
-        position += len(chunk)
-    if start >= 0:  # cut off in the middle of an element: it is listed, and found broken when parsed
-        yield number, start, view.size - start
+                yield position + at - 1, mark
+        position += max(at, len(chunk))
+
+
+def _scalars(view: storage.ScanView, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what stands between the elements in brackets: no samples, but they count."""
+    if stop - start > MAX_TEXT_BYTES:
+        yield start, stop - start
+        return
+    for found in _SCALAR.finditer(view.read(start, stop - start)):
+        yield start + found.start(), len(found.group())
+
+
+def _beginning(view: storage.ScanView, start: int) -> re.Pattern[bytes]:
+    """How an object begins that is like the one at ``start``, with the comma before it."""
+    name = _FIRST_NAME.match(view.read(start, 1000))
+    return re.compile(rb"(,\s{0,100})\{\s{0,100}" + (re.escape(name.group(1)) + rb"\s{0,100}:" if name else b'"'))
+
+
+def _search(view: storage.ScanView, pattern: re.Pattern[bytes], position: int) -> tuple[int, int]:
+    """Where a match begins and where its first group ends; the size of the file twice if there is none."""
+    while chunk := view.read(position, _WINDOW):
+        if found := pattern.search(chunk):
+            return position + found.start(), position + found.end(1)
+        position += max(len(chunk) - _OVERLAP, 1)
+    return view.size, view.size
 
 
 @dataclasses.dataclass(frozen=True)
