@@ -5,14 +5,17 @@ One sample a line (or list element)::
     {"id": ..., "image": "a.jpg" | ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": ...}, ...]}
 
 Without "image" it is a text-only sample; {"image", "caption"} and {"text"} are taken too. Image paths are relative to
-``image_root`` (default: the folder of the file). An InternVL meta file is an object
+``image_root`` (default: the folder of the file). Where a few of many images have changed, ``index --force`` makes the
+index again: see ``stamp`` for what is noticed without. An InternVL meta file is an object
 {NAME: {"root", "annotation", "repeat_time"}}; ``repeat_time`` offers a data set several times or in part.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,6 +32,8 @@ _STRUCTURE = re.compile(rb'[\[\]{}"]')
 _CLOSING = {b"[": b"]", b"{": b"}"}
 _SCALAR = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\s,"]+', re.S)
 _FIRST_NAME = re.compile(rb'\{\s*("[^"\\]{0,100}")\s*:')
+_IMAGE_FIELD = re.compile(rb'"images?"\s{0,100}:\s{0,100}("(?:[^"\\]|\\.)*"|\[[^\[\]{}]*\])')
+_SAMPLED = 1 << 14  # bytes looked at for an image's path
 _OVERLAP = 1000  # bytes: longer than what _search looks for
 
 
@@ -92,6 +97,42 @@ def find(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, str], float]]:
             yield path, {}, 1.0
         for entry in entries or ():
             yield entry.annotation, {"image_root": entry.root}, entry.repeat_time
+
+
+def stamp(path: str, options: Mapping[str, Any]) -> str:
+    """Changes when the file does, or any of some 100 images (8 of remote files) that are drawn from all over it.
+
+    So it is noticed when images arrive, go or are replaced together, and not when this befalls a few of many.
+    """
+    most = 8 if storage.is_remote(path) else 100
+    root = storage.parent(path) if options.get("image_root") is None else options["image_root"]
+    names = _image_names(path, most)
+    names = random.Random(0).sample(names, min(most, len(names)))
+    return storage.digest(storage.stamp(path), *(_mark(storage.join(root, name)) for name in names))
+
+
+def _image_names(path: str, most: int) -> list[str]:
+    """Different image paths in the file: all of a small one, else the first behind each of ``most`` even places."""
+    blob = storage.Blob(path)
+    if blob.size <= most * _SAMPLED:
+        fields = _IMAGE_FIELD.findall(blob.read(0, blob.size))
+    else:
+        places = (blob.size * i // most for i in range(most))
+        fields = [found.group(1) for at in places if (found := _IMAGE_FIELD.search(blob.read(at, _SAMPLED)))]
+    names: dict[str, None] = {}
+    for field in fields:
+        with contextlib.suppress(ValueError):
+            value = json.loads(field)
+            images = value if isinstance(value, list) else [value]
+            names.update((image, None) for image in images if isinstance(image, str))
+    return list(names)
+
+
+def _mark(path: str) -> str:
+    try:
+        return storage.stamp(path)
+    except (DataError, OSError, ValueError):  # ValueError: a NUL character in the path
+        return "missing"
 
 
 class Source(IndexedSource):

@@ -7,9 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+from shard_tools import encoded
 
 from data_pipelines.formats import jsonl
-from data_pipelines.index import ShardSpec, make_index
+from data_pipelines.index import ShardSpec, load_or_make, make_index
 from data_pipelines.records import Form
 from data_pipelines.shard_index import ShardIndex
 
@@ -99,3 +100,27 @@ def test_random_damage_to_lists_costs_little(tmp_path: Path) -> None:
         index = index_of(tmp_path, text[:start] + rng.choice([b"", rng.randbytes(9), b"{", b"]"]) + text[start + 6 :])
         lost = max(lost, 40 - len(index.usable))
     assert lost <= 3
+
+
+@pytest.mark.parametrize("lines", [3, 3000])
+@pytest.mark.parametrize("pictures", ["pictures", None])
+def test_images_that_arrive_or_change_are_noticed(tmp_path: Path, lines: int, pictures: str | None) -> None:
+    root = tmp_path / (pictures or "")
+    root.mkdir(exist_ok=True)
+    talk = [{"from": "human", "value": "<image>\n?" + "long " * 200}, {"from": "gpt", "value": "!"}]
+    records = [{"image": [f"{i % 3}.jpg"], "conversations": talk} for i in range(lines)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    options = (("image_root", str(root)),) if pictures else ()
+    spec = ShardSpec("jsonl", str(tmp_path / "a.jsonl"), options)
+    (root / "0.jpg").write_bytes(encoded(40, 30))
+    index, made = load_or_make(spec)
+    assert made and index.dropped() == {"missing_image": lines - len(index.usable)}
+    assert not load_or_make(spec)[1]
+    for i in (1, 2):
+        (root / f"{i}.jpg").write_bytes(encoded(40, 30))
+    index, made = load_or_make(spec)
+    assert made and len(index.usable) == lines
+    (root / "1.jpg").write_bytes(encoded(64, 30))
+    assert load_or_make(spec)[1] and not load_or_make(spec)[1]
+    (root / "unrelated.jpg").write_bytes(b"")
+    assert not load_or_make(spec)[1]
