@@ -104,27 +104,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             _check_type(f"data.{name}", getattr(self, name), kind)
-        choices = {
-            "ps_version": ("v1", "v2"),
-            "pixel_path": ("exact", "fast"),
-            "shuffle": ("global", "local", "none"),
-            "loss_weighting": ("token", "sample", "sqrt"),
-        }
-        for name, valid in choices.items():
+        for name, valid in _CHOICES.items():
             if getattr(self, name) not in valid:
                 raise DataError(f"data.{name} is {getattr(self, name)!r}; {did_you_mean(getattr(self, name), valid)}")
-        at_least = {"visual": 0, "text": 1, "rows": 1, "block_samples": 1, "workers": 0, "prefetch": 1, "min_tiles": 1}
-        at_least["boundary_tile"] = 0
-        at_least |= {
-            "max_tiles": self.min_tiles,
-            "local_runs": 1,
-            "tile_size": 1,
-            "token_pixels": 1,
-            "run_length": 1,
-            "min_image_side": 1,
-        }
-        for name, low in at_least.items():
-            if getattr(self, name) < low:
+        for name, low in {**_AT_LEAST, "max_tiles": self.min_tiles}.items():
+            if getattr(self, name) is not None and getattr(self, name) < low:
                 raise DataError(f"data.{name} is {getattr(self, name)}; it must be at least {low}")
         if self.tile_size % self.token_pixels:
             raise DataError(
@@ -135,6 +119,9 @@ class DataConfig:
                 f"data.boundary_tile is {self.boundary_tile}: data.visual ({self.visual}), all slots of a row then, "
                 f"must be a multiple of it and at least data.text ({self.text})"
             )
+        self._check_sources()
+
+    def _check_sources(self) -> None:
         if not self.sources:
             raise DataError("data.sources is empty; give at least one source")
         names = [source.name for source in self.sources]
@@ -162,9 +149,10 @@ class DataConfig:
             if not values.get(required):
                 raise DataError(f"data.{required} is missing")
         given = values["sources"]
-        if isinstance(given, Mapping):
-            given = [{"name": name, **fields} for name, fields in given.items()]
-        values["sources"] = tuple(_source(fields, number) for number, fields in enumerate(given))
+        named = (
+            given.items() if isinstance(given, Mapping) else ((f"source{n}", fields) for n, fields in enumerate(given))
+        )
+        values["sources"] = tuple(_source(fields, name) for name, fields in named)
         return cls(**values)
 
     @property
@@ -195,6 +183,20 @@ class DataConfig:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+_CHOICES = {
+    "ps_version": ("v1", "v2"),
+    "pixel_path": ("exact", "fast"),
+    "shuffle": ("global", "local", "none"),
+    "loss_weighting": ("token", "sample", "sqrt"),
+}
+# Of fields that are not None.
+_AT_LEAST = {
+    **dict.fromkeys(("visual", "boundary_tile", "workers"), 0),
+    **dict.fromkeys(
+        ("text", "rows", "block_samples", "max_piece", "epochs", "local_runs", "run_length", "prefetch"), 1
+    ),
+    **dict.fromkeys(("tile_size", "token_pixels", "min_tiles", "min_image_side", "max_aspect", "max_caption_chars"), 1),
+}
 # Fields that decide a sample's numbers of tokens (with its source and the tokenizer's files).
 LENGTH_FIELDS = (
     *("template", "system_message", "tile_size", "token_pixels", "min_tiles", "max_tiles", "thumbnail"),
@@ -228,14 +230,19 @@ def _names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
-def _source(fields: Mapping[str, Any] | SourceConfig, number: int) -> SourceConfig:
+def _source(fields: Mapping[str, Any] | SourceConfig, name: str) -> SourceConfig:
     if isinstance(fields, SourceConfig):
         return fields
-    check_keys(fields, _names(SourceConfig), f"data.sources[{fields.get('name', number)}]")
-    if not fields.get("spec"):
-        raise DataError(f"data.sources[{fields.get('name', number)}]: 'spec' is missing")
-    values = {"name": f"source{number}", **fields}
+    if not isinstance(fields, Mapping):
+        raise DataError(f"data.sources[{name}] is {fields!r}; it must be a dict with 'spec'")
+    where = f"data.sources[{fields.get('name', name)}]"
+    check_keys(fields, _names(SourceConfig), where)
+    if not isinstance(fields.get("spec"), Mapping) or not fields["spec"]:
+        raise DataError(f"{where}: 'spec' is missing, a dict with 'kind' and 'paths'")
+    values = {"name": name, **fields}
     if "prompts" in values:
         prompts = values["prompts"]
         values["prompts"] = (prompts,) if isinstance(prompts, str) else tuple(prompts) or (CAPTION_PROMPT,)
+        if not all(isinstance(prompt, str) for prompt in values["prompts"]):
+            raise DataError(f"{where}.prompts is {prompts!r}; it must be a text or a list of texts")
     return SourceConfig(**values)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipelines.config import LENGTH_FIELDS, DataConfig, SourceConfig
-from data_pipelines.errors import BadSample
+from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images import SIZE_REASONS
 from data_pipelines.samples import SampleBuilder
 
@@ -56,7 +56,11 @@ class Lengths:
         name = f"{source.fingerprint()[:24]}-{length_digest(config, builder)}"
         file = cache_dir / "lengths" / f"{name}.npy"
         if not file.is_file():
-            _count_into(file, source, config, builder, workers)
+            try:
+                _count_into(file, source, config, builder, workers)
+            except FileNotFoundError:  # another process has counted too, was sooner, and removed the parts
+                if not file.is_file():
+                    raise
         return cls(np.load(file, mmap_mode="r"), json.loads(file.with_suffix(".json").read_text("utf-8")))
 
 
@@ -95,6 +99,11 @@ def count(
             counts[at, 1] = -tokens if plain else tokens
         except BadSample as error:
             counts[at] = -1 - reasons.setdefault(error.reason, len(reasons)), 0
+        except DataError:
+            raise
+        except Exception as error:  # a fault of this program; one sample must not end a run
+            _log.warning("sample %d cannot be counted: %s: %s", index, type(error).__name__, error)
+            counts[at] = -1 - reasons.setdefault("unexpected_error", len(reasons)), 0
     return counts, list(reasons)
 
 
@@ -131,19 +140,27 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     else:
         for chunk, part in todo:
             _save(part, *count(source, config.prompts, builder, chunk))
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    joined = np.lib.format.open_memmap(temporary, "w+", np.int32, (len(source), 2))  # it may not fit in memory
-    meta = _join(map(_load, files), joined)
-    joined.flush()
-    about = file.with_suffix(f".{os.getpid()}.json.tmp")
-    about.write_text(json.dumps(meta), "utf-8")
-    about.replace(file.with_suffix(".json"))
-    temporary.replace(file)
+    temporary = _temporary(file)
+    try:
+        joined = np.lib.format.open_memmap(temporary, "w+", np.int32, (len(source), 2))  # it may not fit in memory
+        meta = _join(map(_load, files), joined)
+        joined.flush()
+        about = _temporary(file)
+        about.write_text(json.dumps(meta), "utf-8")
+        about.replace(file.with_suffix(".json"))
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     shutil.rmtree(parts, ignore_errors=True)
 
 
+def _temporary(file: Path) -> Path:
+    """A name that no other process has; process numbers repeat where containers share a folder."""
+    return file.with_suffix(f".{uuid.uuid4().hex}.tmp")
+
+
 def _save(file: Path, counts: np.ndarray, reasons: list[str]) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary = _temporary(file)
     with temporary.open("wb") as stream:
         np.savez(stream, counts=counts, reasons=np.array(reasons, str))
     temporary.replace(file)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.batch import Batch, BatchSpec, elastic
 from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
 from data_pipelines.errors import BadSample, DataError
@@ -83,13 +84,13 @@ class PackedData:
         """Opens the sources and counts their tokens, unless that is cached.
 
         Args:
-          cache_dir: for token counts and plans; None = $MONO_JAX_CACHE or ~/.cache/mono_jax.
+          cache_dir: for token counts and plans; None = `storage.cache_dir`.
 
         Raises:
           DataError: something in the configuration or the sources cannot be used.
         """
         self.config = config
-        self.cache_dir = Path(cache_dir or os.environ.get("MONO_JAX_CACHE") or Path.home() / ".cache" / "mono_jax")
+        self.cache_dir = Path(cache_dir) if cache_dir else storage.cache_dir()
         self.spec: BatchSpec = config.spec
         self.rows = config.rows
         self.builder = SampleBuilder(config)

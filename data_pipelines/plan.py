@@ -13,11 +13,12 @@ Finding row r needs the numbers of rows of all blocks before it (counted once, k
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-import os
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -208,7 +209,8 @@ class Plan:
         self._lock = threading.RLock()
         self._counts = np.zeros(0, np.int64)
         if file is not None and file.is_file():
-            self._counts = np.load(file).astype(np.int64)
+            with contextlib.suppress(ValueError, EOFError):  # a damaged file: counted again
+                self._counts = np.load(file).astype(np.int64)
         self._ends = np.cumsum(self._counts)
         self._saved = len(self._counts)
         self.block = functools.lru_cache(maxsize=8)(self._block)
@@ -253,8 +255,9 @@ class Plan:
         source = np.repeat(np.arange(len(drawn)), [len(units) for units in drawn])
         gotten = [self.units[number].get(units) for number, units in enumerate(drawn)]
         sample, piece, visual, text = (np.concatenate(column) for column in zip(*gotten))
-        first, second, *most = self._sizes(visual, text)
-        refused = np.select([visual < 0, first > most[0], second > most[1]], [1, 2, 3])
+        config = self.config
+        long = (text > config.text) | (visual + text > config.most_tokens)
+        refused = np.select([visual < 0, visual > config.visual, long], [1, 2, 3])
         return (source, sample, piece, visual, text), refused
 
     def lengths(self, units: int) -> tuple[np.ndarray, np.ndarray]:
@@ -266,7 +269,7 @@ class Plan:
 
     @functools.cached_property
     def _styles(self) -> tuple[Style, ...]:
-        """Ways of packing that suit the first block, and so all of them."""
+        """Ways of packing that suit the first block; shuffled ones are all alike."""
         (_, _, _, visual, text), refused = self._columns(0)
         good = refused == 0
         return best_styles(*self._sizes(visual[good], text[good]))
@@ -317,7 +320,7 @@ class Plan:
         if self._file is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+        temporary = self._file.with_suffix(f".{uuid.uuid4().hex}.tmp")
         with temporary.open("wb") as stream:
             np.save(stream, self._counts.astype(np.uint32))
         temporary.replace(self._file)
@@ -351,10 +354,10 @@ class Plan:
         """(block, row within it) of a global row; None behind the last epoch. Counts as many blocks as that takes."""
         while not len(self._ends) or row >= self._ends[-1]:
             counted = len(self._ends)
-            if self.blocks is not None and counted >= self.blocks:
-                return None
             if counted >= self.blocks_per_epoch and not self._ends[self.blocks_per_epoch - 1]:
                 raise DataError("data: no sample fits in a row; see data.visual and data.text")
+            if self.blocks is not None and counted >= self.blocks:
+                return None
             self.count_blocks(counted + 1)
         block = int(np.searchsorted(self._ends, row, side="right"))
         if self.blocks is not None and block >= self.blocks:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_pipelines.config import CAPTION_PROMPT, DataConfig
-from data_pipelines.errors import BadSample
+from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images import RESIZERS, cells, image_patches
 from data_pipelines.text import ChatEncoder, Tokenizer, clean_caption
 
@@ -56,6 +56,11 @@ class SampleBuilder:
         self.chat = ChatEncoder(self.tokenizer, config.template, config.system_message)
         self.tiling, self.limits = config.tiling, config.limits
         self.longest_piece = min(config.max_piece or config.text, config.text, config.most_tokens)
+        if self.longest_piece <= self.chat.begin_length:
+            raise DataError(
+                f"data.text, data.max_piece or data.boundary_tile leaves {self.longest_piece} tokens for a piece of "
+                f"text: more than {self.chat.begin_length} are needed"
+            )
         RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # a missing package is told of now
         if config.visual:
             _ = self.chat.image_token  # a tokenizer without it is told of now, not at the first image

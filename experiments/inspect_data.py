@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.epoch:
         result["epoch"] = whole_epoch(data)
         print("epoch: " + ", ".join(f"{name} {_short(value)}" for name, value in result["epoch"].items()))
+    if args.suggest_capacity and data.config.boundary_tile:
+        cli.fail("--suggest_capacity chooses V and T; rows with data.boundary_tile > 0 need only a number of slots")
     if args.suggest_capacity:
         result["suggestions"] = suggestions(data, args.slots or data.spec.sequence)
     if args.json:
@@ -82,7 +84,7 @@ def inspect(
         slots += ends.sum(), (data.spec.sequence - ends).sum()
         print(f"step {step}  {hashes[-1]['sha256'][:16]}  {visual} visual and {text} text tokens")
         if html:
-            shown.append((step, {name: array[:html_rows] for name, array in batch.items()}))
+            shown.append((step, {name: array[:html_rows].copy() for name, array in batch.items()}))
     visual, text = used / np.maximum(slots, 1)
     result = {
         "steps": hashes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -165,12 +166,13 @@ def check_data_fits(config: ModelConfig, data: PackedData) -> None:
         )
     if settings.visual == 0:
         return
-    if settings.boundary_tile and config.mmoe == "static":
+    routed = config.visual_ffn_experts or config.visual_attention_experts
+    if settings.boundary_tile and routed and config.mmoe == "static":
         raise ConfigError(
             "data.boundary_tile gives each row a boundary of its own: set config.model.mmoe='grouped' and "
             f"config.model.mmoe_tile={settings.boundary_tile}"
         )
-    if settings.boundary_tile and config.mmoe == "grouped" and settings.boundary_tile % config.mmoe_tile:
+    if settings.boundary_tile and routed and config.mmoe == "grouped" and settings.boundary_tile % config.mmoe_tile:
         raise ConfigError(
             f"data.boundary_tile is {settings.boundary_tile}: it must be a multiple of model.mmoe_tile "
             f"({config.mmoe_tile})"
@@ -214,7 +216,9 @@ class Session:
         config = model_config(run)
         data = PackedData(run.data, cache_dir=run.cache_dir or workdir / "cache")
         check_data_fits(config, data)
-        steps = run.steps if run.steps is not None else max(1, round(run.epochs * data.steps_per_epoch()))
+        steps = run.steps
+        if steps is None:  # an epoch's last step may belong to the next one too
+            steps = max(1, min(round(run.epochs * data.steps_per_epoch()), data.total_steps() or sys.maxsize))
         stage = stages.get_stage(run.stage)
         model = Model(config)
         optimizer = make_optimizer(stage, config, model.abstract_params(), steps, run.optim)

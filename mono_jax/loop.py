@@ -45,6 +45,10 @@ class Preempted(MonoJaxError):
     """The run was asked to stop and has saved its state."""
 
 
+class DataEnded(MonoJaxError):
+    """The data has fewer steps than the stage."""
+
+
 class NonFinite(MonoJaxError):
     """Too many updates in a row were not finite."""
 
@@ -179,7 +183,7 @@ def run_loop(
 ) -> State:
     """Trains from ``state["step"]`` to ``options.steps`` and returns the last state, saved.
 
-    Raises Preempted after SIGTERM or SIGINT and NonFinite, both with the state saved.
+    Raises Preempted after SIGTERM or SIGINT, NonFinite and DataEnded, all with the state saved.
     """
     start = done = int(state["step"])
     pending: collections.deque[_Pending] = collections.deque()
@@ -196,7 +200,13 @@ def run_loop(
         try:
             while done < options.steps:
                 before = time.perf_counter()
-                number, batch = next(stream)
+                if (item := next(stream, None)) is None:
+                    drain(0)
+                    raise DataEnded(
+                        f"the data ends at step {done}, the stage at {options.steps}; saved: "
+                        "raise data.epochs (None = for ever) or lower steps, and run again"
+                    )
+                number, batch = item
                 wait = time.perf_counter() - before
                 state, values = step_fn(state, frozen, put_batch(batch, mesh))
                 pending.append(_Pending(number, values, metrics.count_tokens(batch), wait))
@@ -213,7 +223,7 @@ def run_loop(
             drain(0)
             if done > start:
                 save()
-        except (Preempted, NonFinite):
+        except (Preempted, NonFinite, DataEnded):
             save()
             raise
         finally:

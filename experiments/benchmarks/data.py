@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import io
 import statistics
 import tarfile
@@ -30,7 +31,6 @@ from data_pipelines.images import (
     IMAGENET_STD,
     RESIZERS,
     ExactResizer,
-    FastResizer,
     ImageLimits,
     Tiling,
     cut_tiles,
@@ -118,31 +118,30 @@ def write_shard(folder: Path, count: int, size: tuple[int, int]) -> str:
     return str(folder / "shard" / "*.tar")
 
 
-def seconds(action: Callable[[], Any]) -> float:
-    """CPU time of one call."""
-    started = time.process_time()
-    action()
-    return time.process_time() - started
-
-
 def in_turns(actions: dict[str, Callable[[], Any]], count: int, rounds: int) -> dict[str, float]:
-    """Items per second of CPU time of each action (`count` items a call): median over rounds, after one to warm up."""
+    """Items per second of CPU time of each action: median over rounds, after one to warm up.
+
+    An action that returns a number has made so many items, any other `count`.
+    """
     for action in actions.values():
         action()
-    times: dict[str, list[float]] = {name: [] for name in actions}
+    rates: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
-            times[name].append(seconds(action))
-    return {name: count / max(1e-9, statistics.median(values)) for name, values in times.items()}
+            started = time.process_time()
+            made = action()
+            items = made if isinstance(made, int) else count
+            rates[name].append(items / max(1e-9, time.process_time() - started))
+    return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def baseline(shards: str, tiling: Tiling, count: int, normalise: bool) -> None:
-    """The public release's way: tarfile and Pillow, image after image."""
+def baseline(shards: str, tiling: Tiling, count: int, normalise: bool) -> int:
+    """The public release's way: tarfile and Pillow, image after image. Returns their number."""
     done = 0
     for path in sorted(Path().glob(shards) if not shards.startswith("/") else Path("/").glob(shards[1:])):
         with tarfile.open(path) as tar:
             for member in tar:
-                if not member.name.endswith((".jpg", ".png")) or done == count:
+                if not member.name.endswith((".jpg", ".png")):
                     continue
                 image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
                 columns, rows = (int(n) for n in tiling.choose(np.array([image.size]))[0])
@@ -157,6 +156,9 @@ def baseline(shards: str, tiling: Tiling, count: int, normalise: bool) -> None:
                         values = np.asarray(tile, np.float32) / np.float32(255)
                         (values - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
                 done += 1
+                if done == count:
+                    return done
+    return done
 
 
 def config_of(shards: str, tokenizer: str, tiles: int, path: str) -> DataConfig:
@@ -180,12 +182,7 @@ def whole_paths(shards: str, tokenizer: str, tiles: int, args: Any, cache: Path)
         "baseline": lambda: baseline(shards, tiling, args.images, normalise=False),
         "baseline_normalised": lambda: baseline(shards, tiling, args.images, normalise=True),
     }
-    for path in ("exact", "fast"):
-        try:
-            RESIZERS[path](np.zeros((8, 8, 3), np.uint8))
-        except DataError as error:
-            print(f"fast path left out: {error}")
-            continue
+    for path in pixel_paths():
         data = PackedData(config_of(shards, tokenizer, tiles, path), cache)
         actions[path] = lambda data=data: make_images(data, args.images)
     rates = in_turns(actions, args.images, args.rounds)
@@ -194,11 +191,24 @@ def whole_paths(shards: str, tokenizer: str, tiles: int, args: Any, cache: Path)
     return rates
 
 
-def make_images(data: PackedData, count: int) -> None:
+def pixel_paths() -> list[str]:
+    """Those that can be had: the fast one needs a package."""
+    found = []
+    for path, resizer in RESIZERS.items():
+        try:
+            resizer(np.zeros((8, 8, 3), np.uint8))
+            found.append(path)
+        except DataError as error:
+            print(f"{path} path left out: {error}")
+    return found
+
+
+def make_images(data: PackedData, count: int) -> int:
     made = step = 0
     while made < count:
         _, samples, _ = data.make(step)
         made, step = made + samples, (step + 1) % data.total_steps()
+    return made
 
 
 def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str, float]:
@@ -210,15 +220,19 @@ def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str
     grids = [ExactResizer(images[0])(1344, 896)] * len(images)
     patches = np.empty((6 * 256, 28, 28, 3), np.uint8)
     chat = ChatEncoder(Tokenizer(tokenizer))
+
+    def resize_all(path: str) -> None:
+        for image in images:
+            RESIZERS[path](image)(1344, 896)
+
     captions = [f"{CAPTION} {number}" for number in range(1000)]
     some = in_turns(
         {
             "decode": lambda: [decode(file, LIMITS) for file in files],
             "decode_pillow": lambda: [Image.open(io.BytesIO(file)).convert("RGB") for file in files],
             "decode_scaled": lambda: [decode(file, LIMITS, (448, 448)) for file in files],
-            "resize_exact_3x2": lambda: [ExactResizer(image)(1344, 896) for image in images],
-            "resize_fast_3x2": lambda: [FastResizer(image)(1344, 896) for image in images],
             "cut_tiles_3x2": lambda: [cut_tiles(grid, tiling, patches) for grid in grids],
+            **{f"resize_{path}_3x2": functools.partial(resize_all, path) for path in pixel_paths()},
         },
         len(files),
         args.rounds,

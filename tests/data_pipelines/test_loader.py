@@ -146,9 +146,9 @@ def test_elastic_rows_suit_any_mix(golden_dir, talks, pairs, cache):
         config(golden_dir, tars(pairs), visual=100, text=50, boundary_tile=16)
 
 
-@pytest.mark.parametrize("hosts", [2, 3, 4, 8])
-def test_global_batch_is_the_same_for_any_number_of_hosts(golden_dir, pairs, cache, hosts):
-    settings = config(golden_dir, tars(pairs), shuffle="local", local_runs=2, run_length=16)
+@pytest.mark.parametrize(("hosts", "changes"), [(2, {}), (3, {}), (4, {}), (8, {}), (3, ELASTIC)], ids=str)
+def test_global_batch_is_the_same_for_any_number_of_hosts(golden_dir, pairs, cache, hosts, changes):
+    settings = config(golden_dir, tars(pairs), shuffle="local", local_runs=2, run_length=16, **changes)
     one = PackedData(settings, cache)
     others = [PackedData(settings, cache) for _ in range(hosts)]
     iterators = [other.iterate(1, host, hosts) for host, other in enumerate(others)]
@@ -210,6 +210,37 @@ def test_an_unexpected_error_costs_one_sample(golden_dir, pairs, cache, monkeypa
     monkeypatch.setattr(data.builder, "build", fails)
     assert data.batch(0)["segments"].any()
     assert (key, "unexpected_error", "TypeError: what is this?") in data.report.bad
+
+
+def test_an_unexpected_error_while_counting_costs_one_sample(golden_dir, pairs, tmp_path, monkeypatch):
+    count, seen = SampleBuilder.text_tokens, []
+
+    def fails(builder, raw, *rest):
+        seen.append(raw.key)
+        if len(seen) == 3:
+            raise TypeError("what is this?")
+        return count(builder, raw, *rest)
+
+    monkeypatch.setattr(SampleBuilder, "text_tokens", fails)
+    data = PackedData(config(golden_dir, tars(pairs)), tmp_path)
+    assert data.plan.units[0].lengths.bad == {"unexpected_error": 1}
+
+
+def test_processes_that_count_the_same_do_not_disturb_each_other(golden_dir, pairs, tmp_path, monkeypatch):
+    """As hosts that start together on a shared cache: the slower one finds the parts gone and the result there."""
+    settings = config(golden_dir, tars(pairs))
+    expected = PackedData(settings, tmp_path / "alone").plan.units[0].lengths.counts
+    save = lengths._save
+
+    def overtaken(*args):
+        save(*args)
+        monkeypatch.setattr(lengths, "_save", save)
+        PackedData(settings, tmp_path / "shared")
+
+    monkeypatch.setattr(lengths, "_save", overtaken)
+    found = PackedData(settings, tmp_path / "shared").plan.units[0].lengths.counts
+    np.testing.assert_array_equal(found, expected)
+    assert not list((tmp_path / "shared" / "lengths").glob("*.tmp"))
 
 
 def naive_with_segments(data, batch, row):
@@ -307,6 +338,12 @@ def test_user_errors_are_one_line(golden_dir, pairs, cache):
         ({"shuffle": "globl"}, "did you mean 'global'"),
         ({"visual": "8"}, "must be of type int"),
         ({"rows": 0}, "at least 1"),
+        ({"max_piece": -5}, "max_piece is -5"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"max_aspect": 0.5}, "max_aspect is 0.5"),
+        ({"sources": ["a.tar"]}, r"sources\[source0\] is 'a.tar'; it must be a dict"),
+        ({"sources": {"a": {"spec": "a.tar"}}}, "'spec' is missing, a dict"),
+        ({"sources": {"a": {"spec": {"kind": "tar"}, "prompts": [1]}}}, "a list of texts"),
         ({"tile_size": 57}, "not a multiple"),
         ({"tokenizer": ""}, "data.tokenizer is missing"),
     ):

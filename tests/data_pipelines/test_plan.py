@@ -145,6 +145,17 @@ def test_bad_and_too_long_samples_are_left_out_and_named():
     ]
 
 
+def test_elastic_rows_hold_so_many_tokens_of_both_kinds():
+    sizes = [[20, 5], [4, 30], [0, 38], [44, 1], [0, 41], [30, 12]]
+    plan = plan_of(FakeLengths(sizes), visual=40, text=40, boundary_tile=8, tile_size=56)
+    assert plan.config.most_tokens == 40 - 7
+    block = plan.block(0)
+    assert sorted(block.sample.tolist()) == [0]
+    assert sorted(reason for *_, reason in block.dropped) == ["too_long"] * 4 + ["too_many_patches"]
+    exact = plan_of(FakeLengths(sizes), visual=40, text=40, boundary_tile=4, tile_size=56)
+    assert exact.config.most_tokens == 40 and sorted(exact.block(0).sample.tolist()) == [0, 1, 2]
+
+
 def test_text_is_cut_into_pieces_that_cover_it():
     lengths = FakeLengths([[0, -45], [0, -3], [0, -19], [0, 7]])
     plan = plan_of(lengths)  # pieces of at most 20, a begin token included

@@ -51,9 +51,22 @@ def test_whole_epoch_is_accounted_for(capsys, config_file):
     assert 0 < result["text_occupancy"] < 1
 
 
-def test_page_shows_pixels_and_text(capsys, config_file, tmp_path):
+ELASTIC = ("--config.data.boundary_tile=16", "--config.data.visual=320", "--config.data.text=240")
+
+
+def test_elastic_rows_are_accounted_for(capsys, config_file):
+    result = run(capsys, config_file, "--steps=100", "--epoch", *ELASTIC)
+    assert result["samples"] == 119 and len(result["steps"]) == result["epoch"]["steps"]
+    assert 0.7 < result["epoch"]["occupancy"] <= 1 and 0 < result["visual_occupancy"] <= 1
+    with pytest.raises(SystemExit):
+        run(capsys, config_file, "--suggest_capacity", *ELASTIC)
+    assert "chooses V and T" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [(), ELASTIC], ids=["static", "elastic"])
+def test_page_shows_pixels_and_text(capsys, config_file, tmp_path, options):
     page = tmp_path / "rows.html"
-    run(capsys, config_file, "--steps=100", f"--html={page}", "--html_rows=2")
+    run(capsys, config_file, "--steps=100", f"--html={page}", "--html_rows=2", *options)
     text = page.read_text("utf-8")
     assert text.count("data:image/jpeg;base64,") > 50
     assert "<b>" in text and "[image]" in text and "truncated_image" in text

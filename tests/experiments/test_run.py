@@ -130,6 +130,18 @@ def test_rows_with_boundaries_of_their_own(sets: dict[str, Any], tmp_path: Path)
     assert second[1] < first[1]
 
 
+def test_data_that_ends_first_ends_the_run_saved(sets: dict[str, Any], tmp_path: Path):
+    data = {"epochs": 1, "rows": 64, "block_samples": 1024}
+    with pytest.raises(loop.DataEnded, match=r"raise data\.epochs"):
+        run(settings(sets, steps=10_000, checkpoint_every=10_000, data=data), tmp_path / "steps")
+    steps = len(losses(tmp_path / "steps"))
+    with checkpoint.Checkpoints(tmp_path / "steps" / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [steps]
+    whole = settings(sets, epochs=1.0, data=data)
+    del whole["steps"]
+    assert run(whole, tmp_path / "epochs")["step"] == steps
+
+
 def test_running_a_finished_stage_again_does_nothing(finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]):
     workdir, result = finished
     before = (workdir / "model" / "model.json").stat().st_mtime_ns
