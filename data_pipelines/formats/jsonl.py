@@ -112,12 +112,12 @@ def stamp(path: str, options: Mapping[str, Any]) -> str:
 
 
 def _image_names(path: str, most: int) -> list[str]:
-    """Different image paths in the file: all of a small one, else the first behind each of ``most`` even places."""
+    """Different image paths in the file: all of a small one, else the first behind each of ``most`` places."""
     blob = storage.Blob(path)
     if blob.size <= most * _SAMPLED:
         fields = _IMAGE_FIELD.findall(blob.read(0, blob.size))
     else:
-        places = (blob.size * i // most for i in range(most))
+        places = random.Random(0).sample(range(blob.size), most)  # even steps might fall in with the data's own
         fields = [found.group(1) for at in places if (found := _IMAGE_FIELD.search(blob.read(at, _SAMPLED)))]
     names: dict[str, None] = {}
     for field in fields:
