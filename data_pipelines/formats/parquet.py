@@ -222,30 +222,43 @@ class _Reader:
         self._parquet = pq.ParquetFile(self._context.__enter__(), **_OPEN)
         groups = [self._parquet.metadata.row_group(g) for g in range(self._parquet.num_row_groups)]
         self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
-        self._bytes = [group.total_byte_size for group in groups]
+        self._big = {g for g, group in enumerate(groups) if group.total_byte_size > _GROUP_BYTES // 2}
         self.names = self._parquet.schema_arrow.names
         self._streams: dict[tuple[str, ...], _Stream] = {}
 
     def row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
         group = int(np.searchsorted(self._ends, row, side="right"))
         row -= int(self._ends[group - 1]) if group else 0
-        if self._bytes[group] <= _GROUP_BYTES // 2:
-            return next(_rows(self._whole(group, columns).slice(row, 1)))
+        if group not in self._big and (whole := self._whole(group, columns)) is not None:
+            return next(_rows(whole.slice(row, 1)))
         stream = self._streams.get(columns)
         if stream is None or stream.group != group or row < stream.start:
             stream = self._streams[columns] = _Stream(self._parquet, group, columns)
         return next(_rows(stream.row(row)))
 
-    def _whole(self, group: int, columns: tuple[str, ...]) -> pa.RecordBatch:
-        """A small row group, from what the thread keeps of all its files."""
+    def _whole(self, group: int, columns: tuple[str, ...]) -> pa.RecordBatch | None:
+        """A small row group, from what the thread keeps of all its files; None if it turns out to be big."""
         kept: dict[Any, pa.RecordBatch] = _local.groups
         name = (self._path, group, columns)
         if (found := kept.pop(name, None)) is None:
-            found = self._parquet.read_row_group(group, columns=list(columns)).combine_chunks().to_batches()[0]
+            if (found := self._small(group, columns)) is None:
+                self._big.add(group)
+                return None
             while kept and sum(batch.nbytes for batch in kept.values()) + found.nbytes > _GROUP_BYTES:
                 del kept[next(iter(kept))]  # the one not used for longest
         kept[name] = found  # last: used now
         return found
+
+    def _small(self, group: int, columns: tuple[str, ...]) -> pa.RecordBatch | None:
+        """A row group; None if it is too big for memory, which is not known before where values stand in a dictionary
+        and are counted once however often they occur."""
+        parts, size = [], 0
+        for batch in _batches(self._parquet, group, columns):
+            parts.append(batch)
+            size += batch.nbytes
+            if size > _GROUP_BYTES // 2:
+                return None
+        return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
 
 _local = threading.local()

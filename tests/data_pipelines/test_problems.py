@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from shard_tools import pairs, write_tar
+from shard_tools import encoded, pairs, write_tar
 
 from data_pipelines import captions, indexed, sources, storage
 from data_pipelines.errors import DataError
+from data_pipelines.formats import parquet
 from data_pipelines.sources import open_source
 
 
@@ -89,3 +92,17 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
             os.utime(path, times=(time.time() - age,) * 2)
     open_source({"kind": "tar", "paths": str(write_tar(tmp_path / "a.tar", pairs(1)))})
     assert sorted(path.name for path in folder.iterdir()) == ["kept", "new.2.tmp"]
+
+
+def test_equal_images_of_a_parquet_dictionary_are_not_kept_in_memory(tmp_path: Path, monkeypatch) -> None:
+    image = encoded(120, 120)
+    table = pa.table({"jpg": pa.array([image] * 600, pa.binary()), "caption": [str(i) for i in range(600)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0).total_byte_size < 2 * len(image)
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 100 * len(image))
+    source = open_source({"kind": "parquet", "paths": str(tmp_path / "a.parquet")})
+    most = 0
+    for i in [*range(0, 600, 7), 5, 599]:
+        assert (source.read(i).caption, source.read(i).images) == (str(i), (image,))
+        most = max(most, sum(batch.nbytes for batch in parquet._local.groups.values()))
+    assert most <= 100 * len(image)
