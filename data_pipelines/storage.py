@@ -387,15 +387,31 @@ def local_copy(path: str) -> str:
     """
     if not is_remote(path):
         return local_path(path)
-    with _remote(path) as (fs, inner):
+    with _remote(path):
         place = cache_dir() / "copies" / f"{digest(path, stamp(path))[:16]}-{basename(path)}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(place.with_name(f"{place.name}.lock")):  # one process fetches it, the others wait
-            if not place.exists():
-                temporary = temporary_beside(place)
-                fs.get_file(inner, str(temporary))
-                temporary.replace(place)
+        _copy(path, place)
     return str(place)
+
+
+def local_folder(path: str) -> str:
+    """As ``local_copy``, of the files in a folder, which keep their names."""
+    if not is_remote(path):
+        return local_path(path)
+    files = list_dir(path)
+    folder = cache_dir() / "copies" / digest(path, *(f"{name} {mark}" for name, _, mark in files))[:16]
+    for name, _, _ in files:
+        _copy(join(path, name), folder / name)
+    return str(folder)
+
+
+def _copy(url: str, place: Path) -> None:
+    """Fetches a remote file unless it is there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _remote(url) as (fs, inner), _locked(place.with_name(f"{place.name}.lock")):  # one process, the others wait
+        if not place.exists():
+            temporary = temporary_beside(place)
+            fs.get_file(inner, str(temporary))
+            temporary.replace(place)
 
 
 class ScanView:

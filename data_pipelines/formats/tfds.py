@@ -1,6 +1,7 @@
 """TFDS datasets in a random access format (ArrayRecord), read by ``as_data_source``: TensorFlow is never imported.
 
-The path is the folder of a prepared dataset's version, the one with dataset_info.json in it. Images stay encoded.
+The path is the folder of a prepared dataset's version, the one with dataset_info.json in it. Images stay encoded. Of a
+remote folder all files are copied to the cache folder when it is first read.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _open(path: str, split: str, thread: tuple[int, int]) -> tuple[Any, Mapping[
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(path)
+        builder = tfds.builder_from_directory(storage.local_folder(path))
         features = builder.info.features
         images = {name: tfds.decode.SkipDecoding() for name, f in features.items() if _holds_images(tfds, f)}
         return builder.as_data_source(split, decoders=images), features
@@ -50,7 +51,7 @@ def _holds_images(tfds: Any, feature: Any) -> bool:
 def _dataset(path: str, options: Mapping[str, Any]) -> tuple[Any, str | None, str | None]:
     """(data source, name of the image feature, name of the caption feature)."""
     thread = (os.getpid(), threading.get_ident())
-    source, features = _open(storage.local_path(path), options.get("split") or "train", thread)
+    source, features = _open(path, options.get("split") or "train", thread)
     for option in ("image_key", "caption_key"):
         if (name := options.get(option)) and name.split("/")[0] not in features:
             raise DataError(f"{path}: no feature {name!r} for {option}; features: {', '.join(features)}")

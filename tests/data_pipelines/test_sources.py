@@ -347,6 +347,7 @@ def test_array_record(tmp_path: Path) -> None:
 def test_tfds_without_tensorflow(tmp_path: Path) -> None:
     script = f"""
 import io, sys
+import fsspec
 import numpy as np
 import tensorflow_datasets as tfds
 from shard_tools import encoded
@@ -372,6 +373,10 @@ assert sorted(s.caption for s in samples) == ["t0", "t1", "t2"], samples
 for i, s in enumerate(samples):
     assert s.images == (encoded(20 + int(s.caption[1]), 10, "PNG"),)
     assert source.image_sizes([i])[1].tolist() == [[20 + int(s.caption[1]), 10]]
+fs = fsspec.filesystem("memory")
+fs.put({str(tmp_path / "tiny" / "1.0.0")!r}, "/bucket/1.0.0", recursive=True)
+remote = open_source({{"kind": "tfds", "paths": "memory://bucket/1.0.0", "split": "val"}})
+assert [remote.read(i) for i in range(3)] == samples
 assert "tensorflow" not in sys.modules
 """
     import subprocess
