@@ -34,6 +34,7 @@ _SCALAR = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\s,"]+', re.S)
 _FIRST_NAME = re.compile(rb'\{\s*("[^"\\]{0,100}")\s*:')
 _IMAGE_FIELD = re.compile(rb'"images?"\s{0,100}:\s{0,100}("(?:[^"\\]|\\.)*"|\[[^\[\]{}]*\])')
 _SAMPLED = 1 << 14  # bytes looked at for an image's path
+_MOST_PROBLEMS = 1000  # of a list
 _OVERLAP = 1000  # bytes: longer than what _search looks for
 
 
@@ -173,7 +174,8 @@ def _list_elements(view: storage.ScanView, problems: list[str]) -> Iterator[tupl
     """(offset, length) of every element of a JSON list; each is parsed on its own later.
 
     Of a damaged list, those that can be told apart: behind a place where brackets do not match, the next element is the
-    next object that begins with the same name as the first. What is wrong is appended to ``problems``.
+    next object that begins with the same name as the first. What is wrong is appended to ``problems``; when they are
+    too many, the rest counts as one element.
     """
     position = view.read(0, 4096).index(b"[") + 1
     begin: re.Pattern[bytes] | None = None
@@ -191,6 +193,10 @@ def _list_elements(view: storage.ScanView, problems: list[str]) -> Iterator[tupl
         problems.append(
             "truncated: the list is not closed" if ended else f"corrupt: brackets do not match at byte {start}"
         )
+        if len(problems) > _MOST_PROBLEMS:  # each may cost the reading of MAX_TEXT_BYTES
+            problems.append(f"corrupt: given up at byte {position}")
+            yield position, view.size - position
+            return
         comma, after = _search(view, begin or _beginning(view, start), position if ended else start + 1)
         yield from _scalars(view, position, min(start, comma))
         if not ended and not closed:

@@ -124,3 +124,11 @@ def test_images_that_arrive_or_change_are_noticed(tmp_path: Path, lines: int, pi
     assert load_or_make(spec)[1] and not load_or_make(spec)[1]
     (root / "unrelated.jpg").write_bytes(b"")
     assert not load_or_make(spec)[1]
+
+
+def test_a_hopeless_list_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(jsonl, "_MOST_PROBLEMS", 10)
+    good = ", ".join(json.dumps({"text": "words"}) for _ in range(5))
+    index = index_of(tmp_path, f"[{good}" + ',{"text":{' * 2000)
+    assert len(index.usable) == 5 and 10 <= len(index) <= 20
+    assert index.problems[-1].startswith("corrupt: given up")
