@@ -258,6 +258,7 @@ class IndexedSource:
         self._fingerprint = fingerprint
         self._dropped = dict(dropped)
         self._captions = captions
+        self.is_remote = any(storage.is_remote(shard.path) for shard in self.shards)
         self._problems = {path: list(found) for path, found in (problems or {}).items()}
         self._ends: list[int] = table.arrays["shard_end"].tolist()
 

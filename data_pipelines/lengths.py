@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,10 @@ from data_pipelines.images import SIZE_REASONS
 from data_pipelines.samples import SampleBuilder
 
 if TYPE_CHECKING:
-    from data_pipelines.sources import Source
+    from data_pipelines.sources import RawSample, Source
 
 CHUNK = 65_536  # samples counted at a time; also what is lost when counting is interrupted
+_FETCHES = 16  # texts fetched at a time from remote shards: mostly waiting
 _log = logging.getLogger(__name__)
 
 
@@ -91,11 +93,11 @@ def count(
     visual, codes = builder.visual_tokens(images, sizes)
     reasons: dict[str, int] = {}
     counts = np.stack([visual, np.zeros_like(visual)], axis=1).astype(np.int32)
-    for at, index in enumerate(indices.tolist()):
+    for at, (index, text) in enumerate(zip(indices.tolist(), _texts(source, indices.tolist()))):
         try:
             if codes[at]:
                 raise BadSample(SIZE_REASONS[codes[at]])
-            tokens, plain = builder.text_tokens(source.read_text(index), int(images[at]), pick_prompt(prompts, index))
+            tokens, plain = builder.text_tokens(text(), int(images[at]), pick_prompt(prompts, index))
             counts[at, 1] = -tokens if plain else tokens
         except BadSample as error:
             counts[at] = -1 - reasons.setdefault(error.reason, len(reasons)), 0
@@ -105,6 +107,21 @@ def count(
             _log.warning("sample %d cannot be counted: %s: %s", index, type(error).__name__, error)
             counts[at] = -1 - reasons.setdefault("unexpected_error", len(reasons)), 0
     return counts, list(reasons)
+
+
+def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSample]]:
+    """For each sample what gives its text, or raises; of remote shards several are fetched at a time."""
+    if not source.is_remote:
+        yield from (functools.partial(source.read_text, index) for index in indices)
+        return
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        waiting: deque[Future[RawSample]] = deque()
+        for index in indices:
+            waiting.append(pool.submit(source.read_text, index))
+            if len(waiting) == 4 * _FETCHES:
+                yield waiting.popleft().result
+        while waiting:
+            yield waiting.popleft().result
 
 
 def _join(chunks: Iterable[tuple[np.ndarray, list[str]]], joined: np.ndarray) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Source(Protocol):
     """Random access to n usable samples; thread-safe, and safe to fork or pickle into other processes."""
 
     name: str
+    is_remote: bool  # whether a read is mostly waiting, so that several at a time are faster
 
     def __len__(self) -> int: ...
 

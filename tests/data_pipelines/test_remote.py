@@ -17,7 +17,7 @@ import pytest
 from made_sets import config
 from shard_tools import encoded, pairs, tar_bytes
 
-from data_pipelines import check, index, storage
+from data_pipelines import check, index, lengths, storage
 from data_pipelines.loader import PackedData
 from data_pipelines.sources import open_source
 from experiments.inspect_data import batch_hash
@@ -127,6 +127,21 @@ def test_requests_are_few(s3: Server) -> None:
     assert s3.asked and len(s3.asked) == len(samples)  # image and caption together
     assert [sample.caption for sample in samples[:SAMPLES]] == [f"caption {i}" for i in range(SAMPLES)]
     assert samples[SAMPLES].images == (encoded(),)
+
+
+def test_texts_are_fetched_several_at_a_time(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(SPEC)
+    together = threading.Barrier(8)
+    real = type(source).read_text
+
+    def meeting(self, number: int):
+        if number < 8:
+            together.wait(timeout=30)  # breaks, and fails the test, unless eight are read at the same time
+        return real(self, number)
+
+    monkeypatch.setattr(type(source), "read_text", meeting)
+    texts = [text().caption for text in lengths._texts(source, list(range(len(source))))]
+    assert texts == [f"caption {i}" for i in range(SAMPLES)] * SHARDS
 
 
 def test_long_runs_through_the_local_disk(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
