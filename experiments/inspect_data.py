@@ -92,6 +92,7 @@ def inspect(
         "text_occupancy": text,
         "samples": data.report.samples,
         "skipped": dict(data.report.skipped),
+        "problems": {c.name: s.problems() for c, s in zip(data.config.sources, data.sources) if s.problems()},
         "filtered": {c.name: s.dropped() for c, s in zip(data.config.sources, data.sources) if s.dropped()},
         "seconds": round(time.perf_counter() - started, 3),
         "wait_seconds": round(data.report.wait_seconds, 3),
