@@ -105,7 +105,7 @@ def inspect(
     )
     if html:
         names = ("visual_occupancy", "text_occupancy", "samples", "skipped")
-        facts = [("identity", data.identity), *((name, str(result[name])) for name in names)]
+        facts = [("identity", data.identity), *((name, _short(result[name])) for name in names)]
         text = page(
             "Packed rows", shown, data.spec, data.config.tile_size, data.tokenizer, facts, data.report.bad, html_rows
         )
