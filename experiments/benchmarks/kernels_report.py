@@ -297,10 +297,14 @@ def plot(content: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _draw(panel: Any, axis: Axis, found: list[Time], direction: str) -> None:
-    """One panel: a line per row, the dense bound at 1."""
+    """One panel: a line per row (forms of one kernel share a colour), the dense bound at 1."""
+    colours: dict[str, str] = {}
     for row in sorted({t.row for t in found}):
         points = sorted((axis.value(t), t.ratio) for t in found if t.row == row)
-        panel.plot(*zip(*points), marker="o", markersize=3, label=row)
+        name, _, form = row.partition(" ")
+        colour = colours.setdefault(name, f"C{len(colours)}")
+        style = {"": "-", "permuted": "--", "unsorted": ":"}[form]
+        panel.plot(*zip(*points), style, color=colour, marker="o", markersize=3, label=row)
     panel.axhline(1, color="black", linewidth=0.8)
     panel.set(xlabel=axis.label, title=DIRECTIONS[direction])
     panel.grid(alpha=0.3)
