@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import tempfile
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ from data_pipelines.index import add_shard_arguments, shards_of
 from data_pipelines.indexed import RawSample
 from data_pipelines.sources import Source, open_source
 from data_pipelines.text import Tokenizer, clean_caption
+
+_log = logging.getLogger(__name__)
 
 _GROUP_SIZE = 1  # records a chunk: with more, each random access would decompress its neighbours too
 
@@ -128,6 +131,12 @@ def _records(source: Source, task: Task, tokenizer: Tokenizer | None, counts: Co
             record = convert(source.read(index), tokenizer)
         except BadSample as error:
             counts[error.reason] += 1
+            continue
+        except DataError:
+            raise
+        except Exception as error:  # a fault of this program or of a decoder; one sample must not end the run
+            _log.warning("sample %d: %s: %s", index, type(error).__name__, error)
+            counts["unexpected_error"] += 1
             continue
         counts["written"] += 1
         yield record

@@ -52,6 +52,20 @@ def test_plan_covers_every_sample_once(tmp_path: Path) -> None:
         build.plan(spec, "out", 0)
 
 
+def test_an_unexpected_error_costs_one_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert, seen = build.convert, []
+
+    def fails(sample: RawSample, tokenizer: Tokenizer | None) -> bytes:
+        seen.append(sample.key)
+        if len(seen) == 2:
+            raise TypeError("what is this?")
+        return convert(sample, tokenizer)
+
+    monkeypatch.setattr(build, "convert", fails)
+    [task] = build.plan(shards(tmp_path), str(tmp_path / "out"), 8)
+    assert build.build_file(task) == {"samples": 5, "written": 4, "unexpected_error": 1}
+
+
 def test_files_hold_what_the_source_offers(tmp_path: Path) -> None:
     spec = shards(tmp_path)
     tasks = build.plan(spec, str(tmp_path / "out"), 4)
