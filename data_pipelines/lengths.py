@@ -6,16 +6,16 @@ import functools
 import json
 import logging
 import shutil
-import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.config import LENGTH_FIELDS, DataConfig, SourceConfig
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.images import SIZE_REASONS
@@ -113,15 +113,9 @@ def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSampl
     """For each sample what gives its text, or raises; of remote shards several are fetched at a time."""
     if not source.is_remote:
         yield from (functools.partial(source.read_text, index) for index in indices)
-        return
-    with ThreadPoolExecutor(_FETCHES) as pool:
-        waiting: deque[Future[RawSample]] = deque()
-        for index in indices:
-            waiting.append(pool.submit(source.read_text, index))
-            if len(waiting) == 4 * _FETCHES:
-                yield waiting.popleft().result
-        while waiting:
-            yield waiting.popleft().result
+    else:
+        futures = storage.ahead(source.read_text, ((index,) for index in indices), _FETCHES)
+        yield from (future.result for future in futures)
 
 
 def _join(chunks: Iterable[tuple[np.ndarray, list[str]]], joined: np.ndarray) -> dict[str, Any]:
@@ -157,12 +151,12 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     else:
         for chunk, part in todo:
             _save(part, *count(source, config.prompts, builder, chunk))
-    temporary = _temporary(file)
+    temporary = storage.temporary_beside(file)
     try:
         joined = np.lib.format.open_memmap(temporary, "w+", np.int32, (len(source), 2))  # it may not fit in memory
         meta = _join(map(_load, files), joined)
         joined.flush()
-        about = _temporary(file)
+        about = storage.temporary_beside(file)
         about.write_text(json.dumps(meta), "utf-8")
         about.replace(file.with_suffix(".json"))
         temporary.replace(file)
@@ -171,13 +165,8 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     shutil.rmtree(parts, ignore_errors=True)
 
 
-def _temporary(file: Path) -> Path:
-    """A name that no other process has; process numbers repeat where containers share a folder."""
-    return file.with_suffix(f".{uuid.uuid4().hex}.tmp")
-
-
 def _save(file: Path, counts: np.ndarray, reasons: list[str]) -> None:
-    temporary = _temporary(file)
+    temporary = storage.temporary_beside(file)
     with temporary.open("wb") as stream:
         np.savez(stream, counts=counts, reasons=np.array(reasons, str))
     temporary.replace(file)

@@ -18,12 +18,12 @@ import dataclasses
 import functools
 import math
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.lengths import Lengths
@@ -320,7 +320,7 @@ class Plan:
         if self._file is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        temporary = storage.temporary_beside(self._file)
         with temporary.open("wb") as stream:
             np.save(stream, self._counts.astype(np.uint32))
         temporary.replace(self._file)

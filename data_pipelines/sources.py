@@ -6,7 +6,6 @@ captions and applies the metadata filters; what is left is the list of usable sa
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import json
 import logging
@@ -167,14 +166,8 @@ def _table(
 
 def _indices(members: Sequence[tuple[ShardSpec, float]], index_dir: str | None) -> Iterator[ShardIndex]:
     """The shards' indices in order, a few fetched ahead, so that their number does not matter for memory."""
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        waiting: collections.deque[concurrent.futures.Future[tuple[ShardIndex, bool]]] = collections.deque()
-        for member, _ in members:
-            waiting.append(pool.submit(load_or_make, member, index_dir))
-            if len(waiting) == 2 * _THREADS:
-                yield waiting.popleft().result()[0]
-        while waiting:
-            yield waiting.popleft().result()[0]
+    for future in storage.ahead(load_or_make, ((member, index_dir) for member, _ in members), _THREADS):
+        yield future.result()[0]
 
 
 def _unique(

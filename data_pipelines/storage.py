@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import fcntl
 import functools
@@ -14,11 +16,13 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipelines.errors import DataError
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
@@ -484,6 +488,21 @@ def read_bytes(path: str, limit: int | None = None) -> bytes:
         return Blob(path).fetch(0, limit)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def ahead(function: Callable[..., T], calls: Iterable[tuple], threads: int) -> Iterator[concurrent.futures.Future[T]]:
+    """Futures of ``function(*call)`` in order, begun by threads that mostly wait for remote storage.
+
+    So many are begun ahead, four a thread, that the number of calls does not matter for memory.
+    """
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()
+        for call in calls:
+            waiting.append(pool.submit(function, *call))
+            if len(waiting) == 4 * threads:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
 
 
 def temporary_beside(place: Path) -> Path:

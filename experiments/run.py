@@ -13,6 +13,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,17 +167,17 @@ def check_data_fits(config: ModelConfig, data: PackedData) -> None:
         )
     if settings.visual == 0:
         return
-    routed = config.visual_ffn_experts or config.visual_attention_experts
-    if settings.boundary_tile and routed and config.mmoe == "static":
-        raise ConfigError(
-            "data.boundary_tile gives each row a boundary of its own: set config.model.mmoe='grouped' and "
-            f"config.model.mmoe_tile={settings.boundary_tile}"
-        )
-    if settings.boundary_tile and routed and config.mmoe == "grouped" and settings.boundary_tile % config.mmoe_tile:
-        raise ConfigError(
-            f"data.boundary_tile is {settings.boundary_tile}: it must be a multiple of model.mmoe_tile "
-            f"({config.mmoe_tile})"
-        )
+    if settings.boundary_tile and (config.visual_ffn_experts or config.visual_attention_experts):
+        if config.mmoe == "static":
+            raise ConfigError(
+                "data.boundary_tile gives each row a boundary of its own: set config.model.mmoe='grouped' and "
+                f"config.model.mmoe_tile={settings.boundary_tile}"
+            )
+        if config.mmoe == "grouped" and settings.boundary_tile % config.mmoe_tile:
+            raise ConfigError(
+                f"data.boundary_tile is {settings.boundary_tile}: it must be a multiple of model.mmoe_tile "
+                f"({config.mmoe_tile})"
+            )
     vision = config.vision
     if vision is None:
         raise ConfigError("data.visual is above 0, but the model has no vision: use a Mono-InternVL or modular model")
@@ -231,19 +232,10 @@ class Session:
             )
         return cls(run, workdir, base_dir or workdir / "base", data, stage, model, mesh, optimizer, steps)
 
-    def _make(self, params: tree.Tree) -> tuple[train.State, tree.Tree]:
-        dtype = DTYPES[self.run.frozen_dtype]
-        return train.init_state(self.stage, self.model, self.optimizer, params, dtype)
-
     def abstract_state(self) -> tuple[train.State, tree.Tree]:
         """Shapes, dtypes and shardings of (state, frozen)."""
-        state, frozen = jax.eval_shape(self._make, self.model.abstract_params())
-        shardings = train.state_shardings(self.model, state, frozen, self.mesh)
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            (state, frozen),
-            shardings,
-        )
+        dtype = DTYPES[self.run.frozen_dtype]
+        return train.abstract_state(self.stage, self.model, self.optimizer, self.mesh, dtype)
 
     def fresh_state(self) -> tuple[train.State, tree.Tree]:
         """State at step 0 from ``init`` or random weights."""
@@ -254,7 +246,9 @@ class Session:
             _, params = checkpoint.load_model(self.run.init, shardings=shardings)
         else:
             params = jax.jit(self.model.init, out_shardings=shardings)(jax.random.key(self.run.seed))
-        return jax.jit(self._make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(params)
+        dtype = DTYPES[self.run.frozen_dtype]
+        init = partial(train.init_state, self.stage, self.model, self.optimizer, frozen_dtype=dtype)
+        return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(params)
 
     def metadata(self, base: str) -> dict[str, Any]:
         """What a checkpoint of this moment says beside its arrays; "plan" spares counting the rows of blocks anew."""

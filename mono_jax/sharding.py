@@ -144,6 +144,6 @@ def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> C
 
 
 def tensor_axis(size: int) -> str | None:
-    """ "tensor" if that axis of the mesh divides ``size`` (heads, columns), else None: not split."""
+    """The axis that splits ``size`` heads or columns; None where it does not divide them: not split."""
     mesh = _traced_for.get()
     return "tensor" if mesh is not None and size % mesh.shape["tensor"] == 0 else None

@@ -6,6 +6,7 @@ Trainer, ahead-of-time compilation, benchmarks and tests all call the step made 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,6 +51,19 @@ def state_shardings(model: Model, state: State, frozen: tree.Tree, mesh: Mesh) -
     shardings = dict.fromkeys(("step", "bad_steps", "skipped"), replicated)
     shardings |= {"trainable": trainable, "opt_state": like_params(state["opt_state"], trainable, mesh)}
     return shardings, _like(params, frozen)
+
+
+def abstract_state(
+    stage: Stage, model: Model, optimizer: Optimizer, mesh: Mesh, frozen_dtype: jnp.dtype = jnp.bfloat16
+) -> tuple[State, tree.Tree]:
+    """Shapes, dtypes and shardings of what ``init_state`` returns."""
+    init = partial(init_state, stage, model, optimizer, frozen_dtype=frozen_dtype)
+    state, frozen = jax.eval_shape(init, model.abstract_params())
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        (state, frozen),
+        state_shardings(model, state, frozen, mesh),
+    )
 
 
 def _like(full: tree.Tree, part: tree.Tree) -> tree.Tree:

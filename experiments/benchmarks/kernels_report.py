@@ -80,28 +80,22 @@ def axes(found: Iterable[Time]) -> list[Axis]:
         Axis("rows", "tokens N", lambda t: (t.share, t.mixed) == (50, 0), lambda t: t.rows, lambda n: f"N = {n:,}")
     ]
     for n in sorted({t.rows for t in found}):
-        if len({t.share for t in found if t.rows == n}) > 1:
-            label = f"visual share, percent (N = {n:,})"
-            result.append(
-                Axis(
-                    f"share_{n}",
-                    label,
-                    lambda t, n=n: (t.rows, t.mixed) == (n, 0),
-                    lambda t: t.share,
-                    "{} % visual".format,
-                )
-            )
-        if len({t.mixed for t in found if t.rows == n}) > 1:
-            label = f"interleaving, percent (N = {n:,}, 50 % visual)"
-            result.append(
-                Axis(
-                    f"interleaving_{n}",
-                    label,
-                    lambda t, n=n: (t.rows, t.share) == (n, 50),
-                    lambda t: t.mixed,
-                    "{} % mixed".format,
-                )
-            )
+        share = Axis(
+            f"share_{n}",
+            f"visual share, percent (N = {n:,})",
+            lambda t, n=n: (t.rows, t.mixed) == (n, 0),
+            lambda t: t.share,
+            "{} % visual".format,
+        )
+        interleaving = Axis(
+            f"interleaving_{n}",
+            f"interleaving, percent (N = {n:,}, 50 % visual)",
+            lambda t, n=n: (t.rows, t.share) == (n, 50),
+            lambda t: t.mixed,
+            "{} % mixed".format,
+        )
+        at_n = [t for t in found if t.rows == n]
+        result += [axis for axis in (share, interleaving) if len({axis.value(t) for t in at_n}) > 1]
     return result
 
 

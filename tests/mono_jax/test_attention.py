@@ -88,8 +88,7 @@ def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
     mesh = sharding.make_mesh(sharding.MeshConfig(1, 2, 2), devices)
     model, stage = Model(config), stages.get_stage("S1.1")
     optimizer = make_optimizer(stage, config, model.abstract_params(), 10, OptimConfig())
-    shapes = jax.eval_shape(lambda p: train.init_state(stage, model, optimizer, p), model.abstract_params())
-    placed = jax.tree.map(_shaped, shapes, train.state_shardings(model, *shapes, mesh))
+    placed = train.abstract_state(stage, model, optimizer, mesh)
     spec = BatchSpec(128, 128, config.vision.token_pixels)
     batch = {
         name: jax.ShapeDtypeStruct((4, *shape), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
@@ -98,7 +97,3 @@ def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
     step = train.jit_train_step(train.make_train_step(model, optimizer), model, *placed, mesh)
     program = step.trace(*placed, batch).lower(lowering_platforms=("tpu",)).compile().as_text()
     assert "splash" in program and ("modality_grouped" in program) == bool(changes)
-
-
-def _shaped(leaf: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
