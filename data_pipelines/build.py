@@ -23,14 +23,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import command, storage
+from data_pipelines import cli as command
+from data_pipelines.encoding.images import ImageLimits, decode
+from data_pipelines.encoding.text import Tokenizer, clean_caption
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.formats.array_record import pack
-from data_pipelines.images import ImageLimits, decode
 from data_pipelines.index import add_shard_arguments, shards_of
-from data_pipelines.indexed import RawSample
-from data_pipelines.sources import Source, open_source
-from data_pipelines.text import Tokenizer, clean_caption
+from data_pipelines.io import storage
+from data_pipelines.sources.formats.array_record import pack
+from data_pipelines.sources.indexed import RawSample
+from data_pipelines.sources.source import Source, open_source
 
 _log = logging.getLogger(__name__)
 

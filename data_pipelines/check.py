@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import command
+from data_pipelines import cli as command
 from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.index import ShardSpec, add_shard_arguments, format_module, in_processes, make_index, shards_of
-from data_pipelines.indexed import IndexedSource, RawSample, Selection, Shard, Table
-from data_pipelines.records import Form
-from data_pipelines.samples import SampleBuilder
-from data_pipelines.shard_index import ShardIndex
-from data_pipelines.sources import shard_names
+from data_pipelines.records.text_record import Form
+from data_pipelines.sources.indexed import IndexedSource, RawSample, Selection, Shard, Table
+from data_pipelines.sources.shard_index import ShardIndex
+from data_pipelines.sources.source import shard_names
 
 _UNBOUNDED = 1 << 30
 _TOKENS = {"<img>": 256, "</img>": 257, "<IMG_CONTEXT>": 258}

@@ -10,8 +10,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from data_pipelines.batch import BatchSpec
+from data_pipelines.encoding.images import ImageLimits, Tiling
 from data_pipelines.errors import DataError, check_keys, did_you_mean
-from data_pipelines.images import ImageLimits, Tiling
 
 CAPTION_PROMPT = "provide a one-sentence caption for the image"  # S1.1 of the Mono-InternVL paper
 
@@ -22,7 +22,7 @@ class SourceConfig:
 
     Attributes:
       name: label in reports.
-      spec: what `data_pipelines.sources.open_source` takes ({"kind": "tar", "paths": ..., ...}).
+      spec: what `data_pipelines.sources.source.open_source` takes ({"kind": "tar", "paths": ..., ...}).
       weight: share of the samples, relative to the other sources' weights; None (for all sources or for none) = the
         source's size, so that every sample of every source appears exactly once per epoch.
       prompts: questions put before a caption; each sample keeps the one that its index picks.
@@ -41,7 +41,7 @@ class DataConfig:
     Attributes:
       sources: where samples come from.
       tokenizer: folder or file: `tokenizer.model` + `added_tokens.json`, or `tokenizer.json`.
-      template: chat template (`data_pipelines.text.TEMPLATES`).
+      template: chat template (`data_pipelines.encoding.text.TEMPLATES`).
       system_message: None = the template's own, "" = no system turn.
       tile_size, token_pixels: edges in pixels of a tile and of the square that one visual token covers.
       min_tiles, max_tiles: tiles of an image (the thumbnail not counted); a sample's n images share `max_tiles`, each

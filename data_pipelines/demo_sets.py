@@ -33,9 +33,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines import command, prose, scenes, shards
+from data_pipelines import cli as command
 from data_pipelines.errors import DataError
-from data_pipelines.sets import (
+from data_pipelines.recipes import shard_writer as shards
+from data_pipelines.recipes.demo import prose, scenes
+from data_pipelines.recipes.sets import (
     CAPTION_PROMPT,
     S1_3_SHARES,
     STAGES,

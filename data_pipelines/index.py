@@ -21,16 +21,18 @@ from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
 from typing import Any, TypeVar
 
-from data_pipelines import command, shard_index, storage
+from data_pipelines import cli as command
 from data_pipelines.errors import DataError
-from data_pipelines.shard_index import ShardIndex
+from data_pipelines.io import storage
+from data_pipelines.sources import shard_index
+from data_pipelines.sources.shard_index import ShardIndex
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A kind of source: its module in data_pipelines.formats, the options of its ``scan``, its shards' suffixes."""
+    """A kind of source: its module in ``sources.formats``, the options of its ``scan``, its shards' suffixes."""
 
     module: str
     options: tuple[str, ...]
@@ -60,7 +62,7 @@ class ShardSpec:
 
 
 def format_module(kind: str) -> ModuleType:
-    return importlib.import_module(f"data_pipelines.formats.{FORMATS[kind].module}")
+    return importlib.import_module(f"data_pipelines.sources.formats.{FORMATS[kind].module}")
 
 
 def kind_of(path: str) -> str:

@@ -31,12 +31,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import command, prose, real_compose, shards
-from data_pipelines import real_readers as readers
+from data_pipelines import cli as command
 from data_pipelines.errors import BadSample, DataError, did_you_mean
-from data_pipelines.packages import Package, PackageStore
-from data_pipelines.real_readers import Pair
-from data_pipelines.sets import (
+from data_pipelines.recipes import shard_writer as shards
+from data_pipelines.recipes.demo import prose
+from data_pipelines.recipes.real import compose as real_compose
+from data_pipelines.recipes.real import readers
+from data_pipelines.recipes.real.packages import Package, PackageStore
+from data_pipelines.recipes.real.readers import Pair
+from data_pipelines.recipes.sets import (
     CAPTION_PROMPT,
     S1_3_SHARES,
     STAGES,

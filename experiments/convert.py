@@ -27,12 +27,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.text import Tokenizer
-from experiments import cli
-from mono_jax import checkpoint, hf, tree
-from mono_jax.config import ModelConfig, VisionConfig
+from data_pipelines.encoding.text import Tokenizer
+from mono_jax import cli, tree
+from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, WeightsError
-from mono_jax.experts import embed_experts
+from mono_jax.models.architecture import ModelConfig, VisionConfig
+from mono_jax.weights import hf
+from mono_jax.weights.upcycle import embed_experts
 
 EXAMPLES = """examples:
   python experiments/convert.py --from=hf --to=orbax Mono-InternVL-2B models/mono

@@ -5,7 +5,7 @@ on held-out text before and after, let the model describe held-out images. Finis
 interrupted run (SIGTERM or Ctrl-C: exit code 75) goes on where it was. The base language model comes from
 stage S0 or from config.init; visual experts are embedded in it before the first stage with images.
 
-    WORKDIR/data/        sets that the config asks to be built      STAGE/       one run (see experiments/run.py)
+    WORKDIR/data/        sets that the config asks to be built      STAGE/       one run (see mono_jax/runs/stage.py)
             mono/        the base with visual experts embedded      STAGE/summary.json, exam.json
             report.md, report.html                                  base/        frozen parameters of all stages
 """
@@ -25,20 +25,24 @@ import jax.numpy as jnp
 
 from data_pipelines import demo_sets
 from data_pipelines.config import DataConfig
-from data_pipelines.loader import PackedData
-from data_pipelines.samples import SampleBuilder
-from data_pipelines.sets import load_manifest
-from data_pipelines.text import Tokenizer
-from experiments import cli, config_file, exam, report
-from experiments.run import DTYPES, RunConfig, run_stage, say_now
-from mono_jax import checkpoint, hf, stages, tree
-from mono_jax.config import VisionConfig
+from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.loading.loader import PackedData
+from data_pipelines.recipes.sets import load_manifest
+from mono_jax import cli, tree
+from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, unknown_key
-from mono_jax.evaluate import heldout_loss
-from mono_jax.experts import embed_experts
-from mono_jax.generate import Generator
-from mono_jax.loop import PREEMPTED, Preempted
-from mono_jax.model import Model
+from mono_jax.evaluation import questions as exam
+from mono_jax.evaluation.heldout import heldout_loss
+from mono_jax.generation.decode import Generator
+from mono_jax.models.architecture import VisionConfig
+from mono_jax.models.transformer import Model
+from mono_jax.runs import config_file, report
+from mono_jax.runs.stage import DTYPES, RunConfig, run_stage, say_now
+from mono_jax.training import stages
+from mono_jax.training.loop import PREEMPTED, Preempted
+from mono_jax.weights import hf
+from mono_jax.weights.upcycle import embed_experts
 
 EXAMPLES = """examples:
   python experiments/evip.py --config=experiments/configs/demo.py --workdir=runs/demo

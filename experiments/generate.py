@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.config import DataConfig
+from data_pipelines.encoding.images import ImageLimits, Tiling, cells, image_patches
+from data_pipelines.encoding.text import IMAGE_TOKEN, ChatEncoder, Tokenizer
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.images import ImageLimits, Tiling, cells, image_patches
-from data_pipelines.text import IMAGE_TOKEN, ChatEncoder, Tokenizer
-from experiments import cli
-from mono_jax import checkpoint, hf
-from mono_jax.config import ModelConfig
+from mono_jax import cli
+from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, GenerationError
-from mono_jax.generate import Generation, Generator, Prompt, Sampling
+from mono_jax.generation.decode import Generation, Generator, Prompt, Sampling
+from mono_jax.models.architecture import ModelConfig
+from mono_jax.weights import hf
 
 EXAMPLES = """examples:
   python experiments/generate.py --model=Mono-InternVL-2B --image=cat.jpg --prompt="What is on the mat?"

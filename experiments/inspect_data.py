@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.batch import Batch, boundaries
-from data_pipelines.capacity import suggest
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
-from data_pipelines.html import page
-from data_pipelines.loader import PackedData
-from experiments import cli, config_file
+from data_pipelines.loading.loader import PackedData
+from data_pipelines.loading.page import page
+from data_pipelines.packing.capacity import suggest
+from mono_jax import cli
+from mono_jax.runs import config_file
 
 EXAMPLES = """examples:
   python experiments/inspect_data.py --config=experiments/configs/demo.py:S1.1 --steps=20 --json

@@ -25,12 +25,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from data_pipelines.batch import Batch, BatchSpec
-from experiments import cli
-from mono_jax import hf, optim, stages, train, tree
-from mono_jax.config import ModelConfig
+from mono_jax import cli, tree
 from mono_jax.errors import ConfigError, MonoJaxError
-from mono_jax.generate import Generator, Prompt, Sampling
-from mono_jax.model import Model, Params
+from mono_jax.generation.decode import Generator, Prompt, Sampling
+from mono_jax.models.architecture import ModelConfig
+from mono_jax.models.transformer import Model, Params
+from mono_jax.training import optim, stages
+from mono_jax.training import step as train
+from mono_jax.weights import hf
 
 Case = Mapping[str, np.ndarray]
 IGNORED = -100  # label that is not trained on

@@ -1,7 +1,7 @@
 """Trains one stage of Mono-InternVL; run again on the same workdir, it resumes.
 
 The config is a Python file with get_config() -> ml_collections.ConfigDict; its keys are those of
-experiments/run.py (RunConfig): stage, data, model or init, steps or epochs, optim, mesh, dtype, ...
+mono_jax/runs/stage.py (RunConfig): stage, data, model or init, steps or epochs, optim, mesh, dtype, ...
 Stages: S0 (text only), S1.1, S1.2, S1.3, S2, their EViP++ forms (S1.1++ ...), and the ablations delta,
 full, S1.3-frozen-attention.
 
@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, config_file
-from experiments.run import RunConfig, run_stage
-from mono_jax.loop import PREEMPTED, Preempted
+from mono_jax import cli
+from mono_jax.runs import config_file
+from mono_jax.runs.stage import RunConfig, run_stage
+from mono_jax.training.loop import PREEMPTED, Preempted
 
 EXAMPLES = """examples:
   python experiments/train.py --config=experiments/configs/demo.py:S1.1 --workdir=runs/s1_1

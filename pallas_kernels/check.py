@@ -28,8 +28,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pallas_kernels.base import Implementation, Unavailable
-from pallas_kernels.conformance import TOLERANCE, Case, ffn_errors, masks, matmul_errors, unsorted_errors
+from pallas_kernels.checks.conformance import TOLERANCE, Case, ffn_errors, masks, matmul_errors, unsorted_errors
+from pallas_kernels.experts.contract import Implementation, Unavailable
 from pallas_kernels.registry import IMPLEMENTATIONS, implementation_class
 
 QUICK_MASKS = ("padding_among_rows", "all_visual", "unaligned_runs", "alternating", "empty")  # most telling first

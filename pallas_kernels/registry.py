@@ -13,20 +13,20 @@ from importlib import resources
 
 import jax
 
-from pallas_kernels.base import Implementation, Problem, Unavailable
+from pallas_kernels.experts.contract import Implementation, Problem, Unavailable
 
 log = logging.getLogger(__name__)
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
 # Modules are imported when first asked for: `import pallas_kernels` must not pull in CUDA or TPU code.
 IMPLEMENTATIONS = {
-    "xla_split": "pallas_kernels.xla:XlaSplit",
-    "dense_both": "pallas_kernels.xla:DenseBoth",
-    "xla_tiled": "pallas_kernels.xla:XlaTiled",
-    "ragged": "pallas_kernels.xla:Ragged",
-    "pallas_tpu": "pallas_kernels.pallas_tpu:PallasTpu",
-    "mosaic_gpu": "pallas_kernels.mosaic_gpu:MosaicGpu",
-    "triton": "pallas_kernels.triton:Triton",
+    "xla_split": "pallas_kernels.experts.backends.xla:XlaSplit",
+    "dense_both": "pallas_kernels.experts.backends.xla:DenseBoth",
+    "xla_tiled": "pallas_kernels.experts.backends.xla:XlaTiled",
+    "ragged": "pallas_kernels.experts.backends.xla:Ragged",
+    "pallas_tpu": "pallas_kernels.experts.backends.tpu:PallasTpu",
+    "mosaic_gpu": "pallas_kernels.experts.backends.mosaic:MosaicGpu",
+    "triton": "pallas_kernels.experts.backends.triton:Triton",
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.config import DataConfig
-from data_pipelines.shards import ShardWriter
+from data_pipelines.recipes.shard_writer import ShardWriter
 
 SENTENCE = "a red kite over the grey sea and some green hill with small houses near water"
 WORDS = SENTENCE.split()

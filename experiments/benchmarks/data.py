@@ -23,10 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.capacity import suggest
 from data_pipelines.config import DataConfig, SourceConfig
-from data_pipelines.errors import DataError
-from data_pipelines.images import (
+from data_pipelines.encoding.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     RESIZERS,
@@ -37,14 +35,16 @@ from data_pipelines.images import (
     decode,
     image_patches,
 )
+from data_pipelines.encoding.text import ChatEncoder, Tokenizer, clean_caption
+from data_pipelines.errors import DataError
 from data_pipelines.index import ShardSpec, make_index
-from data_pipelines.loader import PackedData
-from data_pipelines.packing import best_styles, least_rows, pack
-from data_pipelines.plan import Plan, Units
-from data_pipelines.shards import ShardWriter
-from data_pipelines.sources import open_source
-from data_pipelines.text import ChatEncoder, Tokenizer, clean_caption
-from experiments import cli
+from data_pipelines.loading.loader import PackedData
+from data_pipelines.packing.capacity import suggest
+from data_pipelines.packing.pack import best_styles, least_rows, pack
+from data_pipelines.packing.plan import Plan, Units
+from data_pipelines.recipes.shard_writer import ShardWriter
+from data_pipelines.sources.source import open_source
+from mono_jax import cli
 
 EXAMPLES = """examples:
   python experiments/benchmarks/data.py --tokenizer=tests/golden/chat

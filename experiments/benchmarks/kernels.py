@@ -47,13 +47,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import cli
 from experiments.benchmarks import kernels_report as report
 from experiments.benchmarks import kernels_rows as rows
 from experiments.benchmarks.kernels_timing import REHEARSAL, Bench, Effort, Timer
-from pallas_kernels.base import Implementation, Unavailable
+from mono_jax import cli
 from pallas_kernels.check import QUICK_MASKS, check, host_devices
-from pallas_kernels.conformance import TOLERANCE, masks
+from pallas_kernels.checks.conformance import TOLERANCE, masks
+from pallas_kernels.experts.contract import Implementation, Unavailable
 from pallas_kernels.registry import device_key, implementation_class, tuned_parameters, tuning_table
 
 KERNELS = report.KERNELS

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import api, xla
-from pallas_kernels.base import FfnWeights, Implementation, Problem
-from pallas_kernels.layout import TileMap, group_rows, make_tile_map, num_tiles, ungroup_rows
+from pallas_kernels.experts import api
+from pallas_kernels.experts.backends import xla
+from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem
+from pallas_kernels.experts.tile_map import TileMap, group_rows, make_tile_map, num_tiles, ungroup_rows
 from pallas_kernels.registry import device_key
 
 DIRECTIONS = ("forward", "both", "visual")  # both, visual: forward and backward with these experts trained

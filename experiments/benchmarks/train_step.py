@@ -35,14 +35,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.batch import Batch, BatchSpec
-from experiments import cli
-from mono_jax import hf, optim, stages, train, tree
-from mono_jax.config import ModelConfig, VisionConfig, preset
+from mono_jax import cli, tree
 from mono_jax.errors import ConfigError, unknown_key
-from mono_jax.metrics import count_tokens, peak_flops, step_flops
-from mono_jax.model import Model
-from mono_jax.sharding import make_mesh, put_batch
-from mono_jax.vision import IMAGENET_MEAN, IMAGENET_STD
+from mono_jax.models.architecture import ModelConfig, VisionConfig, preset
+from mono_jax.models.transformer import Model
+from mono_jax.models.vision import IMAGENET_MEAN, IMAGENET_STD
+from mono_jax.parallel.sharding import make_mesh, put_batch
+from mono_jax.training import optim, stages
+from mono_jax.training import step as train
+from mono_jax.training.metrics import count_tokens, peak_flops, step_flops
+from mono_jax.weights import hf
 
 FORMS = ("static", "dense_both", "torch")
 OPTIM = optim.OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01)

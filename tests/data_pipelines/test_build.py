@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from shard_tools import encoded, pairs, write_tar
 
 from data_pipelines import build
+from data_pipelines.encoding.text import Tokenizer
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.formats.array_record import unpack
-from data_pipelines.indexed import RawSample
-from data_pipelines.sources import open_source
-from data_pipelines.text import Tokenizer
+from data_pipelines.sources.formats.array_record import unpack
+from data_pipelines.sources.indexed import RawSample
+from data_pipelines.sources.source import open_source
+from tests.data_pipelines.shard_tools import encoded, pairs, write_tar
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shard_tools import encoded, pairs, tar_bytes, write_tar
 
 from data_pipelines import check, index
+from data_pipelines.encoding.images import ImageLimits
 from data_pipelines.errors import DataError
-from data_pipelines.images import ImageLimits
+from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes, write_tar
 
 
 @pytest.fixture(autouse=True)

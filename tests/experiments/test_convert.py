@@ -17,11 +17,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.batch import BatchSpec
-from data_pipelines.text import Tokenizer
-from experiments import cli, convert
-from mono_jax import checkpoint, hf, tree
-from mono_jax.config import preset
-from mono_jax.model import Model
+from data_pipelines.encoding.text import Tokenizer
+from experiments import convert
+from mono_jax import cli, tree
+from mono_jax.checkpoints import checkpoint
+from mono_jax.models.architecture import preset
+from mono_jax.models.transformer import Model
+from mono_jax.weights import hf
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 
@@ -331,7 +333,7 @@ _MEASURE = """
 import sys, threading, time
 from experiments import convert
 from mono_jax import hf
-from mono_jax.checkpoint import model_config
+from mono_jax.checkpoints.checkpoint import model_config
 
 def anonymous():
     with open("/proc/self/status") as file:

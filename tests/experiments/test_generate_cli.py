@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.images import Tiling, image_patches
-from data_pipelines.text import ChatEncoder, Tokenizer
-from experiments import cli
+from data_pipelines.encoding.images import Tiling, image_patches
+from data_pipelines.encoding.text import ChatEncoder, Tokenizer
 from experiments import generate as command
-from mono_jax import checkpoint, hf
-from mono_jax.config import VisionConfig, preset
-from mono_jax.generate import Generator, Prompt, Sampling
-from mono_jax.model import Model
+from mono_jax import cli
+from mono_jax.checkpoints import checkpoint
+from mono_jax.generation.decode import Generator, Prompt, Sampling
+from mono_jax.models.architecture import VisionConfig, preset
+from mono_jax.models.transformer import Model
+from mono_jax.weights import hf
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from made_sets import write_pairs
 
 from data_pipelines.errors import DataError
 from experiments import inspect_data
+from tests.made_sets import write_pairs
 
 CONFIG = """
 from ml_collections import ConfigDict

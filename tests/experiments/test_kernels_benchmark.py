@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import kernels, kernels_report, kernels_rows, kernels_timing
-from pallas_kernels import aot_cuda
-from pallas_kernels.aot import kernel_calls
-from pallas_kernels.base import Unavailable
 from pallas_kernels.check import host_devices
+from pallas_kernels.checks import cuda as aot_cuda
+from pallas_kernels.checks.aot import kernel_calls
+from pallas_kernels.experts.contract import Unavailable
 from pallas_kernels.registry import implementation_class, targeting
 
 QUICK = ["xla_split", "ragged_dot", "dense_both", "gather_scatter"]

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from data_pipelines.batch import Batch, BatchSpec
-from mono_jax.config import ModelConfig
-from mono_jax.model import Model
+from mono_jax.models.architecture import ModelConfig
+from mono_jax.models.transformer import Model
 
 SPEC = BatchSpec(visual=16, text=16, token_pixels=8)
 

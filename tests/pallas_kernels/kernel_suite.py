@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.api import modality_ffn
-from pallas_kernels.base import Implementation, Unavailable
-from pallas_kernels.conformance import (
+from pallas_kernels.checks.conformance import (
     TOLERANCE,
     Case,
     ffn_errors,
@@ -23,7 +21,9 @@ from pallas_kernels.conformance import (
     unsorted_errors,
     unsorted_matmul_errors,
 )
-from pallas_kernels.layout import EMPTY, TEXT, VISUAL
+from pallas_kernels.experts.api import modality_ffn
+from pallas_kernels.experts.contract import Implementation, Unavailable
+from pallas_kernels.experts.tile_map import EMPTY, TEXT, VISUAL
 
 MASKS = tuple(masks(8, 4))
 

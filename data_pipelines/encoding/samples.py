@@ -1,0 +1,172 @@
+"""From what a source returns to what is packed: ids, loss mask and raw pixels of one sample."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_pipelines.config import CAPTION_PROMPT, DataConfig
+from data_pipelines.encoding.images import RESIZERS, cells, image_patches
+from data_pipelines.encoding.text import ChatEncoder, Tokenizer, clean_caption
+from data_pipelines.errors import BadSample, DataError
+
+if TYPE_CHECKING:
+    from data_pipelines.sources.source import RawSample
+
+
+@dataclasses.dataclass
+class Sample:
+    """One sample of n tokens, v of them visual.
+
+    Attributes:
+      key: where it comes from.
+      input_ids: int32 [n], the id of `<IMG_CONTEXT>` where a visual token stands.
+      visual: bool [n], True there.
+      loss_mask: float32 [n], 1 where the id is to be predicted.
+      patches: uint8 [v, P, P, 3].
+      patch_cells: int32 [v].
+    """
+
+    key: str
+    input_ids: np.ndarray
+    visual: np.ndarray
+    loss_mask: np.ndarray
+    patches: np.ndarray
+    patch_cells: np.ndarray
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Numbers of visual and of text tokens."""
+        return len(self.patches), len(self.input_ids) - len(self.patches)
+
+
+class SampleBuilder:
+    """Builds samples, and counts their tokens without decoding images by the very same rules."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer | None = None):
+        """Args:
+          tokenizer: None = the one at `config.tokenizer`.
+
+        Raises DataError if the tokenizer or the template cannot be had.
+        """
+        self.config = config
+        self.tokenizer = tokenizer or Tokenizer(config.tokenizer)
+        self.chat = ChatEncoder(self.tokenizer, config.template, config.system_message)
+        self.tiling, self.limits = config.tiling, config.limits
+        self.longest_piece = min(config.max_piece or config.text, config.text, config.most_tokens)
+        if self.longest_piece <= self.chat.begin_length:
+            raise DataError(
+                f"data.text, data.max_piece or data.boundary_tile leaves {self.longest_piece} tokens for a piece of "
+                f"text: more than {self.chat.begin_length} are needed"
+            )
+        RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # a missing package is told of now
+        if config.visual:
+            _ = self.chat.image_token  # a tokenizer without it is told of now, not at the first image
+
+    def build(
+        self,
+        raw: RawSample,
+        rng_seed: int = 0,
+        prompt: str = CAPTION_PROMPT,
+        piece: int = 0,
+        out: np.ndarray | None = None,
+    ) -> Sample:
+        """The sample in `raw`.
+
+        Args:
+          raw: of a source.
+          rng_seed: of the augmentation.
+          prompt: question put before a caption.
+          piece: which piece of plain text that is longer than a row.
+          out: uint8 [at least v, P, P, 3], contiguous: where to write the patches; None = new memory. What it holds
+            when BadSample is raised is not defined.
+
+        Raises:
+          BadSample, with the key: whatever is wrong with the images or the text; "too_many_patches" or "too_long" if
+            it does not fit in a row.
+        """
+        try:
+            return self._build(raw, rng_seed, prompt, piece, out)
+        except BadSample as error:
+            raise error if error.key else BadSample(error.reason, raw.key, error.detail) from None
+
+    def _build(self, raw: RawSample, rng_seed: int, prompt: str, piece: int, out: np.ndarray | None) -> Sample:
+        patches, counts = self._patches(raw, rng_seed, out)
+        images = len(counts)
+        if raw.text is not None and not images:
+            ids, mask = self.chat.piece(self.chat.plain(raw.text), piece, self.longest_piece)
+            visual = np.zeros(len(ids), bool)
+        else:
+            ids, mask = self.chat.conversation(self.turns(raw, images, prompt), counts)
+            visual = (ids == self.chat.image_token) if images else np.zeros(len(ids), bool)
+        self.check_fits(sum(counts), len(ids) - sum(counts))
+        return Sample(raw.key, ids, visual, mask, patches, cells(self.tiling, len(patches)))
+
+    def _patches(self, raw: RawSample, rng_seed: int, out: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
+        """Visual tokens of all images of a sample, and how many each has."""
+        tiling = self.tiling.shared(len(raw.images))
+        rng = np.random.default_rng(rng_seed) if self.config.jpeg_augment else None
+        images: list[np.ndarray] = []
+        used = 0
+        for data in raw.images:
+            room = None if out is None else out[used:]
+            images.append(image_patches(data, tiling, self.limits, self.config.pixel_path, rng, room))
+            used += len(images[-1])
+            self.check_fits(used, 0)
+        counts = [len(image) for image in images]
+        if out is not None:
+            return out[:used], counts
+        empty = np.zeros((0, self.config.token_pixels, self.config.token_pixels, 3), np.uint8)
+        return (images[0] if len(images) == 1 else np.concatenate([empty, *images])), counts
+
+    def turns(self, raw: RawSample, images: int, prompt: str) -> tuple[tuple[str, str], ...]:
+        """The conversation in `raw`; a caption becomes the answer to `prompt`."""
+        if raw.conversations:
+            return raw.conversations
+        if raw.caption is None:
+            raise BadSample("no_caption")
+        if not images:
+            raise BadSample("no_image")
+        return ("human", prompt), ("gpt", clean_caption(raw.caption, self.config.max_caption_chars))
+
+    def check_fits(self, visual: int, text: int) -> None:
+        if visual > self.config.visual:
+            raise BadSample("too_many_patches", detail=f"{visual} visual tokens, a row has {self.config.visual}")
+        if text > self.config.text:
+            raise BadSample("too_long", detail=f"{text} text tokens, a row has {self.config.text}")
+        if visual + text > self.config.most_tokens:
+            raise BadSample("too_long", detail=f"{visual + text} tokens, a row has {self.config.most_tokens}")
+
+    def text_tokens(self, raw: RawSample, images: int, prompt: str = CAPTION_PROMPT) -> tuple[int, bool]:
+        """Number of text tokens of a sample read without its images, and whether it is plain text.
+
+        Plain text is counted whole, without begin token. Raises BadSample as `build`.
+        """
+        if raw.text is not None and not images:
+            return len(self.chat.plain(raw.text)), True
+        return len(self.chat.conversation(self.turns(raw, images, prompt), [0] * images)[0]), False
+
+    def visual_tokens(self, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of visual tokens from image sizes.
+
+        Args:
+          counts: int [n], images of each sample.
+          sizes: int [sum(counts), 2] width and height.
+
+        Returns:
+          tokens int32 [n] and reason code int32 [n], an index of `SIZE_REASONS`: 0 = fine.
+        """
+        owner = np.repeat(np.arange(len(counts)), counts)
+        codes = np.zeros(len(counts), np.int32)
+        wide = sizes.astype(np.int64)
+        np.bitwise_or.at(codes, owner, self.limits.refuse(wide[:, 0], wide[:, 1]).astype(np.int32))
+        per_image = np.zeros(len(sizes), np.int64)
+        good = codes[owner] == 0
+        for images in np.unique(counts[counts > 0]):
+            of_these = good & (counts[owner] == images)
+            if of_these.any():
+                per_image[of_these] = self.tiling.shared(int(images)).tokens(sizes[of_these])
+        tokens = np.bincount(owner, per_image, minlength=len(counts)).astype(np.int32)
+        return tokens, codes

@@ -1,0 +1,28 @@
+"""The commands of this folder: those of ``data_pipelines.cli``, and the errors of ``mono_jax`` in one line too.
+
+def main(argv=None):
+    args = cli.parser(__doc__, "examples:\\n  ...").parse_args(argv)
+    ...
+    if args.json:
+        cli.json_line(result)
+
+if __name__ == "__main__":
+    cli.run(main)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+from data_pipelines import cli as command
+from data_pipelines.cli import USER_ERROR, fail, json_line
+from data_pipelines.cli import make_parser as parser
+from mono_jax.errors import MonoJaxError
+
+__all__ = ["USER_ERROR", "fail", "json_line", "parser", "run"]
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """``data_pipelines.cli.run`` that knows the errors of ``mono_jax``."""
+    command.run(main, errors=(MonoJaxError,))

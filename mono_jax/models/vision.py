@@ -1,0 +1,173 @@
+"""From pixels to visual tokens: patch embedding, pixel shuffle, projector, and InternViT.
+
+A visual token covers s x s patches of p x p pixels (s = 1 / downsample_ratio). The batch brings the
+pixels of each token, so convolution and pixel shuffle are a reshape and one matmul:
+
+    patches [.., s*p, s*p, 3] -> [.., s*s, p*p*3] @ kernel + bias + PE -> [.., s*s, C]
+                              -> (InternViT over each tile) -> concat to [.., s*s*C] -> projector -> [.., d]
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mono_jax.models.architecture import VisionConfig
+from mono_jax.models.layers import LayerNorm, Linear, RMSNorm
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def normalise(patches: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """uint8 pixels [..., 3] to ImageNet-normalised ``dtype``; floating input counts as normalised."""
+    if jnp.issubdtype(patches.dtype, jnp.floating):
+        return patches.astype(dtype)
+    return ((patches.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD).astype(dtype)
+
+
+def bicubic_matrix(size_out: int, size_in: int) -> np.ndarray:
+    """float32 [out, in]: cubic interpolation (a = -0.75), half-pixel centres, borders clamped, no antialiasing."""
+    a = -0.75
+    centres = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
+    base = np.floor(centres).astype(int)
+    matrix = np.zeros((size_out, size_in))
+    for offset in range(-1, 3):
+        distance = np.abs(centres - (base + offset))
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+        weight = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+        np.add.at(matrix, (np.arange(size_out), np.clip(base + offset, 0, size_in - 1)), weight)
+    return matrix.astype(np.float32)
+
+
+def cell_embedding(table: jax.Array, config: VisionConfig) -> jax.Array:
+    """Positional embedding float32 [cells, s*s, C] of each token cell of a tile from ``table`` [1 + G*G, C].
+
+    Row 0 of the table belongs to the class slot. A tile of another size interpolates bicubically in float32.
+    """
+    grid, shuffle = config.grid, config.shuffle
+    tile_grid = config.tile // config.patch_size
+    width = table.shape[-1]
+    square = table[1:].astype(jnp.float32).reshape(grid, grid, width)
+    if tile_grid != grid:
+        matrix = bicubic_matrix(tile_grid, grid)
+        square = jnp.einsum("yi,xj,ijc->yxc", matrix, matrix, square, precision="highest")
+    cells = square.reshape(tile_grid // shuffle, shuffle, tile_grid // shuffle, shuffle, width)
+    return cells.transpose(0, 2, 1, 3, 4).reshape(-1, shuffle * shuffle, width)
+
+
+class PatchEmbedding(nnx.Module):
+    """kernel [p*p*3, C] with rows in (row, column, channel) order, bias [C]: a convolution with stride p."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        linear = Linear(config.patch_size**2 * config.num_channels, config.hidden_size, bias=True, rngs=rngs)
+        self.kernel, self.bias = linear.kernel, linear.bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class VisionTower(nnx.Module):
+    """Embeds the pixels of visual tokens; with ``kind == "intern_vit"`` followed by InternViT over each tile.
+
+    The layers of InternViT are stacked and live beside this module (``vision/layers``).
+    """
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embedding = PatchEmbedding(config, rngs=rngs)
+        self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.hidden_size,)) * 0.02)
+        self.position_embedding = nnx.Param(
+            jax.random.normal(rngs.params(), (1 + config.grid**2, config.hidden_size)) * 0.02
+        )
+
+    def __call__(self, patches: jax.Array, cells: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Patches [B, V, P, P, 3] and cells int32 [B, V] to patch features [B, V, s*s, C]."""
+        config = self.config
+        b, v = cells.shape
+        s, p = config.shuffle, config.patch_size
+        x = normalise(patches, dtype).reshape(b, v, s, p, s, p, config.num_channels)
+        x = x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, v, s * s, p * p * config.num_channels)
+        position = jnp.take(cell_embedding(self.position_embedding[...], config), cells, axis=0)
+        return self.patch_embedding(x) + position.astype(dtype)
+
+    def class_token(self, dtype: jnp.dtype) -> jax.Array:
+        """[C]: the class token with its positional embedding (InternViT alone reads it)."""
+        return (self.class_embedding[...] + self.position_embedding[...][0]).astype(dtype)
+
+
+class Projector(nnx.Module):
+    """LayerNorm(s*s*C) -> Linear -> exact GELU -> Linear, into the model's width (mlp1)."""
+
+    def __init__(self, features_in: int, features_out: int, *, rngs: nnx.Rngs):
+        self.norm = LayerNorm(features_in, 1e-5, rngs=rngs)
+        self.fc1 = Linear(features_in, features_out, bias=True, rngs=rngs)
+        self.fc2 = Linear(features_out, features_out, bias=True, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(self.norm(x)), approximate=False))
+
+
+class LayerScale(nnx.Module):
+    """x * scale [C]."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        del rngs
+        self.scale = nnx.Param(jnp.full((features,), 0.1, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.scale[...].astype(x.dtype)
+
+
+class ViTAttention(nnx.Module):
+    """Multi-head attention over a tile; optionally RMS-normalised queries and keys over all heads at once."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.qkv = Linear(width, 3 * width, bias=config.qkv_bias, rngs=rngs)
+        self.proj = Linear(width, width, bias=True, rngs=rngs)
+        if config.qk_normalization:
+            self.q_norm = RMSNorm(width, config.layer_norm_eps, rngs=rngs)
+            self.k_norm = RMSNorm(width, config.layer_norm_eps, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, length, width = x.shape
+        query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
+        if hasattr(self, "q_norm"):
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (a.reshape(n, length, self.heads, width // self.heads) for a in (query, key, value))
+        return self.proj(jax.nn.dot_product_attention(query, key, value).reshape(n, length, width))
+
+
+class ViTMlp(nnx.Module):
+    """fc2(act(fc1(x)))."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.hidden_act = config.hidden_act
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True, rngs=rngs)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        act = {"gelu": lambda h: jax.nn.gelu(h, approximate=False), "silu": jax.nn.silu, "relu": jax.nn.relu}
+        return self.fc2(act[self.hidden_act](self.fc1(x)))
+
+
+class ViTLayer(nnx.Module):
+    """Pre-norm block of InternViT with layer scale; x [tiles, 1 + patches, C]."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        norm = LayerNorm if config.norm_type == "layer_norm" else RMSNorm
+        self.norm1 = norm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
+        self.attn = ViTAttention(config, rngs=rngs)
+        self.ls1 = LayerScale(config.hidden_size, rngs=rngs)
+        self.norm2 = norm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
+        self.mlp = ViTMlp(config, rngs=rngs)
+        self.ls2 = LayerScale(config.hidden_size, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))

@@ -1,0 +1,113 @@
+"""Visual experts put into a dense language model, as Mono-InternVL starts from InternLM2.
+
+Each visual FFN starts as a copy of the text FFN of its layer (arXiv 2410.08202); for Mono-InternVL-1.5 the
+visual QKV starts as a copy of the text QKV (this project's choice, by the same principle). The patch embedding
+and the projector are new and random.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mono_jax import tree
+from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import ModelConfig, VisionConfig
+from mono_jax.models.transformer import Model
+from mono_jax.weights.hf import LazyArray
+
+_ROWS = 4096  # of the embedding that are averaged at a time
+
+
+def embed_experts(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    vision: VisionConfig | None = None,
+    attention_experts: bool = False,
+    vocab_size: int | None = None,
+    image_token_id: int | None = None,
+    seed: int = 0,
+) -> tuple[ModelConfig, tree.Tree]:
+    """The monolithic multimodal model made of ``config`` and ``params``; what is there already is kept.
+
+    Args:
+      params: a nested dict of arrays or ``hf.LazyArray``; lazy leaves stay lazy, others are copied.
+      vision: patch embedding of a model that has none; default: that of Mono-InternVL.
+      attention_experts: also a visual QKV per layer (1.5).
+      vocab_size: new size; added rows of the embedding and columns of the head are the mean of the old ones.
+      image_token_id: id of <IMG_CONTEXT>.
+      seed: of the patch embedding and the projector.
+
+    Raises ConfigError for a modular model, a shrinking vocabulary, or a model that has all experts already.
+    """
+    if config.vision is not None and not config.is_monolithic:
+        raise ConfigError("a modular model has a vision encoder: visual experts go into a dense or monolithic one")
+    if config.visual_ffn_experts and config.visual_attention_experts >= attention_experts:
+        raise ConfigError("the model has these visual experts already")
+    new = config.replace(
+        vision=config.vision or vision or VisionConfig(),
+        visual_ffn_experts=True,
+        visual_attention_experts=config.visual_attention_experts or attention_experts,
+        vocab_size=vocab_size or config.vocab_size,
+        image_token_id=config.image_token_id if image_token_id is None else image_token_id,
+    )
+    flat = tree.flatten(params)
+    if new.vocab_size != config.vocab_size:
+        flat |= _grow_vocabulary(flat, config.vocab_size, new.vocab_size)
+    if not config.visual_ffn_experts:
+        flat |= _copies(flat, "layers/feed_forward/", "layers/visual_feed_forward/")
+    if new.visual_attention_experts and not config.visual_attention_experts:
+        flat |= _copies(flat, "layers/attention/wqkv/", "layers/visual_attention/wqkv/")
+    if config.vision is None:
+        flat |= _new_vision(new, np.dtype(flat["embed/embedding"].dtype), seed)
+    return new, tree.unflatten(flat)
+
+
+def _copies(flat: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Copies, not references: a train step that donates its state cannot take one buffer twice."""
+    return {
+        new + path.removeprefix(old): leaf if isinstance(leaf, LazyArray) else leaf.copy()
+        for path, leaf in flat.items()
+        if path.startswith(old)
+    }
+
+
+def _grow_vocabulary(flat: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
+    if new < old:
+        raise ConfigError(f"the vocabulary cannot shrink from {old} to {new}")
+    axes = {"embed/embedding": 0, "lm_head/kernel": 1}
+    return {path: _grown(flat[path], new, axis) for path, axis in axes.items() if path in flat}
+
+
+def _grown(leaf: Any, size: int, axis: int) -> Any:
+    """``leaf`` [.., n, ..] with mean vectors appended along ``axis`` up to ``size``."""
+
+    def grown(_: int | None = None) -> np.ndarray:
+        old = np.asarray(leaf)
+        rows = np.moveaxis(old, axis, 0)
+        total = sum(rows[i : i + _ROWS].astype(np.float64).sum(0) for i in range(0, len(rows), _ROWS))
+        mean = np.expand_dims((total / len(rows)).astype(old.dtype), axis)
+        return np.concatenate([old, np.repeat(mean, size - len(rows), axis)], axis)
+
+    if not isinstance(leaf, LazyArray):
+        return grown()
+    shape = tuple(size if i == axis else n for i, n in enumerate(leaf.shape))
+    return LazyArray(shape, leaf.dtype, False, grown)
+
+
+def _new_vision(config: ModelConfig, dtype: np.dtype, seed: int) -> dict[str, Any]:
+    # The same initialisation as a whole new model of this width; the unneeded language model is kept small.
+    small = config.replace(vocab_size=1, intermediate_size=1, num_hidden_layers=1)
+    new = tree.flatten(_init_vision(small, jax.random.key(seed)))
+    return {path: np.asarray(leaf).astype(dtype) for path, leaf in new.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_vision(config: ModelConfig, key: jax.Array) -> tree.Tree:
+    params = Model(config).init(key)
+    return {name: params[name] for name in ("vision", "projector")}

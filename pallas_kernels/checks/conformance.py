@@ -1,0 +1,284 @@
+"""The float64 oracle and the cases every implementation has to pass, for the tests and `pallas_kernels.check`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.experts.api import permuted_ffn, permuted_matmul, unsorted_ffn, unsorted_matmul
+from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem
+from pallas_kernels.experts.tile_map import TEXT, VISUAL, make_tile_map
+from pallas_kernels.registry import device_key
+
+# Largest |difference| over largest |value|, per tensor. bfloat16 keeps 8 bits, and h, dgate and dup are rounded to it.
+TOLERANCE = {"float32": 5e-6, "bfloat16": 1.5e-2}
+
+
+# ======================================================================================================================
+# Oracle
+# ======================================================================================================================
+
+
+def oracle_ffn(
+    x: np.ndarray, expert: np.ndarray, weights: tuple[FfnWeights, FfnWeights], dy: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, tuple[FfnWeights, FfnWeights]]:
+    """(y, dx, weight gradients) of the naive form, every row by its own expert, in float64 numpy.
+
+    Args:
+      x: [N, d].
+      expert: int [N]; 0 = text, 1 = visual, -1 = neither (zero).
+      weights: (text, visual).
+      dy: [N, d], cotangent of y.
+    """
+    x, dy = np.float64(x), np.float64(dy)
+    y, dx, gradients = np.zeros_like(x), np.zeros_like(x), []
+    for own in (TEXT, VISUAL):
+        gate_kernel, up_kernel, down_kernel = (np.float64(w) for w in weights[own])
+        rows = expert == own
+        xe, dye = x[rows], dy[rows]
+        gate, up = xe @ gate_kernel, xe @ up_kernel
+        sigmoid = 1 / (1 + np.exp(-gate))
+        h = gate * sigmoid * up
+        dh = dye @ down_kernel.T
+        dgate = dh * up * sigmoid * (1 + gate * (1 - sigmoid))
+        dup = dh * gate * sigmoid
+        y[rows], dx[rows] = h @ down_kernel, dgate @ gate_kernel.T + dup @ up_kernel.T
+        gradients.append(FfnWeights(xe.T @ dgate, xe.T @ dup, h.T @ dye))
+    return y, dx, tuple(gradients)
+
+
+def oracle_matmul(
+    x: np.ndarray, expert: np.ndarray, kernels: tuple[np.ndarray, np.ndarray], dy: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(y, dx, kernel gradients) of each row times its own kernel, in float64 numpy; arguments as in `oracle_ffn`."""
+    x, dy = np.float64(x), np.float64(dy)
+    y, dx, gradients = np.zeros(dy.shape), np.zeros_like(x), []
+    for own in (TEXT, VISUAL):
+        kernel, rows = np.float64(kernels[own]), expert == own
+        y[rows], dx[rows] = x[rows] @ kernel, dy[rows] @ kernel.T
+        gradients.append(x[rows].T @ dy[rows])
+    return y, dx, tuple(gradients)
+
+
+def relative_error(actual: jax.Array, expected: np.ndarray) -> float:
+    """Largest |difference| over largest |expected|.
+
+    Absolute where all of `expected` is zero; infinite where `actual` has another shape or is not finite.
+    """
+    actual = np.asarray(actual, np.float64)
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return float("inf")
+    difference = np.max(np.abs(actual - expected), initial=0.0)
+    return float(difference / (np.max(np.abs(expected), initial=0.0) or 1.0))
+
+
+# ======================================================================================================================
+# Cases
+# ======================================================================================================================
+
+
+def masks(rows: int, tile: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Named (mask, valid) pairs, bool [rows] each: the layouts an implementation must get right."""
+    index, rng = np.arange(rows), np.random.default_rng(0)
+    runs = (index // max(tile - 3, 1)) % 2 == 1
+
+    def interleaved(share: float) -> np.ndarray:
+        # Visual rows first, then `share` of all rows change places at random.
+        mask = index < rows // 2
+        moved = rng.permutation(rows)[: round(share * rows)]
+        mask[moved] = mask[rng.permutation(moved)]
+        return mask
+
+    everywhere = np.ones(rows, bool)
+    cases = {
+        "all_text": np.zeros(rows, bool),
+        "all_visual": everywhere,
+        "one_visual_row": index == rows // 3,
+        "one_text_row": index != rows - 1,
+        "unaligned_runs": runs,
+        "alternating": index % 2 == 0,
+        **{f"interleaved_{share}": interleaved(share / 100) for share in (0, 10, 50, 90, 100)},
+    }
+    named = {name: (mask, everywhere) for name, mask in cases.items()}
+    named["empty"] = (runs, ~everywhere)
+    named["padding_among_rows"] = (index % 3 == 0, index % 5 != 0)
+    return named
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One problem with its inputs made from a seed.
+
+    Attributes:
+      mask_name: key of `masks`.
+      dtype: "float32" or "bfloat16".
+      rows: N, before grouping.
+      tile: rows per tile.
+      d: input width.
+      ff: hidden width.
+      save_gate_up: as in `modality_ffn`.
+    """
+
+    mask_name: str
+    dtype: str
+    rows: int
+    tile: int
+    d: int
+    ff: int
+    save_gate_up: bool = True
+
+    @classmethod
+    def fitting(cls, implementation: type[Implementation], mask_name: str, dtype: str, **changes) -> Case:
+        """A small case whose sizes have the multiples that an implementation wants; rows are never whole tiles."""
+        tile_multiple, width_multiple = implementation.granularity
+        tile = -(-8 // tile_multiple) * tile_multiple
+        width = -(-24 // width_multiple) * width_multiple
+        sizes = {"rows": 3 * tile - 3, "tile": tile, "d": width, "ff": 2 * width}
+        return cls(mask_name, dtype, **(sizes | changes))
+
+    def problem(self, op: str) -> Problem:
+        """What `unsupported` is asked."""
+        rows = (-(-self.rows // self.tile) + 1) * self.tile
+        return Problem(op, rows, self.tile, self.d, self.ff, self.dtype, device_key())
+
+    def inputs(self) -> dict:
+        """x [N, d], mask and valid [N], weights per expert, kernels [d, ff] per expert, dy [N, d], dz [N, ff]."""
+        rng = np.random.default_rng(1)
+
+        def normal(*shape: int, scale: float = 1.0) -> jax.Array:
+            return jnp.asarray(rng.standard_normal(shape) * scale, self.dtype)
+
+        def expert() -> FfnWeights:
+            inner, outer = self.d**-0.5, self.ff**-0.5
+            gate, up = normal(self.d, self.ff, scale=inner), normal(self.d, self.ff, scale=inner)
+            return FfnWeights(gate, up, normal(self.ff, self.d, scale=outer))
+
+        mask, valid = masks(self.rows, self.tile)[self.mask_name]
+        weights = (expert(), expert())
+        return {
+            "x": normal(self.rows, self.d),
+            "mask": jnp.asarray(mask),
+            "valid": jnp.asarray(valid),
+            "weights": weights,
+            "kernels": (weights[TEXT].gate, weights[VISUAL].gate),
+            "dy": normal(self.rows, self.d),
+            "dz": normal(self.rows, self.ff),
+        }
+
+
+def ffn_errors(implementation: Implementation, case: Case) -> dict[str, float]:
+    """Relative errors of y, dx and the six weight gradients of `permuted_ffn` against the oracle."""
+    inputs = case.inputs()
+    expert = np.where(inputs["valid"], np.where(inputs["mask"], VISUAL, TEXT), -1)
+    run = _ffn_runner(_at_boundary(implementation, inputs, case.tile), case.tile, case.save_gate_up)
+    actual = run(inputs["x"], inputs["mask"], inputs["valid"], inputs["weights"], inputs["dy"])
+    expected = oracle_ffn(*_numpy((inputs["x"], expert, inputs["weights"], inputs["dy"])))
+    return _errors(actual, expected)
+
+
+def unsorted_errors(implementation: Implementation, case: Case) -> dict[str, float]:
+    """Relative errors of `unsorted_ffn` against the oracle; it takes no padding rows."""
+    inputs = case.inputs()
+    expert = np.where(inputs["mask"], VISUAL, TEXT)
+    run = _unsorted_runner(implementation, case.tile, case.save_gate_up)
+    actual = run(inputs["x"], inputs["mask"], inputs["weights"], inputs["dy"])
+    expected = oracle_ffn(*_numpy((inputs["x"], expert, inputs["weights"], inputs["dy"])))
+    return _errors(actual, expected)
+
+
+def unsorted_matmul_errors(implementation: Implementation, case: Case) -> dict[str, float]:
+    """Relative errors of `unsorted_matmul` against the oracle; it takes no padding rows."""
+    inputs = case.inputs()
+    expert = np.where(inputs["mask"], VISUAL, TEXT)
+    run = _unsorted_matmul_runner(implementation, case.tile)
+    actual = run(inputs["x"], inputs["mask"], inputs["kernels"], inputs["dz"])
+    expected = oracle_matmul(*_numpy((inputs["x"], expert, inputs["kernels"], inputs["dz"])))
+    return _errors(actual, expected)
+
+
+def matmul_errors(implementation: Implementation, case: Case) -> dict[str, float]:
+    """Relative errors of z, dx and the two kernel gradients of `permuted_matmul` against the oracle."""
+    inputs = case.inputs()
+    expert = np.where(inputs["valid"], np.where(inputs["mask"], VISUAL, TEXT), -1)
+    run = _matmul_runner(_at_boundary(implementation, inputs, case.tile), case.tile)
+    actual = run(inputs["x"], inputs["mask"], inputs["valid"], inputs["kernels"], inputs["dz"])
+    expected = oracle_matmul(*_numpy((inputs["x"], expert, inputs["kernels"], inputs["dz"])))
+    return _errors(actual, expected)
+
+
+def _errors(actual: tuple, expected: tuple) -> dict[str, float]:
+    errors = jax.tree.map(relative_error, actual, expected)
+    return {jax.tree_util.keystr(path): error for path, error in jax.tree_util.tree_leaves_with_path(errors)}
+
+
+def _numpy(tree):
+    return jax.tree.map(lambda v: np.asarray(v, np.float64) if jnp.issubdtype(v.dtype, jnp.floating) else v, tree)
+
+
+def _at_boundary(implementation: Implementation, inputs: dict, tile: int) -> Implementation:
+    visual = int(jnp.sum(inputs["mask"] & inputs["valid"]))
+    return implementation.at_boundary(-(-visual // tile) * tile)
+
+
+# One compiled function per implementation and size; masks are data.
+@functools.cache
+def _ffn_runner(implementation: Implementation, tile: int, save_gate_up: bool) -> Callable:
+    @jax.jit
+    def run(x, mask, valid, weights, dy):
+        tile_map = make_tile_map(mask, tile=tile, valid=valid)
+
+        def forward(x, weights):
+            options = {"implementation": implementation, "save_gate_up": save_gate_up}
+            return permuted_ffn(x, tile_map, *weights, **options)
+
+        y, backward = jax.vjp(forward, x, weights)
+        return (y, *backward(dy))
+
+    return run
+
+
+@functools.cache
+def _unsorted_runner(implementation: Implementation, tile: int, save_gate_up: bool) -> Callable:
+    @jax.jit
+    def run(x, mask, weights, dy):
+        def forward(x, weights):
+            options = {"tile": tile, "implementation": implementation, "save_gate_up": save_gate_up}
+            return unsorted_ffn(x, mask, *weights, **options)
+
+        y, backward = jax.vjp(forward, x, weights)
+        return (y, *backward(dy))
+
+    return run
+
+
+@functools.cache
+def _unsorted_matmul_runner(implementation: Implementation, tile: int) -> Callable:
+    @jax.jit
+    def run(x, mask, kernels, dz):
+        def forward(x, kernels):
+            return unsorted_matmul(x, mask, *kernels, tile=tile, implementation=implementation)
+
+        z, backward = jax.vjp(forward, x, kernels)
+        return (z, *backward(dz))
+
+    return run
+
+
+@functools.cache
+def _matmul_runner(implementation: Implementation, tile: int) -> Callable:
+    @jax.jit
+    def run(x, mask, valid, kernels, dz):
+        tile_map = make_tile_map(mask, tile=tile, valid=valid)
+
+        def forward(x, kernels):
+            return permuted_matmul(x, tile_map, *kernels, implementation=implementation)
+
+        z, backward = jax.vjp(forward, x, kernels)
+        return (z, *backward(dz))
+
+    return run

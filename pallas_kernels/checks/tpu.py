@@ -1,0 +1,49 @@
+"""Compiles the TPU kernels with the real compiler for chips that are not there (needs libtpu, no TPU)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.checks.aot import KERNEL_CALLS, compile_ffn, expect_calls
+from pallas_kernels.experts.contract import AotCheck, Implementation, Unavailable
+
+# One small slice of each generation; a kernel is compiled for one chip of it.
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+def chips(target: str) -> list[jax.Device]:
+    """The described (absent) chips of `target`, four of them; `Unavailable` without libtpu."""
+    from jax.experimental import topologies
+
+    # libtpu asks a metadata server who it is unless told.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # A compiler needs no chip to itself: without this, a second process that compiles is refused.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        return topologies.get_topology_desc(TOPOLOGIES[target], platform="tpu").devices
+    except Exception as error:  # whatever the plugin raises when it cannot start
+        raise Unavailable(f"TPU compiler: {str(error).splitlines()[0]} (pip install libtpu)") from error
+
+
+def checks(implementation: Implementation, *, d: int = 256, ff: int = 512, tile: int = 128) -> list[AotCheck]:
+    """Forward and backward for every chip and for a mesh of four, with both experts trained and with one."""
+
+    def run(target: str, devices: int, trained: str) -> Mapping[str, Any]:
+        sizes = {"rows": 4 * tile, "d": d, "ff": ff, "tile": tile, "dtype": jnp.bfloat16}
+        compiled = compile_ffn(chips(target)[:devices], implementation, trained=trained, **sizes)
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        return {"kernel_calls": expect_calls(compiled, trained), "temporary_bytes": temporary}
+
+    return [
+        AotCheck(target, f"ffn gradient{where}, {trained} trained", partial(run, target, devices, trained))
+        for target in TOPOLOGIES
+        for devices, where in ((1, ""), (4, " on a 2x2 mesh"))
+        for trained in KERNEL_CALLS
+    ]

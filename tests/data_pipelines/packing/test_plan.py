@@ -1,0 +1,215 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.errors import DataError
+from data_pipelines.packing.plan import LocalPermutation, Mixture, Permutation, Plan, Units
+
+RNG = np.random.default_rng(0)
+
+
+class FakeLengths:
+    """Token counts that need no source."""
+
+    def __init__(self, counts, reasons=()):
+        self.counts, self.reasons = np.asarray(counts, np.int32), list(reasons)
+        self.plain = bool((self.counts[:, 1] < 0).any())
+
+
+def random_lengths(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return FakeLengths(np.stack([rng.integers(0, 5, count) * 4, rng.integers(3, 30, count)], axis=1))
+
+
+def plan_of(*lengths, weights=None, **changes) -> Plan:
+    weights = weights or [None] * len(lengths)
+    sources = tuple(SourceConfig(f"s{n}", {}, weight) for n, weight in enumerate(weights))
+    config = DataConfig(sources, "none", visual=40, text=90, block_samples=50, rows=4, max_tiles=1)
+    return Plan(dataclasses.replace(config, **changes), [Units(item, 20, 1) for item in lengths])
+
+
+def units_of(plan, blocks):
+    return [
+        pair
+        for number in blocks
+        for pair in zip(plan.block(number).source.tolist(), plan.block(number).sample.tolist())
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 97, 1000, 4097])
+@pytest.mark.parametrize("make", [Permutation, lambda n, key: LocalPermutation(n, key, 4, 8)])
+def test_permutations_are_one_to_one(n, make):
+    whole = make(n, 7)(np.arange(n))
+    assert sorted(whole.tolist()) == list(range(n))
+    some = RNG.integers(0, n, 20)
+    np.testing.assert_array_equal(make(n, 7)(some), whole[some])
+    if n > 16:
+        assert (make(n, 8)(np.arange(n)) != whole).mean() > 0.5
+
+
+def test_permutation_of_a_billion_in_no_memory():
+    n = 922_000_000
+    places = Permutation(n, 1)(np.arange(5_000_000, 5_020_000))
+    assert len(np.unique(places)) == 20_000 and places.min() >= 0 and places.max() < n
+    # Uniform: each twentieth of the range gets its share, give or take 5 standard deviations.
+    shares = np.bincount(places // (n // 20 + 1), minlength=20)
+    assert np.abs(shares - 1000).max() < 5 * np.sqrt(1000)
+
+
+def test_permutation_has_no_trace_of_order():
+    n = 100_000
+    whole = Permutation(n, 3)(np.arange(n)).astype(float)
+    for other in (np.arange(n), np.roll(whole, 1)):
+        assert abs(np.corrcoef(whole, other)[0, 1]) < 5 / np.sqrt(n)
+
+
+def test_local_shuffle_reads_long_runs():
+    permutation = LocalPermutation(10_000, 5, runs=4, run_length=100)
+    for start in range(0, 9_600, 400):
+        runs = np.unique(permutation(np.arange(start, start + 400)) // 100)
+        assert len(runs) == 4
+    assert len(np.unique(permutation(np.arange(400)) // 100 // 4)) > 1  # not four neighbours
+
+
+def test_mixture_only_grows_and_keeps_shares():
+    mixture = Mixture([1, 1, 1], [0.539, 0.052, 0.409])
+    counts = np.array([mixture.counts(n) for n in range(3000)])
+    assert (counts.sum(axis=1) == np.arange(3000)).all() and (np.diff(counts, axis=0) >= 0).all()
+    assert np.abs(counts - np.arange(3000)[:, None] * [0.539, 0.052, 0.409]).max() < 3
+    by_size = Mixture([10, 0, 7])
+    assert by_size.counts(17) == [10, 0, 7] and by_size.counts(3 * 17) == [30, 0, 21]
+
+
+@pytest.mark.parametrize("shuffle", ["global", "local", "none"])
+def test_every_sample_appears_once_per_epoch(shuffle):
+    plan = plan_of(random_lengths(333), random_lengths(123, 1), shuffle=shuffle, local_runs=3, run_length=10)
+    wanted = sorted([(0, n) for n in range(333)] + [(1, n) for n in range(123)])
+    epochs = [units_of(plan, range(e * plan.blocks_per_epoch, (e + 1) * plan.blocks_per_epoch)) for e in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == wanted
+    assert epochs[0] != epochs[1]
+
+
+def test_weighted_sources_are_walked_through_without_repeats():
+    plan = plan_of(random_lengths(300), random_lengths(40, 1), weights=[1.0, 1.0])
+    drawn = units_of(plan, range(8))
+    second = [sample for source, sample in drawn if source == 1]
+    assert abs(len(second) - len(drawn) / 2) <= 1
+    counts = np.bincount(second, minlength=40)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_rows_hold_what_they_can_and_are_all_found():
+    plan = plan_of(random_lengths(400))
+    total = plan.epoch_rows(0)
+    places = [plan.locate(row) for row in range(total)]
+    assert len(set(places)) == total
+    for block in range(plan.blocks_per_epoch):
+        packed = plan.block(block)
+        assert [row for b, row in places if b == block] == list(range(packed.rows))
+        for row in range(packed.rows):
+            inside = slice(packed.starts[row], packed.starts[row + 1])
+            assert packed.visual[inside].sum() <= 40 and packed.text[inside].sum() <= 90 and packed.sample[inside].size
+
+
+def test_blocks_do_not_depend_on_what_was_asked_before():
+    forward, backward = plan_of(random_lengths(400)), plan_of(random_lengths(400))
+    backwards = [backward.block(number) for number in range(9, -1, -1)][::-1]
+    for number, block in enumerate(backwards):
+        for field in dataclasses.fields(block):
+            np.testing.assert_array_equal(getattr(forward.block(number), field.name), getattr(block, field.name))
+
+
+def test_seed_changes_the_order():
+    assert units_of(plan_of(random_lengths(400)), [0]) != units_of(plan_of(random_lengths(400), seed=1), [0])
+
+
+def test_last_epoch_ends():
+    plan = plan_of(random_lengths(120), epochs=2)
+    rows = plan.epoch_rows(0) + plan.epoch_rows(1)
+    assert plan.locate(rows - 1) is not None and plan.locate(rows) is None
+    assert plan_of(random_lengths(120)).locate(10 * rows) is not None
+
+
+def test_bad_and_too_long_samples_are_left_out_and_named():
+    counts = [[4, 5], [-1, 0], [44, 5], [4, 95], [-2, 0], [8, 6]]
+    block = plan_of(FakeLengths(counts, ["no_caption", "image_too_small"])).block(0)
+    assert sorted(block.sample.tolist()) == [0, 5]
+    assert sorted(block.dropped) == [
+        (0, 1, "no_caption"),
+        (0, 2, "too_many_patches"),
+        (0, 3, "too_long"),
+        (0, 4, "image_too_small"),
+    ]
+
+
+def test_elastic_rows_hold_so_many_tokens_of_both_kinds():
+    sizes = [[20, 5], [4, 30], [0, 38], [44, 1], [0, 41], [30, 12]]
+    plan = plan_of(FakeLengths(sizes), visual=40, text=40, boundary_tile=8, tile_size=56)
+    assert plan.config.most_tokens == 40 - 7
+    block = plan.block(0)
+    assert sorted(block.sample.tolist()) == [0]
+    assert sorted(reason for *_, reason in block.dropped) == ["too_long"] * 4 + ["too_many_patches"]
+    exact = plan_of(FakeLengths(sizes), visual=40, text=40, boundary_tile=4, tile_size=56)
+    assert exact.config.most_tokens == 40 and sorted(exact.block(0).sample.tolist()) == [0, 1, 2]
+
+
+def test_text_is_cut_into_pieces_that_cover_it():
+    lengths = FakeLengths([[0, -45], [0, -3], [0, -19], [0, 7]])
+    plan = plan_of(lengths)  # pieces of at most 20, a begin token included
+    block = plan.block(0)
+    pieces = sorted(zip(block.sample.tolist(), block.piece.tolist(), block.text.tolist()))
+    assert pieces == [(0, 0, 20), (0, 1, 20), (0, 2, 8), (1, 0, 4), (2, 0, 20), (3, 0, 7)]
+    assert plan.epoch_units == 6
+
+
+def test_counts_are_kept_and_can_be_restored(tmp_path):
+    lengths = random_lengths(700)
+    file = tmp_path / "plans" / "plan.npy"
+    plan = plan_of(lengths)
+    kept = Plan(plan.config, plan.units, file)
+    rows = kept.epoch_rows(0)
+    kept.save()
+
+    def never(block):
+        raise AssertionError("counted anew")
+
+    for restored in (Plan(plan.config, plan.units, file), plan_of(lengths)):
+        restored.block = never
+        restored.restore(kept.counts)
+        assert restored.epoch_rows(0) == rows
+        assert restored.locate(rows - 1) == kept.locate(rows - 1)
+
+
+def test_step_of_a_huge_plan_is_found_from_its_counts():
+    """922 million samples, of which only the blocks that are asked for are looked at."""
+
+    class Endless(FakeLengths):
+        def __init__(self):
+            super().__init__(random_lengths(1 << 16).counts)
+            some = self.counts
+
+            class Counts:
+                def __len__(self):
+                    return 922_000_000
+
+                def __getitem__(self, at):
+                    return some[at & 0xFFFF]
+
+            self.counts, self.plain = Counts(), False
+
+    plan = plan_of(Endless(), block_samples=16_384, rows=64)
+    per_block = plan.block(0).rows
+    plan.restore(np.full(plan.blocks_per_epoch, per_block))
+    block, row = plan.locate(1_000_000 * 64)
+    assert (block, row) == divmod(1_000_000 * 64, per_block)
+    assert plan.block(block).sample.max() < 922_000_000
+
+
+def test_nothing_to_train_on_is_an_error():
+    with pytest.raises(DataError, match="no usable sample"):
+        plan_of(FakeLengths(np.zeros((0, 2))))
+    with pytest.raises(DataError, match="no sample fits"):
+        plan_of(FakeLengths([[400, 3]] * 9)).locate(0)

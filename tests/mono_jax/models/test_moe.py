@@ -1,0 +1,71 @@
+"""The forms of the mixture of experts agree, and elastic boundaries change where slots lie, not what they compute."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.batch import elastic
+from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import preset
+from mono_jax.models.transformer import Model
+from mono_jax.training.step import loss_sum
+from tests.mono_jax.helpers import SPEC, random_batch
+
+KERNELS = ("dense_both", "ragged")  # those that need no accelerator and no static boundary
+NAMES = ("tiny_mono", "tiny_mono_1_5")
+
+
+def loss_and_gradients(config, batch):
+    model = Model(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    value, grads = jax.jit(jax.value_and_grad(lambda p: loss_sum(model, p, {}, batch, jnp.float32)))(params)
+    return float(value), grads
+
+
+def assert_same(one, other):
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(other[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_static_and_dense_both_agree(name: str):
+    batch = random_batch(2)
+    assert_same(loss_and_gradients(preset(name), batch), loss_and_gradients(preset(name, mmoe="dense_both"), batch))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", NAMES)
+def test_grouped_kernels_with_elastic_boundaries_agree_with_the_static_split(name: str, kernel: str):
+    """Rows of different visual shares, one without any, on the same number of slots."""
+    batch = random_batch(3)
+    is_visual = batch["order"][0] < SPEC.visual
+    for row, kept in ((1, 5), (2, 0)):  # these rows lose the end of their image
+        batch["segments"][row, np.flatnonzero(is_visual)[kept:]] = 0
+    config = preset(name)
+    grouped = preset(name, mmoe="grouped", mmoe_kernel=kernel, mmoe_tile=8)
+    packed = elastic(batch, 32, 8)
+    assert packed["visual_slots"].tolist() == [16, 8, 0]
+    assert_same(loss_and_gradients(config, batch), loss_and_gradients(grouped, packed))
+
+
+def test_grouped_kernels_serve_static_boundaries_and_biases():
+    batch = random_batch(2)
+    config = preset("tiny_mono_1_5", bias=True)
+    grouped = preset("tiny_mono_1_5", bias=True, mmoe="grouped", mmoe_kernel="ragged", mmoe_tile=16)
+    assert_same(loss_and_gradients(config, batch), loss_and_gradients(grouped, batch))
+
+
+def test_what_cannot_be_served_says_why():
+    batch = random_batch(2)
+    with pytest.raises(ConfigError, match="use 'grouped'"):
+        loss_and_gradients(preset("tiny_mono"), elastic(batch, 32, 8))
+    with pytest.raises(ConfigError, match="mmoe_tile 128"):
+        loss_and_gradients(preset("tiny_mono", mmoe="grouped"), batch)
+    with pytest.raises(ValueError, match="there are 24"):
+        elastic(batch, 24, 8)
+    with pytest.raises(ValueError, match="multiple of tile"):
+        elastic(batch, 30, 8)

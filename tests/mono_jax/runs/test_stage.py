@@ -1,0 +1,265 @@
+"""One stage through the public command: resuming, stopping, changed configs, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines.errors import DataError
+from data_pipelines.loading.loader import PackedData
+from data_pipelines.packing.plan import Plan
+from mono_jax import tree
+from mono_jax.checkpoints import checkpoint
+from mono_jax.errors import CheckpointError, ConfigError
+from mono_jax.models.transformer import Model
+from mono_jax.runs.stage import RunConfig, run_stage
+from mono_jax.training import loop, stages
+
+VISION = {"hidden_size": 16, "patch_size": 8, "image_size": 64}
+
+
+def settings(sets: dict[str, Any], stage: str = "S1.1", folder: str = "s1_1", **changes: Any) -> dict[str, Any]:
+    data = {
+        "sources": sets["stages"][folder]["sources"],
+        "tokenizer": sets["tokenizer"],
+        "tile_size": 64,
+        "token_pixels": 16,
+        "system_message": "",
+        "rows": 4,
+        "visual": 32,
+        "text": 96,
+        "block_samples": 64,
+    }
+    model = {"preset": "tiny_mono", "vocab_size": 1035, "image_token_id": 1028, "vision": VISION, "hidden_size": 32}
+    values = {"stage": stage, "steps": 6, "model": model, "dtype": "float32", "frozen_dtype": "float32"}
+    values |= {"log_every": 1, "checkpoint_every": 2, "seed": 3, "mesh": {"data": 1, "fsdp": -1}}
+    values |= changes
+    return values | {"data": data | changes.get("data", {})}
+
+
+def run(values: dict[str, Any], workdir: Path) -> dict[str, Any]:
+    return run_stage(RunConfig.from_dict(values), workdir, say=lambda line: None)
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
+
+
+def same_weights(a: str, b: str) -> bool:
+    one, two = (tree.flatten(checkpoint.load_model(folder)[1]) for folder in (a, b))
+    return one.keys() == two.keys() and all(np.array_equal(one[path], two[path]) for path in one)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """These tests are about runs, not meshes: one of the simulated devices compiles fastest."""
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr("mono_jax.parallel.sharding.jax.devices", lambda *args: first)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(sets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, run(settings(sets), workdir)
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict[str, Any]]):
+    workdir, result = finished
+    assert result["step"] == 6
+    assert [step for step, _ in losses(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert result["loss"] == losses(workdir)[-1][1]
+    record = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"loss", "grad_norm", "lr", "tokens_per_s", "mfu", "data_wait", "eta_s"} <= set(record)
+    assert record["tokens_per_s"] > 0
+    assert result["data"]["samples"] > 0
+    config, params = checkpoint.load_model(result["model"])
+    assert config.visual_ffn_experts
+    assert (workdir / "model" / "tokenizer.model").is_file()
+    # The frozen side is what the seed made.
+    _, frozen = stages.split(stages.get_stage("S1.1"), config, params)
+    before = tree.flatten(jax.jit(Model(config).init)(jax.random.key(3)))
+    for path, leaf in tree.flatten(frozen).items():
+        assert np.array_equal(leaf, before[path]), path
+
+
+def test_resumed_equals_uninterrupted(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    workdir = tmp_path / "run"
+    run(settings(sets), workdir)
+    # As after a kill behind step 4: the last checkpoint and the model are missing, later metrics still there.
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    shutil.rmtree(workdir / "model")
+    # As on another machine, with the cache lost: what was counted of the plan comes from the checkpoint.
+    shutil.rmtree(workdir / "cache")
+    restored = []
+    monkeypatch.setattr(Plan, "restore", lambda plan, counts: restored.append(counts.tolist()))
+    result = run(settings(sets), workdir)
+    assert losses(workdir) == losses(finished[0])
+    assert same_weights(result["model"], finished[1]["model"])
+    counted = PackedData(RunConfig.from_dict(settings(sets)).data, workdir / "cache").plan.counts
+    assert restored == [counted[: len(restored[0])].tolist()] and sum(restored[0]) >= 4 * 4, "all rows up to step 4"
+
+
+def test_data_workers_leave_the_plan_in_the_checkpoint_too(sets: dict[str, Any], tmp_path: Path):
+    run(settings(sets, steps=2, data={"workers": 1}), tmp_path / "run")
+    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert sum(checkpoints.metadata()["plan"]) >= 2 * 4
+
+
+def test_rows_with_boundaries_of_their_own(sets: dict[str, Any], tmp_path: Path):
+    """A mix whose visual share is not fixed, through the grouped kernels."""
+    rows = {"boundary_tile": 16, "visual": 96, "text": 80}
+    with pytest.raises(ConfigError, match="mmoe='grouped'"):
+        run(settings(sets, data=rows), tmp_path / "static")
+    values = settings(sets, steps=2, data=rows)
+    values["model"] |= {"mmoe": "grouped", "mmoe_tile": 16}
+    assert run(values, tmp_path / "run")["skipped_updates"] == 0
+    first, second = losses(tmp_path / "run")
+    assert second[1] < first[1]
+
+
+def test_data_that_ends_first_ends_the_run_saved(sets: dict[str, Any], tmp_path: Path):
+    data = {"epochs": 1, "rows": 64, "block_samples": 1024}
+    with pytest.raises(loop.DataEnded, match=r"raise data\.epochs"):
+        run(settings(sets, steps=10_000, checkpoint_every=10_000, data=data), tmp_path / "steps")
+    steps = len(losses(tmp_path / "steps"))
+    with checkpoint.Checkpoints(tmp_path / "steps" / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [steps]
+    whole = settings(sets, epochs=1.0, data=data)
+    del whole["steps"]
+    assert run(whole, tmp_path / "epochs")["step"] == steps
+
+
+def test_running_a_finished_stage_again_does_nothing(finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]):
+    workdir, result = finished
+    before = (workdir / "model" / "model.json").stat().st_mtime_ns
+    again = run(settings(sets), workdir)
+    assert (again["step"], again["loss"]) == (result["step"], result["loss"])
+    assert (workdir / "model" / "model.json").stat().st_mtime_ns == before
+
+
+def test_a_changed_config_is_printed_and_refused_where_it_matters(
+    finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]
+):
+    workdir, _ = finished
+    lines: list[str] = []
+    values = settings(sets, optim={"learning_rate": 0.5}, log_every=2)
+    run_stage(RunConfig.from_dict(values), workdir, say=lines.append)
+    assert any("optim.learning_rate was None, now 0.5" in line for line in lines)
+    with pytest.raises(ConfigError, match=r"data\.seed.*allow_changes"):
+        run(settings(sets, data={"seed": 9}), workdir)
+    with pytest.raises(ConfigError, match=r"stage.*allow_changes"):
+        run(settings(sets, stage="S2"), workdir)
+
+
+def test_the_next_stage_starts_from_the_model_of_the_last(
+    finished: tuple[Path, dict[str, Any]], sets: dict[str, Any], tmp_path: Path
+):
+    values = settings(sets, "S1.3", "s1_3", init=finished[1]["model"], model={}, steps=1)
+    result = run(values, tmp_path / "next")
+    before = tree.flatten(checkpoint.load_model(finished[1]["model"])[1])
+    after = tree.flatten(checkpoint.load_model(result["model"])[1])
+    assert np.array_equal(before["layers/feed_forward/gate/kernel"], after["layers/feed_forward/gate/kernel"])
+    assert not np.array_equal(before["layers/attention/wqkv/kernel"], after["layers/attention/wqkv/kernel"])
+
+
+def test_runs_of_non_finite_updates_stop_saved_and_named(sets: dict[str, Any], tmp_path: Path):
+    values = settings(sets, optim={"learning_rate": float("nan"), "warmup": 0.0}, max_bad_steps=2)
+    lines: list[str] = []
+    with pytest.raises(loop.NonFinite, match=r"2 updates in a row.*samples of that step: .*00000"):
+        run_stage(RunConfig.from_dict(values), tmp_path / "run", say=lines.append)
+    assert sum("is not finite: update skipped; samples:" in line for line in lines) == 2
+    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+        assert saved.steps()
+
+
+def test_bad_configs_name_the_key(sets: dict[str, Any], tmp_path: Path):
+    def refused(message: str, error: type[Exception] = ConfigError, **changes: Any) -> None:
+        with pytest.raises(error, match=message):
+            run(settings(sets, **changes), tmp_path / "refused")
+
+    refused("did you mean 'log_every'", log_evry=1)
+    refused("did you mean 'rows'", DataError, data={"row": 1})
+    refused(r"config\.steps is 'many'", steps="many")
+    refused("did you mean 'S1.2'", stage="S12")
+    refused("did you mean 'bfloat16'", dtype="float16")
+    refused(r"data\.token_pixels is 8.*16", data={"token_pixels": 8})
+    refused("vocabulary has 64", model={"preset": "tiny_mono", "vocab_size": 64, "vision": VISION})
+    refused("no such folder", Exception, init=str(tmp_path / "absent"))
+    refused("mesh", mesh={"data": 3})
+    refused("either steps or epochs", epochs=1.0)
+    refused("does not train", optim={"group_learning_rates": {"attention": 1e-3}})
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("x")
+    with pytest.raises(CheckpointError, match=r"thesis\.tex"):
+        run(settings(sets), foreign)
+
+
+CONFIG = """
+import json
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict(json.loads({values!r}))
+"""
+
+
+def command(values: dict[str, Any], tmp_path: Path, *more: str) -> list[str]:
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG.format(values=json.dumps(values)))
+    return [sys.executable, "experiments/train.py", f"--config={file}", f"--workdir={tmp_path / 'run'}", *more]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+):
+    values = settings(sets, steps=5000, checkpoint_every=5000)
+    process = subprocess.Popen(command(values, tmp_path), env=environment(), stderr=subprocess.PIPE, text=True)
+    file = tmp_path / "run" / "metrics.jsonl"
+    give_up = time.monotonic() + 240
+    while not (file.exists() and len(file.read_text().splitlines()) >= 3):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < give_up, "no progress"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == loop.PREEMPTED, errors
+    assert "run the same command again" in errors
+    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+        stopped = saved.steps()[-1]
+    assert stopped >= 3
+    done = subprocess.run(
+        command(values, tmp_path, f"--config.steps={stopped + 1}", "--json"),
+        env=environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["step"] == stopped + 1
+    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, stopped + 2))
+
+
+def test_the_command_ends_bad_input_in_one_line(sets: dict[str, Any], tmp_path: Path):
+    done = subprocess.run(
+        command(settings(sets), tmp_path, "--config.optim.learnin_rate=1"),
+        env=environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'learning_rate'" in done.stderr

@@ -1,0 +1,211 @@
+"""The training step: what is frozen stays frozen, and the numbers do not depend on how the work is cut."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mono_jax import tree
+from mono_jax.models.architecture import ModelConfig, preset
+from mono_jax.models.transformer import Model
+from mono_jax.parallel import sharding
+from mono_jax.training import optim, stages
+from mono_jax.training import step as train
+from tests.mono_jax.helpers import SPEC, random_batch, stage_for, with_nan
+
+F32 = jnp.float32
+SETTINGS = optim.OptimConfig(learning_rate=1e-2, warmup=0.0, weight_decay=0.1)
+
+
+@cache
+def weights(config: ModelConfig) -> tree.Tree:
+    return Model(config).init(jax.random.key(0))
+
+
+def prepare(config: ModelConfig, stage_name: str, dtype=F32, accumulate: int = 1):
+    model, stage = Model(config), stages.get_stage(stage_name)
+    optimizer = optim.make_optimizer(stage, config, weights(config), 100, SETTINGS)
+    state, frozen = train.init_state(stage, model, optimizer, weights(config), dtype)
+    return model, train.make_train_step(model, optimizer, dtype=dtype, accumulate=accumulate), state, frozen
+
+
+def run(config: ModelConfig, stage: str, steps: int = 3, dtype=F32, accumulate: int = 1, rows: int = 8):
+    _, step, state, frozen = prepare(config, stage, dtype, accumulate)
+    step = jax.jit(step)
+    values = []
+    for number in range(steps):
+        state, metrics = step(state, frozen, random_batch(rows, seed=number))
+        values.append(jax.device_get(metrics))
+    return state, frozen, values
+
+
+@pytest.mark.parametrize("name", ["tiny_mono", "tiny_mono_1_5"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("number", ["S1.1", "S1.3"])
+def test_frozen_leaves_keep_their_bits_and_all_others_move(name: str, dtype, number: str):
+    config = preset(name)
+    stage = stage_for(config, number)
+    state, frozen, values = run(config, stage, dtype=dtype)
+    before = tree.flatten(weights(config))
+    assert np.isfinite([v["loss"] for v in values]).all()
+    for path, leaf in tree.flatten(frozen).items():
+        assert leaf.dtype == dtype
+        assert np.asarray(leaf).tobytes() == np.asarray(before[path].astype(dtype)).tobytes(), path
+    for path, leaf in tree.flatten(state["trainable"]).items():
+        assert leaf.dtype == jnp.float32
+        assert not np.array_equal(leaf, before[path]), path
+    assert set(tree.flatten(frozen)).isdisjoint(tree.flatten(state["trainable"]))
+
+
+def frozen_matmuls(config: ModelConfig, stage: str) -> int:
+    """Kernels that take part in a matmul and stay frozen (embeddings are looked up)."""
+    _, frozen = stages.split(stages.get_stage(stage), config, weights(config))
+    return sum(path.endswith("kernel") for path in tree.flatten(frozen))
+
+
+def compiled_dots(config: ModelConfig, stage: str) -> int:
+    _, step, state, frozen = prepare(config, stage)
+    return len(re.findall(r" dot\(", jax.jit(step).lower(state, frozen, random_batch(2)).compile().as_text()))
+
+
+@pytest.mark.parametrize(("name", "remat"), [("tiny_mono", "none"), ("tiny_mono", "full"), ("tiny_mono_1_5", "none")])
+def test_the_compiled_step_has_no_weight_gradient_of_a_frozen_kernel(name: str, remat: str):
+    config = preset(name, remat=remat)
+    everything = compiled_dots(config, "S2")
+    for number in ("S1.1", "S1.3"):
+        stage = stage_for(config, number)
+        idle = frozen_matmuls(config, stage)
+        assert idle > 0
+        assert everything - compiled_dots(config, stage) == idle
+
+
+def test_gradient_norm_sees_trainable_parameters_alone():
+    config = preset("tiny_mono")
+    _, _, values = run(config, "S1.1", steps=1)
+    model, batch = Model(config), random_batch(8)
+
+    def loss(params):
+        return train.loss_sum(model, params, {}, batch, F32) / batch["loss_weights"].sum()
+
+    grads = jax.jit(jax.grad(loss))(weights(config))
+    trainable, frozen = stages.split(stages.get_stage("S1.1"), config, grads)
+    norm = lambda t: float(np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(t))))  # noqa: E731
+    assert values[0]["grad_norm"] == pytest.approx(norm(trainable), rel=1e-5)
+    assert norm(frozen) > 0.1 * norm(trainable)  # so that the test can fail
+
+
+def test_accumulation_changes_nothing():
+    accumulate = 4
+    config = preset("tiny_mono")
+    whole, _, values = run(config, "S2")
+    pieces, _, others = run(config, "S2", accumulate=accumulate)
+    for one, other in zip(values, others):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    for a, b in zip(jax.tree.leaves(whole["opt_state"]), jax.tree.leaves(pieces["opt_state"])):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_accumulation_must_divide_the_batch():
+    with pytest.raises(Exception, match="does not divide the 8 rows"):
+        run(preset("tiny_mono"), "S2", accumulate=3)
+
+
+GROUPED = {"mmoe": "grouped", "mmoe_kernel": "ragged", "mmoe_tile": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "axes", "changes"),
+    [
+        ("tiny_mono", "S1.1", (8, 1, 1), {}),
+        ("tiny_mono", "S1.3", (1, 4, 2), {}),
+        ("tiny_mono_1_5", "S2", (2, 2, 2), {}),
+        ("tiny_mono_1_5", "S2", (2, 2, 2), GROUPED),
+        ("tiny_mono", "S1.1", (4, 2, 1), GROUPED),
+        ("tiny_modular", "S2", (2, 4, 1), {}),
+    ],
+)
+def test_a_mesh_changes_nothing(name: str, stage: str, axes: tuple[int, int, int], changes: dict[str, Any]):
+    config = preset(name)
+    alone, _, values = run(config, stage)
+    model, step, state, frozen = prepare(config.replace(**changes), stage)
+    mesh = sharding.make_mesh(sharding.MeshConfig(*axes), jax.devices()[:8])
+    placed = jax.device_put((state, frozen), train.state_shardings(model, state, frozen, mesh))
+    step = train.jit_train_step(step, model, state, frozen, mesh)
+    state, frozen = placed
+    for number, one in enumerate(values):
+        state, other = step(state, frozen, sharding.put_batch(random_batch(8, seed=number), mesh))
+        assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=2e-5)
+        assert float(other["grad_norm"]) == pytest.approx(float(one["grad_norm"]), rel=1e-4)
+    first = jax.tree.leaves(alone["opt_state"])
+    for a, b in zip(first, jax.tree.leaves(state["opt_state"])):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6)
+
+
+def test_fsdp_and_tensor_axes_cut_the_state_into_pieces():
+    config = preset("tiny_mono")
+    model, _, state, frozen = prepare(config, "S1.1")
+    mesh = sharding.make_mesh(sharding.MeshConfig(1, 4, 2), jax.devices()[:8])
+    shardings, frozen_shardings = train.state_shardings(model, state, frozen, mesh)
+    placed = jax.device_put(state, shardings)
+    expert = placed["trainable"]["layers"]["visual_feed_forward"]["gate"]["kernel"]
+    assert expert.addressable_shards[0].data.size * 8 == expert.size
+    moments = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(placed["opt_state"])
+        if "visual_feed_forward" in str(path) and "gate" in str(path)
+    ]
+    assert len(moments) == 2
+    assert all(leaf.sharding == expert.sharding for leaf in moments)
+    assert len(jax.tree.leaves(frozen_shardings)) == len(jax.tree.leaves(frozen))
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted():
+    config = preset("tiny_mono")
+    _, step, state, frozen = prepare(config, "S1.1")
+    step = jax.jit(step)
+    good = random_batch(2)
+    state, _ = step(state, frozen, good)
+    before = jax.device_get((state["trainable"], state["opt_state"]))
+    for count in (1, 2):
+        state, metrics = step(state, frozen, with_nan(good))
+        assert (int(metrics["bad"]), int(metrics["bad_steps"]), int(metrics["skipped"])) == (1, count, count)
+    after = jax.device_get((state["trainable"], state["opt_state"]))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after)))
+    state, metrics = step(state, frozen, good)
+    assert (int(metrics["bad"]), int(metrics["bad_steps"]), int(metrics["skipped"])) == (0, 0, 2)
+    assert int(state["step"]) == 4
+
+
+def test_a_batch_without_a_trained_token_changes_nothing_but_decay():
+    config = preset("tiny_mono")
+    _, step, state, frozen = prepare(config, "S1.1")
+    batch = random_batch(2) | {"loss_weights": np.zeros((2, SPEC.text), np.float32)}
+    state, metrics = jax.jit(step)(state, frozen, batch)
+    assert float(metrics["loss"]) == 0.0
+    assert int(metrics["bad"]) == 0
+
+
+def test_training_overfits_one_batch():
+    config = preset("tiny_mono")
+    _, step, state, frozen = prepare(config, "S2")
+    step, batch, losses = jax.jit(step), random_batch(2), []
+    for _ in range(60):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] > 4.0
+    assert losses[-1] < 0.5
+
+
+def test_bfloat16_is_close_to_float32():
+    config = preset("tiny_mono")
+    _, _, wide = run(config, "S1.1", steps=1)
+    _, _, narrow = run(config, "S1.1", steps=1, dtype=jnp.bfloat16)
+    assert float(narrow[0]["loss"]) == pytest.approx(float(wide[0]["loss"]), rel=2e-2)
+    assert float(narrow[0]["grad_norm"]) == pytest.approx(float(wide[0]["grad_norm"]), rel=5e-2)
