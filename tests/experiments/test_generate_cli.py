@@ -18,6 +18,7 @@ from data_pipelines.encoding.text import ChatEncoder, Tokenizer
 from experiments import generate as command
 from mono_jax import cli
 from mono_jax.checkpoints import checkpoint
+from mono_jax.generation import chat
 from mono_jax.generation.decode import Generator, Prompt, Sampling
 from mono_jax.models.architecture import VisionConfig, preset
 from mono_jax.models.transformer import Model
@@ -72,11 +73,11 @@ def test_an_answer_is_the_models(
 ) -> None:
     """The prompt is what the data pipeline would make of the conversation, and the text what the model generates."""
     result = run(capsys, f"--model={folder}", f"--image={picture}", "--prompt=what is this")
-    patches = image_patches(picture.read_bytes(), Tiling(32, 8, 1, 2), command.ImageLimits())
+    patches = image_patches(picture.read_bytes(), Tiling(32, 8, 1, 2), chat.ImageLimits())
     assert len(patches) == 48
     ids, _ = ChatEncoder(tokenizer).conversation([("human", "what is this")], [48], answer=True)
     config, params = checkpoint.load_model(folder)
-    stops = (tokenizer.eos, *(tokenizer.id(name) for name in command.END_TOKENS))
+    stops = (tokenizer.eos, *(tokenizer.id(name) for name in chat.END_TOKENS))
     [expected] = Generator(config, params, jnp.float32).generate([Prompt(ids, patches)], Sampling(6, stop_tokens=stops))
     [turn] = result["turns"]
     assert result["text"] == turn["text"] == tokenizer.decode(expected.tokens).strip()
@@ -94,13 +95,13 @@ def test_turns(
 ) -> None:
     """A later turn closes the answer before it; its images, as the first one's, are cut by the same rules."""
     seen: list[Prompt] = []
-    original = command.Chat._prompt
+    original = chat.Chat._prompt
 
-    def prompt(self: command.Chat, *args: Any) -> Prompt:
+    def prompt(self: chat.Chat, *args: Any) -> Prompt:
         seen.append(original(self, *args))
         return seen[-1]
 
-    monkeypatch.setattr(command.Chat, "_prompt", prompt)
+    monkeypatch.setattr(chat.Chat, "_prompt", prompt)
     lines = f"/image {picture.parent}/missing.png\nlost?\n\n/image {picture}\nand <image> here?\n/quit\nnever asked\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     command.main(
@@ -130,10 +131,10 @@ def test_text_is_streamed_whole(tokenizer: Tokenizer) -> None:
     """What is shown piece by piece is the text; a character of several byte tokens is not shown in part."""
     ids = tokenizer.encode("naïve 模型 x<ref>y")
     parts: list[str] = []
-    stream = command._Stream(tokenizer, parts.append)
+    stream = chat._Stream(tokenizer, parts.append)
     for token in ids:
         stream.add([token])
-    text = stream.finish(command.Generation(ids, "length"))
+    text = stream.finish(chat.Generation(ids, "length"))
     assert "".join(parts).strip() == text == "naïve 模型 x<ref>y"
     assert "\ufffd" not in "".join(parts)
     assert len(parts) > 4
@@ -142,14 +143,14 @@ def test_text_is_streamed_whole(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, command.Habits()),
-        ({"use_thumbnail": False, "max_dynamic_patch": 12}, command.Habits(thumbnail=False, max_tiles=12)),
-        ({"dynamic_image_size": False, "max_dynamic_patch": 12}, command.Habits(max_tiles=1)),
+        ({}, chat.Habits()),
+        ({"use_thumbnail": False, "max_dynamic_patch": 12}, chat.Habits(thumbnail=False, max_tiles=12)),
+        ({"dynamic_image_size": False, "max_dynamic_patch": 12}, chat.Habits(max_tiles=1)),
     ],
 )
-def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any], expected: command.Habits) -> None:
+def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any], expected: chat.Habits) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert command.read_habits(tmp_path) == expected
+    assert chat.read_habits(tmp_path) == expected
 
 
 def test_habits_of_a_run(tmp_path: Path) -> None:
@@ -157,11 +158,11 @@ def test_habits_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "rows": 8}
     (tmp_path / "config.json").write_text(json.dumps({"stage": "S2", "data": data}))
-    assert command.read_habits(tmp_path / "model") == command.Habits(system_message="", max_tiles=1, thumbnail=False)
-    assert command.read_habits(tmp_path / "other") == command.Habits()
+    assert chat.read_habits(tmp_path / "model") == chat.Habits(system_message="", max_tiles=1, thumbnail=False)
+    assert chat.read_habits(tmp_path / "other") == chat.Habits()
     (tmp_path / "model" / "model.json").write_text("{}")
-    assert command.find_model(tmp_path) == tmp_path / "model"
-    assert command.find_model(tmp_path / "model") == tmp_path / "model"
+    assert chat.find_model(tmp_path) == tmp_path / "model"
+    assert chat.find_model(tmp_path / "model") == tmp_path / "model"
 
 
 def bad_flags(folder: Path, picture: Path, tmp_path: Path) -> list[tuple[list[str], str]]:

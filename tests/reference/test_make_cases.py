@@ -9,8 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from reference.make_cases import make_case  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+
+from tests.reference.make_cases import make_case  # noqa: E402
 
 
 def layout(path: Path) -> set[tuple[str, torch.dtype, int]]:

@@ -1,0 +1,280 @@
+"""One conversation about images: prompts, templates and tiling as the model was trained, answers as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.config import DataConfig
+from data_pipelines.encoding.images import ImageLimits, Tiling, cells, image_patches
+from data_pipelines.encoding.text import IMAGE_TOKEN, ChatEncoder, Tokenizer
+from data_pipelines.errors import BadSample, DataError
+from mono_jax.checkpoints import checkpoint
+from mono_jax.errors import ConfigError, GenerationError
+from mono_jax.generation.decode import Generation, Generator, Prompt, Sampling
+from mono_jax.models.architecture import ModelConfig
+from mono_jax.weights import hf
+
+END_TOKENS = ("<|im_end|>", "<|im_start|>")
+NO_TEMPLATE = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Habits:
+    """How questions are asked of a model: fields of ``DataConfig``, with its defaults."""
+
+    template: str = DataConfig.template
+    system_message: str | None = DataConfig.system_message
+    min_tiles: int = DataConfig.min_tiles
+    max_tiles: int = DataConfig.max_tiles
+    thumbnail: bool = DataConfig.thumbnail
+
+
+def find_model(path: str | Path) -> Path:
+    """``path``, or the model folder in it if it is the workdir of a stage."""
+    path = Path(path)
+    inner = path / "model"
+    return inner if (inner / checkpoint.MODEL_FILE).is_file() else path
+
+
+def read_habits(folder: Path) -> Habits:
+    """From the folder's config.json (as in Hugging Face folders), or that of the run whose workdir it lies in."""
+    names = {field.name for field in dataclasses.fields(Habits)}
+    if (file := folder / "config.json").is_file():
+        return _habits(file, _from_hf(hf.read_json(file)))
+    if folder.name == "model" and (file := folder.parent / "config.json").is_file():
+        data = hf.read_json(file).get("data")
+        return _habits(file, {k: v for k, v in data.items() if k in names} if isinstance(data, dict) else {})
+    return Habits()
+
+
+def _from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
+    keys = {
+        "template": "template",
+        "min_dynamic_patch": "min_tiles",
+        "max_dynamic_patch": "max_tiles",
+        "use_thumbnail": "thumbnail",
+    }
+    found = {ours: values[theirs] for theirs, ours in keys.items() if values.get(theirs) is not None}
+    if values.get("dynamic_image_size") is False:
+        found |= {"min_tiles": 1, "max_tiles": 1}
+    return found
+
+
+def _habits(file: Path, values: Mapping[str, Any]) -> Habits:
+    kinds = {"template": str, "system_message": str | None, "min_tiles": int, "max_tiles": int, "thumbnail": bool}
+    for key, value in values.items():
+        if not isinstance(value, kinds[key]):
+            raise ConfigError(f"{file}: the value {value!r} for {key} cannot be used")
+    return Habits(**values)
+
+
+@dataclasses.dataclass
+class Answer:
+    """A turn's answer with its figures. Seconds are wall time and include compiling whatever is new."""
+
+    prompt: str
+    images: list[str]
+    text: str
+    finish: str
+    new_tokens: int
+    prompt_tokens: int
+    visual_tokens: int
+    seconds_to_first_token: float
+    seconds: float
+
+
+class Chat:
+    """One conversation with a model; images may come in any turn."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        habits: Habits,
+        sampling: Sampling,
+        limits: ImageLimits | None = None,
+    ):
+        """``sampling``: the tokens that end an answer are added to it. Raises DataError for an unknown template."""
+        self._session = generator.session()
+        self._tokenizer = tokenizer
+        self._tiling = _tiling(generator.config, habits)
+        self._limits = limits or ImageLimits()
+        self._has_vision = generator.config.vision is not None
+        self._plain = habits.template == NO_TEMPLATE
+        if not self._plain:
+            self._opening = ChatEncoder(tokenizer, habits.template, habits.system_message)
+            self._later = ChatEncoder(tokenizer, habits.template, "")
+        stops = set(sampling.stop_tokens) | _end_tokens(tokenizer)
+        self._sampling = dataclasses.replace(sampling, stop_tokens=tuple(sorted(stops)))
+
+    def ask(self, text: str, images: Sequence[str] = (), on_text: Callable[[str], None] | None = None) -> Answer:
+        """The answer to ``text`` about the files ``images``; ``on_text`` gets it piece by piece.
+
+        ``<image>`` in the text says where each image stands; without one they come first.
+
+        Raises:
+          DataError, BadSample: an image (named) or the prompt cannot be used.
+          GenerationError: the conversation has become too long. It can go on with a shorter prompt.
+        """
+        start = time.perf_counter()
+        prompt = self._prompt(text, images)
+        stream = _Stream(self._tokenizer, on_text)
+        [generation] = self._session.turn([prompt], self._sampling, on_tokens=lambda rows: stream.add(rows[0]))
+        return Answer(
+            prompt=text,
+            images=[str(image) for image in images],
+            text=stream.finish(generation),
+            finish=generation.finish,
+            new_tokens=len(generation.tokens),
+            prompt_tokens=len(prompt.input_ids),
+            visual_tokens=0 if prompt.patches is None else len(prompt.patches),
+            seconds_to_first_token=round(stream.first - start, 4),
+            seconds=round(time.perf_counter() - start, 4),
+        )
+
+    def _prompt(self, text: str, images: Sequence[str]) -> Prompt:
+        if images and not self._has_vision:
+            raise GenerationError(f"{images[0]}: this model takes no images")
+        if images and self._plain:
+            raise GenerationError(f"{images[0]}: images need a chat template, not --template={NO_TEMPLATE}")
+        tiling = self._tiling.shared(len(images)) if images else self._tiling
+        patches = [_read_image(image, tiling, self._limits) for image in images]
+        ids = self._ids(text, [len(of_image) for of_image in patches])
+        if not patches:
+            return Prompt(ids)
+        cell = np.concatenate([cells(tiling, len(of_image)) for of_image in patches])
+        return Prompt(ids, np.concatenate(patches), cell)
+
+    def _ids(self, text: str, counts: list[int]) -> np.ndarray:
+        """A first turn as in training; a later one closes the answer before it and asks again."""
+        first = not self._session.lengths[0]
+        begin = [] if self._tokenizer.bos is None else [self._tokenizer.bos]
+        if self._plain:
+            return np.array([*(begin if first else []), *self._tokenizer.encode(text)], np.int32)
+        encoder = self._opening if first else self._later
+        ids, _ = encoder.conversation([("human", text)], counts, answer=True)
+        if first:
+            return ids
+        return np.concatenate([self._tokenizer.encode(encoder.template.answer_tail), ids[len(begin) :]]).astype(
+            np.int32
+        )
+
+
+def _tiling(config: ModelConfig, habits: Habits) -> Tiling:
+    if habits.min_tiles < 1 or habits.max_tiles < habits.min_tiles:
+        raise ConfigError(f"max_tiles is {habits.max_tiles}, min_tiles {habits.min_tiles}: use 1 <= min <= max")
+    if config.vision is None:
+        return Tiling()
+    vision = config.vision
+    return Tiling(
+        tile_size=vision.tile,
+        token_pixels=vision.token_pixels,
+        min_tiles=habits.min_tiles,
+        max_tiles=habits.max_tiles,
+        thumbnail=habits.thumbnail,
+        ps_version=vision.ps_version,
+    )
+
+
+def _end_tokens(tokenizer: Tokenizer) -> set[int]:
+    ends = set() if tokenizer.eos is None else {tokenizer.eos}
+    return ends | {tokenizer.added[name] for name in END_TOKENS if name in tokenizer.added}
+
+
+def _read_image(file: str, tiling: Tiling, limits: ImageLimits) -> np.ndarray:
+    """uint8 [v, P, P, 3]; errors name the file."""
+    try:
+        return image_patches(Path(file).read_bytes(), tiling, limits)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+    except BadSample as error:
+        raise DataError(f"{BadSample(error.reason, str(file), error.detail)}: give another image") from None
+
+
+class _Stream:
+    """Tokens to text as they come; a character whose bytes have not all come is held back."""
+
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None] | None):
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._tokens: list[int] = []
+        self._shown = ""
+        self.first = 0.0
+
+    def add(self, tokens: list[int]) -> None:
+        self.first = self.first or time.perf_counter()
+        self._tokens += tokens
+        text = self._tokenizer.decode(self._tokens)
+        if not text.endswith("\ufffd"):
+            self._show(text)
+
+    def _show(self, text: str) -> None:
+        if self._on_text is not None and text.startswith(self._shown):
+            self._on_text(text[len(self._shown) :])
+            self._shown = text
+
+    def finish(self, generation: Generation) -> str:
+        """The whole text; shows what was held back."""
+        text = self._tokenizer.decode(generation.tokens)
+        self._show(text)
+        return text.strip()
+
+
+def open_chat(args: Any) -> Chat:
+    """The conversation that the flags describe."""
+    folder = find_model(args.model)
+    checkpoint.model_config(folder)  # tells of a wrong folder before anything else is looked for
+    tokenizer = _open_tokenizer(args.tokenizer or folder)
+    config, params = checkpoint.load_model(folder, image_token_id=tokenizer.added.get(IMAGE_TOKEN))
+    habits = read_habits(folder)
+    given = {name: getattr(args, name) for name in ("template", "system_message", "max_tiles")}
+    habits = dataclasses.replace(habits, **{name: value for name, value in given.items() if value is not None})
+    habits = dataclasses.replace(habits, min_tiles=min(habits.min_tiles, habits.max_tiles))
+    sampling = Sampling(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    generator = Generator(config, params, args.dtype, max_length=args.max_length)
+    return Chat(generator, tokenizer, habits, sampling)
+
+
+def _open_tokenizer(path: str | Path) -> Tokenizer:
+    try:
+        return Tokenizer(path)
+    except DataError as error:
+        raise DataError(str(error).replace("set data.tokenizer", "give --tokenizer=FOLDER")) from None
+
+
+def show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def converse(chat: Chat, images: Sequence[str]) -> list[Answer]:
+    """Questions from standard input until its end; a mistake is told, and the conversation goes on."""
+    answers, images = [], list(images)
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        word, _, rest = line.strip().partition(" ")
+        if not line or word == "/quit":
+            return answers
+        if word == "/image":
+            images.append(rest.strip())
+        elif word:
+            try:
+                answers.append(chat.ask(line.strip(), images, show))
+                print()
+            except (GenerationError, DataError, BadSample) as error:
+                print("error:", error, file=sys.stderr)
+            images = []
