@@ -31,7 +31,7 @@ from data_pipelines.encoding.text import Tokenizer
 from mono_jax import cli, tree
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, WeightsError
-from mono_jax.models.architecture import ModelConfig, VisionConfig
+from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.weights import hf
 from mono_jax.weights.upcycle import embed_experts
 
@@ -89,7 +89,7 @@ def _kind(source: Path, given: str | None) -> str:
     return found
 
 
-def _describe(config: ModelConfig) -> str:
+def _describe(config: Architecture) -> str:
     """What the model is. No size: the published labels (2B) belong to the published checkpoints alone."""
     if config.vision is None:
         return "InternLM2"
@@ -112,8 +112,8 @@ def _sizes(params: tree.Tree) -> dict[str, Any]:
 
 
 def _embed(
-    source: Path, config: ModelConfig, params: tree.Tree, args: argparse.Namespace
-) -> tuple[ModelConfig, tree.Tree, dict[str, int], int]:
+    source: Path, config: Architecture, params: tree.Tree, args: argparse.Namespace
+) -> tuple[Architecture, tree.Tree, dict[str, int], int]:
     """The Mono-InternVL model, its added tokens and the number of rows that the vocabulary grew by."""
     vision = {key: value for key in VISION_KEYS if (value := getattr(args, f"vision.{key}")) is not None}
     if vision and config.vision is not None:
@@ -156,7 +156,7 @@ def _write(
     target: Path,
     kind: str,
     source: Path,
-    config: ModelConfig,
+    config: Architecture,
     params: tree.Tree,
     original: dict[str, Any] | None,
     names: hf.Names,

@@ -40,7 +40,8 @@ from mono_jax.models.transformer import Model
 from mono_jax.runs import config_file, report
 from mono_jax.runs.stage import DTYPES, RunConfig, run_stage, say_now
 from mono_jax.training import stages
-from mono_jax.training.loop import PREEMPTED, Preempted
+from mono_jax.training.callbacks import PREEMPTED
+from mono_jax.training.callbacks import Preempted
 from mono_jax.weights import hf
 from mono_jax.weights.upcycle import embed_experts
 

@@ -28,7 +28,7 @@ from data_pipelines.batch import Batch, BatchSpec
 from mono_jax import cli, tree
 from mono_jax.errors import ConfigError, MonoJaxError
 from mono_jax.generation.decode import Generator, Prompt, Sampling
-from mono_jax.models.architecture import ModelConfig
+from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model, Params
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
@@ -47,7 +47,7 @@ class CaseError(MonoJaxError):
 # ------------------------------------------------------------------ a padded reference batch as packed rows
 
 
-def tiles_to_patches(config: ModelConfig, pixels: np.ndarray) -> np.ndarray:
+def tiles_to_patches(config: Architecture, pixels: np.ndarray) -> np.ndarray:
     """Tiles [n, 3, H, W] to the pixels of their tokens [n * tokens, P, P, 3], in the order of ``ps_version``."""
     edge = config.vision.token_pixels
     n, channels, height, width = pixels.shape
@@ -56,14 +56,14 @@ def tiles_to_patches(config: ModelConfig, pixels: np.ndarray) -> np.ndarray:
     return grid.transpose(axes).reshape(-1, edge, edge, channels)
 
 
-def tile_cells(config: ModelConfig) -> np.ndarray:
+def tile_cells(config: Architecture) -> np.ndarray:
     """int32 [tokens of a tile]: the cell of each token, in the order of ``ps_version``."""
     side = config.vision.tile // config.vision.token_pixels
     cells = np.arange(side * side, dtype=np.int32).reshape(side, side)
     return (cells if config.vision.ps_version == "v2" else cells.T).reshape(-1)
 
 
-def with_tile_size(config: ModelConfig, case: Case, key: str = "pixel_values") -> ModelConfig:
+def with_tile_size(config: Architecture, case: Case, key: str = "pixel_values") -> Architecture:
     """The config for tiles as large as the case's."""
     if config.vision is None or key not in case:
         return config
@@ -73,7 +73,7 @@ def with_tile_size(config: ModelConfig, case: Case, key: str = "pixel_values") -
     return config.replace(vision=dataclasses.replace(config.vision, tile_size=int(height)))
 
 
-def to_batch(config: ModelConfig, case: Case) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def to_batch(config: Architecture, case: Case) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The rows of a reference batch in the modality-major layout, and ``slot`` int32 [B, L] of each token.
 
     The field ``lengths`` is set to L: the reference scales RoPE by the padded length.
@@ -115,7 +115,7 @@ def to_batch(config: ModelConfig, case: Case) -> tuple[dict[str, np.ndarray], np
     return batch, slot
 
 
-def _place_pixels(config: ModelConfig, case: Case, batch: Batch, is_visual: np.ndarray) -> None:
+def _place_pixels(config: Architecture, case: Case, batch: Batch, is_visual: np.ndarray) -> None:
     tiles = case["pixel_values"]
     if "image_flags" in case:
         tiles = tiles[case["image_flags"].reshape(-1)[: len(tiles)] == 1]
@@ -136,7 +136,7 @@ def _place_pixels(config: ModelConfig, case: Case, batch: Batch, is_visual: np.n
 # ------------------------------------------------------------------ the three kinds of case
 
 
-def run_forward(config: ModelConfig, params: Params, case: Case) -> dict[str, Any]:
+def run_forward(config: Architecture, params: Params, case: Case) -> dict[str, Any]:
     """Logits at real text positions, hidden states and attention at real positions, loss, gradients."""
     config = with_tile_size(config, case)
     model = Model(config)
@@ -204,7 +204,7 @@ def _gradient_difference(ours: Mapping[str, np.ndarray], case: Case) -> float:
     return worst
 
 
-def run_generate(config: ModelConfig, params: Params, case: Case) -> dict[str, Any]:
+def run_generate(config: Architecture, params: Params, case: Case) -> dict[str, Any]:
     """Greedy continuation, the image placeholder excluded from the choice."""
     config = with_tile_size(config, case)
     steps = case["generated"].shape[1]
@@ -228,7 +228,7 @@ def run_generate(config: ModelConfig, params: Params, case: Case) -> dict[str, A
 
 
 def run_train(
-    config: ModelConfig, params: Params, case: Case, stage: stages.Stage, settings: optim.OptimConfig
+    config: Architecture, params: Params, case: Case, stage: stages.Stage, settings: optim.OptimConfig
 ) -> dict[str, Any]:
     """The AdamW steps of a trajectory: losses, gradient norms before clipping, parameters at the end."""
     config = with_tile_size(config, case, "step0.pixel_values")
@@ -258,7 +258,7 @@ def run_train(
     }
 
 
-def _names(config: ModelConfig, params: Params, part: Params) -> list[str]:
+def _names(config: Architecture, params: Params, part: Params) -> list[str]:
     """Checkpoint names of the tensors of ``part``, a subtree of ``params``."""
     inside = tree.flatten(part)
     marks = {path: np.full(leaf.shape, path in inside) for path, leaf in tree.flatten(params).items()}

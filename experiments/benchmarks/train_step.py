@@ -37,13 +37,17 @@ import numpy as np
 from data_pipelines.batch import Batch, BatchSpec
 from mono_jax import cli, tree
 from mono_jax.errors import ConfigError, unknown_key
-from mono_jax.models.architecture import ModelConfig, VisionConfig, preset
+from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.models.vision import IMAGENET_MEAN, IMAGENET_STD
-from mono_jax.parallel.sharding import make_mesh, put_batch
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.mesh import put_batch
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
-from mono_jax.training.metrics import count_tokens, peak_flops, step_flops
+from mono_jax.training.flops import count_tokens
+from mono_jax.training.flops import peak_flops
+from mono_jax.training.flops import step_flops
 from mono_jax.weights import hf
 
 FORMS = ("static", "dense_both", "torch")
@@ -54,7 +58,7 @@ OPTIM = optim.OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, w
 class Workload:
     """A model and the batch it trains on: ``rows`` rows of one sample with ``visual`` and ``text`` tokens."""
 
-    config: ModelConfig
+    config: Architecture
     rows: int
     visual: int
     text: int
@@ -67,7 +71,7 @@ class Workload:
 
 WORKLOADS = {
     "cpu_59m": Workload(
-        ModelConfig(
+        Architecture(
             vocab_size=2048,
             hidden_size=512,
             intermediate_size=2048,
@@ -162,7 +166,7 @@ class TorchForm:
         return float(self._trainer.step(**self._batch)[0])
 
 
-def _tiles(config: ModelConfig, patches: np.ndarray) -> np.ndarray:
+def _tiles(config: Architecture, patches: np.ndarray) -> np.ndarray:
     """Normalised tiles float32 [N, 3, H, W] from the pixels of their tokens [B, V, P, P, 3]."""
     side, edge = config.vision.tile // config.vision.token_pixels, config.vision.token_pixels
     pixels = (patches.astype(np.float32) / 255 - IMAGENET_MEAN) / IMAGENET_STD

@@ -34,7 +34,7 @@ from jax.experimental import multihost_utils
 
 from mono_jax import tree
 from mono_jax.errors import CheckpointError, ConfigError, WeightsError
-from mono_jax.models.architecture import ModelConfig
+from mono_jax.models.architecture import Architecture
 from mono_jax.weights import hf
 
 PyTree = Any
@@ -461,7 +461,7 @@ def _save_arrays(folder: Path, params: tree.Tree) -> None:
 
 def save_model(
     directory: str | Path,
-    config: ModelConfig,
+    config: Architecture,
     params: Mapping[str, Any],
     *,
     extra_files: Iterable[str | Path] = (),
@@ -544,7 +544,7 @@ def _chunks(path: str, leaf: Any) -> list[int]:
     return [math.ceil(rows / pieces), *rest]  # of equal size: zarr stores a short last chunk at full length
 
 
-def open_params(directory: str | Path, config: ModelConfig) -> tree.Tree:
+def open_params(directory: str | Path, config: Architecture) -> tree.Tree:
     """The weights of a model folder as a nested dict of ``hf.LazyArray``: nothing is read yet.
 
     Raises WeightsError if they are damaged or (listing all) do not fit ``config``.
@@ -584,7 +584,7 @@ def _open_array(folder: Path, stacked: bool) -> hf.LazyArray:
 
 def open_model(
     directory: str | Path, *, image_token_id: int | None = None, names: hf.Names | None = None
-) -> tuple[ModelConfig, tree.Tree, dict[str, str]]:
+) -> tuple[Architecture, tree.Tree, dict[str, str]]:
     """Config, weights as ``hf.LazyArray`` and name table of a model folder or Hugging Face folder.
 
     Raises WeightsError or ConfigError that say what is wrong with the folder.
@@ -599,8 +599,8 @@ def open_model(
 
 def model_config(
     directory: str | Path, *, image_token_id: int | None = None, names: hf.Names | None = None
-) -> ModelConfig:
-    """The ModelConfig of a model folder or Hugging Face folder; raises WeightsError or ConfigError if it is neither."""
+) -> Architecture:
+    """The Architecture of a model folder or Hugging Face folder; raises WeightsError or ConfigError if it is neither."""
     directory = Path(directory)
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such folder")
@@ -616,7 +616,7 @@ def model_config(
     if values.get("format") != FORMAT:
         raise ConfigError(f"{file}: format is {values.get('format')!r}, this version reads {FORMAT}: convert it again")
     try:
-        config = ModelConfig.from_dict(values.get("model") or {})
+        config = Architecture.from_dict(values.get("model") or {})
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     return config if image_token_id is None else config.replace(image_token_id=image_token_id)
@@ -624,7 +624,7 @@ def model_config(
 
 def load_model(
     directory: str | Path, dtype: Any = None, shardings: PyTree = None, *, image_token_id: int | None = None
-) -> tuple[ModelConfig, tree.Tree]:
+) -> tuple[Architecture, tree.Tree]:
     """Config and parameters (jax.Array) of a model folder or a Hugging Face folder.
 
     ``dtype`` None keeps what is stored. ``shardings``: one sharding, or a nested dict of them by path;

@@ -18,7 +18,7 @@ from data_pipelines.errors import BadSample, DataError
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.generation.decode import Generation, Generator, Prompt, Sampling
-from mono_jax.models.architecture import ModelConfig
+from mono_jax.models.architecture import Architecture
 from mono_jax.weights import hf
 
 END_TOKENS = ("<|im_end|>", "<|im_start|>")
@@ -167,7 +167,7 @@ class Chat:
         )
 
 
-def _tiling(config: ModelConfig, habits: Habits) -> Tiling:
+def _tiling(config: Architecture, habits: Habits) -> Tiling:
     if habits.min_tiles < 1 or habits.max_tiles < habits.min_tiles:
         raise ConfigError(f"max_tiles is {habits.max_tiles}, min_tiles {habits.min_tiles}: use 1 <= min <= max")
     if config.vision is None:

@@ -25,9 +25,10 @@ import numpy as np
 
 from data_pipelines.batch import BatchSpec
 from mono_jax.errors import GenerationError
-from mono_jax.models.architecture import ModelConfig
-from mono_jax.models.attention import Slots
-from mono_jax.models.transformer import Cache, Model, Params
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.slots import Slots
+from mono_jax.models.transformer import Model, Params
+from mono_jax.models.cache import Cache
 
 TEXT_BUCKET = 16  # text slots, cache slots and answers are rounded up to buckets of this unit
 STREAM_EVERY = 8  # tokens between two calls of ``on_tokens``
@@ -117,7 +118,7 @@ class Generator:
     """
 
     def __init__(
-        self, config: ModelConfig, params: Mapping[str, Any], dtype: Any = None, *, max_length: int = 32768
+        self, config: Architecture, params: Mapping[str, Any], dtype: Any = None, *, max_length: int = 32768
     ) -> None:
         self.config = config
         self.dtype = jnp.dtype(dtype or default_dtype())
@@ -263,7 +264,7 @@ def bucket(n: int, unit: int = 1) -> int:
 # ---------------------------------------------------------------------------------------------------
 
 
-def _check_prompt(config: ModelConfig, prompt: Prompt, where: str) -> Prompt:
+def _check_prompt(config: Architecture, prompt: Prompt, where: str) -> Prompt:
     """``prompt`` as NumPy arrays (no image = zero patches); raises GenerationError if it does not fit the model."""
     vision = config.vision
     ids = np.asarray(prompt.input_ids)
@@ -301,7 +302,7 @@ def _check_prompt(config: ModelConfig, prompt: Prompt, where: str) -> Prompt:
     return Prompt(ids, patches, _check_cells(config, prompt.patch_cells, given, where))
 
 
-def _check_cells(config: ModelConfig, cells: np.ndarray | None, count: int, where: str) -> np.ndarray:
+def _check_cells(config: Architecture, cells: np.ndarray | None, count: int, where: str) -> np.ndarray:
     """int32 [count]; None = whole tiles in the order of ``ps_version``. A modular model takes whole tiles alone."""
     vision = config.vision
     tile, edge = vision.tile_tokens, vision.tile // vision.token_pixels
@@ -317,7 +318,7 @@ def _check_cells(config: ModelConfig, cells: np.ndarray | None, count: int, wher
 
 
 def _pack(
-    config: ModelConfig, prompts: Sequence[Prompt], offsets: np.ndarray, rows: int
+    config: Architecture, prompts: Sequence[Prompt], offsets: np.ndarray, rows: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """One prompt per row, and the last text slot int32 [rows] of each.
 
@@ -365,7 +366,7 @@ def _shapes(samplings: Sequence[Sampling]) -> _Shapes:
     )
 
 
-def _request(config: ModelConfig, samplings: Sequence[Sampling], rows: int) -> _Request:
+def _request(config: Architecture, samplings: Sequence[Sampling], rows: int) -> _Request:
     """Samplings as arrays; rows added by rounding up have ``max_new_tokens`` 0."""
     image = () if config.vision is None else (config.image_token_id,)
     idle = rows - len(samplings)
@@ -493,7 +494,7 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(config: ModelConfig, dtype: Any) -> _Programs:
+def _programs(config: Architecture, dtype: Any) -> _Programs:
     """The compiled functions of one architecture; params are an argument, so all models of the shape share them."""
     model = Model(config)
 

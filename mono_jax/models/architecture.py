@@ -1,4 +1,4 @@
-"""Model configurations: frozen dataclasses and the presets.
+"""What a model is: the numbers that go into ``model.json``. How it is computed stands in ``execution``.
 
 Names follow the Hugging Face ``config.json`` of the published models, so that a user finds each key
 again. Sources of the presets' numbers: Mono-InternVL (arXiv 2410.08202), Mono-InternVL-1.5
@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mono_jax.errors import ConfigError, unknown_key
-
-RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
-MmoeImplementation = Literal["static", "dense_both", "grouped"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,23 +98,13 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class Architecture:
     """Architecture of a model; the defaults are those of InternLM2-1.8B.
 
     Attributes:
       visual_ffn_experts: each layer has a second FFN for visual tokens (Mono-InternVL).
       visual_attention_experts: each layer has a second QKV projection for visual tokens (1.5).
       bias: biases on wqkv and wo.
-      remat: what the backward pass recomputes: "none" (keep all), "full" (keep layer inputs only),
-        "dots" (keep matmul outputs), "dots_no_batch" (keep outputs of matmuls with weights).
-      mmoe: "static" = the boundary between visual and text slots is static, each expert sees its own
-        slots; "dense_both" = both experts on all tokens, chosen by mask (the papers' naive form);
-        "grouped" = the kernels of ``pallas_kernels``, which also serve elastic boundaries (each row its own).
-      mmoe_kernel: with "grouped", the kernel's name in ``pallas_kernels.registry``; "auto" = chosen by device,
-        dtype and shape. mmoe_tile: rows of x that share an expert; boundaries are multiples of it.
-      attention: "auto", "xla" (S x S scores; any device) or "xla_chunked" (queries in blocks of
-        ``attention_chunk``; memory linear in S), "cudnn" (Hopper), "splash" (TPU).
-      loss_chunk: text slots whose logits are in memory at once; 0 = all.
     """
 
     vocab_size: int = 92544
@@ -136,13 +123,6 @@ class ModelConfig:
     visual_ffn_experts: bool = False
     visual_attention_experts: bool = False
     image_token_id: int = 92546
-    remat: RematPolicy = "none"
-    mmoe: MmoeImplementation = "static"
-    mmoe_kernel: str = "auto"
-    mmoe_tile: int = 128
-    attention: Literal["auto", "xla", "xla_chunked", "cudnn", "splash"] = "auto"
-    attention_chunk: int = 512
-    loss_chunk: int = 0
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -154,10 +134,6 @@ class ModelConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        for name in ("remat", "mmoe", "attention"):
-            valid = _LITERALS[name]
-            if getattr(self, name) not in valid:
-                raise unknown_key(f"value of model.{name}", getattr(self, name), valid)
         if (self.visual_ffn_experts or self.visual_attention_experts) and not self.is_monolithic:
             raise ConfigError("visual experts need vision.kind 'patch_embed': a modular model has none")
 
@@ -174,7 +150,7 @@ class ModelConfig:
     def is_monolithic(self) -> bool:
         return self.vision is not None and self.vision.kind == "patch_embed"
 
-    def replace(self, **changes: Any) -> ModelConfig:
+    def replace(self, **changes: Any) -> Architecture:
         """A copy with ``changes``; raises ConfigError for an unknown key."""
         names = {f.name for f in dataclasses.fields(self)}
         for key in changes:
@@ -186,20 +162,13 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
         """The inverse of ``to_dict``; raises ConfigError that names the nearest valid key."""
         values = dict(values)
         for key, inner in (("vision", VisionConfig), ("rope_scaling", RopeScaling)):
             if values.get(key) is not None and not isinstance(values[key], inner):
                 values[key] = _build(inner, dict(values[key]), f"model.{key} key")
         return _build(cls, values, "model key")
-
-
-_LITERALS: dict[str, tuple[str, ...]] = {
-    "remat": ("none", "full", "dots", "dots_no_batch"),
-    "mmoe": ("static", "dense_both", "grouped"),
-    "attention": ("auto", "xla", "xla_chunked", "cudnn", "splash"),
-}
 
 
 def _build(cls: type, values: dict[str, Any], what: str) -> Any:
@@ -211,68 +180,3 @@ def _build(cls: type, values: dict[str, Any], what: str) -> Any:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{what.removesuffix(' key')}: {error}") from None
-
-
-ADDED_TOKENS = 9  # <img>, </img>, <IMG_CONTEXT>, <quad>, </quad>, <ref>, </ref>, <box>, </box>
-
-_INTERNLM2_1_8B = ModelConfig()
-_INTERNLM2_7B = ModelConfig(
-    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
-)
-_INTERNLM2_20B = ModelConfig(
-    hidden_size=6144, intermediate_size=16384, num_hidden_layers=48, num_attention_heads=48, num_key_value_heads=8
-)
-_TINY_LM = ModelConfig(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-    image_token_id=100,
-)
-_TINY_VISION = VisionConfig(hidden_size=32, patch_size=4, image_size=32, num_hidden_layers=2, num_attention_heads=4)
-
-
-def _mono(base: ModelConfig, **changes: Any) -> ModelConfig:
-    """Mono-InternVL over ``base``: patch embedding, added tokens, visual FFN experts."""
-    defaults = {
-        "vocab_size": base.vocab_size + ADDED_TOKENS,
-        "vision": VisionConfig(),
-        "visual_ffn_experts": True,
-        "rope_scaling": RopeScaling("dynamic", 2.0),
-    }
-    return base.replace(**(defaults | changes))
-
-
-def _token_pixels(pixels: int) -> VisionConfig:
-    """One visual token per ``pixels`` x ``pixels`` square: patches of half that edge, shuffled 2x2."""
-    return VisionConfig(patch_size=pixels // 2)
-
-
-PRESETS: dict[str, ModelConfig] = {
-    "internlm2_1_8b": _INTERNLM2_1_8B,
-    "internlm2_7b": _INTERNLM2_7B,
-    "internlm2_20b": _INTERNLM2_20B,
-    "mono_internvl_2b": _mono(_INTERNLM2_1_8B),
-    "mono_internvl_1_5_2b": _mono(_INTERNLM2_1_8B, visual_attention_experts=True),
-    "mono_internvl_7b": _mono(_INTERNLM2_7B),
-    "mono_internvl_20b": _mono(_INTERNLM2_20B),
-    "mono_internvl_2b_14px": _mono(_INTERNLM2_1_8B, vision=_token_pixels(14)),
-    "mono_internvl_2b_56px": _mono(_INTERNLM2_1_8B, vision=_token_pixels(56)),
-    "internvl_1_5_2b": _INTERNLM2_1_8B.replace(
-        vocab_size=92553, vision=VisionConfig(kind="intern_vit"), rope_scaling=RopeScaling("dynamic", 2.0)
-    ),
-    "tiny_lm": _TINY_LM,
-    "tiny_mono": _TINY_LM.replace(vision=_TINY_VISION, visual_ffn_experts=True),
-    "tiny_mono_1_5": _TINY_LM.replace(vision=_TINY_VISION, visual_ffn_experts=True, visual_attention_experts=True),
-    "tiny_modular": _TINY_LM.replace(vision=dataclasses.replace(_TINY_VISION, kind="intern_vit", intermediate_size=64)),
-}
-
-
-def preset(name: str, **changes: Any) -> ModelConfig:
-    """The preset ``name`` with ``changes``; raises ConfigError that names the nearest preset."""
-    if name not in PRESETS:
-        raise unknown_key("preset", name, PRESETS)
-    return PRESETS[name].replace(**changes)

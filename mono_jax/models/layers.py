@@ -1,18 +1,58 @@
-"""The small layers that every model of the family shares.
+"""The small layers that every model of the family shares, and how modules become pure functions.
 
-All modules are Flax NNX modules used functionally: they are built once for their structure and bound
-to a plain dict of arrays with ``nnx.merge`` (see ``model.py``). They hold no mutable state. Kernels
-are [in, out]. Parameters are cast to the dtype of the activations at use; normalisation statistics
-are float32.
+All modules are Flax NNX modules without mutable state. ``Structure`` builds one abstractly and binds it to a plain
+nested dict of arrays when it is called; ``stacked`` makes one module of many equal layers, which ``scan_layers`` runs.
+Kernels are [in, out]. Parameters are cast to the dtype of the activations at use; normalisation statistics are float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 INIT_STD = 0.02
+
+Build = Callable[[nnx.Rngs], nnx.Module]
+
+
+class Structure:
+    """A module without its arrays: ``init`` makes them, ``bind`` puts a nested dict of them in."""
+
+    def __init__(self, build: Build):
+        self._build = build
+        self._graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Random float32 parameters as a plain nested dict."""
+        return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(params=key))))
+
+    def init_stacked(self, key: jax.Array, count: int) -> dict[str, Any]:
+        """Parameters of ``count`` such modules on a new leading axis."""
+        return jax.vmap(self.init)(jax.random.split(key, count))
+
+    def bind(self, params: Mapping[str, Any]) -> Any:
+        """The module with ``params`` as its parameters."""
+        return nnx.merge(self._graph, dict(params))
+
+
+def stacked(build: Build, count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """``count`` layers as one module: each parameter has a leading axis [count, ...]."""
+    structure = Structure(build)
+    return structure.bind(structure.init_stacked(rngs.params(), count))
+
+
+def scan_layers(layers: nnx.Module, x: jax.Array, count: int, wrap: Callable[[Any], Any]) -> jax.Array:
+    """x through the first ``count`` layers of a ``stacked`` module; ``wrap`` (remat) is applied to the scan's body."""
+    graph, state = nnx.split(layers)
+
+    def body(x: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+        return nnx.merge(graph, layer)(x), None
+
+    return jax.lax.scan(wrap(body), x, jax.tree.map(lambda a: a[:count], state))[0]
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mono_jax.models.architecture import ModelConfig
+from mono_jax.models.architecture import Architecture
 
 
-def rotary(config: ModelConfig, positions: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotary(config: Architecture, positions: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [..., head_dim / 2] in float32 for ``positions`` [...].
 
     Args:

@@ -9,13 +9,16 @@ pixels of each token, so convolution and pixel shuffle are a reshape and one mat
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from mono_jax.models.architecture import VisionConfig
-from mono_jax.models.layers import LayerNorm, Linear, RMSNorm
+from mono_jax.models.layers import INIT_STD, LayerNorm, Linear, RMSNorm, scan_layers, stacked
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -71,32 +74,41 @@ class PatchEmbedding(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Embeds the pixels of visual tokens; with ``kind == "intern_vit"`` followed by InternViT over each tile.
-
-    The layers of InternViT are stacked and live beside this module (``vision/layers``).
-    """
+    """Embeds the pixels of visual tokens; with ``kind == "intern_vit"`` followed by InternViT over each tile."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.patch_embedding = PatchEmbedding(config, rngs=rngs)
-        self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.hidden_size,)) * 0.02)
+        self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.hidden_size,)) * INIT_STD)
         self.position_embedding = nnx.Param(
-            jax.random.normal(rngs.params(), (1 + config.grid**2, config.hidden_size)) * 0.02
+            jax.random.normal(rngs.params(), (1 + config.grid**2, config.hidden_size)) * INIT_STD
         )
+        if config.kind == "intern_vit":
+            self.layers = stacked(lambda rngs: ViTLayer(config, rngs=rngs), config.num_hidden_layers, rngs)
 
-    def __call__(self, patches: jax.Array, cells: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Patches [B, V, P, P, 3] and cells int32 [B, V] to patch features [B, V, s*s, C]."""
+    def __call__(self, patches: jax.Array, cells: jax.Array, dtype: jnp.dtype, wrap: Callable[[Any], Any]) -> jax.Array:
+        """Patches [B, V, P, P, 3] and cells int32 [B, V] to patch features [B, V, s*s*C].
+
+        ``wrap`` is the remat of InternViT's layers, for which V must be made of whole tiles.
+        """
         config = self.config
         b, v = cells.shape
         s, p = config.shuffle, config.patch_size
         x = normalise(patches, dtype).reshape(b, v, s, p, s, p, config.num_channels)
         x = x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, v, s * s, p * p * config.num_channels)
         position = jnp.take(cell_embedding(self.position_embedding[...], config), cells, axis=0)
-        return self.patch_embedding(x) + position.astype(dtype)
+        x = self.patch_embedding(x) + position.astype(dtype)
+        if config.kind == "intern_vit":
+            x = self._encode(x.reshape(-1, config.tile_tokens * s * s, config.hidden_size), wrap)
+        return x.reshape(b, v, -1)
 
-    def class_token(self, dtype: jnp.dtype) -> jax.Array:
-        """[C]: the class token with its positional embedding (InternViT alone reads it)."""
-        return (self.class_embedding[...] + self.position_embedding[...][0]).astype(dtype)
+    def _encode(self, x: jax.Array, wrap: Callable[[Any], Any]) -> jax.Array:
+        """x [tiles, patches, C] through InternViT up to ``select_layer``, with a class token in front meanwhile."""
+        config = self.config
+        token = (self.class_embedding[...] + self.position_embedding[...][0]).astype(x.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, config.hidden_size)), x], axis=1)
+        layers = config.select_layer + (config.num_hidden_layers + 1 if config.select_layer < 0 else 0)
+        return scan_layers(self.layers, x, layers, wrap)[:, 1:]
 
 
 class Projector(nnx.Module):

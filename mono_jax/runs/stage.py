@@ -27,12 +27,15 @@ from data_pipelines.loading.loader import PackedData
 from mono_jax import tree
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import CheckpointError, ConfigError, unknown_key
-from mono_jax.models.architecture import ModelConfig, preset
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.sharding import MeshConfig, make_mesh
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training import loop, metrics, stages
 from mono_jax.training import step as train
-from mono_jax.training.optim import OptimConfig, Optimizer, make_optimizer
+from mono_jax.training.optim import Optimizer, make_optimizer
+from mono_jax.training.optim_config import OptimConfig
 from mono_jax.weights import hf
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
@@ -59,7 +62,7 @@ class RunConfig:
     Attributes:
       stage: name in ``mono_jax.training.stages.STAGES``.
       data: keys of ``data_pipelines.config.DataConfig``.
-      model: "preset" (unless ``init`` is given) and keys of ``ModelConfig`` to change.
+      model: "preset" (unless ``init`` is given) and keys of ``Architecture`` to change.
       init: model folder or Hugging Face folder to start from; "" = random weights of the preset.
       steps: updates; or ``epochs`` over the data.
       optim: see ``OptimConfig``; what is not given comes from the stage.
@@ -144,7 +147,7 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def model_config(run: RunConfig) -> ModelConfig:
+def model_config(run: RunConfig) -> Architecture:
     """The architecture: of the weights to start from, or the preset's, with the changes of ``run.model``."""
     changes = dict(run.model)
     name = changes.pop("preset", None)
@@ -158,10 +161,10 @@ def model_config(run: RunConfig) -> ModelConfig:
     for key, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
         values[key] = {**values[key], **value} if nested else value
-    return ModelConfig.from_dict(values)
+    return Architecture.from_dict(values)
 
 
-def check_data_fits(config: ModelConfig, data: PackedData) -> None:
+def check_data_fits(config: Architecture, data: PackedData) -> None:
     """Raises ConfigError if the model cannot read these batches."""
     settings, tokenizer = data.config, data.tokenizer
     if tokenizer.vocab_size > config.vocab_size:

@@ -1,4 +1,4 @@
-"""AdamW per parameter group through ``optax.multi_transform``."""
+"""Optimizers and schedules of optax, one per parameter group through ``optax.multi_transform``."""
 
 from __future__ import annotations
 
@@ -8,56 +8,16 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from mono_jax import tree
-from mono_jax.errors import ConfigError, unknown_key
-from mono_jax.models.architecture import ModelConfig
-from mono_jax.training.stages import GROUPS, Schedule, Stage, groups_of, split
+from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.layer_ranges import canonical
+from mono_jax.training.optim_config import GroupConfig, OptimConfig
+from mono_jax.training.stages import Schedule, Stage, groups_of, split
 
 DECAYED = ("kernel", "embedding", "position_embedding", "class_embedding")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """Settings of the optimizer; None = the stage's own.
-
-    Attributes:
-      learning_rate: peak. group_learning_rates: {group: peak} where a group differs.
-      schedule: "constant" or "cosine", after ``warmup_steps`` (or ``warmup``, a fraction of all steps).
-      weight_decay: decoupled, on kernels and embeddings. group_weight_decays: where a group differs.
-      b1, b2, eps: of AdamW. clip_norm: global norm over the trainable gradients; 0 = no clipping.
-      end: learning rate at the end of "cosine", as a fraction of the peak.
-    """
-
-    learning_rate: float | None = None
-    schedule: Schedule | None = None
-    warmup: float | None = None
-    warmup_steps: int | None = None
-    weight_decay: float | None = None
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 1.0
-    end: float = 0.0
-    group_learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    group_weight_decays: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for table in (self.group_learning_rates, self.group_weight_decays):
-            for group in table:
-                if group not in GROUPS:
-                    raise unknown_key("parameter group", group, GROUPS)
-        if self.schedule not in (None, "constant", "cosine"):
-            raise unknown_key("schedule", str(self.schedule), ("constant", "cosine"))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OptimConfig:
-        """Raises ConfigError that names the nearest valid key."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        for key in values:
-            if key not in names:
-                raise unknown_key("optim key", key, names)
-        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +28,28 @@ class Optimizer:
     schedules: dict[str, Callable[[jax.Array], jax.Array]]
 
 
-def make_schedule(peak: float, kind: Schedule, warmup_steps: int, steps: int, end: float = 0.0) -> optax.Schedule:
-    """Linear warm-up from 0 over ``warmup_steps``, then constant, or a cosine down to ``end * peak`` at ``steps``."""
-    if kind == "constant":
-        after = optax.constant_schedule(peak)
+def make_schedule(
+    peak: float, kind: Schedule, warmup_steps: int, steps: int, *, end: float = 0.0, decay: float = 0.1
+) -> optax.Schedule:
+    """Learning rate by step; see ``OptimConfig`` for the kinds."""
+    low, rest = end * peak, max(steps - warmup_steps, 1)
+    if kind == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=end)
+    elif kind == "linear":
+        after = optax.linear_schedule(peak, low, rest)
+    elif kind == "wsd":
+        falling = min(max(round(decay * steps), 1), rest)
+        falls = optax.linear_schedule(peak, low, falling)
+        after = optax.join_schedules([optax.constant_schedule(peak), falls], [rest - falling])
     else:
-        after = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=end)
+        after = optax.constant_schedule(peak)
     if warmup_steps == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
 
 
 def make_optimizer(
-    stage: Stage, model: ModelConfig, params: Mapping[str, Any], steps: int, config: OptimConfig | None = None
+    stage: Stage, model: Architecture, params: Mapping[str, Any], steps: int, config: OptimConfig | None = None
 ) -> Optimizer:
     """The optimizer of ``stage`` for the trainable part of ``params`` (arrays or their shapes).
 
@@ -92,35 +61,65 @@ def make_optimizer(
     if steps < 1:
         raise ConfigError(f"steps is {steps}: it must be at least 1")
     trainable, _ = split(stage, model, params)
-    labels = {path: group for path, group in groups_of(model, params).items() if path in tree.flatten(trainable)}
+    groups = groups_of(model, params)
+    labels = {path: groups[canonical(path)] for path in tree.flatten(trainable)}
     trained = sorted(set(labels.values()))
-    for table in (config.group_learning_rates, config.group_weight_decays):
-        if idle := sorted(set(table) - set(trained)):
-            raise ConfigError(f"optim names {idle}, which stage {stage.name} does not train (it trains {trained})")
-
+    if idle := sorted(set(config.groups) - set(trained)):
+        raise ConfigError(f"optim.groups names {idle}, which stage {stage.name} does not train (it trains {trained})")
     warmup = stage.warmup if config.warmup is None else config.warmup
     warmup_steps = round(warmup * steps) if config.warmup_steps is None else config.warmup_steps
-    default_rate = stage.learning_rate if config.learning_rate is None else config.learning_rate
-    default_decay = stage.weight_decay if config.weight_decay is None else config.weight_decay
-    kind = config.schedule or stage.schedule
     schedules, transforms = {}, {}
     for group in trained:
-        peak = config.group_learning_rates.get(group, default_rate)
-        schedules[group] = make_schedule(peak, kind, warmup_steps, steps, config.end)
-        transforms[group] = optax.adamw(
-            schedules[group],
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.group_weight_decays.get(group, default_decay),
-            mask=_decay_mask,
-        )
+        own = config.groups.get(group, GroupConfig())
+        peak = _first(own.learning_rate, config.learning_rate, stage.learning_rate)
+        kind = own.schedule or config.schedule or stage.schedule
+        schedules[group] = make_schedule(peak, kind, warmup_steps, steps, end=config.end, decay=config.decay)
+        weight_decay = _first(own.weight_decay, config.weight_decay, stage.weight_decay)
+        transforms[group] = _transform(own.optimizer or config.optimizer, schedules[group], weight_decay, config)
     transform = optax.multi_transform(transforms, tree.unflatten(labels))
     if config.clip_norm:
         transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
     return Optimizer(transform, schedules)
 
 
+def _first(*values: float | None) -> float:
+    """The first value that is given."""
+    return next(value for value in values if value is not None)
+
+
+def _transform(
+    name: str, schedule: optax.Schedule, weight_decay: float, config: OptimConfig
+) -> optax.GradientTransformation:
+    moments = {key: value for key in ("b1", "b2") if (value := getattr(config, key)) is not None}
+    if name == "adamw":
+        return optax.adamw(schedule, **moments, eps=config.eps, weight_decay=weight_decay, mask=_decay_mask)
+    if name == "lion":
+        return optax.lion(schedule, **moments, weight_decay=weight_decay, mask=_decay_mask)
+    if name == "adafactor":
+        direction = optax.adafactor(None, multiply_by_parameter_scale=False)
+    else:
+        direction = optax.contrib.muon(
+            1.0,
+            consistent_rms=0.2,  # updates as large as AdamW's, so that learning rates carry over (arXiv 2502.16982)
+            muon_weight_dimension_numbers=_muon_dimensions,
+            **{f"adam_{key}": value for key, value in moments.items()},
+        )
+    # Weight decay as in AdamW: times the learning rate, and only on what the mask names. The direction points downhill.
+    decayed = optax.add_decayed_weights(-weight_decay, mask=_decay_mask)
+    return optax.chain(direction, decayed, optax.scale_by_schedule(schedule))
+
+
 def _decay_mask(params: Any) -> Any:
     """True for kernels and embeddings, False for scales and biases (stacking hides their rank, so by name)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """Input and output axes of the kernels of decoder layers [L, in, out]; None = left to AdamW."""
+
+    def dimensions(path: tuple[Any, ...], leaf: jax.Array) -> Any:
+        if path[-1].key != "kernel" or not str(path[0].key).startswith("layers"):
+            return None
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=leaf.ndim - 2, output_axis=leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)

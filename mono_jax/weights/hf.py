@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError, unknown_key
-from mono_jax.models.architecture import ModelConfig, RopeScaling, VisionConfig
+from mono_jax.models.architecture import Architecture, RopeScaling, VisionConfig
 from mono_jax.models.transformer import Model
 
 Params = dict[str, Any]
@@ -118,7 +118,7 @@ _TABLE: dict[str, tuple[str, str]] = {
 
 
 @functools.lru_cache(maxsize=16)
-def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def param_shapes(config: Architecture) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of ``config`` by path; stacked layers have a leading axis."""
     return {path: leaf.shape for path, leaf in tree.flatten(Model(config).abstract_params()).items()}
 
@@ -202,7 +202,7 @@ class _Tensor:
         return array.reshape(self.hf_shape)
 
 
-def _tensors(config: ModelConfig, names: Names | None) -> list[_Tensor]:
+def _tensors(config: Architecture, names: Names | None) -> list[_Tensor]:
     """The rows of the table that ``config`` has; every parameter exactly once."""
     for path, pattern in (names or {}).items():
         if path not in _TABLE:
@@ -282,8 +282,8 @@ _VISION_KINDS = {"intern_vit_patch": "patch_embed", "intern_vit_6b": "intern_vit
 
 def config_from_hf(
     values: Mapping[str, Any], *, image_token_id: int | None = None, file: str | Path = "config.json"
-) -> ModelConfig:
-    """The ModelConfig of a Hugging Face config.json (``internvl_chat`` or ``internlm2``).
+) -> Architecture:
+    """The Architecture of a Hugging Face config.json (``internvl_chat`` or ``internlm2``).
 
     ``image_token_id``: id of <IMG_CONTEXT>; default: the key of that name, else InternLM2's 92546.
     Raises ConfigError that names ``file``, the key and the fix.
@@ -302,7 +302,7 @@ def config_from_hf(
         if values.get(key):
             raise ConfigError(f"{file}: {key} is {values[key]!r}: merge the LoRA weights first and set it to 0")
     vision = _vision(top, _Section(values.get("vision_config"), f"{file}: vision_config"))
-    default = ModelConfig.image_token_id
+    default = Architecture.image_token_id
     return _build(
         file,
         **_language_keys(language),
@@ -313,9 +313,9 @@ def config_from_hf(
     )
 
 
-def _build(file: str | Path, **keys: Any) -> ModelConfig:
+def _build(file: str | Path, **keys: Any) -> Architecture:
     try:
-        return ModelConfig(**keys)
+        return Architecture(**keys)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
@@ -390,7 +390,7 @@ CHAT_DEFAULTS = {
 }
 
 
-def config_to_hf(config: ModelConfig, original: Mapping[str, Any] | None = None, dtype: Any = None) -> dict[str, Any]:
+def config_to_hf(config: Architecture, original: Mapping[str, Any] | None = None, dtype: Any = None) -> dict[str, Any]:
     """config.json of ``config``. Keys of ``original`` that this project does not know are kept.
 
     ``original`` may be that of the dense base of a multimodal ``config``. ``dtype`` (of the weights) is written
@@ -430,7 +430,7 @@ def _update(section: dict[str, Any], values: Mapping[str, Any]) -> None:
             section[key] = value
 
 
-def _hf_language(config: ModelConfig, architecture: str) -> dict[str, Any]:
+def _hf_language(config: Architecture, architecture: str) -> dict[str, Any]:
     scaling = config.rope_scaling
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     keys += ("num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings", "bias")
@@ -450,7 +450,7 @@ def _hf_vision(vision: VisionConfig) -> dict[str, Any]:
     return {"model_type": model_type, **{key: getattr(vision, key) for key in keys}}
 
 
-def _hf_top(config: ModelConfig) -> dict[str, Any]:
+def _hf_top(config: Architecture) -> dict[str, Any]:
     vision = config.vision
     top = {
         "architectures": ["InternVLChatModel"],
@@ -460,7 +460,7 @@ def _hf_top(config: ModelConfig) -> dict[str, Any]:
         "ps_version": vision.ps_version,
         "select_layer": vision.select_layer,
     }
-    if config.image_token_id != ModelConfig.image_token_id:
+    if config.image_token_id != Architecture.image_token_id:
         top["image_token_id"] = config.image_token_id
     return top
 
@@ -483,8 +483,8 @@ def image_token_id(directory: str | Path) -> int | None:
 
 def read_config(
     directory: str | Path, *, image_token_id_: int | None = None, names: Names | None = None
-) -> ModelConfig:
-    """The ModelConfig of a Hugging Face folder; <IMG_CONTEXT> is resolved by name where its files tell.
+) -> Architecture:
+    """The Architecture of a Hugging Face folder; <IMG_CONTEXT> is resolved by name where its files tell.
 
     Visual attention experts are also recognised by their tensors, since no published config.json announces them.
     """
@@ -566,7 +566,7 @@ def _read(entry: _Entry, name: str) -> np.ndarray:
         return handle.get_tensor(name)
 
 
-def open_params(directory: str | Path, config: ModelConfig, *, names: Names | None = None) -> Params:
+def open_params(directory: str | Path, config: Architecture, *, names: Names | None = None) -> Params:
     """The weights of a Hugging Face folder as a nested dict of LazyArray: nothing is read yet.
 
     Raises one WeightsError that lists all missing, unexpected and misshapen tensors.
@@ -617,7 +617,9 @@ def _raise_if_any(what: str, missing: list[str], unexpected: list[str], wrong: l
         raise WeightsError(f"{what}: {'; '.join(problems)}")
 
 
-def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None, *, names: Names | None = None) -> Params:
+def load_params(
+    directory: str | Path, config: Architecture, dtype: Any = None, *, names: Names | None = None
+) -> Params:
     """The weights of a Hugging Face folder as a nested dict of numpy arrays, stacked over layers.
 
     ``dtype`` None keeps what is stored. Errors: see ``open_params``.
@@ -633,7 +635,7 @@ def load_params(directory: str | Path, config: ModelConfig, dtype: Any = None, *
 
 def save_params(
     directory: str | Path,
-    config: ModelConfig,
+    config: Architecture,
     params: Params,
     *,
     names: Names | None = None,
@@ -697,7 +699,7 @@ def _write_file(file: Path, shard: list[tuple[_Tensor, int | None]], flat: Mappi
     return offset
 
 
-def check_params(config: ModelConfig, flat: Mapping[str, Any]) -> None:
+def check_params(config: Architecture, flat: Mapping[str, Any]) -> None:
     """Raises WeightsError listing every parameter that is missing, unexpected or misshapen for ``config``."""
     shapes = param_shapes(config)
     missing = [path for path in shapes if path not in flat]
@@ -727,7 +729,7 @@ def companion_files(directory: str | Path) -> list[Path]:
 
 def save_hf(
     directory: str | Path,
-    config: ModelConfig,
+    config: Architecture,
     params: Params,
     *,
     original: Mapping[str, Any] | None = None,
@@ -742,7 +744,7 @@ def save_hf(
 
 
 def named_tensors(
-    config: ModelConfig, params: Mapping[str, Any], *, names: Names | None = None
+    config: Architecture, params: Mapping[str, Any], *, names: Names | None = None
 ) -> dict[str, np.ndarray]:
     """{checkpoint name: array in the checkpoint's shape} of a tree in memory (parameters, or gradients of them)."""
     flat = tree.flatten(params)

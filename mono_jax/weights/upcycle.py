@@ -16,7 +16,7 @@ import numpy as np
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import ModelConfig, VisionConfig
+from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.transformer import Model
 from mono_jax.weights.hf import LazyArray
 
@@ -24,7 +24,7 @@ _ROWS = 4096  # of the embedding that are averaged at a time
 
 
 def embed_experts(
-    config: ModelConfig,
+    config: Architecture,
     params: Mapping[str, Any],
     *,
     vision: VisionConfig | None = None,
@@ -32,7 +32,7 @@ def embed_experts(
     vocab_size: int | None = None,
     image_token_id: int | None = None,
     seed: int = 0,
-) -> tuple[ModelConfig, tree.Tree]:
+) -> tuple[Architecture, tree.Tree]:
     """The monolithic multimodal model made of ``config`` and ``params``; what is there already is kept.
 
     Args:
@@ -100,7 +100,7 @@ def _grown(leaf: Any, size: int, axis: int) -> Any:
     return LazyArray(shape, leaf.dtype, False, grown)
 
 
-def _new_vision(config: ModelConfig, dtype: np.dtype, seed: int) -> dict[str, Any]:
+def _new_vision(config: Architecture, dtype: np.dtype, seed: int) -> dict[str, Any]:
     # The same initialisation as a whole new model of this width; the unneeded language model is kept small.
     small = config.replace(vocab_size=1, intermediate_size=1, num_hidden_layers=1)
     new = tree.flatten(_init_vision(small, jax.random.key(seed)))
@@ -108,6 +108,6 @@ def _new_vision(config: ModelConfig, dtype: np.dtype, seed: int) -> dict[str, An
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init_vision(config: ModelConfig, key: jax.Array) -> tree.Tree:
+def _init_vision(config: Architecture, key: jax.Array) -> tree.Tree:
     params = Model(config).init(key)
     return {name: params[name] for name in ("vision", "projector")}

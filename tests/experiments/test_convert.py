@@ -21,7 +21,7 @@ from data_pipelines.encoding.text import Tokenizer
 from experiments import convert
 from mono_jax import cli, tree
 from mono_jax.checkpoints import checkpoint
-from mono_jax.models.architecture import preset
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.weights import hf
 

@@ -20,7 +20,8 @@ from mono_jax import cli
 from mono_jax.checkpoints import checkpoint
 from mono_jax.generation import chat
 from mono_jax.generation.decode import Generator, Prompt, Sampling
-from mono_jax.models.architecture import VisionConfig, preset
+from mono_jax.models.architecture import VisionConfig
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.weights import hf
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments import parity
 from mono_jax.errors import MonoJaxError
-from mono_jax.training.optim import OptimConfig
+from mono_jax.training.optim_config import OptimConfig
 
 GOLDEN = [
     "mono_tiny/forward",

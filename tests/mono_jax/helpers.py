@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from data_pipelines.batch import Batch, BatchSpec
-from mono_jax.models.architecture import ModelConfig
+from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 
 SPEC = BatchSpec(visual=16, text=16, token_pixels=8)
@@ -35,7 +35,7 @@ def random_batch(rows: int, spec: BatchSpec = SPEC, seed: int = 0, vocab: int = 
     return batch
 
 
-def random_params(config: ModelConfig, seed: int = 0, size: float = 0.25) -> dict[str, Any]:
+def random_params(config: Architecture, seed: int = 0, size: float = 0.25) -> dict[str, Any]:
     """All parameters random, norm scales around 1: nothing hides behind a fresh model's zeros and ones."""
     rng = np.random.default_rng(seed)
 
@@ -50,6 +50,6 @@ def with_nan(batch: Batch) -> Batch:
     return batch | {"loss_weights": np.full_like(batch["loss_weights"], np.nan)}
 
 
-def stage_for(config: ModelConfig, number: str) -> str:
+def stage_for(config: Architecture, number: str) -> str:
     """The stage's EViP++ name for a model with visual attention experts."""
     return number + ("++" if config.visual_attention_experts else "")

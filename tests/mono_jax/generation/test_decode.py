@@ -13,7 +13,7 @@ import pytest
 from mono_jax.errors import GenerationError
 from mono_jax.generation import decode as generate
 from mono_jax.generation.decode import Generation, Generator, Prompt, Sampling
-from mono_jax.models.architecture import PRESETS, preset
+from mono_jax.models.presets import PRESETS, preset
 from tests.mono_jax.helpers import random_params
 
 IMAGE = 100  # placeholder of the tiny presets

@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import PRESETS, ModelConfig, RopeScaling, VisionConfig, preset
+from mono_jax.models.architecture import Architecture, RopeScaling, VisionConfig
+from mono_jax.models.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_a_dict(name: str):
     config = preset(name)
-    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert Architecture.from_dict(config.to_dict()) == config
 
 
 def test_misspelt_keys_name_the_nearest():
@@ -18,7 +19,7 @@ def test_misspelt_keys_name_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'mono_internvl_2b'"):
         preset("mono_internvl_2")
     with pytest.raises(ConfigError, match="did you mean 'patch_size'"):
-        ModelConfig.from_dict({"vision": {"patchsize": 14}})
+        Architecture.from_dict({"vision": {"patchsize": 14}})
     with pytest.raises(ConfigError, match="did you mean 'dots'"):
         preset("tiny_mono", remat="dot")
 

@@ -12,13 +12,15 @@ import pytest
 from jax.sharding import NamedSharding
 
 from data_pipelines.batch import BatchSpec
-from mono_jax.models.architecture import preset
-from mono_jax.models.attention import SequenceOrder, Slots, attend
+from mono_jax.models.attention import SequenceOrder, attend
+from mono_jax.models.slots import Slots
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.parallel import sharding
 from mono_jax.training import stages
 from mono_jax.training import step as train
-from mono_jax.training.optim import OptimConfig, make_optimizer
+from mono_jax.training.optim import make_optimizer
+from mono_jax.training.optim_config import OptimConfig
 from pallas_kernels.checks import tpu as tpu_aot
 from pallas_kernels.experts.contract import Unavailable
 from tests.mono_jax.helpers import random_batch

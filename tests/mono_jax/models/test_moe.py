@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.batch import elastic
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import preset
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training.step import loss_sum
 from tests.mono_jax.helpers import SPEC, random_batch

@@ -19,7 +19,8 @@ from data_pipelines.batch import BatchSpec
 from experiments import parity
 from mono_jax import tree
 from mono_jax.models import attention
-from mono_jax.models.architecture import PRESETS, ModelConfig, preset
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.presets import PRESETS, preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import step as train
 from mono_jax.weights import hf
@@ -30,7 +31,9 @@ CONFIG = preset("tiny_mono_1_5", bias=True)
 WIDTH = CONFIG.hidden_size
 
 
-def loss_and_gradients(config: ModelConfig, params: tree.Tree, batch: dict[str, np.ndarray]) -> tuple[float, tree.Tree]:
+def loss_and_gradients(
+    config: Architecture, params: tree.Tree, batch: dict[str, np.ndarray]
+) -> tuple[float, tree.Tree]:
     """Sum of the weighted losses, and its gradient by path."""
 
     def loss(params: tree.Tree, batch: dict[str, jax.Array]) -> jax.Array:
@@ -40,12 +43,12 @@ def loss_and_gradients(config: ModelConfig, params: tree.Tree, batch: dict[str, 
     return float(value), {path: np.asarray(leaf) for path, leaf in tree.flatten(gradients).items()}
 
 
-def hidden(config: ModelConfig, params: tree.Tree, batch: dict[str, np.ndarray], dtype: Any = F32) -> np.ndarray:
+def hidden(config: Architecture, params: tree.Tree, batch: dict[str, np.ndarray], dtype: Any = F32) -> np.ndarray:
     """float32 [B, T, d], the text slots after the final norm."""
     return np.asarray(_hidden(config, dtype)(params, batch), np.float32)
 
 
-def _hidden(config: ModelConfig, dtype: Any) -> Any:
+def _hidden(config: Architecture, dtype: Any) -> Any:
     key = (config, jnp.dtype(dtype))
     if key not in _COMPILED:
         _COMPILED[key] = jax.jit(lambda params, batch: Model(config)(params, batch, dtype).hidden)
@@ -84,14 +87,14 @@ def plain(params: tree.Tree, batch: dict[str, np.ndarray]) -> tuple[float, tree.
 # ------------------------------------------------------------------ the real sizes, by eval_shape
 
 
-def language_size(config: ModelConfig) -> int:
+def language_size(config: Architecture) -> int:
     """Parameters of InternLM2 with this config, from its dimensions."""
     d, ff, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
     qkv = d * (config.num_attention_heads + 2 * config.num_key_value_heads) * d // config.num_attention_heads
     return 2 * vocabulary * d + d + config.num_hidden_layers * (qkv + d * d + 3 * d * ff + 2 * d)
 
 
-def embedding_size(config: ModelConfig) -> int:
+def embedding_size(config: Architecture) -> int:
     """Patch embedding, positional table, class slot and projector."""
     vision, d = config.vision, config.hidden_size
     width = 4 * vision.hidden_size
@@ -289,7 +292,7 @@ def test_dense_both_does_the_work_of_both_experts() -> None:
     abstract = Model(config).abstract_params()
     fields = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in SPEC.fields().items()}
 
-    def flops(config: ModelConfig) -> float:
+    def flops(config: Architecture) -> float:
         lowered = jax.jit(lambda p, b: Model(config)(p, b, F32).hidden).lower(abstract, fields)
         return lowered.compile().cost_analysis()["flops"]
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from data_pipelines.batch import elastic
-from mono_jax.models.architecture import preset
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import metrics, stages
 from tests.mono_jax.helpers import SPEC, random_batch

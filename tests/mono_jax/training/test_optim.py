@@ -8,7 +8,7 @@ import pytest
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import preset
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import optim, stages
 

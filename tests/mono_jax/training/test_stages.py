@@ -5,7 +5,7 @@ import pytest
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import PRESETS, preset
+from mono_jax.models.presets import PRESETS, preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import stages
 

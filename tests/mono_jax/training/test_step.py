@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mono_jax import tree
-from mono_jax.models.architecture import ModelConfig, preset
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.parallel import sharding
 from mono_jax.training import optim, stages
@@ -24,18 +25,18 @@ SETTINGS = optim.OptimConfig(learning_rate=1e-2, warmup=0.0, weight_decay=0.1)
 
 
 @cache
-def weights(config: ModelConfig) -> tree.Tree:
+def weights(config: Architecture) -> tree.Tree:
     return Model(config).init(jax.random.key(0))
 
 
-def prepare(config: ModelConfig, stage_name: str, dtype=F32, accumulate: int = 1):
+def prepare(config: Architecture, stage_name: str, dtype=F32, accumulate: int = 1):
     model, stage = Model(config), stages.get_stage(stage_name)
     optimizer = optim.make_optimizer(stage, config, weights(config), 100, SETTINGS)
     state, frozen = train.init_state(stage, model, optimizer, weights(config), dtype)
     return model, train.make_train_step(model, optimizer, dtype=dtype, accumulate=accumulate), state, frozen
 
 
-def run(config: ModelConfig, stage: str, steps: int = 3, dtype=F32, accumulate: int = 1, rows: int = 8):
+def run(config: Architecture, stage: str, steps: int = 3, dtype=F32, accumulate: int = 1, rows: int = 8):
     _, step, state, frozen = prepare(config, stage, dtype, accumulate)
     step = jax.jit(step)
     values = []
@@ -63,13 +64,13 @@ def test_frozen_leaves_keep_their_bits_and_all_others_move(name: str, dtype, num
     assert set(tree.flatten(frozen)).isdisjoint(tree.flatten(state["trainable"]))
 
 
-def frozen_matmuls(config: ModelConfig, stage: str) -> int:
+def frozen_matmuls(config: Architecture, stage: str) -> int:
     """Kernels that take part in a matmul and stay frozen (embeddings are looked up)."""
     _, frozen = stages.split(stages.get_stage(stage), config, weights(config))
     return sum(path.endswith("kernel") for path in tree.flatten(frozen))
 
 
-def compiled_dots(config: ModelConfig, stage: str) -> int:
+def compiled_dots(config: Architecture, stage: str) -> int:
     _, step, state, frozen = prepare(config, stage)
     return len(re.findall(r" dot\(", jax.jit(step).lower(state, frozen, random_batch(2)).compile().as_text()))
 

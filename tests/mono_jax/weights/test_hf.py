@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError
-from mono_jax.models.architecture import PRESETS, ModelConfig, RopeScaling, VisionConfig, preset
+from mono_jax.models.architecture import Architecture, RopeScaling, VisionConfig
+from mono_jax.models.presets import PRESETS, preset
 from mono_jax.weights import hf
 
 GOLDEN = ("mono_tiny", "mono_tiny_ntk", "modular_tiny")
@@ -194,7 +195,7 @@ def test_presets_have_unique_names_and_survive_their_config_json(name):
     named = [row.name(n) for row in hf._tensors(config, None) for n in row.slices]
     assert len(named) == len(set(named))
     assert hf.config_from_hf(json.loads(json.dumps(hf.config_to_hf(config)))) == dataclasses.replace(
-        config, image_token_id=config.image_token_id if config.vision else ModelConfig.image_token_id
+        config, image_token_id=config.image_token_id if config.vision else Architecture.image_token_id
     )
 
 

@@ -1,0 +1,77 @@
+"""Ranges of decoder layers as parameters of their own, so that some layers can train while others stay frozen.
+
+Decoder layers are stacked: a parameter ``layers/...`` is [L, ...]. Where only the layers a to b - 1 of it train, the
+training state holds them under ``layers[a:b]/...`` and the rest under ``layers[0:a]/...`` and ``layers[b:L]/...``.
+Nothing else sees such paths: ``joined`` puts the pieces together again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from mono_jax import tree
+
+_PIECE = re.compile(r"layers\[(\d+):(\d+)\]")
+
+
+def canonical(path: str) -> str:
+    """The path of the whole parameter that ``path`` may be a piece of."""
+    return _PIECE.sub("layers", path, count=1)
+
+
+def cut(path: str, leaf: Any, start: int, stop: int) -> list[tuple[str, Any, bool]]:
+    """(path, array, inside) of the pieces of ``leaf`` [L, ...] before, in and after the layers start to stop - 1.
+
+    ``leaf`` may be an array or its shape (``jax.ShapeDtypeStruct``).
+    """
+    rest, count = path.removeprefix("layers/"), leaf.shape[0]
+    pieces = ((0, start, False), (start, stop, True), (stop, count, False))
+    if (start, stop) == (0, count):
+        return [(path, leaf, True)]
+    return [(f"layers[{a}:{b}]/{rest}", _rows(leaf, a, b), inside) for a, b, inside in pieces if a < b]
+
+
+def _rows(leaf: Any, start: int, stop: int) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((stop - start, *leaf.shape[1:]), leaf.dtype)
+    return leaf[start:stop]
+
+
+def joined(params: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]) -> tree.Tree:
+    """``params`` with every piece back in its whole parameter; ``concatenate`` joins arrays along axis 0."""
+    whole: dict[str, Any] = {}
+    pieces: dict[str, dict[int, Any]] = {}
+    for path, leaf in tree.flatten(params).items():
+        if piece := _PIECE.match(path):
+            pieces.setdefault(canonical(path), {})[int(piece[1])] = leaf
+        else:
+            whole[path] = leaf
+    whole |= {path: concatenate([leaf for _, leaf in sorted(parts.items())]) for path, parts in pieces.items()}
+    return tree.unflatten(whole)
+
+
+def segments(params: Mapping[str, Any], count: int) -> list[tuple[int, int, tree.Tree]]:
+    """(start, stop, layers): runs of decoder layers whose parameters, [stop - start, ...], come from one piece each.
+
+    Without pieces this is one run of all ``count`` layers. A run never mixes trainable and frozen layers of one
+    parameter, so the backward pass computes no weight gradient of a frozen layer.
+    """
+    spans = {name: tuple(map(int, piece.groups())) for name in params if (piece := _PIECE.fullmatch(name))}
+    if not spans:
+        return [(0, count, params["layers"])]
+    spans |= {"layers": (0, count)} if "layers" in params else {}
+    borders = sorted({border for span in spans.values() for border in span})
+    runs = []
+    for start, stop in itertools.pairwise(borders):
+        layers: dict[str, Any] = {}
+        for name, (first, last) in spans.items():
+            if first <= start and stop <= last:
+                for path, leaf in tree.flatten(params[name]).items():
+                    layers[path] = leaf[start - first : stop - first]
+        runs.append((start, stop, tree.unflatten(layers)))
+    return runs

@@ -1,0 +1,74 @@
+"""The device mesh: its axes, batches on it, and kernels that run on each device's own part.
+
+Axes: ``data`` (rows of the batch), ``fsdp`` (rows and parameters), ``tensor`` (heads and FFN columns). The mesh in
+use while a function is traced is JAX's own (``jax.sharding.use_abstract_mesh``); its devices may be absent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, get_abstract_mesh
+
+from mono_jax.errors import ConfigError
+from mono_jax.parallel.mesh_config import AXES, MeshConfig
+
+ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
+BATCH = PartitionSpec(ROWS)
+
+
+def make_mesh(config: MeshConfig | None = None, devices: list[jax.Device] | None = None) -> Mesh:
+    """Raises ConfigError if the axes do not multiply to the number of devices."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config or MeshConfig(), axis) for axis in AXES]
+    if sizes.count(-1) == 1:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = len(devices) // known if known else 0
+    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        axes = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+        raise ConfigError(f"mesh {axes} does not fit {len(devices)} devices: change config.mesh")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of the global batch, as global arrays sharded over data and fsdp."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """``function``, traced for ``mesh``: ``per_device``, ``platform`` and the choice of kernels then look at its
+    devices.
+    """
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced
+
+
+def platform() -> str:
+    """What is traced runs on "cpu", "gpu" or "tpu"."""
+    device = get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else {"cuda": "gpu"}.get(device.platform, device.platform)
+
+
+def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """``function`` run by each device on its own part (``jax.shard_map``), or as it is where there is no mesh.
+
+    Kernels need this: the partitioner splits XLA's own operations only.
+    """
+    if get_abstract_mesh().size <= 1:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def tensor_axis(size: int) -> str | None:
+    """The axis that splits ``size`` heads or columns; None where it does not divide them: not split."""
+    shape = get_abstract_mesh().shape
+    return "tensor" if "tensor" in shape and size % shape["tensor"] == 0 else None

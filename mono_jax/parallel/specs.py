@@ -1,0 +1,80 @@
+"""One table from parameter paths to PartitionSpecs, and the shardings that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mono_jax import tree
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.layer_ranges import canonical
+
+P = PartitionSpec
+
+
+def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
+    """(pattern, PartitionSpec) for every parameter of ``config``'s model; stacked layers come first."""
+    columns, rows = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")
+    bias = r"|layers/attention/wo/bias" if config.bias else ""
+    table = [
+        (r"embed/embedding", P("tensor", "fsdp")),
+        (r"layers/(visual_)?(attention/wqkv|feed_forward/(gate|up))/kernel", columns),
+        (r"layers/(attention/wo|(visual_)?feed_forward/down)/kernel", rows),
+        (rf"(layers/.*_norm|final_norm)/scale{bias}", P()),
+    ]
+    if config.bias:
+        table.append((r"layers/(visual_)?attention/wqkv/bias", P(None, "tensor")))
+    if not config.tie_word_embeddings:
+        table.append((r"lm_head/kernel", P("fsdp", "tensor")))
+    if config.vision is not None:
+        table += [
+            (r"projector/fc1/kernel", P("fsdp", "tensor")),
+            (r"projector/fc2/kernel", P("tensor", "fsdp")),
+            (r"vision/(patch_embedding/.*|.*_embedding)|projector/(.*/bias|norm/scale)", P()),
+        ]
+        if config.vision.kind == "intern_vit":
+            table += [
+                (r"vision/layers/(attn/qkv|mlp/fc1)/kernel", columns),
+                (r"vision/layers/(attn/proj|mlp/fc2)/kernel", rows),
+                (r"vision/layers/(.*/(scale|bias))", P()),
+            ]
+    return table
+
+
+def param_shardings(config: Architecture, params: Mapping[str, Any], mesh: Mesh) -> tree.Tree:
+    """NamedShardings in the shape of ``params`` (arrays or their shapes, also pieces of stacked layers).
+
+    An axis that does not divide a dimension (a vocabulary of 92,553, say) is dropped there.
+    """
+    flat = tree.flatten(params)
+    specs = tree.match(spec_table(config), {canonical(path) for path in flat}, "sharding table")
+    return tree.unflatten(
+        {path: NamedSharding(mesh, _fit(specs[canonical(path)], leaf.shape, mesh)) for path, leaf in flat.items()}
+    )
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    kept = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape)]
+    return P(*kept)
+
+
+def like_params(target: Any, params: tree.Tree, shardings: tree.Tree, mesh: Mesh) -> Any:
+    """Shardings for a tree such as an optimizer state.
+
+    A leaf whose path ends in a parameter's path and that has its shape is laid out like it; everything else is
+    replicated.
+    """
+    places, shapes = tree.flatten(shardings), {path: leaf.shape for path, leaf in tree.flatten(params).items()}
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        for start in range(len(keys)):
+            name = "/".join(keys[start:])
+            if name in places and leaf.shape == shapes[name]:
+                return places[name]
+        return NamedSharding(mesh, P())
+
+    return jax.tree_util.tree_map_with_path(place, target)

@@ -1,0 +1,96 @@
+"""Useful work: tokens of a batch, FLOPs of a step over them, and the peak of a device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.batch import boundaries
+from mono_jax.models.architecture import Architecture
+
+# Dense bf16 peak of one device in FLOP/s, from the vendors' data sheets; the key is part of the device's kind.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+
+
+class TokenCounts(dict[str, float]):
+    """Real (not padding) work of a batch: ``visual`` and ``text`` tokens, ``pairs`` of attending tokens."""
+
+
+def count_tokens(batch: Mapping[str, np.ndarray]) -> TokenCounts:
+    """Counts a host batch; exact, since a token at position p of its sample attends to p + 1 tokens."""
+    real = batch["segments"] > 0
+    visual = real & (batch["order"] < boundaries(batch)[:, None])
+    pairs = (batch["positions"] + 1)[real].sum(dtype=np.int64)
+    return TokenCounts(visual=int(visual.sum()), text=int(real.sum() - visual.sum()), pairs=int(pairs))
+
+
+def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[str, float]) -> float:
+    """Model FLOPs of one training step over the tokens counted.
+
+    A matmul costs 2 FLOPs per multiply-add forward, the same again for its input's gradient, and once more for
+    its weight's gradient only where its group trains. Recomputation and padding do not count.
+    """
+    d, layers = config.hidden_size, config.num_hidden_layers
+    visual, text = counts["visual"], counts["text"]
+    tokens = visual + text
+    expert = 6 * d * config.intermediate_size * layers
+    qkv = 2 * d * config.qkv_dim * layers
+
+    def cost(forward: float, group: str, *, input_gradient: bool = True) -> float:
+        return forward * (1 + input_gradient + (group in trained))
+
+    own_experts = config.visual_ffn_experts
+    own_qkv = config.visual_attention_experts
+    total = cost(expert * text, "text_experts")
+    total += cost(expert * visual, "visual_experts" if own_experts else "text_experts")
+    total += cost(qkv * text, "attention") + cost(qkv * visual, "visual_attention" if own_qkv else "attention")
+    total += cost(2 * d * d * layers * tokens, "attention")
+    total += 3 * 4 * d * counts["pairs"] * layers  # scores and their product with v: both operands are activations
+    total += cost(2 * d * config.vocab_size * text, "token_embeddings")
+    if config.vision is not None:
+        vision = config.vision
+        shuffled = vision.hidden_size * vision.shuffle**2
+        pixels = vision.token_pixels**2 * vision.num_channels
+        total += cost(2 * pixels * vision.hidden_size * visual, "visual_embedding", input_gradient=False)
+        total += cost(2 * (shuffled * d + d * d) * visual, "visual_embedding")
+        if vision.kind == "intern_vit":
+            patches = visual * vision.shuffle**2
+            width = vision.hidden_size
+            per_patch = 2 * width * (4 * width + 2 * vision.intermediate_size)
+            total += cost(per_patch * patches * vision.num_hidden_layers, "visual_encoder")
+            total += 3 * 4 * width * patches * vision.tile_tokens * vision.shuffle**2 * vision.num_hidden_layers
+    return float(total)
+
+
+def peak_flops(device: jax.Device | None = None, dtype: jnp.dtype = jnp.bfloat16) -> float:
+    """FLOP/s that one device can do: the data sheet's number, or for other devices a matmul measured here."""
+    device = device or jax.local_devices()[0]
+    for name, peak in PEAK_FLOPS.items():
+        if name in device.device_kind:
+            return peak
+    size = 1024
+    x = jax.device_put(jnp.ones((size, size), jnp.float32 if device.platform == "cpu" else dtype), device)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    share = sum(d.platform == "cpu" for d in jax.local_devices()) if device.platform == "cpu" else 1
+    return 2 * size**3 / best / share  # simulated CPU devices share the cores
