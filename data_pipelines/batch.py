@@ -22,6 +22,10 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]
 
+# Pixels p of ``patches`` are given to the model as (p / 255 - mean) / std, by channel (RGB).
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:

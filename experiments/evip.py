@@ -29,6 +29,7 @@ from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.text import Tokenizer
 from data_pipelines.loading.loader import PackedData
 from data_pipelines.recipes.sets import load_manifest
+from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import cli, tree
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, unknown_key
@@ -140,7 +141,7 @@ class Evip:
                 vision=VisionConfig(**self.config.vision),
                 attention_experts=self.config.attention_experts,
                 vocab_size=max(config.vocab_size, tokenizer.vocab_size),
-                image_token_id=tokenizer.id(hf.IMAGE_TOKEN),
+                image_token_id=tokenizer.id(IMAGE_CONTEXT),
             )
             checkpoint.save_model(target, config, params, extra_files=hf.companion_files(init))
             print(f"visual experts embedded: {target}")

@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.encoding.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     RESIZERS,
     ExactResizer,
     ImageLimits,
@@ -154,7 +153,7 @@ def baseline(shards: str, tiling: Tiling, count: int, normalise: bool) -> int:
                 if normalise:
                     for tile in tiles:
                         values = np.asarray(tile, np.float32) / np.float32(255)
-                        (values - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+                        (values - IMAGENET_MEAN) / IMAGENET_STD
                 done += 1
                 if done == count:
                     return done

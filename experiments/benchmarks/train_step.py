@@ -34,12 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.batch import Batch, BatchSpec
+from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Batch, BatchSpec
 from mono_jax import cli, tree
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.models.architecture import ModelConfig, VisionConfig, preset
 from mono_jax.models.transformer import Model
-from mono_jax.models.vision import IMAGENET_MEAN, IMAGENET_STD
 from mono_jax.parallel.sharding import make_mesh, put_batch
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from data_pipelines.special_tokens import IMAGE_TOKENS
 from mono_jax.errors import ConfigError, unknown_key
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
@@ -213,7 +214,7 @@ def _build(cls: type, values: dict[str, Any], what: str) -> Any:
         raise ConfigError(f"{what.removesuffix(' key')}: {error}") from None
 
 
-ADDED_TOKENS = 9  # <img>, </img>, <IMG_CONTEXT>, <quad>, </quad>, <ref>, </ref>, <box>, </box>
+ADDED_TOKENS = len(IMAGE_TOKENS)
 
 _INTERNLM2_1_8B = ModelConfig()
 _INTERNLM2_7B = ModelConfig(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_pipelines.encoding.images import Tiling, image_patches
 from data_pipelines.encoding.text import ChatEncoder, Tokenizer
+from data_pipelines.special_tokens import END_TOKENS
 from experiments import generate as command
 from mono_jax import cli
 from mono_jax.checkpoints import checkpoint
@@ -77,7 +78,7 @@ def test_an_answer_is_the_models(
     assert len(patches) == 48
     ids, _ = ChatEncoder(tokenizer).conversation([("human", "what is this")], [48], answer=True)
     config, params = checkpoint.load_model(folder)
-    stops = (tokenizer.eos, *(tokenizer.id(name) for name in chat.END_TOKENS))
+    stops = (tokenizer.eos, *(tokenizer.id(name) for name in END_TOKENS))
     [expected] = Generator(config, params, jnp.float32).generate([Prompt(ids, patches)], Sampling(6, stop_tokens=stops))
     [turn] = result["turns"]
     assert result["text"] == turn["text"] == tokenizer.decode(expected.tokens).strip()
