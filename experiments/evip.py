@@ -186,7 +186,13 @@ class Evip:
     def text_loss(self, model: str, run: RunConfig) -> float:
         """Loss on the held-out text of the model in the folder ``model``."""
         config, params = checkpoint.load_model(model)
-        values = {"tokenizer": self.manifest["tokenizer"], **self.config.data, "visual": 0, "text": 256, "rows": 8}
+        values = {
+            "tokenizer": self.manifest["tokenizer"],
+            **self.config.data,
+            "visual_tokens": 0,
+            "text_tokens": 256,
+            "batch_size": 8,
+        }
         spec = {"kind": "text", "paths": self.manifest["heldout"]["text"]}
         values |= {"sources": [{"name": "heldout", "spec": spec}], "epochs": 1, "shuffle": "none", "seed": 0}
         data = PackedData(DataConfig.from_dict(values), cache_dir=self.workdir / "cache")

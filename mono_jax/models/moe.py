@@ -63,7 +63,7 @@ def _grouped(text: Any, visual: Any, x: jax.Array, boundary: Boundary, config: M
     if slots % tile or (boundary.elastic is None and boundary.static % tile):
         raise ConfigError(
             f"model.mmoe 'grouped' needs rows of whole tiles: {slots} slots, {boundary.static} of them visual, "
-            f"model.mmoe_tile {tile}: change data.visual and data.text, or model.mmoe_tile"
+            f"model.mmoe_tile {tile}: change data.visual_tokens and data.text_tokens, or model.mmoe_tile"
         )
     # The first slot of a tile decides for all of it; TEXT and VISUAL are 0 and 1.
     experts = jnp.broadcast_to(boundary.is_visual(slots)[:, ::tile, 0], (rows, slots // tile)).astype(jnp.int32)

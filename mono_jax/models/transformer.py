@@ -306,7 +306,7 @@ class Model:
             in sequence order: current length of each token's sample, if it is not the one the batch shows
             (dynamic RoPE scaling reads it). Optional field ``visual_slots`` int32 [B], multiples of ``mmoe_tile``:
             elastic boundaries. Row b then has its first visual_slots[b] visual tokens in front and as much text
-            behind as S (the width of "order") leaves room for; see ``data_pipelines.batch.elastic``.
+            behind as S (the width of "order") leaves room for; see ``data_pipelines.batch.ragged``.
           dtype: of the activations.
           collect: of "hidden", "attention"; see ``Output``. "cache" (where none is given): a cache of
             capacity S that holds this call's slots, made without attending to empty ones.

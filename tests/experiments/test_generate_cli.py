@@ -157,7 +157,7 @@ def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any],
 def test_habits_of_a_run(tmp_path: Path) -> None:
     """The model folder of a workdir is asked as it was trained."""
     (tmp_path / "model").mkdir()
-    data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "rows": 8}
+    data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "batch_size": 8}
     (tmp_path / "config.json").write_text(json.dumps({"stage": "S2", "data": data}))
     assert chat.read_habits(tmp_path / "model") == chat.Habits(system_message="", max_tiles=1, thumbnail=False)
     assert chat.read_habits(tmp_path / "other") == chat.Habits()
