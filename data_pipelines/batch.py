@@ -22,28 +22,32 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]
 
+# Pixels p of ``patches`` are given to the model as (p / 255 - mean) / std, by channel (RGB).
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
     """Static sizes of a batch.
 
     Attributes:
-      visual: V, visual slots of a row.
-      text: T, text slots of a row.
+      visual_tokens: V, visual slots of a row.
+      text_tokens: T, text slots of a row.
       token_pixels: P, edge in pixels of the square that one visual token covers (28 for Mono-InternVL).
-      boundary_tile: 0 = as drawn above. Else rows are elastic (see `elastic`): of V slots in all, at most T of them
+      boundary_block: 0 = as drawn above. Else rows are elastic (see `elastic`): of V slots in all, at most T of them
         text, each with a boundary of its own at a multiple of this.
     """
 
-    visual: int
-    text: int
+    visual_tokens: int
+    text_tokens: int
     token_pixels: int = 28
-    boundary_tile: int = 0
+    boundary_block: int = 0
 
     @property
     def sequence(self) -> int:
         """S = V + T; V in elastic rows."""
-        return self.visual if self.boundary_tile else self.visual + self.text
+        return self.visual_tokens if self.boundary_block else self.visual_tokens + self.text_tokens
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape (without the leading row axis B) and dtype of every field.
@@ -58,8 +62,8 @@ class BatchSpec:
         segments       int32   [S]           1, 2, ... = sample within the row, 0 = padding, in sequence order
         visual_slots   int32   []            elastic rows only: slots before this hold visual tokens, the others text
         """
-        v, t, s, p = self.visual, self.text, self.sequence, self.token_pixels
-        boundary = {"visual_slots": ((), np.dtype(np.int32))} if self.boundary_tile else {}
+        v, t, s, p = self.visual_tokens, self.text_tokens, self.sequence, self.token_pixels
+        boundary = {"visual_slots": ((), np.dtype(np.int32))} if self.boundary_block else {}
         return {
             "patches": ((v, p, p, 3), np.dtype(np.uint8)),
             "patch_cells": ((v,), np.dtype(np.int32)),
@@ -98,7 +102,7 @@ def boundaries(batch: Mapping[str, np.ndarray]) -> np.ndarray:
     return batch["visual_slots"] if "visual_slots" in batch else np.full(rows, visual)
 
 
-def elastic(batch: Mapping[str, np.ndarray], slots: int, tile: int) -> Batch:
+def ragged(batch: Mapping[str, np.ndarray], slots: int, tile: int) -> Batch:
     """The batch with a boundary of its own in each row, for mixes whose visual share is not known in advance.
 
     Args:

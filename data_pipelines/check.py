@@ -28,9 +28,10 @@ from data_pipelines.records.text_record import Form
 from data_pipelines.sources.indexed import IndexedSource, RawSample, Selection, Shard, Table
 from data_pipelines.sources.shard_index import ShardIndex
 from data_pipelines.sources.source import shard_names
+from data_pipelines.special_tokens import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 
 _UNBOUNDED = 1 << 30
-_TOKENS = {"<img>": 256, "</img>": 257, "<IMG_CONTEXT>": 258}
+_TOKENS = {IMAGE_START: 256, IMAGE_END: 257, IMAGE_CONTEXT: 258}
 
 
 class _Bytes:

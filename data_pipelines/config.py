@@ -52,10 +52,11 @@ class DataConfig:
       jpeg_augment: re-encode each tile as JPEG at a random quality 75..100.
       max_image_pixels, max_image_bytes, min_image_side, max_aspect: limits on images, looked at before decoding.
       max_caption_chars: a longer caption is cut at a word.
-      visual, text: V and T, the slots of a row.
-      boundary_tile: for mixes whose visual share is not known in advance: above 0, a row has `visual` slots in all, at
-        most `text` of them text, and a boundary of its own at a multiple of this (wants model.mmoe="grouped").
-      rows: rows of the global batch.
+      visual_tokens, text_tokens: V and T, the slots of a row.
+      boundary_block: for mixes whose visual share is not known in advance: above 0, a row has `visual_tokens` slots in
+        all, at most `text_tokens` of them text, and a ragged boundary (one of its own) at a multiple of this; needs
+        model.mmoe="grouped".
+      batch_size: packed rows of the global batch.
       max_piece: plain text is cut into pieces of at most this many tokens; None = T.
       block_samples: consecutive samples of the shuffled order that are packed together.
       seed: of shuffling, augmentation.
@@ -85,10 +86,10 @@ class DataConfig:
     max_aspect: float = 50.0
     max_caption_chars: int = 1000
 
-    visual: int = 8192
-    text: int = 2048
-    boundary_tile: int = 0
-    rows: int = 8
+    visual_tokens: int = 8192
+    text_tokens: int = 2048
+    boundary_block: int = 0
+    batch_size: int = 8
     max_piece: int | None = None
     block_samples: int = 16_384
     seed: int = 0
@@ -114,10 +115,10 @@ class DataConfig:
             raise DataError(
                 f"data.tile_size {self.tile_size} is not a multiple of data.token_pixels {self.token_pixels}"
             )
-        if self.boundary_tile and (self.visual % self.boundary_tile or self.text > self.visual):
+        if self.boundary_block and (self.visual_tokens % self.boundary_block or self.text_tokens > self.visual_tokens):
             raise DataError(
-                f"data.boundary_tile is {self.boundary_tile}: data.visual ({self.visual}), all slots of a row then, "
-                f"must be a multiple of it and at least data.text ({self.text})"
+                f"data.boundary_block is {self.boundary_block}: data.visual_tokens ({self.visual_tokens}), all slots of "
+                f"a row then, must be a multiple of it and at least data.text_tokens ({self.text_tokens})"
             )
         self._check_sources()
 
@@ -157,15 +158,15 @@ class DataConfig:
 
     @property
     def spec(self) -> BatchSpec:
-        return BatchSpec(self.visual, self.text, self.token_pixels, self.boundary_tile)
+        return BatchSpec(self.visual_tokens, self.text_tokens, self.token_pixels, self.boundary_block)
 
     @property
     def most_tokens(self) -> int:
         """Tokens of both kinds that a row holds at most; the boundary of elastic rows costs less than a tile."""
-        if not self.boundary_tile:
-            return self.visual + self.text
-        exact = self.tiling.tokens_per_tile % self.boundary_tile == 0
-        return self.visual - (0 if exact else self.boundary_tile - 1)
+        if not self.boundary_block:
+            return self.visual_tokens + self.text_tokens
+        exact = self.tiling.tokens_per_tile % self.boundary_block == 0
+        return self.visual_tokens - (0 if exact else self.boundary_block - 1)
 
     @property
     def tiling(self) -> Tiling:
@@ -191,9 +192,9 @@ _CHOICES = {
 }
 # Of fields that are not None.
 _AT_LEAST = {
-    **dict.fromkeys(("visual", "boundary_tile", "workers"), 0),
+    **dict.fromkeys(("visual_tokens", "boundary_block", "workers"), 0),
     **dict.fromkeys(
-        ("text", "rows", "block_samples", "max_piece", "epochs", "local_runs", "run_length", "prefetch"), 1
+        ("text_tokens", "batch_size", "block_samples", "max_piece", "epochs", "local_runs", "run_length", "prefetch"), 1
     ),
     **dict.fromkeys(("tile_size", "token_pixels", "min_tiles", "min_image_side", "max_aspect", "max_caption_chars"), 1),
 }
@@ -205,12 +206,22 @@ LENGTH_FIELDS = (
 # Fields that decide which samples stand in which row.
 PLAN_FIELDS = (
     *LENGTH_FIELDS,
-    *("visual", "text", "boundary_tile", "max_piece", "block_samples", "seed", "shuffle", "local_runs", "run_length"),
+    *(
+        "visual_tokens",
+        "text_tokens",
+        "boundary_block",
+        "max_piece",
+        "block_samples",
+        "seed",
+        "shuffle",
+        "local_runs",
+        "run_length",
+    ),
 )
 # Fields that decide every byte of a batch.
 BATCH_FIELDS = (
     *PLAN_FIELDS,
-    *("ps_version", "pixel_path", "jpeg_augment", "max_image_bytes", "rows", "epochs", "loss_weighting"),
+    *("ps_version", "pixel_path", "jpeg_augment", "max_image_bytes", "batch_size", "epochs", "loss_weighting"),
 )
 
 

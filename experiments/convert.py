@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.special_tokens import CHAT_TOKENS, IMAGE_CONTEXT, IMAGE_TOKENS
 from mono_jax import cli, tree
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, WeightsError
@@ -45,8 +46,6 @@ a name table (--names=FILE) is JSON, {n} stands for the layer:
   {"layers/visual_attention/wqkv/kernel": "language_model.model.layers.{n}.attention.wqkv_visual.weight"}"""
 
 # In the order of the public release (arXiv 2410.08202 adds the nine image tokens to InternLM2).
-IMAGE_TOKENS = ("<img>", "</img>", hf.IMAGE_TOKEN, "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
-CHAT_TOKENS = {"<|im_end|>": 92542, "<|im_start|>": 92543}  # unnamed rows of InternLM2's own vocabulary
 INTERNLM2_VOCABULARY = 92544
 VISION_KEYS = {"hidden_size": int, "patch_size": int, "image_size": int, "downsample_ratio": float, "ps_version": str}
 
@@ -125,7 +124,7 @@ def _embed(
         vision=dataclasses.replace(VisionConfig(), **vision),
         attention_experts=args.attention_experts,
         vocab_size=vocab_size,
-        image_token_id=args.image_token_id if args.image_token_id is not None else added[hf.IMAGE_TOKEN],
+        image_token_id=args.image_token_id if args.image_token_id is not None else added[IMAGE_CONTEXT],
         seed=args.seed,
     )
     return new, params, added, vocab_size - config.vocab_size

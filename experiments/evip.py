@@ -29,6 +29,7 @@ from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.text import Tokenizer
 from data_pipelines.loading.loader import PackedData
 from data_pipelines.recipes.sets import load_manifest
+from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import cli, tree
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, unknown_key
@@ -40,8 +41,7 @@ from mono_jax.models.transformer import Model
 from mono_jax.runs import config_file, report
 from mono_jax.runs.stage import DTYPES, RunConfig, run_stage, say_now
 from mono_jax.training import stages
-from mono_jax.training.callbacks import PREEMPTED
-from mono_jax.training.callbacks import Preempted
+from mono_jax.training.callbacks import PREEMPTED, Preempted
 from mono_jax.weights import hf
 from mono_jax.weights.upcycle import embed_experts
 
@@ -141,7 +141,7 @@ class Evip:
                 vision=VisionConfig(**self.config.vision),
                 attention_experts=self.config.attention_experts,
                 vocab_size=max(config.vocab_size, tokenizer.vocab_size),
-                image_token_id=tokenizer.id(hf.IMAGE_TOKEN),
+                image_token_id=tokenizer.id(IMAGE_CONTEXT),
             )
             checkpoint.save_model(target, config, params, extra_files=hf.companion_files(init))
             print(f"visual experts embedded: {target}")
@@ -186,7 +186,13 @@ class Evip:
     def text_loss(self, model: str, run: RunConfig) -> float:
         """Loss on the held-out text of the model in the folder ``model``."""
         config, params = checkpoint.load_model(model)
-        values = {"tokenizer": self.manifest["tokenizer"], **self.config.data, "visual": 0, "text": 256, "rows": 8}
+        values = {
+            "tokenizer": self.manifest["tokenizer"],
+            **self.config.data,
+            "visual_tokens": 0,
+            "text_tokens": 256,
+            "batch_size": 8,
+        }
         spec = {"kind": "text", "paths": self.manifest["heldout"]["text"]}
         values |= {"sources": [{"name": "heldout", "spec": spec}], "epochs": 1, "shuffle": "none", "seed": 0}
         data = PackedData(DataConfig.from_dict(values), cache_dir=self.workdir / "cache")

@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epoch", action="store_true", help="pack the whole first epoch: its steps and occupancy")
     parser.add_argument("--html", metavar="FILE", help="write a page with the rows of these steps")
     parser.add_argument("--html_rows", type=int, default=8, help="rows of each step on the page (default 8)")
-    parser.add_argument("--suggest_capacity", action="store_true", help="try values of data.visual and data.text")
+    parser.add_argument(
+        "--suggest_capacity", action="store_true", help="try values of data.visual_tokens and data.text_tokens"
+    )
     parser.add_argument("--slots", type=int, help="longest row (V + T) to suggest (default: the config's)")
     parser.add_argument("--cache_dir", help="token counts and plans (default $MONO_JAX_CACHE or ~/.cache/mono_jax)")
     args, config = config_file.parse(parser, argv)
@@ -61,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.epoch:
         result["epoch"] = whole_epoch(data)
         print("epoch: " + ", ".join(f"{name} {_short(value)}" for name, value in result["epoch"].items()))
-    if args.suggest_capacity and data.config.boundary_tile:
-        cli.fail("--suggest_capacity chooses V and T; rows with data.boundary_tile > 0 need only a number of slots")
+    if args.suggest_capacity and data.config.boundary_block:
+        cli.fail("--suggest_capacity chooses V and T; rows with data.boundary_block > 0 need only a number of slots")
     if args.suggest_capacity:
         result["suggestions"] = suggestions(data, args.slots or data.spec.sequence)
     if args.json:
@@ -143,11 +145,11 @@ def whole_epoch(data: PackedData) -> dict[str, Any]:
     blocks = [plan.block(number) for number in range(min(plan.blocks_per_epoch, 64))]
     looked_at = max(1, sum(block.rows for block in blocks))
     visual, text = (sum(int(getattr(block, name).sum()) for block in blocks) for name in ("visual", "text"))
-    if data.spec.boundary_tile:
+    if data.spec.boundary_block:
         occupancy = {"occupancy": (visual + text) / (looked_at * data.spec.sequence)}
     else:
-        share = visual / (looked_at * data.spec.visual) if data.spec.visual else None
-        occupancy = {"visual_occupancy": share, "text_occupancy": text / (looked_at * data.spec.text)}
+        share = visual / (looked_at * data.spec.visual_tokens) if data.spec.visual_tokens else None
+        occupancy = {"visual_occupancy": share, "text_occupancy": text / (looked_at * data.spec.text_tokens)}
     return {
         "units": plan.epoch_units,
         "units_by_source": {source.name: units.count for source, units in zip(data.config.sources, plan.units)},
@@ -160,18 +162,18 @@ def whole_epoch(data: PackedData) -> dict[str, Any]:
 
 
 def suggestions(data: PackedData, slots: int, samples: int = 12_288) -> list[dict[str, Any]]:
-    """The best values of data.visual and data.text, measured on the first samples of the shuffled mixture."""
+    """The best data.visual_tokens and data.text_tokens, measured on the first samples of the shuffled mixture."""
     visual, text = data.plan.lengths(samples)
     found = suggest(visual, text, slots, data.config.tiling.tokens_per_tile)[:5]
     if not found:
         raise DataError(
             f"no row of {slots} slots holds such samples; raise --slots above {int(visual.max() + text.max())}"
         )
-    print("data.visual  data.text  visual   text     all slots (bound)  dropped  samples a row")
+    print("data.visual_tokens  data.text_tokens  visual   text     all slots (bound)  dropped  samples a row")
     for c in found:
         print(
-            f"{c.visual:11d}  {c.text:9d}  {c.visual_occupancy:6.2%}  {c.text_occupancy:6.2%}  {c.occupancy:6.2%} "
-            f"({c.bound:6.2%})   {c.dropped:7.2%}  {c.samples_per_row:.1f}"
+            f"{c.visual_tokens:18d}  {c.text_tokens:16d}  {c.visual_occupancy:6.2%}  {c.text_occupancy:6.2%}  "
+            f"{c.occupancy:6.2%} ({c.bound:6.2%})   {c.dropped:7.2%}  {c.samples_per_row:.1f}"
         )
     return [vars(c) for c in found]
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from mono_jax import cli
 from mono_jax.runs import config_file
 from mono_jax.runs.stage import RunConfig, run_stage
-from mono_jax.training.callbacks import PREEMPTED
-from mono_jax.training.callbacks import Preempted
+from mono_jax.training.callbacks import PREEMPTED, Preempted
 
 EXAMPLES = """examples:
   python experiments/train.py --config=experiments/configs/demo.py:S1.1 --workdir=runs/s1_1

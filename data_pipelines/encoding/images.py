@@ -13,11 +13,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.records.image_header import ImageHeader, formats, read_header
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,5 +347,4 @@ def _recompressed(canvas: np.ndarray, tile: int, rng: np.random.Generator) -> np
 
 def normalise(patches: np.ndarray) -> np.ndarray:
     """What the device does with raw pixels, on the host, for tests: uint8 [..., 3] -> float32 [..., 3]."""
-    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-    return (patches.astype(np.float32) / np.float32(255) - mean) / std
+    return (patches.astype(np.float32) / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD

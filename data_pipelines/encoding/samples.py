@@ -55,14 +55,14 @@ class SampleBuilder:
         self.tokenizer = tokenizer or Tokenizer(config.tokenizer)
         self.chat = ChatEncoder(self.tokenizer, config.template, config.system_message)
         self.tiling, self.limits = config.tiling, config.limits
-        self.longest_piece = min(config.max_piece or config.text, config.text, config.most_tokens)
+        self.longest_piece = min(config.max_piece or config.text_tokens, config.text_tokens, config.most_tokens)
         if self.longest_piece <= self.chat.begin_length:
             raise DataError(
-                f"data.text, data.max_piece or data.boundary_tile leaves {self.longest_piece} tokens for a piece of "
-                f"text: more than {self.chat.begin_length} are needed"
+                f"data.text_tokens, data.max_piece or data.boundary_block leaves {self.longest_piece} tokens for a "
+                f"piece of text: more than {self.chat.begin_length} are needed"
             )
         RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # a missing package is told of now
-        if config.visual:
+        if config.visual_tokens:
             _ = self.chat.image_token  # a tokenizer without it is told of now, not at the first image
 
     def build(
@@ -132,10 +132,10 @@ class SampleBuilder:
         return ("human", prompt), ("gpt", clean_caption(raw.caption, self.config.max_caption_chars))
 
     def check_fits(self, visual: int, text: int) -> None:
-        if visual > self.config.visual:
-            raise BadSample("too_many_patches", detail=f"{visual} visual tokens, a row has {self.config.visual}")
-        if text > self.config.text:
-            raise BadSample("too_long", detail=f"{text} text tokens, a row has {self.config.text}")
+        if visual > self.config.visual_tokens:
+            raise BadSample("too_many_patches", detail=f"{visual} visual tokens, a row has {self.config.visual_tokens}")
+        if text > self.config.text_tokens:
+            raise BadSample("too_long", detail=f"{text} text tokens, a row has {self.config.text_tokens}")
         if visual + text > self.config.most_tokens:
             raise BadSample("too_long", detail=f"{visual + text} tokens, a row has {self.config.most_tokens}")
 

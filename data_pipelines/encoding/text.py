@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, did_you_mean
+from data_pipelines.special_tokens import IM_END, IM_START, IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 
 IMAGE = "<image>"  # stands for an image in the text of a conversation
 CACHED_CHARS = 200  # longer texts are not likely to come again
-IMAGE_START, IMAGE_TOKEN, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 
 class Tokenizer:
@@ -181,10 +181,10 @@ TEMPLATES = {
     "internlm2-chat": ChatTemplate(
         message="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，"
         "英文名叫InternVL, 是一个有用无害的人工智能助手。",
-        system="<|im_start|>system\n{}<|im_end|>",
-        question="<|im_start|>user\n{}<|im_end|>",
-        answer_head="<|im_start|>assistant\n",
-        answer_tail="<|im_end|>",
+        system=f"{IM_START}system\n{{}}{IM_END}",
+        question=f"{IM_START}user\n{{}}{IM_END}",
+        answer_head=f"{IM_START}assistant\n",
+        answer_tail=IM_END,
     )
 }
 
@@ -207,7 +207,7 @@ class ChatEncoder:
     @functools.cached_property
     def image_token(self) -> int:
         """Id of the placeholder that stands for one visual token."""
-        return self.tokenizer.id(IMAGE_TOKEN)
+        return self.tokenizer.id(IMAGE_CONTEXT)
 
     @functools.cached_property
     def _image_ends(self) -> tuple[int, int]:
@@ -257,13 +257,13 @@ class ChatEncoder:
     @functools.cached_property
     def image_token_known(self) -> bool:
         """False for a tokenizer of text alone."""
-        return IMAGE_TOKEN in self.tokenizer.added
+        return IMAGE_CONTEXT in self.tokenizer.added
 
     def _check_placeholders(self, ids: np.ndarray, mask: np.ndarray, expected: int) -> None:
         placeholders = ids == self.image_token
         if np.count_nonzero(placeholders) != expected:
             found = np.count_nonzero(placeholders)
-            raise BadSample("image_token_in_text", detail=f"{found} {IMAGE_TOKEN}, {expected} visual tokens")
+            raise BadSample("image_token_in_text", detail=f"{found} {IMAGE_CONTEXT}, {expected} visual tokens")
         mask[placeholders] = 0
 
     def _ordered(self, turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
@@ -317,7 +317,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u20
 _TAGS = re.compile(
     r"<br\s*/?>|</?(?:a|b|i|u|p|div|span|strong|em|font|h[1-6]|li|ul|ol|td|tr|table|img|sup|sub)(?:\s[^<>]*)?/?>", re.I
 )
-_RESERVED = re.compile(r"<\|\w+\|>|<image>|<IMG_CONTEXT>|</?s>|</?quad>")
+_RESERVED = re.compile(rf"<\|\w+\|>|{IMAGE}|{IMAGE_CONTEXT}|</?s>|</?quad>")
 
 
 def clean_caption(text: str, max_chars: int = 1000) -> str:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipelines.batch import Batch, BatchSpec, elastic
+from data_pipelines.batch import Batch, BatchSpec, ragged
 from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
 from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.errors import BadSample, DataError
@@ -74,7 +74,7 @@ class PackedData:
 
     Attributes:
       spec: static sizes of a batch.
-      rows: rows of the global batch.
+      batch_size: packed rows of the global batch.
       identity: hash of everything that decides the batches.
       tokenizer: of the text slots.
       report: what `batch` and `iterate` of this object have read so far.
@@ -92,7 +92,7 @@ class PackedData:
         self.config = config
         self.cache_dir = Path(cache_dir) if cache_dir else storage.cache_dir()
         self.spec: BatchSpec = config.spec
-        self.rows = config.rows
+        self.batch_size = config.batch_size
         self.builder = SampleBuilder(config)
         self.tokenizer = self.builder.tokenizer
         self.sources: list[Source] = [open_source(source.spec) for source in config.sources]
@@ -111,13 +111,13 @@ class PackedData:
 
     def steps_per_epoch(self) -> int:
         """Steps until the first epoch's last row has been seen. Counts the epoch's blocks, unless that is cached."""
-        return -(-self._count_epochs(1) // self.rows)
+        return -(-self._count_epochs(1) // self.batch_size)
 
     def total_steps(self) -> int | None:
         """Steps of all epochs, the last of which may be part empty; None = for ever."""
         if self.config.epochs is None:
             return None
-        return -(-self._count_epochs(self.config.epochs) // self.rows)
+        return -(-self._count_epochs(self.config.epochs) // self.batch_size)
 
     def _count_epochs(self, epochs: int) -> int:
         """Rows of the first epochs; the worker processes help if there is much to count."""
@@ -138,14 +138,14 @@ class PackedData:
 
     def make(self, step: int, rows: slice | None = None) -> Made:
         """As `batch`, without touching the report: the batch, its number of samples, and the bad ones."""
-        chosen = range(self.rows)[rows if rows is not None else slice(None)]
+        chosen = range(self.batch_size)[rows if rows is not None else slice(None)]
         # Zeroing all pixels first would take a tenth of the time; what the samples leave over is zeroed below.
-        static = dataclasses.replace(self.spec, boundary_tile=0)
+        static = dataclasses.replace(self.spec, boundary_block=0)
         patches = np.empty((len(chosen), *static.fields()["patches"][0]), np.uint8)
         batch, bad, samples = static.empty(len(chosen), patches), [], 0
         for to, row in enumerate(chosen):
             built, used = [], 0
-            if (place := self.plan.locate(step * self.rows + row)) is not None:
+            if (place := self.plan.locate(step * self.batch_size + row)) is not None:
                 block, number = self.plan.block(place[0]), place[1]
                 if number == 0:
                     bad.extend((self._key(source, sample), reason, "") for source, sample, reason in block.dropped)
@@ -153,10 +153,10 @@ class PackedData:
                     built.append(self._build(block, unit, patches[to, used:], bad))
                     used += 0 if built[-1] is None else len(built[-1].patches)
             patches[to, used:] = 0
-            _fill(batch, to, built, self.spec.visual, self.config.loss_weighting)
+            _fill(batch, to, built, self.spec.visual_tokens, self.config.loss_weighting)
             samples += sum(sample is not None for sample in built)
-        if self.spec.boundary_tile:
-            batch = elastic(batch, self.spec.sequence, self.spec.boundary_tile)
+        if self.spec.boundary_block:
+            batch = ragged(batch, self.spec.sequence, self.spec.boundary_block)
         return batch, samples, bad
 
     def _key(self, source: int, sample: int) -> str:
@@ -189,8 +189,8 @@ class PackedData:
     def sample_keys(self, step: int) -> list[str]:
         """Keys of the samples of a global step, row by row, bad ones included."""
         keys = []
-        for row in range(self.rows):
-            if (place := self.plan.locate(step * self.rows + row)) is not None:
+        for row in range(self.batch_size):
+            if (place := self.plan.locate(step * self.batch_size + row)) is not None:
                 block, number = self.plan.block(place[0]), place[1]
                 for unit in range(block.starts[number], block.starts[number + 1]):
                     keys.append(self._key(int(block.source[unit]), int(block.sample[unit])))
@@ -198,7 +198,9 @@ class PackedData:
 
     def host_rows(self, process_index: int, process_count: int) -> slice:
         """The contiguous rows of the global batch that are one process's."""
-        return slice(self.rows * process_index // process_count, self.rows * (process_index + 1) // process_count)
+        return slice(
+            self.batch_size * process_index // process_count, self.batch_size * (process_index + 1) // process_count
+        )
 
     def iterate(
         self, start_step: int = 0, process_index: int = 0, process_count: int = 1
@@ -208,8 +210,10 @@ class PackedData:
         Raises:
           DataError: `process_count` exceeds the rows of the global batch.
         """
-        if not 0 <= process_index < process_count <= self.rows:
-            raise DataError(f"data.rows is {self.rows}; it must be at least the number of processes, {process_count}")
+        if not 0 <= process_index < process_count <= self.batch_size:
+            raise DataError(
+                f"data.batch_size is {self.batch_size}; it must be at least the number of processes, {process_count}"
+            )
         maker = self._made_by_workers if self.config.workers else self._made_by_thread
         made = maker(start_step, self.host_rows(process_index, process_count))
         try:
@@ -221,7 +225,9 @@ class PackedData:
                     return
                 batch, samples, bad = item
                 self.report.add(samples, bad)
-                self.plan.locate(step * self.rows)  # so that this process knows the counts, whichever made the batch
+                self.plan.locate(
+                    step * self.batch_size
+                )  # so that this process knows the counts, whichever made the batch
                 yield step, batch
         finally:
             made.close()
@@ -242,7 +248,7 @@ class PackedData:
         def work() -> None:
             try:
                 for at in itertools.count(step):
-                    if stop.is_set() or self.plan.locate(at * self.rows) is None:
+                    if stop.is_set() or self.plan.locate(at * self.batch_size) is None:
                         break
                     put(self.make(at, rows))
                 put(None)
@@ -262,7 +268,7 @@ class PackedData:
 
     def _made_by_workers(self, step: int, rows: slice) -> Iterator[Made]:
         """Batches from `step` on, made by processes of grain; if one of them dies, all are started anew."""
-        self.plan.locate(step * self.rows)
+        self.plan.locate(step * self.batch_size)
         self.plan.save()  # the workers read it, and need not count anew
         deaths = 0
         while True:
@@ -311,7 +317,7 @@ class _Maker:
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         data = self._data
         try:
-            if data.plan.locate(int(step) * data.rows) is None:
+            if data.plan.locate(int(step) * data.batch_size) is None:
                 return {"end": np.zeros(1, np.uint8)}
             batch, samples, bad = data.make(int(step), self._rows)
             return {**batch, "extra": _as_bytes(json.dumps({"samples": samples, "bad": bad}))}

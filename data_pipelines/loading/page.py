@@ -101,7 +101,7 @@ def _table(lines: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
 
 def _row(row: dict[str, np.ndarray], spec: BatchSpec, tile_size: int, tokenizer: Tokenizer) -> str:
     segments = row["segments"]
-    end = int(row.get("visual_slots", spec.visual))
+    end = int(row.get("visual_slots", spec.visual_tokens))
     is_visual = row["order"] < end
     parts = [
         _bar("visual", segments[is_visual & (segments > 0)], end),

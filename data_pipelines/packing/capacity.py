@@ -20,7 +20,7 @@ class Capacity:
     """One choice and what it reaches on the sample.
 
     Attributes:
-      visual, text: V and T.
+      visual_tokens, text_tokens: V and T.
       visual_occupancy, text_occupancy: share of the slots that hold tokens.
       occupancy: the same of all slots.
       bound: the occupancy of all slots that no packing of this V and T can exceed.
@@ -28,8 +28,8 @@ class Capacity:
       samples_per_row: mean.
     """
 
-    visual: int
-    text: int
+    visual_tokens: int
+    text_tokens: int
     visual_occupancy: float
     text_occupancy: float
     occupancy: float
@@ -40,7 +40,9 @@ class Capacity:
     @property
     def merit(self) -> tuple[float, ...]:
         """Larger is better: few samples dropped, then both goals reached (or nearly), then all slots well used."""
-        nearest = min(self.visual_occupancy / GOAL[0] if self.visual else 1.0, self.text_occupancy / GOAL[1], 1.0)
+        nearest = min(
+            self.visual_occupancy / GOAL[0] if self.visual_tokens else 1.0, self.text_occupancy / GOAL[1], 1.0
+        )
         return -max(self.dropped, DROPPED), nearest, self.occupancy
 
 

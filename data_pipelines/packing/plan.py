@@ -256,8 +256,8 @@ class Plan:
         gotten = [self.units[number].get(units) for number, units in enumerate(drawn)]
         sample, piece, visual, text = (np.concatenate(column) for column in zip(*gotten))
         config = self.config
-        long = (text > config.text) | (visual + text > config.most_tokens)
-        refused = np.select([visual < 0, visual > config.visual, long], [1, 2, 3])
+        long = (text > config.text_tokens) | (visual + text > config.most_tokens)
+        refused = np.select([visual < 0, visual > config.visual_tokens, long], [1, 2, 3])
         return (source, sample, piece, visual, text), refused
 
     def lengths(self, units: int) -> tuple[np.ndarray, np.ndarray]:
@@ -276,9 +276,9 @@ class Plan:
 
     def _sizes(self, visual: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
         """What packing goes by: visual and text tokens, V and T; in elastic rows all and text tokens, S and T."""
-        if self.config.boundary_tile:
-            return visual + text, text, self.config.most_tokens, self.config.text
-        return visual, text, self.config.visual, self.config.text
+        if self.config.boundary_block:
+            return visual + text, text, self.config.most_tokens, self.config.text_tokens
+        return visual, text, self.config.visual_tokens, self.config.text_tokens
 
     def _block(self, block: int) -> Block:
         columns, refused = self._columns(block)
@@ -355,7 +355,7 @@ class Plan:
         while not len(self._ends) or row >= self._ends[-1]:
             counted = len(self._ends)
             if counted >= self.blocks_per_epoch and not self._ends[self.blocks_per_epoch - 1]:
-                raise DataError("data: no sample fits in a row; see data.visual and data.text")
+                raise DataError("data: no sample fits in a row; see data.visual_tokens and data.text_tokens")
             if self.blocks is not None and counted >= self.blocks:
                 return None
             self.count_blocks(counted + 1)

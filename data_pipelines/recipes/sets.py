@@ -32,13 +32,11 @@ from PIL import Image
 from data_pipelines.config import CAPTION_PROMPT as CAPTION_PROMPT
 from data_pipelines.errors import DataError
 from data_pipelines.recipes import shard_writer as shards
+from data_pipelines.special_tokens import IM_END, IM_START, IMAGE_TOKENS
 
 STAGES = ("s0", "s1_1", "s1_2", "s1_3", "s2")
 S1_3_SHARES = {"caption": 0.539, "detection": 0.052, "ocr": 0.409}  # of the samples of S1.3 (Mono-InternVL paper)
-ADDED_TOKENS = (
-    "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>",
-    "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>",
-)  # fmt: skip
+ADDED_TOKENS = (IM_START, IM_END, *IMAGE_TOKENS)
 
 Counts = dict[str, int]
 Progress = Callable[[str], None]

@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.encoding.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     RESIZERS,
     ExactResizer,
     ImageLimits,
@@ -154,7 +153,7 @@ def baseline(shards: str, tiling: Tiling, count: int, normalise: bool) -> int:
                 if normalise:
                     for tile in tiles:
                         values = np.asarray(tile, np.float32) / np.float32(255)
-                        (values - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+                        (values - IMAGENET_MEAN) / IMAGENET_STD
                 done += 1
                 if done == count:
                     return done
@@ -168,9 +167,9 @@ def config_of(shards: str, tokenizer: str, tiles: int, path: str) -> DataConfig:
         tokenizer,
         max_tiles=tiles,
         pixel_path=path,
-        visual=max(8192, budget),
-        text=4096,
-        rows=1,
+        visual_tokens=max(8192, budget),
+        text_tokens=4096,
+        batch_size=1,
         epochs=1,
     )
 
@@ -300,7 +299,7 @@ class _SyntheticLengths:
 
 def planning(rounds: int, samples: int = 922_000_000, blocks: int = 8) -> dict[str, float]:
     """Samples planned per second and core (permutation, lengths, packing), and the time to find a step."""
-    config = DataConfig((SourceConfig("laion", {}),), "none", visual=8192, text=1088, rows=128)
+    config = DataConfig((SourceConfig("laion", {}),), "none", visual_tokens=8192, text_tokens=1088, batch_size=128)
     units = Units(_SyntheticLengths(samples), 1088, 1)  # type: ignore[arg-type]
     plan = Plan(config, [units])
     plan.block(0)  # chooses how to pack
@@ -310,13 +309,13 @@ def planning(rounds: int, samples: int = 922_000_000, blocks: int = 8) -> dict[s
         rounds,
     )
     visual, text = plan.lengths(config.block_samples)
-    styles = best_styles(visual, text, config.visual, config.text)
-    rows = int(pack(visual, text, config.visual, config.text, styles).max()) + 1
+    styles = best_styles(visual, text, config.visual_tokens, config.text_tokens)
+    rows = int(pack(visual, text, config.visual_tokens, config.text_tokens, styles).max()) + 1
     restored = Plan(config, [units])
     started = time.perf_counter()
     restored.restore(np.full(restored.blocks_per_epoch, rows))
-    step = min(1_000_000, restored.blocks_per_epoch * rows // config.rows - 1)
-    place = restored.locate(step * config.rows)
+    step = min(1_000_000, restored.blocks_per_epoch * rows // config.batch_size - 1)
+    place = restored.locate(step * config.batch_size)
     assert place is not None
     restored.block(place[0])
     result = {
@@ -324,10 +323,10 @@ def planning(rounds: int, samples: int = 922_000_000, blocks: int = 8) -> dict[s
         "count_epoch_core_minutes": samples / rate["samples_per_s"] / 60,
         "step": step,
         "find_step_seconds": time.perf_counter() - started,
-        "visual_occupancy": float(visual.sum()) / (rows * config.visual),
-        "text_occupancy": float(text.sum()) / (rows * config.text),
+        "visual_occupancy": float(visual.sum()) / (rows * config.visual_tokens),
+        "text_occupancy": float(text.sum()) / (rows * config.text_tokens),
         "rows": rows,
-        "least_rows": least_rows(visual, text, config.visual, config.text),
+        "least_rows": least_rows(visual, text, config.visual_tokens, config.text_tokens),
     }
     print("planning: " + ", ".join(f"{name} {value:,.4g}" for name, value in result.items()))
     return result
@@ -372,15 +371,15 @@ def occupancy(name: str, count: int) -> dict[str, float]:
     """Shares of the slots that hold tokens in a block of a stage, V and T being suggested from other samples of it."""
     best = suggest(*stage_lengths(name, min(count, 8192)), SLOTS[name], 256)[0]
     visual, text = stage_lengths(name, count, seed=1)
-    fits = (visual <= best.visual) & (text <= best.text)
-    visual, text, slots = visual[fits], text[fits], (best.visual, best.text)
+    fits = (visual <= best.visual_tokens) & (text <= best.text_tokens)
+    visual, text, slots = visual[fits], text[fits], (best.visual_tokens, best.text_tokens)
     rows = int(pack(visual, text, *slots, best_styles(visual[:8192], text[:8192], *slots)).max()) + 1
     tokens = int(visual.sum()), int(text.sum())
     result = {
-        "visual_slots": best.visual,
-        "text_slots": best.text,
-        "visual": tokens[0] / (rows * best.visual),
-        "text": tokens[1] / (rows * best.text),
+        "visual_slots": best.visual_tokens,
+        "text_slots": best.text_tokens,
+        "visual": tokens[0] / (rows * best.visual_tokens),
+        "text": tokens[1] / (rows * best.text_tokens),
         "all": sum(tokens) / (rows * sum(slots)),
         "bound": sum(tokens) / (least_rows(visual, text, *slots) * sum(slots)),
         "too_long": float(1 - fits.mean()),

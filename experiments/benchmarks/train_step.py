@@ -34,20 +34,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.batch import Batch, BatchSpec
+from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Batch, BatchSpec
 from mono_jax import cli, tree
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
-from mono_jax.models.vision import IMAGENET_MEAN, IMAGENET_STD
-from mono_jax.parallel.mesh import make_mesh
-from mono_jax.parallel.mesh import put_batch
+from mono_jax.parallel.mesh import make_mesh, put_batch
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
-from mono_jax.training.flops import count_tokens
-from mono_jax.training.flops import peak_flops
-from mono_jax.training.flops import step_flops
+from mono_jax.training.flops import count_tokens, peak_flops, step_flops
 from mono_jax.weights import hf
 
 FORMS = ("static", "dense_both", "torch")

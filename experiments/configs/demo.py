@@ -31,9 +31,9 @@ def get_config(size: str = "full") -> ConfigDict:
             "max_tiles": 1,
             "system_message": "",
             # Short rows: on a CPU, attention over a row costs its length squared, whatever its samples' lengths.
-            "rows": 8,
-            "visual": 20,
-            "text": 140,
+            "batch_size": 8,
+            "visual_tokens": 20,
+            "text_tokens": 140,
             "block_samples": 2048,
         }
     )
@@ -46,8 +46,8 @@ def get_config(size: str = "full") -> ConfigDict:
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
     }
-    text = {"visual": 0, "text": 128, "rows": 12}
-    instructions = {"visual": 12, "text": 160, "rows": 12}
+    text = {"visual_tokens": 0, "text_tokens": 128, "batch_size": 12}
+    instructions = {"visual_tokens": 12, "text_tokens": 160, "batch_size": 12}
     fast = {"learning_rate": 2e-3}
     config.stages = ConfigDict(
         {

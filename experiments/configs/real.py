@@ -32,7 +32,14 @@ def _small(config: ConfigDict) -> None:
     """A 100 M-parameter base on 224-pixel tiles: 64 visual tokens each, so that many pairs fit in a row."""
     config.vision = ConfigDict({"hidden_size": 512, "patch_size": 14, "image_size": 224})
     config.data = ConfigDict(
-        {"tile_size": 224, "token_pixels": 28, "system_message": "", "rows": 32, "visual": 1024, "text": 512}
+        {
+            "tile_size": 224,
+            "token_pixels": 28,
+            "system_message": "",
+            "batch_size": 32,
+            "visual_tokens": 1024,
+            "text_tokens": 512,
+        }
     )
     model = {
         "preset": "tiny_lm",
@@ -43,7 +50,7 @@ def _small(config: ConfigDict) -> None:
         "num_key_value_heads": 4,
         "max_position_embeddings": 4096,
     }
-    text = {"visual": 0, "text": 1024, "rows": 32}
+    text = {"visual_tokens": 0, "text_tokens": 1024, "batch_size": 32}
     stages = {"s0": {"stage": "S0", "steps": 4000, "model": model, "data": text, "optim": {"learning_rate": 6e-4}}}
     steps = {"s1_1": 1500, "s1_2": 1500, "s1_3": 2000, "s2": 3000}
     tiles = {"s1_1": 1, "s1_2": 1, "s1_3": 4, "s2": 4}
@@ -61,7 +68,7 @@ def _two_billion(config: ConfigDict) -> None:
     """Mono-InternVL-2B from InternLM2-1.8B: set config.init and run on accelerators."""
     config.init = ""
     config.vision = ConfigDict({"hidden_size": 1024, "patch_size": 14, "image_size": 448})
-    config.data = ConfigDict({"rows": 32, "visual": 6912, "text": 2048})
+    config.data = ConfigDict({"batch_size": 32, "visual_tokens": 6912, "text_tokens": 2048})
     steps = {"s1_1": 1000, "s1_2": 1000, "s1_3": 1000, "s2": 1000}
     config.stages = ConfigDict(
         {
@@ -80,11 +87,13 @@ def _smoke(config: ConfigDict) -> None:
     """Four steps a stage of a model that learns nothing."""
     _small(config)
     config.vision.hidden_size = 64
-    config.data.update({"tile_size": 56, "rows": 2, "visual": 64, "text": 512, "block_samples": 512})
+    config.data.update(
+        {"tile_size": 56, "batch_size": 2, "visual_tokens": 64, "text_tokens": 512, "block_samples": 512}
+    )
     config.vision.image_size = 56
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config.stages.s0.model.update({**small, "num_key_value_heads": 2})
-    config.stages.s0.data.update({"text": 256, "rows": 4})
+    config.stages.s0.data.update({"text_tokens": 256, "batch_size": 4})
     for stage in config.stages.values():
         stage.steps = 4
         if stage.stage != "S0":

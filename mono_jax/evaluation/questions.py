@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines.encoding.images import cells, image_patches
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import DataError
-from mono_jax.generation.chat import END_TOKENS
+from data_pipelines.special_tokens import END_TOKENS
 from mono_jax.generation.decode import Generator, Prompt, Sampling
 
 BATCH = 50  # questions answered at once

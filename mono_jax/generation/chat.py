@@ -13,15 +13,15 @@ import numpy as np
 
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.images import ImageLimits, Tiling, cells, image_patches
-from data_pipelines.encoding.text import IMAGE_TOKEN, ChatEncoder, Tokenizer
+from data_pipelines.encoding.text import ChatEncoder, Tokenizer
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.generation.decode import Generation, Generator, Prompt, Sampling
 from mono_jax.models.architecture import Architecture
 from mono_jax.weights import hf
 
-END_TOKENS = ("<|im_end|>", "<|im_start|>")
 NO_TEMPLATE = "none"
 
 
@@ -231,7 +231,7 @@ def open_chat(args: Any) -> Chat:
     folder = find_model(args.model)
     checkpoint.model_config(folder)  # tells of a wrong folder before anything else is looked for
     tokenizer = _open_tokenizer(args.tokenizer or folder)
-    config, params = checkpoint.load_model(folder, image_token_id=tokenizer.added.get(IMAGE_TOKEN))
+    config, params = checkpoint.load_model(folder, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
     habits = read_habits(folder)
     given = {name: getattr(args, name) for name in ("template", "system_message", "max_tiles")}
     habits = dataclasses.replace(habits, **{name: value for name, value in given.items() if value is not None})

@@ -26,9 +26,9 @@ import numpy as np
 from data_pipelines.batch import BatchSpec
 from mono_jax.errors import GenerationError
 from mono_jax.models.architecture import Architecture
+from mono_jax.models.cache import Cache
 from mono_jax.models.slots import Slots
 from mono_jax.models.transformer import Model, Params
-from mono_jax.models.cache import Cache
 
 TEXT_BUCKET = 16  # text slots, cache slots and answers are rounded up to buckets of this unit
 STREAM_EVERY = 8  # tokens between two calls of ``on_tokens``

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from data_pipelines.special_tokens import IMAGE_TOKENS
 from mono_jax.errors import unknown_key
 from mono_jax.models.architecture import Architecture, RopeScaling, VisionConfig
 
-ADDED_TOKENS = 9  # <img>, </img>, <IMG_CONTEXT>, <quad>, </quad>, <ref>, </ref>, <box>, </box>
+ADDED_TOKENS = len(IMAGE_TOKENS)
 
 _INTERNLM2_1_8B = Architecture()
 _INTERNLM2_7B = Architecture(

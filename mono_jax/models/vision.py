@@ -17,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.layers import INIT_STD, LayerNorm, Linear, RMSNorm, scan_layers, stacked
-
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def normalise(patches: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -172,22 +172,24 @@ def check_data_fits(config: Architecture, data: PackedData) -> None:
             f"{settings.tokenizer}: {tokenizer.vocab_size} tokens, but the model's vocabulary has {config.vocab_size}: "
             "use the tokenizer that belongs to the model, or a model with a larger vocab_size"
         )
-    if settings.visual == 0:
+    if settings.visual_tokens == 0:
         return
-    if settings.boundary_tile and (config.visual_ffn_experts or config.visual_attention_experts):
+    if settings.boundary_block and (config.visual_ffn_experts or config.visual_attention_experts):
         if config.mmoe == "static":
             raise ConfigError(
-                "data.boundary_tile gives each row a boundary of its own: set config.model.mmoe='grouped' and "
-                f"config.model.mmoe_tile={settings.boundary_tile}"
+                "data.boundary_block gives each row a boundary of its own: set config.model.mmoe='grouped' and "
+                f"config.model.mmoe_tile={settings.boundary_block}"
             )
-        if config.mmoe == "grouped" and settings.boundary_tile % config.mmoe_tile:
+        if config.mmoe == "grouped" and settings.boundary_block % config.mmoe_tile:
             raise ConfigError(
-                f"data.boundary_tile is {settings.boundary_tile}: it must be a multiple of model.mmoe_tile "
+                f"data.boundary_block is {settings.boundary_block}: it must be a multiple of model.mmoe_tile "
                 f"({config.mmoe_tile})"
             )
     vision = config.vision
     if vision is None:
-        raise ConfigError("data.visual is above 0, but the model has no vision: use a Mono-InternVL or modular model")
+        raise ConfigError(
+            "data.visual_tokens is above 0, but the model has no vision: use a Mono-InternVL or modular model"
+        )
     for key, ours, theirs in (
         ("token_pixels", settings.token_pixels, vision.token_pixels),
         ("tile_size", settings.tile_size, vision.tile),
@@ -195,9 +197,10 @@ def check_data_fits(config: Architecture, data: PackedData) -> None:
     ):
         if ours != theirs:
             raise ConfigError(f"data.{key} is {ours}, but the model's is {theirs}: set config.data.{key}={theirs}")
-    if vision.kind == "intern_vit" and settings.visual % vision.tile_tokens:
+    if vision.kind == "intern_vit" and settings.visual_tokens % vision.tile_tokens:
         raise ConfigError(
-            f"data.visual is {settings.visual}: a modular model needs whole tiles, a multiple of {vision.tile_tokens}"
+            f"data.visual_tokens is {settings.visual_tokens}: a modular model needs whole tiles, a multiple of "
+            f"{vision.tile_tokens}"
         )
 
 
@@ -231,10 +234,10 @@ class Session:
         model = Model(config)
         optimizer = make_optimizer(stage, config, model.abstract_params(), steps, run.optim)
         mesh = make_mesh(run.mesh)
-        rows, ways = run.data.rows, mesh.shape["data"] * mesh.shape["fsdp"]
+        rows, ways = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
         if rows % (ways * run.accumulate):
             raise ConfigError(
-                f"data.rows is {rows}: it must be a multiple of {ways * run.accumulate} "
+                f"data.batch_size is {rows}: it must be a multiple of {ways * run.accumulate} "
                 f"({ways} devices along data and fsdp, accumulate {run.accumulate})"
             )
         return cls(run, workdir, base_dir or workdir / "base", data, stage, model, mesh, optimizer, steps)
@@ -355,15 +358,15 @@ def _announce(session: Session, state: train.State, frozen: tree.Tree, start: in
     axes = " x ".join(f"{axis} {size}" for axis, size in session.mesh.shape.items() if size > 1) or "1 device"
     say(
         f"{session.stage.name} ({session.stage.title}): {count['trainable'] / 1e6:.2f} M parameters train, "
-        f"{count['frozen'] / 1e6:.2f} M frozen; {spec.rows} rows of {_slots(spec)} slots; "
+        f"{count['frozen'] / 1e6:.2f} M frozen; {spec.batch_size} rows of {_slots(spec)} slots; "
         f"steps {start}..{session.steps}; {jax.devices()[0].device_kind}, {axes}"
     )
 
 
 def _slots(data: DataConfig) -> str:
-    if data.boundary_tile:
-        return f"{data.visual} visual or text (boundaries at multiples of {data.boundary_tile})"
-    return f"{data.visual} visual + {data.text} text"
+    if data.boundary_block:
+        return f"{data.visual_tokens} visual or text (boundaries at multiples of {data.boundary_block})"
+    return f"{data.visual_tokens} visual + {data.text_tokens} text"
 
 
 def _companions(run: RunConfig) -> list[Path]:

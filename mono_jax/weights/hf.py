@@ -26,6 +26,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError, unknown_key
 from mono_jax.models.architecture import Architecture, RopeScaling, VisionConfig
@@ -37,7 +38,6 @@ Names = Mapping[str, str]
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARD_SIZE = 5_000_000_000  # bytes of one exported file, as Hugging Face writes them
-IMAGE_TOKEN = "<IMG_CONTEXT>"
 COMPANIONS = (  # what lies beside the weights and belongs to the tokenizer, or is the code that config.json names
     "tokenizer.model",
     "tokenizer.json",
@@ -468,15 +468,15 @@ def _hf_top(config: Architecture) -> dict[str, Any]:
 def image_token_id(directory: str | Path) -> int | None:
     """Id of <IMG_CONTEXT> by name from the tokenizer files of ``directory``; None where no file has it."""
     directory = Path(directory)
-    if (file := directory / "added_tokens.json").is_file() and IMAGE_TOKEN in (tokens := read_json(file)):
-        return int(tokens[IMAGE_TOKEN])
+    if (file := directory / "added_tokens.json").is_file() and IMAGE_CONTEXT in (tokens := read_json(file)):
+        return int(tokens[IMAGE_CONTEXT])
     if (file := directory / "tokenizer_config.json").is_file():
         for key, token in (read_json(file).get("added_tokens_decoder") or {}).items():
-            if token.get("content") == IMAGE_TOKEN:
+            if token.get("content") == IMAGE_CONTEXT:
                 return int(key)
     if (file := directory / "tokenizer.json").is_file():
         for token in read_json(file).get("added_tokens") or []:
-            if token.get("content") == IMAGE_TOKEN:
+            if token.get("content") == IMAGE_CONTEXT:
                 return int(token["id"])
     return None
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_pipelines.encoding.images import Tiling, image_patches
 from data_pipelines.encoding.text import ChatEncoder, Tokenizer
+from data_pipelines.special_tokens import END_TOKENS
 from experiments import generate as command
 from mono_jax import cli
 from mono_jax.checkpoints import checkpoint
@@ -78,7 +79,7 @@ def test_an_answer_is_the_models(
     assert len(patches) == 48
     ids, _ = ChatEncoder(tokenizer).conversation([("human", "what is this")], [48], answer=True)
     config, params = checkpoint.load_model(folder)
-    stops = (tokenizer.eos, *(tokenizer.id(name) for name in chat.END_TOKENS))
+    stops = (tokenizer.eos, *(tokenizer.id(name) for name in END_TOKENS))
     [expected] = Generator(config, params, jnp.float32).generate([Prompt(ids, patches)], Sampling(6, stop_tokens=stops))
     [turn] = result["turns"]
     assert result["text"] == turn["text"] == tokenizer.decode(expected.tokens).strip()
@@ -157,7 +158,7 @@ def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any],
 def test_habits_of_a_run(tmp_path: Path) -> None:
     """The model folder of a workdir is asked as it was trained."""
     (tmp_path / "model").mkdir()
-    data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "rows": 8}
+    data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "batch_size": 8}
     (tmp_path / "config.json").write_text(json.dumps({"stage": "S2", "data": data}))
     assert chat.read_habits(tmp_path / "model") == chat.Habits(system_message="", max_tiles=1, thumbnail=False)
     assert chat.read_habits(tmp_path / "other") == chat.Habits()

@@ -14,7 +14,7 @@ def get_config():
     return ConfigDict({{"stage": "S1.1", "data": {{
         "sources": [{{"name": "pairs", "spec": {{"kind": "tar", "paths": "{folder}/*.tar"}}}}],
         "tokenizer": "{tokenizer}", "system_message": "", "tile_size": 56, "max_tiles": 3,
-        "visual": 32, "text": 320, "rows": 8, "block_samples": 64, "epochs": 1}}}})
+        "visual_tokens": 32, "text_tokens": 320, "batch_size": 8, "block_samples": 64, "epochs": 1}}}})
 """
 
 
@@ -51,7 +51,7 @@ def test_whole_epoch_is_accounted_for(capsys, config_file):
     assert 0 < result["text_occupancy"] < 1
 
 
-ELASTIC = ("--config.data.boundary_tile=16", "--config.data.visual=320", "--config.data.text=240")
+ELASTIC = ("--config.data.boundary_block=16", "--config.data.visual_tokens=320", "--config.data.text_tokens=240")
 
 
 def test_elastic_rows_are_accounted_for(capsys, config_file):
@@ -77,7 +77,9 @@ def test_page_shows_pixels_and_text(capsys, config_file, tmp_path, options):
 
 def test_suggested_capacities_are_good_and_fit(capsys, config_file):
     found = run(capsys, config_file, "--steps=0", "--suggest_capacity", "--slots=512")["suggestions"]
-    assert found and all(choice["visual"] + choice["text"] <= 512 and choice["visual"] % 4 == 0 for choice in found)
+    assert found and all(
+        choice["visual_tokens"] + choice["text_tokens"] <= 512 and choice["visual_tokens"] % 4 == 0 for choice in found
+    )
     assert found[0]["occupancy"] > 0.9 and found[0]["dropped"] == 0
     with pytest.raises(DataError, match="raise --slots"):
         run(capsys, config_file, "--steps=0", "--suggest_capacity", "--slots=20")
@@ -93,5 +95,5 @@ def test_bad_input_is_one_line(capsys, config_file):
             run(capsys, config_file, *options)
         error = capsys.readouterr().err
         assert stop.value.code == 2 and words in error and error.count("\n") == 1
-    with pytest.raises(DataError, match="did you mean 'visual'"):
+    with pytest.raises(DataError, match="did you mean 'visual_tokens'"):
         run(capsys, config_file, "--config.data.visul=3")

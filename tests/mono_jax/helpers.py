@@ -11,14 +11,14 @@ from data_pipelines.batch import Batch, BatchSpec
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 
-SPEC = BatchSpec(visual=16, text=16, token_pixels=8)
+SPEC = BatchSpec(visual_tokens=16, text_tokens=16, token_pixels=8)
 
 
 def random_batch(rows: int, spec: BatchSpec = SPEC, seed: int = 0, vocab: int = 99) -> Batch:
     """Rows with two samples each: an image then text, and text with a little padding behind it."""
     rng = np.random.default_rng(seed)
     batch = spec.empty(rows)
-    v, t, s = spec.visual, spec.text, spec.sequence
+    v, t, s = spec.visual_tokens, spec.text_tokens, spec.sequence
     batch["patches"][:] = rng.integers(0, 256, batch["patches"].shape)
     batch["patch_cells"][:] = np.arange(v) % 16
     batch["tokens"][:] = rng.integers(1, vocab, (rows, t))

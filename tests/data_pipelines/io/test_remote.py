@@ -209,7 +209,7 @@ def test_processes_have_clients_of_their_own(s3: Server, method: str) -> None:
 
 def test_workers_of_the_loader(s3: Server, golden_dir: Path, tmp_path: Path) -> None:
     data = {"name": "pairs", "spec": {**SPEC, "remote_cache_gb": 1}}
-    settings = {"rows": 2, "min_image_side": 1, "shuffle": "local", "local_runs": 2, "run_length": 4}
+    settings = {"batch_size": 2, "min_image_side": 1, "shuffle": "local", "local_runs": 2, "run_length": 4}
     alone = PackedData(config(golden_dir, data, **settings), tmp_path)
     expected = [batch_hash(batch) for _, batch in alone.iterate()]
     workers = PackedData(config(golden_dir, data, **settings, workers=2), tmp_path)

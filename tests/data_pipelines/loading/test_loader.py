@@ -90,7 +90,7 @@ def naive_row(data: PackedData, batch: dict, row: int) -> list[dict]:
     return samples
 
 
-ELASTIC = {"visual": 320, "text": 240, "boundary_tile": 16}
+ELASTIC = {"visual_tokens": 320, "text_tokens": 240, "boundary_block": 16}
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_rows_hold_the_samples_one_behind_the_other(golden_dir, talks, pairs, ca
     for step in range(3):
         batch = data.batch(step)
         data.spec.check(batch)
-        for row in range(data.rows):
+        for row in range(data.batch_size):
             assert sorted(batch["order"][row].tolist()) == list(range(data.spec.sequence))
             used = batch["segments"][row] > 0
             assert not used[np.argmin(used) :].any() or used.all()  # padding comes last
-            block, number = data.plan.locate(step * data.rows + row)
+            block, number = data.plan.locate(step * data.batch_size + row)
             block = data.plan.block(block)
             inside = range(block.starts[number], block.starts[number + 1])
             wanted = []
@@ -130,7 +130,7 @@ def test_rows_hold_the_samples_one_behind_the_other(golden_dir, talks, pairs, ca
 
 def test_elastic_rows_suit_any_mix(golden_dir, talks, pairs, cache):
     """Rows of text alone and of images nearly alone, all of them full."""
-    settings = config(golden_dir, talk_source(talks), tars(pairs), rows=2, block_samples=256, **ELASTIC)
+    settings = config(golden_dir, talk_source(talks), tars(pairs), batch_size=2, block_samples=256, **ELASTIC)
     data = PackedData(settings, cache)
     keys = [key for step in range(data.total_steps()) for key in data.sample_keys(step)]
     assert len(keys) == len(set(keys)) == 170
@@ -144,7 +144,7 @@ def test_elastic_rows_suit_any_mix(golden_dir, talks, pairs, cache):
     # 305 = 320 slots less what the boundary may cost. No static V and T come near: the mix differs from row to row.
     assert data.plan.epoch_rows(0) <= 1.1 * tokens / 305 + 1
     with pytest.raises(DataError, match="multiple of it"):
-        config(golden_dir, tars(pairs), visual=100, text=50, boundary_tile=16)
+        config(golden_dir, tars(pairs), visual_tokens=100, text_tokens=50, boundary_block=16)
 
 
 @pytest.mark.parametrize(("hosts", "changes"), [(2, {}), (3, {}), (4, {}), (8, {}), (3, ELASTIC)], ids=str)
@@ -192,7 +192,7 @@ def test_a_bad_sample_changes_nothing_else(golden_dir, tmp_path, cache):
     for step in range(good.total_steps()):
         ours, theirs = good.batch(step), bad.batch(step)
         assert good.sample_keys(step) == bad.sample_keys(step)
-        for row in range(good.rows):
+        for row in range(good.batch_size):
             segments = set(ours["segments"][row]) - set(theirs["segments"][row])
             kept = [s for s in naive_with_segments(good, ours, row) if s[0] not in segments]
             assert repr(kept) == repr(naive_with_segments(bad, theirs, row))
@@ -252,7 +252,7 @@ def naive_with_segments(data, batch, row):
 def test_text_alone_fills_rows(golden_dir, tmp_path, cache):
     (tmp_path / "a.txt").write_text("the grey sea and some green hill near water\n\n" * 400)
     source = {"name": "prose", "spec": {"kind": "text", "paths": str(tmp_path / "a.txt")}}
-    data = PackedData(config(golden_dir, source, visual=0, text=128), cache)
+    data = PackedData(config(golden_dir, source, visual_tokens=0, text_tokens=128), cache)
     batch = data.batch(0)
     data.spec.check(batch)
     assert batch["patches"].shape == (8, 0, 28, 28, 3)
@@ -274,7 +274,7 @@ def test_counts_of_tokens_are_kept_and_follow_the_config(golden_dir, pairs, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(SampleBuilder, "text_tokens", never)
-        PackedData(config(golden_dir, tars(pairs), visual=64, text=400, seed=9), tmp_path)
+        PackedData(config(golden_dir, tars(pairs), visual_tokens=64, text_tokens=400, seed=9), tmp_path)
     longer = PackedData(config(golden_dir, tars(pairs, prompts=("what is it?",))), tmp_path)
     assert len(set((tmp_path / "lengths").glob("*.npy")) - files) == 1
     assert longer.batch(0)["tokens"].any()
@@ -314,7 +314,7 @@ def test_identity_names_what_decides_the_batches(golden_dir, pairs, cache):
 
     base = identity()
     assert identity(workers=3, prefetch=5) == base
-    different = [identity(**c) for c in ({"seed": 4}, {"rows": 4}, {"loss_weighting": "sqrt"}, {"max_tiles": 2})]
+    different = [identity(**c) for c in ({"seed": 4}, {"batch_size": 4}, {"loss_weighting": "sqrt"}, {"max_tiles": 2})]
     assert len({base, *different}) == 5
 
 
@@ -335,10 +335,10 @@ def test_user_errors_are_one_line(golden_dir, pairs, cache):
         (plain / "tokenizer.model").write_bytes((golden_dir / "chat/tokenizer.model").read_bytes())
         PackedData(config(golden_dir, tars(pairs), tokenizer=str(plain)), cache)
     for changes, message in (
-        ({"visul": 3}, "did you mean 'visual'"),
+        ({"visul": 3}, "did you mean 'visual_tokens'"),
         ({"shuffle": "globl"}, "did you mean 'global'"),
-        ({"visual": "8"}, "must be of type int"),
-        ({"rows": 0}, "at least 1"),
+        ({"visual_tokens": "8"}, "must be of type int"),
+        ({"batch_size": 0}, "at least 1"),
         ({"max_piece": -5}, "max_piece is -5"),
         ({"epochs": 0}, "epochs is 0"),
         ({"max_aspect": 0.5}, "max_aspect is 0.5"),

@@ -26,7 +26,7 @@ def random_lengths(count, seed=0):
 def plan_of(*lengths, weights=None, **changes) -> Plan:
     weights = weights or [None] * len(lengths)
     sources = tuple(SourceConfig(f"s{n}", {}, weight) for n, weight in enumerate(weights))
-    config = DataConfig(sources, "none", visual=40, text=90, block_samples=50, rows=4, max_tiles=1)
+    config = DataConfig(sources, "none", visual_tokens=40, text_tokens=90, block_samples=50, batch_size=4, max_tiles=1)
     return Plan(dataclasses.replace(config, **changes), [Units(item, 20, 1) for item in lengths])
 
 
@@ -147,12 +147,12 @@ def test_bad_and_too_long_samples_are_left_out_and_named():
 
 def test_elastic_rows_hold_so_many_tokens_of_both_kinds():
     sizes = [[20, 5], [4, 30], [0, 38], [44, 1], [0, 41], [30, 12]]
-    plan = plan_of(FakeLengths(sizes), visual=40, text=40, boundary_tile=8, tile_size=56)
+    plan = plan_of(FakeLengths(sizes), visual_tokens=40, text_tokens=40, boundary_block=8, tile_size=56)
     assert plan.config.most_tokens == 40 - 7
     block = plan.block(0)
     assert sorted(block.sample.tolist()) == [0]
     assert sorted(reason for *_, reason in block.dropped) == ["too_long"] * 4 + ["too_many_patches"]
-    exact = plan_of(FakeLengths(sizes), visual=40, text=40, boundary_tile=4, tile_size=56)
+    exact = plan_of(FakeLengths(sizes), visual_tokens=40, text_tokens=40, boundary_block=4, tile_size=56)
     assert exact.config.most_tokens == 40 and sorted(exact.block(0).sample.tolist()) == [0, 1, 2]
 
 
@@ -200,7 +200,7 @@ def test_step_of_a_huge_plan_is_found_from_its_counts():
 
             self.counts, self.plain = Counts(), False
 
-    plan = plan_of(Endless(), block_samples=16_384, rows=64)
+    plan = plan_of(Endless(), block_samples=16_384, batch_size=64)
     per_block = plan.block(0).rows
     plan.restore(np.full(plan.blocks_per_epoch, per_block))
     block, row = plan.locate(1_000_000 * 64)

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 
 from data_pipelines.batch import BatchSpec
 from mono_jax.models.attention import SequenceOrder, attend
-from mono_jax.models.slots import Slots
 from mono_jax.models.presets import preset
+from mono_jax.models.slots import Slots
 from mono_jax.models.transformer import Model
 from mono_jax.parallel import sharding
 from mono_jax.training import stages

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.batch import elastic
+from data_pipelines.batch import ragged
 from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
@@ -42,12 +42,12 @@ def test_static_and_dense_both_agree(name: str):
 def test_grouped_kernels_with_elastic_boundaries_agree_with_the_static_split(name: str, kernel: str):
     """Rows of different visual shares, one without any, on the same number of slots."""
     batch = random_batch(3)
-    is_visual = batch["order"][0] < SPEC.visual
+    is_visual = batch["order"][0] < SPEC.visual_tokens
     for row, kept in ((1, 5), (2, 0)):  # these rows lose the end of their image
         batch["segments"][row, np.flatnonzero(is_visual)[kept:]] = 0
     config = preset(name)
     grouped = preset(name, mmoe="grouped", mmoe_kernel=kernel, mmoe_tile=8)
-    packed = elastic(batch, 32, 8)
+    packed = ragged(batch, 32, 8)
     assert packed["visual_slots"].tolist() == [16, 8, 0]
     assert_same(loss_and_gradients(config, batch), loss_and_gradients(grouped, packed))
 
@@ -62,10 +62,10 @@ def test_grouped_kernels_serve_static_boundaries_and_biases():
 def test_what_cannot_be_served_says_why():
     batch = random_batch(2)
     with pytest.raises(ConfigError, match="use 'grouped'"):
-        loss_and_gradients(preset("tiny_mono"), elastic(batch, 32, 8))
+        loss_and_gradients(preset("tiny_mono"), ragged(batch, 32, 8))
     with pytest.raises(ConfigError, match="mmoe_tile 128"):
         loss_and_gradients(preset("tiny_mono", mmoe="grouped"), batch)
     with pytest.raises(ValueError, match="there are 24"):
-        elastic(batch, 24, 8)
+        ragged(batch, 24, 8)
     with pytest.raises(ValueError, match="multiple of tile"):
-        elastic(batch, 30, 8)
+        ragged(batch, 30, 8)

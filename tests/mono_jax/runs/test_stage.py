@@ -36,9 +36,9 @@ def settings(sets: dict[str, Any], stage: str = "S1.1", folder: str = "s1_1", **
         "tile_size": 64,
         "token_pixels": 16,
         "system_message": "",
-        "rows": 4,
-        "visual": 32,
-        "text": 96,
+        "batch_size": 4,
+        "visual_tokens": 32,
+        "text_tokens": 96,
         "block_samples": 64,
     }
     model = {"preset": "tiny_mono", "vocab_size": 1035, "image_token_id": 1028, "vision": VISION, "hidden_size": 32}
@@ -122,7 +122,7 @@ def test_data_workers_leave_the_plan_in_the_checkpoint_too(sets: dict[str, Any],
 
 def test_rows_with_boundaries_of_their_own(sets: dict[str, Any], tmp_path: Path):
     """A mix whose visual share is not fixed, through the grouped kernels."""
-    rows = {"boundary_tile": 16, "visual": 96, "text": 80}
+    rows = {"boundary_block": 16, "visual_tokens": 96, "text_tokens": 80}
     with pytest.raises(ConfigError, match="mmoe='grouped'"):
         run(settings(sets, data=rows), tmp_path / "static")
     values = settings(sets, steps=2, data=rows)
@@ -133,7 +133,7 @@ def test_rows_with_boundaries_of_their_own(sets: dict[str, Any], tmp_path: Path)
 
 
 def test_data_that_ends_first_ends_the_run_saved(sets: dict[str, Any], tmp_path: Path):
-    data = {"epochs": 1, "rows": 64, "block_samples": 1024}
+    data = {"epochs": 1, "batch_size": 64, "block_samples": 1024}
     with pytest.raises(loop.DataEnded, match=r"raise data\.epochs"):
         run(settings(sets, steps=10_000, checkpoint_every=10_000, data=data), tmp_path / "steps")
     steps = len(losses(tmp_path / "steps"))
@@ -193,7 +193,7 @@ def test_bad_configs_name_the_key(sets: dict[str, Any], tmp_path: Path):
             run(settings(sets, **changes), tmp_path / "refused")
 
     refused("did you mean 'log_every'", log_evry=1)
-    refused("did you mean 'rows'", DataError, data={"row": 1})
+    refused("did you mean 'batch_size'", DataError, data={"batch": 1})
     refused(r"config\.steps is 'many'", steps="many")
     refused("did you mean 'S1.2'", stage="S12")
     refused("did you mean 'bfloat16'", dtype="float16")

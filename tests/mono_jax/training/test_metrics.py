@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from data_pipelines.batch import elastic
+from data_pipelines.batch import ragged
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import metrics, stages
@@ -15,15 +15,15 @@ from tests.mono_jax.helpers import SPEC, random_batch
 
 def test_counts_of_a_batch():
     counts = metrics.count_tokens(random_batch(3))
-    assert counts["visual"] == 3 * SPEC.visual
-    assert counts["text"] == 3 * (SPEC.text - 2)
-    first, second = SPEC.visual + SPEC.text // 2, SPEC.text // 2 - 2
+    assert counts["visual"] == 3 * SPEC.visual_tokens
+    assert counts["text"] == 3 * (SPEC.text_tokens - 2)
+    first, second = SPEC.visual_tokens + SPEC.text // 2, SPEC.text // 2 - 2
     assert counts["pairs"] == 3 * (first * (first + 1) + second * (second + 1)) // 2
 
 
 def test_counts_do_not_depend_on_where_the_boundary_is():
     batch = random_batch(3)
-    assert metrics.count_tokens(elastic(batch, 32, 8)) == metrics.count_tokens(batch)
+    assert metrics.count_tokens(ragged(batch, 32, 8)) == metrics.count_tokens(batch)
 
 
 def test_flops_of_the_2b_model_are_those_of_its_parameters():

@@ -187,7 +187,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
 def test_a_batch_without_a_trained_token_changes_nothing_but_decay():
     config = preset("tiny_mono")
     _, step, state, frozen = prepare(config, "S1.1")
-    batch = random_batch(2) | {"loss_weights": np.zeros((2, SPEC.text), np.float32)}
+    batch = random_batch(2) | {"loss_weights": np.zeros((2, SPEC.text_tokens), np.float32)}
     state, metrics = jax.jit(step)(state, frozen, batch)
     assert float(metrics["loss"]) == 0.0
     assert int(metrics["bad"]) == 0
