@@ -1,13 +1,7 @@
-"""The commands of this folder: those of ``data_pipelines.cli``, and the errors of ``mono_jax`` in one line too.
+"""The commands of ``experiments``: those of ``data_pipelines.cli``, and the errors of ``mono_jax`` in one line too.
 
-def main(argv=None):
-    args = cli.parser(__doc__, "examples:\\n  ...").parse_args(argv)
-    ...
-    if args.json:
-        cli.json_line(result)
-
-if __name__ == "__main__":
-    cli.run(main)
+A command's ``main(argv=None)`` parses with ``parser(__doc__, EXAMPLES)``, imports what it works with, makes one call
+and, with ``--json``, ends with ``json_line(result)``. ``run(main)`` runs it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from data_pipelines.errors import did_you_mean
 
 
 class MonoJaxError(Exception):
@@ -28,7 +29,4 @@ class GenerationError(MonoJaxError):
 
 def unknown_key(what: str, key: str, valid: Iterable[str]) -> ConfigError:
     """The error for a misspelt ``key`` of ``what``; names the nearest valid key."""
-    valid = sorted(valid)
-    near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"
-    return ConfigError(f"unknown {what} {key!r}: {hint}")
+    return ConfigError(f"unknown {what} {key!r}: {did_you_mean(key, valid)}")

@@ -2,7 +2,8 @@
 
 ``--config=FILE[:arg]`` calls ``get_config(arg)`` of FILE, which returns an ``ml_collections.ConfigDict``;
 ``--config.key.subkey=value`` changes a value. Unlike ``ml_collections.config_flags`` this can also set
-keys that the file leaves at their defaults, and values that are None.
+keys that the file leaves at their defaults, and values that are None. An entry of a list is named by its
+number or by its "name": ``--config.data.sources.laion.weight=2``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,25 @@ from mono_jax.errors import ConfigError
 PREFIX = "--config."
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, ConfigDict]:
-    """Parses ``argv`` with ``parser`` (which gets ``--config``) and returns its arguments and the config."""
+def parse(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    reference: Callable[[], str] | None = None,
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parses ``argv`` with ``parser`` (which gets ``--config``) and returns its arguments and the config.
+
+    ``reference``: the text that ``--help-config`` prints; see ``mono_jax.runs.reference``.
+    """
     parser.add_argument(
         "--config",
         required=True,
         metavar="FILE[:ARG]",
         help="Python file with get_config(arg); change a value with --config.key=value",
     )
+    if reference is not None:
+        parser.add_argument(
+            "--help-config", action=_HelpConfig, reference=reference, help="print all keys of the config, and exit"
+        )
     args, rest = parser.parse_known_args(argv)
     overrides = {}
     for item in rest:
@@ -40,6 +52,16 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     for key, value in overrides.items():
         override(config, key, value)
     return args, config
+
+
+class _HelpConfig(argparse.Action):
+    def __init__(self, *args: Any, reference: Callable[[], str], **options: Any):
+        super().__init__(*args, nargs=0, default=argparse.SUPPRESS, **options)
+        self.reference = reference
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(self.reference())
+        parser.exit()
 
 
 def load(file_and_arg: str) -> ConfigDict:
@@ -63,18 +85,53 @@ def load(file_and_arg: str) -> ConfigDict:
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets ``config``'s value at the dotted ``key`` from ``text``, a Python literal or else a string."""
+    """Sets ``config``'s value at the dotted ``key`` from ``text``, a Python literal or else a string.
+
+    Raises ConfigError if a part of ``key`` holds a plain value, or names no entry of a list.
+    """
     *parents, name = key.split(".")
-    node = config
-    for parent in parents:
-        if parent not in node or node[parent] is None:
-            node[parent] = ConfigDict()
-        node = node[parent]
-        if not isinstance(node, ConfigDict):
-            raise ConfigError(f"{PREFIX}{key}: {parent} holds a value, not further keys")
-    old = node.get(name)
-    with node.ignore_type():
-        node[name] = text if isinstance(old, str) else _literal(text)
+    node: Any = config
+    for place, parent in enumerate(parents):
+        node = _child(node, parent, key)
+        if not isinstance(node, (ConfigDict, dict, list)):
+            raise ConfigError(f"{PREFIX}{key}: {'.'.join(parents[: place + 1])} holds a value, not further keys")
+    if isinstance(node, list):
+        index = _index(node, name, key)
+        node[index] = _value(node[index], text)
+    elif isinstance(node, dict):
+        node[name] = _value(node.get(name), text)
+    else:
+        with node.ignore_type():
+            node[name] = _value(node.get(name), text)
+
+
+def _child(node: ConfigDict | dict[str, Any] | list[Any], name: str, key: str) -> Any:
+    """The entry ``name`` of ``node``: a tuple there becomes a list; a mapping that lacks it gets an empty one."""
+    place = _index(node, name, key) if isinstance(node, list) else name
+    child = node.get(name) if not isinstance(node, list) else node[place]
+    if child is None:
+        child = node[place] = ConfigDict() if isinstance(node, ConfigDict) else {}
+    elif isinstance(child, tuple):
+        child = list(child)
+        if isinstance(node, ConfigDict):
+            del node[place]  # it would keep the tuple's type
+        node[place] = child
+    return child
+
+
+def _index(entries: list[Any], name: str, key: str) -> int:
+    """The place of the entry with this "name" or number."""
+    names = [entry.get("name") if isinstance(entry, (ConfigDict, dict)) else None for entry in entries]
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(entries):
+        return int(name)
+    known = ", ".join(str(number) if known is None else str(known) for number, known in enumerate(names))
+    raise ConfigError(f"{PREFIX}{key}: no entry {name!r}; the list has {known or 'no entries'}")
+
+
+def _value(old: Any, text: str) -> Any:
+    return text if isinstance(old, str) else _literal(text)
 
 
 def _literal(text: str) -> Any:
@@ -83,5 +140,5 @@ def _literal(text: str) -> Any:
         return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

@@ -58,3 +58,41 @@ def test_errors_name_file_and_key(file: Path, tmp_path: Path, capsys: pytest.Cap
         with pytest.raises(SystemExit):
             parse(f"--config={file}", wrong)
         assert "unrecognized argument" in capsys.readouterr().err
+
+
+LISTS = """
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict({"data": {"sources": [{"name": "laion", "weight": 1}, {"name": "coyo", "spec": {"paths": "a"}}],
+                                "sizes": [1, 2], "fixed": ({"name": "a"}, 3), "empty": []}})
+"""
+
+
+def test_entries_of_a_list_go_by_name_or_number(tmp_path: Path):
+    file = tmp_path / "lists.py"
+    file.write_text(LISTS)
+    data = parse(
+        f"--config={file}", "--config.data.sources.laion.weight=2.5", "--config.data.sources.1.weight=3",
+        "--config.data.sources.coyo.spec.paths=12", "--config.data.sources.coyo.spec.new.key=[1]",
+        "--config.data.sizes.1=7", "--config.data.fixed.1=8",
+    )["data"]  # fmt: skip
+    assert data["sources"] == [
+        {"name": "laion", "weight": 2.5},
+        {"name": "coyo", "spec": {"paths": "12", "new": {"key": [1]}}, "weight": 3},
+    ]
+    assert data["sizes"] == [1, 7] and data["fixed"] == [{"name": "a"}, 8]
+    for wrong, words in [
+        ("sources.lion.weight=1", r"--config\.data\.sources\.lion\.weight: no entry 'lion'; the list has laion, coyo"),
+        ("sources.2.weight=1", "no entry '2'; the list has laion, coyo"),
+        ("sizes.-1=1", "no entry '-1'; the list has 0, 1"),
+        ("empty.0=1", "the list has no entries"),
+        ("sizes.0.a=1", r"data\.sizes\.0 holds a value"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            parse(f"--config={file}", f"--config.data.{wrong}")
+
+
+def test_help_config_prints_the_reference(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        config_file.parse(cli.parser("test"), ["--help-config"], reference=lambda: "all keys")
+    assert stop.value.code == 0 and capsys.readouterr().out == "all keys\n"
