@@ -600,7 +600,7 @@ def open_model(
 def model_config(
     directory: str | Path, *, image_token_id: int | None = None, names: hf.Names | None = None
 ) -> Architecture:
-    """The Architecture of a model folder or Hugging Face folder; raises WeightsError or ConfigError if it is neither."""
+    """Architecture of a model folder or Hugging Face folder; raises WeightsError or ConfigError if it is neither."""
     directory = Path(directory)
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such folder")

@@ -141,7 +141,7 @@ class Recorder(Callback):
 
 
 class StopWhenAsked(Callback):
-    """Ends the run after SIGTERM or SIGINT, caught while this context is entered. A second SIGINT interrupts at once."""
+    """Ends the run after SIGTERM or SIGINT, caught while this context is entered. A second SIGINT interrupts."""
 
     def __enter__(self) -> StopWhenAsked:
         self._requested = False
