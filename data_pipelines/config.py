@@ -117,8 +117,8 @@ class DataConfig:
             )
         if self.boundary_block and (self.visual_tokens % self.boundary_block or self.text_tokens > self.visual_tokens):
             raise DataError(
-                f"data.boundary_block is {self.boundary_block}: data.visual_tokens ({self.visual_tokens}), all slots of "
-                f"a row then, must be a multiple of it and at least data.text_tokens ({self.text_tokens})"
+                f"data.boundary_block is {self.boundary_block}: data.visual_tokens ({self.visual_tokens}), all slots "
+                f"of a row then, must be a multiple of it and at least data.text_tokens ({self.text_tokens})"
             )
         self._check_sources()
 

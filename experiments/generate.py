@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mono_jax import cli
-from mono_jax.generation.chat import NO_TEMPLATE, Habits, converse, open_chat, show
-from mono_jax.generation.decode import Sampling
+from mono_jax.generation.options import NO_TEMPLATE, PromptFormat, Sampling
 
 EXAMPLES = """examples:
   python experiments/generate.py --model=Mono-InternVL-2B --image=cat.jpg --prompt="What is on the mat?"
@@ -40,7 +39,7 @@ def build_parser() -> Any:
     add("--top_k", type=int, default=Sampling.top_k, help="draw from the k likeliest tokens, 0 = all (%(default)s)")
     add("--top_p", type=float, default=Sampling.top_p, help="draw from the likeliest that add up to p (%(default)s)")
     add("--seed", type=int, default=Sampling.seed, help="of the draws (%(default)s)")
-    add("--max_tiles", type=int, help=f"most tiles of an image (the model's own, else {Habits.max_tiles})")
+    add("--max_tiles", type=int, help=f"most tiles of an image (the model's own, else {PromptFormat.max_tiles})")
     add("--template", help=f"chat template (the model's own); {NO_TEMPLATE} = go on with the prompt as it stands")
     add("--system_message", help='the system turn (the template\'s own); "" = none')
     add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")
@@ -54,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.prompt is None and not args.interactive:
         parser.error("give a --prompt, or --interactive")
+    from mono_jax.generation.chat import converse, open_chat, show  # after parsing: --help needs none of it
+
     chat = open_chat(args)
     answers, images = [], args.image
     if args.prompt is not None:

@@ -5,7 +5,7 @@ mono_jax/runs/stage.py (RunConfig): stage, data, model or init, steps or epochs,
 Stages: S0 (text only), S1.1, S1.2, S1.3, S2, their EViP++ forms (S1.1++ ...), and the ablations delta,
 full, S1.3-frozen-attention.
 
-SIGTERM or Ctrl-C saves a checkpoint and exits with code 75; the same command goes on from there.
+SIGTERM or Ctrl-C saves a checkpoint and exits with code 75; the same command resumes there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from pathlib import Path
 
 from mono_jax import cli
 from mono_jax.runs import config_file
-from mono_jax.runs.stage import RunConfig, run_stage
-from mono_jax.training.callbacks import PREEMPTED, Preempted
 
 EXAMPLES = """examples:
   python experiments/train.py --config=experiments/configs/demo.py:S1.1 --workdir=runs/s1_1
@@ -30,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument("--workdir", required=True, help="checkpoints, metrics and the resulting model go here")
     args, config = config_file.parse(parser, argv)
+    from mono_jax.runs.config import RunConfig  # after parsing: --help needs none of it
+    from mono_jax.runs.stage import run_stage
+    from mono_jax.training.callbacks import PREEMPTED, Preempted
+
     try:
         result = run_stage(RunConfig.from_dict(config.to_dict()), Path(args.workdir))
     except Preempted as stop:

@@ -56,7 +56,7 @@ def device_key(device: jax.Device | None = None) -> str:
     if device is None:
         if target := _target.get():
             return target
-        device = jax.devices()[0]
+        device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     if device.platform == "cpu":
         return "cpu"
     kind = "_".join(device.device_kind.lower().replace("-", " ").split())

@@ -38,16 +38,19 @@ from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Batch, BatchSpec
 from mono_jax import cli, tree
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.models.execution import Execution
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import make_mesh, put_batch
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
 from mono_jax.training.flops import count_tokens, peak_flops, step_flops
+from mono_jax.training.optim_config import OptimConfig
+from mono_jax.training.state import init_state
 from mono_jax.weights import hf
 
 FORMS = ("static", "dense_both", "torch")
-OPTIM = optim.OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01)
+OPTIM = OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +123,12 @@ class Form(Protocol):
 class JaxForm:
     """mono_jax's own train_step, compiled for one device, state donated."""
 
-    def __init__(self, work: Workload, params: tree.Tree, stage: stages.Stage, mmoe: str, remat: str, batch: Batch):
-        model = Model(work.config.replace(mmoe=mmoe, remat=remat))
+    def __init__(self, work: Workload, params: tree.Tree, stage: stages.Stage, experts: str, remat: str, batch: Batch):
+        model = Model(work.config, Execution(experts=experts, remat=remat))
         dtype = jnp.dtype(work.dtype)
         optimizer = optim.make_optimizer(stage, model.config, params, 1000, OPTIM)
         mesh = make_mesh(devices=jax.devices()[:1])
-        self._state, self._frozen = train.init_state(stage, model, optimizer, params, dtype)
+        self._state, self._frozen = init_state(stage, model, optimizer, params, dtype)
         step = train.make_train_step(model, optimizer, dtype=dtype)
         self._batch = put_batch(batch, mesh)
         jitted = train.jit_train_step(step, model, self._state, self._frozen, mesh)

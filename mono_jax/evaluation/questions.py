@@ -15,7 +15,9 @@ from data_pipelines.encoding.images import cells, image_patches
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import DataError
 from data_pipelines.special_tokens import END_TOKENS
-from mono_jax.generation.decode import Generator, Prompt, Sampling
+from mono_jax.generation.decode import Generator
+from mono_jax.generation.options import Sampling
+from mono_jax.generation.prompts import Prompt
 
 BATCH = 50  # questions answered at once
 
@@ -31,7 +33,7 @@ class Question:
     kind: str
 
 
-def read_exam(path: str | Path, image_root: str | Path) -> list[Question]:
+def read_questions(path: str | Path, image_root: str | Path) -> list[Question]:
     """Questions of a JSONL file of LLaVA records with one image each; raises DataError that names the line."""
     questions = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):

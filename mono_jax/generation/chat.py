@@ -11,29 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.config import DataConfig
 from data_pipelines.encoding.images import ImageLimits, Tiling, cells, image_patches
 from data_pipelines.encoding.text import ChatEncoder, Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, GenerationError
-from mono_jax.generation.decode import Generation, Generator, Prompt, Sampling
+from mono_jax.generation.decode import Generation, Generator
+from mono_jax.generation.options import NO_TEMPLATE, PromptFormat, Sampling
+from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import Architecture
 from mono_jax.weights import hf
-
-NO_TEMPLATE = "none"
-
-
-@dataclasses.dataclass(frozen=True)
-class Habits:
-    """How questions are asked of a model: fields of ``DataConfig``, with its defaults."""
-
-    template: str = DataConfig.template
-    system_message: str | None = DataConfig.system_message
-    min_tiles: int = DataConfig.min_tiles
-    max_tiles: int = DataConfig.max_tiles
-    thumbnail: bool = DataConfig.thumbnail
 
 
 def find_model(path: str | Path) -> Path:
@@ -43,15 +31,15 @@ def find_model(path: str | Path) -> Path:
     return inner if (inner / checkpoint.MODEL_FILE).is_file() else path
 
 
-def read_habits(folder: Path) -> Habits:
+def read_prompt_format(folder: Path) -> PromptFormat:
     """From the folder's config.json (as in Hugging Face folders), or that of the run whose workdir it lies in."""
-    names = {field.name for field in dataclasses.fields(Habits)}
+    names = {field.name for field in dataclasses.fields(PromptFormat)}
     if (file := folder / "config.json").is_file():
-        return _habits(file, _from_hf(hf.read_json(file)))
+        return _prompt_format(file, _from_hf(hf.read_json(file)))
     if folder.name == "model" and (file := folder.parent / "config.json").is_file():
         data = hf.read_json(file).get("data")
-        return _habits(file, {k: v for k, v in data.items() if k in names} if isinstance(data, dict) else {})
-    return Habits()
+        return _prompt_format(file, {k: v for k, v in data.items() if k in names} if isinstance(data, dict) else {})
+    return PromptFormat()
 
 
 def _from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,12 +55,12 @@ def _from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _habits(file: Path, values: Mapping[str, Any]) -> Habits:
+def _prompt_format(file: Path, values: Mapping[str, Any]) -> PromptFormat:
     kinds = {"template": str, "system_message": str | None, "min_tiles": int, "max_tiles": int, "thumbnail": bool}
     for key, value in values.items():
         if not isinstance(value, kinds[key]):
             raise ConfigError(f"{file}: the value {value!r} for {key} cannot be used")
-    return Habits(**values)
+    return PromptFormat(**values)
 
 
 @dataclasses.dataclass
@@ -97,20 +85,20 @@ class Chat:
         self,
         generator: Generator,
         tokenizer: Tokenizer,
-        habits: Habits,
+        prompt_format: PromptFormat,
         sampling: Sampling,
         limits: ImageLimits | None = None,
     ):
         """``sampling``: the tokens that end an answer are added to it. Raises DataError for an unknown template."""
         self._session = generator.session()
         self._tokenizer = tokenizer
-        self._tiling = _tiling(generator.config, habits)
+        self._tiling = _tiling(generator.config, prompt_format)
         self._limits = limits or ImageLimits()
         self._has_vision = generator.config.vision is not None
-        self._plain = habits.template == NO_TEMPLATE
+        self._plain = prompt_format.template == NO_TEMPLATE
         if not self._plain:
-            self._opening = ChatEncoder(tokenizer, habits.template, habits.system_message)
-            self._later = ChatEncoder(tokenizer, habits.template, "")
+            self._opening = ChatEncoder(tokenizer, prompt_format.template, prompt_format.system_message)
+            self._later = ChatEncoder(tokenizer, prompt_format.template, "")
         stops = set(sampling.stop_tokens) | _end_tokens(tokenizer)
         self._sampling = dataclasses.replace(sampling, stop_tokens=tuple(sorted(stops)))
 
@@ -167,18 +155,18 @@ class Chat:
         )
 
 
-def _tiling(config: Architecture, habits: Habits) -> Tiling:
-    if habits.min_tiles < 1 or habits.max_tiles < habits.min_tiles:
-        raise ConfigError(f"max_tiles is {habits.max_tiles}, min_tiles {habits.min_tiles}: use 1 <= min <= max")
+def _tiling(config: Architecture, form: PromptFormat) -> Tiling:
+    if form.min_tiles < 1 or form.max_tiles < form.min_tiles:
+        raise ConfigError(f"max_tiles is {form.max_tiles}, min_tiles {form.min_tiles}: use 1 <= min <= max")
     if config.vision is None:
         return Tiling()
     vision = config.vision
     return Tiling(
         tile_size=vision.tile,
         token_pixels=vision.token_pixels,
-        min_tiles=habits.min_tiles,
-        max_tiles=habits.max_tiles,
-        thumbnail=habits.thumbnail,
+        min_tiles=form.min_tiles,
+        max_tiles=form.max_tiles,
+        thumbnail=form.thumbnail,
         ps_version=vision.ps_version,
     )
 
@@ -232,10 +220,10 @@ def open_chat(args: Any) -> Chat:
     checkpoint.model_config(folder)  # tells of a wrong folder before anything else is looked for
     tokenizer = _open_tokenizer(args.tokenizer or folder)
     config, params = checkpoint.load_model(folder, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
-    habits = read_habits(folder)
     given = {name: getattr(args, name) for name in ("template", "system_message", "max_tiles")}
-    habits = dataclasses.replace(habits, **{name: value for name, value in given.items() if value is not None})
-    habits = dataclasses.replace(habits, min_tiles=min(habits.min_tiles, habits.max_tiles))
+    given = {name: value for name, value in given.items() if value is not None}
+    form = dataclasses.replace(read_prompt_format(folder), **given)
+    form = dataclasses.replace(form, min_tiles=min(form.min_tiles, form.max_tiles))
     sampling = Sampling(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -244,7 +232,7 @@ def open_chat(args: Any) -> Chat:
         seed=args.seed,
     )
     generator = Generator(config, params, args.dtype, max_length=args.max_length)
-    return Chat(generator, tokenizer, habits, sampling)
+    return Chat(generator, tokenizer, form, sampling)
 
 
 def _open_tokenizer(path: str | Path) -> Tokenizer:

@@ -11,58 +11,56 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from data_pipelines import strict
+from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """``type``: "linear" (t / factor) or "dynamic" (NTK: the base grows with the length); ``factor`` > 0."""
+    """How rotary angles change beyond the lengths that the model was trained on."""
 
-    type: Literal["linear", "dynamic"]
-    factor: float
+    type: Literal["linear", "dynamic"] = field(
+        help='"linear" (t / factor) or "dynamic" (NTK: the base grows with length)'
+    )
+    factor: float = field(gt=0, help="of the scaling")
 
     def __post_init__(self) -> None:
-        if self.type not in ("linear", "dynamic"):
-            raise ConfigError(f"rope_scaling.type is {self.type!r}: use 'linear' or 'dynamic', or null for none")
-        if not self.factor > 0:
-            raise ConfigError(f"rope_scaling.factor is {self.factor}: it must be greater than 0")
+        strict.check(self, "rope_scaling", ConfigError)
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The visual side.
+    """The visual side: patch embedding, pixel shuffle and, for modular models, InternViT."""
 
-    Attributes:
-      kind: "patch_embed" = monolithic (no encoder), "intern_vit" = InternViT in front (modular).
-      hidden_size: C, width of the patch embedding.
-      patch_size: edge in pixels of one patch.
-      image_size: edge in pixels of the tile that the positional embedding was made for.
-      tile_size: edge of the tiles in the batch; another one than ``image_size`` interpolates the
-        positional embedding bicubically. None = ``image_size``.
-      downsample_ratio: of the pixel shuffle; 0.5 merges 2x2 patches into one token, 1.0 merges none.
-      ps_version: order of a tile's tokens, "v2" = row by row, "v1" = column by column.
-      The rest applies to "intern_vit" alone.
-    """
-
-    kind: Literal["patch_embed", "intern_vit"] = "patch_embed"
-    hidden_size: int = 1024
-    patch_size: int = 14
-    image_size: int = 448
-    tile_size: int | None = None
-    num_channels: int = 3
-    downsample_ratio: float = 0.5
-    ps_version: Literal["v1", "v2"] = "v2"
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    intermediate_size: int = 4096
-    norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
-    layer_norm_eps: float = 1e-6
-    qkv_bias: bool = True
-    qk_normalization: bool = False
-    hidden_act: Literal["gelu", "silu", "relu"] = "gelu"
-    select_layer: int = -1
+    kind: Literal["patch_embed", "intern_vit"] = field(
+        "patch_embed", help='"patch_embed" = monolithic (no encoder), "intern_vit" = InternViT in front (modular)'
+    )
+    hidden_size: int = field(1024, ge=1, help="C, width of the patch embedding")
+    patch_size: int = field(14, ge=1, help="edge of a patch, pixels")
+    image_size: int = field(448, ge=1, help="edge of the tile that the positional embedding was made for, pixels")
+    tile_size: int | None = field(
+        None,
+        ge=1,
+        help="edge of the batch's tiles, pixels; another one than image_size interpolates; None = equal",
+    )
+    num_channels: int = field(3, ge=1, help="of the pixels")
+    downsample_ratio: float = field(
+        0.5, gt=0, le=1, help="of the pixel shuffle: 0.5 merges 2x2 patches into one token, 1 merges none"
+    )
+    ps_version: Literal["v1", "v2"] = field("v2", help='order of a tile\'s tokens: "v2" = by rows, "v1" = by columns')
+    num_hidden_layers: int = field(24, ge=1, help="InternViT: layers")
+    num_attention_heads: int = field(16, ge=1, help="InternViT: heads")
+    intermediate_size: int = field(4096, ge=1, help="InternViT: width of the FFN")
+    norm_type: Literal["layer_norm", "rms_norm"] = field("layer_norm", help="InternViT: normalisation")
+    layer_norm_eps: float = field(1e-6, gt=0, help="InternViT: epsilon of the normalisation")
+    qkv_bias: bool = field(True, help="InternViT: biases on qkv")
+    qk_normalization: bool = field(False, help="InternViT: RMS-normalised queries and keys")
+    hidden_act: Literal["gelu", "silu", "relu"] = field("gelu", help="InternViT: activation of the FFN")
+    select_layer: int = field(-1, help="InternViT: the layer whose output is used; negative = from the end")
 
     def __post_init__(self) -> None:
+        strict.check(self, "vision", ConfigError)
         if self.shuffle < 1 or abs(self.shuffle * self.downsample_ratio - 1) > 1e-6:
             raise ConfigError(f"vision.downsample_ratio is {self.downsample_ratio}: use 1, 0.5, 0.25, ...")
         for name, size in (("image_size", self.image_size), ("tile_size", self.tile)):
@@ -99,43 +97,37 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Architecture of a model; the defaults are those of InternLM2-1.8B.
+    """A language model with, where it has them, eyes and visual experts; the defaults are those of InternLM2-1.8B."""
 
-    Attributes:
-      visual_ffn_experts: each layer has a second FFN for visual tokens (Mono-InternVL).
-      visual_attention_experts: each layer has a second QKV projection for visual tokens (1.5).
-      bias: biases on wqkv and wo.
-    """
-
-    vocab_size: int = 92544
-    hidden_size: int = 2048
-    intermediate_size: int = 8192
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    num_key_value_heads: int = 8
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 1e6
-    rope_scaling: RopeScaling | None = None
-    max_position_embeddings: int = 32768
-    bias: bool = False
-    tie_word_embeddings: bool = False
-    vision: VisionConfig | None = None
-    visual_ffn_experts: bool = False
-    visual_attention_experts: bool = False
-    image_token_id: int = 92546
+    vocab_size: int = field(92544, ge=1, help="tokens of the vocabulary")
+    hidden_size: int = field(2048, ge=1, help="d, width of the residual stream")
+    intermediate_size: int = field(8192, ge=1, help="width of the FFNs")
+    num_hidden_layers: int = field(24, ge=1, help="decoder layers")
+    num_attention_heads: int = field(16, ge=1, help="query heads")
+    num_key_value_heads: int = field(8, ge=1, help="key and value heads (grouped-query attention)")
+    rms_norm_eps: float = field(1e-5, gt=0, help="epsilon of the RMSNorms")
+    rope_theta: float = field(1e6, gt=0, help="base of the rotary angles")
+    rope_scaling: RopeScaling | None = field(None, help="scaling of the rotary angles; None = none")
+    max_position_embeddings: int = field(32768, ge=1, help="length beyond which dynamic scaling sets in")
+    bias: bool = field(False, help="biases on wqkv and wo")
+    tie_word_embeddings: bool = field(False, help="the LM head is the transposed token embedding")
+    vision: VisionConfig | None = field(None, help="the visual side; None = a language model")
+    visual_ffn_experts: bool = field(False, help="each layer has a second FFN, for visual tokens (Mono-InternVL)")
+    visual_attention_experts: bool = field(False, help="each layer has a second QKV, for visual tokens (1.5)")
+    image_token_id: int = field(92546, ge=0, help="id of <IMG_CONTEXT>")
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
+        strict.check(self, "model", ConfigError)
+        for large, small in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):
+            if getattr(self, large) % getattr(self, small):
+                raise ConfigError(
+                    f"model.{large} is {getattr(self, large)}: it must be a multiple of model.{small} "
+                    f"({getattr(self, small)})"
+                )
+        if self.head_dim % 2:
+            raise ConfigError(f"model.hidden_size / num_attention_heads is {self.head_dim}: it must be even (RoPE)")
         if (self.visual_ffn_experts or self.visual_attention_experts) and not self.is_monolithic:
-            raise ConfigError("visual experts need vision.kind 'patch_embed': a modular model has none")
+            raise ConfigError("model: visual experts need vision.kind 'patch_embed': a modular model has none")
 
     @property
     def head_dim(self) -> int:
@@ -152,31 +144,16 @@ class Architecture:
 
     def replace(self, **changes: Any) -> Architecture:
         """A copy with ``changes``; raises ConfigError for an unknown key."""
-        names = {f.name for f in dataclasses.fields(self)}
+        names = {spec.name for spec in dataclasses.fields(self)}
         for key in changes:
             if key not in names:
                 raise unknown_key("model key", key, names)
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return strict.to_dict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Architecture:
-        """The inverse of ``to_dict``; raises ConfigError that names the nearest valid key."""
-        values = dict(values)
-        for key, inner in (("vision", VisionConfig), ("rope_scaling", RopeScaling)):
-            if values.get(key) is not None and not isinstance(values[key], inner):
-                values[key] = _build(inner, dict(values[key]), f"model.{key} key")
-        return _build(cls, values, "model key")
-
-
-def _build(cls: type, values: dict[str, Any], what: str) -> Any:
-    names = {f.name for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in names:
-            raise unknown_key(what, key, names)
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ConfigError(f"{what.removesuffix(' key')}: {error}") from None
+    def from_dict(cls, values: Mapping[str, Any], where: str = "model") -> Architecture:
+        """The inverse of ``to_dict``; raises ConfigError with the dotted name below ``where``."""
+        return strict.build(cls, values, where, ConfigError)

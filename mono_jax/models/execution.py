@@ -6,41 +6,42 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
-Remat = Literal["none", "full", "dots", "dots_no_batch"]
-Experts = Literal["static", "dense_both", "grouped"]
-Attention = Literal["auto", "xla", "xla_chunked", "cudnn", "splash"]
+from data_pipelines import strict
+from data_pipelines.strict import field
+from mono_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """Choices of memory against time, and of kernels.
+    """Choices of memory against time, and of kernels."""
 
-    Attributes:
-      remat: what the backward pass recomputes: "none" (keep all), "full" (keep layer inputs only), "dots" (keep matmul
-        outputs), "dots_no_batch" (keep outputs of matmuls with weights).
-      experts: "static" = the boundary between visual and text slots is static, each expert sees its own slots;
-        "grouped" = the kernels of ``pallas_kernels``, which also serve ragged boundaries (each row its own);
-        "dense_both" = both experts on all tokens, chosen by mask (the papers' naive form, the oracle of the tests).
-      experts_kernel: with "grouped", the kernel's name in ``pallas_kernels.registry``; "auto" = chosen by device,
-        dtype and shape.
-      experts_block: with "grouped", slots that share an expert; boundaries are multiples of it.
-      attention: "auto" (by device and length), "xla" (S x S scores; any device), "xla_chunked" (queries in chunks of
-        ``attention_chunk``; memory linear in S), "cudnn" (Hopper), "splash" (TPU).
-      attention_chunk: queries whose scores are in memory at once.
-      loss_chunk: text slots whose logits are in memory at once; 0 = all.
-    """
+    remat: Literal["none", "full", "dots", "dots_no_batch"] = field(
+        "none",
+        help='what the backward pass recomputes: "none" (keep all), "full" (keep layer inputs only), "dots" (keep '
+        'outputs of matmuls), "dots_no_batch" (keep outputs of matmuls with weights)',
+    )
+    experts: Literal["static", "grouped", "dense_both"] = field(
+        "static",
+        help='"static" = every row has the same boundary, each expert sees its own slots; "grouped" = the kernels of '
+        'pallas_kernels, which also serve ragged boundaries; "dense_both" = both experts on all tokens, chosen by mask '
+        "(the papers' naive form, the oracle of the tests)",
+    )
+    experts_kernel: str = field(
+        "auto", help='with "grouped": name in pallas_kernels.registry; "auto" = by device, dtype and shape'
+    )
+    experts_block: int = field(
+        128, ge=1, help='with "grouped": slots that share an expert; boundaries are its multiples'
+    )
+    attention: Literal["auto", "xla", "xla_chunked", "cudnn", "splash"] = field(
+        "auto",
+        help='"auto" (by device and length), "xla" (S x S scores, any device), "xla_chunked" (memory linear in S), '
+        '"cudnn" (Hopper), "splash" (TPU)',
+    )
+    attention_chunk: int = field(512, ge=1, help='with "xla_chunked": queries whose scores are in memory at once')
+    loss_chunk: int = field(0, ge=0, help="text slots whose logits are in memory at once; 0 = all")
 
-    remat: Remat = "none"
-    experts: Experts = "static"
-    experts_kernel: str = "auto"
-    experts_block: int = 128
-    attention: Attention = "auto"
-    attention_chunk: int = 512
-    loss_chunk: int = 0
-
-    def replace(self, **changes: Any) -> Execution:
-        """A copy with ``changes``."""
-        return dataclasses.replace(self, **changes)
+    def __post_init__(self) -> None:
+        strict.check(self, "execution", ConfigError)
 
     def remat_scan(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """The body of a scan over layers, with what ``remat`` says recomputed in the backward pass."""

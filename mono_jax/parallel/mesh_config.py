@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 
+from data_pipelines import strict
+from data_pipelines.strict import field
+from mono_jax.errors import ConfigError
+
 AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; one of them may be -1 = all that remain.
+    """Devices along each axis; one of them may be -1 = all that remain."""
 
-    Attributes:
-      data: copies of the model that share the rows of a batch.
-      fsdp: shards of parameters and of rows.
-      tensor: shards of heads and FFN columns.
-    """
+    data: int = field(-1, ge=-1, help="copies of the model that share the rows of a batch")
+    fsdp: int = field(1, ge=-1, help="shards of parameters and of rows")
+    tensor: int = field(1, ge=-1, help="shards of heads and FFN columns")
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    def __post_init__(self) -> None:
+        strict.check(self, "mesh", ConfigError)
+        sizes = [getattr(self, axis) for axis in AXES]
+        if 0 in sizes:
+            raise ConfigError(f"mesh.{AXES[sizes.index(0)]} is 0: use a number of devices, or -1 for all that remain")
+        if sizes.count(-1) > 1:
+            raise ConfigError("mesh: only one axis may be -1 (all devices that remain)")

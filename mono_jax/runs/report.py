@@ -105,12 +105,12 @@ def _sections(results: Mapping[str, Any]) -> Iterable[tuple[str, str, Rows, list
             [],
         )
     for summary in stages.values():
-        for name, exam in summary.get("exam", {}).items():
+        for name, graded in summary.get("evaluation", {}).items():
             yield (
                 f"{summary['stage']}: held-out {name.replace('_', ' ')}",
-                (f"{exam['accuracy']:.1%} of {exam['questions']} equal the truth word for word."),
+                (f"{graded['accuracy']:.1%} of {graded['questions']} equal the truth word for word."),
                 [],
-                _cards(exam["gallery"]),
+                _cards(graded["gallery"]),
             )
     yield "Data", "Samples and what was skipped, by stage.", _data_table(stages, results["manifest"]), []
 
@@ -152,6 +152,8 @@ def _text_table(stages: Mapping[str, Any]) -> Rows:
     rows = [["stage", "before", "after", "change"]]
     for s in stages.values():
         before, after = s["text_loss_before"], s["text_loss_after"]
+        if after is None:
+            continue
         if before is None:
             rows.append([s["stage"], "random weights", repr(after), ""])
         else:
@@ -163,10 +165,10 @@ def _text_table(stages: Mapping[str, Any]) -> Rows:
 def _grade_table(stages: Mapping[str, Any]) -> Rows:
     rows = [["stage", "questions", "kind", "number", "right", "commonest answer", "would score"]]
     for s in stages.values():
-        for name, exam in s.get("exam", {}).items():
+        for name, graded in s.get("evaluation", {}).items():
             if name == "captions":
                 continue
-            for kind, g in [("all", exam), *exam["by_kind"].items()]:
+            for kind, g in [("all", graded), *graded["by_kind"].items()]:
                 rows.append(
                     [s["stage"], name.replace("_", " "), kind, str(g["questions"]), f"{g['accuracy']:.1%}",
                      g["majority_answer"], f"{g['majority']:.1%}"]

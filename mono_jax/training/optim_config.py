@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from mono_jax.errors import ConfigError, unknown_key
+from data_pipelines import strict
+from data_pipelines.strict import field
+from mono_jax.errors import ConfigError
 from mono_jax.training.stages import GROUPS, Schedule
 
 OptimizerName = Literal["adamw", "adafactor", "lion", "muon"]
@@ -16,57 +18,39 @@ OptimizerName = Literal["adamw", "adafactor", "lion", "muon"]
 class GroupConfig:
     """What a parameter group has of its own; None = as ``OptimConfig`` says."""
 
-    optimizer: OptimizerName | None = None
-    learning_rate: float | None = None
-    schedule: Schedule | None = None
-    weight_decay: float | None = None
+    optimizer: OptimizerName | None = field(None, help="its optimizer")
+    learning_rate: float | None = field(None, ge=0, help="its peak learning rate")
+    schedule: Schedule | None = field(None, help="its schedule")
+    weight_decay: float | None = field(None, ge=0, help="its weight decay")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Settings of the optimizer; None = the stage's own.
+    """Settings of the optimizer; None = the stage's own."""
 
-    Attributes:
-      optimizer: "adamw", "adafactor", "lion" or "muon" (matrices by Muon, the rest by AdamW), all optax's.
-      learning_rate: peak.
-      schedule: after the warm-up, "constant", "cosine" or "linear" down to ``end``, or "wsd" (constant, then linear
-        down to ``end`` over the last ``decay`` of all steps).
-      warmup: fraction of all steps with a linearly growing rate; or ``warmup_steps``.
-      end: learning rate at the end, as a fraction of the peak.
-      weight_decay: decoupled, on kernels and embeddings.
-      b1, b2: decay rates of the moments; None = the optimizer's own. eps: of AdamW.
-      clip_norm: largest global norm of the trainable gradients; 0 = no clipping.
-      groups: {group: settings of its own}.
-    """
-
-    optimizer: OptimizerName = "adamw"
-    learning_rate: float | None = None
-    schedule: Schedule | None = None
-    warmup: float | None = None
-    warmup_steps: int | None = None
-    decay: float = 0.1
-    end: float = 0.0
-    weight_decay: float | None = None
-    b1: float | None = None
-    b2: float | None = None
-    eps: float = 1e-8
-    clip_norm: float = 1.0
-    groups: Mapping[str, GroupConfig] = dataclasses.field(default_factory=dict)
+    optimizer: OptimizerName = field(
+        "adamw", help='optax\'s optimizer; "muon" = kernels of the decoder layers by Muon, the rest by AdamW'
+    )
+    learning_rate: float | None = field(None, ge=0, help="peak; None = the stage's")
+    schedule: Schedule | None = field(
+        None,
+        help='after the warm-up: "constant", "cosine" or "linear" down to `end`, or "wsd" (constant, then linear down '
+        "to `end` over the last `decay` of the steps); None = the stage's",
+    )
+    warmup: float | None = field(None, ge=0, le=1, help="fraction of all steps with a linearly growing rate")
+    warmup_steps: int | None = field(None, ge=0, help="the same in steps")
+    decay: float = field(0.1, gt=0, le=1, help='with "wsd": fraction of all steps in which the rate falls')
+    end: float = field(0.0, ge=0, le=1, help="learning rate at the end, as a fraction of the peak")
+    weight_decay: float | None = field(None, ge=0, help="decoupled, on kernels and embeddings; None = the stage's")
+    b1: float | None = field(None, ge=0, lt=1, help="decay rate of the first moment; None = the optimizer's own")
+    b2: float | None = field(None, ge=0, lt=1, help="decay rate of the second moment; None = the optimizer's own")
+    eps: float = field(1e-8, gt=0, help="of AdamW")
+    clip_norm: float = field(1.0, ge=0, help="largest global norm of the trainable gradients; 0 = no clipping")
+    groups: Mapping[str, GroupConfig] = field(
+        default_factory=dict, choices=tuple(GROUPS), help="{parameter group: settings of its own}"
+    )
 
     def __post_init__(self) -> None:
-        for group in self.groups:
-            if group not in GROUPS:
-                raise unknown_key("parameter group", group, GROUPS)
+        strict.check(self, "optim", ConfigError)
         if self.warmup is not None and self.warmup_steps is not None:
             raise ConfigError("optim.warmup and optim.warmup_steps are both given: give one")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> OptimConfig:
-        """Raises ConfigError that names the nearest valid key."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        for key in values:
-            if key not in names:
-                raise unknown_key("optim key", key, names)
-        values = dict(values)
-        values["groups"] = {name: GroupConfig(**group) for name, group in (values.get("groups") or {}).items()}
-        return cls(**values)

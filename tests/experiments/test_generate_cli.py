@@ -20,7 +20,9 @@ from experiments import generate as command
 from mono_jax import cli
 from mono_jax.checkpoints import checkpoint
 from mono_jax.generation import chat
-from mono_jax.generation.decode import Generator, Prompt, Sampling
+from mono_jax.generation.decode import Generator
+from mono_jax.generation.options import Sampling
+from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import parity
 from mono_jax.errors import MonoJaxError
+from mono_jax.evaluation import parity
 from mono_jax.training.optim_config import OptimConfig
 
 GOLDEN = [
@@ -169,7 +169,7 @@ def test_other_models(tmp_path: Path, name: str) -> None:
     from reference.make_cases import make_case
 
     case = make_case(tmp_path, **OTHER[name])
-    settings = parity.GOLDEN_OPTIM
+    settings = parity.golden_optim()
     if optimizer := dict(OTHER[name].get("optimizer", {})):
         b1, b2 = optimizer.pop("betas", (0.9, 0.999))
         clip = optimizer.pop("clip", 1.0)
@@ -204,7 +204,7 @@ def test_command_line(golden_dir: Path) -> None:
     case = golden_dir / "mono_tiny" / "train_S1.1.safetensors"
     run = subprocess.run(
         [*command, f"--case={case}", "--stage=S1.1", "--json"],
-        cwd=Path(parity.__file__).parents[1],
+        cwd=Path(parity.__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,

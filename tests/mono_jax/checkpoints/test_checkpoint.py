@@ -116,8 +116,8 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
 def test_restoring_onto_another_mesh(tmp_path):
     saved_on, wanted_on = mesh(8, 1), mesh(2, 2)
     state = make_state(1)
-    kernel = state["trainable"]["layers"]["kernel"]
-    state["trainable"]["layers"]["kernel"] = jax.device_put(kernel, jax.NamedSharding(saved_on, P(None, "x")))
+    kernel = state.trainable["layers"]["kernel"]
+    state.trainable["layers"]["kernel"] = jax.device_put(kernel, jax.NamedSharding(saved_on, P(None, "x")))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         wanted = abstract(state)

@@ -12,7 +12,10 @@ import pytest
 
 from mono_jax.errors import GenerationError
 from mono_jax.generation import decode as generate
-from mono_jax.generation.decode import Generation, Generator, Prompt, Sampling
+from mono_jax.generation.decode import Generation, Generator
+from mono_jax.generation.options import Sampling
+from mono_jax.generation.prompts import Prompt, bucket
+from mono_jax.generation.sampling import choose, make_request
 from mono_jax.models.presets import PRESETS, preset
 from tests.mono_jax.helpers import random_params
 
@@ -136,11 +139,11 @@ def test_lengths_of_one_bucket_share_a_program(mono: Generator) -> None:
 
 
 def test_buckets_waste_at_most_a_quarter() -> None:
-    sizes = [generate.bucket(n) for n in range(2000)]
+    sizes = [bucket(n) for n in range(2000)]
     assert all(n <= size <= max(n, 1.25 * n) for n, size in enumerate(sizes))
     assert sizes[:11] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 10]
     assert len(set(sizes)) < 45
-    assert generate.bucket(17, 16) == 32
+    assert bucket(17, 16) == 32
 
 
 def test_streamed_tokens_are_the_answer(mono: Generator) -> None:
@@ -169,14 +172,14 @@ def test_bfloat16_follows_float32(mono: Generator) -> None:
 def request(rows: int, **changes: Any) -> Any:
     sampling = Sampling(**({"temperature": 1.0} | changes))
     config = preset("tiny_lm")
-    return generate._request(config, [dataclasses.replace(sampling, seed=i) for i in range(rows)], rows)
+    return make_request(config, [dataclasses.replace(sampling, seed=i) for i in range(rows)], rows)
 
 
 def draw(logits: list[float], count: int = 4000, **changes: Any) -> np.ndarray:
     """Relative frequencies of ``count`` draws, each with a seed of its own."""
     wanted = request(count, **changes)
     rows = jnp.tile(jnp.array(logits, jnp.float32), (count, 1))
-    tokens = generate.choose(rows, jnp.zeros(count, jnp.int32), wanted, draws=True, filters=True)
+    tokens = choose(rows, jnp.zeros(count, jnp.int32), wanted, draws=True, filters=True)
     return np.bincount(np.asarray(tokens), minlength=len(logits)) / count
 
 
@@ -216,9 +219,9 @@ def test_filters_keep_the_draws_that_survive_them() -> None:
     wanted = request(200)
     logits = jax.random.normal(jax.random.key(0), (200, 128)) * 3
     position = jnp.arange(200)
-    one = generate.choose(logits, position, wanted, draws=True, filters=False)
-    assert jnp.array_equal(one, generate.choose(logits, position, wanted, draws=True, filters=True))
-    assert not jnp.array_equal(one, generate.choose(logits, position + 1, wanted, draws=True, filters=False))
+    one = choose(logits, position, wanted, draws=True, filters=False)
+    assert jnp.array_equal(one, choose(logits, position, wanted, draws=True, filters=True))
+    assert not jnp.array_equal(one, choose(logits, position + 1, wanted, draws=True, filters=False))
 
 
 def test_top_k_of_one_is_greedy(mono: Generator) -> None:
@@ -226,7 +229,7 @@ def test_top_k_of_one_is_greedy(mono: Generator) -> None:
     greedy = mono.generate(start, Sampling(10))
     assert mono.generate(start, Sampling(10, temperature=3.0, top_k=1, seed=9)) == greedy
     ties = jnp.zeros((50, 128))
-    tied = generate.choose(ties, jnp.arange(50), request(50, top_k=1), draws=True, filters=True)
+    tied = choose(ties, jnp.arange(50), request(50, top_k=1), draws=True, filters=True)
     assert not tied.any()  # of equals the first, as argmax takes it
 
 
@@ -243,8 +246,8 @@ def test_the_placeholder_is_never_generated() -> None:
     """Even if the model wants nothing else; a model without vision has no placeholder."""
     logits = jnp.zeros((1, 128)).at[0, IMAGE].set(50.0).at[0, 120].set(40.0)
     for name, expected in (("tiny_mono", 120), ("tiny_modular", 120), ("tiny_lm", IMAGE)):
-        wanted = generate._request(preset(name), [Sampling()], 1)
-        token = generate.choose(logits, jnp.zeros(1, jnp.int32), wanted, draws=False, filters=False)
+        wanted = make_request(preset(name), [Sampling()], 1)
+        token = choose(logits, jnp.zeros(1, jnp.int32), wanted, draws=False, filters=False)
         assert token.tolist() == [expected], name
 
 

@@ -20,8 +20,6 @@ def test_misspelt_keys_name_the_nearest():
         preset("mono_internvl_2")
     with pytest.raises(ConfigError, match="did you mean 'patch_size'"):
         Architecture.from_dict({"vision": {"patchsize": 14}})
-    with pytest.raises(ConfigError, match="did you mean 'dots'"):
-        preset("tiny_mono", remat="dot")
 
 
 @pytest.mark.parametrize(

@@ -12,44 +12,43 @@ import pytest
 from jax.sharding import NamedSharding
 
 from data_pipelines.batch import BatchSpec
-from mono_jax.models.attention import SequenceOrder, attend
+from mono_jax.models.attention import attend
+from mono_jax.models.execution import Execution
 from mono_jax.models.presets import preset
-from mono_jax.models.slots import Slots
+from mono_jax.models.slots import Slots, make_slots
 from mono_jax.models.transformer import Model
-from mono_jax.parallel import sharding
+from mono_jax.parallel import mesh as mesh_lib
+from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training import stages
 from mono_jax.training import step as train
 from mono_jax.training.optim import make_optimizer
 from mono_jax.training.optim_config import OptimConfig
+from mono_jax.training.state import abstract_state
 from pallas_kernels.checks import tpu as tpu_aot
 from pallas_kernels.experts.contract import Unavailable
 from tests.mono_jax.helpers import random_batch
 
-CONFIG = preset("tiny_mono", attention_chunk=64)
 HEADS, KV_HEADS, DIM = 4, 2, 128
 SPEC = BatchSpec(128, 128)
 
 
-def problem(rows: int) -> tuple[tuple[jax.Array, ...], SequenceOrder, jax.Array]:
-    """(query, key, value, query slots, key slots), the sequence order, and which slots hold tokens."""
-    batch = random_batch(rows, SPEC)
-    order = jnp.asarray(batch["order"])
-    inverse = jnp.argsort(order, axis=1)
-    slots = Slots(*(jnp.take_along_axis(jnp.asarray(batch[name]), inverse, 1) for name in ("positions", "segments")))
+def problem(rows: int) -> tuple[list[jax.Array], Slots]:
+    """Random query, key and value, and the slots of packed rows."""
+    batch = {name: jnp.asarray(array) for name, array in random_batch(rows, SPEC).items()}
     shapes = [(rows, SPEC.sequence, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     qkv = [jax.random.normal(jax.random.key(i), shape, jnp.float32) for i, shape in enumerate(shapes)]
-    return (*qkv, slots, slots), SequenceOrder(order, inverse), slots.segments > 0
+    return qkv, make_slots(preset("tiny_mono"), batch, SPEC.visual_tokens)
 
 
 def output_and_gradients(kind: str, rows: int) -> list[jax.Array]:
-    (query, key, value, *slots), sequence, there = problem(rows)
-    config = CONFIG.replace(attention=kind)
+    qkv, slots = problem(rows)
+    execution = Execution(attention=kind, attention_chunk=64)
 
-    def mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = jnp.where(there[..., None, None], attend(config, query, key, value, *slots, sequence), 0)
+    def mixed(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = jnp.where((slots.segments > 0)[..., None, None], attend(execution, *qkv, slots), 0)
         return jnp.sum(jnp.sin(y)), y
 
-    gradients, y = jax.grad(mixed, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+    gradients, y = jax.grad(mixed, argnums=(0, 1, 2), has_aux=True)(*qkv)
     return [y, *gradients]
 
 
@@ -70,32 +69,28 @@ def test_forms_agree(kind: str):
 
 
 def test_fused_kernels_split_rows_and_heads_over_a_mesh():
-    mesh = sharding.make_mesh(sharding.MeshConfig(1, 2, 2), jax.devices()[:4])
+    mesh = mesh_lib.make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
 
-    def run() -> list[jax.Array]:
-        with sharding.tracing_for(mesh):
-            return output_and_gradients("splash", 2)
-
-    assert_same(jax.jit(run, out_shardings=NamedSharding(mesh, sharding.BATCH))(), 2)
+    run = mesh_lib.on_mesh(lambda: output_and_gradients("splash", 2), mesh)
+    assert_same(jax.jit(run, out_shardings=NamedSharding(mesh, mesh_lib.BATCH))(), 2)
 
 
-@pytest.mark.parametrize("changes", [{}, {"mmoe": "grouped", "mmoe_kernel": "pallas_tpu", "mmoe_tile": 128}])
+@pytest.mark.parametrize("changes", [{}, {"experts": "grouped", "experts_kernel": "pallas_tpu", "experts_block": 128}])
 def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
     """With the kernels that are chosen there; XLA's partitioner cannot split them, so each device runs its own."""
     try:
         devices = tpu_aot.chips("v5e")
     except Unavailable as reason:
         pytest.skip(str(reason))
-    config = preset(
-        "tiny_mono", hidden_size=256, num_attention_heads=2, num_key_value_heads=2, intermediate_size=512, **changes
-    )
-    mesh = sharding.make_mesh(sharding.MeshConfig(1, 2, 2), devices)
-    model, stage = Model(config), stages.get_stage("S1.1")
+    sizes = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 512}
+    config = preset("tiny_mono", **sizes)
+    mesh = mesh_lib.make_mesh(MeshConfig(1, 2, 2), devices)
+    model, stage = Model(config, Execution(**changes)), stages.get_stage("S1.1")
     optimizer = make_optimizer(stage, config, model.abstract_params(), 10, OptimConfig())
-    placed = train.abstract_state(stage, model, optimizer, mesh)
+    placed = abstract_state(stage, model, optimizer, mesh)
     spec = BatchSpec(128, 128, config.vision.token_pixels)
     batch = {
-        name: jax.ShapeDtypeStruct((4, *shape), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
+        name: jax.ShapeDtypeStruct((4, *shape), dtype, sharding=NamedSharding(mesh, mesh_lib.BATCH))
         for name, (shape, dtype) in spec.fields().items()
     }
     step = train.jit_train_step(train.make_train_step(model, optimizer), model, *placed, mesh)

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipelines.batch import ragged
 from mono_jax.errors import ConfigError
+from mono_jax.models.execution import Execution
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training.step import loss_sum
@@ -18,8 +19,8 @@ KERNELS = ("dense_both", "ragged")  # those that need no accelerator and no stat
 NAMES = ("tiny_mono", "tiny_mono_1_5")
 
 
-def loss_and_gradients(config, batch):
-    model = Model(config)
+def loss_and_gradients(config, batch, **execution):
+    model = Model(config, Execution(**execution))
     params = jax.jit(model.init)(jax.random.key(0))
     value, grads = jax.jit(jax.value_and_grad(lambda p: loss_sum(model, p, {}, batch, jnp.float32)))(params)
     return float(value), grads
@@ -34,7 +35,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize("name", NAMES)
 def test_static_and_dense_both_agree(name: str):
     batch = random_batch(2)
-    assert_same(loss_and_gradients(preset(name), batch), loss_and_gradients(preset(name, mmoe="dense_both"), batch))
+    assert_same(loss_and_gradients(preset(name), batch), loss_and_gradients(preset(name), batch, experts="dense_both"))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -46,25 +47,27 @@ def test_grouped_kernels_with_elastic_boundaries_agree_with_the_static_split(nam
     for row, kept in ((1, 5), (2, 0)):  # these rows lose the end of their image
         batch["segments"][row, np.flatnonzero(is_visual)[kept:]] = 0
     config = preset(name)
-    grouped = preset(name, mmoe="grouped", mmoe_kernel=kernel, mmoe_tile=8)
     packed = ragged(batch, 32, 8)
     assert packed["visual_slots"].tolist() == [16, 8, 0]
-    assert_same(loss_and_gradients(config, batch), loss_and_gradients(grouped, packed))
+    assert_same(
+        loss_and_gradients(config, batch),
+        loss_and_gradients(config, packed, experts="grouped", experts_kernel=kernel, experts_block=8),
+    )
 
 
 def test_grouped_kernels_serve_static_boundaries_and_biases():
     batch = random_batch(2)
     config = preset("tiny_mono_1_5", bias=True)
-    grouped = preset("tiny_mono_1_5", bias=True, mmoe="grouped", mmoe_kernel="ragged", mmoe_tile=16)
-    assert_same(loss_and_gradients(config, batch), loss_and_gradients(grouped, batch))
+    grouped = loss_and_gradients(config, batch, experts="grouped", experts_kernel="ragged", experts_block=16)
+    assert_same(loss_and_gradients(config, batch), grouped)
 
 
 def test_what_cannot_be_served_says_why():
     batch = random_batch(2)
     with pytest.raises(ConfigError, match="use 'grouped'"):
         loss_and_gradients(preset("tiny_mono"), ragged(batch, 32, 8))
-    with pytest.raises(ConfigError, match="mmoe_tile 128"):
-        loss_and_gradients(preset("tiny_mono", mmoe="grouped"), batch)
+    with pytest.raises(ConfigError, match="experts_block 128"):
+        loss_and_gradients(preset("tiny_mono"), batch, experts="grouped")
     with pytest.raises(ValueError, match="there are 24"):
         ragged(batch, 24, 8)
     with pytest.raises(ValueError, match="multiple of tile"):

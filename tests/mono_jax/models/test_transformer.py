@@ -16,10 +16,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_pipelines.batch import BatchSpec
-from experiments import parity
 from mono_jax import tree
+from mono_jax.evaluation import parity
 from mono_jax.models import attention
 from mono_jax.models.architecture import Architecture
+from mono_jax.models.execution import Execution
 from mono_jax.models.presets import PRESETS, preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import step as train
@@ -32,12 +33,12 @@ WIDTH = CONFIG.hidden_size
 
 
 def loss_and_gradients(
-    config: Architecture, params: tree.Tree, batch: dict[str, np.ndarray]
+    config: Architecture, params: tree.Tree, batch: dict[str, np.ndarray], **execution: Any
 ) -> tuple[float, tree.Tree]:
     """Sum of the weighted losses, and its gradient by path."""
 
     def loss(params: tree.Tree, batch: dict[str, jax.Array]) -> jax.Array:
-        return train.loss_sum(Model(config), params, {}, batch, F32)
+        return train.loss_sum(Model(config, Execution(**execution)), params, {}, batch, F32)
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(params, batch)
     return float(value), {path: np.asarray(leaf) for path, leaf in tree.flatten(gradients).items()}
@@ -81,7 +82,7 @@ def batch() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def plain(params: tree.Tree, batch: dict[str, np.ndarray]) -> tuple[float, tree.Tree]:
     """Static split, S x S attention, everything kept for the backward pass."""
-    return loss_and_gradients(CONFIG.replace(attention="xla"), params, batch)
+    return loss_and_gradients(CONFIG, params, batch, attention="xla")
 
 
 # ------------------------------------------------------------------ the real sizes, by eval_shape
@@ -252,7 +253,7 @@ def test_the_order_of_slots_changes_nothing(params: tree.Tree, batch: dict[str, 
 
 
 VARIANTS = {
-    "dense_both": {"mmoe": "dense_both"},
+    "dense_both": {"experts": "dense_both"},
     "remat full": {"remat": "full"},
     "remat dots": {"remat": "dots"},
     "remat dots_no_batch": {"remat": "dots_no_batch"},
@@ -265,8 +266,7 @@ def test_variants_give_the_same_loss_and_gradients(
     params: tree.Tree, batch: dict[str, np.ndarray], plain: tuple[float, tree.Tree], name: str
 ) -> None:
     """Chunks divide neither the 32 slots of a row nor the 32 text slots of the batch."""
-    config = CONFIG.replace(**({"attention": "xla"} | VARIANTS[name]))
-    assert_same(plain, loss_and_gradients(config, params, batch))
+    assert_same(plain, loss_and_gradients(CONFIG, params, batch, **({"attention": "xla"} | VARIANTS[name])))
 
 
 def test_fused_attention_is_put_into_sequence_order_and_back(
@@ -275,29 +275,30 @@ def test_fused_attention_is_put_into_sequence_order_and_back(
     """With a stand-in for the kernel that, like it, is causal by the place in the row."""
     orders = []
 
-    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, slots: attention.Slots) -> jax.Array:
+    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, slots: attention.Places) -> jax.Array:
         orders.append(slots)
         places = jnp.broadcast_to(jnp.arange(query.shape[1]), slots.positions.shape)
-        by_place = attention.Slots(places, slots.segments)
+        by_place = attention.Places(places, slots.segments)
         return attention.probabilities_and_output(query, key, value, by_place, by_place)[1]
 
     monkeypatch.setattr(attention, "_cudnn", kernel)
-    assert_same(plain, loss_and_gradients(CONFIG.replace(attention="cudnn"), params, batch))
+    assert_same(plain, loss_and_gradients(CONFIG, params, batch, attention="cudnn"))
     assert orders
 
 
 def test_dense_both_does_the_work_of_both_experts() -> None:
     """The oracle is what it claims to be: about the FLOPs of a second expert on every slot."""
-    config = preset("tiny_mono", attention="xla")
+    config = preset("tiny_mono")
     abstract = Model(config).abstract_params()
     fields = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in SPEC.fields().items()}
 
-    def flops(config: Architecture) -> float:
-        lowered = jax.jit(lambda p, b: Model(config)(p, b, F32).hidden).lower(abstract, fields)
+    def flops(experts: str) -> float:
+        model = Model(config, Execution(experts=experts, attention="xla"))
+        lowered = jax.jit(lambda p, b: model(p, b, F32).hidden).lower(abstract, fields)
         return lowered.compile().cost_analysis()["flops"]
 
     expert = 6 * config.hidden_size * config.intermediate_size * 2 * SPEC.sequence
-    extra = flops(config.replace(mmoe="dense_both")) - flops(config)
+    extra = flops("dense_both") - flops("static")
     assert 0.9 * expert < extra < 1.3 * expert  # a scanned body is counted once
 
 

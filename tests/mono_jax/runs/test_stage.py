@@ -23,8 +23,9 @@ from mono_jax import tree
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.models.transformer import Model
-from mono_jax.runs.stage import RunConfig, run_stage
-from mono_jax.training import loop, stages
+from mono_jax.runs.config import RunConfig
+from mono_jax.runs.stage import run_stage
+from mono_jax.training import callbacks, loop, stages
 
 VISION = {"hidden_size": 16, "patch_size": 8, "image_size": 64}
 
@@ -66,7 +67,7 @@ def one_device():
     """These tests are about runs, not meshes: one of the simulated devices compiles fastest."""
     with pytest.MonkeyPatch.context() as patch:
         first = jax.devices()[:1]
-        patch.setattr("mono_jax.parallel.sharding.jax.devices", lambda *args: first)
+        patch.setattr("mono_jax.parallel.mesh.jax.devices", lambda *args: first)
         yield
 
 
@@ -123,10 +124,10 @@ def test_data_workers_leave_the_plan_in_the_checkpoint_too(sets: dict[str, Any],
 def test_rows_with_boundaries_of_their_own(sets: dict[str, Any], tmp_path: Path):
     """A mix whose visual share is not fixed, through the grouped kernels."""
     rows = {"boundary_block": 16, "visual_tokens": 96, "text_tokens": 80}
-    with pytest.raises(ConfigError, match="mmoe='grouped'"):
+    with pytest.raises(ConfigError, match="experts='grouped'"):
         run(settings(sets, data=rows), tmp_path / "static")
     values = settings(sets, steps=2, data=rows)
-    values["model"] |= {"mmoe": "grouped", "mmoe_tile": 16}
+    values["execution"] = {"experts": "grouped", "experts_block": 16}
     assert run(values, tmp_path / "run")["skipped_updates"] == 0
     first, second = losses(tmp_path / "run")
     assert second[1] < first[1]
@@ -178,9 +179,9 @@ def test_the_next_stage_starts_from_the_model_of_the_last(
 
 
 def test_runs_of_non_finite_updates_stop_saved_and_named(sets: dict[str, Any], tmp_path: Path):
-    values = settings(sets, optim={"learning_rate": float("nan"), "warmup": 0.0}, max_bad_steps=2)
+    values = settings(sets, optim={"learning_rate": float("nan"), "warmup": 0.0}, max_nonfinite_steps=2)
     lines: list[str] = []
-    with pytest.raises(loop.NonFinite, match=r"2 updates in a row.*samples of that step: .*00000"):
+    with pytest.raises(callbacks.NonFinite, match=r"2 updates in a row.*samples of that step: .*00000"):
         run_stage(RunConfig.from_dict(values), tmp_path / "run", say=lines.append)
     assert sum("is not finite: update skipped; samples:" in line for line in lines) == 2
     with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as saved:
@@ -241,7 +242,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == loop.PREEMPTED, errors
+    assert process.returncode == callbacks.PREEMPTED, errors
     assert "run the same command again" in errors
     with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as saved:
         stopped = saved.steps()[-1]

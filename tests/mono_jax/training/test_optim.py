@@ -6,18 +6,20 @@ import numpy as np
 import optax
 import pytest
 
+from data_pipelines import strict
 from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import optim, stages
+from mono_jax.training.optim_config import GroupConfig, OptimConfig
 
 CONFIG = preset("tiny_mono")
 
 
 def make(stage: str = "S1.3", steps: int = 100, **settings) -> optim.Optimizer:
     params = Model(CONFIG).abstract_params()
-    return optim.make_optimizer(stages.get_stage(stage), CONFIG, params, steps, optim.OptimConfig(**settings))
+    return optim.make_optimizer(stages.get_stage(stage), CONFIG, params, steps, OptimConfig(**settings))
 
 
 def test_schedules_warm_up_and_decay():
@@ -34,18 +36,20 @@ def test_defaults_come_from_the_stage_and_settings_override_them():
     assert set(make().schedules) == {"visual_embedding", "visual_experts", "attention"}
     rate = make(warmup=0.0, schedule="constant").schedules["attention"](50)
     assert float(rate) == pytest.approx(stages.get_stage("S1.3").learning_rate)
-    rates = make(warmup_steps=0, learning_rate=1.0, schedule="constant", group_learning_rates={"attention": 0.5})
+    rates = make(
+        warmup_steps=0, learning_rate=1.0, schedule="constant", groups={"attention": GroupConfig(learning_rate=0.5)}
+    )
     assert float(rates.schedules["attention"](3)) == 0.5
     assert float(rates.schedules["visual_experts"](3)) == 1.0
 
 
 def test_groups_and_keys_are_checked():
     with pytest.raises(ConfigError, match="does not train"):
-        make("S1.1", group_learning_rates={"attention": 1.0})
+        make("S1.1", groups={"attention": GroupConfig(learning_rate=1.0)})
     with pytest.raises(ConfigError, match="did you mean 'attention'"):
-        make(group_learning_rates={"atention": 1.0})
+        make(groups={"atention": GroupConfig()})
     with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
-        optim.OptimConfig.from_dict({"learning_rat": 1.0})
+        strict.build(OptimConfig, {"learning_rat": 1.0}, "optim", ConfigError)
     with pytest.raises(ConfigError, match="at least 1"):
         make(steps=0)
 
@@ -56,7 +60,7 @@ def test_each_group_follows_its_own_adamw():
     stage = stages.get_stage("S1.3")
     trainable, _ = stages.split(stage, CONFIG, params)
     settings = {"warmup": 0.0, "schedule": "constant", "learning_rate": 1e-2, "clip_norm": 0.0, "weight_decay": 0.1}
-    optimizer = make(**settings, group_learning_rates={"attention": 1e-3}, group_weight_decays={"attention": 0.0})
+    optimizer = make(**settings, groups={"attention": GroupConfig(learning_rate=1e-3, weight_decay=0.0)})
     keys = iter(jax.random.split(jax.random.key(1), 100))
     grads = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape), trainable)
     updates, _ = optimizer.transform.update(grads, optimizer.transform.init(trainable), trainable)

@@ -13,15 +13,19 @@ import pytest
 
 from mono_jax import tree
 from mono_jax.models.architecture import Architecture
+from mono_jax.models.execution import Execution
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
-from mono_jax.parallel import sharding
+from mono_jax.parallel import mesh as mesh_lib
+from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
+from mono_jax.training.optim_config import OptimConfig
+from mono_jax.training.state import init_state, state_shardings
 from tests.mono_jax.helpers import SPEC, random_batch, stage_for, with_nan
 
 F32 = jnp.float32
-SETTINGS = optim.OptimConfig(learning_rate=1e-2, warmup=0.0, weight_decay=0.1)
+SETTINGS = OptimConfig(learning_rate=1e-2, warmup=0.0, weight_decay=0.1)
 
 
 @cache
@@ -29,15 +33,17 @@ def weights(config: Architecture) -> tree.Tree:
     return Model(config).init(jax.random.key(0))
 
 
-def prepare(config: Architecture, stage_name: str, dtype=F32, accumulate: int = 1):
-    model, stage = Model(config), stages.get_stage(stage_name)
+def prepare(
+    config: Architecture, stage_name: str, dtype=F32, grad_accum_steps: int = 1, execution: Execution | None = None
+):
+    model, stage = Model(config, execution), stages.get_stage(stage_name)
     optimizer = optim.make_optimizer(stage, config, weights(config), 100, SETTINGS)
-    state, frozen = train.init_state(stage, model, optimizer, weights(config), dtype)
-    return model, train.make_train_step(model, optimizer, dtype=dtype, accumulate=accumulate), state, frozen
+    state, frozen = init_state(stage, model, optimizer, weights(config), dtype)
+    return model, train.make_train_step(model, optimizer, dtype=dtype, grad_accum_steps=grad_accum_steps), state, frozen
 
 
-def run(config: Architecture, stage: str, steps: int = 3, dtype=F32, accumulate: int = 1, rows: int = 8):
-    _, step, state, frozen = prepare(config, stage, dtype, accumulate)
+def run(config: Architecture, stage: str, steps: int = 3, dtype=F32, grad_accum_steps: int = 1, rows: int = 8):
+    _, step, state, frozen = prepare(config, stage, dtype, grad_accum_steps)
     step = jax.jit(step)
     values = []
     for number in range(steps):
@@ -58,10 +64,10 @@ def test_frozen_leaves_keep_their_bits_and_all_others_move(name: str, dtype, num
     for path, leaf in tree.flatten(frozen).items():
         assert leaf.dtype == dtype
         assert np.asarray(leaf).tobytes() == np.asarray(before[path].astype(dtype)).tobytes(), path
-    for path, leaf in tree.flatten(state["trainable"]).items():
+    for path, leaf in tree.flatten(state.trainable).items():
         assert leaf.dtype == jnp.float32
         assert not np.array_equal(leaf, before[path]), path
-    assert set(tree.flatten(frozen)).isdisjoint(tree.flatten(state["trainable"]))
+    assert set(tree.flatten(frozen)).isdisjoint(tree.flatten(state.trainable))
 
 
 def frozen_matmuls(config: Architecture, stage: str) -> int:
@@ -70,23 +76,23 @@ def frozen_matmuls(config: Architecture, stage: str) -> int:
     return sum(path.endswith("kernel") for path in tree.flatten(frozen))
 
 
-def compiled_dots(config: Architecture, stage: str) -> int:
-    _, step, state, frozen = prepare(config, stage)
+def compiled_dots(config: Architecture, stage: str, remat: str) -> int:
+    _, step, state, frozen = prepare(config, stage, execution=Execution(remat=remat))
     return len(re.findall(r" dot\(", jax.jit(step).lower(state, frozen, random_batch(2)).compile().as_text()))
 
 
 @pytest.mark.parametrize(("name", "remat"), [("tiny_mono", "none"), ("tiny_mono", "full"), ("tiny_mono_1_5", "none")])
 def test_the_compiled_step_has_no_weight_gradient_of_a_frozen_kernel(name: str, remat: str):
-    config = preset(name, remat=remat)
-    everything = compiled_dots(config, "S2")
+    config = preset(name)
+    everything = compiled_dots(config, "S2", remat)
     for number in ("S1.1", "S1.3"):
         stage = stage_for(config, number)
         idle = frozen_matmuls(config, stage)
         assert idle > 0
-        assert everything - compiled_dots(config, stage) == idle
+        assert everything - compiled_dots(config, stage, remat) == idle
 
 
-def test_gradient_norm_sees_trainable_parameters_alone():
+def test_gradient_norm_sees_trainable_parameters_only():
     config = preset("tiny_mono")
     _, _, values = run(config, "S1.1", steps=1)
     model, batch = Model(config), random_batch(8)
@@ -102,23 +108,23 @@ def test_gradient_norm_sees_trainable_parameters_alone():
 
 
 def test_accumulation_changes_nothing():
-    accumulate = 4
+    grad_accum_steps = 4
     config = preset("tiny_mono")
     whole, _, values = run(config, "S2")
-    pieces, _, others = run(config, "S2", accumulate=accumulate)
+    pieces, _, others = run(config, "S2", grad_accum_steps=grad_accum_steps)
     for one, other in zip(values, others):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-    for a, b in zip(jax.tree.leaves(whole["opt_state"]), jax.tree.leaves(pieces["opt_state"])):
+    for a, b in zip(jax.tree.leaves(whole.opt_state), jax.tree.leaves(pieces.opt_state)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_accumulation_must_divide_the_batch():
     with pytest.raises(Exception, match="does not divide the 8 rows"):
-        run(preset("tiny_mono"), "S2", accumulate=3)
+        run(preset("tiny_mono"), "S2", grad_accum_steps=3)
 
 
-GROUPED = {"mmoe": "grouped", "mmoe_kernel": "ragged", "mmoe_tile": 8}
+GROUPED = {"experts": "grouped", "experts_kernel": "ragged", "experts_block": 8}
 
 
 @pytest.mark.parametrize(
@@ -135,31 +141,31 @@ GROUPED = {"mmoe": "grouped", "mmoe_kernel": "ragged", "mmoe_tile": 8}
 def test_a_mesh_changes_nothing(name: str, stage: str, axes: tuple[int, int, int], changes: dict[str, Any]):
     config = preset(name)
     alone, _, values = run(config, stage)
-    model, step, state, frozen = prepare(config.replace(**changes), stage)
-    mesh = sharding.make_mesh(sharding.MeshConfig(*axes), jax.devices()[:8])
-    placed = jax.device_put((state, frozen), train.state_shardings(model, state, frozen, mesh))
+    model, step, state, frozen = prepare(config, stage, execution=Execution(**changes))
+    mesh = mesh_lib.make_mesh(MeshConfig(*axes), jax.devices()[:8])
+    placed = jax.device_put((state, frozen), state_shardings(model, state, frozen, mesh))
     step = train.jit_train_step(step, model, state, frozen, mesh)
     state, frozen = placed
     for number, one in enumerate(values):
-        state, other = step(state, frozen, sharding.put_batch(random_batch(8, seed=number), mesh))
+        state, other = step(state, frozen, mesh_lib.put_batch(random_batch(8, seed=number), mesh))
         assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=2e-5)
         assert float(other["grad_norm"]) == pytest.approx(float(one["grad_norm"]), rel=1e-4)
-    first = jax.tree.leaves(alone["opt_state"])
-    for a, b in zip(first, jax.tree.leaves(state["opt_state"])):
+    first = jax.tree.leaves(alone.opt_state)
+    for a, b in zip(first, jax.tree.leaves(state.opt_state)):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-6)
 
 
 def test_fsdp_and_tensor_axes_cut_the_state_into_pieces():
     config = preset("tiny_mono")
     model, _, state, frozen = prepare(config, "S1.1")
-    mesh = sharding.make_mesh(sharding.MeshConfig(1, 4, 2), jax.devices()[:8])
-    shardings, frozen_shardings = train.state_shardings(model, state, frozen, mesh)
+    mesh = mesh_lib.make_mesh(MeshConfig(1, 4, 2), jax.devices()[:8])
+    shardings, frozen_shardings = state_shardings(model, state, frozen, mesh)
     placed = jax.device_put(state, shardings)
-    expert = placed["trainable"]["layers"]["visual_feed_forward"]["gate"]["kernel"]
+    expert = placed.trainable["layers"]["visual_feed_forward"]["gate"]["kernel"]
     assert expert.addressable_shards[0].data.size * 8 == expert.size
     moments = [
         leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(placed["opt_state"])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(placed.opt_state)
         if "visual_feed_forward" in str(path) and "gate" in str(path)
     ]
     assert len(moments) == 2
@@ -173,15 +179,19 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     step = jax.jit(step)
     good = random_batch(2)
     state, _ = step(state, frozen, good)
-    before = jax.device_get((state["trainable"], state["opt_state"]))
+    before = jax.device_get((state.trainable, state.opt_state))
     for count in (1, 2):
         state, metrics = step(state, frozen, with_nan(good))
-        assert (int(metrics["bad"]), int(metrics["bad_steps"]), int(metrics["skipped"])) == (1, count, count)
-    after = jax.device_get((state["trainable"], state["opt_state"]))
+        assert (int(metrics["nonfinite"]), int(metrics["nonfinite_steps"]), int(metrics["skipped"])) == (
+            1,
+            count,
+            count,
+        )
+    after = jax.device_get((state.trainable, state.opt_state))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after)))
     state, metrics = step(state, frozen, good)
-    assert (int(metrics["bad"]), int(metrics["bad_steps"]), int(metrics["skipped"])) == (0, 0, 2)
-    assert int(state["step"]) == 4
+    assert (int(metrics["nonfinite"]), int(metrics["nonfinite_steps"]), int(metrics["skipped"])) == (0, 0, 2)
+    assert int(state.step) == 4
 
 
 def test_a_batch_without_a_trained_token_changes_nothing_but_decay():
@@ -190,7 +200,7 @@ def test_a_batch_without_a_trained_token_changes_nothing_but_decay():
     batch = random_batch(2) | {"loss_weights": np.zeros((2, SPEC.text_tokens), np.float32)}
     state, metrics = jax.jit(step)(state, frozen, batch)
     assert float(metrics["loss"]) == 0.0
-    assert int(metrics["bad"]) == 0
+    assert int(metrics["nonfinite"]) == 0
 
 
 def test_training_overfits_one_batch():

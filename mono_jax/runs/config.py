@@ -1,0 +1,145 @@
+"""The config of one stage of training, and of a sequence of stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from data_pipelines import strict
+from data_pipelines.config import DataConfig
+from data_pipelines.strict import field
+from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.models.execution import Execution
+from mono_jax.models.presets import PRESETS, preset
+from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.training.optim_config import OptimConfig
+from mono_jax.training.stages import STAGES, Stage, get_stage
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A stage's config: what ``experiments/train.py`` runs."""
+
+    stage: str = field(help="what trains, and how: a name in mono_jax.training.stages.STAGES", choices=tuple(STAGES))
+    data: DataConfig = field(help="sources, packing and batches")
+    model: Mapping[str, Any] = field(
+        default_factory=dict, help='"preset" (unless `init` is given), and keys of the architecture to change'
+    )
+    init: str = field(
+        "",
+        on_resume="free",
+        help='model or Hugging Face folder to start from; "" = random weights of the preset',
+    )
+    trains: tuple[str, ...] | None = field(
+        None,
+        help="GROUP, GROUP/NAME, GROUP[a:b] (layers a to b - 1) that train; None = the stage's",
+    )
+    steps: int | None = field(None, ge=1, on_resume="free", help="updates; or give `epochs`")
+    epochs: float | None = field(None, gt=0, on_resume="free", help="passes over the data; or give `steps`")
+    optim: OptimConfig = field(default_factory=OptimConfig, on_resume="free", help="optimizer and schedule")
+    execution: Execution = field(default_factory=Execution, on_resume="free", help="memory against time, kernels")
+    mesh: MeshConfig = field(default_factory=MeshConfig, on_resume="free", help="devices along each axis")
+    dtype: Dtype = field("bfloat16", help="of the activations")
+    frozen_dtype: Dtype = field("bfloat16", help="of the frozen parameters in memory")
+    grad_accum_steps: int = field(1, ge=1, on_resume="free", help="microbatches that a batch is cut into")
+    seed: int = field(0, ge=0, help="of random weights")
+    log_every: int = field(10, ge=1, on_resume="free", help="steps between two records")
+    checkpoint_every: int = field(1000, ge=1, on_resume="free", help="steps between two checkpoints")
+    keep: int = field(3, ge=1, on_resume="free", help="newest checkpoints kept")
+    async_checkpoints: bool = field(True, on_resume="free", help="write checkpoints in the background")
+    max_nonfinite_steps: int = field(
+        10, ge=1, on_resume="free", help="updates in a row that may be skipped as not finite before the run stops"
+    )
+    allow_changes: bool = field(
+        False, on_resume="free", help="resume although model, data or stage differ from the checkpoint's"
+    )
+    cache_dir: str | None = field(None, on_resume="free", help="indices and packing plans; None = WORKDIR/cache")
+
+    def __post_init__(self) -> None:
+        strict.check(self, "config", ConfigError)
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError("config.steps and config.epochs: give one of them")
+        if self.trains is not None and not self.trains:
+            raise ConfigError("config.trains is empty: name at least one parameter group")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Raises ConfigError or DataError with the dotted name of the key."""
+        values = dict(values)
+        if isinstance(values.get("data"), Mapping):
+            values["data"] = DataConfig.from_dict(values["data"])
+        return strict.build(cls, values, "config", ConfigError)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return strict.to_dict(self)
+
+    def resolved_stage(self) -> Stage:
+        """The stage with what this config says of it."""
+        stage = get_stage(self.stage)
+        return stage if self.trains is None else dataclasses.replace(stage, trains=self.trains)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvipConfig:
+    """A sequence of stages: what ``experiments/evip.py`` runs."""
+
+    stages: Mapping[str, Mapping[str, Any]] = field(
+        help="{folder: keys of a stage's config}, in order; `data` there adds to the common `data`, and what it lacks "
+        "(sources, tokenizer) comes from the sets"
+    )
+    sets: Mapping[str, Any] = field(
+        default_factory=dict,
+        help='{"kind": "demo" (built into WORKDIR/data, with "seed" and sizes) or "folder" (with "path")}; {} = none',
+    )
+    common: Mapping[str, Any] = field(default_factory=dict, help="keys of a stage's config, for all stages")
+    data: Mapping[str, Any] = field(default_factory=dict, help="keys of the data config, for all stages")
+    init: str = field("", help="base language model (model or Hugging Face folder), if no stage S0 makes one")
+    vision: VisionConfig = field(default_factory=VisionConfig, help="the patch embedding that a base without one gets")
+    attention_experts: bool = field(False, help="visual attention experts too (Mono-InternVL-1.5)")
+    gallery: int = field(12, ge=0, help="held-out images shown in the report")
+    answer_tokens: int = field(32, ge=1, help="longest answer to a held-out question, tokens")
+
+    def __post_init__(self) -> None:
+        strict.check(self, "config", ConfigError)
+        if not self.stages:
+            raise ConfigError("config.stages is empty: name at least one stage")
+        for folder in self.stages:
+            get_stage(self.stage_name(folder))
+
+    def stage_name(self, folder: str) -> str:
+        """The stage that the folder's run is of; raises ConfigError if it names none."""
+        name = self.stages[folder].get("stage")
+        if not isinstance(name, str):
+            raise ConfigError(f"config.stages.{folder}.stage is {name!r}: use one of {', '.join(STAGES)}")
+        return name
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvipConfig:
+        """Raises ConfigError with the dotted name of the key."""
+        return strict.build(cls, values, "config", ConfigError)
+
+
+def architecture_of(run: RunConfig) -> Architecture:
+    """The architecture: of the weights to start from, or the preset's, with the changes of ``run.model``."""
+    changes = dict(run.model)
+    name = changes.pop("preset", None)
+    if run.init:
+        from mono_jax.checkpoints import checkpoint
+
+        base = checkpoint.model_config(run.init)
+    elif isinstance(name, str):
+        base = preset(name)
+    else:
+        raise ConfigError(
+            f"config.model.preset is {name!r}: name one of {', '.join(PRESETS)}, or give config.init (a model folder)"
+        )
+    values = base.to_dict()
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = {**values[key], **value} if nested else value
+    return Architecture.from_dict(values, "config.model")

@@ -1,0 +1,248 @@
+"""The stages of EViP one after another, each trained, measured and summed up; finished stages are skipped.
+
+WORKDIR/data/        sets that the config asks to be built      STAGE/       one run (see ``runs.stage``)
+        mono/        the base with visual experts embedded      STAGE/summary.json
+        report.md, report.html                                  base/        frozen parameters of all stages
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data_pipelines import demo_sets
+from data_pipelines.config import DataConfig
+from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.loading.loader import PackedData
+from data_pipelines.recipes.sets import load_manifest
+from data_pipelines.special_tokens import IMAGE_CONTEXT
+from mono_jax import tree
+from mono_jax.checkpoints import checkpoint
+from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.evaluation import questions
+from mono_jax.evaluation.heldout import heldout_loss
+from mono_jax.generation.decode import Generator
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.transformer import Model
+from mono_jax.runs import report
+from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.stage import run_stage, say_now
+from mono_jax.training import stages
+from mono_jax.weights import hf
+from mono_jax.weights.upcycle import embed_experts
+
+
+@dataclasses.dataclass
+class Evip:
+    """A sequence of stages in ``workdir``; ``manifest`` describes the sets."""
+
+    config: EvipConfig
+    workdir: Path
+    manifest: dict[str, Any]
+
+    def stage_config(self, folder: str, init: str) -> RunConfig:
+        """The stage's RunConfig: common keys, the stage's own, the sets' sources and tokenizer.
+
+        Raises ConfigError that names the key if neither the config nor the sets have a tokenizer or sources.
+        """
+        own = dict(self.config.stages[folder])
+        values = {**self.config.common, **own, "init": init}
+        data = {**self.config.data, **own.get("data", {})}
+        if "tokenizer" not in data:
+            data["tokenizer"] = self.tokenizer()
+        if "sources" not in data:
+            if folder not in self.manifest["stages"]:
+                raise ConfigError(
+                    f"config.stages.{folder}.data.sources is missing, and config.sets has no stage {folder!r} "
+                    f"(it has {', '.join(self.manifest['stages']) or 'none'})"
+                )
+            data["sources"] = self.manifest["stages"][folder]["sources"]
+        if not init:
+            model = dict(values.get("model", {}))
+            model.setdefault("vocab_size", Tokenizer(data["tokenizer"]).vocab_size)
+            values["model"] = model
+        return RunConfig.from_dict({**values, "data": data})
+
+    def tokenizer(self) -> str:
+        """The tokenizer of all stages; raises ConfigError if there is none."""
+        found = self.config.data.get("tokenizer") or self.manifest["tokenizer"]
+        if not found:
+            raise ConfigError("config.data.tokenizer is missing: give a folder or file, or sets that have one")
+        return found
+
+    def run(self) -> dict[str, Any]:
+        """Runs what is not finished; returns the results that the report shows."""
+        init, summaries = self.config.init, {}
+        for number, folder in enumerate(self.config.stages, 1):
+            stage = stages.get_stage(self.config.stage_name(folder))
+            if stage.name != "S0":
+                init = self.with_experts(init)
+            say_now(f"--- {stage.name}: {stage.title} ({number} of {len(self.config.stages)}) ---")
+            summaries[folder] = self.run_stage(folder, init)
+            init = str(self.workdir / folder / "model")
+        device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        return {"stages": summaries, "manifest": self.manifest, "device": device}
+
+    def with_experts(self, init: str) -> str:
+        """The folder of a model with visual experts: ``init`` itself, or WORKDIR/mono made from it."""
+        if not init:
+            raise ConfigError("config.init is missing: the first stage with images needs a base language model")
+        if checkpoint.model_config(init).visual_ffn_experts:
+            return init
+        target = self.workdir / "mono"
+        if not (target / checkpoint.MODEL_FILE).is_file():
+            config, params, _ = checkpoint.open_model(init)
+            tokenizer = Tokenizer(self.tokenizer())
+            config, params = embed_experts(
+                config,
+                params,
+                vision=self.config.vision,
+                attention_experts=self.config.attention_experts,
+                vocab_size=max(config.vocab_size, tokenizer.vocab_size),
+                image_token_id=tokenizer.id(IMAGE_CONTEXT),
+            )
+            checkpoint.save_model(target, config, params, extra_files=hf.companion_files(init))
+            say_now(f"visual experts embedded: {target}")
+        return str(target)
+
+    def run_stage(self, folder: str, init: str) -> dict[str, Any]:
+        """Trains and measures one stage, unless its summary was made with the same config."""
+        workdir = self.workdir / folder
+        run = self.stage_config(folder, init)
+        done = workdir / "summary.json"
+        if done.is_file() and (summary := json.loads(done.read_text()))["config"] == run.to_dict():
+            say_now(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
+            return summary
+        before_file = workdir / "text_loss_before.json"
+        if before_file.is_file():
+            before = json.loads(before_file.read_text())["loss"]
+        else:
+            before = self.text_loss(init, run) if init else None
+        start = time.perf_counter()
+        result = run_stage(run, workdir, base_dir=self.workdir / "base")
+        before_file.write_text(json.dumps({"loss": before}))
+        config, params = checkpoint.load_model(result["model"])
+        summary = {
+            "config": run.to_dict(),
+            "stage": run.stage,
+            "title": run.resolved_stage().title,
+            "steps": result["step"],
+            "loss": result["loss"],
+            "seconds": round(time.perf_counter() - start, 1),
+            "skipped_updates": result["skipped_updates"],
+            "data": result["data"],
+            "text_loss_before": before,
+            "text_loss_after": self.text_loss(result["model"], run),
+            **parameter_counts(run, config, params),
+        }
+        if config.vision is not None:
+            summary["evaluation"] = self.evaluate(config, params, run)
+        done.write_text(json.dumps(summary, indent=1))
+        return summary
+
+    def text_loss(self, model: str, run: RunConfig) -> float | None:
+        """Loss on the held-out text of the model in the folder ``model``; None where the sets hold no text back."""
+        if "text" not in self.manifest["heldout"]:
+            return None
+        config, params = checkpoint.load_model(model)
+        values = {**self.config.data, "tokenizer": run.data.tokenizer}
+        values |= {"visual_tokens": 0, "text_tokens": 256, "batch_size": 8}
+        spec = {"kind": "text", "paths": self.manifest["heldout"]["text"]}
+        values |= {"sources": [{"name": "heldout", "spec": spec}], "epochs": 1, "shuffle": "none", "seed": 0}
+        data = PackedData(DataConfig.from_dict(values), cache_dir=self.workdir / "cache")
+        batches = (data.batch(step) for step in range(data.steps_per_epoch()))
+        loss = heldout_loss(Model(config), params, batches, jnp.dtype(run.dtype))
+        say_now(f"held-out text loss of {model}: {loss:.6f}")
+        return loss
+
+    def evaluate(self, config: Architecture, params: tree.Tree, run: RunConfig) -> dict[str, Any]:
+        """Answers to the held-out sets; grades of the questions, and texts for the gallery."""
+        builder = SampleBuilder(run.data)
+        generator = Generator(config, params, jnp.dtype(run.dtype))
+        heldout, results = self.manifest["heldout"], {}
+        last = run.stage.startswith("S2") or run.stage == self.config.stage_name(list(self.config.stages)[-1])
+        # Before S2 the model has only learnt to describe.
+        for name in ("captions", "questions", "easy_vqa") if last else ("captions",):
+            if name not in heldout:
+                continue
+            asked = questions.read_questions(heldout[name]["path"], heldout[name]["image_root"])
+            answers = questions.answer(generator, builder, asked, self.config.answer_tokens)
+            grades = questions.grade(asked, answers)
+            say_now(
+                f"held-out {name}: {grades['accuracy']:.1%} right "
+                f"(always {grades['majority_answer']!r}: {grades['majority']:.1%}; {len(asked)} questions)"
+            )
+            shown = [
+                {"id": q.id, "image": str(q.image), "asked": q.turns[-1][1], "truth": q.truth, "answer": a}
+                for q, a in list(zip(asked, answers))[: self.config.gallery]
+            ]
+            results[name] = grades | {"gallery": shown}
+        return results
+
+
+def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) -> dict[str, Any]:
+    """What trained and what stayed frozen: parameters by group, and bytes of optimizer state."""
+    groups = stages.groups_of(config, params)
+    trained = stages.trained_groups(run.resolved_stage(), config)
+    sizes: dict[str, int] = {}
+    for path, leaf in tree.flatten(params).items():
+        sizes[groups[path]] = sizes.get(groups[path], 0) + leaf.size
+    trainable = sum(size for group, size in sizes.items() if group in trained)
+    width = jnp.dtype(run.frozen_dtype).itemsize
+    return {
+        "groups": {group: {"parameters": size, "trained": group in trained} for group, size in sorted(sizes.items())},
+        "trainable": trainable,
+        "frozen": sum(sizes.values()) - trainable,
+        "optimizer_bytes": 8 * trainable,  # AdamW: two float32 moments
+        "master_bytes": 4 * trainable,
+        "frozen_bytes": width * (sum(sizes.values()) - trainable),
+    }
+
+
+def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
+    """Builds or opens the sets; returns their manifest, an empty one where the config names none."""
+    options = dict(config.sets)
+    if not options:
+        return {"tokenizer": None, "stages": {}, "heldout": {}}
+    kind = options.pop("kind", None)
+    if kind == "folder":
+        if not isinstance(options.get("path"), str):
+            raise ConfigError("config.sets.path is missing: the folder that real_sets or demo_sets made")
+        return load_manifest(options["path"])
+    if kind != "demo":
+        raise unknown_key("config.sets.kind", str(kind), ("demo", "folder"))
+    seed, edge = options.pop("seed", 0), options.pop("edge", 64)
+    pixels, vocabulary = options.pop("token_pixels", 16), options.pop("vocabulary", 1024)
+    names = {field.name for field in dataclasses.fields(demo_sets.DemoSizes)}
+    for key in options:
+        if key not in names:
+            raise unknown_key("key of config.sets", key, names)
+    return demo_sets.build_demo_sets(
+        workdir / "data",
+        seed=seed,
+        sizes=demo_sets.DemoSizes(**options),
+        edge=edge,
+        token_pixels=pixels,
+        vocabulary=vocabulary,
+        progress=say_now,
+    )
+
+
+def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:
+    """Everything of ``config``: sets, stages, report. Returns {"workdir", "reports", "evaluation"}.
+
+    Raises MonoJaxError or DataError; ``callbacks.Preempted`` after SIGTERM, with everything saved.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = Evip(config, workdir, prepare_sets(config, workdir)).run()
+    files = report.write(workdir, results)
+    final = list(results["stages"].values())[-1]
+    grades = {name: {k: g[k] for k in ("accuracy", "majority")} for name, g in final.get("evaluation", {}).items()}
+    return {"workdir": str(workdir), "reports": [str(file) for file in files], "evaluation": grades}

@@ -1,0 +1,85 @@
+"""A program: a config with its model, stage, optimizer and mesh, made without opening any data.
+
+Trainer, plans, benchmarks, evaluation and server start from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mono_jax import tree
+from mono_jax.checkpoints import checkpoint
+from mono_jax.errors import ConfigError
+from mono_jax.models.transformer import Model
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.specs import param_shardings
+from mono_jax.runs.config import RunConfig, architecture_of
+from mono_jax.training.optim import Optimizer, make_optimizer
+from mono_jax.training.stages import Stage
+from mono_jax.training.state import TrainState, abstract_state, init_state
+from mono_jax.training.step import Step, jit_train_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything that decides a step but the data; ``steps`` is where the stage ends."""
+
+    run: RunConfig
+    model: Model
+    stage: Stage
+    optimizer: Optimizer
+    mesh: Mesh
+    steps: int
+
+    @classmethod
+    def build(cls, run: RunConfig, steps: int | None = None, devices: Sequence[jax.Device] | None = None) -> Program:
+        """The program of ``run``; ``steps`` where the config gives epochs, ``devices`` that may be absent.
+
+        Raises ConfigError if model, stage, mesh and batch do not fit each other.
+        """
+        steps = steps or run.steps
+        if steps is None:
+            raise ConfigError("config.steps is missing: how many steps an epoch has follows from the data only")
+        stage, model = run.resolved_stage(), Model(architecture_of(run), run.execution)
+        optimizer = make_optimizer(stage, model.config, model.abstract_params(), steps, run.optim)
+        mesh = make_mesh(run.mesh, None if devices is None else list(devices))
+        rows, ways = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+        if rows % (ways * run.grad_accum_steps):
+            raise ConfigError(
+                f"data.batch_size is {rows}: it must be a multiple of {ways * run.grad_accum_steps} "
+                f"({ways} devices along data and fsdp, grad_accum_steps {run.grad_accum_steps})"
+            )
+        return cls(run, model, stage, optimizer, mesh, steps)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the activations."""
+        return jnp.dtype(self.run.dtype)
+
+    def abstract_state(self) -> tuple[TrainState, tree.Tree]:
+        """Shapes, dtypes and shardings of (state, frozen)."""
+        return abstract_state(self.stage, self.model, self.optimizer, self.mesh, jnp.dtype(self.run.frozen_dtype))
+
+    def fresh_state(self) -> tuple[TrainState, tree.Tree]:
+        """State at step 0 from ``init`` or random weights."""
+        abstract = self.abstract_state()
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        whole = param_shardings(self.model.config, self.model.abstract_params(), self.mesh)
+        if self.run.init:
+            _, params = checkpoint.load_model(self.run.init, shardings=whole)
+        else:
+            params = jax.jit(self.model.init, out_shardings=whole)(jax.random.key(self.run.seed))
+        dtype = jnp.dtype(self.run.frozen_dtype)
+        init = partial(init_state, self.stage, self.model, self.optimizer, frozen_dtype=dtype)
+        return jax.jit(init, out_shardings=places)(params)
+
+    def train_step(self, state: TrainState, frozen: tree.Tree) -> Step:
+        """The one step, compiled for the mesh when it is first called. ``state`` and ``frozen``: arrays or shapes."""
+        step = make_train_step(self.model, self.optimizer, dtype=self.dtype, grad_accum_steps=self.run.grad_accum_steps)
+        return jit_train_step(step, self.model, state, frozen, self.mesh)

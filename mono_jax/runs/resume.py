@@ -1,0 +1,98 @@
+"""Starting a run, or resuming it from its newest checkpoint: what may have changed meanwhile, and what is restored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines import strict
+from data_pipelines.loading.loader import PackedData
+from mono_jax import tree
+from mono_jax.checkpoints import checkpoint
+from mono_jax.errors import CheckpointError, ConfigError
+from mono_jax.runs.config import RunConfig
+from mono_jax.runs.program import Program
+from mono_jax.training.callbacks import Say
+from mono_jax.training.state import TrainState
+
+WORKDIR_NAMES = (
+    "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
+)  # fmt: skip
+
+
+def refuse_foreign(workdir: Path) -> None:
+    """Raises CheckpointError if ``workdir`` holds files, but none that a run of this project writes."""
+    names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")} if workdir.exists() else set()
+    if names and not names & set(WORKDIR_NAMES):
+        raise CheckpointError(
+            f"{workdir}: not a working directory of this project (it holds {min(names)}): choose another"
+        )
+
+
+def metadata_of(program: Program, data: PackedData, base: str) -> dict[str, Any]:
+    """What a checkpoint holds beside its arrays; "plan" spares counting the rows of blocks anew."""
+    return {
+        "config": program.run.to_dict(),
+        "model": program.model.config.to_dict(),
+        "data": data.identity,
+        "plan": data.plan.counts.tolist(),
+        "stage": program.stage.name,
+        "base": base,
+        "versions": checkpoint.package_versions(),
+    }
+
+
+def start_or_resume(
+    program: Program, data: PackedData, checkpoints: checkpoint.Checkpoints, workdir: Path, base_dir: Path, say: Say
+) -> tuple[TrainState, tree.Tree, str]:
+    """(state, frozen, hash of the frozen base) at step 0, or of the newest sound checkpoint.
+
+    Raises ConfigError for changes that a resumed run may not make, CheckpointError where files are missing or damaged.
+    """
+    if not checkpoints.steps():
+        state, frozen = program.fresh_state()
+        base = checkpoint.save_base(base_dir, frozen) if frozen else ""
+        write_config(program.run, workdir)
+        return state, frozen, base
+    metadata = checkpoints.metadata()
+    check_changes(program.run, data.identity, metadata, workdir, say)
+    write_config(program.run, workdir)
+    if metadata["data"] == data.identity:
+        data.plan.restore(np.array(metadata.get("plan", ()), np.int64))
+    abstract, abstract_frozen = program.abstract_state()
+    arrays, metadata = checkpoints.restore(vars(abstract))
+    state = TrainState(**arrays)
+    frozen = checkpoint.load_base(base_dir, metadata["base"], abstract_frozen) if abstract_frozen else {}
+    say(f"resuming {program.stage.name} at step {int(state.step)} from {checkpoints.directory}")
+    return state, frozen, metadata["base"]
+
+
+def write_config(run: RunConfig, workdir: Path) -> None:
+    """WORKDIR/config.json, the config as it runs now; the first one is kept as config.initial.json."""
+    if jax.process_index() != 0:
+        return
+    text = json.dumps(run.to_dict(), indent=2) + "\n"
+    for name in ("config.json", "config.initial.json"):
+        if name == "config.json" or not (workdir / name).exists():
+            (workdir / name).write_text(text, encoding="utf-8")
+
+
+def check_changes(run: RunConfig, identity: str, metadata: Mapping[str, Any], workdir: Path, say: Say) -> None:
+    """Prints what changed in the config; raises ConfigError for those that may not be made."""
+    changes = strict.changes(metadata["config"], run.to_dict(), RunConfig)
+    for change in changes:
+        say(f"config.{change.key} was {change.old!r}, now {change.new!r}")
+    of_data = [change.key for change in changes if change.key.startswith("data.")]
+    refused = [c.key for c in changes if c.on_resume == "fixed" and c.key not in of_data]
+    if metadata["data"] != identity:  # keys of the data that leave the batches as they are may change
+        refused += of_data or ["data (the files changed)"]
+    if refused and not run.allow_changes:
+        raise ConfigError(
+            f"{workdir}: the checkpoint was made with another {', '.join(refused)}: restore the old values, "
+            "use another workdir, or pass --config.allow_changes=True"
+        )
