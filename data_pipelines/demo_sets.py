@@ -14,6 +14,7 @@ from data_pipelines.recipes.demo.sizes import DemoSizes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; ``arguments`` are those of the command line (None = ``sys.argv``)."""
     example = "example: python -m data_pipelines.demo_sets --out=runs/demo/data --s2=12000"
     parser = cli.parser("demo_sets", f"{__doc__}\n{demo.__doc__}", example)
     parser.add_argument("--out", required=True, help="folder of the sets, for example runs/demo/data")

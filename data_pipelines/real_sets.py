@@ -14,6 +14,7 @@ from data_pipelines.recipes.real.catalogue import SETS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; ``arguments`` are those of the command line (None = ``sys.argv``)."""
     epilog = (
         "example: python -m data_pipelines.real_sets --out=real_data --sets=tuxpaint,detection,moby_dick\n"
         f"sets: {', '.join(f'{s.name} ({s.stage})' for s in SETS)}"

@@ -1,4 +1,4 @@
-"""Writes image-text shards in the layout of img2dataset, so that built and downloaded sets are read alike.
+"""Writes image-text shards in the layout of img2dataset, so that built and downloaded sets are read in the same way.
 
 00000.tar         KEY.jpg, KEY.json, KEY.txt of every sample, each after a PAX header
 00000.parquet     the metadata of every sample
@@ -34,7 +34,10 @@ _SCHEMA = pa.schema(
 
 
 def encode_image(image: Image.Image, format: str = "jpg", quality: int = 95) -> bytes:
-    """Encoded RGB image; "jpg" (without chroma subsampling, since the images are small) or "png"."""
+    """Encoded RGB image; "jpg" (without chroma subsampling, since the images are small) or "png".
+
+    Raises ValueError for another format.
+    """
     buffer = io.BytesIO()
     if format == "jpg":
         image.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling=0)

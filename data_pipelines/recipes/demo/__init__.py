@@ -1,4 +1,4 @@
-"""The folder of the demo sets:
+"""The demo sets. Their folder:
 
     text/train.txt, text/heldout.txt        prose: a paragraph a line, a blank line after each document
     s0/chat.jsonl                           conversations without images: prose to be continued, descriptions

@@ -21,8 +21,9 @@ class Question:
 
 
 def _unique(scene: Scene, attribute: str) -> list[Shape]:
-    values = [getattr(s, attribute) for s in scene.shapes]
-    return [s for s in scene.shapes if values.count(getattr(s, attribute)) == 1]
+    """The shapes whose colour or shape (``attribute``) no other shape of the scene has."""
+    values = [getattr(shape, attribute) for shape in scene.shapes]
+    return [shape for shape, value in zip(scene.shapes, values) if values.count(value) == 1]
 
 
 def _pick(rng: np.random.Generator, shapes: list[Shape]) -> Shape | None:
@@ -30,28 +31,28 @@ def _pick(rng: np.random.Generator, shapes: list[Shape]) -> Shape | None:
 
 
 def _ask_color(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    s = _pick(rng, _unique(scene, "shape"))
-    return (f"what color is the {s.shape}?", s.color) if s else None
+    shape = _pick(rng, _unique(scene, "shape"))
+    return (f"what color is the {shape.shape}?", shape.color) if shape else None
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    s = _pick(rng, _unique(scene, "color"))
-    return (f"what shape is {s.color}?", s.shape) if s else None
+    shape = _pick(rng, _unique(scene, "color"))
+    return (f"what shape is {shape.color}?", shape.shape) if shape else None
 
 
 def _ask_color_at(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    s = _pick(rng, list(scene.shapes))
-    return (f"what color is the shape at the {scene.place(s)}?", s.color) if s else None
+    shape = _pick(rng, list(scene.shapes))
+    return (f"what color is the shape at the {scene.place(shape)}?", shape.color) if shape else None
 
 
 def _ask_shape_at(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    s = _pick(rng, list(scene.shapes))
-    return (f"what shape is at the {scene.place(s)}?", s.shape) if s else None
+    shape = _pick(rng, list(scene.shapes))
+    return (f"what shape is at the {scene.place(shape)}?", shape.shape) if shape else None
 
 
 def _ask_place(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    s = _pick(rng, list(scene.shapes))
-    return (f"where is the {s.label}?", scene.place(s)) if s else None
+    shape = _pick(rng, list(scene.shapes))
+    return (f"where is the {shape.label}?", scene.place(shape)) if shape else None
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> Turn | None:
@@ -59,18 +60,19 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> Turn | None:
 
 
 def _ask_exists(scene: Scene, rng: np.random.Generator) -> Turn | None:
-    s = _pick(rng, list(scene.shapes))
-    if s is None:
+    shape = _pick(rng, list(scene.shapes))
+    if shape is None:
         return None
     if rng.integers(2):
-        return f"is there {article(s.label)}?", "yes"
-    present = {t.label for t in scene.shapes}
+        return f"is there {article(shape.label)}?", "yes"
+    present = {other.label for other in scene.shapes}
     while True:  # a near miss: the colour or the shape is there, the two together are not
-        color, shape = (
-            (str(rng.choice(list(COLORS))), s.shape) if rng.integers(2) else (s.color, str(rng.choice(SHAPES)))
-        )
-        if f"{color} {shape}" not in present:
-            return f"is there {article(f'{color} {shape}')}?", "no"
+        if rng.integers(2):
+            label = f"{rng.choice(list(COLORS))} {shape.shape}"
+        else:
+            label = f"{shape.color} {rng.choice(SHAPES)}"
+        if label not in present:
+            return f"is there {article(label)}?", "no"
 
 
 def _ask_relation(scene: Scene, rng: np.random.Generator) -> Turn | None:
@@ -101,7 +103,7 @@ def sample_questions(scene: Scene, rng: np.random.Generator, count: int) -> list
     kinds = [str(kind) for kind in rng.permutation(list(QUESTION_KINDS))]
     found: dict[str, Question] = {}
     for kind in kinds * 3:
-        asked = QUESTION_KINDS[kind](scene, rng)
-        if asked is not None and asked[0] not in found and len(found) < count:
-            found[asked[0]] = Question(kind, *asked)
+        turn = QUESTION_KINDS[kind](scene, rng)
+        if turn is not None and turn[0] not in found and len(found) < count:
+            found[turn[0]] = Question(kind, *turn)
     return list(found.values())

@@ -46,6 +46,7 @@ class Shape:
 
     @property
     def label(self) -> str:
+        """As in "red circle"."""
         return f"{self.color} {self.shape}"
 
     def box(self) -> tuple[int, int, int, int]:

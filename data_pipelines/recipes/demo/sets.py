@@ -1,4 +1,4 @@
-"""Builds the demo sets (`demo/__init__.py` shows the folder): text, the parts of each stage, tokenizer, manifest."""
+"""Builds the demo sets (``demo/__init__.py`` shows the folder): text, the parts of each stage, tokenizer, manifest."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 from data_pipelines.config import CAPTION_PROMPT
 from data_pipelines.errors import DataError
 from data_pipelines.recipes import prose
+from data_pipelines.recipes.demo.build import DemoBuild
 from data_pipelines.recipes.demo.conversations import write_s0, write_s2
 from data_pipelines.recipes.demo.heldout import write_heldout
 from data_pipelines.recipes.demo.pairs import DETECTION_PROMPT, OCR_PROMPT, write_s1_1, write_s1_2, write_s1_3
-from data_pipelines.recipes.demo.recipe import DemoRecipe
 from data_pipelines.recipes.demo.sizes import DemoSizes
 from data_pipelines.recipes.jsonl import read_jsonl
 from data_pipelines.recipes.manifest import (
@@ -68,8 +68,8 @@ def build_demo_sets(
         raise DataError(
             f"edge={edge} is no multiple of token_pixels={token_pixels}: choose, say, edge=64, token_pixels=16"
         )
-    recipe = DemoRecipe(Path(out_dir), seed, sizes, edge, vocabulary)
-    settings = {"version": VERSION, **dataclasses.asdict(recipe)}
+    build = DemoBuild(Path(out_dir), seed, sizes, edge, vocabulary)
+    settings = {"version": VERSION, **dataclasses.asdict(build)}
     del settings["root"]
     writers = {
         "text": write_text,
@@ -83,47 +83,47 @@ def build_demo_sets(
     }
     try:
         counts = {
-            name: build_part(recipe.root, name, settings, functools.partial(write, recipe), progress)
+            name: build_part(build.root, name, settings, functools.partial(write, build), progress)
             for name, write in writers.items()
         }
     except ImportError as error:
         raise DataError(f"the demo sets need the package {error.name}: pip install -r requirements.txt") from error
-    write_manifest(recipe.root, _manifest(recipe, token_pixels, counts))
-    return load_manifest(recipe.root)
+    write_manifest(build.root, _manifest(build, token_pixels, counts))
+    return load_manifest(build.root)
 
 
-def write_text(recipe: DemoRecipe, folder: Path) -> Counts:
+def write_text(build: DemoBuild, folder: Path) -> Counts:
     """Documents of prose in random order; one in twenty is held out."""
     documents = list(prose.documents())
-    order = [documents[i] for i in recipe.rng("text").permutation(len(documents))]
+    order = [documents[i] for i in build.rng("text").permutation(len(documents))]
     train = [document.paragraphs for document in order if not document.is_heldout()]
     heldout = [document.paragraphs for document in order if document.is_heldout()]
-    limit = recipe.sizes.text_bytes
+    limit = build.sizes.text_bytes
     return {
         "train_bytes": prose.write_documents(folder / "train.txt", train, limit),
         "heldout_bytes": prose.write_documents(folder / "heldout.txt", heldout, limit // 20),
     }
 
 
-def write_tokenizer(recipe: DemoRecipe, folder: Path) -> Counts:
+def write_tokenizer(build: DemoBuild, folder: Path) -> Counts:
     """A tokenizer trained on everything that the other parts train on."""
-    return train_tokenizer(folder, _sentences(recipe), recipe.vocabulary)
+    return train_tokenizer(folder, _sentences(build), build.vocabulary)
 
 
-def _sentences(recipe: DemoRecipe) -> Iterator[str]:
+def _sentences(build: DemoBuild) -> Iterator[str]:
     """The prose, and every caption, question and answer that is trained on."""
-    yield from recipe.paragraphs
+    yield from build.paragraphs
     for folder in ("s1_1", "s1_2", "s1_3/caption", "s1_3/detection", "s1_3/ocr"):
-        yield from read_captions(recipe.root / folder)
-    yield from (record["caption"] for record in read_jsonl(recipe.root / "s1_2/captions.jsonl"))
+        yield from read_captions(build.root / folder)
+    yield from (record["caption"] for record in read_jsonl(build.root / "s1_2/captions.jsonl"))
     for stage in ("s0", "s2"):
-        for path in sorted((recipe.root / stage).glob("*.jsonl")):
+        for path in sorted((build.root / stage).glob("*.jsonl")):
             for record in read_jsonl(path):
                 yield from (turn["value"].rsplit("\n", 1)[-1] for turn in record["conversations"])
     yield from ["user", "assistant", "system", CAPTION_PROMPT, DETECTION_PROMPT, OCR_PROMPT] * 1000
 
 
-def _manifest(recipe: DemoRecipe, token_pixels: int, counts: Mapping[str, Counts]) -> dict[str, Any]:
+def _manifest(build: DemoBuild, token_pixels: int, counts: Mapping[str, Counts]) -> dict[str, Any]:
     prompts = {"caption": CAPTION_PROMPT, "detection": DETECTION_PROMPT, "ocr": OCR_PROMPT}
     sources = {
         "s0": [text_source("prose", "text/train.txt"), conversation_source("chat", "s0/chat.jsonl")],
@@ -134,16 +134,16 @@ def _manifest(recipe: DemoRecipe, token_pixels: int, counts: Mapping[str, Counts
         ],
         "s2": [conversation_source(name, f"s2/{name}.jsonl", "s2/images") for name in counts["s2"]],
     }
-    samples = {"s0": len((recipe.root / "text/train.txt").read_text().split("\n\n")) - 1}
+    samples = {"s0": len((build.root / "text/train.txt").read_text().split("\n\n")) - 1}
     samples |= {stage: sum(counts[stage].values()) for stage in STAGES[1:]}
     heldout = {
-        name: heldout_entry(recipe.root, f"heldout/{name}.jsonl", with_majority=name != "captions")
+        name: heldout_entry(build.root, f"heldout/{name}.jsonl", with_majority=name != "captions")
         for name in ("captions", "questions", "easy_vqa")
     }
     return {
         "version": VERSION,
-        "seed": recipe.seed,
-        "tile_size": recipe.edge,
+        "seed": build.seed,
+        "tile_size": build.edge,
         "token_pixels": token_pixels,
         "tokenizer": "tokenizer",
         "stages": stage_entries(samples, sources),

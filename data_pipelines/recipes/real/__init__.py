@@ -1,4 +1,4 @@
-"""The folder of the real sets, which has the form of the demo sets:
+"""The real sets. Their folder, which has the form of the demo sets:
 
     s1_1/NAME/00000.tar ...                       noisy pairs, in the layout of img2dataset
     s1_2/NAME/00000.tar ..., captions.jsonl       pairs with better captions joined by key

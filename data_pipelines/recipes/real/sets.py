@@ -1,4 +1,4 @@
-"""Builds the real sets of the catalogue (`real/__init__.py` shows the folder), a tokenizer and the manifest."""
+"""Builds the real sets of the catalogue (``real/__init__.py`` shows the folder), a tokenizer and the manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo sets are made with: folder, seed and sizes, from which every sample follows."""
+"""One build of the demo sets: the settings that every sample follows from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from data_pipelines.recipes.parts import sample_rng
 
 
 @dataclasses.dataclass(frozen=True)
-class DemoRecipe:
-    """The settings of a build.
+class DemoBuild:
+    """One build of the demo sets.
 
     Attributes:
       root: folder of the sets.
