@@ -23,17 +23,18 @@ def golden_dir() -> Path:
 def sets_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of small demo sets (64-pixel pictures, 16 visual tokens each), built once."""
     pytest.importorskip("easy_vqa")
-    from data_pipelines import demo_sets
+    from data_pipelines.recipes.demo.sets import build_demo_sets
+    from data_pipelines.recipes.demo.sizes import DemoSizes
 
     folder = tmp_path_factory.mktemp("sets")
     sizes = dict.fromkeys(("s1_1", "s1_2", "s1_3", "s2", "heldout_captions", "heldout_questions"), 40)
-    demo_sets.build_demo_sets(folder, sizes=demo_sets.DemoSizes(text_bytes=150_000, **sizes))
+    build_demo_sets(folder, sizes=DemoSizes(text_bytes=150_000, **sizes))
     return folder
 
 
 @pytest.fixture(scope="session")
 def sets(sets_dir: Path) -> dict[str, Any]:
     """Their manifest."""
-    from data_pipelines import demo_sets
+    from data_pipelines.recipes.manifest import load_manifest
 
-    return demo_sets.load_manifest(sets_dir)
+    return load_manifest(sets_dir)

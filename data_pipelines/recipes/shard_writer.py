@@ -1,6 +1,6 @@
-"""Writes image-text shards in the layout of img2dataset, so that made and downloaded sets are read alike.
+"""Writes image-text shards in the layout of img2dataset, so that built and downloaded sets are read in the same way.
 
-00000.tar         KEY.jpg, KEY.json, KEY.txt of every sample, each behind a PAX header
+00000.tar         KEY.jpg, KEY.json, KEY.txt of every sample, each after a PAX header
 00000.parquet     the metadata of every sample
 00000_stats.json  counts; written last: a shard without it was interrupted
 """
@@ -13,7 +13,7 @@ import json
 import os
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-_MTIME = (
-    1.5e9 + 0.5
-)  # fixed, so that equal samples give equal bytes; the fraction is what makes tarfile add PAX headers
+# Fixed, so that equal samples give equal bytes; the fraction makes tarfile add PAX headers.
+_MTIME = 1.5e9 + 0.5
 _SCHEMA = pa.schema(
     [
         *[(name, pa.string()) for name in ("caption", "url", "key", "status", "error_message")],
@@ -35,7 +34,10 @@ _SCHEMA = pa.schema(
 
 
 def encode_image(image: Image.Image, format: str = "jpg", quality: int = 95) -> bytes:
-    """Encoded RGB image; "jpg" (without chroma subsampling, since the images are small) or "png"."""
+    """Encoded RGB image; "jpg" (without chroma subsampling, since the images are small) or "png".
+
+    Raises ValueError for another format.
+    """
     buffer = io.BytesIO()
     if format == "jpg":
         image.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling=0)
@@ -51,14 +53,11 @@ class ShardWriter:
 
     Args:
       folder: where the shards go; made if missing.
-      samples_per_shard: a new shard is begun after so many samples. Keys hold the shard's number in five
-        digits and the sample's behind it, hence are unique in the folder.
-      first_shard: number of the first shard.
+      samples_per_shard: a new shard begins after that many samples. Keys are the shard's number in five digits and the
+        sample's number, hence unique in the folder.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], *, samples_per_shard: int = 10_000, first_shard: int = 0
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, samples_per_shard: int = 10_000) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard={samples_per_shard}: at least 1")
         self.folder = Path(folder)
@@ -66,7 +65,7 @@ class ShardWriter:
         self.samples = 0
         self._size = samples_per_shard
         self._digits = max(1, len(str(samples_per_shard - 1)))
-        self._shard = first_shard - 1
+        self._shard = -1
         self._rows: list[dict[str, Any]] = []
         self._tar: tarfile.TarFile | None = None
         self._started = 0.0
@@ -152,31 +151,7 @@ class ShardWriter:
         self._tar, self._rows = None, []
 
 
-def write_jsonl(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
-    """Writes one JSON object per line and returns how many; the file appears only when it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    count = 0
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    os.replace(partial, path)
-    return count
-
-
-def read_jsonl(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file written by ``write_jsonl``."""
-    with Path(path).open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
-
-
-def conversation(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    """(question, answer) turns in the form of LLaVA's JSON: ``[{"from": "human", "value": ...}, ...]``."""
-    return [
-        {"from": speaker, "value": value}
-        for turn in turns
-        for speaker, value in zip(("human", "gpt"), turn, strict=True)
-    ]
+def read_captions(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """The captions of every shard in a folder, in order."""
+    for path in sorted(Path(folder).glob("*.parquet")):
+        yield from pq.read_table(path, columns=["caption"]).column("caption").to_pylist()

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from data_pipelines import demo_sets
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.text import Tokenizer
 from data_pipelines.loading.loader import PackedData
-from data_pipelines.recipes.sets import load_manifest
+from data_pipelines.recipes.demo.sets import build_demo_sets
+from data_pipelines.recipes.demo.sizes import DemoSizes
+from data_pipelines.recipes.manifest import load_manifest
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.checkpoints import checkpoint
@@ -220,14 +221,14 @@ def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
         raise unknown_key("config.sets.kind", str(kind), ("demo", "folder"))
     seed, edge = options.pop("seed", 0), options.pop("edge", 64)
     pixels, vocabulary = options.pop("token_pixels", 16), options.pop("vocabulary", 1024)
-    names = {field.name for field in dataclasses.fields(demo_sets.DemoSizes)}
+    names = {field.name for field in dataclasses.fields(DemoSizes)}
     for key in options:
         if key not in names:
             raise unknown_key("key of config.sets", key, names)
-    return demo_sets.build_demo_sets(
+    return build_demo_sets(
         workdir / "data",
         seed=seed,
-        sizes=demo_sets.DemoSizes(**options),
+        sizes=DemoSizes(**options),
         edge=edge,
         token_pixels=pixels,
         vocabulary=vocabulary,

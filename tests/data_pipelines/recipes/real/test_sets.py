@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data_pipelines import real_sets
 from data_pipelines.errors import DataError
-from data_pipelines.recipes import sets
-from data_pipelines.recipes import shard_writer as shards
-from data_pipelines.recipes.real import compose as real_compose
-from data_pipelines.recipes.real import packages
-from data_pipelines.recipes.real.packages import Package
-from data_pipelines.recipes.real.readers import Pair
+from data_pipelines.recipes.jsonl import read_jsonl
+from data_pipelines.recipes.manifest import load_manifest
+from data_pipelines.recipes.real.catalogue import SETS
+from data_pipelines.recipes.real.packages import Package, PackageStore
+from data_pipelines.recipes.real.sets import RECIPES, build_real_sets
 from data_pipelines.sources.source import open_source
 
 NAMES = ["apple", "pear", "plum", "fig", "lemon", "melon", "grape", "peach", "kiwi", "lime", "date", "mango"]
 SENTENCE = "This sentence is long enough to be kept as a paragraph of its own, and it says so"
 
 
-class Store(packages.PackageStore):
+class Store(PackageStore):
     """Serves ready folders by the package's first name."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
@@ -89,10 +85,10 @@ def built(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         "stamps_translated",
         "moby_dick",
     ]
-    return root, real_sets.build_real_sets(root, sets=names, limit=60, vocabulary=500, packages=store)
+    return root, build_real_sets(root, sets=names, limit=60, vocabulary=500, packages=store)
 
 
-def test_sets_that_cannot_be_made_do_not_stop_the_others(built: tuple[Path, dict[str, Any]]) -> None:
+def test_sets_that_cannot_be_built_do_not_stop_the_others(built: tuple[Path, dict[str, Any]]) -> None:
     _, result = built
     failed = dict(result["failed"])
     assert failed.pop("noto_emoji").startswith("its packages cannot be read (")
@@ -109,7 +105,7 @@ def test_sets_that_cannot_be_made_do_not_stop_the_others(built: tuple[Path, dict
 
 def test_every_source_of_the_manifest_can_be_read(built: tuple[Path, dict[str, Any]]) -> None:
     root, _ = built
-    manifest = sets.load_manifest(root)
+    manifest = load_manifest(root)
     assert {stage: len(entry["sources"]) for stage, entry in manifest["stages"].items()} == {
         "s0": 1, "s1_1": 0, "s1_2": 1, "s1_3": 3, "s2": 2,
     }  # fmt: skip
@@ -126,89 +122,24 @@ def test_every_source_of_the_manifest_can_be_read(built: tuple[Path, dict[str, A
     assert re.fullmatch(r"A \w+\.", captions.read(0).caption or "")
     for name in ("captions", "questions"):
         entry = manifest["heldout"][name]
-        records = list(shards.read_jsonl(entry["path"]))
+        records = list(read_jsonl(entry["path"]))
         assert len(records) == entry["samples"] > 0
         assert all((Path(entry["image_root"]) / record["image"]).is_file() for record in records)
     assert Path(manifest["heldout"]["text"]).read_text().startswith("This sentence")
 
 
-def test_running_again_makes_only_what_is_missing(
+def test_a_second_build_builds_only_what_is_missing(
     built: tuple[Path, dict[str, Any]], store: Store, tmp_path: Path
 ) -> None:
     root, result = built
     lines: list[str] = []
-    again = real_sets.build_real_sets(
+    again = build_real_sets(
         root, sets=["tuxpaint", "detection"], limit=60, vocabulary=500, packages=Store({}), progress=lines.append
     )
     assert again["sets"]["tuxpaint"] == result["sets"]["tuxpaint"]
     assert not again["failed"] and not [line for line in lines if " in " in line]  # nothing was built, or fetched
-    assert len(sets.load_manifest(root)["stages"]["s2"]["sources"]) == 2  # the other sets are still there
+    assert len(load_manifest(root)["stages"]["s2"]["sources"]) == 2  # the other sets are still there
 
 
-def test_boxes_are_where_the_stamps_are() -> None:
-    stamp = Image.new("RGBA", (90, 90), (0, 0, 0, 0))
-    ImageDraw.Draw(stamp).rectangle((20, 10, 69, 89), fill=(255, 0, 0, 255))
-    composer = real_compose.Composer([Pair(stamp, "A red block.")], [], [])
-    for seed in range(10):
-        collage = composer.collage(np.random.default_rng(seed))
-        pixels = np.asarray(collage.image).astype(int)
-        red = (pixels[..., 0] > 180) & (pixels[..., 1] < 100) & (pixels[..., 2] < 100)
-        inside = np.zeros_like(red)
-        for placed in collage.placed:
-            assert placed.label == "red block"
-            x1, y1, x2, y2 = np.array(placed.box) * np.tile(collage.image.size, 2) / 1000
-            inside[int(y1 + 0.5) : int(y2 + 0.5), int(x1 + 0.5) : int(x2 + 0.5)] = True
-        assert np.mean(red != inside) < 0.004
-
-
-def test_questions_about_a_collage_are_answered_rightly() -> None:
-    stamps = [Pair(Image.new("RGBA", (40, 40), (9 * i, 0, 0, 255)), f"A {name}.") for i, name in enumerate(NAMES)]
-    composer = real_compose.Composer(stamps, [], [])
-    kinds = set()
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        collage = composer.collage(rng)
-        labels = [p.label for p in collage.placed]
-        for question, answer in real_compose.collage_turns(collage, NAMES, rng):
-            kinds.add(question.split()[0])
-            if question.startswith("What"):
-                assert answer == ", ".join(dict.fromkeys(labels)) + "."
-            elif question.startswith("How"):
-                assert answer == ["", "One.", "Two.", "Three.", "Four.", "Five."][len(labels)]
-            elif question.startswith("Is"):
-                assert answer == ("Yes." if question.split(": ")[1].rstrip("?") in labels else "No.")
-            elif question.startswith("Where"):
-                (placed,) = (p for p in collage.placed if f"<ref>{p.label}</ref>" in question)
-                assert answer == f"<ref>{placed.label}</ref><box>[{list(placed.box)}]</box>"
-            else:
-                a, b = _two(collage, question)
-                assert answer == f"The {min((a, b), key=lambda p: p.box[0] + p.box[2]).label}."
-    assert kinds == {"What", "How", "Is", "Where", "Which"}
-
-
-def _two(collage: real_compose.Collage, question: str) -> list[real_compose.Placed]:
-    match = re.fullmatch(r"Which is further to the left, the (\w+) or the (\w+)\?", question)
-    assert match is not None
-    return [next(p for p in collage.placed if p.label == name) for name in match.groups()]
-
-
-def test_pages_hold_their_text() -> None:
-    """More words give more ink, and every line fits."""
-    composer = real_compose.Composer([], [], ["one", "one " * 40])
-    drawn: dict[bool, list[float]] = {True: [], False: []}
-    for seed in range(12):
-        image, text = composer.page(np.random.default_rng(seed))
-        pixels = np.asarray(image.convert("L")).astype(int)
-        ink = np.abs(pixels - pixels[0, 0]) > 60
-        assert ink.any() and not ink[:, -10:].any() and not ink[-2:].any()
-        assert set(text.split()) == {"one"}
-        drawn["\n" in text].append(ink.sum())
-    assert min(drawn[True]) > max(drawn[False])
-
-
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DataError, match=r"^unknown set 'tuxpant'; did you mean 'tuxpaint'\?$"):
-        real_sets.main([f"--out={tmp_path}", "--sets=tuxpant"])
-    real_sets.main([f"--out={tmp_path}", "--sets=ocr", "--limit=5", "--vocabulary=320", "--json"])
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["sets"]["ocr"]["counts"] == {"pairs": 5}
+def test_every_set_of_the_catalogue_has_a_recipe() -> None:
+    assert sorted(RECIPES) == sorted(real_set.name for real_set in SETS)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_pipelines.recipes import shard_writer as shards
+from data_pipelines.recipes.shard_writer import ShardWriter, encode_image, read_captions
 
 
 def _image(color: str) -> Image.Image:
@@ -19,9 +19,9 @@ def _image(color: str) -> Image.Image:
 
 
 def test_layout_of_a_shard(tmp_path: Path) -> None:
-    with shards.ShardWriter(tmp_path, samples_per_shard=1000) as writer:
+    with ShardWriter(tmp_path, samples_per_shard=1000) as writer:
         keys = [
-            writer.write(shards.encode_image(_image(c)), caption, size=(12, 8), url=f"http://x/{c}")
+            writer.write(encode_image(_image(c)), caption, size=(12, 8), url=f"http://x/{c}")
             for c, caption in (("red", "a <b>red</b>\nthing"), ("blue", None))
         ]
     assert keys == ["00000000", "00000001"]
@@ -34,6 +34,7 @@ def test_layout_of_a_shard(tmp_path: Path) -> None:
         "exif", "sha256",
     ]  # fmt: skip
     assert table.column("caption").to_pylist() == ["a <b>red</b>\nthing", None]
+    assert list(read_captions(tmp_path)) == table.column("caption").to_pylist()
     with tarfile.open(tmp_path / "00000.tar") as tar:
         assert tar.getnames() == [f"{key}.{e}" for key in keys for e in ("jpg", "json", "txt")]
         assert all("mtime" in member.pax_headers for member in tar.getmembers())
@@ -49,8 +50,8 @@ def test_layout_of_a_shard(tmp_path: Path) -> None:
 
 def test_shards_roll_over_with_unique_keys_and_equal_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        with shards.ShardWriter(tmp_path / folder, samples_per_shard=2) as writer:
-            keys = [writer.write(shards.encode_image(_image("red")), str(i), size=(12, 8)) for i in range(5)]
+        with ShardWriter(tmp_path / folder, samples_per_shard=2) as writer:
+            keys = [writer.write(encode_image(_image("red")), str(i), size=(12, 8)) for i in range(5)]
     assert keys == ["000000", "000001", "000010", "000011", "000020"]
     assert [len(pq.read_table(p)) for p in sorted((tmp_path / "a").glob("*.parquet"))] == [2, 2, 1]
     for name in ("00000.tar", "00002.tar", "00001.parquet"):
@@ -58,16 +59,7 @@ def test_shards_roll_over_with_unique_keys_and_equal_bytes(tmp_path: Path) -> No
 
 
 def test_interrupted_shard_has_no_stats(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), shards.ShardWriter(tmp_path) as writer:
-        writer.write(shards.encode_image(_image("red")), "x", size=(12, 8))
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path) as writer:
+        writer.write(encode_image(_image("red")), "x", size=(12, 8))
         raise KeyboardInterrupt
     assert not list(tmp_path.glob("*_stats.json"))
-
-
-def test_an_interrupted_jsonl_file_does_not_appear(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    assert shards.write_jsonl(path, [{"a": "é\n"}, {"a": 2}]) == 2
-    assert list(shards.read_jsonl(path)) == [{"a": "é\n"}, {"a": 2}]
-    with pytest.raises(ZeroDivisionError):
-        shards.write_jsonl(tmp_path / "b.jsonl", ({"a": 1 / i} for i in (1, 0)))
-    assert not (tmp_path / "b.jsonl").exists()

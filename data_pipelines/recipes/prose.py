@@ -1,7 +1,7 @@
-"""Real English prose out of the docstrings of installed packages.
+"""English prose out of the docstrings of installed packages, and the text files that documents are written to.
 
-A fresh virtual environment holds megabytes of written English: the documentation strings of Python
-and of the numerical packages. Paragraphs that read like sentences are kept, each once; a module is a document.
+A fresh virtual environment holds megabytes of written English: the docstrings of Python and of the numerical packages
+(PSF, BSD and Apache licences). Paragraphs that read like sentences are kept, each once; a module is a document.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 PACKAGES = ("numpy", "scipy", "sklearn", "skimage", "networkx", "matplotlib", "jax", "flax", "optax", "PIL")
@@ -31,9 +31,9 @@ class Document:
     name: str
     paragraphs: tuple[str, ...]
 
-    def heldout(self, part: int = 20) -> bool:
-        """True for one in ``part`` documents, chosen by name."""
-        return hashlib.blake2b(self.name.encode(), digest_size=8).digest()[0] % part == 0
+    def is_heldout(self) -> bool:
+        """True for one in twenty documents, chosen by name."""
+        return hashlib.blake2b(self.name.encode(), digest_size=8).digest()[0] % 20 == 0
 
 
 def clean_paragraph(text: str) -> str | None:
@@ -81,3 +81,18 @@ def _module_texts(package: str, root: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         source = path.read_text(encoding="utf-8", errors="replace")
         yield f"{package}/{'/'.join(parts)}", _DOCSTRING.findall(source)
+
+
+def write_documents(path: Path, documents: Iterable[Sequence[str]], limit: int | None = None) -> int:
+    """Writes documents (sequences of paragraphs), each as a whole, up to ``limit`` bytes in all; returns the bytes.
+
+    One paragraph a line, a blank line after each document. The first document is written whatever its length.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with path.open("wb") as file:
+        for paragraphs in documents:
+            text = ("\n".join(paragraphs) + "\n\n").encode()
+            if limit is None or not written or written + len(text) <= limit:
+                written += file.write(text)
+    return written

@@ -1,0 +1,49 @@
+"""One build of the demo sets: the settings that every sample follows from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.recipes.demo.painter import Painter
+from data_pipelines.recipes.demo.sizes import DemoSizes
+from data_pipelines.recipes.parts import sample_rng
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoBuild:
+    """One build of the demo sets.
+
+    Attributes:
+      root: folder of the sets.
+      edge: edge of the pictures in pixels.
+      vocabulary: pieces of the tokenizer.
+    """
+
+    root: Path
+    seed: int
+    sizes: DemoSizes
+    edge: int
+    vocabulary: int
+
+    def rng(self, part: str, index: int = 0) -> np.random.Generator:
+        """The generator of one sample of a part."""
+        return sample_rng(self.seed, part, index)
+
+    @functools.cached_property
+    def painter(self) -> Painter:
+        """Paints what is trained on."""
+        return Painter(self.edge, heldout=False)
+
+    @functools.cached_property
+    def heldout_painter(self) -> Painter:
+        """Paints what is held out."""
+        return Painter(self.edge, heldout=True)
+
+    @functools.cached_property
+    def paragraphs(self) -> list[str]:
+        """The prose that is trained on; the part "text" must be built."""
+        return [line for line in (self.root / "text/train.txt").read_text().splitlines() if line]

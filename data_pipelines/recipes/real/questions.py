@@ -1,0 +1,134 @@
+"""Conversations (S2): easy-vqa, questions about collages, names in several languages, definitions of words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.recipes.conversations import NUMBERS, Conversation, Turn, boxes_text
+from data_pipelines.recipes.easy_vqa import read_easy_vqa
+from data_pipelines.recipes.jsonl import write_jsonl
+from data_pipelines.recipes.parts import Counts, sample_rng, skip_counts
+from data_pipelines.recipes.real.catalogue import Options, Recipe, is_heldout
+from data_pipelines.recipes.real.detection import Collage, Placed, package_composer
+from data_pipelines.recipes.real.readers import clipart, emoji, english
+from data_pipelines.recipes.real.readers.pictures import Pair, open_pairs, open_picture
+
+HELDOUT_QUESTIONS = 200
+
+
+def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts:
+    """All questions of the training split; of each image of the test split one question, held out."""
+    counts = {}
+    for split, name in (("train", "train"), ("test", "heldout")):
+        records = []
+        for number, (path, turns) in enumerate(options.cut(read_easy_vqa(roots[0], split))):
+            turns = turns if split == "train" else [turns[number % len(turns)]]
+            image = open_picture(path).convert("RGB")
+            conversation = Conversation(f"{split}_{number:05d}", [image], turns, "easy_vqa")
+            records.append(conversation.save(folder / "images"))
+        counts[name] = write_jsonl(folder / f"{name}.jsonl", records)
+    return {"conversations": counts["train"], "held out": counts["heldout"]}
+
+
+def _write_collages(options: Options, folder: Path, roots: list[Path]) -> Counts:
+    """Several questions about each collage; held out are other collages, with one question that has a short answer."""
+    composer = package_composer(roots)
+    names = sorted({name for name, _ in composer.stamps})
+
+    def make(split: str, index: int) -> dict[str, Any]:
+        rng = sample_rng(options.seed, f"collages/{split}", index)
+        collage = composer.collage(rng)
+        if split == "train":
+            turns, kind = collage_turns(collage, names, rng), None
+        else:
+            candidates = short_turns(collage, names, rng)
+            turns, kind = [candidates[int(rng.integers(len(candidates)))]], "collage"
+        return Conversation(f"{split}_{index:05d}", [collage.image], turns, kind).save(folder / "images", "jpg")
+
+    counts = {
+        split: write_jsonl(folder / f"{split}.jsonl", (make(split, index) for index in range(options.count(wanted))))
+        for split, wanted in (("train", options.collages), ("heldout", HELDOUT_QUESTIONS))
+    }
+    return {"conversations": counts["train"], "held out": counts["heldout"]}
+
+
+def collage_turns(collage: Collage, others: Sequence[str], rng: np.random.Generator) -> list[Turn]:
+    """Two to four turns about a collage; ``others`` are names to ask for that may be absent."""
+    names = list(dict.fromkeys(p.label for p in collage.placed))
+    turns = [("What objects were put on the picture?", f"{', '.join(names)}."), *short_turns(collage, others, rng)]
+    if single := _named_once(collage):
+        chosen = single[int(rng.integers(len(single)))]
+        turns.append((f"Where is the <ref>{chosen.label}</ref>?", boxes_text([(chosen.label, chosen.box)])))
+    return [turns[int(i)] for i in rng.permutation(len(turns))[:4]]
+
+
+def short_turns(collage: Collage, others: Sequence[str], rng: np.random.Generator) -> list[Turn]:
+    """The turns about a collage whose question has one short right answer."""
+    names = {p.label for p in collage.placed}
+    turns = [("How many objects were put on it?", f"{NUMBERS[len(collage.placed)].capitalize()}.")]
+    absent = str(others[int(rng.integers(len(others)))])
+    asked, answer = (absent, "No.") if rng.integers(2) and absent not in names else (collage.placed[0].label, "Yes.")
+    turns.append((f"Is this among them: {asked}?", answer))
+    single = _named_once(collage)
+    if len(single) > 1:
+        a, b = (single[int(i)] for i in rng.choice(len(single), size=2, replace=False))
+        left = a if a.box[0] + a.box[2] < b.box[0] + b.box[2] else b
+        turns.append((f"Which is further to the left, the {a.label} or the {b.label}?", f"The {left.label}."))
+    return turns
+
+
+def _named_once(collage: Collage) -> list[Placed]:
+    labels = [p.label for p in collage.placed]
+    return [p for p in collage.placed if labels.count(p.label) == 1]
+
+
+def _translations(question: str, read: Callable[..., Iterable[Pair]]) -> Recipe:
+    """Each picture with its name in English and two more languages; every tenth time two pictures at once."""
+
+    def write(options: Options, folder: Path, roots: list[Path]) -> Counts:
+        skipped: Counter[str] = Counter()
+        records: list[dict[str, Any]] = []
+        previous: tuple[Image.Image, Pair] | None = None
+        trained = (pair for pair in read(*roots) if not is_heldout(pair.group))
+        for index, pair, image in open_pairs(options.cut(trained), skipped):
+            rng = sample_rng(options.seed, question, index)
+            languages = sorted(pair.translations)
+            chosen = [languages[int(i)] for i in rng.permutation(len(languages))[:2]]
+            turns = [(question, pair.caption), *((f"And in {name}?", pair.translations[name]) for name in chosen)]
+            records.append(Conversation(f"{index:05d}", [image], turns).save(folder / "images", "jpg"))
+            if previous is not None and index % 10 == 9:
+                both = "Image-1: <image>\nImage-2: <image>\nWhat does each of the two images show?"
+                answer = f"Image-1: {previous[1].caption}\nImage-2: {pair.caption}"
+                conversation = Conversation(f"{index:05d}_pair", [previous[0], image], [(both, answer)])
+                records.append(conversation.save(folder / "images", "jpg"))
+            previous = (image, pair)
+        return {"conversations": write_jsonl(folder / "train.jsonl", records), **skip_counts(skipped)}
+
+    return write
+
+
+def _write_definitions(options: Options, folder: Path, roots: list[Path]) -> Counts:
+    """Text only: what words mean, after WordNet."""
+    entries = [(word, gloss) for word, gloss in english.read_wordnet_senses(roots[0]) if word.isalpha() and gloss]
+    order = sample_rng(options.seed, "definitions").permutation(len(entries))
+    records = []
+    for index, number in enumerate(order[: options.count(options.definitions)]):
+        word, gloss = entries[int(number)]
+        turn = (f'What can the word "{word}" mean?', f"{gloss[:1].upper()}{gloss[1:]}.")
+        records.append(Conversation(f"{index:05d}", [], [turn]).save(folder))
+    return {"conversations": write_jsonl(folder / "train.jsonl", records)}
+
+
+RECIPES: dict[str, Recipe] = {
+    "easy_vqa": _write_easy_vqa,
+    "collages": _write_collages,
+    "stamps_translated": _translations("Describe the picture.", clipart.read_tuxpaint),
+    "emoji_translated": _translations("What is this?", emoji.read_fluent),
+    "definitions": _write_definitions,
+}

@@ -1,0 +1,45 @@
+"""Questions about collages: the answers are right."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.recipes.real.detection import Collage, CollageComposer, Placed
+from data_pipelines.recipes.real.questions import collage_turns
+from data_pipelines.recipes.real.readers.pictures import Pair
+
+NAMES = ["apple", "pear", "plum", "fig", "lemon", "melon", "grape", "peach", "kiwi", "lime", "date", "mango"]
+
+
+def test_questions_about_a_collage_have_the_right_answer() -> None:
+    stamps = [Pair(Image.new("RGBA", (40, 40), (9 * i, 0, 0, 255)), f"A {name}.") for i, name in enumerate(NAMES)]
+    composer = CollageComposer(stamps, [])
+    kinds = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        collage = composer.collage(rng)
+        labels = [p.label for p in collage.placed]
+        for question, answer in collage_turns(collage, NAMES, rng):
+            kinds.add(question.split()[0])
+            if question.startswith("What"):
+                assert answer == ", ".join(dict.fromkeys(labels)) + "."
+            elif question.startswith("How"):
+                assert answer == ["", "One.", "Two.", "Three.", "Four.", "Five."][len(labels)]
+            elif question.startswith("Is"):
+                assert answer == ("Yes." if question.split(": ")[1].rstrip("?") in labels else "No.")
+            elif question.startswith("Where"):
+                (placed,) = (p for p in collage.placed if f"<ref>{p.label}</ref>" in question)
+                assert answer == f"<ref>{placed.label}</ref><box>[{list(placed.box)}]</box>"
+            else:
+                a, b = _two(collage, question)
+                assert answer == f"The {min((a, b), key=lambda p: p.box[0] + p.box[2]).label}."
+    assert kinds == {"What", "How", "Is", "Where", "Which"}
+
+
+def _two(collage: Collage, question: str) -> list[Placed]:
+    match = re.fullmatch(r"Which is further to the left, the (\w+) or the (\w+)\?", question)
+    assert match is not None
+    return [next(p for p in collage.placed if p.label == name) for name in match.groups()]
