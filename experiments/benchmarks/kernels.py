@@ -51,10 +51,12 @@ from experiments.benchmarks import kernels_report as report
 from experiments.benchmarks import kernels_rows as rows
 from experiments.benchmarks.kernels_timing import REHEARSAL, Bench, Effort, Timer
 from mono_jax import cli
-from pallas_kernels.check import QUICK_MASKS, check, host_devices
 from pallas_kernels.checks.conformance import TOLERANCE, masks
-from pallas_kernels.experts.contract import Implementation, Unavailable
-from pallas_kernels.registry import device_key, implementation_class, tuned_parameters, tuning_table
+from pallas_kernels.checks.run import QUICK_MASKS, check, host_devices
+from pallas_kernels.devices import device_key
+from pallas_kernels.errors import Unavailable
+from pallas_kernels.experts.contract import Implementation
+from pallas_kernels.registry import implementation_class, tuned_parameters, tuning_table
 
 KERNELS = report.KERNELS
 CHECK_S = 40.0  # per kernel and dtype

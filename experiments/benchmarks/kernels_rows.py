@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.devices import device_key
 from pallas_kernels.experts import api
 from pallas_kernels.experts.backends import xla
+from pallas_kernels.experts.block_map import BlockMap, group_rows, make_block_map, num_blocks, ungroup_rows
 from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem
-from pallas_kernels.experts.tile_map import TileMap, group_rows, make_tile_map, num_tiles, ungroup_rows
-from pallas_kernels.registry import device_key
 
 DIRECTIONS = ("forward", "both", "visual")  # both, visual: forward and backward with these experts trained
 
@@ -88,7 +88,7 @@ class Setting:
     @property
     def problem(self) -> Problem:
         """What implementations are asked whether they can serve, and tuning tables are searched for."""
-        grouped = num_tiles(self.rows, self.tile) * self.tile
+        grouped = num_blocks(self.rows, self.tile) * self.tile
         return Problem(self.kernel_op, grouped, self.tile, self.d, self.width, self.dtype, device_key())
 
     def mask(self) -> np.ndarray:
@@ -324,40 +324,40 @@ def _gather_scatter(forms: Operation) -> Maker:
 
 
 @functools.lru_cache(maxsize=1)
-def _tile_map(setting: Setting) -> TileMap:
-    return make_tile_map(jnp.asarray(setting.mask()), tile=setting.tile)
+def _block_map(setting: Setting) -> BlockMap:
+    return make_block_map(jnp.asarray(setting.mask()), block=setting.tile)
 
 
 def _grouped(forms: Operation, implementation: Implementation) -> Maker:
-    def function(x, text, visual, tile_map):
-        options = {"tile": tile_map.tile, "implementation": implementation}
-        return forms.grouped(x, tile_map.tile_expert, text, visual, **options)
+    def function(x, text, visual, block_map):
+        options = {"block": block_map.block, "implementation": implementation}
+        return forms.grouped(x, block_map.block_expert, text, visual, **options)
 
     def make(setting: Setting, text, visual) -> Program:
-        tile_map = _tile_map(setting)
-        arrange, restore = (functools.partial(f, tile_map=tile_map) for f in (group_rows, ungroup_rows))
-        return Program(function, (text, visual, tile_map), EXPERTS, arrange, restore)
+        block_map = _block_map(setting)
+        arrange, restore = (functools.partial(f, block_map=block_map) for f in (group_rows, ungroup_rows))
+        return Program(function, (text, visual, block_map), EXPERTS, arrange, restore)
 
     return make
 
 
 def _permuted(forms: Operation, implementation: Implementation) -> Maker:
-    def function(x, text, visual, tile_map):
-        return forms.permuted(x, tile_map, text, visual, implementation=implementation)
+    def function(x, text, visual, block_map):
+        return forms.permuted(x, block_map, text, visual, implementation=implementation)
 
-    return lambda setting, text, visual: Program(function, (text, visual, _tile_map(setting)), EXPERTS)
+    return lambda setting, text, visual: Program(function, (text, visual, _block_map(setting)), EXPERTS)
 
 
 def _unsorted(forms: Operation, implementation: Implementation) -> Maker:
     @functools.cache
-    def of_tile(tile: int) -> Callable[..., jax.Array]:
+    def of_block(block: int) -> Callable[..., jax.Array]:
         def function(x, text, visual, mask):
-            return forms.unsorted(x, mask, text, visual, tile=tile, implementation=implementation)
+            return forms.unsorted(x, mask, text, visual, block=block, implementation=implementation)
 
         return function
 
     def make(setting: Setting, text, visual) -> Program:
-        return Program(of_tile(setting.tile), (text, visual, jnp.asarray(setting.mask())), EXPERTS)
+        return Program(of_block(setting.tile), (text, visual, jnp.asarray(setting.mask())), EXPERTS)
 
     return make
 

@@ -67,7 +67,7 @@ def _grouped(text: Any, visual: Any, x: jax.Array, boundary: Boundary, config: M
         )
     # The first slot of a tile decides for all of it; TEXT and VISUAL are 0 and 1.
     experts = jnp.broadcast_to(boundary.is_visual(slots)[:, ::tile, 0], (rows, slots // tile)).astype(jnp.int32)
-    options = {"tile": tile, "implementation": None if config.mmoe_kernel == "auto" else config.mmoe_kernel}
+    options = {"block": tile, "implementation": None if config.mmoe_kernel == "auto" else config.mmoe_kernel}
 
     def ffn(x: jax.Array, experts: jax.Array, *weights: Any) -> jax.Array:
         y = api.modality_ffn(x.reshape(-1, width), experts.reshape(-1), *weights, **options)

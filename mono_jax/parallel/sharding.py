@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import ModelConfig
-from pallas_kernels import registry
+from pallas_kernels import devices
 
 P = PartitionSpec
 AXES = ("data", "fsdp", "tensor")
@@ -120,7 +120,7 @@ def tracing_for(mesh: Mesh) -> Iterator[None]:
     """What is traced inside runs on ``mesh``, whose devices may be absent: see `per_device` and `platform`."""
     token = _traced_for.set(mesh)
     try:
-        with registry.targeting(mesh.devices.flat[0]):
+        with devices.targeting(mesh.devices.flat[0]):
             yield
     finally:
         _traced_for.reset(token)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import kernels, kernels_report, kernels_rows, kernels_timing
-from pallas_kernels.check import host_devices
 from pallas_kernels.checks import cuda as aot_cuda
 from pallas_kernels.checks.aot import kernel_calls
-from pallas_kernels.experts.contract import Unavailable
-from pallas_kernels.registry import implementation_class, targeting
+from pallas_kernels.checks.run import host_devices
+from pallas_kernels.devices import targeting
+from pallas_kernels.errors import Unavailable
+from pallas_kernels.registry import implementation_class
 
 QUICK = ["xla_split", "ragged_dot", "dense_both", "gather_scatter"]
 SETTING = {"op": "ffn", "shape": "2b", "rows": 4096, "visual_share": 50, "interleaving": 0, "dtype": "x", "tile": 128}

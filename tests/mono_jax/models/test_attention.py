@@ -20,7 +20,7 @@ from mono_jax.training import stages
 from mono_jax.training import step as train
 from mono_jax.training.optim import OptimConfig, make_optimizer
 from pallas_kernels.checks import tpu as tpu_aot
-from pallas_kernels.experts.contract import Unavailable
+from pallas_kernels.errors import Unavailable
 from tests.mono_jax.helpers import random_batch
 
 CONFIG = preset("tiny_mono", attention_chunk=64)
