@@ -49,8 +49,8 @@ class Implementation:
     """Base of all implementations: a frozen (hashable) dataclass whose fields are its tuning parameters.
 
     `x` is [M, d] with M a multiple of `block`; `block_expert` int32 [M / block]; weights come in the dtype of x, in
-    pairs. Sums run in float32. Every element of every output is written: rows of blocks with expert -1 are zero. Rows of such
-    blocks must not be used even if they hold NaN. Blocks come in any order.
+    pairs. Sums run in float32. Every element of every output is written: rows of blocks with expert -1 are zero. Rows
+    of such blocks must not be used even if they hold NaN. Blocks come in any order.
     """
 
     name: ClassVar[str]
