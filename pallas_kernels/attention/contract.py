@@ -33,7 +33,7 @@ class Slots(NamedTuple):
 
 
 class SequenceOrder(NamedTuple):
-    """`order` int32 [B, S]: the slot at each sequence position; `inverse` [B, S]: the sequence position of each slot."""
+    """`order` int32 [B, S]: slot of each sequence position; `inverse` int32 [B, S]: sequence position of each slot."""
 
     order: jax.Array
     inverse: jax.Array
