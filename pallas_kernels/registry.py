@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import importlib
 import json
 import logging
-from collections.abc import Iterator
 from importlib import resources
+from typing import Any, Protocol
 
-import jax
-
-from pallas_kernels.experts.contract import Implementation, Problem, Unavailable
+from pallas_kernels.errors import Unavailable
 
 log = logging.getLogger(__name__)
-_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
-# Modules are imported when first asked for: `import pallas_kernels` must not pull in CUDA or TPU code.
+# Modules are imported when first asked for: `import pallas_kernels` must not pull in CUDA or TPU code (or jax: the
+# names are wanted for --help).
 IMPLEMENTATIONS = {
     "xla_split": "pallas_kernels.experts.backends.xla:XlaSplit",
     "dense_both": "pallas_kernels.experts.backends.xla:DenseBoth",
@@ -30,7 +26,27 @@ IMPLEMENTATIONS = {
 }
 
 
-def implementation_class(name: str) -> type[Implementation]:
+class Problem(Protocol):
+    """What an implementation is chosen for; hashable. `pallas_kernels.experts.contract` has the full one."""
+
+    op: str
+    rows: int
+    d: int
+    ff: int
+    dtype: str
+    device: str
+
+
+class Implementation(Protocol):
+    """What can be chosen; `pallas_kernels.experts.contract` has the full one. Its fields are tuning parameters."""
+
+    name: str
+
+    def unsupported(self, problem: Any) -> str | None:
+        """Why this implementation cannot serve `problem`, or None if it can."""
+
+
+def implementation_class(name: str) -> type[Any]:
     """The class registered under `name`; `Unavailable` if its module cannot be imported here."""
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"no implementation {name!r}; there are {', '.join(IMPLEMENTATIONS)}")
@@ -41,36 +57,8 @@ def implementation_class(name: str) -> type[Implementation]:
         raise Unavailable(f"{name}: {error}") from error
 
 
-@contextlib.contextmanager
-def targeting(device: str | jax.Device) -> Iterator[None]:
-    """Choose for an absent device (a key or a described device) while tracing, for ahead-of-time compilation."""
-    token = _target.set(device if isinstance(device, str) else device_key(device))
-    try:
-        yield
-    finally:
-        _target.reset(token)
-
-
-def device_key(device: jax.Device | None = None) -> str:
-    """Key of a device's tuning table: "cpu", "tpu_v5e", "nvidia_h200", ... By default the device that is traced for."""
-    if device is None:
-        if target := _target.get():
-            return target
-        device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    if device.platform == "cpu":
-        return "cpu"
-    kind = "_".join(device.device_kind.lower().replace("-", " ").split())
-    # XLA's names: "TPU v5 lite" is v5e, "TPU v5" is v5p, "TPU v6 lite" is v6e.
-    return {"tpu_v5": "tpu_v5p"}.get(kind, kind.replace("_lite", "e"))
-
-
-def is_hopper(device: str) -> bool:
-    """Whether the device of a key has compute capability 9.0: H100, H200, H800, GH200."""
-    return any(chip in device for chip in ("h100", "h200", "h800"))
-
-
 @functools.cache
-def tuning_table(device: str) -> dict:
+def tuning_table(device: str) -> dict[str, Any]:
     """The JSON table of a device, or that of its platform ("tpu", "nvidia"), or that of the CPU."""
     folder = resources.files("pallas_kernels") / "tuning"
     for name in (device, device.split("_")[0], "cpu"):
@@ -79,7 +67,7 @@ def tuning_table(device: str) -> dict:
     raise FileNotFoundError(f"no tuning table for {device} and none for cpu in {folder}")
 
 
-def resolve(implementation: str | Implementation | None, problem: Problem) -> Implementation:
+def resolve(implementation: str | Implementation | None, problem: Problem) -> Any:
     """An instance that serves `problem`; `Unavailable` with the reason(s) if there is none."""
     if implementation is None:
         return choose(problem)
@@ -91,7 +79,7 @@ def resolve(implementation: str | Implementation | None, problem: Problem) -> Im
 
 
 @functools.cache
-def choose(problem: Problem) -> Implementation:
+def choose(problem: Problem) -> Any:
     """The first implementation in the tuning table's order of preference that can serve `problem`.
 
     Raises:
@@ -112,7 +100,7 @@ def choose(problem: Problem) -> Implementation:
     raise Unavailable(f"no implementation serves {problem}: {'; '.join(refusals)}")
 
 
-def tuned_parameters(name: str, problem: Problem) -> dict:
+def tuned_parameters(name: str, problem: Problem) -> dict[str, Any]:
     """Tuning parameters of implementation `name`: the entry that fits best, on top of the defaults."""
     table = tuning_table(problem.device)["parameters"].get(name, {})
     parameters = dict(table.get("default", {}))

@@ -2,25 +2,22 @@
 
 Slots are modality-major: of x [B, S, d] each row's first slots are visual. Where the boundary is the same
 for all rows and known when the program is compiled, each expert is a dense layer on its own slots. *Ragged*
-boundaries differ from row to row and are an array; the grouped kernels of ``pallas_kernels`` take a map from
-blocks of slots to experts, so that no slot is computed twice there either.
+boundaries differ from row to row and are an array; the grouped kernels of ``pallas_kernels`` take the expert of each
+block of slots, so that no slot is computed twice there either.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
 from mono_jax.models.layers import Linear, SwiGLU
 from mono_jax.models.slots import Slots
-from mono_jax.parallel.mesh import BATCH, ROWS, per_device, tensor_axis
-from pallas_kernels.experts import api
+from mono_jax.parallel.mesh_config import ROWS, TENSOR
 from pallas_kernels.experts.contract import FfnWeights
+from pallas_kernels.experts.mesh import sharded_ffn, sharded_matmul
 
 
 def by_modality(
@@ -45,9 +42,11 @@ def by_modality(
     return jnp.concatenate([visual(x[:, : slots.visual]), text(x[:, slots.visual :])], axis=1)
 
 
-def _grouped(text: Any, visual: Any, x: jax.Array, slots: Slots, execution: Execution) -> jax.Array:
+def _grouped(
+    text: Linear | SwiGLU, visual: Linear | SwiGLU, x: jax.Array, slots: Slots, execution: Execution
+) -> jax.Array:
     """The rows of all x in one grouped call a device; blocks do not straddle a boundary, so nothing is permuted."""
-    rows, length, width = x.shape
+    rows, length, _ = x.shape
     block = execution.experts_block
     if length % block or (slots.boundaries is None and slots.visual % block):
         raise ConfigError(
@@ -57,27 +56,10 @@ def _grouped(text: Any, visual: Any, x: jax.Array, slots: Slots, execution: Exec
     # The first slot of a block decides for all of it; TEXT and VISUAL are 0 and 1.
     experts = jnp.broadcast_to(slots.is_visual()[:, ::block], (rows, length // block)).astype(jnp.int32)
     kernel = None if execution.experts_kernel == "auto" else execution.experts_kernel
-    options = {"tile": block, "implementation": kernel}
-
-    def ffn(x: jax.Array, experts: jax.Array, *weights: Any) -> jax.Array:
-        y = api.modality_ffn(x.reshape(-1, width), experts.reshape(-1), *weights, **options)
-        return y.reshape(1, *x.shape[:2], -1)
-
-    def matmul(x: jax.Array, experts: jax.Array, *kernels: jax.Array) -> jax.Array:
-        y = api.modality_matmul(x.reshape(-1, width), experts.reshape(-1), *kernels, **options)
-        return y.reshape(*x.shape[:2], -1)
-
+    options = {"rows": ROWS, "columns": TENSOR, "block": block, "implementation": kernel}
     if isinstance(text, SwiGLU):
-        weights = _ffn_weights(text), _ffn_weights(visual)
-        split = tensor_axis(weights[0].gate.shape[1])
-        specs = FfnWeights(P(None, split), P(None, split), P(split, None))
-        # Each device has a part of the sum over the FFN's columns; added outside, its transpose is a broadcast.
-        y = per_device(ffn, (BATCH, BATCH, specs, specs), P(split, ROWS))(x, experts, *weights).sum(axis=0)
-    else:
-        kernels = text.kernel[...], visual.kernel[...]
-        split = tensor_axis(kernels[0].shape[1])
-        specs = P(None, split)
-        y = per_device(matmul, (BATCH, BATCH, specs, specs), P(ROWS, None, split))(x, experts, *kernels)
+        return sharded_ffn(x, experts, _ffn_weights(text), _ffn_weights(visual), **options)
+    y = sharded_matmul(x, experts, text.kernel[...], visual.kernel[...], **options)
     if hasattr(text, "bias"):
         y += jnp.where(slots.is_visual()[..., None], visual.bias[...], text.bias[...]).astype(y.dtype)
     return y

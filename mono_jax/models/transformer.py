@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mono_jax.models.architecture import Architecture
-from mono_jax.models.attention import attend, places_of, probabilities_and_output
+from mono_jax.models.attention import attend, attend_with_probabilities
 from mono_jax.models.cache import Cache
 from mono_jax.models.execution import Execution
 from mono_jax.models.layer_ranges import segments
@@ -91,8 +91,7 @@ class DecoderLayer(nnx.Module):
         elif "cache" in collect:
             collected["cache"] = (key, value)
         if "attention" in collect:
-            places = places_of(slots, cache)
-            collected["attention"], mixed = probabilities_and_output(query, key, value, *places)
+            collected["attention"], mixed = attend_with_probabilities(query, key, value, slots, cache)
         else:
             mixed = attend(self.execution, query, key, value, slots, cache)
         x = x + self.attention.wo(mixed.reshape(x.shape))

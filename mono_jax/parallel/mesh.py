@@ -1,4 +1,4 @@
-"""The device mesh: its axes, batches on it, and kernels that run on each device's own part.
+"""The device mesh: its axes, and batches and functions on it.
 
 Axes: ``data`` (rows of the batch), ``fsdp`` (rows and parameters), ``tensor`` (heads and FFN columns). The mesh in
 use while a function is traced is JAX's own (``jax.sharding.use_abstract_mesh``); its devices may be absent.
@@ -12,12 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, get_abstract_mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mono_jax.errors import ConfigError
-from mono_jax.parallel.mesh_config import AXES, MeshConfig
+from mono_jax.parallel.mesh_config import AXES, ROWS, MeshConfig
 
-ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
 BATCH = PartitionSpec(ROWS)
 
 
@@ -41,34 +40,10 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """``function``, traced for ``mesh``: ``per_device``, ``platform`` and the choice of kernels then look at its
-    devices.
-    """
+    """``function``, traced for ``mesh``: kernels are chosen for its devices, and run on each one's own part."""
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*args, **kwargs)
 
     return traced
-
-
-def platform() -> str:
-    """What is traced runs on "cpu", "gpu" or "tpu"."""
-    device = get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else {"cuda": "gpu"}.get(device.platform, device.platform)
-
-
-def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """``function`` run by each device on its own part (``jax.shard_map``), or as it is where there is no mesh.
-
-    Kernels need this: the partitioner splits XLA's own operations only.
-    """
-    if get_abstract_mesh().size <= 1:
-        return function
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-
-
-def tensor_axis(size: int) -> str | None:
-    """The axis that splits ``size`` heads or columns; None where it does not divide them: not split."""
-    shape = get_abstract_mesh().shape
-    return "tensor" if "tensor" in shape and size % shape["tensor"] == 0 else None

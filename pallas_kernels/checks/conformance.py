@@ -1,19 +1,23 @@
-"""The float64 oracle and the cases every implementation has to pass, for the tests and `pallas_kernels.check`."""
+"""The float64 oracle and the cases that every implementation of the experts has to pass.
+
+The tests (tests/pallas_kernels/kernel_suite.py) and `python -m pallas_kernels.check` run them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.devices import device_key
 from pallas_kernels.experts.api import permuted_ffn, permuted_matmul, unsorted_ffn, unsorted_matmul
+from pallas_kernels.experts.block_map import EMPTY, TEXT, VISUAL, make_block_map
 from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem
-from pallas_kernels.experts.tile_map import TEXT, VISUAL, make_tile_map
-from pallas_kernels.registry import device_key
 
 # Largest |difference| over largest |value|, per tensor. bfloat16 keeps 8 bits, and h, dgate and dup are rounded to it.
 TOLERANCE = {"float32": 5e-6, "bfloat16": 1.5e-2}
@@ -82,10 +86,10 @@ def relative_error(actual: jax.Array, expected: np.ndarray) -> float:
 # ======================================================================================================================
 
 
-def masks(rows: int, tile: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def masks(rows: int, block: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Named (mask, valid) pairs, bool [rows] each: the layouts an implementation must get right."""
     index, rng = np.arange(rows), np.random.default_rng(0)
-    runs = (index // max(tile - 3, 1)) % 2 == 1
+    runs = (index // max(block - 3, 1)) % 2 == 1
 
     def interleaved(share: float) -> np.ndarray:
         # Visual rows first, then `share` of all rows change places at random.
@@ -118,7 +122,7 @@ class Case:
       mask_name: key of `masks`.
       dtype: "float32" or "bfloat16".
       rows: N, before grouping.
-      tile: rows per tile.
+      block: rows per block.
       d: input width.
       ff: hidden width.
       save_gate_up: as in `modality_ffn`.
@@ -127,24 +131,24 @@ class Case:
     mask_name: str
     dtype: str
     rows: int
-    tile: int
+    block: int
     d: int
     ff: int
     save_gate_up: bool = True
 
     @classmethod
     def fitting(cls, implementation: type[Implementation], mask_name: str, dtype: str, **changes) -> Case:
-        """A small case whose sizes have the multiples that an implementation wants; rows are never whole tiles."""
-        tile_multiple, width_multiple = implementation.granularity
-        tile = -(-8 // tile_multiple) * tile_multiple
+        """A small case whose sizes have the multiples that an implementation wants; rows are never whole blocks."""
+        block_multiple, width_multiple = implementation.granularity
+        block = -(-8 // block_multiple) * block_multiple
         width = -(-24 // width_multiple) * width_multiple
-        sizes = {"rows": 3 * tile - 3, "tile": tile, "d": width, "ff": 2 * width}
+        sizes = {"rows": 3 * block - 3, "block": block, "d": width, "ff": 2 * width}
         return cls(mask_name, dtype, **(sizes | changes))
 
     def problem(self, op: str) -> Problem:
         """What `unsupported` is asked."""
-        rows = (-(-self.rows // self.tile) + 1) * self.tile
-        return Problem(op, rows, self.tile, self.d, self.ff, self.dtype, device_key())
+        rows = (-(-self.rows // self.block) + 1) * self.block
+        return Problem(op, rows, self.block, self.d, self.ff, self.dtype, device_key())
 
     def inputs(self) -> dict:
         """x [N, d], mask and valid [N], weights per expert, kernels [d, ff] per expert, dy [N, d], dz [N, ff]."""
@@ -158,7 +162,7 @@ class Case:
             gate, up = normal(self.d, self.ff, scale=inner), normal(self.d, self.ff, scale=inner)
             return FfnWeights(gate, up, normal(self.ff, self.d, scale=outer))
 
-        mask, valid = masks(self.rows, self.tile)[self.mask_name]
+        mask, valid = masks(self.rows, self.block)[self.mask_name]
         weights = (expert(), expert())
         return {
             "x": normal(self.rows, self.d),
@@ -171,47 +175,44 @@ class Case:
         }
 
 
-def ffn_errors(implementation: Implementation, case: Case) -> dict[str, float]:
-    """Relative errors of y, dx and the six weight gradients of `permuted_ffn` against the oracle."""
-    inputs = case.inputs()
-    expert = np.where(inputs["valid"], np.where(inputs["mask"], VISUAL, TEXT), -1)
-    run = _ffn_runner(_at_boundary(implementation, inputs, case.tile), case.tile, case.save_gate_up)
-    actual = run(inputs["x"], inputs["mask"], inputs["valid"], inputs["weights"], inputs["dy"])
-    expected = oracle_ffn(*_numpy((inputs["x"], expert, inputs["weights"], inputs["dy"])))
-    return _errors(actual, expected)
+class Form(NamedTuple):
+    """One public function under test.
+
+    Attributes:
+      function: (x, block map or mask, text, visual, **options) -> y.
+      op: "ffn" or "matmul".
+      unsorted: takes the mask and a block size instead of a block map, and no padding rows.
+    """
+
+    function: Callable[..., jax.Array]
+    op: str
+    unsorted: bool = False
 
 
-def unsorted_errors(implementation: Implementation, case: Case) -> dict[str, float]:
-    """Relative errors of `unsorted_ffn` against the oracle; it takes no padding rows."""
-    inputs = case.inputs()
-    expert = np.where(inputs["mask"], VISUAL, TEXT)
-    run = _unsorted_runner(implementation, case.tile, case.save_gate_up)
-    actual = run(inputs["x"], inputs["mask"], inputs["weights"], inputs["dy"])
-    expected = oracle_ffn(*_numpy((inputs["x"], expert, inputs["weights"], inputs["dy"])))
-    return _errors(actual, expected)
+FORMS = {
+    "ffn": Form(permuted_ffn, "ffn"),
+    "matmul": Form(permuted_matmul, "matmul"),
+    "unsorted": Form(unsorted_ffn, "ffn", unsorted=True),
+    "unsorted_matmul": Form(unsorted_matmul, "matmul", unsorted=True),
+}
 
 
-def unsorted_matmul_errors(implementation: Implementation, case: Case) -> dict[str, float]:
-    """Relative errors of `unsorted_matmul` against the oracle; it takes no padding rows."""
-    inputs = case.inputs()
-    expert = np.where(inputs["mask"], VISUAL, TEXT)
-    run = _unsorted_matmul_runner(implementation, case.tile)
-    actual = run(inputs["x"], inputs["mask"], inputs["kernels"], inputs["dz"])
-    expected = oracle_matmul(*_numpy((inputs["x"], expert, inputs["kernels"], inputs["dz"])))
-    return _errors(actual, expected)
+def errors(implementation: Implementation, case: Case, form: str = "ffn") -> dict[str, float]:
+    """Relative errors of the output, dx and the weight gradients against the oracle, for a form of `FORMS`."""
+    inputs, unsorted, is_ffn = case.inputs(), FORMS[form].unsorted, FORMS[form].op == "ffn"
+    x, mask, weights = inputs["x"], inputs["mask"], inputs["weights" if is_ffn else "kernels"]
+    dy = inputs["dy" if is_ffn else "dz"]
+    valid = jnp.ones_like(mask) if unsorted else inputs["valid"]
+    if not unsorted:
+        visual_blocks = -(-int(jnp.sum(mask & valid)) // case.block)
+        implementation = implementation.at_boundary(visual_blocks * case.block)
+    actual = _runner(form, implementation, case.block, case.save_gate_up)(x, mask, valid, weights, dy)
+    oracle = oracle_ffn if is_ffn else oracle_matmul
+    expert = np.where(valid, np.where(mask, VISUAL, TEXT), EMPTY)
+    return _relative_errors(actual, oracle(*_numpy((x, expert, weights, dy))))
 
 
-def matmul_errors(implementation: Implementation, case: Case) -> dict[str, float]:
-    """Relative errors of z, dx and the two kernel gradients of `permuted_matmul` against the oracle."""
-    inputs = case.inputs()
-    expert = np.where(inputs["valid"], np.where(inputs["mask"], VISUAL, TEXT), -1)
-    run = _matmul_runner(_at_boundary(implementation, inputs, case.tile), case.tile)
-    actual = run(inputs["x"], inputs["mask"], inputs["valid"], inputs["kernels"], inputs["dz"])
-    expected = oracle_matmul(*_numpy((inputs["x"], expert, inputs["kernels"], inputs["dz"])))
-    return _errors(actual, expected)
-
-
-def _errors(actual: tuple, expected: tuple) -> dict[str, float]:
+def _relative_errors(actual: tuple, expected: tuple) -> dict[str, float]:
     errors = jax.tree.map(relative_error, actual, expected)
     return {jax.tree_util.keystr(path): error for path, error in jax.tree_util.tree_leaves_with_path(errors)}
 
@@ -220,65 +221,18 @@ def _numpy(tree):
     return jax.tree.map(lambda v: np.asarray(v, np.float64) if jnp.issubdtype(v.dtype, jnp.floating) else v, tree)
 
 
-def _at_boundary(implementation: Implementation, inputs: dict, tile: int) -> Implementation:
-    visual = int(jnp.sum(inputs["mask"] & inputs["valid"]))
-    return implementation.at_boundary(-(-visual // tile) * tile)
-
-
-# One compiled function per implementation and size; masks are data.
 @functools.cache
-def _ffn_runner(implementation: Implementation, tile: int, save_gate_up: bool) -> Callable:
+def _runner(form: str, implementation: Implementation, block: int, save_gate_up: bool) -> Callable[..., tuple]:
+    """(x, mask, valid, weights, dy) -> (y, dx, weight gradients); compiled once per size, masks are data."""
+    function, op, unsorted = FORMS[form]
+    options = {"implementation": implementation}
+    options |= {"save_gate_up": save_gate_up} if op == "ffn" else {}
+    options |= {"block": block} if unsorted else {}
+
     @jax.jit
     def run(x, mask, valid, weights, dy):
-        tile_map = make_tile_map(mask, tile=tile, valid=valid)
-
-        def forward(x, weights):
-            options = {"implementation": implementation, "save_gate_up": save_gate_up}
-            return permuted_ffn(x, tile_map, *weights, **options)
-
-        y, backward = jax.vjp(forward, x, weights)
+        routing = mask if unsorted else make_block_map(mask, block=block, valid=valid)
+        y, backward = jax.vjp(lambda x, weights: function(x, routing, *weights, **options), x, weights)
         return (y, *backward(dy))
-
-    return run
-
-
-@functools.cache
-def _unsorted_runner(implementation: Implementation, tile: int, save_gate_up: bool) -> Callable:
-    @jax.jit
-    def run(x, mask, weights, dy):
-        def forward(x, weights):
-            options = {"tile": tile, "implementation": implementation, "save_gate_up": save_gate_up}
-            return unsorted_ffn(x, mask, *weights, **options)
-
-        y, backward = jax.vjp(forward, x, weights)
-        return (y, *backward(dy))
-
-    return run
-
-
-@functools.cache
-def _unsorted_matmul_runner(implementation: Implementation, tile: int) -> Callable:
-    @jax.jit
-    def run(x, mask, kernels, dz):
-        def forward(x, kernels):
-            return unsorted_matmul(x, mask, *kernels, tile=tile, implementation=implementation)
-
-        z, backward = jax.vjp(forward, x, kernels)
-        return (z, *backward(dz))
-
-    return run
-
-
-@functools.cache
-def _matmul_runner(implementation: Implementation, tile: int) -> Callable:
-    @jax.jit
-    def run(x, mask, valid, kernels, dz):
-        tile_map = make_tile_map(mask, tile=tile, valid=valid)
-
-        def forward(x, kernels):
-            return permuted_matmul(x, tile_map, *kernels, implementation=implementation)
-
-        z, backward = jax.vjp(forward, x, kernels)
-        return (z, *backward(dz))
 
     return run

@@ -24,8 +24,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.checks.aot import KERNEL_CALLS, compile_ffn, expect_calls
-from pallas_kernels.experts.contract import AotCheck, Unavailable
+from pallas_kernels.checks.aot import KERNEL_CALLS, AotCheck, compile_ffn, expect_calls
+from pallas_kernels.errors import Unavailable
 
 TARGET = "h200"
 MAX_SHARED_BYTES = 232_448  # per block, cudaDevAttrMaxSharedMemoryPerBlockOptin of compute capability 9.0
@@ -55,7 +55,7 @@ def h200s(count: int) -> list[jax.Device]:
 
 
 def compile_for_h200(implementation: Any, trained: str, shape: str, *, gpus: int = 1) -> jax.stages.Compiled:
-    """The FFN's forward and backward in bfloat16, tiles of 128 rows, on one H200 or a mesh of several.
+    """The FFN's forward and backward in bfloat16, blocks of 128 rows, on one H200 or a mesh of several.
 
     Args:
       implementation: as for `modality_ffn`.
@@ -67,7 +67,7 @@ def compile_for_h200(implementation: Any, trained: str, shape: str, *, gpus: int
       Unavailable: the CUDA plugin is not installed.
     """
     rows, d, ff = SHAPES[shape]
-    sizes = {"rows": rows * max(gpus // 2, 1), "d": d, "ff": ff, "tile": 128, "dtype": jnp.bfloat16}
+    sizes = {"rows": rows * max(gpus // 2, 1), "d": d, "ff": ff, "block": 128, "dtype": jnp.bfloat16}
     return compile_ffn(h200s(gpus), implementation, trained=trained, **sizes)
 
 
@@ -152,7 +152,6 @@ def mosaic_checks() -> list[AotCheck]:
 
     On one GPU (with what the kernels need of it), and at the 2B shape on a mesh of eight (with as many kernel calls).
     """
-
     from pallas_kernels.experts.backends.mosaic import MosaicGpu
 
     def run(trained: str, shape: str) -> Mapping[str, Any]:
@@ -236,12 +235,12 @@ def triton_launches(shape: str, dtype: jnp.dtype = jnp.bfloat16) -> dict[str, tu
     x, h = array((rows, d)), array((rows, ff))
     into, out_of = (array((d, ff)),) * 2, (array((ff, d)),) * 2
     source = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    tuned, tile = Triton(), 128
+    tuned, block = Triton(), 128
     full = dtype == jnp.float32
     product, gate_up, backward, gradient = (
         tuned.float32 if full else blocks for blocks in (tuned.product, tuned.gate_up, tuned.backward, tuned.gradient)
     )
-    grouped = functools.partial(plan, rows=rows, out_dtype=dtype, tile=tile)
+    grouped = functools.partial(plan, rows=rows, out_dtype=dtype, block=block)
     inputs = [dtype] * 2 + [jnp.int32] * 2 + [dtype] * 6
     gathered_x = Product(x, into, weights_second=into, rows=source)
     launches = {
@@ -252,7 +251,7 @@ def triton_launches(shape: str, dtype: jnp.dtype = jnp.bfloat16) -> dict[str, tu
         "dx": grouped(Product(h, into, x_second=h, weights_second=into), blocks=product, transpose=True),
     }
     gradients = {
-        "weight_gradient": plan_weight_gradient(d, ff, jnp.float32, tile=tile, blocks=gradient),
+        "weight_gradient": plan_weight_gradient(d, ff, jnp.float32, block=block, blocks=gradient),
     }
     return {name: (launch, inputs) for name, launch in launches.items()} | {
         name: (launch, [dtype, dtype, jnp.int32, jnp.int32]) for name, launch in gradients.items()

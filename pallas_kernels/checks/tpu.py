@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.checks.aot import KERNEL_CALLS, compile_ffn, expect_calls
-from pallas_kernels.experts.contract import AotCheck, Implementation, Unavailable
+from pallas_kernels.checks.aot import KERNEL_CALLS, AotCheck, compile_ffn, expect_calls
+from pallas_kernels.errors import Unavailable
 
 # One small slice of each generation; a kernel is compiled for one chip of it.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -21,7 +21,7 @@ def chips(target: str) -> list[jax.Device]:
     """The described (absent) chips of `target`, four of them; `Unavailable` without libtpu."""
     from jax.experimental import topologies
 
-    # libtpu asks a metadata server who it is unless told.
+    # libtpu asks a metadata server who it is unless it is given.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # A compiler needs no chip to itself: without this, a second process that compiles is refused.
@@ -32,12 +32,13 @@ def chips(target: str) -> list[jax.Device]:
         raise Unavailable(f"TPU compiler: {str(error).splitlines()[0]} (pip install libtpu)") from error
 
 
-def checks(implementation: Implementation, *, d: int = 256, ff: int = 512, tile: int = 128) -> list[AotCheck]:
+def tpu_checks(*, d: int = 256, ff: int = 512, block: int = 128) -> list[AotCheck]:
     """Forward and backward for every chip and for a mesh of four, with both experts trained and with one."""
+    from pallas_kernels.experts.backends.tpu import PallasTpu
 
     def run(target: str, devices: int, trained: str) -> Mapping[str, Any]:
-        sizes = {"rows": 4 * tile, "d": d, "ff": ff, "tile": tile, "dtype": jnp.bfloat16}
-        compiled = compile_ffn(chips(target)[:devices], implementation, trained=trained, **sizes)
+        sizes = {"rows": 4 * block, "d": d, "ff": ff, "block": block, "dtype": jnp.bfloat16}
+        compiled = compile_ffn(chips(target)[:devices], PallasTpu(), trained=trained, **sizes)
         temporary = compiled.memory_analysis().temp_size_in_bytes
         return {"kernel_calls": expect_calls(compiled, trained), "temporary_bytes": temporary}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
-Pair = tuple[jax.Array, jax.Array]  # one array per expert: (text, visual), index = the expert's number in `tile_expert`
+Pair = tuple[
+    jax.Array, jax.Array
+]  # one array per expert: (text, visual), index = the expert's number in `block_expert`
 
 
 class FfnWeights(NamedTuple):
@@ -20,18 +21,14 @@ class FfnWeights(NamedTuple):
     down: jax.Array
 
 
-class Unavailable(Exception):
-    """Something this machine cannot do; the message says what is missing."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One call, as far as the choice of an implementation depends on it.
 
     Attributes:
       op: "ffn" or "matmul".
-      rows: grouped rows M (a multiple of `tile`).
-      tile: rows per tile.
+      rows: grouped rows M (a multiple of `block`).
+      block: rows per block.
       d: input width.
       ff: hidden width of the FFN, or output width of the matmul.
       dtype: name of the dtype of x ("bfloat16" or "float32").
@@ -40,36 +37,24 @@ class Problem:
 
     op: str
     rows: int
-    tile: int
+    block: int
     d: int
     ff: int
     dtype: str
     device: str
 
 
-class AotCheck(NamedTuple):
-    """One ahead-of-time compilation by a real compiler.
-
-    `run` returns facts (registers, spills, bytes of shared memory...), raises `Unavailable` where the compiler is not
-    installed, and anything else where the code does not compile or does not keep its promises.
-    """
-
-    target: str
-    name: str
-    run: Callable[[], Mapping[str, Any]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Implementation:
     """Base of all implementations: a frozen (hashable) dataclass whose fields are its tuning parameters.
 
-    `x` is [M, d] with M a multiple of `tile`; `tile_expert` int32 [M / tile]; weights come in the dtype of x, as pairs.
-    Sums run in float32. Every element of every output is written: rows of tiles with expert -1 are zero. Rows of such
-    tiles must not be used even if they hold NaN. Tiles come in any order.
+    `x` is [M, d] with M a multiple of `block`; `block_expert` int32 [M / block]; weights come in the dtype of x, in
+    pairs. Sums run in float32. Every element of every output is written: rows of blocks with expert -1 are zero. Rows
+    of such blocks must not be used even if they hold NaN. Blocks come in any order.
     """
 
     name: ClassVar[str]
-    # Multiples that the sizes in the conformance suite must have: (tile, widths). (1, 1): anything goes.
+    # Multiples that the sizes in the conformance suite must have: (block, widths). (1, 1): anything goes.
     granularity: ClassVar[tuple[int, int]] = (1, 1)
     # True if `matmul` and `swiglu` accept `rows` (gather on load).
     gathers_rows: ClassVar[bool] = False
@@ -94,25 +79,20 @@ class Implementation:
         del op
         return {}
 
-    @classmethod
-    def aot_checks(cls) -> list[AotCheck]:
-        """Compilations for absent hardware that `pallas_kernels.check` runs."""
-        return []
-
     # ---- Primitives every implementation writes ----
 
     def matmul(
         self,
         x: jax.Array,
-        tile_expert: jax.Array,
+        block_expert: jax.Array,
         weights: Pair,
         *,
-        tile: int,
+        block: int,
         transpose: bool = False,
         out_dtype: jnp.dtype | None = None,
         rows: jax.Array | None = None,
     ) -> jax.Array:
-        """y = x @ w[expert of the tile]: [M, k] x [k, n] -> [M, n] in `out_dtype` (that of x by default).
+        """y = x @ w[expert of the block]: [M, k] x [k, n] -> [M, n] in `out_dtype` (that of x by default).
 
         With `transpose` the weights are [n, k] and y = x @ w.T. With `rows` (only if `gathers_rows`) x is [N, k] in any
         order and row m of the grouped input is x[rows[m]], or zero where rows[m] == N.
@@ -122,11 +102,11 @@ class Implementation:
     def swiglu(
         self,
         x: jax.Array,
-        tile_expert: jax.Array,
+        block_expert: jax.Array,
         gates: Pair,
         ups: Pair,
         *,
-        tile: int,
+        block: int,
         save: bool,
         rows: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
@@ -137,26 +117,26 @@ class Implementation:
         raise NotImplementedError
 
     def weight_gradient(
-        self, x: jax.Array, dy: jax.Array, tile_expert: jax.Array, expert: int, *, tile: int, out_dtype: jnp.dtype
+        self, x: jax.Array, dy: jax.Array, block_expert: jax.Array, expert: int, *, block: int, out_dtype: jnp.dtype
     ) -> jax.Array:
-        """Sum of x_t.T @ dy_t over the tiles t of `expert`: [M, k], [M, n] -> [k, n]; zeros if it has no tile."""
+        """Sum of x_t.T @ dy_t over the blocks t of `expert`: [M, k], [M, n] -> [k, n]; zeros if it has no block."""
         raise NotImplementedError
 
     # ---- Primitives with a default; override to fuse ----
 
     def swiglu_backward(
-        self, dy: jax.Array, tile_expert: jax.Array, downs: Pair, gate: jax.Array, up: jax.Array, *, tile: int
+        self, dy: jax.Array, block_expert: jax.Array, downs: Pair, gate: jax.Array, up: jax.Array, *, block: int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(h, dgate, dup), all [M, ff], from dy [M, d] and the saved gate and up; downs are [ff, d]."""
-        dh = self.matmul(dy, tile_expert, downs, tile=tile, transpose=True, out_dtype=jnp.float32)
+        dh = self.matmul(dy, block_expert, downs, block=block, transpose=True, out_dtype=jnp.float32)
         return swiglu_backward(dh, gate, up)
 
     def swiglu_dx(
-        self, dgate: jax.Array, dup: jax.Array, tile_expert: jax.Array, gates: Pair, ups: Pair, *, tile: int
+        self, dgate: jax.Array, dup: jax.Array, block_expert: jax.Array, gates: Pair, ups: Pair, *, block: int
     ) -> jax.Array:
         """dx = dgate @ gates[e].T + dup @ ups[e].T, [M, d] in the dtype of dgate (one GEMM over 2 * ff when fused)."""
-        partial_dx = self.matmul(dgate, tile_expert, gates, tile=tile, transpose=True, out_dtype=jnp.float32)
-        rest = self.matmul(dup, tile_expert, ups, tile=tile, transpose=True, out_dtype=jnp.float32)
+        partial_dx = self.matmul(dgate, block_expert, gates, block=block, transpose=True, out_dtype=jnp.float32)
+        rest = self.matmul(dup, block_expert, ups, block=block, transpose=True, out_dtype=jnp.float32)
         return (partial_dx + rest).astype(dgate.dtype)
 
 

@@ -1,108 +1,132 @@
-"""The grouped matmuls on a mesh: rows over some axes, FFN columns over another.
+"""The grouped matmuls on whatever mesh is in use (`devices`), or on one device where there is none.
 
-Each shard of rows has a tile map of its own (indices are local), so grouping never moves a row to another device:
+Rows are split over some axes of the mesh, columns of the FFN over another, and each device groups and computes only
+its own, so that no row moves to another device:
 
-    rows axes     x [N, d], mask [N], the tile map's arrays     split along their first axis
-    columns axis  gate, up [d, ff] by columns, down [ff, d] by rows; the partial sums of y are added over it
+    rows      x, and the block experts or the block map, along their first axis
+    columns   gate, up [d, ff] by columns, down [ff, d] by rows; the partial sums of y are added over the axis
 
-Weights must not be split over the rows axes here; with fully sharded parameters the partitioner gathers them first.
+An axis that the mesh does not have is not split, nor are columns that their axis does not divide. Weights must not be
+split over the axes of rows here; the partitioner gathers fully sharded parameters first.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from pallas_kernels.experts.api import permuted_ffn, permuted_matmul
+from pallas_kernels.devices import Axes, axis_that_splits, per_device
+from pallas_kernels.experts.api import modality_ffn, modality_matmul, permuted_ffn, permuted_matmul
+from pallas_kernels.experts.block_map import BlockMap, make_block_map
 from pallas_kernels.experts.contract import FfnWeights, Implementation
-from pallas_kernels.experts.tile_map import TileMap, make_tile_map
 
-Axes = tuple[str, ...]
+# Which expert computes a row: of rows grouped already, the expert of each block, int32 [B, S / block]; of rows in any
+# order, a block map from `sharded_block_map`.
+Routing = jax.Array | BlockMap
 
 
-def sharded_tile_map(
-    mask: jax.Array, *, mesh: Mesh, rows: Axes, tile: int = 128, valid: jax.Array | None = None
-) -> TileMap:
-    """One tile map per shard of rows, once per batch; arguments as for `make_tile_map`, N a multiple of the shards."""
+def sharded_block_map(mask: jax.Array, *, rows: Axes, block: int = 128, valid: jax.Array | None = None) -> BlockMap:
+    """One block map per shard of rows (its indices are local), once per batch.
+
+    Args:
+      mask: bool [N], True where the row is visual; N a multiple of the shards.
+      rows: axes of the mesh that split rows.
+      block: rows per block.
+      valid: bool [N], False for rows that no expert shall compute; all rows by default.
+    """
     valid = jnp.ones(mask.shape, bool) if valid is None else valid
     split = PartitionSpec(rows)
 
-    @partial(jax.shard_map, mesh=mesh, in_specs=(split, split), out_specs=split, check_vma=False)
-    def build(mask, valid):
-        return make_tile_map(mask, tile=tile, valid=valid)
+    def build(mask: jax.Array, valid: jax.Array) -> BlockMap:
+        return make_block_map(mask, block=block, valid=valid)
 
-    return build(mask, valid)
+    return per_device(build, (split, split), split)(mask, valid)
 
 
 def sharded_ffn(
     x: jax.Array,
-    tile_map: TileMap,
+    routing: Routing,
     text_weights: FfnWeights,
     visual_weights: FfnWeights,
     *,
-    mesh: Mesh,
     rows: Axes,
     columns: str | None = None,
+    block: int = 128,
     implementation: str | Implementation | None = None,
     save_gate_up: bool = True,
 ) -> jax.Array:
-    """`permuted_ffn` on a mesh: x [N, d] in original order -> [N, d].
+    """SwiGLU FFN of each row's own expert, in the shape and dtype of x.
 
     Args:
-      x: rows split over the axes `rows`.
-      tile_map: from `sharded_tile_map` with the same mesh and rows.
+      x: [B, S, d], every block of `block` rows of one expert, B a multiple of the shards; or, with a block map, [N, d]
+        in the order of its mask.
+      routing: expert of each block, int32 [B, S / block] (0 = text, 1 = visual, -1 = empty), or a block map.
       text_weights: gate [d, ff], up [d, ff], down [ff, d].
       visual_weights: likewise.
-      mesh: the devices; axes of type Auto, as `jax.sharding.Mesh` makes them.
-      rows: mesh axes that split rows.
-      columns: mesh axis that splits ff, or None.
+      rows: axes of the mesh that split rows; those for which `sharded_block_map` made the map.
+      columns: axis of the mesh that splits ff, or None.
+      block: rows per block; a block map has its own.
       implementation: as for `modality_ffn`; chosen for the sizes of one shard.
       save_gate_up: as for `modality_ffn`.
-    """
-    split = PartitionSpec(rows)
-    weight_specs = FfnWeights(PartitionSpec(None, columns), PartitionSpec(None, columns), PartitionSpec(columns, None))
 
+    Raises:
+      ValueError: shapes that do not fit together.
+      Unavailable: the named implementation cannot serve this call; the message says why.
+    """
+    options = {"implementation": implementation, "save_gate_up": save_gate_up}
+
+    def run(x: jax.Array, routing: Routing, *weights: FfnWeights) -> jax.Array:
+        return _routed(modality_ffn, permuted_ffn, x, routing, weights, block, options)[None]
+
+    split = axis_that_splits(text_weights[0].shape[1], columns)
+    by_columns, by_rows = PartitionSpec(None, split), PartitionSpec(split, None)
+    weights, own_rows = FfnWeights(by_columns, by_columns, by_rows), PartitionSpec(rows)
+    partial_sums = per_device(run, (own_rows, own_rows, weights, weights), PartitionSpec(split, rows))
     # The sum over `columns` is taken outside, where its transpose is a broadcast: the partitioner adds with one
     # all-reduce (or reduce-scatter, if that is how y is wanted), and the backward pass needs none for it.
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(split, split, weight_specs, weight_specs),
-        out_specs=PartitionSpec(columns, rows),
-        check_vma=False,
-    )
-    def run(x, tile_map, text_weights, visual_weights):
-        options = {"implementation": implementation, "save_gate_up": save_gate_up}
-        return permuted_ffn(x, tile_map, text_weights, visual_weights, **options)[None]
-
-    return jnp.sum(run(x, tile_map, text_weights, visual_weights), axis=0)
+    return jnp.sum(partial_sums(x, routing, text_weights, visual_weights), axis=0)
 
 
 def sharded_matmul(
     x: jax.Array,
-    tile_map: TileMap,
+    routing: Routing,
     text_kernel: jax.Array,
     visual_kernel: jax.Array,
     *,
-    mesh: Mesh,
     rows: Axes,
     columns: str | None = None,
+    block: int = 128,
     implementation: str | Implementation | None = None,
 ) -> jax.Array:
-    """Each row times the kernel of its own expert, x [N, d] in original order -> [N, f], f split over `columns`."""
-    split, kernel_spec = PartitionSpec(rows), PartitionSpec(None, columns)
+    """Each row times the kernel [d, f] of its own expert: [B, S, d] -> [B, S, f], or with a block map [N, d] -> [N, f].
 
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(split, split, kernel_spec, kernel_spec),
-        out_specs=PartitionSpec(rows, columns),
-        check_vma=False,
-    )
-    def run(x, tile_map, text_kernel, visual_kernel):
-        return permuted_matmul(x, tile_map, text_kernel, visual_kernel, implementation=implementation)
+    f is split over `columns`; arguments and errors are as for `sharded_ffn`.
+    """
 
-    return run(x, tile_map, text_kernel, visual_kernel)
+    def run(x: jax.Array, routing: Routing, *kernels: jax.Array) -> jax.Array:
+        return _routed(modality_matmul, permuted_matmul, x, routing, kernels, block, {"implementation": implementation})
+
+    split = axis_that_splits(text_kernel.shape[1], columns)
+    kernel, own_rows = PartitionSpec(None, split), PartitionSpec(rows)
+    out = PartitionSpec(rows, *[None] * (x.ndim - 2), split)
+    return per_device(run, (own_rows, own_rows, kernel, kernel), out)(x, routing, text_kernel, visual_kernel)
+
+
+def _routed(
+    grouped: Callable[..., jax.Array],
+    permuted: Callable[..., jax.Array],
+    x: jax.Array,
+    routing: Routing,
+    weights: tuple[Any, Any],
+    block: int,
+    options: dict[str, Any],
+) -> jax.Array:
+    """One device's rows: in one call of `grouped`, or of `permuted` with a block map."""
+    if isinstance(routing, BlockMap):
+        return permuted(x, routing, *weights, **options)
+    y = grouped(x.reshape(-1, x.shape[-1]), routing.reshape(-1), *weights, block=block, **options)
+    return y.reshape(*x.shape[:-1], -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -10,21 +11,31 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import kernels, kernels_report, kernels_rows, kernels_timing
-from pallas_kernels.check import host_devices
+from experiments.benchmarks.kernels import problems, report
+from experiments.benchmarks.kernels import rows as programs
+from experiments.benchmarks.kernels import timing as timer
+from experiments.benchmarks.kernels import worker as working
+from experiments.benchmarks.kernels.__main__ import main
+from experiments.benchmarks.kernels.options import make_parser
+from experiments.benchmarks.kernels.results import Results, header
+from experiments.benchmarks.kernels.supervisor import supervise as supervise_worker
+from experiments.benchmarks.kernels.timing import Bench
+from experiments.benchmarks.kernels.tuning import tuning_json
 from pallas_kernels.checks import cuda as aot_cuda
 from pallas_kernels.checks.aot import kernel_calls
-from pallas_kernels.experts.contract import Unavailable
-from pallas_kernels.registry import implementation_class, targeting
+from pallas_kernels.checks.run import host_devices
+from pallas_kernels.devices import targeting
+from pallas_kernels.errors import Unavailable
+from pallas_kernels.registry import implementation_class
 
 QUICK = ["xla_split", "ragged_dot", "dense_both", "gather_scatter"]
 SETTING = {"op": "ffn", "shape": "2b", "rows": 4096, "visual_share": 50, "interleaving": 0, "dtype": "x", "tile": 128}
 
 
-def worker(tmp_path, *arguments: str) -> kernels.Results:
+def worker(tmp_path, *arguments: str) -> Results:
     """What a worker in this process leaves."""
-    assert kernels.main([f"--out={tmp_path}", "--dry_run", "--worker", *arguments]) == 0
-    return kernels.Results.load(tmp_path)
+    assert main([f"--out={tmp_path}", "--dry_run", "--worker", *arguments]) == 0
+    return Results.load(tmp_path)
 
 
 # ======================================================================================================================
@@ -34,14 +45,14 @@ def worker(tmp_path, *arguments: str) -> kernels.Results:
 
 def test_rehearsal(tmp_path, capfd):
     """The whole command: a process of its own does the work, tables and plots are made from what it left."""
-    assert kernels.main([f"--out={tmp_path}", "--dry_run", "--json", "--tile=16", "--rows", *QUICK]) == 0
+    assert main([f"--out={tmp_path}", "--dry_run", "--json", "--tile=16", "--rows", *QUICK]) == 0
     printed = json.loads(capfd.readouterr().out.splitlines()[-1])
-    results = kernels.Results.load(tmp_path)
+    results = Results.load(tmp_path)
     timings = results.of_kind("time")
     assert printed["timings"] == len(timings) and printed["failed"] == 0 and results.content["dry_run"]
 
     seen = {(t["about"]["row"], t["about"]["op"], t["about"]["direction"]) for t in timings}
-    expected = {(row, op, d) for row in QUICK for op in ("ffn", "qkv") for d in kernels_rows.DIRECTIONS}
+    expected = {(row, op, d) for row in QUICK for op in ("ffn", "qkv") for d in problems.DIRECTIONS}
     assert {e for e in expected if e[0] != "gather_scatter" or e[2] == "both"} == seen
     assert not [t for t in timings if t["wrong"]] and max(t["max_rel_error"] for t in timings) < 1e-2
     assert "Rehearsal" in (tmp_path / "kernels.md").read_text()
@@ -58,17 +69,17 @@ def test_a_kernel_is_checked_tuned_and_timed_in_all_its_forms(tmp_path):
     rows = {t["about"]["row"]: t for t in results.of_kind("time")}
     assert rows.keys() == {"pallas_tpu", "pallas_tpu permuted", "pallas_tpu unsorted"}
     assert rows["pallas_tpu"]["about"]["parameters"] == tuned["parameters"]
-    entry = kernels.tuning_json(results)["parameters"]["pallas_tpu"]["entries"][0]
+    entry = tuning_json(results)["parameters"]["pallas_tpu"]["entries"][0]
     assert entry["parameters"] == tuned["parameters"] and (entry["op"], entry["ff"]) == ("matmul", 256)
 
 
 @pytest.mark.slow  # minutes: two interpreters that are slow
 def test_rehearsal_of_all_rows(tmp_path, capfd):
-    assert kernels.main([f"--out={tmp_path}", "--dry_run", "--json"]) == 0
+    assert main([f"--out={tmp_path}", "--dry_run", "--json"]) == 0
     printed = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert printed["failed"] == 0 and printed["unavailable"].keys() <= {"tokamax"}
-    rows = {t["about"]["row"] for t in kernels.Results.load(tmp_path).of_kind("time")}
-    forms = {f"{name}{form}" for name in kernels.KERNELS for form in ("", " permuted", " unsorted")}
+    rows = {t["about"]["row"] for t in Results.load(tmp_path).of_kind("time")}
+    forms = {f"{name}{form}" for name in report.KERNELS for form in ("", " permuted", " unsorted")}
     assert rows - {"tokamax"} == forms | set(QUICK)
 
 
@@ -81,18 +92,18 @@ def test_every_row_compiles_for_an_absent_h200(op: str):
     except Unavailable as reason:
         pytest.skip(str(reason))
     sharding = jax.sharding.SingleDeviceSharding(device)
-    setting = kernels_rows.Setting(op, "tiny", 1000, 50, 10, "bfloat16", 128)
-    bench = kernels_timing.Bench(kernels_timing.Timer(kernels_timing.REHEARSAL))
+    setting = problems.Setting(op, "tiny", 1000, 50, 10, "bfloat16", 128)
+    bench = timer.Bench(timer.Timer(timer.REHEARSAL))
     weights = bench.weights(op, "tiny", "bfloat16")[0]
     on_gpu = {name: implementation_class(name)() for name in ("mosaic_gpu", "triton")}
-    for name, make in {"dense": kernels_rows.dense(op), **kernels_rows.makers(op, on_gpu)}.items():
+    for name, make in {"dense": programs.dense(op), **programs.makers(op, on_gpu)}.items():
         program = make(setting, *weights)
         rows = [program.arrange(jnp.zeros((1000, width), jnp.bfloat16)) for width in (setting.out, setting.d)]
         arguments = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), (*rows, *program.rest)
         )
         for trained in (None, *program.trained.values()):
-            run = kernels_timing.compiled(program.function, trained)
+            run = timer.compiled(program.function, trained)
             with targeting(device):
                 compiled = run.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
             assert kernel_calls(compiled) > 0 or name.split()[0] not in on_gpu, name
@@ -109,10 +120,10 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(tmp_path, monkeypatch)
         took = float(len(measured))
         return {"median_us": took, "wall_us": took, "max_rel_error": 0.0, "timer": "wall"}
 
-    monkeypatch.setattr(kernels.Bench, "measure", measure)
+    monkeypatch.setattr(Bench, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
         worker(tmp_path, *run)
-    left = kernels.Results.load(tmp_path)
+    left = Results.load(tmp_path)
     assert [r["kind"] for r in left.content["records"]] == ["bound", "time"]
     assert left.content["running"]["about"]["row"] == "dense_both"
 
@@ -132,7 +143,7 @@ def test_with_one_expert_trained_the_bound_has_its_tokens_share_of_the_gradients
         took = {"median_us": times[direction], "wall_us": 4 * times[direction]}
         return took | {"max_rel_error": 0.0, "timer": "wall" if split and direction == "forward" else "cupti"}
 
-    monkeypatch.setattr(kernels.Bench, "measure", measure)
+    monkeypatch.setattr(Bench, "measure", measure)
     timings = worker(tmp_path, "--ops", "ffn", "--rows", "xla_split").of_kind("time")
     bounds = {(t["about"]["direction"], t["about"]["visual_share"]): t["bound_us"] for t in timings}
     assert bounds == {("forward", 50): 12, ("both", 50): 10, ("visual", 50): 8, ("forward", 100): 12}
@@ -145,38 +156,38 @@ def test_kernel_times_are_added_up_call_by_call(monkeypatch):
     kernels_run = [("gemm", 1.0), ("fusion", 0.5), ("gemm", 2.0), ("fusion", 0.25)]
     extension = SimpleNamespace(_cupti_init=lambda: None, _cupti_get_timings=lambda finalize: list(kernels_run))
     monkeypatch.setattr(profiler, "mosaic_gpu_lib", SimpleNamespace(_mosaic_gpu_ext=extension))
-    assert kernels_timing.kernel_times(lambda x: x, [(1,), (2,)]) == [1500.0, 2250.0]
+    assert timer.kernel_times(lambda x: x, [(1,), (2,)]) == [1500.0, 2250.0]
     kernels_run.pop()
     with pytest.raises(RuntimeError, match="3 kernels in 2 calls"):
-        kernels_timing.kernel_times(lambda x: x, [(1,), (2,)])
+        timer.kernel_times(lambda x: x, [(1,), (2,)])
 
 
 def test_what_fails_is_recorded_and_costs_nothing_else(tmp_path, monkeypatch):
-    right = kernels.Bench.measure
+    right = Bench.measure
 
     def measure(self, make, setting, direction):
         if "ragged" in make.__qualname__ and direction == "both":
             raise RuntimeError("out of\nmemory")
         return right(self, make, setting, direction)
 
-    monkeypatch.setattr(kernels.Bench, "measure", measure)
+    monkeypatch.setattr(Bench, "measure", measure)
     run = ["--tile=16", "--ops", "qkv", "--rows", "ragged_dot", "xla_split"]
     results = worker(tmp_path, *run)
     outcome = {(t["about"]["row"], t["about"]["direction"]): t.get("failed") for t in results.of_kind("time")}
     assert outcome.pop(("ragged_dot", "both")) == "RuntimeError: out of memory"
     assert len(outcome) == 5 and not any(outcome.values())
-    table = kernels_report.full(results.content)
+    table = report.full(results.content)
     assert "| ragged_dot | failed |" in table and "50 % visual: RuntimeError: out of memory" in table
 
-    monkeypatch.setattr(kernels.Bench, "measure", right)
+    monkeypatch.setattr(Bench, "measure", right)
     assert [t for t in worker(tmp_path, *run).of_kind("time") if "failed" in t], "it is not tried again"
     timings = worker(tmp_path, *run, "--retry_failed").of_kind("time")
     assert len(timings) == 6 and not [t for t in timings if "failed" in t]
 
 
 def test_results_of_another_machine_are_not_mixed_in(tmp_path, capsys):
-    content = kernels.header(dry_run=True) | {"device": "NVIDIA H200", "records": []}
-    kernels.Results(tmp_path, content).save()
+    content = header(dry_run=True) | {"device": "NVIDIA H200", "records": []}
+    Results(tmp_path, content).save()
     with pytest.raises(SystemExit):
         worker(tmp_path)
     assert "is of another run (device NVIDIA H200); give another --out" in capsys.readouterr().err
@@ -194,7 +205,7 @@ def test_a_spent_budget_measures_nothing(tmp_path):
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from experiments.benchmarks.kernels import Results
+from experiments.benchmarks.kernels.results import Results
 results = Results.load(Path(sys.argv[1])) or Results(Path(sys.argv[1]), {"records": []})
 for number in range(3):
     about = {"row": "triton", "rows": number}
@@ -206,11 +217,11 @@ for number in range(3):
 
 
 def supervise(tmp_path, fault: str, **changes) -> list[dict]:
-    options = kernels.make_parser().parse_args([f"--out={tmp_path}"])
+    options = make_parser().parse_args([f"--out={tmp_path}"])
     vars(options).update({"stall_s": 60.0, **changes})
     command = [sys.executable, "-c", SCRIPT.replace("FAULT", fault), str(tmp_path)]
-    kernels.supervise(options, command, kernels.os.environ | host_devices())
-    return kernels.Results.load(tmp_path).content["records"]
+    supervise_worker(options, command, os.environ | host_devices())
+    return Results.load(tmp_path).content["records"]
 
 
 def test_a_worker_that_crashes_costs_one_point(tmp_path):
@@ -227,18 +238,18 @@ def test_a_worker_that_hangs_is_replaced(tmp_path):
 def test_a_worker_that_cannot_start_is_not_started_for_ever(tmp_path, capfd):
     with pytest.raises(SystemExit):
         supervise(tmp_path, "sys.exit(2)")
-    options = kernels.make_parser().parse_args([f"--out={tmp_path / 'none'}"])
+    options = make_parser().parse_args([f"--out={tmp_path / 'none'}"])
     with pytest.raises(SystemExit):
-        kernels.supervise(options, [sys.executable, "-c", "import sys; sys.exit(7)"], kernels.os.environ)
+        supervise_worker(options, [sys.executable, "-c", "import sys; sys.exit(7)"], os.environ)
     assert "ends with status 7 before its first point" in capfd.readouterr().err
 
 
 def test_what_died_is_not_tried_at_other_sizes(tmp_path):
     died = {"kind": "time", "about": {"row": "triton", "direction": "both", **SETTING}, "failed": "hung", "died": True}
     bad_check = {"kind": "check", "about": {"row": "mosaic_gpu"}, "failed": "no progress", "died": True}
-    results = kernels.Results(tmp_path, kernels.header(dry_run=True) | {"records": [died, bad_check]})
-    options = kernels.make_parser().parse_args([f"--out={tmp_path}", "--dry_run"])
-    runner = kernels.Worker(options, results)
+    results = Results(tmp_path, header(dry_run=True) | {"records": [died, bad_check]})
+    options = make_parser().parse_args([f"--out={tmp_path}", "--dry_run"])
+    runner = working.Worker(options, results)
 
     def reason(row: str, direction: str) -> str | None:
         return runner.died_before("time", {"row": row, "direction": direction, **SETTING, "rows": 8192})
@@ -255,14 +266,14 @@ def test_what_died_is_not_tried_at_other_sizes(tmp_path):
 
 def test_no_figures_without_an_accelerator(tmp_path, capfd):
     with pytest.raises(SystemExit) as stopped:
-        kernels.main([f"--out={tmp_path}"])
+        main([f"--out={tmp_path}"])
     assert stopped.value.code == 2
     assert "error: no accelerator here: times would mean nothing; rehearse with --dry_run" in capfd.readouterr().err
 
 
 def test_the_list_of_problems():
-    points = list(kernels_rows.points(128, "bfloat16"))
-    assert points[0].setting == kernels_rows.Setting("ffn", "2b", 4096, 50, 0, "bfloat16", 128)
+    points = list(problems.points(128, "bfloat16"))
+    assert points[0].setting == problems.Setting("ffn", "2b", 4096, 50, 0, "bfloat16", 128)
     every = {p.setting for p in points if p.wanted("triton unsorted") and p.wanted("triton")}
     for op, d, width in (("ffn", 2048, 8192), ("ffn", 4096, 14336), ("qkv", 2048, 4096), ("qkv", 4096, 6144)):
         here = [s for s in every if (s.op, s.d, s.width) == (op, d, width)]
@@ -273,7 +284,7 @@ def test_the_list_of_problems():
 
 @pytest.mark.parametrize("interleaving", [0, 10, 50, 100])
 def test_masks_keep_the_share(interleaving: int):
-    mask = kernels_rows.Setting("ffn", "2b", 1000, 90, interleaving, "bfloat16", 128).mask()
+    mask = problems.Setting("ffn", "2b", 1000, 90, interleaving, "bfloat16", 128).mask()
     assert mask.sum() == 900
     assert bool((mask[:900]).all()) == (interleaving == 0)
 
@@ -316,7 +327,7 @@ CONTENT = {
 
 
 def test_report():
-    lines = kernels_report.full(CONTENT).splitlines()
+    lines = report.full(CONTENT).splitlines()
     assert lines[0] == "NVIDIA H200, 2026-01-01, jax 0.11; timer: cupti"
     assert "- not here: tokamax: not installed" in lines
     assert "| | N = 4,096 | N = 8,192 |" in lines and "| dense | 500 µs |  |" in lines
@@ -331,39 +342,39 @@ def test_report():
 
 def test_an_aim_that_is_missed_is_said_to_be():
     slow = [timing("triton", 560), timing("ragged_dot", 550)]
-    found = kernels_report.aims(kernels_report.times({"records": slow}))
+    found = report.aims(report.times({"records": slow}))
     assert [line.rsplit(": ")[-1] for line in found] == ["**not met**", "**not met**"]
 
 
 def test_wrong_results_have_no_ratio():
     wrong = timing("triton", 100) | {"wrong": True}
-    assert "| triton | wrong |" in kernels_report.full(CONTENT | {"records": [wrong]})
-    assert kernels_report.aims(kernels_report.times({"records": [wrong]})) == []
+    assert "| triton | wrong |" in report.full(CONTENT | {"records": [wrong]})
+    assert report.aims(report.times({"records": [wrong]})) == []
 
 
 def test_plots(tmp_path):
-    assert [p.name for p in kernels_report.plot(CONTENT, tmp_path)] == ["ratio_ffn_2b.png"]
+    assert [p.name for p in report.plot(CONTENT, tmp_path)] == ["ratio_ffn_2b.png"]
 
 
 def test_the_readme_shows_what_the_results_hold():
-    text = kernels_report.README.read_text()
-    section = text.split(kernels_report.BEGIN)[1].split(kernels_report.END)[0].strip()
-    assert section == kernels_report.readme_section(), "run experiments/benchmarks/kernels.py --readme"
+    text = report.README.read_text()
+    section = text.split(report.BEGIN)[1].split(report.END)[0].strip()
+    assert section == report.readme_section(), "run python -m experiments.benchmarks.kernels --readme"
 
 
 def test_rehearsals_never_reach_the_readme(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels_report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
     (tmp_path / "kernels_a.json").write_text(json.dumps(CONTENT | {"dry_run": True}))
-    assert kernels_report.readme_section() == kernels_report.NOTHING
+    assert report.readme_section() == report.NOTHING
     (tmp_path / "kernels_b.json").write_text(json.dumps(CONTENT))
-    assert kernels_report.readme_section() == kernels_report.summary(CONTENT, "kernels_b.json")
+    assert report.readme_section() == report.summary(CONTENT, "kernels_b.json")
 
 
 def test_tuning_table_takes_entries_and_orders_by_time(tmp_path):
     tuned = {"kind": "tuned", "about": {"row": "pallas_tpu", **SETTING}, "parameters": {"vmem": 1}, "median_us": 2.0}
     times = [timing("ragged_dot", 9, direction="both"), timing("dense_both", 5, direction="both")]
     content = {"device_key": "cpu", "date": "2026-01-01", "records": [tuned, *times]}
-    table = kernels.tuning_json(kernels.Results(tmp_path, content))
+    table = tuning_json(Results(tmp_path, content))
     assert table["order"] == ["dense_both", "ragged", "xla_tiled"]
     (entry,) = table["parameters"]["pallas_tpu"]["entries"]
     assert (entry["op"], entry["d"], entry["ff"], entry["parameters"]) == ("ffn", 2048, 8192, {"vmem": 1})

@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 
 from pallas_kernels.checks.conformance import (
+    FORMS,
     TOLERANCE,
     Case,
-    ffn_errors,
+    errors,
     masks,
-    matmul_errors,
     oracle_ffn,
     relative_error,
-    unsorted_errors,
-    unsorted_matmul_errors,
 )
+from pallas_kernels.errors import Unavailable
 from pallas_kernels.experts.api import modality_ffn
-from pallas_kernels.experts.contract import Implementation, Unavailable
-from pallas_kernels.experts.tile_map import EMPTY, TEXT, VISUAL
+from pallas_kernels.experts.block_map import EMPTY, TEXT, VISUAL
+from pallas_kernels.experts.contract import Implementation
 
 MASKS = tuple(masks(8, 4))
 
@@ -33,7 +32,7 @@ class Conformance:
 
     Attributes:
       implementation_class: what is tested; `here()` makes the instance.
-      any_order: tiles of both experts and empty ones may come in any order.
+      any_order: blocks of both experts and empty ones may come in any order.
       dtypes: what it can compute here; the first one is used where one will do.
       masks: masks of the main test; a slow interpreter takes fewer.
       row_counts: sizes before grouping.
@@ -63,67 +62,66 @@ class Conformance:
         return implementation, case
 
     def test_ffn(self, mask_name: str, dtype: str):
-        assert_within(ffn_errors(*self.case(mask_name, dtype)), dtype)
+        assert_within(errors(*self.case(mask_name, dtype)), dtype)
 
     @pytest.mark.parametrize("mask_name", ["interleaved_50", "empty"])
     def test_ffn_recomputes_gate_and_up(self, mask_name: str):
-        assert_within(ffn_errors(*self.case(mask_name, save_gate_up=False)), self.dtypes[0])
+        assert_within(errors(*self.case(mask_name, save_gate_up=False)), self.dtypes[0])
 
     def test_row_counts(self, rows: int):
-        assert_within(ffn_errors(*self.case("alternating", rows=rows)), self.dtypes[0])
+        assert_within(errors(*self.case("alternating", rows=rows)), self.dtypes[0])
 
     @pytest.mark.parametrize("mask_name", ["all_visual", "unaligned_runs", "empty", "padding_among_rows"])
     def test_matmul(self, mask_name: str):
-        assert_within(matmul_errors(*self.case(mask_name)), self.dtypes[0])
+        assert_within(errors(*self.case(mask_name), "matmul"), self.dtypes[0])
 
     @pytest.mark.parametrize("mask_name", ["all_text", "one_visual_row", "unaligned_runs", "alternating"])
     def test_unsorted_rows(self, mask_name: str):
         if not self.any_order:
-            pytest.skip("needs its tiles in order")
-        assert_within(unsorted_errors(*self.case(mask_name)), self.dtypes[0])
+            pytest.skip("needs its blocks in order")
+        assert_within(errors(*self.case(mask_name), "unsorted"), self.dtypes[0])
 
     @pytest.mark.parametrize("mask_name", ["one_text_row", "unaligned_runs"])
     def test_unsorted_matmul(self, mask_name: str):
         if not self.any_order:
-            pytest.skip("needs its tiles in order")
-        assert_within(unsorted_matmul_errors(*self.case(mask_name)), self.dtypes[0])
+            pytest.skip("needs its blocks in order")
+        assert_within(errors(*self.case(mask_name), "unsorted_matmul"), self.dtypes[0])
 
     def test_no_rows_at_all(self):
-        """N = 0: one empty tile, outputs without rows, weight gradients that are zero."""
+        """N = 0: one empty block, outputs without rows, weight gradients that are zero."""
         implementation, case = self.case("all_text", rows=0)
-        errors = [ffn_errors, matmul_errors] + [unsorted_errors, unsorted_matmul_errors] * self.any_order
-        for of in errors:
-            assert max(of(implementation, case).values()) == 0
+        for form in FORMS if self.any_order else ("ffn", "matmul"):
+            assert max(errors(implementation, case, form).values()) == 0
 
-    def test_tiles_in_any_order_and_poison_in_empty_ones(self):
-        """NaN in rows of empty tiles reaches nothing; the empty tiles themselves come out as zeros."""
+    def test_blocks_in_any_order_and_poison_in_empty_ones(self):
+        """NaN in rows of empty blocks reaches nothing; the empty blocks themselves come out as zeros."""
         if not self.any_order:
-            pytest.skip("needs its tiles in order")
+            pytest.skip("needs its blocks in order")
         implementation, case = self.case("all_text")
-        tile_expert = np.array([TEXT, EMPTY, VISUAL, TEXT, EMPTY, VISUAL, EMPTY], np.int32)
-        expert = np.repeat(tile_expert, case.tile)
+        block_expert = np.array([TEXT, EMPTY, VISUAL, TEXT, EMPTY, VISUAL, EMPTY], np.int32)
+        expert = np.repeat(block_expert, case.block)
         inputs = dataclasses.replace(case, rows=len(expert)).inputs()
         poisoned = jnp.where(expert[:, None] == EMPTY, jnp.nan, inputs["x"])
         dy = jnp.where(expert[:, None] == EMPTY, jnp.nan, inputs["dy"])
 
         @jax.jit
-        def run(x, tile_expert, weights, dy):
+        def run(x, block_expert, weights, dy):
             def forward(x, weights):
-                return modality_ffn(x, tile_expert, *weights, tile=case.tile, implementation=implementation)
+                return modality_ffn(x, block_expert, *weights, block=case.block, implementation=implementation)
 
             y, backward = jax.vjp(forward, x, weights)
             return y, *backward(dy)
 
-        actual = run(poisoned, tile_expert, inputs["weights"], dy)
+        actual = run(poisoned, block_expert, inputs["weights"], dy)
         expected = oracle_ffn(inputs["x"], expert, inputs["weights"], inputs["dy"])
-        errors = jax.tree.map(relative_error, actual, expected)
-        assert max(jax.tree.leaves(errors)) < TOLERANCE[case.dtype], errors
+        found = jax.tree.map(relative_error, actual, expected)
+        assert max(jax.tree.leaves(found)) < TOLERANCE[case.dtype], found
 
 
 def _has_values(metafunc: pytest.Metafunc, argument: str) -> bool:
     return any(mark.args[0] == argument for mark in metafunc.definition.iter_markers("parametrize"))
 
 
-def assert_within(errors: dict[str, float], dtype: str) -> None:
-    worst = max(errors, key=errors.get)
-    assert errors[worst] < TOLERANCE[dtype], f"{worst}: {errors[worst]:.2e} of {errors}"
+def assert_within(found: dict[str, float], dtype: str) -> None:
+    worst = max(found, key=found.get)
+    assert found[worst] < TOLERANCE[dtype], f"{worst}: {found[worst]:.2e} of {found}"

@@ -1,19 +1,19 @@
 """Grouped expert matmuls for Hopper GPUs in Pallas Mosaic GPU.
 
-Rows come in tiles of 128 and `tile_expert` [tiles] int32 says which expert a tile belongs to: 0 text, 1 visual,
--1 empty. The two experts' weights stay two separate arrays, the producer picks the one to load tile by tile, so that
+Rows come in blocks of 128 and `block_expert` [blocks] int32 says which expert a block belongs to: 0 text, 1 visual,
+-1 empty. The two experts' weights stay two separate arrays, the producer picks the one to load block by block, so that
 nothing is stacked and one launch serves both experts without the wave quantisation of two launches.
 
 Every kernel is the same persistent, warp-specialised loop (`_persistent`): one warpgroup issues TMA copies into a ring
-of shared-memory stages, two warpgroups multiply them with wgmma, 64 rows of the output tile each, float32 accumulation
+of shared-memory stages, two warpgroups multiply them with wgmma, 64 rows of the output block each, float32 accumulation
 in registers:
 
-    producer    [load k0][load k1][load k2]...[next tile, k0]...          never waits for an epilogue
-    consumer 0          [wgmma k0][wgmma k1]...[epilogue, rows  0.. 63][next tile, k0]...
-    consumer 1                    [wgmma k0][wgmma k1]...[epilogue, rows 64..127][next tile, k0]...
+    producer    [load k0][load k1][load k2]...[next block, k0]...          never waits for an epilogue
+    consumer 0          [wgmma k0][wgmma k1]...[epilogue, rows  0.. 63][next block, k0]...
+    consumer 1                    [wgmma k0][wgmma k1]...[epilogue, rows 64..127][next block, k0]...
 
 Consumer 1 starts a few steps late and stays late, so that the epilogue of one runs while the other keeps the tensor
-cores busy. An empty tile has no steps: the accumulators stay zero and the epilogue writes zeros.
+cores busy. An empty block has no steps: the accumulators stay zero and the epilogue writes zeros.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.experts.contract import AotCheck, Implementation, Pair, Problem, Unavailable
-from pallas_kernels.registry import device_key, is_hopper
+from pallas_kernels.devices import device_key, is_hopper
+from pallas_kernels.errors import Unavailable
+from pallas_kernels.experts.contract import Implementation, Pair, Problem
 
-TILE_ROWS = 128
+BLOCK_ROWS = 128
 _CONSUMERS = 2
-_WG_ROWS = TILE_ROWS // _CONSUMERS
+_WG_ROWS = BLOCK_ROWS // _CONSUMERS
 _HOPPER_SMS = 132  # H100 SXM and H200
 # Registers per thread: 2 * 128 * 232 + 128 * 40 fill the 64 K registers of a multiprocessor.
 _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
@@ -42,20 +43,20 @@ _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How one grouped matmul is tiled.
+    """How one grouped matmul is cut into blocks.
 
     Attributes:
-      tile_n: output columns of a tile, per accumulator.
-      tile_k: depth of one pipeline stage.
+      block_n: output columns of a block, per accumulator.
+      block_k: depth of one pipeline stage.
       stages: stages of the shared-memory ring.
       lead: steps by which the first consumer is ahead of the second; the ring lets it be `stages` - 1 at most.
-      group: tiles of the minor grid dimension that are walked together, so that their operands stay in L2.
+      group: blocks of the minor grid dimension that are walked together, so that their operands stay in L2.
       rows_minor: whether the grouped (minor) dimension is the rows or the columns.
-      num_sms: persistent blocks; None asks the device, and is 1 in the interpreter.
+      num_sms: persistent programs; None asks the device, and is 1 in the interpreter.
     """
 
-    tile_n: int = 256
-    tile_k: int = 64
+    block_n: int = 256
+    block_k: int = 64
     stages: int = 4
     lead: int = 2
     group: int = 8
@@ -63,8 +64,8 @@ class Config:
     num_sms: int | None = None
 
 
-class _Tile(NamedTuple):
-    """One output tile."""
+class _Block(NamedTuple):
+    """One output block."""
 
     expert: jax.Array
     row: jax.Array
@@ -72,9 +73,9 @@ class _Tile(NamedTuple):
 
 
 def _fit(config: Config, columns: int) -> Config:
-    """The config with `tile_n` halved until it divides the columns."""
-    while columns % config.tile_n:
-        config = dataclasses.replace(config, tile_n=config.tile_n // 2)
+    """The config with `block_n` halved until it divides the columns."""
+    while columns % config.block_n:
+        config = dataclasses.replace(config, block_n=config.block_n // 2)
     return config
 
 
@@ -82,19 +83,19 @@ def _num_sms(config: Config, interpret: Any) -> int:
     if config.num_sms is not None:
         return config.num_sms
     if interpret:
-        return 1  # every block is a computation of its own there
+        return 1  # every program is a computation of its own there
     device = jax.local_devices()[0]
     return device.core_count if device.platform == "gpu" else _HOPPER_SMS  # no GPU: compiling for an absent one
 
 
 def _smem(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory in the 128-byte-swizzled (8 x 128 byte) tiles that TMA and wgmma share."""
+    """Shared memory in the 128-byte-swizzled (8 x 128 byte) blocks that TMA and wgmma share."""
     columns = 128 // jnp.dtype(dtype).itemsize
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
 
 
 def _persistent(
-    num_tiles: int,
+    num_blocks: int,
     config: Config,
     *,
     full: Any,
@@ -107,20 +108,20 @@ def _persistent(
     finish: Callable[[Any, jax.Array, list[jax.Array]], None],
     start: Callable[[Any, jax.Array], None] | None = None,
 ) -> None:
-    """The persistent loop over output tiles; runs inside a kernel with axes "sm" and "wg".
+    """The persistent loop over output blocks; runs inside a kernel with axes "sm" and "wg".
 
     Args:
-      num_tiles: output tiles; block i takes tiles i, i + blocks, ...
+      num_blocks: output blocks; program i takes blocks i, i + programs, ...
       config: stages of the ring and lead of the first consumer.
       full: barriers [stages], complete when every copy of a stage has landed.
       free: barriers [stages], complete when both consumers are done with a stage.
       ahead: barrier, complete when the first consumer is ahead.
       accumulators: shape of each float32 accumulator of one consumer.
-      plan: linear tile number -> (what the callbacks need to know about the tile, number of steps).
-      load: (tile, step, stage, barrier) starts the copies of one step.
+      plan: linear block number -> (what the callbacks need to know about the block, number of steps).
+      load: (block, step, stage, barrier) starts the copies of one step.
       multiply: (accumulators, stage, consumer) issues one wgmma per accumulator.
-      finish: (tile, consumer, accumulated values) writes the output.
-      start: (tile, consumer) called before the first product, to start loads for the epilogue.
+      finish: (block, consumer, accumulated values) writes the output.
+      start: (block, consumer) called before the first product, to start loads for the epilogue.
     """
     consumer_index, stages = lax.axis_index("wg"), config.stages
     lead = min(config.lead, stages - 1)
@@ -128,9 +129,9 @@ def _persistent(
     def produce() -> None:
         plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
 
-        @plgpu.nd_loop((num_tiles,), collective_axes="sm", init_carry=jnp.int32(0))
+        @plgpu.nd_loop((num_blocks,), collective_axes="sm", init_carry=jnp.int32(0))
         def total(info: Any, carry: jax.Array) -> jax.Array:
-            tile, steps = plan(info.index[0])
+            block, steps = plan(info.index[0])
 
             def step(k: jax.Array, _: None) -> None:
                 stage = lax.rem(carry + k, jnp.int32(stages))
@@ -139,7 +140,7 @@ def _persistent(
                 def _() -> None:
                     plgpu.barrier_wait(free.at[stage])
 
-                load(tile, k, stage, full.at[stage])
+                load(block, k, stage, full.at[stage])
 
             lax.fori_loop(0, steps, step, None)
             return carry + steps
@@ -155,11 +156,11 @@ def _persistent(
         def _() -> None:
             plgpu.barrier_wait(ahead)
 
-        @plgpu.nd_loop((num_tiles,), collective_axes="sm", init_carry=jnp.int32(0))
+        @plgpu.nd_loop((num_blocks,), collective_axes="sm", init_carry=jnp.int32(0))
         def total(info: Any, carry: jax.Array) -> jax.Array:
-            tile, steps = plan(info.index[0])
+            block, steps = plan(info.index[0])
             if start is not None:
-                start(tile, consumer_index)
+                start(block, consumer_index)
 
             def accumulate(*accs: Any) -> None:
                 def step(k: jax.Array, _: None) -> None:
@@ -183,8 +184,8 @@ def _persistent(
                 def _() -> None:
                     plgpu.barrier_arrive(free.at[lax.rem(carry + steps - 1, jnp.int32(stages))])
 
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what the tile before wrote from is free
-                finish(tile, consumer_index, values)
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what the block before wrote from is free
+                finish(block, consumer_index, values)
 
             pl.run_scoped(accumulate, *(plgpu.ACC(shape, jnp.float32) for shape in accumulators))
             return carry + steps
@@ -252,11 +253,11 @@ def _interpret_params() -> Any:
 def _grouped(
     name: str,
     terms: Sequence[tuple[jax.Array, Sequence[Pair]]],
-    tile_expert: jax.Array,
+    block_expert: jax.Array,
     outputs: Sequence[jax.ShapeDtypeStruct],
     *,
     transpose: bool,
-    tile: int,
+    block: int,
     config: Config,
     interpret: Any,
     scratch: Mapping[str, Any],
@@ -264,45 +265,45 @@ def _grouped(
     start: Callable[..., None] | None = None,
     extra: Sequence[jax.Array] = (),
 ) -> tuple[jax.Array, ...]:
-    """A kernel that accumulates `acc_j[tile] = sum_i x_i[tile] @ w_ij[expert of the tile]` and hands acc_j to `finish`.
+    """A kernel that accumulates `acc_j[block] = sum_i x_i[block] @ w_ij[expert of the block]`; acc_j goes to `finish`.
 
     Args:
       name: of the kernel.
       terms: (x_i [M, k], [(text, visual) weight of accumulator j]) for each i, all of the same depth k.
-      tile_expert: int32 [M / tile].
+      block_expert: int32 [M / block].
       outputs: shapes and dtypes of the outputs.
       transpose: weights are [n, k] and multiplied transposed.
-      tile: rows per entry of `tile_expert`, a multiple of 128.
-      config: tiling.
+      block: rows per entry of `block_expert`, a multiple of 128.
+      config: block sizes.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
       scratch: shared memory and barriers for the callbacks.
-      finish: (refs, tile, consumer, values), see `_persistent`; refs has the scratch by name, "outputs" and "extra".
-      start: (refs, tile, consumer), called before the first product of a tile.
+      finish: (refs, block, consumer, values), see `_persistent`; refs has the scratch by name, "outputs" and "extra".
+      start: (refs, block, consumer), called before the first product of a block.
       extra: more inputs for the callbacks.
     """
     dtype, (rows, depth) = terms[0][0].dtype, terms[0][0].shape
     accumulators = len(terms[0][1])
     columns = terms[0][1][0][0].shape[0 if transpose else 1]
-    tile_n, tile_k, stages = config.tile_n, config.tile_k, config.stages
-    grid, steps = (rows // TILE_ROWS, columns // tile_n), depth // tile_k
-    w_block = (tile_n, tile_k) if transpose else (tile_k, tile_n)
+    block_n, block_k, stages = config.block_n, config.block_k, config.stages
+    grid, steps = (rows // BLOCK_ROWS, columns // block_n), depth // block_k
+    w_block = (block_n, block_k) if transpose else (block_k, block_n)
 
-    def body(tile_expert: Any, terms: Any, extra: Any, *outputs: Any) -> None:
-        def plan(index: jax.Array) -> tuple[_Tile, jax.Array]:
+    def body(block_expert: Any, terms: Any, extra: Any, *outputs: Any) -> None:
+        def plan(index: jax.Array) -> tuple[_Block, jax.Array]:
             row, column = plgpu.planar_snake(index, grid, 0 if config.rows_minor else 1, config.group)
-            expert = tile_expert[lax.div(row, jnp.int32(tile // TILE_ROWS))]
-            return _Tile(expert, row * TILE_ROWS, column * tile_n), lax.select(expert >= 0, len(terms) * steps, 0)
+            expert = block_expert[lax.div(row, jnp.int32(block // BLOCK_ROWS))]
+            return _Block(expert, row * BLOCK_ROWS, column * block_n), lax.select(expert >= 0, len(terms) * steps, 0)
 
         def scoped(x_smem: Any, w_smem: Any, full: Any, free: Any, ahead: Any, flipped: Any, scratch: Any) -> None:
             refs = {**scratch, "outputs": outputs, "extra": extra}
 
-            def load(at: _Tile, k: jax.Array, stage: jax.Array, barrier: Any) -> None:
+            def load(at: _Block, k: jax.Array, stage: jax.Array, barrier: Any) -> None:
                 for i, (x, weights) in enumerate(terms):
 
                     @pl.when((k >= i * steps) & (k < (i + 1) * steps))
                     def _(x: Any = x, weights: Any = weights, first: int = i * steps) -> None:
-                        k_slice, n_slice = pl.ds((k - first) * tile_k, tile_k), pl.ds(at.column, tile_n)
-                        plgpu.copy_gmem_to_smem(x.at[pl.ds(at.row, TILE_ROWS), k_slice], x_smem.at[stage], barrier)
+                        k_slice, n_slice = pl.ds((k - first) * block_k, block_k), pl.ds(at.column, block_n)
+                        plgpu.copy_gmem_to_smem(x.at[pl.ds(at.row, BLOCK_ROWS), k_slice], x_smem.at[stage], barrier)
                         where = (n_slice, k_slice) if transpose else (k_slice, n_slice)
                         for j, pair in enumerate(weights):
                             _load_of_expert(at.expert, pair, where, w_smem.at[stage, j], barrier)
@@ -319,7 +320,7 @@ def _grouped(
                 full=full,
                 free=free,
                 ahead=ahead,
-                accumulators=[(_WG_ROWS, tile_n)] * accumulators,
+                accumulators=[(_WG_ROWS, block_n)] * accumulators,
                 plan=plan,
                 load=load,
                 multiply=multiply,
@@ -329,17 +330,17 @@ def _grouped(
 
         pl.run_scoped(
             scoped,
-            x_smem=_smem((stages, TILE_ROWS, tile_k), dtype),
+            x_smem=_smem((stages, BLOCK_ROWS, block_k), dtype),
             w_smem=_smem((stages, accumulators, *w_block), dtype),
             full=plgpu.Barrier(num_arrivals=1 + accumulators, num_barriers=stages),
             free=plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
             ahead=plgpu.Barrier(),
-            flipped=plgpu.SMEM((_CONSUMERS, tile_k, tile_n), dtype) if interpret and transpose else None,
+            flipped=plgpu.SMEM((_CONSUMERS, block_k, block_n), dtype) if interpret and transpose else None,
             scratch=dict(scratch),
             collective_axes="wg",
         )
 
-    return _kernel(name, body, tuple(outputs), config, interpret)(tile_expert, tuple(terms), tuple(extra))
+    return _kernel(name, body, tuple(outputs), config, interpret)(block_expert, tuple(terms), tuple(extra))
 
 
 def _load_of_expert(expert: jax.Array, pair: Any, where: tuple[Any, Any], target: Any, barrier: Any) -> None:
@@ -354,24 +355,24 @@ def _load_of_expert(expert: jax.Array, pair: Any, where: tuple[Any, Any], target
 def grouped_matmul(
     xs: Sequence[jax.Array],
     weights: Sequence[Pair],
-    tile_expert: jax.Array,
+    block_expert: jax.Array,
     *,
     transpose: bool = False,
-    tile: int = TILE_ROWS,
+    block: int = BLOCK_ROWS,
     out_dtype: jnp.dtype | None = None,
     config: Config = Config(),
     interpret: Any = False,
 ) -> jax.Array:
-    """`y[tile] = sum_i xs[i][tile] @ weights[i][expert of the tile]`: one x for a matmul, two for dX of gate and up.
+    """`y[block] = sum_i xs[i][block] @ weights[i][expert of the block]`: one x for a matmul, two for dX of gate and up.
 
     Args:
       xs: [M, k] each, bfloat16.
       weights: (text, visual) for each x, [k, n], or [n, k] with `transpose`.
-      tile_expert: int32 [M / tile]; 0 text, 1 visual, -1 empty (zeros are written, x is not read).
+      block_expert: int32 [M / block]; 0 text, 1 visual, -1 empty (zeros are written, x is not read).
       transpose: multiply by the transposed weights.
-      tile: rows per entry of `tile_expert`, a multiple of 128.
+      block: rows per entry of `block_expert`, a multiple of 128.
       out_dtype: dtype of the result, that of x by default.
-      config: tiling.
+      config: block sizes.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
@@ -380,16 +381,16 @@ def grouped_matmul(
     out_dtype = jnp.dtype(out_dtype or xs[0].dtype)
     columns = weights[0][0].shape[0 if transpose else 1]
 
-    def finish(refs: Mapping[str, Any], at: _Tile, consumer: jax.Array, values: list[jax.Array]) -> None:
+    def finish(refs: Mapping[str, Any], at: _Block, consumer: jax.Array, values: list[jax.Array]) -> None:
         _write(values[0], refs["outputs"][0], refs["staging"].at[consumer], at.row + consumer * _WG_ROWS, at.column)
 
     (y,) = _grouped(
         "grouped_matmul",
         [(x, [pair]) for x, pair in zip(xs, weights, strict=True)],
-        tile_expert,
+        block_expert,
         [jax.ShapeDtypeStruct((xs[0].shape[0], columns), out_dtype)],
         transpose=transpose,
-        tile=tile,
+        block=block,
         config=_fit(config, columns),
         interpret=interpret,
         scratch={"staging": _staging(out_dtype)},
@@ -402,11 +403,11 @@ def grouped_swiglu(
     x: jax.Array,
     gates: Pair,
     ups: Pair,
-    tile_expert: jax.Array,
+    block_expert: jax.Array,
     *,
     save: bool,
-    tile: int = TILE_ROWS,
-    config: Config = Config(tile_n=128),
+    block: int = BLOCK_ROWS,
+    config: Config = Config(block_n=128),
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """(h, gate, up) of the SwiGLU of each row's expert, h = silu(gate) * up from the float32 sums, in one kernel.
@@ -415,10 +416,10 @@ def grouped_swiglu(
       x: [M, d] bfloat16.
       gates: (text, visual) [d, ff].
       ups: (text, visual) [d, ff].
-      tile_expert: int32 [M / tile].
+      block_expert: int32 [M / block].
       save: write gate and up too; otherwise they are None.
-      tile: rows per entry of `tile_expert`, a multiple of 128.
-      config: tiling; `tile_n` counts columns of gate, and as many of up.
+      block: rows per entry of `block_expert`, a multiple of 128.
+      config: block sizes; `block_n` counts columns of gate, and as many of up.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
@@ -427,7 +428,7 @@ def grouped_swiglu(
     columns = gates[0].shape[1]
     out = jax.ShapeDtypeStruct((x.shape[0], columns), x.dtype)
 
-    def finish(refs: Mapping[str, Any], at: _Tile, consumer: jax.Array, values: list[jax.Array]) -> None:
+    def finish(refs: Mapping[str, Any], at: _Block, consumer: jax.Array, values: list[jax.Array]) -> None:
         gate, up = values
         results = [gate * _sigmoid(gate) * up, gate, up]
         slot = 0
@@ -438,10 +439,10 @@ def grouped_swiglu(
     outputs = _grouped(
         "grouped_swiglu",
         [(x, [gates, ups])],
-        tile_expert,
+        block_expert,
         [out] * (3 if save else 1),
         transpose=False,
-        tile=tile,
+        block=block,
         config=_fit(config, columns),
         interpret=interpret,
         scratch={"staging": _staging(x.dtype)},
@@ -459,9 +460,9 @@ def grouped_swiglu_backward(
     downs: Pair,
     gate: jax.Array,
     up: jax.Array,
-    tile_expert: jax.Array,
+    block_expert: jax.Array,
     *,
-    tile: int = TILE_ROWS,
+    block: int = BLOCK_ROWS,
     config: Config = Config(stages=3),
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -472,9 +473,9 @@ def grouped_swiglu_backward(
       downs: (text, visual) [ff, d].
       gate: [M, ff], as saved by `grouped_swiglu`.
       up: [M, ff], likewise.
-      tile_expert: int32 [M / tile].
-      tile: rows per entry of `tile_expert`, a multiple of 128.
-      config: tiling.
+      block_expert: int32 [M / block].
+      block: rows per entry of `block_expert`, a multiple of 128.
+      config: block sizes.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
@@ -482,22 +483,22 @@ def grouped_swiglu_backward(
     """
     config = _fit(config, gate.shape[1])
     chunk = 128 // gate.dtype.itemsize
-    chunks = config.tile_n // chunk
+    chunks = config.block_n // chunk
 
-    def window(array: Any, at: _Tile, consumer: jax.Array, i: int) -> Any:
+    def window(array: Any, at: _Block, consumer: jax.Array, i: int) -> Any:
         return array.at[pl.ds(at.row + consumer * _WG_ROWS, _WG_ROWS), pl.ds(at.column + i * chunk, chunk)]
 
-    def fetch(refs: Mapping[str, Any], at: _Tile, consumer: jax.Array, i: int) -> None:
+    def fetch(refs: Mapping[str, Any], at: _Block, consumer: jax.Array, i: int) -> None:
         for j, saved in enumerate(refs["extra"]):
             target, barrier = refs["slots"].at[consumer, i % 2, j], refs["fetched"].at[2 * consumer + i % 2]
             plgpu.copy_gmem_to_smem(window(saved, at, consumer, i), target, barrier)
 
-    def start(refs: Mapping[str, Any], at: _Tile, consumer: jax.Array) -> None:
+    def start(refs: Mapping[str, Any], at: _Block, consumer: jax.Array) -> None:
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the slots are free
         for i in range(min(2, chunks)):
             fetch(refs, at, consumer, i)
 
-    def finish(refs: Mapping[str, Any], at: _Tile, consumer: jax.Array, values: list[jax.Array]) -> None:
+    def finish(refs: Mapping[str, Any], at: _Block, consumer: jax.Array, values: list[jax.Array]) -> None:
         h_out, dgate_out, dup_out = refs["outputs"]
         h_slot = refs["h"].at[consumer]
         for i in range(chunks):
@@ -507,7 +508,7 @@ def grouped_swiglu_backward(
             gate_slot, up_slot = (refs["slots"].at[consumer, i % 2, j] for j in (0, 1))
             plgpu.barrier_wait(refs["fetched"].at[2 * consumer + i % 2])
             dh = values[0][:, i * chunk : (i + 1) * chunk]
-            live = jnp.broadcast_to(at.expert >= 0, dh.shape)  # rows of empty tiles may hold anything, NaN too
+            live = jnp.broadcast_to(at.expert >= 0, dh.shape)  # rows of empty blocks may hold anything, NaN too
             gate, up = (slot[...].astype(jnp.float32) for slot in (gate_slot, up_slot))
             sigmoid = _sigmoid(gate)
             silu = gate * sigmoid
@@ -522,10 +523,10 @@ def grouped_swiglu_backward(
     return _grouped(
         "grouped_swiglu_backward",
         [(dy, [downs])],
-        tile_expert,
+        block_expert,
         [jax.ShapeDtypeStruct(gate.shape, gate.dtype)] * 3,
         transpose=True,
-        tile=tile,
+        block=block,
         config=config,
         interpret=interpret,
         scratch={
@@ -547,54 +548,54 @@ def grouped_swiglu_backward(
 def weight_gradient(
     x: jax.Array,
     dy: jax.Array,
-    tile_expert: jax.Array,
+    block_expert: jax.Array,
     expert: int,
     *,
-    tile: int = TILE_ROWS,
+    block: int = BLOCK_ROWS,
     out_dtype: jnp.dtype = jnp.float32,
     config: Config = Config(),
     interpret: Any = False,
 ) -> jax.Array:
-    """`sum_t x[t].T @ dy[t]` over the tiles t of one expert; the other expert's tiles are never loaded.
+    """`sum_t x[t].T @ dy[t]` over the blocks t of one expert; the other expert's blocks are never loaded.
 
     Args:
       x: [M, k] bfloat16.
       dy: [M, n] bfloat16.
-      tile_expert: int32 [M / tile].
+      block_expert: int32 [M / block].
       expert: 0 text, 1 visual.
-      tile: rows per entry of `tile_expert`, a multiple of 128.
+      block: rows per entry of `block_expert`, a multiple of 128.
       out_dtype: dtype of the result; sums are float32.
-      config: tiling; `tile_k` counts rows.
+      config: block sizes; `block_k` counts rows.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
-      [k, n]; zeros if the expert has no tile.
+      [k, n]; zeros if the expert has no block.
     """
     (_, height), columns = x.shape, dy.shape[1]
     config = _fit(config, columns)
-    tile_n, tile_k, stages = config.tile_n, config.tile_k, config.stages
-    grid, parts = (height // TILE_ROWS, columns // tile_n), tile // tile_k
-    is_ours = tile_expert == expert
-    our_tiles = jnp.argsort(~is_ours, stable=True).astype(jnp.int32)  # the expert's tiles first
+    block_n, block_k, stages = config.block_n, config.block_k, config.stages
+    grid, parts = (height // BLOCK_ROWS, columns // block_n), block // block_k
+    is_ours = block_expert == expert
+    our_blocks = jnp.argsort(~is_ours, stable=True).astype(jnp.int32)  # the expert's blocks first
     count = jnp.sum(is_ours, dtype=jnp.int32)[None]
 
-    def body(our_tiles: Any, count: Any, x: Any, dy: Any, out: Any) -> None:
-        def plan(index: jax.Array) -> tuple[_Tile, jax.Array]:
+    def body(our_blocks: Any, count: Any, x: Any, dy: Any, out: Any) -> None:
+        def plan(index: jax.Array) -> tuple[_Block, jax.Array]:
             row, column = plgpu.planar_snake(index, grid, 0 if config.rows_minor else 1, config.group)
-            return _Tile(expert, row * TILE_ROWS, column * tile_n), count[0] * parts
+            return _Block(expert, row * BLOCK_ROWS, column * block_n), count[0] * parts
 
         def scoped(x_smem: Any, dy_smem: Any, staging: Any, full: Any, free: Any, ahead: Any, flipped: Any) -> None:
-            def load(at: _Tile, k: jax.Array, stage: jax.Array, barrier: Any) -> None:
-                first = our_tiles[lax.div(k, jnp.int32(parts))] * tile + lax.rem(k, jnp.int32(parts)) * tile_k
-                k_slice = pl.ds(first, tile_k)
-                plgpu.copy_gmem_to_smem(x.at[k_slice, pl.ds(at.row, TILE_ROWS)], x_smem.at[stage], barrier)
-                plgpu.copy_gmem_to_smem(dy.at[k_slice, pl.ds(at.column, tile_n)], dy_smem.at[stage], barrier)
+            def load(at: _Block, k: jax.Array, stage: jax.Array, barrier: Any) -> None:
+                first = our_blocks[lax.div(k, jnp.int32(parts))] * block + lax.rem(k, jnp.int32(parts)) * block_k
+                k_slice = pl.ds(first, block_k)
+                plgpu.copy_gmem_to_smem(x.at[k_slice, pl.ds(at.row, BLOCK_ROWS)], x_smem.at[stage], barrier)
+                plgpu.copy_gmem_to_smem(dy.at[k_slice, pl.ds(at.column, block_n)], dy_smem.at[stage], barrier)
 
             def multiply(accs: Sequence[Any], stage: jax.Array, consumer: jax.Array) -> None:
                 ours = x_smem.at[stage, :, pl.ds(consumer * _WG_ROWS, _WG_ROWS)]
                 plgpu.wgmma(accs[0], _flip(ours, flipped, consumer), dy_smem.at[stage])
 
-            def finish(at: _Tile, consumer: jax.Array, values: list[jax.Array]) -> None:
+            def finish(at: _Block, consumer: jax.Array, values: list[jax.Array]) -> None:
                 _write(values[0], out, staging.at[consumer], at.row + consumer * _WG_ROWS, at.column)
 
             _persistent(
@@ -603,7 +604,7 @@ def weight_gradient(
                 full=full,
                 free=free,
                 ahead=ahead,
-                accumulators=[(_WG_ROWS, tile_n)],
+                accumulators=[(_WG_ROWS, block_n)],
                 plan=plan,
                 load=load,
                 multiply=multiply,
@@ -612,18 +613,18 @@ def weight_gradient(
 
         pl.run_scoped(
             scoped,
-            x_smem=_smem((stages, tile_k, TILE_ROWS), x.dtype),
-            dy_smem=_smem((stages, tile_k, tile_n), dy.dtype),
+            x_smem=_smem((stages, block_k, BLOCK_ROWS), x.dtype),
+            dy_smem=_smem((stages, block_k, block_n), dy.dtype),
             staging=_staging(out.dtype),
             full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
             free=plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
             ahead=plgpu.Barrier(),
-            flipped=plgpu.SMEM((_CONSUMERS, _WG_ROWS, tile_k), x.dtype) if interpret else None,
+            flipped=plgpu.SMEM((_CONSUMERS, _WG_ROWS, block_k), x.dtype) if interpret else None,
             collective_axes="wg",
         )
 
     out_type = jax.ShapeDtypeStruct((height, columns), out_dtype)
-    return _kernel("weight_gradient", body, out_type, config, interpret)(our_tiles, count, x, dy)
+    return _kernel("weight_gradient", body, out_type, config, interpret)(our_blocks, count, x, dy)
 
 
 # ======================================================================================================================
@@ -633,21 +634,21 @@ def weight_gradient(
 
 @dataclasses.dataclass(frozen=True)
 class MosaicGpu(Implementation):
-    """The kernels above behind the contract. Fields are the tiling of each; a dict (from JSON) will do for a `Config`.
+    """The kernels above behind the contract. Fields are their block sizes; a dict (from JSON) will do for a `Config`.
 
     Attributes:
-      product: tiling of `matmul` and `swiglu_dx`.
-      gate_up: tiling of `swiglu`; its `tile_n` counts columns of gate, and as many of up.
-      backward: tiling of `swiglu_backward`, whose epilogue needs the shared memory of a fourth stage.
-      gradient: tiling of `weight_gradient`; `tile_k` counts rows.
+      product: block sizes of `matmul` and `swiglu_dx`.
+      gate_up: block sizes of `swiglu`; its `block_n` counts columns of gate, and as many of up.
+      backward: block sizes of `swiglu_backward`, whose epilogue needs the shared memory of a fourth stage.
+      gradient: block sizes of `weight_gradient`; `block_k` counts rows.
       interpret: run in the interpreter, on the CPU; True, or its parameters (race detection).
     """
 
     name: ClassVar[str] = "mosaic_gpu"
-    granularity: ClassVar[tuple[int, int]] = (TILE_ROWS, 128)
+    granularity: ClassVar[tuple[int, int]] = (BLOCK_ROWS, 128)
 
     product: Config = Config()
-    gate_up: Config = Config(tile_n=128)
+    gate_up: Config = Config(block_n=128)
     backward: Config = Config(stages=3)
     gradient: Config = Config()
     interpret: Any = False
@@ -662,8 +663,8 @@ class MosaicGpu(Implementation):
             return f"needs a Hopper GPU (H100, H200, GH200), not {problem.device}"
         if problem.dtype != "bfloat16":
             return f"{problem.dtype} inputs: the tensor cores would round them to tf32; bfloat16 only"
-        if problem.tile % TILE_ROWS:
-            return f"tiles of {problem.tile} rows are no multiple of {TILE_ROWS}"
+        if problem.block % BLOCK_ROWS:
+            return f"blocks of {problem.block} rows are no multiple of {BLOCK_ROWS}"
         if problem.d % 128 or problem.ff % 128:
             return f"widths {problem.d} and {problem.ff} are not both multiples of 128"
         return None
@@ -676,76 +677,70 @@ class MosaicGpu(Implementation):
             _interpret_params()
         except ImportError as error:
             raise Unavailable(f"no Hopper GPU, and this jax has no interpreter for Mosaic GPU ({error})") from error
-        # It runs the warpgroups of a block side by side, and blocks for ever where XLA has too few threads for that; it
-        # has one at least for each device.
+        # It runs the warpgroups of a program side by side, and waits forever where XLA has too few threads for that; it
+        # has at least one for each device.
         threads = len(jax.local_devices()) if device_key() == "cpu" else 0
         if threads < _CONSUMERS + 1:
             raise Unavailable(
                 f"no Hopper GPU, and the interpreter needs {_CONSUMERS + 1} CPU devices, {threads} are there "
                 "(JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8)"
             )
-        small = Config(tile_n=128, stages=2)
+        small = Config(block_n=128, stages=2)
         return cls(small, small, small, small, interpret=True)
 
     @classmethod
     def tuning_space(cls, op: str) -> dict[str, list[dict[str, Any]]]:
         walks = [{"group": 4}, {"group": 16}, {"rows_minor": False}]
         leads = [{"lead": lead} for lead in (0, 1, 3)]
-        # Narrower tiles have fewer sums to write out at a time, and room for more stages.
+        # Narrower blocks have fewer sums to write out at a time, and room for more stages.
         space = {
-            "gate_up": [*walks, *leads, {"tile_n": 64, "stages": 6}],
-            "product": [*walks, *leads, {"tile_n": 128, "stages": 6}],
-            "backward": [*walks, {"lead": 0}, {"lead": 1}, {"tile_n": 128, "stages": 4}],
-            "gradient": [*walks, *leads, {"tile_n": 128, "stages": 6}],
+            "gate_up": [*walks, *leads, {"block_n": 64, "stages": 6}],
+            "product": [*walks, *leads, {"block_n": 128, "stages": 6}],
+            "backward": [*walks, {"lead": 0}, {"lead": 1}, {"block_n": 128, "stages": 4}],
+            "gradient": [*walks, *leads, {"block_n": 128, "stages": 6}],
         }
         return space if op == "ffn" else {field: space[field] for field in ("product", "gradient")}
 
-    @classmethod
-    def aot_checks(cls) -> list[AotCheck]:
-        from pallas_kernels.checks import cuda as aot_cuda
-
-        return aot_cuda.mosaic_checks()
-
-    def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
+    def matmul(self, x, block_expert, weights, *, block, transpose=False, out_dtype=None, rows=None):
         return grouped_matmul(
             [x],
             [weights],
-            tile_expert,
+            block_expert,
             transpose=transpose,
-            tile=tile,
+            block=block,
             out_dtype=out_dtype,
             config=self.product,
             interpret=self.interpret,
         )
 
-    def swiglu(self, x, tile_expert, gates, ups, *, tile, save, rows=None):
+    def swiglu(self, x, block_expert, gates, ups, *, block, save, rows=None):
         return grouped_swiglu(
-            x, gates, ups, tile_expert, save=save, tile=tile, config=self.gate_up, interpret=self.interpret
+            x, gates, ups, block_expert, save=save, block=block, config=self.gate_up, interpret=self.interpret
         )
 
-    def swiglu_backward(self, dy, tile_expert, downs, gate, up, *, tile):
+    def swiglu_backward(self, dy, block_expert, downs, gate, up, *, block):
         return grouped_swiglu_backward(
-            dy, downs, gate, up, tile_expert, tile=tile, config=self.backward, interpret=self.interpret
+            dy, downs, gate, up, block_expert, block=block, config=self.backward, interpret=self.interpret
         )
 
-    def swiglu_dx(self, dgate, dup, tile_expert, gates, ups, *, tile):
+    def swiglu_dx(self, dgate, dup, block_expert, gates, ups, *, block):
         return grouped_matmul(
             [dgate, dup],
             [gates, ups],
-            tile_expert,
+            block_expert,
             transpose=True,
-            tile=tile,
+            block=block,
             config=self.product,
             interpret=self.interpret,
         )
 
-    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
+    def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
         return weight_gradient(
             x,
             dy,
-            tile_expert,
+            block_expert,
             expert,
-            tile=tile,
+            block=block,
             out_dtype=out_dtype,
             config=self.gradient,
             interpret=self.interpret,

@@ -1,12 +1,12 @@
 """Modality-grouped matmuls as Pallas TPU kernels.
 
-One kernel serves every product with row tiles on the left: the tile map is prefetched into scalar memory, each grid
+One kernel serves every product with row blocks on the left: the block map is prefetched into scalar memory, each grid
 step multiplies a block of rows by the block of its own expert's weights, and an epilogue (SwiGLU or its derivative)
-turns the float32 sums into outputs. A second kernel sums x.T @ dy over the tiles of one expert.
+turns the float32 sums into outputs. A second kernel sums x.T @ dy over the blocks of one expert.
 
     grid (n, m, k)      m: row blocks     n: output columns     k: contracted columns, innermost
-    tile_expert[m] = 1  -> visual block (k, n) is fetched, the text weights' index stands still: no copy
-    tile_expert[m] = -1 -> nothing is fetched or multiplied, zeros are written
+    block_expert[m] =  1 -> visual block (k, n) is fetched, the text weights' index stands still: no copy
+    block_expert[m] = -1 -> nothing is fetched or multiplied, zeros are written
 
 Both experts' weights are operands of their own (stacking them would copy them in every step); the one not in use keeps
 its block index, and the pipeline copies a block only when its index changes.
@@ -24,16 +24,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.errors import Unavailable
+from pallas_kernels.experts.block_map import TEXT, VISUAL
 from pallas_kernels.experts.contract import (
-    AotCheck,
     Implementation,
     Pair,
     Problem,
-    Unavailable,
     swiglu_backward,
     swiglu_forward,
 )
-from pallas_kernels.experts.tile_map import TEXT, VISUAL
 
 LANES = 128
 MIB = 2**20
@@ -62,7 +61,7 @@ class PallasTpu(Implementation):
     """Grouped matmuls on the matrix unit of a TPU.
 
     Attributes:
-      block_rows: rows of a grid step; it must divide the tile. None: the whole tile.
+      block_rows: rows of a grid step; it must divide the block. None: the whole block.
       vmem: bytes of vector memory that the blocks of one call may take (double buffers included).
       block_n: output columns of a block; None: the sizes that move the fewest bytes within `vmem`.
       block_k: contracted columns of a block; likewise.
@@ -83,9 +82,9 @@ class PallasTpu(Implementation):
             return f"needs a TPU, this is {problem.device} (tests pass PallasTpu(interpret=True))"
         if problem.d % LANES or problem.ff % LANES:
             return f"widths must be multiples of {LANES}, not {problem.d} and {problem.ff}"
-        rows = self.block_rows or problem.tile
-        if problem.tile % rows or rows % self.granularity[0]:
-            return f"row block {rows} must divide tile {problem.tile} and be a multiple of {self.granularity[0]}"
+        rows = self.block_rows or problem.block
+        if problem.block % rows or rows % self.granularity[0]:
+            return f"row block {rows} must divide block {problem.block} and be a multiple of {self.granularity[0]}"
         return None
 
     @classmethod
@@ -97,50 +96,44 @@ class PallasTpu(Implementation):
         del op
         return {"vmem": [24 * MIB, 40 * MIB, 64 * MIB, 96 * MIB], "block_rows": [128, 256, 512]}
 
-    @classmethod
-    def aot_checks(cls) -> list[AotCheck]:
-        from pallas_kernels.checks import tpu as tpu_aot
-
-        return tpu_aot.checks(cls())
-
     # ---- Primitives ----
 
-    def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
+    def matmul(self, x, block_expert, weights, *, block, transpose=False, out_dtype=None, rows=None):
         (y,) = self._grouped(
-            [x], [Product(0, weights)], tile_expert, lambda y: (y,), [out_dtype or x.dtype], tile, transpose
+            [x], [Product(0, weights)], block_expert, lambda y: (y,), [out_dtype or x.dtype], block, transpose
         )
         return y
 
-    def swiglu(self, x, tile_expert, gates, ups, *, tile, save, rows=None):
+    def swiglu(self, x, block_expert, gates, ups, *, block, save, rows=None):
         def epilogue(gate, up):
             h = swiglu_forward(gate, up, x.dtype)
             return (h, gate, up) if save else (h,)
 
         products = [Product(0, gates, into=0), Product(0, ups, into=1)]
-        outputs = self._grouped([x], products, tile_expert, epilogue, [x.dtype] * (3 if save else 1), tile, False)
+        outputs = self._grouped([x], products, block_expert, epilogue, [x.dtype] * (3 if save else 1), block, False)
         return tuple(outputs) if save else (outputs[0], None, None)
 
-    def swiglu_backward(self, dy, tile_expert, downs, gate, up, *, tile):
+    def swiglu_backward(self, dy, block_expert, downs, gate, up, *, block):
         return tuple(
             self._grouped(
                 [dy],
                 [Product(0, downs)],
-                tile_expert,
+                block_expert,
                 swiglu_backward,
                 [gate.dtype] * 3,
-                tile,
+                block,
                 transpose=True,
                 extras=[gate, up],
             )
         )
 
-    def swiglu_dx(self, dgate, dup, tile_expert, gates, ups, *, tile):
+    def swiglu_dx(self, dgate, dup, block_expert, gates, ups, *, block):
         products = [Product(0, gates), Product(1, ups)]
-        (dx,) = self._grouped([dgate, dup], products, tile_expert, lambda dx: (dx,), [dgate.dtype], tile, True)
+        (dx,) = self._grouped([dgate, dup], products, block_expert, lambda dx: (dx,), [dgate.dtype], block, True)
         return dx
 
-    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
-        rows = self.block_rows or tile
+    def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
+        rows = self.block_rows or block
         itemsize = x.dtype.itemsize
 
         def cost(b: Blocks) -> tuple[int, int]:
@@ -150,19 +143,19 @@ class PallasTpu(Implementation):
 
         blocks = self._blocks(dy.shape[1], x.shape[1], x.dtype, cost)
         return _weight_gradient(
-            x, dy, jnp.repeat(tile_expert, tile // rows), expert, rows, blocks, out_dtype, self._compiler_options()
+            x, dy, jnp.repeat(block_expert, block // rows), expert, rows, blocks, out_dtype, self._compiler_options()
         )
 
     # ---- Sizes ----
 
-    def _grouped(self, lhs, products, tile_expert, epilogue, out_dtypes, tile, transpose, extras=()):
-        rows = self.block_rows or tile
+    def _grouped(self, lhs, products, block_expert, epilogue, out_dtypes, block, transpose, extras=()):
+        rows = self.block_rows or block
         weights = products[0].weights[0]
         n, k = weights.shape if transpose else weights.shape[::-1]
         itemsize, accumulators = lhs[0].dtype.itemsize, 1 + max(p.into for p in products)
 
         def cost(b: Blocks) -> tuple[int, int]:
-            passes = 1 if b.k == k else tile_expert.shape[0] * tile // rows  # a whole k stays while rows stream past
+            passes = 1 if b.k == k else block_expert.shape[0] * block // rows  # a whole k stays while rows stream past
             moved = len(lhs) * lhs[0].size * (n // b.n) + len(products) * weights.size * passes
             per_row = len(lhs) * b.k + (len(extras) + len(out_dtypes)) * b.n
             held = 2 * (rows * per_row + 2 * len(products) * b.n * b.k) * itemsize + accumulators * rows * b.n * 4
@@ -171,7 +164,7 @@ class PallasTpu(Implementation):
         return _grouped(
             lhs,
             products,
-            jnp.repeat(tile_expert, tile // rows),
+            jnp.repeat(block_expert, block // rows),
             epilogue,
             out_dtypes,
             extras,
@@ -224,7 +217,7 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 def _grouped(
     lhs: Sequence[jax.Array],
     products: Sequence[Product],
-    block_expert: jax.Array,
+    step_expert: jax.Array,
     epilogue: Epilogue,
     out_dtypes: Sequence[jnp.dtype],
     extras: Sequence[jax.Array],
@@ -238,7 +231,7 @@ def _grouped(
     Args:
       lhs: arrays [M, K].
       products: what to multiply and where to add it; weights [K, N], or [N, K] with `transpose`.
-      block_expert: int32 [M / rows].
+      step_expert: int32 [M / rows].
       epilogue: from float32 [rows, n] sums and blocks of extras to one block per output.
       out_dtypes: of the outputs [M, N].
       extras: arrays [M, N] for the epilogue.
@@ -291,7 +284,7 @@ def _grouped(
     def weight_index(own: int):
         def index(j, i, s, expert_ref, present_ref):
             row = jnp.where(expert_ref[i] == own, s, 0)
-            column = jnp.where(present_ref[own] > 0, j, 0)  # an expert without tiles is fetched once, not per column
+            column = jnp.where(present_ref[own] > 0, j, 0)  # an expert without blocks is fetched once, not per column
             return (column, row) if transpose else (row, column)
 
         return index
@@ -302,7 +295,7 @@ def _grouped(
     weight_block = (blocks.n, blocks.k) if transpose else (blocks.k, blocks.n)
     row_spec = pl.BlockSpec((rows, blocks.n), row_index)
     flops = 2 * m * n * k * len(products)
-    present = jnp.stack([jnp.any(block_expert == e) for e in (TEXT, VISUAL)]).astype(jnp.int32)
+    present = jnp.stack([jnp.any(step_expert == e) for e in (TEXT, VISUAL)]).astype(jnp.int32)
     return pl.pallas_call(
         kernel,
         out_shape=[jax.ShapeDtypeStruct((m, n), dtype) for dtype in out_dtypes],
@@ -324,7 +317,7 @@ def _grouped(
         ),
         name=f"modality_grouped_{len(products)}",
         **options,
-    )(block_expert.astype(jnp.int32), present, *operands)
+    )(step_expert.astype(jnp.int32), present, *operands)
 
 
 # ======================================================================================================================
@@ -335,7 +328,7 @@ def _grouped(
 def _weight_gradient(
     x: jax.Array,
     dy: jax.Array,
-    block_expert: jax.Array,
+    step_expert: jax.Array,
     expert: int,
     rows: int,
     blocks: Blocks,
@@ -345,7 +338,7 @@ def _weight_gradient(
     """x.T @ dy over the row blocks of `expert`: [M, K], [M, N] -> [K, N]."""
     m, k, n = x.shape[0], x.shape[1], dy.shape[1]
     grid = (n // blocks.n, k // blocks.k, m // rows)
-    own = block_expert == expert
+    own = step_expert == expert
     # The expert's blocks first; past them the index stands still, so that nothing is copied.
     count = jnp.sum(own, dtype=jnp.int32)
     order = jnp.argsort(~own).astype(jnp.int32)

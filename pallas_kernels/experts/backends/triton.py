@@ -1,6 +1,6 @@
 """Grouped expert matmuls in Triton, called from JAX by jax-triton: gather on load, fused SwiGLU.
 
-One kernel serves every product with row tiles on the left. A program owns a block of rows (all of one expert) and of
+One kernel serves every product with row blocks on the left. A program owns a block of rows (all of one expert) and of
 columns; the rows may lie anywhere in x (`rows` holds their numbers), so that no permuted copy of x is written.
 Epilogues turn the float32 sums into outputs: none, SwiGLU, or SwiGLU's derivative. A second kernel makes weight
 gradients.
@@ -24,8 +24,9 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from pallas_kernels.experts.contract import AotCheck, Implementation, Pair, Problem, Unavailable
-from pallas_kernels.registry import device_key, is_hopper
+from pallas_kernels.devices import device_key, is_hopper
+from pallas_kernels.errors import Unavailable
+from pallas_kernels.experts.contract import Implementation, Pair, Problem
 
 # ======================================================================================================================
 # Kernels (plain functions: they are compiled or interpreted)
@@ -36,7 +37,7 @@ def grouped_kernel(
     x,
     x_second,
     rows,
-    tile_expert,
+    block_expert,
     text,
     visual,
     text_second,
@@ -50,7 +51,7 @@ def grouped_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
     SOURCE_ROWS: tl.constexpr,
-    TILE: tl.constexpr,
+    MAP_BLOCK: tl.constexpr,
     TRANSPOSE: tl.constexpr,
     GATHER: tl.constexpr,
     TWO_TERMS: tl.constexpr,
@@ -89,7 +90,7 @@ def grouped_kernel(
     else:
         out_mask = (columns < N)[None, :]
 
-    expert = tl.load(tile_expert + row // TILE)
+    expert = tl.load(block_expert + row // MAP_BLOCK)
     accumulator = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     if expert < 0:
         zeros = accumulator.to(out.dtype.element_ty)
@@ -179,18 +180,18 @@ def grouped_kernel(
 def weight_gradient_kernel(
     x,
     dy,
-    own_tiles,
+    own_blocks,
     count,
     out,
     K: tl.constexpr,
     N: tl.constexpr,
-    TILE: tl.constexpr,
+    MAP_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """out [K, N] = sum of x[t].T @ dy[t] over the first `count` tiles of `own_tiles`.
+    """out [K, N] = sum of x[t].T @ dy[t] over the first `count` blocks of `own_blocks`.
 
     BLOCK_M and BLOCK_N are rows and columns of `out`; BLOCK_K rows of x and dy are multiplied at a time.
     """
@@ -203,9 +204,9 @@ def weight_gradient_kernel(
     columns = program % (GROUP * column_blocks) // size * BLOCK_N + tl.arange(0, BLOCK_N)
 
     accumulator = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    parts: tl.constexpr = TILE // BLOCK_K
+    parts: tl.constexpr = MAP_BLOCK // BLOCK_K
     for step in range(tl.load(count) * parts):
-        source = tl.load(own_tiles + step // parts) * TILE + step % parts * BLOCK_K + tl.arange(0, BLOCK_K)
+        source = tl.load(own_blocks + step // parts) * MAP_BLOCK + step % parts * BLOCK_K + tl.arange(0, BLOCK_K)
         source = source.to(tl.int64)
         # x is read as it lies in memory, [rows, K], and transposed after the load.
         x_block = tl.load(x + source[:, None] * K + out_rows[None, :], mask=(out_rows < K)[None, :], other=0.0)
@@ -225,7 +226,7 @@ def weight_gradient_kernel(
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How one kernel is tiled.
+    """How one kernel is cut into blocks.
 
     Attributes:
       m: rows of an output block.
@@ -334,10 +335,10 @@ class Product(NamedTuple):
 
 def grouped(
     product: Product,
-    tile_expert: jax.Array,
+    block_expert: jax.Array,
     out_dtype: jnp.dtype,
     *,
-    tile: int,
+    block: int,
     blocks: Blocks,
     interpret: bool,
     transpose: bool = False,
@@ -345,12 +346,12 @@ def grouped(
     save: bool = False,
 ) -> tuple[jax.Array, ...]:
     """The outputs of `grouped_kernel`, one or three; see there."""
-    inputs = _inputs(product, tile_expert)
+    inputs = _inputs(product, block_expert)
     launch = plan(
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), product),
-        tile_expert.shape[0] * tile,
+        block_expert.shape[0] * block,
         out_dtype,
-        tile=tile,
+        block=block,
         blocks=blocks,
         transpose=transpose,
         swiglu=swiglu,
@@ -360,14 +361,14 @@ def grouped(
     return outputs if save or product.saved else outputs[:1]
 
 
-def _inputs(product: Product, tile_expert: jax.Array) -> list[jax.Array]:
+def _inputs(product: Product, block_expert: jax.Array) -> list[jax.Array]:
     """Arguments of the kernel; stand-ins that it never reads for what is left out."""
     text, visual = product.weights
     text_second, visual_second = product.weights_second or product.weights
     gate, up = product.saved or (product.x, product.x)
     x_second = product.x if product.x_second is None else product.x_second
-    rows = tile_expert if product.rows is None else product.rows
-    return [product.x, x_second, rows, tile_expert, text, visual, text_second, visual_second, gate, up]
+    rows = block_expert if product.rows is None else product.rows
+    return [product.x, x_second, rows, block_expert, text, visual, text_second, visual_second, gate, up]
 
 
 def plan(
@@ -375,7 +376,7 @@ def plan(
     rows: int,
     out_dtype: jnp.dtype,
     *,
-    tile: int,
+    block: int,
     blocks: Blocks,
     transpose: bool = False,
     swiglu: bool = False,
@@ -384,7 +385,7 @@ def plan(
     """The launch of `grouped_kernel` for `rows` grouped rows; of `product` only shapes and dtypes count."""
     depth, columns = product.weights[0].shape[::-1] if transpose else product.weights[0].shape
     blocks = dataclasses.replace(
-        blocks, m=_dividing(blocks.m, tile), n=_covering(blocks.n, columns), k=_covering(blocks.k, depth)
+        blocks, m=_dividing(blocks.m, block), n=_covering(blocks.n, columns), k=_covering(blocks.k, depth)
     )
     backward = product.saved is not None
     out = jax.ShapeDtypeStruct((rows, columns), out_dtype)
@@ -395,7 +396,7 @@ def plan(
         "N": columns,
         "K": depth,
         "SOURCE_ROWS": product.x.shape[0],
-        "TILE": tile,
+        "MAP_BLOCK": block,
         "TRANSPOSE": transpose,
         "GATHER": product.rows is not None,
         "TWO_TERMS": product.x_second is not None,
@@ -411,15 +412,15 @@ def plan(
     return Launch(grouped_kernel, (out, others, others), programs, blocks, tuple(constants.items()))
 
 
-def plan_weight_gradient(height: int, columns: int, out_dtype: jnp.dtype, *, tile: int, blocks: Blocks) -> Launch:
+def plan_weight_gradient(height: int, columns: int, out_dtype: jnp.dtype, *, block: int, blocks: Blocks) -> Launch:
     """The launch of `weight_gradient_kernel` for a gradient [height, columns]."""
     blocks = dataclasses.replace(
-        blocks, m=_covering(blocks.m, height), n=_covering(blocks.n, columns), k=_dividing(blocks.k, tile)
+        blocks, m=_covering(blocks.m, height), n=_covering(blocks.n, columns), k=_dividing(blocks.k, block)
     )
     constants = {
         "K": height,
         "N": columns,
-        "TILE": tile,
+        "MAP_BLOCK": block,
         "BLOCK_M": blocks.m,
         "BLOCK_N": blocks.n,
         "BLOCK_K": blocks.k,
@@ -437,14 +438,14 @@ def plan_weight_gradient(height: int, columns: int, out_dtype: jnp.dtype, *, til
 
 @dataclasses.dataclass(frozen=True)
 class Triton(Implementation):
-    """The kernels above behind the contract. Fields are the tiling of each; a dict (from JSON) will do for `Blocks`.
+    """The kernels above behind the contract. Fields are their block sizes; a dict (from JSON) will do for `Blocks`.
 
     Attributes:
-      product: tiling of `matmul` and `swiglu_dx` in bfloat16.
-      gate_up: tiling of `swiglu`; its `n` counts columns of gate, and as many of up.
-      backward: tiling of `swiglu_backward`.
-      gradient: tiling of `weight_gradient`; `m` and `n` are of the gradient, `k` counts rows of x.
-      float32: tiling of everything in float32.
+      product: block sizes of `matmul` and `swiglu_dx` in bfloat16.
+      gate_up: block sizes of `swiglu`; its `n` counts columns of gate, and as many of up.
+      backward: block sizes of `swiglu_backward`.
+      gradient: block sizes of `weight_gradient`; `m` and `n` are of the gradient, `k` counts rows of x.
+      float32: block sizes of everything in float32.
       interpret: run in Triton's interpreter, on any machine with torch.
     """
 
@@ -465,8 +466,8 @@ class Triton(Implementation):
                 object.__setattr__(self, field, dataclasses.replace(type(self).__dict__[field], **value))
 
     def unsupported(self, problem: Problem) -> str | None:
-        if problem.tile % 16:
-            return f"tiles of {problem.tile} rows are no multiple of 16"
+        if problem.block % 16:
+            return f"blocks of {problem.block} rows are no multiple of 16"
         if self.interpret:
             return "the interpreter's bfloat16 products are wrong" if problem.dtype == "bfloat16" else None
         if not is_hopper(problem.device):
@@ -496,41 +497,35 @@ class Triton(Implementation):
         }
         return space if op == "ffn" else {field: space[field] for field in ("product", "gradient")}
 
-    @classmethod
-    def aot_checks(cls) -> list[AotCheck]:
-        from pallas_kernels.checks import cuda as aot_cuda
-
-        return aot_cuda.triton_checks()
-
-    def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
+    def matmul(self, x, block_expert, weights, *, block, transpose=False, out_dtype=None, rows=None):
         product = Product(x, weights, rows=rows)
-        (y,) = self._grouped(product, tile_expert, tile, self.product, out_dtype=out_dtype, transpose=transpose)
+        (y,) = self._grouped(product, block_expert, block, self.product, out_dtype=out_dtype, transpose=transpose)
         return y
 
-    def swiglu(self, x, tile_expert, gates, ups, *, tile, save, rows=None):
+    def swiglu(self, x, block_expert, gates, ups, *, block, save, rows=None):
         product = Product(x, gates, weights_second=ups, rows=rows)
-        outputs = self._grouped(product, tile_expert, tile, self.gate_up, swiglu=True, save=save)
+        outputs = self._grouped(product, block_expert, block, self.gate_up, swiglu=True, save=save)
         return outputs if save else (outputs[0], None, None)
 
-    def swiglu_backward(self, dy, tile_expert, downs, gate, up, *, tile):
+    def swiglu_backward(self, dy, block_expert, downs, gate, up, *, block):
         product = Product(dy, downs, saved=(gate, up))
-        return self._grouped(product, tile_expert, tile, self.backward, transpose=True)
+        return self._grouped(product, block_expert, block, self.backward, transpose=True)
 
-    def swiglu_dx(self, dgate, dup, tile_expert, gates, ups, *, tile):
+    def swiglu_dx(self, dgate, dup, block_expert, gates, ups, *, block):
         product = Product(dgate, gates, x_second=dup, weights_second=ups)
-        (dx,) = self._grouped(product, tile_expert, tile, self.product, transpose=True)
+        (dx,) = self._grouped(product, block_expert, block, self.product, transpose=True)
         return dx
 
-    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
+    def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
         blocks = self.float32 if x.dtype == jnp.float32 else self.gradient
-        launch = plan_weight_gradient(x.shape[1], dy.shape[1], out_dtype, tile=tile, blocks=blocks)
-        own = tile_expert == expert
-        own_tiles = jnp.argsort(~own, stable=True).astype(jnp.int32)  # the expert's tiles first
+        launch = plan_weight_gradient(x.shape[1], dy.shape[1], out_dtype, block=block, blocks=blocks)
+        own = block_expert == expert
+        own_blocks = jnp.argsort(~own, stable=True).astype(jnp.int32)  # the expert's blocks first
         count = jnp.sum(own, dtype=jnp.int32)[None]
-        (dw,) = run(launch, [x, dy, own_tiles, count], interpret=self.interpret)
+        (dw,) = run(launch, [x, dy, own_blocks, count], interpret=self.interpret)
         return dw
 
-    def _grouped(self, product, tile_expert, tile, blocks, *, out_dtype=None, **options):
+    def _grouped(self, product, block_expert, block, blocks, *, out_dtype=None, **options):
         blocks = self.float32 if product.x.dtype == jnp.float32 else blocks
         dtype = jnp.dtype(out_dtype or product.x.dtype)
-        return grouped(product, tile_expert, dtype, tile=tile, blocks=blocks, interpret=self.interpret, **options)
+        return grouped(product, block_expert, dtype, block=block, blocks=blocks, interpret=self.interpret, **options)

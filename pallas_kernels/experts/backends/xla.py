@@ -1,4 +1,4 @@
-"""Implementations that leave the matmuls to XLA: static split (training), both experts (oracle), tiles, ragged_dot."""
+"""Implementations that leave the matmuls to XLA: static split, both experts (oracle), blocks, ragged_dot."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.experts.block_map import EMPTY, TEXT, VISUAL, take_rows
 from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem, swiglu_forward
-from pallas_kernels.experts.tile_map import EMPTY, TEXT, VISUAL, take_rows
 
 # ======================================================================================================================
-# The training default: a static boundary, plain functions, plain autodiff
+# A static boundary as training has it: plain functions, plain autodiff (the models have their own, on their layers)
 # ======================================================================================================================
 
 
@@ -57,14 +57,14 @@ def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
 # ======================================================================================================================
 
 
-def _rows_of(tile_expert: jax.Array, tile: int) -> jax.Array:
+def _rows_of(block_expert: jax.Array, block: int) -> jax.Array:
     """Expert of each row, [M, 1]."""
-    return jnp.repeat(tile_expert, tile)[:, None]
+    return jnp.repeat(block_expert, block)[:, None]
 
 
-def _by_tile(x: jax.Array, tile: int) -> jax.Array:
-    """[M, n] -> [M / tile, tile, n]."""
-    return x.reshape(-1, tile, x.shape[1])
+def _by_block(x: jax.Array, block: int) -> jax.Array:
+    """[M, n] -> [M / block, block, n]."""
+    return x.reshape(-1, block, x.shape[1])
 
 
 def _matmul(x: jax.Array, kernel: jax.Array, transpose: bool, out_dtype: jnp.dtype | None) -> jax.Array:
@@ -76,9 +76,9 @@ def _matmul(x: jax.Array, kernel: jax.Array, transpose: bool, out_dtype: jnp.dty
 class _Unfused(Implementation):
     """SwiGLU as two matmuls and an elementwise step that XLA fuses as it likes."""
 
-    def swiglu(self, x, tile_expert, gates, ups, *, tile, save, rows=None):
-        gate = self.matmul(x, tile_expert, gates, tile=tile, out_dtype=jnp.float32)
-        up = self.matmul(x, tile_expert, ups, tile=tile, out_dtype=jnp.float32)
+    def swiglu(self, x, block_expert, gates, ups, *, block, save, rows=None):
+        gate = self.matmul(x, block_expert, gates, block=block, out_dtype=jnp.float32)
+        up = self.matmul(x, block_expert, ups, block=block, out_dtype=jnp.float32)
         h = swiglu_forward(gate, up, x.dtype)
         return (h, gate.astype(x.dtype), up.astype(x.dtype)) if save else (h, None, None)
 
@@ -88,7 +88,7 @@ class XlaSplit(_Unfused):
     """Rows [0, visual_rows) are visual, the others text, both static: dense GEMMs on two slices.
 
     Attributes:
-      visual_rows: the boundary, a multiple of the tile. It must agree with `tile_expert` (empty tiles aside).
+      visual_rows: the boundary, a multiple of the block. It must agree with `block_expert` (empty blocks aside).
     """
 
     name: ClassVar[str] = "xla_split"
@@ -97,21 +97,21 @@ class XlaSplit(_Unfused):
     def unsupported(self, problem: Problem) -> str | None:
         if self.visual_rows is None:
             return "needs a static boundary, XlaSplit(visual_rows=...)"
-        if self.visual_rows % problem.tile or self.visual_rows > problem.rows:
-            return f"boundary {self.visual_rows} is no multiple of tile {problem.tile} within {problem.rows} rows"
+        if self.visual_rows % problem.block or self.visual_rows > problem.rows:
+            return f"boundary {self.visual_rows} is no multiple of block {problem.block} within {problem.rows} rows"
         return None
 
     def at_boundary(self, visual_rows: int) -> Self:
         return XlaSplit(visual_rows)
 
-    def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
-        x = jnp.where(_rows_of(tile_expert, tile) == EMPTY, 0, x)
+    def matmul(self, x, block_expert, weights, *, block, transpose=False, out_dtype=None, rows=None):
+        x = jnp.where(_rows_of(block_expert, block) == EMPTY, 0, x)
         parts = ((x[: self.visual_rows], weights[VISUAL]), (x[self.visual_rows :], weights[TEXT]))
         return jnp.concatenate([_matmul(part, w, transpose, out_dtype) for part, w in parts])
 
-    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
+    def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
         own = slice(0, self.visual_rows) if expert == VISUAL else slice(self.visual_rows, None)
-        filled = _rows_of(tile_expert, tile)[own] != EMPTY
+        filled = _rows_of(block_expert, block)[own] != EMPTY
         return _weight_gradient(jnp.where(filled, x[own], 0), jnp.where(filled, dy[own], 0), out_dtype)
 
 
@@ -124,13 +124,13 @@ class DenseBoth(_Unfused):
     def unsupported(self, problem: Problem) -> str | None:
         return None
 
-    def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
-        expert = _rows_of(tile_expert, tile)
+    def matmul(self, x, block_expert, weights, *, block, transpose=False, out_dtype=None, rows=None):
+        expert = _rows_of(block_expert, block)
         by_text, by_visual = (_matmul(x, w, transpose, out_dtype) for w in weights)
         return jnp.where(expert == VISUAL, by_visual, jnp.where(expert == TEXT, by_text, 0))
 
-    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
-        own = _rows_of(tile_expert, tile) == expert
+    def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
+        own = _rows_of(block_expert, block) == expert
         return _weight_gradient(jnp.where(own, x, 0), jnp.where(own, dy, 0), out_dtype)
 
 
@@ -140,9 +140,9 @@ def _weight_gradient(x: jax.Array, dy: jax.Array, out_dtype: jnp.dtype) -> jax.A
 
 @dataclasses.dataclass(frozen=True)
 class XlaTiled(_Unfused):
-    """A loop over tiles that branches on the tile's expert: no row computed twice, empty tiles skipped.
+    """A loop over blocks that branches on the block's expert: no row computed twice, empty blocks skipped.
 
-    The default on a CPU, where a branch is free and a tile fills the cores; accelerators want whole matmuls.
+    The default on a CPU, where a branch is free and a block fills the cores; accelerators want whole matmuls.
     """
 
     name: ClassVar[str] = "xla_tiled"
@@ -150,27 +150,27 @@ class XlaTiled(_Unfused):
     def unsupported(self, problem: Problem) -> str | None:
         return None
 
-    def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
+    def matmul(self, x, block_expert, weights, *, block, transpose=False, out_dtype=None, rows=None):
         columns = weights[TEXT].shape[0 if transpose else 1]
 
-        def empty(rows_of_tile):
-            return jnp.zeros((tile, columns), out_dtype or x.dtype)
+        def empty(rows_of_block):
+            return jnp.zeros((block, columns), out_dtype or x.dtype)
 
-        def one_tile(of_tile):
-            expert, rows_of_tile = of_tile
+        def one_block(of_block):
+            expert, rows_of_block = of_block
             branches = [partial(_matmul, kernel=w, transpose=transpose, out_dtype=out_dtype) for w in weights]
-            return jax.lax.switch(expert - EMPTY, [empty, *branches], rows_of_tile)
+            return jax.lax.switch(expert - EMPTY, [empty, *branches], rows_of_block)
 
-        return jax.lax.map(one_tile, (tile_expert, _by_tile(x, tile))).reshape(-1, columns)
+        return jax.lax.map(one_block, (block_expert, _by_block(x, block))).reshape(-1, columns)
 
-    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
-        def add_tile(total, of_tile):
-            tiles_expert, *rows_of_tile = of_tile
-            own = partial(_weight_gradient, *rows_of_tile, jnp.float32)
-            return jax.lax.cond(tiles_expert == expert, lambda: total + own(), lambda: total), None
+    def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
+        def add_block(total, of_block):
+            expert_of_block, *rows_of_block = of_block
+            own = partial(_weight_gradient, *rows_of_block, jnp.float32)
+            return jax.lax.cond(expert_of_block == expert, lambda: total + own(), lambda: total), None
 
         zeros = jnp.zeros((x.shape[1], dy.shape[1]), jnp.float32)
-        total, _ = jax.lax.scan(add_tile, zeros, (tile_expert, _by_tile(x, tile), _by_tile(dy, tile)))
+        total, _ = jax.lax.scan(add_block, zeros, (block_expert, _by_block(x, block), _by_block(dy, block)))
         return total.astype(out_dtype)
 
 
@@ -178,11 +178,11 @@ class XlaTiled(_Unfused):
 class Ragged(_Unfused):
     """jax.lax.ragged_dot: native on TPU, masked dense (twice the work) on CPU and GPU.
 
-    It wants contiguous groups and stacked weights: the experts are stacked at run time, and tiles are put in order
+    It wants contiguous groups and stacked weights: the experts are stacked at run time, and blocks are put in order
     unless they already are.
 
     Attributes:
-      in_order: the tiles come visual first, then text, then empty, as `make_tile_map` leaves them.
+      in_order: the blocks come visual first, then text, then empty, as `make_block_map` leaves them.
     """
 
     name: ClassVar[str] = "ragged"
@@ -191,35 +191,35 @@ class Ragged(_Unfused):
     def unsupported(self, problem: Problem) -> str | None:
         return None
 
-    def matmul(self, x, tile_expert, weights, *, tile, transpose=False, out_dtype=None, rows=None):
+    def matmul(self, x, block_expert, weights, *, block, transpose=False, out_dtype=None, rows=None):
         weights = [w.T if transpose else w for w in weights]
         stacked = jnp.stack([weights[VISUAL], weights[TEXT]])
-        order, counts = self._order(tile_expert, (VISUAL, TEXT))
+        order, counts = self._order(block_expert, (VISUAL, TEXT))
         y = jax.lax.ragged_dot(
-            self._reorder(x, order, tile), stacked, counts * tile, preferred_element_type=jnp.float32
+            self._reorder(x, order, block), stacked, counts * block, preferred_element_type=jnp.float32
         ).astype(out_dtype or x.dtype)
         # What ragged_dot leaves beyond its groups differs between backends.
-        filled = jnp.arange(x.shape[0]) < jnp.sum(counts) * tile
+        filled = jnp.arange(x.shape[0]) < jnp.sum(counts) * block
         y = jnp.where(filled[:, None], y, 0)
-        return y if order is None else self._reorder(y, jnp.argsort(order), tile)
+        return y if order is None else self._reorder(y, jnp.argsort(order), block)
 
-    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
-        # The expert's own tiles go first and are the only group; rows beyond it are left out.
-        order = jnp.argsort(tile_expert != expert)
-        rows = jnp.sum(tile_expert == expert, dtype=jnp.int32) * tile
+    def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
+        # The expert's own blocks go first and are the only group; rows beyond it are left out.
+        order = jnp.argsort(block_expert != expert)
+        rows = jnp.sum(block_expert == expert, dtype=jnp.int32) * block
         in_group = (jnp.arange(x.shape[0]) < rows)[:, None]
-        x, dy = (jnp.where(in_group, self._reorder(v, order, tile), 0) for v in (x, dy))
+        x, dy = (jnp.where(in_group, self._reorder(v, order, block), 0) for v in (x, dy))
         dimensions = jax.lax.RaggedDotDimensionNumbers(
             dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
         )
         dw = jax.lax.ragged_dot_general(x, dy, rows[None], dimensions, preferred_element_type=jnp.float32)
         return dw[0].astype(out_dtype)
 
-    def _order(self, tile_expert: jax.Array, experts: tuple[int, int]) -> tuple[jax.Array | None, jax.Array]:
-        """Order that makes the groups contiguous (None if they are), and the tiles of each."""
-        counts = jnp.stack([jnp.sum(tile_expert == e, dtype=jnp.int32) for e in experts])
-        return (None if self.in_order else jnp.argsort(-tile_expert)), counts
+    def _order(self, block_expert: jax.Array, experts: tuple[int, int]) -> tuple[jax.Array | None, jax.Array]:
+        """Order that makes the groups contiguous (None if they are), and the blocks of each."""
+        counts = jnp.stack([jnp.sum(block_expert == e, dtype=jnp.int32) for e in experts])
+        return (None if self.in_order else jnp.argsort(-block_expert)), counts
 
     @staticmethod
-    def _reorder(x: jax.Array, order: jax.Array | None, tile: int) -> jax.Array:
-        return x if order is None else take_rows(_by_tile(x, tile), order).reshape(x.shape)
+    def _reorder(x: jax.Array, order: jax.Array | None, block: int) -> jax.Array:
+        return x if order is None else take_rows(_by_block(x, block), order).reshape(x.shape)

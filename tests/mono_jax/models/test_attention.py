@@ -25,7 +25,7 @@ from mono_jax.training.optim import make_optimizer
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import abstract_state
 from pallas_kernels.checks import tpu as tpu_aot
-from pallas_kernels.experts.contract import Unavailable
+from pallas_kernels.errors import Unavailable
 from tests.mono_jax.helpers import random_batch
 
 HEADS, KV_HEADS, DIM = 4, 2, 128

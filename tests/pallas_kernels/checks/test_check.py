@@ -8,15 +8,17 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from pallas_kernels import check as checking
+from pallas_kernels import check as command
+from pallas_kernels.checks import run as checking
+from pallas_kernels.checks.aot import AotCheck
+from pallas_kernels.errors import Unavailable
 from pallas_kernels.experts.backends.xla import DenseBoth
-from pallas_kernels.experts.contract import AotCheck, Unavailable
 
 KEYS = {"correct", "max_rel_error", "compiled_for", "skipped"}
 
 
 def test_a_correct_implementation(capsys):
-    assert checking.main(["dense_both", "--no_compile", "--json", "--seconds=0"]) == 0
+    assert command.main(["dense_both", "--no_compile", "--json", "--seconds=0"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])["dense_both"]
     assert result.keys() >= KEYS
     assert result["correct"] and result["skipped"] is None and result["compiled_for"] == []
@@ -26,29 +28,31 @@ def test_a_correct_implementation(capsys):
 
 @dataclasses.dataclass(frozen=True)
 class Wrong(DenseBoth):
-    """Drops the sign of the text expert's weight gradients; its compilers are absent, broken and fine."""
+    """Drops the sign of the text expert's weight gradients."""
 
     name: ClassVar[str] = "wrong"
 
-    def weight_gradient(self, x, dy, tile_expert, expert, *, tile, out_dtype):
-        dw = super().weight_gradient(x, dy, tile_expert, expert, tile=tile, out_dtype=out_dtype)
+    def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
+        dw = super().weight_gradient(x, dy, block_expert, expert, block=block, out_dtype=out_dtype)
         return jnp.abs(dw) if expert == 0 else dw
 
-    @classmethod
-    def aot_checks(cls):
-        def absent():
-            raise Unavailable("no such compiler")
 
-        def broken():
-            raise RuntimeError("12 bytes spilled")
+def compilations(name: str) -> list[AotCheck]:
+    def absent():
+        raise Unavailable("no such compiler")
 
-        checks = {"absent": absent, "broken": broken, "fine": lambda: {"registers": 7}}
-        return [AotCheck(target, "ffn", run) for target, run in checks.items()]
+    def broken():
+        raise RuntimeError("12 bytes spilled")
+
+    checks = {"absent": absent, "broken": broken, "fine": lambda: {"registers": 7}}
+    return [AotCheck(target, "ffn", run) for target, run in checks.items()]
 
 
 def test_a_wrong_implementation_fails(monkeypatch, capsys):
+    """... and of its compilers one is absent, one broken and one fine."""
     monkeypatch.setattr(checking, "implementation_class", lambda name: Wrong)
-    assert checking.main(["dense_both", "--json", "--seconds=0"]) == 1
+    monkeypatch.setattr(checking, "aot_checks", compilations)
+    assert command.main(["dense_both", "--json", "--seconds=0"]) == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])["dense_both"]
     assert not result["correct"] and result["max_rel_error"] > 0.1
     assert result["compiled_for"] == ["fine"] and result["not_compiled"] == {"absent": "no such compiler"}
@@ -65,5 +69,5 @@ def test_an_absent_implementation_is_skipped_with_its_reason(monkeypatch):
 
 
 def test_unknown_name(capsys):
-    assert checking.main(["pallas_tpo"]) == 2
+    assert command.main(["pallas_tpo"]) == 2
     assert capsys.readouterr().err.startswith("error: no implementation 'pallas_tpo'; there are xla_split")

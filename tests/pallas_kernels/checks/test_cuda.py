@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pallas_kernels.checks import cuda as aot_cuda
-from pallas_kernels.checks.aot import KERNEL_CALLS, kernel_calls
-from pallas_kernels.experts.contract import Unavailable
+from pallas_kernels.checks.aot import KERNEL_CALLS, AotCheck, kernel_calls
+from pallas_kernels.errors import Unavailable
 
 GOOD = {"registers": 168, "spill_bytes": 0, "shared_bytes": 229_440, "HGMMA": 4, "UTMALDG": 3, "warnings": []}
 
@@ -47,7 +47,7 @@ def test_faults_are_named(changes: dict, message: str):
 
 
 @pytest.mark.parametrize("check", [pytest.param(c, id=c.name) for c in aot_cuda.mosaic_checks()])
-def test_mosaic_kernels(check: aot_cuda.AotCheck):
+def test_mosaic_kernels(check: AotCheck):
     """Resources, instructions, warnings and the number of kernel calls; a frozen expert's are not in the program."""
     try:
         facts = check.run()

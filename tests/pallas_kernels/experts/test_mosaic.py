@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.checks.conformance import Case, ffn_errors, matmul_errors, relative_error
+from pallas_kernels.checks.conformance import Case, errors, relative_error
+from pallas_kernels.errors import Unavailable
 from pallas_kernels.experts.backends.mosaic import (
     Config,
     MosaicGpu,
@@ -21,14 +22,14 @@ from pallas_kernels.experts.backends.mosaic import (
     grouped_swiglu_backward,
     weight_gradient,
 )
-from pallas_kernels.experts.contract import Problem, Unavailable
+from pallas_kernels.experts.contract import Problem
 from tests.pallas_kernels.kernel_suite import Conformance, assert_within
 
 params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 
 EXPERTS = np.array([1, -1, 0], np.int32)  # visual, empty, text
 ROUNDING = 2.0**-8  # of results stored in bfloat16
-TINY = Config(tile_n=128, stages=2)
+TINY = Config(block_n=128, stages=2)
 
 
 @pytest.mark.slow  # the interpreter compiles every kernel anew for every call
@@ -40,12 +41,12 @@ class TestMosaicGpu(Conformance):
 
 def test_ffn():
     case = Case.fitting(MosaicGpu, "padding_among_rows", "bfloat16")
-    assert_within(ffn_errors(MosaicGpu.here(), case), "bfloat16")
+    assert_within(errors(MosaicGpu.here(), case), "bfloat16")
 
 
 def test_matmul():
     case = Case.fitting(MosaicGpu, "unaligned_runs", "bfloat16", rows=200)
-    assert_within(matmul_errors(MosaicGpu.here(), case), "bfloat16")
+    assert_within(errors(MosaicGpu.here(), case, "matmul"), "bfloat16")
 
 
 @pytest.fixture
@@ -114,16 +115,16 @@ def pair(seed: int, *shape: int) -> tuple[jax.Array, jax.Array]:
     return normal(seed, *shape), normal(seed + 1, *shape)
 
 
-def expected_matmul(x, weights, tile_expert=EXPERTS, tile=128) -> np.ndarray:
-    """Row tiles times the float64 weight of their expert, zeros for empty tiles."""
+def expected_matmul(x, weights, block_expert=EXPERTS, block=128) -> np.ndarray:
+    """Row blocks times the float64 weight of their expert, zeros for empty blocks."""
     x, weights = np.float64(x), [np.float64(w) for w in weights]
-    tiles = x.reshape(-1, tile, x.shape[1])
-    y = [t @ weights[e] if e >= 0 else np.zeros((tile, weights[0].shape[1])) for t, e in zip(tiles, tile_expert)]
+    blocks = x.reshape(-1, block, x.shape[1])
+    y = [t @ weights[e] if e >= 0 else np.zeros((block, weights[0].shape[1])) for t, e in zip(blocks, block_expert)]
     return np.concatenate(y)
 
 
 def poisoned(x: jax.Array) -> jax.Array:
-    """NaN in the rows of the empty tile."""
+    """NaN in the rows of the empty block."""
     return x.at[128:256].set(jnp.nan)
 
 
@@ -131,12 +132,12 @@ def poisoned(x: jax.Array) -> jax.Array:
     "config",
     [
         pytest.param(TINY, id="one_block"),
-        pytest.param(Config(tile_n=64, stages=3, group=2, num_sms=3), id="three_blocks"),
-        pytest.param(Config(tile_n=256, stages=2, rows_minor=False), id="columns_minor"),
+        pytest.param(Config(block_n=64, stages=3, group=2, num_sms=3), id="three_blocks"),
+        pytest.param(Config(block_n=256, stages=2, rows_minor=False), id="columns_minor"),
     ],
 )
 def test_grouped_matmul(config: Config, interpreter):
-    """Depth 192 takes three steps, so the ring wraps around; tiles of several blocks and orders cover the output."""
+    """Depth 192 takes three steps, so the ring wraps around; blocks of several blocks and orders cover the output."""
     x, weights = normal(0, 384, 192), pair(1, 192, 256)
     y = grouped_matmul([poisoned(x)], [weights], EXPERTS, config=config, interpret=interpreter)
     assert y.dtype == jnp.bfloat16
@@ -159,10 +160,10 @@ def test_two_terms_transposed_in_float32(interpreter):
     assert relative_error(y, expected) < 1e-6
 
 
-def test_tiles_larger_than_128_rows(interpreter):
+def test_blocks_larger_than_128_rows(interpreter):
     x, weights = normal(0, 512, 64), pair(1, 64, 128)
-    y = grouped_matmul([x], [weights], np.array([0, 1], np.int32), tile=256, config=TINY, interpret=interpreter)
-    assert relative_error(y, expected_matmul(x, weights, [0, 1], tile=256)) < ROUNDING
+    y = grouped_matmul([x], [weights], np.array([0, 1], np.int32), block=256, config=TINY, interpret=interpreter)
+    assert relative_error(y, expected_matmul(x, weights, [0, 1], block=256)) < ROUNDING
 
 
 @pytest.mark.parametrize("save", [False, True])
@@ -180,7 +181,7 @@ def test_swiglu(save: bool, interpreter):
 
 
 def test_swiglu_backward(interpreter):
-    """Four chunks a tile: the two slots are filled, written from and filled again."""
+    """Four chunks a block: the two slots are filled, written from and filled again."""
     dy, downs, gate, up = normal(0, 384, 64), pair(1, 256, 64), normal(3, 384, 256), normal(4, 384, 256)
     outputs = grouped_swiglu_backward(
         poisoned(dy),
@@ -188,7 +189,7 @@ def test_swiglu_backward(interpreter):
         poisoned(gate),
         poisoned(up),
         EXPERTS,
-        config=Config(tile_n=256, stages=2),
+        config=Config(block_n=256, stages=2),
         interpret=interpreter,
     )
     dh = expected_matmul(dy, [w.T for w in downs])
@@ -203,13 +204,13 @@ def test_swiglu_backward(interpreter):
 @pytest.mark.parametrize("expert", [0, 1])
 def test_weight_gradient(expert: int, interpreter):
     x, dy = normal(0, 512, 128), normal(1, 512, 128)
-    tile_expert = np.array([1, 0, -1, 1], np.int32)
-    ours = np.repeat(tile_expert == expert, 128)
+    block_expert = np.array([1, 0, -1, 1], np.int32)
+    ours = np.repeat(block_expert == expert, 128)
     others = ~ours[:, None]
     dw = weight_gradient(
         jnp.where(others, jnp.nan, x),
         jnp.where(others, jnp.nan, dy),
-        tile_expert,
+        block_expert,
         expert,
         config=TINY,
         interpret=interpreter,
@@ -229,14 +230,22 @@ def test_weight_gradient_of_an_idle_expert_is_zero(interpreter):
     ("changes", "reason"),
     [
         ({"dtype": "float32"}, "tf32"),
-        ({"tile": 64}, "multiple of 128"),
+        ({"block": 64}, "multiple of 128"),
         ({"d": 192}, "widths"),
         ({"device": "nvidia_a100"}, "Hopper"),
         ({}, None),
     ],
 )
 def test_refusals(changes: dict, reason: str | None):
-    problem = {"op": "ffn", "rows": 256, "tile": 128, "d": 128, "ff": 256, "dtype": "bfloat16", "device": "nvidia_h200"}
+    problem = {
+        "op": "ffn",
+        "rows": 256,
+        "block": 128,
+        "d": 128,
+        "ff": 256,
+        "dtype": "bfloat16",
+        "device": "nvidia_h200",
+    }
     refusal = MosaicGpu().unsupported(Problem(**problem | changes))
     assert refusal is None if reason is None else reason in refusal
 

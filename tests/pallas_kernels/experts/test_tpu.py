@@ -12,9 +12,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.checks import tpu as tpu_aot
 from pallas_kernels.checks.aot import KERNEL_CALLS, compile_ffn, kernel_calls
-from pallas_kernels.checks.conformance import Case, ffn_errors
+from pallas_kernels.checks.conformance import Case, errors
+from pallas_kernels.errors import Unavailable
 from pallas_kernels.experts.backends.tpu import PallasTpu
-from pallas_kernels.experts.contract import Problem, Unavailable
+from pallas_kernels.experts.contract import Problem
 from tests.pallas_kernels.kernel_suite import Conformance, assert_within
 
 
@@ -28,8 +29,8 @@ def test_races_and_unwritten_outputs(blocks: dict):
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
-    case = Case.fitting(PallasTpu, "padding_among_rows", "float32", tile=32, rows=70)
-    assert_within(ffn_errors(PallasTpu(interpret=interpret, **blocks), case), "float32")
+    case = Case.fitting(PallasTpu, "padding_among_rows", "float32", block=32, rows=70)
+    assert_within(errors(PallasTpu(interpret=interpret, **blocks), case), "float32")
     assert not interpret_pallas_call.races.races_found
 
 
@@ -54,14 +55,14 @@ def test_refusals_say_why():
     problem = Problem("ffn", 256, 64, 256, 512, "float32", "cpu")
     assert "needs a TPU" in PallasTpu().unsupported(problem)
     assert "multiples of 128" in PallasTpu(interpret=True).unsupported(dataclasses.replace(problem, d=96))
-    assert "must divide tile" in PallasTpu(interpret=True, block_rows=48).unsupported(problem)
+    assert "must divide block" in PallasTpu(interpret=True, block_rows=48).unsupported(problem)
     assert PallasTpu().unsupported(dataclasses.replace(problem, device="tpu_v5e")) is None
 
 
 def test_blocks_that_do_not_fit_are_refused():
     case = Case.fitting(PallasTpu, "all_text", "float32")
     with pytest.raises(Unavailable, match="no blocks of"):
-        ffn_errors(PallasTpu(interpret=True, vmem=1000), case)
+        errors(PallasTpu(interpret=True, vmem=1000), case)
 
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
@@ -73,7 +74,7 @@ def compilation(check):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("check", [compilation(c) for c in PallasTpu.aot_checks()])
+@pytest.mark.parametrize("check", [compilation(c) for c in tpu_aot.tpu_checks()])
 def test_compiles_for(check):
     """Machine code for v5e, v5p and v6e, with as many kernel calls as there are experts to train (asserted inside)."""
     assert check.run()["kernel_calls"] > 0
@@ -84,7 +85,7 @@ def test_compiles_for(check):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("target", tpu_aot.TOPOLOGIES)
 def test_compiles_at_the_size_of_the_2b_model(target: str, dtype: str):
-    """Vector memory must hold the blocks that the cost model picks: d 2048, ff 8192, 4,096 rows and tiles of 512."""
-    sizes = {"rows": 4096 + 512, "d": 2048, "ff": 8192, "tile": 512, "dtype": jnp.dtype(dtype)}
+    """Vector memory must hold the blocks that the cost model picks: d 2048, ff 8192, 4,096 rows and blocks of 512."""
+    sizes = {"rows": 4096 + 512, "d": 2048, "ff": 8192, "block": 512, "dtype": jnp.dtype(dtype)}
     compiled = compile_ffn(tpu_aot.chips(target)[:1], "pallas_tpu", trained="both", **sizes)
     assert kernel_calls(compiled) == KERNEL_CALLS["both"]

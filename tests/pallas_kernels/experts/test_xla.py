@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.checks.conformance import TOLERANCE, Case, ffn_errors, oracle_ffn, oracle_matmul, relative_error
+from pallas_kernels.checks.conformance import TOLERANCE, Case, errors, oracle_ffn, oracle_matmul, relative_error
 from pallas_kernels.experts.backends.xla import DenseBoth, Ragged, XlaSplit, XlaTiled, split_ffn, split_matmul
+from pallas_kernels.experts.block_map import VISUAL
 from pallas_kernels.experts.contract import FfnWeights
-from pallas_kernels.experts.tile_map import VISUAL
 from tests.pallas_kernels.kernel_suite import Conformance, assert_within
 
 
@@ -25,9 +25,9 @@ class TestXlaTiled(Conformance):
 class TestRagged(Conformance):
     implementation_class = Ragged
 
-    def test_tiles_already_in_order(self):
+    def test_blocks_already_in_order(self):
         case = Case.fitting(Ragged, "unaligned_runs", "float32")
-        assert_within(ffn_errors(Ragged(in_order=True), case), "float32")
+        assert_within(errors(Ragged(in_order=True), case), "float32")
 
 
 class TestXlaSplit(Conformance):

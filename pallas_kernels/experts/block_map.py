@@ -1,11 +1,11 @@
-"""Rows grouped by modality: the tile map, built once per batch from the modality mask.
+"""Rows grouped by modality: the block map, built once per batch from the modality mask.
 
     mask      v t v v t t t v            N = 8 rows in sequence order, v = visual
-    grouped   v v v v | t t t t | . .    the same rows, one expert per tile of `tile` rows, padded to whole tiles
-    expert        1   |    0    | -1     `tile_expert`: 0 = text, 1 = visual, -1 = empty (left early, rows are zero)
+    grouped   v v v v | t t t t | . .    the same rows, one expert per block of `block` rows, padded to whole blocks
+    expert        1   |    0    | -1     `block_expert`: 0 = text, 1 = visual, -1 = empty (left early, rows are zero)
 
 Routing is static (it follows from the token ids), so the sort happens once per batch, not once per layer. Sizes are
-static too: two runs waste at most one tile beyond the rounding of N, hence `num_tiles = ceil(N / tile) + 1`.
+static too: two runs waste at most one block beyond the rounding of N, hence `num_blocks = ceil(N / block) + 1`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import numpy as np
 TEXT, VISUAL, EMPTY = 0, 1, -1
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("tile_expert", "source", "position"), meta_fields=("tile",))
+@partial(jax.tree_util.register_dataclass, data_fields=("block_expert", "source", "position"), meta_fields=("block",))
 @dataclasses.dataclass(frozen=True)
-class TileMap:
-    """Where each row goes. M = num_tiles * tile grouped rows, N original rows.
+class BlockMap:
+    """Where each row goes. M = num_blocks * block grouped rows, N original rows.
 
     Attributes:
-      tile_expert: int32 [num_tiles], expert of each tile; visual tiles first, then text, then empty ones.
+      block_expert: int32 [num_blocks], expert of each block; visual blocks first, then text, then empty ones.
       source: int32 [M], original row of each grouped row; N for a grouped row that pads.
       position: int32 [N], grouped row of each original row; M for a row that was not `valid`.
-      tile: rows per tile (static).
+      block: rows per block (static).
     """
 
-    tile_expert: jax.Array
+    block_expert: jax.Array
     source: jax.Array
     position: jax.Array
-    tile: int
+    block: int
 
     @property
     def num_rows(self) -> int:
@@ -48,45 +48,45 @@ class TileMap:
         return self.source.shape[0]
 
 
-def num_tiles(rows: int, tile: int) -> int:
-    """Tiles that hold `rows` rows of two kinds whatever their shares."""
-    return -(-rows // tile) + 1
+def num_blocks(rows: int, block: int) -> int:
+    """Blocks that hold `rows` rows of two kinds whatever their shares."""
+    return -(-rows // block) + 1
 
 
-def make_tile_map(mask: jax.Array, *, tile: int = 128, valid: jax.Array | None = None) -> TileMap:
-    """The tile map of a modality mask. Jit-able; all output sizes follow from N and `tile`.
+def make_block_map(mask: jax.Array, *, block: int = 128, valid: jax.Array | None = None) -> BlockMap:
+    """The block map of a modality mask. Jit-able; all output sizes follow from N and `block`.
 
     Args:
       mask: bool [N], True where the row is visual.
-      tile: rows per tile; a multiple of what the implementation wants (128 fits all of them).
+      block: rows per block; a multiple of what the implementation wants (128 fits all of them).
       valid: bool [N], False for rows that no expert shall compute (padding); all rows by default.
 
     Raises:
-      ValueError: a mask that is not bool [N], a `valid` that is not like it, or a tile below 1.
+      ValueError: a mask that is not bool [N], a `valid` that is not like it, or a block below 1.
     """
-    if mask.ndim != 1 or mask.dtype != bool or tile < 1:
-        raise ValueError(f"mask must be bool [N] and tile >= 1, got mask {mask.dtype} {mask.shape} and tile {tile}")
+    if mask.ndim != 1 or mask.dtype != bool or block < 1:
+        raise ValueError(f"mask must be bool [N] and block >= 1, got mask {mask.dtype} {mask.shape} and block {block}")
     if valid is not None and (valid.shape != mask.shape or valid.dtype != bool):
         raise ValueError(f"valid must be bool {mask.shape} like mask, got {valid.dtype} {valid.shape}")
-    rows, tiles = mask.shape[0], num_tiles(mask.shape[0], tile)
+    rows, blocks = mask.shape[0], num_blocks(mask.shape[0], block)
     live = jnp.ones(rows, bool) if valid is None else valid
     visual, text = mask & live, ~mask & live
-    visual_tiles = -(-jnp.sum(visual, dtype=jnp.int32) // tile)
-    text_tiles = -(-jnp.sum(text, dtype=jnp.int32) // tile)
+    visual_blocks = -(-jnp.sum(visual, dtype=jnp.int32) // block)
+    text_blocks = -(-jnp.sum(text, dtype=jnp.int32) // block)
 
-    tile_index = jnp.arange(tiles, dtype=jnp.int32)
-    tile_expert = jnp.where(
-        tile_index < visual_tiles, VISUAL, jnp.where(tile_index < visual_tiles + text_tiles, TEXT, EMPTY)
+    block_index = jnp.arange(blocks, dtype=jnp.int32)
+    block_expert = jnp.where(
+        block_index < visual_blocks, VISUAL, jnp.where(block_index < visual_blocks + text_blocks, TEXT, EMPTY)
     )
     rank = jnp.where(
         visual,
         _running_count(visual) - 1,
-        visual_tiles * tile + _running_count(text) - 1,
+        visual_blocks * block + _running_count(text) - 1,
     )
-    position = jnp.where(live, rank, tiles * tile)
+    position = jnp.where(live, rank, blocks * block)
     # Each grouped row has one source at most, so this scatter has no collisions; rows off the end are dropped.
-    source = jnp.full(tiles * tile, rows, jnp.int32).at[position].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
-    return TileMap(tile_expert.astype(jnp.int32), source, position, tile)
+    source = jnp.full(blocks * block, rows, jnp.int32).at[position].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
+    return BlockMap(block_expert.astype(jnp.int32), source, position, block)
 
 
 def _running_count(mask: jax.Array) -> jax.Array:
@@ -124,26 +124,26 @@ def _no_gradient(x: jax.Array) -> np.ndarray:
 _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
-def group_rows(x: jax.Array, tile_map: TileMap) -> jax.Array:
+def group_rows(x: jax.Array, block_map: BlockMap) -> jax.Array:
     """[N, ...] in original order -> [M, ...] grouped by expert; rows that pad are zero.
 
     Raises:
-      ValueError: x has not as many rows as the tile map was made for.
+      ValueError: x has not as many rows as the block map was made for.
     """
-    _check_rows(x, tile_map.num_rows)
-    return _gather(x, tile_map.source, tile_map.position)
+    _check_rows(x, block_map.num_rows)
+    return _gather(x, block_map.source, block_map.position)
 
 
-def ungroup_rows(y: jax.Array, tile_map: TileMap) -> jax.Array:
+def ungroup_rows(y: jax.Array, block_map: BlockMap) -> jax.Array:
     """[M, ...] grouped -> [N, ...] in original order; rows that were not valid are zero.
 
     Raises:
-      ValueError: y has not as many rows as the tile map groups them into.
+      ValueError: y has not as many rows as the block map groups them into.
     """
-    _check_rows(y, tile_map.num_grouped_rows)
-    return _gather(y, tile_map.position, tile_map.source)
+    _check_rows(y, block_map.num_grouped_rows)
+    return _gather(y, block_map.position, block_map.source)
 
 
 def _check_rows(x: jax.Array, rows: int) -> None:
     if x.shape[0] != rows:
-        raise ValueError(f"the tile map wants {rows} rows, these are {x.shape[0]}")
+        raise ValueError(f"the block map wants {rows} rows, these are {x.shape[0]}")

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.kernels_rows import Maker, Program, Setting, dense_both
+from experiments.benchmarks.kernels.problems import Setting
+from experiments.benchmarks.kernels.rows import Maker, Program, dense_both
 
 L2_BYTES = 64 * 2**20  # more than any GPU's to date that is measured here (H100, H200: 50 MB)
 LEAST_INPUTS = 3

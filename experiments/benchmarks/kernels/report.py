@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[2] / "pallas_kernels" / "README.md"
+RESULTS = Path(__file__).parents[1] / "results"
+README = Path(__file__).parents[3] / "pallas_kernels" / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 NOTHING = (
     "Nothing has been measured yet: no GPU has been at hand. The table appears here when\n"
-    "`experiments/benchmarks/results/` holds a `kernels*.json` and `experiments/benchmarks/kernels.py --readme` is run."
+    "`experiments/benchmarks/results/` holds a `kernels*.json` and\n"
+    "`python -m experiments.benchmarks.kernels --readme` is run."
 )
 DIRECTIONS = {
     "forward": "forward",

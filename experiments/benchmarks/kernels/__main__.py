@@ -1,0 +1,48 @@
+"""Correctness, tuning and timing of the modality-grouped kernels, in one go.
+
+  python -m experiments.benchmarks.kernels --out=runs/kernels --dry_run        rehearsal on the CPU, minutes, no figures
+  python -m experiments.benchmarks.kernels --out=runs/kernels --budget_s=540   on a GPU or TPU; run it again to resume
+  python -m experiments.benchmarks.kernels --out=runs/kernels --report         tables and plots of what is there
+  python -m experiments.benchmarks.kernels --readme                            the README's table from committed results
+
+Operations: ffn (SwiGLU of each token's expert) and qkv (the projection of the visual attention experts), at the sizes
+of the 2B and the 7B model. Rows of the table; every time is also given as a ratio to the dense bound's:
+
+  dense                one expert over all tokens: the bound (with one expert trained, only its tokens' share of the
+                       weight gradients is counted)
+  xla_split            static boundary, two dense products, as training has it
+  NAME                 modality_ffn, modality_matmul on rows grouped once per batch; mosaic_gpu, triton, pallas_tpu
+  NAME permuted        the same with the permutation in every layer (gathered on load where NAME can)
+  NAME unsorted        the form of the Mono-InternVL-1.5 paper: rows stay, blocks with both kinds are computed twice
+  ragged_dot, tokamax  grouped matmuls of jax and tokamax on stacked weights, rows grouped
+  dense_both           both experts on all tokens, chosen by mask
+  gather_scatter       rows of each expert gathered, computed and scattered back in every layer, as serving engines do
+
+Points that tell most come first, and each is written to kernels.json in --out as soon as it is there. A second run
+with the same --out resumes where the first one stopped. The work is done in a process of its own: a point that raises
+is recorded as failed; a process that dies, or makes no progress for --stall_s, costs the point it was at, and
+another takes over; what died is not tried again at other sizes.
+
+Also written: kernels.md (tables, aims, break-even points), plots, and a tuning table. To publish, copy kernels.json to
+experiments/benchmarks/results/ under a name of its own, the tuning table to pallas_kernels/tuning/, run --readme.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiments.benchmarks.kernels.options import make_parser
+from mono_jax import cli
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = make_parser(__doc__).parse_args(arguments)
+
+    from experiments.benchmarks.kernels.run import run
+
+    return run(options, arguments)
+
+
+if __name__ == "__main__":
+    cli.run(main)

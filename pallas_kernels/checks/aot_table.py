@@ -1,0 +1,20 @@
+"""Which compilations for absent hardware belong to which implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pallas_kernels.checks import cuda, tpu
+from pallas_kernels.checks.aot import AotCheck
+
+# By name in `registry.IMPLEMENTATIONS`; what is not here is left to XLA and needs none.
+AOT_CHECKS: dict[str, Callable[[], list[AotCheck]]] = {
+    "pallas_tpu": tpu.tpu_checks,
+    "mosaic_gpu": cuda.mosaic_checks,
+    "triton": cuda.triton_checks,
+}
+
+
+def aot_checks(name: str) -> list[AotCheck]:
+    """The compilations of an implementation; its module can be imported."""
+    return AOT_CHECKS[name]() if name in AOT_CHECKS else []

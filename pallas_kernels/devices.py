@@ -1,0 +1,119 @@
+"""The devices that a program is traced for, as JAX's own mesh in use names them.
+
+The mesh in use is `jax.sharding.get_abstract_mesh()`: what `jax.set_mesh(mesh)` or, for absent devices,
+`jax.sharding.use_abstract_mesh(mesh.abstract_mesh)` has set. It knows its axes and the kind of its devices. Where none
+is in use, a program runs on the first local device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, PartitionSpec
+
+Axes = tuple[str, ...]
+
+# XLA's names of the chips that are not called by their own.
+_TPU_KINDS = {"tpu_v5e": "TPU v5 lite", "tpu_v5p": "TPU v5", "tpu_v6e": "TPU v6 lite"}
+
+
+# ======================================================================================================================
+# Which device
+# ======================================================================================================================
+
+
+def device_in_use() -> AbstractDevice | jax.Device:
+    """The device that is traced for; it has a `device_kind` and a `platform`."""
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
+def platform() -> str:
+    """Platform that is traced for: "cpu", "gpu" or "tpu"."""
+    name = device_in_use().platform
+    return {"cuda": "gpu"}.get(name, name)
+
+
+def device_key(device: AbstractDevice | jax.Device | None = None) -> str:
+    """Key of a device's tuning table: "cpu", "tpu_v5e", "nvidia_h200", ... By default the device that is traced for."""
+    device = device or device_in_use()
+    if device.platform == "cpu":
+        return "cpu"
+    kind = "_".join(device.device_kind.lower().replace("-", " ").split())
+    for key, name in _TPU_KINDS.items():
+        if kind == "_".join(name.lower().split()):
+            return key
+    return kind.replace("_lite", "e")
+
+
+def is_hopper(device: str) -> bool:
+    """Whether the device of a key has compute capability 9.0: H100, H200, H800, GH200."""
+    return any(chip in device for chip in ("h100", "h200", "h800"))
+
+
+def targeting(device: str | jax.Device) -> contextlib.AbstractContextManager[Any]:
+    """Within it programs are traced for one device that may be absent: a key ("tpu_v5e") or a described device.
+
+    For a mesh of absent devices use `jax.sharding.use_abstract_mesh(mesh.abstract_mesh)`.
+    """
+    if isinstance(device, str):
+        described = _of_key(device)
+    else:
+        described = Mesh(np.array([device]), ("device",)).abstract_mesh.abstract_device
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=described))
+
+
+def _of_key(key: str) -> AbstractDevice:
+    vendor, _, chip = key.partition("_")
+    platform = {"nvidia": "gpu"}.get(vendor, vendor)
+    return AbstractDevice(
+        device_kind=_TPU_KINDS.get(key, f"{vendor.upper()} {chip}".strip()), num_cores=None, platform=platform
+    )
+
+
+# ======================================================================================================================
+# Which mesh
+# ======================================================================================================================
+
+
+def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` run by each device of the mesh in use on its own part of the arguments (`jax.shard_map`).
+
+    Kernels need this: the partitioner can split only XLA's own operations. Where no mesh is in use, or it has one
+    device, or the caller is inside a `shard_map` already, `function` is returned as it is. Axes that the mesh in use
+    does not have are dropped from the specs.
+
+    Args:
+      function: of arrays or pytrees of them.
+      in_specs: PartitionSpecs, a prefix of the tree of arguments, as for `jax.shard_map`.
+      out_specs: likewise for the result.
+    """
+    mesh = _split_mesh()
+    if mesh is None:
+        return function
+
+    def present(spec: PartitionSpec) -> PartitionSpec:
+        kept = ([axis for axis in _names(entry) if axis in mesh.shape] for entry in spec)
+        return PartitionSpec(*(tuple(axes) or None for axes in kept))
+
+    specs = jax.tree.map(present, (in_specs, out_specs), is_leaf=lambda s: isinstance(s, PartitionSpec))
+    return jax.shard_map(function, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+
+
+def axis_that_splits(size: int, axis: str | None) -> str | None:
+    """The axis, if the mesh in use has it and it divides `size`; else None: not split."""
+    mesh = _split_mesh()
+    return axis if mesh is not None and axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+
+
+def _split_mesh() -> AbstractMesh | None:
+    """The mesh in use, if work is still to be divided among its devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types else mesh
+
+
+def _names(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
