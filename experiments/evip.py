@@ -29,8 +29,8 @@ from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.text import Tokenizer
 from data_pipelines.loading.loader import PackedData
 from data_pipelines.recipes.sets import load_manifest
+from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import cli, tree
-from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation import questions as exam
 from mono_jax.evaluation.heldout import heldout_loss
@@ -41,7 +41,7 @@ from mono_jax.runs import config_file, report
 from mono_jax.runs.stage import DTYPES, RunConfig, run_stage, say_now
 from mono_jax.training import stages
 from mono_jax.training.loop import PREEMPTED, Preempted
-from mono_jax.weights import hf
+from mono_jax.weights import model_folder
 from mono_jax.weights.upcycle import embed_experts
 
 EXAMPLES = """examples:
@@ -128,11 +128,11 @@ class Evip:
         """The folder of a model with visual experts: ``init`` itself, or WORKDIR/mono made from it."""
         if not init:
             raise ConfigError("config.init is missing: the first stage with images needs a base language model")
-        if checkpoint.model_config(init).visual_ffn_experts:
+        if model_folder.model_config(init).visual_ffn_experts:
             return init
         target = self.workdir / "mono"
-        if not (target / checkpoint.MODEL_FILE).is_file():
-            config, params, _ = checkpoint.open_model(init)
+        if not (target / model_folder.MODEL_FILE).is_file():
+            config, params, _ = model_folder.open_model(init)
             tokenizer = Tokenizer(self.manifest["tokenizer"])
             config, params = embed_experts(
                 config,
@@ -140,9 +140,9 @@ class Evip:
                 vision=VisionConfig(**self.config.vision),
                 attention_experts=self.config.attention_experts,
                 vocab_size=max(config.vocab_size, tokenizer.vocab_size),
-                image_token_id=tokenizer.id(hf.IMAGE_TOKEN),
+                image_token_id=tokenizer.id(IMAGE_CONTEXT),
             )
-            checkpoint.save_model(target, config, params, extra_files=hf.companion_files(init))
+            model_folder.save_model(target, config, params, extra_files=model_folder.companion_files(init))
             print(f"visual experts embedded: {target}")
         return str(target)
 
@@ -163,7 +163,7 @@ class Evip:
         result = run_stage(run, workdir, base_dir=self.workdir / "base")
         (workdir / "text_loss_before.json").write_text(json.dumps({"loss": before}))
         model = result["model"]
-        config, params = checkpoint.load_model(model)
+        config, params = model_folder.load_model(model)
         summary = {
             "config": run.to_dict(),
             "stage": run.stage,
@@ -184,7 +184,7 @@ class Evip:
 
     def text_loss(self, model: str, run: RunConfig) -> float:
         """Loss on the held-out text of the model in the folder ``model``."""
-        config, params = checkpoint.load_model(model)
+        config, params = model_folder.load_model(model)
         values = {"tokenizer": self.manifest["tokenizer"], **self.config.data, "visual": 0, "text": 256, "rows": 8}
         spec = {"kind": "text", "paths": self.manifest["heldout"]["text"]}
         values |= {"sources": [{"name": "heldout", "spec": spec}], "epochs": 1, "shuffle": "none", "seed": 0}

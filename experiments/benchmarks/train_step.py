@@ -44,7 +44,7 @@ from mono_jax.parallel.sharding import make_mesh, put_batch
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
 from mono_jax.training.metrics import count_tokens, peak_flops, step_flops
-from mono_jax.weights import hf
+from mono_jax.weights import hf_config, writers
 
 FORMS = ("static", "dense_both", "torch")
 OPTIM = optim.OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01)
@@ -146,8 +146,10 @@ class TorchForm:
         from experiments.benchmarks.torch_form import TorchModel, TorchTrainer
 
         config = work.config
-        tensors = {n: torch.from_numpy(np.array(t)) for n, t in hf.named_tensors(config, params).items()}
-        model = TorchModel(hf.config_to_hf(config), tensors, image_token=config.image_token_id, remat=remat != "none")
+        tensors = {n: torch.from_numpy(np.array(t)) for n, t in writers.named_tensors(config, params).items()}
+        model = TorchModel(
+            hf_config.config_to_hf(config), tensors, image_token=config.image_token_id, remat=remat != "none"
+        )
         self._trainer = TorchTrainer(model, stage.name, OPTIM.learning_rate, weight_decay=OPTIM.weight_decay)
         first, rest = batch["tokens"][:, :1], batch["tokens"][:, 1:]
         images = np.full((work.rows, work.visual), config.image_token_id)

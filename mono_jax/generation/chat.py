@@ -15,11 +15,11 @@ from data_pipelines.config import DataConfig
 from data_pipelines.encoding.images import ImageLimits, Tiling, cells, image_patches
 from data_pipelines.encoding.text import IMAGE_TOKEN, ChatEncoder, Tokenizer
 from data_pipelines.errors import BadSample, DataError
-from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, GenerationError
+from mono_jax.files import read_json
 from mono_jax.generation.decode import Generation, Generator, Prompt, Sampling
 from mono_jax.models.architecture import ModelConfig
-from mono_jax.weights import hf
+from mono_jax.weights import model_folder
 
 END_TOKENS = ("<|im_end|>", "<|im_start|>")
 NO_TEMPLATE = "none"
@@ -40,16 +40,16 @@ def find_model(path: str | Path) -> Path:
     """``path``, or the model folder in it if it is the workdir of a stage."""
     path = Path(path)
     inner = path / "model"
-    return inner if (inner / checkpoint.MODEL_FILE).is_file() else path
+    return inner if (inner / model_folder.MODEL_FILE).is_file() else path
 
 
 def read_habits(folder: Path) -> Habits:
     """From the folder's config.json (as in Hugging Face folders), or that of the run whose workdir it lies in."""
     names = {field.name for field in dataclasses.fields(Habits)}
     if (file := folder / "config.json").is_file():
-        return _habits(file, _from_hf(hf.read_json(file)))
+        return _habits(file, _from_hf(read_json(file)))
     if folder.name == "model" and (file := folder.parent / "config.json").is_file():
-        data = hf.read_json(file).get("data")
+        data = read_json(file).get("data")
         return _habits(file, {k: v for k, v in data.items() if k in names} if isinstance(data, dict) else {})
     return Habits()
 
@@ -229,9 +229,9 @@ class _Stream:
 def open_chat(args: Any) -> Chat:
     """The conversation that the flags describe."""
     folder = find_model(args.model)
-    checkpoint.model_config(folder)  # tells of a wrong folder before anything else is looked for
+    model_folder.model_config(folder)  # tells of a wrong folder before anything else is looked for
     tokenizer = _open_tokenizer(args.tokenizer or folder)
-    config, params = checkpoint.load_model(folder, image_token_id=tokenizer.added.get(IMAGE_TOKEN))
+    config, params = model_folder.load_model(folder, image_token_id=tokenizer.added.get(IMAGE_TOKEN))
     habits = read_habits(folder)
     given = {name: getattr(args, name) for name in ("template", "system_message", "max_tiles")}
     habits = dataclasses.replace(habits, **{name: value for name, value in given.items() if value is not None})

@@ -25,7 +25,9 @@ from jax.sharding import Mesh
 from data_pipelines.config import DataConfig
 from data_pipelines.loading.loader import PackedData
 from mono_jax import tree
-from mono_jax.checkpoints import checkpoint
+from mono_jax.checkpoints import manager
+from mono_jax.checkpoints.base import load_base, save_base
+from mono_jax.checkpoints.metadata import diff_config, package_versions
 from mono_jax.errors import CheckpointError, ConfigError, unknown_key
 from mono_jax.models.architecture import ModelConfig, preset
 from mono_jax.models.transformer import Model
@@ -33,7 +35,7 @@ from mono_jax.parallel.sharding import MeshConfig, make_mesh
 from mono_jax.training import loop, metrics, stages
 from mono_jax.training import step as train
 from mono_jax.training.optim import OptimConfig, Optimizer, make_optimizer
-from mono_jax.weights import hf
+from mono_jax.weights import model_folder
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 WORKDIR_NAMES = ("config.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard")
@@ -149,7 +151,7 @@ def model_config(run: RunConfig) -> ModelConfig:
     changes = dict(run.model)
     name = changes.pop("preset", None)
     if run.init:
-        base = checkpoint.model_config(run.init)
+        base = model_folder.model_config(run.init)
     elif name:
         base = preset(name)
     else:
@@ -247,7 +249,7 @@ class Session:
         placed = train.all_params(*abstract)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, placed)
         if self.run.init:
-            _, params = checkpoint.load_model(self.run.init, shardings=shardings)
+            _, params = model_folder.load_model(self.run.init, shardings=shardings)
         else:
             params = jax.jit(self.model.init, out_shardings=shardings)(jax.random.key(self.run.seed))
         dtype = DTYPES[self.run.frozen_dtype]
@@ -263,7 +265,7 @@ class Session:
             "plan": self.data.plan.counts.tolist(),
             "stage": self.stage.name,
             "base": base,
-            "versions": checkpoint.package_versions(),
+            "versions": package_versions(),
         }
 
 
@@ -274,7 +276,7 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     Raises MonoJaxError or DataError; ``loop.Preempted`` after SIGTERM, with everything saved.
     """
     session = Session.open(run, workdir, base_dir)
-    with checkpoint.Checkpoints(workdir / "checkpoints", run.keep, run.async_checkpoints, report=say) as checkpoints:
+    with manager.Checkpoints(workdir / "checkpoints", run.keep, run.async_checkpoints, report=say) as checkpoints:
         state, frozen, base = _start_or_resume(session, checkpoints, say)
         start = int(state["step"])
         _announce(session, state, frozen, start, say)
@@ -312,11 +314,11 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
 
 
 def _start_or_resume(
-    session: Session, checkpoints: checkpoint.Checkpoints, say: Say
+    session: Session, checkpoints: manager.Checkpoints, say: Say
 ) -> tuple[train.State, tree.Tree, str]:
     if not checkpoints.steps():
         state, frozen = session.fresh_state()
-        base = checkpoint.save_base(session.base_dir, frozen) if frozen else ""
+        base = save_base(session.base_dir, frozen) if frozen else ""
         (session.workdir / "config.json").write_text(json.dumps(session.run.to_dict(), indent=1) + "\n")
         return state, frozen, base
     metadata = checkpoints.metadata()
@@ -325,14 +327,14 @@ def _start_or_resume(
         session.data.plan.restore(np.array(metadata.get("plan", ()), np.int64))
     abstract, abstract_frozen = session.abstract_state()
     state, metadata = checkpoints.restore(abstract)
-    frozen = checkpoint.load_base(session.base_dir, metadata["base"], abstract_frozen) if abstract_frozen else {}
+    frozen = load_base(session.base_dir, metadata["base"], abstract_frozen) if abstract_frozen else {}
     say(f"resuming {session.stage.name} at step {int(state['step'])} from {checkpoints.directory}")
     return state, frozen, metadata["base"]
 
 
 def _check_resume(session: Session, metadata: Mapping[str, Any], say: Say) -> None:
     """Prints what changed in the config; raises ConfigError for changes of shapes or data that were not allowed."""
-    changes = checkpoint.diff_config(metadata["config"], session.run.to_dict())
+    changes = diff_config(metadata["config"], session.run.to_dict())
     for key, old, new in changes:
         say(f"config.{key} was {old!r}, now {new!r}")
     refused = [key for key, _, _ in changes if not key.startswith(FREE_CHANGES) and not key.startswith("data.")]
@@ -366,7 +368,7 @@ def _slots(data: DataConfig) -> str:
 def _companions(run: RunConfig) -> list[Path]:
     """Files that go along with the model: its tokenizer, and the config.json of the weights it started from."""
     tokenizer = Path(run.data.tokenizer)
-    files = hf.companion_files(tokenizer if tokenizer.is_dir() else tokenizer.parent)
+    files = model_folder.companion_files(tokenizer if tokenizer.is_dir() else tokenizer.parent)
     original = Path(run.init) / "config.json" if run.init else None
     return [*files, original] if original is not None and original.is_file() else files
 
@@ -379,7 +381,7 @@ def _finish(session: Session, state: train.State, frozen: tree.Tree) -> dict[str
     marker = session.workdir / "model" / "step.json"
     done = int(state["step"])
     if not marker.exists() or json.loads(marker.read_text())["step"] != done:
-        checkpoint.save_model(target, config, params, extra_files=_companions(session.run))
+        model_folder.save_model(target, config, params, extra_files=_companions(session.run))
         if jax.process_index() == 0:
             marker.write_text(json.dumps({"step": done}))
     records = metrics.read_metrics(session.workdir / "metrics.jsonl")

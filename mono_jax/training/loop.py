@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mono_jax import tree
-from mono_jax.checkpoints.checkpoint import Checkpoints
+from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import MonoJaxError
 from mono_jax.parallel.sharding import put_batch
 from mono_jax.training import metrics
