@@ -5,11 +5,11 @@
 
 Weights are streamed layer by layer, so a model far larger than memory converts. DST appears when it is whole.
 
---embed_experts makes a Mono-InternVL model of a dense InternLM2 one: every layer's visual FFN starts as a copy
-of its text FFN, the patch embedding and projector start at random (--seed), and the vocabulary grows by the
-chat and image tokens that the tokenizer lacks; their embedding and output rows start as the mean of all rows.
-With --attention_experts (Mono-InternVL-1.5) the visual QKV starts as a copy of the text QKV. No names are
-published for the tensors of 1.5: --names changes this project's.
+--embed_experts makes a Mono-InternVL model of a dense InternLM2 one (upcycling): every layer's visual FFN starts as a
+copy of its text FFN, the patch embedding and projector start at random (--seed), and the vocabulary grows by the chat
+and image tokens that the tokenizer lacks; their embedding and output rows start as the mean of all rows. With
+--attention_experts (Mono-InternVL-1.5) the visual QKV starts as a copy of the text QKV. No names are published for the
+tensors of 1.5: --names changes this project's.
 """
 
 from __future__ import annotations
@@ -28,26 +28,32 @@ EXAMPLES = """examples:
 
 a name table (--names=FILE) is JSON, {n} stands for the layer:
   {"layers/visual_attention/wqkv/kernel": "language_model.model.layers.{n}.attention.wqkv_visual.weight"}"""
-VISION_KEYS = {"hidden_size": int, "patch_size": int, "image_size": int, "downsample_ratio": float, "ps_version": str}
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__, EXAMPLES)
-    add, kinds = parser.add_argument, ("hf", "orbax")
+    add, forms = parser.add_argument, ("hf", "orbax")
     add("src", type=Path, metavar="SRC", help="the model to read")
     add("dst", type=Path, metavar="DST", help="the folder to write; must not exist, or be empty")
-    add("--from", dest="source", choices=kinds, help="what SRC is (default: seen from its files)")
-    add("--to", dest="target", choices=kinds, help="what DST becomes (default: not SRC's; SRC's with --embed_experts)")
-    add("--names", metavar="FILE", type=Path, help="JSON table of checkpoint names that differ from the built-in ones")
+    add("--from", dest="source_kind", choices=forms, help="what SRC is (default: seen from its files)")
+    add(
+        "--to",
+        dest="target_kind",
+        choices=forms,
+        help="what DST becomes (default: not SRC's; SRC's with --embed_experts)",
+    )
+    add(
+        "--names", dest="names_file", metavar="FILE", type=Path, help="JSON table of tensor names that differ from ours"
+    )
     add("--shard_size", type=cli.byte_size, default="5GB", help="largest exported file, e.g. 500MB (5GB)")
-    add("--dtype", choices=DTYPES, help="cast all weights (default: bit for bit as they are)")
+    add("--dtype", choices=("bfloat16", "float16", "float32"), help="cast all weights (default: none, bit for bit)")
     add("--image_token_id", type=int, help="id of <IMG_CONTEXT> (default: from the tokenizer files)")
     add("--embed_experts", action="store_true", help="make a Mono-InternVL model of a dense InternLM2")
     add("--attention_experts", action="store_true", help="with --embed_experts: visual QKV too (1.5)")
     add("--seed", type=int, default=0, help="of the new patch embedding and projector (0)")
-    for key, kind in VISION_KEYS.items():
-        add(f"--vision.{key}", type=kind, help=f"of the new patch embedding ({getattr(VisionConfig(), key)})")
+    for key in ("hidden_size", "patch_size", "image_size", "downsample_ratio", "ps_version"):
+        default = getattr(VisionConfig(), key)
+        add(f"--vision.{key}", type=type(default), help=f"of the new patch embedding ({default})")
     args = parser.parse_args(argv)
     if args.attention_experts and not args.embed_experts:
         parser.error("--attention_experts needs --embed_experts")
@@ -55,21 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from data_pipelines.encoding.text import Tokenizer
     from mono_jax.weights import convert
 
-    vision = {key: value for key in VISION_KEYS if (value := getattr(args, f"vision.{key}")) is not None}
-    report = convert.convert(
-        args.src,
-        args.dst,
-        source_kind=args.source,
-        target_kind=args.target,
-        names_file=args.names,
-        image_token_id=args.image_token_id,
-        dtype=args.dtype,
-        shard_size=args.shard_size,
-        upcycling=convert.Upcycling(Tokenizer, vision, args.attention_experts, args.seed)
-        if args.embed_experts
-        else None,
-    )
-    cli.json_line(report) if args.json else print(convert.summary(report))
+    flags = vars(args)
+    vision = {key.split(".")[1]: flags[key] for key in flags if key.startswith("vision.") and flags[key] is not None}
+    upcycling = convert.Upcycling(Tokenizer, vision, args.attention_experts, args.seed) if args.embed_experts else None
+    names = ("source_kind", "target_kind", "names_file", "image_token_id", "dtype", "shard_size")
+    report = convert.convert(args.src, args.dst, **{name: flags[name] for name in names}, upcycling=upcycling)
+    if args.json:
+        cli.json_line(report)
+    else:
+        print(convert.summary(report))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from mono_jax.runs.stage import DTYPES, RunConfig, run_stage, say_now
 from mono_jax.training import stages
 from mono_jax.training.loop import PREEMPTED, Preempted
 from mono_jax.weights import model_folder
-from mono_jax.weights.upcycle import embed_experts
+from mono_jax.weights.upcycle import upcycle
 
 EXAMPLES = """examples:
   python experiments/evip.py --config=experiments/configs/demo.py --workdir=runs/demo
@@ -134,7 +134,7 @@ class Evip:
         if not (target / model_folder.MODEL_FILE).is_file():
             config, params, _ = model_folder.open_model(init)
             tokenizer = Tokenizer(self.manifest["tokenizer"])
-            config, params = embed_experts(
+            config, params = upcycle(
                 config,
                 params,
                 vision=VisionConfig(**self.config.vision),

@@ -24,7 +24,7 @@ from mono_jax.weights.hf_config import config_to_hf
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.model_folder import MODEL_FILE, companion_files, open_model, save_model
 from mono_jax.weights.names import is_stacked
-from mono_jax.weights.upcycle import add_tokens, embed_experts
+from mono_jax.weights.upcycle import add_tokens, upcycle
 from mono_jax.weights.writers import SHARD_SIZE, save_hf
 
 Kind = Literal["hf", "orbax"]
@@ -139,7 +139,7 @@ def _upcycle(
         tokenizer = upcycling.open_tokenizer(source)
         known, vocab_size = tokenizer.added, max(vocab_size, tokenizer.vocab_size)
     tokens, vocab_size = add_tokens(known, vocab_size)
-    new, params = embed_experts(
+    new, params = upcycle(
         config,
         params,
         vision=dataclasses.replace(VisionConfig(), **upcycling.vision),

@@ -41,7 +41,7 @@ def add_tokens(known: Mapping[str, int], vocab_size: int) -> tuple[dict[str, int
     return tokens, vocab_size
 
 
-def embed_experts(
+def upcycle(
     config: ModelConfig,
     params: Mapping[str, Any],
     *,

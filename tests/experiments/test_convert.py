@@ -69,7 +69,7 @@ def test_options_reach_the_conversion(dense, tmp_path, capsys):
 def test_unusable_sources_and_targets(source, dense, golden_dir, tmp_path, capsys):
     run(source, tmp_path / "orbax")
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("mine")
+    (tmp_path / "full" / "file").write_text("kept")
     new = tmp_path / "new"
     assert "exists and is not empty" in fails(capsys, source, tmp_path / "full")
     assert "nowhere: no such folder" in fails(capsys, tmp_path / "nowhere", new)
@@ -87,7 +87,7 @@ def test_unusable_sources_and_targets(source, dense, golden_dir, tmp_path, capsy
     names.write_text(json.dumps({"layers/visual_attention/wqkv/kernel": "visual.{n}"}))
     error = fails(capsys, f"--names={names}", source, new)
     assert "no such parameter in this model: layers/visual_attention/wqkv/kernel" in error
-    assert (tmp_path / "full" / "file").read_text() == "mine"
+    assert (tmp_path / "full" / "file").read_text() == "kept"
     assert not new.exists()
 
 

@@ -109,7 +109,7 @@ def test_damaged_newest_is_reported_and_the_one_before_used(tmp_path, damage):
         assert reported[0].endswith("; using step 1")
         assert checkpoints.steps() == [1]
         assert (tmp_path / "damaged-2").is_dir()
-        checkpoints.save(2, make_state(2, size=4096), {"at": 2})  # the run gets there again
+        checkpoints.save(2, make_state(2, size=4096), {"at": 2})  # the run reaches this step once more
         assert checkpoints.steps() == [1, 2]
         assert_equal(checkpoints.restore(make_state(0, size=4096))[0], make_state(2, size=4096))
 
@@ -213,7 +213,7 @@ def assert_nothing_lost(checkpoints: Checkpoints, size: int) -> None:
     assert_equal(checkpoints.restore(make_state(0, size))[0], make_state(2, size))
 
 
-def test_too_little_space_is_said_before_writing(tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_writing(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, make_state(step), {})
@@ -244,7 +244,7 @@ def test_a_disk_that_fills_up_while_saving_loses_nothing(tmp_path, asynchronous)
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert "\n" not in str(caught.value)
         assert_nothing_lost(checkpoints, size)
-        checkpoints.save(4, make_state(4, size), {})  # once there is room it goes on
+        checkpoints.save(4, make_state(4, size), {})  # once there is room the run resumes
         assert_equal(checkpoints.restore(make_state(0, size))[0], make_state(4, size))
 
 

@@ -12,7 +12,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import VisionConfig, preset
 from mono_jax.models.transformer import Model
-from mono_jax.weights.upcycle import add_tokens, embed_experts
+from mono_jax.weights.upcycle import add_tokens, upcycle
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 VISION = VisionConfig(hidden_size=32, image_size=56)
@@ -38,7 +38,7 @@ def test_experts_are_copies_that_share_no_memory():
     params = tree.unflatten(
         {path: np.array(leaf) for path, leaf in tree.flatten(Model(config).init(jax.random.key(0))).items()}
     )
-    new_config, new = embed_experts(config, params, vision=VISION, vocab_size=config.vocab_size + 2)
+    new_config, new = upcycle(config, params, vision=VISION, vocab_size=config.vocab_size + 2)
     assert tree.flatten(new).keys() == tree.flatten(Model(new_config).abstract_params()).keys()
     old, new = tree.flatten(params), tree.flatten(new)
     for name in ("gate", "up", "down"):
@@ -52,6 +52,6 @@ def test_models_that_cannot_be_upcycled():
     config = preset("tiny_lm")
     params = Model(config).init(jax.random.key(0))
     with pytest.raises(ConfigError, match="the vocabulary cannot shrink"):
-        embed_experts(config, params, vision=VISION, vocab_size=config.vocab_size - 1)
+        upcycle(config, params, vision=VISION, vocab_size=config.vocab_size - 1)
     with pytest.raises(ConfigError, match="has these visual experts already"):
-        embed_experts(preset("tiny_mono_1_5"), params)
+        upcycle(preset("tiny_mono_1_5"), params)
