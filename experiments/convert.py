@@ -36,15 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("src", type=Path, metavar="SRC", help="the model to read")
     add("dst", type=Path, metavar="DST", help="the folder to write; must not exist, or be empty")
     add("--from", dest="source_kind", choices=forms, help="what SRC is (default: seen from its files)")
-    add(
-        "--to",
-        dest="target_kind",
-        choices=forms,
-        help="what DST becomes (default: not SRC's; SRC's with --embed_experts)",
-    )
-    add(
-        "--names", dest="names_file", metavar="FILE", type=Path, help="JSON table of tensor names that differ from ours"
-    )
+    add("--to", dest="target_kind", choices=forms, help="what DST becomes (default: the other; upcycling: the same)")
+    add("--names", dest="names_file", metavar="FILE", type=Path, help="JSON table of tensor names other than ours")
     add("--shard_size", type=cli.byte_size, default="5GB", help="largest exported file, e.g. 500MB (5GB)")
     add("--dtype", choices=("bfloat16", "float16", "float32"), help="cast all weights (default: none, bit for bit)")
     add("--image_token_id", type=int, help="id of <IMG_CONTEXT> (default: from the tokenizer files)")
@@ -66,10 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     upcycling = convert.Upcycling(Tokenizer, vision, args.attention_experts, args.seed) if args.embed_experts else None
     names = ("source_kind", "target_kind", "names_file", "image_token_id", "dtype", "shard_size")
     report = convert.convert(args.src, args.dst, **{name: flags[name] for name in names}, upcycling=upcycling)
-    if args.json:
-        cli.json_line(report)
-    else:
-        print(convert.summary(report))
+    cli.json_line(report) if args.json else print(convert.summary(report))
 
 
 if __name__ == "__main__":
