@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from flax import traverse_util
 
 from mono_jax.errors import ConfigError
 
 Tree = dict[str, Any]
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a/b": leaf} of a nested dict, in sorted order; empty dicts vanish."""
-    flat: dict[str, Any] = {}
-    for name in sorted(tree):
-        path = f"{prefix}{name}"
-        if isinstance(tree[name], Mapping):
-            flat |= flatten(tree[name], path + "/")
-        else:
-            flat[path] = tree[name]
-    return flat
+def flatten(tree: Tree) -> dict[str, Any]:
+    """{"a/b": leaf} of a nested dict, in sorted order level by level; empty dicts vanish."""
+    flat = traverse_util.flatten_dict(tree)
+    return {"/".join(path): flat[path] for path in sorted(flat)}
 
 
-def unflatten(flat: Mapping[str, Any]) -> Tree:
+def unflatten(flat: dict[str, Any]) -> Tree:
     """The inverse of ``flatten``."""
-    tree: Tree = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def merge(*trees: Mapping[str, Any]) -> Tree:
+def merge(*trees: Tree) -> Tree:
     """The union of trees that share no leaf."""
     flat: dict[str, Any] = {}
     for tree in trees:

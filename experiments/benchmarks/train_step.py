@@ -47,7 +47,8 @@ from mono_jax.training import step as train
 from mono_jax.training.flops import count_tokens, peak_flops, step_flops
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import init_state
-from mono_jax.weights import hf
+from mono_jax.weights.hf_config import config_to_hf
+from mono_jax.weights.writers import named_tensors
 
 FORMS = ("static", "dense_both", "torch")
 OPTIM = OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01)
@@ -149,8 +150,8 @@ class TorchForm:
         from experiments.benchmarks.torch_form import TorchModel, TorchTrainer
 
         config = work.config
-        tensors = {n: torch.from_numpy(np.array(t)) for n, t in hf.named_tensors(config, params).items()}
-        model = TorchModel(hf.config_to_hf(config), tensors, image_token=config.image_token_id, remat=remat != "none")
+        tensors = {n: torch.from_numpy(np.array(t)) for n, t in named_tensors(config, params).items()}
+        model = TorchModel(config_to_hf(config), tensors, image_token=config.image_token_id, remat=remat != "none")
         self._trainer = TorchTrainer(model, stage.name, OPTIM.learning_rate, weight_decay=OPTIM.weight_decay)
         first, rest = batch["tokens"][:, :1], batch["tokens"][:, 1:]
         images = np.full((work.rows, work.visual), config.image_token_id)

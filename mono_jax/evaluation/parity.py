@@ -30,7 +30,9 @@ from mono_jax.training import optim, stages
 from mono_jax.training import step as train
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import all_params, init_state
-from mono_jax.weights import hf
+from mono_jax.weights.hf_config import find_image_token_id, read_config
+from mono_jax.weights.readers import load_params
+from mono_jax.weights.writers import named_tensors
 
 Case = Mapping[str, np.ndarray]
 IGNORED = -100  # label that is not trained on
@@ -169,7 +171,7 @@ def run_forward(config: Architecture, params: Params, case: Case) -> dict[str, A
         value, gradients = jax.jit(jax.value_and_grad(loss))(params)
         result["loss_abs"] = abs(float(value) - float(case["loss"].reshape(())))
         if any(key.startswith("grad.") for key in case):
-            result["grad_max_rel"] = _gradient_difference(hf.named_tensors(config, gradients), case)
+            result["grad_max_rel"] = _gradient_difference(named_tensors(config, gradients), case)
     return result
 
 
@@ -246,8 +248,8 @@ def run_train(
         state, metrics = step(state, frozen, to_batch(config, part)[0])
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["grad_norm"]))
-    before = hf.named_tensors(config, params)
-    after = hf.named_tensors(config, all_params(state, frozen))
+    before = named_tensors(config, params)
+    after = named_tensors(config, all_params(state, frozen))
     frozen_names = _names(config, params, frozen)
     final = {key.removeprefix("final."): value for key, value in case.items() if key.startswith("final.")}
     return {
@@ -264,7 +266,7 @@ def _names(config: Architecture, params: Params, part: Params) -> list[str]:
     """Checkpoint names of the tensors of ``part``, a subtree of ``params``."""
     inside = tree.flatten(part)
     marks = {path: np.full(leaf.shape, path in inside) for path, leaf in tree.flatten(params).items()}
-    return [name for name, mark in hf.named_tensors(config, tree.unflatten(marks)).items() if mark.all()]
+    return [name for name, mark in named_tensors(config, tree.unflatten(marks)).items() if mark.all()]
 
 
 # ------------------------------------------------------------------ command
@@ -287,8 +289,8 @@ def run_case(
         case = load_file(case_file)
     except (OSError, SafetensorError) as error:
         raise CaseError(f"{case_file}: not a readable .safetensors file: {error}") from None
-    config = hf.read_config(model_dir, image_token_id_=_placeholder(model_dir, image_token_id))
-    params = hf.load_params(model_dir, config, jnp.float32)
+    config = read_config(model_dir, image_token_id=_placeholder(model_dir, image_token_id))
+    params = load_params(model_dir, config, jnp.float32)
     try:
         if "step0.input_ids" in case:
             trained = stages.get_stage(_stage_name(case_file, stage))
@@ -303,9 +305,9 @@ def run_case(
 
 
 def _placeholder(model_dir: str | Path, given: int | None) -> int | None:
-    if given is not None or hf.image_token_id(model_dir) is not None:
+    if given is not None or find_image_token_id(model_dir) is not None:
         return given
-    return 100 if hf.read_config(model_dir).vocab_size <= 92546 else None
+    return 100 if read_config(model_dir).vocab_size <= 92546 else None
 
 
 def _stage_name(case_file: Path, stage: str | None) -> str:

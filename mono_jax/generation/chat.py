@@ -15,29 +15,29 @@ from data_pipelines.encoding.images import ImageLimits, Tiling, cells, image_pat
 from data_pipelines.encoding.text import ChatEncoder, Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
-from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, GenerationError
+from mono_jax.files import read_json
 from mono_jax.generation.decode import Generation, Generator
 from mono_jax.generation.options import NO_TEMPLATE, PromptFormat, Sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import Architecture
-from mono_jax.weights import hf
+from mono_jax.weights.model_folder import MODEL_FILE, load_model, model_config
 
 
 def find_model(path: str | Path) -> Path:
     """``path``, or the model folder in it if it is the workdir of a stage."""
     path = Path(path)
     inner = path / "model"
-    return inner if (inner / checkpoint.MODEL_FILE).is_file() else path
+    return inner if (inner / MODEL_FILE).is_file() else path
 
 
 def read_prompt_format(folder: Path) -> PromptFormat:
     """From the folder's config.json (as in Hugging Face folders), or that of the run whose workdir it lies in."""
     names = {field.name for field in dataclasses.fields(PromptFormat)}
     if (file := folder / "config.json").is_file():
-        return _prompt_format(file, _from_hf(hf.read_json(file)))
+        return _prompt_format(file, _from_hf(read_json(file)))
     if folder.name == "model" and (file := folder.parent / "config.json").is_file():
-        data = hf.read_json(file).get("data")
+        data = read_json(file).get("data")
         return _prompt_format(file, {k: v for k, v in data.items() if k in names} if isinstance(data, dict) else {})
     return PromptFormat()
 
@@ -217,9 +217,9 @@ class _Stream:
 def open_chat(args: Any) -> Chat:
     """The conversation that the flags describe."""
     folder = find_model(args.model)
-    checkpoint.model_config(folder)  # tells of a wrong folder before anything else is looked for
+    model_config(folder)  # tells of a wrong folder before anything else is looked for
     tokenizer = _open_tokenizer(args.tokenizer or folder)
-    config, params = checkpoint.load_model(folder, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
+    config, params = load_model(folder, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
     given = {name: getattr(args, name) for name in ("template", "system_message", "max_tiles")}
     given = {name: value for name, value in given.items() if value is not None}
     form = dataclasses.replace(read_prompt_format(folder), **given)

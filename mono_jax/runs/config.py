@@ -10,9 +10,8 @@ from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.execution import Execution
-from mono_jax.models.presets import PRESETS, preset
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.stages import STAGES, Stage, get_stage
@@ -122,24 +121,3 @@ class EvipConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> EvipConfig:
         """Raises ConfigError with the dotted name of the key."""
         return strict.build(cls, values, "config", ConfigError)
-
-
-def architecture_of(run: RunConfig) -> Architecture:
-    """The architecture: of the weights to start from, or the preset's, with the changes of ``run.model``."""
-    changes = dict(run.model)
-    name = changes.pop("preset", None)
-    if run.init:
-        from mono_jax.checkpoints import checkpoint
-
-        base = checkpoint.model_config(run.init)
-    elif isinstance(name, str):
-        base = preset(name)
-    else:
-        raise ConfigError(
-            f"config.model.preset is {name!r}: name one of {', '.join(PRESETS)}, or give config.init (a model folder)"
-        )
-    values = base.to_dict()
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
-        values[key] = {**values[key], **value} if nested else value
-    return Architecture.from_dict(values, "config.model")

@@ -25,7 +25,6 @@ from data_pipelines.recipes.demo.sizes import DemoSizes
 from data_pipelines.recipes.manifest import load_manifest
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
-from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation import questions
 from mono_jax.evaluation.heldout import heldout_loss
@@ -36,8 +35,8 @@ from mono_jax.runs import report
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.stage import run_stage, say_now
 from mono_jax.training import stages
-from mono_jax.weights import hf
-from mono_jax.weights.upcycle import embed_experts
+from mono_jax.weights.model_folder import MODEL_FILE, companion_files, load_model, model_config, open_model, save_model
+from mono_jax.weights.upcycle import upcycle
 
 
 @dataclasses.dataclass
@@ -95,13 +94,13 @@ class Evip:
         """The folder of a model with visual experts: ``init`` itself, or WORKDIR/mono made from it."""
         if not init:
             raise ConfigError("config.init is missing: the first stage with images needs a base language model")
-        if checkpoint.model_config(init).visual_ffn_experts:
+        if model_config(init).visual_ffn_experts:
             return init
         target = self.workdir / "mono"
-        if not (target / checkpoint.MODEL_FILE).is_file():
-            config, params, _ = checkpoint.open_model(init)
+        if not (target / MODEL_FILE).is_file():
+            config, params, _ = open_model(init)
             tokenizer = Tokenizer(self.tokenizer())
-            config, params = embed_experts(
+            config, params = upcycle(
                 config,
                 params,
                 vision=self.config.vision,
@@ -109,7 +108,7 @@ class Evip:
                 vocab_size=max(config.vocab_size, tokenizer.vocab_size),
                 image_token_id=tokenizer.id(IMAGE_CONTEXT),
             )
-            checkpoint.save_model(target, config, params, extra_files=hf.companion_files(init))
+            save_model(target, config, params, extra_files=companion_files(init))
             say_now(f"visual experts embedded: {target}")
         return str(target)
 
@@ -129,7 +128,7 @@ class Evip:
         start = time.perf_counter()
         result = run_stage(run, workdir, base_dir=self.workdir / "base")
         before_file.write_text(json.dumps({"loss": before}))
-        config, params = checkpoint.load_model(result["model"])
+        config, params = load_model(result["model"])
         summary = {
             "config": run.to_dict(),
             "stage": run.stage,
@@ -152,7 +151,7 @@ class Evip:
         """Loss on the held-out text of the model in the folder ``model``; None where the sets hold no text back."""
         if "text" not in self.manifest["heldout"]:
             return None
-        config, params = checkpoint.load_model(model)
+        config, params = load_model(model)
         values = {**self.config.data, "tokenizer": run.data.tokenizer}
         values |= {"visual_tokens": 0, "text_tokens": 256, "batch_size": 8}
         spec = {"kind": "text", "paths": self.manifest["heldout"]["text"]}

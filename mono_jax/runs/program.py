@@ -6,7 +6,7 @@ Trainer, plans, benchmarks, evaluation and server start from it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -14,16 +14,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mono_jax import tree
-from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.presets import PRESETS, preset
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.parallel.specs import param_shardings
-from mono_jax.runs.config import RunConfig, architecture_of
+from mono_jax.runs.config import RunConfig
 from mono_jax.training.optim import Optimizer, make_optimizer
 from mono_jax.training.stages import Stage
 from mono_jax.training.state import TrainState, abstract_state, init_state
 from mono_jax.training.step import Step, jit_train_step, make_train_step
+from mono_jax.weights.model_folder import load_model, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Program:
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         whole = param_shardings(self.model.config, self.model.abstract_params(), self.mesh)
         if self.run.init:
-            _, params = checkpoint.load_model(self.run.init, shardings=whole)
+            _, params = load_model(self.run.init, shardings=whole)
         else:
             params = jax.jit(self.model.init, out_shardings=whole)(jax.random.key(self.run.seed))
         dtype = jnp.dtype(self.run.frozen_dtype)
@@ -83,3 +85,22 @@ class Program:
         """The one step, compiled for the mesh when it is first called. ``state`` and ``frozen``: arrays or shapes."""
         step = make_train_step(self.model, self.optimizer, dtype=self.dtype, grad_accum_steps=self.run.grad_accum_steps)
         return jit_train_step(step, self.model, state, frozen, self.mesh)
+
+
+def architecture_of(run: RunConfig) -> Architecture:
+    """The architecture: of the weights to start from, or the preset's, with the changes of ``run.model``."""
+    changes = dict(run.model)
+    name = changes.pop("preset", None)
+    if run.init:
+        base = model_config(run.init)
+    elif isinstance(name, str):
+        base = preset(name)
+    else:
+        raise ConfigError(
+            f"config.model.preset is {name!r}: name one of {', '.join(PRESETS)}, or give config.init (a model folder)"
+        )
+    values = base.to_dict()
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = {**values[key], **value} if nested else value
+    return Architecture.from_dict(values, "config.model")

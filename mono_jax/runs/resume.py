@@ -13,7 +13,9 @@ import numpy as np
 from data_pipelines import strict
 from data_pipelines.loading.loader import PackedData
 from mono_jax import tree
-from mono_jax.checkpoints import checkpoint
+from mono_jax.checkpoints.base import load_base, save_base
+from mono_jax.checkpoints.manager import Checkpoints
+from mono_jax.checkpoints.metadata import package_versions
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
@@ -43,12 +45,12 @@ def metadata_of(program: Program, data: PackedData, base: str) -> dict[str, Any]
         "plan": data.plan.counts.tolist(),
         "stage": program.stage.name,
         "base": base,
-        "versions": checkpoint.package_versions(),
+        "versions": package_versions(),
     }
 
 
 def start_or_resume(
-    program: Program, data: PackedData, checkpoints: checkpoint.Checkpoints, workdir: Path, base_dir: Path, say: Say
+    program: Program, data: PackedData, checkpoints: Checkpoints, workdir: Path, base_dir: Path, say: Say
 ) -> tuple[TrainState, tree.Tree, str]:
     """(state, frozen, hash of the frozen base) at step 0, or of the newest sound checkpoint.
 
@@ -56,7 +58,7 @@ def start_or_resume(
     """
     if not checkpoints.steps():
         state, frozen = program.fresh_state()
-        base = checkpoint.save_base(base_dir, frozen) if frozen else ""
+        base = save_base(base_dir, frozen) if frozen else ""
         write_config(program.run, workdir)
         return state, frozen, base
     metadata = checkpoints.metadata()
@@ -67,7 +69,7 @@ def start_or_resume(
     abstract, abstract_frozen = program.abstract_state()
     arrays, metadata = checkpoints.restore(vars(abstract))
     state = TrainState(**arrays)
-    frozen = checkpoint.load_base(base_dir, metadata["base"], abstract_frozen) if abstract_frozen else {}
+    frozen = load_base(base_dir, metadata["base"], abstract_frozen) if abstract_frozen else {}
     say(f"resuming {program.stage.name} at step {int(state.step)} from {checkpoints.directory}")
     return state, frozen, metadata["base"]
 

@@ -17,18 +17,18 @@ import jax
 
 from data_pipelines.loading.loader import PackedData
 from mono_jax import tree
-from mono_jax.checkpoints import checkpoint
+from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.runs import resume
-from mono_jax.runs.config import RunConfig, architecture_of
-from mono_jax.runs.program import Program
+from mono_jax.runs.config import RunConfig
+from mono_jax.runs.program import Program, architecture_of
 from mono_jax.training import callbacks, flops, metrics, stages
 from mono_jax.training.callbacks import Say
 from mono_jax.training.loop import run_loop
 from mono_jax.training.state import TrainState, all_params
-from mono_jax.weights import hf
+from mono_jax.weights.model_folder import companion_files, save_model
 
 
 def say_now(line: str) -> None:
@@ -46,7 +46,7 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     data = open_data(run, workdir)
     program = Program.build(run, run.steps or _steps(run, data))
     base_dir = base_dir or workdir / "base"
-    with checkpoint.Checkpoints(workdir / "checkpoints", run.keep, run.async_checkpoints, report=say) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", run.keep, run.async_checkpoints, report=say) as checkpoints:
         state, frozen, base = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
         _announce(program, state, frozen, say)
         writer = metrics.MetricsWriter(workdir, int(state.step)) if jax.process_index() == 0 else None
@@ -157,7 +157,7 @@ def _announce(program: Program, state: TrainState, frozen: tree.Tree, say: Say) 
 def _companions(run: RunConfig) -> list[Path]:
     """Files that accompany the model: its tokenizer, and the config.json of the weights it started from."""
     tokenizer = Path(run.data.tokenizer)
-    files = hf.companion_files(tokenizer if tokenizer.is_dir() else tokenizer.parent)
+    files = companion_files(tokenizer if tokenizer.is_dir() else tokenizer.parent)
     original = Path(run.init) / "config.json" if run.init else None
     return [*files, original] if original is not None and original.is_file() else files
 
@@ -168,7 +168,7 @@ def _finish(program: Program, data: PackedData, workdir: Path, state: TrainState
     marker = target / "step.json"
     if not marker.exists() or json.loads(marker.read_text())["step"] != done:
         params = all_params(state, frozen)
-        checkpoint.save_model(target, program.model.config, params, extra_files=_companions(program.run))
+        save_model(target, program.model.config, params, extra_files=_companions(program.run))
         if jax.process_index() == 0:
             marker.write_text(json.dumps({"step": done}))
     records = metrics.read_metrics(workdir / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""Visual experts put into a dense language model, as Mono-InternVL starts from InternLM2.
+"""Upcycling: visual experts put into a dense language model, as Mono-InternVL starts from InternLM2.
 
 Each visual FFN starts as a copy of the text FFN of its layer (arXiv 2410.08202); for Mono-InternVL-1.5 the
 visual QKV starts as a copy of the text QKV (this project's choice, by the same principle). The patch embedding
@@ -14,16 +14,34 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.special_tokens import CHAT_TOKENS, IMAGE_TOKENS
 from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.transformer import Model
-from mono_jax.weights.hf import LazyArray
+from mono_jax.weights.lazy import LazyArray
 
+INTERNLM2_VOCABULARY = 92544
 _ROWS = 4096  # of the embedding that are averaged at a time
 
 
-def embed_experts(
+def add_tokens(known: Mapping[str, int], vocab_size: int) -> tuple[dict[str, int], int]:
+    """Ids of the added tokens of a tokenizer with the chat and image tokens, and the size of the new vocabulary.
+
+    ``known``: added tokens that the tokenizer has. They keep their ids; the others follow after ``vocab_size``, in the
+    order of the public release, but for InternLM2's chat tokens, which are unnamed rows of its own vocabulary.
+    """
+    tokens = dict(known)
+    if vocab_size == INTERNLM2_VOCABULARY:
+        tokens = {name: number for name, number in CHAT_TOKENS.items() if name not in tokens} | tokens
+    for name in (*reversed(CHAT_TOKENS), *IMAGE_TOKENS):
+        if name not in tokens:
+            tokens[name] = vocab_size
+            vocab_size += 1
+    return tokens, vocab_size
+
+
+def upcycle(
     config: Architecture,
     params: Mapping[str, Any],
     *,
@@ -36,7 +54,7 @@ def embed_experts(
     """The monolithic multimodal model made of ``config`` and ``params``; what is there already is kept.
 
     Args:
-      params: a nested dict of arrays or ``hf.LazyArray``; lazy leaves stay lazy, others are copied.
+      params: a nested dict of arrays or ``LazyArray``; lazy leaves stay lazy, others are copied.
       vision: patch embedding of a model that has none; default: that of Mono-InternVL.
       attention_experts: also a visual QKV per layer (1.5).
       vocab_size: new size; added rows of the embedding and columns of the head are the mean of the old ones.

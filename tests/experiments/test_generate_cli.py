@@ -18,7 +18,6 @@ from data_pipelines.encoding.text import ChatEncoder, Tokenizer
 from data_pipelines.special_tokens import END_TOKENS
 from experiments import generate as command
 from mono_jax import cli
-from mono_jax.checkpoints import checkpoint
 from mono_jax.generation import chat
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
@@ -26,7 +25,8 @@ from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
-from mono_jax.weights import hf
+from mono_jax.weights.model_folder import load_model
+from mono_jax.weights.writers import save_hf
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def folder(golden_dir: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.Temp
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape) * 0.25), Model(config).abstract_params())
     path = tmp_path_factory.mktemp("model")
-    hf.save_hf(path, config, params)
+    save_hf(path, config, params)
     values = json.loads((path / "config.json").read_text())
     values |= {"min_dynamic_patch": 1, "max_dynamic_patch": 2, "template": "internlm2-chat"}
     (path / "config.json").write_text(json.dumps(values))
@@ -80,7 +80,7 @@ def test_an_answer_is_the_models(
     patches = image_patches(picture.read_bytes(), Tiling(32, 8, 1, 2), chat.ImageLimits())
     assert len(patches) == 48
     ids, _ = ChatEncoder(tokenizer).conversation([("human", "what is this")], [48], answer=True)
-    config, params = checkpoint.load_model(folder)
+    config, params = load_model(folder)
     stops = (tokenizer.eos, *(tokenizer.id(name) for name in END_TOKENS))
     [expected] = Generator(config, params, jnp.float32).generate([Prompt(ids, patches)], Sampling(6, stop_tokens=stops))
     [turn] = result["turns"]

@@ -166,7 +166,7 @@ def test_golden(golden_dir: Path, case: str) -> None:
 @pytest.mark.parametrize("name", OTHER)
 def test_other_models(tmp_path: Path, name: str) -> None:
     pytest.importorskip("torch")
-    from reference.make_cases import make_case
+    from tests.reference.make_cases import make_case
 
     case = make_case(tmp_path, **OTHER[name])
     settings = parity.golden_optim()

@@ -24,7 +24,7 @@ from mono_jax.models.execution import Execution
 from mono_jax.models.presets import PRESETS, preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import step as train
-from mono_jax.weights import hf
+from mono_jax.weights import hf_config, names, readers
 from tests.mono_jax.helpers import SPEC, random_batch, random_params
 
 F32 = jnp.float32
@@ -138,8 +138,8 @@ def test_sizes_of_mono_internvl(name: str) -> None:
     if name == "mono_internvl_2b":
         assert round(ffn / 1e9, 3) == 1.208
         assert round(sum(found.values()) / 1e9, 2) == 3.11
-        shapes = hf.param_shapes(config)
-        assert sum(shape[0] if hf.is_stacked(path) else 1 for path, shape in shapes.items()) == 253
+        shapes = names.param_shapes(config)
+        assert sum(shape[0] if names.is_stacked(path) else 1 for path, shape in shapes.items()) == 253
 
 
 def test_size_of_the_modular_model() -> None:
@@ -305,8 +305,8 @@ def test_dense_both_does_the_work_of_both_experts() -> None:
 def test_twins_share_the_gradient_of_one_qkv(golden_dir: Path) -> None:
     """With visual QKV = text QKV, their two gradients add up to that of the golden model's only QKV."""
     folder = golden_dir / "mono_tiny"
-    config = hf.read_config(folder, image_token_id_=100)
-    params = hf.load_params(folder, config, np.float32)
+    config = hf_config.read_config(folder, image_token_id=100)
+    params = readers.load_params(folder, config, np.float32)
     params["layers"] |= {"visual_attention": {"wqkv": params["layers"]["attention"]["wqkv"]}}
     config = config.replace(visual_attention_experts=True)
     case = load_file(folder / "forward.safetensors")

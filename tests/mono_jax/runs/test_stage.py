@@ -20,12 +20,13 @@ from data_pipelines.errors import DataError
 from data_pipelines.loading.loader import PackedData
 from data_pipelines.packing.plan import Plan
 from mono_jax import tree
-from mono_jax.checkpoints import checkpoint
+from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
 from mono_jax.training import callbacks, loop, stages
+from mono_jax.weights.model_folder import load_model
 
 VISION = {"hidden_size": 16, "patch_size": 8, "image_size": 64}
 
@@ -58,7 +59,7 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
 
 
 def same_weights(a: str, b: str) -> bool:
-    one, two = (tree.flatten(checkpoint.load_model(folder)[1]) for folder in (a, b))
+    one, two = (tree.flatten(load_model(folder)[1]) for folder in (a, b))
     return one.keys() == two.keys() and all(np.array_equal(one[path], two[path]) for path in one)
 
 
@@ -86,7 +87,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict
     assert {"loss", "grad_norm", "lr", "tokens_per_s", "mfu", "data_wait", "eta_s"} <= set(record)
     assert record["tokens_per_s"] > 0
     assert result["data"]["samples"] > 0
-    config, params = checkpoint.load_model(result["model"])
+    config, params = load_model(result["model"])
     assert config.visual_ffn_experts
     assert (workdir / "model" / "tokenizer.model").is_file()
     # The frozen side is what the seed made.
@@ -117,7 +118,7 @@ def test_resumed_equals_uninterrupted(
 
 def test_data_workers_leave_the_plan_in_the_checkpoint_too(sets: dict[str, Any], tmp_path: Path):
     run(settings(sets, steps=2, data={"workers": 1}), tmp_path / "run")
-    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         assert sum(checkpoints.metadata()["plan"]) >= 2 * 4
 
 
@@ -138,7 +139,7 @@ def test_data_that_ends_first_ends_the_run_saved(sets: dict[str, Any], tmp_path:
     with pytest.raises(loop.DataEnded, match=r"raise data\.epochs"):
         run(settings(sets, steps=10_000, checkpoint_every=10_000, data=data), tmp_path / "steps")
     steps = len(losses(tmp_path / "steps"))
-    with checkpoint.Checkpoints(tmp_path / "steps" / "checkpoints") as checkpoints:
+    with Checkpoints(tmp_path / "steps" / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [steps]
     whole = settings(sets, epochs=1.0, data=data)
     del whole["steps"]
@@ -172,8 +173,8 @@ def test_the_next_stage_starts_from_the_model_of_the_last(
 ):
     values = settings(sets, "S1.3", "s1_3", init=finished[1]["model"], model={}, steps=1)
     result = run(values, tmp_path / "next")
-    before = tree.flatten(checkpoint.load_model(finished[1]["model"])[1])
-    after = tree.flatten(checkpoint.load_model(result["model"])[1])
+    before = tree.flatten(load_model(finished[1]["model"])[1])
+    after = tree.flatten(load_model(result["model"])[1])
     assert np.array_equal(before["layers/feed_forward/gate/kernel"], after["layers/feed_forward/gate/kernel"])
     assert not np.array_equal(before["layers/attention/wqkv/kernel"], after["layers/attention/wqkv/kernel"])
 
@@ -184,7 +185,7 @@ def test_runs_of_non_finite_updates_stop_saved_and_named(sets: dict[str, Any], t
     with pytest.raises(callbacks.NonFinite, match=r"2 updates in a row.*samples of that step: .*00000"):
         run_stage(RunConfig.from_dict(values), tmp_path / "run", say=lines.append)
     assert sum("is not finite: update skipped; samples:" in line for line in lines) == 2
-    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+    with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
         assert saved.steps()
 
 
@@ -244,7 +245,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == callbacks.PREEMPTED, errors
     assert "run the same command again" in errors
-    with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+    with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
         stopped = saved.steps()[-1]
     assert stopped >= 3
     done = subprocess.run(

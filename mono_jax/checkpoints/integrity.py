@@ -1,0 +1,81 @@
+"""Whether what lies on disk is what was saved, and fits what is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mono_jax import tree
+from mono_jax.errors import CheckpointError
+from mono_jax.files import Damaged, verify_checksums
+from mono_jax.weights.names import is_stacked
+
+
+def verify_on_first_process(folder: Path) -> bool:
+    """``verify_checksums`` by one process for all, so that the files are read once and all agree."""
+    if jax.process_count() == 1:
+        return verify_checksums(folder)
+    unlisted, sound, damaged = range(3)
+    verdict, problem = unlisted, Damaged(f"{folder}: damaged")
+    if jax.process_index() == 0:
+        try:
+            verdict = sound if verify_checksums(folder) else unlisted
+        except Damaged as error:
+            verdict, problem = damaged, error
+    verdict = int(multihost_utils.broadcast_one_to_all(np.int32(verdict)))
+    if verdict == damaged:
+        raise problem
+    return verdict == sound
+
+
+def check_fit(folder: Path, stored_state: Any, wanted_state: Any) -> None:
+    """Raises CheckpointError that lists all differences between the arrays stored in ``folder`` and those wanted.
+
+    ``stored_state``: Orbax's metadata of a tree; ``wanted_state``: arrays or jax.ShapeDtypeStruct.
+    """
+    stored, wanted = _shapes(getattr(stored_state, "tree", stored_state)), _shapes(wanted_state)
+    problems = [f"{path} is missing" for path in wanted if path not in stored]
+    problems += [f"{path} is not part of the state" for path in stored if path not in wanted]
+    problems += [
+        f"{path} is {stored[path][1]}{list(stored[path][0])}, the state has {wanted[path][1]}{list(wanted[path][0])}"
+        for path in wanted
+        if path in stored and stored[path] != wanted[path]
+    ]
+    if problems:
+        raise CheckpointError(f"{folder}: does not fit this run: {'; '.join(problems)}")
+
+
+def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, dtype) of every array by path. Named tuples and dicts give the same paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: hasattr(x, "dtype"))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
+        for path, leaf in leaves
+        if hasattr(leaf, "dtype")
+    }
+
+
+def tree_hash(params: Mapping[str, Any]) -> str:
+    """SHA-256 over the paths, dtypes, shapes and bytes of a nested dict of arrays, one slice in memory at a time."""
+    digest = hashlib.sha256()
+    for path, leaf in tree.flatten(params).items():
+        digest.update(f"{path} {np.dtype(leaf.dtype)} {tuple(leaf.shape)}\n".encode())
+        for part in _slices(path, leaf):
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _slices(path: str, leaf: Any) -> Iterator[np.ndarray]:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    if is_stacked(path):
+        for n in range(leaf.shape[0]):
+            yield np.asarray(leaf[n])
+    else:
+        yield np.asarray(leaf)

@@ -1,0 +1,240 @@
+"""The checkpoints of a run.
+
+    CHECKPOINTS/300/    state/ (Orbax: step, trainables, optimizer), metadata/ (JSON), checksums.json
+
+A step is visible only when whole: Orbax writes into a temporary folder and renames it. Orbax has no checksum over
+array values, so each step gets a list of SHA-256 sums once it is committed; reading checks them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mono_jax.checkpoints.integrity import check_fit, verify_on_first_process
+from mono_jax.errors import CheckpointError, ConfigError
+from mono_jax.files import Damaged, reason, write_checksums
+from mono_jax.weights.orbax_arrays import barrier
+
+PyTree = Any
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest ``keep`` of them.
+
+    >>> with Checkpoints("runs/a/checkpoints") as checkpoints:
+    ...     checkpoints.save(300, {"step": step, "trainable": params, "opt_state": opt_state}, {"config": ...})
+    ...     state, metadata = checkpoints.restore(abstract_state)
+
+    ``asynchronous``: ``save`` returns when the arrays are copied to the host and writes in the background;
+    an error then shows at the next ``save`` or ``wait``. ``report`` gets one line for each damaged checkpoint.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        keep: int = 3,
+        asynchronous: bool = True,
+        report: Callable[[str], None] = _to_stderr,
+    ):
+        if keep < 1:
+            raise ConfigError(f"keep is {keep}: at least one checkpoint must be kept")
+        self.directory = Path(directory).absolute()
+        self._keep, self._asynchronous, self._report = keep, asynchronous, report
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+        self._saved: int | None = None
+        self._sound: set[int] = set()  # steps whose files were found to be what was written
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            enable_async_checkpointing=self._asynchronous,
+            cleanup_tmp_directories=True,
+            create=True,
+        )
+        try:
+            handlers = {"state": ocp.PyTreeCheckpointHandler(), "metadata": ocp.JsonCheckpointHandler()}
+            return ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: cannot be used for checkpoints: {reason(error)}") from None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for a save in flight and lets go of Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first; waits for a save in flight."""
+        self.wait()
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
+        """Saves ``state`` (arrays) and ``metadata`` (JSON) as ``step``; saving a step twice in a run does nothing.
+
+        After ``restore(step=...)`` of an older step, the checkpoints after it are deleted by the next save.
+        Raises CheckpointError if this save, or the one before it in the background, failed (a full disk, say);
+        checkpoints saved earlier stay.
+        """
+        self.wait()
+        if step == self._saved:
+            return
+        self._check_space(step, state)
+        for later in self.steps():
+            if later >= step:  # the run went back to an older step: what followed it is no longer its history
+                self._sound.discard(later)
+                self._manager.delete(later)
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(dict(metadata)))
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except Exception as error:
+            self._manager = self._open()
+            raise self._not_saved(step, error) from None
+        self._thread = threading.Thread(target=self._finish, args=(step,), name=f"checkpoint-{step}")
+        self._thread.start()
+        if not self._asynchronous:
+            self.wait()
+
+    def _check_space(self, step: int, state: PyTree) -> None:
+        """Fails early where the disk cannot hold ``state``; with several processes only writing shows it."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+        free = shutil.disk_usage(self.directory).free
+        if needed > free and jax.process_count() == 1:
+            raise self._not_saved(
+                step, OSError(f"it needs {needed / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free")
+            )
+
+    def _finish(self, step: int) -> None:
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_checksums(self.directory / str(step))
+            self._saved = step
+        except Exception as error:
+            self._error = self._not_saved(step, error)
+
+    def _not_saved(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.directory}: step {step} was not saved: {reason(error)}; "
+            "earlier checkpoints are intact, make room and run again to resume from the newest"
+        )
+
+    def wait(self) -> None:
+        """Blocks until the save in flight is on disk; raises CheckpointError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()  # removes what the failed save left behind
+            raise error
+
+    def metadata(self, step: int | None = None) -> dict[str, Any]:
+        """The metadata of what ``restore`` would restore; damaged checkpoints are treated as by ``restore``."""
+        return self._first_sound(step, self._read_metadata)
+
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
+        """The state and metadata of ``step``, by default of the newest checkpoint that is sound.
+
+        ``abstract_state``: arrays or jax.ShapeDtypeStruct in the structure wanted; their shardings say where
+        each array goes, whatever mesh it was saved from. A damaged checkpoint is reported, renamed to
+        ``damaged-STEP`` and passed over. Raises CheckpointError if there is no sound one, if ``step`` is
+        damaged, or (listing all differences) if the checkpoint holds other arrays than ``abstract_state``.
+        """
+        return self._first_sound(step, lambda candidate: self._read(candidate, abstract_state))
+
+    def _first_sound(self, step: int | None, read: Callable[[int], Any]) -> Any:
+        damaged: dict[int, Damaged] = {}
+        for candidate in self._existing(step):
+            try:
+                result = read(candidate)
+            except Damaged as error:
+                damaged[candidate] = error
+                continue
+            for other, error in damaged.items():
+                if jax.process_index() == 0:
+                    self._report(f"{error}; using step {candidate}")
+                self._set_aside(other)
+            return result
+        listed = "; ".join(map(str, damaged.values()))
+        if step is not None:
+            raise CheckpointError(f"{listed}; choose another of the steps {self.steps()}")
+        raise CheckpointError(f"{listed}; no other checkpoint is left: start in another workdir")
+
+    def _existing(self, step: int | None) -> list[int]:
+        steps = self.steps()[::-1]
+        if not steps:
+            raise CheckpointError(f"{self.directory}: no checkpoint in it")
+        if step is not None and step not in steps:
+            raise CheckpointError(f"{self.directory}: no checkpoint of step {step}: there are {steps[::-1]}")
+        return steps if step is None else [step]
+
+    def _verified(self, step: int) -> bool:
+        """Whether the step's files are known to be sound (False: nothing is known); raises Damaged."""
+        if step not in self._sound and verify_on_first_process(self.directory / str(step)):
+            self._sound.add(step)
+        return step in self._sound
+
+    def _read_metadata(self, step: int) -> dict[str, Any]:
+        self._verified(step)
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+        except Exception as error:
+            raise Damaged(f"{self.directory / str(step)}: damaged metadata: {reason(error)}") from None
+
+    def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        folder = self.directory / str(step)
+        verified = self._verified(step)
+        try:
+            stored = self._manager.item_metadata(step)["state"]
+            check_fit(folder, stored, abstract_state)
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    abstract_state, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state)
+                ),
+                metadata=ocp.args.JsonRestore(),
+            )
+            restored = self._manager.restore(step, args=items)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            if verified:
+                raise CheckpointError(f"{folder}: cannot be restored: {reason(error)}") from error
+            raise Damaged(f"{folder}: damaged: {reason(error)}") from None
+        return restored["state"], restored["metadata"]
+
+    def _set_aside(self, step: int) -> None:
+        if step == self._saved:
+            self._saved = None
+        if jax.process_index() == 0:
+            target = self.directory / f"damaged-{step}"
+            shutil.rmtree(target, ignore_errors=True)
+            (self.directory / str(step)).rename(target)
+        barrier("damaged checkpoint is set aside")
+        self._manager.reload()

@@ -1,0 +1,218 @@
+"""Conversion between Hugging Face folders and this project's model folders, bit for bit and layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from data_pipelines.io.publish import new_folder, remove_stale, write_json
+from data_pipelines.special_tokens import IMAGE_CONTEXT
+from mono_jax import tree
+from mono_jax.errors import ConfigError, WeightsError
+from mono_jax.files import read_json
+from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.weights.hf_config import config_to_hf
+from mono_jax.weights.lazy import LazyArray
+from mono_jax.weights.model_folder import MODEL_FILE, companion_files, open_model, save_model
+from mono_jax.weights.names import is_stacked
+from mono_jax.weights.upcycle import add_tokens, upcycle
+from mono_jax.weights.writers import SHARD_SIZE, save_hf
+
+Kind = Literal["hf", "orbax"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Upcycling:
+    """How visual experts are put into the model on its way.
+
+    Attributes:
+      open_tokenizer: the tokenizer of a folder, with its ``added`` tokens (name -> id) and its ``vocab_size``.
+      vision: fields of the new patch embedding's VisionConfig that differ from the defaults.
+      attention_experts: also a visual QKV per layer (1.5).
+      seed: of the patch embedding and the projector.
+    """
+
+    open_tokenizer: Callable[[Path], Any]
+    vision: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attention_experts: bool = False
+    seed: int = 0
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    source_kind: Kind | None = None,
+    target_kind: Kind | None = None,
+    names_file: Path | None = None,
+    image_token_id: int | None = None,
+    dtype: str | None = None,
+    shard_size: int = SHARD_SIZE,
+    upcycling: Upcycling | None = None,
+) -> dict[str, Any]:
+    """Converts the model in ``source``; ``target`` appears when it is whole. Returns what was done, for JSON.
+
+    Args:
+      source_kind: what ``source`` must be; default: seen from its files.
+      target_kind: default: the other kind, or the same with ``upcycling``.
+      names_file: JSON table of checkpoint names that differ from the built-in ones.
+      image_token_id: id of <IMG_CONTEXT>; default: from the tokenizer files.
+      dtype: cast all weights; None keeps them bit for bit.
+      shard_size: bytes of the largest safetensors file.
+
+    Raises MonoJaxError.
+    """
+    names = read_json(names_file) if names_file else {}
+    kind = _kind_of(source, source_kind)
+    target_kind = target_kind or (kind if upcycling else {"hf": "orbax", "orbax": "hf"}[kind])
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise _not_empty(target)
+    config, params, names = open_model(source, image_token_id=image_token_id, names=names)
+    original = read_json(source / "config.json") if (source / "config.json").is_file() else None
+    report: dict[str, Any] = {"from": kind, "to": target_kind, "src": str(source), "dst": str(target)}
+    added_tokens = None
+    if upcycling:
+        old_size = config.vocab_size
+        config, params, added_tokens = _upcycle(source, config, params, upcycling, image_token_id)
+        report["vocabulary_rows_added"] = config.vocab_size - old_size
+    flat = tree.flatten(params)
+    if unused := [path for path in names if path not in flat]:
+        raise ConfigError(f"{names_file}: no such parameter in this model: {', '.join(unused)}")
+    if dtype:
+        params = tree.unflatten({path: leaf.astype(np.dtype(dtype)) for path, leaf in flat.items()})
+        original = original and original | {"torch_dtype": dtype}
+    report |= {"model": _describe(config), **_sizes(params)}
+    started = time.perf_counter()
+    with _published(target, report["bytes"]) as folder:
+        params = _with_progress(params)
+        if target_kind == "hf":
+            save_hf(folder, config, params, original=original, names=names, shard_size=shard_size)
+        else:
+            save_model(folder, config, params, names=names)
+            write_json(folder / "config.json", config_to_hf(config, original, params["embed"]["embedding"].dtype))
+        for file in companion_files(source):
+            shutil.copyfile(file, folder / file.name)
+        if added_tokens is not None:
+            write_json(folder / "added_tokens.json", added_tokens)
+    return report | {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The report of ``convert`` in words."""
+    text = (
+        f"{report['dst']}: {report['model']}, {report['parameters'] / 1e9:.3f} B parameters in {report['tensors']} "
+        f"tensors, {report['bytes'] / 1e9:.2f} GB ({', '.join(report['dtypes'])}), {report['seconds']} s"
+    )
+    if rows := report.get("vocabulary_rows_added"):
+        text += f"\nvocabulary: {rows} rows added, each the mean of the old ones"
+    return text
+
+
+def _kind_of(source: Path, expected: Kind | None) -> Kind:
+    if not source.is_dir():
+        raise WeightsError(f"{source}: no such folder")
+    found: Kind = "orbax" if (source / MODEL_FILE).is_file() else "hf"
+    if expected == "orbax" and found == "hf":
+        raise WeightsError(f"{source}: no {MODEL_FILE} in it: not a model folder; use --from=hf?")
+    if expected == "hf" and found == "orbax":
+        raise WeightsError(f"{source}: has a {MODEL_FILE}: a model folder; use --from=orbax")
+    return found
+
+
+def _upcycle(
+    source: Path, config: Architecture, params: tree.Tree, upcycling: Upcycling, image_token_id: int | None
+) -> tuple[Architecture, tree.Tree, dict[str, int]]:
+    """Config and weights of the Mono-InternVL model, and the added tokens of its tokenizer."""
+    if upcycling.vision and config.vision is not None:
+        raise ConfigError(f"--vision.{next(iter(upcycling.vision))}: {source} has a patch embedding already")
+    known, vocab_size = {}, config.vocab_size
+    if any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        tokenizer = upcycling.open_tokenizer(source)
+        known, vocab_size = tokenizer.added, max(vocab_size, tokenizer.vocab_size)
+    tokens, vocab_size = add_tokens(known, vocab_size)
+    new, params = upcycle(
+        config,
+        params,
+        vision=dataclasses.replace(VisionConfig(), **upcycling.vision),
+        attention_experts=upcycling.attention_experts,
+        vocab_size=vocab_size,
+        image_token_id=tokens[IMAGE_CONTEXT] if image_token_id is None else image_token_id,
+        seed=upcycling.seed,
+    )
+    return new, params, tokens
+
+
+def _describe(config: Architecture) -> str:
+    """What the model is. No size: the published labels (2B) belong to the published checkpoints only."""
+    if config.vision is None:
+        return "InternLM2"
+    if not config.is_monolithic:
+        return "modular InternVL"
+    return "Mono-InternVL" + ("-1.5" if config.visual_attention_experts else "")
+
+
+def _sizes(params: tree.Tree) -> dict[str, Any]:
+    flat = tree.flatten(params)
+    return {
+        "tensors": _count(flat),
+        "parameters": sum(math.prod(leaf.shape) for leaf in flat.values()),
+        "bytes": sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in flat.values()),
+        "dtypes": sorted({str(np.dtype(leaf.dtype)) for leaf in flat.values()}),
+    }
+
+
+def _count(flat: Mapping[str, Any]) -> int:
+    """Number of tensors in a checkpoint: one per layer."""
+    return sum(leaf.shape[0] if is_stacked(path) else 1 for path, leaf in flat.items())
+
+
+@contextlib.contextmanager
+def _published(target: Path, size: int) -> Iterator[Path]:
+    """A folder for ``size`` bytes that becomes ``target`` at the end; what the disk refuses becomes a WeightsError."""
+    remove_stale(target.parent)
+    try:
+        with new_folder(target) as folder:
+            free = shutil.disk_usage(folder).free
+            if size > free:
+                raise WeightsError(f"{target}: needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+            yield folder
+    except FileExistsError:
+        raise _not_empty(target) from None
+    except OSError as error:
+        raise WeightsError(f"{target}: not written: {error.strerror or error}") from None
+
+
+def _not_empty(target: Path) -> ConfigError:
+    return ConfigError(f"{target}: exists and is not empty: choose another DST or remove it")
+
+
+def _with_progress(params: tree.Tree) -> tree.Tree:
+    """Counts the slices as they are read, on one line of a terminal."""
+    if not sys.stderr.isatty():
+        return params
+    flat = tree.flatten(params)
+    total = _count(flat)
+    done = 0
+
+    def counted(path: str, leaf: Any) -> Any:
+        if not isinstance(leaf, LazyArray):
+            return leaf
+
+        def read(n: int | None) -> np.ndarray:
+            nonlocal done
+            done += 1
+            print(f"\r{done}/{total} {path:50}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+            return leaf.read(n)
+
+        return dataclasses.replace(leaf, read=read)
+
+    return tree.unflatten({path: counted(path, leaf) for path, leaf in flat.items()})

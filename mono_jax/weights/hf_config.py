@@ -1,0 +1,265 @@
+"""The config.json of Hugging Face and this project's config, one made from the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.special_tokens import IMAGE_CONTEXT
+from mono_jax.errors import ConfigError
+from mono_jax.files import read_json
+from mono_jax.models.architecture import Architecture, RopeScaling, VisionConfig
+from mono_jax.weights.names import TABLE, Names
+from mono_jax.weights.readers import tensor_names
+
+_ARCHITECTURES = ("InternLM2ForCausalLM", "InternLM2VEForCausalLM", "InternLM2VEAttentionForCausalLM")
+_VISION_KINDS = {"intern_vit_patch": "patch_embed", "intern_vit_6b": "intern_vit"}
+# What a new config.json says of things outside the model: the values of the paper (arXiv 2410.08202) and its release.
+CHAT_DEFAULTS = {
+    "template": "internlm2-chat",
+    "dynamic_image_size": True,
+    "use_thumbnail": True,
+    "min_dynamic_patch": 1,
+    "max_dynamic_patch": 6,
+}
+
+
+class _Section:
+    """Typed access to a part of config.json; every error names the file, the key and the fix."""
+
+    def __init__(self, values: Any, where: str):
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}")
+        self.values, self.where = values, where
+
+    def get(self, key: str, kind: type, default: Any = None, valid: tuple = ()) -> Any:
+        """``values[key]``, or ``default`` where absent or null; a default of None means required."""
+        value = self.values.get(key)
+        if value is None:
+            if default is None:
+                raise ConfigError(f"{self.where}: key {key!r} is missing; add it ({kind.__name__})")
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ConfigError(f"{self.where}: {key} is {value!r}: it must be of type {kind.__name__}")
+        if kind in (int, float) and key != "select_layer" and value <= 0:
+            raise ConfigError(f"{self.where}: {key} is {value!r}: it must be greater than 0")
+        if valid and value not in valid:
+            raise ConfigError(f"{self.where}: {key} is {value!r}: use one of {', '.join(map(repr, valid))}")
+        return value
+
+
+def config_from_hf(
+    values: Mapping[str, Any], *, image_token_id: int | None = None, file: str | Path = "config.json"
+) -> Architecture:
+    """The Architecture of a Hugging Face config.json (``internvl_chat`` or ``internlm2``).
+
+    ``image_token_id``: id of <IMG_CONTEXT>; default: the key of that name, else InternLM2's 92546.
+    Raises ConfigError that names ``file``, the key and the fix.
+    """
+    top = _Section(values, str(file))
+    model_type = top.get("model_type", str, valid=("internvl_chat", "internlm2"))
+    if model_type == "internlm2":
+        return _build(file, **_language_keys(top))
+    language = _Section(values.get("llm_config"), f"{file}: llm_config")
+    architecture = (values["llm_config"].get("architectures") or ["missing"])[0]
+    if architecture not in _ARCHITECTURES:
+        raise ConfigError(
+            f"{language.where}: architectures is {architecture!r}: use one of {', '.join(_ARCHITECTURES)}"
+        )
+    for key in ("use_backbone_lora", "use_llm_lora"):
+        if values.get(key):
+            raise ConfigError(f"{file}: {key} is {values[key]!r}: merge the LoRA weights first and set it to 0")
+    vision = _vision(top, _Section(values.get("vision_config"), f"{file}: vision_config"))
+    default = Architecture.image_token_id
+    return _build(
+        file,
+        **_language_keys(language),
+        vision=vision,
+        visual_ffn_experts=architecture != _ARCHITECTURES[0],
+        visual_attention_experts=architecture == _ARCHITECTURES[2],
+        image_token_id=image_token_id if image_token_id is not None else top.get("image_token_id", int, default),
+    )
+
+
+def _build(file: str | Path, **keys: Any) -> Architecture:
+    try:
+        return Architecture(**keys)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _language_keys(section: _Section) -> dict[str, Any]:
+    """Keys of InternLM2; absent ones take the defaults of the public InternLM2 configuration."""
+    section.get("hidden_act", str, "silu", valid=("silu",))
+    heads = section.get("num_attention_heads", int)
+    return {
+        **{k: section.get(k, int) for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},
+        "num_attention_heads": heads,
+        "num_key_value_heads": section.get("num_key_value_heads", int, heads),
+        "rms_norm_eps": section.get("rms_norm_eps", float, 1e-6),
+        "rope_theta": section.get("rope_theta", float, 10000.0),
+        "rope_scaling": _rope_scaling(section),
+        "max_position_embeddings": section.get("max_position_embeddings", int, 2048),
+        "bias": section.get("bias", bool, True),
+        "tie_word_embeddings": section.get("tie_word_embeddings", bool, False),
+    }
+
+
+def _rope_scaling(section: _Section) -> RopeScaling | None:
+    if section.values.get("rope_scaling") is None:
+        return None
+    scaling = _Section(section.values["rope_scaling"], f"{section.where}: rope_scaling")
+    return RopeScaling(scaling.get("type", str, valid=("linear", "dynamic")), scaling.get("factor", float))
+
+
+def _vision(top: _Section, section: _Section) -> VisionConfig:
+    kind = _VISION_KINDS[section.get("model_type", str, valid=tuple(_VISION_KINDS))]
+    # Required where they shape the model; a monolithic one has no encoder and only keeps them.
+    fallback = VisionConfig() if kind == "patch_embed" else None
+
+    def encoder(key: str, type_: type, valid: tuple = ()) -> Any:
+        return section.get(key, type_, getattr(fallback, key, None), valid)
+
+    image_size = section.get("image_size", int)
+    tile_size = top.get("force_image_size", int, image_size)
+    try:
+        return VisionConfig(
+            kind=kind,
+            hidden_size=section.get("hidden_size", int),
+            patch_size=section.get("patch_size", int),
+            image_size=image_size,
+            tile_size=None if tile_size == image_size else tile_size,
+            num_channels=section.get("num_channels", int, 3, valid=(3,)),
+            downsample_ratio=top.get("downsample_ratio", float, 0.5),
+            ps_version=top.get("ps_version", str, "v1", valid=("v1", "v2")),
+            num_hidden_layers=encoder("num_hidden_layers", int),
+            num_attention_heads=encoder("num_attention_heads", int),
+            intermediate_size=encoder("intermediate_size", int),
+            norm_type=encoder("norm_type", str, ("layer_norm", "rms_norm")),
+            layer_norm_eps=section.get("layer_norm_eps", float, 1e-6),
+            qkv_bias=encoder("qkv_bias", bool),
+            qk_normalization=encoder("qk_normalization", bool),
+            hidden_act=section.get("hidden_act", str, "gelu", valid=("gelu", "silu", "relu")),
+            select_layer=top.get("select_layer", int, -1),
+        )
+    except ConfigError as error:
+        raise ConfigError(
+            f"{section.where}: {error}".replace(f"{section.where}: {section.where}", section.where)
+        ) from None
+
+
+def config_to_hf(config: Architecture, original: Mapping[str, Any] | None = None, dtype: Any = None) -> dict[str, Any]:
+    """config.json of ``config``. Keys of ``original`` that this project does not know are kept.
+
+    ``original`` may be that of the dense base of a multimodal ``config``. ``dtype`` (of the weights) is written
+    into a config that is new. A model with visual attention experts gets an architecture name of its own and loses
+    ``_name_or_path`` and ``auto_map``: no public code loads it and no published label fits it.
+    """
+    out: dict[str, Any] = copy.deepcopy(dict(original or {}))
+    model_type = "internlm2" if config.vision is None else "internvl_chat"
+    if dtype is not None and out.get("model_type") != model_type:
+        out["torch_dtype"] = str(np.dtype(dtype))
+    if config.vision is None:
+        _update(out, _hf_language(config, _ARCHITECTURES[0]))
+        return out
+    if config.visual_attention_experts and not config.visual_ffn_experts:
+        raise ConfigError("visual_attention_experts without visual_ffn_experts has no Hugging Face form")
+    if out.get("model_type") != model_type:
+        base = {"llm_config": out} if "model_type" in out else {}
+        out = CHAT_DEFAULTS | base | {key: out[key] for key in ("torch_dtype",) if key in out}
+    language, vision = dict(out.get("llm_config") or {}), dict(out.get("vision_config") or {})
+    architecture = _ARCHITECTURES[config.visual_ffn_experts + config.visual_attention_experts]
+    _update(language, _hf_language(config, architecture))
+    _update(vision, _hf_vision(config.vision))
+    _update(out, _hf_top(config))
+    out |= {"llm_config": language, "vision_config": vision}
+    if config.visual_attention_experts:
+        for section in (out, language, vision):
+            section.pop("_name_or_path", None)
+            section.pop("auto_map", None)
+    return out
+
+
+def _update(section: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Sets ``values``, leaving what already is equal (1000000 and 1e6) as the original wrote it."""
+    for key, value in values.items():
+        if key not in section or section[key] != value:
+            section[key] = value
+
+
+def _hf_language(config: Architecture, architecture: str) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    keys += ("num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings", "bias")
+    return {
+        "architectures": [architecture],
+        "model_type": "internlm2",
+        "hidden_act": "silu",
+        **{key: getattr(config, key) for key in (*keys, "tie_word_embeddings")},
+        "rope_scaling": {"type": scaling.type, "factor": scaling.factor} if scaling else None,
+    }
+
+
+def _hf_vision(vision: VisionConfig) -> dict[str, Any]:
+    keys = ("hidden_size", "patch_size", "image_size", "num_channels", "num_hidden_layers", "num_attention_heads")
+    keys += ("intermediate_size", "norm_type", "layer_norm_eps", "qkv_bias", "qk_normalization", "hidden_act")
+    model_type = next(name for name, kind in _VISION_KINDS.items() if kind == vision.kind)
+    return {"model_type": model_type, **{key: getattr(vision, key) for key in keys}}
+
+
+def _hf_top(config: Architecture) -> dict[str, Any]:
+    vision = config.vision
+    top = {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "force_image_size": vision.tile,
+        "downsample_ratio": vision.downsample_ratio,
+        "ps_version": vision.ps_version,
+        "select_layer": vision.select_layer,
+    }
+    if config.image_token_id != Architecture.image_token_id:
+        top["image_token_id"] = config.image_token_id
+    return top
+
+
+def find_image_token_id(directory: str | Path) -> int | None:
+    """Id of <IMG_CONTEXT> by name from the tokenizer files of ``directory``; None where no file has it."""
+    directory = Path(directory)
+    if (file := directory / "added_tokens.json").is_file() and IMAGE_CONTEXT in (tokens := read_json(file)):
+        return int(tokens[IMAGE_CONTEXT])
+    if (file := directory / "tokenizer_config.json").is_file():
+        for key, token in (read_json(file).get("added_tokens_decoder") or {}).items():
+            if token.get("content") == IMAGE_CONTEXT:
+                return int(key)
+    if (file := directory / "tokenizer.json").is_file():
+        for token in read_json(file).get("added_tokens") or []:
+            if token.get("content") == IMAGE_CONTEXT:
+                return int(token["id"])
+    return None
+
+
+def read_config(
+    directory: str | Path, *, image_token_id: int | None = None, names: Names | None = None
+) -> Architecture:
+    """The Architecture of a Hugging Face folder; <IMG_CONTEXT> is resolved by name where its tokenizer files have it.
+
+    Visual attention experts are also recognised by their tensors, since no published config.json announces them.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: no such folder")
+    file = directory / "config.json"
+    if image_token_id is None:
+        image_token_id = find_image_token_id(directory)
+    config = config_from_hf(read_json(file), image_token_id=image_token_id, file=file)
+    path = "layers/visual_attention/wqkv/kernel"
+    name = (names or {}).get(path, TABLE[path][0]).replace("{n}", "0")
+    if config.visual_ffn_experts and name in tensor_names(directory):
+        config = config.replace(visual_attention_experts=True)
+    return config

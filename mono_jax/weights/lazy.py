@@ -1,0 +1,38 @@
+"""Arrays that stay on disk until a slice of them is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """An array that lies in a file: ``lazy[n]`` reads layer n, ``np.asarray(lazy)`` reads all.
+
+    ``read(n)`` returns slice n of the leading axis, or the whole of an array that is not stacked (n None).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stacked: bool
+    read: Callable[[int | None], np.ndarray]
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        return self.read(n) if self.stacked else self.read(None)[n]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        out = np.empty(self.shape, dtype or self.dtype)
+        if self.stacked:
+            for n in range(self.shape[0]):
+                out[n] = self.read(n)
+        else:
+            out[...] = self.read(None)
+        return out
+
+    def astype(self, dtype: Any) -> LazyArray:
+        """The same array, cast slice by slice when it is read."""
+        return replace(self, dtype=np.dtype(dtype), read=lambda n: self.read(n).astype(dtype))

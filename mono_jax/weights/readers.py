@@ -1,0 +1,141 @@
+"""Weights of Hugging Face folders: safetensors in.
+
+Weights move slice by slice: a parameter of stacked layers ``[L, ...]`` is read one layer at a time, so that converting
+takes little more memory than the largest single slice. Values are never rounded unless a dtype is asked for: bytes go
+out as they came in. Pickles (.bin, .pt, .pth) are never loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mono_jax import tree
+from mono_jax.errors import ConfigError, WeightsError
+from mono_jax.files import read_json
+from mono_jax.models.architecture import Architecture
+from mono_jax.weights.lazy import LazyArray
+from mono_jax.weights.names import DTYPES, Names, Tensor, fit_error, tensors
+
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old InternLM2 files carry; RoPE recomputes it
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of a safetensors file, not yet read."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _read_index(directory: Path) -> dict[str, _Entry]:
+    """Every tensor of the folder by name, from the sharded index or the single file."""
+    index = directory / INDEX_FILE
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise WeightsError(f"{index}: key 'weight_map' is missing or no object")
+        files = [directory / name for name in sorted(set(map(str, weight_map.values())))]
+    elif (directory / WEIGHTS_FILE).is_file():
+        files = [directory / WEIGHTS_FILE]
+    else:
+        pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
+        if pickles:
+            raise WeightsError(
+                f"{directory}: has only pickled weights ({', '.join(pickles)}), which can run code and are never "
+                "loaded: save them as safetensors first"
+            )
+        raise WeightsError(f"{directory}: no {WEIGHTS_FILE} and no {INDEX_FILE}")
+    entries: dict[str, _Entry] = {}
+    for file in files:
+        with _open(file) as handle:
+            for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+                part = handle.get_slice(name)
+                entries[name] = _Entry(file, tuple(part.get_shape()), part.get_dtype())
+    return entries
+
+
+def tensor_names(directory: Path) -> Collection[str]:
+    """Names of the tensors of a folder; none if its weights cannot be read, which ``open_params`` reports."""
+    try:
+        return _read_index(directory)
+    except (WeightsError, ConfigError):
+        return ()
+
+
+def _open(file: Path) -> Any:
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file, though {INDEX_FILE} names it")
+    try:
+        return safe_open(file, "np")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: not a readable safetensors file: {error}") from None
+
+
+def _read(entry: _Entry, name: str) -> np.ndarray:
+    # The file is opened for each tensor: a mapping kept open would hold all pages read so far.
+    with _open(entry.file) as handle:
+        return handle.get_tensor(name)
+
+
+def open_params(directory: str | Path, config: Architecture, *, names: Names | None = None) -> tree.Tree:
+    """The weights of a Hugging Face folder as a nested dict of LazyArray: nothing is read yet.
+
+    Raises one WeightsError that lists all missing, unexpected and misshapen tensors.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise WeightsError(f"{directory}: no such folder")
+    entries = _read_index(directory)
+    rows = tensors(config, names)
+    _check(directory, entries, rows)
+    return tree.unflatten({row.path: _lazy(row, entries) for row in rows})
+
+
+def _lazy(row: Tensor, entries: Mapping[str, _Entry]) -> LazyArray:
+    def read(n: int | None) -> np.ndarray:
+        return row.to_ours(_read(entries[row.name(n)], row.name(n)))
+
+    layers = () if row.layers is None else (row.layers,)
+    dtype = DTYPES[entries[row.name(row.slices[0])].dtype]
+    return LazyArray(layers + row.shape, dtype, row.layers is not None, read)
+
+
+def _check(directory: Path, entries: Mapping[str, _Entry], rows: list[Tensor]) -> None:
+    expected = {row.name(n): row for row in rows for n in row.slices}
+    missing = [name for name in expected if name not in entries]
+    unexpected = [name for name in entries if name not in expected and not _NOT_WEIGHTS.search(name)]
+    misshapen = []
+    for name, row in expected.items():
+        if (entry := entries.get(name)) is None:
+            continue
+        first = entries.get(row.name(row.slices[0]), entry)
+        if entry.shape != row.hf_shape:
+            misshapen.append(f"{name} is {list(entry.shape)}, the config asks for {list(row.hf_shape)}")
+        elif entry.dtype not in DTYPES:
+            misshapen.append(f"{name} is {entry.dtype}, use one of {', '.join(DTYPES)}")
+        elif entry.dtype != first.dtype:
+            misshapen.append(f"{name} is {entry.dtype}, layer 0 is {first.dtype}")
+    if error := fit_error(f"{directory}: weights do not fit the config", missing, unexpected, misshapen):
+        raise error
+
+
+def load_params(
+    directory: str | Path, config: Architecture, dtype: Any = None, *, names: Names | None = None
+) -> tree.Tree:
+    """The weights of a Hugging Face folder as a nested dict of numpy arrays, stacked over layers.
+
+    ``dtype`` None keeps what is stored. Errors: see ``open_params``.
+    """
+    lazy = tree.flatten(open_params(directory, config, names=names))
+    return tree.unflatten({path: leaf.__array__(dtype) for path, leaf in lazy.items()})

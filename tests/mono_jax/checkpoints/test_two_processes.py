@@ -1,0 +1,90 @@
+"""Checkpoints, frozen base and model folders of two processes that share a mesh."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mono_jax
+
+_PROCESS = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
+from mono_jax import tree
+from mono_jax.checkpoints.base import load_base, save_base
+from mono_jax.checkpoints.integrity import tree_hash
+from mono_jax.checkpoints.manager import Checkpoints
+from mono_jax.weights.model_folder import load_model, model_config, save_model
+from mono_jax.weights.names import param_shapes
+from mono_jax.weights.readers import load_params
+
+rank, port, golden, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+jax.distributed.initialize(f"localhost:{port}", 2, rank)
+mesh = jax.make_mesh((4,), ("x",))
+
+def place(array, spec):
+    array, sharding = np.asarray(array), jax.NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+def state(k):
+    w = np.arange(64, dtype=np.float32).reshape(8, 8) * k
+    return {"step": place(np.int32(k), jax.P()), "w": place(w, jax.P("x")), "b": place(w, jax.P())}
+
+reported = []
+with Checkpoints(folder / "c", keep=2, report=reported.append) as checkpoints:
+    for k in (1, 2, 3):
+        checkpoints.save(k, state(k), {"at": k})
+    assert checkpoints.steps() == [2, 3]
+    sync_global_devices("saved")
+    if rank == 0:
+        file = max((f for f in (folder / "c/3/state").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+        file.write_bytes(file.read_bytes()[:-1])
+    sync_global_devices("damaged")
+    restored, metadata = checkpoints.restore(state(0))
+    assert metadata == {"at": 2} and len(reported) == (rank == 0)
+    for name, leaf in state(2).items():
+        for a, b in zip(restored[name].addressable_shards, leaf.addressable_shards):
+            np.testing.assert_array_equal(a.data, b.data)
+
+config = model_config(golden)
+shardings = {
+    path: jax.NamedSharding(mesh, jax.P(*[None] * (len(shape) - 1), None if shape[-1] % 4 else "x"))
+    for path, shape in param_shapes(config).items()
+}
+shardings = tree.unflatten(shardings)
+_, params = load_model(golden, shardings=shardings)
+save_model(folder / "model", config, params)
+_, again = load_model(folder / "model", shardings=shardings)
+base = save_base(folder / "base", params)
+assert tree_hash(again) == base == tree_hash(load_params(golden, config))
+load_base(folder / "base", base, again)
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_restore_together(tmp_path, golden_dir):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env["PYTHONPATH"] = str(Path(mono_jax.__file__).parents[1])
+    arguments = [str(port), str(golden_dir / "mono_tiny"), str(tmp_path)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _PROCESS, str(rank), *arguments], env=env, stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [output.decode().splitlines()[-1] for output in outputs] == ["done", "done"]

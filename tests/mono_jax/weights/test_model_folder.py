@@ -1,0 +1,121 @@
+"""Model folders: what is saved comes back wherever it is wanted, and damage is noticed."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import pytest
+
+from mono_jax.errors import CheckpointError, ConfigError, WeightsError
+from mono_jax.weights.model_folder import load_model, open_model, save_model
+from tests.mono_jax.stored import abstract, assert_equal, flip_a_bit, largest_file, mesh
+
+P = jax.sharding.PartitionSpec
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_model_folder_comes_back_and_orbax_itself_restores_it(tmp_path, model, streamed):
+    config, params, lazy = model
+    save_model(tmp_path, config, lazy if streamed else jax.tree.map(jnp.asarray, params))
+    found, loaded = load_model(tmp_path)
+    assert found == config
+    assert_equal(loaded, params)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        assert_equal(checkpointer.restore(tmp_path / "params"), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        assert_equal(checkpointer.restore(tmp_path / "params", abstract(loaded)), params)
+
+
+def test_sharded_parameters_are_saved_and_placed(tmp_path, model):
+    config, params, _ = model
+    devices = mesh(4, 1)
+    shardings = jax.tree.map(
+        lambda x: jax.NamedSharding(devices, P(*[None] * (x.ndim - 1), None if x.shape[-1] % 4 else "x")), params
+    )
+    save_model(tmp_path / "a", config, params)
+    _, placed = load_model(tmp_path / "a", shardings=shardings)
+    assert jax.tree.map(lambda x: x.sharding, placed) == shardings
+    save_model(tmp_path / "b", config, placed)
+    assert_equal(load_model(tmp_path / "b")[1], params)
+
+
+def test_dtype_is_cast_when_asked_for(tmp_path, model):
+    config, params, lazy = model
+    save_model(tmp_path, config, lazy)
+    assert_equal(load_model(tmp_path, jnp.bfloat16)[1], jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params))
+
+
+def test_huggingface_folder_is_loaded_directly(golden_dir, model):
+    config, params, _ = model
+    found, loaded = load_model(golden_dir / "mono_tiny", image_token_id=100)
+    assert found == config
+    assert_equal(loaded, params)
+
+
+def test_saving_again_replaces_the_model_and_copies_extra_files(tmp_path, model):
+    config, params, lazy = model
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    folder = tmp_path / "model"
+    save_model(folder, config, lazy)
+    changed = jax.tree.map(lambda x: x + 1, params)
+    save_model(folder, config, changed, extra_files=[tmp_path / "tokenizer.model"], names={"final_norm/scale": "n"})
+    assert_equal(load_model(folder)[1], changed)
+    assert (folder / "tokenizer.model").read_bytes() == b"pieces"
+    assert open_model(folder)[2] == {"final_norm/scale": "n"}
+
+
+def test_folders_that_are_no_models(tmp_path, model):
+    config, params, lazy = model
+    with pytest.raises(WeightsError, match="nowhere: no such folder"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match=r"empty: not a model folder: it has no model\.json"):
+        load_model(tmp_path / "empty")
+    folder = tmp_path / "model"
+    save_model(folder, config, lazy)
+    (folder / "config.json").write_text("{}")
+    file = folder / "model.json"
+    values = json.loads(file.read_text())
+    for changes, message in (
+        ({"format": 99}, "format is 99, this version reads 1"),
+        ({"model": values["model"] | {"hiden_size": 3}}, "did you mean 'hidden_size'"),
+        ({"model": values["model"] | {"remat": "some"}}, r"model\.json.*remat"),
+    ):
+        file.write_text(json.dumps(values | changes))
+        with pytest.raises(ConfigError, match=message):
+            load_model(folder)
+    file.write_text(json.dumps(values | {"model": values["model"] | {"intermediate_size": 64}}))
+    with pytest.raises(
+        WeightsError, match=r"feed_forward/gate/kernel is \[3, 48, 96\], the config asks for \[3, 48, 64\]"
+    ):
+        load_model(folder)
+    file.unlink()  # as an interrupted save leaves it
+    with pytest.raises(WeightsError, match=r"not a model folder: it has no model\.json"):
+        load_model(folder)
+    del params["projector"]
+    with pytest.raises(WeightsError, match="6 missing"):
+        save_model(folder, config, params)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_damaged_model_folders(tmp_path, model, lost):
+    """zarr reads a chunk that is not there as zeros: that must not pass for weights."""
+    config, _, lazy = model
+    save_model(tmp_path, config, lazy)
+    chunk = largest_file(tmp_path / "params" / "layers.attention.wqkv.kernel")
+    if lost:
+        chunk.unlink()
+    else:
+        flip_a_bit(chunk)
+    with pytest.raises(WeightsError, match=r"layers\.attention\.wqkv\.kernel/.* (is missing|has changed)"):
+        load_model(tmp_path)
+
+
+def test_a_model_that_cannot_be_written_is_one_line(tmp_path, model):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/m.*was not saved") as caught:
+        save_model(tmp_path / "file" / "m", model[0], model[2])
+    assert "\n" not in str(caught.value)
