@@ -283,11 +283,8 @@ def test_the_reference_has_a_row_for_every_field():
     assert rows["optim"] == ("optim", "a section", "", "", "the optimizer", "free", True)
     assert rows["optim.b1"][:5] == ("optim.b1", "a number", "0.9", "at least 0 and below 1", "decay of the mean")
     assert rows["optim.b1"].on_resume == "free"
-    assert (
-        rows["optim.rates"].limits == "above 0; 'text', 'visual'"
-       
+    assert rows["optim.rates"].limits == "above 0; 'text', 'visual'"
     assert rows["optim.rates"].type == "a mapping (each value a number)"
-    )
     assert rows["vision"].default == "None" and rows["vision.b1"].on_resume == "fixed"
     assert rows["sources.NAME.weight"].type == "None or a number" and "stages.NAME.b1" in rows
     assert rows["extra"].type == "any plain value" and rows["model"].type == "a mapping with keys of Run"
