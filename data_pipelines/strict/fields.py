@@ -140,14 +140,11 @@ def section_of(kind: Any) -> tuple[type | None, bool]:
 
 def nearest_key(key: object, cls: type, further: Collection[str] = ()) -> str:
     """ "did you mean 'x'?", where 'x' may stand in a section of ``cls``; else the valid keys."""
-    hint = did_you_mean(key if isinstance(key, str) else show(key), (*fields_of(cls), *further))
-    if hint.startswith("did you mean"):
-        return hint
     for name, kind in kinds_of(cls).items():
         section, many = section_of(kind)
         if section and not many and key in fields_of(section):
             return f"did you mean '{name}.{key}'?"
-    return hint
+    return did_you_mean(key if isinstance(key, str) else show(key), (*fields_of(cls), *further))
 
 
 def join(where: str, name: str) -> str:

@@ -205,7 +205,7 @@ def _scalar(value: Any, kind: Any, rule: Rule, where: str) -> Any:
     if good and kind in (int, float):
         good = (kind is int or math.isfinite(value)) and rule.allows(value)
     elif kind is int and isinstance(value, float) and value.is_integer():
-        _refuse(given, where, f"{words(kind, rule)} (write {show(int(value))})")
+        raise _Refusal(f"{where} is {show(value)}: it must be {words(kind, rule)} (write {show(int(value))})")
     elif kind is str and rule.choices is not None:
         return _choice(value, tuple(rule.choices), where)
     if not good:

@@ -81,7 +81,7 @@ def run(**values: Any) -> Run:
         ({"stage": "x"}, "config.stage is 'x': valid: S0, S1.1"),
         ({"stage": 3}, "config.stage is 3: it must be 'S0' or 'S1.1'"),
         ({"steps": 0}, "config.steps is 0: it must be None or a whole number, at least 1"),
-        ({"steps": 2e3}, "config.steps is 2000.0: it must be None or a whole number, at least 1"),
+        ({"steps": 2e3}, "config.steps is 2000.0: it must be a whole number, at least 1 (write 2000)"),
         ({"steps": True}, "config.steps is True: it must be None or a whole number, at least 1"),
         ({"steps": "7"}, "config.steps is '7': it must be None or a whole number, at least 1"),
         ({"flag": "no"}, "config.flag is 'no': it must be True or False"),
