@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -101,8 +102,13 @@ def examples(text: str) -> list[tuple[str, list[str]]]:
     for line in COMMAND_LINE.findall(re.sub(r"\s*\\\n\s*", " ", text)):
         words = shlex.split(re.split(r"\s{3,}|\s#\s", line)[0])
         file = words[0] if words[0].endswith(".py") else f"{words[0].replace('.', '/')}.py"
-        found.append((file, words[1:]))
+        package = f"{file.removesuffix('.py')}/__main__.py"
+        found.append((package if (ROOT / package).is_file() else file, words[1:]))
     return found
+
+
+def module_of(file: str) -> ModuleType:
+    return importlib.import_module(file.removesuffix(".py").replace("/", "."))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -110,15 +116,13 @@ def test_examples_in_the_help_are_taken(
     command: str, parse_only: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.chdir(ROOT)
-    module = importlib.import_module(command.removesuffix(".py").replace("/", "."))
     with pytest.raises(SystemExit):
-        module.main(["--help"])
+        module_of(command).main(["--help"])
     found = examples(capsys.readouterr().out.partition("\n\n")[2])  # without the usage
     assert found, f"{command} --help has no example"
     for file, arguments in found:
-        other = importlib.import_module(file.removesuffix(".py").replace("/", "."))
         try:
-            other.main(arguments)
+            module_of(file).main(arguments)
         except Parsed:
             continue
         except SystemExit as stop:

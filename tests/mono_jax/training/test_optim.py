@@ -12,11 +12,8 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import optim, stages
-<<<<<<< HEAD
-from mono_jax.training.optim_config import GroupConfig, OptimConfig
-=======
 from mono_jax.training.groups import groups_of, split
->>>>>>> c131c9b (training/groups: parameter groups by path, apart from the table of stages; tests of every command's help)
+from mono_jax.training.optim_config import GroupConfig, OptimConfig
 
 CONFIG = preset("tiny_mono")
 

@@ -20,12 +20,9 @@ from mono_jax.parallel import mesh as mesh_lib
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
-<<<<<<< HEAD
+from mono_jax.training.groups import split
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import init_state, state_shardings
-=======
-from mono_jax.training.groups import split
->>>>>>> c131c9b (training/groups: parameter groups by path, apart from the table of stages; tests of every command's help)
 from tests.mono_jax.helpers import SPEC, random_batch, stage_for, with_nan
 
 F32 = jnp.float32
