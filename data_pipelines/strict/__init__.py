@@ -11,13 +11,14 @@ may change them:
 mappings, ``reference`` lists what there is to set. Types come from the annotations:
 
     int (no bool), float (an int will do, NaN and infinity will not), bool (True and False only), str, None, Any (plain
-    JSON values), Literal, unions, tuple[T, ...], tuple[T, U], list[T], Mapping[str, T], dataclasses
+    JSON values), Literal, unions, tuple[T, ...], tuple[T, U], list[T], Mapping[str, T], dataclasses, and
+    Part[dataclass], a mapping with some of its keys
 
 ConfigDict and FieldReference of ml_collections and NumPy scalars are taken for the plain values that they hold.
 """
 
-from data_pipelines.strict.fields import field
+from data_pipelines.strict.fields import Part, field
 from data_pipelines.strict.reader import build, check, to_dict
 from data_pipelines.strict.reference import Change, Row, changes, reference
 
-__all__ = ["Change", "Row", "build", "changes", "check", "field", "reference", "to_dict"]
+__all__ = ["Change", "Part", "Row", "build", "changes", "check", "field", "reference", "to_dict"]

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from data_pipelines.errors import did_you_mean
 
@@ -69,6 +69,33 @@ def field(
     return dataclasses.field(default=default, default_factory=default_factory, metadata={_RULE: rule})
 
 
+@dataclasses.dataclass(frozen=True)
+class PartOf:
+    """``section``: the dataclass. ``further``: keys that may stand beside its own."""
+
+    section: type
+    further: tuple[str, ...] = ()
+
+
+class Part:
+    """``Part[Cls]`` annotates a mapping with some keys of the dataclass ``Cls``, such as changes of a preset.
+
+    Keys and values are checked as those of ``Cls`` are, sections inside are parts as well, and the value stays a
+    mapping. ``Changes = Part[Cls, "preset"]`` may have the key "preset" too, with any plain value.
+    """
+
+    def __class_getitem__(cls, section: type | tuple[Any, ...]) -> Any:
+        section, *further = section if isinstance(section, tuple) else (section,)
+        return Annotated[Mapping[str, Any], PartOf(section, tuple(further))]
+
+
+def part_of(kind: Any) -> PartOf | None:
+    """What a ``Part`` is part of; None for other types."""
+    if get_origin(kind) is Annotated and isinstance(get_args(kind)[1], PartOf):
+        return get_args(kind)[1]
+    return None
+
+
 @functools.cache
 def fields_of(cls: type) -> dict[str, dataclasses.Field]:
     """{name: field} of what the constructor takes."""
@@ -78,7 +105,7 @@ def fields_of(cls: type) -> dict[str, dataclasses.Field]:
 @functools.cache
 def kinds_of(cls: type) -> dict[str, Any]:
     """{field: annotated type}."""
-    return get_type_hints(cls)
+    return get_type_hints(cls, include_extras=True)
 
 
 def rule_of(spec: dataclasses.Field) -> Rule:
@@ -101,7 +128,9 @@ def is_named(kind: Any) -> bool:
 
 
 def section_of(kind: Any) -> tuple[type | None, bool]:
-    """The dataclass in ``kind`` if there is one, and whether ``kind`` holds many of it."""
+    """The dataclass in ``kind`` if there is one (no ``Part``), and whether ``kind`` holds many of it."""
+    if part_of(kind):
+        return None, False
     if dataclasses.is_dataclass(kind):
         return kind, False
     origin, inside = get_origin(kind), [section_of(option) for option in get_args(kind)]
@@ -109,16 +138,13 @@ def section_of(kind: Any) -> tuple[type | None, bool]:
     return next(((section, many or deep) for section, deep in inside if section), (None, False))
 
 
-def nearest_key(key: object, cls: type) -> str:
+def nearest_key(key: object, cls: type, further: Collection[str] = ()) -> str:
     """ "did you mean 'x'?", where 'x' may stand in a section of ``cls``; else the valid keys."""
-    hint = did_you_mean(key if isinstance(key, str) else show(key), fields_of(cls))
-    if hint.startswith("did you mean"):
-        return hint
     for name, kind in kinds_of(cls).items():
         section, many = section_of(kind)
         if section and not many and key in fields_of(section):
             return f"did you mean '{name}.{key}'?"
-    return hint
+    return did_you_mean(key if isinstance(key, str) else show(key), (*fields_of(cls), *further))
 
 
 def join(where: str, name: str) -> str:
@@ -162,6 +188,9 @@ def words(kind: Any, rule: Rule = NO_RULE, brief: bool = False) -> str:
             return listed(rule.choices)
         limits = rule.limits if kind in (int, float) and not brief else ""
         return f"{_NAMES[kind]}, {limits}" if limits else _NAMES[kind]
+    if part := part_of(kind):
+        keys = f"keys of {part.section.__name__}" if brief else ", ".join((*part.further, *fields_of(part.section)))
+        return f"a mapping with {keys}" if brief else f"a mapping with some of the keys {keys}"
     if dataclasses.is_dataclass(kind):
         return "a section" if brief else f"a mapping with keys {', '.join(fields_of(kind))}"
     if origin is Literal:

@@ -12,6 +12,8 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.strict.fields import (
     NO_RULE,
+    Part,
+    PartOf,
     Rule,
     fields_of,
     is_named,
@@ -20,7 +22,9 @@ from data_pipelines.strict.fields import (
     kinds_of,
     listed,
     nearest_key,
+    part_of,
     rule_of,
+    section_of,
     show,
     words,
 )
@@ -98,6 +102,25 @@ class _Reader:
         except (self.error, DataError) as error:
             raise _Refusal(_located(str(error), where, fields)) from error
 
+    def part(self, values: Any, part: PartOf, where: str) -> dict[str, Any]:
+        """The checked ``values`` of some fields; what is in them stays in plain types."""
+        if not isinstance(values, Mapping):
+            _refuse(values, where, words(Part[(part.section, *part.further)]))
+        fields, kinds, made = fields_of(part.section), kinds_of(part.section), {}
+        for key, value in values.items():
+            value, inner = _plain(value, where), join(where, str(key))
+            if key in part.further:
+                made[key] = self.anything(value, inner)
+                continue
+            if key not in fields:
+                raise _Refusal(f"{where}: unknown key {show(key)}; {nearest_key(key, part.section, part.further)}")
+            section, many = section_of(kinds[key])
+            if section and not many and isinstance(value, Mapping):
+                made[key] = self.part(value, PartOf(section), inner)
+            else:
+                made[key] = to_dict(self.value(value, kinds[key], rule_of(fields[key]), inner))
+        return made
+
     def value(self, value: Any, kind: Any, rule: Rule, where: str) -> Any:
         """``value`` as the type ``kind``."""
         origin, value = get_origin(kind), _plain(value, where)
@@ -105,6 +128,8 @@ class _Reader:
             return self.anything(value, where)
         if origin in (Union, UnionType):
             return self.union(value, kind, rule, where)
+        if part := part_of(kind):
+            return self.part(value, part, where)
         if dataclasses.is_dataclass(kind):
             return self.section(value, kind, where)
         if origin is Literal:
@@ -180,7 +205,7 @@ def _scalar(value: Any, kind: Any, rule: Rule, where: str) -> Any:
     if good and kind in (int, float):
         good = (kind is int or math.isfinite(value)) and rule.allows(value)
     elif kind is int and isinstance(value, float) and value.is_integer():
-        _refuse(given, where, f"{words(kind, rule)} (write {show(int(value))})")
+        raise _Refusal(f"{where} is {show(value)}: it must be {words(kind, rule)} (write {show(int(value))})")
     elif kind is str and rule.choices is not None:
         return _choice(value, tuple(rule.choices), where)
     if not good:

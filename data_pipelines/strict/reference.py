@@ -7,12 +7,14 @@ from typing import Any, NamedTuple, get_origin
 
 from data_pipelines.strict.fields import (
     OnResume,
+    Part,
     default_of,
     fields_of,
     is_named,
     is_required,
     join,
     kinds_of,
+    part_of,
     rule_of,
     section_of,
     words,
@@ -37,7 +39,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], cls: type) -> list[C
 def _differences(old: Any, new: Any, kind: Any, key: str, on_resume: OnResume) -> Iterator[Change]:
     if old == new:
         return
-    section, many = section_of(kind)
+    part = part_of(kind)
+    section, many = (part.section, False) if part else section_of(kind)
     if many and isinstance(old, list) and isinstance(new, list) and is_named(section):
         by_name = [{item.get("name"): item for item in items if isinstance(item, Mapping)} for items in (old, new)]
         if by_name[0] != by_name[1]:  # else only the order differs
@@ -49,7 +52,11 @@ def _differences(old: Any, new: Any, kind: Any, key: str, on_resume: OnResume) -
     for name in {**old, **new}:
         inner, mark, default = (section if many else Any), on_resume, None
         if name in fields:
-            inner, default = kinds_of(section)[name], to_dict(default_of(fields[name]))
+            inner = kinds_of(section)[name]
+            if not part:
+                default = to_dict(default_of(fields[name]))
+            elif section_of(inner)[0] and not section_of(inner)[1]:
+                inner = Part[section_of(inner)[0]]
             mark = "free" if on_resume == "free" else rule_of(fields[name]).on_resume
         yield from _differences(old.get(name, default), new.get(name, default), inner, join(key, name), mark)
 
@@ -63,6 +70,7 @@ class Row(NamedTuple):
     limits: str
     help: str
     on_resume: OnResume
+    section: bool = False
 
 
 def reference(cls: type, prefix: str = "", on_resume: OnResume = "fixed") -> Iterator[Row]:
@@ -74,8 +82,9 @@ def reference(cls: type, prefix: str = "", on_resume: OnResume = "fixed") -> Ite
         default = "required" if is_required(spec) else repr(to_dict(default_of(spec)))
         if section:
             default = default if default in ("required", "None") else ""
-        limits = rule.limits or ", ".join(repr(choice) for choice in rule.choices or ())
-        yield Row(key, words(kind, brief=True), default, limits, rule.help, mark)
+        choices = ", ".join(repr(choice) for choice in rule.choices or ())
+        limits = "; ".join(part for part in (rule.limits, choices) if part)
+        yield Row(key, words(kind, brief=True), default, limits, rule.help, mark, bool(section))
         if section:
             item = f"{key}.{'NAME' if is_named(section) or get_origin(kind) not in (tuple, list) else 'NUMBER'}"
             yield from reference(section, item if many else key, mark)

@@ -45,6 +45,7 @@ from mono_jax.parallel.mesh import make_mesh, put_batch
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
 from mono_jax.training.flops import count_tokens, peak_flops, step_flops
+from mono_jax.training.groups import trained_groups
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import init_state
 from mono_jax.weights.hf_config import config_to_hf
@@ -220,7 +221,7 @@ def run_group(
         times |= measure(forms, steps)
         del forms
         gc.collect()
-    trained = stages.trained_groups(stage, work.config)
+    trained = trained_groups(stage, work.config)
     flops = step_flops(work.config, trained, count_tokens(batch))
     peak = peak_flops() if not together else None
     results = []
@@ -268,8 +269,7 @@ def describe(work: Workload, chosen: Sequence[str]) -> dict[str, Any]:
     counts = count_tokens(make_batch(dataclasses.replace(work, rows=1)))
     counts = {name: count * work.rows for name, count in counts.items()}
     flops = {
-        name: step_flops(work.config, stages.trained_groups(stages.get_stage(name), work.config), counts)
-        for name in chosen
+        name: step_flops(work.config, trained_groups(stages.get_stage(name), work.config), counts) for name in chosen
     }
     return {
         "parameters": sum(leaf.size for leaf in shapes.values()),

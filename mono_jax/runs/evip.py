@@ -35,6 +35,7 @@ from mono_jax.runs import report
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.stage import run_stage, say_now
 from mono_jax.training import stages
+from mono_jax.training.groups import groups_of, trained_groups
 from mono_jax.weights.model_folder import MODEL_FILE, companion_files, load_model, model_config, open_model, save_model
 from mono_jax.weights.upcycle import upcycle
 
@@ -189,8 +190,8 @@ class Evip:
 
 def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) -> dict[str, Any]:
     """What trained and what stayed frozen: parameters by group, and bytes of optimizer state."""
-    groups = stages.groups_of(config, params)
-    trained = stages.trained_groups(run.resolved_stage(), config)
+    groups = groups_of(config, params)
+    trained = trained_groups(run.resolved_stage(), config)
     sizes: dict[str, int] = {}
     for path, leaf in tree.flatten(params).items():
         sizes[groups[path]] = sizes.get(groups[path], 0) + leaf.size

@@ -24,8 +24,9 @@ from mono_jax.models.execution import Execution
 from mono_jax.runs import resume
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program, architecture_of
-from mono_jax.training import callbacks, flops, metrics, stages
+from mono_jax.training import callbacks, flops, metrics
 from mono_jax.training.callbacks import Say
+from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
 from mono_jax.training.state import TrainState, all_params
 from mono_jax.weights.model_folder import companion_files, save_model
@@ -129,7 +130,7 @@ def _check_boundaries(block: int, execution: Execution) -> None:
 
 def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter | None, say: Say) -> callbacks.Recorder:
     run, config = program.run, program.model.config
-    trained = stages.trained_groups(program.stage, config)
+    trained = trained_groups(program.stage, config)
     speed = callbacks.Speed(
         flops=lambda counts: flops.step_flops(config, trained, counts),
         peak=flops.peak_flops() * jax.local_device_count(),

@@ -14,8 +14,9 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical
+from mono_jax.training.groups import groups_of, split
 from mono_jax.training.optim_config import GroupConfig, OptimConfig
-from mono_jax.training.stages import Schedule, Stage, groups_of, split
+from mono_jax.training.stages import Schedule, Stage
 
 DECAYED = ("kernel", "embedding", "position_embedding", "class_embedding")
 

@@ -15,8 +15,9 @@ from mono_jax import tree
 from mono_jax.models.layer_ranges import joined
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.specs import like_params, param_shardings
+from mono_jax.training.groups import split
 from mono_jax.training.optim import Optimizer
-from mono_jax.training.stages import Stage, split
+from mono_jax.training.stages import Stage
 
 
 @jax.tree_util.register_dataclass

@@ -63,6 +63,11 @@ class Run:
     ways: Literal["auto"] | int = field("auto", ge=1, help="auto or a number")
     stages: Mapping[str, Optim] = field(default_factory=dict, help="several sections")
     extra: Any = field(None, help="anything")
+    model: Changes = field(default_factory=dict, help="changes")
+    many: Mapping[str, strict.Part[Optim]] = field(default_factory=dict, help="more changes")
+
+
+Changes = strict.Part[Run, "preset"]
 
 
 def run(**values: Any) -> Run:
@@ -76,7 +81,7 @@ def run(**values: Any) -> Run:
         ({"stage": "x"}, "config.stage is 'x': valid: S0, S1.1"),
         ({"stage": 3}, "config.stage is 3: it must be 'S0' or 'S1.1'"),
         ({"steps": 0}, "config.steps is 0: it must be None or a whole number, at least 1"),
-        ({"steps": 2e3}, "config.steps is 2000.0: it must be None or a whole number, at least 1"),
+        ({"steps": 2e3}, "config.steps is 2000.0: it must be a whole number, at least 1 (write 2000)"),
         ({"steps": True}, "config.steps is True: it must be None or a whole number, at least 1"),
         ({"steps": "7"}, "config.steps is '7': it must be None or a whole number, at least 1"),
         ({"flag": "no"}, "config.flag is 'no': it must be True or False"),
@@ -118,6 +123,17 @@ def run(**values: Any) -> Run:
         ({"stages": {"a": {"b1": 3}}}, "config.stages.a.b1 is 3: it must be"),
         ({"extra": {"a": [1, object]}}, "config.extra.a.1 is <class 'object'>: it must be a plain value"),
         ({"extra": math.nan}, "config.extra is nan: it must be a finite number"),
+        ({"model": 3}, "config.model is 3: it must be a mapping with some of the keys preset, stage, steps, "),
+        ({"model": {"presets": 3}}, "config.model: unknown key 'presets'; did you mean 'preset'?"),
+        ({"model": {"preset": object}}, "config.model.preset is <class 'object'>: it must be a plain value"),
+        ({"model": {"steps": 0}}, "config.model.steps is 0: it must be None or a whole number, at least 1"),
+        ({"model": {"optim": {"b1": 3}}}, "config.model.optim.b1 is 3: it must be a number, at least 0 and below 1"),
+        ({"model": {"optim": {"b": 3}}}, "config.model.optim: unknown key 'b'; did you mean 'b1'?"),
+        ({"model": {"vision": {"b1": 3}}}, "config.model.vision.b1 is 3: it must be a number, at least 0 and below 1"),
+        ({"model": {"vision": 3}}, "config.model.vision is 3: it must be None or a mapping with keys"),
+        ({"model": {"sources": [{}]}}, "config.model.sources.0.name is missing"),
+        ({"many": {"a": {"b1": 3}}}, "config.many.a.b1 is 3: it must be a number, at least 0 and below 1"),
+        ({"many": {"a": 3}}, "config.many.a is 3: it must be a mapping with some of the keys learning_rate, b1"),
         ({"optim": {"schedule": "constant", "warmup_steps": 101}}, "config.optim.warmup_steps is 101: too many"),
         ({"optim": {"b1": 0.5}}, "config.optim: odd settings"),
         ({"optim": {"b1": 0.25}}, "config.optim.b1 is 0.25: no"),
@@ -166,6 +182,21 @@ def test_values_become_the_annotated_types():
     assert type(made.optim.learning_rate) is float and type(made.optim.rates["text"]) is float
     assert run(sources={"a": {"weight": 2}}) == run(sources=[{"name": "a", "weight": 2.0}])
     assert run(optim=made.optim).optim is made.optim
+
+
+def test_a_part_has_some_keys_and_stays_a_mapping():
+    made = run(model={"preset": "big", "optim": {"learning_rate": 1}, "vision": None, "sources": {"a": {"weight": 1}}})
+    assert made.model == {
+        "preset": "big",
+        "optim": {"learning_rate": 1.0},
+        "vision": None,
+        "sources": [{"name": "a", "weight": 1.0, "spec": {}}],
+    }
+    old, new = (strict.to_dict(run(model=model)) for model in ({"optim": {}}, {"optim": {"b1": 0.9}, "flag": False}))
+    assert strict.changes(old, new, Run) == [
+        ("model.optim.b1", None, 0.9, "free"),
+        ("model.flag", None, False, "fixed"),
+    ]
 
 
 def test_config_dicts_references_and_numpy_scalars_are_the_values_they_hold():
@@ -247,14 +278,17 @@ def test_changes_know_what_a_resumed_run_may_change():
 def test_the_reference_has_a_row_for_every_field():
     rows = {row.key: row for row in strict.reference(Run)}
     assert list(rows)[:6] == ["stage", "steps", "remat", "flag", "optim", "optim.learning_rate"]
-    assert rows["stage"] == ("stage", "a string", "required", "'S0', 'S1.1'", "stage", "fixed")
-    assert rows["steps"] == ("steps", "None or a whole number", "None", "at least 1", "updates", "free")
-    assert rows["optim"] == ("optim", "a section", "", "", "the optimizer", "free")
-    assert rows["optim.b1"] == ("optim.b1", "a number", "0.9", "at least 0 and below 1", "decay of the mean", "free")
-    assert rows["optim.rates"].limits == "above 0" and rows["optim.rates"].type == "a mapping (each value a number)"
+    assert rows["stage"] == ("stage", "a string", "required", "'S0', 'S1.1'", "stage", "fixed", False)
+    assert rows["steps"] == ("steps", "None or a whole number", "None", "at least 1", "updates", "free", False)
+    assert rows["optim"] == ("optim", "a section", "", "", "the optimizer", "free", True)
+    assert rows["optim.b1"][:5] == ("optim.b1", "a number", "0.9", "at least 0 and below 1", "decay of the mean")
+    assert rows["optim.b1"].on_resume == "free"
+    assert rows["optim.rates"].limits == "above 0; 'text', 'visual'"
+    assert rows["optim.rates"].type == "a mapping (each value a number)"
     assert rows["vision"].default == "None" and rows["vision.b1"].on_resume == "fixed"
     assert rows["sources.NAME.weight"].type == "None or a number" and "stages.NAME.b1" in rows
-    assert rows["extra"].type == "any plain value"
+    assert rows["extra"].type == "any plain value" and rows["model"].type == "a mapping with keys of Run"
+    assert [key for key, row in rows.items() if row.section] == ["optim", "vision", "sources", "stages"]
 
 
 def test_it_is_a_leaf():

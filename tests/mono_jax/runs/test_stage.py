@@ -26,6 +26,7 @@ from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
 from mono_jax.training import callbacks, loop, stages
+from mono_jax.training.groups import split
 from mono_jax.weights.model_folder import load_model
 
 VISION = {"hidden_size": 16, "patch_size": 8, "image_size": 64}
@@ -91,7 +92,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict
     assert config.visual_ffn_experts
     assert (workdir / "model" / "tokenizer.model").is_file()
     # The frozen side is what the seed made.
-    _, frozen = stages.split(stages.get_stage("S1.1"), config, params)
+    _, frozen = split(stages.get_stage("S1.1"), config, params)
     before = tree.flatten(jax.jit(Model(config).init)(jax.random.key(3)))
     for path, leaf in tree.flatten(frozen).items():
         assert np.array_equal(leaf, before[path]), path

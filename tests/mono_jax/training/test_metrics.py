@@ -10,6 +10,7 @@ from data_pipelines.batch import ragged
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import metrics, stages
+from mono_jax.training.groups import trained_groups
 from tests.mono_jax.helpers import SPEC, random_batch
 
 
@@ -29,7 +30,7 @@ def test_counts_do_not_depend_on_where_the_boundary_is():
 def test_flops_of_the_2b_model_are_those_of_its_parameters():
     """Training everything costs 6 FLOPs per matmul parameter and token that goes through it (and the scores)."""
     config = preset("mono_internvl_2b")
-    everything = stages.trained_groups(stages.get_stage("S2"), config)
+    everything = trained_groups(stages.get_stage("S2"), config)
     text = metrics.step_flops(config, everything, {"visual": 0, "text": 1, "pairs": 0})
     shapes = Model(preset("internlm2_1_8b", vocab_size=config.vocab_size)).abstract_params()
     matmul = sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim > 1) - config.vocab_size * 2048
@@ -43,7 +44,7 @@ def test_flops_of_the_2b_model_are_those_of_its_parameters():
 def test_a_frozen_weight_saves_a_third():
     config = preset("tiny_mono")
     counts = {"visual": 0, "text": 10, "pairs": 0}
-    everything = stages.trained_groups(stages.get_stage("S2"), config)
+    everything = trained_groups(stages.get_stage("S2"), config)
     nothing = metrics.step_flops(config, frozenset(), counts)
     assert nothing == pytest.approx(metrics.step_flops(config, everything, counts) * 2 / 3)
 

@@ -12,6 +12,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import optim, stages
+from mono_jax.training.groups import groups_of, split
 from mono_jax.training.optim_config import GroupConfig, OptimConfig
 
 CONFIG = preset("tiny_mono")
@@ -58,13 +59,13 @@ def test_each_group_follows_its_own_adamw():
     """Group by group, the updates are those of a plain optax.adamw with the group's own settings."""
     params = Model(CONFIG).init(jax.random.key(0))
     stage = stages.get_stage("S1.3")
-    trainable, _ = stages.split(stage, CONFIG, params)
+    trainable, _ = split(stage, CONFIG, params)
     settings = {"warmup": 0.0, "schedule": "constant", "learning_rate": 1e-2, "clip_norm": 0.0, "weight_decay": 0.1}
     optimizer = make(**settings, groups={"attention": GroupConfig(learning_rate=1e-3, weight_decay=0.0)})
     keys = iter(jax.random.split(jax.random.key(1), 100))
     grads = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape), trainable)
     updates, _ = optimizer.transform.update(grads, optimizer.transform.init(trainable), trainable)
-    flat, groups = tree.flatten(updates), stages.groups_of(CONFIG, params)
+    flat, groups = tree.flatten(updates), groups_of(CONFIG, params)
     for path, update in flat.items():
         attention = groups[path] == "attention"
         decays = path.split("/")[-1] in optim.DECAYED and not attention
@@ -76,7 +77,7 @@ def test_each_group_follows_its_own_adamw():
 
 def test_state_holds_two_moments_of_trainables_and_nothing_of_the_frozen():
     params = Model(CONFIG).abstract_params()
-    trainable, _ = stages.split(stages.get_stage("S1.1"), CONFIG, params)
+    trainable, _ = split(stages.get_stage("S1.1"), CONFIG, params)
     state = jax.eval_shape(make("S1.1").transform.init, trainable)
     moments = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(trainable))

@@ -20,6 +20,7 @@ from mono_jax.parallel import mesh as mesh_lib
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
+from mono_jax.training.groups import split
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import init_state, state_shardings
 from tests.mono_jax.helpers import SPEC, random_batch, stage_for, with_nan
@@ -72,7 +73,7 @@ def test_frozen_leaves_keep_their_bits_and_all_others_move(name: str, dtype, num
 
 def frozen_matmuls(config: Architecture, stage: str) -> int:
     """Kernels that take part in a matmul and stay frozen (embeddings are looked up)."""
-    _, frozen = stages.split(stages.get_stage(stage), config, weights(config))
+    _, frozen = split(stages.get_stage(stage), config, weights(config))
     return sum(path.endswith("kernel") for path in tree.flatten(frozen))
 
 
@@ -101,7 +102,7 @@ def test_gradient_norm_sees_trainable_parameters_only():
         return train.loss_sum(model, params, {}, batch, F32) / batch["loss_weights"].sum()
 
     grads = jax.jit(jax.grad(loss))(weights(config))
-    trainable, frozen = stages.split(stages.get_stage("S1.1"), config, grads)
+    trainable, frozen = split(stages.get_stage("S1.1"), config, grads)
     norm = lambda t: float(np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(t))))  # noqa: E731
     assert values[0]["grad_norm"] == pytest.approx(norm(trainable), rel=1e-5)
     assert norm(frozen) > 0.1 * norm(trainable)  # so that the test can fail

@@ -1,0 +1,143 @@
+"""Every command: ``--help`` is instant, and its examples are ones that the command takes."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mono_jax.runs import config_file
+
+ROOT = Path(__file__).parent.parent
+# Each takes longer to import than the rest of a command's --help.
+HEAVY = (
+    *"jax",
+    "flax",
+    "optax",
+    "orbax",
+    "grain",
+    "tensorstore",
+    "pyarrow",
+    "matplotlib",
+    "torch",
+    "tensorflow_datasets",
+)
+HELP = f"""
+import contextlib, io, runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+with contextlib.suppress(SystemExit):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+heavy = [name for name in {HEAVY} if name in sys.modules]
+print(*heavy, file=sys.stderr)
+"""
+
+
+def has_main(file: Path) -> bool:
+    return any(
+        isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) and "__name__" in ast.unparse(node.test)
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+    )
+
+
+COMMANDS = [
+    str(file.relative_to(ROOT))
+    for package in ("data_pipelines", "experiments", "mono_jax", "pallas_kernels")
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if has_main(file)
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_instant(command: str):
+    done = subprocess.run([sys.executable, "-c", HELP, command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("usage:"), done.stderr
+    assert done.stderr.split() == [], f"{command}: imported before the arguments are parsed"
+
+
+class Parsed(Exception):
+    """The arguments have been read; the command would begin its work."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands end with ``Parsed`` once their arguments, and their config if they have one, have been read."""
+    inside = [False]  # of one of the functions below, which call each other
+
+    def ends(function: Callable[..., Any]) -> Callable[..., Any]:
+        def ending(*args: Any, **options: Any) -> Any:
+            if inside[0]:
+                return function(*args, **options)
+            inside[0] = True
+            try:
+                result = function(*args, **options)
+            finally:
+                inside[0] = False
+            raise Parsed(result)
+
+        return ending
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", ends(argparse.ArgumentParser.parse_args))
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", ends(argparse.ArgumentParser.parse_known_args))
+    monkeypatch.setattr(config_file, "parse", ends(config_file.parse))
+
+
+COMMAND_LINE = re.compile(
+    r"^\s*(?:examples?: )?python (?:-m )?((?:experiments|data_pipelines|pallas_kernels|mono_jax)[./].*)", re.M
+)
+
+
+def examples(text: str) -> list[tuple[str, list[str]]]:
+    """(file of the command, arguments) of the command lines in a --help text, without comments."""
+    found = []
+    for line in COMMAND_LINE.findall(re.sub(r"\s*\\\n\s*", " ", text)):
+        words = shlex.split(re.split(r"\s{3,}|\s#\s", line)[0])
+        file = words[0] if words[0].endswith(".py") else f"{words[0].replace('.', '/')}.py"
+        package = f"{file.removesuffix('.py')}/__main__.py"
+        found.append((package if (ROOT / package).is_file() else file, words[1:]))
+    return found
+
+
+def module_of(file: str) -> ModuleType:
+    return importlib.import_module(file.removesuffix(".py").replace("/", "."))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_in_the_help_are_taken(
+    command: str, parse_only: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        module_of(command).main(["--help"])
+    found = examples(capsys.readouterr().out.partition("\n\n")[2])  # without the usage
+    assert found, f"{command} --help has no example"
+    for file, arguments in found:
+        try:
+            module_of(file).main(arguments)
+        except Parsed:
+            continue
+        except SystemExit as stop:
+            pytest.fail(f"{file} {shlex.join(arguments)}: {stop.code}; {capsys.readouterr().err}")
+        pytest.fail(f"{file} {shlex.join(arguments)}: the command did not parse")
+
+
+def test_examples_are_found_in_help_texts():
+    text = """Does, as `python -m data_pipelines.index x`, this:
+
+  python experiments/train.py --a=1 \\
+      --b='2 3'   # the reason
+  example: python -m data_pipelines.index 'a/*.tar'
+"""
+    assert examples(text) == [
+        ("experiments/train.py", ["--a=1", "--b=2 3"]),
+        ("data_pipelines/index.py", ["a/*.tar"]),
+    ]
