@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import check, index
-from data_pipelines.io import storage
+from data_pipelines.io import blobs, chunk_cache, paths
 from data_pipelines.loading.loader import PackedData
 from data_pipelines.packing import lengths
 from data_pipelines.sources.source import open_source
@@ -44,7 +44,7 @@ class Server:
         return sum(line.startswith(method) for line in self.asked)
 
     def forget(self) -> None:
-        storage.close_blobs()
+        blobs.close_blobs()
         fsspec.filesystem("s3").invalidate_cache()
         self.asked.clear()
 
@@ -74,7 +74,7 @@ def s3(running: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.Monke
     settings = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     for name, value in {**settings, "AWS_DEFAULT_REGION": "us-east-1", "MONO_JAX_CACHE": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "_chunks", None)
+    monkeypatch.setattr(chunk_cache, "_current", None)
     server = Server(url, asked)
     server.fs.mkdir("bucket")
     for shard in range(SHARDS):
@@ -150,7 +150,7 @@ def test_long_runs_through_the_local_disk(s3: Server, tmp_path: Path, monkeypatc
     plain = open_source(SPEC)
     expected = [plain.read(i) for i in range(len(plain))]
     size = s3.fs.size("bucket/shards/00000.tar")
-    monkeypatch.setattr(storage._ChunkCache, "CHUNK", 10_000)
+    monkeypatch.setattr(chunk_cache.ChunkCache, "CHUNK", 10_000)
     pieces = -(-size // 10_000)
     source = open_source({**SPEC, "remote_cache_gb": 10 * 10_000 / 1e9})
     s3.asked.clear()
@@ -166,7 +166,7 @@ def test_failures_are_tried_again_then_counted(s3: Server, monkeypatch: pytest.M
     from data_pipelines.errors import BadSample
 
     source = open_source(SPEC)
-    fs, failures = storage.filesystem("s3://bucket")[0], []
+    fs, failures = paths.filesystem("s3://bucket")[0], []
     real = fs.cat_file
 
     def failing(*arguments, **named):
@@ -176,9 +176,9 @@ def test_failures_are_tried_again_then_counted(s3: Server, monkeypatch: pytest.M
         return real(*arguments, **named)
 
     monkeypatch.setattr(fs, "cat_file", failing)
-    monkeypatch.setattr(storage, "_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(blobs, "_RETRY_SECONDS", (0.0, 0.0))
     assert source.read(0).caption == "caption 0"
-    monkeypatch.setattr(storage, "_RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr(blobs, "_RETRY_SECONDS", (0.0,))
     with pytest.raises(BadSample, match=r"00000/00001: unreadable .*connection reset"):
         source.read(1)
     s3.fs.rm("bucket/shards/00002.tar")
