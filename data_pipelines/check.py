@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--visual", type=int, default=_UNBOUNDED, help="visual slots of a row (default: no limit)")
     parser.add_argument("--text", type=int, default=_UNBOUNDED, help="text slots of a row (default: no limit)")
     parser.add_argument("--max_tiles", type=int, default=6, help="tiles of an image")
-    parser.add_argument("--report", default="check-report.jsonl", help="where the bad samples are listed")
+    parser.add_argument("--report", default="check-report.jsonl", help="file that lists the bad samples")
     parser.add_argument("--workers", type=int, default=1, help="processes, each taking up to 2 GB (default: 1)")
     options = parser.parse_args(arguments)
 

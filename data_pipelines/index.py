@@ -1,8 +1,8 @@
 """Makes the indices of shards: ``python -m data_pipelines.index SHARDS... --json``.
 
-An index lies beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that place cannot
-be written to. It is made again when its shard has changed. Shards are indexed in parallel; an interrupted run resumes
-where it stopped, since finished indices are kept.
+An index is kept beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that place is
+read-only. It is made again when its shard has changed. Shards are indexed in parallel; an interrupted run resumes where
+it stopped, since finished indices are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the arguments (default: those of the command line) and indexes the shards."""
     parser = cli.parser("index", __doc__, "example: python -m data_pipelines.index 'laion/*.tar' --workers=16 --json")
     add_shard_arguments(parser)
-    parser.add_argument("--index_dir", help="where indices lie (default: beside the shards, else the cache folder)")
+    parser.add_argument("--index_dir", help="folder of the indices (default: beside the shards, else the cache folder)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--force", action="store_true", help="make indices again even if they are fresh")
     options = parser.parse_args(arguments)

@@ -22,7 +22,7 @@ _GAP = 1 << 16  # bytes between two wanted places of a remote file that are read
 class Blob:
     """Random access to one file, safe to share between threads and across fork.
 
-    Raises DataError if the file is missing or unreadable: a local one on opening, a remote one when its size is asked.
+    Raises DataError if the file is missing or unreadable: a local one on opening, a remote one when it is used.
     """
 
     def __init__(self, path: str):
@@ -49,7 +49,7 @@ class Blob:
 
     @functools.cached_property
     def mark(self) -> str:
-        """As ``stamp``, taken once."""
+        """As ``paths.stamp``, computed once."""
         return stamp(self.path)
 
     def read(self, offset: int, length: int) -> bytes:

@@ -14,8 +14,8 @@ from data_pipelines.errors import DataError
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-# What file systems tell about a file's content; the times only where there is nothing better, since a listing and a
-# look at the single file may give them in different precision.
+# What file systems report about a file's content; the times only where there is nothing better, since a listing and a
+# query of the single file may give them in different precision.
 _CONTENT_MARKS = frozenset(["etag", "md5hash", "crc32c", "generation", "uid"])
 _TIME_MARKS = frozenset(["mtime", "created", "updated", "last-modified", "lastmodified", "last_modified"])
 
@@ -30,7 +30,7 @@ def local_path(path: str) -> str:
     return os.path.expanduser(path.removeprefix("file://"))
 
 
-def filesystem(url: str):
+def filesystem(url: str) -> tuple[Any, str]:
     """(fsspec file system, path within it) of a URL. Raises DataError if the protocol or its package is missing."""
     import fsspec
 
@@ -42,7 +42,7 @@ def filesystem(url: str):
 
 @contextlib.contextmanager
 def remote(url: str) -> Iterator[tuple[Any, str]]:
-    """As ``filesystem``, while whatever the file system raises becomes a DataError."""
+    """As ``filesystem``; whatever the file system raises becomes a DataError."""
     try:
         yield filesystem(url)
     except DataError:
@@ -81,7 +81,7 @@ def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
         if len(spelled) > 1 and is_remote(spelled[0]):
             for folder in {parent(path) for path in spelled}:
                 with contextlib.suppress(DataError):  # a web server need not list its folders
-                    list_dir(folder)  # which the file system keeps: no request for each single path
+                    list_dir(folder)  # which the file system caches: no request for each single path
         for path in spelled:
             matches = _glob(path)
             if not matches:
@@ -97,16 +97,18 @@ def _glob(path: str) -> list[str]:
                 return sorted(fs.unstrip_protocol(p) for p in fs.glob(inner))
             return [path] if fs.exists(inner) else []
     path = local_path(path)
-    if os.path.exists(path):  # first, so that a name with brackets in it is found as it stands
+    if os.path.exists(path):  # first, so that a name with brackets in it is found literally
         return [path]
     return sorted(glob.glob(path, recursive=True))
 
 
 def exists(path: str) -> bool:
+    """Whether there is a file or folder. Raises DataError where that cannot be found out."""
     return bool(_glob(path)) if is_remote(path) else os.path.exists(local_path(path))
 
 
 def is_dir(path: str) -> bool:
+    """Whether there is a folder. Raises DataError where that cannot be found out."""
     if is_remote(path):
         with remote(path) as (fs, inner):
             return fs.isdir(inner)
@@ -141,17 +143,19 @@ def walk(path: str) -> list[str]:
 
 
 def join(folder: str, name: str) -> str:
-    """``folder/name``; ``name`` alone if it is absolute or a URL. An empty folder joins to ``name``."""
+    """``folder/name``; only ``name`` if it is absolute or a URL. An empty folder joins to ``name``."""
     if not folder or is_remote(name) or name.startswith(("/", "file://")):
         return name
     return folder.rstrip("/") + "/" + name
 
 
 def parent(path: str) -> str:
+    """The folder that ``path`` is in; empty if it names none."""
     return path.rstrip("/").rpartition("/")[0] or ("/" if path.startswith("/") else "")
 
 
 def basename(path: str) -> str:
+    """The last part of ``path``."""
     return path.rstrip("/").rpartition("/")[2]
 
 
@@ -179,7 +183,7 @@ def _marks(info: Mapping[str, Any]) -> str:
 
 
 def cache_dir() -> Path:
-    """Folder for what cannot lie beside the data: $MONO_JAX_CACHE, or mono_jax in the user's cache folder."""
+    """Folder for files that cannot be kept beside the data: $MONO_JAX_CACHE, or mono_jax in the user's cache folder."""
     if place := os.environ.get("MONO_JAX_CACHE"):
         return Path(place).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mono_jax"

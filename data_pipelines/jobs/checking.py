@@ -24,8 +24,8 @@ from data_pipelines.sources.indexed import IndexedSource
 from data_pipelines.sources.indexing import make_index
 from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.shard_index import ShardIndex
-from data_pipelines.sources.selection import Selection
-from data_pipelines.sources.table import TableBuilder
+from data_pipelines.sources.selection.select import Selection
+from data_pipelines.sources.selection.table import TableBuilder
 
 _TOKENS = {"<img>": 256, "</img>": 257, "<IMG_CONTEXT>": 258}
 
@@ -56,10 +56,12 @@ class ShardCheck:
 
 @dataclasses.dataclass(frozen=True)
 class CheckSettings:
-    """Attributes:
-    tokenizer: folder or file; None = every byte is a token.
-    visual, text: slots of a row.
-    max_tiles: of an image.
+    """How samples are built while they are checked.
+
+    Attributes:
+      tokenizer: folder or file; None = every byte is a token.
+      visual, text: slots of a row.
+      max_tiles: of an image.
     """
 
     tokenizer: str | None

@@ -30,7 +30,7 @@ from data_pipelines.sources.indices.columns import ColumnFiles
 VERSION = "4"  # of the table
 _ARRAYS = {"hash": "u8", "start": "i8", "length": "i4", "chars": "i4", "text_hash": "u8", "script": "u1"}
 _MAX_LINE = 1 << 26  # bytes of a line, which may hold many captions; a longer one is not read
-_BUFFERED = 1 << 16  # captions taken together while the table is made
+_BUFFERED = 1 << 16  # captions processed together while the table is made
 
 
 def write_table(files: Sequence[str], folder: Path) -> None:

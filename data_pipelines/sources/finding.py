@@ -1,4 +1,4 @@
-"""Shards among paths: what kind they are, which ones a folder or a meta file stands for, and their names in keys."""
+"""Shards among paths: their kinds, the ones that a folder or a meta file stands for, and their names in keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def kind_of(path: str) -> str:
 
 
 def shards_of(patterns: Iterable[str], kind: str | None, options: Mapping[str, Any]) -> list[Shard]:
-    """Shards in order of ``patterns`` (globs allowed), the kind of each told from its name unless given.
+    """Shards in order of ``patterns`` (globs allowed), the kind of each by its name unless given.
 
     A folder stands for the shards in it and below; where it holds loose files it is a shard itself. Files of unknown
     kind that a glob matches beside shards (statistics, indices) are left out. Raises DataError if nothing is found.

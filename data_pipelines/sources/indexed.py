@@ -13,9 +13,9 @@ import numpy as np
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import paths
 from data_pipelines.records.raw_sample import RawSample
-from data_pipelines.sources.entry import Entry
 from data_pipelines.sources.formats.format import Format
 from data_pipelines.sources.indices.columns import Columns, Strings, ranges
+from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.shard import Shard
 
 

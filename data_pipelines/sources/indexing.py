@@ -1,7 +1,7 @@
 """The indices of shards: loaded if they are fresh, made and kept otherwise.
 
-An index lies beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that place cannot
-be written to. It is made again when its shard has changed.
+An index is kept beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that place is
+read-only. It is made again when its shard has changed.
 """
 
 from __future__ import annotations

@@ -22,9 +22,7 @@ from data_pipelines.io import chunk_cache, paths, publish
 from data_pipelines.io.digests import Digest, json_digest
 from data_pipelines.io.processes import ahead
 from data_pipelines.records.raw_sample import RawSample
-from data_pipelines.sources import table
 from data_pipelines.sources.captions import CaptionedSource, Captions, open_captions
-from data_pipelines.sources.filters import Filters
 from data_pipelines.sources.finding import shard_names
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indexed import IndexedSource
@@ -32,7 +30,9 @@ from data_pipelines.sources.indexing import load_or_make, shard_stamp
 from data_pipelines.sources.indices.columns import Columns
 from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.shard_index import ShardIndex
-from data_pipelines.sources.selection import Selection, repeat, select, unique
+from data_pipelines.sources.selection import table
+from data_pipelines.sources.selection.filters import Filters
+from data_pipelines.sources.selection.select import Selection, repeat, select, unique
 
 __all__ = ["RawSample", "Source", "open_source"]
 
@@ -91,13 +91,15 @@ def open_source(spec: Mapping[str, Any]) -> Source:
 
     Args:
       spec: "kind" (tar, files, parquet, jsonl, text, array_record, tfds) and "paths" (a path, URL or glob, or a list of
-        them). Optional: "name"; "index_dir" (where indices lie, if not beside the shards); "captions" (files of
+        them). Optional: "name"; "index_dir" (where indices are kept, if not beside the shards); "captions" (files of
         key -> caption that replace the samples' own; samples without one are dropped as "no_joined_caption"); "filters"
-        (see ``filters.check_filters``); "remote_cache_gb" (read remote shards in pieces of 8 MiB that are kept on the
-        local disk, up to that many GB: for few hosts and shuffle "local"); and the options of the kind (see the
-        options of its module in ``formats``).
+        (see ``selection.filters.check_filters``); "remote_cache_gb" (read remote shards in pieces of 8 MiB that are
+        kept on the local disk, up to that many GB: for few hosts and shuffle "local"); and the options of the kind (see
+        its module in ``formats``).
+
     Shards that are damaged or unfinished as a whole are logged as warnings; ``problems`` lists them all.
-    Raises: DataError: unknown kind or key (with the nearest valid one), paths that match nothing, nothing usable.
+
+    Raises DataError: unknown kind or key (with the nearest valid one), paths that match nothing, nothing usable.
     """
     kind = spec.get("kind")
     if kind not in FORMATS:

@@ -79,7 +79,7 @@ def test_hostile_tar(tmp_path: Path, capsys) -> None:
         "00000/00000": "duplicate_key",
     }
     assert result["ok"] == 4
-    assert not list(tmp_path.glob("*.npz"))  # a check leaves nothing behind
+    assert not list(tmp_path.glob("*.npz"))  # a check leaves no files
 
 
 def test_damaged_tars_are_named(tmp_path: Path, capsys) -> None:
@@ -183,7 +183,7 @@ def test_memory_stays_under_2_gb(tmp_path: Path) -> None:
     assert int(lines[-1]) < 2 << 20  # kilobytes
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, capsys) -> None:
     with pytest.raises(DataError, match="no such file"):
         check.main([str(tmp_path / "none.tar")])
     (tmp_path / "a.xyz").write_bytes(b"")

@@ -26,9 +26,9 @@ def is_list(view: ScanView) -> bool:
 def list_elements(view: ScanView, problems: list[str]) -> Iterator[tuple[int, int]]:
     """(offset, length) of every element of a JSON list; each is parsed on its own later.
 
-    Of a damaged list, those that can be told apart: after a place where brackets do not match, the next element is the
-    next object that begins with the same name as the first. Damage is appended to ``problems``; when there is too much
-    of it, the rest counts as one element.
+    Of a damaged list, those that can be distinguished: after a place where brackets do not match, the next element is
+    the next object that begins with the same name as the first. Damage is appended to ``problems``; when there is too
+    much of it, the rest counts as one element.
     """
     position = view.read(0, 4096).index(b"[") + 1
     begin: re.Pattern[bytes] | None = None

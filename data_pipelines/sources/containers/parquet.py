@@ -160,7 +160,7 @@ class _Reader:
         return found
 
     def _small(self, group: int, columns: tuple[str, ...]) -> pa.RecordBatch | None:
-        """A row group; None if it is too big for memory, which is not known before where values stand in a dictionary
+        """A row group; None if it is too big for memory, which is not known in advance where values are in a dictionary
         and are counted once however often they occur."""
         parts, size = [], 0
         for batch in _batches(self._parquet, group, columns):

@@ -49,7 +49,7 @@ def members(view: ScanView, problems: list[str]) -> Iterator[tuple[str, int, int
                 yield (path or name).removeprefix("./"), data, size
             path, pax_size = "", -1
         if data + size > view.size:
-            # Either the file is cut off here or the size is a lie; in the second case more headers follow.
+            # Either the file is cut off here or the size is false; in the second case more headers follow.
             problems.append(
                 f"truncated: the member at byte {position} ends {data + size - view.size} bytes beyond the file"
             )

@@ -12,8 +12,8 @@ from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.raw_sample import Form, RawSample
 from data_pipelines.sources.containers.array_record import Reader, reader, split, text_of
-from data_pipelines.sources.entry import Entry
 from data_pipelines.sources.formats.format import FileFormat
+from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
 
@@ -23,7 +23,7 @@ _local = threading.local()
 
 @dataclasses.dataclass(frozen=True)
 class ArrayRecordOptions(Options):
-    """hash_images: whether images without a noted hash are hashed, for the filter unique_images."""
+    """``hash_images``: whether images without a stored hash are hashed, for the filter unique_images."""
 
     hash_images: bool = False
 

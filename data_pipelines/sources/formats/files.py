@@ -1,6 +1,6 @@
 """Folders of loose files: img2dataset's ``files`` output (KEY.jpg, KEY.txt, KEY.json), any images with captions.
 
-Every folder that holds files is one shard; its samples are told apart by name, as in tars.
+Every folder that holds files is one shard; its samples are distinguished by name, as in tars.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from data_pipelines.io import blobs, paths, publish
 from data_pipelines.records.raw_sample import RawSample, parse
 from data_pipelines.sources.containers.img2dataset import stats_problems
 from data_pipelines.sources.containers.members import IMAGE_EXTENSIONS, Group, group_members, split_key
-from data_pipelines.sources.entry import Entry
 from data_pipelines.sources.formats.format import FileFormat, caption_key, folder_stamp
 from data_pipelines.sources.formats.tar import TarOptions, draft_of
+from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Shard
 
-# Files that lie beside samples: statistics, indices, shards of other kinds.
+# Files that are kept beside samples: statistics, indices, shards of other kinds.
 _NO_MEMBERS = ("_stats.json", ".parquet", ".npz", ".tar", ".jsonl", ".array_record")
 
 
@@ -68,7 +68,7 @@ def _is_image(name: str) -> bool:
 
 
 def _is_member(name: str) -> bool:
-    """Whether a file is part of a sample: not hidden, not unfinished, and none of those that lie beside samples."""
+    """Whether a file is part of a sample: not hidden, not unfinished, and none of the files beside samples."""
     return not name.startswith((".", "_")) and not name.endswith(_NO_MEMBERS) and not publish.is_temporary(name)
 
 

@@ -10,7 +10,7 @@ from data_pipelines.errors import BadSample
 from data_pipelines.io import blobs, paths
 from data_pipelines.io.digests import digest
 from data_pipelines.records.raw_sample import RawSample, parse
-from data_pipelines.sources.entry import Entry
+from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Options, Shard
 
@@ -20,7 +20,7 @@ class Format(Protocol):
 
     Attributes:
       kind: its name in the spec of a source.
-      suffixes: of its shards' names; empty where names do not tell.
+      suffixes: of its shards' names; empty where names say nothing.
       options: what its shards can be read with.
       key_separator: between the shard's name and the sample's own key.
     """

@@ -28,8 +28,8 @@ from data_pipelines.records import image_header
 from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, from_object, parse, parse_json
 from data_pipelines.sources.containers.internvl_meta import meta_entries
 from data_pipelines.sources.containers.json_list import is_list, list_elements
-from data_pipelines.sources.entry import Entry
 from data_pipelines.sources.formats.format import FileFormat, caption_key, read_ranges
+from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
 
@@ -39,10 +39,12 @@ _SAMPLED = 1 << 14  # bytes searched for an image's path
 
 @dataclasses.dataclass(frozen=True)
 class JsonlOptions(Options):
-    """Attributes:
-    image_root: folder of the images (default: the folder of the file).
-    caption_key: the field that holds the caption (default: "caption").
-    hash_images: whether images are hashed, for the filter unique_images.
+    """Options of instruction data.
+
+    Attributes:
+      image_root: folder of the images (default: the folder of the file).
+      caption_key: the field that holds the caption (default: "caption").
+      hash_images: whether images are hashed, for the filter unique_images.
     """
 
     image_root: str | None = None

@@ -16,8 +16,8 @@ from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.raw_sample import Form, RawSample, from_object
 from data_pipelines.sources.containers.img2dataset import stats_problems
-from data_pipelines.sources.entry import Entry
 from data_pipelines.sources.formats.format import FileFormat
+from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
 
@@ -28,10 +28,12 @@ _FAILURES = ("failed_to_download", "failed_to_resize")  # values of img2dataset'
 
 @dataclasses.dataclass(frozen=True)
 class ParquetOptions(Options):
-    """Attributes:
-    image_key: column of the images (default: the first of IMAGE_COLUMNS that exists).
-    caption_key: column of the captions (default: "caption", "conversations", "messages" or "text").
-    hash_images: whether images without a noted hash are hashed, for the filter unique_images.
+    """Options of parquet files.
+
+    Attributes:
+      image_key: column of the images (default: the first of IMAGE_COLUMNS that exists).
+      caption_key: column of the captions (default: "caption", "conversations", "messages" or "text").
+      hash_images: whether images without a stored hash are hashed, for the filter unique_images.
     """
 
     image_key: str | None = None

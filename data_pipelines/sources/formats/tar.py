@@ -24,9 +24,11 @@ from data_pipelines.sources.indices.shard import Options, Shard
 
 @dataclasses.dataclass(frozen=True)
 class TarOptions(Options):
-    """Attributes:
-    caption_key: the field of KEY.json that holds the caption (default: the caption is in KEY.txt).
-    hash_images: whether images without a noted hash are hashed, for the filter unique_images.
+    """Options of tars and of loose files.
+
+    Attributes:
+      caption_key: the field of KEY.json that holds the caption (default: the caption is in KEY.txt).
+      hash_images: whether images without a stored hash are hashed, for the filter unique_images.
     """
 
     caption_key: str | None = None

@@ -17,7 +17,7 @@ _BLANK = bytes(range(33))  # spaces and control characters
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions(Options):
-    """chunk_bytes: greatest length of a piece (default: CHUNK_BYTES)."""
+    """``chunk_bytes``: greatest length of a piece (default: CHUNK_BYTES)."""
 
     chunk_bytes: int | None = None
 

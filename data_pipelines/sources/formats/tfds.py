@@ -18,9 +18,9 @@ from data_pipelines.io.copies import local_folder
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.raw_sample import Form, RawSample, from_object
-from data_pipelines.sources.entry import Entry
 from data_pipelines.sources.formats.format import FileFormat, folder_stamp
 from data_pipelines.sources.formats.parquet import IMAGE_COLUMNS
+from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
 
@@ -29,11 +29,13 @@ _CAPTION_FIELDS = ("caption", "captions", "text", "description", "title")
 
 @dataclasses.dataclass(frozen=True)
 class TfdsOptions(Options):
-    """Attributes:
-    split: the split that is read (default: "train").
-    image_key: feature of the images (default: the first of parquet's IMAGE_COLUMNS that exists).
-    caption_key: "feature" or "feature/inner" of the captions (default: the first usual one that exists).
-    hash_images: whether images are hashed, for the filter unique_images.
+    """Options of TFDS datasets.
+
+    Attributes:
+      split: the split that is read (default: "train").
+      image_key: feature of the images (default: the first of parquet's IMAGE_COLUMNS that exists).
+      caption_key: "feature" or "feature/inner" of the captions (default: the first usual one that exists).
+      hash_images: whether images are hashed, for the filter unique_images.
     """
 
     split: str | None = None

@@ -1,6 +1,6 @@
-"""The index of one shard: where each sample's parts lie, and what filters and planning need to know about them.
+"""The index of one shard: the places of each sample's parts, and what filters and planning need to know about them.
 
-Columns (n samples, m images in all; the images of a sample follow one another):
+Columns (n samples, m images in all; the images of a sample are neighbours):
 
     keys           n byte strings    unique within the shard
     reason         uint8   [n]       0 = usable, otherwise 1 + index into ``reasons``
@@ -120,7 +120,7 @@ class ShardIndex:
 
 
 def index_paths(shard: str, options: Mapping[str, Any], index_dir: str | None = None) -> list[str]:
-    """Where the index of ``shard`` may lie: ``index_dir`` if given, otherwise beside the shard, then the cache folder.
+    """Where the index of ``shard`` may be: in ``index_dir`` if given, otherwise beside the shard or in the cache.
 
     Options that change the content are part of the name, so that two uses of one shard do not overwrite each other.
     """

@@ -16,7 +16,7 @@ import pytest
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.blobs import close_blobs
 from data_pipelines.sources import source as sources
-from data_pipelines.sources import table
+from data_pipelines.sources.selection import table
 from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import keys, pairs, write_tar
 
@@ -110,7 +110,7 @@ def test_threads_and_processes_read_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1 << 20, 1])
-def test_damaged_shards_are_told_on_opening(tmp_path: Path, monkeypatch, caplog, rows: int) -> None:
+def test_damaged_shards_are_reported_on_opening(tmp_path: Path, monkeypatch, caplog, rows: int) -> None:
     monkeypatch.setattr(table, "TABLE_ROWS", rows)
     for name in "abc":
         write_tar(tmp_path / f"{name}.tar", pairs(2))
@@ -121,8 +121,8 @@ def test_damaged_shards_are_told_on_opening(tmp_path: Path, monkeypatch, caplog,
         source = open_source({"kind": "tar", "paths": str(tmp_path / "*.tar")})
         found = source.problems()
         assert list(found) == [str(tmp_path / "b.tar"), str(tmp_path / "c.tar")]
-        told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert told == [f"{path}: {problem}" for path, each in found.items() for problem in each]
+        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert warnings == [f"{path}: {problem}" for path, each in found.items() for problem in each]
     monkeypatch.setattr(sources, "_PROBLEMS_LOGGED", 1)
     caplog.clear()
     open_source({"kind": "tar", "paths": str(tmp_path / "*.tar")})

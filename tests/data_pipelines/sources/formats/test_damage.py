@@ -111,7 +111,7 @@ def attack(folder: Path, name: str, seeds: range) -> None:
         assert len(checked.bad) <= checked.samples == report.samples, seed
         assert not [bad for bad in checked.bad if bad[1] == "unexpected_error"], (seed, checked.bad)
         if kind in ("tar", "jsonl") and report.samples:
-            # In a tar the caption stands behind the image, so its end is the sample's; the next header follows.
+            # In a tar the caption comes after the image, so its end is the sample's; the next header follows.
             before = {key for key, _, end in whole if end < start}
             assert before <= {key for key, _, _ in usable(path, kind)}, seed
 

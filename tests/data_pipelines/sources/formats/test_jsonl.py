@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
+from data_pipelines.sources.finding import make_shard
+from data_pipelines.sources.indexing import load_or_make
 from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import TALK, encoded, keys, write_jsonl
 
@@ -67,3 +69,27 @@ def test_json_lists_and_internvl_meta(tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text(json.dumps(records)[:-30])
     cut = open_source({"kind": "jsonl", "paths": str(tmp_path / "cut.json"), "image_root": str(tmp_path / "img")})
     assert (len(cut), cut.dropped()) == (3, {"broken_json": 1})
+
+
+@pytest.mark.parametrize("lines", [3, 3000])
+@pytest.mark.parametrize("pictures", ["pictures", None])
+def test_images_that_arrive_or_change_are_noticed(tmp_path: Path, lines: int, pictures: str | None) -> None:
+    root = tmp_path / (pictures or "")
+    root.mkdir(exist_ok=True)
+    talk = [{"from": "human", "value": "<image>\n?" + "long " * 200}, {"from": "gpt", "value": "!"}]
+    records = [{"image": [f"{i % 3}.jpg"], "conversations": talk} for i in range(lines)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    options = {"image_root": str(root)} if pictures else {}
+    shard = make_shard("jsonl", str(tmp_path / "a.jsonl"), **options)
+    (root / "0.jpg").write_bytes(encoded(40, 30))
+    index, made = load_or_make(shard)
+    assert made and index.dropped() == {"missing_image": lines - len(index.usable)}
+    assert not load_or_make(shard)[1]
+    for i in (1, 2):
+        (root / f"{i}.jpg").write_bytes(encoded(40, 30))
+    index, made = load_or_make(shard)
+    assert made and len(index.usable) == lines
+    (root / "1.jpg").write_bytes(encoded(64, 30))
+    assert load_or_make(shard)[1] and not load_or_make(shard)[1]
+    (root / "unrelated.jpg").write_bytes(b"")
+    assert not load_or_make(shard)[1]

@@ -55,7 +55,7 @@ def test_reads_what_tarfile_writes(tmp_path: Path, format: int) -> None:
     assert source.read_text(3).images == ()
 
 
-def test_archives_put_one_behind_the_other_are_read_whole(tmp_path: Path) -> None:
+def test_concatenated_archives_are_read_whole(tmp_path: Path) -> None:
     first = tar_bytes([("a.jpg", encoded()), ("a.txt", b"a")])
     second = tar_bytes([("b.jpg", encoded()), ("b.txt", b"b")])
     index = index_of(tmp_path, first + second)

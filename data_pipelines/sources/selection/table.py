@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.sources.indices.columns import Columns, GrowingColumns, Strings, ranges
 from data_pipelines.sources.indices.shard_index import ShardIndex
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection.select import Selection
 
 TABLE_ROWS = 1 << 20
 VERSION = 4  # of tables on disk

@@ -1,6 +1,6 @@
-"""Metadata filters for noisy pairs, decided from the indices alone; each counts what it drops.
+"""Metadata filters for noisy pairs, decided from the indices only; each counts what it drops.
 
-A sample that lacks the score a filter asks for is dropped by it: an unknown value is not a good one.
+A sample without the score that a filter needs is dropped by it: an unknown value is not a good one.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.io.blobs import close_blobs
-from data_pipelines.sources import caption_files, table
+from data_pipelines.sources import caption_files
+from data_pipelines.sources.selection import table
 from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import encoded, pairs, write_jsonl, write_tar
 

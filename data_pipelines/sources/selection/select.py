@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from data_pipelines.sources.captions import Captions
-from data_pipelines.sources.filters import Filters
 from data_pipelines.sources.indices.shard_index import ShardIndex
+from data_pipelines.sources.selection.filters import Filters
 
 _TEXT_COLUMNS = {"text_chars": "chars", "script": "script", "text_hash": "text_hash"}  # of an index: of captions
 # Reasons of samples that a joined caption makes usable.
