@@ -1,4 +1,4 @@
-"""What all commands share: help that teaches, errors in one line, one JSON object as the last line."""
+"""What all commands share: help with examples, errors in one line, one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def run(main: Callable[[], int | None], *, errors: tuple[type[Exception], ...] =
     except (DataError, BadSample, *errors) as error:
         fail(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe (``| head``)
         raise SystemExit(0) from None
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)

@@ -1,4 +1,4 @@
-"""The two kinds of trouble with data: a bad sample (skipped and counted) and a user's mistake (told in one line)."""
+"""The two kinds of trouble with data: a bad sample (skipped, counted) and a user's mistake (reported in one line)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class BadSample(Exception):
 
     Attributes:
       reason: short_snake_case, from a small closed set, so that it can be counted ("truncated_image", ...).
-      key: the sample's key; empty where the raiser does not know it (whoever knows fills it in).
-      detail: what exactly was seen, for the report.
+      key: the sample's key; empty where it is not known (a caller that knows it fills it in).
+      detail: what exactly was found, for the report.
     """
 
     def __init__(self, reason: str, key: str = "", detail: str = ""):
@@ -26,7 +26,7 @@ class BadSample(Exception):
 
 
 class DataError(Exception):
-    """The user asked for something impossible. The message is one line: which file or key, and how to mend it."""
+    """The user asked for something impossible. The message is one line: which file or key, and how to fix it."""
 
 
 def check_keys(given: Iterable[str], valid: Iterable[str], what: str) -> None:
@@ -38,7 +38,7 @@ def check_keys(given: Iterable[str], valid: Iterable[str], what: str) -> None:
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """ "did you mean 'x'?" if something is near, the list of all choices otherwise."""
+    """ "did you mean 'x'?" if one of ``valid`` is similar to ``word``, otherwise the list of them."""
     valid = sorted(valid)
     near = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"

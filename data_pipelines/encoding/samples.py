@@ -13,7 +13,7 @@ from data_pipelines.encoding.text import ChatEncoder, Tokenizer, clean_caption
 from data_pipelines.errors import BadSample, DataError
 
 if TYPE_CHECKING:
-    from data_pipelines.sources.source import RawSample
+    from data_pipelines.records.raw_sample import RawSample
 
 
 @dataclasses.dataclass

@@ -23,7 +23,7 @@ from data_pipelines.batch import Batch, BatchSpec, ragged
 from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
 from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.io import storage
+from data_pipelines.io.paths import cache_dir as default_cache_dir
 from data_pipelines.packing.lengths import Lengths, length_digest, pick_prompt
 from data_pipelines.packing.plan import Block, Plan, Units, fold
 from data_pipelines.sources.source import Source, open_source
@@ -84,13 +84,13 @@ class PackedData:
         """Opens the sources and counts their tokens, unless that is cached.
 
         Args:
-          cache_dir: for token counts and plans; None = `storage.cache_dir`.
+          cache_dir: for token counts and plans; None = `io.paths.cache_dir`.
 
         Raises:
           DataError: something in the configuration or the sources cannot be used.
         """
         self.config = config
-        self.cache_dir = Path(cache_dir) if cache_dir else storage.cache_dir()
+        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self.spec: BatchSpec = config.spec
         self.batch_size = config.batch_size
         self.builder = SampleBuilder(config)

@@ -19,10 +19,12 @@ from data_pipelines.config import LENGTH_FIELDS, DataConfig, SourceConfig
 from data_pipelines.encoding.images import SIZE_REASONS
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.io import storage
+from data_pipelines.io import publish
+from data_pipelines.io.processes import ahead
 
 if TYPE_CHECKING:
-    from data_pipelines.sources.source import RawSample, Source
+    from data_pipelines.records.raw_sample import RawSample
+    from data_pipelines.sources.source import Source
 
 CHUNK = 65_536  # samples counted at a time; also what is lost when counting is interrupted
 _FETCHES = 16  # texts fetched at a time from remote shards: mostly waiting
@@ -114,7 +116,7 @@ def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSampl
     if not source.is_remote:
         yield from (functools.partial(source.read_text, index) for index in indices)
     else:
-        futures = storage.ahead(source.read_text, ((index,) for index in indices), _FETCHES)
+        futures = ahead(source.read_text, ((index,) for index in indices), _FETCHES)
         yield from (future.result for future in futures)
 
 
@@ -151,25 +153,17 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     else:
         for chunk, part in todo:
             _save(part, *count(source, config.prompts, builder, chunk))
-    temporary = storage.temporary_beside(file)
-    try:
-        joined = np.lib.format.open_memmap(temporary, "w+", np.int32, (len(source), 2))  # it may not fit in memory
+    with publish.new_file(file) as new:
+        joined = np.lib.format.open_memmap(new, "w+", np.int32, (len(source), 2))  # it may not fit in memory
         meta = _join(map(_load, files), joined)
         joined.flush()
-        about = storage.temporary_beside(file)
-        about.write_text(json.dumps(meta), "utf-8")
-        about.replace(file.with_suffix(".json"))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        publish.write_text(file.with_suffix(".json"), json.dumps(meta))
     shutil.rmtree(parts, ignore_errors=True)
 
 
 def _save(file: Path, counts: np.ndarray, reasons: list[str]) -> None:
-    temporary = storage.temporary_beside(file)
-    with temporary.open("wb") as stream:
+    with publish.new_file(file) as new, new.open("wb") as stream:
         np.savez(stream, counts=counts, reasons=np.array(reasons, str))
-    temporary.replace(file)
 
 
 def _load(file: Path) -> tuple[np.ndarray, list[str]]:

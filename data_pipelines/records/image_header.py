@@ -1,4 +1,4 @@
-"""What an encoded image says about itself in its header, without decoding it: format, size, orientation."""
+"""Format, size and orientation of an encoded image, from its header, without decoding it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from data_pipelines.errors import BadSample
 _ORIENTATION = 0x0112
 # Start-of-frame markers: all of C0..CF but DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; the limit for training lies in the config
+MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; training has limits of its own
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rarities.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
-# What is wrong with an image is counted and listed; without this, Pillow would print some of it once more.
+# Faults of images are counted and listed; without this, Pillow would also print some of them.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageHeader:
-    """Attributes:
-    format: "jpeg", "png", or Pillow's name of the format in lower case.
-    width, height: pixels as stored.
-    orientation: EXIF value 1..8; 5..8 swap width and height when the image is turned upright.
+    """What a header says.
+
+    Attributes:
+      format: "jpeg", "png", or Pillow's name of the format in lower case.
+      width, height: pixels as stored.
+      orientation: EXIF value 1..8; 5..8 swap width and height when the image is turned upright.
     """
 
     format: str
@@ -98,7 +100,7 @@ def _png(data: bytes) -> ImageHeader:
         raise BadSample("bad_image_header", detail="PNG without IHDR")
     width, height = struct.unpack_from(">II", data, 16)
     position, orientation = 8, 1
-    while position + 8 <= len(data):  # chunks are hopped over; eXIf may stand before or behind the pixels
+    while position + 8 <= len(data):  # chunks are skipped; eXIf may come before or after the pixels
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"eXIf":
             orientation = _exif_orientation(data[position + 8 : position + 8 + length])
@@ -129,7 +131,7 @@ def _exif_orientation(tiff: bytes) -> int:
 
 @functools.lru_cache
 def formats() -> tuple[str, ...]:
-    """`FORMATS` as far as this build of Pillow has them."""
+    """Those of ``FORMATS`` that this build of Pillow has."""
     from PIL import Image
 
     Image.init()

@@ -36,12 +36,13 @@ from data_pipelines.encoding.images import (
 )
 from data_pipelines.encoding.text import ChatEncoder, Tokenizer, clean_caption
 from data_pipelines.errors import DataError
-from data_pipelines.index import ShardSpec, make_index
 from data_pipelines.loading.loader import PackedData
 from data_pipelines.packing.capacity import suggest
 from data_pipelines.packing.pack import best_styles, least_rows, pack
 from data_pipelines.packing.plan import Plan, Units
 from data_pipelines.recipes.shard_writer import ShardWriter
+from data_pipelines.sources.finding import make_shard
+from data_pipelines.sources.indexing import make_index
 from data_pipelines.sources.source import open_source
 from mono_jax import cli
 
@@ -266,7 +267,7 @@ def reading(folder: Path, records: int, rounds: int) -> dict[str, float]:
     source = open_source({"kind": "tar", "paths": path})
     order = np.random.default_rng(0).permutation(records).tolist()
     actions = {
-        "make_index": lambda: make_index(ShardSpec("tar", path)),
+        "make_index": lambda: make_index(make_shard("tar", path)),
         # Nothing is kept: 200 MB of new memory would take longer than reading.
         "read_sample": lambda: collections.deque(map(source.read, order), maxlen=0),
         "read_text": lambda: collections.deque(map(source.read_text, order), maxlen=0),

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipelines.sources.source import Source
+
 
 @functools.cache
 def encoded(width: int = 40, height: int = 30, format: str = "JPEG", orientation: int = 1, seed: int = 0) -> bytes:
@@ -55,3 +57,17 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]], successes: int |
     if successes is not None:
         path.with_name(path.stem + "_stats.json").write_text(json.dumps({"successes": successes}))
     return path
+
+
+TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "noise"}]
+
+
+def write_jsonl(path: Path, *records: object) -> Path:
+    """Writes a record a line."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def keys(source: Source) -> list[str]:
+    """The keys of all samples of a source."""
+    return [source.read_text(i).key for i in range(len(source))]

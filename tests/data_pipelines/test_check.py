@@ -6,7 +6,6 @@ import json
 import math
 import os
 import random
-import signal
 import struct
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines import check, index
+from data_pipelines import check
 from data_pipelines.encoding.images import ImageLimits
 from data_pipelines.errors import DataError
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes, write_tar
@@ -80,7 +79,7 @@ def test_hostile_tar(tmp_path: Path, capsys) -> None:
         "00000/00000": "duplicate_key",
     }
     assert result["ok"] == 4
-    assert not list(tmp_path.glob("*.npz"))  # a check leaves nothing behind
+    assert not list(tmp_path.glob("*.npz"))  # a check leaves no files
 
 
 def test_damaged_tars_are_named(tmp_path: Path, capsys) -> None:
@@ -184,7 +183,7 @@ def test_memory_stays_under_2_gb(tmp_path: Path) -> None:
     assert int(lines[-1]) < 2 << 20  # kilobytes
 
 
-def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, capsys) -> None:
     with pytest.raises(DataError, match="no such file"):
         check.main([str(tmp_path / "none.tar")])
     (tmp_path / "a.xyz").write_bytes(b"")
@@ -195,52 +194,3 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-
-
-def index_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
-    index.main([*map(str, arguments), "--json"])
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
-def test_index_command(tmp_path: Path, capsys) -> None:
-    write_tar(tmp_path / "00000.tar", [*pairs(3), ("x.txt", b"alone")], successes=4)
-    write_tar(tmp_path / "00001.tar", pairs(2), successes=3)
-    (tmp_path / "00000.parquet").write_bytes(b"metadata")
-    first = index_line(capsys, tmp_path, "--workers=2")
-    assert first.pop("seconds") >= 0
-    assert first == {
-        "shards": 2,
-        "samples": 6,
-        "usable": 5,
-        "skipped": {"no_image": 1},
-        "indexed": 2,
-        "problems": {
-            str(tmp_path / "00001.tar"): ["incomplete: 2 samples found, the stats file counts 3"],
-        },
-    }
-    assert index_line(capsys, tmp_path / "*.tar", "--workers=1")["indexed"] == 0
-    write_tar(tmp_path / "00001.tar", pairs(3))
-    again = index_line(capsys, tmp_path / "{00000..00001}.tar", "--workers=1")
-    assert (again["indexed"], again["usable"]) == (1, 6)
-    assert index_line(capsys, tmp_path, "--workers=1", "--force")["indexed"] == 2
-
-
-def test_index_of_damaged_parquet_and_array_record(tmp_path: Path, capsys) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\0" * 100)
-    (tmp_path / "b.parquet").write_bytes(b"")
-    (tmp_path / "c.array_record").write_bytes(b"\0" * 100)
-    (tmp_path / "d.array_record").write_bytes(b"")
-    result = index_line(capsys, tmp_path, "--workers=1")
-    assert (result["shards"], result["samples"], len(result["problems"])) == (4, 0, 4)
-
-
-def fatal(number: int) -> int:
-    """Kills its process for two of the numbers, the second time long after the start."""
-    if number in (1, 9):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def test_a_killed_worker_costs_only_what_kills_it() -> None:
-    found = list(index.in_processes(fatal, [(i,) for i in range(12)], 3))
-    assert found == [None if i in (1, 9) else i for i in range(12)]

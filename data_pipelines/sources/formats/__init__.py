@@ -1,1 +1,1 @@
-"""One module per storage format: how a shard of it is indexed (``scan``) and read."""
+"""One module per storage format: how its shards are found, indexed and read."""

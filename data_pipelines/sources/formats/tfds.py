@@ -1,11 +1,12 @@
 """TFDS datasets in a random access format (ArrayRecord), read by ``as_data_source``: TensorFlow is never imported.
 
-The path is the folder of a prepared dataset's version, the one with dataset_info.json in it. Images stay encoded. Of a
-remote folder all files are copied to the cache folder when it is first read.
+The path is the folder of a prepared dataset's version, the one with dataset_info.json in it. Images stay encoded. All
+files of a remote folder are copied to the cache folder when it is first read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import threading
@@ -13,19 +14,79 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.io import storage
-from data_pipelines.records import image_header as headers
-from data_pipelines.records.text_record import Form, Record, from_object
+from data_pipelines.io.copies import local_folder
+from data_pipelines.io.digests import hash64
+from data_pipelines.records import image_header
+from data_pipelines.records.raw_sample import Form, RawSample, from_object
+from data_pipelines.sources.formats.format import FileFormat, folder_stamp
 from data_pipelines.sources.formats.parquet import IMAGE_COLUMNS
-from data_pipelines.sources.indexed import IndexedSource, Shard
-from data_pipelines.sources.shard_index import ImagePart, IndexBuilder, ShardIndex, hash64, scores_of
+from data_pipelines.sources.indices.entry import Entry
+from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
+from data_pipelines.sources.indices.shard import Options, Shard
 
 _CAPTION_FIELDS = ("caption", "captions", "text", "description", "title")
 
 
-def stamp(path: str, options: Mapping[str, Any]) -> str:
-    """Hash of names, sizes and times of change of the dataset's files."""
-    return storage.digest(*(f"{name} {mark}" for name, _, mark in storage.list_dir(path)))
+@dataclasses.dataclass(frozen=True)
+class TfdsOptions(Options):
+    """Options of TFDS datasets.
+
+    Attributes:
+      split: the split that is read (default: "train").
+      image_key: feature of the images (default: the first of parquet's IMAGE_COLUMNS that exists).
+      caption_key: "feature" or "feature/inner" of the captions (default: the first usual one that exists).
+      hash_images: whether images are hashed, for the filter unique_images.
+    """
+
+    split: str | None = None
+    image_key: str | None = None
+    caption_key: str | None = None
+    hash_images: bool = False
+
+
+class TfdsFormat(FileFormat):
+    """Examples of TFDS datasets. Keys are VERSION/NUMBER."""
+
+    kind, options = "tfds", TfdsOptions
+
+    def stamp(self, shard: Shard) -> str:
+        return folder_stamp(shard.path)
+
+    def scan(self, shard: Shard, builder: IndexBuilder) -> None:
+        """Reads a split once; a sample's offset and key are its number.
+
+        Raises DataError if the dataset is not prepared, is not in a random access format, or a feature is missing.
+        """
+        source, image, caption = _dataset(shard.path, shard.options)
+        for row in range(len(source)):
+            builder.add(_draft(source, row, image, caption, shard.options.hash_images))
+
+    def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
+        source, image, caption = _dataset(shard.path, shard.options)
+        example = _example(source, entry.row)
+        record = _caption(example, caption) if text else RawSample()
+        return dataclasses.replace(record, images=_image_parts(example, image) if images else ())
+
+
+def _draft(source: Any, row: int, image: str | None, caption: str, hash_images: bool) -> Draft:
+    draft = Draft(str(row), text=TextPart(row, 0, Form.JSON))
+    with draft.judged():
+        example = _example(source, row)
+        draft.scores = scores_of({name: v.item() if hasattr(v, "item") else v for name, v in example.items()})
+        data = _image_parts(example, image)
+        draft.image_hash = hash64(b"".join(data)) if hash_images and data else 0
+        draft.images = [ImagePart(row, len(each), image_header.read_header(each).size) for each in data]
+        draft.record = _caption(example, caption)
+        if image and not data:
+            raise BadSample("no_image")
+    return draft
+
+
+def _example(source: Any, row: int) -> Mapping[str, Any]:
+    try:
+        return source[row]
+    except Exception as error:  # a damaged file, a record that does not parse: many kinds
+        raise BadSample("corrupt_record", detail=f"{type(error).__name__}: {error}"[:200]) from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -34,7 +95,7 @@ def _open(path: str, split: str, thread: tuple[int, int]) -> tuple[Any, Mapping[
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(storage.local_folder(path))
+        builder = tfds.builder_from_directory(local_folder(path))
         features = builder.info.features
         images = {name: tfds.decode.SkipDecoding() for name, f in features.items() if _holds_images(tfds, f)}
         return builder.as_data_source(split, decoders=images), features
@@ -49,21 +110,21 @@ def _holds_images(tfds: Any, feature: Any) -> bool:
     )
 
 
-def _dataset(path: str, options: Mapping[str, Any]) -> tuple[Any, str | None, str | None]:
+def _dataset(path: str, options: TfdsOptions) -> tuple[Any, str | None, str | None]:
     """(data source, name of the image feature, name of the caption feature)."""
     thread = (os.getpid(), threading.get_ident())
-    source, features = _open(path, options.get("split") or "train", thread)
+    source, features = _open(path, options.split or "train", thread)
     for option in ("image_key", "caption_key"):
-        if (name := options.get(option)) and name.split("/")[0] not in features:
+        if (name := getattr(options, option)) and name.split("/")[0] not in features:
             raise DataError(f"{path}: no feature {name!r} for {option}; features: {', '.join(features)}")
-    image = options.get("image_key") or next((name for name in IMAGE_COLUMNS if name in features), None)
-    caption = options.get("caption_key") or next((name for name in _CAPTION_FIELDS if name in features), None)
+    image = options.image_key or next((name for name in IMAGE_COLUMNS if name in features), None)
+    caption = options.caption_key or next((name for name in _CAPTION_FIELDS if name in features), None)
     if caption is None:
         raise DataError(f"{path}: which feature is the caption? set caption_key to one of: {', '.join(features)}")
     return source, image, caption
 
 
-def _caption(example: Mapping[str, Any], name: str) -> Record:
+def _caption(example: Mapping[str, Any], name: str) -> RawSample:
     """The caption at "feature" or "feature/inner"; of several captions the first."""
     value: Any = example
     for part in name.split("/"):
@@ -87,49 +148,3 @@ def _image_parts(example: Mapping[str, Any], name: str | None) -> tuple[bytes, .
     if isinstance(value, bytes):
         return (value,)
     return tuple(item for item in value if isinstance(item, bytes)) if value is not None else ()
-
-
-def scan(path: str, meta: Mapping[str, Any], hash_images: bool = False, **options: Any) -> ShardIndex:
-    """Indexes a split by reading it once; a sample's offset is its number. Keys are these numbers.
-
-    Raises DataError if the dataset is not prepared, is not in a random access format, or a feature is missing.
-    """
-    source, image, caption = _dataset(path, options)
-    builder = IndexBuilder()
-    for row in range(len(source)):
-        reason, record, data, parts, scores = None, None, (), [], {}
-        try:
-            example = _example(source, row)
-            scores = scores_of({k: v.item() if hasattr(v, "item") else v for k, v in example.items()})
-            data = _image_parts(example, image)
-            parts = [ImagePart(row, len(d), headers.read_header(d).size) for d in data]
-            record = _caption(example, caption)
-            if image and not data:
-                raise BadSample("no_image")
-        except BadSample as error:
-            reason = error.reason
-        image_hash = hash64(b"".join(data)) if hash_images and data else 0
-        text = (row, 0, Form.JSON)
-        builder.add(
-            str(row), images=parts, text=text, record=record, scores=scores, image_hash=image_hash, reason=reason
-        )
-    return builder.build(meta)
-
-
-def _example(source: Any, row: int) -> Mapping[str, Any]:
-    try:
-        return source[row]
-    except Exception as error:  # a damaged file, a record that does not parse: many kinds
-        raise BadSample("corrupt_record", detail=f"{type(error).__name__}: {error}"[:200]) from None
-
-
-class Source(IndexedSource):
-    """Examples of TFDS datasets. Keys are VERSION/NUMBER."""
-
-    def _record(self, shard: Shard, index: int) -> Record:
-        source, _, caption = _dataset(shard.path, shard.options)
-        return _caption(_example(source, int(self._table.arrays["text_offset"][index])), caption)
-
-    def _images(self, shard: Shard, index: int, record: Record) -> tuple[bytes, ...]:
-        source, image, _ = _dataset(shard.path, shard.options)
-        return _image_parts(_example(source, int(self._table.arrays["text_offset"][index])), image)

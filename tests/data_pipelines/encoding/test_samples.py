@@ -3,7 +3,7 @@ import pytest
 
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.sources.source import RawSample
+from data_pipelines.records.raw_sample import RawSample
 from tests.made_sets import config, picture, tars
 
 RNG = np.random.default_rng(0)

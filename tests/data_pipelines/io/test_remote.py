@@ -1,4 +1,4 @@
-"""S3, played by moto on the loopback: what is asked of it, how often, and from threads, forks and workers."""
+"""S3, played by moto on the loopback: the requests it gets, their number, and readers in threads, forks and workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import check, index
-from data_pipelines.io import storage
+from data_pipelines.io import blobs, chunk_cache, paths
 from data_pipelines.loading.loader import PackedData
 from data_pipelines.packing import lengths
 from data_pipelines.sources.source import open_source
@@ -33,20 +33,20 @@ SHARDS, SAMPLES = 3, 20
 
 
 class Server:
-    """The server, what it was asked for, and a client."""
+    """The server, its requests so far, and a client."""
 
-    def __init__(self, url: str, asked: list[str]):
-        self.asked = asked
+    def __init__(self, url: str, requests: list[str]):
+        self.requests = requests
         self.fs = fsspec.filesystem("s3", endpoint_url=url)
 
     def count(self, method: str) -> int:
         """Requests of a kind since the last call of ``forget``."""
-        return sum(line.startswith(method) for line in self.asked)
+        return sum(line.startswith(method) for line in self.requests)
 
     def forget(self) -> None:
-        storage.close_blobs()
+        blobs.close_blobs()
         fsspec.filesystem("s3").invalidate_cache()
-        self.asked.clear()
+        self.requests.clear()
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +55,27 @@ def running() -> Iterator[tuple[str, list[str]]]:
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    app, asked = DomainDispatcherApplication(create_backend_app), []
+    app, requests = DomainDispatcherApplication(create_backend_app), []
 
     def counting(environ, start_response):
-        asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} {environ.get('HTTP_RANGE', '')}")
+        requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']} {environ.get('HTTP_RANGE', '')}")
         return app(environ, start_response)
 
     server = make_server("127.0.0.1", 0, counting, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", requests
     server.shutdown()
 
 
 @pytest.fixture
 def s3(running: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Three shards at s3://bucket/shards, the process's settings such that s3:// means this server."""
-    url, asked = running
+    url, requests = running
     settings = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     for name, value in {**settings, "AWS_DEFAULT_REGION": "us-east-1", "MONO_JAX_CACHE": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "_chunks", None)
-    server = Server(url, asked)
+    monkeypatch.setattr(chunk_cache, "_current", None)
+    server = Server(url, requests)
     server.fs.mkdir("bucket")
     for shard in range(SHARDS):
         server.fs.pipe_file(f"bucket/shards/{shard:05d}.tar", tar_bytes(pairs(SAMPLES)))
@@ -124,9 +124,9 @@ def test_requests_are_few(s3: Server) -> None:
     source = open_source(SPEC)
     assert s3.count("HEAD") == 0  # the folder is listed once instead
     assert s3.count("GET") <= SHARDS + 2  # an index each
-    s3.asked.clear()
+    s3.requests.clear()
     samples = [source.read(i) for i in range(len(source))]
-    assert s3.asked and len(s3.asked) == len(samples)  # image and caption together
+    assert s3.requests and len(s3.requests) == len(samples)  # image and caption together
     assert [sample.caption for sample in samples[:SAMPLES]] == [f"caption {i}" for i in range(SAMPLES)]
     assert samples[SAMPLES].images == (encoded(),)
 
@@ -150,10 +150,10 @@ def test_long_runs_through_the_local_disk(s3: Server, tmp_path: Path, monkeypatc
     plain = open_source(SPEC)
     expected = [plain.read(i) for i in range(len(plain))]
     size = s3.fs.size("bucket/shards/00000.tar")
-    monkeypatch.setattr(storage._ChunkCache, "CHUNK", 10_000)
+    monkeypatch.setattr(chunk_cache.ChunkCache, "CHUNK", 10_000)
     pieces = -(-size // 10_000)
     source = open_source({**SPEC, "remote_cache_gb": 10 * 10_000 / 1e9})
-    s3.asked.clear()
+    s3.requests.clear()
     assert [source.read(i) for i in range(SAMPLES)] == expected[:SAMPLES]
     assert s3.count("GET") <= pieces < SAMPLES
     kept = [file for file in (tmp_path / "remote").iterdir() if file.is_file()]
@@ -166,7 +166,7 @@ def test_failures_are_tried_again_then_counted(s3: Server, monkeypatch: pytest.M
     from data_pipelines.errors import BadSample
 
     source = open_source(SPEC)
-    fs, failures = storage.filesystem("s3://bucket")[0], []
+    fs, failures = paths.filesystem("s3://bucket")[0], []
     real = fs.cat_file
 
     def failing(*arguments, **named):
@@ -176,9 +176,9 @@ def test_failures_are_tried_again_then_counted(s3: Server, monkeypatch: pytest.M
         return real(*arguments, **named)
 
     monkeypatch.setattr(fs, "cat_file", failing)
-    monkeypatch.setattr(storage, "_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(blobs, "_RETRY_SECONDS", (0.0, 0.0))
     assert source.read(0).caption == "caption 0"
-    monkeypatch.setattr(storage, "_RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr(blobs, "_RETRY_SECONDS", (0.0,))
     with pytest.raises(BadSample, match=r"00000/00001: unreadable .*connection reset"):
         source.read(1)
     s3.fs.rm("bucket/shards/00002.tar")
@@ -209,9 +209,9 @@ def test_processes_have_clients_of_their_own(s3: Server, method: str) -> None:
 
 def test_workers_of_the_loader(s3: Server, golden_dir: Path, tmp_path: Path) -> None:
     data = {"name": "pairs", "spec": {**SPEC, "remote_cache_gb": 1}}
-    settings = {"batch_size": 2, "min_image_side": 1, "shuffle": "local", "local_runs": 2, "run_length": 4}
-    alone = PackedData(config(golden_dir, data, **settings), tmp_path)
-    expected = [batch_hash(batch) for _, batch in alone.iterate()]
+    settings = {"rows": 2, "min_image_side": 1, "shuffle": "local", "local_runs": 2, "run_length": 4}
+    single = PackedData(config(golden_dir, data, **settings), tmp_path)
+    expected = [batch_hash(batch) for _, batch in single.iterate()]
     workers = PackedData(config(golden_dir, data, **settings, workers=2), tmp_path)
     assert [batch_hash(batch) for _, batch in workers.iterate()] == expected
     assert (workers.report.samples, workers.report.bad) == (SHARDS * SAMPLES, [])

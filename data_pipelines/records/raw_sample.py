@@ -1,4 +1,4 @@
-"""What a sample's text part says: a caption, a conversation or plain text, from bytes of text or JSON."""
+"""A sample as it is stored: encoded images, and a caption, a conversation or plain text, parsed from text or JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from data_pipelines.errors import BadSample
 
-MAX_TEXT_BYTES = 16 << 20  # a text part beyond this is not read: no caption or conversation is that long
+MAX_TEXT_BYTES = 16 << 20  # a longer text part is not read: no caption or conversation is that long
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
 
 
 class Form(enum.IntEnum):
-    """How the bytes of a sample's text part are to be understood."""
+    """What the bytes of a sample's text part are."""
 
     NONE = 0
     CAPTION = 1  # the bytes are the caption
@@ -27,17 +27,28 @@ class Form(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """A sample's text part: one of caption, conversations and text is set. ``images`` are paths (JSONL only)."""
+class RawSample:
+    """Encoded images and the text that belongs to them: one of ``caption``, ``conversations`` and ``text``.
 
+    Attributes:
+      key: unique within the source: "SHARD/KEY" or "FILE:LINE". Empty in a sample that is part of a shard's reading.
+      images: encoded images in order of appearance.
+      caption: of an image-text pair.
+      conversations: turns (speaker, text), the speaker being "human", "gpt" or "system".
+      text: plain text.
+      image_paths: files of the images, as the text part names them, until they are read (JSONL only).
+    """
+
+    key: str = ""
+    images: tuple[bytes, ...] = ()
     caption: str | None = None
     conversations: tuple[tuple[str, str], ...] = ()
     text: str | None = None
-    images: tuple[str, ...] = ()
+    image_paths: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:
-        """All that is said, turns separated by newlines: for lengths, hashes and language."""
+        """The whole text, turns separated by newlines: for lengths, hashes and language."""
         if self.conversations:
             return "\n".join(value for _, value in self.conversations)
         return self.caption if self.caption is not None else self.text or ""
@@ -62,41 +73,41 @@ def parse_json(data: bytes) -> dict[str, Any]:
     return value
 
 
-def parse(form: int, data: bytes, caption_key: str = "caption") -> Record:
-    """The record in the bytes of a text part.
+def parse(form: int, data: bytes, caption_key: str = "caption") -> RawSample:
+    """The text in the bytes of a text part.
 
     Raises BadSample: "no_caption", "caption_not_utf8", "text_not_utf8", "broken_json", "bad_conversation",
     "empty_text", "bad_image_field".
     """
     if form == Form.CAPTION:
-        return Record(caption=_spoken(decode_text(data), "no_caption"))
+        return RawSample(caption=_checked_text(decode_text(data), "no_caption"))
     if form == Form.TEXT:
-        return Record(text=_spoken(decode_text(data, "text"), "empty_text"))
+        return RawSample(text=_checked_text(decode_text(data, "text"), "empty_text"))
     if form == Form.JSON:
         return from_object(parse_json(data), caption_key)
     raise BadSample("no_caption", detail="no text part")
 
 
-def from_object(value: Mapping[str, Any], caption_key: str = "caption") -> Record:
-    """The record in a JSON object: LLaVA and InternVL conversations, chat messages, a caption, or plain text."""
-    images = _images(value)
+def from_object(value: Mapping[str, Any], caption_key: str = "caption") -> RawSample:
+    """The text in a JSON object: LLaVA and InternVL conversations, chat messages, a caption, or plain text."""
+    paths = _image_paths(value)
     turns = value.get("conversations", value.get("messages"))
     if turns is not None:
-        return Record(conversations=_turns(turns), images=images)
-    if caption_key in value or images or "text" not in value:
-        return Record(caption=_spoken(value.get(caption_key), "no_caption"), images=images)
-    return Record(text=_spoken(value.get("text"), "empty_text"))
+        return RawSample(conversations=_turns(turns), image_paths=paths)
+    if caption_key in value or paths or "text" not in value:
+        return RawSample(caption=_checked_text(value.get(caption_key), "no_caption"), image_paths=paths)
+    return RawSample(text=_checked_text(value.get("text"), "empty_text"))
 
 
-def _spoken(text: Any, reason: str) -> str:
+def _checked_text(text: Any, reason: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise BadSample(reason, detail=f"{type(text).__name__} of length {len(text) if isinstance(text, str) else 0}")
-    if _SURROGATE.search(text):  # JSON can spell lone ones, no tokenizer can take them
+    if _SURROGATE.search(text):  # JSON can spell lone ones, which no tokenizer accepts
         raise BadSample("caption_not_utf8", detail="lone surrogate")
     return text
 
 
-def _images(value: Mapping[str, Any]) -> tuple[str, ...]:
+def _image_paths(value: Mapping[str, Any]) -> tuple[str, ...]:
     images = value.get("image", value.get("images"))
     if images is None or images == "":
         return ()
@@ -121,5 +132,5 @@ def _turns(turns: Any) -> tuple[tuple[str, str], ...]:
         result.append((_ROLES[role], text))
     if not any(text.strip() for _, text in result):
         raise BadSample("bad_conversation", detail="all turns are empty")
-    _spoken(" ".join(text for _, text in result), "bad_conversation")
+    _checked_text(" ".join(text for _, text in result), "bad_conversation")
     return tuple(result)

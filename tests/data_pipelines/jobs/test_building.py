@@ -10,8 +10,9 @@ import pytest
 from data_pipelines import build
 from data_pipelines.encoding.text import Tokenizer
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.sources.formats.array_record import unpack
-from data_pipelines.sources.indexed import RawSample
+from data_pipelines.jobs import building
+from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.sources.containers.array_record import unpack
 from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import encoded, pairs, write_tar
 
@@ -30,30 +31,30 @@ def shards(tmp_path: Path) -> dict:
 
 def test_convert(golden_dir: Path) -> None:
     tokenizer = Tokenizer(golden_dir / "chat")
-    header, record, images = unpack(build.convert(RawSample("k", (encoded(),), "a &amp; b"), tokenizer))
+    header, sample = unpack(building.convert(RawSample("k", (encoded(),), "a &amp; b"), tokenizer))
     assert header["tokens"] == list(tokenizer.encode("a & b"))
-    assert record.caption == "a &amp; b"  # stored as it was found
-    assert images == (encoded(),)
+    assert sample.caption == "a &amp; b"  # stored as it was found
+    assert sample.images == (encoded(),)
     talk = (("human", "what?"), ("gpt", "that"))
-    header, record, _ = unpack(build.convert(RawSample("k", conversations=talk), tokenizer))
+    header, sample = unpack(building.convert(RawSample("k", conversations=talk), tokenizer))
     assert header["tokens"] == [list(tokenizer.encode(text)) for text in ("what?", "that")]
-    assert record.conversations == talk
-    assert "tokens" not in unpack(build.convert(RawSample("k", text="words")))[0]
+    assert sample.conversations == talk
+    assert "tokens" not in unpack(building.convert(RawSample("k", text="words")))[0]
     with pytest.raises(BadSample, match="k: truncated_image"):
-        build.convert(RawSample("k", (encoded(200, 200)[:3000],), "words"))
+        building.convert(RawSample("k", (encoded(200, 200)[:3000],), "words"))
 
 
 def test_plan_covers_every_sample_once(tmp_path: Path) -> None:
     spec = shards(tmp_path) | {"filters": {}}
-    tasks = build.plan(spec, "out", 3)
+    tasks = building.plan(spec, "out", 3)
     assert [(t.start, t.stop) for t in tasks] == [(0, 3), (3, 6), (6, 8)]
     assert tasks[2].output == "out/part-00002-of-00003.array_record"
     with pytest.raises(DataError, match="samples_per_file"):
-        build.plan(spec, "out", 0)
+        building.plan(spec, "out", 0)
 
 
 def test_an_unexpected_error_costs_one_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert, seen = build.convert, []
+    convert, seen = building.convert, []
 
     def fails(sample: RawSample, tokenizer: Tokenizer | None) -> bytes:
         seen.append(sample.key)
@@ -61,15 +62,15 @@ def test_an_unexpected_error_costs_one_sample(tmp_path: Path, monkeypatch: pytes
             raise TypeError("what is this?")
         return convert(sample, tokenizer)
 
-    monkeypatch.setattr(build, "convert", fails)
-    [task] = build.plan(shards(tmp_path), str(tmp_path / "out"), 8)
-    assert build.build_file(task) == {"samples": 5, "written": 4, "unexpected_error": 1}
+    monkeypatch.setattr(building, "convert", fails)
+    [task] = building.plan(shards(tmp_path), str(tmp_path / "out"), 8)
+    assert building.build_file(task) == {"samples": 5, "written": 4, "unexpected_error": 1}
 
 
 def test_files_hold_what_the_source_offers(tmp_path: Path) -> None:
     spec = shards(tmp_path)
-    tasks = build.plan(spec, str(tmp_path / "out"), 4)
-    counts = build.add_counts([build.build_file(task) for task in tasks])
+    tasks = building.plan(spec, str(tmp_path / "out"), 4)
+    counts = building.add_counts([building.build_file(task) for task in tasks])
     assert counts == {"samples": 5, "written": 5}  # the cut sample has no similarity
     source = open_source(spec)
     written = open_source({"kind": "array_record", "paths": str(tmp_path / "out" / "*.array_record")})
@@ -81,24 +82,24 @@ def test_files_hold_what_the_source_offers(tmp_path: Path) -> None:
 
 
 def test_bad_images_are_counted_and_finished_files_kept(tmp_path: Path) -> None:
-    (task,) = build.plan(shards(tmp_path) | {"filters": {}}, str(tmp_path / "out"), 100)
-    counts = build.build_file(task)
+    (task,) = building.plan(shards(tmp_path) | {"filters": {}}, str(tmp_path / "out"), 100)
+    counts = building.build_file(task)
     assert counts == {"samples": 8, "written": 7, "truncated_image": 1}
     stats = json.loads((tmp_path / "out" / "part-00000-of-00001_stats.json").read_text())
     assert stats["successes"] == 7
     Path(task.output).write_bytes(b"kept")
-    assert build.build_file(task) == counts
+    assert building.build_file(task) == counts
     assert Path(task.output).read_bytes() == b"kept"
 
 
 def test_shards_of_one_kind(tmp_path: Path) -> None:
     shards(tmp_path)
     (tmp_path / "a.txt").write_text("words")
-    spec = build.source_spec([str(tmp_path / "*.tar")], None, {"hash_images": True, "filters": {"min_size": 3}})
+    spec = building.source_spec([str(tmp_path / "*.tar")], None, {"hash_images": True, "filters": {"min_size": 3}})
     paths = [str(tmp_path / "00000.tar"), str(tmp_path / "00001.tar")]
     assert spec == {"kind": "tar", "paths": paths, "hash_images": True, "filters": {"min_size": 3}}
     with pytest.raises(DataError, match="several kinds"):
-        build.source_spec([paths[0], str(tmp_path / "a.txt")], None, {})
+        building.source_spec([paths[0], str(tmp_path / "a.txt")], None, {})
 
 
 def test_pipeline(tmp_path: Path, capsys) -> None:
@@ -116,4 +117,4 @@ def test_pipeline(tmp_path: Path, capsys) -> None:
 def test_without_beam_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
     with pytest.raises(DataError, match="requirements-build"):
-        build.run_pipeline([], str(tmp_path))
+        building.run_pipeline([], str(tmp_path))

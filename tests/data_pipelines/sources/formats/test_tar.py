@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.index import ShardSpec, make_index
-from data_pipelines.sources.formats.tar import scan, split_key
-from data_pipelines.sources.shard_index import ShardIndex
+from data_pipelines.sources.containers.members import split_key
+from data_pipelines.sources.finding import make_shard
+from data_pipelines.sources.indexing import make_index
+from data_pipelines.sources.indices.shard_index import ShardIndex
 from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes, write_tar
 
@@ -26,7 +27,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def index_of(tmp_path: Path, data: bytes) -> ShardIndex:
     path = tmp_path / "x.tar"
     path.write_bytes(data)
-    return scan(str(path), {"kind": "tar", "stamp": ""})
+    return make_index(make_shard("tar", str(path)))
 
 
 def keys(index: ShardIndex) -> list[str]:
@@ -54,7 +55,7 @@ def test_reads_what_tarfile_writes(tmp_path: Path, format: int) -> None:
     assert source.read_text(3).images == ()
 
 
-def test_archives_put_one_behind_the_other_are_read_whole(tmp_path: Path) -> None:
+def test_concatenated_archives_are_read_whole(tmp_path: Path) -> None:
     first = tar_bytes([("a.jpg", encoded()), ("a.txt", b"a")])
     second = tar_bytes([("b.jpg", encoded()), ("b.txt", b"b")])
     index = index_of(tmp_path, first + second)
@@ -201,19 +202,19 @@ def test_stats_files_tell_what_is_missing(tmp_path: Path) -> None:
     write_tar(tmp_path / "00000.tar", pairs(2), successes=2)
     write_tar(tmp_path / "00001.tar", pairs(2), successes=5)
     write_tar(tmp_path / "00002.tar", pairs(2))
-    problems = [make_index(ShardSpec("tar", str(tmp_path / f"0000{i}.tar"))).problems for i in range(3)]
+    problems = [make_index(make_shard("tar", str(tmp_path / f"0000{i}.tar"))).problems for i in range(3)]
     assert problems[0] == []
     assert problems[1] == ["incomplete: 2 samples found, the stats file counts 5"]
     assert problems[2] == ["unfinished: no stats file, as img2dataset writes when a shard is complete"]
     (tmp_path / "00000_stats.json").write_text("{")
-    assert "broken" in make_index(ShardSpec("tar", str(tmp_path / "00000.tar"))).problems[0]
+    assert "broken" in make_index(make_shard("tar", str(tmp_path / "00000.tar"))).problems[0]
 
 
 def test_an_only_shard_without_stats_is_unfinished_if_its_metadata_lies_beside_it(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "00000.tar", pairs(2))
-    assert make_index(ShardSpec("tar", str(path))).problems == []
+    assert make_index(make_shard("tar", str(path))).problems == []
     (tmp_path / "00000.parquet").write_bytes(b"cut off")
-    assert "unfinished" in make_index(ShardSpec("tar", str(path))).problems[0]
+    assert "unfinished" in make_index(make_shard("tar", str(path))).problems[0]
 
 
 def test_folders_beside_finished_tars_are_not_taken_for_unfinished_shards(tmp_path: Path) -> None:
@@ -221,10 +222,10 @@ def test_folders_beside_finished_tars_are_not_taken_for_unfinished_shards(tmp_pa
     for folder in ("images", "00001", "00002"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.jpg").write_bytes(encoded())
-    assert make_index(ShardSpec("files", str(tmp_path / "images"))).problems == []
+    assert make_index(make_shard("files", str(tmp_path / "images"))).problems == []
     (tmp_path / "00001_stats.json").write_text('{"successes": 1}')
-    assert make_index(ShardSpec("files", str(tmp_path / "00001"))).problems == []
-    assert "unfinished" in make_index(ShardSpec("files", str(tmp_path / "00002"))).problems[0]
+    assert make_index(make_shard("files", str(tmp_path / "00001"))).problems == []
+    assert "unfinished" in make_index(make_shard("files", str(tmp_path / "00002"))).problems[0]
 
 
 def test_agrees_with_webdataset(tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipelines.check import ShardCheck, check_shard
-from data_pipelines.index import ShardSpec, make_index, report_shard
-from data_pipelines.sources.formats.array_record import pack
-from data_pipelines.sources.indexed import RawSample
+from data_pipelines.jobs.checking import CheckSettings, ShardCheck, check_shard
+from data_pipelines.jobs.indexing import report_shard
+from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.sources.containers.array_record import pack
+from data_pipelines.sources.finding import make_shard
+from data_pipelines.sources.indexing import make_index
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes
 
 SAMPLES = 12
-WHOLE = (None, 1 << 30, 1 << 30, 1)  # settings of a check: bytes as tokens, no limits, one tile
+WHOLE = CheckSettings(None, 1 << 30, 1 << 30, 1)  # bytes as tokens, no limits, one tile
 
 
 def tar_shard(folder: Path) -> bytes:
@@ -87,7 +89,7 @@ def damaged(data: bytes, rng: random.Random) -> tuple[bytes, int]:
 
 def usable(path: Path, kind: str) -> list[tuple[str, int, int]]:
     """(key, where its text begins, where its last part ends) of the usable samples."""
-    index = make_index(ShardSpec(kind, str(path)))
+    index = make_index(make_shard(kind, str(path)))
     assert len(index.usable) + sum(index.dropped().values()) == len(index)
     ends = index.columns["text_offset"] + index.columns["text_length"]
     return [(index.keys[i], int(index.columns["text_offset"][i]), int(ends[i])) for i in index.usable.tolist()]
@@ -95,7 +97,7 @@ def usable(path: Path, kind: str) -> list[tuple[str, int, int]]:
 
 def attack(folder: Path, name: str, seeds: range) -> None:
     kind, make = FORMATS[name]
-    path, spec = folder / name, ShardSpec(kind, str(folder / name))
+    path, shard = folder / name, make_shard(kind, str(folder / name))
     data = make(folder)
     path.write_bytes(data)
     whole = usable(path, kind)
@@ -103,13 +105,13 @@ def attack(folder: Path, name: str, seeds: range) -> None:
     for seed in seeds:
         broken, start = damaged(data, random.Random(seed))
         path.write_bytes(broken)
-        report = report_shard(spec, str(folder / "indices"), force=True)
+        report = report_shard(shard, str(folder / "indices"), force=True)
         assert report.usable + sum(report.skipped.values()) == report.samples, seed
-        checked: ShardCheck = check_shard(spec, "a", WHOLE)
+        checked: ShardCheck = check_shard(shard, WHOLE)
         assert len(checked.bad) <= checked.samples == report.samples, seed
         assert not [bad for bad in checked.bad if bad[1] == "unexpected_error"], (seed, checked.bad)
         if kind in ("tar", "jsonl") and report.samples:
-            # In a tar the caption stands behind the image, so its end is the sample's; the next header follows.
+            # In a tar the caption comes after the image, so its end is the sample's; the next header follows.
             before = {key for key, _, end in whole if end < start}
             assert before <= {key for key, _, _ in usable(path, kind)}, seed
 
@@ -149,7 +151,7 @@ def test_sizes_that_lie_with_right_checksums(tmp_path: Path, field: str, member:
     start = data.index(member.encode() + b"\0")
     header = with_field(data[start : start + 512], SIZES[field])
     (tmp_path / "a.tar").write_bytes(data[:start] + header + data[start + 512 :])
-    report = report_shard(ShardSpec("tar", str(tmp_path / "a.tar")))
+    report = report_shard(make_shard("tar", str(tmp_path / "a.tar")))
     assert report.problems and report.usable >= SAMPLES - 1, report
 
 
@@ -161,18 +163,18 @@ def test_extended_headers_with_odd_sizes(tmp_path: Path, size: str) -> None:
         info.pax_headers = {"size": size}
         tar.addfile(info)
     (tmp_path / "a.tar").write_bytes(buffer.getvalue() + tar_bytes(pairs(SAMPLES)))
-    assert report_shard(ShardSpec("tar", str(tmp_path / "a.tar"))).usable == SAMPLES
+    assert report_shard(make_shard("tar", str(tmp_path / "a.tar"))).usable == SAMPLES
 
 
 def test_a_damaged_index_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes(pairs(2)))
-    spec = ShardSpec("tar", str(tmp_path / "a.tar"))
-    assert report_shard(spec).made
+    shard = make_shard("tar", str(tmp_path / "a.tar"))
+    assert report_shard(shard).made
     index = tmp_path / "a.tar.index.npz"
     data, made = index.read_bytes(), 0
     for position in range(0, len(data), 11):
         index.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
-        report = report_shard(spec)
+        report = report_shard(shard)
         assert (report.samples, report.usable) == (2, 2), position
         made += report.made
     assert made > 100

@@ -1,6 +1,6 @@
-"""Metadata filters for noisy pairs, decided from the indices alone; each counts what it drops.
+"""Metadata filters for noisy pairs, decided from the indices only; each counts what it drops.
 
-A sample that lacks the score a filter asks for is dropped by it: an unknown value is not a good one.
+A sample without the score that a filter needs is dropped by it: an unknown value is not a good one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError, check_keys, did_you_mean
 from data_pipelines.records.scripts import SCRIPTS
-from data_pipelines.sources.shard_index import SCORES, ShardIndex
+from data_pipelines.sources.indices.shard_index import SCORES, ShardIndex
 
 Columns = Mapping[str, np.ndarray]
 
@@ -52,7 +52,7 @@ def check_filters(options: Mapping[str, Any], what: str) -> None:
 
 
 class Filters:
-    """Checked options and what they have dropped so far. Raises DataError like ``check_filters``."""
+    """Checked options; ``dropped`` counts what they have dropped so far. Raises DataError like ``check_filters``."""
 
     def __init__(self, options: Mapping[str, Any] | None, what: str = "source"):
         self.options = {k: v for k, v in (options or {}).items() if v not in (None, False, ())}
@@ -72,14 +72,14 @@ class Filters:
           text: columns text_chars and script of the rows (of the joined captions where there are any).
         """
         columns = {name: index.columns[name][rows] for name in SCORES} | shapes(index, rows) | text
-        pictured = index.columns["image_count"][rows] > 0
+        with_image = index.columns["image_count"][rows] > 0
         alive = np.ones(len(rows), bool)
         for option, (reason, column, is_minimum) in _BOUNDS.items():
             if option in self.options:
                 values, bound = columns[column], np.float32(self.options[option])
                 passes = values >= bound if is_minimum else values <= bound  # NaN passes neither
-                # What is asked of images or pairs is not asked of samples without an image.
-                alive = self._drop(reason, alive, passes if column == "text_chars" else passes | ~pictured)
+                # Conditions on images or pairs do not apply to samples without an image.
+                alive = self._drop(reason, alive, passes if column == "text_chars" else passes | ~with_image)
         if "scripts" in self.options:
             wanted = [SCRIPTS.index(script) for script in self.options["scripts"]]
             alive = self._drop("script", alive, np.isin(columns["script"], wanted))
@@ -105,8 +105,8 @@ def shapes(index: ShardIndex, rows: np.ndarray) -> dict[str, np.ndarray]:
     counts = index.columns["image_count"].astype(np.int64)
     sizes = index.columns["image_size"].astype(np.float32)
     short, long = (sizes.min(1), sizes.max(1)) if len(sizes) else (sizes[:, 0], sizes[:, 0])
-    pictured = np.flatnonzero(counts)
-    starts = (np.cumsum(counts) - counts)[pictured]
+    with_image = np.flatnonzero(counts)
+    starts = (np.cumsum(counts) - counts)[with_image]
     result = {}
     for name, values, reduce in (
         ("short_side", short, np.minimum),
@@ -114,8 +114,8 @@ def shapes(index: ShardIndex, rows: np.ndarray) -> dict[str, np.ndarray]:
         ("aspect_ratio", long / short, np.maximum),
     ):
         column = np.full(len(counts), np.nan, np.float32)
-        if len(pictured):
-            column[pictured] = reduce.reduceat(values, starts)
+        if len(with_image):
+            column[with_image] = reduce.reduceat(values, starts)
         result[name] = column[rows]
     return result
 

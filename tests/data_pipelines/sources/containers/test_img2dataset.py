@@ -105,5 +105,5 @@ def test_every_format_gives_the_same_samples(tmp_path: Path, capsys: pytest.Capt
     for key, image, caption in DOWNLOADS:
         if sample := samples.get(f"00000/{key}"):
             assert (sample.images, sample.caption) == ((image,), caption)
-    filters = {"min_aesthetic": 2, "unique_images": True}  # by the extra column, by the noted hash
+    filters = {"min_aesthetic": 2, "unique_images": True}  # by the extra column, by the stored hash
     assert open_source({**spec, "filters": filters}).dropped() == lost | {"aesthetic": 1, "duplicate_image": 1}

@@ -1,0 +1,68 @@
+"""Whole files between the local disk and remote storage: copies for readers that need local files, and writing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from data_pipelines.io import paths, publish
+from data_pipelines.io.digests import digest
+from data_pipelines.io.processes import locked
+
+
+def local_copy(path: str) -> str:
+    """A remote file's copy in the cache folder, made once, for readers that need a local file; a local path as it is.
+
+    Raises DataError.
+    """
+    if not paths.is_remote(path):
+        return paths.local_path(path)
+    with paths.remote(path):
+        place = paths.cache_dir() / "copies" / f"{digest(path, paths.stamp(path))[:16]}-{paths.basename(path)}"
+        _copy(path, place)
+    return str(place)
+
+
+def local_folder(path: str) -> str:
+    """As ``local_copy``, of the files in a folder, which keep their names."""
+    if not paths.is_remote(path):
+        return paths.local_path(path)
+    files = paths.list_dir(path)
+    folder = paths.cache_dir() / "copies" / digest(path, *(f"{name} {mark}" for name, _, mark in files))[:16]
+    for name, _, _ in files:
+        _copy(paths.join(path, name), folder / name)
+    return str(folder)
+
+
+def _copy(url: str, place: Path) -> None:
+    """Fetches a remote file unless it is there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with paths.remote(url) as (fs, inner), locked(place.with_name(f"{place.name}.lock")):  # one process at a time
+        if not place.exists():
+            with publish.new_file(place) as file:
+                fs.get_file(inner, str(file))
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a whole file to a path or URL; a local one appears whole or not at all.
+
+    Raises OSError, also where the place is read-only.
+    """
+    if paths.is_remote(path):
+        fs, inner = paths.filesystem(path)
+        try:
+            fs.pipe_file(inner, data)
+        except Exception as error:  # file systems that cannot write raise NotImplementedError, HTTP errors and more
+            raise OSError(f"{path}: {error}") from None
+        return
+    publish.write_bytes(Path(paths.local_path(path)), data)
+
+
+def copy_to(source: str, target: str) -> None:
+    """Copies a local file of any size to a path or URL; a local target appears whole or not at all. Raises OSError."""
+    if paths.is_remote(target):
+        fs, inner = paths.filesystem(target)
+        fs.put_file(source, inner)
+        return
+    with publish.new_file(Path(paths.local_path(target))) as file:
+        shutil.copyfile(source, file)

@@ -1,0 +1,41 @@
+"""Hashes of content: identities of files, indices and caches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def hash64(data: bytes) -> int:
+    """64-bit content hash, never 0 (which stands for "not known")."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
+
+
+class Digest:
+    """A 128-bit hash of parts that are added one by one; their borders count."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.blake2b(digest_size=16)
+
+    def add(self, part: bytes | str) -> None:
+        data = part.encode() if isinstance(part, str) else part
+        self._state.update(len(data).to_bytes(8, "little"))
+        self._state.update(data)
+
+    def hex(self) -> str:
+        """32 hex digits."""
+        return self._state.hexdigest()
+
+
+def digest(*parts: bytes | str) -> str:
+    """The ``Digest`` of several parts."""
+    result = Digest()
+    for part in parts:
+        result.add(part)
+    return result.hex()
+
+
+def json_digest(value: Any) -> str:
+    """The ``digest`` of ``value`` as JSON, whatever the order of its keys."""
+    return digest(json.dumps(value, sort_keys=True))

@@ -1,0 +1,189 @@
+"""Paths and URLs of files (anything fsspec opens): globs, folders, stamps of content, the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import DataError
+
+_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+# What file systems report about a file's content; the times only where there is nothing better, since a listing and a
+# query of the single file may give them in different precision.
+_CONTENT_MARKS = frozenset(["etag", "md5hash", "crc32c", "generation", "uid"])
+_TIME_MARKS = frozenset(["mtime", "created", "updated", "last-modified", "lastmodified", "last_modified"])
+
+
+def is_remote(path: str) -> bool:
+    """Whether ``path`` is a URL (gs://, s3://, memory://, http://, ...); file:// counts as local."""
+    return bool(_URL.match(path)) and not path.startswith("file://")
+
+
+def local_path(path: str) -> str:
+    """A local path with file:// and ~ resolved."""
+    return os.path.expanduser(path.removeprefix("file://"))
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """(fsspec file system, path within it) of a URL. Raises DataError if the protocol or its package is missing."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{url}: {error}; install the fsspec package of this protocol") from None
+
+
+@contextlib.contextmanager
+def remote(url: str) -> Iterator[tuple[Any, str]]:
+    """As ``filesystem``; whatever the file system raises becomes a DataError."""
+    try:
+        yield filesystem(url)
+    except DataError:
+        raise
+    except Exception as error:  # file systems raise kinds of their own
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{url}: {reason}; check the address, your credentials and the network") from None
+
+
+def _expand_braces(pattern: str) -> Iterator[str]:
+    """``{000..012}`` counts with leading zeros, ``{a,b}`` lists."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    body = match.group(1)
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)", body):
+        first, last = span.groups()
+        choices: Iterable[str] = (str(i).zfill(len(first)) for i in range(int(first), int(last) + 1))
+    else:
+        choices = body.split(",")
+    for choice in choices:
+        yield from _expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
+
+
+def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
+    """Paths and URLs matched by globs (``*``, ``**``, ``{000..127}``), sorted within each pattern.
+
+    Raises DataError that names a pattern which matches nothing.
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    found: dict[str, None] = {}
+    for pattern in paths:
+        spelled = list(_expand_braces(os.fspath(pattern)))
+        if len(spelled) > 1 and is_remote(spelled[0]):
+            for folder in {parent(path) for path in spelled}:
+                with contextlib.suppress(DataError):  # a web server need not list its folders
+                    list_dir(folder)  # which the file system caches: no request for each single path
+        for path in spelled:
+            matches = _glob(path)
+            if not matches:
+                raise DataError(f"{path}: no such file or folder; check the paths of this source")
+            found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _glob(path: str) -> list[str]:
+    if is_remote(path):
+        with remote(path) as (fs, inner):
+            if any(c in inner for c in "*?["):
+                return sorted(fs.unstrip_protocol(p) for p in fs.glob(inner))
+            return [path] if fs.exists(inner) else []
+    path = local_path(path)
+    if os.path.exists(path):  # first, so that a name with brackets in it is found literally
+        return [path]
+    return sorted(glob.glob(path, recursive=True))
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder. Raises DataError where that cannot be found out."""
+    return bool(_glob(path)) if is_remote(path) else os.path.exists(local_path(path))
+
+
+def is_dir(path: str) -> bool:
+    """Whether there is a folder. Raises DataError where that cannot be found out."""
+    if is_remote(path):
+        with remote(path) as (fs, inner):
+            return fs.isdir(inner)
+    return os.path.isdir(local_path(path))
+
+
+def list_dir(path: str) -> list[tuple[str, int, str]]:
+    """(name, bytes, mark that changes with the content) of the files in a folder, sorted by name; no folders.
+
+    Raises DataError if the folder cannot be listed.
+    """
+    if is_remote(path):
+        with remote(path) as (fs, inner):
+            entries = [entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
+        return sorted((basename(e["name"]), int(e["size"] or 0), _marks(e)) for e in entries)
+    try:
+        with os.scandir(local_path(path) or ".") as found:
+            files = [(entry.name, entry.stat()) for entry in found if entry.is_file()]
+            return sorted((name, status.st_size, f"{status.st_size}:{status.st_mtime_ns}") for name, status in files)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be listed ({error.strerror or error})") from None
+
+
+def walk(path: str) -> list[str]:
+    """Sorted paths of the folders at and below ``path`` that hold files; hidden ones are left out."""
+    if is_remote(path):
+        with remote(path) as (fs, inner):
+            folders = {fs.unstrip_protocol(parent(file)) for file in fs.find(inner)}
+    else:
+        folders = {folder for folder, _, files in os.walk(local_path(path)) if files}
+    return sorted(folder for folder in folders if not re.search(r"/\.[^/]", folder.removeprefix(path)))
+
+
+def join(folder: str, name: str) -> str:
+    """``folder/name``; only ``name`` if it is absolute or a URL. An empty folder joins to ``name``."""
+    if not folder or is_remote(name) or name.startswith(("/", "file://")):
+        return name
+    return folder.rstrip("/") + "/" + name
+
+
+def parent(path: str) -> str:
+    """The folder that ``path`` is in; empty if it names none."""
+    return path.rstrip("/").rpartition("/")[0] or ("/" if path.startswith("/") else "")
+
+
+def basename(path: str) -> str:
+    """The last part of ``path``."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def stamp(path: str) -> str:
+    """Changes when the file does: size and time of change (local), the file system's marks of content (remote).
+
+    Raises OSError.
+    """
+    if is_remote(path):
+        fs, inner = filesystem(path)
+        try:
+            return _marks(fs.info(inner))
+        except OSError:
+            raise
+        except Exception as error:  # file systems raise kinds of their own
+            raise OSError(f"{path}: {error}") from None
+    status = os.stat(local_path(path))
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _marks(info: Mapping[str, Any]) -> str:
+    found = {key.lower(): str(value) for key, value in info.items() if value is not None}
+    marks = _CONTENT_MARKS & found.keys() or _TIME_MARKS & found.keys()
+    return repr(sorted((key, found[key]) for key in {"size", *marks} & found.keys()))
+
+
+def cache_dir() -> Path:
+    """Folder for files that cannot be kept beside the data: $MONO_JAX_CACHE, or mono_jax in the user's cache folder."""
+    if place := os.environ.get("MONO_JAX_CACHE"):
+        return Path(place).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mono_jax"

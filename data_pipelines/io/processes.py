@@ -1,0 +1,93 @@
+"""Work for several threads or processes at a time, and locks between processes."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def in_processes(function: Callable[..., T], calls: Sequence[tuple], workers: int) -> Iterator[T | None]:
+    """``function(*call)`` of every call in order, by ``workers`` processes; None for a call that kills its process.
+
+    Raises what the function raises.
+    """
+    ready: dict[int, T | None] = {}
+    turn = 0
+    for number, result in _as_they_come(function, calls, workers):
+        ready[number] = result
+        while turn in ready:
+            yield ready.pop(turn)
+            turn += 1
+
+
+def _as_they_come(function: Callable[..., T], calls: Sequence[tuple], workers: int) -> Iterator[tuple[int, T | None]]:
+    """(number, result) of every call. When a process dies, all unfinished calls of its pool are lost.
+
+    Calls begin in order, so the guilty one is among the first ``workers`` of these: they are tried again one by one,
+    the others in a new pool.
+    """
+    context = multiprocessing.get_context("spawn")  # threads of the parent do not survive a fork
+    left = list(range(len(calls)))
+    while left:
+        lost = []
+        with concurrent.futures.ProcessPoolExecutor(min(workers, len(left)), context) as pool:
+            futures = [_submitted(pool, function, calls[number]) for number in left]
+            for number, future in zip(left, futures):
+                try:
+                    yield number, future.result()
+                except BrokenProcessPool:
+                    lost.append(number)
+        for number in lost[:workers]:
+            with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+                try:
+                    yield number, pool.submit(function, *calls[number]).result()
+                except BrokenProcessPool:
+                    yield number, None
+        left = lost[workers:]
+
+
+def _submitted(
+    pool: concurrent.futures.Executor, function: Callable[..., T], call: tuple
+) -> concurrent.futures.Future[T]:
+    """A call's future, also where the pool is broken already."""
+    try:
+        return pool.submit(function, *call)
+    except BrokenProcessPool as error:
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        future.set_exception(error)
+        return future
+
+
+def ahead(function: Callable[..., T], calls: Iterable[tuple], threads: int) -> Iterator[concurrent.futures.Future[T]]:
+    """Futures of ``function(*call)`` in order, begun by threads that mostly wait for remote storage.
+
+    Four a thread are begun ahead, so that the number of calls does not matter for memory.
+    """
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()
+        for call in calls:
+            waiting.append(pool.submit(function, *call))
+            if len(waiting) == 4 * threads:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Keeps out other threads and processes of this machine."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has the file open too

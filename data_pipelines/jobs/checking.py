@@ -1,0 +1,179 @@
+"""Reading every sample of shards through the code that training uses, to find the bad ones."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.io.processes import in_processes
+from data_pipelines.records.raw_sample import Form
+from data_pipelines.sources.finding import shard_names, shards_of
+from data_pipelines.sources.formats.registry import FORMATS
+from data_pipelines.sources.indexed import IndexedSource
+from data_pipelines.sources.indexing import make_index
+from data_pipelines.sources.indices.shard import Shard
+from data_pipelines.sources.indices.shard_index import ShardIndex
+from data_pipelines.sources.selection.select import Selection
+from data_pipelines.sources.selection.table import TableBuilder
+
+_TOKENS = {"<img>": 256, "</img>": 257, "<IMG_CONTEXT>": 258}
+
+
+class _Bytes:
+    """Stands in for a tokenizer where none is given: every byte is a token. It accepts whatever others accept."""
+
+    added = _TOKENS
+    bos = eos = None
+    digest = "bytes"
+
+    def id(self, token: str) -> int:
+        return self.added[token]
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+@dataclasses.dataclass
+class ShardCheck:
+    """What was found in one shard: ``bad`` holds (key, reason, detail)."""
+
+    path: str
+    samples: int = 0
+    bad: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckSettings:
+    """How samples are built while they are checked.
+
+    Attributes:
+      tokenizer: folder or file; None = every byte is a token.
+      visual, text: slots of a row.
+      max_tiles: of an image.
+    """
+
+    tokenizer: str | None
+    visual: int
+    text: int
+    max_tiles: int
+
+
+@functools.cache
+def _builder(settings: CheckSettings) -> SampleBuilder:
+    config = DataConfig(
+        (SourceConfig("check", {}),),
+        settings.tokenizer or "",
+        visual=settings.visual,
+        text=settings.text,
+        max_tiles=settings.max_tiles,
+    )
+    return SampleBuilder(config, None if settings.tokenizer else _Bytes())
+
+
+def check_shard(shard: Shard, settings: CheckSettings) -> ShardCheck:
+    """Reads every sample of a shard; whatever goes wrong is part of the result, whose bad and good ones add up.
+
+    Raises DataError if the tokenizer cannot be loaded.
+    """
+    builder = _builder(settings)
+    result = ShardCheck(shard.path)
+    try:
+        index = make_index(shard)
+    except DataError as error:
+        result.problems.append(str(error))
+        return result
+    result.samples, result.problems = len(index), list(index.problems)
+    only_images = shard.kind == "files" and not np.any(index.columns["text_form"] != Form.NONE)
+    rows = np.arange(len(index)) if only_images else index.usable
+    result.bad = [(f"{shard.name}/{key}", reason, "") for key, reason in _unusable(index, rows)]
+    if len(rows):
+        table = TableBuilder()
+        table.add(Selection(index, rows))
+        source = IndexedSource(shard.name, FORMATS[shard.kind], [shard], table.finish({}))
+        result.bad.extend(_bad_samples(source, builder, index if only_images else None))
+    return result
+
+
+def _unusable(index: ShardIndex, rows: np.ndarray) -> Iterator[tuple[str, str]]:
+    """(key, reason) of the samples that are not among ``rows``."""
+    left = np.ones(len(index), bool)
+    left[rows] = False
+    for row in np.flatnonzero(left):
+        yield index.keys[int(row)], index.reasons[int(index.columns["reason"][row]) - 1]
+
+
+def _bad_samples(
+    source: IndexedSource, builder: SampleBuilder, only_images: ShardIndex | None
+) -> Iterator[tuple[str, str, str]]:
+    """(key, reason, detail) of every sample that cannot be built; with ``only_images``, of every image."""
+    for i in range(len(source)):
+        try:
+            if only_images is None:
+                builder.build(source.read(i))
+            else:
+                _build_image(source, builder, only_images, i)
+        except BadSample as error:
+            yield source.key(i), error.reason, error.detail
+        except Exception as error:  # a fault of the reading code is reported as such, and the rest is still read
+            yield source.key(i), "unexpected_error", f"{type(error).__name__}: {error}"[:500]
+
+
+def _build_image(source: IndexedSource, builder: SampleBuilder, index: ShardIndex, row: int) -> None:
+    """Judges an image without a caption. Raises BadSample."""
+    reason = index.columns["reason"][row]
+    if reason and index.reasons[reason - 1] != "no_caption":
+        raise BadSample(index.reasons[reason - 1])
+    builder.build(dataclasses.replace(source.read_images(row), caption="an image"))
+
+
+def check_shards(shards: Sequence[Shard], settings: CheckSettings, workers: int = 1) -> Iterator[ShardCheck]:
+    """Results of all shards in order, made by ``workers`` processes."""
+    names = shard_names([shard.path for shard in shards])
+    shards = [dataclasses.replace(shard, name=name) for shard, name in zip(shards, names)]
+    if workers <= 1 or len(shards) <= 1:
+        yield from (check_shard(shard, settings) for shard in shards)
+        return
+    results = in_processes(check_shard, [(shard, settings) for shard in shards], workers)
+    for shard, result in zip(shards, results):
+        yield result or ShardCheck(shard.path, problems=["unreadable: the reading process died (out of memory?)"])
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Checks what the command line names and writes the report; returns what ``--json`` prints. Raises DataError."""
+    shards = shards_of(options.shards, options.kind, vars(options))
+    settings = CheckSettings(options.tokenizer, options.visual, options.text, options.max_tiles)
+    samples, bad, problems = 0, Counter(), 0
+    with open(options.report, "w", encoding="utf-8", errors="backslashreplace") as report:
+        for result in check_shards(shards, settings, options.workers):
+            samples += result.samples
+            for problem in result.problems:
+                problems += 1
+                print(f"{result.path}: {problem}")
+                report.write(json.dumps({"shard": result.path, "problem": problem}) + "\n")
+            for key, reason, detail in result.bad:
+                bad[reason] += 1
+                report.write(json.dumps({"key": key, "reason": reason, "detail": detail}) + "\n")
+    lost = sum(bad.values())
+    print(f"{len(shards)} shards, {problems} problems: {samples - lost} of {samples} samples are fine")
+    for reason, count in bad.most_common():
+        print(f"  {reason}: {count}")
+    return {
+        "samples": samples,
+        "ok": samples - lost,
+        "bad": dict(bad),
+        "report": str(Path(options.report).resolve()),
+        "shards": len(shards),
+        "problems": problems,
+    }

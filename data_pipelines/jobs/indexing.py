@@ -1,0 +1,72 @@
+"""Indexing many shards by several processes, and what was found in them.
+
+An interrupted run resumes where it stopped, since finished indices are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from data_pipelines.errors import DataError
+from data_pipelines.io.processes import in_processes
+from data_pipelines.sources.finding import shards_of
+from data_pipelines.sources.indexing import load_or_make
+from data_pipelines.sources.indices.shard import Shard
+
+
+@dataclasses.dataclass
+class ShardReport:
+    """What indexing a shard found; ``problems`` concern the shard as a whole."""
+
+    path: str
+    samples: int = 0
+    usable: int = 0
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    made: bool = False
+
+
+def report_shard(shard: Shard, index_dir: str | None = None, force: bool = False) -> ShardReport:
+    """Indexes one shard; one that cannot be opened is reported, not raised."""
+    try:
+        index, made = load_or_make(shard, index_dir, force)
+    except DataError as error:
+        return ShardReport(shard.path, problems=[f"unreadable: {error}"])
+    return ShardReport(shard.path, len(index), len(index.usable), index.dropped(), index.problems, made)
+
+
+def index_shards(
+    shards: Sequence[Shard], workers: int = 1, index_dir: str | None = None, force: bool = False
+) -> Iterator[ShardReport]:
+    """Reports of all shards in order, made by ``workers`` processes."""
+    if workers <= 1 or len(shards) <= 1:
+        yield from (report_shard(shard, index_dir, force) for shard in shards)
+        return
+    reports = in_processes(report_shard, [(shard, index_dir, force) for shard in shards], workers)
+    for shard, report in zip(shards, reports):
+        yield report or ShardReport(shard.path, problems=["unreadable: the indexing process died (out of memory?)"])
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Indexes what the command line names and prints a summary; returns what ``--json`` prints. Raises DataError."""
+    start = time.monotonic()
+    shards = shards_of(options.shards, options.kind, vars(options))
+    samples, usable, made, skipped, problems = 0, 0, 0, Counter(), {}
+    for report in index_shards(shards, options.workers, options.index_dir, options.force):
+        samples, usable, made = samples + report.samples, usable + report.usable, made + report.made
+        skipped.update(report.skipped)
+        if report.problems:
+            problems[report.path] = report.problems
+        for problem in report.problems:
+            print(f"{report.path}: {problem}")
+    seconds = round(time.monotonic() - start, 3)
+    print(f"{len(shards)} shards ({made} indexed now): {usable} of {samples} samples usable, {seconds} s")
+    for reason, count in skipped.most_common():
+        print(f"  {reason}: {count}")
+    summary = {"shards": len(shards), "samples": samples, "usable": usable, "skipped": dict(skipped)}
+    return {**summary, "seconds": seconds, "indexed": made, "problems": problems}

@@ -1,0 +1,137 @@
+"""Files of captions (parquet or JSONL), turned once into a table of columns that is mapped, not loaded.
+
+A few hundred million captions need disk space, not memory. The columns, sorted by ``hash``, of equal keys the last::
+
+    hash       uint64 [n]  of the key
+    start      int64  [n]  of the caption in ``texts``; length int32 [n], both in bytes
+    chars      int32  [n]  characters of the caption
+    text_hash  uint64 [n]  of the caption
+    script     uint8  [n]  scripts.SCRIPTS
+    texts      uint8  [m]  all captions as UTF-8, in the order of the files
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.io.blobs import ScanView, open_file, scan_view
+from data_pipelines.io.digests import digest, hash64
+from data_pipelines.io.json_lines import lines
+from data_pipelines.records.scripts import script_of
+from data_pipelines.sources.indices.columns import ColumnFiles
+
+VERSION = "4"  # of the table
+_ARRAYS = {"hash": "u8", "start": "i8", "length": "i4", "chars": "i4", "text_hash": "u8", "script": "u1"}
+_MAX_LINE = 1 << 26  # bytes of a line, which may hold many captions; a longer one is not read
+_BUFFERED = 1 << 16  # captions processed together while the table is made
+
+
+def write_table(files: Sequence[str], folder: Path) -> None:
+    """Writes the table to an empty folder; 29 bytes a caption are held in memory, for sorting.
+
+    The header is {"digest": of keys and captions, "broken": {FILE: [number of broken lines, the first]}}.
+    Raises DataError, OSError.
+    """
+    table = ColumnFiles(folder)
+    columns, broken = _collect(files, table)
+    # Sorted by key, of equal keys the last: a stable sort of the reversed list puts it first.
+    order = (len(columns["hash"]) - 1 - np.argsort(columns["hash"][::-1], kind="stable")).astype(np.int64)
+    first = np.ones(len(order), bool)
+    first[1:] = np.diff(columns["hash"][order]) != 0
+    order = order[first]
+    for name in _ARRAYS:
+        columns[name] = columns[name][order]
+        table.append(name, columns[name])
+    content = digest(columns["hash"].tobytes(), columns["text_hash"].tobytes())
+    table.finish({"digest": content, "broken": broken})
+
+
+def _collect(files: Sequence[str], table: ColumnFiles) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+    """(the columns in the order of the files, broken lines); the captions themselves are written to the table."""
+    broken: dict[str, list[int]] = {}
+    parts: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in _ARRAYS.items()}
+    position = 0
+    table.append("texts", np.zeros(0, np.uint8))
+    for entries in _batched(entry for file in files for entry in _entries(file, broken)):
+        data = [caption.encode() for _, caption in entries]
+        table.append("texts", np.frombuffer(b"".join(data), np.uint8))
+        lengths = np.array([len(d) for d in data], np.int64)
+        new = {
+            "hash": [hash64(key.encode("utf-8", "surrogatepass")) for key, _ in entries],
+            "start": position + np.cumsum(lengths) - lengths,
+            "length": lengths,
+            "chars": [len(caption) for _, caption in entries],
+            "text_hash": [hash64(d) for d in data],
+            "script": [script_of(caption) for _, caption in entries],
+        }
+        for name, values in new.items():
+            parts[name].append(np.asarray(values, _ARRAYS[name]))
+        position += int(lengths.sum())
+    return {name: np.concatenate(parts[name]) for name in _ARRAYS}, broken
+
+
+def _batched(entries: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    while batch := list(itertools.islice(entries, _BUFFERED)):
+        yield batch
+
+
+def _entries(file: str, broken: dict[str, list[int]]) -> Iterator[tuple[str, str]]:
+    pairs = _parquet_entries(file) if file.endswith(".parquet") else _jsonl_entries(file, broken)
+    for key, caption in pairs:
+        if isinstance(caption, str) and caption.strip():
+            yield str(key), caption.encode("utf-8", "replace").decode()
+
+
+def _parquet_entries(file: str) -> Iterator[tuple[Any, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_file(file) as handle:
+        try:
+            parquet = pq.ParquetFile(handle)
+            missing = {"key", "caption"} - set(parquet.schema_arrow.names)
+            if missing:
+                raise DataError(f"{file}: no column {sorted(missing)[0]!r}; caption files need 'key' and 'caption'")
+            for batch in parquet.iter_batches(columns=["key", "caption"]):
+                yield from zip(batch.column("key").to_pylist(), batch.column("caption").to_pylist())
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: not a readable parquet file ({error})") from None
+
+
+def _jsonl_entries(file: str, broken: dict[str, list[int]]) -> Iterator[tuple[Any, Any]]:
+    """(key, caption) of the lines; how many are ``broken`` and the first of them is added there.
+
+    Raises DataError if all are.
+    """
+    bad, good, why = [], 0, ""
+    with scan_view(file) as view:
+        for number, offset, length in lines(view):
+            try:
+                value = _line(view, offset, length)
+            except (ValueError, RecursionError) as error:
+                why = why or f"{file}:{number}: not JSON with 'key' and 'caption' ({error})"
+                bad = [bad[0] + 1, bad[1]] if bad else [1, number]
+                continue
+            good += 1
+            yield from [(value["key"], value["caption"])] if {"key", "caption"} <= value.keys() else value.items()
+    if bad and not good:
+        raise DataError(why)
+    if bad:
+        broken[file] = bad
+
+
+def _line(view: ScanView, offset: int, length: int) -> dict[str, Any]:
+    """The object in a line. Raises ValueError."""
+    if length > _MAX_LINE:
+        raise ValueError(f"{length} bytes long")
+    value = json.loads(view.read(offset, length))
+    if not isinstance(value, dict):
+        raise ValueError(f"{type(value).__name__} instead of an object")
+    return value

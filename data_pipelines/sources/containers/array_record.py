@@ -1,0 +1,98 @@
+"""ArrayRecord files as ``data_pipelines.build`` writes them: one sample a record, images as they were encoded.
+
+A record is the magic b"MJR1", the header's length as uint32 (little endian), the header (a JSON object with "key",
+"images" = byte lengths, and "caption", "conversations" or "text"; optionally scores, "sha256" and "tokens"), and the
+images one after the other. "tokens" holds the ids of the text part, for readers that want them; sizes are not stored,
+since the index reads them from the images themselves. The library reads local files only, so a remote file is copied to
+the cache folder when it is first read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipelines.errors import BadSample
+from data_pipelines.io.copies import local_copy
+from data_pipelines.records.raw_sample import RawSample, from_object, parse_json
+
+MAGIC = b"MJR1"
+_FILES_KEPT = 32  # readers per thread
+
+
+def pack(sample: RawSample, extra: Mapping[str, Any] | None = None) -> bytes:
+    """A record that holds ``sample`` and further JSON fields."""
+    header: dict[str, Any] = {**(extra or {}), "key": sample.key, "images": [len(image) for image in sample.images]}
+    if sample.conversations:
+        header["conversations"] = [{"from": role, "value": text} for role, text in sample.conversations]
+    elif sample.caption is not None:
+        header["caption"] = sample.caption
+    else:
+        header["text"] = sample.text
+    data = json.dumps(header, ensure_ascii=False).encode()
+    return b"".join([MAGIC, len(data).to_bytes(4, "little"), data, *sample.images])
+
+
+def unpack(record: bytes) -> tuple[dict[str, Any], RawSample]:
+    """(header, sample) of a record. Raises BadSample: "bad_record", or the reason of its text part."""
+    header, images = split(record)
+    return header, dataclasses.replace(text_of(header), key=header["key"], images=images)
+
+
+def split(record: bytes) -> tuple[dict[str, Any], tuple[bytes, ...]]:
+    """(header, images) of a record. Raises BadSample "bad_record"."""
+    end = 8 + int.from_bytes(record[4:8], "little")
+    if record[:4] != MAGIC or end > len(record):
+        raise BadSample("bad_record", detail=f"starts with {record[:8]!r}; expected {MAGIC!r}")
+    header = parse_json(record[8:end])
+    lengths = header.get("images", [])
+    if not isinstance(lengths, list) or not all(isinstance(n, int) and n >= 0 for n in lengths):
+        raise BadSample("bad_record", detail="'images' must list byte lengths")
+    if end + sum(lengths) != len(record):
+        raise BadSample("bad_record", detail=f"{len(record)} bytes, the header counts {end + sum(lengths)}")
+    images = []
+    for length in lengths:
+        images.append(record[end : end + length])
+        end += length
+    return header, tuple(images)
+
+
+def text_of(header: Mapping[str, Any]) -> RawSample:
+    """The text part of a record. Raises BadSample."""
+    return from_object({name: header[name] for name in ("caption", "conversations", "text") if name in header})
+
+
+class Reader:
+    """Random access to the ``count`` records of one file. Raises BadSample "corrupt_file", DataError."""
+
+    def __init__(self, path: str):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        place = local_copy(path)
+        try:
+            self._reader = ArrayRecordReader(place, "readahead_buffer_size:0")
+            self.count = self._reader.num_records()
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise BadSample("corrupt_file", detail=str(error).splitlines()[0]) from None
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        """The records of ``rows``. Raises BadSample "corrupt_chunk"."""
+        try:
+            return self._reader.read(list(rows))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise BadSample("corrupt_chunk", detail=str(error).splitlines()[0]) from None
+
+
+_local = threading.local()
+
+
+def reader(path: str) -> Reader:
+    """This thread's reader of a file; the ones used last are kept."""
+    if getattr(_local, "pid", None) != os.getpid():
+        _local.pid, _local.readers = os.getpid(), functools.lru_cache(maxsize=_FILES_KEPT)(Reader)
+    return _local.readers(path)

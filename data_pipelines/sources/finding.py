@@ -1,0 +1,88 @@
+"""Shards among paths: their kinds, the ones that a folder or a meta file stands for, and their names in keys."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from data_pipelines.errors import DataError
+from data_pipelines.io import paths
+from data_pipelines.sources.formats.files import folders_of_samples
+from data_pipelines.sources.formats.registry import FORMATS
+from data_pipelines.sources.indices.shard import Shard
+
+
+def make_shard(kind: str, path: str, **options: Any) -> Shard:
+    """A shard of a kind; options of other kinds are left out."""
+    return FORMATS[kind].shard(path, options)
+
+
+def kind_of(path: str) -> str:
+    """The kind of source that a path's name suggests. Raises DataError."""
+    if paths.is_dir(path):
+        return "tfds" if paths.exists(paths.join(path, "dataset_info.json")) else "files"
+    name = re.sub(r"-\d+-of-\d+$", "", path.lower())
+    for kind, form in FORMATS.items():
+        if name.endswith(form.suffixes) and form.suffixes:
+            return kind
+    known = ", ".join(suffix for form in FORMATS.values() for suffix in form.suffixes)
+    raise DataError(f"{path}: unknown kind of shard; give a folder or one of {known}, or say which with --kind")
+
+
+def shards_of(patterns: Iterable[str], kind: str | None, options: Mapping[str, Any]) -> list[Shard]:
+    """Shards in order of ``patterns`` (globs allowed), the kind of each by its name unless given.
+
+    A folder stands for the shards in it and below; where it holds loose files it is a shard itself. Files of unknown
+    kind that a glob matches beside shards (statistics, indices) are left out. Raises DataError if nothing is found.
+    """
+    shards: dict[Shard, None] = {}
+    for pattern in patterns:
+        found = paths.expand(pattern)
+        for path in found:
+            try:
+                for each, its_kind in [(path, kind)] if kind else _shards_in(path):
+                    shards.update((shard, None) for shard, _ in FORMATS[its_kind].find([each], options))
+            except DataError:
+                if len(found) == 1:
+                    raise
+    if not shards:
+        raise DataError(f"{', '.join(map(str, patterns))}: no shards found; say what it is with --kind")
+    return list(shards)
+
+
+def _shards_in(path: str) -> list[tuple[str, str]]:
+    """(path, kind) of the shards that a path stands for."""
+    kind = kind_of(path)
+    if kind != "files":
+        return [(path, kind)]
+    folders = paths.walk(path)
+    files = [paths.join(folder, name) for folder in folders for name, _, _ in paths.list_dir(folder)]
+    # img2dataset puts a table of metadata beside each shard: 00000.parquet beside 00000.tar or the folder 00000.
+    stems = {file.removesuffix(".tar") for file in files if file.endswith(".tar")} | set(folders)
+    shards = [(f, kind_of(f)) for f in files if f.endswith((".tar", ".jsonl", ".array_record"))]
+    shards += [(f, "parquet") for f in files if f.endswith(".parquet") and f.removesuffix(".parquet") not in stems]
+    loose = folders_of_samples(folders)
+    return sorted([*shards, *((folder, "files") for folder in loose)])
+
+
+def shard_names(shards: Sequence[str]) -> list[str]:
+    """Names for keys: base names without suffix where these are unique, otherwise paths from the common folder on."""
+    bases = [_stem(paths.basename(path)) for path in shards]
+    if len(set(bases)) == len(bases):
+        return bases
+    common = posixpath.commonpath([paths.parent(path) for path in shards])
+    names = [_stem(path.removeprefix(common).strip("/")) for path in shards]
+    # The same file listed twice (an annotation used with two image roots): numbered, so that keys stay unique.
+    counts: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        counts[name] += 1
+        if counts[name] > 1:
+            names[i] = f"{name}~{counts[name]}"
+    return names
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".tar").removesuffix(".parquet").removesuffix(".array_record")

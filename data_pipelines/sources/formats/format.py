@@ -1,0 +1,104 @@
+"""What a storage format is: how shards are found among paths, stamped, scanned into an index, and read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from data_pipelines.errors import BadSample
+from data_pipelines.io import blobs, paths
+from data_pipelines.io.digests import digest
+from data_pipelines.records.raw_sample import RawSample, parse
+from data_pipelines.sources.indices.entry import Entry
+from data_pipelines.sources.indices.index_builder import IndexBuilder
+from data_pipelines.sources.indices.shard import Options, Shard
+
+
+class Format(Protocol):
+    """One storage format.
+
+    Attributes:
+      kind: its name in the spec of a source.
+      suffixes: of its shards' names; empty where names say nothing.
+      options: what its shards can be read with.
+      key_separator: between the shard's name and the sample's own key.
+    """
+
+    kind: str
+    suffixes: tuple[str, ...]
+    options: type[Options]
+    key_separator: str
+
+    def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, float]]:
+        """(shard, how often it is offered) of the paths. Raises DataError."""
+        ...
+
+    def shard(self, path: str, options: Mapping[str, Any]) -> Shard:
+        """A shard with those of ``options`` that the format has."""
+        ...
+
+    def stamp(self, shard: Shard) -> str:
+        """Changes when the shard does. Raises OSError or DataError if it is not there."""
+        ...
+
+    def scan(self, shard: Shard, builder: IndexBuilder) -> None:
+        """Adds all samples of a shard to its index, bad ones with their reasons.
+
+        Raises OSError or DataError if the shard cannot be opened.
+        """
+        ...
+
+    def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
+        """The images or the text of a sample, or both. Raises BadSample, OSError or DataError."""
+        ...
+
+
+class FileFormat:
+    """The parts of a ``Format`` that are alike where every path is a shard, and a file."""
+
+    kind: str
+    suffixes: tuple[str, ...] = ()
+    options: type[Options]
+    key_separator = "/"
+
+    def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, float]]:
+        yield from ((self.shard(path, options), 1.0) for path in paths)
+
+    def shard(self, path: str, options: Mapping[str, Any]) -> Shard:
+        names = {field.name for field in dataclasses.fields(self.options)}
+        given = {name: value for name, value in options.items() if name in names and value not in (None, False)}
+        return Shard(self.kind, path, self.options(**given))
+
+    def stamp(self, shard: Shard) -> str:
+        return paths.stamp(shard.path)
+
+
+class ByteRangeFormat(FileFormat):
+    """A format whose images and texts are byte ranges of the shard."""
+
+    def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
+        """Both together, since they are neighbours: in a remote shard they cost one request."""
+        places = [*(entry.image_places() if images else ()), *([entry.text_place()] if text else ())]
+        found = read_ranges(shard, places)
+        sample = parse(entry.text_form, found.pop(), caption_key(shard)) if text else RawSample()
+        return dataclasses.replace(sample, images=tuple(found))
+
+
+def read_ranges(shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes at each (offset, length). Raises BadSample "truncated", OSError or DataError."""
+    found = blobs.blob(shard.path).read_all(places)
+    for data, (offset, length) in zip(found, places):
+        if len(data) != length:
+            raise BadSample("truncated", detail=f"{len(data)} of {length} bytes at byte {offset}")
+    return found
+
+
+def caption_key(shard: Shard) -> str:
+    """The field that holds captions."""
+    return getattr(shard.options, "caption_key", None) or "caption"
+
+
+def folder_stamp(folder: str) -> str:
+    """Changes when any file directly in the folder does."""
+    return digest(*(f"{name} {mark}" for name, _, mark in paths.list_dir(folder)))

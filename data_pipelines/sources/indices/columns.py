@@ -1,0 +1,143 @@
+"""Columns: arrays by name, in memory or as plain bytes in the files of a folder, from where they are mapped.
+
+Tables of samples and of captions may be larger than memory; mapped columns cost none, and processes share their pages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_HEADER = "columns.json"
+
+
+class Strings:
+    """n byte strings in one buffer (uint8); ``ends`` (int64 [n]) are their ends. ``strings[i]`` decodes one."""
+
+    def __init__(self, data: np.ndarray, ends: np.ndarray):
+        self.data, self.ends = data, ends
+
+    @classmethod
+    def of(cls, items: Sequence[bytes]) -> Strings:
+        """The column of ``items``."""
+        lengths = np.array([len(item) for item in items], np.int64)
+        return cls(np.frombuffer(b"".join(items), np.uint8), np.cumsum(lengths, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self.ends[index - 1]) if index else 0
+        return self.data[start : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
+
+    def take(self, rows: np.ndarray) -> Strings:
+        """The strings of ``rows`` (int64 [k]), in that order."""
+        starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64) if len(self.ends) else self.ends
+        lengths = (self.ends - starts)[rows]
+        return Strings(self.data[ranges(starts[rows], lengths)], np.cumsum(lengths, dtype=np.int64))
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The concatenation of all ``arange(start, start + count)``, int64."""
+    counts = counts.astype(np.int64)
+    return np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+
+
+class Columns(Mapping[str, np.ndarray]):
+    """Arrays by name. Mapped ones are pickled as the path of their folder."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], folder: Path | None = None):
+        self._arrays = dict(arrays)
+        self._folder = folder
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Columns, dict[str, Any]]:
+        """(mapped columns, the header given to ``ColumnFiles.finish``). Raises OSError, ValueError or KeyError."""
+        header = json.loads((folder / _HEADER).read_text("utf-8"))
+        arrays = {name: _mapped(folder / name, *layout) for name, layout in header["arrays"].items()}
+        return cls(arrays, folder), header["header"]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def strings(self, name: str) -> Strings:
+        """The column of strings whose bytes are in ``name`` and whose ends are in ``name_end``."""
+        return Strings(self[name], self[f"{name}_end"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self._folder} if self._folder else {"folder": None, "arrays": self._arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._folder = state["folder"]
+        self._arrays = Columns.load(self._folder)[0]._arrays if self._folder else state["arrays"]
+
+
+def _mapped(file: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    if 0 in shape:
+        return np.zeros(shape, dtype)  # an empty file cannot be mapped
+    return np.memmap(file, dtype, "r", shape=tuple(shape))
+
+
+class ColumnFiles:
+    """Columns that are written to the files of a folder, piece by piece."""
+
+    def __init__(self, folder: Path):
+        """folder: exists and is empty."""
+        self._folder = folder
+        self._layouts: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def append(self, name: str, array: np.ndarray) -> None:
+        """Adds ``array`` at the end of a column. Raises OSError."""
+        with (self._folder / name).open("ab") as file:
+            np.ascontiguousarray(array).tofile(file)
+        length = self._layouts[name][1][0] if name in self._layouts else 0
+        self._layouts[name] = array.dtype.str, (length + len(array), *array.shape[1:])
+
+    def finish(self, header: Mapping[str, Any], unused: Collection[str] = ()) -> None:
+        """Writes what ``Columns.load`` needs, which loads all columns but ``unused`` ones."""
+        layouts = {name: layout for name, layout in self._layouts.items() if name not in unused}
+        (self._folder / _HEADER).write_text(json.dumps({"header": header, "arrays": layouts}), "utf-8")
+
+
+class GrowingColumns:
+    """Columns that grow by some rows at a time: in memory, and beyond ``limit`` pending rows in files."""
+
+    def __init__(self, limit: int, make_folder: Callable[[], Path] | None = None):
+        """make_folder: makes the empty folder for the files when they are needed; None = always in memory."""
+        self._limit, self._make_folder = limit, make_folder
+        self._pending: dict[str, list[np.ndarray]] = {}
+        self._pending_rows = 0
+        self._files: ColumnFiles | None = None
+
+    def extend(self, arrays: Mapping[str, np.ndarray], rows: int) -> None:
+        """Adds pieces of columns that belong to ``rows`` further rows."""
+        for name, array in arrays.items():
+            self._pending.setdefault(name, []).append(array)
+        self._pending_rows += rows
+        if self._make_folder is not None and self._pending_rows >= self._limit:
+            self._files = self._files or ColumnFiles(self._make_folder())
+            self._spill(self._files)
+
+    def _spill(self, files: ColumnFiles) -> None:
+        for name, parts in self._pending.items():
+            files.append(name, np.concatenate(parts))
+        self._pending.clear()
+        self._pending_rows = 0
+
+    def finish(self, header: Mapping[str, Any], unused: Collection[str] = ()) -> Columns | None:
+        """All columns but ``unused`` ones, in memory; None if they are in files, complete with ``header``."""
+        if self._files is None:
+            return Columns({name: np.concatenate(p) for name, p in self._pending.items() if name not in unused})
+        self._spill(self._files)
+        self._files.finish(header, unused)
+        return None

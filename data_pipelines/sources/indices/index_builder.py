@@ -1,0 +1,148 @@
+"""Making a shard's index: what a format's scan finds out about each sample, collected into columns."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.errors import BadSample
+from data_pipelines.io.digests import digest, hash64
+from data_pipelines.records.raw_sample import Form, RawSample
+from data_pipelines.records.scripts import script_of
+from data_pipelines.sources.indices.columns import Strings
+from data_pipelines.sources.indices.shard_index import IMAGE_COLUMNS, SAMPLE_COLUMNS, SCORES, VERSION, ShardIndex
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePart:
+    """One encoded image of a sample: its place, its upright size and (kind "files") its file name."""
+
+    offset: int
+    length: int
+    size: tuple[int, int]
+    name: str = ""
+
+
+class TextPart(NamedTuple):
+    """The text of a sample: its place, and how it is to be parsed."""
+
+    offset: int = 0
+    length: int = 0
+    form: Form = Form.NONE
+
+
+NO_TEXT = TextPart()
+
+
+@dataclasses.dataclass
+class Draft:
+    """What a scan has found out about a sample so far.
+
+    Attributes:
+      key: unique within the shard, otherwise the sample counts as a duplicate.
+      images: the places of its images.
+      text: the place of its text part; ``text_name`` is its file name (kind "files").
+      record: the parsed text part, if it could be parsed.
+      scores: see ``scores_of``.
+      image_hash: of the encoded images; 0 = not known.
+      reason: why the sample is unusable; None if it is not.
+    """
+
+    key: str
+    images: Sequence[ImagePart] = ()
+    text: TextPart = NO_TEXT
+    text_name: str = ""
+    record: RawSample | None = None
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    image_hash: int = 0
+    reason: str | None = None
+
+    @contextlib.contextmanager
+    def judged(self) -> Iterator[None]:
+        """Ends the block at a ``BadSample``, whose reason becomes that of the sample."""
+        try:
+            yield
+        except BadSample as error:
+            self.reason = error.reason
+
+
+class IndexBuilder:
+    """Collects samples in order; ``build`` makes the index. The first of a repeated key counts, others are unusable.
+
+    ``problems``: descriptions of what is wrong with the shard as a whole.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list] = {name: [] for name in SAMPLE_COLUMNS}
+        self._image_rows: dict[str, list] = {name: [] for name in IMAGE_COLUMNS}
+        self._keys: list[bytes] = []
+        self._image_names: list[bytes] = []
+        self._text_names: list[bytes] = []
+        self._seen: set[bytes] = set()
+        self._reasons: dict[str, int] = {}
+        self.problems: list[str] = []
+
+    def add(self, draft: Draft) -> None:
+        """Adds a sample."""
+        key, reason = _encoded(draft.key), draft.reason
+        if key in self._seen:
+            reason = "duplicate_key"
+        self._seen.add(key)
+        self._keys.append(key)
+        self._text_names.append(_encoded(draft.text_name))
+        content = draft.record.content if draft.record else ""
+        values = {
+            "reason": 0 if reason is None else self._reasons.setdefault(reason, len(self._reasons) + 1),
+            "image_count": len(draft.images),
+            "image_hash": draft.image_hash,
+            "text_offset": draft.text.offset,
+            "text_length": draft.text.length,
+            "text_form": draft.text.form,
+            "text_chars": len(content),
+            "text_hash": hash64(content.encode("utf-8", "surrogatepass")) if content else 0,
+            "script": script_of(content),
+            **{score: draft.scores.get(score, math.nan) for score in SCORES},
+        }
+        for name, value in values.items():
+            self._rows[name].append(value)
+        for image in draft.images:
+            self._image_rows["image_offset"].append(image.offset)
+            self._image_rows["image_length"].append(image.length)
+            self._image_rows["image_size"].append(image.size)
+            self._image_names.append(_encoded(image.name))
+
+    def build(self, meta: Mapping[str, Any]) -> ShardIndex:
+        """The index of all samples; ``meta`` holds its kind and the stamp of its shard."""
+        columns = {name: np.asarray(values, SAMPLE_COLUMNS[name]) for name, values in self._rows.items()}
+        columns |= {name: np.asarray(values, IMAGE_COLUMNS[name]) for name, values in self._image_rows.items()}
+        columns["image_size"] = columns["image_size"].reshape(-1, 2)
+        keys = Strings.of(self._keys)
+        names = [Strings.of(n if any(n) else []) for n in (self._image_names, self._text_names)]
+        # Identity of the content: the places and the text of everything, but no path, host or time.
+        content = digest(
+            keys.data.tobytes(),
+            *(columns[name].tobytes() for name in sorted(columns)),
+            json.dumps([list(self._reasons), meta["kind"]]),
+        )
+        header = {"version": VERSION, "digest": content, **meta}
+        return ShardIndex(keys, *names, columns, list(self._reasons), self.problems, header)
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def scores_of(value: Mapping[str, Any]) -> dict[str, float]:
+    """The known scores of a metadata object, whatever the case of their names; only those that are numbers."""
+    found = {}
+    for name, number in value.items():
+        name = str(name).lower().removesuffix("_score")
+        if name in SCORES and isinstance(number, int | float) and not isinstance(number, bool):
+            found[name] = float(number)
+    return found

@@ -1,0 +1,32 @@
+"""A shard: one file or folder of samples, and the options that say how it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How shards of a format are read; each format has its own subclass. None and False stand for "not given"."""
+
+    def given(self) -> dict[str, Any]:
+        """The options that differ from "not given", which is what an index depends on."""
+        return {name: value for name, value in vars(self).items() if value not in (None, False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One shard of a source.
+
+    Attributes:
+      kind: of source; a key of ``formats.registry.FORMATS``.
+      path: path or URL of the file or folder.
+      options: decide the content of its index.
+      name: its part of the samples' keys; empty as long as it is not part of a source.
+    """
+
+    kind: str
+    path: str
+    options: Options
+    name: str = ""

@@ -1,0 +1,156 @@
+"""The index of one shard: the places of each sample's parts, and what filters and planning need to know about them.
+
+Columns (n samples, m images in all; the images of a sample are neighbours):
+
+    keys           n byte strings    unique within the shard
+    reason         uint8   [n]       0 = usable, otherwise 1 + index into ``reasons``
+    image_count    int32   [n]
+    image_offset   int64   [m]       bytes from the start of the shard (row number in parquet and record files)
+    image_length   int64   [m]       bytes
+    image_size     int32   [m, 2]    width and height of the upright image (EXIF orientation applied)
+    image_name     m byte strings    file names (kind "files" only, otherwise empty)
+    text_name      n byte strings    the same for the text part
+    image_hash     uint64  [n]       of the encoded images; 0 = not known
+    text_offset    int64   [n]       of the text part
+    text_length    int32   [n]
+    text_form      uint8   [n]       raw_sample.Form
+    text_chars     int32   [n]       characters of caption, conversation or text
+    text_hash      uint64  [n]       of the same
+    script         uint8   [n]       scripts.SCRIPTS: the writing system most letters belong to
+    similarity, punsafe, pwatermark, aesthetic   float32 [n], NaN = not given
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.io import blobs, copies, paths
+from data_pipelines.io.digests import digest, json_digest
+from data_pipelines.sources.indices.columns import Strings
+
+VERSION = 2  # of what an index holds and of how shards are scanned
+SUFFIX = ".index.npz"
+SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
+IMAGE_COLUMNS = {"image_offset": np.int64, "image_length": np.int64, "image_size": np.int32}
+SAMPLE_COLUMNS = {
+    "reason": np.uint8,
+    "image_count": np.int32,
+    "image_hash": np.uint64,
+    "text_offset": np.int64,
+    "text_length": np.int32,
+    "text_form": np.uint8,
+    "text_chars": np.int32,
+    "text_hash": np.uint64,
+    "script": np.uint8,
+    **dict.fromkeys(SCORES, np.float32),
+}
+_STRINGS = ("keys", "image_name", "text_name")
+
+
+@dataclasses.dataclass
+class ShardIndex:
+    """See the module's docstring for the columns.
+
+    Attributes:
+      keys, image_name, text_name: strings of the samples and images.
+      columns: the numeric columns by name.
+      reasons: why samples are unusable; ``columns["reason"]`` counts from 1 into it.
+      problems: descriptions of what is wrong with the shard as a whole.
+      meta: version, kind, stamp of the shard, digest of the content.
+    """
+
+    keys: Strings
+    image_name: Strings
+    text_name: Strings
+    columns: dict[str, np.ndarray]
+    reasons: list[str]
+    problems: list[str]
+    meta: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def usable(self) -> np.ndarray:
+        """int64 rows of the usable samples."""
+        return np.flatnonzero(self.columns["reason"] == 0)
+
+    def dropped(self) -> dict[str, int]:
+        """Number of unusable samples, by reason."""
+        counts = np.bincount(self.columns["reason"], minlength=len(self.reasons) + 1)[1:]
+        return {reason: int(count) for reason, count in zip(self.reasons, counts) if count}
+
+    def to_bytes(self) -> bytes:
+        """The content of an index file."""
+        buffer = io.BytesIO()
+        header = {"reasons": self.reasons, "problems": self.problems, "meta": self.meta}
+        np.savez_compressed(
+            buffer,
+            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+            **{name: getattr(self, name).data for name in _STRINGS},
+            **{name + "_end": getattr(self, name).ends for name in _STRINGS},
+            **self.columns,
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ShardIndex:
+        """Raises ValueError if ``data`` is not a whole index of this version."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                header = json.loads(file["header"].tobytes())
+                if header["meta"]["version"] != VERSION:
+                    raise ValueError("index of another version")
+                return cls(
+                    *(Strings(file[name], file[name + "_end"]) for name in _STRINGS),
+                    {name: file[name] for name in (*SAMPLE_COLUMNS, *IMAGE_COLUMNS)},
+                    header["reasons"],
+                    header["problems"],
+                    header["meta"],
+                )
+        except Exception as error:  # zip, zlib, NumPy and JSON raise many kinds on damaged data
+            raise ValueError(f"not an index: {error}") from None
+
+
+def index_paths(shard: str, options: Mapping[str, Any], index_dir: str | None = None) -> list[str]:
+    """Where the index of ``shard`` may be: in ``index_dir`` if given, otherwise beside the shard or in the cache.
+
+    Options that change the content are part of the name, so that two uses of one shard do not overwrite each other.
+    """
+    suffix = "." + json_digest(options)[:8] if options else ""
+    name = paths.basename(shard) + suffix + SUFFIX
+    elsewhere = digest(shard if paths.is_remote(shard) else paths.local_path(shard))[:16] + "-" + name
+    if index_dir:
+        return [paths.join(index_dir, elsewhere)]
+    return [shard.rstrip("/") + suffix + SUFFIX, str(paths.cache_dir() / "index" / elsewhere)]
+
+
+def load_fresh(candidates: Iterable[str], kind: str, stamp: str) -> ShardIndex | None:
+    """The first whole index in ``candidates`` that was made for this kind and state of the shard, or None."""
+    for path in candidates:
+        try:
+            index = ShardIndex.from_bytes(blobs.read_bytes(path))
+            if index.meta["kind"] == kind and index.meta["stamp"] == stamp:
+                return index
+        except (ValueError, KeyError, OSError, DataError):
+            continue  # absent; damaged or of another version is no better
+    return None
+
+
+def save(index: ShardIndex, candidates: Sequence[str]) -> str | None:
+    """Writes to the first of ``candidates`` that can be written to and returns it; None if there is none."""
+    data = index.to_bytes()
+    for path in candidates:
+        try:
+            copies.write_bytes(path, data)
+            return path
+        except OSError:
+            continue
+    return None

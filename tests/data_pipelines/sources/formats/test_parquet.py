@@ -1,0 +1,57 @@
+"""Parquet files with images in a column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines.errors import DataError
+from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.sources.source import open_source
+from tests.data_pipelines.shard_tools import TALK, encoded
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def test_parquet_as_img2dataset_writes_it(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "key": ["a", "b", "c", "d"],
+            "jpg": [encoded(40, 30), None, encoded(50, 30), b"<html>"],
+            "caption": ["first", "second", None, "fourth"],
+            "status": ["success", "failed_to_download", "success", "success"],
+            "similarity": [0.3, 0.2, 0.1, 0.0],
+        }
+    )
+    path = tmp_path / "00000.parquet"
+    pq.write_table(table, path, row_group_size=2)
+    source = open_source({"kind": "parquet", "paths": str(path)})
+    assert source.read(0) == RawSample("00000/a", (encoded(40, 30),), "first")
+    assert source.dropped() == {"failed_to_download": 1, "no_caption": 1, "not_an_image": 1}
+    with pytest.raises(DataError, match="no column 'pic'; columns: key, jpg"):
+        open_source({"kind": "parquet", "paths": str(path), "image_key": "pic"})
+    pq.write_table(table.drop(["jpg"]), tmp_path / "meta.parquet")
+    with pytest.raises(DataError, match="no column of images"):
+        open_source({"kind": "parquet", "paths": str(tmp_path / "meta.parquet")})
+
+
+def test_parquet_with_structs_lists_and_latin1(tmp_path: Path) -> None:
+    image = {"bytes": encoded(), "path": None}
+    conversations = [TALK, TALK]
+    path = tmp_path / "hf.parquet"
+    pq.write_table(pa.table({"images": [[image, image], []], "conversations": conversations}), path)
+    source = open_source({"kind": "parquet", "paths": str(path)})
+    assert len(source.read(0).images) == 2
+    assert source.read(1).images == ()
+    assert source.read(1).conversations == (("human", "<image>\nwhat?"), ("gpt", "noise"))
+    latin = pa.array([b"caf\xe9", b"good"]).view(pa.string())
+    pq.write_table(pa.table({"jpg": [encoded(), encoded()], "caption": latin}), tmp_path / "latin.parquet")
+    source = open_source({"kind": "parquet", "paths": str(tmp_path / "latin.parquet")})
+    assert source.dropped() == {"caption_not_utf8": 1}
+    assert source.read(0).caption == "good"

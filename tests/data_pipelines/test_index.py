@@ -1,0 +1,53 @@
+"""The index command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipelines import index
+from tests.data_pipelines.shard_tools import pairs, write_tar
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def index_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    index.main([*map(str, arguments), "--json"])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_index_command(tmp_path: Path, capsys) -> None:
+    write_tar(tmp_path / "00000.tar", [*pairs(3), ("x.txt", b"alone")], successes=4)
+    write_tar(tmp_path / "00001.tar", pairs(2), successes=3)
+    (tmp_path / "00000.parquet").write_bytes(b"metadata")
+    first = index_line(capsys, tmp_path, "--workers=2")
+    assert first.pop("seconds") >= 0
+    assert first == {
+        "shards": 2,
+        "samples": 6,
+        "usable": 5,
+        "skipped": {"no_image": 1},
+        "indexed": 2,
+        "problems": {
+            str(tmp_path / "00001.tar"): ["incomplete: 2 samples found, the stats file counts 3"],
+        },
+    }
+    assert index_line(capsys, tmp_path / "*.tar", "--workers=1")["indexed"] == 0
+    write_tar(tmp_path / "00001.tar", pairs(3))
+    again = index_line(capsys, tmp_path / "{00000..00001}.tar", "--workers=1")
+    assert (again["indexed"], again["usable"]) == (1, 6)
+    assert index_line(capsys, tmp_path, "--workers=1", "--force")["indexed"] == 2
+
+
+def test_index_of_damaged_parquet_and_array_record(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\0" * 100)
+    (tmp_path / "b.parquet").write_bytes(b"")
+    (tmp_path / "c.array_record").write_bytes(b"\0" * 100)
+    (tmp_path / "d.array_record").write_bytes(b"")
+    result = index_line(capsys, tmp_path, "--workers=1")
+    assert (result["shards"], result["samples"], len(result["problems"])) == (4, 0, 4)
