@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import cli as command
-from data_pipelines.encoding.images import ImageLimits, decode
-from data_pipelines.encoding.text import Tokenizer, clean_caption
+from data_pipelines.encoding.captions import clean_caption
+from data_pipelines.encoding.decoding import ImageLimits, decode
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.index import add_shard_arguments, shards_of
 from data_pipelines.io import storage

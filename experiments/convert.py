@@ -27,7 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.special_tokens import CHAT_TOKENS, IMAGE_CONTEXT, IMAGE_TOKENS
 from mono_jax import cli, tree
 from mono_jax.checkpoints import checkpoint

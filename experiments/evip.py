@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from data_pipelines import demo_sets
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
-from data_pipelines.encoding.text import Tokenizer
-from data_pipelines.loading.loader import PackedData
+from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.recipes.sets import load_manifest
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import cli, tree
@@ -39,7 +39,7 @@ from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.transformer import Model
 from mono_jax.runs import config_file, report
-from mono_jax.runs.stage import DTYPES, RunConfig, run_stage, say_now
+from mono_jax.runs.stage import DTYPES, RunConfig, geometry, run_stage, say_now
 from mono_jax.training import stages
 from mono_jax.training.loop import PREEMPTED, Preempted
 from mono_jax.weights import hf
@@ -203,7 +203,7 @@ class Evip:
 
     def examine(self, model: Model, params: tree.Tree, run: RunConfig) -> dict[str, Any]:
         """Answers to the held-out sets; grades of the questions, and texts for the gallery."""
-        builder = SampleBuilder(run.data)
+        builder = SampleBuilder(run.data, geometry(model.config))
         generator = Generator(model.config, params, DTYPES[run.dtype])
         heldout, results = self.manifest["heldout"], {}
         last = run.stage.startswith("S2") or run.stage == list(self.config.stages.values())[-1]["stage"]

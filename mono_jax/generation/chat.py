@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.config import DataConfig
-from data_pipelines.encoding.images import ImageLimits, Tiling, cells, image_patches
-from data_pipelines.encoding.text import ChatEncoder, Tokenizer
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.decoding import ImageLimits
+from data_pipelines.encoding.patches import image_patches
+from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.checkpoints import checkpoint
@@ -149,7 +152,7 @@ class Chat:
         ids = self._ids(text, [len(of_image) for of_image in patches])
         if not patches:
             return Prompt(ids)
-        cell = np.concatenate([cells(tiling, len(of_image)) for of_image in patches])
+        cell = np.concatenate([patch_cells(tiling.geometry, len(of_image)) for of_image in patches])
         return Prompt(ids, np.concatenate(patches), cell)
 
     def _ids(self, text: str, counts: list[int]) -> np.ndarray:
@@ -172,15 +175,7 @@ def _tiling(config: ModelConfig, habits: Habits) -> Tiling:
         raise ConfigError(f"max_tiles is {habits.max_tiles}, min_tiles {habits.min_tiles}: use 1 <= min <= max")
     if config.vision is None:
         return Tiling()
-    vision = config.vision
-    return Tiling(
-        tile_size=vision.tile,
-        token_pixels=vision.token_pixels,
-        min_tiles=habits.min_tiles,
-        max_tiles=habits.max_tiles,
-        thumbnail=habits.thumbnail,
-        ps_version=vision.ps_version,
-    )
+    return Tiling(config.vision.geometry, habits.min_tiles, habits.max_tiles, habits.thumbnail)
 
 
 def _end_tokens(tokenizer: Tokenizer) -> set[int]:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from data_pipelines.batch import TileGeometry
 from data_pipelines.special_tokens import IMAGE_TOKENS
 from mono_jax.errors import ConfigError, unknown_key
 
@@ -94,6 +95,11 @@ class VisionConfig:
     def tile_tokens(self) -> int:
         """Visual tokens of one tile."""
         return (self.tile // self.token_pixels) ** 2
+
+    @property
+    def geometry(self) -> TileGeometry:
+        """How the tiles of the batch are cut into visual tokens."""
+        return TileGeometry(self.tile, self.token_pixels, self.ps_version)
 
     @property
     def grid(self) -> int:

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
 from data_pipelines.config import DataConfig
-from data_pipelines.loading.loader import PackedData
+from data_pipelines.loading.packed_data import PackedData
 from mono_jax import tree
 from mono_jax.checkpoints import checkpoint
 from mono_jax.errors import CheckpointError, ConfigError, unknown_key
@@ -161,6 +162,11 @@ def model_config(run: RunConfig) -> ModelConfig:
     return ModelConfig.from_dict(values)
 
 
+def geometry(config: ModelConfig) -> TileGeometry:
+    """Of the tiles that the model reads; the default for a model without vision, which reads none."""
+    return config.vision.geometry if config.vision is not None else DEFAULT_GEOMETRY
+
+
 def check_data_fits(config: ModelConfig, data: PackedData) -> None:
     """Raises ConfigError if the model cannot read these batches."""
     settings, tokenizer = data.config, data.tokenizer
@@ -187,13 +193,6 @@ def check_data_fits(config: ModelConfig, data: PackedData) -> None:
         raise ConfigError(
             "data.visual_tokens is above 0, but the model has no vision: use a Mono-InternVL or modular model"
         )
-    for key, ours, theirs in (
-        ("token_pixels", settings.token_pixels, vision.token_pixels),
-        ("tile_size", settings.tile_size, vision.tile),
-        ("ps_version", settings.ps_version, vision.ps_version),
-    ):
-        if ours != theirs:
-            raise ConfigError(f"data.{key} is {ours}, but the model's is {theirs}: set config.data.{key}={theirs}")
     if vision.kind == "intern_vit" and settings.visual_tokens % vision.tile_tokens:
         raise ConfigError(
             f"data.visual_tokens is {settings.visual_tokens}: a modular model needs whole tiles, a multiple of "
@@ -222,7 +221,7 @@ class Session:
                 f"{workdir}: not a working directory of this project (it holds {foreign}): choose another"
             )
         config = model_config(run)
-        data = PackedData(run.data, cache_dir=run.cache_dir or workdir / "cache")
+        data = PackedData(run.data, run.cache_dir or workdir / "cache", geometry(config))
         check_data_fits(config, data)
         steps = run.steps
         if steps is None:  # an epoch's last step may belong to the next one too

@@ -33,7 +33,7 @@ PREEMPTED = 75  # exit code after SIGTERM or SIGINT: saved, run again to go on (
 
 
 class Batches(Protocol):
-    """What the loop needs of the data (``data_pipelines.loading.loader.PackedData``)."""
+    """What the loop needs of the data (``data_pipelines.loading.packed_data.PackedData``)."""
 
     def iterate(
         self, start_step: int = 0, process_index: int = 0, process_count: int = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import build
-from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.sources.formats.array_record import unpack
 from data_pipelines.sources.indexed import RawSample

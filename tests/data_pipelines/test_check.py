@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines import check, index
-from data_pipelines.encoding.images import ImageLimits
+from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.errors import DataError
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes, write_tar
 

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.batch import BatchSpec
-from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.encoding.tokenizer import Tokenizer
 from experiments import convert
 from mono_jax import cli, tree
 from mono_jax.checkpoints import checkpoint

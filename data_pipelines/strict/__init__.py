@@ -1,0 +1,24 @@
+"""One way from a mapping (a config file, JSON, the command line) to a frozen dataclass, and back.
+
+A config is a frozen dataclass whose fields are made by ``field``, with the meaning, the range and whether a resumed run
+may change them:
+
+    @dataclasses.dataclass(frozen=True)
+    class MeshConfig:
+        data: int = field(-1, ge=-1, help="devices along ``data``; -1 = all that remain", on_resume="free")
+
+``build(MeshConfig, {"data": 2})`` checks and makes one, ``to_dict`` is its inverse, ``changes`` compares two of them as
+mappings, ``reference`` lists what there is to set. Types come from the annotations:
+
+    int (no bool), float (an int will do, NaN and infinity will not), bool (True and False only), str, None, Any (plain
+    JSON values), Literal, unions, tuple[T, ...], tuple[T, U], list[T], Mapping[str, T], dataclasses, and
+    Part[dataclass], a mapping with some of its keys
+
+ConfigDict and FieldReference of ml_collections and NumPy scalars are taken for the plain values that they hold.
+"""
+
+from data_pipelines.strict.fields import Part, field
+from data_pipelines.strict.reader import build, check, to_dict
+from data_pipelines.strict.reference import Change, Row, changes, reference
+
+__all__ = ["Change", "Part", "Row", "build", "changes", "check", "field", "reference", "to_dict"]
