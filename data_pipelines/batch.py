@@ -1,7 +1,7 @@
 """The batch: what the data pipelines produce and the model consumes.
 
-This module is the single home of the batch's fields. It needs nothing but NumPy, so that both
-sides can import it (``mono_jax`` imports this module of ``data_pipelines`` and no other).
+This module is the single home of the batch's fields, of the tile geometry and of what the pixels mean. It needs only
+NumPy, so that both sides can import it.
 
 One *row* is a packed sequence with ``S = V + T`` slots. The first ``V`` slots are visual, the other
 ``T`` are text, whatever the order in which the tokens are read ("modality-major" layout): which
@@ -9,16 +9,19 @@ expert a token takes is thus decided here, on the host. ``order`` says how the s
 
     slot       0 .. V-1                 V .. V+T-1
                visual tokens            text tokens
-    sequence   position s of the row reads slot order[s]; samples lie one behind the other, padding
-               comes last (segment 0), and every slot appears exactly once in ``order``.
+    sequence   position s of the row reads slot order[s]; samples follow one another, padding comes
+               last (segment 0), and every slot appears exactly once in ``order``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
+
+from data_pipelines.errors import DataError
 
 Batch = dict[str, np.ndarray]
 
@@ -28,15 +31,50 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
+class TileGeometry:
+    """How a tile is cut into visual tokens: a fact of the model that reads the batches, not of the data.
+
+    Attributes:
+      tile_size: edge of a tile in pixels.
+      token_pixels: P, edge in pixels of the square that one visual token covers (28 for Mono-InternVL).
+      ps_version: "v2" reads the tokens of a tile row by row, "v1" column by column.
+
+    Raises DataError if tokens do not fill a tile.
+    """
+
+    tile_size: int = 448
+    token_pixels: int = 28
+    ps_version: Literal["v1", "v2"] = "v2"
+
+    def __post_init__(self) -> None:
+        if self.token_pixels < 1 or self.tile_size < 1 or self.tile_size % self.token_pixels:
+            raise DataError(f"tile_size {self.tile_size} is not a multiple of token_pixels {self.token_pixels}")
+        if self.ps_version not in ("v1", "v2"):
+            raise DataError(f"ps_version is {self.ps_version!r}: it must be 'v1' or 'v2'")
+
+    @property
+    def edge(self) -> int:
+        """Tokens along an edge of a tile."""
+        return self.tile_size // self.token_pixels
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return self.edge**2
+
+
+DEFAULT_GEOMETRY = TileGeometry()  # of the public release
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchSpec:
     """Static sizes of a batch.
 
     Attributes:
       visual_tokens: V, visual slots of a row.
       text_tokens: T, text slots of a row.
-      token_pixels: P, edge in pixels of the square that one visual token covers (28 for Mono-InternVL).
-      boundary_block: 0 = as drawn above. Else rows are elastic (see `elastic`): of V slots in all, at most T of them
-        text, each with a boundary of its own at a multiple of this.
+      token_pixels: P, see `TileGeometry`.
+      boundary_block: 0 = as drawn above. Else boundaries are ragged (see `ragged`): each row has V slots in all, at
+        most T of them text, and a boundary of its own at a multiple of this.
     """
 
     visual_tokens: int
@@ -46,7 +84,7 @@ class BatchSpec:
 
     @property
     def sequence(self) -> int:
-        """S = V + T; V in elastic rows."""
+        """S = V + T; V where boundaries are ragged."""
         return self.visual_tokens if self.boundary_block else self.visual_tokens + self.text_tokens
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -60,7 +98,7 @@ class BatchSpec:
         order          int32   [S]           slot read at each sequence position (a permutation)
         positions      int32   [S]           position within the sample, in sequence order
         segments       int32   [S]           1, 2, ... = sample within the row, 0 = padding, in sequence order
-        visual_slots   int32   []            elastic rows only: slots before this hold visual tokens, the others text
+        visual_slots   int32   []            ragged boundaries only: slots before this hold visual tokens, others text
         """
         v, t, s, p = self.visual_tokens, self.text_tokens, self.sequence, self.token_pixels
         boundary = {"visual_slots": ((), np.dtype(np.int32))} if self.boundary_block else {}
@@ -102,33 +140,33 @@ def boundaries(batch: Mapping[str, np.ndarray]) -> np.ndarray:
     return batch["visual_slots"] if "visual_slots" in batch else np.full(rows, visual)
 
 
-def ragged(batch: Mapping[str, np.ndarray], slots: int, tile: int) -> Batch:
+def ragged(batch: Mapping[str, np.ndarray], slots: int, block: int) -> Batch:
     """The batch with a boundary of its own in each row, for mixes whose visual share is not known in advance.
 
     Args:
       batch: rows with V visual and T text slots, filled from the front.
-      slots: S' of the result, a multiple of ``tile``, at most V + T.
-      tile: slots that share an expert; each row's visual slots are rounded up to a multiple.
+      slots: S' of the result, a multiple of ``block``, at most V + T.
+      block: slots that share an expert; each row's visual slots are rounded up to a multiple.
 
     Returns:
       The batch with ``order``, ``positions`` and ``segments`` of width ``slots``, and ``visual_slots`` int32 [B].
 
     Raises:
-      ValueError: a row's tokens do not fit, or ``slots`` is no multiple of ``tile``.
+      ValueError: a row's tokens do not fit, or ``slots`` is no multiple of ``block``.
     """
     visual, text = batch["patch_cells"].shape[1], batch["tokens"].shape[1]
     rows = len(batch["order"])
-    if slots % tile or slots > visual + text:
-        raise ValueError(f"slots {slots} must be a multiple of tile {tile} and at most {visual + text}")
+    if slots % block or slots > visual + text:
+        raise ValueError(f"slots {slots} must be a multiple of block {block} and at most {visual + text}")
     real = batch["segments"] > 0
     ends = np.zeros(rows, np.int32)
     result = dict(batch) | {name: np.zeros((rows, slots), np.int32) for name in ("order", "positions", "segments")}
     for row in range(rows):
-        taken = batch["order"][row][real[row]]
-        seen = taken < visual
-        ends[row] = -(-(int(taken[seen].max(initial=-1)) + 1) // tile) * tile
-        placed = np.where(seen, taken, taken - visual + ends[row])
-        if len(taken) and placed.max() >= slots:
+        used = batch["order"][row][real[row]]
+        is_visual = used < visual
+        ends[row] = -(-(int(used[is_visual].max(initial=-1)) + 1) // block) * block
+        placed = np.where(is_visual, used, used - visual + ends[row])
+        if len(used) and placed.max() >= slots:
             raise ValueError(f"row {row} needs {placed.max() + 1} slots, there are {slots}")
         result["order"][row] = np.concatenate([placed, np.setdiff1d(np.arange(slots), placed)])
         for name in ("positions", "segments"):

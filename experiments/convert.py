@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--attention_experts needs --embed_experts")
 
     from data_pipelines.encoding.text import Tokenizer
+
     from mono_jax.weights import convert
 
     flags = vars(args)

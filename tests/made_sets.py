@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.batch import TileGeometry
 from data_pipelines.config import DataConfig
+from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.recipes.shard_writer import ShardWriter
 
 SENTENCE = "a red kite over the grey sea and some green hill with small houses near water"
 WORDS = SENTENCE.split()
+GEOMETRY = TileGeometry(tile_size=56)
 
 
 def picture(rng: np.random.Generator, width: int, height: int, format: str = "JPEG") -> bytes:
@@ -42,12 +45,11 @@ def write_conversations(file: Path, records: list[dict[str, Any]]) -> None:
 
 
 def config(golden: Path, *sources: dict[str, Any], **changes: Any) -> DataConfig:
-    """Tiles of 56 pixels (4 visual tokens), at most 3 of them and a thumbnail."""
+    """At most 3 tiles (of `GEOMETRY`: 4 visual tokens each) and a thumbnail."""
     values = {
         "sources": list(sources),
         "tokenizer": str(golden / "chat"),
         "system_message": "",
-        "tile_size": 56,
         "max_tiles": 3,
         "visual_tokens": 32,
         "text_tokens": 320,
@@ -57,6 +59,15 @@ def config(golden: Path, *sources: dict[str, Any], **changes: Any) -> DataConfig
         "epochs": 1,
     }
     return DataConfig.from_dict({**values, **changes})
+
+
+def packed(settings: DataConfig, cache: Path) -> PackedData:
+    return PackedData(settings, cache, GEOMETRY)
+
+
+def talk_source(folder: Path, **fields: Any) -> dict[str, Any]:
+    spec = {"kind": "jsonl", "paths": str(folder / "talks.jsonl"), "image_root": str(folder)}
+    return {"name": "talks", "spec": spec, **fields}
 
 
 def tars(folder: Path, name: str = "pairs", **fields: Any) -> dict[str, Any]:

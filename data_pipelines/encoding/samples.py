@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
 from data_pipelines.config import CAPTION_PROMPT, DataConfig
-from data_pipelines.encoding.images import RESIZERS, cells, image_patches
-from data_pipelines.encoding.text import ChatEncoder, Tokenizer, clean_caption
+from data_pipelines.encoding.captions import clean_caption
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.decoding import ImageLimits
+from data_pipelines.encoding.patches import RESIZERS, image_patches
+from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 
 if TYPE_CHECKING:
@@ -45,25 +50,32 @@ class Sample:
 class SampleBuilder:
     """Builds samples, and counts their tokens without decoding images by the very same rules."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self, config: DataConfig, geometry: TileGeometry = DEFAULT_GEOMETRY, tokenizer: Tokenizer | None = None
+    ):
         """Args:
+          geometry: of the model's tiles.
           tokenizer: None = the one at `config.tokenizer`.
 
-        Raises DataError if the tokenizer or the template cannot be had.
+        Raises DataError if the tokenizer, the template or a package is missing.
         """
-        self.config = config
+        self.config, self.geometry = config, geometry
         self.tokenizer = tokenizer or Tokenizer(config.tokenizer)
         self.chat = ChatEncoder(self.tokenizer, config.template, config.system_message)
-        self.tiling, self.limits = config.tiling, config.limits
-        self.longest_piece = min(config.max_piece or config.text_tokens, config.text_tokens, config.most_tokens)
+        self.tiling = Tiling(geometry, config.min_tiles, config.max_tiles, config.thumbnail)
+        self.limits = ImageLimits(
+            config.max_image_pixels, config.max_image_bytes, config.min_image_side, config.max_aspect
+        )
+        self.most_tokens = config.most_tokens(geometry.tokens_per_tile)
+        self.longest_piece = min(config.max_piece or config.text_tokens, config.text_tokens, self.most_tokens)
         if self.longest_piece <= self.chat.begin_length:
             raise DataError(
                 f"data.text_tokens, data.max_piece or data.boundary_block leaves {self.longest_piece} tokens for a "
                 f"piece of text: more than {self.chat.begin_length} are needed"
             )
-        RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # a missing package is told of now
+        RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # fails now if its package is missing
         if config.visual_tokens:
-            _ = self.chat.image_token  # a tokenizer without it is told of now, not at the first image
+            _ = self.chat.image_token  # fails now, not at the first image, if the tokenizer lacks it
 
     def build(
         self,
@@ -84,7 +96,7 @@ class SampleBuilder:
             when BadSample is raised is not defined.
 
         Raises:
-          BadSample, with the key: whatever is wrong with the images or the text; "too_many_patches" or "too_long" if
+          BadSample, with the key: what is wrong with the images or the text; "too_many_patches" or "too_long" if
             it does not fit in a row.
         """
         try:
@@ -102,7 +114,7 @@ class SampleBuilder:
             ids, mask = self.chat.conversation(self.turns(raw, images, prompt), counts)
             visual = (ids == self.chat.image_token) if images else np.zeros(len(ids), bool)
         self.check_fits(sum(counts), len(ids) - sum(counts))
-        return Sample(raw.key, ids, visual, mask, patches, cells(self.tiling, len(patches)))
+        return Sample(raw.key, ids, visual, mask, patches, patch_cells(self.geometry, len(patches)))
 
     def _patches(self, raw: RawSample, rng_seed: int, out: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
         """Visual tokens of all images of a sample, and how many each has."""
@@ -118,7 +130,7 @@ class SampleBuilder:
         counts = [len(image) for image in images]
         if out is not None:
             return out[:used], counts
-        empty = np.zeros((0, self.config.token_pixels, self.config.token_pixels, 3), np.uint8)
+        empty = np.zeros((0, self.geometry.token_pixels, self.geometry.token_pixels, 3), np.uint8)
         return (images[0] if len(images) == 1 else np.concatenate([empty, *images])), counts
 
     def turns(self, raw: RawSample, images: int, prompt: str) -> tuple[tuple[str, str], ...]:
@@ -136,8 +148,8 @@ class SampleBuilder:
             raise BadSample("too_many_patches", detail=f"{visual} visual tokens, a row has {self.config.visual_tokens}")
         if text > self.config.text_tokens:
             raise BadSample("too_long", detail=f"{text} text tokens, a row has {self.config.text_tokens}")
-        if visual + text > self.config.most_tokens:
-            raise BadSample("too_long", detail=f"{visual + text} tokens, a row has {self.config.most_tokens}")
+        if visual + text > self.most_tokens:
+            raise BadSample("too_long", detail=f"{visual + text} tokens, a row has {self.most_tokens}")
 
     def text_tokens(self, raw: RawSample, images: int, prompt: str = CAPTION_PROMPT) -> tuple[int, bool]:
         """Number of text tokens of a sample read without its images, and whether it is plain text.

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipelines.batch import TileGeometry
 from data_pipelines.config import LENGTH_FIELDS, DataConfig, SourceConfig
-from data_pipelines.encoding.images import SIZE_REASONS
+from data_pipelines.encoding.decoding import SIZE_REASONS
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
@@ -52,7 +53,7 @@ class Lengths:
     def of(
         cls, source: Source, config: SourceConfig, builder: SampleBuilder, cache_dir: Path | None, workers: int = 0
     ) -> Lengths:
-        """Counts, or takes from `cache_dir` what was counted before (an interrupted count goes on)."""
+        """Counts, or takes from `cache_dir` what was counted earlier (an interrupted count resumes)."""
         if cache_dir is None:
             chunks = (count(source, config.prompts, builder, chunk) for chunk in _chunks(source))
             counts = np.zeros((len(source), 2), np.int32)
@@ -70,8 +71,9 @@ class Lengths:
 
 def length_digest(config: SourceConfig, builder: SampleBuilder) -> str:
     """Hash of all that decides the counts but the source's content."""
-    prompts = "\n".join(config.prompts)
-    return builder.config.digest(*LENGTH_FIELDS, extra=f"{builder.tokenizer.digest}\n{prompts}")
+    size = f"{builder.geometry.tile_size} {builder.geometry.token_pixels}"
+    extra = "\n".join([size, builder.tokenizer.digest, *config.prompts])
+    return builder.config.digest(*LENGTH_FIELDS, extra=extra)
 
 
 def pick_prompt(prompts: tuple[str, ...], index: int) -> str:
@@ -112,7 +114,7 @@ def count(
 
 
 def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSample]]:
-    """For each sample what gives its text, or raises; of remote shards several are fetched at a time."""
+    """For each sample what gives its text, or raises; of remote shards, several are fetched at a time."""
     if not source.is_remote:
         yield from (functools.partial(source.read_text, index) for index in indices)
     else:
@@ -147,7 +149,9 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     todo = [(chunk, part) for chunk, part in zip(chunks, files) if not part.is_file()]
     _log.info("source %s: tokens of %d samples, %d of %d chunks", config.name, len(source), len(todo), len(chunks))
     if workers and len(todo) > 1:
-        with ProcessPoolExecutor(workers, get_context("spawn"), _start, (config, builder.config)) as pool:
+        with ProcessPoolExecutor(
+            workers, get_context("spawn"), _start, (config, builder.config, builder.geometry)
+        ) as pool:
             for (_, part), counted in zip(todo, pool.map(_count_there, [chunk for chunk, _ in todo])):
                 _save(part, *counted)
     else:
@@ -174,11 +178,11 @@ def _load(file: Path) -> tuple[np.ndarray, list[str]]:
 _here: tuple[Source, tuple[str, ...], SampleBuilder] | None = None  # of a worker process
 
 
-def _start(config: SourceConfig, data: DataConfig) -> None:
+def _start(config: SourceConfig, data: DataConfig, geometry: TileGeometry) -> None:
     global _here
     from data_pipelines.sources.source import open_source
 
-    _here = open_source(config.spec), config.prompts, SampleBuilder(data)
+    _here = open_source(config.spec), config.prompts, SampleBuilder(data, geometry)
 
 
 def _count_there(chunk: range) -> tuple[np.ndarray, list[str]]:

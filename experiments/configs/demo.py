@@ -26,8 +26,6 @@ def get_config(size: str = "full") -> ConfigDict:
     )
     config.data = ConfigDict(
         {
-            "tile_size": 64,
-            "token_pixels": 32,
             "max_tiles": 1,
             "system_message": "",
             # Short rows: on a CPU, attention over a row costs its length squared, whatever its samples' lengths.

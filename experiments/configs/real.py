@@ -33,8 +33,6 @@ def _small(config: ConfigDict) -> None:
     config.vision = ConfigDict({"hidden_size": 512, "patch_size": 14, "image_size": 224})
     config.data = ConfigDict(
         {
-            "tile_size": 224,
-            "token_pixels": 28,
             "system_message": "",
             "batch_size": 32,
             "visual_tokens": 1024,
@@ -87,9 +85,7 @@ def _smoke(config: ConfigDict) -> None:
     """Four steps a stage of a model that learns nothing."""
     _small(config)
     config.vision.hidden_size = 64
-    config.data.update(
-        {"tile_size": 56, "batch_size": 2, "visual_tokens": 64, "text_tokens": 512, "block_samples": 512}
-    )
+    config.data.update({"batch_size": 2, "visual_tokens": 64, "text_tokens": 512, "block_samples": 512})
     config.vision.image_size = 56
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config.stages.s0.model.update({**small, "num_key_value_heads": 2})

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.encoding.images import cells, image_patches
+from data_pipelines.encoding.patches import image_patches
 from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.encoding.tiling import patch_cells
 from data_pipelines.errors import DataError
 from data_pipelines.special_tokens import END_TOKENS
 from mono_jax.generation.decode import Generator
@@ -55,7 +56,7 @@ def to_prompt(builder: SampleBuilder, question: Question) -> Prompt:
         question.image.read_bytes(), builder.tiling, builder.limits, builder.config.pixel_path, None
     )
     ids, _ = builder.chat.conversation(question.turns, [len(patches)], answer=True)
-    return Prompt(ids, patches, cells(builder.tiling, len(patches)))
+    return Prompt(ids, patches, patch_cells(builder.geometry, len(patches)))
 
 
 def answer(

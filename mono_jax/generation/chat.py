@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from data_pipelines.encoding.images import ImageLimits, Tiling, cells, image_patches
+from data_pipelines.encoding.images import ImageLimits, Tiling, image_patches
 from data_pipelines.encoding.text import ChatEncoder, Tokenizer
+
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.errors import ConfigError, GenerationError
@@ -137,7 +137,7 @@ class Chat:
         ids = self._ids(text, [len(of_image) for of_image in patches])
         if not patches:
             return Prompt(ids)
-        cell = np.concatenate([cells(tiling, len(of_image)) for of_image in patches])
+        cell = np.concatenate([patch_cells(tiling.geometry, len(of_image)) for of_image in patches])
         return Prompt(ids, np.concatenate(patches), cell)
 
     def _ids(self, text: str, counts: list[int]) -> np.ndarray:
@@ -160,15 +160,7 @@ def _tiling(config: Architecture, form: PromptFormat) -> Tiling:
         raise ConfigError(f"max_tiles is {form.max_tiles}, min_tiles {form.min_tiles}: use 1 <= min <= max")
     if config.vision is None:
         return Tiling()
-    vision = config.vision
-    return Tiling(
-        tile_size=vision.tile,
-        token_pixels=vision.token_pixels,
-        min_tiles=form.min_tiles,
-        max_tiles=form.max_tiles,
-        thumbnail=form.thumbnail,
-        ps_version=vision.ps_version,
-    )
+    return Tiling(config.geometry, form.min_tiles, form.max_tiles, form.thumbnail)
 
 
 def _end_tokens(tokenizer: Tokenizer) -> set[int]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from data_pipelines import strict
+from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
 
@@ -73,6 +74,11 @@ class VisionConfig:
     def tile(self) -> int:
         """Edge in pixels of a tile of the batch."""
         return self.tile_size or self.image_size
+
+    @property
+    def geometry(self) -> TileGeometry:
+        """How the tiles of the batch are cut into visual tokens."""
+        return TileGeometry(self.tile, self.token_pixels, self.ps_version)
 
     @property
     def shuffle(self) -> int:
@@ -141,6 +147,11 @@ class Architecture:
     @property
     def is_monolithic(self) -> bool:
         return self.vision is not None and self.vision.kind == "patch_embed"
+
+    @property
+    def geometry(self) -> TileGeometry:
+        """Of the tiles that the model reads; the default for a model without vision, which reads none."""
+        return self.vision.geometry if self.vision is not None else DEFAULT_GEOMETRY
 
     def replace(self, **changes: Any) -> Architecture:
         """A copy with ``changes``; raises ConfigError for an unknown key."""

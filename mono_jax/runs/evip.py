@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.loading.loader import PackedData
 
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
-from data_pipelines.encoding.text import Tokenizer
-from data_pipelines.loading.loader import PackedData
 from data_pipelines.recipes.demo.sets import build_demo_sets
 from data_pipelines.recipes.demo.sizes import DemoSizes
 from data_pipelines.recipes.manifest import load_manifest
@@ -165,7 +165,7 @@ class Evip:
 
     def evaluate(self, config: Architecture, params: tree.Tree, run: RunConfig) -> dict[str, Any]:
         """Answers to the held-out sets; grades of the questions, and texts for the gallery."""
-        builder = SampleBuilder(run.data)
+        builder = SampleBuilder(run.data, config.geometry)
         generator = Generator(config, params, jnp.dtype(run.dtype))
         heldout, results = self.manifest["heldout"], {}
         last = run.stage.startswith("S2") or run.stage == self.config.stage_name(list(self.config.stages)[-1])

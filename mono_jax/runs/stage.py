@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-
 from data_pipelines.loading.loader import PackedData
+
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
@@ -73,8 +73,9 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
 
 def open_data(run: RunConfig, workdir: Path) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
-    data = PackedData(run.data, cache_dir=run.cache_dir or workdir / "cache")
-    check_data_fits(architecture_of(run), run.execution, data)
+    config = architecture_of(run)
+    data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry)
+    check_data_fits(config, run.execution, data)
     return data
 
 
@@ -100,13 +101,6 @@ def check_data_fits(config: Architecture, execution: Execution, data: PackedData
         )
     if settings.boundary_block and (config.visual_ffn_experts or config.visual_attention_experts):
         _check_boundaries(settings.boundary_block, execution)
-    for key, ours, theirs in (
-        ("token_pixels", settings.token_pixels, vision.token_pixels),
-        ("tile_size", settings.tile_size, vision.tile),
-        ("ps_version", settings.ps_version, vision.ps_version),
-    ):
-        if ours != theirs:
-            raise ConfigError(f"data.{key} is {ours}, but the model's is {theirs}: set config.data.{key}={theirs}")
     if vision.kind == "intern_vit" and settings.visual_tokens % vision.tile_tokens:
         raise ConfigError(
             f"data.visual_tokens is {settings.visual_tokens}: a modular model needs whole tiles, a multiple of "

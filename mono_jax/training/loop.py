@@ -22,7 +22,7 @@ from mono_jax.training.step import Metrics, Step
 
 
 class Batches(Protocol):
-    """What the loop needs of the data (``data_pipelines.loading.loader.PackedData``)."""
+    """What the loop needs of the data (``data_pipelines.loading.packed_data.PackedData``)."""
 
     def iterate(
         self, start_step: int = 0, process_index: int = 0, process_count: int = 1

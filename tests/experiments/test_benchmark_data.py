@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from experiments.benchmarks import data
+from experiments.benchmarks import data, data_planning
 
 
 def test_rehearsal(golden_dir, capsys):
@@ -38,7 +38,7 @@ def test_rehearsal(golden_dir, capsys):
 def test_extrapolation_by_hand(capsys):
     """One chip's 1e12 FLOP/s: 2 * 1.9e9 * (2 * 718 + 0.67 * 640) FLOPs a sample."""
     per_sample = 2 * 1.9e9 * (2 * 718 + 0.67 * 640)
-    cores = data.extrapolate({4: {"exact": 10.0}}, chip_tflops=1.0, mfu=1.0)
+    cores = data_planning.extrapolate({4: {"exact": 10.0}}, chip_tflops=1.0, mfu=1.0)
     assert cores["images_per_s"] == pytest.approx(256 * 1e12 / per_sample)
     assert cores["cores_exact"] == pytest.approx(cores["images_per_s"] / 10)
     assert "256 chips" in capsys.readouterr().out

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.encoding.images import Tiling, image_patches
-from data_pipelines.encoding.text import ChatEncoder, Tokenizer
+from data_pipelines.batch import TileGeometry
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.patches import image_patches
+from data_pipelines.encoding.tiling import Tiling
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.special_tokens import END_TOKENS
 from experiments import generate as command
 from mono_jax import cli
@@ -77,7 +80,7 @@ def test_an_answer_is_the_models(
 ) -> None:
     """The prompt is what the data pipeline would make of the conversation, and the text what the model generates."""
     result = run(capsys, f"--model={folder}", f"--image={picture}", "--prompt=what is this")
-    patches = image_patches(picture.read_bytes(), Tiling(32, 8, 1, 2), chat.ImageLimits())
+    patches = image_patches(picture.read_bytes(), Tiling(TileGeometry(32, 8), 1, 2), chat.ImageLimits())
     assert len(patches) == 48
     ids, _ = ChatEncoder(tokenizer).conversation([("human", "what is this")], [48], answer=True)
     config, params = load_model(folder)

@@ -4,7 +4,7 @@ import pytest
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.records.raw_sample import RawSample
-from tests.made_sets import config, picture, tars
+from tests.made_sets import GEOMETRY, config, picture, tars
 
 RNG = np.random.default_rng(0)
 WIDE, SMALL = picture(RNG, 300, 100), picture(RNG, 50, 40)
@@ -13,7 +13,7 @@ TALK = (("human", "First <image> then <image>: which?"), ("gpt", "the first"))
 
 @pytest.fixture(scope="module")
 def builder(golden_dir, tmp_path_factory):
-    return SampleBuilder(config(golden_dir, tars(tmp_path_factory.mktemp("none"))))
+    return SampleBuilder(config(golden_dir, tars(tmp_path_factory.mktemp("none"))), GEOMETRY)
 
 
 def test_caption_becomes_an_answer_to_the_prompt(builder):
@@ -63,7 +63,7 @@ def test_counted_tokens_are_those_that_come(builder, raw):
 def test_sizes_out_of_bounds_are_known_before_decoding(builder):
     counts, sizes = np.array([1, 2, 0, 1]), np.array([[3, 400], [60, 60], [9000, 9000], [9000, 60]])
     visual, codes = builder.visual_tokens(counts, sizes)
-    from data_pipelines.encoding.images import SIZE_REASONS
+    from data_pipelines.encoding.decoding import SIZE_REASONS
 
     assert [SIZE_REASONS[code] for code in codes] == ["image_too_small", "image_too_large", "", "image_too_elongated"]
     assert visual[2] == 0

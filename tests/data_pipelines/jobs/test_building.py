@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import build
-from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.jobs import building
 from data_pipelines.records.raw_sample import RawSample

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from data_pipelines.packing import pack as packing
 from data_pipelines.packing.capacity import try_capacity
 from data_pipelines.packing.pack import STYLES, Style, best_styles, least_rows, pack
-from experiments.benchmarks.data import SLOTS, lognormal, occupancy, stage_lengths
+from experiments.benchmarks.data_planning import SLOTS, lognormal, occupancy, stage_lengths
 
 
 @settings(max_examples=60, deadline=None)

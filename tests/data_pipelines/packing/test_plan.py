@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from data_pipelines.batch import TileGeometry
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.errors import DataError
-from data_pipelines.packing.plan import LocalPermutation, Mixture, Permutation, Plan, Units
-
-RNG = np.random.default_rng(0)
+from data_pipelines.packing.plan import Plan
+from data_pipelines.packing.units import Units
 
 
 class FakeLengths:
@@ -25,9 +25,10 @@ def random_lengths(count, seed=0):
 
 def plan_of(*lengths, weights=None, **changes) -> Plan:
     weights = weights or [None] * len(lengths)
-    sources = tuple(SourceConfig(f"s{n}", {}, weight) for n, weight in enumerate(weights))
+    sources = tuple(SourceConfig(f"s{n}", {"kind": "tar"}, weight) for n, weight in enumerate(weights))
     config = DataConfig(sources, "none", visual_tokens=40, text_tokens=90, block_samples=50, batch_size=4, max_tiles=1)
-    return Plan(dataclasses.replace(config, **changes), [Units(item, 20, 1) for item in lengths])
+    units = [Units(item, 20, 1) for item in lengths]
+    return Plan(dataclasses.replace(config, **changes), units, geometry=TileGeometry(tile_size=56))
 
 
 def units_of(plan, blocks):
@@ -36,50 +37,6 @@ def units_of(plan, blocks):
         for number in blocks
         for pair in zip(plan.block(number).source.tolist(), plan.block(number).sample.tolist())
     ]
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 97, 1000, 4097])
-@pytest.mark.parametrize("make", [Permutation, lambda n, key: LocalPermutation(n, key, 4, 8)])
-def test_permutations_are_one_to_one(n, make):
-    whole = make(n, 7)(np.arange(n))
-    assert sorted(whole.tolist()) == list(range(n))
-    some = RNG.integers(0, n, 20)
-    np.testing.assert_array_equal(make(n, 7)(some), whole[some])
-    if n > 16:
-        assert (make(n, 8)(np.arange(n)) != whole).mean() > 0.5
-
-
-def test_permutation_of_a_billion_in_no_memory():
-    n = 922_000_000
-    places = Permutation(n, 1)(np.arange(5_000_000, 5_020_000))
-    assert len(np.unique(places)) == 20_000 and places.min() >= 0 and places.max() < n
-    # Uniform: each twentieth of the range gets its share, give or take 5 standard deviations.
-    shares = np.bincount(places // (n // 20 + 1), minlength=20)
-    assert np.abs(shares - 1000).max() < 5 * np.sqrt(1000)
-
-
-def test_permutation_has_no_trace_of_order():
-    n = 100_000
-    whole = Permutation(n, 3)(np.arange(n)).astype(float)
-    for other in (np.arange(n), np.roll(whole, 1)):
-        assert abs(np.corrcoef(whole, other)[0, 1]) < 5 / np.sqrt(n)
-
-
-def test_local_shuffle_reads_long_runs():
-    permutation = LocalPermutation(10_000, 5, runs=4, run_length=100)
-    for start in range(0, 9_600, 400):
-        runs = np.unique(permutation(np.arange(start, start + 400)) // 100)
-        assert len(runs) == 4
-    assert len(np.unique(permutation(np.arange(400)) // 100 // 4)) > 1  # not four neighbours
-
-
-def test_mixture_only_grows_and_keeps_shares():
-    mixture = Mixture([1, 1, 1], [0.539, 0.052, 0.409])
-    counts = np.array([mixture.counts(n) for n in range(3000)])
-    assert (counts.sum(axis=1) == np.arange(3000)).all() and (np.diff(counts, axis=0) >= 0).all()
-    assert np.abs(counts - np.arange(3000)[:, None] * [0.539, 0.052, 0.409]).max() < 3
-    by_size = Mixture([10, 0, 7])
-    assert by_size.counts(17) == [10, 0, 7] and by_size.counts(3 * 17) == [30, 0, 21]
 
 
 @pytest.mark.parametrize("shuffle", ["global", "local", "none"])
@@ -145,15 +102,15 @@ def test_bad_and_too_long_samples_are_left_out_and_named():
     ]
 
 
-def test_elastic_rows_hold_so_many_tokens_of_both_kinds():
+def test_rows_with_ragged_boundaries_hold_that_many_tokens_of_both_kinds():
     sizes = [[20, 5], [4, 30], [0, 38], [44, 1], [0, 41], [30, 12]]
-    plan = plan_of(FakeLengths(sizes), visual_tokens=40, text_tokens=40, boundary_block=8, tile_size=56)
-    assert plan.config.most_tokens == 40 - 7
+    plan = plan_of(FakeLengths(sizes), visual_tokens=40, text_tokens=40, boundary_block=8)
+    assert plan.most_tokens == 40 - 7
     block = plan.block(0)
     assert sorted(block.sample.tolist()) == [0]
     assert sorted(reason for *_, reason in block.dropped) == ["too_long"] * 4 + ["too_many_patches"]
-    exact = plan_of(FakeLengths(sizes), visual_tokens=40, text_tokens=40, boundary_block=4, tile_size=56)
-    assert exact.config.most_tokens == 40 and sorted(exact.block(0).sample.tolist()) == [0, 1, 2]
+    exact = plan_of(FakeLengths(sizes), visual_tokens=40, text_tokens=40, boundary_block=4)
+    assert exact.most_tokens == 40 and sorted(exact.block(0).sample.tolist()) == [0, 1, 2]
 
 
 def test_text_is_cut_into_pieces_that_cover_it():

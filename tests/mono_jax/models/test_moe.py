@@ -70,5 +70,5 @@ def test_what_cannot_be_served_says_why():
         loss_and_gradients(preset("tiny_mono"), batch, experts="grouped")
     with pytest.raises(ValueError, match="there are 24"):
         ragged(batch, 24, 8)
-    with pytest.raises(ValueError, match="multiple of tile"):
+    with pytest.raises(ValueError, match="multiple of block"):
         ragged(batch, 30, 8)

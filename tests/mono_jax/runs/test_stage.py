@@ -16,8 +16,9 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.batch import TileGeometry
 from data_pipelines.errors import DataError
-from data_pipelines.loading.loader import PackedData
+from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.packing.plan import Plan
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
@@ -36,8 +37,6 @@ def settings(sets: dict[str, Any], stage: str = "S1.1", folder: str = "s1_1", **
     data = {
         "sources": sets["stages"][folder]["sources"],
         "tokenizer": sets["tokenizer"],
-        "tile_size": 64,
-        "token_pixels": 16,
         "system_message": "",
         "batch_size": 4,
         "visual_tokens": 32,
@@ -113,7 +112,7 @@ def test_resumed_equals_uninterrupted(
     result = run(settings(sets), workdir)
     assert losses(workdir) == losses(finished[0])
     assert same_weights(result["model"], finished[1]["model"])
-    counted = PackedData(RunConfig.from_dict(settings(sets)).data, workdir / "cache").plan.counts
+    counted = PackedData(RunConfig.from_dict(settings(sets)).data, workdir / "cache", TileGeometry(64, 16)).plan.counts
     assert restored == [counted[: len(restored[0])].tolist()] and sum(restored[0]) >= 4 * 4, "all rows up to step 4"
 
 
@@ -200,7 +199,7 @@ def test_bad_configs_name_the_key(sets: dict[str, Any], tmp_path: Path):
     refused(r"config\.steps is 'many'", steps="many")
     refused("did you mean 'S1.2'", stage="S12")
     refused("did you mean 'bfloat16'", dtype="float16")
-    refused(r"data\.token_pixels is 8.*16", data={"token_pixels": 8})
+    refused("unknown key 'token_pixels'", DataError, data={"token_pixels": 8})
     refused("vocabulary has 64", model={"preset": "tiny_mono", "vocab_size": 64, "vision": VISION})
     refused("no such folder", Exception, init=str(tmp_path / "absent"))
     refused("mesh", mesh={"data": 3})

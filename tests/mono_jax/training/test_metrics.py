@@ -18,7 +18,7 @@ def test_counts_of_a_batch():
     counts = metrics.count_tokens(random_batch(3))
     assert counts["visual"] == 3 * SPEC.visual_tokens
     assert counts["text"] == 3 * (SPEC.text_tokens - 2)
-    first, second = SPEC.visual_tokens + SPEC.text // 2, SPEC.text // 2 - 2
+    first, second = SPEC.visual_tokens + SPEC.text_tokens // 2, SPEC.text_tokens // 2 - 2
     assert counts["pairs"] == 3 * (first * (first + 1) + second * (second + 1)) // 2
 
 

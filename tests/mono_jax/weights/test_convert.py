@@ -12,11 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data_pipelines.encoding.text import Tokenizer
 from safetensors.numpy import load_file, save_file
 
 import mono_jax
 from data_pipelines.batch import BatchSpec
-from data_pipelines.encoding.text import Tokenizer
 from mono_jax import tree
 from mono_jax.checkpoints.integrity import tree_hash
 from mono_jax.models.architecture import preset

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.encoding.text import ChatEncoder, Tokenizer, clean_caption
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.errors import BadSample
 
 
 @pytest.fixture(scope="module")
@@ -39,54 +40,6 @@ def test_prompt_equals_reference(tokenizer, cases):
             prompt = prompt.replace("<image>", "<img>" + "<IMG_CONTEXT>" * tokens + "</img>", 1)
         assert ids.tolist() == [tokenizer.bos, *tokenizer.encode(prompt)]
         assert not mask.any()
-
-
-def test_hugging_face_file_gives_the_same_interface(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
-    model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=special,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    model.train_from_iterator(["a red kite over the grey sea"] * 4, trainer)
-    model.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer(tmp_path)
-    chat = ChatEncoder(tokenizer, system_message="")
-    ids, mask = chat.conversation([("human", "a kite?"), ("gpt", "yes: é")], [2])
-    assert tokenizer.bos == special.index("<s>") and ids[0] == tokenizer.bos
-    assert np.count_nonzero(ids == tokenizer.id("<IMG_CONTEXT>")) == 2
-    assert tokenizer.decode(ids[mask > 0]) == "yes: é<|im_end|>"
-    assert tokenizer.vocab_size == model.get_vocab_size()
-
-
-def test_added_tokens_may_stand_in_tokenizer_config(tmp_path, golden_dir):
-    (tmp_path / "tokenizer.model").write_bytes((golden_dir / "chat/tokenizer.model").read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"700": {"content": "<x>"}}}')
-    tokenizer = Tokenizer(tmp_path)
-    assert tokenizer.encode("<x>a")[0] == 700 and tokenizer.vocab_size == 701
-    assert tokenizer.digest != Tokenizer(golden_dir / "chat").digest
-
-
-def test_decode_gives_text_back(tokenizer):
-    text = "Where is <ref>the dog</ref>? 谢谢<|im_end|>"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_missing_things_are_named(tmp_path, tokenizer):
-    with pytest.raises(DataError, match=r"no tokenizer\.model"):
-        Tokenizer(tmp_path)
-    with pytest.raises(DataError, match="did you mean '<IMG_CONTEXT>'"):
-        tokenizer.id("<IMG_CONTEX>")
-    with pytest.raises(DataError, match="did you mean 'internlm2-chat'"):
-        ChatEncoder(tokenizer, "internlm2_chat")
-    (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="cannot be read"):
-        Tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -124,20 +77,6 @@ def test_images_without_a_place_come_first(tokenizer):
 def test_placeholders_are_never_trained_on(tokenizer):
     ids, mask = ChatEncoder(tokenizer).conversation([("human", "draw"), ("gpt", "here: <image>")], [3])
     assert not mask[ids == tokenizer.id("<IMG_CONTEXT>")].any()
-
-
-def test_captions_are_cleaned():
-    assert clean_caption("A &amp;amp; b&nbsp;&lt;br&gt;<b>x</b>\x00 \n\n y<|im_end|> ") == "A & b x y"
-    assert (
-        clean_caption("<ref>dog</ref><box>[[1, 2, 3, 4]]</box> 2 < 3 > 1")
-        == "<ref>dog</ref><box>[[1, 2, 3, 4]]</box> 2 < 3 > 1"
-    )
-    assert clean_caption("see <image> <IMG_CONTEXT> </s> now") == "see now"
-    assert clean_caption("<|action_start|><|plugin|> a <quad>cat</quad> | 3 <|| 2") == "a cat | 3 <|| 2"
-    assert clean_caption("one two three", max_chars=8) == "one two"
-    assert clean_caption("x" * 20, max_chars=8) == "x" * 8
-    with pytest.raises(BadSample, match="empty_caption"):
-        clean_caption("<br> \u200b&nbsp;")
 
 
 def test_pieces_cover_a_text_once(tokenizer):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipelines.batch import Batch, BatchSpec
-from data_pipelines.encoding.text import Tokenizer
+from data_pipelines.batch import Batch, TileGeometry
+from data_pipelines.encoding.tokenizer import Tokenizer
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #222; --page: #fff; --soft: #666; --line: #ccc; --learnt: #c4e8b5 }
@@ -43,8 +43,7 @@ _COLOURS = ("#7fa8d1", "#e5a66a", "#8fc08f", "#c792c7", "#d9c25c", "#86c5c0", "#
 def page(
     title: str,
     batches: Iterable[tuple[int, Batch]],
-    spec: BatchSpec,
-    tile_size: int,
+    geometry: TileGeometry,
     tokenizer: Tokenizer,
     facts: Sequence[tuple[str, str]] = (),
     skipped: Sequence[tuple[str, str, str]] = (),
@@ -54,7 +53,7 @@ def page(
 
     Args:
       batches: (step, batch); of each the first `rows` rows are drawn.
-      tile_size: edge of a tile in pixels.
+      geometry: of the tiles.
       tokenizer: for the text.
       facts: (name, value) pairs of the table at the top.
       skipped: (key, reason, detail) of bad samples.
@@ -71,7 +70,7 @@ def page(
     for step, batch in batches:
         for row in range(min(rows, len(batch["tokens"]))):
             parts.append(f"<h2>step {step}, row {row}</h2>")
-            parts.append(_row({name: array[row] for name, array in batch.items()}, spec, tile_size, tokenizer))
+            parts.append(_row({name: array[row] for name, array in batch.items()}, geometry, tokenizer))
     parts.append(_skipped(skipped))
     return "\n".join(parts)
 
@@ -99,16 +98,16 @@ def _table(lines: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
     return f"<div class='table'><table>{''.join(rows)}</table></div>"
 
 
-def _row(row: dict[str, np.ndarray], spec: BatchSpec, tile_size: int, tokenizer: Tokenizer) -> str:
+def _row(row: dict[str, np.ndarray], geometry: TileGeometry, tokenizer: Tokenizer) -> str:
     segments = row["segments"]
-    end = int(row.get("visual_slots", spec.visual_tokens))
+    end = int(row.get("visual_slots", len(row["patch_cells"])))
     is_visual = row["order"] < end
     parts = [
         _bar("visual", segments[is_visual & (segments > 0)], end),
-        _bar("text", segments[~is_visual & (segments > 0)], spec.sequence - end),
+        _bar("text", segments[~is_visual & (segments > 0)], len(row["order"]) - end),
     ]
     for segment in np.unique(segments[segments > 0]):
-        parts.append(_sample(row, row["order"][segments == segment], int(segment), end, spec, tile_size, tokenizer))
+        parts.append(_sample(row, row["order"][segments == segment], int(segment), end, geometry, tokenizer))
     return "".join(parts)
 
 
@@ -130,16 +129,15 @@ def _sample(
     slots: np.ndarray,
     segment: int,
     end: int,
-    spec: BatchSpec,
-    tile_size: int,
+    geometry: TileGeometry,
     tokenizer: Tokenizer,
 ) -> str:
     visual, text = slots[slots < end], slots[slots >= end] - end
     colour = _COLOURS[segment % len(_COLOURS)]
     head = f"<div class='sample' style='border-color:{colour}'>"
     head += f"<div class='soft'>sample {segment}: {len(visual)} visual, {len(text)} text tokens</div>"
-    edge = tile_size // spec.token_pixels
-    tiles = row["patches"][visual].reshape(-1, edge * edge, spec.token_pixels, spec.token_pixels, 3)
+    edge = geometry.edge
+    tiles = row["patches"][visual].reshape(-1, edge * edge, geometry.token_pixels, geometry.token_pixels, 3)
     cells = row["patch_cells"][visual].reshape(-1, edge * edge)
     images = "".join(_image(_tile(tile, cell, edge)) for tile, cell in zip(tiles, cells))
     # A token is trained on if the text token before it has a weight.

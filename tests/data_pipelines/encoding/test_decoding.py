@@ -1,5 +1,4 @@
 import io
-import json
 import struct
 import zlib
 
@@ -7,19 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
-from safetensors.numpy import load_file
 
-from data_pipelines.encoding.images import (
-    ExactResizer,
-    FastResizer,
-    ImageLimits,
-    Tiling,
-    cells,
-    cut_tiles,
-    decode,
-    image_patches,
-    normalise,
-)
+from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.errors import BadSample
 from data_pipelines.records.image_header import read_header
 
@@ -38,53 +26,6 @@ def reason(data: bytes, limits: ImageLimits = LIMITS) -> str:
     with pytest.raises(BadSample) as error:
         decode(data, limits)
     return error.value.reason
-
-
-def test_grid_equals_reference_for_all_sizes(golden_dir):
-    for case in json.loads((golden_dir / "tiling.json").read_text()):
-        grid = Tiling(max_tiles=case["max_tiles"]).choose(np.array([[case["width"], case["height"]]]))
-        assert grid.tolist() == [[case["columns"], case["rows"]]], case
-
-
-def test_grids_of_many_images_equal_those_of_each():
-    tiling, sizes = Tiling(min_tiles=2, max_tiles=24), RNG.integers(1, 4000, (300, 2))
-    one_by_one = np.concatenate([tiling.choose(size[None]) for size in sizes])
-    np.testing.assert_array_equal(tiling.choose(sizes), one_by_one)
-    tiles = one_by_one.prod(axis=1)
-    assert tiles.min() >= 2 and tiles.max() <= 24
-    np.testing.assert_array_equal(tiling.tokens(sizes), (tiles + 1) * 256)
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_pixels_equal_reference_bit_for_bit(golden_dir, number):
-    case = json.loads((golden_dir / f"images/{number}.json").read_text())
-    wanted = load_file(golden_dir / f"images/{number}.safetensors")["pixel_values"]
-    tiling = Tiling(case["tile"], 28, 1, case["max_tiles"], case["thumbnail"])
-    patches = image_patches((golden_dir / f"images/{number}.png").read_bytes(), tiling, LIMITS)
-    edge = case["tile"] // 28
-    tiles = normalise(patches).reshape(-1, edge, edge, 28, 28, 3).transpose(0, 5, 1, 3, 2, 4)
-    np.testing.assert_array_equal(tiles.reshape(wanted.shape), wanted)
-
-
-def test_patches_follow_tiles_then_tokens():
-    tiling = Tiling(tile_size=8, token_pixels=4)
-    image = np.zeros((8, 16, 3), np.uint8)
-    for y in range(2):
-        for x in range(4):
-            image[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = 10 * y + x
-    out = np.zeros((8, 4, 4, 3), np.uint8)
-    cut_tiles(image, tiling, out)
-    assert out[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 2, 3, 12, 13]
-    assert cells(tiling, 8).tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
-    columnwise = Tiling(tile_size=8, token_pixels=4, ps_version="v1")
-    cut_tiles(image, columnwise, out)
-    assert out[:, 0, 0, 0].tolist() == [0, 10, 1, 11, 2, 12, 3, 13]
-    assert cells(columnwise, 8).tolist() == [0, 2, 1, 3, 0, 2, 1, 3]
-
-
-def test_images_of_a_sample_share_the_tiles():
-    assert Tiling(max_tiles=12).shared(5).max_tiles == 2
-    assert Tiling(max_tiles=4, min_tiles=3).shared(9) == Tiling(max_tiles=1, min_tiles=1)
 
 
 @pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 75, "progressive": True}, {"subsampling": 0}])
@@ -214,26 +155,3 @@ def test_limits_are_looked_at_before_decoding():
     assert reason(encoded(Image.new("RGB", (1, 1))), limits) == "image_too_small"
     assert reason(encoded(Image.new("RGB", (300, 8))), limits) == "image_too_elongated"
     assert reason(b"\0" * 5001, limits) == "image_too_many_bytes"
-
-
-def test_fast_path_is_near_the_exact_one():
-    pytest.importorskip("cykooz_resizer")
-    for width, height in ((134, 101), (40, 30)):
-        difference = FastResizer(SMOOTH)(width, height).astype(int) - ExactResizer(SMOOTH)(width, height)
-        assert np.abs(difference).max() <= 3
-    large = np.asarray(Image.fromarray(SMOOTH).resize((960, 720), Image.Resampling.BICUBIC))
-    data = encoded(Image.fromarray(large), "JPEG", quality=95)
-    assert decode(data, LIMITS, at_least=(100, 100)).shape[0] < 720
-    tiling = Tiling(tile_size=56, max_tiles=6)
-    exact, fast = (image_patches(data, tiling, LIMITS, path).astype(int) for path in ("exact", "fast"))
-    assert exact.shape == fast.shape
-    assert np.abs(exact - fast).mean() < 1
-
-
-def test_jpeg_augmentation_follows_its_seed():
-    data, tiling = encoded(Image.fromarray(SMOOTH)), Tiling(tile_size=56, max_tiles=6)
-    plain = image_patches(data, tiling, LIMITS)
-    one, same, other = (image_patches(data, tiling, LIMITS, augment=np.random.default_rng(seed)) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert (one != other).any()
-    assert 0 < np.abs(one.astype(int) - plain).mean() < 6

@@ -1,0 +1,36 @@
+"""Cleaning of captions as found on the web."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from data_pipelines.encoding.chat import IMAGE
+from data_pipelines.errors import BadSample
+from data_pipelines.special_tokens import IMAGE_CONTEXT
+
+_SPACES = re.compile(r"\s+")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffd]")
+_TAGS = re.compile(
+    r"<br\s*/?>|</?(?:a|b|i|u|p|div|span|strong|em|font|h[1-6]|li|ul|ol|td|tr|table|img|sup|sub)(?:\s[^<>]*)?/?>", re.I
+)
+_RESERVED = re.compile(rf"<\|\w+\|>|{IMAGE}|{IMAGE_CONTEXT}|</?s>|</?quad>")
+
+
+def clean_caption(text: str, max_chars: int = 1000) -> str:
+    """A caption as found on the web, made fit to train on.
+
+    Entities become characters, HTML tags and tokens that steer the model are dropped (`<ref>` and `<box>` stay), so
+    are control characters; white space becomes single spaces; what is longer than `max_chars` is cut at a word.
+
+    Raises BadSample "empty_caption" if nothing is left.
+    """
+    text = html.unescape(html.unescape(text))  # twice: much of the web is escaped twice
+    text = _RESERVED.sub(" ", _TAGS.sub(" ", _CONTROL.sub("", text)))
+    text = _SPACES.sub(" ", text).strip()
+    if len(text) > max_chars:
+        head = text[: max_chars + 1]
+        text = (head.rsplit(" ", 1)[0] if " " in head else head[:max_chars]).strip()
+    if not text:
+        raise BadSample("empty_caption")
+    return text

@@ -1,0 +1,153 @@
+"""From an encoded image to its pixels: limits, judged by the header, and decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from data_pipelines.errors import BadSample
+from data_pipelines.records.image_header import ImageHeader, formats, read_header
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLimits:
+    """What an image may be, judged by its header, before a pixel is decoded.
+
+    Attributes:
+      max_pixels: width * height as stored. Converting an image with alpha or floats takes up to 20 bytes a pixel.
+      max_bytes: of the encoded file.
+      min_side: the shorter edge in pixels; smaller ones are spacers and tracking pixels.
+      max_aspect: longer edge / shorter edge; beyond are rules and gradients.
+    """
+
+    max_pixels: int = 50_000_000
+    max_bytes: int = 50_000_000
+    min_side: int = 8
+    max_aspect: float = 50.0
+
+    def refuse(self, width: int | np.ndarray, height: int | np.ndarray) -> int | np.ndarray:
+        """0 for sizes that are fine, else an index of `SIZE_REASONS`; numbers or int64 arrays."""
+        large = width * height > self.max_pixels
+        small = (width < self.min_side) | (height < self.min_side)
+        elongated = (width > height * self.max_aspect) | (height > width * self.max_aspect)
+        return large * 1 + small * 2 + elongated * 4
+
+
+_LARGE, _SMALL, _LONG = "image_too_large", "image_too_small", "image_too_elongated"
+# By the sum of what `ImageLimits.refuse` finds wrong; the first of several counts.
+SIZE_REASONS = ("", _LARGE, _SMALL, _LARGE, _LONG, _LARGE, _SMALL, _LARGE)
+
+
+def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
+    """The header of an image worth decoding.
+
+    Raises BadSample: "empty_image", "not_an_image", "bad_image_header", "image_too_many_bytes" or a size reason.
+    """
+    if len(data) > limits.max_bytes:
+        raise BadSample("image_too_many_bytes", detail=f"{len(data)} bytes, limit {limits.max_bytes}")
+    header = read_header(data)
+    if code := limits.refuse(*header.size):
+        raise BadSample(SIZE_REASONS[code], detail=f"{header.width}x{header.height}")
+    return header
+
+
+def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes the first frame of an image, upright, on white where it is transparent.
+
+    Args:
+      data: the encoded file.
+      limits: looked at before decoding.
+      at_least: (width, height) of the upright image that suffice: a JPEG may be decoded at a reduced scale.
+
+    Returns:
+      uint8 [height, width, 3] RGB.
+
+    Raises:
+      BadSample: as `check_header`, and "truncated_image", "corrupt_image".
+    """
+    header = check_header(data, limits)
+    if header.format == "jpeg" and _is_plain_jpeg(data):
+        width, height = (at_least or (0, 0))[:: -1 if header.orientation >= 5 else 1]
+        try:
+            return _upright(simplejpeg.decode_jpeg(data, min_width=width, min_height=height), header.orientation)
+        except ValueError as error:
+            raise BadSample(_damage(str(error)), detail=str(error)) from None
+    return _decode_with_pillow(data, limits, header.orientation)
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether simplejpeg can take it. Pillow knows odd subsampling, and Adobe's inverted inks of CMYK."""
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB")
+    except ValueError:
+        return False
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation (1..8)."""
+    if orientation in (5, 6, 7, 8):
+        array = array.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def _damage(message: str) -> str:
+    truncated = any(word in message.lower() for word in ("truncated", "premature end", "unexpected end"))
+    return "truncated_image" if truncated else "corrupt_image"
+
+
+def _decode_with_pillow(data: bytes, limits: ImageLimits, orientation: int) -> np.ndarray:
+    """``orientation``: what the header says. Pillow's own reading of it would differ, since it asks XMP too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sizes are judged by `limits`; oddities in metadata do not matter here
+            with Image.open(io.BytesIO(data), formats=formats()) as image:
+                image.load()
+                # Some headers lie, and some formats hold several sizes: what was decoded counts.
+                if code := limits.refuse(*image.size):
+                    raise BadSample(SIZE_REASONS[code], detail=f"{image.width}x{image.height}")
+                # Pillow has turned a TIFF upright on loading.
+                return _upright(np.asarray(_rgb(image)), 1 if image.format == "TIFF" else orientation)
+    except BadSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("image_too_large", detail=str(error)) from None
+    except Image.UnidentifiedImageError:
+        raise BadSample("not_an_image", detail=f"not one of {', '.join(formats())}") from None
+    except Exception as error:  # Pillow's plugins raise OSError, ValueError, SyntaxError, struct.error and more
+        raise BadSample(_damage(str(error)), detail=f"{type(error).__name__}: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of more than 8 bits, which Pillow's own conversion clips at 255: uint8 of the same shape.
+
+    Integers are 16-bit (65535 = white) unless all of them fit in 8 bits; floats are 0..1 if they lie there, else
+    0..255 if they lie there, else stretched between their extremes.
+    """
+    if values.dtype.kind != "f":
+        values = np.clip(values, 0, 65535).astype(np.uint32)
+        return ((values + 128) // 257 if values.max(initial=0) > 255 else values).astype(np.uint8)
+    values = np.nan_to_num(values)
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif low >= 0 and high <= 255:
+        low, high = 0.0, 255.0
+    return np.round((values - low) * (255 / (high - low))).astype(np.uint8)

@@ -1,0 +1,118 @@
+"""From an encoded image to the raw pixels of its visual tokens: resizing to the grid, cutting, augmentation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from data_pipelines.encoding.decoding import ImageLimits, check_header, decode
+from data_pipelines.encoding.tiling import Tiling, cut_tiles, grid_of
+from data_pipelines.errors import BadSample, DataError
+
+
+class ExactResizer:
+    """Resizes one image with Pillow's bicubic: byte for byte what the public release does."""
+
+    def __init__(self, image: np.ndarray):
+        """image: uint8 [h, w, 3]."""
+        self._image = Image.fromarray(image)
+
+    def __call__(self, width: int, height: int) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        return np.asarray(self._image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+_of_thread = threading.local()
+
+
+class FastResizer:
+    """Resizes one image with the same filter in SIMD, rounding otherwise. Needs the optional package cykooz.resizer."""
+
+    def __init__(self, image: np.ndarray):
+        """image: uint8 [h, w, 3]. Raises DataError if the package is missing."""
+        try:
+            import cykooz_resizer
+        except ImportError:
+            raise DataError("data.pixel_path='fast' needs a package: pip install cykooz.resizer") from None
+        self._lib = cykooz_resizer
+        height, width = image.shape[:2]
+        self._image = self._lib.ImageData(width, height, self._lib.PixelType.U8x3, image.tobytes())
+
+    def __call__(self, width: int, height: int) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        resized = self._lib.ImageData(width, height, self._lib.PixelType.U8x3)
+        if not hasattr(_of_thread, "resizer"):  # it keeps buffers, and serves one thread
+            bicubic = self._lib.ResizeAlg.convolution(self._lib.FilterType.catmull_rom)
+            _of_thread.resizer = self._lib.Resizer(), self._lib.ResizeOptions(bicubic)
+        resizer, options = _of_thread.resizer
+        resizer.resize(self._image, resized, options)
+        return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
+
+
+RESIZERS = {"exact": ExactResizer, "fast": FastResizer}
+
+
+def image_patches(
+    data: bytes,
+    tiling: Tiling,
+    limits: ImageLimits,
+    pixel_path: str = "exact",
+    augment: np.random.Generator | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """An encoded image as visual tokens: tiles in reading order, the thumbnail last.
+
+    Args:
+      pixel_path: "exact" or "fast".
+      augment: source of the random JPEG qualities; None = no augmentation.
+      out: uint8 [at least v, P, P, 3], contiguous: where to write; None = new memory.
+
+    Returns:
+      uint8 [v, P, P, 3], v = `tiling.tokens` of the image's size.
+
+    Raises:
+      BadSample: as `decode`, and "length_mismatch" if `out` is too small.
+    """
+    geometry = tiling.geometry
+    tile = geometry.tile_size
+    wanted = None
+    if pixel_path == "fast":
+        columns, rows = grid_of(*check_header(data, limits).size, tiling)
+        wanted = columns * tile, rows * tile
+    image = decode(data, limits, wanted)
+    if wanted is None:
+        columns, rows = grid_of(image.shape[1], image.shape[0], tiling)
+    sizes = [(columns, rows)] + [(1, 1)] * (tiling.thumbnail and columns * rows > 1)
+    resize: Callable[[int, int], np.ndarray] = RESIZERS[pixel_path](image)
+    count = sum(across * down for across, down in sizes) * geometry.tokens_per_tile
+    if out is None:
+        out = np.empty((count, geometry.token_pixels, geometry.token_pixels, 3), np.uint8)
+    elif len(out) < count:
+        raise BadSample("length_mismatch", detail=f"{count} visual tokens, room for {len(out)}: is the index stale?")
+    start = 0
+    for across, down in sizes:
+        same = image.shape == (down * tile, across * tile, 3)
+        canvas = image if same else resize(across * tile, down * tile)
+        if augment is not None:
+            canvas = _recompressed(canvas, tile, augment)
+        stop = start + across * down * geometry.tokens_per_tile
+        cut_tiles(canvas, geometry, out[start:stop])
+        start = stop
+    return out[:count]
+
+
+def _recompressed(canvas: np.ndarray, tile: int, rng: np.random.Generator) -> np.ndarray:
+    """Each tile through JPEG at a quality of its own, 75..100."""
+    canvas = canvas.copy()
+    for top in range(0, canvas.shape[0], tile):
+        for left in range(0, canvas.shape[1], tile):
+            view = canvas[top : top + tile, left : left + tile]
+            encoded = simplejpeg.encode_jpeg(
+                np.ascontiguousarray(view), quality=int(rng.integers(75, 101)), colorsubsampling="420"
+            )
+            view[:] = simplejpeg.decode_jpeg(encoded)
+    return canvas

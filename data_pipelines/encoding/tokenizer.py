@@ -1,0 +1,153 @@
+"""Tokenizers as users hold them: a SentencePiece model with added tokens, or a Hugging Face ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.errors import DataError, did_you_mean
+
+CACHED_CHARS = 200  # longer texts are not likely to recur
+
+
+class Tokenizer:
+    """A SentencePiece model with added tokens, or a Hugging Face `tokenizer.json`.
+
+    Added tokens are cut out of the text first, and what lies between them is encoded piece by piece.
+
+    Attributes:
+      bos, eos: ids of the begin and end tokens; None where the tokenizer has none.
+      digest: hash of the files, for identities.
+    """
+
+    def __init__(self, path: str | Path):
+        """Args:
+          path: a folder with `tokenizer.model` or `tokenizer.json`, or one of these files. Beside it may lie
+            `added_tokens.json` (token -> id) and `tokenizer_config.json` (whose `added_tokens_decoder` is read).
+
+        Raises DataError if no tokenizer is there or it cannot be read.
+        """
+        file = _find(Path(path))
+        self.added = _added_tokens(file.parent)
+        self.digest = hashlib.sha256(file.read_bytes() + json.dumps(self.added, sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
+        try:
+            self._base: _SentencePiece | _HuggingFace = (
+                _HuggingFace(file) if file.suffix == ".json" else _SentencePiece(file)
+            )
+        except Exception as error:  # both libraries raise several kinds
+            raise DataError(f"tokenizer {file}: cannot be read ({error})") from None
+        self.added = {**self._base.added, **self.added}
+        self._names = {number: name for name, number in self.added.items()}
+        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) + ")")
+        self.bos, self.eos = self._base.bos, self._base.eos
+        self._cached = functools.lru_cache(maxsize=4096)(self._encode)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max([self._base.size - 1, *self.added.values()]) + 1
+
+    def id(self, token: str) -> int:
+        """The id of a token by its name. Raises DataError if there is none."""
+        if token in self.added:
+            return self.added[token]
+        if (number := self._base.find(token)) is not None:
+            return number
+        raise DataError(f"tokenizer: no token {token!r}; {did_you_mean(token, self.added)}")
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Ids of `text`, without begin or end token."""
+        # What templates repeat is short.
+        return self._cached(text) if len(text) <= CACHED_CHARS else self._encode(text)
+
+    def _encode(self, text: str) -> Sequence[int]:
+        ids: list[int] = []
+        for number, part in enumerate(self._split.split(text) if self.added else [text]):
+            if number % 2:
+                ids.append(self.added[part])
+            elif part:
+                ids.extend(self._base.encode(part))
+        return tuple(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, added tokens by name."""
+        parts, words = [], []
+        for number in [*map(int, ids), None]:
+            if number is None or number in self._names:
+                parts.append(self._base.decode(words) if words else "")
+                words = []
+                parts.append(self._names.get(number, ""))
+            else:
+                words.append(number)
+        return "".join(parts)
+
+
+def _find(path: Path) -> Path:
+    candidates = [path / "tokenizer.model", path / "tokenizer.json"] if path.is_dir() else [path]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise DataError(f"tokenizer {path}: no tokenizer.model or tokenizer.json there; set data.tokenizer")
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    added: dict[str, int] = {}
+    try:
+        if (file := folder / "tokenizer_config.json").is_file():
+            decoder = json.loads(file.read_text("utf-8")).get("added_tokens_decoder", {})
+            added |= {entry["content"]: int(number) for number, entry in decoder.items()}
+        if (file := folder / "added_tokens.json").is_file():
+            added |= {str(name): int(number) for name, number in json.loads(file.read_text("utf-8")).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"tokenizer {file}: cannot be read ({error})") from None
+    return added
+
+
+class _SentencePiece:
+    added: dict[str, int] = {}  # noqa: RUF012  SentencePiece keeps added tokens in files of their own
+
+    def __init__(self, file: Path):
+        import sentencepiece
+
+        self._model = sentencepiece.SentencePieceProcessor(str(file))
+        self.size = self._model.get_piece_size()
+        self.bos, self.eos = (
+            number if number >= 0 else None for number in (self._model.bos_id(), self._model.eos_id())
+        )
+        self.encode, self.decode = self._model.encode, self._model.decode
+
+    def find(self, token: str) -> int | None:
+        number = self._model.piece_to_id(token)
+        return number if self._model.id_to_piece(number) == token else None
+
+
+class _HuggingFace:
+    def __init__(self, file: Path):
+        import tokenizers
+
+        self._model = tokenizers.Tokenizer.from_file(str(file))
+        self.size = self._model.get_vocab_size()
+        self.added = {token.content: number for number, token in self._model.get_added_tokens_decoder().items()}
+        config = file.parent / "tokenizer_config.json"
+        named = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+        self.bos = self._special(named.get("bos_token"), "<s>", "<|begin_of_text|>")
+        self.eos = self._special(named.get("eos_token"), "</s>", "<|end_of_text|>", "<|endoftext|>")
+
+    def _special(self, named: str | dict | None, *usual: str) -> int | None:
+        named = named.get("content") if isinstance(named, dict) else named
+        return next((number for name in (named, *usual) if name and (number := self.find(name)) is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids, skip_special_tokens=False)
+
+    def find(self, token: str) -> int | None:
+        return self._model.token_to_id(token)

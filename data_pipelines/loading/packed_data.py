@@ -1,0 +1,217 @@
+"""Packed batches, each a pure function of the step: random access, any rows, on any number of hosts and workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.batch import DEFAULT_GEOMETRY, Batch, BatchSpec, TileGeometry, ragged
+from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
+from data_pipelines.encoding.samples import Sample, SampleBuilder
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.loading.assembly import fill_row
+from data_pipelines.loading.report import BadSamples, Report
+from data_pipelines.loading.rows import Place, made_ahead
+from data_pipelines.packing.lengths import Lengths, length_digest, pick_prompt
+from data_pipelines.packing.permutation import fold
+from data_pipelines.packing.plan import Block, Plan
+from data_pipelines.packing.units import Units
+from data_pipelines.sources.source import Source, open_source
+
+COUNT_ALONE = 4_000_000  # samples that are planned sooner than worker processes start
+_VERSION = 3  # of the rules by which batches are made; goes into the identity
+
+
+class PackedData:
+    """The batches of a configuration.
+
+    Attributes:
+      spec: static sizes of a batch.
+      geometry: of the model's tiles.
+      batch_size: packed rows of the global batch.
+      identity: hash of everything that decides the batches.
+      tokenizer: of the text slots.
+      report: what `batch` and `iterate` of this object have read so far.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        cache_dir: str | os.PathLike | None = None,
+        geometry: TileGeometry = DEFAULT_GEOMETRY,
+    ):
+        """Opens the sources and counts their tokens, unless that is cached.
+
+        Args:
+          cache_dir: for token counts and plans; None = `cache_dir`.
+          geometry: how the model that reads the batches cuts tiles.
+
+        Raises:
+          DataError: something in the configuration or the sources cannot be used.
+        """
+        self.config, self.geometry = config, geometry
+        self.cache_dir = Path(cache_dir) if cache_dir else cache_dir()
+        self.spec = BatchSpec(config.visual_tokens, config.text_tokens, geometry.token_pixels, config.boundary_block)
+        self.batch_size = config.batch_size
+        self.builder = SampleBuilder(config, geometry)
+        self.tokenizer = self.builder.tokenizer
+        self.sources: list[Source] = [open_source(source.spec) for source in config.sources]
+        units, facts = [], []
+        for source, settings in zip(self.sources, config.sources):
+            lengths = Lengths.of(source, settings, self.builder, self.cache_dir, config.workers)
+            units.append(Units(lengths, self.builder.longest_piece, self.builder.chat.begin_length))
+            facts.append((settings.name, settings.weight, source.fingerprint(), length_digest(settings, self.builder)))
+        extra = f"{_VERSION} {facts}"
+        self.identity = config.digest(*BATCH_FIELDS, extra=f"{extra} {geometry}")
+        self.report = Report(self.cache_dir / "skipped" / f"{self.identity}.jsonl")
+        file = self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}.npy"
+        self.plan = Plan(config, units, file, geometry)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedData, (self.config, self.cache_dir, self.geometry)
+
+    def steps_per_epoch(self) -> int:
+        """Steps until the first epoch's last row has been seen. Counts the epoch's blocks, unless that is cached."""
+        return -(-self._count_epochs(1) // self.batch_size)
+
+    def total_steps(self) -> int | None:
+        """Steps of all epochs, the last of which may be part empty; None = without end."""
+        if self.config.epochs is None:
+            return None
+        return -(-self._count_epochs(self.config.epochs) // self.batch_size)
+
+    def _count_epochs(self, epochs: int) -> int:
+        """Rows of the first epochs; the worker processes help if there is much to count."""
+        todo = epochs * self.plan.blocks_per_epoch - len(self.plan.counts)
+        if self.config.workers and todo * self.config.block_samples > COUNT_ALONE:
+            with ProcessPoolExecutor(self.config.workers, get_context("spawn"), _set_data, (self,)) as pool:
+                rows = [self.plan.epoch_rows(epoch, lambda r: list(pool.map(_rows_of, r))) for epoch in range(epochs)]
+        else:
+            rows = [self.plan.epoch_rows(epoch) for epoch in range(epochs)]
+        self.plan.save()
+        return sum(rows)
+
+    def host_rows(self, process_index: int, process_count: int) -> slice:
+        """The contiguous rows of the global batch that belong to one process."""
+        start, stop = (self.batch_size * index // process_count for index in (process_index, process_index + 1))
+        return slice(start, stop)
+
+    def iterate(
+        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[tuple[int, Batch]]:
+        """This process's rows of every step from `start_step` on, made ahead; ends with the last epoch.
+
+        Raises:
+          DataError: `process_count` exceeds the rows of the global batch.
+        """
+        if not 0 <= process_index < process_count <= self.batch_size:
+            raise DataError(
+                f"data.batch_size is {self.batch_size}; it must be at least the number of processes, {process_count}"
+            )
+        if self.config.workers:
+            self.plan.locate(start_step * self.batch_size)
+            self.plan.save()  # the workers read it, and need not count anew
+        with contextlib.closing(made_ahead(self, start_step, self.host_rows(process_index, process_count))) as batches:
+            step = start_step
+            while True:
+                started = time.perf_counter()
+                made = next(batches, None)
+                self.report.wait_seconds += time.perf_counter() - started
+                if made is None:
+                    break
+                self.report.add(made.samples, made.bad)
+                self.plan.locate(step * self.batch_size)  # so that this process knows the counts, whoever made it
+                yield step, made.batch
+                step += 1
+        self.plan.save()
+
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """Rows `rows` (None = all) of global step `step`. Reads the samples; bad samples leave empty segments."""
+        chosen = range(self.batch_size)[slice(None) if rows is None else rows]
+        batch, samples, bad = self.assemble(self._places(step, chosen))
+        self.report.add(samples, bad)
+        return batch
+
+    def _places(self, step: int, rows: Sequence[int]) -> list[Place]:
+        return [self.plan.locate(step * self.batch_size + row) for row in rows]
+
+    def assemble(self, places: Sequence[Place]) -> tuple[Batch, int, BadSamples]:
+        """The rows at these places, without touching the report: a batch, its number of samples, and the bad ones."""
+        static = dataclasses.replace(self.spec, boundary_block=0)
+        # Zeroing all pixels first would take a tenth of the time; what the samples leave over is zeroed below.
+        patches = np.empty((len(places), *static.fields()["patches"][0]), np.uint8)
+        batch, bad, count = static.empty(len(places), patches), [], 0
+        for row, place in enumerate(places):
+            samples, used = [], 0
+            if place is not None:
+                block, number = self.plan.block(place[0]), place[1]
+                if number == 0:
+                    bad.extend((self._key(source, sample), reason, "") for source, sample, reason in block.dropped)
+                for unit in range(block.starts[number], block.starts[number + 1]):
+                    samples.append(self._build(block, unit, patches[row, used:], bad))
+                    used += 0 if samples[-1] is None else len(samples[-1].patches)
+            patches[row, used:] = 0
+            fill_row(batch, row, samples, self.spec.visual_tokens, self.config.loss_weighting)
+            count += sum(sample is not None for sample in samples)
+        if self.spec.boundary_block:
+            batch = ragged(batch, self.spec.sequence, self.spec.boundary_block)
+        return batch, count, bad
+
+    def sample_keys(self, step: int) -> list[str]:
+        """Keys of the samples of a global step, row by row, bad ones included."""
+        keys = []
+        for place in self._places(step, range(self.batch_size)):
+            if place is not None:
+                block, number = self.plan.block(place[0]), place[1]
+                for unit in range(block.starts[number], block.starts[number + 1]):
+                    keys.append(self._key(int(block.source[unit]), int(block.sample[unit])))
+        return keys
+
+    def _key(self, source: int, sample: int) -> str:
+        try:
+            return self.sources[source].read_text(sample).key
+        except BadSample as error:
+            return error.key or f"{self.config.sources[source].name}:{sample}"
+
+    def _build(self, block: Block, unit: int, out: np.ndarray, bad: BadSamples) -> Sample | None:
+        """One sample of a block, its patches in the front of `out`; None if it is bad: then `bad` grows."""
+        source, index, piece = int(block.source[unit]), int(block.sample[unit]), int(block.piece[unit])
+        settings = self.config.sources[source]
+        try:
+            raw = self.sources[source].read(index)
+            seed = fold(self.config.seed, block.epoch, source, index) if self.config.jpeg_augment else 0
+            planned = int(block.visual[unit]), int(block.text[unit])
+            sample = self.builder.build(raw, seed, pick_prompt(settings.prompts, index), piece, out[: planned[0]])
+            if sample.lengths != planned:
+                detail = f"(visual, text) = {sample.lengths}, the index said {planned}"
+                raise BadSample("length_mismatch", raw.key, detail)
+            return sample
+        except BadSample as error:
+            bad.append((error.key or f"{settings.name}:{index}", error.reason, error.detail))
+        except DataError:
+            raise
+        except Exception as error:  # a fault of this program or of a decoder; one sample must not end a run of weeks
+            bad.append((self._key(source, index), "unexpected_error", f"{type(error).__name__}: {error}"))
+        return None
+
+
+_data: PackedData | None = None  # of a counting process
+
+
+def _set_data(data: PackedData) -> None:
+    global _data
+    _data = data
+
+
+def _rows_of(block: int) -> int:
+    assert _data is not None
+    return _data.plan.block(block).rows

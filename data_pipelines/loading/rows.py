@@ -1,0 +1,121 @@
+"""Packed rows as a random-access source of grain, which batches them, makes batches ahead and runs the workers."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data_pipelines.batch import Batch
+from data_pipelines.errors import DataError
+from data_pipelines.loading.report import BadSamples
+
+if TYPE_CHECKING:
+    from data_pipelines.loading.packed_data import PackedData
+
+MAX_DEATHS = 3  # of worker processes in a row without a batch in between
+_ENDLESS = 2**48  # rows; where the last epoch ends is known only after all its blocks are counted
+_log = logging.getLogger(__name__)
+
+Place = tuple[int, int] | None  # of a row: (block, row within it); None after the last epoch
+
+
+class Made(NamedTuple):
+    """An element of the dataset: ``batch`` with its number of samples and its bad ones, the end (None), or an error."""
+
+    batch: Batch | None
+    samples: int = 0
+    bad: BadSamples = []  # noqa: RUF012  never changed
+    error: Exception | None = None
+
+
+class Rows:
+    """Source whose element r is the place of global row r, which is row r % B of step r // B.
+
+    Elements are places, not pixels: `PackedData.assemble` writes the samples of a whole batch where they belong, while
+    grain's stacking of finished rows would copy every pixel once more.
+    """
+
+    def __init__(self, data: PackedData):
+        self._data = data
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, row: int) -> Place:
+        return self._data.plan.locate(row)
+
+
+class Assemble:
+    """Batches the places of a step's rows: makes one host's rows of them.
+
+    Never raises: elements that grain holds ready would be lost, and an error that cannot be pickled hangs a worker.
+    """
+
+    def __init__(self, data: PackedData, host_rows: slice):
+        self._data, self._host_rows = data, host_rows
+
+    def __call__(self, places: Sequence[Place]) -> Made:
+        if places[0] is None:
+            return Made(None)
+        try:
+            return Made(*self._data.assemble(places[self._host_rows]))
+        except Exception as error:
+            return Made(None, error=_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # what an exception of another library holds need not be picklable
+        return DataError(f"{type(error).__name__}: {error}")
+
+
+def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
+    """One host's part of the batches from ``step`` on, made ahead by a thread or by worker processes.
+
+    If a worker is killed, all are started anew at the step that is missing: grain cannot replace one.
+
+    Raises DataError if workers are killed repeatedly; and the errors of ``PackedData.assemble``.
+    """
+    deaths = 0
+    iterator = _iterator(data, step, host_rows)
+    try:
+        while True:
+            try:
+                made = next(iterator)
+            except RuntimeError as error:  # grain's word for a worker that was killed
+                deaths += 1
+                if not data.config.workers or deaths > MAX_DEATHS:
+                    raise DataError(
+                        f"data workers die repeatedly at step {step} ({error}); "
+                        "if memory is short, lower data.workers or data.prefetch"
+                    ) from None
+                _log.warning("a data worker died at step %d; starting the workers anew", step)
+                iterator.close()
+                iterator = _iterator(data, step, host_rows)
+                continue
+            if made.error is not None:
+                raise made.error
+            if made.batch is None:
+                return
+            yield made
+            step, deaths = step + 1, 0
+    finally:
+        iterator.close()
+
+
+def _iterator(data: PackedData, step: int, host_rows: slice) -> Any:
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads flags, and refuses to before they are parsed
+    workers, prefetch = data.config.workers, data.config.prefetch
+    rows = grain.MapDataset.source(Rows(data)).slice(slice(step * data.batch_size, None))
+    batches = rows.batch(data.batch_size, batch_fn=Assemble(data, host_rows))
+    # One thread each: batches are large, and those made ahead are held in memory.
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else prefetch)
+    processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
+    return iter(batches.to_iter_dataset(reading).mp_prefetch(processes))

@@ -1,0 +1,65 @@
+"""What ``inspect_data.py`` runs: the data of a config, with the tiles of the config's model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
+from data_pipelines.config import DataConfig
+from data_pipelines.inspection.batches import inspect
+from data_pipelines.inspection.plans import suggestions, whole_epoch
+from data_pipelines.loading.packed_data import PackedData
+from mono_jax.models.architecture import Architecture, VisionConfig, preset
+from mono_jax.weights.model_folder import model_config
+
+
+def tile_geometry(values: Mapping[str, Any]) -> TileGeometry:
+    """Tiles of the model that a config describes with the keys "init", "model" or "vision"; else the default.
+
+    Raises ConfigError or WeightsError that names the bad key or folder.
+    """
+    model = values.get("model") or {}
+    vision = None
+    if values.get("init"):
+        vision = model_config(values["init"]).vision
+    elif model.get("preset"):
+        vision = preset(model["preset"]).vision
+    changes = model.get("vision") or values.get("vision") or {}
+    if vision is None and not changes:
+        return DEFAULT_GEOMETRY
+    fields = {**dataclasses.asdict(vision or VisionConfig()), **changes}
+    return Architecture.from_dict({"vision": fields}).vision.geometry
+
+
+def run(
+    values: Mapping[str, Any],
+    *,
+    start: int = 0,
+    steps: int = 4,
+    hosts: int = 1,
+    html: str | None = None,
+    html_rows: int = 8,
+    epoch: bool = False,
+    suggest_capacity: bool = False,
+    slots: int | None = None,
+    cache_dir: str | None = None,
+) -> dict[str, Any]:
+    """Makes ``steps`` batches of the config's data and, if asked, packs an epoch and suggests row sizes.
+
+    Args:
+      values: a config of training, of ``evip.py`` or of data alone (``DataConfig``).
+      html: file for a page of the rows; the rest as in ``data_pipelines.inspection``.
+
+    Returns the figures. Raises DataError or MonoJaxError.
+    """
+    data = PackedData(DataConfig.from_dict(values.get("data", values)), cache_dir, tile_geometry(values))
+    result = {"identity": data.identity}
+    result |= inspect(data, start, steps, hosts, Path(html) if html else None, html_rows)
+    if epoch:
+        result["epoch"] = whole_epoch(data)
+    if suggest_capacity:
+        result["suggestions"] = suggestions(data, slots)
+    return result

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(golden_dir):
+    return Tokenizer(golden_dir / "chat")
+
+
+def test_hugging_face_file_gives_the_same_interface(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(["a red kite over the grey sea"] * 4, trainer)
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    chat = ChatEncoder(tokenizer, system_message="")
+    ids, mask = chat.conversation([("human", "a kite?"), ("gpt", "yes: é")], [2])
+    assert tokenizer.bos == special.index("<s>") and ids[0] == tokenizer.bos
+    assert np.count_nonzero(ids == tokenizer.id("<IMG_CONTEXT>")) == 2
+    assert tokenizer.decode(ids[mask > 0]) == "yes: é<|im_end|>"
+    assert tokenizer.vocab_size == model.get_vocab_size()
+
+
+def test_added_tokens_may_stand_in_tokenizer_config(tmp_path, golden_dir):
+    (tmp_path / "tokenizer.model").write_bytes((golden_dir / "chat/tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"700": {"content": "<x>"}}}')
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("<x>a")[0] == 700 and tokenizer.vocab_size == 701
+    assert tokenizer.digest != Tokenizer(golden_dir / "chat").digest
+
+
+def test_decode_gives_text_back(tokenizer):
+    text = "Where is <ref>the dog</ref>? 谢谢<|im_end|>"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_missing_things_are_named(tmp_path, tokenizer):
+    with pytest.raises(DataError, match=r"no tokenizer\.model"):
+        Tokenizer(tmp_path)
+    with pytest.raises(DataError, match="did you mean '<IMG_CONTEXT>'"):
+        tokenizer.id("<IMG_CONTEX>")
+    with pytest.raises(DataError, match="did you mean 'internlm2-chat'"):
+        ChatEncoder(tokenizer, "internlm2_chat")
+    (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="cannot be read"):
+        Tokenizer(tmp_path)

@@ -1,0 +1,104 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from data_pipelines import strict
+from data_pipelines.inspection.batches import batch_hash
+from data_pipelines.loading.packed_data import PackedData
+from tests.made_sets import config, packed, tars
+
+
+def hashes(data: PackedData, start: int = 0, stop: int | None = None) -> list[str]:
+    found = []
+    for step, batch in data.iterate(start):
+        found.append(batch_hash(batch))
+        if stop is not None and step + 1 == stop:
+            break
+    return found
+
+
+RAGGED = {"visual_tokens": 320, "text_tokens": 240, "boundary_block": 16}
+
+
+@pytest.mark.parametrize(("hosts", "changes"), [(2, {}), (3, {}), (4, {}), (8, {}), (3, RAGGED)], ids=str)
+def test_global_batch_is_the_same_for_any_number_of_hosts(golden_dir, pairs, cache, hosts, changes):
+    settings = config(golden_dir, tars(pairs), shuffle="local", local_runs=2, run_length=16, **changes)
+    one = packed(settings, cache)
+    others = [packed(settings, cache) for _ in range(hosts)]
+    iterators = [other.iterate(1, host, hosts) for host, other in enumerate(others)]
+    for step in (1, 2, 3):
+        parts = [next(iterator) for iterator in iterators]
+        assert [part[0] for part in parts] == [step] * hosts
+        joined = {name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]}
+        assert batch_hash(joined) == batch_hash(one.batch(step))
+    for iterator in iterators:
+        iterator.close()
+    assert sum(other.report.samples for other in others) >= one.report.samples > 0
+
+
+def test_resuming_is_starting_at_a_step(golden_dir, pairs, cache, tmp_path):
+    settings = config(golden_dir, tars(pairs), epochs=2)
+    whole = hashes(packed(settings, cache))
+    assert len(whole) == len(set(whole)) == packed(settings, tmp_path).total_steps()
+    assert hashes(packed(settings, cache), 3) == whole[3:]
+    assert hashes(packed(settings, tmp_path), len(whole) - 1) == whole[-1:]
+    assert hashes(packed(settings, cache), len(whole)) == []
+
+
+KILLER = """
+import json, os, signal, sys
+from data_pipelines.batch import TileGeometry
+from data_pipelines.config import DataConfig
+from data_pipelines.loading.packed_data import PackedData
+from data_pipelines.inspection.batches import batch_hash
+
+def main():
+    settings, cache, kill_at = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    data = PackedData(DataConfig.from_dict(settings), cache, TileGeometry(56))
+    import psutil
+    for step, batch in data.iterate(1):
+        print(json.dumps([step, batch_hash(batch)]), flush=True)
+        if step in kill_at:
+            workers = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+            os.kill(workers[step % len(workers)].pid, signal.SIGKILL)
+    print(json.dumps([data.report.samples, dict(data.report.skipped)]))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_change_nothing_even_when_killed(golden_dir, pairs, cache, tmp_path):
+    """Real worker processes in a real program; one of them is killed on the way."""
+    source = tars(pairs)
+    settings = config(golden_dir, source, epochs=4)  # many more steps than are made ahead
+    alone = packed(settings, cache)
+    wanted = [[step, batch_hash(batch)] for step, batch in alone.iterate(1)]
+    script = tmp_path / "killer.py"
+    script.write_text(KILLER)
+    values = {**strict.to_dict(settings), "workers": 2}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])}
+    command = [sys.executable, str(script), json.dumps(values), str(cache), json.dumps([3])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[:-1] == wanted
+    assert lines[-1] == [alone.report.samples, dict(alone.report.skipped)]
+    assert "a data worker died" in done.stderr
+
+
+def test_closing_an_iterator_ends_its_workers(golden_dir, pairs, cache):
+    data = packed(config(golden_dir, tars(pairs), workers=1), cache)
+    iterator = data.iterate()
+    next(iterator)
+    started = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    assert started
+    iterator.close()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive
