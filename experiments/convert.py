@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.attention_experts and not args.embed_experts:
         parser.error("--attention_experts needs --embed_experts")
 
-    from data_pipelines.encoding.text import Tokenizer
-
+    from data_pipelines.encoding.tokenizer import Tokenizer
     from mono_jax.weights import convert
 
     flags = vars(args)

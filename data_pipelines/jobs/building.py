@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.encoding.images import ImageLimits, decode
-from data_pipelines.encoding.text import Tokenizer, clean_caption
+from data_pipelines.encoding.captions import clean_caption
+from data_pipelines.encoding.decoding import ImageLimits, decode
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import blobs, copies, paths
 from data_pipelines.io.digests import digest

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data_pipelines.encoding.images import ImageLimits, Tiling, image_patches
-from data_pipelines.encoding.text import ChatEncoder, Tokenizer
 
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.decoding import ImageLimits
+from data_pipelines.encoding.patches import image_patches
+from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.errors import ConfigError, GenerationError

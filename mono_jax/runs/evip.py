@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from data_pipelines.encoding.text import Tokenizer
-from data_pipelines.loading.loader import PackedData
 
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.recipes.demo.sets import build_demo_sets
 from data_pipelines.recipes.demo.sizes import DemoSizes
 from data_pipelines.recipes.manifest import load_manifest

@@ -12,7 +12,8 @@ from data_pipelines.config import DataConfig
 from data_pipelines.inspection.batches import inspect
 from data_pipelines.inspection.plans import suggestions, whole_epoch
 from data_pipelines.loading.packed_data import PackedData
-from mono_jax.models.architecture import Architecture, VisionConfig, preset
+from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.models.presets import preset
 from mono_jax.weights.model_folder import model_config
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from data_pipelines.loading.loader import PackedData
 
 from data_pipelines import strict
+from data_pipelines.loading.packed_data import PackedData
 from mono_jax import tree
 from mono_jax.checkpoints.base import load_base, save_base
 from mono_jax.checkpoints.manager import Checkpoints

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from data_pipelines.loading.loader import PackedData
 
+from data_pipelines.loading.packed_data import PackedData
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError

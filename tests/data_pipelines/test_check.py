@@ -14,10 +14,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from data_pipelines.encoding.images import ImageLimits
 from PIL import Image
 
 from data_pipelines import check
+from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.errors import DataError
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes, write_tar
 

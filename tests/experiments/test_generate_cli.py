@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_pipelines.batch import TileGeometry
 from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import image_patches
 from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.encoding.tokenizer import Tokenizer
@@ -22,8 +23,8 @@ from data_pipelines.special_tokens import END_TOKENS
 from experiments import generate as command
 from mono_jax import cli
 from mono_jax.generation import chat
-from mono_jax.generation.decode import Generator
-from mono_jax.generation.options import Sampling
+from mono_jax.generation.decode import Generation, Generator
+from mono_jax.generation.options import PromptFormat, Sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.presets import preset
@@ -80,7 +81,7 @@ def test_an_answer_is_the_models(
 ) -> None:
     """The prompt is what the data pipeline would make of the conversation, and the text what the model generates."""
     result = run(capsys, f"--model={folder}", f"--image={picture}", "--prompt=what is this")
-    patches = image_patches(picture.read_bytes(), Tiling(TileGeometry(32, 8), 1, 2), chat.ImageLimits())
+    patches = image_patches(picture.read_bytes(), Tiling(TileGeometry(32, 8), 1, 2), ImageLimits())
     assert len(patches) == 48
     ids, _ = ChatEncoder(tokenizer).conversation([("human", "what is this")], [48], answer=True)
     config, params = load_model(folder)
@@ -141,7 +142,7 @@ def test_text_is_streamed_whole(tokenizer: Tokenizer) -> None:
     stream = chat._Stream(tokenizer, parts.append)
     for token in ids:
         stream.add([token])
-    text = stream.finish(chat.Generation(ids, "length"))
+    text = stream.finish(Generation(ids, "length"))
     assert "".join(parts).strip() == text == "naïve 模型 x<ref>y"
     assert "\ufffd" not in "".join(parts)
     assert len(parts) > 4
@@ -150,14 +151,14 @@ def test_text_is_streamed_whole(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, chat.Habits()),
-        ({"use_thumbnail": False, "max_dynamic_patch": 12}, chat.Habits(thumbnail=False, max_tiles=12)),
-        ({"dynamic_image_size": False, "max_dynamic_patch": 12}, chat.Habits(max_tiles=1)),
+        ({}, PromptFormat()),
+        ({"use_thumbnail": False, "max_dynamic_patch": 12}, PromptFormat(thumbnail=False, max_tiles=12)),
+        ({"dynamic_image_size": False, "max_dynamic_patch": 12}, PromptFormat(max_tiles=1)),
     ],
 )
-def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any], expected: chat.Habits) -> None:
+def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any], expected: PromptFormat) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert chat.read_habits(tmp_path) == expected
+    assert chat.read_prompt_format(tmp_path) == expected
 
 
 def test_habits_of_a_run(tmp_path: Path) -> None:
@@ -165,8 +166,8 @@ def test_habits_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "batch_size": 8}
     (tmp_path / "config.json").write_text(json.dumps({"stage": "S2", "data": data}))
-    assert chat.read_habits(tmp_path / "model") == chat.Habits(system_message="", max_tiles=1, thumbnail=False)
-    assert chat.read_habits(tmp_path / "other") == chat.Habits()
+    assert chat.read_prompt_format(tmp_path / "model") == PromptFormat(system_message="", max_tiles=1, thumbnail=False)
+    assert chat.read_prompt_format(tmp_path / "other") == PromptFormat()
     (tmp_path / "model" / "model.json").write_text("{}")
     assert chat.find_model(tmp_path) == tmp_path / "model"
     assert chat.find_model(tmp_path / "model") == tmp_path / "model"

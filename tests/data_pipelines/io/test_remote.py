@@ -14,13 +14,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_pipelines.loading.loader import PackedData
 
 from data_pipelines import check, index
+from data_pipelines.inspection.batches import batch_hash
 from data_pipelines.io import blobs, chunk_cache, paths
+from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.packing import lengths
 from data_pipelines.sources.source import open_source
-from experiments.inspect_data import batch_hash
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes
 from tests.made_sets import config
 

@@ -18,13 +18,13 @@ from safetensors.numpy import load_file
 from data_pipelines.batch import BatchSpec
 from mono_jax import tree
 from mono_jax.evaluation import parity
-from mono_jax.models import attention
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.models.presets import PRESETS, preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import step as train
 from mono_jax.weights import hf_config, names, readers
+from pallas_kernels.attention import api, contract, xla
 from tests.mono_jax.helpers import SPEC, random_batch, random_params
 
 F32 = jnp.float32
@@ -275,13 +275,13 @@ def test_fused_attention_is_put_into_sequence_order_and_back(
     """With a stand-in for the kernel that, like it, is causal by the place in the row."""
     orders = []
 
-    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, slots: attention.Places) -> jax.Array:
+    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, slots: contract.Slots) -> jax.Array:
         orders.append(slots)
         places = jnp.broadcast_to(jnp.arange(query.shape[1]), slots.positions.shape)
-        by_place = attention.Places(places, slots.segments)
-        return attention.probabilities_and_output(query, key, value, by_place, by_place)[1]
+        by_place = contract.Slots(places, slots.segments)
+        return xla.probabilities_and_output(query, key, value, by_place, by_place)[1]
 
-    monkeypatch.setattr(attention, "_cudnn", kernel)
+    monkeypatch.setitem(api.FUSED, "cudnn", kernel)
     assert_same(plain, loss_and_gradients(CONFIG, params, batch, attention="cudnn"))
     assert orders
 

@@ -12,14 +12,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data_pipelines.encoding.text import Tokenizer
 from safetensors.numpy import load_file, save_file
 
 import mono_jax
 from data_pipelines.batch import BatchSpec
+from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax import tree
 from mono_jax.checkpoints.integrity import tree_hash
-from mono_jax.models.architecture import preset
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.weights.convert import Upcycling, convert
 from mono_jax.weights.lazy import LazyArray

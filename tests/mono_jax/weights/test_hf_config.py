@@ -8,7 +8,8 @@ import json
 import pytest
 
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import PRESETS, Architecture, RopeScaling, preset
+from mono_jax.models.architecture import Architecture, RopeScaling
+from mono_jax.models.presets import PRESETS, preset
 from mono_jax.weights import hf_config
 from tests.mono_jax.weights.hf_folders import HEADS, KV_HEADS, WIDTH
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import PRESETS, VisionConfig, preset
+from mono_jax.models.architecture import VisionConfig
+from mono_jax.models.presets import PRESETS, preset
 from mono_jax.weights import hf_config, readers
 from mono_jax.weights.names import TABLE, is_stacked, param_shapes, tensors
 

@@ -10,7 +10,8 @@ import pytest
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import VisionConfig, preset
+from mono_jax.models.architecture import VisionConfig
+from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.weights.upcycle import add_tokens, upcycle
 
