@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mono_jax import cli
-from mono_jax.runs import config_file
+from mono_jax.runs import config_file, reference
 
 EXAMPLES = """examples:
   python experiments/evip.py --config=experiments/configs/demo.py --workdir=runs/demo
@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument("--workdir", required=True, help="everything goes here; run again on it to resume")
-    args, values = config_file.parse(parser, argv)
+    args, values = config_file.parse(parser, argv, reference.evip_keys)
     from mono_jax.runs.config import EvipConfig  # after parsing: --help needs none of it
     from mono_jax.runs.evip import run_evip
     from mono_jax.training.callbacks import PREEMPTED, Preempted

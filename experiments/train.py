@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mono_jax import cli
-from mono_jax.runs import config_file
+from mono_jax.runs import config_file, reference
 
 EXAMPLES = """examples:
-  python experiments/train.py --config=experiments/configs/demo.py:S1.1 --workdir=runs/s1_1
+  python experiments/train.py --config=experiments/configs/demo.py:smoke --workdir=runs/s0
+  python experiments/train.py --config=experiments/configs/demo.py:smoke --stage=s1_1 --workdir=runs/s1_1 \\
+      --config.init=runs/s0/model
   python experiments/train.py --config=my_config.py --workdir=runs/a --config.optim.learning_rate=1e-4
   python experiments/train.py --config=my_config.py --workdir=runs/b --config.mesh.fsdp=8 --config.steps=2000
 """
@@ -27,13 +29,14 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument("--workdir", required=True, help="checkpoints, metrics and the resulting model go here")
-    args, config = config_file.parse(parser, argv)
-    from mono_jax.runs.config import RunConfig  # after parsing: --help needs none of it
+    parser.add_argument("--stage", metavar="NAME", help="of a config with several stages: which one (default: the first)")
+    args, config = config_file.parse(parser, argv, reference.stage_keys)
+    from mono_jax.runs.evip import single_stage  # after parsing: --help needs none of it
     from mono_jax.runs.stage import run_stage
     from mono_jax.training.callbacks import PREEMPTED, Preempted
 
     try:
-        result = run_stage(RunConfig.from_dict(config.to_dict()), Path(args.workdir))
+        result = run_stage(single_stage(config.to_dict(), Path(args.workdir), args.stage), Path(args.workdir))
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return PREEMPTED

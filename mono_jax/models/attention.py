@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import jax
 
+from mono_jax.axes import ROWS, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.cache import Cache
 from mono_jax.models.execution import Execution
 from mono_jax.models.slots import Slots
-from mono_jax.parallel.mesh_config import ROWS, TENSOR
 from pallas_kernels.attention import api, xla
 from pallas_kernels.attention import contract as kernels
 from pallas_kernels.errors import Unavailable

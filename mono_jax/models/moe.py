@@ -11,11 +11,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mono_jax.axes import ROWS, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
 from mono_jax.models.layers import Linear, SwiGLU
 from mono_jax.models.slots import Slots
-from mono_jax.parallel.mesh_config import ROWS, TENSOR
 from pallas_kernels.experts.contract import FfnWeights
 from pallas_kernels.experts.mesh import sharded_ffn, sharded_matmul
 

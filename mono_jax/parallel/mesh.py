@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mono_jax.axes import AXES, ROWS
 from mono_jax.errors import ConfigError
-from mono_jax.parallel.mesh_config import AXES, ROWS, MeshConfig
+from mono_jax.parallel.mesh_config import MeshConfig
 
 BATCH = PartitionSpec(ROWS)
 

@@ -6,11 +6,8 @@ import dataclasses
 
 from data_pipelines import strict
 from data_pipelines.strict import field
+from mono_jax.axes import AXES
 from mono_jax.errors import ConfigError
-
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
-TENSOR = "tensor"  # the axis that splits heads and columns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,29 @@ def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
         vocabulary=vocabulary,
         progress=say_now,
     )
+
+
+def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = None) -> RunConfig:
+    """The config of one run: ``values`` itself, or the stage ``folder`` (default: the first) of a sequence of stages.
+
+    Sets and the model with visual experts that a sequence asks for are made in ``workdir``.
+    Raises ConfigError that names the key.
+    """
+    if "stages" not in values:
+        if folder is not None:
+            raise ConfigError(f"--stage={folder}: this config has one stage only; leave --stage out")
+        return RunConfig.from_dict(values)
+    config = EvipConfig.from_dict(values)
+    if folder is not None and folder not in config.stages:
+        raise unknown_key("stage of the config", folder, config.stages)
+    if folder is None:
+        folder, *others = config.stages
+        say_now(f"the config has several stages: training {folder}" + "".join(f"; --stage={n}" for n in others))
+    evip = Evip(config, workdir, prepare_sets(config, workdir))
+    init = config.init
+    if config.stage_name(folder) != "S0":
+        init = evip.with_experts(init)
+    return evip.stage_config(folder, init)
 
 
 def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:

@@ -40,15 +40,29 @@ class Program:
     steps: int
 
     @classmethod
-    def build(cls, run: RunConfig, steps: int | None = None, devices: Sequence[jax.Device] | None = None) -> Program:
-        """The program of ``run``; ``steps`` where the config gives epochs, ``devices`` that may be absent.
+    def build(
+        cls,
+        run: RunConfig,
+        steps: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        image_token_id: int | None = None,
+    ) -> Program:
+        """The program of ``run``.
+
+        Args:
+          steps: of the stage, where the config gives epochs.
+          devices: that may be absent; default: those of this machine.
+          image_token_id: of the run's tokenizer; default: as the config or the initial weights say.
 
         Raises ConfigError if model, stage, mesh and batch do not fit each other.
         """
         steps = steps or run.steps
         if steps is None:
             raise ConfigError("config.steps is missing: how many steps an epoch has follows from the data only")
-        stage, model = run.resolved_stage(), Model(architecture_of(run), run.execution)
+        config = architecture_of(run)
+        if image_token_id is not None:
+            config = config.replace(image_token_id=image_token_id)
+        stage, model = run.resolved_stage(), Model(config, run.execution)
         optimizer = make_optimizer(stage, model.config, model.abstract_params(), steps, run.optim)
         mesh = make_mesh(run.mesh, None if devices is None else list(devices))
         rows, ways = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]

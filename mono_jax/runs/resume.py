@@ -24,6 +24,7 @@ from mono_jax.training.state import TrainState
 
 WORKDIR_NAMES = (
     "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
+    "data", "mono",
 )  # fmt: skip
 
 

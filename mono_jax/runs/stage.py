@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from data_pipelines.loading.packed_data import PackedData
+from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
@@ -45,7 +46,7 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     """
     resume.refuse_foreign(workdir)
     data = open_data(run, workdir)
-    program = Program.build(run, run.steps or _steps(run, data))
+    program = Program.build(run, run.steps or _steps(run, data), image_token_id=_image_token_id(run, data))
     base_dir = base_dir or workdir / "base"
     with Checkpoints(workdir / "checkpoints", run.keep, run.async_checkpoints, report=say) as checkpoints:
         state, frozen, base = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
@@ -77,6 +78,20 @@ def open_data(run: RunConfig, workdir: Path) -> PackedData:
     data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry)
     check_data_fits(config, run.execution, data)
     return data
+
+
+def _image_token_id(run: RunConfig, data: PackedData) -> int | None:
+    """Id of <IMG_CONTEXT> in the tokenizer that makes the batches; None where it has none.
+
+    Raises ConfigError if ``config.model`` says otherwise.
+    """
+    found, given = data.tokenizer.added.get(IMAGE_CONTEXT), run.model.get("image_token_id")
+    if None not in (found, given) and found != given:
+        raise ConfigError(
+            f"config.model.image_token_id is {given}, but {IMAGE_CONTEXT} is {found} in {run.data.tokenizer}: "
+            "leave the key out"
+        )
+    return found
 
 
 def _steps(run: RunConfig, data: PackedData) -> int:
