@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument("--workdir", required=True, help="checkpoints, metrics and the resulting model go here")
-    parser.add_argument("--stage", metavar="NAME", help="of a config with several stages: which one (default: the first)")
+    parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
     args, config = config_file.parse(parser, argv, reference.stage_keys)
     from mono_jax.runs.evip import single_stage  # after parsing: --help needs none of it
     from mono_jax.runs.stage import run_stage

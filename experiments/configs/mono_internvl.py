@@ -1,0 +1,58 @@
+"""One stage of Mono-InternVL on shards of your own: copy this file and change it.
+
+    mono_internvl.py:STAGE            on one machine of 8 H200
+    mono_internvl.py:STAGE,MACHINE    STAGE: S1.1 S1.2 S1.3 S2 (or S1.1++ ... for 1.5); MACHINE: h200-8 v5e-16 v5p-8
+
+    python experiments/train.py --config=experiments/configs/mono_internvl.py:S1.1,v5e-16 --workdir=runs/s1_1 \\
+        --config.init=models/mono_base --config.data.tokenizer=models/mono_base \\
+        --config.data.sources.laion.spec.paths='shards/*.tar'
+
+``config.init`` is the model to start from: ``convert.py --embed_experts`` makes the first stage's of InternLM2, each
+later stage starts from WORKDIR/model of the one before it.
+"""
+
+from ml_collections import ConfigDict
+
+# Tiles of an image (256 visual tokens each, thumbnail besides), slots of a row and steps; tiles: Mono-InternVL's
+# budgets of visual tokens, steps: its samples at 2,048 a batch.
+STAGES = {
+    "S1.1": {"max_tiles": 4, "visual_tokens": 7168, "text_tokens": 1024, "steps": 450_000},
+    "S1.2": {"max_tiles": 6, "visual_tokens": 7168, "text_tokens": 1024, "steps": 126_000},
+    "S1.3": {"max_tiles": 12, "visual_tokens": 13_312, "text_tokens": 1024, "steps": 70_000},
+    "S2": {"max_tiles": 24, "visual_tokens": 12_800, "text_tokens": 3584, "steps": 14_000},
+}
+# Devices that share the parameters, and rows that a device computes at once; compiled for these machines.
+MACHINES = {
+    "h200-8": {"fsdp": 8, "attention": "cudnn"},
+    "v5e-16": {"fsdp": 16, "attention": "splash"},
+    "v5p-8": {"fsdp": 8, "attention": "splash"},
+}
+BATCH_SIZE = 384  # rows: about 2,048 images in S1.1
+
+
+def get_config(arg: str = "S1.1") -> ConfigDict:
+    """The config of ``experiments/train.py``."""
+    stage, _, machine = arg.partition(",")
+    budget, device = STAGES.get(stage.removesuffix("++")), MACHINES.get(machine or "h200-8")
+    if budget is None or device is None:
+        raise ValueError(f"{arg!r}: use STAGE or STAGE,MACHINE of {', '.join(STAGES)}; {', '.join(MACHINES)}")
+    budget = dict(budget)
+    return ConfigDict(
+        {
+            "stage": stage,
+            "init": "",  # config.model applies without it: random weights
+            "model": {"preset": "mono_internvl_1_5_2b" if stage.endswith("++") else "mono_internvl_2b"},
+            "steps": budget.pop("steps"),
+            "data": {
+                "sources": [{"name": "laion", "spec": {"kind": "tar", "paths": "shards/*.tar"}}],
+                "tokenizer": "models/mono_base",
+                "batch_size": BATCH_SIZE,
+                **budget,
+            },
+            "mesh": {"fsdp": device["fsdp"]},
+            # One row a device at a time, layers computed again in the backward pass, logits of 512 text slots at once.
+            "grad_accum_steps": BATCH_SIZE // device["fsdp"],
+            "execution": {"remat": "full", "attention": device["attention"], "loss_chunk": 512},
+            "checkpoint_every": 1000,
+        }
+    )
