@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,7 +91,7 @@ class IndexedSource:
             raise BadSample(error.reason, key, error.detail) from None
         except (OSError, DataError) as error:
             raise BadSample("unreadable", key, str(error)) from None
-        return dataclasses.replace(sample, key=key, image_paths=())
+        return RawSample(key, sample.images, sample.caption, sample.conversations, sample.text)
 
     def _shard(self, index: int) -> Shard:
         if not 0 <= index < self._ends[-1]:

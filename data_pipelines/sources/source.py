@@ -34,8 +34,6 @@ from data_pipelines.sources.selection import table
 from data_pipelines.sources.selection.filters import Filters
 from data_pipelines.sources.selection.select import Selection, repeat, select, unique
 
-__all__ = ["RawSample", "Source", "open_source"]
-
 _log = logging.getLogger(__name__)
 _PROBLEMS_LOGGED = 20  # at most, of a source
 _COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "filters", "remote_cache_gb")

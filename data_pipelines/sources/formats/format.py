@@ -82,7 +82,7 @@ class ByteRangeFormat(FileFormat):
         places = [*(entry.image_places() if images else ()), *([entry.text_place()] if text else ())]
         found = read_ranges(shard, places)
         sample = parse(entry.text_form, found.pop(), caption_key(shard)) if text else RawSample()
-        return dataclasses.replace(sample, images=tuple(found))
+        return dataclasses.replace(sample, images=tuple(found)) if found else sample
 
 
 def read_ranges(shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.errors import DataError
+from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources import caption_files
 from data_pipelines.sources.source import open_source
-from tests.data_pipelines.shard_tools import pairs, write_jsonl, write_tar
+from tests.data_pipelines.shard_tools import TALK, encoded, pairs, write_jsonl, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +66,25 @@ def test_broken_lines_of_captions_are_left_out(tmp_path: Path, monkeypatch, capl
     file.write_text("<html>\n<body>")
     with pytest.raises(DataError, match=r"c\.jsonl:1: .*'key' and 'caption'"):
         open_source(spec)
+
+
+def test_captions_wrap_sources_of_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(encoded())
+    lines = write_jsonl(
+        tmp_path / "chat.jsonl", {"image": "x.jpg", "conversations": TALK}, {"text": "no image"}, {"image": "x.jpg"}
+    )
+    pq.write_table(
+        pa.table({"key": ["1", "2"], "jpg": [encoded(), None], "caption": ["", "b"]}), tmp_path / "p.parquet"
+    )
+    joined = write_jsonl(tmp_path / "c.jsonl", {"1": "joined one", "2": "joined two"})
+    for kind, path, key, dropped in (
+        ("jsonl", lines, "chat.jsonl:1", {"no_image": 1, "no_caption": 1}),
+        ("parquet", tmp_path / "p.parquet", "p/1", {"no_image": 1}),
+    ):
+        source = open_source({"kind": kind, "paths": str(path), "captions": str(joined)})
+        assert (len(source), source.dropped()) == (1, dropped)
+        assert source.read(0) == RawSample(key, (encoded(),), "joined one")
+        assert source.read_text(0) == RawSample(key, (), "joined one")
+        assert source.read_images(0) == RawSample(key, (encoded(),))
+        assert source.key(0) == key and source.image_sizes(np.array([0]))[1].tolist() == [[40, 30]]
+        assert pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
