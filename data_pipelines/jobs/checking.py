@@ -26,8 +26,9 @@ from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.shard_index import ShardIndex
 from data_pipelines.sources.selection.select import Selection
 from data_pipelines.sources.selection.table import TableBuilder
+from data_pipelines.special_tokens import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 
-_TOKENS = {"<img>": 256, "</img>": 257, "<IMG_CONTEXT>": 258}
+_TOKENS = {IMAGE_START: 256, IMAGE_END: 257, IMAGE_CONTEXT: 258}
 
 
 class _Bytes:
@@ -73,13 +74,13 @@ class CheckSettings:
 @functools.cache
 def _builder(settings: CheckSettings) -> SampleBuilder:
     config = DataConfig(
-        (SourceConfig("check", {}),),
-        settings.tokenizer or "",
-        visual=settings.visual,
-        text=settings.text,
+        (SourceConfig("check", {"kind": "tar"}),),
+        settings.tokenizer or "bytes",
+        visual_tokens=settings.visual,
+        text_tokens=settings.text,
         max_tiles=settings.max_tiles,
     )
-    return SampleBuilder(config, None if settings.tokenizer else _Bytes())
+    return SampleBuilder(config, tokenizer=None if settings.tokenizer else _Bytes())
 
 
 def check_shard(shard: Shard, settings: CheckSettings) -> ShardCheck:
