@@ -10,7 +10,6 @@ An answer ends at the tokenizer's end token, <|im_end|> or <|im_start|>, or afte
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ def build_parser() -> Any:
     add("--model", required=True, metavar="DIR", help="Hugging Face folder, model folder, or workdir of a stage")
     add("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     add("--prompt", metavar="TEXT", help="the question; <image> says where an image stands (default: in front)")
-    add("--interactive", action="store_true", help="go on with questions from standard input")
+    add("--interactive", action="store_true", help="continue with questions from standard input")
     add("--max_new_tokens", type=int, default=Sampling.max_new_tokens, help="most tokens of an answer (%(default)s)")
     add("--temperature", type=float, default=Sampling.temperature, help="0 = always the likeliest token (%(default)s)")
     add("--top_k", type=int, default=Sampling.top_k, help="draw from the k likeliest tokens, 0 = all (%(default)s)")
@@ -53,18 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.prompt is None and not args.interactive:
         parser.error("give a --prompt, or --interactive")
-    from mono_jax.generation.chat import converse, open_chat, show  # after parsing: --help needs none of it
+    from mono_jax.generation.chat import talk  # after parsing: --help needs none of it
 
-    chat = open_chat(args)
-    answers, images = [], args.image
-    if args.prompt is not None:
-        answers, images = [chat.ask(args.prompt, images, show)], []
-        print()
-    if args.interactive:
-        answers += converse(chat, images)
+    result = talk(args)
     if args.json:
-        turns = [dataclasses.asdict(answer) for answer in answers]
-        cli.json_line({"text": answers[-1].text if answers else "", "model": str(args.model), "turns": turns})
+        cli.json_line(result)
 
 
 if __name__ == "__main__":

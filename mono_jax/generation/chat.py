@@ -261,3 +261,16 @@ def converse(chat: Chat, images: Sequence[str]) -> list[Answer]:
             except (GenerationError, DataError, BadSample) as error:
                 print("error:", error, file=sys.stderr)
             images = []
+
+
+def talk(args: Any) -> dict[str, Any]:
+    """The conversation of ``experiments/generate.py``, printed as it comes; returns what ``--json`` prints."""
+    chat = open_chat(args)
+    answers, images = [], args.image
+    if args.prompt is not None:
+        answers, images = [chat.ask(args.prompt, images, show)], []
+        print()
+    if args.interactive:
+        answers += converse(chat, images)
+    turns = [dataclasses.asdict(answer) for answer in answers]
+    return {"text": answers[-1].text if answers else "", "model": str(args.model), "turns": turns}

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.benchmarks.torch_form import TorchModel, TorchTrainer
+from experiments.benchmarks.step.torch_form import TorchModel, TorchTrainer
 
 Kind = Literal["mono", "mono15", "modular", "dense"]
 

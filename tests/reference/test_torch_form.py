@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from experiments.benchmarks.torch_form import TorchModel, TorchTrainer  # noqa: E402
+from experiments.benchmarks.step.torch_form import TorchModel, TorchTrainer  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 FORWARD = [

@@ -1,0 +1,1 @@
+"""The training-step benchmark: workloads, forms of the step, and how they are measured."""
