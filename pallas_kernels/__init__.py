@@ -1,1 +1,1 @@
-"""Modality-grouped matmuls behind one contract."""
+"""Kernels behind contracts: modality-grouped expert matmuls, packed attention."""

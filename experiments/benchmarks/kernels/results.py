@@ -43,12 +43,12 @@ class Results:
         return self._by_point.get(_point(about, kind))
 
     def begin(self, kind: str, about: Mapping[str, Any]) -> None:
-        """Notes the point in hand, so that it can be blamed if the process dies."""
+        """Records the point in hand, so that it can be blamed if the process dies."""
         self.content["running"] = {"kind": kind, "about": dict(about)}
         self.save()
 
     def end(self, findings: Mapping[str, Any]) -> dict[str, Any]:
-        """Files the findings of the point in hand."""
+        """Records the findings of the point in hand."""
         running = self.content.pop("running")
         record = self._by_point[_point(running["about"], running["kind"])] = running | dict(findings)
         self.content["records"].append(record)
@@ -70,7 +70,7 @@ def _point(about: Mapping[str, Any], kind: str) -> str:
 
 
 def header(dry_run: bool) -> dict[str, Any]:
-    """What the figures depend on: a run goes on only where all of this is the same."""
+    """What the figures depend on: a run resumes only where all of this is the same."""
     names = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "triton", "jax-triton", "tokamax", "numpy")
     versions = {"python": sys.version.split()[0]}
     for name in names:

@@ -85,7 +85,7 @@ class Worker:
         return record
 
     def died_before(self, kind: str, about: Mapping[str, Any]) -> str | None:
-        """Why not to try: the row took its process along in a check, or in the same direction at another size."""
+        """Why not to try: the row killed its process in a check, or in the same direction at another size."""
         for record in self.results.content["records"]:
             there = record["about"]
             if not record.get("died") or there["row"].split()[0] != about["row"].split()[0]:
@@ -158,7 +158,7 @@ class Worker:
 
         if self.results.find("tuned", about) is None and not self.out_of_time():
             found = search()
-            if not self.out_of_time():  # else the next run goes on with it
+            if not self.out_of_time():  # else the next run resumes it
                 self.attempt("tuned", about, lambda: found)
 
     def trials(self, kernel: Implementation, setting: Setting) -> Iterator[dict[str, Any]]:
