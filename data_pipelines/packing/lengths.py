@@ -20,7 +20,7 @@ from data_pipelines.config import LENGTH_FIELDS, DataConfig, SourceConfig
 from data_pipelines.encoding.decoding import SIZE_REASONS
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.io import storage
+from data_pipelines.io import publish, storage
 
 if TYPE_CHECKING:
     from data_pipelines.sources.source import RawSample, Source
@@ -155,25 +155,17 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     else:
         for chunk, part in todo:
             _save(part, *count(source, config.prompts, builder, chunk))
-    temporary = storage.temporary_beside(file)
-    try:
-        joined = np.lib.format.open_memmap(temporary, "w+", np.int32, (len(source), 2))  # it may not fit in memory
+    with publish.new_file(file) as new:
+        joined = np.lib.format.open_memmap(new, "w+", np.int32, (len(source), 2))  # it may not fit in memory
         meta = _join(map(_load, files), joined)
         joined.flush()
-        about = storage.temporary_beside(file)
-        about.write_text(json.dumps(meta), "utf-8")
-        about.replace(file.with_suffix(".json"))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        publish.write_text(file.with_suffix(".json"), json.dumps(meta))
     shutil.rmtree(parts, ignore_errors=True)
 
 
 def _save(file: Path, counts: np.ndarray, reasons: list[str]) -> None:
-    temporary = storage.temporary_beside(file)
-    with temporary.open("wb") as stream:
+    with publish.new_file(file) as new, new.open("wb") as stream:
         np.savez(stream, counts=counts, reasons=np.array(reasons, str))
-    temporary.replace(file)
 
 
 def _load(file: Path) -> tuple[np.ndarray, list[str]]:
