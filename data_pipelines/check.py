@@ -62,7 +62,7 @@ class ShardCheck:
 def _builder(tokenizer: str | None, visual: int, text: int, max_tiles: int) -> SampleBuilder:
     source = SourceConfig("check", {"kind": "tar"})
     config = DataConfig((source,), tokenizer or "bytes", visual_tokens=visual, text_tokens=text, max_tiles=max_tiles)
-    return SampleBuilder(config, tokenizer=None if tokenizer else _Bytes())
+    return SampleBuilder(config, None if tokenizer else _Bytes())
 
 
 def check_shard(spec: ShardSpec, name: str, settings: tuple[str | None, int, int, int]) -> ShardCheck:

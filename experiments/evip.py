@@ -203,7 +203,7 @@ class Evip:
 
     def examine(self, model: Model, params: tree.Tree, run: RunConfig) -> dict[str, Any]:
         """Answers to the held-out sets; grades of the questions, and texts for the gallery."""
-        builder = SampleBuilder(run.data, geometry(model.config))
+        builder = SampleBuilder(run.data, geometry=geometry(model.config))
         generator = Generator(model.config, params, DTYPES[run.dtype])
         heldout, results = self.manifest["heldout"], {}
         last = run.stage.startswith("S2") or run.stage == list(self.config.stages.values())[-1]["stage"]

@@ -43,7 +43,7 @@ RAGGED = {"visual_tokens": 320, "text_tokens": 240, "boundary_block": 16}
 )
 def test_rows_hold_the_samples_one_after_another(golden_dir, talks, pairs, cache, weighting, changes):
     settings = config(golden_dir, talk_source(talks), tars(pairs), loss_weighting=weighting, **changes)
-    data, builder = packed(settings, cache), SampleBuilder(settings, GEOMETRY)
+    data, builder = packed(settings, cache), SampleBuilder(settings, geometry=GEOMETRY)
     sources = [open_source(source.spec) for source in settings.sources]
     for step in range(3):
         batch = data.batch(step)
