@@ -59,8 +59,8 @@ class DataConfig:
         "exact", help="Pillow's bicubic, equal to the reference, or scaled JPEG decoding and SIMD resizing"
     )
     jpeg_augment: bool = field(False, help="re-encode each tile as JPEG at a random quality 75..100")
-    max_image_pixels: int = field(50_000_000, help="limit of width x height, judged before decoding")
-    max_image_bytes: int = field(50_000_000, help="limit of an encoded image")
+    max_image_pixels: int = field(50_000_000, ge=1, help="limit of width x height, judged before decoding")
+    max_image_bytes: int = field(50_000_000, ge=1, help="limit of an encoded image")
     min_image_side: int = field(8, ge=1, help="least width and height of an image, pixels")
     max_aspect: float = field(50.0, ge=1, help="limit of an image's longer edge / shorter edge")
     max_caption_chars: int = field(1000, ge=1, help="longer captions are cut at a word")

@@ -51,11 +51,11 @@ class SampleBuilder:
     """Builds samples, and counts their tokens without decoding images by the very same rules."""
 
     def __init__(
-        self, config: DataConfig, geometry: TileGeometry = DEFAULT_GEOMETRY, tokenizer: Tokenizer | None = None
+        self, config: DataConfig, tokenizer: Tokenizer | None = None, geometry: TileGeometry = DEFAULT_GEOMETRY
     ):
         """Args:
-          geometry: of the model's tiles.
           tokenizer: None = the one at `config.tokenizer`.
+          geometry: of the model's tiles.
 
         Raises DataError if the tokenizer, the template or a package is missing.
         """

@@ -63,7 +63,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> Sequence[int]:
         """Ids of `text`, without begin or end token."""
-        # What templates repeat is short.
+        # Texts that templates repeat are short.
         return self._cached(text) if len(text) <= CACHED_CHARS else self._encode(text)
 
     def _encode(self, text: str) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""What the token counts alone say of a config: a whole epoch's rows, and which row sizes suit its mixture."""
+"""What the token counts say of a config, without reading samples: an epoch's rows, and which row sizes suit it."""
 
 from __future__ import annotations
 

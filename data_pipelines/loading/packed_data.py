@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -62,7 +62,7 @@ class PackedData:
         self.cache_dir = Path(cache_dir) if cache_dir else cache_dir()
         self.spec = BatchSpec(config.visual_tokens, config.text_tokens, geometry.token_pixels, config.boundary_block)
         self.batch_size = config.batch_size
-        self.builder = SampleBuilder(config, geometry)
+        self.builder = SampleBuilder(config, geometry=geometry)
         self.tokenizer = self.builder.tokenizer
         self.sources: list[Source] = [open_source(source.spec) for source in config.sources]
         units, facts = [], []
@@ -120,19 +120,20 @@ class PackedData:
         if self.config.workers:
             self.plan.locate(start_step * self.batch_size)
             self.plan.save()  # the workers read it, and need not count anew
-        with contextlib.closing(made_ahead(self, start_step, self.host_rows(process_index, process_count))) as batches:
-            step = start_step
-            while True:
+        made_batches = made_ahead(self, start_step, self.host_rows(process_index, process_count))
+        try:
+            for step in itertools.count(start_step):
                 started = time.perf_counter()
-                made = next(batches, None)
+                made = next(made_batches, None)
                 self.report.wait_seconds += time.perf_counter() - started
                 if made is None:
-                    break
+                    return
                 self.report.add(made.samples, made.bad)
                 self.plan.locate(step * self.batch_size)  # so that this process knows the counts, whoever made it
                 yield step, made.batch
-                step += 1
-        self.plan.save()
+        finally:
+            made_batches.close()
+            self.plan.save()
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Rows `rows` (None = all) of global step `step`. Reads the samples; bad samples leave empty segments."""

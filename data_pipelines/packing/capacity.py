@@ -74,15 +74,15 @@ def suggest(visual: np.ndarray, text: np.ndarray, slots: int, unit: int) -> Sequ
       slots: the longest row wanted.
       unit: visual tokens of a tile; V is a multiple.
     """
-    grain = 64 if slots >= 4096 else 16
+    unit_text = 64 if slots >= 4096 else 16
     if not visual.any():
-        choices = {(0, slots // grain * grain)}
+        choices = {(0, slots // unit_text * unit_text)}
     else:
         ratio = text.sum() / visual.sum()
         largest = int(slots / (1 + ratio * _TEXT_FACTORS[0])) // unit * unit
         sizes = {int(largest * share) // unit * unit for share in np.linspace(0.5, 1, 9)}
         choices = {
-            (size, -(-int(size * ratio * factor) // grain) * grain)
+            (size, -(-int(size * ratio * factor) // unit_text) * unit_text)
             for size in sizes
             for factor in _TEXT_FACTORS
             if size >= np.quantile(visual, 1 - DROPPED)

@@ -114,7 +114,7 @@ def count(
 
 
 def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSample]]:
-    """For each sample what gives its text, or raises; of remote shards, several are fetched at a time."""
+    """For each sample a function that returns its text or raises; of remote shards, several are fetched at a time."""
     if not source.is_remote:
         yield from (functools.partial(source.read_text, index) for index in indices)
     else:
@@ -182,7 +182,7 @@ def _start(config: SourceConfig, data: DataConfig, geometry: TileGeometry) -> No
     global _here
     from data_pipelines.sources.source import open_source
 
-    _here = open_source(config.spec), config.prompts, SampleBuilder(data, geometry)
+    _here = open_source(config.spec), config.prompts, SampleBuilder(data, geometry=geometry)
 
 
 def _count_there(chunk: range) -> tuple[np.ndarray, list[str]]:

@@ -25,7 +25,7 @@ import numpy as np
 from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
-from data_pipelines.io.publish import new_file
+from data_pipelines.io import publish
 from data_pipelines.packing.mixture import Mixture
 from data_pipelines.packing.pack import Style, best_styles, pack
 from data_pipelines.packing.permutation import LocalPermutation, Permutation, fold
@@ -200,11 +200,8 @@ class Plan:
     def _save(self) -> None:
         if self._file is None:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = new_file(self._file)
-        with temporary.open("wb") as stream:
+        with publish.new_file(self._file) as file, file.open("wb") as stream:
             np.save(stream, self._counts.astype(np.uint32))
-        temporary.replace(self._file)
         self._saved = len(self._counts)
 
     def save(self) -> None:

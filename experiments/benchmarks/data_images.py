@@ -24,7 +24,7 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image
 
 
 def screenshot(width: int, height: int) -> Image.Image:
-    """Black text on white: what resizing shortcuts spoil first."""
+    """Black text on white: resizing shortcuts show there first."""
     image = Image.new("RGB", (width, height), "white")
     font, draw = ImageFont.load_default(14), ImageDraw.Draw(image)
     for line in range(0, height, 18):

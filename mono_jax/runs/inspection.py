@@ -51,7 +51,7 @@ def run(
     """Makes ``steps`` batches of the config's data and, if asked, packs an epoch and suggests row sizes.
 
     Args:
-      values: a config of training, of ``evip.py`` or of data alone (``DataConfig``).
+      values: a config of training, of ``evip.py`` or only of data (``DataConfig``).
       html: file for a page of the rows; the rest as in ``data_pipelines.inspection``.
 
     Returns the figures. Raises DataError or MonoJaxError.

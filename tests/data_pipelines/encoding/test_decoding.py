@@ -145,7 +145,7 @@ def test_bad_images_have_reasons():
 
 def test_limits_are_looked_at_before_decoding():
     limits = ImageLimits(max_pixels=10_000, max_bytes=5_000, min_side=8, max_aspect=10)
-    # Headers alone: decoding them would fail, or take gigabytes.
+    # Headers only: decoding them would fail, or take gigabytes.
     frame = struct.pack(">BHHB", 8, 65000, 65000, 1) + b"\x01\x11\x00"
     bomb = b"\xff\xd8\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame + b"\xff\xd9"
     assert reason(bomb, limits) == "image_too_large"

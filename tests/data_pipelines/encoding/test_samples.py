@@ -13,7 +13,7 @@ TALK = (("human", "First <image> then <image>: which?"), ("gpt", "the first"))
 
 @pytest.fixture(scope="module")
 def builder(golden_dir, tmp_path_factory):
-    return SampleBuilder(config(golden_dir, tars(tmp_path_factory.mktemp("none"))), GEOMETRY)
+    return SampleBuilder(config(golden_dir, tars(tmp_path_factory.mktemp("none"))), geometry=GEOMETRY)
 
 
 def test_caption_becomes_an_answer_to_the_prompt(builder):
@@ -87,7 +87,7 @@ def test_bad_samples_say_why_and_which(builder, raw, reason):
     assert (error.value.reason, error.value.key) == (reason, "k")
 
 
-def test_fast_path_without_its_package_is_told_at_once(golden_dir, tmp_path, monkeypatch):
+def test_fast_path_without_its_package_fails_at_once(golden_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cykooz_resizer", None)
     with pytest.raises(DataError, match=r"pip install cykooz\.resizer"):
         SampleBuilder(config(golden_dir, tars(tmp_path), pixel_path="fast"))

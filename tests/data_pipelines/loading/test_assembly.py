@@ -43,7 +43,7 @@ RAGGED = {"visual_tokens": 320, "text_tokens": 240, "boundary_block": 16}
 )
 def test_rows_hold_the_samples_one_after_another(golden_dir, talks, pairs, cache, weighting, changes):
     settings = config(golden_dir, talk_source(talks), tars(pairs), loss_weighting=weighting, **changes)
-    data, builder = packed(settings, cache), SampleBuilder(settings, GEOMETRY)
+    data, builder = packed(settings, cache), SampleBuilder(settings, geometry=GEOMETRY)
     sources = [open_source(source.spec) for source in settings.sources]
     for step in range(3):
         batch = data.batch(step)
@@ -74,7 +74,7 @@ def test_rows_hold_the_samples_one_after_another(golden_dir, talks, pairs, cache
 
 
 def test_ragged_boundaries_suit_any_mix(golden_dir, talks, pairs, cache):
-    """Rows of text alone and of images nearly alone, all of them full."""
+    """Rows of text only and of images nearly only, all of them full."""
     settings = config(golden_dir, talk_source(talks), tars(pairs), batch_size=2, block_samples=256, **RAGGED)
     data = packed(settings, cache)
     keys = [key for step in range(data.total_steps()) for key in data.sample_keys(step)]
@@ -113,7 +113,7 @@ def naive_with_segments(data, batch, row):
     return [(number, sample["ids"], sample["learnt"]) for number, sample in zip(numbers, naive_row(data, batch, row))]
 
 
-def test_text_alone_fills_rows(golden_dir, tmp_path, cache):
+def test_text_only_fills_rows(golden_dir, tmp_path, cache):
     (tmp_path / "a.txt").write_text("the grey sea and some green hill near water\n\n" * 400)
     source = {"name": "prose", "spec": {"kind": "text", "paths": str(tmp_path / "a.txt")}}
     data = packed(config(golden_dir, source, visual_tokens=0, text_tokens=128), cache)

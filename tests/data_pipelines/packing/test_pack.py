@@ -27,7 +27,7 @@ def test_nothing_packs_into_nothing():
     assert len(pack(np.zeros(0, int), np.zeros(0, int), 8, 8)) == 0
 
 
-def test_text_alone_needs_no_visual_slots():
+def test_text_only_needs_no_visual_slots():
     text = lognormal(np.random.default_rng(0), 4000, 300, 1.0, 5, 2048)
     rows = pack(np.zeros_like(text), text, 0, 4096)
     assert text.sum() / ((rows.max() + 1) * 4096) > 0.97
@@ -51,7 +51,7 @@ def test_exchanging_text_saves_rows(monkeypatch):
     assert rows.max() < 0.98 * pack(*case, [Style(1.0, 1.0, 2.0)]).max()
 
 
-def test_blocks_packed_alone_cost_under_half_a_percent():
+def test_blocks_packed_separately_cost_under_half_a_percent():
     visual, text = stage_lengths("S1.1", 4 * 16384)
     slots = 8192, 1072
     styles = best_styles(visual[:16384], text[:16384], *slots)

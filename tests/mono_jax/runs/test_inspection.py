@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
+from mono_jax.errors import ConfigError, WeightsError
+from mono_jax.models.presets import preset
+from mono_jax.runs.inspection import tile_geometry
+
+
+@pytest.mark.parametrize(
+    ("values", "geometry"),
+    [
+        ({}, DEFAULT_GEOMETRY),
+        ({"model": {"preset": "internlm2_1_8b"}}, DEFAULT_GEOMETRY),
+        ({"model": {"preset": "mono_internvl_2b_56px"}}, TileGeometry(448, 56)),
+        ({"model": {"preset": "tiny_mono"}}, TileGeometry(32, 8)),
+        (
+            {"model": {"preset": "tiny_mono", "vision": {"tile_size": 64, "ps_version": "v1"}}},
+            TileGeometry(64, 8, "v1"),
+        ),
+        ({"vision": {"patch_size": 16, "image_size": 64}}, TileGeometry(64, 32)),
+    ],
+)
+def test_tiles_are_those_of_the_model(values: dict[str, Any], geometry: TileGeometry):
+    assert tile_geometry(values) == geometry
+
+
+def test_a_model_says_its_geometry():
+    vision = preset("tiny_mono").vision
+    assert vision.geometry.tokens_per_tile == vision.tile_tokens
+
+
+def test_bad_models_are_named():
+    with pytest.raises(ConfigError, match="tiny_mono"):
+        tile_geometry({"model": {"preset": "tiny_mon"}})
+    with pytest.raises(ConfigError, match="patch_size"):
+        tile_geometry({"vision": {"patchsize": 16}})
+    with pytest.raises(WeightsError, match="no such folder"):
+        tile_geometry({"init": "absent"})
