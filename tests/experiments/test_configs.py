@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mono_jax.runs import config_file
-from mono_jax.runs.config import EvipConfig, RunConfig, architecture_of
+from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.program import architecture_of
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 

@@ -15,7 +15,8 @@ from data_pipelines import strict
 from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
-from mono_jax.runs.config import RunConfig, architecture_of
+from mono_jax.runs.config import RunConfig
+from mono_jax.runs.program import architecture_of
 
 SOURCE = {"name": "laion", "spec": {"kind": "tar", "paths": "laion/*.tar"}}
 GOOD = {
