@@ -15,23 +15,25 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from mono_jax.runs import config_file
+from mono_jax.runs.config import EvipConfig, RunConfig
 
 ROOT = Path(__file__).parent.parent
 # Each takes longer to import than the rest of a command's --help.
 HEAVY = (
-    *"jax",
-    "flax",
-    "optax",
-    "orbax",
-    "grain",
-    "tensorstore",
-    "pyarrow",
-    "matplotlib",
-    "torch",
-    "tensorflow_datasets",
+    *("jax", "flax", "optax", "orbax", "grain", "tensorstore", "pyarrow", "matplotlib", "torch"),
+    *("tensorflow_datasets", "tokenizers", "sentencepiece", "fsspec"),
 )
+# What stands for the configs of one's own, my.py and my_config.py, in examples.
+OWN_CONFIG = """
+from ml_collections import ConfigDict
+def get_config():
+    source = {"name": "laion", "spec": {"kind": "tar", "paths": "laion/*.tar"}}
+    data = {"tokenizer": "tokenizer", "sources": [source]}
+    return ConfigDict({"stage": "S2", "steps": 9, "model": {"preset": "tiny_mono"}, "data": data})
+"""
 HELP = f"""
 import contextlib, io, runpy, sys
 sys.argv = [sys.argv[1], "--help"]
@@ -113,21 +115,32 @@ def module_of(file: str) -> ModuleType:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_examples_in_the_help_are_taken(
-    command: str, parse_only: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    command: str, parse_only: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.chdir(ROOT)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    for name in ("my.py", "my_config.py"):
+        (tmp_path / name).write_text(OWN_CONFIG)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         module_of(command).main(["--help"])
     found = examples(capsys.readouterr().out.partition("\n\n")[2])  # without the usage
     assert found, f"{command} --help has no example"
     for file, arguments in found:
+        line = f"{file} {shlex.join(arguments)}"
         try:
             module_of(file).main(arguments)
-        except Parsed:
-            continue
+        except Parsed as parsed:
+            check_config(parsed.args[0])
         except SystemExit as stop:
-            pytest.fail(f"{file} {shlex.join(arguments)}: {stop.code}; {capsys.readouterr().err}")
-        pytest.fail(f"{file} {shlex.join(arguments)}: the command did not parse")
+            pytest.fail(f"{line}: exit code {stop.code}; {capsys.readouterr().err}")
+        else:
+            pytest.fail(f"{line}: the command did not parse")
+
+
+def check_config(parsed: Any) -> None:
+    """Raises if ``parsed`` has a config that does not become its dataclass."""
+    if isinstance(parsed, tuple) and isinstance(parsed[1], ConfigDict):
+        (EvipConfig if "stages" in parsed[1] else RunConfig).from_dict(parsed[1])
 
 
 def test_examples_are_found_in_help_texts():

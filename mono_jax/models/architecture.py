@@ -47,7 +47,7 @@ class VisionConfig:
     )
     num_channels: int = field(3, ge=1, help="of the pixels")
     downsample_ratio: float = field(
-        0.5, gt=0, le=1, help="of the pixel shuffle: 0.5 merges 2x2 patches into one token, 1 merges none"
+        0.5, ge=0.01, le=1, help="of the pixel shuffle: 0.5 merges 2x2 patches into one token, 1 merges none"
     )
     ps_version: Literal["v1", "v2"] = field("v2", help='order of a tile\'s tokens: "v2" = by rows, "v1" = by columns')
     num_hidden_layers: int = field(24, ge=1, help="InternViT: layers")

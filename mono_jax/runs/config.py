@@ -10,13 +10,14 @@ from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import VisionConfig
+from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.stages import STAGES, Stage, get_stage
 
 Dtype = Literal["bfloat16", "float32"]
+ModelChanges = strict.Part[Architecture, "preset"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class RunConfig:
 
     stage: str = field(help="what trains, and how: a name in mono_jax.training.stages.STAGES", choices=tuple(STAGES))
     data: DataConfig = field(help="sources, packing and batches")
-    model: Mapping[str, Any] = field(
+    model: ModelChanges = field(
         default_factory=dict, help='"preset" (unless `init` is given), and keys of the architecture to change'
     )
     init: str = field(
@@ -87,7 +88,7 @@ class RunConfig:
 class EvipConfig:
     """A sequence of stages: what ``experiments/evip.py`` runs."""
 
-    stages: Mapping[str, Mapping[str, Any]] = field(
+    stages: Mapping[str, strict.Part[RunConfig]] = field(
         help="{folder: keys of a stage's config}, in order; `data` there adds to the common `data`, and what it lacks "
         "(sources, tokenizer) comes from the sets"
     )
@@ -95,8 +96,8 @@ class EvipConfig:
         default_factory=dict,
         help='{"kind": "demo" (built into WORKDIR/data, with "seed" and sizes) or "folder" (with "path")}; {} = none',
     )
-    common: Mapping[str, Any] = field(default_factory=dict, help="keys of a stage's config, for all stages")
-    data: Mapping[str, Any] = field(default_factory=dict, help="keys of the data config, for all stages")
+    common: strict.Part[RunConfig] = field(default_factory=dict, help="keys of a stage's config, for all stages")
+    data: strict.Part[DataConfig] = field(default_factory=dict, help="keys of the data config, for all stages")
     init: str = field("", help="base language model (model or Hugging Face folder), if no stage S0 makes one")
     vision: VisionConfig = field(default_factory=VisionConfig, help="the patch embedding that a base without one gets")
     attention_experts: bool = field(False, help="visual attention experts too (Mono-InternVL-1.5)")

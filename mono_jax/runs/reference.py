@@ -19,8 +19,37 @@ line that names it.
 When a run resumes with another config, keys marked *free* may differ; another value of any other key stops it, unless
 `allow_changes` is set.
 
-This file is written by `make docs/config.md`; `--help-config` prints the same in the terminal.
+This file is written by `python docs/make_config.py`; `--help-config` prints the same in the terminal.
 """
+
+
+def stage_keys() -> str:
+    """All keys of ``experiments/train.py``'s config, for the terminal."""
+    from mono_jax.models.architecture import Architecture
+    from mono_jax.runs.config import RunConfig  # here, so that commands can name this function before they parse
+
+    return help_text(("config", RunConfig), ("config.model", Architecture))
+
+
+def evip_keys() -> str:
+    """All keys of ``experiments/evip.py``'s config, for the terminal."""
+    from mono_jax.models.architecture import Architecture
+    from mono_jax.runs.config import EvipConfig, RunConfig
+
+    stage = "config.stages.NAME"
+    return help_text(("config", EvipConfig), (stage, RunConfig), (f"{stage}.model", Architecture))
+
+
+def document() -> str:
+    """``docs/config.md``."""
+    from mono_jax.models.architecture import Architecture
+    from mono_jax.runs.config import EvipConfig, RunConfig
+
+    return markdown(
+        ("A stage: `experiments/train.py`", "", RunConfig),
+        ("The model: changes of the preset or of `init`, whose values are the defaults", "model", Architecture),
+        ("A sequence of stages: `experiments/evip.py`", "", EvipConfig),
+    )
 
 
 def help_text(*chapters: tuple[str, type]) -> str:

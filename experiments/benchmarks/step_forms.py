@@ -1,0 +1,152 @@
+"""One and the same model in three forms, each with its training step: what ``train_step.py`` compares."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Batch, BatchSpec
+from mono_jax import tree
+from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.models.execution import Execution
+from mono_jax.models.presets import preset
+from mono_jax.models.transformer import Model
+from mono_jax.parallel.mesh import make_mesh, put_batch
+from mono_jax.training import optim, stages
+from mono_jax.training import step as train
+from mono_jax.training.optim_config import OptimConfig
+from mono_jax.training.state import init_state
+from mono_jax.weights.hf_config import config_to_hf
+from mono_jax.weights.writers import named_tensors
+
+FORMS = ("static", "dense_both", "torch")
+OPTIM = OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A model and the batch it trains on: ``rows`` rows of one sample with ``visual`` and ``text`` tokens."""
+
+    config: Architecture
+    rows: int
+    visual: int
+    text: int
+    dtype: str
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * (self.visual + self.text)
+
+
+WORKLOADS = {
+    "cpu_59m": Workload(
+        Architecture(
+            vocab_size=2048,
+            hidden_size=512,
+            intermediate_size=2048,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            vision=VisionConfig(hidden_size=128, image_size=224),
+            visual_ffn_experts=True,
+            image_token_id=2047,
+        ),
+        rows=2,
+        visual=448,
+        text=64,
+        dtype="float32",
+    ),
+    "mono_internvl_2b": Workload(preset("mono_internvl_2b"), rows=4, visual=3584, text=512, dtype="bfloat16"),
+    "tiny": Workload(preset("tiny_mono"), rows=2, visual=32, text=16, dtype="float32"),
+}
+
+
+def make_batch(work: Workload, seed: int = 0) -> Batch:
+    """One sample per row: a BOS token, its image's tiles, then text; every text target counts."""
+    config, rng = work.config, np.random.default_rng(seed)
+    tile = config.vision.tile_tokens
+    if work.visual % tile:
+        raise ConfigError(f"--visual={work.visual}: use a multiple of the {tile} tokens of a tile")
+    batch = BatchSpec(work.visual, work.text, config.vision.token_pixels).empty(work.rows)
+    batch["patches"][:] = rng.integers(0, 256, batch["patches"].shape, np.uint8)
+    batch["patch_cells"][:] = np.tile(np.arange(tile), work.visual // tile)
+    batch["tokens"][:] = rng.integers(3, config.image_token_id, (work.rows, work.text))
+    batch["targets"][:, :-1] = batch["tokens"][:, 1:]
+    # The BOS token's successor is visual, the last token has none.
+    batch["loss_weights"][:, 1:-1] = 1.0
+    slots = np.arange(work.visual + work.text)
+    batch["order"][:] = np.concatenate([[work.visual], slots[: work.visual], slots[work.visual + 1 :]])
+    batch["positions"][:] = slots
+    batch["segments"][:] = 1
+    return batch
+
+
+class Form(Protocol):
+    """A model, its state and a batch; ``step`` runs to the end of one update and returns the loss before it."""
+
+    def step(self) -> float: ...
+
+
+class JaxForm:
+    """mono_jax's own train_step, compiled for one device, state donated."""
+
+    def __init__(self, work: Workload, params: tree.Tree, stage: stages.Stage, experts: str, remat: str, batch: Batch):
+        model = Model(work.config, Execution(experts=experts, remat=remat))
+        dtype = jnp.dtype(work.dtype)
+        optimizer = optim.make_optimizer(stage, model.config, params, 1000, OPTIM)
+        mesh = make_mesh(devices=jax.devices()[:1])
+        self._state, self._frozen = init_state(stage, model, optimizer, params, dtype)
+        step = train.make_train_step(model, optimizer, dtype=dtype)
+        self._batch = put_batch(batch, mesh)
+        jitted = train.jit_train_step(step, model, self._state, self._frozen, mesh)
+        self._step = jitted.lower(self._state, self._frozen, self._batch).compile()
+
+    def step(self) -> float:
+        self._state, metrics = self._step(self._state, self._frozen, self._batch)
+        jax.block_until_ready(self._state)
+        return float(metrics["loss"])
+
+
+class TorchForm:
+    """The plain PyTorch form on the CPU with the same weights, pixels and tokens."""
+
+    def __init__(self, work: Workload, params: tree.Tree, stage: stages.Stage, remat: str, batch: Batch):
+        import torch  # OMP_NUM_THREADS says on how many cores it runs; default all
+
+        from experiments.benchmarks.step.torch_form import TorchModel, TorchTrainer
+
+        config = work.config
+        tensors = {n: torch.from_numpy(np.array(t)) for n, t in named_tensors(config, params).items()}
+        model = TorchModel(config_to_hf(config), tensors, image_token=config.image_token_id, remat=remat != "none")
+        self._trainer = TorchTrainer(model, stage.name, OPTIM.learning_rate, weight_decay=OPTIM.weight_decay)
+        first, rest = batch["tokens"][:, :1], batch["tokens"][:, 1:]
+        images = np.full((work.rows, work.visual), config.image_token_id)
+        unlabelled = np.full((work.rows, 2 + work.visual), -100)
+        self._batch = {
+            "input_ids": torch.from_numpy(np.concatenate([first, images, rest], axis=1).astype(np.int64)),
+            "labels": torch.from_numpy(np.concatenate([unlabelled, rest[:, 1:]], axis=1).astype(np.int64)),
+            "pixel_values": torch.from_numpy(_tiles(config, batch["patches"])),
+        }
+
+    def step(self) -> float:
+        return float(self._trainer.step(**self._batch)[0])
+
+
+def _tiles(config: Architecture, patches: np.ndarray) -> np.ndarray:
+    """Normalised tiles float32 [N, 3, H, W] from the pixels of their tokens [B, V, P, P, 3]."""
+    side, edge = config.vision.tile // config.vision.token_pixels, config.vision.token_pixels
+    pixels = (patches.astype(np.float32) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    grid = pixels.reshape(-1, side, side, edge, edge, 3).transpose(0, 5, 1, 3, 2, 4)
+    return np.ascontiguousarray(grid.reshape(-1, 3, side * edge, side * edge))
+
+
+def build(form: str, work: Workload, params: tree.Tree, stage: stages.Stage, remat: str, batch: Batch) -> Form:
+    """The form of that name, compiled and ready to step."""
+    if form == "torch":
+        return TorchForm(work, params, stage, remat, batch)
+    return JaxForm(work, params, stage, form, remat, batch)
