@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 # Further packages: EXTRA=torch==2.13.0 also runs the comparisons with the plain PyTorch form.
 EXTRA ?=
+# One stamp for each set of packages: another EXTRA is installed even where the environment exists.
+STAMP := $(VENV)/.installed-$(shell printf '%s' '$(EXTRA)' | cksum | cut -d' ' -f1)
 
 .PHONY: demo test lint clean
 
-demo: $(STAMP)  ## the whole of EViP in miniature; interrupted and run again, it goes on
+demo: $(STAMP)  ## the whole of EViP in miniature; interrupted and run again, it resumes
 	JAX_PLATFORMS=cpu $(BIN)/python experiments/evip.py --config=experiments/configs/demo.py --workdir=runs/demo
 
 test: $(STAMP)  ## lint and all tests but the slow ones

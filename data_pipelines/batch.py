@@ -72,8 +72,8 @@ class BatchSpec:
     Attributes:
       visual_tokens: V, visual slots of a row.
       text_tokens: T, text slots of a row.
-      token_pixels: P, see `TileGeometry`.
-      boundary_block: 0 = as drawn above. Else boundaries are ragged (see `ragged`): each row has V slots in all, at
+      token_pixels: P, see ``TileGeometry``.
+      boundary_block: 0 = as drawn above. Else boundaries are ragged (see ``ragged``): each row has V slots in all, at
         most T of them text, and a boundary of its own at a multiple of this.
     """
 

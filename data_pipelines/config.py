@@ -121,7 +121,7 @@ class DataConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
-        """From plain nested dicts; `sources` may be a list of dicts or a dict name -> dict. Raises DataError."""
+        """From plain nested dicts; ``sources`` may be a list of dicts or a dict name -> dict. Raises DataError."""
         return strict.build(cls, values, "data")
 
     def most_tokens(self, tokens_per_tile: int) -> int:
@@ -132,7 +132,7 @@ class DataConfig:
         return self.visual_tokens - (0 if exact else self.boundary_block - 1)
 
     def digest(self, *fields: str, extra: str = "") -> str:
-        """Hash (16 hex digits) of the named fields and of `extra`."""
+        """Hash (16 hex digits) of the named fields and of ``extra``."""
         values = [{name: getattr(self, name) for name in fields}, extra]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

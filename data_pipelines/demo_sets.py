@@ -1,6 +1,6 @@
 """Builds the demo sets: small sets that every stage can train on and be evaluated with.
 
-They are made of real input that pip alone can fetch. A second run keeps what is built and resumes what was interrupted.
+They are made of real input that pip can fetch. A second run keeps what is built and resumes what was interrupted.
 """
 
 from __future__ import annotations

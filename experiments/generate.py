@@ -39,7 +39,7 @@ def build_parser() -> Any:
     add("--top_p", type=float, default=Sampling.top_p, help="draw from the likeliest that add up to p (%(default)s)")
     add("--seed", type=int, default=Sampling.seed, help="of the draws (%(default)s)")
     add("--max_tiles", type=int, help=f"most tiles of an image (the model's own, else {PromptFormat.max_tiles})")
-    add("--template", help=f"chat template (the model's own); {NO_TEMPLATE} = go on with the prompt as it stands")
+    add("--template", help=f"chat template (the model's own); {NO_TEMPLATE} = continue the prompt as it is")
     add("--system_message", help='the system turn (the template\'s own); "" = none')
     add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")
     add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, on a CPU float32")

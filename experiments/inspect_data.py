@@ -1,6 +1,6 @@
 """Shows the batches that a config trains on: hashes, occupancy, what is skipped, a page of pictures, good row sizes.
 
---config is a Python file with get_config() -> ConfigDict, of training or only of data: its key `data` (or, if it has
+--config is a Python file with get_config() -> ConfigDict, of training or only of data: its key ``data`` (or, if it has
 none, the whole config) holds what data_pipelines/config.py describes (DataConfig). The size of tiles comes from the
 config's keys init, model or vision; without them it is that of the public release.
 

@@ -1,8 +1,8 @@
 """The devices that a program is traced for, as JAX's own mesh in use names them.
 
-The mesh in use is `jax.sharding.get_abstract_mesh()`: what `jax.set_mesh(mesh)` or, for absent devices,
-`jax.sharding.use_abstract_mesh(mesh.abstract_mesh)` has set. It knows its axes and the kind of its devices. Where none
-is in use, a program runs on the first local device.
+The mesh in use is ``jax.sharding.get_abstract_mesh()``: what ``jax.set_mesh(mesh)`` or, for absent devices,
+``jax.sharding.use_abstract_mesh(mesh.abstract_mesh)`` has set. It knows its axes and the kind of its devices. Where
+none is in use, a program runs on the first local device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TPU_KINDS = {"tpu_v5e": "TPU v5 lite", "tpu_v5p": "TPU v5", "tpu_v6e": "TPU v6 
 
 
 def device_in_use() -> AbstractDevice | jax.Device:
-    """The device that is traced for; it has a `device_kind` and a `platform`."""
+    """The device that is traced for; it has a ``device_kind`` and a ``platform``."""
     return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
@@ -57,7 +57,7 @@ def is_hopper(device: str) -> bool:
 def targeting(device: str | jax.Device) -> contextlib.AbstractContextManager[Any]:
     """Within it programs are traced for one device that may be absent: a key ("tpu_v5e") or a described device.
 
-    For a mesh of absent devices use `jax.sharding.use_abstract_mesh(mesh.abstract_mesh)`.
+    For a mesh of absent devices use ``jax.sharding.use_abstract_mesh(mesh.abstract_mesh)``.
     """
     if isinstance(device, str):
         described = _of_key(device)
@@ -80,15 +80,15 @@ def _of_key(key: str) -> AbstractDevice:
 
 
 def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`function` run by each device of the mesh in use on its own part of the arguments (`jax.shard_map`).
+    """``function`` run by each device of the mesh in use on its own part of the arguments (``jax.shard_map``).
 
     Kernels need this: the partitioner can split only XLA's own operations. Where no mesh is in use, or it has one
-    device, or the caller is inside a `shard_map` already, `function` is returned as it is. Axes that the mesh in use
-    does not have are dropped from the specs.
+    device, or the caller is inside a ``shard_map`` already, ``function`` is returned as it is. Axes that the mesh in
+    use does not have are dropped from the specs.
 
     Args:
       function: of arrays or pytrees of them.
-      in_specs: PartitionSpecs, a prefix of the tree of arguments, as for `jax.shard_map`.
+      in_specs: PartitionSpecs, a prefix of the tree of arguments, as for ``jax.shard_map``.
       out_specs: likewise for the result.
     """
     mesh = _split_mesh()
@@ -104,7 +104,7 @@ def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> C
 
 
 def axis_that_splits(size: int, axis: str | None) -> str | None:
-    """The axis, if the mesh in use has it and it divides `size`; else None: not split."""
+    """The axis, if the mesh in use has it and it divides ``size``; else None: not split."""
     mesh = _split_mesh()
     return axis if mesh is not None and axis in mesh.shape and size % mesh.shape[axis] == 0 else None
 

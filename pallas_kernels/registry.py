@@ -27,7 +27,7 @@ IMPLEMENTATIONS = {
 
 
 class Problem(Protocol):
-    """What an implementation is chosen for; hashable. `pallas_kernels.experts.contract` has the full one."""
+    """What an implementation is chosen for; hashable. ``pallas_kernels.experts.contract`` has the full one."""
 
     op: str
     rows: int
@@ -38,16 +38,16 @@ class Problem(Protocol):
 
 
 class Implementation(Protocol):
-    """What can be chosen; `pallas_kernels.experts.contract` has the full one. Its fields are tuning parameters."""
+    """What can be chosen; ``pallas_kernels.experts.contract`` has the full one. Its fields are tuning parameters."""
 
     name: str
 
     def unsupported(self, problem: Any) -> str | None:
-        """Why this implementation cannot serve `problem`, or None if it can."""
+        """Why this implementation cannot serve ``problem``, or None if it can."""
 
 
 def implementation_class(name: str) -> type[Any]:
-    """The class registered under `name`; `Unavailable` if its module cannot be imported here."""
+    """The class registered under ``name``; ``Unavailable`` if its module cannot be imported here."""
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"no implementation {name!r}; there are {', '.join(IMPLEMENTATIONS)}")
     module, attribute = IMPLEMENTATIONS[name].split(":")
@@ -68,7 +68,7 @@ def tuning_table(device: str) -> dict[str, Any]:
 
 
 def resolve(implementation: str | Implementation | None, problem: Problem) -> Any:
-    """An instance that serves `problem`; `Unavailable` with the reason(s) if there is none."""
+    """An instance that serves ``problem``; ``Unavailable`` with the reason(s) if there is none."""
     if implementation is None:
         return choose(problem)
     if isinstance(implementation, str):
@@ -80,7 +80,7 @@ def resolve(implementation: str | Implementation | None, problem: Problem) -> An
 
 @functools.cache
 def choose(problem: Problem) -> Any:
-    """The first implementation in the tuning table's order of preference that can serve `problem`.
+    """The first implementation in the tuning table's order of preference that can serve ``problem``.
 
     Raises:
       Unavailable: none can; the message says why each of them refused.
@@ -101,7 +101,7 @@ def choose(problem: Problem) -> Any:
 
 
 def tuned_parameters(name: str, problem: Problem) -> dict[str, Any]:
-    """Tuning parameters of implementation `name`: the entry that fits best, on top of the defaults."""
+    """Tuning parameters of implementation ``name``: the entry that fits best, on top of the defaults."""
     table = tuning_table(problem.device)["parameters"].get(name, {})
     parameters = dict(table.get("default", {}))
     fits = [

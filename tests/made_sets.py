@@ -28,7 +28,7 @@ def picture(rng: np.random.Generator, width: int, height: int, format: str = "JP
 
 
 def write_pairs(folder: Path, count: int, *, seed: int = 0, broken: tuple[int, ...] = (), per_shard: int = 40) -> None:
-    """`count` image-text pairs in tars; the images with a number in `broken` are cut off in the middle."""
+    """``count`` image-text pairs in tars; the images with a number in ``broken`` are cut off in the middle."""
     rng = np.random.default_rng(seed)
     with ShardWriter(folder, samples_per_shard=per_shard) as writer:
         for number in range(count):
@@ -45,7 +45,7 @@ def write_conversations(file: Path, records: list[dict[str, Any]]) -> None:
 
 
 def config(golden: Path, *sources: dict[str, Any], **changes: Any) -> DataConfig:
-    """At most 3 tiles (of `GEOMETRY`: 4 visual tokens each) and a thumbnail."""
+    """At most 3 tiles (of ``GEOMETRY``: 4 visual tokens each) and a thumbnail."""
     values = {
         "sources": list(sources),
         "tokenizer": str(golden / "chat"),

@@ -20,8 +20,8 @@ _RESERVED = re.compile(rf"<\|\w+\|>|{IMAGE}|{IMAGE_CONTEXT}|</?s>|</?quad>")
 def clean_caption(text: str, max_chars: int = 1000) -> str:
     """A caption as found on the web, made fit to train on.
 
-    Entities become characters, HTML tags and tokens that steer the model are dropped (`<ref>` and `<box>` stay), so
-    are control characters; white space becomes single spaces; what is longer than `max_chars` is cut at a word.
+    Entities become characters, HTML tags and tokens that steer the model are dropped (``<ref>`` and ``<box>`` stay), so
+    are control characters; white space becomes single spaces; what is longer than ``max_chars`` is cut at a word.
 
     Raises BadSample "empty_caption" if nothing is left.
     """

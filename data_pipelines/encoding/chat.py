@@ -17,7 +17,7 @@ IMAGE = "<image>"  # stands for an image in the text of a conversation
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """How turns are written; `{}` stands for the text of one."""
+    """How turns are written; ``{}`` stands for the text of one."""
 
     message: str
     system: str
@@ -69,8 +69,8 @@ class ChatEncoder:
 
         Args:
           turns: (speaker, text), the speaker being "system" (first only), "human" or "gpt".
-          images: number of visual tokens of each image, in order of the `<image>`s in the text; where no text has an
-            `<image>` they go in front of the first question.
+          images: number of visual tokens of each image, in order of the ``<image>``s in the text; where no text has an
+            ``<image>`` they go in front of the first question.
           answer: end with the head of an answer that is to be generated.
 
         Returns:
@@ -133,7 +133,7 @@ class ChatEncoder:
     def _add(
         self, ids: list[int], mask: list[float], text: str, images: Iterator[int], head: int | None = None
     ) -> None:
-        """Appends `text`; `head` = number of its first tokens that are not trained on, None = all of them."""
+        """Appends ``text``; ``head`` = number of its first tokens that are not trained on, None = all of them."""
         start = len(ids)
         for number, part in enumerate(text.split(IMAGE)):
             if number:
@@ -155,7 +155,7 @@ class ChatEncoder:
         return len(self._begin)
 
     def piece(self, ids: np.ndarray, number: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """Piece `number` of a plain text: ids int32 [n], n <= longest, and the mask (all but the begin token)."""
+        """Piece ``number`` of a plain text: ids int32 [n], n <= longest, and the mask (all but the begin token)."""
         room = longest - len(self._begin)
         ids = np.concatenate([np.array(self._begin, np.int32), ids[number * room : (number + 1) * room]])
         mask = np.ones(len(ids), np.float32)

@@ -31,7 +31,7 @@ class ImageLimits:
     max_aspect: float = 50.0
 
     def refuse(self, width: int | np.ndarray, height: int | np.ndarray) -> int | np.ndarray:
-        """0 for sizes that are fine, else an index of `SIZE_REASONS`; numbers or int64 arrays."""
+        """0 for sizes that are fine, else an index of ``SIZE_REASONS``; numbers or int64 arrays."""
         large = width * height > self.max_pixels
         small = (width < self.min_side) | (height < self.min_side)
         elongated = (width > height * self.max_aspect) | (height > width * self.max_aspect)
@@ -68,7 +68,7 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
       uint8 [height, width, 3] RGB.
 
     Raises:
-      BadSample: as `check_header`, and "truncated_image", "corrupt_image".
+      BadSample: as ``check_header``, and "truncated_image", "corrupt_image".
     """
     header = check_header(data, limits)
     if header.format == "jpeg" and _is_plain_jpeg(data):

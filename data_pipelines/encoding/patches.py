@@ -72,10 +72,10 @@ def image_patches(
       out: uint8 [at least v, P, P, 3], contiguous: where to write; None = new memory.
 
     Returns:
-      uint8 [v, P, P, 3], v = `tiling.tokens` of the image's size.
+      uint8 [v, P, P, 3], v = ``tiling.tokens`` of the image's size.
 
     Raises:
-      BadSample: as `decode`, and "length_mismatch" if `out` is too small.
+      BadSample: as ``decode``, and "length_mismatch" if ``out`` is too small.
     """
     geometry = tiling.geometry
     tile = geometry.tile_size

@@ -27,7 +27,7 @@ class Sample:
 
     Attributes:
       key: where it comes from.
-      input_ids: int32 [n], the id of `<IMG_CONTEXT>` where a visual token stands.
+      input_ids: int32 [n], the id of ``<IMG_CONTEXT>`` where a visual token stands.
       visual: bool [n], True there.
       loss_mask: float32 [n], 1 where the id is to be predicted.
       patches: uint8 [v, P, P, 3].
@@ -54,7 +54,7 @@ class SampleBuilder:
         self, config: DataConfig, tokenizer: Tokenizer | None = None, geometry: TileGeometry = DEFAULT_GEOMETRY
     ):
         """Args:
-          tokenizer: None = the one at `config.tokenizer`.
+          tokenizer: None = the one at ``config.tokenizer``.
           geometry: of the model's tiles.
 
         Raises DataError if the tokenizer, the template or a package is missing.
@@ -85,7 +85,7 @@ class SampleBuilder:
         piece: int = 0,
         out: np.ndarray | None = None,
     ) -> Sample:
-        """The sample in `raw`.
+        """The sample in ``raw``.
 
         Args:
           raw: of a source.
@@ -134,7 +134,7 @@ class SampleBuilder:
         return (images[0] if len(images) == 1 else np.concatenate([empty, *images])), counts
 
     def turns(self, raw: RawSample, images: int, prompt: str) -> tuple[tuple[str, str], ...]:
-        """The conversation in `raw`; a caption becomes the answer to `prompt`."""
+        """The conversation in ``raw``; a caption becomes the answer to ``prompt``."""
         if raw.conversations:
             return raw.conversations
         if raw.caption is None:
@@ -154,7 +154,7 @@ class SampleBuilder:
     def text_tokens(self, raw: RawSample, images: int, prompt: str = CAPTION_PROMPT) -> tuple[int, bool]:
         """Number of text tokens of a sample read without its images, and whether it is plain text.
 
-        Plain text is counted whole, without begin token. Raises BadSample as `build`.
+        Plain text is counted whole, without begin token. Raises BadSample as ``build``.
         """
         if raw.text is not None and not images:
             return len(self.chat.plain(raw.text)), True
@@ -168,7 +168,7 @@ class SampleBuilder:
           sizes: int [sum(counts), 2] width and height.
 
         Returns:
-          tokens int32 [n] and reason code int32 [n], an index of `SIZE_REASONS`: 0 = fine.
+          tokens int32 [n] and reason code int32 [n], an index of ``SIZE_REASONS``: 0 = fine.
         """
         owner = np.repeat(np.arange(len(counts)), counts)
         codes = np.zeros(len(counts), np.int32)

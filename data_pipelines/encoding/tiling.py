@@ -26,7 +26,7 @@ class Tiling:
     thumbnail: bool = True
 
     def shared(self, images: int) -> Tiling:
-        """The tiling of each image of a sample with that many: they share `max_tiles`."""
+        """The tiling of each image of a sample with that many: they share ``max_tiles``."""
         limit = max(1, self.max_tiles // max(1, images))
         return dataclasses.replace(self, max_tiles=limit, min_tiles=min(self.min_tiles, limit))
 
@@ -64,7 +64,7 @@ def _grids(low: int, high: int) -> np.ndarray:
 
 
 def patch_cells(geometry: TileGeometry, tokens: int) -> np.ndarray:
-    """`patch_cells` of `tokens` visual tokens in their order: int32 [tokens], cells counted row by row in a tile."""
+    """``patch_cells`` of ``tokens`` visual tokens in their order: int32 [tokens], cells counted row by row in a tile."""
     tile = _tile_cells(geometry.edge, geometry.ps_version)
     return np.tile(tile, tokens // len(tile))
 
@@ -77,13 +77,13 @@ def _tile_cells(edge: int, ps_version: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=65_536)
 def grid_of(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
-    """(columns, rows) that `tiling` chooses for one image."""
+    """(columns, rows) that ``tiling`` chooses for one image."""
     columns, rows = tiling.choose(np.array([[width, height]]))[0]
     return int(columns), int(rows)
 
 
 def cut_tiles(image: np.ndarray, geometry: TileGeometry, out: np.ndarray) -> None:
-    """Cuts an image of whole tiles into visual tokens: tiles row by row, tokens within a tile as `ps_version` says.
+    """Cuts an image of whole tiles into visual tokens: tiles row by row, tokens within a tile as ``ps_version`` says.
 
     Args:
       image: uint8 [rows * tile, columns * tile, 3].

@@ -15,7 +15,7 @@ CACHED_CHARS = 200  # longer texts are not likely to recur
 
 
 class Tokenizer:
-    """A SentencePiece model with added tokens, or a Hugging Face `tokenizer.json`.
+    """A SentencePiece model with added tokens, or a Hugging Face ``tokenizer.json``.
 
     Added tokens are cut out of the text first, and what lies between them is encoded piece by piece.
 
@@ -26,8 +26,8 @@ class Tokenizer:
 
     def __init__(self, path: str | Path):
         """Args:
-          path: a folder with `tokenizer.model` or `tokenizer.json`, or one of these files. Beside it may lie
-            `added_tokens.json` (token -> id) and `tokenizer_config.json` (whose `added_tokens_decoder` is read).
+          path: a folder with ``tokenizer.model`` or ``tokenizer.json``, or one of these files. Beside it may lie
+            ``added_tokens.json`` (token -> id) and ``tokenizer_config.json`` (whose ``added_tokens_decoder`` is read).
 
         Raises DataError if no tokenizer is there or it cannot be read.
         """
@@ -62,7 +62,7 @@ class Tokenizer:
         raise DataError(f"tokenizer: no token {token!r}; {did_you_mean(token, self.added)}")
 
     def encode(self, text: str) -> Sequence[int]:
-        """Ids of `text`, without begin or end token."""
+        """Ids of ``text``, without begin or end token."""
         # Texts that templates repeat are short.
         return self._cached(text) if len(text) <= CACHED_CHARS else self._encode(text)
 
@@ -76,7 +76,7 @@ class Tokenizer:
         return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, added tokens by name."""
+        """Text of ``ids``, added tokens by name."""
         parts, words = [], []
         for number in [*map(int, ids), None]:
             if number is None or number in self._names:

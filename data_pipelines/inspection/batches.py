@@ -31,7 +31,7 @@ def batch_hash(batch: Batch) -> str:
 
 
 def global_batches(data: PackedData, start: int, steps: int, hosts: int) -> Iterator[tuple[int, Batch]]:
-    """(step, global batch), joined from what each of `hosts` hosts makes."""
+    """(step, global batch), joined from what each of ``hosts`` hosts makes."""
     with contextlib.ExitStack() as stack:
         parts = [stack.enter_context(contextlib.closing(data.iterate(start, host, hosts))) for host in range(hosts)]
         for step, items in zip(range(start, start + steps), zip(*parts)):
@@ -71,9 +71,9 @@ def inspect(
     html_rows: int = 8,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Makes `steps` batches, host by host, says a line for each, and returns the figures.
+    """Makes ``steps`` batches, host by host, says a line for each, and returns the figures.
 
-    `html`: file for a page with the first `html_rows` rows of each step.
+    ``html``: file for a page with the first ``html_rows`` rows of each step.
     """
     hashes, shown, occupancy = [], [], Occupancy()
     started = time.perf_counter()

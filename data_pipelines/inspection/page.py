@@ -52,7 +52,7 @@ def page(
     """A self-contained HTML page.
 
     Args:
-      batches: (step, batch); of each the first `rows` rows are drawn.
+      batches: (step, batch); of each the first ``rows`` rows are drawn.
       geometry: of the tiles.
       tokenizer: for the text.
       facts: (name, value) pairs of the table at the top.

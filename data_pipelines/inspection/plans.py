@@ -40,11 +40,11 @@ def whole_epoch(data: PackedData, say: Say = print) -> dict[str, Any]:
 
 
 def suggestions(data: PackedData, slots: int | None = None, say: Say = print) -> list[dict[str, Any]]:
-    """The best values of visual_tokens and text_tokens for rows of `slots` slots, as a table and as dicts.
+    """The best values of visual_tokens and text_tokens for rows of ``slots`` slots, as a table and as dicts.
 
-    They are measured on the first samples of the shuffled mixture. `slots`: None = as many as the config's rows have.
+    They are measured on the first samples of the shuffled mixture. ``slots``: None = as many as the config's rows have.
 
-    Raises DataError if boundaries are ragged, or no row of `slots` slots holds such samples.
+    Raises DataError if boundaries are ragged, or no row of ``slots`` slots holds such samples.
     """
     if data.spec.boundary_block:
         raise DataError(

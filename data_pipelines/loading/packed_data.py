@@ -40,7 +40,7 @@ class PackedData:
       batch_size: packed rows of the global batch.
       identity: hash of everything that decides the batches.
       tokenizer: of the text slots.
-      report: what `batch` and `iterate` of this object have read so far.
+      report: what ``batch`` and ``iterate`` of this object have read so far.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PackedData:
         """Opens the sources and counts their tokens, unless that is cached.
 
         Args:
-          cache_dir: for token counts and plans; None = `cache_dir`.
+          cache_dir: for token counts and plans; None = ``cache_dir``.
           geometry: how the model that reads the batches cuts tiles.
 
         Raises:
@@ -108,10 +108,10 @@ class PackedData:
     def iterate(
         self, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[tuple[int, Batch]]:
-        """This process's rows of every step from `start_step` on, made ahead; ends with the last epoch.
+        """This process's rows of every step from ``start_step`` on, made ahead; ends with the last epoch.
 
         Raises:
-          DataError: `process_count` exceeds the rows of the global batch.
+          DataError: ``process_count`` exceeds the rows of the global batch.
         """
         if not 0 <= process_index < process_count <= self.batch_size:
             raise DataError(
@@ -119,7 +119,7 @@ class PackedData:
             )
         if self.config.workers:
             self.plan.locate(start_step * self.batch_size)
-            self.plan.save()  # the workers read it, and need not count anew
+            self.plan.save()  # the workers read it, and need not count again
         made_batches = made_ahead(self, start_step, self.host_rows(process_index, process_count))
         try:
             for step in itertools.count(start_step):
@@ -136,7 +136,7 @@ class PackedData:
             self.plan.save()
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
-        """Rows `rows` (None = all) of global step `step`. Reads the samples; bad samples leave empty segments."""
+        """Rows ``rows`` (None = all) of global step ``step``. Reads the samples; bad samples leave empty segments."""
         chosen = range(self.batch_size)[slice(None) if rows is None else rows]
         batch, samples, bad = self.assemble(self._places(step, chosen))
         self.report.add(samples, bad)
@@ -184,7 +184,7 @@ class PackedData:
             return error.key or f"{self.config.sources[source].name}:{sample}"
 
     def _build(self, block: Block, unit: int, out: np.ndarray, bad: BadSamples) -> Sample | None:
-        """One sample of a block, its patches in the front of `out`; None if it is bad: then `bad` grows."""
+        """One sample of a block, its patches in the front of ``out``; None if it is bad: then ``bad`` grows."""
         source, index, piece = int(block.source[unit]), int(block.sample[unit]), int(block.piece[unit])
         settings = self.config.sources[source]
         try:

@@ -19,7 +19,7 @@ class Report:
       file: every bad sample is appended here as a line of JSON; None = nowhere.
       samples: samples delivered.
       skipped: number of bad samples by reason.
-      bad: (key, reason, detail) of the first `LISTED` bad samples.
+      bad: (key, reason, detail) of the first ``LISTED`` bad samples.
       wait_seconds: time spent waiting for batches.
     """
 

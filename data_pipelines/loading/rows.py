@@ -33,8 +33,8 @@ class Made(NamedTuple):
 class Rows:
     """Source whose element r is the place of global row r, which is row r % B of step r // B.
 
-    Elements are places, not pixels: `PackedData.assemble` writes the samples of a whole batch where they belong, while
-    grain's stacking of finished rows would copy every pixel once more.
+    Elements are places, not pixels: ``PackedData.assemble`` writes the samples of a whole batch where they belong,
+    while grain's stacking of finished rows would copy every pixel once more.
     """
 
     def __init__(self, data: PackedData):
@@ -75,7 +75,7 @@ def _portable(error: Exception) -> Exception:
 def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
     """One host's part of the batches from ``step`` on, made ahead by a thread or by worker processes.
 
-    If a worker is killed, all are started anew at the step that is missing: grain cannot replace one.
+    If a worker is killed, all are restarted at the step that is missing: grain cannot replace one.
 
     Raises DataError if workers are killed repeatedly; and the errors of ``PackedData.assemble``.
     """
@@ -92,7 +92,7 @@ def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
                         f"data workers die repeatedly at step {step} ({error}); "
                         "if memory is short, lower data.workers or data.prefetch"
                     ) from None
-                _log.warning("a data worker died at step %d; starting the workers anew", step)
+                _log.warning("a data worker died at step %d; restarting the workers", step)
                 iterator.close()
                 iterator = _iterator(data, step, host_rows)
                 continue

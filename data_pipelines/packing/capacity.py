@@ -67,7 +67,7 @@ def try_capacity(visual: np.ndarray, text: np.ndarray, visual_slots: int, text_s
 
 
 def suggest(visual: np.ndarray, text: np.ndarray, slots: int, unit: int) -> Sequence[Capacity]:
-    """Choices of V and T with V + T <= `slots`, the best first.
+    """Choices of V and T with V + T <= ``slots``, the best first.
 
     Args:
       visual, text: int [n], tokens of a random sample of the mixture (about 10,000).

@@ -36,7 +36,7 @@ class Lengths:
     """Token counts of the samples of one source.
 
     Attributes:
-      counts: int32 [n, 2] (visual, text). A bad sample has visual = -1 - r, r an index of `reasons`; plain text, which
+      counts: int32 [n, 2] (visual, text). A bad sample has visual = -1 - r, r an index of ``reasons``; plain text, which
         may be cut, has text = -(number of tokens).
       reasons: why samples are bad.
       bad: number of bad samples by reason.
@@ -53,7 +53,7 @@ class Lengths:
     def of(
         cls, source: Source, config: SourceConfig, builder: SampleBuilder, cache_dir: Path | None, workers: int = 0
     ) -> Lengths:
-        """Counts, or takes from `cache_dir` what was counted earlier (an interrupted count resumes)."""
+        """Counts, or takes from ``cache_dir`` what was counted earlier (an interrupted count resumes)."""
         if cache_dir is None:
             chunks = (count(source, config.prompts, builder, chunk) for chunk in _chunks(source))
             counts = np.zeros((len(source), 2), np.int32)
@@ -77,7 +77,7 @@ def length_digest(config: SourceConfig, builder: SampleBuilder) -> str:
 
 
 def pick_prompt(prompts: tuple[str, ...], index: int) -> str:
-    """The prompt that goes with sample `index`: always the same."""
+    """The prompt that goes with sample ``index``: always the same."""
     if len(prompts) == 1:
         return prompts[0]
     mixed = (index * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & (2**64 - 1)
@@ -91,7 +91,7 @@ def _chunks(source: Source) -> list[range]:
 def count(
     source: Source, prompts: tuple[str, ...], builder: SampleBuilder, chunk: range
 ) -> tuple[np.ndarray, list[str]]:
-    """Token counts of the samples of `chunk`, as in `Lengths`: counts and reasons."""
+    """Token counts of the samples of ``chunk``, as in ``Lengths``: counts and reasons."""
     indices = np.arange(chunk.start, chunk.stop)
     images, sizes = source.image_sizes(indices)
     visual, codes = builder.visual_tokens(images, sizes)
@@ -123,7 +123,7 @@ def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSampl
 
 
 def _join(chunks: Iterable[tuple[np.ndarray, list[str]]], joined: np.ndarray) -> dict[str, Any]:
-    """Fills `joined` with the counts of consecutive chunks, under one list of reasons; returns what goes with it."""
+    """Fills ``joined`` with the counts of consecutive chunks, under one list of reasons; returns what goes with it."""
     reasons: dict[str, int] = {}
     bad: Counter[int] = Counter()
     start, plain = 0, False

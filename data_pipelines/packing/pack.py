@@ -73,7 +73,7 @@ def least_rows(visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slo
 
 
 class _Packing:
-    """One packing under way. `rows` is the result; indices of samples are kept in decreasing size, visual first."""
+    """One packing under way. ``rows`` is the result; indices of samples are kept in decreasing size, visual first."""
 
     WORTH = 0.05  # share of the samples that must have been placed for another go
     EXCHANGES = 4  # goes at evening out text before rows are added
@@ -157,7 +157,7 @@ class _Packing:
                 exchanges += 1
 
     def _even_out(self, left: np.ndarray) -> None:
-        """Makes room for the text of `left` in rows that have visual room: full rows take some of theirs."""
+        """Makes room for the text of ``left`` in rows that have visual room: full rows take some of theirs."""
         has_room = self.visual_room >= self.visual[left].min()
         lacks_text = has_room & (self.text_room < np.quantile(self.text[left], 0.75))
         placed = np.flatnonzero(self.rows >= 0)
@@ -166,7 +166,7 @@ class _Packing:
             self._exchange(giving[self.visual[giving] == size], taking[self.visual[taking] == size])
 
     def _exchange(self, giving: np.ndarray, taking: np.ndarray) -> None:
-        """Samples of equal visual size change places, one of a row: much text leaves rows of `giving` for less."""
+        """Samples of equal visual size change places, one of a row: much text leaves rows of ``giving`` for less."""
         taking = self._first_of_row(taking, self.text)
         takes = self.text_room[self.rows[taking]] + self.text[taking]  # most text that could stand there instead
         order = np.argsort(-takes, kind="stable")

@@ -60,8 +60,8 @@ class Permutation:
 class LocalPermutation:
     """A permutation of range(n) that draws from few neighbourhoods at a time, so that far shards are read in long runs.
 
-    range(n) is cut into runs of `run_length` neighbours and the runs are shuffled; `runs` of them at a time are joined
-    and shuffled. What is left after the last whole group is a group of its own, and comes last.
+    range(n) is cut into runs of ``run_length`` neighbours and the runs are shuffled; ``runs`` of them at a time are
+    joined and shuffled. What is left after the last whole group is a group of its own, and comes last.
     """
 
     def __init__(self, n: int, key: int, runs: int, run_length: int):

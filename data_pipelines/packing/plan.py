@@ -5,7 +5,7 @@ Glossary
   pass      one walk through all units of one source, each exactly once, in an order of its own.
   position  place in the shuffled mixture of all sources, 0, 1, 2, ... without end.
   epoch     as many positions as there are units; without weights it holds every unit exactly once.
-  block     `block_samples` consecutive positions (fewer at the end of an epoch), packed into rows by themselves.
+  block     ``block_samples`` consecutive positions (fewer at the end of an epoch), packed into rows by themselves.
   row       global number of a packed row: rows of block 0, then of block 1, ...
 
 Finding row r needs the numbers of rows of all blocks before it (counted once, kept in a file) and then only its block.
@@ -70,7 +70,7 @@ class Plan:
         geometry: TileGeometry = DEFAULT_GEOMETRY,
     ):
         """Args:
-          units: of each source of `config`.
+          units: of each source of ``config``.
           file: where the numbers of rows per block are kept.
           geometry: of the model's tiles.
 
@@ -90,7 +90,7 @@ class Plan:
         self._lock = threading.RLock()
         self._counts = np.zeros(0, np.int64)
         if file is not None and file.is_file():
-            with contextlib.suppress(ValueError, EOFError):  # a damaged file: counted anew
+            with contextlib.suppress(ValueError, EOFError):  # a damaged file: counted again
                 self._counts = np.load(file).astype(np.int64)
         self._ends = np.cumsum(self._counts)
         self._saved = len(self._counts)
@@ -104,7 +104,7 @@ class Plan:
         return start, min(start + self.config.block_samples, first + self.epoch_units)
 
     def _permutation(self, source: int, number: int) -> Permutation | LocalPermutation | None:
-        """Order of pass `number` of a source; None = as it lies."""
+        """Order of pass ``number`` of a source; None = as it lies."""
         config, n = self.config, self.units[source].count
         key = fold(config.seed, 0x5EED, source, number)
         if config.shuffle == "global":
@@ -183,7 +183,7 @@ class Plan:
         return "too_many_patches" if code == 2 else "too_long"
 
     def count_blocks(self, blocks: int, rows_of: Callable[[range], Sequence[int]] | None = None) -> None:
-        """Makes sure that the rows of the first `blocks` blocks are counted.
+        """Makes sure that the rows of the first ``blocks`` blocks are counted.
 
         Args:
           rows_of: counts the rows of a range of blocks (in other processes, say); None = here.
@@ -212,11 +212,11 @@ class Plan:
 
     @property
     def counts(self) -> np.ndarray:
-        """Rows of each block counted so far: int64 [blocks]. Put into a checkpoint, it spares counting anew."""
+        """Rows of each block counted so far: int64 [blocks]. Put into a checkpoint, it spares counting them again."""
         return self._counts
 
     def restore(self, counts: np.ndarray) -> None:
-        """Takes over `counts` of the same plan."""
+        """Takes over ``counts`` of the same plan."""
         with self._lock:
             if len(counts) > len(self._counts):
                 self._counts = np.asarray(counts, np.int64)

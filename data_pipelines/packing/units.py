@@ -12,7 +12,7 @@ class Units:
 
     def __init__(self, lengths: Lengths, longest_piece: int, begin: int):
         """Args:
-        longest_piece: tokens of the longest piece of plain text, `begin` of them put in front of each.
+        longest_piece: tokens of the longest piece of plain text, ``begin`` of them put in front of each.
         """
         self.lengths, self._longest, self._begin = lengths, longest_piece, begin
         self.count = len(lengths.counts)

@@ -85,7 +85,7 @@ def lognormal(rng: np.random.Generator, count: int, median: float, spread: float
 
 
 def image_tokens(rng: np.random.Generator, count: int, max_tiles: int, median: float = 480) -> np.ndarray:
-    """Visual tokens of images with sizes as in web crawls: edges around `median` pixels, many squares."""
+    """Visual tokens of images with sizes as in web crawls: edges around ``median`` pixels, many squares."""
     edge, aspect = np.exp(rng.normal(np.log(median), 0.55, count)), np.exp(rng.normal(0.12, 0.38, count))
     aspect[rng.random(count) < 0.18] = 1
     sizes = np.clip(np.stack([edge * np.sqrt(aspect), edge / np.sqrt(aspect)], axis=1), 32, 6000)

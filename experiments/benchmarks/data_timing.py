@@ -11,7 +11,7 @@ from typing import Any
 def in_turns(actions: dict[str, Callable[[], Any]], count: int, rounds: int) -> dict[str, float]:
     """Items per second of CPU time of each action: median over rounds, after one to warm up.
 
-    An action that returns a number has made that many items, any other `count`.
+    An action that returns a number has made that many items, any other ``count``.
     """
     for action in actions.values():
         action()

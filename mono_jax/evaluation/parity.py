@@ -108,9 +108,7 @@ def to_batch(config: Architecture, case: Case) -> tuple[dict[str, np.ndarray], n
         batch["segments"][row, :length] = mask[row]
         following = np.append(labels[row, 1:], IGNORED)
         if np.any(following[seen] != IGNORED):
-            raise CaseError(
-                f"row {row}: a label hangs on a visual position; the first text after an image must be -100"
-            )
+            raise CaseError(f"row {row}: a visual position has a label; the first text after an image must be -100")
         trained = following[unseen] != IGNORED
         batch["targets"][row, : len(unseen)] = np.where(trained, following[unseen], 0)
         batch["loss_weights"][row, : len(unseen)] = trained

@@ -112,7 +112,7 @@ class Chat:
 
         Raises:
           DataError, BadSample: an image (named) or the prompt cannot be used.
-          GenerationError: the conversation has become too long. It can go on with a shorter prompt.
+          GenerationError: the conversation has become too long. A shorter prompt may still fit.
         """
         start = time.perf_counter()
         prompt = self._prompt(text, images)
@@ -242,7 +242,7 @@ def show(text: str) -> None:
 
 
 def converse(chat: Chat, images: Sequence[str]) -> list[Answer]:
-    """Questions from standard input until its end; a mistake is told, and the conversation goes on."""
+    """Questions from standard input until its end; mistakes are reported, and the conversation continues."""
     answers, images = [], list(images)
     terminal = sys.stdin.isatty()
     while True:

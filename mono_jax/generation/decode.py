@@ -96,7 +96,7 @@ class Generator:
 
 
 class Session:
-    """Conversations that go on over several turns; earlier turns stay in the cache.
+    """Conversations over several turns; earlier turns stay in the cache.
 
     The context of a row is: prompt 1, tokens 1, prompt 2, tokens 2, ...; stop tokens are not in it, so a
     later prompt starts with whatever closes the answer before it (``<|im_end|>``).

@@ -59,7 +59,7 @@ def check_prompt(config: Architecture, prompt: Prompt, where: str) -> Prompt:
     if vision is None:
         if given:
             raise GenerationError(
-                f"{where}this model takes no images: load one with a vision_config, or give text alone"
+                f"{where}this model takes no images: load one with a vision_config, or give text only"
             )
         return Prompt(ids, np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0, np.int32))
     placeholders = int((ids == config.image_token_id).sum())
@@ -81,7 +81,7 @@ def check_prompt(config: Architecture, prompt: Prompt, where: str) -> Prompt:
 
 
 def _check_cells(config: Architecture, cells: np.ndarray | None, count: int, where: str) -> np.ndarray:
-    """int32 [count]; None = whole tiles in the order of ``ps_version``. A modular model takes whole tiles alone."""
+    """int32 [count]; None = whole tiles in the order of ``ps_version``. A modular model takes whole tiles only."""
     vision = config.vision
     tile, edge = vision.tile_tokens, vision.tile // vision.token_pixels
     if (cells is None or not config.is_monolithic) and count % tile:

@@ -83,8 +83,8 @@ def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int)
 def choose(logits: jax.Array, positions: jax.Array, request: Request, *, draws: bool, filters: bool) -> jax.Array:
     """The next token int32 [B] of each row from float32 logits [B, vocabulary].
 
-    A draw is the argmax of logits plus Gumbel noise, which hangs on the row's seed and on ``positions`` [B]
-    of the token alone.
+    A draw is the argmax of logits plus Gumbel noise, which depends on the row's seed and on ``positions`` [B]
+    of the token only.
     """
     rows, vocabulary = logits.shape
     # -1 would be the last token: what is not a token is sent out of bounds, where it is dropped.

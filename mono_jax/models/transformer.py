@@ -208,7 +208,7 @@ class Model:
             capacity S that holds this call's slots, made without attending to empty ones.
           cache: keys and values of earlier slots; this call's S slots are appended. ``positions`` of the
             batch must then count from the sample's start, and ``segments`` agree with the cache's.
-          visual: visual tokens [B, V, d], if they were embedded beforehand.
+          visual: visual tokens [B, V, d], if they are embedded already.
         """
         ends = self.ends(params)
         x, slots = ends.embed_slots(batch, dtype, visual)

@@ -38,7 +38,7 @@ def refuse_foreign(workdir: Path) -> None:
 
 
 def metadata_of(program: Program, data: PackedData, base: str) -> dict[str, Any]:
-    """What a checkpoint holds beside its arrays; "plan" spares counting the rows of blocks anew."""
+    """What a checkpoint holds beside its arrays; "plan" spares counting the rows of blocks again."""
     return {
         "config": program.run.to_dict(),
         "model": program.model.config.to_dict(),

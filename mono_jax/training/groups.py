@@ -28,7 +28,7 @@ def group_table(config: Architecture) -> list[tuple[str, str]]:
     ]
     if config.vision is not None:
         # The class embedding, which no monolithic forward pass reads, belongs here as in the public release:
-        # its gradient is zero, so weight decay alone moves it.
+        # its gradient is zero, so only weight decay moves it.
         table.append((r"vision/(patch_embedding/.*|(class|position)_embedding)|projector/.*", "visual_embedding"))
         if config.vision.kind == "intern_vit":
             table.append((r"vision/layers/.*", "visual_encoder"))

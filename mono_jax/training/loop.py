@@ -39,7 +39,7 @@ class DataEnded(Stopped):
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run is; callbacks read it, the loop alone writes it.
+    """Where a run is; callbacks read it, only the loop writes it.
 
     Attributes:
       state: after ``done`` steps. frozen: parameters that never change. start: steps done when the loop began. steps:
@@ -111,7 +111,7 @@ def _step(progress: Progress, stream: Iterator[Any], step_fn: Step, mesh: Mesh) 
     if (item := next(stream, None)) is None:
         raise DataEnded(
             f"the data ends at step {progress.done}, the stage at {progress.steps}; saved: "
-            "raise data.epochs (None = for ever) or lower steps, and run again"
+            "raise data.epochs (None = endlessly) or lower steps, and run again"
         )
     number, progress.batch = item
     progress.data_wait = time.perf_counter() - before

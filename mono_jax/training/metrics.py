@@ -47,7 +47,7 @@ class MetricsWriter:
     """Appends records to ``directory/metrics.jsonl`` and TensorBoard; only process 0 should have one.
 
     Records of steps after ``start_step`` (an interrupted run got further than its last checkpoint) are
-    dropped, so that every step stands once.
+    dropped, so that every step is recorded once.
     """
 
     def __init__(self, directory: Path, start_step: int = 0):

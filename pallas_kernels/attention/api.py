@@ -1,4 +1,4 @@
-"""Packed attention behind one function; `contract` says what it computes."""
+"""Packed attention behind one function; ``contract`` says what it computes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def attend(
       query_slots: positions and segments int32 [B, Q].
       key_slots: positions and segments int32 [B, K].
       sequence: only for the fused forms (self-attention of a packed row, Q = K = S); without it they are not taken.
-      form: "xla" (all scores at once), "xla_chunked" (those of `chunk` queries at a time), "cudnn" (Hopper), "splash"
+      form: "xla" (all scores at once), "xla_chunked" (those of ``chunk`` queries at a time), "cudnn" (Hopper), "splash"
         (TPU), or "auto": the fused form of the device that is traced for, else an XLA form by length.
       chunk: queries at a time of "xla_chunked".
       rows: axes of the mesh in use that split rows, for the fused forms.

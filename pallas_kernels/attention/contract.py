@@ -14,7 +14,7 @@ meaning (its cotangent must be zero). All forms are differentiable in query, key
 self-attention of whole rows (Q = K = S) in sequence order only: there positions ascend within a sample and samples lie
 one after the other, so "not later" is "not after", and blocks above the diagonal are skipped.
 
-`checks.attention` holds the float64 oracle that every form is compared with.
+``checks.attention`` holds the float64 oracle that every form is compared with.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Slots(NamedTuple):
 
 
 class SequenceOrder(NamedTuple):
-    """`order` int32 [B, S]: slot of each sequence position; `inverse` int32 [B, S]: sequence position of each slot."""
+    """``order`` int32 [B, S]: slot of each sequence position; ``inverse`` int32 [B, S]: sequence position of each
+    slot.
+    """
 
     order: jax.Array
     inverse: jax.Array

@@ -40,7 +40,7 @@ def in_sequence_order(
     rows: Axes = (),
     heads: str | None = None,
 ) -> jax.Array:
-    """Runs `fused` on arrays in sequence order and puts the output back into slots.
+    """Runs ``fused`` on arrays in sequence order and puts the output back into slots.
 
     Args:
       fused: (query, key, value, slots) in sequence order -> output in sequence order.

@@ -12,7 +12,7 @@ LANES = 128  # rows must be a multiple of this many slots
 
 
 def splash(query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots) -> jax.Array:
-    """Causal by block; samples are kept apart by segment ids, there is no mask in memory. S a multiple of `LANES`."""
+    """Causal by block; samples are kept apart by segment ids, there is no mask in memory. S a multiple of ``LANES``."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     length, heads, dim = query.shape[1:]

@@ -38,7 +38,7 @@ def scores_attention(
 def chunked_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, query_slots: Slots, key_slots: Slots, chunk: int
 ) -> jax.Array:
-    """The same with the scores of `chunk` queries in memory at a time."""
+    """The same with the scores of ``chunk`` queries in memory at a time."""
     b, length = query.shape[:2]
     padding = -length % chunk
     slots = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, padding))), query_slots)

@@ -24,8 +24,8 @@ _TARGETS = ("tpu_custom_call", "mosaic_gpu", "triton_kernel")
 class AotCheck(NamedTuple):
     """One ahead-of-time compilation by a real compiler.
 
-    `run` returns facts (registers, spills, bytes of shared memory...), raises `Unavailable` where the compiler is not
-    installed, and anything else where the code does not compile or does not keep its promises.
+    ``run`` returns facts (registers, spills, bytes of shared memory...), raises ``Unavailable`` where the compiler is
+    not installed, and anything else where the code does not compile or does not keep its promises.
     """
 
     target: str
@@ -49,7 +49,7 @@ def compile_ffn(
     Args:
       devices: one, with rows grouped already; or an even number, with rows in any order, two shards of columns and one
         shard of rows for each pair.
-      implementation: as for `modality_ffn`.
+      implementation: as for ``modality_ffn``.
       rows: M on one device, N over the whole mesh.
       d: model width.
       ff: hidden width.

@@ -1,6 +1,6 @@
 """The float64 oracle and the cases that every implementation of the experts has to pass.
 
-The tests (tests/pallas_kernels/kernel_suite.py) and `python -m pallas_kernels.check` run them.
+The tests (tests/pallas_kernels/kernel_suite.py) and ``python -m pallas_kernels.check`` run them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def oracle_ffn(
 def oracle_matmul(
     x: np.ndarray, expert: np.ndarray, kernels: tuple[np.ndarray, np.ndarray], dy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """(y, dx, kernel gradients) of each row times its own kernel, in float64 numpy; arguments as in `oracle_ffn`."""
+    """(y, dx, kernel gradients) of each row times its own kernel, in float64 numpy; arguments as in ``oracle_ffn``."""
     x, dy = np.float64(x), np.float64(dy)
     y, dx, gradients = np.zeros(dy.shape), np.zeros_like(x), []
     for own in (TEXT, VISUAL):
@@ -72,7 +72,7 @@ def oracle_matmul(
 def relative_error(actual: jax.Array, expected: np.ndarray) -> float:
     """Largest |difference| over largest |expected|.
 
-    Absolute where all of `expected` is zero; infinite where `actual` has another shape or is not finite.
+    Absolute where all of ``expected`` is zero; infinite where ``actual`` has another shape or is not finite.
     """
     actual = np.asarray(actual, np.float64)
     if actual.shape != expected.shape or not np.isfinite(actual).all():
@@ -119,13 +119,13 @@ class Case:
     """One problem with its inputs made from a seed.
 
     Attributes:
-      mask_name: key of `masks`.
+      mask_name: key of ``masks``.
       dtype: "float32" or "bfloat16".
       rows: N, before grouping.
       block: rows per block.
       d: input width.
       ff: hidden width.
-      save_gate_up: as in `modality_ffn`.
+      save_gate_up: as in ``modality_ffn``.
     """
 
     mask_name: str
@@ -146,7 +146,7 @@ class Case:
         return cls(mask_name, dtype, **(sizes | changes))
 
     def problem(self, op: str) -> Problem:
-        """What `unsupported` is asked."""
+        """What ``unsupported`` is asked."""
         rows = (-(-self.rows // self.block) + 1) * self.block
         return Problem(op, rows, self.block, self.d, self.ff, self.dtype, device_key())
 
@@ -198,7 +198,7 @@ FORMS = {
 
 
 def errors(implementation: Implementation, case: Case, form: str = "ffn") -> dict[str, float]:
-    """Relative errors of the output, dx and the weight gradients against the oracle, for a form of `FORMS`."""
+    """Relative errors of the output, dx and the weight gradients against the oracle, for a form of ``FORMS``."""
     inputs, unsorted, is_ffn = case.inputs(), FORMS[form].unsorted, FORMS[form].op == "ffn"
     x, mask, weights = inputs["x"], inputs["mask"], inputs["weights" if is_ffn else "kernels"]
     dy = inputs["dy" if is_ffn else "dz"]

@@ -1,10 +1,11 @@
 """Compiles the GPU kernels with the real compilers for a Hopper GPU that is not there, and reads what came out.
 
-    Mosaic GPU   XLA:GPU's deviceless topology (needs the plugin of `jax[cuda13]`, no GPU) -> PTX, ptxas log
+    Mosaic GPU   XLA:GPU's deviceless topology (needs the plugin of ``jax[cuda13]``, no GPU) -> PTX, ptxas log
     Triton       Triton's own compiler for compute capability 9.0 -> cubin
 
-`facts` of a kernel are registers per thread, bytes spilled and of shared memory, the tensor-core (HGMMA) and bulk-copy
-(UTMALDG) instructions, and the compiler's warnings. `require_good` makes an error of what would run slowly.
+``facts`` of a kernel are registers per thread, bytes spilled and of shared memory, the tensor-core (HGMMA) and
+bulk-copy (UTMALDG) instructions, and the compiler's warnings. ``require_good`` makes an error of what would run
+slowly.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SHAPES = {"2b": (4096, 2048, 8192), "7b": (4096, 4096, 14336)}
 
 
 def h200s(count: int) -> list[jax.Device]:
-    """Described, absent H200s of one machine; `Unavailable` without the CUDA plugin."""
+    """Described, absent H200s of one machine; ``Unavailable`` without the CUDA plugin."""
     from jax.experimental import topologies
 
     description = (resources.files("pallas_kernels") / "targets" / f"{TARGET}.txtpb").read_text()
@@ -58,10 +59,10 @@ def compile_for_h200(implementation: Any, trained: str, shape: str, *, gpus: int
     """The FFN's forward and backward in bfloat16, blocks of 128 rows, on one H200 or a mesh of several.
 
     Args:
-      implementation: as for `modality_ffn`.
+      implementation: as for ``modality_ffn``.
       trained: "both" or "visual".
       shape: key of SHAPES; each shard of rows has as many as are given there.
-      gpus: 1, or an even number for `sharded_ffn` with two shards of columns.
+      gpus: 1, or an even number for ``sharded_ffn`` with two shards of columns.
 
     Raises:
       Unavailable: the CUDA plugin is not installed.
@@ -184,7 +185,7 @@ def compile_launch(launch: Any, inputs: Sequence[jnp.dtype]) -> dict[str, Any]:
     """Facts of one Triton launch compiled for compute capability 9.0.
 
     Args:
-      launch: a `pallas_kernels.experts.backends.triton.Launch`.
+      launch: a ``pallas_kernels.experts.backends.triton.Launch``.
       inputs: dtypes of the kernel's inputs.
     """
     import triton
@@ -227,7 +228,7 @@ def _run(tool: Path, *arguments: Any) -> str:
 
 
 def triton_launches(shape: str, dtype: jnp.dtype = jnp.bfloat16) -> dict[str, tuple[Any, list[jnp.dtype]]]:
-    """{name: (launch, input dtypes)} of the kernels of an FFN's forward and backward, at a shape of `SHAPES`."""
+    """{name: (launch, input dtypes)} of the kernels of an FFN's forward and backward, at a shape of ``SHAPES``."""
     from pallas_kernels.experts.backends.triton import Product, Triton, plan, plan_weight_gradient
 
     rows, d, ff = SHAPES[shape]

@@ -1,4 +1,4 @@
-"""What `python -m pallas_kernels.check` does: values against the oracle, then compilations for absent hardware."""
+"""What ``python -m pallas_kernels.check`` does: values against the oracle, then compilations for absent hardware."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ SECONDS = 60.0  # per implementation and dtype
 def check(
     name: str, mask_names: tuple[str, ...] = QUICK_MASKS, *, seconds: float = SECONDS, compile_ahead: bool = True
 ) -> dict[str, Any]:
-    """Everything this machine can find out about the implementation `name`; the keys are in `pallas_kernels.check`."""
+    """Everything this machine can find out about the implementation ``name``; the keys are in
+    ``pallas_kernels.check``.
+    """
     result = {"correct": False, "max_rel_error": None, "compiled_for": [], "skipped": None}
     result |= {"errors": {}, "cases": [], "not_compiled": {}, "failed": [], "compiled": {}}
     try:
@@ -65,7 +67,9 @@ def _check_values(
 def _largest_error(
     instance: Implementation, mask_names: tuple[str, ...], dtype: str, seconds: float, done: list[str]
 ) -> float:
-    """Over the FFN, the matmul and the unsorted form; starts no case after `seconds` and appends to `done` what ran."""
+    """Over the FFN, the matmul and the unsorted form; starts no case after ``seconds`` and appends to ``done`` what
+    ran.
+    """
     start, largest = time.monotonic(), 0.0
     cases = [("ffn", mask_names[0]), ("matmul", mask_names[0])]
     if instance.at_boundary(0) == instance:  # a static split cannot take rows as they come
@@ -96,7 +100,7 @@ def _check_compilations(implementation: str, result: dict[str, Any]) -> None:
 
 
 def host_devices() -> dict[str, str]:
-    """{"XLA_FLAGS": ...}: as many simulated devices as Mosaic GPU's interpreter needs, and more (`MosaicGpu.here`)."""
+    """{"XLA_FLAGS": ...}: as many simulated devices as Mosaic GPU's interpreter needs, and more (``MosaicGpu.here``)."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         flags = f"{flags} --xla_force_host_platform_device_count=8".strip()

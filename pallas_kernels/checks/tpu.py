@@ -18,7 +18,7 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 def chips(target: str) -> list[jax.Device]:
-    """The described (absent) chips of `target`, four of them; `Unavailable` without libtpu."""
+    """The described (absent) chips of ``target``, four of them; ``Unavailable`` without libtpu."""
     from jax.experimental import topologies
 
     # libtpu asks a metadata server who it is unless it is given.

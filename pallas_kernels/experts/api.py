@@ -1,4 +1,4 @@
-"""Modality-grouped expert matmuls: `modality_ffn` and `modality_matmul`, forward and backward, behind one contract.
+"""Modality-grouped expert matmuls: ``modality_ffn`` and ``modality_matmul``, forward and backward, behind one contract.
 
 The contract, for callers
 -------------------------
@@ -7,32 +7,31 @@ The contract, for callers
     yg = modality_ffn(xg, block_map.block_expert, text, visual, block=block_map.block)
     y = ungroup_rows(yg, block_map)                                # [M, d] -> [N, d]
 
-or, in one call that lets an implementation gather on load, `y = permuted_ffn(x, block_map, text, visual)`. Keeping the
-whole residual stream grouped and permuting once per batch is cheaper still. `unsorted_ffn` is the form of the
+or, in one call that lets an implementation gather on load, ``y = permuted_ffn(x, block_map, text, visual)``. Keeping the
+whole residual stream grouped and permuting once per batch is cheaper still. ``unsorted_ffn`` is the form of the
 Mono-InternVL-1.5 paper (no permutation; a block with both kinds is computed twice and merged), for comparison.
-`modality_matmul`, `permuted_matmul` and `unsorted_matmul` are the same for one matrix per expert.
+``modality_matmul``, ``permuted_matmul`` and ``unsorted_matmul`` are the same for one matrix per expert.
 
-x is bfloat16 or float32. Weights are `FfnWeights(gate, up, down)` in [in, out] layout, one per expert, never stacked;
+x is bfloat16 or float32. Weights are ``FfnWeights(gate, up, down)`` in [in, out] layout, one per expert, never stacked;
 they may be kept in another float dtype than x (float32 masters): they are rounded to x's dtype inside, and their
 gradients come back in their own dtype straight from the float32 sums. Rows of empty blocks (-1) come out as zeros and
 are not read. Rows that pad a block must be zero, or have a zero cotangent, or they count in the weight gradients
-(`group_rows` and `ungroup_rows` see to both).
+(``group_rows`` and ``ungroup_rows`` see to both).
 
 Freezing needs no flag: what is not differentiated is not perturbed, and its gradient is never traced. That holds under
 jit, scan, checkpoint and shard_map (tests count the matmuls of compiled programs). Each expert's weight gradients are
 separate calls, so training one expert of two drops exactly the calls of the other.
 
-The contract, for implementations
----------------------------------
-Subclass `contract.Implementation` (its docstrings fix shapes and dtypes) in a module of your own, as a frozen dataclass
-whose fields are the tuning parameters, and register it by name in `registry.IMPLEMENTATIONS`. Write
-  - `unsupported(problem)`: a reason, or None;
-  - `here()`: an instance that computes on this machine (interpreted where need be), or raise `Unavailable(reason)`;
-  - the primitives `matmul`, `swiglu`, `weight_gradient`, and, to fuse, `swiglu_backward` and `swiglu_dx`.
-The one custom_vjp (`vjp`) calls them; it decides what is computed, so primitives know nothing of freezing. Compilations
-for absent hardware go into `checks.aot_table`.
+The contract, for implementations --------------------------------- Subclass ``contract.Implementation`` (its
+docstrings fix shapes and dtypes) in a module of your own, as a frozen dataclass whose fields are the tuning
+parameters, and register it by name in ``registry.IMPLEMENTATIONS``. Write
+  - ``unsupported(problem)``: a reason, or None;
+  - ``here()``: an instance that computes on this machine (interpreted where need be), or raise ``Unavailable(reason)``;
+  - the primitives ``matmul``, ``swiglu``, ``weight_gradient``, and, to fuse, ``swiglu_backward`` and ``swiglu_dx``.
+The one custom_vjp (``vjp``) calls them; it decides what is computed, so primitives know nothing of freezing.
+Compilations for absent hardware go into ``checks.aot_table``.
 
-The conformance suite (cases and oracle in `checks.conformance`, tests in tests/pallas_kernels/kernel_suite.py) is
+The conformance suite (cases and oracle in ``checks.conformance``, tests in tests/pallas_kernels/kernel_suite.py) is
 inherited by one test class per implementation.
 """
 
@@ -68,7 +67,7 @@ def modality_matmul(
     """Each row times the kernel of its own expert (the QKV of visual attention experts).
 
     Args:
-      x: [M, d], grouped: every block of `block` rows has one expert.
+      x: [M, d], grouped: every block of ``block`` rows has one expert.
       block_expert: int32 [M / block]; 0 = text, 1 = visual, -1 = empty.
       text_kernel: [d, f].
       visual_kernel: [d, f].
@@ -103,7 +102,7 @@ def modality_ffn(
     """SwiGLU FFN of each row's own expert: (silu(x @ gate) * (x @ up)) @ down. Mono-InternVL eq. 4-5 (MMoE).
 
     Args:
-      x: [M, d], grouped: every block of `block` rows has one expert.
+      x: [M, d], grouped: every block of ``block`` rows has one expert.
       block_expert: int32 [M / block]; 0 = text, 1 = visual, -1 = empty.
       text_weights: gate [d, ff], up [d, ff], down [ff, d].
       visual_weights: likewise.
@@ -135,15 +134,15 @@ def permuted_ffn(
     implementation: str | Implementation | None = None,
     save_gate_up: bool = True,
 ) -> jax.Array:
-    """`modality_ffn` of rows in any order: x [N, d] -> [N, d]. Gathers on load where the implementation can.
+    """``modality_ffn`` of rows in any order: x [N, d] -> [N, d]. Gathers on load where the implementation can.
 
     Args:
-      x: [N, d] in the order of the mask that `block_map` was made from.
-      block_map: from `make_block_map`; rows that were not valid come out as zeros.
+      x: [N, d] in the order of the mask that ``block_map`` was made from.
+      block_map: from ``make_block_map``; rows that were not valid come out as zeros.
       text_weights: gate [d, ff], up [d, ff], down [ff, d].
       visual_weights: likewise.
-      implementation: as for `modality_ffn`.
-      save_gate_up: as for `modality_ffn`.
+      implementation: as for ``modality_ffn``.
+      save_gate_up: as for ``modality_ffn``.
 
     Raises:
       ValueError: shapes that do not fit together.
@@ -163,7 +162,7 @@ def permuted_matmul(
     *,
     implementation: str | Implementation | None = None,
 ) -> jax.Array:
-    """`modality_matmul` of rows in any order: x [N, d] -> [N, f]; arguments and errors as for `permuted_ffn`."""
+    """``modality_matmul`` of rows in any order: x [N, d] -> [N, f]; arguments and errors as for ``permuted_ffn``."""
     kernels = _kernels(x, text_kernel, visual_kernel)
     block_expert, block = block_map.block_expert, block_map.block
     chosen = resolve(implementation, _problem("matmul", x, block_expert, block, text_kernel.shape[1]))
@@ -183,8 +182,8 @@ def unsorted_ffn(
     """The paper's form (Mono-InternVL-1.5, fused kernel): rows stay where they are, x [N, d] -> [N, d].
 
     Each expert runs over the blocks in which its modality occurs and leaves the others at once; a block with both kinds
-    is computed by both, and the results are merged by `mask` (bool [N], True = visual). The other arguments, and
-    errors, are as for `modality_ffn`.
+    is computed by both, and the results are merged by ``mask`` (bool [N], True = visual). The other arguments, and
+    errors, are as for ``modality_ffn``.
     """
     run = partial(modality_ffn, block=block, implementation=implementation, save_gate_up=save_gate_up)
     return _unsorted(run, x, mask, text_weights, visual_weights, block)
@@ -199,7 +198,7 @@ def unsorted_matmul(
     block: int = 128,
     implementation: str | Implementation | None = None,
 ) -> jax.Array:
-    """`unsorted_ffn` for one matrix per expert: x [N, d] -> [N, f]."""
+    """``unsorted_ffn`` for one matrix per expert: x [N, d] -> [N, f]."""
     run = partial(modality_matmul, block=block, implementation=implementation)
     return _unsorted(run, x, mask, text_kernel, visual_kernel, block)
 
@@ -212,7 +211,7 @@ def unsorted_matmul(
 def _permuted(
     run: Callable[..., jax.Array], call: vjp.Call, x: jax.Array, block_map: BlockMap, weights: tuple
 ) -> jax.Array:
-    """`run` (`vjp.ffn` or `vjp.matmul`) of rows in original order, back in original order."""
+    """``run`` (``vjp.ffn`` or ``vjp.matmul``) of rows in original order, back in original order."""
     if x.shape[0] != block_map.num_rows:
         raise ValueError(f"x has {x.shape[0]} rows, the block map {block_map.num_rows}")
     if call.implementation.gathers_rows:
@@ -223,7 +222,9 @@ def _permuted(
 
 
 def _unsorted(run: Callable[..., jax.Array], x: jax.Array, mask: jax.Array, text, visual, block: int) -> jax.Array:
-    """`run` (`modality_ffn` or `modality_matmul`) once per expert over the blocks that it occurs in, then merged."""
+    """``run`` (``modality_ffn`` or ``modality_matmul``) once per expert over the blocks that it occurs in, then
+    merged.
+    """
     rows = x.shape[0]
     if mask.shape != (rows,) or mask.dtype != bool:
         raise ValueError(f"mask must be bool [{rows}] like the rows of x, not {mask.dtype} {mask.shape}")

@@ -1,11 +1,11 @@
 """Rows grouped by modality: the block map, built once per batch from the modality mask.
 
     mask      v t v v t t t v            N = 8 rows in sequence order, v = visual
-    grouped   v v v v | t t t t | . .    the same rows, one expert per block of `block` rows, padded to whole blocks
-    expert        1   |    0    | -1     `block_expert`: 0 = text, 1 = visual, -1 = empty (left early, rows are zero)
+    grouped   v v v v | t t t t | . .    the same rows, one expert per block of ``block`` rows, padded to whole blocks
+    expert        1   |    0    | -1     ``block_expert``: 0 = text, 1 = visual, -1 = empty (left early, rows are zero)
 
 Routing is static (it follows from the token ids), so the sort happens once per batch, not once per layer. Sizes are
-static too: two runs waste at most one block beyond the rounding of N, hence `num_blocks = ceil(N / block) + 1`.
+static too: two runs waste at most one block beyond the rounding of N, hence ``num_blocks = ceil(N / block) + 1``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BlockMap:
     Attributes:
       block_expert: int32 [num_blocks], expert of each block; visual blocks first, then text, then empty ones.
       source: int32 [M], original row of each grouped row; N for a grouped row that pads.
-      position: int32 [N], grouped row of each original row; M for a row that was not `valid`.
+      position: int32 [N], grouped row of each original row; M for a row that was not ``valid``.
       block: rows per block (static).
     """
 
@@ -49,12 +49,12 @@ class BlockMap:
 
 
 def num_blocks(rows: int, block: int) -> int:
-    """Blocks that hold `rows` rows of two kinds whatever their shares."""
+    """Blocks that hold ``rows`` rows of two kinds whatever their shares."""
     return -(-rows // block) + 1
 
 
 def make_block_map(mask: jax.Array, *, block: int = 128, valid: jax.Array | None = None) -> BlockMap:
-    """The block map of a modality mask. Jit-able; all output sizes follow from N and `block`.
+    """The block map of a modality mask. Jit-able; all output sizes follow from N and ``block``.
 
     Args:
       mask: bool [N], True where the row is visual.
@@ -62,7 +62,7 @@ def make_block_map(mask: jax.Array, *, block: int = 128, valid: jax.Array | None
       valid: bool [N], False for rows that no expert shall compute (padding); all rows by default.
 
     Raises:
-      ValueError: a mask that is not bool [N], a `valid` that is not like it, or a block below 1.
+      ValueError: a mask that is not bool [N], a ``valid`` that is not like it, or a block below 1.
     """
     if mask.ndim != 1 or mask.dtype != bool or block < 1:
         raise ValueError(f"mask must be bool [N] and block >= 1, got mask {mask.dtype} {mask.shape} and block {block}")

@@ -1,4 +1,4 @@
-"""What an implementation of the modality-grouped matmuls has to provide. See `api` for the contract in words."""
+"""What an implementation of the modality-grouped matmuls has to provide. See ``api`` for the contract in words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Problem:
 
     Attributes:
       op: "ffn" or "matmul".
-      rows: grouped rows M (a multiple of `block`).
+      rows: grouped rows M (a multiple of ``block``).
       block: rows per block.
       d: input width.
       ff: hidden width of the FFN, or output width of the matmul.
@@ -48,9 +48,9 @@ class Problem:
 class Implementation:
     """Base of all implementations: a frozen (hashable) dataclass whose fields are its tuning parameters.
 
-    `x` is [M, d] with M a multiple of `block`; `block_expert` int32 [M / block]; weights come in the dtype of x, in
-    pairs. Sums run in float32. Every element of every output is written: rows of blocks with expert -1 are zero. Rows
-    of such blocks must not be used even if they hold NaN. Blocks come in any order.
+    ``x`` is [M, d] with M a multiple of ``block``; ``block_expert`` int32 [M / block]; weights come in the dtype of
+    x, in pairs. Sums run in float32. Every element of every output is written: rows of blocks with expert -1 are
+    zero. Rows of such blocks must not be used even if they hold NaN. Blocks come in any order.
     """
 
     name: ClassVar[str]
@@ -60,22 +60,22 @@ class Implementation:
     gathers_rows: ClassVar[bool] = False
 
     def unsupported(self, problem: Problem) -> str | None:
-        """Why this implementation cannot serve `problem`, or None if it can. Never raises."""
+        """Why this implementation cannot serve ``problem``, or None if it can. Never raises."""
         raise NotImplementedError
 
     @classmethod
     def here(cls) -> Self:
-        """An instance that computes on this machine, interpreted if need be; raises `Unavailable` with the reason."""
+        """An instance that computes on this machine, interpreted if need be; raises ``Unavailable`` with the reason."""
         return cls()
 
     def at_boundary(self, visual_rows: int) -> Self:
-        """The instance for a layout whose first `visual_rows` rows are visual; only a static split has to know."""
+        """The instance for a layout whose first ``visual_rows`` rows are visual; only a static split has to know."""
         del visual_rows
         return self
 
     @classmethod
     def tuning_space(cls, op: str) -> dict[str, list[Any]]:
-        """Values worth trying for each field that `op` ("ffn" or "matmul") uses, as JSON has them."""
+        """Values worth trying for each field that ``op`` ("ffn" or "matmul") uses, as JSON has them."""
         del op
         return {}
 
@@ -92,9 +92,9 @@ class Implementation:
         out_dtype: jnp.dtype | None = None,
         rows: jax.Array | None = None,
     ) -> jax.Array:
-        """y = x @ w[expert of the block]: [M, k] x [k, n] -> [M, n] in `out_dtype` (that of x by default).
+        """y = x @ w[expert of the block]: [M, k] x [k, n] -> [M, n] in ``out_dtype`` (that of x by default).
 
-        With `transpose` the weights are [n, k] and y = x @ w.T. With `rows` (only if `gathers_rows`) x is [N, k] in any
+        With ``transpose`` the weights are [n, k] and y = x @ w.T. With ``rows`` (only if ``gathers_rows``) x is [N, k] in any
         order and row m of the grouped input is x[rows[m]], or zero where rows[m] == N.
         """
         raise NotImplementedError
@@ -112,14 +112,14 @@ class Implementation:
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         """(h, gate, up) with gate = x @ gates[e], up = x @ ups[e], h = silu(gate) * up, all [M, ff] in the dtype of x.
 
-        h is computed from the float32 sums. Without `save`, gate and up are None and must not be written to memory.
+        h is computed from the float32 sums. Without ``save``, gate and up are None and must not be written to memory.
         """
         raise NotImplementedError
 
     def weight_gradient(
         self, x: jax.Array, dy: jax.Array, block_expert: jax.Array, expert: int, *, block: int, out_dtype: jnp.dtype
     ) -> jax.Array:
-        """Sum of x_t.T @ dy_t over the blocks t of `expert`: [M, k], [M, n] -> [k, n]; zeros if it has no block."""
+        """Sum of x_t.T @ dy_t over the blocks t of ``expert``: [M, k], [M, n] -> [k, n]; zeros if it has no block."""
         raise NotImplementedError
 
     # ---- Primitives with a default; override to fuse ----
@@ -141,7 +141,7 @@ class Implementation:
 
 
 def swiglu_forward(gate: jax.Array, up: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """silu(gate) * up in float32, rounded once to `dtype`."""
+    """silu(gate) * up in float32, rounded once to ``dtype``."""
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""The grouped matmuls on whatever mesh is in use (`devices`), or on one device where there is none.
+"""The grouped matmuls on whatever mesh is in use (``devices``), or on one device where there is none.
 
 Rows are split over some axes of the mesh, columns of the FFN over another, and each device groups and computes only
 its own, so that no row moves to another device:
@@ -62,16 +62,17 @@ def sharded_ffn(
     """SwiGLU FFN of each row's own expert, in the shape and dtype of x.
 
     Args:
-      x: [B, S, d], every block of `block` rows of one expert, B a multiple of the shards; or, with a block map, [N, d]
+      x: [B, S, d], every block of ``block`` rows of one expert, B a multiple of the shards; or, with a block map, [N,
+      d]
         in the order of its mask.
       routing: expert of each block, int32 [B, S / block] (0 = text, 1 = visual, -1 = empty), or a block map.
       text_weights: gate [d, ff], up [d, ff], down [ff, d].
       visual_weights: likewise.
-      rows: axes of the mesh that split rows; those for which `sharded_block_map` made the map.
+      rows: axes of the mesh that split rows; those for which ``sharded_block_map`` made the map.
       columns: axis of the mesh that splits ff, or None.
       block: rows per block; a block map has its own.
-      implementation: as for `modality_ffn`; chosen for the sizes of one shard.
-      save_gate_up: as for `modality_ffn`.
+      implementation: as for ``modality_ffn``; chosen for the sizes of one shard.
+      save_gate_up: as for ``modality_ffn``.
 
     Raises:
       ValueError: shapes that do not fit together.
@@ -104,7 +105,7 @@ def sharded_matmul(
 ) -> jax.Array:
     """Each row times the kernel [d, f] of its own expert: [B, S, d] -> [B, S, f], or with a block map [N, d] -> [N, f].
 
-    f is split over `columns`; arguments and errors are as for `sharded_ffn`.
+    f is split over ``columns``; arguments and errors are as for ``sharded_ffn``.
     """
 
     def run(x: jax.Array, routing: Routing, *kernels: jax.Array) -> jax.Array:
@@ -125,7 +126,7 @@ def _routed(
     block: int,
     options: dict[str, Any],
 ) -> jax.Array:
-    """One device's rows: in one call of `grouped`, or of `permuted` with a block map."""
+    """One device's rows: in one call of ``grouped``, or of ``permuted`` with a block map."""
     if isinstance(routing, BlockMap):
         return permuted(x, routing, *weights, **options)
     y = grouped(x.reshape(-1, x.shape[-1]), routing.reshape(-1), *weights, block=block, **options)

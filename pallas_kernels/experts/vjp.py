@@ -1,7 +1,7 @@
 """The one custom_vjp of the grouped matmuls, for all implementations.
 
-Implementations provide primitives (`contract.Implementation`) and know nothing of freezing; what is computed is decided
-here:
+Implementations provide primitives (``contract.Implementation``) and know nothing of freezing; what is computed is
+decided here:
 
     forward   swiglu (gate + up + SiLU, saving gate and up or not), matmul (down)
     backward  [swiglu again, if gate and up were not saved]
@@ -156,5 +156,5 @@ def _cast(arrays: Pair, like: jax.Array) -> Pair:
 
 
 def _by_matrix(weights: tuple[FfnWeights, FfnWeights], like: jax.Array) -> tuple[Pair, Pair, Pair]:
-    """(text, visual) of FfnWeights -> gates, ups, downs, each a pair in the dtype of `like`."""
+    """(text, visual) of FfnWeights -> gates, ups, downs, each a pair in the dtype of ``like``."""
     return tuple(_cast(pair, like) for pair in zip(*weights))

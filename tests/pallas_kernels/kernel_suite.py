@@ -1,4 +1,4 @@
-"""The conformance tests; one subclass per implementation sets `implementation_class` (and what it cannot do)."""
+"""The conformance tests; one subclass per implementation sets ``implementation_class`` (and what it cannot do)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Conformance:
     """Values and gradients against the float64 oracle.
 
     Attributes:
-      implementation_class: what is tested; `here()` makes the instance.
+      implementation_class: what is tested; ``here()`` makes the instance.
       any_order: blocks of both experts and empty ones may come in any order.
       dtypes: what it can compute here; the first one is used where one will do.
       masks: masks of the main test; a slow interpreter takes fewer.

@@ -71,7 +71,7 @@ class Setting:
 
     @property
     def kernel_op(self) -> str:
-        """What `pallas_kernels` calls the operation."""
+        """What ``pallas_kernels`` calls the operation."""
         return {"ffn": "ffn", "qkv": "matmul"}[self.op]
 
     @property

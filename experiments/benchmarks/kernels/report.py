@@ -25,7 +25,7 @@ KERNELS = ("mosaic_gpu", "triton", "pallas_tpu")
 
 
 class Time(NamedTuple):
-    """One measured (or failed) row at one setting; `us` and `ratio` are None where there is none."""
+    """One measured (or failed) row at one setting; ``us`` and ``ratio`` are None where there is none."""
 
     row: str
     direction: str
@@ -240,7 +240,7 @@ def _curve(found: Iterable[Time], row: str, value: Callable[[Time], int]) -> dic
 
 
 def _crossing(one: dict[int, float], other: dict[int, float], name: str, other_name: str, unit: str) -> str | None:
-    """In words, where the curve `one` rises above `other`; None for fewer than two common points."""
+    """In words, where the curve ``one`` rises above ``other``; None for fewer than two common points."""
     common = sorted(one.keys() & other.keys())
     if len(common) < 2:
         return None
@@ -330,7 +330,7 @@ def summary(content: Mapping[str, Any], name: str) -> str:
 
 
 def write_readme() -> None:
-    """Puts `readme_section` between the markers of pallas_kernels/README.md."""
+    """Puts ``readme_section`` between the markers of pallas_kernels/README.md."""
     text = README.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)

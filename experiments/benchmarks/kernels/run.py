@@ -22,7 +22,7 @@ from pallas_kernels.checks.run import host_devices
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """The command with parsed options; `arguments` are handed to the worker. Returns the exit status."""
+    """The command with parsed options; ``arguments`` are handed to the worker. Returns the exit status."""
     if options.readme:
         report.write_readme()
         return 0

@@ -20,7 +20,7 @@ def supervise(options: argparse.Namespace, command: Sequence[str], environment: 
     """Runs workers until one is through with the list or the budget is spent.
 
     Args:
-      options: of the command line; `out`, `budget_s` and `stall_s` are used.
+      options: of the command line; ``out``, ``budget_s`` and ``stall_s`` are used.
       command: starts a worker; its remaining budget and what else changes is appended.
       environment: of the worker.
     """

@@ -55,7 +55,7 @@ def compiled(function: Callable[..., jax.Array], trained: tuple[int, ...] | None
 class Timer:
     """Medians over calls on different inputs: of kernel times from CUPTI where that works, else of wall time.
 
-    Wall times are of calls queued one after the other, so that the host's work hides behind the device's.
+    Wall times are of calls queued one after another, so that the host's work is hidden by the device's.
     """
 
     def __init__(self, effort: Effort):
@@ -94,8 +94,8 @@ class Timer:
 def kernel_times(function: Callable, inputs: Sequence[tuple]) -> list[float]:
     """Microseconds that the kernels of each call take, added up.
 
-    `jax.experimental.mosaic.gpu.profiler.measure` does the same for one call on inputs that it has just used, and which
-    the L2 cache then holds; here the calls follow one another on different inputs.
+    ``jax.experimental.mosaic.gpu.profiler.measure`` does the same for one call on inputs that it has just used, and
+    which the L2 cache then holds; here the calls follow one another on different inputs.
     """
     from jax.experimental.mosaic.gpu import profiler
 
@@ -116,7 +116,7 @@ def kernel_times(function: Callable, inputs: Sequence[tuple]) -> list[float]:
 
 @dataclasses.dataclass(eq=False)
 class Bench:
-    """Makes inputs, holds results against `dense_both`, and times."""
+    """Makes inputs, holds results against ``dense_both``, and times."""
 
     timer: Timer
 
@@ -141,7 +141,7 @@ class Bench:
         return self.timer.effort == REHEARSAL
 
     def measure(self, make: Maker, setting: Setting, direction: str) -> dict[str, Any]:
-        """Times, and the largest relative error of y and dx against `dense_both` (None for the bound).
+        """Times, and the largest relative error of y and dx against ``dense_both`` (None for the bound).
 
         Raises:
           ValueError: results that are not finite.

@@ -129,7 +129,7 @@ class Worker:
         return not self.options.rows or row.split()[0] in self.options.rows
 
     def check(self, name: str) -> dict[str, Any]:
-        """`pallas_kernels.check` without compilations; in a rehearsal one case per dtype."""
+        """``pallas_kernels.check`` without compilations; in a rehearsal one case per dtype."""
         if self.options.dry_run:
             found = check(name, QUICK_MASKS, seconds=0, compile_ahead=False)
         else:
@@ -245,7 +245,7 @@ class Worker:
 
 
 def _is_wrong(found: Mapping[str, Any], dtype: str) -> bool:
-    """Whether a row computes something else than `dense_both`, both with the rounding of `dtype`."""
+    """Whether a row computes something else than ``dense_both``, both with the rounding of ``dtype``."""
     return found["max_rel_error"] > 2 * TOLERANCE[dtype]
 
 

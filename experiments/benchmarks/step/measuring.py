@@ -99,7 +99,7 @@ def ratios(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def describe(work: Workload, chosen: Sequence[str]) -> dict[str, Any]:
-    """What would run, from shapes alone: parameters, and model FLOPs of a step of each stage."""
+    """What would run, from shapes only: parameters, and model FLOPs of a step of each stage."""
     shapes = tree.flatten(Model(work.config).abstract_params())
     counts = count_tokens(make_batch(dataclasses.replace(work, rows=1)))
     counts = {name: count * work.rows for name, count in counts.items()}

@@ -65,7 +65,7 @@ class TorchModel:
     (``feed_forward_ve``, ``attention.wqkv_ve``).
 
     Args:
-      config: the parsed ``config.json``; for a dense model that of the language model alone.
+      config: the parsed ``config.json``; for a dense model that of the language model only.
       tensors: parameters by their names in the checkpoint; one dtype, which the computation follows.
       image_token: id of the placeholder ``<IMG_CONTEXT>``.
       remat: recompute each language layer in the backward pass.

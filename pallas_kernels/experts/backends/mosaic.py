@@ -1,12 +1,12 @@
 """Grouped expert matmuls for Hopper GPUs in Pallas Mosaic GPU.
 
-Rows come in blocks of 128 and `block_expert` [blocks] int32 says which expert a block belongs to: 0 text, 1 visual,
+Rows come in blocks of 128 and ``block_expert`` [blocks] int32 says which expert a block belongs to: 0 text, 1 visual,
 -1 empty. The two experts' weights stay two separate arrays, the producer picks the one to load block by block, so that
 nothing is stacked and one launch serves both experts without the wave quantisation of two launches.
 
-Every kernel is the same persistent, warp-specialised loop (`_persistent`): one warpgroup issues TMA copies into a ring
-of shared-memory stages, two warpgroups multiply them with wgmma, 64 rows of the output block each, float32 accumulation
-in registers:
+Every kernel is the same persistent, warp-specialised loop (``_persistent``): one warpgroup issues TMA copies into a
+ring of shared-memory stages, two warpgroups multiply them with wgmma, 64 rows of the output block each, float32
+accumulation in registers:
 
     producer    [load k0][load k1][load k2]...[next block, k0]...          never waits for an epilogue
     consumer 0          [wgmma k0][wgmma k1]...[epilogue, rows  0.. 63][next block, k0]...
@@ -49,7 +49,7 @@ class Config:
       block_n: output columns of a block, per accumulator.
       block_k: depth of one pipeline stage.
       stages: stages of the shared-memory ring.
-      lead: steps by which the first consumer is ahead of the second; the ring lets it be `stages` - 1 at most.
+      lead: steps by which the first consumer is ahead of the second; the ring lets it be ``stages`` - 1 at most.
       group: blocks of the minor grid dimension that are walked together, so that their operands stay in L2.
       rows_minor: whether the grouped (minor) dimension is the rows or the columns.
       num_sms: persistent programs; None asks the device, and is 1 in the interpreter.
@@ -73,7 +73,7 @@ class _Block(NamedTuple):
 
 
 def _fit(config: Config, columns: int) -> Config:
-    """The config with `block_n` halved until it divides the columns."""
+    """The config with ``block_n`` halved until it divides the columns."""
     while columns % config.block_n:
         config = dataclasses.replace(config, block_n=config.block_n // 2)
     return config
@@ -200,7 +200,9 @@ def _persistent(
 
 
 def _write(value: jax.Array, out: Any, staging: Any, row: jax.Array, column: jax.Array, first_slot: int = 0) -> int:
-    """Sends `value` [64, columns] to `out[row:, column:]` through the two slots of `staging`; returns the next slot."""
+    """Sends ``value`` [64, columns] to ``out[row:, column:]`` through the two slots of ``staging``; returns the next
+    slot.
+    """
     slot, width = first_slot, staging.shape[-1]
     for i in range(value.shape[1] // width):
         plgpu.wait_smem_to_gmem(1, wait_read_only=True)
@@ -265,7 +267,7 @@ def _grouped(
     start: Callable[..., None] | None = None,
     extra: Sequence[jax.Array] = (),
 ) -> tuple[jax.Array, ...]:
-    """A kernel that accumulates `acc_j[block] = sum_i x_i[block] @ w_ij[expert of the block]`; acc_j goes to `finish`.
+    """A kernel that accumulates ``acc_j[block] = sum_i x_i[block] @ w_ij[expert of the block]``; acc_j goes to ``finish``.
 
     Args:
       name: of the kernel.
@@ -273,11 +275,11 @@ def _grouped(
       block_expert: int32 [M / block].
       outputs: shapes and dtypes of the outputs.
       transpose: weights are [n, k] and multiplied transposed.
-      block: rows per entry of `block_expert`, a multiple of 128.
+      block: rows per entry of ``block_expert``, a multiple of 128.
       config: block sizes.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
       scratch: shared memory and barriers for the callbacks.
-      finish: (refs, block, consumer, values), see `_persistent`; refs has the scratch by name, "outputs" and "extra".
+      finish: (refs, block, consumer, values), see ``_persistent``; refs has the scratch by name, "outputs" and "extra".
       start: (refs, block, consumer), called before the first product of a block.
       extra: more inputs for the callbacks.
     """
@@ -363,14 +365,14 @@ def grouped_matmul(
     config: Config = Config(),
     interpret: Any = False,
 ) -> jax.Array:
-    """`y[block] = sum_i xs[i][block] @ weights[i][expert of the block]`: one x for a matmul, two for dX of gate and up.
+    """``y[block] = sum_i xs[i][block] @ weights[i][expert of the block]``: one x for a matmul, two for dX of gate and up.
 
     Args:
       xs: [M, k] each, bfloat16.
-      weights: (text, visual) for each x, [k, n], or [n, k] with `transpose`.
+      weights: (text, visual) for each x, [k, n], or [n, k] with ``transpose``.
       block_expert: int32 [M / block]; 0 text, 1 visual, -1 empty (zeros are written, x is not read).
       transpose: multiply by the transposed weights.
-      block: rows per entry of `block_expert`, a multiple of 128.
+      block: rows per entry of ``block_expert``, a multiple of 128.
       out_dtype: dtype of the result, that of x by default.
       config: block sizes.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
@@ -418,8 +420,8 @@ def grouped_swiglu(
       ups: (text, visual) [d, ff].
       block_expert: int32 [M / block].
       save: write gate and up too; otherwise they are None.
-      block: rows per entry of `block_expert`, a multiple of 128.
-      config: block sizes; `block_n` counts columns of gate, and as many of up.
+      block: rows per entry of ``block_expert``, a multiple of 128.
+      config: block sizes; ``block_n`` counts columns of gate, and as many of up.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
@@ -471,10 +473,10 @@ def grouped_swiglu_backward(
     Args:
       dy: [M, d] bfloat16.
       downs: (text, visual) [ff, d].
-      gate: [M, ff], as saved by `grouped_swiglu`.
+      gate: [M, ff], as saved by ``grouped_swiglu``.
       up: [M, ff], likewise.
       block_expert: int32 [M / block].
-      block: rows per entry of `block_expert`, a multiple of 128.
+      block: rows per entry of ``block_expert``, a multiple of 128.
       config: block sizes.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
 
@@ -556,16 +558,16 @@ def weight_gradient(
     config: Config = Config(),
     interpret: Any = False,
 ) -> jax.Array:
-    """`sum_t x[t].T @ dy[t]` over the blocks t of one expert; the other expert's blocks are never loaded.
+    """``sum_t x[t].T @ dy[t]`` over the blocks t of one expert; the other expert's blocks are never loaded.
 
     Args:
       x: [M, k] bfloat16.
       dy: [M, n] bfloat16.
       block_expert: int32 [M / block].
       expert: 0 text, 1 visual.
-      block: rows per entry of `block_expert`, a multiple of 128.
+      block: rows per entry of ``block_expert``, a multiple of 128.
       out_dtype: dtype of the result; sums are float32.
-      config: block sizes; `block_k` counts rows.
+      config: block sizes; ``block_k`` counts rows.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
 
     Returns:
@@ -634,13 +636,13 @@ def weight_gradient(
 
 @dataclasses.dataclass(frozen=True)
 class MosaicGpu(Implementation):
-    """The kernels above behind the contract. Fields are their block sizes; a dict (from JSON) will do for a `Config`.
+    """The kernels above behind the contract. Fields are their block sizes; a dict (from JSON) will do for a ``Config``.
 
     Attributes:
-      product: block sizes of `matmul` and `swiglu_dx`.
-      gate_up: block sizes of `swiglu`; its `block_n` counts columns of gate, and as many of up.
-      backward: block sizes of `swiglu_backward`, whose epilogue needs the shared memory of a fourth stage.
-      gradient: block sizes of `weight_gradient`; `block_k` counts rows.
+      product: block sizes of ``matmul`` and ``swiglu_dx``.
+      gate_up: block sizes of ``swiglu``; its ``block_n`` counts columns of gate, and as many of up.
+      backward: block sizes of ``swiglu_backward``, whose epilogue needs the shared memory of a fourth stage.
+      gradient: block sizes of ``weight_gradient``; ``block_k`` counts rows.
       interpret: run in the interpreter, on the CPU; True, or its parameters (race detection).
     """
 

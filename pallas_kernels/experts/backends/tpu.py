@@ -47,7 +47,7 @@ class Product(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Block sizes of one call: `n` output columns, `k` contracted columns."""
+    """Block sizes of one call: ``n`` output columns, ``k`` contracted columns."""
 
     n: int
     k: int
@@ -63,9 +63,9 @@ class PallasTpu(Implementation):
     Attributes:
       block_rows: rows of a grid step; it must divide the block. None: the whole block.
       vmem: bytes of vector memory that the blocks of one call may take (double buffers included).
-      block_n: output columns of a block; None: the sizes that move the fewest bytes within `vmem`.
+      block_n: output columns of a block; None: the sizes that move the fewest bytes within ``vmem``.
       block_k: contracted columns of a block; likewise.
-      interpret: run on any machine, as `pallas_call` takes it (True or `pltpu.InterpretParams`).
+      interpret: run on any machine, as ``pallas_call`` takes it (True or ``pltpu.InterpretParams``).
     """
 
     name: ClassVar[str] = "pallas_tpu"
@@ -198,7 +198,7 @@ class PallasTpu(Implementation):
 
 
 def _divisors(size: int, most: int) -> list[int]:
-    """Multiples of a lane row up to `most` that divide `size`."""
+    """Multiples of a lane row up to ``most`` that divide ``size``."""
     return [b for b in range(LANES, min(size, most) + 1, LANES) if size % b == 0]
 
 
@@ -230,7 +230,7 @@ def _grouped(
 
     Args:
       lhs: arrays [M, K].
-      products: what to multiply and where to add it; weights [K, N], or [N, K] with `transpose`.
+      products: what to multiply and where to add it; weights [K, N], or [N, K] with ``transpose``.
       step_expert: int32 [M / rows].
       epilogue: from float32 [rows, n] sums and blocks of extras to one block per output.
       out_dtypes: of the outputs [M, N].
@@ -335,7 +335,7 @@ def _weight_gradient(
     out_dtype: jnp.dtype,
     options: dict,
 ) -> jax.Array:
-    """x.T @ dy over the row blocks of `expert`: [M, K], [M, N] -> [K, N]."""
+    """x.T @ dy over the row blocks of ``expert``: [M, K], [M, N] -> [K, N]."""
     m, k, n = x.shape[0], x.shape[1], dy.shape[1]
     grid = (n // blocks.n, k // blocks.k, m // rows)
     own = step_expert == expert

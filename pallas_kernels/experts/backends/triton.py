@@ -1,7 +1,7 @@
 """Grouped expert matmuls in Triton, called from JAX by jax-triton: gather on load, fused SwiGLU.
 
 One kernel serves every product with row blocks on the left. A program owns a block of rows (all of one expert) and of
-columns; the rows may lie anywhere in x (`rows` holds their numbers), so that no permuted copy of x is written.
+columns; the rows may lie anywhere in x (``rows`` holds their numbers), so that no permuted copy of x is written.
 Epilogues turn the float32 sums into outputs: none, SwiGLU, or SwiGLU's derivative. A second kernel makes weight
 gradients.
 
@@ -191,9 +191,9 @@ def weight_gradient_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """out [K, N] = sum of x[t].T @ dy[t] over the first `count` blocks of `own_blocks`.
+    """out [K, N] = sum of x[t].T @ dy[t] over the first ``count`` blocks of ``own_blocks``.
 
-    BLOCK_M and BLOCK_N are rows and columns of `out`; BLOCK_K rows of x and dy are multiplied at a time.
+    BLOCK_M and BLOCK_N are rows and columns of ``out``; BLOCK_K rows of x and dy are multiplied at a time.
     """
     row_blocks: tl.constexpr = (K + BLOCK_M - 1) // BLOCK_M
     column_blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
@@ -250,12 +250,12 @@ FLOAT32_BLOCKS = Blocks(m=64, n=64, k=32, warps=4, stages=2)
 
 
 def _covering(limit: int, size: int) -> int:
-    """The smallest power of two that covers `size`, between 16 (what a matrix product takes) and `limit`."""
+    """The smallest power of two that covers ``size``, between 16 (what a matrix product takes) and ``limit``."""
     return max(16, min(limit, 1 << (size - 1).bit_length()))
 
 
 def _dividing(limit: int, size: int) -> int:
-    """The largest power of two up to `limit` that divides `size`."""
+    """The largest power of two up to ``limit`` that divides ``size``."""
     return min(limit, size & -size)
 
 
@@ -323,7 +323,7 @@ def _interpret(launch: Launch, *inputs: jax.Array) -> tuple[np.ndarray, ...]:
 
 
 class Product(NamedTuple):
-    """The operands of `grouped_kernel`; what a product does not use is left out."""
+    """The operands of ``grouped_kernel``; what a product does not use is left out."""
 
     x: jax.Array
     weights: Pair
@@ -345,7 +345,7 @@ def grouped(
     swiglu: bool = False,
     save: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """The outputs of `grouped_kernel`, one or three; see there."""
+    """The outputs of ``grouped_kernel``, one or three; see there."""
     inputs = _inputs(product, block_expert)
     launch = plan(
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), product),
@@ -382,7 +382,7 @@ def plan(
     swiglu: bool = False,
     save: bool = False,
 ) -> Launch:
-    """The launch of `grouped_kernel` for `rows` grouped rows; of `product` only shapes and dtypes count."""
+    """The launch of ``grouped_kernel`` for ``rows`` grouped rows; of ``product`` only shapes and dtypes count."""
     depth, columns = product.weights[0].shape[::-1] if transpose else product.weights[0].shape
     blocks = dataclasses.replace(
         blocks, m=_dividing(blocks.m, block), n=_covering(blocks.n, columns), k=_covering(blocks.k, depth)
@@ -413,7 +413,7 @@ def plan(
 
 
 def plan_weight_gradient(height: int, columns: int, out_dtype: jnp.dtype, *, block: int, blocks: Blocks) -> Launch:
-    """The launch of `weight_gradient_kernel` for a gradient [height, columns]."""
+    """The launch of ``weight_gradient_kernel`` for a gradient [height, columns]."""
     blocks = dataclasses.replace(
         blocks, m=_covering(blocks.m, height), n=_covering(blocks.n, columns), k=_dividing(blocks.k, block)
     )
@@ -438,13 +438,13 @@ def plan_weight_gradient(height: int, columns: int, out_dtype: jnp.dtype, *, blo
 
 @dataclasses.dataclass(frozen=True)
 class Triton(Implementation):
-    """The kernels above behind the contract. Fields are their block sizes; a dict (from JSON) will do for `Blocks`.
+    """The kernels above behind the contract. Fields are their block sizes; a dict (from JSON) will do for ``Blocks``.
 
     Attributes:
-      product: block sizes of `matmul` and `swiglu_dx` in bfloat16.
-      gate_up: block sizes of `swiglu`; its `n` counts columns of gate, and as many of up.
-      backward: block sizes of `swiglu_backward`.
-      gradient: block sizes of `weight_gradient`; `m` and `n` are of the gradient, `k` counts rows of x.
+      product: block sizes of ``matmul`` and ``swiglu_dx`` in bfloat16.
+      gate_up: block sizes of ``swiglu``; its ``n`` counts columns of gate, and as many of up.
+      backward: block sizes of ``swiglu_backward``.
+      gradient: block sizes of ``weight_gradient``; ``m`` and ``n`` are of the gradient, ``k`` counts rows of x.
       float32: block sizes of everything in float32.
       interpret: run in Triton's interpreter, on any machine with torch.
     """

@@ -34,7 +34,7 @@ def split_matmul(x: jax.Array, visual_slots: int, text_kernel: jax.Array, visual
 
 
 def split_ffn(x: jax.Array, visual_slots: int, text_weights: FfnWeights, visual_weights: FfnWeights) -> jax.Array:
-    """SwiGLU of each slot's own expert with a static boundary: x [..., S, d] -> [..., S, d]; see `split_matmul`."""
+    """SwiGLU of each slot's own expert with a static boundary: x [..., S, d] -> [..., S, d]; see ``split_matmul``."""
     parts = [
         dense_ffn(x[..., :visual_slots, :], visual_weights),
         dense_ffn(x[..., visual_slots:, :], text_weights),
@@ -53,7 +53,7 @@ def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 # ======================================================================================================================
-# The same behind the contract
+# The same as implementations of the contract
 # ======================================================================================================================
 
 
@@ -88,7 +88,7 @@ class XlaSplit(_Unfused):
     """Rows [0, visual_rows) are visual, the others text, both static: dense GEMMs on two slices.
 
     Attributes:
-      visual_rows: the boundary, a multiple of the block. It must agree with `block_expert` (empty blocks aside).
+      visual_rows: the boundary, a multiple of the block. It must agree with ``block_expert`` (empty blocks aside).
     """
 
     name: ClassVar[str] = "xla_split"
@@ -182,7 +182,7 @@ class Ragged(_Unfused):
     unless they already are.
 
     Attributes:
-      in_order: the blocks come visual first, then text, then empty, as `make_block_map` leaves them.
+      in_order: the blocks come visual first, then text, then empty, as ``make_block_map`` leaves them.
     """
 
     name: ClassVar[str] = "ragged"

@@ -62,7 +62,7 @@ def on_mesh(x, text, visual):
 
 
 def mesh_in_use(name: str):
-    """What the form of `FORMS` runs in."""
+    """What the form of ``FORMS`` runs in."""
     return jax.set_mesh(mesh_of(2, 2)) if name == "shard_map" else contextlib.nullcontext()
 
 
