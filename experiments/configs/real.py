@@ -89,8 +89,7 @@ def _smoke(config: ConfigDict) -> None:
     config.vision.hidden_size = 64
     config.data.update({"batch_size": 2, "visual_tokens": 64, "text_tokens": 512, "block_samples": 512})
     config.vision.image_size = 56
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config.stages.s0.model.update({**small, "num_key_value_heads": 2})
+    config.stages.s0.model.preset = "tiny_lm"
     config.stages.s0.data.update({"text_tokens": 256, "batch_size": 4})
     for stage in config.stages.values():
         stage.steps = 4

@@ -220,8 +220,7 @@ def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
         return load_manifest(options["path"])
     if kind != "demo":
         raise unknown_key("config.sets.kind", str(kind), ("demo", "folder"))
-    seed, edge = options.pop("seed", 0), options.pop("edge", 64)
-    pixels, vocabulary = options.pop("token_pixels", 16), options.pop("vocabulary", 1024)
+    seed, vocabulary = options.pop("seed", 0), options.pop("vocabulary", 1024)
     names = {field.name for field in dataclasses.fields(DemoSizes)}
     for key in options:
         if key not in names:
@@ -230,8 +229,8 @@ def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
         workdir / "data",
         seed=seed,
         sizes=DemoSizes(**options),
-        edge=edge,
-        token_pixels=pixels,
+        edge=config.vision.tile,
+        token_pixels=config.vision.token_pixels,
         vocabulary=vocabulary,
         progress=say_now,
     )
