@@ -1,7 +1,7 @@
 """Publishing files and folders atomically: they appear at their place whole or not at all.
 
-They are written under a temporary name beside their target, and renamed when they are complete. A process that is
-killed meanwhile leaves a file or folder of such a name, which ``is_temporary`` recognises and ``remove_stale`` removes.
+What is written lies under a temporary name beside its target until it is complete, then it is renamed. A process that
+is killed meanwhile leaves that name behind, which ``is_temporary`` recognises and ``remove_stale`` removes.
 """
 
 from __future__ import annotations
