@@ -140,9 +140,10 @@ def _check_boundaries(block: int, execution: Execution) -> None:
 def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter | None, say: Say) -> callbacks.Recorder:
     run, config = program.run, program.model.config
     trained = trained_groups(program.stage, config)
+    peak = flops.peak_flops(jax.local_devices()[0].device_kind)
     speed = callbacks.Speed(
         flops=lambda counts: flops.step_flops(config, trained, counts),
-        peak=flops.peak_flops() * jax.local_device_count(),
+        peak=None if peak is None else peak * jax.local_device_count(),
     )
     return callbacks.Recorder(
         program.stage.name, run.log_every, run.max_nonfinite_steps, speed, data.sample_keys, writer, say
