@@ -16,19 +16,31 @@ CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
 
 def shipped() -> list[str]:
-    """FILE and FILE:ARG of every config."""
+    """FILE and FILE:ARG of every config; a word such as STAGE in ARG stands for every key of the file's STAGES."""
     found = []
     for file in sorted(CONFIGS.glob("*.py")):
         if file.name != "__init__.py":
-            arguments = re.findall(
-                rf"{re.escape(file.name)}(:[\w.+-]*\w\+*)", ast.get_docstring(ast.parse(file.read_text()))
-            )
-            found += [f"{file.name}{argument}" for argument in ("", *dict.fromkeys(arguments))]
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            arguments = re.findall(rf"{re.escape(file.name)}(:[\w.+,-]*[\w+])", ast.get_docstring(tree))
+            for argument in ("", *dict.fromkeys(arguments)):
+                found += [f"{file.name}{filled}" for filled in fill(argument, tree)]
     return found
 
 
+def fill(argument: str, tree: ast.Module) -> list[str]:
+    """``argument`` with each word in capitals replaced by the keys of the table of that name."""
+    filled = [argument]
+    for word in re.findall(r"\b[A-Z]+\b", argument):
+        tables = [
+            node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"{word}S"
+        ]
+        for table in tables:
+            filled = [old.replace(word, ast.literal_eval(key)) for old in filled for key in table.value.keys]
+    return filled
+
+
 def test_there_are_some():
-    assert {"demo.py", "demo.py:smoke", "real.py:2b"} <= set(shipped())
+    assert {"demo.py", "demo.py:smoke", "real.py:2b", "mono_internvl.py:S1.3,v5p-8"} <= set(shipped())
 
 
 @pytest.mark.parametrize("name", shipped())
