@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
 from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.evip import prepare_sets
 from mono_jax.runs.program import architecture_of
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
@@ -51,3 +53,21 @@ def test_shipped_configs_build(name: str):
     else:
         run = RunConfig.from_dict(config)
         assert run.init or architecture_of(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("s2", "many", "config.sets.s2 is 'many': it must be a whole number"),
+        ("s2", 3, "at least 20"),
+        ("seed", 0.5, "config.sets.seed is 0.5: it must be a whole number, at least 0"),
+        ("s3", 100, "config.sets: unknown key 's3'; did you mean 's"),
+        ("kind", "demos", "did you mean 'demo'?"),
+    ],
+)
+def test_sets_that_cannot_be_made_are_refused(key: str, value: object, words: str, tmp_path: Path):
+    config = config_file.load(str(CONFIGS / "demo.py"))
+    with config.ignore_type():
+        config.sets[key] = value
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        prepare_sets(EvipConfig.from_dict(config), tmp_path)
