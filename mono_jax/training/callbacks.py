@@ -88,6 +88,8 @@ class Recorder(Callback):
         self._drain(progress, keep=LAG)
 
     def finish(self, progress: Progress) -> None:
+        if isinstance(progress.error, NonFinite):  # what came after the step that ended the run is of no interest
+            return
         try:
             self._drain(progress, keep=0)
         except NonFinite as error:
