@@ -85,6 +85,14 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DemoSetsConfig:
+    """Keys of ``sets`` of kind "demo", beside the sizes in ``data_pipelines.recipes.demo.sizes.DemoSizes``."""
+
+    seed: int = field(0, ge=0, help="of the sets")
+    vocabulary: int = field(1024, ge=1, help="pieces of the tokenizer, without the added tokens")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvipConfig:
     """A sequence of stages: what ``experiments/evip.py`` runs."""
 

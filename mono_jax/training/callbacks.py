@@ -102,7 +102,8 @@ class Recorder(Callback):
         self._drain(progress, keep=LAG)
 
     def finish(self, progress: Progress) -> None:
-        self._drain(progress, keep=0)
+        if not isinstance(progress.error, NonFinite):  # what was in flight behind it says the same again
+            self._drain(progress, keep=0)
 
     def before_save(self, progress: Progress) -> None:
         """Records what a checkpoint of this moment will not bring again."""
