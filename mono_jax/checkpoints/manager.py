@@ -251,6 +251,9 @@ class Checkpoints:
             if verified:
                 raise CheckpointError(f"{folder}: cannot be restored: {reason(error)}") from error
             raise Damaged(f"{folder}: damaged: {reason(error)}") from None
+        if not verified and jax.process_index() == 0:  # killed between the commit and its list
+            with contextlib.suppress(OSError):
+                write_checksums(folder)
         return restored["state"], restored["metadata"]
 
     def _set_aside(self, step: int) -> None:

@@ -79,9 +79,12 @@ class Recorder(Callback):
         sample_keys: Callable[[int], list[str]],
         writer: MetricsWriter | None,
         say: Say,
+        counts: Callable[[], Mapping[str, float]] = dict,
     ):
+        """``sample_keys``: of a step; ``counts``: what else each record holds, e.g. of the data."""
         self._stage, self._log_every, self._max_nonfinite_steps = stage, log_every, max_nonfinite_steps
         self._speed, self._sample_keys, self._writer, self._say = speed, sample_keys, writer, say
+        self._counts = counts
         self._pending: collections.deque[_Pending] = collections.deque()
         self._began = time.perf_counter()
         self._clear(self._began)
@@ -139,6 +142,7 @@ class Recorder(Callback):
             "step_s": per_step,
             "eta_s": (steps - done) * per_step,
         }
+        record |= self._counts()
         if self._writer is not None:
             self._writer.write(record)
             self._say(console_line(self._stage, steps, record))

@@ -55,6 +55,8 @@ def console_line(stage: str, steps: int, record: Mapping[str, Any]) -> str:
     ]
     if record.get("skipped"):
         parts.append(f"skipped updates {record['skipped']}")
+    if record.get("bad_samples"):
+        parts.append(f"bad samples {record['bad_samples']:,} of {record['samples'] + record['bad_samples']:,}")
     return "  ".join(parts)
 
 
