@@ -27,15 +27,16 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.runs import resume
+from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
-from mono_jax.runs.program import Program, architecture_of
+from mono_jax.runs.program import Program
+from mono_jax.runs.result import write_model
 from mono_jax.runs.workdir import locked, refuse_foreign
 from mono_jax.training import callbacks, flops, metrics
 from mono_jax.training.callbacks import Say
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
-from mono_jax.training.state import TrainState, all_params
-from mono_jax.weights.model_folder import companion_files, save_model
+from mono_jax.training.state import TrainState
 
 
 def say_now(line: str) -> None:
@@ -86,7 +87,7 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
         finally:
             if writer is not None:
                 writer.close()
-    return _finish(program, data, workdir, state, frozen) | {"failed_saves": saving.failed}
+    return _finish(program, data, workdir, state, frozen, base_dir / base) | {"failed_saves": saving.failed}
 
 
 @contextlib.contextmanager
@@ -229,21 +230,14 @@ def _announce(program: Program, state: TrainState, frozen: tree.Tree, say: Say) 
     )
 
 
-def _companions(run: RunConfig) -> list[Path]:
-    """Files that accompany the model: its tokenizer, and the config.json of the weights it started from."""
-    tokenizer = Path(run.data.tokenizer)
-    files = companion_files(tokenizer if tokenizer.is_dir() else tokenizer.parent)
-    original = Path(run.init) / "config.json" if run.init else None
-    return [*files, original] if original is not None and original.is_file() else files
-
-
-def _finish(program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree) -> dict[str, Any]:
+def _finish(
+    program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree, base: Path
+) -> dict[str, Any]:
     """Writes the model folder, unless this step's is there, and sums up."""
     target, done = workdir / "model", int(state.step)
     marker = target / "step.json"
     if not marker.exists() or json.loads(marker.read_text())["step"] != done:
-        params = all_params(state, frozen)
-        save_model(target, program.model.config, params, extra_files=_companions(program.run))
+        write_model(target, program, state, frozen, base)
         if jax.process_index() == 0:
             marker.write_text(json.dumps({"step": done}))
     records = metrics.read_metrics(workdir / "metrics.jsonl")
