@@ -16,7 +16,7 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical, joined
 from mono_jax.runs.program import Program
 from mono_jax.training.state import TrainState
-from mono_jax.weights.hf_config import config_to_hf
+from mono_jax.weights.hf_config import DTYPE_KEYS, config_to_hf, with_dtype
 from mono_jax.weights.model_folder import Origin, companion_files, find_model, place, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
 
@@ -75,7 +75,8 @@ def _concatenate(pieces: list[jax.Array]) -> jax.Array:
 
 def _config_json(config: Architecture, origin: Origin, dtype: str, prompt: PromptFormat) -> dict[str, Any] | None:
     try:
-        return config_to_hf(config, origin.config_json, dtype, prompt=prompt)
+        values = config_to_hf(config, origin.config_json, dtype, prompt=prompt)
+        return values if any(key in values for key in DTYPE_KEYS) else with_dtype(values, dtype)
     except ConfigError:  # an architecture that Hugging Face has no form for
         return None
 

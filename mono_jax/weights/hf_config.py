@@ -172,10 +172,13 @@ def config_to_hf(
 def with_dtype(values: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     """``values`` of a config.json whose weights are ``dtype``: every spelling, in every section, says so."""
     name = str(np.dtype(dtype))
-    out = {key: with_dtype(section, dtype) if isinstance(section, Mapping) and key.endswith("_config") else section
-           for key, section in values.items()}  # fmt: skip
-    out |= {key: name for key in DTYPE_KEYS if key in out}
-    return out if any(key in out for key in DTYPE_KEYS) or "model_type" not in out else out | {"torch_dtype": name}
+    out = _with_dtype(values, name)
+    return out if any(key in out for key in DTYPE_KEYS) else out | {"torch_dtype": name}
+
+
+def _with_dtype(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    sections = {key: _with_dtype(value, name) for key, value in values.items() if isinstance(value, Mapping)}
+    return {**values, **sections, **{key: name for key in DTYPE_KEYS if key in values}}
 
 
 def _update(section: dict[str, Any], values: Mapping[str, Any]) -> None:

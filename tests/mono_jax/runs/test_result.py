@@ -163,8 +163,9 @@ def test_companions_and_settings_of_the_run_leave_with_the_model(
             assert (folder / name).is_file()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("on_device", ["source", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "on_device"), [("float32", "source"), ("float16", "source"), ("float16", "bfloat16")]
+)
 def test_frozen_weights_leave_byte_for_byte(sets: dict[str, Any], tmp_path: Path, dtype: str, on_device: str):
     init = hf_folder(tmp_path / "init", sets, dtype)
     values = settings(sets, init, frozen_dtype=on_device)
@@ -175,13 +176,16 @@ def test_frozen_weights_leave_byte_for_byte(sets: dict[str, Any], tmp_path: Path
     for path in set(before) - set(frozen):
         assert after[path].dtype == np.dtype(dtype), path
         assert after[path].tobytes() != before[path].tobytes() or "bias" in path or "class_embedding" in path, path
-    # The same after resuming, from the stored base alone.
-    for name in ("model", "checkpoints/2"):
-        shutil.rmtree(tmp_path / "run" / name)
-    values["checkpoint_every"] = 1
-    run(values | {"steps": 1}, tmp_path / "again")
-    resumed = stored(run(values, tmp_path / "again"))
-    assert_same_bytes(resumed, after, list(after))
+
+
+def test_frozen_weights_leave_byte_for_byte_after_resuming(sets: dict[str, Any], tmp_path: Path):
+    """From the stored base: the devices hold them in bfloat16 only."""
+    init = hf_folder(tmp_path / "init", sets, "float32")
+    values = settings(sets, init, frozen_dtype="bfloat16")
+    once = stored(run(values, tmp_path / "once"))
+    assert_same_bytes(once, stored(init), frozen_paths(init))
+    run(values | {"steps": 1}, tmp_path / "twice")
+    assert_same_bytes(stored(run(values, tmp_path / "twice")), once, list(once))
 
 
 def test_weights_cast_at_load_train_as_weights_cast_at_use(sets: dict[str, Any], tmp_path: Path):
@@ -221,9 +225,9 @@ def test_frozen_layers_of_partly_trained_weights(sets: dict[str, Any], tmp_path:
 
 def test_clipping_may_be_turned_on_and_off_on_resume(sets: dict[str, Any], tmp_path: Path):
     init = hf_folder(tmp_path / "init", sets, "float32")
-    for steps, norm in ((1, 0.0), (2, 1.0), (3, 0.0)):
+    for steps, norm in ((1, 0.0), (2, 1.0)):
         run(settings(sets, init, steps=steps, optim={"clip_norm": norm}), tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "model" / "step.json").read_text())["step"] == 3
+    assert json.loads((tmp_path / "run" / "model" / "step.json").read_text())["step"] == 2
 
 
 @pytest.mark.parametrize(
