@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.io import publish
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
@@ -239,12 +239,11 @@ def _companions(run: RunConfig) -> list[Path]:
 def _finish(program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree) -> dict[str, Any]:
     """Writes the model folder, unless this step's is there, and sums up."""
     target, done = workdir / "model", int(state.step)
-    marker = target / "step.json"
-    if not marker.exists() or json.loads(marker.read_text())["step"] != done:
+    if not _is_whole(target, done):
         params = all_params(state, frozen)
         save_model(target, program.model.config, params, extra_files=_companions(program.run))
         if jax.process_index() == 0:
-            marker.write_text(json.dumps({"step": done}))
+            publish.write_json(target / "step.json", {"step": done})
     records = metrics.read_metrics(workdir / "metrics.jsonl")
     return {
         "stage": program.stage.name,
