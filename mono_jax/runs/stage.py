@@ -35,7 +35,7 @@ from mono_jax.training.callbacks import Say
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
 from mono_jax.training.state import TrainState, all_params
-from mono_jax.weights.model_folder import companion_files, save_model
+from mono_jax.weights.model_folder import PARAMS_FOLDER, companion_files, save_model
 
 
 def say_now(line: str) -> None:
@@ -234,6 +234,14 @@ def _companions(run: RunConfig) -> list[Path]:
     files = companion_files(tokenizer if tokenizer.is_dir() else tokenizer.parent)
     original = Path(run.init) / "config.json" if run.init else None
     return [*files, original] if original is not None and original.is_file() else files
+
+
+def _is_whole(model: Path, step: int) -> bool:
+    """Whether the model folder is there, of ``step``, and its files are what was written."""
+    try:
+        return read_json(model / "step.json").get("step") == step and verify_checksums(model / PARAMS_FOLDER)
+    except (ConfigError, Damaged):
+        return False
 
 
 def _finish(program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree) -> dict[str, Any]:
