@@ -8,8 +8,7 @@ Weights are streamed layer by layer, so a model far larger than memory converts.
 --embed_experts makes a Mono-InternVL model of a dense InternLM2 one (upcycling): every layer's visual FFN starts as a
 copy of its text FFN, the patch embedding and projector start at random (--seed), and the vocabulary grows by the chat
 and image tokens that the tokenizer lacks; their embedding and output rows start as the mean of all rows. With
---attention_experts (Mono-InternVL-1.5) the visual QKV starts as a copy of the text QKV. No names are published for the
-tensors of 1.5: --names changes this project's.
+--attention_experts (1.5) the visual QKV is a copy too; its tensors have no published names: --names changes ours.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ EXAMPLES = """examples:
   python experiments/convert.py --from=hf --to=orbax Mono-InternVL-2B models/mono
   python experiments/convert.py --from=orbax --to=hf models/mono exported
   python experiments/convert.py --embed_experts --to=orbax internlm2-1_8b models/mono_start
-  python experiments/convert.py --grow_vocabulary=92672 --to=orbax models/mono models/mono_grown
   python experiments/convert.py --embed_experts --vision.patch_size=7 --to=hf internlm2-1_8b mono_14px
 
 a name table (--names=FILE) is JSON, {n} stands for the layer:
@@ -37,22 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("src", type=Path, metavar="SRC", help="the model to read; a run's workdir will do")
     add("dst", type=Path, metavar="DST", help="the folder to write; must not exist, or be empty")
     add("--from", dest="source_kind", choices=forms, help="what SRC is (default: seen from its files)")
-    add(
-        "--to",
-        dest="target_kind",
-        choices=forms,
-        help="what DST becomes (default: the other, or the same where the model changes)",
-    )
+    add("--to", dest="target_kind", choices=forms, help="what DST becomes (default: the other; a changed model: same)")
     add("--names", dest="names_file", metavar="FILE", type=Path, help="JSON table of tensor names other than ours")
     add("--shard_size", type=cli.byte_size, default="5GB", help="largest exported file, e.g. 500MB (5GB)")
     add("--dtype", choices=("bfloat16", "float16", "float32"), help="cast all weights (default: none, bit for bit)")
     add("--image_token_id", type=int, help="id of <IMG_CONTEXT> (default: from the tokenizer files)")
-    add(
-        "--grow_vocabulary",
-        type=int,
-        metavar="N",
-        help="N rows of embedding and head; new ones are the mean of the old",
-    )
+    add("--grow_vocabulary", type=int, metavar="N", help="more rows, N in all; the new ones are the mean of the old")
     add("--embed_experts", action="store_true", help="make a Mono-InternVL model of a dense InternLM2")
     add("--attention_experts", action="store_true", help="with --embed_experts: visual QKV too (1.5)")
     add("--seed", type=int, default=0, help="of the new patch embedding and projector (0)")
