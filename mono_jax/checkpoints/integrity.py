@@ -48,7 +48,7 @@ def check_fit(folder: Path, stored_state: Any, wanted_state: Any) -> None:
         if path in stored and stored[path] != wanted[path]
     ]
     if problems:
-        raise CheckpointError(f"{folder}: does not fit this run: {first(problems)}")
+        raise CheckpointError(f"{folder}: does not fit this run: {first(problems, separator='; ')}")
 
 
 def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:

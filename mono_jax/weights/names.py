@@ -212,10 +212,10 @@ def fit_error(what: str, missing: list[str], unexpected: list[str], misshapen: l
     return WeightsError(f"{what}: {'; '.join(problems)}") if problems else None
 
 
-def first(items: Sequence[str], count: int = 5) -> str:
+def first(items: Sequence[str], count: int = 5, separator: str = ", ") -> str:
     """The first ``count`` of ``items``, and how many more there are."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(items[:count]) + more
+    return separator.join(items[:count]) + more
 
 
 # Names that only checkpoints of these kinds have, and what makes one that can be read of them.
