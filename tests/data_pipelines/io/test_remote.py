@@ -19,11 +19,10 @@ from data_pipelines import check, index
 from data_pipelines.errors import StorageError
 from data_pipelines.inspection.batches import batch_hash
 from data_pipelines.io import blobs, chunk_cache, paths, storage
-from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.packing import lengths
 from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes
-from tests.made_sets import config
+from tests.made_sets import config, packed
 
 NEEDED = "needs s3fs, moto[s3], flask and flask-cors (pip install -e .[dev])"
 pytest.importorskip("s3fs", reason=NEEDED)
@@ -210,8 +209,8 @@ def test_processes_have_clients_of_their_own(s3: Server, method: str) -> None:
 def test_workers_of_the_loader(s3: Server, golden_dir: Path, tmp_path: Path) -> None:
     data = {"name": "pairs", "spec": {**SPEC, "remote_cache_gb": 1}}
     settings = {"batch_size": 2, "min_image_side": 1, "shuffle": "local", "local_runs": 2, "run_length": 4}
-    single = PackedData(config(golden_dir, data, **settings), tmp_path)
+    single = packed(config(golden_dir, data, **settings), tmp_path)
     expected = [batch_hash(batch) for _, batch in single.iterate()]
-    workers = PackedData(config(golden_dir, data, **settings, workers=2), tmp_path)
+    workers = packed(config(golden_dir, data, **settings, workers=2), tmp_path)
     assert [batch_hash(batch) for _, batch in workers.iterate()] == expected
     assert (workers.report.samples, workers.report.bad) == (SHARDS * SAMPLES, [])
