@@ -22,6 +22,7 @@ class Report:
       file: every bad sample is appended here as a line of JSON; None = nowhere.
       samples: samples delivered.
       skipped: number of bad samples by reason.
+      found: number of them that were found while reading; the others were known from the index and the config.
       bad: (key, reason, detail) of the first ``LISTED`` bad samples.
       wait_seconds: time spent waiting for batches.
       window: samples that ``bad_share`` looks back.
@@ -32,6 +33,7 @@ class Report:
     file: Path | None = None
     samples: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    found: int = 0
     bad: BadSamples = dataclasses.field(default_factory=list)
     wait_seconds: float = 0.0
     window: int = 2000
@@ -43,12 +45,14 @@ class Report:
     def add(self, samples: int, bad: BadSamples, found: int | None = None) -> None:
         """Adds a batch's number of samples and its bad ones.
 
-        ``found``: how many of them were found bad while reading; the others had been left out in advance.
+        ``found``: how many of them were found while reading; None = all.
         """
         self.samples += samples
         self.skipped.update(reason for _, reason, _ in bad)
         self.bad.extend(bad[: self.LISTED - len(self.bad)])
-        self._look_back(samples, len(bad) if found is None else found)
+        found = len(bad) if found is None else found
+        self.found += found
+        self._look_back(samples, found)
         if bad and self.file is not None:
             self._write(self.file, bad)
 

@@ -7,8 +7,10 @@ Samples of which parts could not be asked for are asked again.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
+from data_pipelines.io import paths
 from data_pipelines.io.storage import patiently
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indices import shard_index
@@ -20,6 +22,12 @@ from data_pipelines.sources.indices.shard_index import ShardIndex
 def shard_stamp(shard: Shard) -> str:
     """Changes when the shard does. Raises StorageError if it is not there."""
     return patiently(lambda: FORMATS[shard.kind].stamp(shard))
+
+
+def with_mark(shard: Shard) -> Shard:
+    """The shard with its ``mark``. Raises StorageError if it is not there."""
+    local = not paths.is_remote(shard.path) and not paths.is_dir(shard.path)
+    return dataclasses.replace(shard, mark=patiently(lambda: paths.stamp(shard.path)) if local else "")
 
 
 def load_or_make(

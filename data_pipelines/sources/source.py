@@ -28,7 +28,7 @@ from data_pipelines.sources.captions import CaptionedSource, Captions, open_capt
 from data_pipelines.sources.finding import shard_names
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indexed import IndexedSource
-from data_pipelines.sources.indexing import load_or_make, shard_stamp
+from data_pipelines.sources.indexing import load_or_make, shard_stamp, with_mark
 from data_pipelines.sources.indices.columns import Columns
 from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
@@ -178,8 +178,8 @@ class _Offer:
     @functools.cached_property
     def marks(self) -> list[str]:
         """``Shard.mark`` of the shards, taken before their indices are loaded."""
-        local = (not paths.is_remote(shard.path) and not paths.is_dir(shard.path) for shard in self.shards)
-        return [paths.stamp(shard.path) if each else "" for each, shard in zip(local, self.shards)]
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            return [shard.mark for shard in pool.map(with_mark, self.shards)]
 
     def table(self) -> tuple[Columns, dict[str, Any]]:
         """(columns of the offered samples, what ``_build`` says of them), from the cache if it is there."""
