@@ -74,11 +74,12 @@ def storage_error(path: str, error: BaseException, hint: str = "") -> StorageErr
 
 @contextlib.contextmanager
 def storage(path: str, hint: str = "") -> Iterator[None]:
-    """Turns an OSError into the StorageError of ``path``."""
+    """Turns an OSError into the StorageError of the file that it names, otherwise of ``path``."""
     try:
         yield
     except OSError as error:
-        raise storage_error(path, error, hint) from None
+        named = error.filename2 or error.filename
+        raise storage_error(named if isinstance(named, str) else path, error, hint) from None
 
 
 def patiently(function: Callable[[], T], *, missing: bool = False, forget: Callable[[], None] | None = None) -> T:
