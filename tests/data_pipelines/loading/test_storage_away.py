@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -254,3 +255,36 @@ def test_settings_of_the_config_are_the_processes(golden_dir, tmp_path):
     source = folder_of_tars(tmp_path / "data")
     packed(config(golden_dir, source, retries=7, storage_wait_s=11.0), tmp_path / "cache")
     assert storage._patience == Patience(7, 11.0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("way", ["close", "signal"])
+def test_a_run_that_waits_can_be_ended_at_once(golden_dir, tmp_path, workers, way):
+    source = folder_of_tars(tmp_path / "data")
+    settings = config(golden_dir, source, batch_size=1, workers=workers, prefetch=1, retries=0, storage_wait_s=300.0)
+    data = packed(settings, tmp_path / "cache")
+    iterator = data.iterate()
+    next(iterator)
+    (tmp_path / "data" / "00000.tar").unlink()
+    time.sleep(2)  # until what is made ahead waits
+    before = time.monotonic()
+    if way == "close":
+        iterator.close()
+    else:
+        old = signal.signal(signal.SIGALRM, data.stop_waiting)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        try:
+            with pytest.raises(StorageError, match=r"00000\.tar: no such file"):
+                for _ in iterator:
+                    pass
+        finally:
+            signal.signal(signal.SIGALRM, old)
+    assert time.monotonic() - before < 20
+
+
+def test_files_that_are_gone_when_a_worker_opens_them(golden_dir, tmp_path):
+    source = folder_of_tars(tmp_path / "data")
+    data = packed(config(golden_dir, source, workers=1, **FAST), tmp_path / "cache")
+    (tmp_path / "data" / "00000.tar").unlink()
+    with pytest.raises(StorageError, match=r"^pairs: .*\*\.tar: no such file"):
+        next(data.iterate())
