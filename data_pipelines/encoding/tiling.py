@@ -64,7 +64,7 @@ def _grids(low: int, high: int) -> np.ndarray:
 
 
 def patch_cells(geometry: TileGeometry, tokens: int) -> np.ndarray:
-    """``patch_cells`` of ``tokens`` visual tokens in their order: int32 [tokens], cells counted row by row in a tile."""
+    """``patch_cells`` of ``tokens`` visual tokens in order: int32 [tokens], cells counted row by row in a tile."""
     tile = _tile_cells(geometry.edge, geometry.ps_version)
     return np.tile(tile, tokens // len(tile))
 

@@ -86,8 +86,10 @@ def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
             try:
                 made = next(iterator)
             except RuntimeError as error:  # grain's word for a worker that was killed
+                if not data.config.workers:
+                    raise
                 deaths += 1
-                if not data.config.workers or deaths > MAX_DEATHS:
+                if deaths > MAX_DEATHS:
                     raise DataError(
                         f"data workers die repeatedly at step {step} ({error}); "
                         "if memory is short, lower data.workers or data.prefetch"

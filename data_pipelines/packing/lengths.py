@@ -36,8 +36,8 @@ class Lengths:
     """Token counts of the samples of one source.
 
     Attributes:
-      counts: int32 [n, 2] (visual, text). A bad sample has visual = -1 - r, r an index of ``reasons``; plain text, which
-        may be cut, has text = -(number of tokens).
+      counts: int32 [n, 2] (visual, text). A bad sample has visual = -1 - r, r an index of ``reasons``; plain text,
+        which may be cut, has text = -(number of tokens).
       reasons: why samples are bad.
       bad: number of bad samples by reason.
       plain: whether there is plain text.

@@ -11,8 +11,8 @@ def get_config(size: str = "full") -> ConfigDict:
     if size not in ("full", "smoke"):
         raise ValueError(f"demo.py:{size}: use full or smoke")
     config = ConfigDict()
+    config.sets = ConfigDict({"kind": "demo", "seed": 0})
     # 64-pixel pictures, 4 visual tokens each: one token = 2 x 2 patches of 16 pixels.
-    config.sets = ConfigDict({"kind": "demo", "seed": 0, "edge": 64, "token_pixels": 32})
     config.vision = ConfigDict({"hidden_size": 192, "patch_size": 16, "image_size": 64})
     config.common = ConfigDict(
         {
@@ -35,21 +35,12 @@ def get_config(size: str = "full") -> ConfigDict:
             "block_samples": 2048,
         }
     )
-    model = {
-        "preset": "tiny_lm",
-        "hidden_size": 192,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-    }
     text = {"visual_tokens": 0, "text_tokens": 128, "batch_size": 12}
     instructions = {"visual_tokens": 12, "text_tokens": 160, "batch_size": 12}
-    fast = {"learning_rate": 2e-3}
+    base, fast = {"preset": "demo_lm"}, {"learning_rate": 2e-3}
     config.stages = ConfigDict(
         {
-            "s0": {"stage": "S0", "steps": 450, "model": model, "data": text, "optim": {"learning_rate": 3e-3}},
+            "s0": {"stage": "S0", "steps": 450, "model": base, "data": text, "optim": {"learning_rate": 3e-3}},
             "s1_1": {"stage": "S1.1", "steps": 250, "optim": fast},
             "s1_2": {"stage": "S1.2", "steps": 350, "optim": fast},
             "s1_3": {"stage": "S1.3", "steps": 700, "optim": fast},

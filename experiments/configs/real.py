@@ -39,17 +39,16 @@ def _small(config: ConfigDict) -> None:
             "text_tokens": 512,
         }
     )
-    model = {
-        "preset": "tiny_lm",
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 4096,
-    }
     text = {"visual_tokens": 0, "text_tokens": 1024, "batch_size": 32}
-    stages = {"s0": {"stage": "S0", "steps": 4000, "model": model, "data": text, "optim": {"learning_rate": 6e-4}}}
+    stages = {
+        "s0": {
+            "stage": "S0",
+            "steps": 4000,
+            "model": {"preset": "small_lm"},
+            "data": text,
+            "optim": {"learning_rate": 6e-4},
+        }
+    }
     steps = {"s1_1": 1500, "s1_2": 1500, "s1_3": 2000, "s2": 3000}
     tiles = {"s1_1": 1, "s1_2": 1, "s1_3": 4, "s2": 4}
     for name, count in steps.items():
@@ -63,10 +62,13 @@ def _small(config: ConfigDict) -> None:
 
 
 def _two_billion(config: ConfigDict) -> None:
-    """Mono-InternVL-2B from InternLM2-1.8B: set config.init and run on accelerators."""
+    """Mono-InternVL-2B from InternLM2-1.8B on 8 H200: set config.init. Memory as in mono_internvl.py."""
     config.init = ""
     config.vision = ConfigDict({"hidden_size": 1024, "patch_size": 14, "image_size": 448})
-    config.data = ConfigDict({"batch_size": 32, "visual_tokens": 6912, "text_tokens": 2048})
+    config.data = ConfigDict({"batch_size": 32, "visual_tokens": 7168, "text_tokens": 2048})
+    config.common.update(
+        {"mesh": {"fsdp": 8}, "grad_accum_steps": 4, "execution": {"remat": "full", "loss_chunk": 512}},
+    )
     steps = {"s1_1": 1000, "s1_2": 1000, "s1_3": 1000, "s2": 1000}
     config.stages = ConfigDict(
         {
@@ -87,8 +89,7 @@ def _smoke(config: ConfigDict) -> None:
     config.vision.hidden_size = 64
     config.data.update({"batch_size": 2, "visual_tokens": 64, "text_tokens": 512, "block_samples": 512})
     config.vision.image_size = 56
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config.stages.s0.model.update({**small, "num_key_value_heads": 2})
+    config.stages.s0.model.preset = "tiny_lm"
     config.stages.s0.data.update({"text_tokens": 256, "batch_size": 4})
     for stage in config.stages.values():
         stage.steps = 4

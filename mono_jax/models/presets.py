@@ -28,6 +28,26 @@ _TINY_LM = Architecture(
     max_position_embeddings=512,
     image_token_id=100,
 )
+_DEMO_LM = Architecture(  # 2 M parameters and the embeddings: trains in minutes on two CPU cores
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
+    vocab_size=128,
+    image_token_id=100,
+)
+_SMALL_LM = Architecture(  # 85 M parameters and the embeddings: hours on one GPU
+    hidden_size=768,
+    intermediate_size=2048,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    num_key_value_heads=4,
+    max_position_embeddings=4096,
+    vocab_size=128,
+    image_token_id=100,
+)
 _TINY_VISION = VisionConfig(hidden_size=32, patch_size=4, image_size=32, num_hidden_layers=2, num_attention_heads=4)
 
 
@@ -60,6 +80,8 @@ PRESETS: dict[str, Architecture] = {
     "internvl_1_5_2b": _INTERNLM2_1_8B.replace(
         vocab_size=92553, vision=VisionConfig(kind="intern_vit"), rope_scaling=RopeScaling("dynamic", 2.0)
     ),
+    "demo_lm": _DEMO_LM,
+    "small_lm": _SMALL_LM,
     "tiny_lm": _TINY_LM,
     "tiny_mono": _TINY_LM.replace(vision=_TINY_VISION, visual_ffn_experts=True),
     "tiny_mono_1_5": _TINY_LM.replace(vision=_TINY_VISION, visual_ffn_experts=True, visual_attention_experts=True),

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.runs import report
-from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig
 from mono_jax.runs.stage import run_stage, say_now
 from mono_jax.training import stages
 from mono_jax.training.groups import groups_of, trained_groups
@@ -220,19 +221,15 @@ def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
         return load_manifest(options["path"])
     if kind != "demo":
         raise unknown_key("config.sets.kind", str(kind), ("demo", "folder"))
-    seed, edge = options.pop("seed", 0), options.pop("edge", 64)
-    pixels, vocabulary = options.pop("token_pixels", 16), options.pop("vocabulary", 1024)
-    names = {field.name for field in dataclasses.fields(DemoSizes)}
-    for key in options:
-        if key not in names:
-            raise unknown_key("key of config.sets", key, names)
+    own = {field.name: options.pop(field.name) for field in dataclasses.fields(DemoSetsConfig) if field.name in options}
+    made = strict.build(DemoSetsConfig, own, "config.sets", ConfigError)
     return build_demo_sets(
         workdir / "data",
-        seed=seed,
-        sizes=DemoSizes(**options),
-        edge=edge,
-        token_pixels=pixels,
-        vocabulary=vocabulary,
+        seed=made.seed,
+        sizes=strict.build(DemoSizes, options, "config.sets", ConfigError),
+        edge=config.vision.tile,
+        token_pixels=config.vision.token_pixels,
+        vocabulary=made.vocabulary,
         progress=say_now,
     )
 

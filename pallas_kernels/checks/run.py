@@ -100,7 +100,7 @@ def _check_compilations(implementation: str, result: dict[str, Any]) -> None:
 
 
 def host_devices() -> dict[str, str]:
-    """{"XLA_FLAGS": ...}: as many simulated devices as Mosaic GPU's interpreter needs, and more (``MosaicGpu.here``)."""
+    """{"XLA_FLAGS": ...}: at least as many simulated devices as Mosaic GPU's interpreter needs (``MosaicGpu.here``)."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         flags = f"{flags} --xla_force_host_platform_device_count=8".strip()

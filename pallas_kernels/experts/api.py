@@ -7,8 +7,8 @@ The contract, for callers
     yg = modality_ffn(xg, block_map.block_expert, text, visual, block=block_map.block)
     y = ungroup_rows(yg, block_map)                                # [M, d] -> [N, d]
 
-or, in one call that lets an implementation gather on load, ``y = permuted_ffn(x, block_map, text, visual)``. Keeping the
-whole residual stream grouped and permuting once per batch is cheaper still. ``unsorted_ffn`` is the form of the
+or, in one call that lets an implementation gather on load, ``y = permuted_ffn(x, block_map, text, visual)``. Keeping
+the whole residual stream grouped and permuting once per batch is cheaper still. ``unsorted_ffn`` is the form of the
 Mono-InternVL-1.5 paper (no permutation; a block with both kinds is computed twice and merged), for comparison.
 ``modality_matmul``, ``permuted_matmul`` and ``unsorted_matmul`` are the same for one matrix per expert.
 

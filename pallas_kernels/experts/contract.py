@@ -94,8 +94,8 @@ class Implementation:
     ) -> jax.Array:
         """y = x @ w[expert of the block]: [M, k] x [k, n] -> [M, n] in ``out_dtype`` (that of x by default).
 
-        With ``transpose`` the weights are [n, k] and y = x @ w.T. With ``rows`` (only if ``gathers_rows``) x is [N, k] in any
-        order and row m of the grouped input is x[rows[m]], or zero where rows[m] == N.
+        With ``transpose`` the weights are [n, k] and y = x @ w.T. With ``rows`` (only if ``gathers_rows``) x is [N, k]
+        in any order and row m of the grouped input is x[rows[m]], or zero where rows[m] == N.
         """
         raise NotImplementedError
 

@@ -267,7 +267,7 @@ def _grouped(
     start: Callable[..., None] | None = None,
     extra: Sequence[jax.Array] = (),
 ) -> tuple[jax.Array, ...]:
-    """A kernel that accumulates ``acc_j[block] = sum_i x_i[block] @ w_ij[expert of the block]``; acc_j goes to ``finish``.
+    """A kernel that accumulates ``acc_j[block] = sum_i x_i[block] @ w_ij[expert of the block]`` for ``finish``.
 
     Args:
       name: of the kernel.
@@ -365,7 +365,7 @@ def grouped_matmul(
     config: Config = Config(),
     interpret: Any = False,
 ) -> jax.Array:
-    """``y[block] = sum_i xs[i][block] @ weights[i][expert of the block]``: one x for a matmul, two for dX of gate and up.
+    """``y[block] = sum_i xs[i][block] @ weights[i][expert of the block]``: one x for a matmul, two for dX.
 
     Args:
       xs: [M, k] each, bfloat16.

@@ -9,7 +9,9 @@ import psutil
 import pytest
 
 from data_pipelines import strict
+from data_pipelines.errors import DataError
 from data_pipelines.inspection.batches import batch_hash
+from data_pipelines.loading import rows as rows_module
 from data_pipelines.loading.packed_data import PackedData
 from tests.made_sets import config, packed, tars
 
@@ -102,3 +104,35 @@ def test_closing_an_iterator_ends_its_workers(golden_dir, pairs, cache):
     iterator.close()
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive
+
+
+def test_elements_are_places_of_rows(golden_dir, pairs, cache):
+    data = packed(config(golden_dir, tars(pairs)), cache)
+    source, rows = rows_module.Rows(data), data.plan.epoch_rows(0)
+    assert len(source) > 10**12
+    assert [source[row] for row in (0, rows - 1)] == [data.plan.locate(0), data.plan.locate(rows - 1)]
+    assert source[rows] is None
+
+
+class Unpicklable(Exception):
+    def __reduce__(self):
+        raise TypeError("no")
+
+
+@pytest.mark.parametrize(("error", "kind"), [(KeyError("x"), KeyError), (Unpicklable("y"), DataError)])
+def test_errors_arrive_after_the_steps_before_them(golden_dir, pairs, cache, monkeypatch, error, kind):
+    data = packed(config(golden_dir, tars(pairs)), cache)
+    assemble, calls = data.assemble, []
+
+    def fails(places):
+        calls.append(places)
+        if len(calls) == 3:
+            raise error
+        return assemble(places)
+
+    monkeypatch.setattr(data, "assemble", fails)
+    steps = []
+    with pytest.raises(kind):
+        for step, _ in data.iterate():
+            steps.append(step)
+    assert steps == [0, 1]
