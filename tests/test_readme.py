@@ -15,14 +15,13 @@ from data_pipelines import strict
 from mono_jax.models.architecture import Architecture
 from mono_jax.runs import config_file
 from mono_jax.runs.config import EvipConfig, RunConfig
-from tests.test_commands import OWN_CONFIG, Parsed, check_config, examples, module_of, parse_only  # noqa: F401
+from tests.test_commands import Parsed, check_config, examples, module_of, own_configs, parse_only  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
     [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), ROOT / "pallas_kernels" / "README.md"]
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-PYTHON_NAMES = ("my.py", "my_config.py")  # configs of one's own that commands name
 
 
 def blocks(language: str) -> list[Any]:
@@ -53,17 +52,8 @@ def test_programs_run_and_configs_build(code: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("code", blocks("sh"))
-def test_commands_parse(
-    code: str,
-    parse_only: None,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-):
-    for name in PYTHON_NAMES:
-        (tmp_path / name).write_text(OWN_CONFIG)
-    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("own_configs", "parse_only")
+def test_commands_parse(code: str, capsys: pytest.CaptureFixture):
     found = examples(code)
     assert len(found) == len(re.findall(r"^\s*(?:\w+=\S+ )*python ", code, re.M)), "a python line that is no command"
     for file, arguments in found:
