@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,7 +26,7 @@ from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
-from mono_jax.training import callbacks, loop, optim, stages
+from mono_jax.training import callbacks, loop, stages
 from mono_jax.training.groups import split
 from mono_jax.weights.model_folder import load_model
 
@@ -178,19 +177,6 @@ def test_the_next_stage_starts_from_the_model_of_the_last(
     after = tree.flatten(load_model(result["model"])[1])
     assert np.array_equal(before["layers/feed_forward/gate/kernel"], after["layers/feed_forward/gate/kernel"])
     assert not np.array_equal(before["layers/attention/wqkv/kernel"], after["layers/attention/wqkv/kernel"])
-
-
-def test_runs_of_non_finite_updates_stop_saved_and_named(
-    sets: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(optim, "make_schedule", lambda *_, **__: lambda step: jnp.float32(jnp.nan))
-    values = settings(sets, max_nonfinite_steps=2)
-    lines: list[str] = []
-    with pytest.raises(callbacks.NonFinite, match=r"2 updates in a row.*samples of that step: .*00000"):
-        run_stage(RunConfig.from_dict(values), tmp_path / "run", say=lines.append)
-    assert sum("is not finite: update skipped; samples:" in line for line in lines) == 2
-    with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
-        assert saved.steps()
 
 
 def test_bad_configs_name_the_key(sets: dict[str, Any], tmp_path: Path):
