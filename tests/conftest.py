@@ -47,10 +47,6 @@ MAY_SKIP = (
     "tests/experiments/test_kernels_benchmark.py",
     "tests/data_pipelines/jobs/test_building.py",
 )
-    "tests/pallas_kernels/",
-    "tests/experiments/test_kernels_benchmark.py",
-    "tests/data_pipelines/jobs/test_building.py",
-)
 
 
 def _missing_in_ci(report: pytest.TestReport | pytest.CollectReport) -> bool:

@@ -1,14 +1,18 @@
 """Rounds of faults on a real training run: after each, the run must end as if nothing had happened.
 
-Every round trains a tiny model on small sets in a workdir of its own, does one thing to it at a random moment, runs the
-same command until it is done, and compares metrics.jsonl and the weights with those of a run that nothing disturbed: bit
-for bit on the same number of devices, within 1e-5 where it changes.
+Every round trains a tiny model on small sets in a workdir of its own, does one thing to it at a random moment, runs
+the same command until it is done, and compares metrics.jsonl and the weights with those of a run that nothing
+disturbed: bit for bit on the same number of devices, within 1e-5 where it changes.
 
-  kill             SIGKILL at any moment             kill_commit   ... while a checkpoint is being committed
-  kill_cache       ... while indices are made        kill_parent   ... of the trainer only: its data workers must end too
-  kill_worker      ... of a data worker              term          SIGTERM at any moment, compilation included
-  term_twice       SIGTERM, and again                damage        SIGTERM, then a random file is cut, flipped or emptied
-  devices          SIGTERM, then on 8, 2, 8 simulated devices
+  kill          SIGKILL at any moment
+  kill_commit   ... while a checkpoint is committed
+  kill_cache    ... while indices are made
+  kill_parent   ... of the trainer only: its data workers must end too
+  kill_worker   ... of a data worker
+  term          SIGTERM at any moment, compilation included
+  term_twice    SIGTERM, and again
+  damage        SIGKILL, then a random file is cut, flipped or emptied
+  devices       SIGTERM, then on 8, 2, 8 simulated devices
 
 The JSON object: {"rounds", "identical", "lost_steps_max", "lost_records", "hangs", "by_fault": {fault: {"rounds",
 "identical", "failures"}}}.
