@@ -18,6 +18,7 @@ from data_pipelines.batch import DEFAULT_GEOMETRY, Batch, BatchSpec, TileGeometr
 from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
 from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.io import paths
 from data_pipelines.loading.assembly import fill_row
 from data_pipelines.loading.report import BadSamples, Report
 from data_pipelines.loading.rows import Place, made_ahead
@@ -59,7 +60,7 @@ class PackedData:
           DataError: something in the configuration or the sources cannot be used.
         """
         self.config, self.geometry = config, geometry
-        self.cache_dir = Path(cache_dir) if cache_dir else cache_dir()
+        self.cache_dir = Path(cache_dir) if cache_dir else paths.cache_dir()
         self.spec = BatchSpec(config.visual_tokens, config.text_tokens, geometry.token_pixels, config.boundary_block)
         self.batch_size = config.batch_size
         self.builder = SampleBuilder(config, geometry=geometry)
