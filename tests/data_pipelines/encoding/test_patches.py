@@ -55,3 +55,17 @@ def test_jpeg_augmentation_follows_its_seed():
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
     assert 0 < np.abs(one.astype(int) - plain).mean() < 6
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_fast_path_of_turned_jpegs_is_near_the_exact_one(orientation):
+    """A tall image that is stored wide is cut into a tall grid, and no dimension is decoded too small."""
+    pytest.importorskip("cykooz_resizer")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = Image.fromarray(SMOOTH).resize((1200, 300), Image.Resampling.BICUBIC)
+    data = encoded(large, "JPEG", quality=95, exif=exif)
+    tiling = Tiling(TileGeometry(tile_size=56), max_tiles=6)
+    exact, fast = (image_patches(data, tiling, LIMITS, path).astype(int) for path in ("exact", "fast"))
+    assert exact.shape == fast.shape == (4 * 5, 28, 28, 3)
+    assert np.abs(exact - fast).mean() < 1
