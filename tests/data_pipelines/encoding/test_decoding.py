@@ -164,6 +164,7 @@ def test_limits_are_looked_at_before_decoding():
         ((20, 10), {"max_pixels": 200}, ""),
         ((20, 10), {"max_pixels": 199}, "image_too_large"),
         ((20, 10), {"min_side": 10}, ""),
+        ((10, 20), {"min_side": 10}, ""),
         ((20, 10), {"min_side": 11}, "image_too_small"),
         ((10, 20), {"min_side": 11}, "image_too_small"),
         ((20, 10), {"max_aspect": 2.0}, ""),
