@@ -84,7 +84,7 @@ class Copy:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return None, ""
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.MULTILINE)
         return process.returncode, failed[1] if failed else output.strip().rpartition("\n")[2]
 
 

@@ -108,6 +108,22 @@ def test_drops_are_reported_once_with_the_first_row_of_their_block(golden_dir, t
     assert 0 < len(long) < 60 and sorted(found) == sorted((key, "too_long", "") for key in long)
 
 
+def test_drops_of_blocks_without_a_row_are_reported_too(golden_dir, tmp_path, cache):
+    """Nothing of the first sources fits: with the order of the files, whole blocks are dropped."""
+    write_pairs(tmp_path, 40)
+    counts = packed(config(golden_dir, tars(tmp_path)), cache).plan.units[0].lengths.counts
+    limit = int(np.min(counts[:, 1]))
+    settings = config(golden_dir, tars(tmp_path), text_tokens=limit, block_samples=2, shuffle="none", batch_size=1)
+    data = packed(settings, cache)
+    rows = data.plan.epoch_rows(0)
+    fits = np.flatnonzero(counts[:, 1] == limit)
+    assert 0 < rows <= len(fits) and (data.plan.counts == 0).sum() > 5
+    for step in range(rows):
+        data.batch(step)
+    last = fits[-1] // 2 * 2 + 2  # end of the last block with a row
+    assert data.report.samples == len(fits) and data.report.skipped == {"too_long": last - len(fits)}
+
+
 def test_the_cache_has_a_place_of_its_own(golden_dir, pairs, tmp_path, monkeypatch):
     monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path))
     data = PackedData(config(golden_dir, tars(pairs)), geometry=GEOMETRY)
