@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -79,3 +80,19 @@ def test_fast_path_of_turned_jpegs_is_near_the_exact_one(orientation, monkeypatc
     assert shapes == ([(1200, 300), (300, 75)] if orientation >= 5 else [(300, 1200), (75, 300)])
     assert exact.shape == fast.shape == (4 * 5, 28, 28, 3)
     assert np.abs(exact - fast).mean() < 1
+
+
+def test_each_tile_is_recompressed_by_itself_in_reading_order():
+    """Three tiles across and two down, no resizing; their qualities are drawn one after another."""
+    tile = 56
+    image = np.asarray(Image.fromarray(SMOOTH).resize((3 * tile, 2 * tile), Image.Resampling.BICUBIC))
+    tiling = Tiling(TileGeometry(tile_size=tile), min_tiles=6, max_tiles=6, thumbnail=False)
+    found = image_patches(encoded(Image.fromarray(image)), tiling, LIMITS, augment=np.random.default_rng(4))
+    rng, wanted = np.random.default_rng(4), []
+    for row in range(2):
+        for column in range(3):
+            part = image[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+            quality = int(rng.integers(75, 101))
+            data = simplejpeg.encode_jpeg(np.ascontiguousarray(part), quality=quality, colorsubsampling="420")
+            wanted.append(simplejpeg.decode_jpeg(data).reshape(2, 28, 2, 28, 3).swapaxes(1, 2).reshape(4, 28, 28, 3))
+    np.testing.assert_array_equal(found, np.concatenate(wanted))

@@ -83,7 +83,7 @@ def padded(found: dict[str, P], expected: dict[str, P]) -> None:
         ("tiny_mono_1_5", {"bias": True}, LANGUAGE | VISUAL | ATTENTION | BIASES | PROJECTOR),
         ("tiny_modular", {}, LANGUAGE | PROJECTOR | ENCODER),
     ],
-    ids=str,
+    ids=("tiny_lm", "tied", "tiny_mono", "tiny_mono_1_5 with biases", "tiny_modular"),
 )
 def test_every_parameter_is_split_as_the_table_says(name: str, changes: dict[str, Any], expected: dict[str, P]):
     padded(specs(name, changes, mesh()), expected)
