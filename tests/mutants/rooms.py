@@ -35,6 +35,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "mono_jax/training/state": ("mono_jax/training/test_free_groups.py", "mono_jax/training/test_step.py"),
     "data_pipelines/batch": ("data_pipelines/loading/test_assembly.py",),
     "data_pipelines/packing/lengths": ("data_pipelines/loading/test_packed_data.py",),
+    "data_pipelines/loading/packed_data": ("data_pipelines/loading/test_assembly.py",),
     "data_pipelines/encoding/samples": ("data_pipelines/loading/test_assembly.py",),
 }
 # Too slow to be run for every fault, and no help in finding one.

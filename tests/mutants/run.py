@@ -43,7 +43,8 @@ class Outcome:
 class Copy:
     """A copy of the working tree, where the tests run."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, compiled: Path):
+        """folder: is empty. compiled: where programs that JAX has compiled are kept from one run to the next."""
         self.root = folder / "tree"
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -60,7 +61,7 @@ class Copy:
             "PYTHONPATH": str(self.root),
             "PYTHONDONTWRITEBYTECODE": "1",  # a fault may leave size and second of a file as they were
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(compiled.absolute()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             "MONO_JAX_CACHE": str(folder / "cache"),
         }
@@ -81,9 +82,11 @@ class Copy:
         try:
             output, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
             return None, ""
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
         failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.MULTILINE)
         return process.returncode, failed[1] if failed else output.strip().rpartition("\n")[2]
 
@@ -105,30 +108,38 @@ def run(options: argparse.Namespace) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         if todo:
-            outcomes += _plant_all(Copy(Path(folder)), todo, options)
+            copy = Copy(Path(folder), options.results.with_suffix(".compiled"))
+            outcomes += _plant_all(copy, todo, options)
     return _report(outcomes, options)
 
 
 def _plant_all(copy: Copy, todo: Sequence[Fault], options: argparse.Namespace) -> list[Outcome]:
-    outcomes, usual = [], {}
+    outcomes: list[Outcome] = []
+    usual: dict[str, float] = {}  # seconds of each test file
     options.results.parent.mkdir(parents=True, exist_ok=True)
     for fault in todo:
         if reason := reason_of(fault):
             outcome = _outcome(fault, "harmless", reason, 0.0)
         else:
             tests = rooms.tests_of(ROOT, fault.file)
-            if fault.file not in usual:
-                started = time.monotonic()
-                code, first = copy.test(tests, None)
-                usual[fault.file] = time.monotonic() - started
-                if code != 0:
-                    raise SystemExit(f"error: {fault.file}: its tests fail without a fault: {first}")
-            outcome = _plant(copy, fault, tests, min(options.timeout, 4 * usual[fault.file] + GRACE))
+            for file in tests:
+                if file not in usual:
+                    usual[file] = _seconds_without_a_fault(copy, file)
+            limit = min(options.timeout, 4 * sum(usual[file] for file in tests) + GRACE)
+            outcome = _plant(copy, fault, tests, limit)
         outcomes.append(outcome)
         with options.results.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
         print(_row(outcome), flush=True)
     return outcomes
+
+
+def _seconds_without_a_fault(copy: Copy, tests: str) -> float:
+    started = time.monotonic()
+    code, first = copy.test([tests], None)
+    if code != 0:
+        raise SystemExit(f"error: {tests} fails without a fault: {first}")
+    return time.monotonic() - started
 
 
 def _plant(copy: Copy, fault: Fault, tests: Sequence[str], limit: float) -> Outcome:
