@@ -113,28 +113,43 @@ def module_of(file: str) -> ModuleType:
     return importlib.import_module(file.removesuffix(".py").replace("/", "."))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_examples_in_the_help_are_taken(
-    command: str, parse_only: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+@pytest.fixture
+def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with ``experiments`` and the configs of one's own that examples name."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     for name in ("my.py", "my_config.py"):
         (tmp_path / name).write_text(OWN_CONFIG)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_in_the_help_are_taken(
+    command: str, parse_only: None, own_configs: None, capsys: pytest.CaptureFixture
+):
     with pytest.raises(SystemExit):
         module_of(command).main(["--help"])
     found = examples(capsys.readouterr().out.partition("\n\n")[2])  # without the usage
     assert found, f"{command} --help has no example"
     for file, arguments in found:
-        line = f"{file} {shlex.join(arguments)}"
-        try:
-            module_of(file).main(arguments)
-        except Parsed as parsed:
-            check_config(parsed.args[0])
-        except SystemExit as stop:
-            pytest.fail(f"{line}: exit code {stop.code}; {capsys.readouterr().err}")
-        else:
-            pytest.fail(f"{line}: the command did not parse")
+        check_example(file, arguments)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "configs").glob("*.py")), ids=lambda file: file.name)
+def test_examples_in_the_docstrings_of_configs_are_taken(file: Path, parse_only: None, own_configs: None):
+    for command, arguments in examples(ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""):
+        check_example(command, arguments)
+
+
+def check_example(file: str, arguments: list[str]) -> None:
+    """Fails if the command refuses the arguments, or its dataclass the config."""
+    try:
+        module_of(file).main(arguments)
+    except Parsed as parsed:
+        check_config(parsed.args[0])
+    except SystemExit as stop:
+        pytest.fail(f"{file} {shlex.join(arguments)}: exit code {stop.code}")
+    else:
+        pytest.fail(f"{file} {shlex.join(arguments)}: the command did not parse")
 
 
 def check_config(parsed: Any) -> None:

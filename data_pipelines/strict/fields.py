@@ -138,13 +138,21 @@ def section_of(kind: Any) -> tuple[type | None, bool]:
     return next(((section, many or deep) for section, deep in inside if section), (None, False))
 
 
-def nearest_key(key: object, cls: type, further: Collection[str] = ()) -> str:
-    """ "did you mean 'x'?", where 'x' may stand in a section of ``cls``; else the valid keys."""
+def nearest_key(key: object, cls: type, others: Collection[str], further: Collection[str] = ()) -> str:
+    """ "did you mean 'x'?" for a key that ``cls`` lacks, where 'x' may be of ``others``; else the valid keys."""
+    if elsewhere := next((name for name in others if name.rpartition(".")[2] == key), None):
+        return f"did you mean '{elsewhere}'?"
+    return did_you_mean(key if isinstance(key, str) else show(key), (*fields_of(cls), *further))
+
+
+def dotted_names(cls: type, where: str) -> list[str]:
+    """Of all fields in ``cls`` and its sections, below ``where``."""
+    names = []
     for name, kind in kinds_of(cls).items():
         section, many = section_of(kind)
-        if section and not many and key in fields_of(section):
-            return f"did you mean '{name}.{key}'?"
-    return did_you_mean(key if isinstance(key, str) else show(key), (*fields_of(cls), *further))
+        inner = join(where, name)
+        names += dotted_names(section, inner) if section and not many else [inner]
+    return names
 
 
 def join(where: str, name: str) -> str:

@@ -15,6 +15,7 @@ from data_pipelines.strict.fields import (
     Part,
     PartOf,
     Rule,
+    dotted_names,
     fields_of,
     is_named,
     is_required,
@@ -41,14 +42,14 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config", error:
     or DataError of ``__post_init__`` is raised as ``error`` too, with the dotted name in front.
     """
     try:
-        return _Reader(error).section(values, cls, where)
+        return _Reader(error, cls, where).section(values, cls, where)
     except _Refusal as refusal:
         raise error(str(refusal)) from None
 
 
 def check(config: Any, where: str = "config", error: type[Exception] = DataError) -> None:
     """``build``'s checks for a dataclass that was made by hand: the first line of its ``__post_init__``."""
-    reader, kinds = _Reader(error), kinds_of(type(config))
+    reader, kinds = _Reader(error, type(config), where), kinds_of(type(config))
     try:
         for name, spec in fields_of(type(config)).items():
             value = reader.value(getattr(config, name), kinds[name], rule_of(spec), join(where, name))
@@ -76,9 +77,20 @@ class _Refusal(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Makes values of annotated types; raises _Refusal. ``error``: what ``__post_init__`` raises."""
+    """Makes values of annotated types; raises _Refusal.
+
+    Attributes:
+      error: what ``__post_init__`` raises.
+      root, where: the config that all belongs to and its name, for hints.
+    """
 
     error: type[Exception]
+    root: type
+    where: str
+
+    @property
+    def names(self) -> list[str]:
+        return dotted_names(self.root, self.where)
 
     def section(self, values: Any, cls: type[T], where: str) -> T:
         values = _plain(values, where)
@@ -89,7 +101,7 @@ class _Reader:
         fields, kinds = fields_of(cls), kinds_of(cls)
         for key in values:
             if key not in fields:
-                raise _Refusal(f"{where or 'config'}: unknown key {show(key)}; {nearest_key(key, cls)}")
+                raise _Refusal(f"{where or 'config'}: unknown key {show(key)}; {nearest_key(key, cls, self.names)}")
         for name, spec in fields.items():
             if name not in values and is_required(spec):
                 raise _Refusal(f"{join(where, name)} is missing: it must be {words(kinds[name], rule_of(spec))}")
@@ -113,7 +125,9 @@ class _Reader:
                 made[key] = self.anything(value, inner)
                 continue
             if key not in fields:
-                raise _Refusal(f"{where}: unknown key {show(key)}; {nearest_key(key, part.section, part.further)}")
+                raise _Refusal(
+                    f"{where}: unknown key {show(key)}; {nearest_key(key, part.section, self.names, part.further)}"
+                )
             section, many = section_of(kinds[key])
             if section and not many and isinstance(value, Mapping):
                 made[key] = self.part(value, PartOf(section), inner)

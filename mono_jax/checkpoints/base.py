@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,8 @@ def load_base(directory: str | Path, content: str, abstract: Mapping[str, Any]) 
     if tree_hash(restored) != content:
         raise CheckpointError(f"{folder}: the frozen base is damaged: its content no longer has this hash")
     return restored
+
+
+def remove_base(directory: str | Path, content: str) -> None:
+    """Removes the stored base of hash ``content``, if there is one."""
+    shutil.rmtree(Path(directory).absolute() / content, ignore_errors=True)

@@ -33,14 +33,17 @@ def _to_stderr(line: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest ``keep`` of them.
+    """The checkpoints of one run: the newest ``keep``, and besides them those at multiples of ``keep_period`` steps.
+
+    At least two are kept, since the newest is proved to be sound only by the steps after it.
 
     >>> with Checkpoints("runs/a/checkpoints") as checkpoints:
     ...     checkpoints.save(300, {"step": step, "trainable": params, "opt_state": opt_state}, {"config": ...})
     ...     state, metadata = checkpoints.restore(abstract_state)
 
-    ``asynchronous``: ``save`` returns when the arrays are copied to the host and writes in the background;
-    an error then shows at the next ``save`` or ``wait``. ``report`` gets one line for each damaged checkpoint.
+    ``asynchronous``: ``save`` returns when the arrays are copied to the host and writes in the background; an error
+    there is reported when it happens, and raised by the next ``wait``. ``report`` gets one line for each damaged
+    checkpoint and each save that failed in the background.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Checkpoints:
         keep: int = 3,
         asynchronous: bool = True,
         report: Callable[[str], None] = _to_stderr,
+        keep_period: int | None = None,
     ):
         if keep < 1:
             raise ConfigError(f"keep is {keep}: at least one checkpoint must be kept")
         self.directory = Path(directory).absolute()
-        self._keep, self._asynchronous, self._report = keep, asynchronous, report
+        self._keep, self._keep_period = max(keep, 2), keep_period
+        self._asynchronous, self._report = asynchronous, report
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._saved: int | None = None
@@ -62,7 +67,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
+            max_to_keep=None,  # ``_rotate`` removes old ones
             enable_async_checkpointing=self._asynchronous,
             cleanup_tmp_directories=True,
             create=True,
@@ -93,31 +98,39 @@ class Checkpoints:
         self.wait()
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any], *, rotate: bool = True) -> None:
         """Saves ``state`` (arrays) and ``metadata`` (JSON) as ``step``; saving a step twice in a run does nothing.
 
-        After ``restore(step=...)`` of an older step, the checkpoints after it are deleted by the next save.
-        Raises CheckpointError if this save, or the one before it in the background, failed (a full disk, say);
-        checkpoints saved earlier stay.
+        After ``restore(step=...)`` of an older step, the checkpoints after it are deleted by the next save. ``rotate``:
+        whether old checkpoints are removed once this one is whole.
+        Raises CheckpointError if this save failed (a full disk, say); checkpoints saved earlier stay.
         """
-        self.wait()
+        with contextlib.suppress(CheckpointError):  # of the save before this one: reported when it happened
+            self.wait()
         if step == self._saved:
             return
         self._check_space(step, state)
-        for later in self.steps():
-            if later >= step:  # the run went back to an older step: what followed it is no longer its history
-                self._sound.discard(later)
-                self._manager.delete(later)
+        self.discard_from(step)  # the run went back to an older step: what followed it is no longer its history
         arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(dict(metadata)))
         try:
             self._manager.save(step, args=arguments, force=True)
         except Exception as error:
             self._manager = self._open()
             raise self._not_saved(step, error) from None
-        self._thread = threading.Thread(target=self._finish, args=(step,), name=f"checkpoint-{step}")
+        self._thread = threading.Thread(target=self._finish, args=(step, rotate), name=f"checkpoint-{step}")
         self._thread.start()
         if not self._asynchronous:
             self.wait()
+
+    def discard_from(self, step: int) -> None:
+        """Deletes the checkpoints of ``step`` and after it."""
+        with contextlib.suppress(CheckpointError):
+            self.wait()
+        for later in self.steps():
+            if later >= step:
+                self._sound.discard(later)
+                self._manager.delete(later)
+                self._saved = None if self._saved == later else self._saved
 
     def _check_space(self, step: int, state: PyTree) -> None:
         """Fails early where the disk cannot hold ``state``; with several processes only writing shows it."""
@@ -128,14 +141,25 @@ class Checkpoints:
                 step, OSError(f"it needs {needed / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free")
             )
 
-    def _finish(self, step: int) -> None:
+    def _finish(self, step: int, rotate: bool) -> None:
         try:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 write_checksums(self.directory / str(step))
             self._saved = step
+            if rotate:
+                self._rotate()
         except Exception as error:
             self._error = self._not_saved(step, error)
+            if self._asynchronous:
+                self._report(str(self._error))
+
+    def _rotate(self) -> None:
+        """Removes what is older than the newest ``keep``, milestones aside."""
+        for old in sorted(self._manager.all_steps())[: -self._keep]:
+            if not self._keep_period or old % self._keep_period:
+                self._sound.discard(old)
+                self._manager.delete(old)
 
     def _not_saved(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -227,6 +251,9 @@ class Checkpoints:
             if verified:
                 raise CheckpointError(f"{folder}: cannot be restored: {reason(error)}") from error
             raise Damaged(f"{folder}: damaged: {reason(error)}") from None
+        if not verified and jax.process_index() == 0:  # killed between the commit and its list
+            with contextlib.suppress(OSError):
+                write_checksums(folder)
         return restored["state"], restored["metadata"]
 
     def _set_aside(self, step: int) -> None:

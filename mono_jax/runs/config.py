@@ -49,11 +49,19 @@ class RunConfig:
     seed: int = field(0, ge=0, help="of random weights")
     log_every: int = field(10, ge=1, on_resume="free", help="steps between two records")
     checkpoint_every: int = field(1000, ge=1, on_resume="free", help="steps between two checkpoints")
-    keep: int = field(3, ge=1, on_resume="free", help="newest checkpoints kept")
+    keep: int = field(3, ge=1, on_resume="free", help="newest checkpoints kept (at least 2)")
+    keep_period: int | None = field(None, ge=1, on_resume="free", help="checkpoints at its multiples stay; None = none")
     async_checkpoints: bool = field(True, on_resume="free", help="write checkpoints in the background")
     max_nonfinite_steps: int = field(
         10, ge=1, on_resume="free", help="updates in a row that may be skipped as not finite before the run stops"
     )
+    skip_steps: tuple[tuple[int, int], ...] = field(
+        (), ge=1, on_resume="free", help="steps that train on nothing, [[first, last], ...] as printed: after a spike"
+    )
+    max_bad_share: float = field(
+        0.05, ge=0, le=1, on_resume="free", help="share of bad samples above which the run stops, saved; 1 = never"
+    )
+    bad_share_window: int = field(2000, ge=1, on_resume="free", help="newest samples over which the share is taken")
     allow_changes: bool = field(
         False, on_resume="free", help="resume although model, data or stage differ from the checkpoint's"
     )
@@ -82,6 +90,14 @@ class RunConfig:
         """The stage with what this config says of it."""
         stage = get_stage(self.stage)
         return stage if self.trains is None else dataclasses.replace(stage, trains=self.trains)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSetsConfig:
+    """Keys of ``sets`` of kind "demo", beside the sizes in ``data_pipelines.recipes.demo.sizes.DemoSizes``."""
+
+    seed: int = field(0, ge=0, help="of the sets")
+    vocabulary: int = field(1024, ge=1, help="pieces of the tokenizer, without the added tokens")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.runs import report
-from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig
 from mono_jax.runs.stage import run_stage, say_now
 from mono_jax.training import stages
 from mono_jax.training.groups import groups_of, trained_groups
@@ -166,7 +167,7 @@ class Evip:
 
     def evaluate(self, config: Architecture, params: tree.Tree, run: RunConfig) -> dict[str, Any]:
         """Answers to the held-out sets; grades of the questions, and texts for the gallery."""
-        builder = SampleBuilder(run.data, config.geometry)
+        builder = SampleBuilder(run.data, geometry=config.geometry)
         generator = Generator(config, params, jnp.dtype(run.dtype))
         heldout, results = self.manifest["heldout"], {}
         last = run.stage.startswith("S2") or run.stage == self.config.stage_name(list(self.config.stages)[-1])
@@ -220,18 +221,15 @@ def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
         return load_manifest(options["path"])
     if kind != "demo":
         raise unknown_key("config.sets.kind", str(kind), ("demo", "folder"))
-    seed, vocabulary = options.pop("seed", 0), options.pop("vocabulary", 1024)
-    names = {field.name for field in dataclasses.fields(DemoSizes)}
-    for key in options:
-        if key not in names:
-            raise unknown_key("key of config.sets", key, names)
+    own = {field.name: options.pop(field.name) for field in dataclasses.fields(DemoSetsConfig) if field.name in options}
+    made = strict.build(DemoSetsConfig, own, "config.sets", ConfigError)
     return build_demo_sets(
         workdir / "data",
-        seed=seed,
-        sizes=DemoSizes(**options),
+        seed=made.seed,
+        sizes=strict.build(DemoSizes, options, "config.sets", ConfigError),
         edge=config.vision.tile,
         token_pixels=config.vision.token_pixels,
-        vocabulary=vocabulary,
+        vocabulary=made.vocabulary,
         progress=say_now,
     )
 

@@ -13,28 +13,16 @@ import numpy as np
 from data_pipelines import strict
 from data_pipelines.loading.packed_data import PackedData
 from mono_jax import tree
-from mono_jax.checkpoints.base import load_base, save_base
+from mono_jax.checkpoints.base import load_base, remove_base, save_base
+from mono_jax.checkpoints.integrity import tree_hash
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.checkpoints.metadata import package_versions
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
 from mono_jax.training.callbacks import Say
+from mono_jax.training.metrics import read_metrics
 from mono_jax.training.state import TrainState
-
-WORKDIR_NAMES = (
-    "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
-    "data", "mono",
-)  # fmt: skip
-
-
-def refuse_foreign(workdir: Path) -> None:
-    """Raises CheckpointError if ``workdir`` holds files, but none that a run of this project writes."""
-    names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")} if workdir.exists() else set()
-    if names and not names & set(WORKDIR_NAMES):
-        raise CheckpointError(
-            f"{workdir}: not a working directory of this project (it holds {min(names)}): choose another"
-        )
 
 
 def metadata_of(program: Program, data: PackedData, base: str) -> dict[str, Any]:
@@ -58,6 +46,7 @@ def start_or_resume(
     Raises ConfigError for changes that a resumed run may not make, CheckpointError where files are missing or damaged.
     """
     if not checkpoints.steps():
+        _refuse_lost_checkpoints(workdir, checkpoints)
         state, frozen = program.fresh_state()
         base = save_base(base_dir, frozen) if frozen else ""
         write_config(program.run, workdir)
@@ -70,9 +59,36 @@ def start_or_resume(
     abstract, abstract_frozen = program.abstract_state()
     arrays, metadata = checkpoints.restore(vars(abstract))
     state = TrainState(**arrays)
-    frozen = load_base(base_dir, metadata["base"], abstract_frozen) if abstract_frozen else {}
+    frozen = _frozen(program, base_dir, metadata["base"], abstract_frozen, say) if abstract_frozen else {}
     say(f"resuming {program.stage.name} at step {int(state.step)} from {checkpoints.directory}")
     return state, frozen, metadata["base"]
+
+
+def _refuse_lost_checkpoints(workdir: Path, checkpoints: Checkpoints) -> None:
+    """Raises CheckpointError if metrics show steps that no checkpoint is left of: not to start over in silence."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    if records and records[-1]["step"] > 0:
+        raise CheckpointError(
+            f"{checkpoints.directory}: no checkpoint is left, but {workdir / 'metrics.jsonl'} shows "
+            f"{records[-1]['step']} steps: restore the checkpoints, or remove metrics.jsonl to start over"
+        )
+
+
+def _frozen(program: Program, base_dir: Path, content: str, abstract: tree.Tree, say: Say) -> tree.Tree:
+    """The frozen base of hash ``content``; a damaged or missing one is made again from the initial weights.
+
+    Raises CheckpointError if these no longer have the hash.
+    """
+    try:
+        return load_base(base_dir, content, abstract)
+    except CheckpointError as error:
+        say(f"{error}; making it again from the initial weights")
+        _, frozen = program.fresh_state()
+        if tree_hash(frozen) != content:
+            raise CheckpointError(f"{error}; the initial weights have changed, too: restore one of them") from None
+        remove_base(base_dir, content)
+        save_base(base_dir, frozen)
+        return frozen
 
 
 def write_config(run: RunConfig, workdir: Path) -> None:

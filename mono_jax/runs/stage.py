@@ -8,12 +8,16 @@ WORKDIR/config.json      the config as it runs now; config.initial.json: as it r
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.special_tokens import IMAGE_CONTEXT
@@ -25,6 +29,7 @@ from mono_jax.models.execution import Execution
 from mono_jax.runs import resume
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program, architecture_of
+from mono_jax.runs.workdir import locked, refuse_foreign
 from mono_jax.training import callbacks, flops, metrics
 from mono_jax.training.callbacks import Say
 from mono_jax.training.groups import trained_groups
@@ -44,32 +49,77 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     Returns {"stage", "step", "loss", "model", "skipped_updates", "data": the data's report}.
     Raises MonoJaxError or DataError; ``callbacks.Preempted`` after SIGTERM, with everything saved.
     """
-    resume.refuse_foreign(workdir)
+    refuse_foreign(workdir)
+    with locked(workdir):
+        return _run(run, workdir, base_dir or workdir / "base", say)
+
+
+def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, Any]:
     data = open_data(run, workdir)
     program = Program.build(run, run.steps or _steps(run, data), image_token_id=_image_token_id(run, data))
-    base_dir = base_dir or workdir / "base"
-    with Checkpoints(workdir / "checkpoints", run.keep, run.async_checkpoints, report=say) as checkpoints:
+    directory = workdir / "checkpoints"
+    with Checkpoints(directory, run.keep, run.async_checkpoints, say, run.keep_period) as checkpoints:
         state, frozen, base = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
         _announce(program, state, frozen, say)
-        writer = metrics.MetricsWriter(workdir, int(state.step)) if jax.process_index() == 0 else None
+        writer = metrics.MetricsWriter(workdir, int(state.step), say) if jax.process_index() == 0 else None
+        recorder = _recorder(program, data, writer, say)
         saving = callbacks.Checkpointing(
-            checkpoints, run.checkpoint_every, lambda: resume.metadata_of(program, data, base)
+            checkpoints,
+            run.checkpoint_every,
+            lambda: resume.metadata_of(program, data, base),
+            say,
+            before_save=recorder.before_save,
         )
+        limit = callbacks.BadSampleLimit(data.report, run.max_bad_share, run.bad_share_window)
         try:
-            with callbacks.StopWhenAsked() as stopping:
+            with callbacks.StopWhenAsked() as stopping, explained(program):
+                say("compiling the step ...")
                 state = run_loop(
                     program.train_step(state, frozen),
                     state,
                     frozen,
-                    data,
+                    SkippingSteps(data, run.skip_steps),
                     program.mesh,
                     program.steps,
-                    [_recorder(program, data, writer, say), stopping, saving],
+                    [recorder, limit, stopping, saving],
                 )
         finally:
             if writer is not None:
                 writer.close()
-    return _finish(program, data, workdir, state, frozen)
+    return _finish(program, data, workdir, state, frozen) | {"failed_saves": saving.failed}
+
+
+@contextlib.contextmanager
+def explained(program: Program) -> Iterator[None]:
+    """Turns a device's lack of memory into one line that names what decides it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        run, mesh = program.run, dict(program.mesh.shape)
+        raise ConfigError(
+            f"out of memory on the device ({str(error).splitlines()[0][:160]}): lower data.batch_size "
+            f"({run.data.batch_size}) or raise grad_accum_steps ({run.grad_accum_steps}), set execution.remat "
+            f"({run.execution.remat}) to 'full', execution.loss_chunk ({run.execution.loss_chunk}) to 512, "
+            f"execution.attention ({run.execution.attention}), or use a larger mesh ({mesh})"
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class SkippingSteps:
+    """The batches of ``data``; those of ``ranges`` of steps (first and last, as printed) train on nothing."""
+
+    data: PackedData
+    ranges: tuple[tuple[int, int], ...]
+
+    def iterate(
+        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        for number, batch in self.data.iterate(start_step, process_index, process_count):
+            if any(first <= number + 1 <= last for first, last in self.ranges):
+                batch = {**batch, "loss_weights": np.zeros_like(batch["loss_weights"])}
+            yield number, batch
 
 
 def open_data(run: RunConfig, workdir: Path) -> PackedData:
@@ -145,8 +195,22 @@ def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter 
         peak=flops.peak_flops() * jax.local_device_count(),
     )
     return callbacks.Recorder(
-        program.stage.name, run.log_every, run.max_nonfinite_steps, speed, data.sample_keys, writer, say
+        program.stage.name,
+        run.log_every,
+        run.max_nonfinite_steps,
+        speed,
+        data.sample_keys,
+        writer,
+        say,
+        lambda: sample_counts(data),
     )
+
+
+def sample_counts(data: PackedData) -> dict[str, int]:
+    """Samples read so far, the bad ones among them in all and by reason."""
+    skipped = data.report.skipped
+    counts = {"samples": data.report.samples, "bad_samples": sum(skipped.values())}
+    return counts | {f"bad/{reason}": count for reason, count in sorted(skipped.items())}
 
 
 def _announce(program: Program, state: TrainState, frozen: tree.Tree, say: Say) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -12,12 +13,15 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mono_jax import tree
+from mono_jax.errors import CheckpointError
 from mono_jax.training.flops import TokenCounts, count_tokens
 from mono_jax.training.loop import Callback, Progress, Stopped
-from mono_jax.training.metrics import MetricsWriter, console_line
+from mono_jax.training.metrics import MetricsWriter, console_line, duration
 
 LAG = 2  # steps between dispatching a step and reading its metrics
 PREEMPTED = 75  # exit code after SIGTERM or SIGINT: saved, run again to resume (EX_TEMPFAIL)
@@ -30,7 +34,15 @@ class Preempted(Stopped):
 
 
 class NonFinite(Stopped):
-    """Too many updates in a row were not finite."""
+    """Too many updates in a row were not finite. The state is not saved: ``first`` is the first step of the streak."""
+
+    def __init__(self, message: str, first: int):
+        super().__init__(message)
+        self.first = first
+
+
+class TooManyBadSamples(Stopped):
+    """The share of bad samples is above the limit."""
 
 
 @dataclasses.dataclass
@@ -67,11 +79,15 @@ class Recorder(Callback):
         sample_keys: Callable[[int], list[str]],
         writer: MetricsWriter | None,
         say: Say,
+        counts: Callable[[], Mapping[str, float]] = dict,
     ):
+        """``sample_keys``: of a step; ``counts``: what else each record holds, e.g. of the data."""
         self._stage, self._log_every, self._max_nonfinite_steps = stage, log_every, max_nonfinite_steps
         self._speed, self._sample_keys, self._writer, self._say = speed, sample_keys, writer, say
+        self._counts = counts
         self._pending: collections.deque[_Pending] = collections.deque()
-        self._clear(time.perf_counter())
+        self._began = time.perf_counter()
+        self._clear(self._began)
 
     def _clear(self, now: float) -> None:
         self._window: collections.Counter[str] = collections.Counter()
@@ -85,34 +101,37 @@ class Recorder(Callback):
             self._drain(progress, keep=0)
             self._window.clear()
             self._since = time.perf_counter()
+            self._say(f"first step after {duration(self._since - self._began)}, compilation included")
         self._drain(progress, keep=LAG)
 
     def finish(self, progress: Progress) -> None:
-        try:
+        if not isinstance(progress.error, NonFinite):  # what was in flight behind it says the same again
             self._drain(progress, keep=0)
-        except NonFinite as error:
-            progress.error = progress.error or error
+
+    def before_save(self, progress: Progress) -> None:
+        """Records what a checkpoint of this moment will not bring again."""
+        self._drain(progress, keep=0)
 
     def _drain(self, progress: Progress, keep: int) -> None:
         while len(self._pending) > keep:
-            self._record(self._pending.popleft(), progress.steps)
+            self._record(self._pending.popleft(), progress)
 
-    def _record(self, pending: _Pending, steps: int) -> None:
+    def _record(self, pending: _Pending, progress: Progress) -> None:
         values = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
         self._window.update(steps=1, wait=pending.data_wait, **pending.counts)
         if values["nonfinite"]:
-            self._report_nonfinite(pending.done, values)
+            self._report_nonfinite(pending.done, values, progress)
         else:
             self._losses.append(values["loss"])
-        if pending.done % self._log_every == 0 or pending.done == steps:
-            self._log(pending.done, steps, values)
+        if pending.done % self._log_every == 0 or pending.done == progress.steps:
+            self._log(pending.done, progress.steps, values)
 
     def _log(self, done: int, steps: int, values: Mapping[str, float]) -> None:
         now = time.perf_counter()
         window, count = self._window, self._window["steps"]
         per_step = max(now - self._since, 1e-9) / count
         rates = {name.removeprefix("lr/"): value for name, value in values.items() if name.startswith("lr/")}
-        record: dict[str, Any] = {"step": done, "stage": self._stage}
+        record: dict[str, Any] = {"step": done, "stage": self._stage, "time": time.time()}
         record |= {name: values[name] for name in ("loss", "grad_norm", "weight", "skipped")}
         record["loss_mean"] = sum(self._losses) / len(self._losses) if self._losses else None
         record |= {"lr": max(rates.values()), **{f"lr/{group}": rate for group, rate in rates.items()}}
@@ -123,20 +142,61 @@ class Recorder(Callback):
             "step_s": per_step,
             "eta_s": (steps - done) * per_step,
         }
+        record |= self._counts()
         if self._writer is not None:
             self._writer.write(record)
             self._say(console_line(self._stage, steps, record))
         self._clear(now)
 
-    def _report_nonfinite(self, done: int, values: Mapping[str, float]) -> None:
+    def _report_nonfinite(self, done: int, values: Mapping[str, float], progress: Progress) -> None:
         keys = self._sample_keys(done - 1)
         shown = ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
         what = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
-        self._say(f"step {done}: {what} is not finite: update skipped; samples: {shown}")
-        if values["nonfinite_steps"] >= self._max_nonfinite_steps:
-            raise NonFinite(
-                f"{values['nonfinite_steps']} updates in a row were not finite, the last at step {done} ({what}); "
-                f"samples of that step: {shown}. Look at them, or lower the learning rate, and run again to resume"
+        self._say(f"step {done}: {what}: the update is not finite and is skipped; samples: {shown}")
+        if values["nonfinite_steps"] < self._max_nonfinite_steps:
+            return
+        first = done - int(values["nonfinite_steps"]) + 1
+        if ruined := nonfinite_paths(progress.frozen):
+            cause = f"frozen weights that are not finite: {', '.join(ruined[:5])}; use sound initial weights"
+        else:
+            cause = (
+                f"samples of the last step: {shown}. Lower the learning rate, or leave these steps out with "
+                f"--config.skip_steps='[[{first},{done}]]', and run again: it resumes before step {first}"
+            )
+        raise NonFinite(
+            f"{done - first + 1} updates in a row were not finite, steps {first} to {done} ({what}); {cause}", first
+        )
+
+
+def nonfinite_paths(params: tree.Tree) -> list[str]:
+    """Paths of the arrays that hold a value that is not finite."""
+    sound = jax.device_get(jax.jit(lambda p: jax.tree.map(lambda a: jnp.isfinite(a).all(), p))(params))
+    return [path for path, finite in tree.flatten(sound).items() if not finite]
+
+
+class BadSampleLimit(Callback):
+    """Ends the run when more than ``limit`` of the samples of the last ``window`` are bad."""
+
+    def __init__(self, report: SampleReport, limit: float, window: int):
+        self._report, self._limit, self._window = report, limit, window
+        self._marks: collections.deque[tuple[int, int]] = collections.deque([self._counts()])
+
+    def _counts(self) -> tuple[int, int]:
+        """(samples, bad ones among them) so far."""
+        bad = sum(self._report.skipped.values())
+        return self._report.samples + bad, bad
+
+    def step(self, progress: Progress) -> None:
+        self._marks.append(self._counts())
+        while len(self._marks) > 2 and self._marks[-1][0] - self._marks[1][0] >= self._window:
+            self._marks.popleft()
+        samples, bad = (last - first for last, first in zip(self._marks[-1], self._marks[0]))
+        if samples >= self._window and bad > self._limit * samples:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self._report.skipped.most_common(5))
+            raise TooManyBadSamples(
+                f"{bad} of the last {samples} samples are bad, more than the limit of {self._limit:.0%} "
+                f"({reasons} in all); saved: look at the data (python -m data_pipelines.check), or raise "
+                "--config.max_bad_share, and run again"
             )
 
 
@@ -155,6 +215,9 @@ class StopWhenAsked(Callback):
         if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = True
+        again = "; Ctrl-C again: at once, unsaved" if number == signal.SIGINT else ""
+        # Not print: the handler may have interrupted one.
+        os.write(2, f"stopping after this step{again}\n".encode())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -176,23 +239,58 @@ class StopWhenAsked(Callback):
 class Saver(Protocol):
     """What ``Checkpointing`` needs of ``checkpoints.manager.Checkpoints``."""
 
-    def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None: ...
+    def save(self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True) -> None: ...
+
+    def discard_from(self, step: int) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+class SampleReport(Protocol):
+    """What ``BadSampleLimit`` needs of the data's report."""
+
+    samples: int
+    skipped: collections.Counter[str]
 
 
 class Checkpointing(Callback):
-    """Saves the state after every ``every``-th step, and when the run ends."""
+    """Saves the state after every ``every``-th step, and when the run ends, whatever ends it.
 
-    def __init__(self, checkpoints: Saver, every: int, metadata: Callable[[], Mapping[str, Any]]):
-        self.every = every
-        self._checkpoints, self._metadata = checkpoints, metadata
+    A save that fails during the run is reported and counted, and the next one is made. While updates are not finite no
+    state is saved but the last; one that a failed step has consumed cannot be saved. ``before_save`` is called first.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Saver,
+        every: int,
+        metadata: Callable[[], Mapping[str, Any]],
+        say: Say,
+        before_save: Callable[[Progress], None] = lambda progress: None,
+    ):
+        self.every, self.failed = every, 0
+        self._checkpoints, self._metadata, self._say, self._before_save = checkpoints, metadata, say, before_save
 
     def step(self, progress: Progress) -> None:
-        if progress.done < progress.steps:
-            self._save(progress)
+        if progress.done == progress.steps:
+            return
+        self._before_save(progress)
+        if int(progress.state.nonfinite_steps):
+            self._say(f"step {progress.done} is not saved: its update was not finite")
+            return
+        try:
+            self._checkpoints.save(progress.done, vars(progress.state), self._metadata())
+        except CheckpointError as error:
+            self.failed += 1
+            self._say(f"{error} (failed saves so far: {self.failed}); training continues")
 
     def finish(self, progress: Progress) -> None:
-        if progress.done > progress.start or progress.error is not None:
-            self._save(progress)
-
-    def _save(self, progress: Progress) -> None:
-        self._checkpoints.save(progress.done, vars(progress.state), self._metadata())
+        if isinstance(progress.error, NonFinite):
+            self._checkpoints.discard_from(progress.error.first)
+        elif any(leaf.is_deleted() for leaf in jax.tree.leaves(progress.state)):
+            self._say(f"the state of step {progress.done} is lost in the failed step: the newest checkpoint stands")
+        elif progress.done > progress.start or progress.error is not None:
+            # In a streak of updates that are not finite the state may be ruined already: older ones stay beside it.
+            rotate = not int(progress.state.nonfinite_steps)
+            self._checkpoints.save(progress.done, vars(progress.state), self._metadata(), rotate=rotate)
+        self._checkpoints.wait()

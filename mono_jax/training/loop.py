@@ -30,7 +30,7 @@ class Batches(Protocol):
 
 
 class Stopped(MonoJaxError):
-    """A run that ends before its last step; its state is saved."""
+    """A run that ends before its last step, with its state saved unless the message says otherwise."""
 
 
 class DataEnded(Stopped):
@@ -55,13 +55,14 @@ class Progress:
     metrics: Metrics = dataclasses.field(default_factory=dict)
     batch: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     data_wait: float = 0.0
-    error: Stopped | None = None
+    error: Exception | None = None
 
 
 class Callback:
     """Something that happens beside training: after every ``every``-th step, and when the loop ends.
 
-    Callbacks run in the order given. ``step`` may raise ``Stopped`` to end the run; ``finish`` then still runs for all.
+    Callbacks run in the order given. ``step`` may raise ``Stopped`` to end the run; whatever ends it, ``finish``
+    still runs for all of them.
     """
 
     every: int = 1
@@ -84,7 +85,8 @@ def run_loop(
 ) -> TrainState:
     """Trains from ``state.step`` to ``steps`` and returns the last state.
 
-    Raises DataEnded, or the ``Stopped`` of a callback, after all callbacks have finished.
+    Raises whatever ends the run earlier (DataEnded, the ``Stopped`` of a callback, any error of the data or a step)
+    after all callbacks have finished. Only KeyboardInterrupt and the like leave at once.
     """
     start = int(state.step)
     progress = Progress(state, frozen, start, start, steps)
@@ -95,12 +97,15 @@ def run_loop(
             for callback in callbacks:
                 if progress.done % callback.every == 0:
                     callback.step(progress)
-    except Stopped as error:
+    except Exception as error:
         progress.error = error
     finally:
         getattr(stream, "close", lambda: None)()
     for callback in callbacks:
-        callback.finish(progress)
+        try:
+            callback.finish(progress)
+        except Exception as error:  # the others must finish too; the first error is the one that counts
+            progress.error = progress.error or error
     if progress.error is not None:
         raise progress.error
     return progress.state

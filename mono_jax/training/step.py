@@ -48,7 +48,8 @@ def make_train_step(
     """The step (state, frozen, batch) -> (state, metrics), not yet jitted.
 
     The loss is sum(weight * token loss) / sum(weight) over the whole batch, however many microbatches
-    ``grad_accum_steps`` cuts it into. An update whose loss or gradient is not finite is skipped and counted.
+    ``grad_accum_steps`` cuts it into. An update whose loss, gradient or result is not finite is skipped and counted; a
+    batch without a trained token updates nothing. The learning rate follows ``state.step`` in any case.
 
     Metrics (scalars): loss, grad_norm (before clipping, trainable parameters only), weight (sum of loss
     weights), nonfinite (1 = skipped), nonfinite_steps (in a row), skipped (all), lr/GROUP.
@@ -58,24 +59,39 @@ def make_train_step(
         weight = jnp.sum(batch["loss_weights"])
         loss, grads = _gradients(model, state.trainable, frozen, batch, weight, dtype, grad_accum_steps)
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.trainable)
+        opt_state = at_step(state.opt_state, state.step)
+        updates, opt_state = optimizer.transform.update(grads, opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
 
-        nonfinite = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(nonfinite, o, n), new, old)  # noqa: E731
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite &= jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trainable)]).all()
+        take = finite & (weight > 0)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(take, n, o), new, old)  # noqa: E731
         new_state = TrainState(
             step=state.step + 1,
-            nonfinite_steps=jnp.where(nonfinite, state.nonfinite_steps + 1, 0),
-            skipped=state.skipped + nonfinite,
+            nonfinite_steps=jnp.where(finite, 0, state.nonfinite_steps + 1),
+            skipped=state.skipped + ~finite,
             trainable=keep(trainable, state.trainable),
             opt_state=keep(opt_state, state.opt_state),
         )
-        metrics = {"loss": loss, "grad_norm": grad_norm, "weight": weight, "nonfinite": nonfinite.astype(jnp.int32)}
+        metrics = {"loss": loss, "grad_norm": grad_norm, "weight": weight, "nonfinite": (~finite).astype(jnp.int32)}
         metrics |= {"nonfinite_steps": new_state.nonfinite_steps, "skipped": new_state.skipped}
         metrics |= {f"lr/{group}": schedule(state.step) for group, schedule in optimizer.schedules.items()}
         return new_state, metrics
 
     return train_step
+
+
+def at_step(opt_state: Any, step: jax.Array) -> Any:
+    """``opt_state`` with the schedules' own counters set to ``step``: skipped updates do not hold the rate back.
+
+    The counters of moments are left alone: they count updates.
+    """
+
+    def is_schedule(path: Any, _: Any) -> bool:
+        return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+
+    return optax.tree.set(opt_state, is_schedule, count=step)
 
 
 def _gradients(

@@ -8,27 +8,41 @@ from pathlib import Path
 
 import pytest
 
+from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
 from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.evip import prepare_sets
 from mono_jax.runs.program import architecture_of
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
 
 def shipped() -> list[str]:
-    """FILE and FILE:ARG of every config."""
+    """FILE and FILE:ARG of every config; a word such as STAGE in ARG stands for every key of the file's STAGES."""
     found = []
     for file in sorted(CONFIGS.glob("*.py")):
         if file.name != "__init__.py":
-            arguments = re.findall(
-                rf"{re.escape(file.name)}(:[\w.+-]*\w\+*)", ast.get_docstring(ast.parse(file.read_text()))
-            )
-            found += [f"{file.name}{argument}" for argument in ("", *dict.fromkeys(arguments))]
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            arguments = re.findall(rf"{re.escape(file.name)}(:[\w.+,-]*[\w+])", ast.get_docstring(tree))
+            for argument in ("", *dict.fromkeys(arguments)):
+                found += [f"{file.name}{filled}" for filled in fill(argument, tree)]
     return found
 
 
+def fill(argument: str, tree: ast.Module) -> list[str]:
+    """``argument`` with each word in capitals replaced by the keys of the table of that name."""
+    filled = [argument]
+    for word in re.findall(r"\b[A-Z]+\b", argument):
+        tables = [
+            node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"{word}S"
+        ]
+        for table in tables:
+            filled = [old.replace(word, ast.literal_eval(key)) for old in filled for key in table.value.keys]
+    return filled
+
+
 def test_there_are_some():
-    assert {"demo.py", "demo.py:smoke", "real.py:2b"} <= set(shipped())
+    assert {"demo.py", "demo.py:smoke", "real.py:2b", "mono_internvl.py:S1.3,v5p-8"} <= set(shipped())
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -39,3 +53,21 @@ def test_shipped_configs_build(name: str):
     else:
         run = RunConfig.from_dict(config)
         assert run.init or architecture_of(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("s2", "many", "config.sets.s2 is 'many': it must be a whole number"),
+        ("s2", 3, "at least 20"),
+        ("seed", 0.5, "config.sets.seed is 0.5: it must be a whole number, at least 0"),
+        ("s3", 100, "config.sets: unknown key 's3'; did you mean 's"),
+        ("kind", "demos", "did you mean 'demo'?"),
+    ],
+)
+def test_sets_that_cannot_be_made_are_refused(key: str, value: object, words: str, tmp_path: Path):
+    config = config_file.load(str(CONFIGS / "demo.py"))
+    with config.ignore_type():
+        config.sets[key] = value
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        prepare_sets(EvipConfig.from_dict(config), tmp_path)
