@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from data_pipelines.batch import ragged
+from mono_jax import tree
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import flops, stages
@@ -48,3 +49,32 @@ def test_a_frozen_weight_saves_a_third():
 
 def test_peak_is_positive_where_no_data_sheet_is_known():
     assert flops.peak_flops() > 1e8
+
+
+@pytest.mark.parametrize("name", ["tiny_lm", "tiny_mono", "tiny_mono_1_5", "tiny_modular"])
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_flops_are_those_of_every_matmul(name: str, trained: bool):
+    """From the shapes of the kernels: which tokens go through each, and what of its gradients is needed."""
+    config = preset(name)
+    vision = config.vision
+    counts = {"visual": 7 if vision else 0, "text": 5, "pairs": 11}
+    text_only = ["lm_head", *["layers/feed_forward"] * config.visual_ffn_experts]
+    text_only += ["layers/attention/wqkv"] * config.visual_attention_experts
+    expected = 3 * 4 * config.hidden_size * config.num_hidden_layers * counts["pairs"]
+    for path, leaf in tree.flatten(Model(config).abstract_params()).items():
+        if not path.endswith("kernel"):
+            continue
+        tokens = counts["visual"] + counts["text"]
+        if path.startswith("vision/"):  # once for each patch of 2 x 2 in a token
+            tokens = counts["visual"] * vision.shuffle**2
+        elif path.startswith(("layers/visual", "projector")):
+            tokens = counts["visual"]
+        elif path.startswith(tuple(text_only)):
+            tokens = counts["text"]
+        passes = 1 + (path != "vision/patch_embedding/kernel") + trained
+        expected += 2 * leaf.size * tokens * passes
+    if vision is not None and vision.kind == "intern_vit":  # every patch of a tile sees all of them
+        seen = counts["visual"] * vision.shuffle**2 * vision.tile_tokens * vision.shuffle**2
+        expected += 3 * 4 * vision.hidden_size * seen * vision.num_hidden_layers
+    everything = trained_groups(stages.get_stage("full"), config) if trained else frozenset()
+    assert flops.step_flops(config, everything, counts) == pytest.approx(expected, rel=1e-9)
