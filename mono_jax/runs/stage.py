@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.io import publish
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
+from mono_jax.files import Damaged, read_json, verify_checksums
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.runs import resume
@@ -35,7 +36,7 @@ from mono_jax.training.callbacks import Say
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
 from mono_jax.training.state import TrainState, all_params
-from mono_jax.weights.model_folder import companion_files, save_model
+from mono_jax.weights.model_folder import PARAMS_FOLDER, companion_files, save_model
 
 
 def say_now(line: str) -> None:
@@ -236,15 +237,22 @@ def _companions(run: RunConfig) -> list[Path]:
     return [*files, original] if original is not None and original.is_file() else files
 
 
+def _is_whole(model: Path, step: int) -> bool:
+    """Whether the model folder is there, of ``step``, and its files are what was written."""
+    try:
+        return read_json(model / "step.json").get("step") == step and verify_checksums(model / PARAMS_FOLDER)
+    except (ConfigError, Damaged):
+        return False
+
+
 def _finish(program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree) -> dict[str, Any]:
     """Writes the model folder, unless this step's is there, and sums up."""
     target, done = workdir / "model", int(state.step)
-    marker = target / "step.json"
-    if not marker.exists() or json.loads(marker.read_text())["step"] != done:
+    if not _is_whole(target, done):
         params = all_params(state, frozen)
         save_model(target, program.model.config, params, extra_files=_companions(program.run))
         if jax.process_index() == 0:
-            marker.write_text(json.dumps({"step": done}))
+            publish.write_json(target / "step.json", {"step": done})
     records = metrics.read_metrics(workdir / "metrics.jsonl")
     return {
         "stage": program.stage.name,
