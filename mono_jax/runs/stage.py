@@ -71,7 +71,7 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
             say,
             before_save=recorder.before_save,
         )
-        limit = callbacks.BadSampleLimit(data.report, run.max_bad_share, run.bad_share_window)
+        limit = callbacks.BadSampleLimit(data.report, run.max_bad_share)
         try:
             with callbacks.StopWhenAsked() as stopping, explained(program):
                 say("compiling the step ...")
@@ -127,6 +127,7 @@ def open_data(run: RunConfig, workdir: Path) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
     config = architecture_of(run)
     data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry)
+    data.report.window = run.bad_share_window
     check_data_fits(config, run.execution, data)
     return data
 
