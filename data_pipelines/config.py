@@ -72,7 +72,7 @@ class DataConfig:
         ge=0,
         help="above 0, for mixes whose visual share is not known in advance: a row has visual_tokens slots in all, at "
         "most text_tokens of them text, and a ragged boundary (one of its own) at a multiple of this; needs "
-        "model.mmoe=grouped",
+        "execution.experts=grouped",
     )
     batch_size: int = field(8, ge=1, help="packed rows of the global batch")
     max_piece: int | None = field(None, ge=1, help="plain text is cut into pieces of this many tokens; None = T")

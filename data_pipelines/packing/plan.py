@@ -185,6 +185,13 @@ class Plan:
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int64)
         return Block(*(column[order] for column in columns), starts, dropped, block // self.blocks_per_epoch)
 
+    def drops(self, block: int) -> list[tuple[int, int, str]]:
+        """What is dropped of a block, and of those right before it that have no row to be reported with."""
+        first = block
+        while 0 < first <= len(self._counts) and not self._counts[first - 1]:
+            first -= 1
+        return [drop for number in range(first, block + 1) for drop in self.block(number).dropped]
+
     def _reason(self, source: int, visual: int, code: int) -> str:
         if code == 1:
             return self.units[source].lengths.reasons[-1 - int(visual)]

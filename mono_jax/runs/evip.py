@@ -167,7 +167,7 @@ class Evip:
 
     def evaluate(self, config: Architecture, params: tree.Tree, run: RunConfig) -> dict[str, Any]:
         """Answers to the held-out sets; grades of the questions, and texts for the gallery."""
-        builder = SampleBuilder(run.data, config.geometry)
+        builder = SampleBuilder(run.data, geometry=config.geometry)
         generator = Generator(config, params, jnp.dtype(run.dtype))
         heldout, results = self.manifest["heldout"], {}
         last = run.stage.startswith("S2") or run.stage == self.config.stage_name(list(self.config.stages)[-1])

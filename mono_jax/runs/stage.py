@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.io import publish
 from data_pipelines.loading.packed_data import PackedData
+from data_pipelines.loading.summary import summary_lines
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
+from mono_jax.files import Damaged, read_json, verify_checksums
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.runs import resume
@@ -35,7 +37,7 @@ from mono_jax.training.callbacks import Say
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
 from mono_jax.training.state import TrainState, all_params
-from mono_jax.weights.model_folder import companion_files, save_model
+from mono_jax.weights.model_folder import PARAMS_FOLDER, companion_files, save_model
 
 
 def say_now(line: str) -> None:
@@ -46,7 +48,7 @@ def say_now(line: str) -> None:
 def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Say = say_now) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
-    Returns {"stage", "step", "loss", "model", "skipped_updates", "data": the data's report}.
+    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "data": what was read and skipped}.
     Raises MonoJaxError or DataError; ``callbacks.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
@@ -57,6 +59,9 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
 def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, Any]:
     data = open_data(run, workdir)
     program = Program.build(run, run.steps or _steps(run, data), image_token_id=_image_token_id(run, data))
+    summaries = data.sources_summary()
+    for line in summary_lines(summaries):
+        say(line)
     directory = workdir / "checkpoints"
     with Checkpoints(directory, run.keep, run.async_checkpoints, say, run.keep_period) as checkpoints:
         state, frozen, base = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
@@ -70,7 +75,7 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
             say,
             before_save=recorder.before_save,
         )
-        limit = callbacks.BadSampleLimit(data.report, run.max_bad_share, run.bad_share_window)
+        limit = callbacks.BadSampleLimit(data.report, run.max_bad_share)
         try:
             with callbacks.StopWhenAsked() as stopping, explained(program):
                 say("compiling the step ...")
@@ -86,7 +91,9 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
         finally:
             if writer is not None:
                 writer.close()
-    return _finish(program, data, workdir, state, frozen) | {"failed_saves": saving.failed}
+    result = _finish(program, data, workdir, state, frozen)
+    result["data"]["sources"] = summaries
+    return result | {"failed_saves": saving.failed}
 
 
 @contextlib.contextmanager
@@ -126,6 +133,7 @@ def open_data(run: RunConfig, workdir: Path) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
     config = architecture_of(run)
     data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry)
+    data.report.window = run.bad_share_window
     check_data_fits(config, run.execution, data)
     return data
 
@@ -236,15 +244,22 @@ def _companions(run: RunConfig) -> list[Path]:
     return [*files, original] if original is not None and original.is_file() else files
 
 
+def _is_whole(model: Path, step: int) -> bool:
+    """Whether the model folder is there, of ``step``, and its files are what was written."""
+    try:
+        return read_json(model / "step.json").get("step") == step and verify_checksums(model / PARAMS_FOLDER)
+    except (ConfigError, Damaged):
+        return False
+
+
 def _finish(program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree) -> dict[str, Any]:
     """Writes the model folder, unless this step's is there, and sums up."""
     target, done = workdir / "model", int(state.step)
-    marker = target / "step.json"
-    if not marker.exists() or json.loads(marker.read_text())["step"] != done:
+    if not _is_whole(target, done):
         params = all_params(state, frozen)
         save_model(target, program.model.config, params, extra_files=_companions(program.run))
         if jax.process_index() == 0:
-            marker.write_text(json.dumps({"step": done}))
+            publish.write_json(target / "step.json", {"step": done})
     records = metrics.read_metrics(workdir / "metrics.jsonl")
     return {
         "stage": program.stage.name,

@@ -1,0 +1,138 @@
+"""What becomes of the metrics of steps, without a model: arrays made up here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mono_jax.training import callbacks
+from mono_jax.training.callbacks import LAG, Checkpointing, NonFinite, Recorder, Speed
+from mono_jax.training.loop import Progress, Stopped
+from tests.mono_jax.helpers import SPEC, random_batch
+
+STEPS = 7
+TOKENS = 2 * SPEC.visual_tokens + 2 * (SPEC.text_tokens - 2)  # of a batch of two rows
+
+
+class Writer(list):
+    """Stands in for ``MetricsWriter``."""
+
+    write = list.append
+
+
+def metrics(step: int, bad: tuple[int, ...] = ()) -> Mapping[str, Any]:
+    """Every value tells its step."""
+    run = 0
+    while step - run in bad:
+        run += 1
+    values = {"loss": np.nan if run else 10.0 * step, "grad_norm": step + 0.5, "weight": 100.0 + step}
+    values |= {"nonfinite": int(run > 0), "nonfinite_steps": run, "skipped": sum(number <= step for number in bad)}
+    return {name: jnp.asarray(value) for name, value in (values | {"lr/a": 0.1 * step, "lr/b": 0.01 * step}).items()}
+
+
+def recorder(writer: Writer, log_every: int, say: Callable[[str], None] = print, most: int = 10) -> Recorder:
+    speed = Speed(lambda counts: counts["visual"] + counts["text"], 50.0)
+    return Recorder("S1.1", log_every, most, speed, lambda step: [f"key {step}"], writer, say)
+
+
+def run(callback: callbacks.Callback, bad: tuple[int, ...] = (), start: int = 0) -> Progress:
+    progress = Progress(None, {}, start, start, STEPS, batch=random_batch(2), data_wait=0.25)
+    try:
+        for done in range(start + 1, STEPS + 1):
+            progress.done, progress.metrics = done, metrics(done, bad)
+            callback.step(progress)
+    except Stopped as error:
+        progress.error = error
+    callback.finish(progress)
+    return progress
+
+
+@pytest.mark.parametrize(("start", "log_every", "logged"), [(0, 3, [3, 6, 7]), (0, 1, [*range(1, 8)]), (4, 2, [6, 7])])
+def test_every_record_holds_the_values_of_its_own_step(start: int, log_every: int, logged: list[int]):
+    records = Writer()
+    run(recorder(records, log_every), start=start)
+    assert [record["step"] for record in records] == logged
+    for record in records:
+        step = record["step"]
+        assert record["loss"] == 10 * step and record["grad_norm"] == step + 0.5 and record["weight"] == 100 + step
+        assert record["lr/a"] == record["lr"] == pytest.approx(0.1 * step)
+        assert record["lr/b"] == pytest.approx(0.01 * step)
+        since = max([start, *(earlier for earlier in logged if earlier < step)])
+        assert record["loss_mean"] == pytest.approx(np.mean([10 * number for number in range(since + 1, step + 1)]))
+
+
+def test_rates_are_those_of_the_steps_since_the_last_record(monkeypatch: pytest.MonkeyPatch):
+    """A clock of two seconds a look: it is looked at when made, after the first step and at each record."""
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: float(next(clock)))
+    records = Writer()
+    run(recorder(records, 3))
+    assert [record["step_s"] for record in records] == pytest.approx([2 / 2, 2 / 3, 2 / 1])  # the first step aside
+    for record in records:
+        rate = TOKENS / record["step_s"]
+        assert record["tokens_per_s"] == pytest.approx(rate) and record["mfu"] == pytest.approx(rate / 50)
+        assert record["data_wait"] == pytest.approx(0.25 / record["step_s"])
+        assert record["eta_s"] == pytest.approx((STEPS - record["step"]) * record["step_s"])
+
+
+def test_metrics_are_read_late_but_for_the_first_step():
+    records, progress = Writer(), Progress(None, {}, 0, 0, STEPS, batch=random_batch(2))
+    callback, seen = recorder(records, 1), []
+    for done in range(1, STEPS):
+        progress.done, progress.metrics = done, metrics(done)
+        callback.step(progress)
+        seen.append(len(records))
+    assert seen == [1, *(max(1, done - LAG) for done in range(2, STEPS))]
+
+
+def test_updates_that_are_not_finite_are_named_and_kept_out_of_the_mean():
+    records, said = Writer(), []
+    progress = run(recorder(records, 7, said.append), bad=(2, 5, 6))
+    assert progress.error is None
+    assert records[0]["loss_mean"] == pytest.approx(np.mean([10, 30, 40, 70])) and records[0]["skipped"] == 3
+    named = [line for line in said if "not finite" in line]
+    assert [line.split(":")[0] for line in named] == ["step 2", "step 5", "step 6"]
+    assert [line.split("samples: ")[1] for line in named] == ["key 1", "key 4", "key 5"]
+
+
+@pytest.mark.parametrize(("most", "bad", "stops"), [(2, (3, 4), True), (3, (3, 4), False), (2, (3, 5), False)])
+def test_too_many_updates_in_a_row_that_are_not_finite_end_the_run(most: int, bad: tuple[int, ...], stops: bool):
+    progress = run(recorder(Writer(), 1, lambda line: None, most), bad=bad)
+    assert isinstance(progress.error, NonFinite) == stops
+    if stops:
+        assert "2 updates in a row were not finite, the last at step 4" in str(progress.error)
+
+
+@pytest.mark.parametrize(
+    ("start", "every", "error", "saved"),
+    [
+        (0, 3, None, [3, 6, 7]),
+        (0, 7, None, [7]),
+        (7, 3, None, []),
+        (7, 3, Stopped("x"), [7]),
+    ],
+)
+def test_states_are_saved_at_every_so_many_steps_and_at_the_end(start, every, error, saved):
+    """A run that has nothing left to do saves nothing."""
+    states = []
+
+    class Saver:
+        def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+            states.append((step, state["here"], metadata))
+
+    class State:
+        def __init__(self, here: int):
+            self.here = here
+
+    callback = Checkpointing(Saver(), every, lambda: {"made": len(states)})
+    progress = Progress(State(start), {}, start, start, STEPS, error=error)
+    for done in range(start + 1, STEPS + 1):
+        progress.done, progress.state = done, State(done)
+        if done % callback.every == 0:
+            callback.step(progress)
+    callback.finish(progress)
+    assert states == [(step, step, {"made": number}) for number, step in enumerate(saved)]
