@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipelines.batch import Batch
 from data_pipelines.errors import DataError
+from data_pipelines.io.processes import end_with_parent
+from data_pipelines.io.storage import impatient
 from data_pipelines.loading.report import BadSamples
 
 if TYPE_CHECKING:
@@ -22,11 +24,12 @@ Place = tuple[int, int] | None  # of a row: (block, row within it); None after t
 
 
 class Made(NamedTuple):
-    """An element of the dataset: ``batch`` with its number of samples and its bad ones, the end (None), or an error."""
+    """An element of the dataset: a batch and what ``Report.add`` is given, the end (None), or an error."""
 
     batch: Batch | None
     samples: int = 0
     bad: BadSamples = []  # noqa: RUF012  never changed
+    found: int = 0  # bad samples of which that was not known from the index
     error: Exception | None = None
 
 
@@ -77,7 +80,7 @@ def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
 
     If a worker is killed, all are restarted at the step that is missing: grain cannot replace one.
 
-    Raises DataError if workers are killed repeatedly; and the errors of ``PackedData.assemble``.
+    Raises DataError if workers are killed repeatedly; StorageError; and the other errors of ``PackedData.assemble``.
     """
     deaths = 0
     iterator = _iterator(data, step, host_rows)
@@ -105,7 +108,8 @@ def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
             yield made
             step, deaths = step + 1, 0
     finally:
-        iterator.close()
+        with impatient():
+            iterator.close()
 
 
 def _iterator(data: PackedData, step: int, host_rows: slice) -> Any:
@@ -120,4 +124,4 @@ def _iterator(data: PackedData, step: int, host_rows: slice) -> Any:
     # One thread each: batches are large, and those made ahead are held in memory.
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else prefetch)
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
-    return iter(batches.to_iter_dataset(reading).mp_prefetch(processes))
+    return iter(batches.to_iter_dataset(reading).mp_prefetch(processes, end_with_parent))
