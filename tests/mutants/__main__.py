@@ -7,8 +7,8 @@
 Faults: comparisons flipped or moved to equality, operators and min/max exchanged, "and" for "or", negations dropped,
 numbers changed by one (floats doubled), the first two arguments swapped, another axis. All is done in a temporary copy
 of the working tree. For each fault the mirrored test file of its module is run, then those named in
-``rooms.FURTHER``, until one test fails. Outcomes are appended to the file of results; run again, the command resumes and only repeats
-survivors and what has changed. Faults that do no harm are listed, with the reason, in ``survivors.py``.
+``rooms.FURTHER``, until one test fails. Outcomes are appended to the file of results; run again, the command resumes:
+it only repeats survivors and what has changed. Faults that do no harm are listed, with the reason, in ``survivors.py``.
 
 The exit code is 1 if fewer than ``--least`` of the faults are caught.
 """
