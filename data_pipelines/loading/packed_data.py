@@ -175,8 +175,9 @@ class PackedData:
             if place is not None:
                 block, number = self.plan.block(place[0]), place[1]
                 if number == 0:
-                    bad.extend((self._key(source, sample), reason, "") for source, sample, reason in block.dropped)
-                    planned += len(block.dropped)
+                    drops = self.plan.drops(place[0])
+                    bad.extend((self._key(source, sample), reason, "") for source, sample, reason in drops)
+                    planned += len(drops)
                 for unit in range(block.starts[number], block.starts[number + 1]):
                     samples.append(self._build(block, unit, patches[row, used:], bad))
                     used += 0 if samples[-1] is None else len(samples[-1].patches)
