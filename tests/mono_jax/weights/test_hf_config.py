@@ -111,7 +111,7 @@ def test_image_token_is_resolved_by_name(golden, tmp_path, file, content):
         ("llm_config", {"hidden_size": "48"}, "hidden_size is '48': it must be of type int"),
         ("llm_config", {"hidden_size": True}, "hidden_size is True: it must be of type int"),
         ("llm_config", {"num_hidden_layers": 0}, "num_hidden_layers is 0: it must be greater than 0"),
-        ("llm_config", {"num_key_value_heads": 4}, "not a multiple of num_key_value_heads 4"),
+        ("llm_config", {"num_key_value_heads": 4}, "must be a multiple of model.num_key_value_heads (4)"),
         ("llm_config", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: type is 'yarn'"),
         ("llm_config", {"rope_scaling": {"type": "linear"}}, "rope_scaling: key 'factor' is missing"),
     ],

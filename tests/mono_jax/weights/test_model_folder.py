@@ -80,7 +80,7 @@ def test_folders_that_are_no_models(tmp_path, model):
     file = folder / "model.json"
     values = json.loads(file.read_text())
     for changes, message in (
-        ({"format": 99}, "format is 99, this version reads 1"),
+        ({"format": 99}, "format is 99, this version reads 2"),
         ({"model": values["model"] | {"hiden_size": 3}}, "did you mean 'hidden_size'"),
         ({"model": values["model"] | {"remat": "some"}}, r"model\.json.*remat"),
     ):
