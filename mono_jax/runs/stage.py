@@ -54,7 +54,7 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     Raises MonoJaxError or DataError; ``callbacks.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
-    with locked(workdir):
+    with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         return _run(run, workdir, base_dir or workdir / "base", say)
 
 
