@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Further packages: EXTRA=torch==2.13.0 also runs the comparisons with the plain PyTorch form.
 EXTRA ?=
+# Options of `make mutants`, as MUTANTS="--count=200 --seed=1".
+MUTANTS ?=
 # One stamp for each set of packages: another EXTRA is installed even where the environment exists.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(EXTRA)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint clean
+.PHONY: demo test mutants lint clean
 
 demo: $(STAMP)  ## the whole of EViP in miniature; interrupted and run again, it resumes
 	JAX_PLATFORMS=cpu $(BIN)/python experiments/evip.py --config=experiments/configs/demo.py --workdir=runs/demo
@@ -16,6 +18,9 @@ test: $(STAMP)  ## lint and all tests but the slow ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -q
+
+mutants: $(STAMP)  ## plants small faults in the core modules and lists those that no test notices; it resumes
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.mutants $(MUTANTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

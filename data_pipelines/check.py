@@ -3,7 +3,7 @@
 Images are decoded, turned upright and cut into tiles; captions are cleaned; conversations are put through the chat
 template. In a folder without any captions only the images are judged. Nothing is written but the report: one JSON
 object a line for each bad sample ("key", "reason", "detail") and each shard that is damaged as a whole ("shard",
-"problem").
+"problem"). Exit code 1: some shards could not be read (storage did not answer), which says nothing about their samples.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from data_pipelines.jobs.arguments import add_shard_arguments
 _UNBOUNDED = 1 << 30
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the arguments (default: those of the command line) and checks the shards."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the arguments (default: those of the command line) and checks the shards; returns the exit code."""
     parser = cli.parser("check", __doc__, "example: python -m data_pipelines.check laion/00000.tar photos/ chat.jsonl")
     add_shard_arguments(parser)
     parser.add_argument("--tokenizer", help="folder or file of the tokenizer (default: every byte counts as a token)")
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = checking.run(options)
     if options.json:
         cli.json_line(result)
+    return cli.STORAGE_ERROR if "unread" in result else 0
 
 
 if __name__ == "__main__":

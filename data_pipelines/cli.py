@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import BadSample, DataError, StorageError
 
-USER_ERROR = 2  # exit code of every one-line error
+USER_ERROR = 2  # exit code of every one-line error but those of storage
+STORAGE_ERROR = 1
 INTERRUPTED = 130  # as shells report Ctrl-C
 
 
@@ -46,11 +47,11 @@ def parser(module: str, description: str | None, epilog: str) -> argparse.Argume
     return make_parser(description, epilog, prog=f"python -m data_pipelines.{module}")
 
 
-def fail(message: object) -> NoReturn:
-    """Ends the command: ``error: message`` on one line of stderr, exit code 2."""
+def fail(message: object, code: int = USER_ERROR) -> NoReturn:
+    """Ends the command: ``error: message`` on one line of stderr, exit code ``code``."""
     sys.stdout.flush()
     print("error:", " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(USER_ERROR)
+    raise SystemExit(code)
 
 
 def json_line(result: Mapping[str, Any]) -> None:
@@ -81,6 +82,8 @@ def run(main: Callable[[], int | None], *, errors: tuple[type[Exception], ...] =
         raise SystemExit(main())
     try:
         raise SystemExit(main())
+    except StorageError as error:
+        fail(error, STORAGE_ERROR)
     except (DataError, BadSample, *errors) as error:
         fail(error)
     except BrokenPipeError:

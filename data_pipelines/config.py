@@ -72,7 +72,7 @@ class DataConfig:
         ge=0,
         help="above 0, for mixes whose visual share is not known in advance: a row has visual_tokens slots in all, at "
         "most text_tokens of them text, and a ragged boundary (one of its own) at a multiple of this; needs "
-        "model.mmoe=grouped",
+        "execution.experts=grouped",
     )
     batch_size: int = field(8, ge=1, help="packed rows of the global batch")
     max_piece: int | None = field(None, ge=1, help="plain text is cut into pieces of this many tokens; None = T")
@@ -88,6 +88,10 @@ class DataConfig:
         "token", help="weight of each of a sample's n trained tokens: 1, 1/n or 1/sqrt(n)"
     )
 
+    retries: int = field(5, ge=0, help="of a read that fails, with pauses that double from 0.5 s on", on_resume="free")
+    storage_wait_s: float = field(
+        600.0, ge=0, help="seconds that storage is waited for after the retries; then the run stops", on_resume="free"
+    )
     workers: int = field(0, ge=0, help="processes that make batches; 0 = a thread of this process", on_resume="free")
     prefetch: int = field(2, ge=1, help="batches made ahead, per worker", on_resume="free")
 

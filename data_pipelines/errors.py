@@ -1,4 +1,4 @@
-"""The two kinds of trouble with data: a bad sample (skipped, counted) and a user's mistake (reported in one line)."""
+"""The kinds of trouble with data: a bad sample (skipped, counted), a user's mistake, storage that does not answer."""
 
 from __future__ import annotations
 
@@ -27,6 +27,29 @@ class BadSample(Exception):
 
 class DataError(Exception):
     """The user asked for something impossible. The message is one line: which file or key, and how to fix it."""
+
+
+class StorageError(DataError):
+    """Bytes that could not be asked for, or that are not those that were indexed: storage is away, or a file changed.
+
+    This says nothing about samples: it is retried and waited for (see ``io.storage``), and then ends the run.
+
+    Attributes:
+      path: of the file or folder.
+      detail: what happened.
+      missing: whether storage did answer: that there is no such file.
+      exhausted: whether it has been retried and waited for already.
+    """
+
+    def __init__(self, path: str, detail: str = "", missing: bool = False):
+        super().__init__(path, detail, missing)  # all of them, so that the exception survives pickling
+        self.path = path
+        self.detail = detail
+        self.missing = missing
+        self.exhausted = False
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.path}: {self.detail}".split())
 
 
 def check_keys(given: Iterable[str], valid: Iterable[str], what: str) -> None:

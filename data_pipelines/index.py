@@ -2,7 +2,8 @@
 
 An index is kept beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that place is
 read-only. It is made again when its shard has changed. Shards are indexed in parallel; an interrupted run resumes where
-it stopped, since finished indices are kept.
+it stopped, since finished indices are kept. Exit code 1: some shards could not be read (storage did not answer, a file
+is not there); run it again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from data_pipelines import cli
 from data_pipelines.jobs.arguments import add_shard_arguments
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the arguments (default: those of the command line) and indexes the shards."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the arguments (default: those of the command line) and indexes the shards; returns the exit code."""
     parser = cli.parser("index", __doc__, "example: python -m data_pipelines.index 'laion/*.tar' --workers=16 --json")
     add_shard_arguments(parser)
     parser.add_argument("--index_dir", help="folder of the indices (default: beside the shards, else the cache folder)")
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = indexing.run(options)
     if options.json:
         cli.json_line(result)
+    return cli.STORAGE_ERROR if "unread" in result else 0
 
 
 if __name__ == "__main__":

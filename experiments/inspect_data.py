@@ -16,6 +16,7 @@ from mono_jax import cli
 from mono_jax.runs import config_file
 
 EXAMPLES = """examples:
+  python experiments/inspect_data.py --config=experiments/configs/demo.py:smoke --stage=s2 --html=rows.html
   python experiments/inspect_data.py --config=my.py --steps=20 --json
   python experiments/inspect_data.py --config=my.py --start=1000 --steps=2 --hosts=3     # the same hashes as --hosts=1
   python experiments/inspect_data.py --config=my.py --steps=2 --html=rows.html           # look at them
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--html_rows", type=int, default=8, help="rows of each step on the page (default 8)")
     parser.add_argument("--suggest_capacity", action="store_true", help="try values of visual_tokens and text_tokens")
     parser.add_argument("--slots", type=int, help="longest row (V + T) to suggest (default: the config's)")
+    parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
     parser.add_argument("--cache_dir", help="token counts and plans (default $MONO_JAX_CACHE or ~/.cache/mono_jax)")
     args, config = config_file.parse(parser, argv)
     for name, least in (("steps", 0), ("start", 0), ("hosts", 1)):

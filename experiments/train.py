@@ -1,7 +1,7 @@
 """Trains one stage of Mono-InternVL; run again on the same workdir, it resumes.
 
 The config is a Python file with get_config() -> ml_collections.ConfigDict; its keys are those of
-mono_jax/runs/stage.py (RunConfig): stage, data, model or init, steps or epochs, optim, mesh, dtype, ...
+mono_jax/runs/config.py (RunConfig): stage, data, model or init, steps or epochs, optim, mesh, dtype, ...
 Stages: S0 (text only), S1.1, S1.2, S1.3, S2, their EViP++ forms (S1.1++ ...), and the ablations delta,
 full, S1.3-frozen-attention.
 

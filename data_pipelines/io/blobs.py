@@ -6,23 +6,24 @@ import contextlib
 import functools
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import StorageError
 from data_pipelines.io import chunk_cache
+from data_pipelines.io.digests import Digest
 from data_pipelines.io.paths import filesystem, is_remote, local_path, remote, stamp
+from data_pipelines.io.storage import patiently, storage, storage_error
 
 _OPEN_FILES = 256  # file descriptors or remote handles kept open per process
-_RETRY_SECONDS = (1.0, 5.0)  # waits before a remote read is tried again; file systems have retries of their own
+_WHOLE, _PLACES, _PLACE = 1 << 22, 64, 1 << 14  # bytes of files digested whole, places of larger ones, bytes of each
 _GAP = 1 << 16  # bytes between two wanted places of a remote file that are read rather than split into two requests
 
 
 class Blob:
     """Random access to one file, safe to share between threads and across fork.
 
-    Raises DataError if the file is missing or unreadable: a local one on opening, a remote one when it is used.
+    Raises StorageError if the file is missing or unreadable: a local one on opening, a remote one when it is used.
     """
 
     def __init__(self, path: str):
@@ -31,10 +32,8 @@ class Blob:
         if is_remote(path):
             self._fs, self._inner = filesystem(path)
             return
-        try:
+        with storage(path):
             self._fd = os.open(local_path(path), os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be opened ({error.strerror or error})") from None
 
     def __del__(self):
         if self._fd >= 0:
@@ -45,7 +44,7 @@ class Blob:
         try:
             return os.fstat(self._fd).st_size if self._fd >= 0 else int(self._fs.size(self._inner))
         except Exception as error:  # remote file systems raise kinds of their own
-            raise DataError(f"{self.path}: cannot be opened ({error})") from None
+            raise storage_error(self.path, error) from None
 
     @functools.cached_property
     def mark(self) -> str:
@@ -53,12 +52,13 @@ class Blob:
         return stamp(self.path)
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``, fewer at the end of the file. Raises OSError."""
+        """``length`` bytes from ``offset``, fewer at the end of the file. Raises StorageError."""
         if self._fd >= 0:
-            data = os.pread(self._fd, length, offset)
-            while len(data) < length and (more := os.pread(self._fd, length - len(data), offset + len(data))):
-                data += more  # one call returns at most 2 GiB, and less on some network file systems
-            return data
+            with storage(self.path):
+                data = os.pread(self._fd, length, offset)
+                while len(data) < length and (more := os.pread(self._fd, length - len(data), offset + len(data))):
+                    data += more  # one call returns at most 2 GiB, and less on some network file systems
+                return data
         if length <= 0:
             return b""
         chunks = chunk_cache.current()
@@ -82,25 +82,15 @@ class Blob:
         return [found[place] for place in places]
 
     def fetch(self, start: int, stop: int | None) -> bytes:
-        """Bytes ``start`` to ``stop`` (None: the end) of a remote file in one request, which is retried if it fails.
-
-        Raises OSError.
-        """
-        for wait in (*_RETRY_SECONDS, None):
-            try:
-                data = self._fs.cat_file(self._inner, start=start or None, end=stop)
-            except (FileNotFoundError, PermissionError) as error:
-                raise OSError(f"{self.path}: {error}") from None
-            except Exception as error:  # file systems raise kinds of their own
-                if start and start >= self.size:
-                    return b""
-                if wait is None:
-                    raise OSError(f"{self.path}: {type(error).__name__}: {error}") from None
-                time.sleep(wait)
-            else:
-                fits = stop is None or len(data) <= stop - start
-                return data if fits else data[start:stop]  # a server that knows no ranges gives the whole file
-        raise AssertionError("not reached")
+        """Bytes ``start`` to ``stop`` (None: the end) of a remote file in one request. Raises StorageError."""
+        try:
+            data = self._fs.cat_file(self._inner, start=start or None, end=stop)
+        except Exception as error:  # file systems raise kinds of their own
+            if start and not isinstance(error, OSError) and start >= self.size:
+                return b""
+            raise storage_error(self.path, error) from None
+        fits = stop is None or len(data) <= stop - start
+        return data if fits else data[start:stop]  # a server that knows no ranges gives the whole file
 
 
 _lock = threading.Lock()
@@ -132,64 +122,139 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class PatientFile:
+    """A seekable file object that is opened again, and waited for, when it cannot be read.
+
+    ``size`` is that of the file when it was opened: a file that ends before that has been cut meanwhile. Raises
+    StorageError, as all its methods do that read.
+    """
+
+    def __init__(self, path: str, **options: Any):
+        """options: of ``open`` for a local file, of the file system's ``open`` for a remote one."""
+        self._path, self._options = path, options
+        self._file: Any = None
+        self._position, self.closed = 0, False
+        patiently(self._opened, forget=self._forget)
+        self.size = int(self._file.size) if is_remote(path) else os.fstat(self._file.fileno()).st_size
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            if is_remote(self._path):
+                with remote(self._path) as (fs, inner):
+                    self._file = fs.open(inner, "rb", **self._options)
+            else:
+                with storage(self._path):
+                    self._file = open(local_path(self._path), "rb", **self._options)  # noqa: SIM115  see close
+        return self._file
+
+    def _forget(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(Exception):
+                self._file.close()
+            self._file = None
+
+    def _read(self, offset: int, length: int) -> bytes:
+        file = self._opened()
+        try:
+            if file.tell() != offset:
+                file.seek(offset)
+            data = file.read(length)
+        except Exception as error:  # file systems raise kinds of their own
+            raise storage_error(self._path, error) from None
+        if len(data) < length:
+            raise StorageError(self._path, f"cut while it was read: {offset + len(data)} of {self.size} bytes are left")
+        return data
+
+    def read(self, length: int | None = -1) -> bytes:
+        """``length`` bytes, fewer at the end of the file; None or below 0: all that are left."""
+        left = max(0, self.size - self._position)
+        length = left if length is None or length < 0 else min(length, left)
+        offset = self._position
+        data = patiently(lambda: self._read(offset, length), forget=self._forget) if length else b""
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+        self._forget()
+
+    def __enter__(self) -> PatientFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class ScanView:
     """One pass over a file in (mostly) increasing order of offsets, as an indexer makes it; buffered, never mapped.
 
     ``size`` is that of the file.
     """
 
-    def __init__(self, path: str, file: Any, size: int):
-        self._path, self._file, self.size = path, file, size
+    def __init__(self, file: PatientFile):
+        self._file, self.size = file, file.size
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``, fewer at the end of the file. Raises DataError."""
+        """``length`` bytes from ``offset``, fewer at the end of the file. Raises StorageError."""
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
-        try:
-            self._file.seek(offset)
-            return self._file.read(length)
-        except Exception as error:  # file systems raise kinds of their own
-            raise DataError(f"{self._path}: cannot be read ({type(error).__name__}: {error})") from None
+        self._file.seek(offset)
+        return self._file.read(length)
 
 
 @contextlib.contextmanager
 def scan_view(path: str) -> Iterator[ScanView]:
-    """A view of a whole file. Raises DataError if it cannot be opened."""
-    if is_remote(path):
-        with remote(path) as (fs, inner):
-            file = fs.open(inner, "rb", block_size=1 << 24, cache_type="readahead")
-        with file:
-            yield ScanView(path, file, int(file.size))
-        return
-    with open_file(path, buffering=1 << 18) as file:
-        yield ScanView(path, file, os.fstat(file.fileno()).st_size)
+    """A view of a whole file. Raises StorageError if it cannot be opened."""
+    options = {"block_size": 1 << 24, "cache_type": "readahead"} if is_remote(path) else {"buffering": 1 << 18}
+    with PatientFile(path, **options) as file:
+        yield ScanView(file)
 
 
-@contextlib.contextmanager
-def open_file(path: str, buffering: int = -1) -> Iterator[Any]:
-    """A seekable file object, for libraries that read one; ``buffering`` of a local file is in bytes.
-
-    Raises DataError if it cannot be opened.
-    """
-    try:
-        if is_remote(path):
-            fs, inner = filesystem(path)
-            file = fs.open(inner, "rb")
-        else:
-            file = open(local_path(path), "rb", buffering=buffering)  # noqa: SIM115  closed below
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror or error})") from None
-    with file:
-        yield file
+def open_file(path: str) -> PatientFile:
+    """A seekable file object, for libraries that read one. Raises StorageError if it cannot be opened."""
+    return PatientFile(path)
 
 
 def read_bytes(path: str, limit: int | None = None) -> bytes:
-    """The whole file, or its first ``limit`` bytes. Raises DataError if it is missing or cannot be read."""
-    if not is_remote(path):
-        handle = Blob(path)
-        return handle.read(0, handle.size if limit is None else min(limit, handle.size))
-    try:
-        return Blob(path).fetch(0, limit)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+    """The whole file, or its first ``limit`` bytes. Raises StorageError if it is missing or cannot be read."""
+    handle = Blob(path)
+    if is_remote(path):
+        return handle.fetch(0, limit)
+    size = handle.size if limit is None else min(limit, handle.size)
+    data = handle.read(0, size)
+    if len(data) < size:
+        raise StorageError(path, f"cut while it was read: {len(data)} of {size} bytes are left")
+    return data
+
+
+def content_mark(path: str) -> str:
+    """Follows from the content of a local file, as far as that is cheap to see: a small one is read whole, of a larger
+    one the size and 64 places from its beginning to its end. Empty for a remote file. Raises StorageError.
+    """
+    if is_remote(path):
+        return ""  # its stamp is a mark of its content
+    handle, result = Blob(path), Digest()
+    result.add(str(handle.size))
+    if handle.size <= _WHOLE:
+        result.add(handle.read(0, handle.size))
+    else:
+        for number in range(_PLACES):
+            result.add(handle.read((handle.size - _PLACE) * number // (_PLACES - 1), _PLACE))
+    return result.hex()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -86,7 +87,10 @@ class ChunkCache:
         with place.open("rb", buffering=0) as file:
             with contextlib.suppress(OSError):  # read-only
                 os.utime(place)  # used now
-            return os.pread(file.fileno(), length, start)
+            data = os.pread(file.fileno(), length, start)
+        if len(data) < length:  # the file's end, which is rarely asked for, or a damaged piece: fetched again
+            raise OSError(errno.EIO, "a piece is too short", str(place))
+        return data
 
     def _make_room(self) -> None:
         pieces = []

@@ -8,18 +8,18 @@ from pathlib import Path
 from data_pipelines.io import paths, publish
 from data_pipelines.io.digests import digest
 from data_pipelines.io.processes import locked
+from data_pipelines.io.storage import storage
 
 
 def local_copy(path: str) -> str:
     """A remote file's copy in the cache folder, made once, for readers that need a local file; a local path as it is.
 
-    Raises DataError.
+    Raises StorageError.
     """
     if not paths.is_remote(path):
         return paths.local_path(path)
-    with paths.remote(path):
-        place = paths.cache_dir() / "copies" / f"{digest(path, paths.stamp(path))[:16]}-{paths.basename(path)}"
-        _copy(path, place)
+    place = paths.cache_dir() / "copies" / f"{digest(path, paths.stamp(path))[:16]}-{paths.basename(path)}"
+    _copy(path, place)
     return str(place)
 
 
@@ -35,12 +35,13 @@ def local_folder(path: str) -> str:
 
 
 def _copy(url: str, place: Path) -> None:
-    """Fetches a remote file unless it is there."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with paths.remote(url) as (fs, inner), locked(place.with_name(f"{place.name}.lock")):  # one process at a time
-        if not place.exists():
-            with publish.new_file(place) as file:
-                fs.get_file(inner, str(file))
+    """Fetches a remote file unless it is there. Raises StorageError."""
+    with storage(str(place), "free some space, or set MONO_JAX_CACHE"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with locked(place.with_name(f"{place.name}.lock")):  # one process at a time
+            if not place.exists():
+                with publish.new_file(place) as file, paths.remote(url) as (fs, inner):
+                    fs.get_file(inner, str(file))
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -36,6 +36,19 @@ def digest(*parts: bytes | str) -> str:
     return result.hex()
 
 
+def with_checksum(data: bytes) -> bytes:
+    """``data`` and, after it, 16 bytes that ``without_checksum`` compares."""
+    return data + hashlib.blake2b(data, digest_size=16).digest()
+
+
+def without_checksum(data: bytes) -> bytes:
+    """The data that was given to ``with_checksum``. Raises ValueError if a bit of it has changed."""
+    data, checksum = data[:-16], data[-16:]
+    if hashlib.blake2b(data, digest_size=16).digest() != checksum:
+        raise ValueError("the checksum does not match")
+    return data
+
+
 def json_digest(value: Any) -> str:
     """The ``digest`` of ``value`` as JSON, whatever the order of its keys."""
     return digest(json.dumps(value, sort_keys=True))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, StorageError
+from data_pipelines.io.storage import is_missing, patiently, storage_error
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -42,14 +45,13 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def remote(url: str) -> Iterator[tuple[Any, str]]:
-    """As ``filesystem``; whatever the file system raises becomes a DataError."""
+    """As ``filesystem``; whatever the file system raises becomes a StorageError."""
     try:
         yield filesystem(url)
     except DataError:
         raise
     except Exception as error:  # file systems raise kinds of their own
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{url}: {reason}; check the address, your credentials and the network") from None
+        raise storage_error(url, error, "check the address, your credentials and the network") from None
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
@@ -81,9 +83,9 @@ def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
         if len(spelled) > 1 and is_remote(spelled[0]):
             for folder in {parent(path) for path in spelled}:
                 with contextlib.suppress(DataError):  # a web server need not list its folders
-                    list_dir(folder)  # which the file system caches: no request for each single path
+                    _list_remote(folder)  # which the file system caches: no request for each single path
         for path in spelled:
-            matches = _glob(path)
+            matches = patiently(functools.partial(_glob, path))
             if not matches:
                 raise DataError(f"{path}: no such file or folder; check the paths of this source")
             found.update(dict.fromkeys(matches))
@@ -97,49 +99,83 @@ def _glob(path: str) -> list[str]:
                 return sorted(fs.unstrip_protocol(p) for p in fs.glob(inner))
             return [path] if fs.exists(inner) else []
     path = local_path(path)
-    if os.path.exists(path):  # first, so that a name with brackets in it is found literally
+    if _status(path) is not None:  # first, so that a name with brackets in it is found literally
         return [path]
     return sorted(glob.glob(path, recursive=True))
 
 
+def _status(path: str) -> os.stat_result | None:
+    """Of a local file or folder; None if there is none. Raises StorageError where that cannot be found out."""
+    try:
+        return os.stat(local_path(path))
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        if is_missing(error) or isinstance(error, ValueError):
+            return None
+        raise storage_error(path, error) from None
+
+
 def exists(path: str) -> bool:
-    """Whether there is a file or folder. Raises DataError where that cannot be found out."""
-    return bool(_glob(path)) if is_remote(path) else os.path.exists(local_path(path))
+    """Whether there is a file or folder. Raises StorageError where that cannot be found out."""
+    if is_remote(path):
+        return bool(patiently(lambda: _glob(path)))
+    return patiently(lambda: _status(path)) is not None
 
 
 def is_dir(path: str) -> bool:
-    """Whether there is a folder. Raises DataError where that cannot be found out."""
+    """Whether there is a folder. Raises StorageError where that cannot be found out."""
     if is_remote(path):
-        with remote(path) as (fs, inner):
-            return fs.isdir(inner)
-    return os.path.isdir(local_path(path))
+        return patiently(lambda: _is_remote_dir(path))
+    found = patiently(lambda: _status(path))
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _is_remote_dir(url: str) -> bool:
+    with remote(url) as (fs, inner):
+        return fs.isdir(inner)
 
 
 def list_dir(path: str) -> list[tuple[str, int, str]]:
     """(name, bytes, mark that changes with the content) of the files in a folder, sorted by name; no folders.
 
-    Raises DataError if the folder cannot be listed.
+    Raises StorageError if the folder cannot be listed.
     """
-    if is_remote(path):
-        with remote(path) as (fs, inner):
-            entries = [entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
-        return sorted((basename(e["name"]), int(e["size"] or 0), _marks(e)) for e in entries)
+    return patiently(lambda: _list_remote(path) if is_remote(path) else _list_local(path))
+
+
+def _list_remote(url: str) -> list[tuple[str, int, str]]:
+    with remote(url) as (fs, inner):
+        entries = [entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"]
+    return sorted((basename(e["name"]), int(e["size"] or 0), _marks(e)) for e in entries)
+
+
+def _list_local(path: str) -> list[tuple[str, int, str]]:
     try:
         with os.scandir(local_path(path) or ".") as found:
             files = [(entry.name, entry.stat()) for entry in found if entry.is_file()]
             return sorted((name, status.st_size, f"{status.st_size}:{status.st_mtime_ns}") for name, status in files)
     except OSError as error:
-        raise DataError(f"{path}: cannot be listed ({error.strerror or error})") from None
+        raise StorageError(path, f"cannot be listed ({error.strerror or error})", is_missing(error)) from None
 
 
 def walk(path: str) -> list[str]:
-    """Sorted paths of the folders at and below ``path`` that hold files; hidden ones are left out."""
-    if is_remote(path):
-        with remote(path) as (fs, inner):
-            folders = {fs.unstrip_protocol(parent(file)) for file in fs.find(inner)}
-    else:
-        folders = {folder for folder, _, files in os.walk(local_path(path)) if files}
+    """Sorted paths of the folders at and below ``path`` that hold files; hidden ones are left out.
+
+    Raises StorageError if one of them cannot be listed.
+    """
+    folders = patiently(lambda: _remote_folders(path) if is_remote(path) else _local_folders(path))
     return sorted(folder for folder in folders if not re.search(r"/\.[^/]", folder.removeprefix(path)))
+
+
+def _remote_folders(url: str) -> set[str]:
+    with remote(url) as (fs, inner):
+        return {fs.unstrip_protocol(parent(file)) for file in fs.find(inner)}
+
+
+def _local_folders(path: str) -> set[str]:
+    def failed(error: OSError) -> None:
+        raise storage_error(os.fspath(error.filename or path), error)
+
+    return {folder for folder, _, files in os.walk(local_path(path), onerror=failed) if files}
 
 
 def join(folder: str, name: str) -> str:
@@ -162,17 +198,14 @@ def basename(path: str) -> str:
 def stamp(path: str) -> str:
     """Changes when the file does: size and time of change (local), the file system's marks of content (remote).
 
-    Raises OSError.
+    Raises StorageError.
     """
     if is_remote(path):
-        fs, inner = filesystem(path)
-        try:
+        with remote(path) as (fs, inner):
             return _marks(fs.info(inner))
-        except OSError:
-            raise
-        except Exception as error:  # file systems raise kinds of their own
-            raise OSError(f"{path}: {error}") from None
-    status = os.stat(local_path(path))
+    status = _status(path)
+    if status is None:
+        raise StorageError(path, "no such file", missing=True)
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 

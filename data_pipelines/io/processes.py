@@ -5,14 +5,42 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import fcntl
 import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_WATCH_SECONDS = 1.0
+
+
+def end_with_parent(*_: object) -> None:
+    """Lets this process end when the process that started it dies, however that happens; for workers, at their start.
+
+    The kernel sees to it on Linux, even in the midst of a long call; elsewhere, and where the parent is gone already, a
+    thread that looks every second does. Takes any arguments, so that it serves as an initializer.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_watch, args=(parent.pid,), name="parent-watch", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 def in_processes(function: Callable[..., T], calls: Sequence[tuple], workers: int) -> Iterator[T | None]:
@@ -39,7 +67,7 @@ def _as_they_come(function: Callable[..., T], calls: Sequence[tuple], workers: i
     left = list(range(len(calls)))
     while left:
         lost = []
-        with concurrent.futures.ProcessPoolExecutor(min(workers, len(left)), context) as pool:
+        with concurrent.futures.ProcessPoolExecutor(min(workers, len(left)), context, end_with_parent) as pool:
             futures = [_submitted(pool, function, calls[number]) for number in left]
             for number, future in zip(left, futures):
                 try:
@@ -47,7 +75,7 @@ def _as_they_come(function: Callable[..., T], calls: Sequence[tuple], workers: i
                 except BrokenProcessPool:
                     lost.append(number)
         for number in lost[:workers]:
-            with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            with concurrent.futures.ProcessPoolExecutor(1, context, end_with_parent) as pool:
                 try:
                     yield number, pool.submit(function, *calls[number]).result()
                 except BrokenProcessPool:

@@ -1,10 +1,14 @@
-"""The arguments that the commands over shards share."""
+"""What the commands over shards share: their arguments, and what they do about storage that does not answer."""
 
 from __future__ import annotations
 
 import argparse
 
+from data_pipelines.errors import StorageError
+from data_pipelines.io.storage import Patience
 from data_pipelines.sources.formats.registry import FORMATS
+
+_MOST_FAULTS = 3  # shards in a row that storage does not give: then the rest is not tried
 
 
 def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,4 +20,29 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image_key", help="parquet, tfds: column that holds the image")
     parser.add_argument("--split", help="tfds: split (default: train)")
     parser.add_argument("--chunk_bytes", type=int, help="text: greatest length of a piece")
+    parser.add_argument("--retries", type=int, default=5, help="of what cannot be read, with pauses that double")
+    parser.add_argument("--storage_wait_s", type=float, default=0, help="seconds to wait for storage after the retries")
     parser.add_argument("--hash_images", action="store_true", help="hash images, for the filter unique_images")
+
+
+def patience(options: argparse.Namespace) -> Patience:
+    """What the arguments say about storage that does not answer."""
+    return Patience(options.retries, options.storage_wait_s)
+
+
+class Faults:
+    """Shards that storage does not give; ``found`` holds what happened, by path. They are no bad data."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self._in_a_row = 0
+
+    def add(self, path: str, fault: StorageError | None) -> None:
+        """Notes how a shard was read. Raises StorageError if storage as a whole is away."""
+        self._in_a_row = 0 if fault is None else self._in_a_row + 1
+        if fault is None:
+            return
+        self.found[path] = fault.detail if fault.path == path else str(fault)
+        print(f"{path}: could not be read: {self.found[path]}")
+        if self._in_a_row >= _MOST_FAULTS:
+            raise fault

@@ -20,6 +20,8 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import blobs, copies, paths
 from data_pipelines.io.digests import digest
+from data_pipelines.io.storage import set_patience
+from data_pipelines.jobs.arguments import patience
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.containers.array_record import pack
 from data_pipelines.sources.finding import shards_of
@@ -195,6 +197,7 @@ def source_spec(patterns: Sequence[str], kind: str | None, options: Mapping[str,
 def run(options: argparse.Namespace, beam_arguments: Sequence[str]) -> dict[str, Any]:
     """Builds what the command line names and prints a summary; returns what ``--json`` prints. Raises DataError."""
     start = time.monotonic()
+    set_patience(patience(options))
     spec = source_spec(options.shards, options.kind, vars(options))
     tasks = plan(spec, options.output, options.samples_per_file, options.tokenizer)
     dropped = dict(_source(tasks[0].spec).dropped())

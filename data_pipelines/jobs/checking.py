@@ -15,13 +15,15 @@ import numpy as np
 
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.encoding.samples import SampleBuilder
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io.processes import in_processes
+from data_pipelines.io.storage import Patience, set_patience
+from data_pipelines.jobs.arguments import Faults, patience
 from data_pipelines.records.raw_sample import Form
 from data_pipelines.sources.finding import shard_names, shards_of
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indexed import IndexedSource
-from data_pipelines.sources.indexing import make_index
+from data_pipelines.sources.indexing import make_index, with_mark
 from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.shard_index import ShardIndex
 from data_pipelines.sources.selection.select import Selection
@@ -47,12 +49,13 @@ class _Bytes:
 
 @dataclasses.dataclass
 class ShardCheck:
-    """What was found in one shard: ``bad`` holds (key, reason, detail)."""
+    """What was found in one shard: ``bad`` holds (key, reason, detail), ``fault`` why storage did not give it."""
 
     path: str
     samples: int = 0
     bad: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    fault: StorageError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +66,14 @@ class CheckSettings:
       tokenizer: folder or file; None = every byte is a token.
       visual, text: slots of a row.
       max_tiles: of an image.
+      patience: with storage that does not answer.
     """
 
     tokenizer: str | None
     visual: int
     text: int
     max_tiles: int
+    patience: Patience = dataclasses.field(default_factory=lambda: Patience(retries=0))
 
 
 @functools.cache
@@ -86,12 +91,25 @@ def _builder(settings: CheckSettings) -> SampleBuilder:
 def check_shard(shard: Shard, settings: CheckSettings) -> ShardCheck:
     """Reads every sample of a shard; whatever goes wrong is part of the result, whose bad and good ones add up.
 
-    Raises DataError if the tokenizer cannot be loaded.
+    A shard that storage does not give is only its ``fault``. Raises DataError if the tokenizer cannot be loaded.
     """
     builder = _builder(settings)
+    set_patience(settings.patience)
+    try:
+        return _checked(shard, builder)
+    except StorageError as error:
+        return ShardCheck(shard.path, fault=error)
+
+
+def _checked(shard: Shard, builder: SampleBuilder) -> ShardCheck:
+    """As ``check_shard``; raises StorageError."""
     result = ShardCheck(shard.path)
     try:
+        shard = with_mark(shard)
         index = make_index(shard)
+        shard = dataclasses.replace(shard, content=next(iter(index.meta["contents"]), ""))
+    except StorageError:
+        raise
     except DataError as error:
         result.problems.append(str(error))
         return result
@@ -126,7 +144,10 @@ def _bad_samples(
             else:
                 _build_image(source, builder, only_images, i)
         except BadSample as error:
+            source.check_unchanged(i)
             yield source.key(i), error.reason, error.detail
+        except StorageError:
+            raise
         except Exception as error:  # a fault of the reading code is reported as such, and the rest is still read
             yield source.key(i), "unexpected_error", f"{type(error).__name__}: {error}"[:500]
 
@@ -152,12 +173,17 @@ def check_shards(shards: Sequence[Shard], settings: CheckSettings, workers: int 
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Checks what the command line names and writes the report; returns what ``--json`` prints. Raises DataError."""
+    """Checks what the command line names and writes the report; returns what ``--json`` prints.
+
+    "unread" lists the shards that storage did not give. Raises DataError; StorageError if it gives none at all.
+    """
+    set_patience(patience(options))
     shards = shards_of(options.shards, options.kind, vars(options))
-    settings = CheckSettings(options.tokenizer, options.visual, options.text, options.max_tiles)
-    samples, bad, problems = 0, Counter(), 0
+    settings = CheckSettings(options.tokenizer, options.visual, options.text, options.max_tiles, patience(options))
+    samples, bad, problems, faults = 0, Counter(), 0, Faults()
     with open(options.report, "w", encoding="utf-8", errors="backslashreplace") as report:
         for result in check_shards(shards, settings, options.workers):
+            faults.add(result.path, result.fault)
             samples += result.samples
             for problem in result.problems:
                 problems += 1
@@ -170,7 +196,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{len(shards)} shards, {problems} problems: {samples - lost} of {samples} samples are fine")
     for reason, count in bad.most_common():
         print(f"  {reason}: {count}")
-    return {
+    result = {
         "samples": samples,
         "ok": samples - lost,
         "bad": dict(bad),
@@ -178,3 +204,4 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "shards": len(shards),
         "problems": problems,
     }
+    return {**result, "unread": faults.found} if faults.found else result

@@ -17,10 +17,14 @@ import numpy as np
 from data_pipelines.batch import DEFAULT_GEOMETRY, Batch, BatchSpec, TileGeometry, ragged
 from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
 from data_pipelines.encoding.samples import Sample, SampleBuilder
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import BadSample, DataError, StorageError
+from data_pipelines.io import paths
+from data_pipelines.io.processes import end_with_parent
+from data_pipelines.io.storage import Patience, give_up, patiently, set_patience
 from data_pipelines.loading.assembly import fill_row
 from data_pipelines.loading.report import BadSamples, Report
-from data_pipelines.loading.rows import Place, made_ahead
+from data_pipelines.loading.rows import Place, hurry_workers, made_ahead
+from data_pipelines.loading.summary import summarize
 from data_pipelines.packing.lengths import Lengths, length_digest, pick_prompt
 from data_pipelines.packing.permutation import fold
 from data_pipelines.packing.plan import Block, Plan
@@ -48,23 +52,27 @@ class PackedData:
         config: DataConfig,
         cache_dir: str | os.PathLike | None = None,
         geometry: TileGeometry = DEFAULT_GEOMETRY,
+        ask_again: bool = True,
     ):
         """Opens the sources and counts their tokens, unless that is cached.
 
         Args:
-          cache_dir: for token counts and plans; None = ``cache_dir``.
+          ask_again: see ``open_source``; False keeps the identity that a run began with.
+          cache_dir: for token counts and plans; None = ``io.paths.cache_dir()``.
           geometry: how the model that reads the batches cuts tiles.
 
         Raises:
           DataError: something in the configuration or the sources cannot be used.
+          StorageError: storage does not answer, or is full.
         """
+        set_patience(Patience(config.retries, config.storage_wait_s))
         self.config, self.geometry = config, geometry
-        self.cache_dir = Path(cache_dir) if cache_dir else cache_dir()
+        self.cache_dir = Path(cache_dir) if cache_dir else paths.cache_dir()
         self.spec = BatchSpec(config.visual_tokens, config.text_tokens, geometry.token_pixels, config.boundary_block)
         self.batch_size = config.batch_size
         self.builder = SampleBuilder(config, geometry=geometry)
         self.tokenizer = self.builder.tokenizer
-        self.sources: list[Source] = [open_source(source.spec) for source in config.sources]
+        self.sources: list[Source] = [open_source(source.spec, ask_again) for source in config.sources]
         units, facts = [], []
         for source, settings in zip(self.sources, config.sources):
             lengths = Lengths.of(source, settings, self.builder, self.cache_dir, config.workers)
@@ -73,11 +81,19 @@ class PackedData:
         extra = f"{_VERSION} {facts}"
         self.identity = config.digest(*BATCH_FIELDS, extra=f"{extra} {geometry}")
         self.report = Report(self.cache_dir / "skipped" / f"{self.identity}.jsonl")
-        file = self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}.npy"
+        file = self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}-2.npy"
         self.plan = Plan(config, units, file, geometry)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedData, (self.config, self.cache_dir, self.geometry)
+        return _opened_again, (self.config, self.cache_dir, self.geometry, self.identity)
+
+    def sources_summary(self) -> list[dict[str, Any]]:
+        """What each source has to offer, see ``summary.summarize``."""
+        settings, lengths = self.config.sources, [units.lengths for units in self.plan.units]
+        return [
+            summarize(each.name, source, counted, self.plan.refused(number))
+            for number, (each, source, counted) in enumerate(zip(settings, self.sources, lengths))
+        ]
 
     def steps_per_epoch(self) -> int:
         """Steps until the first epoch's last row has been seen. Counts the epoch's blocks, unless that is cached."""
@@ -128,35 +144,48 @@ class PackedData:
                 self.report.wait_seconds += time.perf_counter() - started
                 if made is None:
                     return
-                self.report.add(made.samples, made.bad)
+                self.report.add(made.samples, made.bad, made.found)
                 self.plan.locate(step * self.batch_size)  # so that this process knows the counts, whoever made it
                 yield step, made.batch
         finally:
             made_batches.close()
             self.plan.save()
 
+    def stop_waiting(self, *_: object) -> None:
+        """Ends all waiting for storage, here and in the workers: ``iterate`` and ``batch`` raise StorageError at once.
+
+        May be called by the handler of a signal, so that a run that waits can be saved before it is killed.
+        """
+        give_up()
+        hurry_workers()
+
     def batch(self, step: int, rows: slice | None = None) -> Batch:
-        """Rows ``rows`` (None = all) of global step ``step``. Reads the samples; bad samples leave empty segments."""
+        """Rows ``rows`` (None = all) of global step ``step``. Reads the samples; bad samples leave empty segments.
+
+        Raises StorageError if storage does not answer.
+        """
         chosen = range(self.batch_size)[slice(None) if rows is None else rows]
-        batch, samples, bad = self.assemble(self._places(step, chosen))
-        self.report.add(samples, bad)
+        batch, *counts = self.assemble(self._places(step, chosen))
+        self.report.add(*counts)
         return batch
 
     def _places(self, step: int, rows: Sequence[int]) -> list[Place]:
         return [self.plan.locate(step * self.batch_size + row) for row in rows]
 
-    def assemble(self, places: Sequence[Place]) -> tuple[Batch, int, BadSamples]:
-        """The rows at these places, without touching the report: a batch, its number of samples, and the bad ones."""
+    def assemble(self, places: Sequence[Place]) -> tuple[Batch, int, BadSamples, int]:
+        """The rows at these places, without touching the report: a batch, and what ``Report.add`` is given."""
         static = dataclasses.replace(self.spec, boundary_block=0)
         # Zeroing all pixels first would take a tenth of the time; what the samples leave over is zeroed below.
         patches = np.empty((len(places), *static.fields()["patches"][0]), np.uint8)
-        batch, bad, count = static.empty(len(places), patches), [], 0
+        batch, bad, count, planned = static.empty(len(places), patches), [], 0, 0
         for row, place in enumerate(places):
             samples, used = [], 0
             if place is not None:
                 block, number = self.plan.block(place[0]), place[1]
                 if number == 0:
-                    bad.extend((self._key(source, sample), reason, "") for source, sample, reason in block.dropped)
+                    drops = self.plan.drops(place[0])
+                    bad.extend((self._key(source, sample), reason, "") for source, sample, reason in drops)
+                    planned += len(drops)
                 for unit in range(block.starts[number], block.starts[number + 1]):
                     samples.append(self._build(block, unit, patches[row, used:], bad))
                     used += 0 if samples[-1] is None else len(samples[-1].patches)
@@ -165,7 +194,7 @@ class PackedData:
             count += sum(sample is not None for sample in samples)
         if self.spec.boundary_block:
             batch = ragged(batch, self.spec.sequence, self.spec.boundary_block)
-        return batch, count, bad
+        return batch, count, bad, len(bad) - planned
 
     def sample_keys(self, step: int) -> list[str]:
         """Keys of the samples of a global step, row by row, bad ones included."""
@@ -178,13 +207,13 @@ class PackedData:
         return keys
 
     def _key(self, source: int, sample: int) -> str:
-        try:
-            return self.sources[source].read_text(sample).key
-        except BadSample as error:
-            return error.key or f"{self.config.sources[source].name}:{sample}"
+        return self.sources[source].key(sample)
 
     def _build(self, block: Block, unit: int, out: np.ndarray, bad: BadSamples) -> Sample | None:
-        """One sample of a block, its patches in the front of ``out``; None if it is bad: then ``bad`` grows."""
+        """One sample of a block, its patches in the front of ``out``; None if it is bad: then ``bad`` grows.
+
+        Raises StorageError if it cannot be read, or if its shard is not the one that was indexed.
+        """
         source, index, piece = int(block.source[unit]), int(block.sample[unit]), int(block.piece[unit])
         settings = self.config.sources[source]
         try:
@@ -197,12 +226,33 @@ class PackedData:
                 raise BadSample("length_mismatch", raw.key, detail)
             return sample
         except BadSample as error:
+            self.sources[source].check_unchanged(index)
             bad.append((error.key or f"{settings.name}:{index}", error.reason, error.detail))
         except DataError:
             raise
         except Exception as error:  # a fault of this program or of a decoder; one sample must not end a run of weeks
+            self.sources[source].check_unchanged(index)
             bad.append((self._key(source, index), "unexpected_error", f"{type(error).__name__}: {error}"))
         return None
+
+
+def _opened_again(config: DataConfig, cache_dir: Path, geometry: TileGeometry, identity: str) -> PackedData:
+    """In another process. Raises StorageError if the files are not those that the first process opened."""
+    names = ", ".join(source.name for source in config.sources)
+
+    def attempt() -> PackedData:
+        try:
+            data = PackedData(config, cache_dir, geometry, ask_again=False)
+        except StorageError:
+            raise
+        except DataError as error:  # the first process could open them
+            raise StorageError(names, str(error)) from None
+        if data.identity != identity:
+            raise StorageError(names, "the files of these sources changed while they were in use; start the run again")
+        return data
+
+    set_patience(Patience(config.retries, config.storage_wait_s))
+    return patiently(attempt, missing=True)
 
 
 _data: PackedData | None = None  # of a counting process
@@ -210,6 +260,7 @@ _data: PackedData | None = None  # of a counting process
 
 def _set_data(data: PackedData) -> None:
     global _data
+    end_with_parent()
     _data = data
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
 BadSamples = list[tuple[str, str, str]]  # (key, reason, detail)
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -19,8 +22,10 @@ class Report:
       file: every bad sample is appended here as a line of JSON; None = nowhere.
       samples: samples delivered.
       skipped: number of bad samples by reason.
+      found: number of them that were found while reading; the others were known from the index and the config.
       bad: (key, reason, detail) of the first ``LISTED`` bad samples.
       wait_seconds: time spent waiting for batches.
+      window: samples that ``bad_share`` looks back.
     """
 
     LISTED: ClassVar[int] = 10_000
@@ -28,16 +33,50 @@ class Report:
     file: Path | None = None
     samples: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    found: int = 0
     bad: BadSamples = dataclasses.field(default_factory=list)
     wait_seconds: float = 0.0
+    window: int = 2000
 
-    def add(self, samples: int, bad: BadSamples) -> None:
-        """Adds a batch's number of samples and its bad ones."""
+    def __post_init__(self) -> None:
+        self._recent: collections.deque[tuple[int, int]] = collections.deque()  # (samples, bad) of the last batches
+        self._recent_samples = self._recent_bad = 0
+
+    def add(self, samples: int, bad: BadSamples, found: int | None = None) -> None:
+        """Adds a batch's number of samples and its bad ones.
+
+        ``found``: how many of them were found while reading; None = all.
+        """
         self.samples += samples
         self.skipped.update(reason for _, reason, _ in bad)
         self.bad.extend(bad[: self.LISTED - len(self.bad)])
+        found = len(bad) if found is None else found
+        self.found += found
+        self._look_back(samples, found)
         if bad and self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps({"key": key, "reason": reason, "detail": detail}) for key, reason, detail in bad)
-            with self.file.open("a", encoding="utf-8") as stream:
+            self._write(self.file, bad)
+
+    def _look_back(self, samples: int, found: int) -> None:
+        self._recent.append((samples + found, found))
+        self._recent_samples, self._recent_bad = self._recent_samples + samples + found, self._recent_bad + found
+        while self._recent_samples - self._recent[0][0] >= self.window:
+            count, lost = self._recent.popleft()
+            self._recent_samples, self._recent_bad = self._recent_samples - count, self._recent_bad - lost
+
+    def bad_share(self) -> float:
+        """Share of the last ``window`` samples that were found bad while reading, 0..1.
+
+        Of fewer than a tenth of the window the share is taken as if they were that many, so that one of the first
+        few samples does not count as a large share.
+        """
+        return self._recent_bad / max(self._recent_samples, self.window // 10, 1)
+
+    def _write(self, file: Path, bad: BadSamples) -> None:
+        lines = (json.dumps({"key": key, "reason": reason, "detail": detail}) for key, reason, detail in bad)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(line + "\n" for line in lines))
+        except OSError as error:  # a list for people: no reason to end a run
+            _log.warning("%s: bad samples are not listed there any more (%s)", file, error)
+            self.file = None

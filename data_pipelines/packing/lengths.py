@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -21,12 +23,15 @@ from data_pipelines.encoding.decoding import SIZE_REASONS
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
-from data_pipelines.io.processes import ahead
+from data_pipelines.io.digests import with_checksum, without_checksum
+from data_pipelines.io.processes import ahead, end_with_parent
+from data_pipelines.io.storage import Patience, set_patience, storage
 
 if TYPE_CHECKING:
     from data_pipelines.records.raw_sample import RawSample
     from data_pipelines.sources.source import Source
 
+_VERSION = 2  # of the files
 CHUNK = 65_536  # samples counted at a time; also what is lost when counting is interrupted
 _FETCHES = 16  # texts fetched at a time from remote shards: mostly waiting
 _log = logging.getLogger(__name__)
@@ -53,20 +58,27 @@ class Lengths:
     def of(
         cls, source: Source, config: SourceConfig, builder: SampleBuilder, cache_dir: Path | None, workers: int = 0
     ) -> Lengths:
-        """Counts, or takes from ``cache_dir`` what was counted earlier (an interrupted count resumes)."""
+        """Counts, or takes from ``cache_dir`` what was counted earlier (an interrupted count resumes).
+
+        Raises StorageError if a source does not answer, or the cache cannot be written to.
+        """
         if cache_dir is None:
-            chunks = (count(source, config.prompts, builder, chunk) for chunk in _chunks(source))
-            counts = np.zeros((len(source), 2), np.int32)
-            return cls(counts, _join(chunks, counts))
-        name = f"{source.fingerprint()[:24]}-{length_digest(config, builder)}"
+            joined = _Joined(count(source, config.prompts, builder, chunk) for chunk in _chunks(source))
+            counts = np.concatenate([np.zeros((0, 2), np.int32), *joined])
+            return cls(counts, joined.meta())
+        name = f"{source.fingerprint()[:24]}-{length_digest(config, builder)}-{_VERSION}"
         file = cache_dir / "lengths" / f"{name}.npy"
-        if not file.is_file():
+        with storage(str(file), "free some space, remove what is in its place, or use another cache_dir"):
+            if (kept := _kept(file, len(source))) is not None:
+                return cls(*kept)
             try:
                 _count_into(file, source, config, builder, workers)
             except FileNotFoundError:  # another process has counted too, was sooner, and removed the parts
                 if not file.is_file():
                     raise
-        return cls(np.load(file, mmap_mode="r"), json.loads(file.with_suffix(".json").read_text("utf-8")))
+            if (kept := _kept(file, len(source))) is None:
+                raise DataError(f"{file}: cannot be kept; use another cache_dir")
+            return cls(*kept)
 
 
 def length_digest(config: SourceConfig, builder: SampleBuilder) -> str:
@@ -122,23 +134,51 @@ def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSampl
         yield from (future.result for future in futures)
 
 
-def _join(chunks: Iterable[tuple[np.ndarray, list[str]]], joined: np.ndarray) -> dict[str, Any]:
-    """Fills ``joined`` with the counts of consecutive chunks, under one list of reasons; returns what goes with it."""
-    reasons: dict[str, int] = {}
-    bad: Counter[int] = Counter()
-    start, plain = 0, False
-    for counts, names in chunks:
-        counts = np.array(counts)
-        table = np.array([reasons.setdefault(name, len(reasons)) for name in names] or [0])
-        at = np.flatnonzero(counts[:, 0] < 0)
-        codes = table[-1 - counts[at, 0]]
-        counts[at, 0] = -1 - codes
-        bad.update(codes.tolist())
-        plain = plain or bool((counts[:, 1] < 0).any())
-        joined[start : start + len(counts)] = counts
-        start += len(counts)
-    names = list(reasons)
-    return {"reasons": names, "bad": {names[code]: count for code, count in bad.items()}, "plain": plain}
+class _Joined:
+    """The counts of consecutive chunks under one list of reasons, chunk by chunk; then what goes with them."""
+
+    def __init__(self, chunks: Iterable[tuple[np.ndarray, list[str]]]):
+        self._chunks = chunks
+        self._reasons: dict[str, int] = {}
+        self._bad: Counter[int] = Counter()
+        self._plain = False
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for counts, names in self._chunks:
+            counts = np.array(counts, np.int32)
+            table = np.array([self._reasons.setdefault(name, len(self._reasons)) for name in names] or [0])
+            at = np.flatnonzero(counts[:, 0] < 0)
+            codes = table[-1 - counts[at, 0]]
+            counts[at, 0] = -1 - codes
+            self._bad.update(codes.tolist())
+            self._plain = self._plain or bool((counts[:, 1] < 0).any())
+            yield counts
+
+    def meta(self) -> dict[str, Any]:
+        names = list(self._reasons)
+        return {"reasons": names, "bad": {names[c]: n for c, n in self._bad.items()}, "plain": self._plain}
+
+
+def _kept(file: Path, samples: int) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """What was counted earlier; None if there is nothing whole. Raises OSError."""
+    try:
+        meta = json.loads(without_checksum(file.with_suffix(".json").read_bytes()))
+        counts = np.load(file, mmap_mode="r", allow_pickle=False)
+        if counts.dtype != np.int32 or counts.shape != (samples, 2) or _checksum(counts) != meta["checksum"]:
+            raise ValueError("the checksum does not match")
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError, KeyError, TypeError) as error:
+        _log.warning("%s: damaged (%s); its samples are counted again", file, error)
+        return None
+    return counts, meta
+
+
+def _checksum(counts: np.ndarray, start: int = 0) -> int:
+    """CRC-32 of counts, continued from ``start``, in little memory."""
+    for at in range(0, len(counts), CHUNK):
+        start = zlib.crc32(np.ascontiguousarray(counts[at : at + CHUNK]).tobytes(), start)
+    return start
 
 
 def _count_into(file: Path, source: Source, config: SourceConfig, builder: SampleBuilder, workers: int) -> None:
@@ -146,7 +186,7 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     parts.mkdir(parents=True, exist_ok=True)
     chunks = _chunks(source)
     files = [parts / f"{chunk.start}-{chunk.stop}.npz" for chunk in chunks]
-    todo = [(chunk, part) for chunk, part in zip(chunks, files) if not part.is_file()]
+    todo = [(chunk, part) for chunk, part in zip(chunks, files) if not _is_whole(part, len(chunk))]
     _log.info("source %s: tokens of %d samples, %d of %d chunks", config.name, len(source), len(todo), len(chunks))
     if workers and len(todo) > 1:
         with ProcessPoolExecutor(
@@ -157,22 +197,39 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     else:
         for chunk, part in todo:
             _save(part, *count(source, config.prompts, builder, chunk))
-    with publish.new_file(file) as new:
-        joined = np.lib.format.open_memmap(new, "w+", np.int32, (len(source), 2))  # it may not fit in memory
-        meta = _join(map(_load, files), joined)
-        joined.flush()
-        publish.write_text(file.with_suffix(".json"), json.dumps(meta))
+    joined, checksum = _Joined(map(_load, files)), 0
+    # Written piece by piece: it may not fit in memory, and a map of a file on a full disk would kill the process.
+    with publish.new_file(file) as new, new.open("wb") as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (len(source), 2)})
+        for counts in joined:
+            stream.write(counts.tobytes())
+            checksum = _checksum(counts, checksum)
+        meta = {**joined.meta(), "checksum": checksum}
+        publish.write_bytes(file.with_suffix(".json"), with_checksum(json.dumps(meta).encode()))
     shutil.rmtree(parts, ignore_errors=True)
 
 
 def _save(file: Path, counts: np.ndarray, reasons: list[str]) -> None:
-    with publish.new_file(file) as new, new.open("wb") as stream:
-        np.savez(stream, counts=counts, reasons=np.array(reasons, str))
+    buffer = io.BytesIO()
+    np.savez(buffer, counts=counts, reasons=np.array(reasons, str))
+    publish.write_bytes(file, with_checksum(buffer.getvalue()))
 
 
 def _load(file: Path) -> tuple[np.ndarray, list[str]]:
-    with np.load(file) as arrays:
+    with np.load(io.BytesIO(without_checksum(file.read_bytes()))) as arrays:
         return arrays["counts"], arrays["reasons"].tolist()
+
+
+def _is_whole(file: Path, samples: int) -> bool:
+    """Whether a part has been written, and no bit of it has changed. Raises OSError."""
+    try:
+        return len(_load(file)[0]) == samples
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, EOFError) as error:
+        _log.warning("%s: damaged (%s); its samples are counted again", file, error)
+        return False
 
 
 _here: tuple[Source, tuple[str, ...], SampleBuilder] | None = None  # of a worker process
@@ -180,9 +237,11 @@ _here: tuple[Source, tuple[str, ...], SampleBuilder] | None = None  # of a worke
 
 def _start(config: SourceConfig, data: DataConfig, geometry: TileGeometry) -> None:
     global _here
+    end_with_parent()
+    set_patience(Patience(data.retries, data.storage_wait_s))
     from data_pipelines.sources.source import open_source
 
-    _here = open_source(config.spec), config.prompts, SampleBuilder(data, geometry=geometry)
+    _here = open_source(config.spec, ask_again=False), config.prompts, SampleBuilder(data, geometry=geometry)
 
 
 def _count_there(chunk: range) -> tuple[np.ndarray, list[str]]:

@@ -13,10 +13,12 @@ Finding row r needs the numbers of rows of all blocks before it (counted once, k
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import io
+import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,12 +28,17 @@ from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.io import publish
+from data_pipelines.io.digests import with_checksum, without_checksum
+from data_pipelines.io.storage import storage_error
 from data_pipelines.packing.mixture import Mixture
 from data_pipelines.packing.pack import Style, best_styles, pack
 from data_pipelines.packing.permutation import LocalPermutation, Permutation, fold
 from data_pipelines.packing.units import Units
 
 SAVE_EVERY = 64  # blocks counted between two writes of the plan file
+_REFUSALS = {2: "too_many_patches", 3: "too_long"}
+_COUNTED = 1 << 20  # samples looked at together
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +96,8 @@ class Plan:
         self.blocks = None if config.epochs is None else self.blocks_per_epoch * config.epochs
         self._lock = threading.RLock()
         self._counts = np.zeros(0, np.int64)
-        if file is not None and file.is_file():
-            with contextlib.suppress(ValueError, EOFError):  # a damaged file: counted again
-                self._counts = np.load(file).astype(np.int64)
+        if file is not None:
+            self._counts = _kept_counts(file)
         self._ends = np.cumsum(self._counts)
         self._saved = len(self._counts)
         self.block = functools.lru_cache(maxsize=8)(self._block)
@@ -136,10 +142,12 @@ class Plan:
         source = np.repeat(np.arange(len(drawn)), [len(units) for units in drawn])
         columns = zip(*(self.units[number].get(units) for number, units in enumerate(drawn)))
         sample, piece, visual, text = (np.concatenate(column) for column in columns)
-        config = self.config
-        long = (text > config.text_tokens) | (visual + text > self.most_tokens)
-        refused = np.select([visual < 0, visual > config.visual_tokens, long], [1, 2, 3])
-        return (source, sample, piece, visual, text), refused
+        return (source, sample, piece, visual, text), self._code(visual, text)
+
+    def _code(self, visual: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Why units of these lengths cannot be used: 0 = they can, 1 = bad, otherwise a key of ``_REFUSALS``."""
+        long = (text > self.config.text_tokens) | (visual + text > self.most_tokens)
+        return np.select([visual < 0, visual > self.config.visual_tokens, long], [1, 2, 3])
 
     def lengths(self, units: int) -> tuple[np.ndarray, np.ndarray]:
         """Visual and text tokens of the first units of the shuffled mixture, too long ones included, bad ones not."""
@@ -177,10 +185,17 @@ class Plan:
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int64)
         return Block(*(column[order] for column in columns), starts, dropped, block // self.blocks_per_epoch)
 
+    def drops(self, block: int) -> list[tuple[int, int, str]]:
+        """What is dropped of a block, and of those right before it that have no row to be reported with."""
+        first = block
+        while 0 < first <= len(self._counts) and not self._counts[first - 1]:
+            first -= 1
+        return [drop for number in range(first, block + 1) for drop in self.block(number).dropped]
+
     def _reason(self, source: int, visual: int, code: int) -> str:
         if code == 1:
             return self.units[source].lengths.reasons[-1 - int(visual)]
-        return "too_many_patches" if code == 2 else "too_long"
+        return _REFUSALS[int(code)]
 
     def count_blocks(self, blocks: int, rows_of: Callable[[range], Sequence[int]] | None = None) -> None:
         """Makes sure that the rows of the first ``blocks`` blocks are counted.
@@ -200,8 +215,13 @@ class Plan:
     def _save(self) -> None:
         if self._file is None:
             return
-        with publish.new_file(self._file) as file, file.open("wb") as stream:
-            np.save(stream, self._counts.astype(np.uint32))
+        buffer = io.BytesIO()
+        np.save(buffer, self._counts.astype(np.uint32))
+        try:
+            publish.write_bytes(self._file, with_checksum(buffer.getvalue()))
+        except OSError as error:  # counted again next time: no reason to end a run
+            _log.warning("%s: cannot be written (%s); the plan is not kept", self._file, error.strerror or error)
+            self._file = None
         self._saved = len(self._counts)
 
     def save(self) -> None:
@@ -222,6 +242,16 @@ class Plan:
                 self._counts = np.asarray(counts, np.int64)
                 self._ends = np.cumsum(self._counts)
 
+    def refused(self, source: int) -> dict[str, int]:
+        """Number of samples of a source that no row has room for, by reason; plain text is cut instead."""
+        counts, found = self.units[source].lengths.counts, Counter[str]()
+        for start in range(0, len(counts), _COUNTED):
+            visual, text = counts[start : start + _COUNTED].astype(np.int64).T
+            good = (visual >= 0) & (text >= 0)
+            code = np.where(good, self._code(visual, text), 0)
+            found.update({reason: int(np.count_nonzero(code == number)) for number, reason in _REFUSALS.items()})
+        return dict(+found)
+
     def epoch_rows(self, epoch: int, rows_of: Callable[[range], Sequence[int]] | None = None) -> int:
         """Rows of an epoch. Counts all blocks up to its end."""
         first, last = epoch * self.blocks_per_epoch, (epoch + 1) * self.blocks_per_epoch
@@ -241,3 +271,19 @@ class Plan:
         if self.blocks is not None and block >= self.blocks:
             return None  # counted by a plan with more epochs
         return block, row - (int(self._ends[block - 1]) if block else 0)
+
+
+def _kept_counts(file: Path) -> np.ndarray:
+    """Rows of each block as they were counted earlier: int64; none if there is no whole file.
+
+    Raises StorageError if it cannot be read.
+    """
+    try:
+        return np.load(io.BytesIO(without_checksum(file.read_bytes())), allow_pickle=False).astype(np.int64)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise storage_error(str(file), error, "remove it, or use another cache_dir") from None
+    except (ValueError, EOFError) as error:
+        _log.warning("%s: damaged (%s); its blocks are counted again", file, error)
+    return np.zeros(0, np.int64)

@@ -27,7 +27,7 @@ from data_pipelines.io.json_lines import lines
 from data_pipelines.records.scripts import script_of
 from data_pipelines.sources.indices.columns import ColumnFiles
 
-VERSION = "4"  # of the table
+VERSION = "5"  # of the table
 _ARRAYS = {"hash": "u8", "start": "i8", "length": "i4", "chars": "i4", "text_hash": "u8", "script": "u1"}
 _MAX_LINE = 1 << 26  # bytes of a line, which may hold many captions; a longer one is not read
 _BUFFERED = 1 << 16  # captions processed together while the table is made

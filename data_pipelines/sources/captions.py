@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipelines.errors import DataError
 from data_pipelines.io import paths, publish
 from data_pipelines.io.digests import digest, hash64
+from data_pipelines.io.storage import patiently, storage
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.caption_files import VERSION, write_table
 from data_pipelines.sources.indices.columns import Columns, Strings
@@ -64,16 +68,19 @@ def open_captions(patterns: str | Sequence[str]) -> Captions:
     names the file and what is wrong in it if none of its lines is good.
     """
     files = paths.expand(patterns)
-    name = digest(VERSION, *(f"{paths.basename(file)} {file} {paths.stamp(file)}" for file in files))
+    stamps = [patiently(functools.partial(paths.stamp, file)) for file in files]
+    name = digest(VERSION, *(f"{paths.basename(file)} {file} {stamp}" for file, stamp in zip(files, stamps)))
     folder = paths.cache_dir() / "captions" / name
-    if not folder.exists():
-        publish.remove_stale(folder.parent)
-        try:
-            with publish.new_folder(folder) as new:
+    with storage(str(folder), "free some space, or set MONO_JAX_CACHE"):
+        kept = Columns.load_whole(folder)
+        if kept is None:
+            publish.remove_stale(folder.parent)
+            with contextlib.suppress(FileExistsError), publish.new_folder(folder, replace=True) as new:
                 write_table(files, new)
-        except FileExistsError:
-            pass  # another process was quicker
-    captions = Captions(*Columns.load(folder))
+            kept = Columns.load_whole(folder)
+    if kept is None:
+        raise DataError(f"{folder}: cannot be kept there; remove it, or set MONO_JAX_CACHE")
+    captions = Captions(*kept)
     for file, (count, first) in captions.broken.items():
         _log.warning("%s: %d broken lines left out, the first is line %d", file, count, first)
     return captions
@@ -115,6 +122,15 @@ class CaptionedSource:
 
     def dropped(self) -> dict[str, int]:
         return self.source.dropped()
+
+    def filtered(self) -> dict[str, int]:
+        return self.source.filtered()
+
+    def counts(self) -> dict[str, int]:
+        return self.source.counts()
+
+    def check_unchanged(self, index: int) -> None:
+        self.source.check_unchanged(index)
 
     def problems(self) -> dict[str, list[str]]:
         return self.source.problems()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io import paths
+from data_pipelines.io.storage import patiently, storage_error
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.formats.format import Format
 from data_pipelines.sources.indices.columns import Columns, Strings, ranges
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.shard import Shard
+from data_pipelines.sources.indices.unchanged import check_content, check_stamp
 
 
 class IndexedSource:
@@ -30,6 +33,8 @@ class IndexedSource:
         fingerprint: str = "",
         dropped: Mapping[str, int] | None = None,
         problems: Mapping[str, Sequence[str]] | None = None,
+        counts: Mapping[str, int] | None = None,
+        filtered: Mapping[str, int] | None = None,
     ):
         self.name = name
         self.shards = list(shards)
@@ -38,6 +43,7 @@ class IndexedSource:
         self._format = format
         self._fingerprint = fingerprint
         self._dropped = dict(dropped or {})
+        self._counts, self._filtered = dict(counts or {}), dict(filtered or {})
         self._problems = {path: list(found) for path, found in (problems or {}).items()}
         self._ends: list[int] = table["shard_end"].tolist()
 
@@ -55,7 +61,13 @@ class IndexedSource:
         return self._fingerprint
 
     def dropped(self) -> dict[str, int]:
-        return dict(self._dropped)
+        return {**self._dropped, **self._filtered}
+
+    def filtered(self) -> dict[str, int]:
+        return dict(self._filtered)
+
+    def counts(self) -> dict[str, int]:
+        return dict(self._counts)
 
     def problems(self) -> dict[str, list[str]]:
         return {path: list(found) for path, found in self._problems.items()}
@@ -86,12 +98,38 @@ class IndexedSource:
         shard = self._shard(index)
         key = self._key(shard, index)
         try:
-            sample = self._format.read(shard, Entry(self.table, index), images, text)
+            sample = patiently(
+                lambda: self._once(shard, Entry(self.table, index), images, text),
+                missing=True,
+                forget=lambda: self._forget(shard),
+            )
         except BadSample as error:
             raise BadSample(error.reason, key, error.detail) from None
-        except (OSError, DataError) as error:
-            raise BadSample("unreadable", key, str(error)) from None
         return RawSample(key, sample.images, sample.caption, sample.conversations, sample.text)
+
+    def _once(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
+        """One try. A sample that the index offers is only bad if its shard is the one that was indexed."""
+        check_stamp(shard)
+        try:
+            return self._format.read(shard, entry, images, text)
+        except StorageError:
+            raise
+        except BadSample:
+            check_content(shard)
+            raise
+        except (OSError, DataError) as error:
+            raise storage_error(shard.path, error) from None
+
+    def _forget(self, shard: Shard) -> None:
+        self._format.forget()
+        if self.is_remote:
+            with contextlib.suppress(Exception):  # it is asked again anyhow
+                paths.filesystem(shard.path)[0].invalidate_cache()
+
+    def check_unchanged(self, index: int) -> None:
+        shard = self._shard(int(index))
+        patiently(lambda: check_stamp(shard), missing=True)
+        patiently(lambda: check_content(shard), missing=True)
 
     def _shard(self, index: int) -> Shard:
         if not 0 <= index < self._ends[-1]:

@@ -1,12 +1,17 @@
 """The indices of shards: loaded if they are fresh, made and kept otherwise.
 
 An index is kept beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that place is
-read-only. It is made again when its shard has changed.
+read-only. It is made again when its shard has changed: another time of change with the same content does not count.
+Samples of which parts could not be asked for are asked again.
 """
 
 from __future__ import annotations
 
-from data_pipelines.errors import DataError
+import dataclasses
+from collections.abc import Sequence
+
+from data_pipelines.io import paths
+from data_pipelines.io.storage import patiently
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indices import shard_index
 from data_pipelines.sources.indices.index_builder import IndexBuilder
@@ -15,33 +20,72 @@ from data_pipelines.sources.indices.shard_index import ShardIndex
 
 
 def shard_stamp(shard: Shard) -> str:
-    """Changes when the shard does. Raises DataError if it is not there."""
-    try:
-        return FORMATS[shard.kind].stamp(shard)
-    except OSError as error:
-        raise DataError(f"{shard.path}: cannot be read ({error})") from None
+    """Changes when the shard does. Raises StorageError if it is not there."""
+    return patiently(lambda: FORMATS[shard.kind].stamp(shard))
 
 
-def load_or_make(shard: Shard, index_dir: str | None = None, force: bool = False) -> tuple[ShardIndex, bool]:
+def with_mark(shard: Shard) -> Shard:
+    """The shard with its ``mark``. Raises StorageError if it is not there."""
+    local = not paths.is_remote(shard.path) and not paths.is_dir(shard.path)
+    return dataclasses.replace(shard, mark=patiently(lambda: paths.stamp(shard.path)) if local else "")
+
+
+def load_or_make(
+    shard: Shard, index_dir: str | None = None, force: bool = False, ask_again: bool = True
+) -> tuple[ShardIndex, bool]:
     """(the shard's index, whether it was made now because it was missing, stale or ``force``).
 
-    Raises DataError if the shard cannot be opened.
+    ``ask_again``: whether files that could not be asked for when the index was made are asked again.
+
+    Raises DataError, StorageError if the shard cannot be opened.
     """
     given = shard.options.given()
     candidates = shard_index.index_paths(shard.path, {"kind": shard.kind, **given} if given else {}, index_dir)
     stamp = shard_stamp(shard)
-    if not force and (index := shard_index.load_fresh(candidates, shard.kind, stamp)):
-        return index, False
-    index = make_index(shard, stamp)
-    shard_index.save(index, candidates)
-    return index, True
+    index = None if force else _fresh(shard, candidates, stamp)
+    if index is None:
+        index = make_index(shard, stamp)
+        shard_index.save(index, candidates)
+        return index, True
+    if ask_again and len(index.unasked):
+        index = _asked_again(shard, index, candidates)
+    return index, False
 
 
 def make_index(shard: Shard, stamp: str = "") -> ShardIndex:
-    """Scans the shard. Raises DataError if it cannot be opened."""
+    """Scans the shard. Raises DataError, StorageError if it cannot be opened."""
+    return patiently(lambda: _scanned(shard, stamp))
+
+
+def _scanned(shard: Shard, stamp: str) -> ShardIndex:
+    form, builder = FORMATS[shard.kind], IndexBuilder()
+    contents = form.contents(shard)
+    form.scan(shard, builder)
+    return builder.build({"kind": shard.kind, "stamp": stamp, "contents": contents})
+
+
+def _fresh(shard: Shard, candidates: Sequence[str], stamp: str) -> ShardIndex | None:
+    """The kept index, if it is that of the shard as it is now."""
+    touched = []
+    for index in shard_index.load_whole(candidates, shard.kind):
+        if index.meta["stamp"] == stamp:
+            return index
+        if index.meta["contents"]:
+            touched.append(index)
+    contents = patiently(lambda: FORMATS[shard.kind].contents(shard)) if touched else []
+    for index in touched:
+        if index.meta["contents"] == contents:
+            index.meta["stamp"] = stamp
+            shard_index.save(index, candidates)
+            return index
+    return None
+
+
+def _asked_again(shard: Shard, index: ShardIndex, candidates: Sequence[str]) -> ShardIndex:
     builder = IndexBuilder()
-    try:
-        FORMATS[shard.kind].scan(shard, builder)
-    except OSError as error:
-        raise DataError(f"{shard.path}: cannot be read ({error})") from None
-    return builder.build({"kind": shard.kind, "stamp": stamp})
+    patiently(lambda: FORMATS[shard.kind].ask_again(shard, index, builder))
+    again = builder.build({name: index.meta[name] for name in ("kind", "stamp", "contents")})
+    if len(again.unasked) < len(index.unasked):
+        shard_index.save(again, candidates)
+        return again
+    return index

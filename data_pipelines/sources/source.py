@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +22,16 @@ from data_pipelines.errors import DataError, check_keys, did_you_mean
 from data_pipelines.io import chunk_cache, paths, publish
 from data_pipelines.io.digests import Digest, json_digest
 from data_pipelines.io.processes import ahead
+from data_pipelines.io.storage import storage
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.captions import CaptionedSource, Captions, open_captions
 from data_pipelines.sources.finding import shard_names
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indexed import IndexedSource
-from data_pipelines.sources.indexing import load_or_make, shard_stamp
+from data_pipelines.sources.indexing import load_or_make, shard_stamp, with_mark
 from data_pipelines.sources.indices.columns import Columns
 from data_pipelines.sources.indices.shard import Shard
-from data_pipelines.sources.indices.shard_index import ShardIndex
+from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
 from data_pipelines.sources.selection import table
 from data_pipelines.sources.selection.filters import Filters
 from data_pipelines.sources.selection.select import Selection, repeat, select, unique
@@ -52,7 +54,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> RawSample:
-        """Sample ``index`` (0 <= index < n). Raises BadSample if it cannot be read, IndexError."""
+        """Sample ``index`` (0 <= index < n). Raises BadSample, StorageError if it cannot be read, IndexError."""
         ...
 
     def read_text(self, index: int) -> RawSample:
@@ -76,7 +78,19 @@ class Source(Protocol):
         ...
 
     def dropped(self) -> dict[str, int]:
-        """Number of samples that are not offered, by reason."""
+        """Number of samples that are not offered, by reason; those that filters drop included."""
+        ...
+
+    def filtered(self) -> dict[str, int]:
+        """Number of samples that filters drop, by filter."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """ "samples" of the shards; with captions also "captions", and those that belong to no sample ("unused")."""
+        ...
+
+    def check_unchanged(self, index: int) -> None:
+        """Raises StorageError if the shard of sample ``index`` is not as it was indexed: its samples are not bad."""
         ...
 
     def problems(self) -> dict[str, list[str]]:
@@ -84,10 +98,12 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: Mapping[str, Any]) -> Source:
+def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
     """Opens a source; indices that are missing or stale are made.
 
     Args:
+      ask_again: whether files that could not be asked for when they were indexed are asked again: an answer changes
+        what is offered.
       spec: "kind" (tar, files, parquet, jsonl, text, array_record, tfds) and "paths" (a path, URL or glob, or a list of
         them). Optional: "name"; "index_dir" (where indices are kept, if not beside the shards); "captions" (files of
         key -> caption that replace the samples' own; samples without one are dropped as "no_joined_caption"); "filters"
@@ -97,7 +113,8 @@ def open_source(spec: Mapping[str, Any]) -> Source:
 
     Shards that are damaged or unfinished as a whole are logged as warnings; ``problems`` lists them all.
 
-    Raises DataError: unknown kind or key (with the nearest valid one), paths that match nothing, nothing usable.
+    Raises DataError: unknown kind or key (with the nearest valid one), paths that match nothing, nothing usable;
+    StorageError where storage does not answer.
     """
     kind = spec.get("kind")
     if kind not in FORMATS:
@@ -118,11 +135,16 @@ def open_source(spec: Mapping[str, Any]) -> Source:
     found = list(format.find(paths.expand(spec["paths"]), options))
     names = shard_names([shard.path for shard, _ in found])
     shards = [dataclasses.replace(shard, name=shard_name) for (shard, _), shard_name in zip(found, names)]
-    offer = _Offer(shards, [times for _, times in found], filters, captions, spec.get("index_dir"))
+    offer = _Offer(shards, [times for _, times in found], filters, captions, spec.get("index_dir"), ask_again)
     columns, header = offer.table()
+    shards = [
+        dataclasses.replace(shard, mark=mark, content=content)
+        for shard, mark, content in zip(shards, offer.marks, header.pop("contents"))
+    ]
     _log_problems(header["problems"])
     if not len(columns["row"]):
-        raise DataError(f"{what}: no usable sample in {len(shards)} shard(s); dropped: {header['dropped']}")
+        lost = {**header["dropped"], **header["filtered"]}
+        raise DataError(f"{what}: no usable sample in {len(shards)} shard(s); dropped: {lost}")
     source = IndexedSource(name, format, shards, columns, **header)
     return source if captions is None else CaptionedSource(source, captions, columns)
 
@@ -145,26 +167,45 @@ class _Offer:
     filters: Filters
     captions: Captions | None
     index_dir: str | None
+    ask_again: bool = True
+
+    @functools.cached_property
+    def stamps(self) -> list[str]:
+        """Of the shards."""
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(shard_stamp, self.shards))
+
+    @functools.cached_property
+    def marks(self) -> list[str]:
+        """``Shard.mark`` of the shards, taken before their indices are loaded."""
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            return [shard.mark for shard in pool.map(with_mark, self.shards)]
 
     def table(self) -> tuple[Columns, dict[str, Any]]:
-        """(columns of the offered samples, {"fingerprint", "dropped", "problems"}), from the cache if it is there."""
+        """(columns of the offered samples, what ``_build`` says of them), from the cache if it is there."""
+        _ = self.marks
         kept = paths.cache_dir() / "sources" / self._identity()
-        with contextlib.suppress(OSError, ValueError, KeyError):  # not made yet
-            return Columns.load(kept)
-        publish.remove_stale(kept.parent)
-        try:
-            with contextlib.ExitStack() as stack:  # a large table is published at the end
-                columns, header = self._build(lambda: stack.enter_context(publish.new_folder(kept)))
-        except FileExistsError:  # another process was quicker
-            columns = None
-        return Columns.load(kept) if columns is None else (columns, header)
+        found = Columns.load_whole(kept)
+        if found is not None and not (self.ask_again and UNASKED in found[1]["dropped"]):
+            return found
+        with storage(str(kept), "free some space, or set MONO_JAX_CACHE"):
+            publish.remove_stale(kept.parent)
+            try:
+                with contextlib.ExitStack() as stack:  # a large table is published at the end
+                    make_folder = functools.partial(publish.new_folder, kept, replace=True)
+                    columns, header = self._build(lambda: stack.enter_context(make_folder()))
+            except FileExistsError:  # another process was quicker
+                columns = None
+        if columns is not None:
+            return columns, header
+        if (found := Columns.load_whole(kept)) is None:
+            raise DataError(f"{kept}: cannot be kept there; remove it, or set MONO_JAX_CACHE")
+        return found
 
     def _identity(self) -> str:
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            stamps = list(pool.map(shard_stamp, self.shards))
         shards = [
             [shard.path, shard.name, shard.options.given(), times, stamp]
-            for shard, times, stamp in zip(self.shards, self.repeats, stamps)
+            for shard, times, stamp in zip(self.shards, self.repeats, self.stamps)
         ]
         captions = self.captions.digest if self.captions else ""
         return json_digest([shards, self.shards[0].kind, self.filters.options, captions, table.VERSION])
@@ -173,6 +214,8 @@ class _Offer:
         """(the columns, None if they are in the folder; the header)."""
         dropped: Counter[str] = Counter()
         problems: dict[str, list[str]] = {}
+        contents: list[str] = []
+        samples, used = 0, np.zeros(0 if self.captions is None else len(self.captions), bool)
         content = Digest()
         content.add(self.captions.digest if self.captions else "")
         builder = table.TableBuilder(make_folder)
@@ -182,8 +225,21 @@ class _Offer:
             for part in (shard.name, index.meta["digest"], selection.rows.tobytes()):
                 content.add(part)
             builder.add(selection)
-        counts = dict(dropped + self.filters.dropped)
-        header = {"fingerprint": content.hex(), "dropped": counts, "problems": problems}
+            contents.append(next(iter(index.meta["contents"]), ""))
+            samples += len(index)
+            if selection.captions is not None:
+                used[selection.captions] = True
+        counts = {"samples": samples}
+        if self.captions is not None:
+            counts |= {"captions": len(self.captions), "unused": len(used) - int(np.count_nonzero(used))}
+        header = {
+            "fingerprint": content.hex(),
+            "dropped": dict(+dropped),
+            "filtered": dict(+self.filters.dropped),
+            "problems": problems,
+            "contents": contents,
+            "counts": counts,
+        }
         return builder.finish(header), header
 
     def _selections(self, dropped: Counter[str]) -> Iterator[tuple[Shard, ShardIndex, Selection]]:
@@ -199,5 +255,6 @@ class _Offer:
 
     def _indices(self) -> Iterator[ShardIndex]:
         """The shards' indices in order, a few fetched ahead, so that their number does not matter for memory."""
-        for future in ahead(load_or_make, ((shard, self.index_dir) for shard in self.shards), _THREADS):
+        calls = ((shard, self.index_dir, False, self.ask_again) for shard in self.shards)
+        for future in ahead(load_or_make, calls, _THREADS):
             yield future.result()[0]

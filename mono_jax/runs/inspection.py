@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipelines import strict
 from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
 from data_pipelines.config import DataConfig
 from data_pipelines.inspection.batches import inspect
 from data_pipelines.inspection.plans import suggestions, whole_epoch
+from data_pipelines.io import paths
 from data_pipelines.loading.packed_data import PackedData
+from mono_jax.errors import unknown_key
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.presets import preset
+from mono_jax.runs.config import EvipConfig
+from mono_jax.runs.evip import Evip, prepare_sets
 from mono_jax.weights.model_folder import model_config
 
 
@@ -47,16 +52,22 @@ def run(
     suggest_capacity: bool = False,
     slots: int | None = None,
     cache_dir: str | None = None,
+    stage: str | None = None,
 ) -> dict[str, Any]:
     """Makes ``steps`` batches of the config's data and, if asked, packs an epoch and suggests row sizes.
 
     Args:
       values: a config of training, of ``evip.py`` or only of data (``DataConfig``).
       html: file for a page of the rows; the rest as in ``data_pipelines.inspection``.
+      stage: which of a config with several stages (default: the first); its sets are built in the cache folder.
 
     Returns the figures. Raises DataError or MonoJaxError.
     """
-    data = PackedData(DataConfig.from_dict(values.get("data", values)), cache_dir, tile_geometry(values))
+    if "stages" in values:
+        values = _stage_values(values, Path(cache_dir) if cache_dir else paths.cache_dir(), stage)
+    settings = values.get("data", values)
+    settings = settings if isinstance(settings, DataConfig) else DataConfig.from_dict(settings)
+    data = PackedData(settings, cache_dir, tile_geometry(values))
     result = {"identity": data.identity}
     result |= inspect(data, start, steps, hosts, Path(html) if html else None, html_rows)
     if epoch:
@@ -64,3 +75,13 @@ def run(
     if suggest_capacity:
         result["suggestions"] = suggestions(data, slots)
     return result
+
+
+def _stage_values(values: Mapping[str, Any], folder: Path, stage: str | None) -> dict[str, Any]:
+    """ "data" and "vision" of one stage of a sequence; sets that it asks for are built in ``folder``."""
+    config = EvipConfig.from_dict(values)
+    stage = stage or next(iter(config.stages))
+    if stage not in config.stages:
+        raise unknown_key("stage of the config", stage, config.stages)
+    run = Evip(config, folder, prepare_sets(config, folder)).stage_config(stage, "")
+    return {"data": run.data, "vision": strict.to_dict(config.vision)}

@@ -20,6 +20,7 @@ import numpy as np
 
 from data_pipelines.io import publish
 from data_pipelines.loading.packed_data import PackedData
+from data_pipelines.loading.summary import summary_lines
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
@@ -49,17 +50,20 @@ def say_now(line: str) -> None:
 def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Say = say_now) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
-    Returns {"stage", "step", "loss", "model", "skipped_updates", "data": the data's report}.
+    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "data": what was read and skipped}.
     Raises MonoJaxError or DataError; ``callbacks.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
-    with locked(workdir):
+    with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         return _run(run, workdir, base_dir or workdir / "base", say)
 
 
 def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, Any]:
     data = open_data(run, workdir)
     program = Program.build(run, run.steps or _steps(run, data), image_token_id=_image_token_id(run, data))
+    summaries = data.sources_summary()
+    for line in summary_lines(summaries):
+        say(line)
     directory = workdir / "checkpoints"
     with Checkpoints(directory, run.keep, run.async_checkpoints, say, run.keep_period) as checkpoints:
         state, frozen, base = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
@@ -73,7 +77,7 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
             say,
             before_save=recorder.before_save,
         )
-        limit = callbacks.BadSampleLimit(data.report, run.max_bad_share, run.bad_share_window)
+        limit = callbacks.BadSampleLimit(data.report, run.max_bad_share)
         try:
             with callbacks.StopWhenAsked() as stopping, explained(program):
                 say("compiling the step ...")
@@ -89,7 +93,9 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
         finally:
             if writer is not None:
                 writer.close()
-    return _finish(program, data, workdir, state, frozen, base_dir / base) | {"failed_saves": saving.failed}
+    result = _finish(program, data, workdir, state, frozen, base_dir / base)
+    result["data"]["sources"] = summaries
+    return result | {"failed_saves": saving.failed}
 
 
 @contextlib.contextmanager
@@ -129,6 +135,7 @@ def open_data(run: RunConfig, workdir: Path) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
     config = architecture_of(run)
     data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry)
+    data.report.window = run.bad_share_window
     check_data_fits(config, run.execution, data)
     return data
 

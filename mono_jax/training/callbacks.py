@@ -179,26 +179,16 @@ def nonfinite_paths(params: tree.Tree) -> list[str]:
 
 
 class BadSampleLimit(Callback):
-    """Ends the run when more than ``limit`` of the samples of the last ``window`` are bad."""
+    """Ends the run when the share of bad samples among the newest ones is above ``limit``."""
 
-    def __init__(self, report: SampleReport, limit: float, window: int):
-        self._report, self._limit, self._window = report, limit, window
-        self._marks: collections.deque[tuple[int, int]] = collections.deque([self._counts()])
-
-    def _counts(self) -> tuple[int, int]:
-        """(samples, bad ones among them) so far."""
-        bad = sum(self._report.skipped.values())
-        return self._report.samples + bad, bad
+    def __init__(self, report: SampleReport, limit: float):
+        self._report, self._limit = report, limit
 
     def step(self, progress: Progress) -> None:
-        self._marks.append(self._counts())
-        while len(self._marks) > 2 and self._marks[-1][0] - self._marks[1][0] >= self._window:
-            self._marks.popleft()
-        samples, bad = (last - first for last, first in zip(self._marks[-1], self._marks[0]))
-        if samples >= self._window and bad > self._limit * samples:
+        if (share := self._report.bad_share()) > self._limit:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self._report.skipped.most_common(5))
             raise TooManyBadSamples(
-                f"{bad} of the last {samples} samples are bad, more than the limit of {self._limit:.0%} "
+                f"{share:.1%} of the last samples are bad, more than the limit of {self._limit:.1%} "
                 f"({reasons} in all); saved: look at the data (python -m data_pipelines.check), or raise "
                 "--config.max_bad_share, and run again"
             )
@@ -251,10 +241,11 @@ class Saver(Protocol):
 
 
 class SampleReport(Protocol):
-    """What ``BadSampleLimit`` needs of the data's report."""
+    """What ``BadSampleLimit`` needs of the data's report (``data_pipelines.loading.report.Report``)."""
 
-    samples: int
     skipped: collections.Counter[str]
+
+    def bad_share(self) -> float: ...
 
 
 class Checkpointing(Callback):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.io import storage
 from tests.made_sets import picture, write_conversations, write_pairs
 
 
@@ -38,3 +39,9 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where token counts and plans are kept."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that does not answer is neither retried nor waited for, unless a test says so."""
+    monkeypatch.setattr(storage, "_patience", storage.Patience(retries=0))

@@ -51,3 +51,34 @@ def test_ragged_boundaries_keep_what_is_read():
         ragged(batch, 4, 4)
     with pytest.raises(ValueError, match="multiple of block"):
         ragged(batch, 6, 4)
+
+
+def filled(visual: int, text: int) -> dict[str, np.ndarray]:
+    """One row of ``SPEC`` with so many visual tokens, then so many of text."""
+    batch = SPEC.empty(1)
+    unused = [*range(visual, 8), *range(8 + text, 12)]
+    batch["order"][0] = [*range(visual), *range(8, 8 + text), *unused]
+    batch["segments"][0, : visual + text] = 1
+    batch["positions"][0, : visual + text] = np.arange(visual + text)
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("visual", "text", "slots", "end"),
+    [(4, 4, 8, 4), (5, 0, 8, 8), (5, 4, 12, 8), (8, 4, 12, 8), (8, 0, 8, 8), (0, 4, 4, 0), (0, 0, 4, 0)],
+)
+def test_ragged_rows_that_just_fit(visual, text, slots, end):
+    packed = ragged(filled(visual, text), slots, 4)
+    assert packed["visual_slots"].tolist() == [end]
+    assert packed["order"][0, : visual + text].tolist() == [*range(visual), *range(end, end + text)]
+    assert sorted(packed["order"][0].tolist()) == list(range(slots))
+    assert packed["positions"][0].tolist() == [*range(visual + text), *[0] * (slots - visual - text)]
+
+
+@pytest.mark.parametrize(
+    ("visual", "text", "slots", "message"),
+    [(5, 1, 8, "row 0 needs 9 slots"), (4, 4, 4, "needs 8 slots"), (1, 1, 16, "at most 12"), (1, 1, 6, "multiple")],
+)
+def test_ragged_rows_that_just_do_not_fit(visual, text, slots, message):
+    with pytest.raises(ValueError, match=message):
+        ragged(filled(visual, text), slots, 4)

@@ -241,7 +241,7 @@ def test_bad_cases_are_one_line_errors(golden_dir: Path, tmp_path: Path) -> None
         ({"pixel_values": None}, "pixel_values"),
         ({"pixel_values": golden["pixel_values"][:2]}, "16 image placeholders but 8 patches"),
         ({"pixel_values": wide}, "only square tiles"),
-        ({"labels": visual_label}, "label hangs on a visual position"),
+        ({"labels": visual_label}, "a visual position has a label"),
         ({"logits": None}, "no case"),
     ):
         case = {key: value for key, value in (golden | change).items() if value is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import errno
 import json
@@ -17,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from data_pipelines.loading.report import Report
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import CheckpointError
@@ -296,43 +296,18 @@ def test_skipped_updates_do_not_hold_the_learning_rate_back(tmp_path: Path) -> N
 
 
 def test_too_many_bad_samples_stop_the_run_saved(tmp_path: Path) -> None:
-    @dataclasses.dataclass
-    class Report:
-        samples: int = 0
-        skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-
-    report = Report()
+    report = Report(window=30)
 
     def some_bad(batch: dict) -> dict:
-        report.samples += 9
-        report.skipped["unreadable"] += 1
+        report.add(9, [("key", "unreadable", "")])
         return batch
 
     rig = Rig(tmp_path)
-    limit = callbacks.BadSampleLimit(report, 0.05, 30)
-    with pytest.raises(callbacks.TooManyBadSamples, match=r"3 of the last 30 samples are bad.*unreadable 3"):
+    limit = callbacks.BadSampleLimit(report, 0.099)
+    with pytest.raises(callbacks.TooManyBadSamples, match=r"10\.0% of the last samples are bad.*unreadable 1 in all"):
         rig(8, Data(faults=dict.fromkeys(range(1, 9), some_bad)), more=(limit,))
-    assert rig.steps()[-1] == 3
-
-
-def test_a_share_below_the_limit_stops_nothing(tmp_path: Path) -> None:
-    @dataclasses.dataclass
-    class Report:
-        samples: int = 0
-        skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-
-    report, limit = Report(), None
-    limit = callbacks.BadSampleLimit(report, 0.05, 100)
-    progress = type("Progress", (), {"done": 1})()
-    report.skipped["bad"] = 5  # at the start of a window, but 5 % of it only
-    for _ in range(95):
-        report.samples += 1
-        limit.step(progress)
-    report.samples += 100
-    limit.step(progress)
-    report.skipped["bad"] += 20
-    with pytest.raises(callbacks.TooManyBadSamples):
-        limit.step(progress)
+    assert rig.steps()[-1] == 1
+    rig(4, Data(faults=dict.fromkeys(range(1, 9), some_bad)), more=(callbacks.BadSampleLimit(report, 0.11),))
 
 
 # ------------------------------------------------------------------ records

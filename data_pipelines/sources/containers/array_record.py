@@ -19,6 +19,7 @@ from typing import Any
 
 from data_pipelines.errors import BadSample
 from data_pipelines.io.copies import local_copy
+from data_pipelines.io.storage import storage
 from data_pipelines.records.raw_sample import RawSample, from_object, parse_json
 
 MAGIC = b"MJR1"
@@ -68,12 +69,14 @@ def text_of(header: Mapping[str, Any]) -> RawSample:
 
 
 class Reader:
-    """Random access to the ``count`` records of one file. Raises BadSample "corrupt_file", DataError."""
+    """Random access to the ``count`` records of one file. Raises BadSample "corrupt_file", StorageError."""
 
     def __init__(self, path: str):
         from array_record.python.array_record_module import ArrayRecordReader
 
         place = local_copy(path)
+        with storage(path), open(place, "rb", buffering=0) as file:  # the library does not tell why it cannot read
+            file.read(1)
         try:
             self._reader = ArrayRecordReader(place, "readahead_buffer_size:0")
             self.count = self._reader.num_records()
@@ -89,6 +92,11 @@ class Reader:
 
 
 _local = threading.local()
+
+
+def forget_readers() -> None:
+    """Closes this thread's readers."""
+    _local.pid = None
 
 
 def reader(path: str) -> Reader:

@@ -32,7 +32,7 @@ def open_parquet(file: Any, problems: list[str]) -> pq.ParquetFile | None:
         parquet = pq.ParquetFile(file, **_OPEN)
         for group in range(parquet.num_row_groups):
             parquet.metadata.row_group(group)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:  # of the file's content: its reader raises StorageError
         problems.append(f"corrupt: not a whole parquet file ({_first_line(error)})")
         return None
     return parquet
@@ -55,13 +55,13 @@ def rows_in_order(
 
 
 def column_names(path: str) -> list[str]:
-    """The names of a file's columns. Raises BadSample, DataError or OSError if it cannot be read."""
+    """The names of a file's columns. Raises BadSample or StorageError if it cannot be read."""
     with _unreadable():
         return _reader(path).names
 
 
 def read_row(path: str, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
-    """Some columns of a row. Raises BadSample, DataError or OSError if it cannot be read."""
+    """Some columns of a row. Raises BadSample or StorageError if it cannot be read."""
     with _unreadable():
         return _reader(path).row(row, columns)
 
@@ -70,7 +70,7 @@ def read_row(path: str, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
 def _unreadable() -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, StopIteration, ValueError, IndexError) as error:
+    except (pa.ArrowException, OSError, StopIteration, ValueError, IndexError) as error:
         raise BadSample("unreadable", detail=_first_line(error)) from None
 
 
@@ -128,8 +128,7 @@ class _Reader:
 
     def __init__(self, path: str):
         self._path = path
-        self._context = open_file(path)
-        self._parquet = pq.ParquetFile(self._context.__enter__(), **_OPEN)
+        self._parquet = pq.ParquetFile(open_file(path), **_OPEN)
         groups = [self._parquet.metadata.row_group(g) for g in range(self._parquet.num_row_groups)]
         self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
         self._big = {g for g, group in enumerate(groups) if group.total_byte_size > _GROUP_BYTES // 2}
@@ -172,6 +171,11 @@ class _Reader:
 
 
 _local = threading.local()
+
+
+def forget_readers() -> None:
+    """Closes this thread's readers."""
+    _local.pid = None
 
 
 def _reader(path: str) -> _Reader:

@@ -26,14 +26,14 @@ def members(view: ScanView, problems: list[str]) -> Iterator[tuple[str, int, int
         if not block.strip(b"\0"):  # end marker, or padding between concatenated archives
             position += BLOCK
             continue
-        header = _header(block)
-        if header is None:
+        found = header(block)
+        if found is None:
             if not damaged:
                 problems.append(f"corrupt_header at byte {position}")
             damaged, path, pax_size = True, "", -1
             position = _next_header(view, position + BLOCK)
             continue
-        name, size, kind = header
+        name, size, kind = found
         data, damaged = position + BLOCK, False
         if kind in (b"x", b"g", b"L", b"K"):
             if kind == b"x" and size <= _MAX_PAX:
@@ -70,7 +70,7 @@ def _number(field: bytes) -> int:
     return int(text, 8) if text else 0
 
 
-def _header(block: bytes) -> tuple[str, int, bytes] | None:
+def header(block: bytes) -> tuple[str, int, bytes] | None:
     """(path, size, type) of a header block with a right checksum, otherwise None."""
     try:
         if len(block) < BLOCK or _number(block[148:156]) != sum(block[:148]) + 256 + sum(block[156:]):
@@ -103,7 +103,7 @@ def _next_header(view: ScanView, position: int) -> int:
     while position + BLOCK <= view.size:
         chunk = view.read(position, step)
         for start in range(0, len(chunk) - BLOCK + 1, BLOCK):
-            if chunk[start + 257 : start + 262] == b"ustar" and _header(chunk[start : start + BLOCK]):
+            if chunk[start + 257 : start + 262] == b"ustar" and header(chunk[start : start + BLOCK]):
                 return position + start
         position += len(chunk) // BLOCK * BLOCK
     return view.size

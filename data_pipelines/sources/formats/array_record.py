@@ -11,7 +11,7 @@ from data_pipelines.errors import BadSample
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.raw_sample import Form, RawSample
-from data_pipelines.sources.containers.array_record import Reader, reader, split, text_of
+from data_pipelines.sources.containers.array_record import Reader, forget_readers, reader, split, text_of
 from data_pipelines.sources.formats.format import FileFormat
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
@@ -36,7 +36,7 @@ class ArrayRecordFormat(FileFormat):
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """A sample's offset is the number of its record; unreadable ones count as "corrupt_chunk".
 
-        Raises DataError if the file cannot be fetched.
+        Raises StorageError if the file cannot be fetched or opened.
         """
         try:
             records = Reader(shard.path)
@@ -52,6 +52,10 @@ class ArrayRecordFormat(FileFormat):
                 builder.add(_draft(row, record, shard.options.hash_images))
                 largest = max(largest, len(record or b""))
             start, count = rows.stop, max(1, min(_BATCH, 2 * count, _BATCH_BYTES // largest))
+
+    def forget(self) -> None:
+        _local.last = (None,)
+        forget_readers()
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         """The record read last is kept, since text and images are requested one after the other."""

@@ -9,16 +9,19 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import DataError
 from data_pipelines.io import blobs, paths, publish
+from data_pipelines.io.storage import Questions
 from data_pipelines.records.raw_sample import RawSample, parse
 from data_pipelines.sources.containers.img2dataset import stats_problems
 from data_pipelines.sources.containers.members import IMAGE_EXTENSIONS, Group, group_members, split_key
+from data_pipelines.sources.formats.asking import ask
 from data_pipelines.sources.formats.format import FileFormat, caption_key, folder_stamp
 from data_pipelines.sources.formats.tar import TarOptions, draft_of
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Shard
+from data_pipelines.sources.indices.unchanged import changed
 
 # Files that are kept beside samples: statistics, indices, shards of other kinds.
 _NO_MEMBERS = ("_stats.json", ".parquet", ".npz", ".tar", ".jsonl", ".array_record")
@@ -42,6 +45,9 @@ class FilesFormat(FileFormat):
     def stamp(self, shard: Shard) -> str:
         return folder_stamp(shard.path)
 
+    def contents(self, shard: Shard) -> list[str]:
+        return []
+
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         view = _FolderView(shard.path)
         groups = [part for group in group_members(view.members()) for part in _split_images(group, view)]
@@ -52,10 +58,14 @@ class FilesFormat(FileFormat):
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         sample = RawSample()
         if text:
-            data = _read_file(shard, entry.text_name()) if entry.text_name() else b""
+            length = entry.text_place()[1]
+            data = _read_file(shard, entry.text_name(), length) if entry.text_name() else b""
             sample = parse(entry.text_form, data, caption_key(shard))
-        names = entry.image_names() if images else ()
-        return dataclasses.replace(sample, images=tuple(_read_file(shard, name) for name in names))
+        if not images:
+            return sample
+        lengths = (length for _, length in entry.image_places())
+        found = tuple(_read_file(shard, name, length) for name, length in zip(entry.image_names(), lengths))
+        return dataclasses.replace(sample, images=found)
 
 
 def folders_of_samples(folders: Sequence[str]) -> list[str]:
@@ -76,7 +86,7 @@ class _FolderView(blobs.ScanView):
     """The files of a folder as members of one archive: file i begins at offset i << 40."""
 
     def __init__(self, path: str):
-        self.path = path
+        self.path, self._questions = path, Questions()
         self.entries = [entry for entry in paths.list_dir(path) if _is_member(entry[0])]
         self.size = len(self.entries) << 40
 
@@ -86,10 +96,9 @@ class _FolderView(blobs.ScanView):
             yield name, i << 40, size
 
     def read(self, offset: int, length: int) -> bytes:
-        try:
-            return blobs.read_bytes(paths.join(self.path, self.name(offset)), length)
-        except (DataError, OSError) as error:
-            raise BadSample("unreadable", detail=str(error)) from None
+        """Raises BadSample "unreadable" (gone since it was listed) or ``UNASKED``, StorageError if all is away."""
+        path = paths.join(self.path, self.name(offset))
+        return ask(self._questions, lambda: blobs.read_bytes(path, length), "unreadable")
 
     def name(self, offset: int) -> str:
         """Of the file that begins at ``offset``."""
@@ -107,5 +116,10 @@ def _split_images(group: Group, view: _FolderView) -> list[Group]:
     return parts
 
 
-def _read_file(shard: Shard, name: str) -> bytes:
-    return blobs.read_bytes(paths.join(shard.path, name))
+def _read_file(shard: Shard, name: str, length: int) -> bytes:
+    """A file of the folder. Raises StorageError if it has not the length that the index says."""
+    path = paths.join(shard.path, name)
+    data = blobs.read_bytes(path)
+    if len(data) != length:
+        raise changed(path, f"{len(data)} bytes, {length} were indexed")
+    return data

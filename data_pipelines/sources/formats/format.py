@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from data_pipelines.errors import BadSample
 from data_pipelines.io import blobs, paths
 from data_pipelines.io.digests import digest
 from data_pipelines.records.raw_sample import RawSample, parse
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.shard_index import ShardIndex
+from data_pipelines.sources.indices.unchanged import changed
 
 
 class Format(Protocol):
@@ -39,18 +40,33 @@ class Format(Protocol):
         ...
 
     def stamp(self, shard: Shard) -> str:
-        """Changes when the shard does. Raises OSError or DataError if it is not there."""
+        """Changes when the shard does. Raises StorageError if it is not there."""
+        ...
+
+    def contents(self, shard: Shard) -> list[str]:
+        """Marks of the shard's content, that of its own file first: equal where only times have changed.
+
+        None where a shard is not one local file. Raises StorageError.
+        """
         ...
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """Adds all samples of a shard to its index, bad ones with their reasons.
 
-        Raises OSError or DataError if the shard cannot be opened.
+        Raises DataError if it is no such shard, StorageError if it cannot be read.
         """
         ...
 
+    def ask_again(self, shard: Shard, index: ShardIndex, builder: IndexBuilder) -> None:
+        """As ``scan``, where ``index`` is fresh but for the samples of which parts could not be asked for."""
+        ...
+
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        """The images or the text of a sample, or both. Raises BadSample, OSError or DataError."""
+        """The images or the text of a sample, or both. Raises BadSample, or StorageError."""
+        ...
+
+    def forget(self) -> None:
+        """Closes what is kept open, since it may be stale."""
         ...
 
 
@@ -73,6 +89,19 @@ class FileFormat:
     def stamp(self, shard: Shard) -> str:
         return paths.stamp(shard.path)
 
+    def contents(self, shard: Shard) -> list[str]:
+        mark = blobs.content_mark(shard.path)
+        return [mark] if mark else []
+
+    def scan(self, shard: Shard, builder: IndexBuilder) -> None:
+        raise NotImplementedError
+
+    def ask_again(self, shard: Shard, index: ShardIndex, builder: IndexBuilder) -> None:
+        self.scan(shard, builder)
+
+    def forget(self) -> None:
+        blobs.close_blobs()
+
 
 class ByteRangeFormat(FileFormat):
     """A format whose images and texts are byte ranges of the shard."""
@@ -86,11 +115,11 @@ class ByteRangeFormat(FileFormat):
 
 
 def read_ranges(shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bytes at each (offset, length). Raises BadSample "truncated", OSError or DataError."""
+    """The bytes at each (offset, length), which the index says are there. Raises StorageError if they are not."""
     found = blobs.blob(shard.path).read_all(places)
     for data, (offset, length) in zip(found, places):
         if len(data) != length:
-            raise BadSample("truncated", detail=f"{len(data)} of {length} bytes at byte {offset}")
+            raise changed(shard.path, f"{len(data)} of {length} bytes at byte {offset}")
     return found
 
 

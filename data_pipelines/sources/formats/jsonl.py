@@ -14,24 +14,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import BadSample, StorageError
 from data_pipelines.io import blobs, paths
 from data_pipelines.io.digests import digest, hash64
 from data_pipelines.io.json_lines import lines
+from data_pipelines.io.storage import Questions, patiently
 from data_pipelines.records import image_header
 from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, from_object, parse, parse_json
 from data_pipelines.sources.containers.internvl_meta import meta_entries
 from data_pipelines.sources.containers.json_list import is_list, list_elements
+from data_pipelines.sources.formats.asking import ask
 from data_pipelines.sources.formats.format import FileFormat, caption_key, read_ranges
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
+from data_pipelines.sources.indices.unchanged import changed
 
 _IMAGE_FIELD = re.compile(rb'"images?"\s{0,100}:\s{0,100}("(?:[^"\\]|\\.)*"|\[[^\[\]{}]*\])')
 _SAMPLED = 1 << 14  # bytes searched for an image's path
@@ -71,28 +76,57 @@ class JsonlFormat(FileFormat):
 
         So it is noticed when images arrive, go or are replaced together, and not when this happens to a few of many.
         """
-        most = 8 if paths.is_remote(shard.path) else 100
-        names = _image_names(shard.path, most)
-        names = random.Random(0).sample(names, min(most, len(names)))
-        return digest(paths.stamp(shard.path), *(_mark(paths.join(_root(shard), name)) for name in names))
+        marks = _marks(shard, paths.stamp)
+        return digest(paths.stamp(shard.path), *marks)
+
+    def contents(self, shard: Shard) -> list[str]:
+        """That of the file, and that of the images that are looked at for ``stamp``."""
+        mark = blobs.content_mark(shard.path)
+        return [mark, digest(*_marks(shard, _content))] if mark else []
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """Reads each image once. Keys are numbers of lines (or elements), from 1."""
+        questions = Questions()
         with blobs.scan_view(shard.path) as view:
             if is_list(view):
                 elements = ((number, *place) for number, place in enumerate(list_elements(view, builder.problems), 1))
             else:
                 elements = lines(view)
             for number, offset, length in elements:
-                builder.add(_draft(shard, view, number, offset, length))
+                builder.add(_draft(shard, view, questions, number, offset, length))
+
+    def ask_again(self, shard: Shard, index: ShardIndex, builder: IndexBuilder) -> None:
+        """Reads the images of those samples only."""
+        questions, unasked = Questions(), set(index.unasked.tolist())
+        offsets, lengths = index.columns["text_offset"], index.columns["text_length"]
+        builder.problems.extend(index.problems)
+        with blobs.scan_view(shard.path) as view:
+            for row in range(len(index)):
+                if row in unasked:
+                    place = int(index.keys[row]), int(offsets[row]), int(lengths[row])
+                    builder.add(_draft(shard, view, questions, *place))
+                else:
+                    builder.copy(index, row)
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        record = parse(entry.text_form, *read_ranges(shard, [entry.text_place()]), caption_key(shard))
-        data = tuple(read_image(paths.join(_root(shard), name)) for name in record.image_paths) if images else ()
-        return dataclasses.replace(record if text else RawSample(), images=data)
+        data = read_ranges(shard, [entry.text_place()])
+        try:
+            record = parse(entry.text_form, *data, caption_key(shard))
+        except BadSample as error:  # it could be parsed when it was indexed, or a joined caption replaces it
+            if text:
+                raise changed(shard.path, f"at byte {entry.row}: {error.reason}") from None
+            raise
+        if not images:
+            return record
+        lengths = [length for _, length in entry.image_places()]
+        if len(lengths) != len(record.image_paths):
+            raise changed(shard.path, f"at byte {entry.row}: {len(record.image_paths)} images")
+        places = zip(record.image_paths, lengths)
+        found = tuple(_indexed_image(paths.join(_root(shard), name), length) for name, length in places)
+        return dataclasses.replace(record if text else RawSample(), images=found)
 
 
-def _draft(shard: Shard, view: blobs.ScanView, number: int, offset: int, length: int) -> Draft:
+def _draft(shard: Shard, view: blobs.ScanView, questions: Questions, number: int, offset: int, length: int) -> Draft:
     small = length <= MAX_TEXT_BYTES
     draft = Draft(str(number), text=TextPart(offset, length if small else 0, Form.JSON))
     with draft.judged():
@@ -101,7 +135,7 @@ def _draft(shard: Shard, view: blobs.ScanView, number: int, offset: int, length:
         value = parse_json(view.read(offset, length))
         draft.scores = scores_of(value)
         draft.record = from_object(value, caption_key(shard))
-        data = [read_image(paths.join(_root(shard), name)) for name in draft.record.image_paths]
+        data = [_new_image(paths.join(_root(shard), name), questions) for name in draft.record.image_paths]
         draft.images = [ImagePart(0, len(image), image_header.read_header(image).size) for image in data]
         if shard.options.hash_images and data:
             draft.image_hash = hash64(b"".join(data))
@@ -114,19 +148,24 @@ def _root(shard: Shard) -> str:
     return paths.parent(shard.path) if root is None else root
 
 
-def read_image(path: str) -> bytes:
-    """The encoded image. Raises BadSample "missing_image", "image_too_many_bytes"."""
-    try:
-        data = blobs.read_bytes(path, image_header.MAX_IMAGE_BYTES + 1)
-    except (DataError, OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise BadSample("missing_image", detail=str(error)) from None
+def _new_image(path: str, questions: Questions) -> bytes:
+    """An image that is to be indexed. Raises BadSample "missing_image", ``UNASKED`` or "image_too_many_bytes"."""
+    data = ask(questions, lambda: blobs.read_bytes(path, image_header.MAX_IMAGE_BYTES + 1), "missing_image")
     image_header.check_length(len(data))
+    return data
+
+
+def _indexed_image(path: str, length: int) -> bytes:
+    """An image that the index knows. Raises StorageError if it is not there any more, or has another length."""
+    data = blobs.read_bytes(path, image_header.MAX_IMAGE_BYTES + 1)
+    if len(data) != length:
+        raise changed(path, f"{len(data)} bytes, {length} were indexed")
     return data
 
 
 def _image_names(path: str, most: int) -> list[str]:
     """Different image paths in the file: all of a small one, else the first after each of ``most`` places."""
-    blob = blobs.Blob(path)
+    blob = patiently(lambda: blobs.Blob(path))
     if blob.size <= most * _SAMPLED:
         fields = _IMAGE_FIELD.findall(blob.read(0, blob.size))
     else:
@@ -141,8 +180,24 @@ def _image_names(path: str, most: int) -> list[str]:
     return list(names)
 
 
-def _mark(path: str) -> str:
-    try:
-        return paths.stamp(path)
-    except (DataError, OSError, ValueError):  # ValueError: a NUL character in the path
-        return "missing"
+def _marks(shard: Shard, mark: Callable[[str], str]) -> list[str]:
+    """Marks of some images; "missing" for those that are not there."""
+    most = 8 if paths.is_remote(shard.path) else 100
+    names = _image_names(shard.path, most)
+    names, questions, marks = random.Random(0).sample(names, min(most, len(names))), Questions(), []
+    for name in names:
+        path = paths.join(_root(shard), name)
+        try:
+            marks.append(questions.ask(functools.partial(mark, path)))
+        except ValueError:  # a NUL character in the path
+            marks.append("missing")
+        except StorageError as error:
+            if error.exhausted:
+                raise
+            marks.append("missing" if error.missing else UNASKED)
+    return marks
+
+
+def _content(path: str) -> str:
+    """``content_mark``; the stamp of a remote file."""
+    return blobs.content_mark(path) or paths.stamp(path)

@@ -73,6 +73,11 @@ class ParquetFormat(FileFormat):
                     with_images += has_images
         builder.problems.extend(stats_problems(shard.path, with_images))
 
+    def forget(self) -> None:
+        from data_pipelines.sources.containers.parquet import forget_readers
+
+        forget_readers()
+
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         """All requested columns in one read."""
         from data_pipelines.sources.containers.parquet import column_names, read_row

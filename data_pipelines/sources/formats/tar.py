@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_pipelines.errors import BadSample
+from data_pipelines.io import blobs
 from data_pipelines.io.blobs import ScanView, scan_view
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, from_object, parse, parse_json
 from data_pipelines.sources.containers.img2dataset import stats_problems
-from data_pipelines.sources.containers.members import Group, group_members
-from data_pipelines.sources.containers.tar import members
-from data_pipelines.sources.formats.format import ByteRangeFormat
+from data_pipelines.sources.containers.members import Group, group_members, split_key
+from data_pipelines.sources.containers.tar import BLOCK, header, members
+from data_pipelines.sources.formats.format import ByteRangeFormat, caption_key, read_ranges
+from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import NO_TEXT, Draft, ImagePart, IndexBuilder, TextPart, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.unchanged import changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,34 @@ class TarFormat(ByteRangeFormat):
             for group in groups:
                 builder.add(draft_of(group, view, shard.options))
         builder.problems.extend(stats_problems(shard.path, len(groups)))
+
+    def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
+        """As other byte ranges, each with the header before it, which must be that of the sample."""
+        places = [*(entry.image_places() if images else ()), *([entry.text_place()] if text and entry.row else ())]
+        found = read_ranges(shard, [(offset - BLOCK, length + BLOCK) for offset, length in places])
+        for data, (offset, _) in zip(found, places):
+            _check_member(shard, data[:BLOCK], entry, offset)
+        parts = [data[BLOCK:] for data in found]
+        sample = RawSample()
+        if text:
+            sample = parse(entry.text_form, parts.pop() if entry.row else b"", caption_key(shard))
+        return dataclasses.replace(sample, images=tuple(parts)) if parts else sample
+
+
+_unlike: set[str] = set()  # archives that are unchanged though their headers have other names than their members
+
+
+def _check_member(shard: Shard, block: bytes, entry: Entry, offset: int) -> None:
+    """Raises StorageError unless ``block`` is the header of a member of the sample, as it was when it was indexed."""
+    found = header(block)
+    if found is None:
+        raise changed(shard.path, f"no member of {entry.key} at byte {offset}")
+    name = found[0].removeprefix("./")
+    exact = name.isascii() and len(name) < 100  # otherwise the name is in an extended header
+    if exact and split_key(name)[0] != entry.key and shard.path not in _unlike:
+        if not shard.content or blobs.content_mark(shard.path) != shard.content:
+            raise changed(shard.path, f"{name} instead of {entry.key} at byte {offset}")
+        _unlike.add(shard.path)
 
 
 def draft_of(

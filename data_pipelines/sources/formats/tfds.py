@@ -52,6 +52,12 @@ class TfdsFormat(FileFormat):
     def stamp(self, shard: Shard) -> str:
         return folder_stamp(shard.path)
 
+    def contents(self, shard: Shard) -> list[str]:
+        return []
+
+    def forget(self) -> None:
+        _open.cache_clear()
+
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """Reads a split once; a sample's offset and key are its number.
 

@@ -6,13 +6,24 @@ Tables of samples and of captions may be larger than memory; mapped columns cost
 from __future__ import annotations
 
 import json
+import logging
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.io.digests import with_checksum, without_checksum
+from data_pipelines.io.storage import storage_error
+
 _HEADER = "columns.json"
+_MOST_CHECKED = 1 << 32  # bytes that are read to see whether they are whole
+_DAMAGED = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+)
+_log = logging.getLogger(__name__)
 
 
 class Strings:
@@ -50,16 +61,47 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 class Columns(Mapping[str, np.ndarray]):
     """Arrays by name. Mapped ones are pickled as the path of their folder."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], folder: Path | None = None):
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        folder: Path | None = None,
+        checksums: Mapping[str, int] | None = None,
+    ):
+        """checksums: of the files of mapped ones."""
         self._arrays = dict(arrays)
-        self._folder = folder
+        self._folder, self._checksums = folder, dict(checksums or {})
+
+    @classmethod
+    def load_whole(cls, folder: Path) -> tuple[Columns, dict[str, Any]] | None:
+        """As ``load``; None if there is nothing whole. Damage is logged; beyond 4 GiB only sizes are compared.
+
+        Raises StorageError if the folder cannot be read.
+        """
+        try:
+            columns, header = cls.load(folder)
+            columns._check()
+        except _DAMAGED as error:
+            if folder.exists():
+                _log.warning("%s: damaged (%s); it is made again", folder, error)
+            return None
+        except OSError as error:
+            raise storage_error(str(folder), error) from None
+        return columns, header
+
+    def _check(self) -> None:
+        """Raises ValueError if a bit of the files has changed."""
+        if sum(array.nbytes for array in self._arrays.values()) > _MOST_CHECKED:
+            return
+        for name, array in self._arrays.items():
+            if array.size and _crc(array) != self._checksums[name]:
+                raise ValueError(f"the checksum of column {name} does not match")
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Columns, dict[str, Any]]:
         """(mapped columns, the header given to ``ColumnFiles.finish``). Raises OSError, ValueError or KeyError."""
-        header = json.loads((folder / _HEADER).read_text("utf-8"))
+        header = json.loads(without_checksum((folder / _HEADER).read_bytes()))
         arrays = {name: _mapped(folder / name, *layout) for name, layout in header["arrays"].items()}
-        return cls(arrays, folder), header["header"]
+        return cls(arrays, folder, header["checksums"]), header["header"]
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
@@ -78,7 +120,7 @@ class Columns(Mapping[str, np.ndarray]):
         return {"folder": self._folder} if self._folder else {"folder": None, "arrays": self._arrays}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._folder = state["folder"]
+        self._folder, self._checksums = state["folder"], {}
         self._arrays = Columns.load(self._folder)[0]._arrays if self._folder else state["arrays"]
 
 
@@ -88,6 +130,11 @@ def _mapped(file: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:
     return np.memmap(file, dtype, "r", shape=tuple(shape))
 
 
+def _crc(array: np.ndarray, crc: int = 0) -> int:
+    """CRC-32 of an array's bytes, continued from ``crc``."""
+    return zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"), crc) if array.size else crc
+
+
 class ColumnFiles:
     """Columns that are written to the files of a folder, piece by piece."""
 
@@ -95,18 +142,22 @@ class ColumnFiles:
         """folder: exists and is empty."""
         self._folder = folder
         self._layouts: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._checksums: dict[str, int] = {}
 
     def append(self, name: str, array: np.ndarray) -> None:
         """Adds ``array`` at the end of a column. Raises OSError."""
+        array = np.ascontiguousarray(array)
         with (self._folder / name).open("ab") as file:
-            np.ascontiguousarray(array).tofile(file)
+            array.tofile(file)
+        self._checksums[name] = _crc(array, self._checksums.get(name, 0))
         length = self._layouts[name][1][0] if name in self._layouts else 0
         self._layouts[name] = array.dtype.str, (length + len(array), *array.shape[1:])
 
     def finish(self, header: Mapping[str, Any], unused: Collection[str] = ()) -> None:
         """Writes what ``Columns.load`` needs, which loads all columns but ``unused`` ones."""
         layouts = {name: layout for name, layout in self._layouts.items() if name not in unused}
-        (self._folder / _HEADER).write_text(json.dumps({"header": header, "arrays": layouts}), "utf-8")
+        text = json.dumps({"header": header, "arrays": layouts, "checksums": self._checksums})
+        (self._folder / _HEADER).write_bytes(with_checksum(text.encode()))
 
 
 class GrowingColumns:

@@ -27,6 +27,11 @@ class Entry:
         """A ``raw_sample.Form``."""
         return int(self._columns["text_form"][self._index])
 
+    @property
+    def key(self) -> str:
+        """The sample's own key."""
+        return self._columns.strings("keys")[self._index]
+
     def text_place(self) -> tuple[int, int]:
         """(offset, length) of the text part in bytes."""
         return self.row, int(self._columns["text_length"][self._index])

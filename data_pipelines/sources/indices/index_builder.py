@@ -87,6 +87,8 @@ class IndexBuilder:
         self._seen: set[bytes] = set()
         self._reasons: dict[str, int] = {}
         self.problems: list[str] = []
+        self._copied: ShardIndex | None = None
+        self._image_ends = np.zeros(0, np.int64)
 
     def add(self, draft: Draft) -> None:
         """Adds a sample."""
@@ -116,6 +118,27 @@ class IndexBuilder:
             self._image_rows["image_length"].append(image.length)
             self._image_rows["image_size"].append(image.size)
             self._image_names.append(_encoded(image.name))
+
+    def copy(self, index: ShardIndex, row: int) -> None:
+        """Adds a sample as another index of the same shard has it; rows of one index in order."""
+        key = _encoded(index.keys[row])
+        self._seen.add(key)
+        self._keys.append(key)
+        self._text_names.append(_encoded(index.text_name[row]) if len(index.text_name) else b"")
+        reason = int(index.columns["reason"][row])
+        for name in SAMPLE_COLUMNS:
+            self._rows[name].append(index.columns[name][row])
+        self._rows["reason"][-1] = (
+            self._reasons.setdefault(index.reasons[reason - 1], len(self._reasons) + 1) if reason else 0
+        )
+        if index is not self._copied:
+            counts = index.columns["image_count"].astype(np.int64)
+            self._copied, self._image_ends = index, np.cumsum(counts)
+        end = int(self._image_ends[row])
+        for image in range(end - int(index.columns["image_count"][row]), end):
+            for name in IMAGE_COLUMNS:
+                self._image_rows[name].append(index.columns[name][image])
+            self._image_names.append(_encoded(index.image_name[image]) if len(index.image_name) else b"")
 
     def build(self, meta: Mapping[str, Any]) -> ShardIndex:
         """The index of all samples; ``meta`` holds its kind and the stamp of its shard."""

@@ -24,9 +24,13 @@ class Shard:
       path: path or URL of the file or folder.
       options: decide the content of its index.
       name: its part of the samples' keys; empty as long as it is not part of a source.
+      mark: the stamp of a local file when its index was opened; empty = it is not compared.
+      content: the ``content_mark`` of a local file when it was indexed; empty = it is not compared.
     """
 
     kind: str
     path: str
     options: Options
     name: str = ""
+    mark: str = ""
+    content: str = ""

@@ -23,20 +23,23 @@ Columns (n samples, m images in all; the images of a sample are neighbours):
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import StorageError
 from data_pipelines.io import blobs, copies, paths
-from data_pipelines.io.digests import digest, json_digest
+from data_pipelines.io.digests import digest, json_digest, with_checksum, without_checksum
+from data_pipelines.io.storage import patiently
 from data_pipelines.sources.indices.columns import Strings
 
-VERSION = 2  # of what an index holds and of how shards are scanned
+VERSION = 3  # of what an index holds and of how shards are scanned
 SUFFIX = ".index.npz"
+UNASKED = "could_not_be_asked"  # reason of samples whose files did not answer: asked again at the next opening
 SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
 IMAGE_COLUMNS = {"image_offset": np.int64, "image_length": np.int64, "image_size": np.int32}
 SAMPLE_COLUMNS = {
@@ -63,7 +66,7 @@ class ShardIndex:
       columns: the numeric columns by name.
       reasons: why samples are unusable; ``columns["reason"]`` counts from 1 into it.
       problems: descriptions of what is wrong with the shard as a whole.
-      meta: version, kind, stamp of the shard, digest of the content.
+      meta: version, kind, stamp and contents of the shard (see ``formats.format``), digest of the index's content.
     """
 
     keys: Strings
@@ -82,6 +85,13 @@ class ShardIndex:
         """int64 rows of the usable samples."""
         return np.flatnonzero(self.columns["reason"] == 0)
 
+    @property
+    def unasked(self) -> np.ndarray:
+        """int64 rows of the samples of which parts could not be asked for."""
+        if UNASKED not in self.reasons:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(self.columns["reason"] == 1 + self.reasons.index(UNASKED))
+
     def dropped(self) -> dict[str, int]:
         """Number of unusable samples, by reason."""
         counts = np.bincount(self.columns["reason"], minlength=len(self.reasons) + 1)[1:]
@@ -98,13 +108,13 @@ class ShardIndex:
             **{name + "_end": getattr(self, name).ends for name in _STRINGS},
             **self.columns,
         )
-        return buffer.getvalue()
+        return with_checksum(buffer.getvalue())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ShardIndex:
         """Raises ValueError if ``data`` is not a whole index of this version."""
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            with np.load(io.BytesIO(without_checksum(data)), allow_pickle=False) as file:
                 header = json.loads(file["header"].tobytes())
                 if header["meta"]["version"] != VERSION:
                     raise ValueError("index of another version")
@@ -134,14 +144,21 @@ def index_paths(shard: str, options: Mapping[str, Any], index_dir: str | None = 
 
 def load_fresh(candidates: Iterable[str], kind: str, stamp: str) -> ShardIndex | None:
     """The first whole index in ``candidates`` that was made for this kind and state of the shard, or None."""
+    return next((index for index in load_whole(candidates, kind) if index.meta["stamp"] == stamp), None)
+
+
+def load_whole(candidates: Iterable[str], kind: str) -> Iterator[ShardIndex]:
+    """The whole indices in ``candidates`` that were made for this kind. Raises StorageError if one does not answer."""
     for path in candidates:
         try:
-            index = ShardIndex.from_bytes(blobs.read_bytes(path))
-            if index.meta["kind"] == kind and index.meta["stamp"] == stamp:
-                return index
-        except (ValueError, KeyError, OSError, DataError):
-            continue  # absent; damaged or of another version is no better
-    return None
+            index = ShardIndex.from_bytes(patiently(functools.partial(blobs.read_bytes, path)))
+            if index.meta["kind"] == kind and {"stamp", "contents", "digest"} <= index.meta.keys():
+                yield index
+        except (ValueError, KeyError):
+            continue  # damaged or of another version
+        except StorageError as error:
+            if not error.missing:
+                raise
 
 
 def save(index: ShardIndex, candidates: Sequence[str]) -> str | None:
@@ -151,6 +168,6 @@ def save(index: ShardIndex, candidates: Sequence[str]) -> str | None:
         try:
             copies.write_bytes(path, data)
             return path
-        except OSError:
+        except (OSError, StorageError):
             continue
     return None

@@ -16,3 +16,21 @@ def test_captions_are_cleaned():
     assert clean_caption("x" * 20, max_chars=8) == "x" * 8
     with pytest.raises(BadSample, match="empty_caption"):
         clean_caption("<br> \u200b&nbsp;")
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "kept"),
+    [
+        ("one two", 7, "one two"),
+        ("one two", 6, "one"),
+        ("one two three", 7, "one two"),
+        ("one two three", 6, "one"),
+        ("one two three", 3, "one"),
+        ("one two three", 2, "on"),
+        ("x" * 8, 8, "x" * 8),
+        ("x" * 9, 8, "x" * 8),
+        ("&amp;" * 8, 8, "&" * 8),  # characters count as they are kept
+    ],
+)
+def test_captions_are_cut_at_the_limit_and_not_before(text, limit, kept):
+    assert clean_caption(text, max_chars=limit) == kept

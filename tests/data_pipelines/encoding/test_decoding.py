@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import struct
 import zlib
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from data_pipelines.encoding.decoding import ImageLimits, decode
+from data_pipelines.encoding.decoding import SIZE_REASONS, ImageLimits, decode
 from data_pipelines.errors import BadSample
 from data_pipelines.records.image_header import read_header
 
@@ -155,3 +156,67 @@ def test_limits_are_looked_at_before_decoding():
     assert reason(encoded(Image.new("RGB", (1, 1))), limits) == "image_too_small"
     assert reason(encoded(Image.new("RGB", (300, 8))), limits) == "image_too_elongated"
     assert reason(b"\0" * 5001, limits) == "image_too_many_bytes"
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((20, 10), {"max_pixels": 200}, ""),
+        ((20, 10), {"max_pixels": 199}, "image_too_large"),
+        ((20, 10), {"min_side": 10}, ""),
+        ((10, 20), {"min_side": 10}, ""),
+        ((20, 10), {"min_side": 11}, "image_too_small"),
+        ((10, 20), {"min_side": 11}, "image_too_small"),
+        ((20, 10), {"max_aspect": 2.0}, ""),
+        ((20, 10), {"max_aspect": 1.99}, "image_too_elongated"),
+        ((10, 20), {"max_aspect": 2.0}, ""),
+        ((10, 20), {"max_aspect": 1.99}, "image_too_elongated"),
+        ((20, 10), {"max_pixels": 199, "min_side": 11, "max_aspect": 1.0}, "image_too_large"),  # the first counts
+        ((20, 10), {"min_side": 11, "max_aspect": 1.0}, "image_too_small"),
+    ],
+    ids=str,
+)
+def test_images_at_their_limits(size, limits, expected):
+    data, limits = encoded(Image.new("RGB", size)), dataclasses.replace(LIMITS, **limits)
+    assert reason(data, limits) == expected if expected else decode(data, limits).shape[1::-1] == size
+    assert SIZE_REASONS[limits.refuse(*size)] == expected
+
+
+def test_files_at_their_limit():
+    data = encoded(Image.fromarray(SMOOTH))
+    assert decode(data, dataclasses.replace(LIMITS, max_bytes=len(data))).shape == SMOOTH.shape
+    assert reason(data, dataclasses.replace(LIMITS, max_bytes=len(data) - 1)) == "image_too_many_bytes"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_reduced_jpegs_suffice_in_both_directions_of_the_upright_image(orientation):
+    """Wide as stored; width and height are asked for upright, where half of the stored size will do."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.asarray(Image.fromarray(SMOOTH).resize((640, 160), Image.Resampling.BICUBIC))
+    data = encoded(Image.fromarray(stored), "JPEG", quality=95, exif=exif)
+    turned = orientation >= 5
+    whole = decode(data, LIMITS)
+    half = decode(data, LIMITS, at_least=(20, 320) if turned else (320, 20))
+    assert whole.shape == ((640, 160, 3) if turned else (160, 640, 3))
+    assert half.shape == (whole.shape[0] // 2, whole.shape[1] // 2, 3)
+    means = whole.reshape(half.shape[0], 2, half.shape[1], 2, 3).mean((1, 3))
+    assert np.abs(means - half).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "pixels"),
+    [
+        (0.0, 0.5, (0, 128)),
+        (0.2, 1.0, (51, 255)),
+        (0.0, 128.0, (0, 128)),
+        (3.0, 255.0, (3, 255)),
+        (0.0, 256.0, (0, 255)),
+        (-1.0, 1.0, (0, 255)),
+    ],
+)
+def test_floats_keep_a_range_that_is_usual(low, high, pixels):
+    """0..1 and 0..255 stand for black to white; any other range is stretched."""
+    ramp = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
+    found = decode(encoded(Image.fromarray(ramp), "TIFF"), LIMITS)[..., 0]
+    assert (found.min(), found.max()) == pixels

@@ -91,3 +91,23 @@ def test_fast_path_without_its_package_fails_at_once(golden_dir, tmp_path, monke
     monkeypatch.setitem(__import__("sys").modules, "cykooz_resizer", None)
     with pytest.raises(DataError, match=r"pip install cykooz\.resizer"):
         SampleBuilder(config(golden_dir, tars(tmp_path), pixel_path="fast"))
+
+
+def test_a_row_takes_what_just_fits(golden_dir, tmp_path, builder):
+    """Limits at the very numbers of a sample of 16 visual tokens and some of text, and one below."""
+    raw = RawSample("k", (WIDE,), caption="a red kite")
+    visual, text = builder.build(raw).lengths
+    assert visual == 16
+
+    def build(**changes):
+        return SampleBuilder(config(golden_dir, tars(tmp_path), **changes), geometry=GEOMETRY).build(raw).lengths
+
+    assert build(visual_tokens=visual, text_tokens=text) == (visual, text)
+    assert build(visual_tokens=visual + text, text_tokens=text, boundary_block=4) == (visual, text)
+    for changes, reason in (
+        ({"visual_tokens": visual - 1, "text_tokens": text}, "too_many_patches"),
+        ({"visual_tokens": visual, "text_tokens": text - 1}, "too_long"),
+        ({"visual_tokens": (visual + text - 1) // 4 * 4, "text_tokens": text, "boundary_block": 4}, "too_long"),
+    ):
+        with pytest.raises(BadSample, match=reason):
+            build(**changes)

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from data_pipelines.batch import TileGeometry
 from data_pipelines.encoding.tiling import Tiling, cut_tiles, patch_cells
@@ -42,3 +43,34 @@ def test_patches_follow_tiles_then_tokens():
 def test_images_of_a_sample_share_the_tiles():
     assert Tiling(max_tiles=12).shared(5).max_tiles == 2
     assert Tiling(max_tiles=4, min_tiles=3).shared(9) == Tiling(max_tiles=1, min_tiles=1)
+
+
+SIXTY = TileGeometry(tile_size=60, token_pixels=30)
+
+
+@pytest.mark.parametrize(
+    ("size", "tiling", "grid"),
+    [
+        # Nearest are 1x1 and 2x2; half of the pixels of 2x2 tiles are 7200.
+        ((80, 90), Tiling(SIXTY, max_tiles=4), [1, 1]),
+        ((80, 91), Tiling(SIXTY, max_tiles=4), [2, 2]),
+        ((80, 91), Tiling(SIXTY, max_tiles=3), [1, 1]),
+        # None of the nearest is small enough: the smallest.
+        ((9, 9), Tiling(SIXTY, min_tiles=4, max_tiles=9), [2, 2]),
+        ((9, 9), Tiling(SIXTY, min_tiles=5, max_tiles=9), [3, 3]),
+        ((900, 900), Tiling(SIXTY, min_tiles=4, max_tiles=9), [3, 3]),
+        ((900, 900), Tiling(SIXTY, min_tiles=4, max_tiles=8), [2, 2]),
+        # Exactly so many tiles.
+        ((900, 300), Tiling(SIXTY, min_tiles=3, max_tiles=3), [3, 1]),
+        ((300, 900), Tiling(SIXTY, min_tiles=3, max_tiles=3), [1, 3]),
+    ],
+    ids=str,
+)
+def test_grids_at_their_limits(size, tiling, grid):
+    assert tiling.choose(np.array([size])).tolist() == [grid]
+
+
+@pytest.mark.parametrize(("thumbnail", "tokens"), [(True, [4, 12]), (False, [4, 8])])
+def test_a_thumbnail_goes_with_several_tiles(thumbnail, tokens):
+    tiling = Tiling(SIXTY, max_tiles=2, thumbnail=thumbnail)
+    assert tiling.tokens(np.array([[60, 60], [120, 60]])).tolist() == tokens

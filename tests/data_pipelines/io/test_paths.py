@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, StorageError
 from data_pipelines.io import paths
 
 
@@ -55,5 +55,5 @@ def test_stamps_change_with_the_file(tmp_path: Path) -> None:
     fs.pipe_file("/stamps/a", b"12")
     assert paths.stamp("memory://stamps/a") != first
     fs.rm("/stamps", recursive=True)
-    with pytest.raises(OSError):
+    with pytest.raises(StorageError):
         paths.stamp("memory://stamps/a")

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import check, index
+from data_pipelines.errors import StorageError
 from data_pipelines.inspection.batches import batch_hash
-from data_pipelines.io import blobs, chunk_cache, paths
-from data_pipelines.loading.packed_data import PackedData
+from data_pipelines.io import blobs, chunk_cache, paths, storage
 from data_pipelines.packing import lengths
 from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes
-from tests.made_sets import config
+from tests.made_sets import config, packed
 
 NEEDED = "needs s3fs, moto[s3], flask and flask-cors (pip install -e .[dev])"
 pytest.importorskip("s3fs", reason=NEEDED)
@@ -162,9 +162,7 @@ def test_long_runs_through_the_local_disk(s3: Server, tmp_path: Path, monkeypatc
     assert len(kept) <= 10 and len(after) <= 10 and set(kept) != set(after)  # room was made
 
 
-def test_failures_are_tried_again_then_counted(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_pipelines.errors import BadSample
-
+def test_failures_are_tried_again_then_raised(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(SPEC)
     fs, failures = paths.filesystem("s3://bucket")[0], []
     real = fs.cat_file
@@ -176,14 +174,15 @@ def test_failures_are_tried_again_then_counted(s3: Server, monkeypatch: pytest.M
         return real(*arguments, **named)
 
     monkeypatch.setattr(fs, "cat_file", failing)
-    monkeypatch.setattr(blobs, "_RETRY_SECONDS", (0.0, 0.0))
+    storage.set_patience(storage.Patience(retries=2, first_pause=0.01))
     assert source.read(0).caption == "caption 0"
-    monkeypatch.setattr(blobs, "_RETRY_SECONDS", (0.0,))
-    with pytest.raises(BadSample, match=r"00000/00001: unreadable .*connection reset"):
+    storage.set_patience(storage.Patience(retries=1, first_pause=0.01))
+    with pytest.raises(StorageError, match=r"^s3://bucket/shards/00000.tar: .*connection reset"):
         source.read(1)
     s3.fs.rm("bucket/shards/00002.tar")
-    with pytest.raises(BadSample, match="unreadable"):
+    with pytest.raises(StorageError, match=r"00002.tar: ") as error:
         source.read(len(source) - 1)
+    assert error.value.missing
 
 
 def _read(data: bytes, results) -> None:
@@ -209,9 +208,9 @@ def test_processes_have_clients_of_their_own(s3: Server, method: str) -> None:
 
 def test_workers_of_the_loader(s3: Server, golden_dir: Path, tmp_path: Path) -> None:
     data = {"name": "pairs", "spec": {**SPEC, "remote_cache_gb": 1}}
-    settings = {"rows": 2, "min_image_side": 1, "shuffle": "local", "local_runs": 2, "run_length": 4}
-    single = PackedData(config(golden_dir, data, **settings), tmp_path)
+    settings = {"batch_size": 2, "min_image_side": 1, "shuffle": "local", "local_runs": 2, "run_length": 4}
+    single = packed(config(golden_dir, data, **settings), tmp_path)
     expected = [batch_hash(batch) for _, batch in single.iterate()]
-    workers = PackedData(config(golden_dir, data, **settings, workers=2), tmp_path)
+    workers = packed(config(golden_dir, data, **settings, workers=2), tmp_path)
     assert [batch_hash(batch) for _, batch in workers.iterate()] == expected
     assert (workers.report.samples, workers.report.bad) == (SHARDS * SAMPLES, [])

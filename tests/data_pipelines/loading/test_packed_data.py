@@ -8,7 +8,7 @@ from data_pipelines.inspection.batches import batch_hash
 from data_pipelines.loading import packed_data
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.packing import lengths
-from tests.made_sets import config, packed, tars
+from tests.made_sets import GEOMETRY, config, packed, tars, write_pairs
 
 
 def hashes(data: PackedData, start: int = 0, stop: int | None = None) -> list[str]:
@@ -66,7 +66,71 @@ def test_identity_names_what_decides_the_batches(golden_dir, pairs, cache):
     assert len({base, *different}) == 5
 
 
-def test_augmentation_differs_between_epochs_only(golden_dir, pairs, cache):
+def whole_block(data: PackedData, block: int) -> list[tuple[int, int]]:
+    """The places of its rows."""
+    return [(block, row) for row in range(data.plan.block(block).rows)]
+
+
+def test_augmentation_differs_between_epochs_samples_and_sources(golden_dir, tmp_path, cache):
+    """Two sources of the same images, read twice: their pixels differ by the seed only, and no two seeds are equal."""
+    write_pairs(tmp_path, 40)
+    sources = [tars(tmp_path, name) for name in ("one", "other")]
+    data = packed(config(golden_dir, *sources, jpeg_augment=True, epochs=2, block_samples=80), cache)
+    seeds, pixels, build = {}, {}, data.builder.build
+
+    def seen(raw, seed, *rest):
+        sample = build(raw, seed, *rest)
+        seeds.setdefault(raw.key, []).append(seed)
+        pixels.setdefault(raw.key, []).append(sample.patches.tobytes())
+        return sample
+
+    data.builder.build = seen
+    for epoch in (0, 1):
+        data.assemble(whole_block(data, epoch))
+    assert len(seeds) == 40 and all(len(found) == 4 for found in seeds.values())
+    assert len({seed for found in seeds.values() for seed in found}) == 160
+    assert all(len(set(found)) > 1 for found in pixels.values())
+
+
+def test_drops_are_reported_once_with_the_first_row_of_their_block(golden_dir, tmp_path, cache):
+    """Samples too long for a row, each known by its key before it is read."""
+    write_pairs(tmp_path, 60)
+    counts = packed(config(golden_dir, tars(tmp_path)), cache).plan.units[0].lengths.counts
+    limit = int(np.median(counts[:, 1]))
+    data, found = packed(config(golden_dir, tars(tmp_path), text_tokens=limit, block_samples=20), cache), []
+    for number in range(data.plan.blocks):
+        rows = whole_block(data, number)
+        reports = [data.assemble([row])[2] for row in rows]
+        assert len(rows) > 1 and reports[0] and not any(reports[1:])
+        found += reports[0]
+        assert data.assemble(rows)[2] == reports[0]
+    long = [data.sources[0].key(index) for index in np.flatnonzero(counts[:, 1] > limit)]
+    assert 0 < len(long) < 60 and sorted(found) == sorted((key, "too_long", "") for key in long)
+
+
+def test_drops_of_blocks_without_a_row_are_reported_too(golden_dir, tmp_path, cache):
+    """Nothing of the first sources fits: with the order of the files, whole blocks are dropped."""
+    write_pairs(tmp_path, 40)
+    counts = packed(config(golden_dir, tars(tmp_path)), cache).plan.units[0].lengths.counts
+    limit = int(np.min(counts[:, 1]))
+    settings = config(golden_dir, tars(tmp_path), text_tokens=limit, block_samples=2, shuffle="none", batch_size=1)
+    data = packed(settings, cache)
+    rows = data.plan.epoch_rows(0)
+    fits = np.flatnonzero(counts[:, 1] == limit)
+    assert 0 < rows <= len(fits) and (data.plan.counts == 0).sum() > 5
+    for step in range(rows):
+        data.batch(step)
+    last = fits[-1] // 2 * 2 + 2  # end of the last block with a row
+    assert data.report.samples == len(fits) and data.report.skipped == {"too_long": last - len(fits)}
+
+
+def test_the_cache_has_a_place_of_its_own(golden_dir, pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path))
+    data = PackedData(config(golden_dir, tars(pairs)), geometry=GEOMETRY)
+    assert data.cache_dir == tmp_path and list((tmp_path / "lengths").glob("*.npy"))
+
+
+def test_augmentation_leaves_a_step_as_it_is_and_images_nearly(golden_dir, pairs, cache):
     data = packed(config(golden_dir, tars(pairs), jpeg_augment=True, epochs=2), cache)
     assert batch_hash(data.batch(1)) == batch_hash(data.batch(1))
     plain = packed(config(golden_dir, tars(pairs), epochs=2), cache).batch(1)

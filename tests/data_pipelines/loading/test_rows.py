@@ -136,3 +136,46 @@ def test_errors_arrive_after_the_steps_before_them(golden_dir, pairs, cache, mon
         for step, _ in data.iterate():
             steps.append(step)
     assert steps == [0, 1]
+
+
+WAITER = """
+import json, sys, time
+from data_pipelines.batch import TileGeometry
+from data_pipelines.config import DataConfig
+from data_pipelines.io import processes
+from data_pipelines.loading.packed_data import PackedData
+
+processes._PR_SET_PDEATHSIG = int(sys.argv[3])  # in the workers too, which import this file
+
+def main():
+    data = PackedData(DataConfig.from_dict(json.loads(sys.argv[1])), sys.argv[2], TileGeometry(56))
+    iterator = data.iterate()
+    for _ in range(3):
+        next(iterator)
+    import psutil
+    print(json.dumps([p.pid for p in psutil.Process().children(recursive=True)]), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("option", [1, 0], ids=["kernel", "watch"])
+def test_workers_end_with_their_parent(golden_dir, pairs, cache, tmp_path, option):
+    """By the kernel; and where its option does not exist, by the thread that watches."""
+    script = tmp_path / "waiter.py"
+    script.write_text(WAITER)
+    settings = config(golden_dir, tars(pairs), epochs=None, workers=2)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])}
+    command = [sys.executable, str(script), json.dumps(strict.to_dict(settings)), str(cache), str(option)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        try:
+            assert parent.stdout is not None
+            workers = [psutil.Process(pid) for pid in json.loads(parent.stdout.readline())]
+        finally:
+            parent.kill()
+        _, alive = psutil.wait_procs(workers, timeout=5)
+        for process in alive:
+            process.kill()
+    assert len(workers) >= 2 and not alive

@@ -18,5 +18,6 @@ def test_suggestions_fit_and_the_best_comes_first():
     found = suggest(VISUAL, TEXT, 512, 16)
     assert all(c.visual_tokens % 16 == 0 and c.visual_tokens + c.text_tokens <= 512 for c in found)
     assert [c.merit for c in found] == sorted((c.merit for c in found), reverse=True)
-    [text_only] = suggest(np.zeros(50, int), TEXT[:50], 100, 16)
-    assert (text_only.visual_tokens, text_only.text_tokens) == (0, 96)
+    for slots, text_tokens in ((100, 96), (4095, 4080), (4096, 4096), (4200, 4160)):
+        [text_only] = suggest(np.zeros(50, int), TEXT[:50], slots, 16)
+        assert (text_only.visual_tokens, text_only.text_tokens) == (0, text_tokens)

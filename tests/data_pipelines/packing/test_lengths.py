@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.errors import BadSample
 from data_pipelines.packing import lengths
+from data_pipelines.packing.lengths import Lengths
 from tests.made_sets import config, packed, tars
 
 
@@ -67,3 +69,75 @@ def test_interrupted_count_resumes(golden_dir, pairs, tmp_path, monkeypatch):
         packed(config(golden_dir, tars(pairs)), tmp_path)
     packed(config(golden_dir, tars(pairs)), tmp_path)
     assert calls == [0, 50, 50, 100]
+
+
+PROMPTS = ("why?", "what is to be seen in this image, described in one long sentence?", "go on: say what this is")
+
+
+def test_every_sample_is_counted_with_the_prompt_it_is_read_with(golden_dir, pairs, tmp_path, monkeypatch):
+    """Across chunks too; the broken images alone are bad, so that no length is another one than was counted."""
+    monkeypatch.setattr(lengths, "CHUNK", 43)
+    data = packed(config(golden_dir, tars(pairs, prompts=PROMPTS)), tmp_path)
+    for _ in data.iterate():
+        pass
+    assert data.report.skipped == {"truncated_image": 2} and data.report.samples == 128
+    assert {lengths.pick_prompt(PROMPTS, index) for index in range(130)} == set(PROMPTS)
+
+
+def test_the_choice_of_prompts_is_pinned():
+    assert [PROMPTS.index(lengths.pick_prompt(PROMPTS, index)) for index in range(12)] == [
+        0,
+        1,
+        1,
+        0,
+        0,
+        2,
+        1,
+        1,
+        0,
+        2,
+        2,
+        1,
+    ]
+    assert lengths.pick_prompt(("only",), 7) == "only"
+
+
+@pytest.mark.parametrize("chunk", [43, 65, 129, 130, 131])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+def test_counts_do_not_depend_on_chunks(golden_dir, pairs, tmp_path, monkeypatch, chunk, kept):
+    """130 samples: with chunks of 43 and 129, one is left for the last."""
+    settings = config(golden_dir, tars(pairs))
+    whole = packed(settings, tmp_path / "whole")
+    expected = whole.plan.units[0].lengths.counts
+    assert (expected[:, 1] > 0).all()
+    monkeypatch.setattr(lengths, "CHUNK", chunk)
+    place = tmp_path / "pieces" if kept else None
+    found = Lengths.of(whole.sources[0], settings.sources[0], whole.builder, place)
+    np.testing.assert_array_equal(found.counts, expected)
+    assert len(found.counts) == 130 and not found.bad and not found.plain
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+def test_reasons_are_those_of_their_samples_whatever_chunk_meets_them_first(
+    golden_dir, pairs, tmp_path, monkeypatch, kept
+):
+    """Chunks number their reasons by themselves: here the second one meets them in the other order."""
+    reasons = {3: "no_caption", 5: "empty_caption", 52: "empty_caption", 53: "too_long", 54: "no_caption", 129: "x"}
+    count = SampleBuilder.text_tokens
+
+    def fails(builder, raw, *rest):
+        number = keys.index(raw.key)
+        if number in reasons:
+            raise BadSample(reasons[number])
+        return count(builder, raw, *rest)
+
+    settings = config(golden_dir, tars(pairs))
+    whole = packed(settings, tmp_path / "whole")
+    keys = [whole.sources[0].key(index) for index in range(130)]
+    monkeypatch.setattr(SampleBuilder, "text_tokens", fails)
+    monkeypatch.setattr(lengths, "CHUNK", 50)
+    found = Lengths.of(whole.sources[0], settings.sources[0], whole.builder, tmp_path / "pieces" if kept else None)
+    bad = np.flatnonzero(found.counts[:, 0] < 0)
+    assert {int(at): found.reasons[-1 - found.counts[at, 0]] for at in bad} == reasons
+    assert found.bad == {"no_caption": 2, "empty_caption": 2, "too_long": 1, "x": 1}
+    assert not found.counts[bad, 1].any()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.packing.permutation import LocalPermutation, Permutation
+from data_pipelines.packing.permutation import LocalPermutation, Permutation, fold, mix
 
 RNG = np.random.default_rng(0)
 
@@ -39,3 +39,34 @@ def test_local_shuffle_reads_long_runs():
         runs = np.unique(permutation(np.arange(start, start + 400)) // 100)
         assert len(runs) == 4
     assert len(np.unique(permutation(np.arange(400)) // 100 // 4)) > 1  # not four neighbours
+
+
+def test_local_shuffle_differs_between_groups_and_runs_are_shuffled():
+    """With one run a group, the place within the run is the group's own shuffle, whichever run it fell on."""
+    whole = LocalPermutation(1000, 5, runs=1, run_length=100)(np.arange(1000)).reshape(10, 100)
+    inside = {tuple(group) for group in (whole % 100).tolist()}
+    assert len(inside) == 10 and tuple(range(100)) not in inside
+    runs = (whole[:, 0] // 100).tolist()
+    assert sorted(runs) == list(range(10)) and runs != list(range(10))
+
+
+def test_local_shuffle_leaves_the_rest_for_the_end():
+    whole = LocalPermutation(1030, 5, runs=2, run_length=50)(np.arange(1030))
+    assert sorted(whole[1000:].tolist()) == list(range(1000, 1030)) != whole[1000:].tolist()
+
+
+# A changed stream of numbers would change every run that resumes, without a word.
+FOLDED = {
+    (): 0,
+    (0,): 16294208416658607535,
+    (3, 7): 1924687380634005565,
+    (7, 3): 3464446745756637351,
+    (1, 0x5EED, 2**63, 4): 11328355135729320512,
+}
+
+
+def test_the_streams_of_random_numbers_are_pinned():
+    assert {numbers: fold(*numbers) for numbers in FOLDED} == FOLDED
+    assert mix(np.arange(2), 9).tolist() == [17561866513979060390, 14646652180046636950]
+    assert Permutation(11, 5)(np.arange(11)).tolist() == [6, 3, 9, 8, 2, 7, 5, 1, 4, 10, 0]
+    assert LocalPermutation(11, 5, 2, 2)(np.arange(11)).tolist() == [4, 7, 5, 6, 2, 0, 3, 1, 10, 8, 9]

@@ -170,3 +170,74 @@ def test_nothing_to_train_on_is_an_error():
         plan_of(FakeLengths(np.zeros((0, 2))))
     with pytest.raises(DataError, match="no sample fits"):
         plan_of(FakeLengths([[400, 3]] * 9)).locate(0)
+
+
+@pytest.mark.parametrize("shuffle", ["global", "local"])
+def test_every_epoch_and_every_source_is_drawn_in_an_order_of_its_own(shuffle):
+    """The first block of an epoch holds others than the first of the next; of equal sources, other samples."""
+    plan = plan_of(random_lengths(1000), random_lengths(1000), shuffle=shuffle, local_runs=2, run_length=5)
+    starts = [set(units_of(plan, [epoch * plan.blocks_per_epoch])) for epoch in range(3)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert len(starts[one] & starts[other]) < 15  # of 50
+    for start in starts:
+        first, second = ({sample for source, sample in start if source == number} for number in (0, 1))
+        assert len(first) == len(second) == 25 and len(first & second) < 8
+
+
+def test_a_source_walked_through_twice_in_an_epoch_has_two_orders():
+    plan = plan_of(random_lengths(600), random_lengths(25, 1), weights=[1.0, 1.0])
+    passes = [[sample for source, sample in units_of(plan, [block]) if source == 1] for block in range(2)]
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(25))
+    drawn = [plan._drawn(block)[1].tolist() for block in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_the_order_of_drawing_is_pinned():
+    """A changed order would change every run that resumes, without a word."""
+    block = plan_of(random_lengths(12), random_lengths(9, 1), block_samples=10).block(1)
+    assert list(zip(block.source.tolist(), block.sample.tolist())) == [
+        (0, 1),
+        (0, 8),
+        (1, 2),
+        (1, 8),
+        (0, 4),
+        (0, 0),
+        (1, 4),
+        (0, 7),
+        (0, 3),
+        (1, 3),
+    ]
+    assert block.starts.tolist() == [0, 4, 7, 10]
+
+
+RAGGED = {"visual_tokens": 80, "text_tokens": 80, "boundary_block": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits", "misfits"),
+    [
+        ({}, [[40, 5], [4, 90], [40, 90]], {(41, 5): "too_many_patches", (4, 91): "too_long"}),
+        (RAGGED, [[40, 33], [0, 73], [20, 53]], {(40, 34): "too_long", (0, 74): "too_long", (73, 1): "too_long"}),
+        ({**RAGGED, "boundary_block": 4}, [[40, 40], [0, 80]], {(41, 40): "too_long", (81, 0): "too_many_patches"}),
+    ],
+    ids=str,
+)
+def test_a_row_takes_what_just_fits(changes, fits, misfits):
+    """A boundary at multiples of 8 may leave 7 slots of a row empty; one at multiples of a tile's 4 tokens none."""
+    plan = plan_of(FakeLengths([*fits, *misfits]), **changes)
+    block = plan.block(0)
+    assert sorted(block.sample.tolist()) == list(range(len(fits)))
+    assert sorted(block.dropped) == [(0, len(fits) + at, reason) for at, reason in enumerate(misfits.values())]
+
+
+def test_drops_are_those_of_their_own_source_and_sample():
+    """Reasons are numbered source by source."""
+    one = FakeLengths([[4, 5], [-2, 0], [-1, 0]], ["no_caption", "image_too_small"])
+    other = FakeLengths([[-1, 0], [4, 95], [-2, 0]], ["truncated_image", "no_image"])
+    assert sorted(plan_of(one, other).block(0).dropped) == [
+        (0, 1, "image_too_small"),
+        (0, 2, "no_caption"),
+        (1, 0, "truncated_image"),
+        (1, 1, "too_long"),
+        (1, 2, "no_image"),
+    ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import DataError, StorageError
 from data_pipelines.io.blobs import close_blobs
 from data_pipelines.sources import source as sources
 from data_pipelines.sources.selection import table
@@ -79,21 +79,21 @@ def test_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
     assert fingerprint("here") != fingerprint("here", filters={"min_similarity": 0.1})
 
 
-def test_a_shard_cut_after_indexing_gives_bad_samples(tmp_path: Path) -> None:
+def test_a_shard_cut_or_gone_after_indexing_is_no_bad_sample(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", pairs(2))
     source = open_source({"kind": "tar", "paths": str(path)})
     os.truncate(path, 1000)
     close_blobs()
-    with pytest.raises(BadSample) as error:
+    with pytest.raises(StorageError, match=r"a\.tar: changed since it was indexed.*index --force") as error:
         source.read(1)
-    assert (error.value.reason, error.value.key) == ("truncated", "a/00001")
+    assert (error.value.path, error.value.missing) == (str(path), False)
     path.unlink()
     close_blobs()
-    with pytest.raises(BadSample) as error:
+    with pytest.raises(StorageError, match="no such file") as error:
         source.read(0)
-    assert error.value.reason == "unreadable"
+    assert error.value.missing
     copy = pickle.loads(pickle.dumps(error.value))
-    assert (copy.reason, copy.key, copy.detail) == (error.value.reason, error.value.key, error.value.detail)
+    assert (copy.path, copy.detail, copy.missing) == (error.value.path, error.value.detail, True)
 
 
 def _captions(source) -> list[str | None]:

@@ -24,6 +24,7 @@ from mono_jax.training import step as train
 from mono_jax.training.optim import make_optimizer
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import abstract_state
+from pallas_kernels.attention import api
 from pallas_kernels.checks import tpu as tpu_aot
 from pallas_kernels.errors import Unavailable
 from tests.mono_jax.helpers import random_batch
@@ -96,3 +97,26 @@ def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
     step = train.jit_train_step(train.make_train_step(model, optimizer), model, *placed, mesh)
     program = step.trace(*placed, batch).lower(lowering_platforms=("tpu",)).compile().as_text()
     assert "splash" in program and ("modality_grouped" in program) == bool(changes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "part"),
+    [((1, 2, 2), (2, 2, 1)), ((2, 2, 1), (1, 4, 2)), ((1, 1, 4), (4, 4, 2)), ((2, 1, 2), (2, 2, 1))],
+)
+def test_each_device_has_its_own_rows_and_heads(monkeypatch: pytest.MonkeyPatch, sizes: tuple, part: tuple):
+    """Rows, query heads and KV heads of one device, of 4 rows; 2 KV heads are not split four ways: then none is."""
+    mesh = mesh_lib.make_mesh(MeshConfig(*sizes), jax.devices()[:4])
+    qkv, slots = problem(4)
+    shapes = []
+
+    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, slots: Any) -> jax.Array:
+        shapes.append((query.shape, key.shape, value.shape, slots.segments.shape))
+        return query
+
+    monkeypatch.setitem(api.FUSED, "splash", kernel)
+    attend_here = mesh_lib.on_mesh(lambda *qkv: attend(Execution(attention="splash"), *qkv, slots), mesh)
+    jax.eval_shape(attend_here, *qkv)
+    rows, heads, kv_heads = part
+    length = SPEC.sequence
+    kv = (rows, length, kv_heads, DIM)
+    assert shapes[-1] == ((rows, length, heads, DIM), kv, kv, (rows, length))

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from data_pipelines.batch import ragged
+from mono_jax import tree
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import stages
@@ -94,3 +95,32 @@ def test_without_a_peak_no_mfu_is_reported():
     record = {"step": 1, "loss": 1.0, "grad_norm": 1.0, "lr": 1.0, "tokens_per_s": 1.0, "data_wait": 0.0, "eta_s": 1.0}
     assert "MFU" not in console_line("S2", 9, record | {"mfu": None})
     assert "MFU 25.0%" in console_line("S2", 9, record | {"mfu": 0.25})
+
+
+@pytest.mark.parametrize("name", ["tiny_lm", "tiny_mono", "tiny_mono_1_5", "tiny_modular"])
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_flops_are_those_of_every_matmul(name: str, trained: bool):
+    """From the shapes of the kernels: which tokens go through each, and what of its gradients is needed."""
+    config = preset(name)
+    vision = config.vision
+    counts = {"visual": 7 if vision else 0, "text": 5, "pairs": 11}
+    text_only = ["lm_head", *["layers/feed_forward"] * config.visual_ffn_experts]
+    text_only += ["layers/attention/wqkv"] * config.visual_attention_experts
+    expected = 3 * 4 * config.hidden_size * config.num_hidden_layers * counts["pairs"]
+    for path, leaf in tree.flatten(Model(config).abstract_params()).items():
+        if not path.endswith("kernel"):
+            continue
+        tokens = counts["visual"] + counts["text"]
+        if path.startswith("vision/"):  # once for each patch of 2 x 2 in a token
+            tokens = counts["visual"] * vision.shuffle**2
+        elif path.startswith(("layers/visual", "projector")):
+            tokens = counts["visual"]
+        elif path.startswith(tuple(text_only)):
+            tokens = counts["text"]
+        passes = 1 + (path != "vision/patch_embedding/kernel") + trained
+        expected += 2 * leaf.size * tokens * passes
+    if vision is not None and vision.kind == "intern_vit":  # every patch of a tile sees all of them
+        seen = counts["visual"] * vision.shuffle**2 * vision.tile_tokens * vision.shuffle**2
+        expected += 3 * 4 * vision.hidden_size * seen * vision.num_hidden_layers
+    everything = trained_groups(stages.get_stage("full"), config) if trained else frozenset()
+    assert step_flops(config, everything, counts) == pytest.approx(expected, rel=1e-9)

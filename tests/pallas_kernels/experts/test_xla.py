@@ -9,7 +9,7 @@ import pytest
 
 from pallas_kernels.checks.conformance import TOLERANCE, Case, errors, oracle_ffn, oracle_matmul, relative_error
 from pallas_kernels.experts.backends.xla import DenseBoth, Ragged, XlaSplit, XlaTiled, split_ffn, split_matmul
-from pallas_kernels.experts.block_map import VISUAL
+from pallas_kernels.experts.block_map import EMPTY, TEXT, VISUAL
 from pallas_kernels.experts.contract import FfnWeights
 from tests.pallas_kernels.kernel_suite import Conformance, assert_within
 
@@ -33,6 +33,8 @@ class TestRagged(Conformance):
 class TestXlaSplit(Conformance):
     implementation_class = XlaSplit
     any_order = False
+    poisoned_blocks = (VISUAL, EMPTY, VISUAL, EMPTY, TEXT, EMPTY, TEXT, EMPTY)
+    visual_blocks = 4
 
 
 @pytest.mark.parametrize("visual_slots", [0, 5, 12])

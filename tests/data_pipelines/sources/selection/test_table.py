@@ -68,3 +68,33 @@ def test_tables_collected_on_disk_equal_those_in_memory(tmp_path: Path, monkeypa
         for name, array in small.table.items():
             np.testing.assert_array_equal(big.table[name], array)
         assert [big.read(i) for i in range(len(big))] == [small.read(i) for i in range(len(small))]
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize(("kind", "filters"), [("tar", {}), ("files", {}), ("tar", {"min_size": 22})], ids=str)
+def test_each_sample_gets_its_own_caption(tmp_path: Path, monkeypatch, kind: str, filters: dict, on_disk: bool) -> None:
+    """Said outright, since both forms of the table share its making; captions lie in another order than the samples."""
+    monkeypatch.setattr(caption_files, "_BUFFERED", 3)
+    monkeypatch.setattr(table, "TABLE_ROWS", 4 if on_disk else 1 << 20)
+    captions, spots = {}, []
+    for shard in "pqr":
+        members = [(f"{n}.jpg", encoded(20 + n, 20 + n, seed=n)) for n in range(6)]
+        if kind == "tar":
+            spots.append(str(write_tar(tmp_path / f"{shard}.tar", members)))
+        else:
+            (tmp_path / shard).mkdir()
+            spots.append(str(tmp_path / shard))
+            for name, data in members:
+                (tmp_path / shard / name).write_bytes(data)
+        captions |= {f"{shard}/{n}": f"{'é' * n} caption {n} of {shard}" for n in range(6) if (n + ord(shard)) % 3}
+    order = sorted(captions, key=lambda key: key[::-1], reverse=True)
+    joined = write_jsonl(tmp_path / "c.jsonl", *({"key": key, "caption": captions[key]} for key in order))
+    source = open_source({"kind": kind, "paths": spots, "captions": str(joined), "filters": filters})
+    assert isinstance(source.table["row"], np.memmap) == on_disk
+    found = [source.read(index) for index in range(len(source))]
+    assert len(found) == (8 if filters else 12)
+    for sample in found:
+        name = sample.key.removesuffix(".jpg").replace(".tar", "")
+        assert sample.caption == captions[name]
+        assert sample.images == (encoded(20 + int(name[-1]), 20 + int(name[-1]), seed=int(name[-1])),)
+    assert [source.read_text(index).caption for index in range(len(source))] == [sample.caption for sample in found]

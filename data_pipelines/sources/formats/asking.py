@@ -1,0 +1,25 @@
+"""Asking for the files of single samples while a shard is indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from data_pipelines.errors import BadSample, StorageError
+from data_pipelines.io.storage import Questions
+from data_pipelines.sources.indices.shard_index import UNASKED
+
+
+def ask(questions: Questions, read: Callable[[], bytes], missing: str) -> bytes:
+    """What ``read`` gives.
+
+    Raises BadSample ``missing`` if storage says that there is no such file, BadSample ``UNASKED`` if it does not answer
+    for this one, and StorageError if it does not answer at all.
+    """
+    try:
+        return questions.ask(read)
+    except ValueError as error:  # a NUL character in the path
+        raise BadSample(missing, detail=str(error)) from None
+    except StorageError as error:
+        if error.exhausted:
+            raise
+        raise BadSample(missing if error.missing else UNASKED, detail=str(error)) from None
