@@ -6,9 +6,9 @@
 
 Faults: comparisons flipped or moved to equality, operators and min/max exchanged, "and" for "or", negations dropped,
 numbers changed by one (floats doubled), the first two arguments swapped, another axis. All is done in a temporary copy
-of the working tree. For each fault the mirrored test file of its module is run, and those named in ``rooms.FURTHER``,
-until one test fails. Outcomes are appended to the file of results; run again, the command resumes and only repeats
-survivors and what has changed. Faults that do no harm are listed, with the reason, in ``survivors.py``.
+of the working tree. For each fault the mirrored test file of its module is run, then those named in
+``rooms.FURTHER``, until one test fails. Outcomes are appended to the file of results; run again, the command resumes:
+it only repeats survivors and what has changed. Faults that do no harm are listed, with the reason, in ``survivors.py``.
 
 The exit code is 1 if fewer than ``--least`` of the faults are caught.
 """
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60, help="faults at most (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for the tests of a fault (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="run only the first test file of each module")
     parser.add_argument("--least", type=float, default=0.9, help="share that must be caught (%(default)s)")
     parser.add_argument("--results", type=Path, default=Path("runs/mutants.jsonl"), help="file (%(default)s)")
     parser.add_argument("--again", action="store_true", help="repeat what was caught earlier, too")

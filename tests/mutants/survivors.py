@@ -17,7 +17,32 @@ class Harmless:
     reason: str
 
 
-HARMLESS: tuple[Harmless, ...] = ()
+HARMLESS: tuple[Harmless, ...] = (
+    Harmless(
+        "data_pipelines/packing/pack.py",
+        "self.visual_room, self.text_room = np.zeros(0, np.int64), np.zeros(0, np.int64)",
+        "zeros -> ones",
+        "arrays without elements",
+    ),
+    Harmless(
+        "data_pipelines/packing/pack.py",
+        "giving = self._first_of_row(giving[self.text[giving] <= takes.max(initial=0)], -self.text)",
+        "0 -> 1",
+        "counts only where nothing takes; then nothing is exchanged",
+    ),
+    Harmless(
+        "mono_jax/training/flops.py",
+        'x = jax.device_put(jnp.ones((size, size), jnp.float32 if device.platform == "cpu" else dtype), device)',
+        "ones -> zeros",
+        "a matmul that is timed: its numbers do not matter",
+    ),
+    Harmless(
+        "mono_jax/weights/convert.py",
+        'print(f"\\r{done}/{total} {path:50}", end="" if done < total else "\\n", file=sys.stderr, flush=True)',
+        "< -> <=",
+        "the end of a line of progress",
+    ),
+)
 
 
 def reason_of(fault: Fault) -> str:

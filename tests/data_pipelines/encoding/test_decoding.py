@@ -202,3 +202,21 @@ def test_reduced_jpegs_suffice_in_both_directions_of_the_upright_image(orientati
     assert half.shape == (whole.shape[0] // 2, whole.shape[1] // 2, 3)
     means = whole.reshape(half.shape[0], 2, half.shape[1], 2, 3).mean((1, 3))
     assert np.abs(means - half).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "pixels"),
+    [
+        (0.0, 0.5, (0, 128)),
+        (0.2, 1.0, (51, 255)),
+        (0.0, 128.0, (0, 128)),
+        (3.0, 255.0, (3, 255)),
+        (0.0, 256.0, (0, 255)),
+        (-1.0, 1.0, (0, 255)),
+    ],
+)
+def test_floats_keep_a_range_that_is_usual(low, high, pixels):
+    """0..1 and 0..255 stand for black to white; any other range is stretched."""
+    ramp = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
+    found = decode(encoded(Image.fromarray(ramp), "TIFF"), LIMITS)[..., 0]
+    assert (found.min(), found.max()) == pixels

@@ -3,9 +3,10 @@ import contextlib
 import numpy as np
 import pytest
 
-from data_pipelines.batch import boundaries
-from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.batch import BatchSpec, boundaries
+from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.loading.assembly import fill_row
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.sources.source import open_source
 from tests.made_sets import GEOMETRY, config, packed, talk_source, tars, write_pairs
@@ -127,3 +128,28 @@ def test_text_only_fills_rows(golden_dir, tmp_path, cache):
     for row in range(8):
         segments = batch["segments"][row]
         assert learnt[row].sum() == (segments > 0).sum() - len(set(segments) - {0})
+
+
+def test_samples_are_numbered_from_one_and_bad_ones_keep_their_number():
+    spec = BatchSpec(8, 8, 2)
+    batch = spec.empty(2)
+    one, other = (
+        Sample(
+            key="k",
+            input_ids=np.arange(10, 10 + length, dtype=np.int32),
+            visual=np.arange(length) == 1,
+            loss_mask=np.ones(length, np.float32),
+            patches=np.zeros((1, 2, 2, 3), np.uint8),
+            patch_cells=np.zeros(1, np.int32),
+        )
+        for length in (3, 4)
+    )
+    fill_row(batch, 0, [one, None, other], 8, "token")
+    assert batch["segments"][0].tolist() == [1] * 3 + [3] * 4 + [0] * 9
+    assert batch["positions"][0].tolist() == [0, 1, 2, 0, 1, 2, 3] + [0] * 9
+    assert batch["order"][0].tolist() == [8, 0, 9, 10, 1, 11, 12, *range(2, 8), 13, 14, 15]
+    assert batch["tokens"][0].tolist() == [10, 12, 10, 12, 13, 0, 0, 0]
+    assert batch["targets"][0].tolist() == [11, 0, 11, 13, 0, 0, 0, 0]
+    assert batch["loss_weights"][0].tolist() == [1, 0, 1, 1, 0, 0, 0, 0], "the last token of a sample has no target"
+    for name, array in spec.empty(1).items():
+        np.testing.assert_array_equal(batch[name][1], array[0], err_msg=name)

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from data_pipelines.loading.report import Report
 
 
@@ -27,3 +29,30 @@ def test_share_of_bad_samples_in_the_window():
         report.add(9, [("c", "corrupt_image", "")])
     assert report.bad_share() == 10 / 100  # the first batches are out of the window
     assert (report.samples, report.skipped) == (189, {"corrupt_image": 11, "too_long": 1})
+
+
+@pytest.mark.parametrize(
+    ("window", "batches", "share"),
+    [
+        (10, [(5, 0)], 0),
+        (10, [(4, 1), (5, 0)], 0.1),
+        (10, [(4, 1), (5, 0), (5, 0)], 0),  # the first batch is out of the window
+        (10, [(4, 1), (5, 0), (4, 0)], 1 / 14),  # not yet: without it there would be 9
+        (10, [(3, 2), (0, 5)], 0.7),
+        (100, [(1, 1)], 0.1),  # two samples count as a tenth of the window
+        (100, [(10, 1)], 1 / 11),
+        (5, [(0, 1)], 1),
+        (5, [], 0),
+    ],
+)
+def test_the_share_of_bad_samples_is_of_the_last_ones(window, batches, share):
+    report = Report(window=window)
+    for good, bad in batches:
+        report.add(good, [("key", "no_image", "")] * bad)
+    assert report.bad_share() == pytest.approx(share)
+
+
+def test_samples_known_to_be_bad_do_not_count_in_the_share():
+    report = Report(window=10)
+    report.add(8, [("a", "too_long", ""), ("b", "no_image", ""), ("c", "no_image", "")], found=2)
+    assert report.bad_share() == 0.2 and report.found == 2 and report.skipped == {"too_long": 1, "no_image": 2}
