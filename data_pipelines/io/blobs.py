@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -88,6 +89,8 @@ class Blob:
         except Exception as error:  # file systems raise kinds of their own
             if start and not isinstance(error, OSError) and start >= self.size:
                 return b""
+            if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):  # no address at all
+                raise StorageError(self.path, str(error), missing=True) from None
             raise storage_error(self.path, error) from None
         fits = stop is None or len(data) <= stop - start
         return data if fits else data[start:stop]  # a server that knows no ranges gives the whole file

@@ -19,7 +19,7 @@ from data_pipelines.errors import StorageError
 T = TypeVar("T")
 
 _MISSING = frozenset([errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP])
-_MISSING_STATUS = frozenset([404, 410])  # of HTTP
+_MISSING_STATUS = frozenset([400, 404, 410, 414, 451])  # of HTTP; 401 and 403 are faults of credentials
 _LONGEST_PAUSE = 30.0  # seconds between two questions
 _LOG_SECONDS = 60.0  # between two lines while storage is waited for
 _NAP = 0.1  # seconds

@@ -130,6 +130,8 @@ class Answer(Exception):
         (FileNotFoundError("https://host/a.jpg"), True),
         (Answer(503), False),
         (Answer(404), True),
+        (Answer(403), False),
+        (Answer(429), False),
         (TimeoutError(), False),
     ],
     ids=repr,

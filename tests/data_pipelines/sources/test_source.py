@@ -19,6 +19,7 @@ from data_pipelines.sources import source as sources
 from data_pipelines.sources.selection import table
 from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import keys, pairs, write_tar
+from tests.data_pipelines.sources.formats.test_damage import FORMATS as SHARDS
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,39 @@ def test_a_shard_cut_or_gone_after_indexing_is_no_bad_sample(tmp_path: Path) -> 
     assert error.value.missing
     copy = pickle.loads(pickle.dumps(error.value))
     assert (copy.path, copy.detail, copy.missing) == (error.value.path, error.value.detail, True)
+
+
+def emptied_in_place(path: Path) -> None:
+    """Zeros of equal size and age, as a crashed server leaves them."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("fault", [emptied_in_place, cut, Path.unlink])
+@pytest.mark.parametrize("opened", [False, True], ids=["new", "opened"])
+@pytest.mark.parametrize("name", sorted(SHARDS.keys() - {"a.txt"}))  # any bytes are text: only its stamp tells
+def test_no_format_takes_a_shard_that_changed_for_bad_samples(tmp_path: Path, name: str, opened: bool, fault) -> None:
+    kind, make = SHARDS[name]
+    (tmp_path / name).write_bytes(make(tmp_path))
+    source = open_source({"kind": kind, "paths": str(tmp_path / name)})
+    expected = [source.read(index) for index in range(len(source))]
+    source._format.forget()
+    if opened:
+        source.read(0)
+    fault(tmp_path / name)
+    raised = []
+    for index in range(1, len(source)):
+        try:
+            assert source.read(index) == expected[index]  # a row group in memory is still the one that was indexed
+        except StorageError as error:
+            raised.append(error.path)
+    assert raised and set(raised) == {str(tmp_path / name)} and len(raised) >= len(source) // 2
 
 
 def _captions(source) -> list[str | None]:
