@@ -31,6 +31,18 @@ HARMLESS: tuple[Harmless, ...] = (
         "counts only where nothing takes; then nothing is exchanged",
     ),
     Harmless(
+        "data_pipelines/loading/packed_data.py",
+        "todo = epochs * self.plan.blocks_per_epoch - len(self.plan.counts)",
+        "- -> +",
+        "from where on worker processes help to count: the counts are the same",
+    ),
+    Harmless(
+        "mono_jax/parallel/mesh.py",
+        "sizes[sizes.index(-1)] = len(devices) // known if known else 0",
+        "0 -> 1",
+        "MeshConfig refuses an axis of 0, so that there is always a product of the known ones",
+    ),
+    Harmless(
         "mono_jax/training/flops.py",
         'x = jax.device_put(jnp.ones((size, size), jnp.float32 if device.platform == "cpu" else dtype), device)',
         "ones -> zeros",
