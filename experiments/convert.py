@@ -8,8 +8,7 @@ Weights are streamed layer by layer, so a model far larger than memory converts.
 --embed_experts makes a Mono-InternVL model of a dense InternLM2 one (upcycling): every layer's visual FFN starts as a
 copy of its text FFN, the patch embedding and projector start at random (--seed), and the vocabulary grows by the chat
 and image tokens that the tokenizer lacks; their embedding and output rows start as the mean of all rows. With
---attention_experts (Mono-InternVL-1.5) the visual QKV starts as a copy of the text QKV. No names are published for the
-tensors of 1.5: --names changes this project's.
+--attention_experts (1.5) the visual QKV is a copy too; its tensors have no published names: --names changes ours.
 """
 
 from __future__ import annotations
@@ -33,14 +32,15 @@ a name table (--names=FILE) is JSON, {n} stands for the layer:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__, EXAMPLES)
     add, forms = parser.add_argument, ("hf", "orbax")
-    add("src", type=Path, metavar="SRC", help="the model to read")
+    add("src", type=Path, metavar="SRC", help="the model to read; a run's workdir will do")
     add("dst", type=Path, metavar="DST", help="the folder to write; must not exist, or be empty")
     add("--from", dest="source_kind", choices=forms, help="what SRC is (default: seen from its files)")
-    add("--to", dest="target_kind", choices=forms, help="what DST becomes (default: the other; upcycling: the same)")
+    add("--to", dest="target_kind", choices=forms, help="what DST becomes (default: the other; a changed model: same)")
     add("--names", dest="names_file", metavar="FILE", type=Path, help="JSON table of tensor names other than ours")
     add("--shard_size", type=cli.byte_size, default="5GB", help="largest exported file, e.g. 500MB (5GB)")
     add("--dtype", choices=("bfloat16", "float16", "float32"), help="cast all weights (default: none, bit for bit)")
     add("--image_token_id", type=int, help="id of <IMG_CONTEXT> (default: from the tokenizer files)")
+    add("--grow_vocabulary", type=int, metavar="N", help="more rows, N in all; the new ones are the mean of the old")
     add("--embed_experts", action="store_true", help="make a Mono-InternVL model of a dense InternLM2")
     add("--attention_experts", action="store_true", help="with --embed_experts: visual QKV too (1.5)")
     add("--seed", type=int, default=0, help="of the new patch embedding and projector (0)")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = vars(args)
     vision = {key.split(".")[1]: flags[key] for key in flags if key.startswith("vision.") and flags[key] is not None}
     upcycling = convert.Upcycling(Tokenizer, vision, args.attention_experts, args.seed) if args.embed_experts else None
-    names = ("source_kind", "target_kind", "names_file", "image_token_id", "dtype", "shard_size")
+    names = ("source_kind", "target_kind", "names_file", "image_token_id", "dtype", "shard_size", "grow_vocabulary")
     report = convert.convert(args.src, args.dst, **{name: flags[name] for name in names}, upcycling=upcycling)
     cli.json_line(report) if args.json else print(convert.summary(report))
 

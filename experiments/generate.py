@@ -2,10 +2,11 @@
 
 MODEL is a Hugging Face folder, a model folder made by convert.py or train.py, or the workdir of a stage.
 Images are cut into tiles, and questions put into the chat template, by the very code that makes training
-samples. How is said by the model's config.json, else by the config of the run that trained it (beside the
-model folder), else by the defaults; flags come before all of them.
+samples. How is said by what the run that trained the model left (model.json), else by the model's config.json,
+else by the defaults; how tokens are drawn by its generation_config.json. Flags come before all of them.
 
-An answer ends at the tokenizer's end token, <|im_end|> or <|im_start|>, or after --max_new_tokens.
+An answer ends at the tokenizer's end token, those of generation_config.json, <|im_end|> or <|im_start|>, or after
+--max_new_tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mono_jax import cli
-from mono_jax.generation.options import NO_TEMPLATE, PromptFormat, Sampling
+from mono_jax.generation.options import NO_TEMPLATE, Sampling
+from mono_jax.weights.prompt_format import PromptFormat
 
 EXAMPLES = """examples:
   python experiments/generate.py --model=Mono-InternVL-2B --image=cat.jpg --prompt="What is on the mat?"
@@ -28,17 +30,17 @@ EXAMPLES = """examples:
 
 def build_parser() -> Any:
     parser = cli.parser(__doc__, EXAMPLES)
-    add = parser.add_argument
+    add, own = parser.add_argument, "the model's own, else"
     add("--model", required=True, metavar="DIR", help="Hugging Face folder, model folder, or workdir of a stage")
     add("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     add("--prompt", metavar="TEXT", help="the question; <image> says where an image stands (default: in front)")
     add("--interactive", action="store_true", help="continue with questions from standard input")
-    add("--max_new_tokens", type=int, default=Sampling.max_new_tokens, help="most tokens of an answer (%(default)s)")
-    add("--temperature", type=float, default=Sampling.temperature, help="0 = always the likeliest token (%(default)s)")
-    add("--top_k", type=int, default=Sampling.top_k, help="draw from the k likeliest tokens, 0 = all (%(default)s)")
-    add("--top_p", type=float, default=Sampling.top_p, help="draw from the likeliest that add up to p (%(default)s)")
+    add("--max_new_tokens", type=int, help=f"most tokens of an answer ({own} {Sampling.max_new_tokens})")
+    add("--temperature", type=float, help=f"0 = always the likeliest token ({own} {Sampling.temperature})")
+    add("--top_k", type=int, help=f"draw from the k likeliest tokens, 0 = all ({own} {Sampling.top_k})")
+    add("--top_p", type=float, help=f"draw from the likeliest that add up to p ({own} {Sampling.top_p})")
     add("--seed", type=int, default=Sampling.seed, help="of the draws (%(default)s)")
-    add("--max_tiles", type=int, help=f"most tiles of an image (the model's own, else {PromptFormat.max_tiles})")
+    add("--max_tiles", type=int, help=f"most tiles of an image ({own} {PromptFormat.max_tiles})")
     add("--template", help=f"chat template (the model's own); {NO_TEMPLATE} = continue the prompt as it is")
     add("--system_message", help='the system turn (the template\'s own); "" = none')
     add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")

@@ -18,8 +18,23 @@ class Damaged(Exception):
     """Files that are not what was written; the message names the first bad one."""
 
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def lfs_error(file: Path) -> str | None:
+    """What is wrong, and the fix, if ``file`` is what Git leaves in place of a large file; None if it is none."""
+    try:
+        with file.open("rb") as handle:
+            pointer = handle.read(len(_LFS)) == _LFS
+    except OSError:
+        return None
+    return f"{file}: a Git LFS pointer, not the file itself: run 'git lfs pull' in {file.parent}" if pointer else None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in ``file``; raises ConfigError that names the file."""
+    if problem := lfs_error(file):
+        raise ConfigError(problem)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

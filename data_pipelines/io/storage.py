@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -23,10 +22,12 @@ _MISSING = frozenset([errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOL
 _MISSING_STATUS = frozenset([404, 410])  # of HTTP
 _LONGEST_PAUSE = 30.0  # seconds between two questions
 _LOG_SECONDS = 60.0  # between two lines while storage is waited for
+_NAP = 0.1  # seconds
 _AWAY = 3  # files in a row that cannot be asked for: then storage as a whole is away
 _log = logging.getLogger(__name__)
 _random = random.Random()  # of its own: pauses must not touch anybody's seeded numbers
-_leaving = threading.Event()
+_closing = 0  # contexts of ``impatient`` that are entered
+_given_up = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,9 @@ _last_line = 0.0
 
 
 def set_patience(patience: Patience) -> None:
-    """Sets what ``patiently`` goes by in this process."""
-    global _patience
-    _patience = patience
+    """Sets what ``patiently`` goes by in this process, which waits again if it had given up."""
+    global _patience, _given_up
+    _patience, _given_up = patience, False
 
 
 def is_missing(error: BaseException) -> bool:
@@ -74,11 +75,12 @@ def storage_error(path: str, error: BaseException, hint: str = "") -> StorageErr
 
 @contextlib.contextmanager
 def storage(path: str, hint: str = "") -> Iterator[None]:
-    """Turns an OSError into the StorageError of ``path``."""
+    """Turns an OSError into the StorageError of the file that it names, otherwise of ``path``."""
     try:
         yield
     except OSError as error:
-        raise storage_error(path, error, hint) from None
+        named = error.filename2 or error.filename
+        raise storage_error(named if isinstance(named, str) else path, error, hint) from None
 
 
 def patiently(function: Callable[[], T], *, missing: bool = False, forget: Callable[[], None] | None = None) -> T:
@@ -100,7 +102,7 @@ def patiently(function: Callable[[], T], *, missing: bool = False, forget: Calla
             now = time.monotonic()
             if tries >= patience.retries and deadline is None:
                 deadline = now + patience.wait_s
-            if (deadline is not None and now >= deadline) or _leaving.is_set():
+            if (deadline is not None and now >= deadline) or _is_leaving():
                 error.exhausted = True
                 raise
             pause = min(patience.first_pause * 2**tries, _LONGEST_PAUSE) * _random.uniform(0.75, 1.25)
@@ -108,7 +110,7 @@ def patiently(function: Callable[[], T], *, missing: bool = False, forget: Calla
                 _log_waiting(error, deadline - now)
                 pause = min(pause, deadline - now)
         tries += 1
-        _leaving.wait(pause)
+        _sleep(pause)
         if forget is not None:
             forget()
 
@@ -125,11 +127,32 @@ def _log_waiting(error: StorageError, seconds: float) -> None:
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
     """Nobody waits for storage meanwhile, since what is waited for is not wanted any more."""
-    _leaving.set()
+    global _closing
+    _closing += 1
     try:
         yield
     finally:
-        _leaving.clear()
+        _closing -= 1
+
+
+def give_up(*_: object) -> None:
+    """Ends all waiting for storage in this process, until ``set_patience`` is called: what waits raises StorageError.
+
+    Takes no lock and any arguments, so that it may be called by, or be, the handler of a signal.
+    """
+    global _given_up
+    _given_up = True
+
+
+def _is_leaving() -> bool:
+    return _given_up or _closing > 0
+
+
+def _sleep(seconds: float) -> None:
+    """Short naps, since a signal that comes meanwhile may end the waiting."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not _is_leaving():
+        time.sleep(min(left, _NAP))
 
 
 class Questions:
@@ -160,7 +183,7 @@ def _retried(function: Callable[[], T]) -> T:
         try:
             return function()
         except StorageError as error:
-            if error.missing or _leaving.is_set():
+            if error.missing or _is_leaving():
                 raise
-        _leaving.wait(min(_patience.first_pause * 2**number, _LONGEST_PAUSE) * _random.uniform(0.75, 1.25))
+        _sleep(min(_patience.first_pause * 2**number, _LONGEST_PAUSE) * _random.uniform(0.75, 1.25))
     return function()

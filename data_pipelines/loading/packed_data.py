@@ -20,10 +20,10 @@ from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io import paths
 from data_pipelines.io.processes import end_with_parent
-from data_pipelines.io.storage import Patience, set_patience
+from data_pipelines.io.storage import Patience, give_up, patiently, set_patience
 from data_pipelines.loading.assembly import fill_row
 from data_pipelines.loading.report import BadSamples, Report
-from data_pipelines.loading.rows import Place, made_ahead
+from data_pipelines.loading.rows import Place, hurry_workers, made_ahead
 from data_pipelines.loading.summary import summarize
 from data_pipelines.packing.lengths import Lengths, length_digest, pick_prompt
 from data_pipelines.packing.permutation import fold
@@ -151,6 +151,14 @@ class PackedData:
             made_batches.close()
             self.plan.save()
 
+    def stop_waiting(self, *_: object) -> None:
+        """Ends all waiting for storage, here and in the workers: ``iterate`` and ``batch`` raise StorageError at once.
+
+        May be called by the handler of a signal, so that a run that waits can be saved before it is killed.
+        """
+        give_up()
+        hurry_workers()
+
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Rows ``rows`` (None = all) of global step ``step``. Reads the samples; bad samples leave empty segments.
 
@@ -230,11 +238,21 @@ class PackedData:
 
 def _opened_again(config: DataConfig, cache_dir: Path, geometry: TileGeometry, identity: str) -> PackedData:
     """In another process. Raises StorageError if the files are not those that the first process opened."""
-    data = PackedData(config, cache_dir, geometry, ask_again=False)
-    if data.identity != identity:
-        names = ", ".join(source.name for source in config.sources)
-        raise StorageError(names, "the files of these sources changed while they were in use; start the run again")
-    return data
+    names = ", ".join(source.name for source in config.sources)
+
+    def attempt() -> PackedData:
+        try:
+            data = PackedData(config, cache_dir, geometry, ask_again=False)
+        except StorageError:
+            raise
+        except DataError as error:  # the first process could open them
+            raise StorageError(names, str(error)) from None
+        if data.identity != identity:
+            raise StorageError(names, "the files of these sources changed while they were in use; start the run again")
+        return data
+
+    set_patience(Patience(config.retries, config.storage_wait_s))
+    return patiently(attempt, missing=True)
 
 
 _data: PackedData | None = None  # of a counting process

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
+import os
 import pickle
+import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipelines.batch import Batch
 from data_pipelines.errors import DataError
 from data_pipelines.io.processes import end_with_parent
-from data_pipelines.io.storage import impatient
+from data_pipelines.io.storage import give_up, impatient
 from data_pipelines.loading.report import BadSamples
 
 if TYPE_CHECKING:
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_DEATHS = 3  # of worker processes in a row without a batch in between
 _ENDLESS = 2**48  # rows; where the last epoch ends is known only after all its blocks are counted
+_WORKER = "grain-process-prefetch"  # how the names of grain's worker processes begin
+_HURRY = signal.SIGUSR1
 _log = logging.getLogger(__name__)
 
 Place = tuple[int, int] | None  # of a row: (block, row within it); None after the last epoch
@@ -109,7 +115,21 @@ def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
             step, deaths = step + 1, 0
     finally:
         with impatient():
+            hurry_workers()
             iterator.close()
+
+
+def hurry_workers(*_: object) -> None:
+    """Ends all waiting for storage in the worker processes; may be called by the handler of a signal."""
+    for process in multiprocessing.active_children():
+        if process.name.startswith(_WORKER) and process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, _HURRY)
+
+
+def _start_worker(*_: object) -> None:
+    signal.signal(_HURRY, give_up)
+    end_with_parent()
 
 
 def _iterator(data: PackedData, step: int, host_rows: slice) -> Any:
@@ -124,4 +144,4 @@ def _iterator(data: PackedData, step: int, host_rows: slice) -> Any:
     # One thread each: batches are large, and those made ahead are held in memory.
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else prefetch)
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
-    return iter(batches.to_iter_dataset(reading).mp_prefetch(processes, end_with_parent))
+    return iter(batches.to_iter_dataset(reading).mp_prefetch(processes, _start_worker))

@@ -1,4 +1,7 @@
-"""The frozen base of a run: parameters that no step changes, stored once in BASE/<sha256 of their content>/."""
+"""The frozen base of a run: parameters that no step changes, stored once in BASE/<sha256 of their content>/.
+
+They are stored as the initial weights had them, bit for bit; on devices they may be of another dtype.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +10,78 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
+import jax
 
 from mono_jax import tree
 from mono_jax.checkpoints.integrity import check_fit, tree_hash
-from mono_jax.errors import CheckpointError
+from mono_jax.errors import CheckpointError, WeightsError
 from mono_jax.files import reason
-from mono_jax.weights.orbax_arrays import save_arrays
+from mono_jax.weights.lazy import LazyArray
+from mono_jax.weights.model_folder import place
+from mono_jax.weights.orbax_arrays import barrier, open_arrays, save_arrays, stream_arrays
 
 
 def save_base(directory: str | Path, params: Mapping[str, Any]) -> str:
-    """Stores frozen parameters under their content hash, once; returns the hash.
+    """Stores frozen parameters (arrays, or all ``LazyArray``) under their content hash, once; returns the hash.
 
     Raises CheckpointError if they cannot be written.
     """
     content = tree_hash(params)
     folder = Path(directory).absolute() / content
     if not folder.exists():
+        barrier("base is missing")  # no process makes the folder before all have looked for it
         try:
-            save_arrays(folder, tree.unflatten(tree.flatten(params)))
+            _save(folder, tree.flatten(params))
         except Exception as error:
             raise CheckpointError(f"{folder}: the frozen base was not saved: {reason(error)}") from None
     return content
 
 
-def load_base(directory: str | Path, content: str, abstract: Mapping[str, Any]) -> tree.Tree:
-    """The frozen parameters of hash ``content``, placed as the leaves of ``abstract`` say.
+def _save(folder: Path, flat: dict[str, Any]) -> None:
+    """The folder appears when it is whole: Orbax renames what it writes, and so does this."""
+    if not any(isinstance(leaf, LazyArray) for leaf in flat.values()):
+        save_arrays(folder, tree.unflatten(flat))
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    if jax.process_index() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    barrier("partial base is removed")
+    stream_arrays(partial, flat)
+    if jax.process_index() == 0:
+        partial.rename(folder)
+    barrier("base is in place")
 
-    Raises CheckpointError if they are missing, do not fit ``abstract`` or are not what was saved.
-    """
+
+def open_base(directory: str | Path, content: str) -> dict[str, LazyArray]:
+    """The stored parameters of hash ``content`` by path; raises CheckpointError if they are missing."""
     folder = Path(directory).absolute() / content
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: the frozen base of this run is missing: restore it or start a new workdir")
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(folder).item_metadata
-            check_fit(folder, stored, abstract)
-            restored = checkpointer.restore(
-                folder, item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
-            )
-    except CheckpointError:
-        raise
-    except Exception as error:
+        return open_arrays(folder)
+    except WeightsError as error:
         raise CheckpointError(f"{folder}: the frozen base is damaged: {reason(error)}") from None
-    if tree_hash(restored) != content:
-        raise CheckpointError(f"{folder}: the frozen base is damaged: its content no longer has this hash")
-    return restored
+
+
+def load_base(directory: str | Path, content: str, abstract: Mapping[str, Any]) -> tree.Tree:
+    """The frozen parameters of hash ``content``, placed and cast as the leaves of ``abstract`` say.
+
+    Raises CheckpointError if they are missing, do not fit ``abstract`` or are not what was saved.
+    """
+    folder = Path(directory).absolute() / content
+    stored, wanted = open_base(directory, content), tree.flatten(abstract)
+    fitting = {
+        path: jax.ShapeDtypeStruct(leaf.shape, stored[path].dtype)
+        for path, leaf in wanted.items()
+        if path in stored and stored[path].shape == tuple(leaf.shape)
+    }
+    check_fit(folder, tree.unflatten(stored), tree.unflatten(wanted | fitting))
+    try:
+        if tree_hash(tree.unflatten(stored)) != content:
+            raise CheckpointError(f"{folder}: the frozen base is damaged: its content no longer has this hash")
+        return tree.unflatten({path: place(stored[path], leaf.dtype, leaf.sharding) for path, leaf in wanted.items()})
+    except WeightsError as error:
+        raise CheckpointError(f"{folder}: the frozen base is damaged: {reason(error)}") from None
 
 
 def remove_base(directory: str | Path, content: str) -> None:

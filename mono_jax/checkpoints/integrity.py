@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from mono_jax import tree
 from mono_jax.errors import CheckpointError
 from mono_jax.files import Damaged, verify_checksums
-from mono_jax.weights.names import is_stacked
+from mono_jax.weights.names import first, is_stacked
 
 
 def verify_on_first_process(folder: Path) -> bool:
@@ -35,7 +35,7 @@ def verify_on_first_process(folder: Path) -> bool:
 
 
 def check_fit(folder: Path, stored_state: Any, wanted_state: Any) -> None:
-    """Raises CheckpointError that lists all differences between the arrays stored in ``folder`` and those wanted.
+    """Raises CheckpointError that lists the differences between the arrays stored in ``folder`` and those wanted.
 
     ``stored_state``: Orbax's metadata of a tree; ``wanted_state``: arrays or jax.ShapeDtypeStruct.
     """
@@ -48,7 +48,7 @@ def check_fit(folder: Path, stored_state: Any, wanted_state: Any) -> None:
         if path in stored and stored[path] != wanted[path]
     ]
     if problems:
-        raise CheckpointError(f"{folder}: does not fit this run: {'; '.join(problems)}")
+        raise CheckpointError(f"{folder}: does not fit this run: {first(problems, separator='; ')}")
 
 
 def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:

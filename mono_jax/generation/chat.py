@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +18,14 @@ from data_pipelines.encoding.tiling import Tiling, patch_cells
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
-from mono_jax.errors import ConfigError, GenerationError
-from mono_jax.files import read_json
+from mono_jax.errors import GenerationError
+from mono_jax.files import lfs_error
 from mono_jax.generation.decode import Generation, Generator
-from mono_jax.generation.options import NO_TEMPLATE, PromptFormat, Sampling
+from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import Architecture
-from mono_jax.weights.model_folder import MODEL_FILE, load_model, model_config
-
-
-def find_model(path: str | Path) -> Path:
-    """``path``, or the model folder in it if it is the workdir of a stage."""
-    path = Path(path)
-    inner = path / "model"
-    return inner if (inner / MODEL_FILE).is_file() else path
-
-
-def read_prompt_format(folder: Path) -> PromptFormat:
-    """From the folder's config.json (as in Hugging Face folders), or that of the run whose workdir it lies in."""
-    names = {field.name for field in dataclasses.fields(PromptFormat)}
-    if (file := folder / "config.json").is_file():
-        return _prompt_format(file, _from_hf(read_json(file)))
-    if folder.name == "model" and (file := folder.parent / "config.json").is_file():
-        data = read_json(file).get("data")
-        return _prompt_format(file, {k: v for k, v in data.items() if k in names} if isinstance(data, dict) else {})
-    return PromptFormat()
-
-
-def _from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
-    keys = {
-        "template": "template",
-        "min_dynamic_patch": "min_tiles",
-        "max_dynamic_patch": "max_tiles",
-        "use_thumbnail": "thumbnail",
-    }
-    found = {ours: values[theirs] for theirs, ours in keys.items() if values.get(theirs) is not None}
-    if values.get("dynamic_image_size") is False:
-        found |= {"min_tiles": 1, "max_tiles": 1}
-    return found
-
-
-def _prompt_format(file: Path, values: Mapping[str, Any]) -> PromptFormat:
-    kinds = {"template": str, "system_message": str | None, "min_tiles": int, "max_tiles": int, "thumbnail": bool}
-    for key, value in values.items():
-        if not isinstance(value, kinds[key]):
-            raise ConfigError(f"{file}: the value {value!r} for {key} cannot be used")
-    return PromptFormat(**values)
+from mono_jax.weights.model_folder import find_model, load_model, model_config, read_origin
+from mono_jax.weights.prompt_format import PromptFormat
 
 
 @dataclasses.dataclass
@@ -159,8 +121,6 @@ class Chat:
 
 
 def _tiling(config: Architecture, form: PromptFormat) -> Tiling:
-    if form.min_tiles < 1 or form.max_tiles < form.min_tiles:
-        raise ConfigError(f"max_tiles is {form.max_tiles}, min_tiles {form.min_tiles}: use 1 <= min <= max")
     if config.vision is None:
         return Tiling()
     return Tiling(config.geometry, form.min_tiles, form.max_tiles, form.thumbnail)
@@ -210,27 +170,31 @@ class _Stream:
 
 
 def open_chat(args: Any) -> Chat:
-    """The conversation that the flags describe."""
+    """The conversation that the flags describe; what they leave out is as the model's folder says."""
     folder = find_model(args.model)
     model_config(folder)  # tells of a wrong folder before anything else is looked for
     tokenizer = _open_tokenizer(args.tokenizer or folder)
     config, params = load_model(folder, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
-    given = {name: getattr(args, name) for name in ("template", "system_message", "max_tiles")}
-    given = {name: value for name, value in given.items() if value is not None}
-    form = dataclasses.replace(read_prompt_format(folder), **given)
-    form = dataclasses.replace(form, min_tiles=min(form.min_tiles, form.max_tiles))
-    sampling = Sampling(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
+    form = prompt_format(folder, **{name: getattr(args, name) for name in ("template", "system_message", "max_tiles")})
+    sampling = default_sampling(folder, **{name: getattr(args, name) for name in SAMPLING_FLAGS})
     generator = Generator(config, params, args.dtype, max_length=args.max_length)
     return Chat(generator, tokenizer, form, sampling)
 
 
+def prompt_format(folder: Path, **given: Any) -> PromptFormat:
+    """How the model in ``folder`` was trained to be asked, but for what is given (None: not given)."""
+    given = {name: value for name, value in given.items() if value is not None}
+    form = read_origin(folder).prompt or PromptFormat()
+    if "max_tiles" in given:
+        given["min_tiles"] = max(1, min(form.min_tiles, given["max_tiles"]))
+    return dataclasses.replace(form, **given)
+
+
 def _open_tokenizer(path: str | Path) -> Tokenizer:
+    folder = Path(path)
+    for file in [folder / name for name in ("tokenizer.model", "tokenizer.json")] if folder.is_dir() else [folder]:
+        if problem := lfs_error(file):
+            raise DataError(problem)
     try:
         return Tokenizer(path)
     except DataError as error:

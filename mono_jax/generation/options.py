@@ -1,13 +1,17 @@
-"""How answers are asked for: the choice of tokens, and the form of prompts."""
+"""How answers are asked for: the choice of tokens, by flags and by generation_config.json."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
-from data_pipelines.config import DataConfig
-from mono_jax.errors import GenerationError
+from mono_jax.errors import ConfigError, GenerationError
+from mono_jax.files import read_json
 
 NO_TEMPLATE = "none"
+_DRAWING = ("temperature", "top_k", "top_p")
+SAMPLING_FLAGS = ("max_new_tokens", *_DRAWING, "seed")  # of generate.py; None = as the model's folder says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +49,29 @@ class Sampling:
             raise GenerationError(f"top_p is {self.top_p}: it must be greater than 0 and at most 1")
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptFormat:
-    """How questions are put to a model: as in ``DataConfig``, with its defaults; ``template`` may be NO_TEMPLATE."""
+def default_sampling(folder: Path, **given: Any) -> Sampling:
+    """Sampling as the generation_config.json of ``folder`` says, but for what is given (None: not given).
 
-    template: str = DataConfig.template
-    system_message: str | None = DataConfig.system_message
-    min_tiles: int = DataConfig.min_tiles
-    max_tiles: int = DataConfig.max_tiles
-    thumbnail: bool = DataConfig.thumbnail
+    Its keys mean what they mean to transformers: without ``do_sample`` the likeliest token is taken, whatever
+    ``temperature`` says. Raises ConfigError that names the file and the key.
+    """
+    file = folder / "generation_config.json"
+    values = read_json(file) if file.is_file() else {}
+    found = {key: values[key] for key in ("max_new_tokens", *_DRAWING) if values.get(key) is not None}
+    if values.get("do_sample"):
+        found.setdefault("temperature", 1.0)
+    else:
+        found = {key: value for key, value in found.items() if key not in _DRAWING}
+    kinds = {"max_new_tokens": int, "temperature": (int, float), "top_k": int, "top_p": (int, float)}
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, kinds[key]):
+            raise ConfigError(f"{file}: {key} is {value!r}: it must be a number")
+    ends = values.get("eos_token_id")
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ends):
+        raise ConfigError(f"{file}: eos_token_id is {values['eos_token_id']!r}: it must be an id or a list of ids")
+    found |= {key: value for key, value in given.items() if value is not None}
+    try:
+        return Sampling(**found, stop_tokens=tuple(ends))
+    except GenerationError as error:
+        raise error if given.get(str(error).split()[0]) is not None else ConfigError(f"{file}: {error}") from None

@@ -58,12 +58,12 @@ def _grouped(
     kernel = None if execution.experts_kernel == "auto" else execution.experts_kernel
     options = {"rows": ROWS, "columns": TENSOR, "block": block, "implementation": kernel}
     if isinstance(text, SwiGLU):
-        return sharded_ffn(x, experts, _ffn_weights(text), _ffn_weights(visual), **options)
-    y = sharded_matmul(x, experts, text.kernel[...], visual.kernel[...], **options)
+        return sharded_ffn(x, experts, _ffn_weights(text, x.dtype), _ffn_weights(visual, x.dtype), **options)
+    y = sharded_matmul(x, experts, text.kernel[...].astype(x.dtype), visual.kernel[...].astype(x.dtype), **options)
     if hasattr(text, "bias"):
         y += jnp.where(slots.is_visual()[..., None], visual.bias[...], text.bias[...]).astype(y.dtype)
     return y
 
 
-def _ffn_weights(expert: SwiGLU) -> FfnWeights:
-    return FfnWeights(*(part.kernel[...] for part in (expert.gate, expert.up, expert.down)))
+def _ffn_weights(expert: SwiGLU, dtype: jnp.dtype) -> FfnWeights:
+    return FfnWeights(*(part.kernel[...].astype(dtype) for part in (expert.gate, expert.up, expert.down)))

@@ -27,12 +27,13 @@ class RunConfig:
     stage: str = field(help="what trains, and how: a name in mono_jax.training.stages.STAGES", choices=tuple(STAGES))
     data: DataConfig = field(help="sources, packing and batches")
     model: ModelChanges = field(
-        default_factory=dict, help='"preset" (unless `init` is given), and keys of the architecture to change'
+        default_factory=dict,
+        help='"preset" (beside `init`: only to say what it is), and keys of the architecture to change',
     )
     init: str = field(
         "",
         on_resume="free",
-        help='model or Hugging Face folder to start from; "" = random weights of the preset',
+        help='model folder, Hugging Face folder or workdir to start from; "" = random weights of the preset',
     )
     trains: tuple[str, ...] | None = field(
         None,
@@ -44,7 +45,17 @@ class RunConfig:
     execution: Execution = field(default_factory=Execution, on_resume="free", help="memory against time, kernels")
     mesh: MeshConfig = field(default_factory=MeshConfig, on_resume="free", help="devices along each axis")
     dtype: Dtype = field("bfloat16", help="of the activations")
-    frozen_dtype: Dtype = field("bfloat16", help="of the frozen parameters in memory")
+    frozen_dtype: Literal["source", "bfloat16", "float32"] = field(
+        "source",
+        help='of the frozen parameters on the devices, cast at use: "source" = as `init` stores them (random weights: '
+        "bfloat16); what is stored and what leaves the run is always as in `init`, bit for bit",
+    )
+    save_dtype: Literal["source", "bfloat16", "float16", "float32"] = field(
+        "source",
+        on_resume="free",
+        help='of the trained parameters in WORKDIR/model: "source" = of the base that the model descends from, so that '
+        'it leaves as it came (random weights: float32); "float32" = the masters, for another stage that goes on',
+    )
     grad_accum_steps: int = field(1, ge=1, on_resume="free", help="microbatches that a batch is cut into")
     seed: int = field(0, ge=0, help="of random weights")
     log_every: int = field(10, ge=1, on_resume="free", help="steps between two records")

@@ -38,7 +38,18 @@ from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig
 from mono_jax.runs.stage import run_stage, say_now
 from mono_jax.training import stages
 from mono_jax.training.groups import groups_of, trained_groups
-from mono_jax.weights.model_folder import MODEL_FILE, companion_files, load_model, model_config, open_model, save_model
+from mono_jax.weights.hf_config import config_to_hf
+from mono_jax.weights.model_folder import (
+    MODEL_FILE,
+    Origin,
+    companion_files,
+    find_model,
+    load_model,
+    model_config,
+    open_model,
+    read_origin,
+    save_model,
+)
 from mono_jax.weights.upcycle import upcycle
 
 
@@ -55,8 +66,12 @@ class Evip:
 
         Raises ConfigError that names the key if neither the config nor the sets have a tokenizer or sources.
         """
-        own = dict(self.config.stages[folder])
-        values = {**self.config.common, **own, "init": init}
+        own, common = dict(self.config.stages[folder]), dict(self.config.common)
+        if init and isinstance(common.get("model"), Mapping):  # the preset is that of the stage without weights
+            common["model"] = {key: value for key, value in common["model"].items() if key != "preset"}
+        values = {**common, **own, "init": init}
+        if folder != list(self.config.stages)[-1]:
+            values.setdefault("save_dtype", "float32")  # the next stage goes on with the masters
         data = {**self.config.data, **own.get("data", {})}
         if "tokenizer" not in data:
             data["tokenizer"] = self.tokenizer()
@@ -101,7 +116,8 @@ class Evip:
             return init
         target = self.workdir / "mono"
         if not (target / MODEL_FILE).is_file():
-            config, params, _ = open_model(init)
+            origin = read_origin(find_model(init))
+            config, params, names = open_model(init)
             tokenizer = Tokenizer(self.tokenizer())
             config, params = upcycle(
                 config,
@@ -111,7 +127,10 @@ class Evip:
                 vocab_size=max(config.vocab_size, tokenizer.vocab_size),
                 image_token_id=tokenizer.id(IMAGE_CONTEXT),
             )
-            save_model(target, config, params, extra_files=companion_files(init))
+            dtype = origin.dtype or str(params["embed"]["embedding"].dtype)
+            values = config_to_hf(config, origin.config_json, dtype, prompt=origin.prompt)
+            origin = Origin(values, origin.prompt, dtype, names)
+            save_model(target, config, params, extra_files=companion_files(find_model(init)), origin=origin)
             say_now(f"visual experts embedded: {target}")
         return str(target)
 
@@ -198,14 +217,18 @@ def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) ->
     for path, leaf in tree.flatten(params).items():
         sizes[groups[path]] = sizes.get(groups[path], 0) + leaf.size
     trainable = sum(size for group, size in sizes.items() if group in trained)
-    width = jnp.dtype(run.frozen_dtype).itemsize
+    frozen_bytes = sum(
+        leaf.size * (leaf.dtype if run.frozen_dtype == "source" else jnp.dtype(run.frozen_dtype)).itemsize
+        for path, leaf in tree.flatten(params).items()
+        if groups[path] not in trained
+    )
     return {
         "groups": {group: {"parameters": size, "trained": group in trained} for group, size in sorted(sizes.items())},
         "trainable": trainable,
         "frozen": sum(sizes.values()) - trainable,
         "optimizer_bytes": 8 * trainable,  # AdamW: two float32 moments
         "master_bytes": 4 * trainable,
-        "frozen_bytes": width * (sum(sizes.values()) - trainable),
+        "frozen_bytes": frozen_bytes,
     }
 
 

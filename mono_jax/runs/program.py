@@ -6,26 +6,28 @@ Trainer, plans, benchmarks, evaluation and server start from it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError
-from mono_jax.models.architecture import Architecture
-from mono_jax.models.presets import PRESETS, preset
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.parallel.specs import param_shardings
+from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
+from mono_jax.training.groups import split
 from mono_jax.training.optim import Optimizer, make_optimizer
 from mono_jax.training.stages import Stage
 from mono_jax.training.state import TrainState, abstract_state, init_state
 from mono_jax.training.step import Step, jit_train_step, make_train_step
-from mono_jax.weights.model_folder import load_model, model_config
+from mono_jax.weights.model_folder import open_model, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +80,32 @@ class Program:
         """Of the activations."""
         return jnp.dtype(self.run.dtype)
 
+    @functools.cached_property
+    def stored_dtypes(self) -> dict[str, np.dtype]:
+        """Dtype of each parameter as ``init`` stores it; {} for random weights."""
+        if not self.run.init:
+            return {}
+        _, lazy, _ = open_model(self.run.init, verify=False)
+        return {path: leaf.dtype for path, leaf in tree.flatten(lazy).items()}
+
+    @property
+    def frozen_dtype(self) -> jnp.dtype | None:
+        """Of the frozen parameters on the devices; None = as stored."""
+        if self.run.frozen_dtype != "source":
+            return jnp.dtype(self.run.frozen_dtype)
+        return None if self.run.init else jnp.dtype(jnp.bfloat16)
+
     def abstract_state(self) -> tuple[TrainState, tree.Tree]:
         """Shapes, dtypes and shardings of (state, frozen)."""
-        return abstract_state(self.stage, self.model, self.optimizer, self.mesh, jnp.dtype(self.run.frozen_dtype))
+        params = tree.unflatten(
+            {
+                path: jax.ShapeDtypeStruct(
+                    leaf.shape, jax.dtypes.canonicalize_dtype(self.stored_dtypes.get(path, leaf.dtype))
+                )
+                for path, leaf in tree.flatten(self.model.abstract_params()).items()
+            }
+        )
+        return abstract_state(self.stage, self.model, self.optimizer, self.mesh, self.frozen_dtype, params)
 
     def fresh_state(self) -> tuple[TrainState, tree.Tree]:
         """State at step 0 from ``init`` or random weights."""
@@ -88,33 +113,32 @@ class Program:
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         whole = param_shardings(self.model.config, self.model.abstract_params(), self.mesh)
         if self.run.init:
-            _, params = load_model(self.run.init, shardings=whole)
+            params = self._placed(whole)
         else:
             params = jax.jit(self.model.init, out_shardings=whole)(jax.random.key(self.run.seed))
-        dtype = jnp.dtype(self.run.frozen_dtype)
-        init = partial(init_state, self.stage, self.model, self.optimizer, frozen_dtype=dtype)
+        init = partial(init_state, self.stage, self.model, self.optimizer, frozen_dtype=self.frozen_dtype)
         return jax.jit(init, out_shardings=places)(params)
+
+    def _placed(self, shardings: tree.Tree) -> tree.Tree:
+        """The weights of ``init`` on the devices; frozen ones come in the dtype that they stay in."""
+        _, lazy, _ = open_model(self.run.init)
+        _, frozen = split(self.stage, self.model.config, lazy)
+        frozen, places = tree.flatten(frozen), tree.flatten(shardings)
+        return tree.unflatten(
+            {
+                path: place(leaf, self.frozen_dtype if path in frozen else None, places[path])
+                for path, leaf in tree.flatten(lazy).items()
+            }
+        )
+
+    def frozen_source(self, frozen: tree.Tree) -> tree.Tree:
+        """``frozen`` (as at step 0) as it is stored: as in ``init``, read when it is needed; random weights as is."""
+        if not self.run.init:
+            return frozen
+        _, lazy, _ = open_model(self.run.init, verify=False)
+        return split(self.stage, self.model.config, lazy)[1]
 
     def train_step(self, state: TrainState, frozen: tree.Tree) -> Step:
         """The one step, compiled for the mesh when it is first called. ``state`` and ``frozen``: arrays or shapes."""
         step = make_train_step(self.model, self.optimizer, dtype=self.dtype, grad_accum_steps=self.run.grad_accum_steps)
         return jit_train_step(step, self.model, state, frozen, self.mesh)
-
-
-def architecture_of(run: RunConfig) -> Architecture:
-    """The architecture: of the weights to start from, or the preset's, with the changes of ``run.model``."""
-    changes = dict(run.model)
-    name = changes.pop("preset", None)
-    if run.init:
-        base = model_config(run.init)
-    elif isinstance(name, str):
-        base = preset(name)
-    else:
-        raise ConfigError(
-            f"config.model.preset is {name!r}: name one of {', '.join(PRESETS)}, or give config.init (a model folder)"
-        )
-    values = base.to_dict()
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
-        values[key] = {**values[key], **value} if nested else value
-    return Architecture.from_dict(values, "config.model")

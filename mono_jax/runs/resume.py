@@ -48,7 +48,7 @@ def start_or_resume(
     if not checkpoints.steps():
         _refuse_lost_checkpoints(workdir, checkpoints)
         state, frozen = program.fresh_state()
-        base = save_base(base_dir, frozen) if frozen else ""
+        base = save_base(base_dir, program.frozen_source(frozen)) if frozen else ""
         write_config(program.run, workdir)
         return state, frozen, base
     metadata = checkpoints.metadata()
@@ -84,10 +84,11 @@ def _frozen(program: Program, base_dir: Path, content: str, abstract: tree.Tree,
     except CheckpointError as error:
         say(f"{error}; making it again from the initial weights")
         _, frozen = program.fresh_state()
-        if tree_hash(frozen) != content:
+        source = program.frozen_source(frozen)
+        if tree_hash(source) != content:
             raise CheckpointError(f"{error}; the initial weights have changed, too: restore one of them") from None
         remove_base(base_dir, content)
-        save_base(base_dir, frozen)
+        save_base(base_dir, source)
         return frozen
 
 

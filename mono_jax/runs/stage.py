@@ -29,15 +29,17 @@ from mono_jax.files import Damaged, read_json, verify_checksums
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.runs import resume
+from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
-from mono_jax.runs.program import Program, architecture_of
+from mono_jax.runs.program import Program
+from mono_jax.runs.result import write_model
 from mono_jax.runs.workdir import locked, refuse_foreign
 from mono_jax.training import callbacks, flops, metrics
 from mono_jax.training.callbacks import Say
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
-from mono_jax.training.state import TrainState, all_params
-from mono_jax.weights.model_folder import PARAMS_FOLDER, companion_files, save_model
+from mono_jax.training.state import TrainState
+from mono_jax.weights.model_folder import PARAMS_FOLDER
 
 
 def say_now(line: str) -> None:
@@ -52,7 +54,7 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     Raises MonoJaxError or DataError; ``callbacks.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
-    with locked(workdir):
+    with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         return _run(run, workdir, base_dir or workdir / "base", say)
 
 
@@ -91,7 +93,7 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
         finally:
             if writer is not None:
                 writer.close()
-    result = _finish(program, data, workdir, state, frozen)
+    result = _finish(program, data, workdir, state, frozen, base_dir / base)
     result["data"]["sources"] = summaries
     return result | {"failed_saves": saving.failed}
 
@@ -198,9 +200,10 @@ def _check_boundaries(block: int, execution: Execution) -> None:
 def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter | None, say: Say) -> callbacks.Recorder:
     run, config = program.run, program.model.config
     trained = trained_groups(program.stage, config)
+    peak = flops.peak_flops(jax.local_devices()[0].device_kind)
     speed = callbacks.Speed(
         flops=lambda counts: flops.step_flops(config, trained, counts),
-        peak=flops.peak_flops() * jax.local_device_count(),
+        peak=None if peak is None else peak * jax.local_device_count(),
     )
     return callbacks.Recorder(
         program.stage.name,
@@ -236,14 +239,6 @@ def _announce(program: Program, state: TrainState, frozen: tree.Tree, say: Say) 
     )
 
 
-def _companions(run: RunConfig) -> list[Path]:
-    """Files that accompany the model: its tokenizer, and the config.json of the weights it started from."""
-    tokenizer = Path(run.data.tokenizer)
-    files = companion_files(tokenizer if tokenizer.is_dir() else tokenizer.parent)
-    original = Path(run.init) / "config.json" if run.init else None
-    return [*files, original] if original is not None and original.is_file() else files
-
-
 def _is_whole(model: Path, step: int) -> bool:
     """Whether the model folder is there, of ``step``, and its files are what was written."""
     try:
@@ -252,12 +247,13 @@ def _is_whole(model: Path, step: int) -> bool:
         return False
 
 
-def _finish(program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree) -> dict[str, Any]:
+def _finish(
+    program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree, base: Path
+) -> dict[str, Any]:
     """Writes the model folder, unless this step's is there, and sums up."""
     target, done = workdir / "model", int(state.step)
     if not _is_whole(target, done):
-        params = all_params(state, frozen)
-        save_model(target, program.model.config, params, extra_files=_companions(program.run))
+        write_model(target, program, state, frozen, base)
         if jax.process_index() == 0:
             publish.write_json(target / "step.json", {"step": done})
     records = metrics.read_metrics(workdir / "metrics.jsonl")

@@ -56,11 +56,15 @@ class _Pending:
 @dataclasses.dataclass(frozen=True)
 class Speed:
     """What rates are reported against: model FLOPs of the tokens counted, and the peak FLOP/s of this process's
-    devices.
+    devices (None = not known, no MFU is reported).
     """
 
     flops: Callable[[Mapping[str, float]], float]
-    peak: float
+    peak: float | None
+
+    def mfu(self, counts: Mapping[str, float], seconds: float) -> float | None:
+        """Share of the peak that the work of ``counts`` in ``seconds`` makes."""
+        return None if self.peak is None else self.flops(counts) / seconds / self.peak
 
 
 class Recorder(Callback):
@@ -137,7 +141,7 @@ class Recorder(Callback):
         record |= {"lr": max(rates.values()), **{f"lr/{group}": rate for group, rate in rates.items()}}
         record |= {
             "tokens_per_s": (window["visual"] + window["text"]) / count / per_step,
-            "mfu": self._speed.flops(window) / count / per_step / self._speed.peak,
+            "mfu": self._speed.mfu(window, count * per_step),
             "data_wait": window["wait"] / count / per_step,
             "step_s": per_step,
             "eta_s": (steps - done) * per_step,

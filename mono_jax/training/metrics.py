@@ -49,7 +49,7 @@ def console_line(stage: str, steps: int, record: Mapping[str, Any]) -> str:
         f"grad {record['grad_norm']:.3f}",
         f"lr {record['lr']:.2e}",
         f"{record['tokens_per_s']:,.0f} tokens/s",
-        f"MFU {record['mfu']:.1%}",
+        *([] if record.get("mfu") is None else [f"MFU {record['mfu']:.1%}"]),
         f"data wait {record['data_wait']:.1%}",
         f"ETA {duration(record['eta_s'])}",
     ]

@@ -77,10 +77,9 @@ def make_optimizer(
         schedules[group] = make_schedule(peak, kind, warmup_steps, steps, end=config.end, decay=config.decay)
         weight_decay = _first(own.weight_decay, config.weight_decay, stage.weight_decay)
         transforms[group] = _transform(own.optimizer or config.optimizer, schedules[group], weight_decay, config)
-    transform = optax.multi_transform(transforms, tree.unflatten(labels))
-    if config.clip_norm:
-        transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
-    return Optimizer(transform, schedules)
+    # The identity keeps the state's structure: a resumed run may turn clipping on or off.
+    clipping = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return Optimizer(optax.chain(clipping, optax.multi_transform(transforms, tree.unflatten(labels))), schedules)
 
 
 def _first(*values: float | None) -> float:

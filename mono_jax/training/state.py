@@ -44,9 +44,9 @@ class TrainState:
 
 
 def init_state(
-    stage: Stage, model: Model, optimizer: Optimizer, params: tree.Tree, frozen_dtype: jnp.dtype = jnp.bfloat16
+    stage: Stage, model: Model, optimizer: Optimizer, params: tree.Tree, frozen_dtype: jnp.dtype | None = jnp.bfloat16
 ) -> tuple[TrainState, tree.Tree]:
-    """(state, frozen) at step 0; frozen parameters are cast to ``frozen_dtype``."""
+    """(state, frozen) at step 0; frozen parameters are cast to ``frozen_dtype`` (None: they stay as they are)."""
     trainable, frozen = split(stage, model.config, params)
     # A copy: the step donates its state, and must not take the caller's arrays with it.
     trainable = jax.tree.map(lambda a: jnp.array(a, jnp.float32), trainable)
@@ -65,11 +65,16 @@ def state_shardings(model: Model, state: TrainState, frozen: tree.Tree, mesh: Me
 
 
 def abstract_state(
-    stage: Stage, model: Model, optimizer: Optimizer, mesh: Mesh, frozen_dtype: jnp.dtype = jnp.bfloat16
+    stage: Stage,
+    model: Model,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    frozen_dtype: jnp.dtype | None = jnp.bfloat16,
+    params: tree.Tree | None = None,
 ) -> tuple[TrainState, tree.Tree]:
-    """Shapes, dtypes and shardings of what ``init_state`` returns."""
+    """Shapes, dtypes and shardings of what ``init_state`` returns for ``params`` (shapes; default: random weights)."""
     init = partial(init_state, stage, model, optimizer, frozen_dtype=frozen_dtype)
-    state, frozen = jax.eval_shape(init, model.abstract_params())
+    state, frozen = jax.eval_shape(init, model.abstract_params() if params is None else params)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         (state, frozen),

@@ -20,12 +20,20 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError
 from mono_jax.files import read_json
 from mono_jax.models.architecture import Architecture, VisionConfig
-from mono_jax.weights.hf_config import config_to_hf
+from mono_jax.weights import upcycle
+from mono_jax.weights.hf_config import config_to_hf, with_dtype
 from mono_jax.weights.lazy import LazyArray
-from mono_jax.weights.model_folder import MODEL_FILE, companion_files, open_model, save_model
+from mono_jax.weights.model_folder import (
+    MODEL_FILE,
+    Origin,
+    companion_files,
+    find_model,
+    open_model,
+    read_origin,
+    save_model,
+)
 from mono_jax.weights.names import is_stacked
-from mono_jax.weights.upcycle import add_tokens, upcycle
-from mono_jax.weights.writers import SHARD_SIZE, save_hf
+from mono_jax.weights.writers import SHARD_SIZE, save_params
 
 Kind = Literal["hf", "orbax"]
 
@@ -58,52 +66,68 @@ def convert(
     dtype: str | None = None,
     shard_size: int = SHARD_SIZE,
     upcycling: Upcycling | None = None,
+    grow_vocabulary: int | None = None,
 ) -> dict[str, Any]:
     """Converts the model in ``source``; ``target`` appears when it is whole. Returns what was done, for JSON.
 
     Args:
+      source: a Hugging Face folder, a model folder, or the workdir of a finished run.
       source_kind: what ``source`` must be; default: seen from its files.
-      target_kind: default: the other kind, or the same with ``upcycling``.
+      target_kind: default: the other kind, or the same with ``upcycling`` or ``grow_vocabulary``.
       names_file: JSON table of checkpoint names that differ from the built-in ones.
       image_token_id: id of <IMG_CONTEXT>; default: from the tokenizer files.
       dtype: cast all weights; None keeps them bit for bit.
       shard_size: bytes of the largest safetensors file.
+      upcycling: visual experts for a model without them; its vocabulary grows as far as the tokens need.
+      grow_vocabulary: new size of the vocabulary of a model that stays the same otherwise.
 
     Raises MonoJaxError.
     """
     names = read_json(names_file) if names_file else {}
+    given, source = source, find_model(source)
     kind = _kind_of(source, source_kind)
-    target_kind = target_kind or (kind if upcycling else {"hf": "orbax", "orbax": "hf"}[kind])
+    target_kind = target_kind or (kind if upcycling or grow_vocabulary else {"hf": "orbax", "orbax": "hf"}[kind])
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise _not_empty(target)
     config, params, names = open_model(source, image_token_id=image_token_id, names=names)
-    original = read_json(source / "config.json") if (source / "config.json").is_file() else None
-    report: dict[str, Any] = {"from": kind, "to": target_kind, "src": str(source), "dst": str(target)}
-    added_tokens = None
+    origin = read_origin(source)
+    report: dict[str, Any] = {"from": kind, "to": target_kind, "src": str(given), "dst": str(target)}
+    added_tokens, old_size = None, config.vocab_size
+    if upcycling and grow_vocabulary:
+        raise ConfigError("grow_vocabulary: embedding experts grows the vocabulary by itself: give one of the two")
     if upcycling:
-        old_size = config.vocab_size
         config, params, added_tokens = _upcycle(source, config, params, upcycling, image_token_id)
+    elif grow_vocabulary:
+        config, params = upcycle.grow_vocabulary(config, params, grow_vocabulary)
+    if upcycling or grow_vocabulary:
         report["vocabulary_rows_added"] = config.vocab_size - old_size
     flat = tree.flatten(params)
     if unused := [path for path in names if path not in flat]:
         raise ConfigError(f"{names_file}: no such parameter in this model: {', '.join(unused)}")
     if dtype:
         params = tree.unflatten({path: leaf.astype(np.dtype(dtype)) for path, leaf in flat.items()})
-        original = original and original | {"torch_dtype": dtype}
+        origin = dataclasses.replace(origin, dtype=dtype)
     report |= {"model": _describe(config), **_sizes(params)}
     started = time.perf_counter()
     with _published(target, report["bytes"]) as folder:
         params = _with_progress(params)
+        values = _config_json(config, origin, dtype, params["embed"]["embedding"].dtype)
         if target_kind == "hf":
-            save_hf(folder, config, params, original=original, names=names, shard_size=shard_size)
+            save_params(folder, config, params, names=names, shard_size=shard_size)
+            write_json(folder / "config.json", values)
         else:
-            save_model(folder, config, params, names=names)
-            write_json(folder / "config.json", config_to_hf(config, original, params["embed"]["embedding"].dtype))
+            save_model(folder, config, params, origin=dataclasses.replace(origin, config_json=values, names=names))
         for file in companion_files(source):
             shutil.copyfile(file, folder / file.name)
         if added_tokens is not None:
             write_json(folder / "added_tokens.json", added_tokens)
     return report | {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def _config_json(config: Architecture, origin: Origin, cast: str | None, stored: np.dtype) -> dict[str, Any]:
+    """``cast``: dtype that all weights get; ``stored``: of the embedding, for a config.json that is new."""
+    values = config_to_hf(config, origin.config_json, stored, prompt=origin.prompt)
+    return with_dtype(values, cast) if cast else values
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -118,8 +142,6 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def _kind_of(source: Path, expected: Kind | None) -> Kind:
-    if not source.is_dir():
-        raise WeightsError(f"{source}: no such folder")
     found: Kind = "orbax" if (source / MODEL_FILE).is_file() else "hf"
     if expected == "orbax" and found == "hf":
         raise WeightsError(f"{source}: no {MODEL_FILE} in it: not a model folder; use --from=hf?")
@@ -138,8 +160,8 @@ def _upcycle(
     if any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         tokenizer = upcycling.open_tokenizer(source)
         known, vocab_size = tokenizer.added, max(vocab_size, tokenizer.vocab_size)
-    tokens, vocab_size = add_tokens(known, vocab_size)
-    new, params = upcycle(
+    tokens, vocab_size = upcycle.add_tokens(known, vocab_size)
+    new, params = upcycle.upcycle(
         config,
         params,
         vision=dataclasses.replace(VisionConfig(), **upcycling.vision),

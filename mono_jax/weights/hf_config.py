@@ -12,12 +12,16 @@ import numpy as np
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax.errors import ConfigError
 from mono_jax.files import read_json
-from mono_jax.models.architecture import Architecture, RopeScaling, VisionConfig
+from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.weights.hf_rope import ROPE_KEYS, rope_from_hf, rope_to_hf
+from mono_jax.weights.hf_section import Section
 from mono_jax.weights.names import TABLE, Names
+from mono_jax.weights.prompt_format import PromptFormat, prompt_to_hf
 from mono_jax.weights.readers import tensor_names
 
 _ARCHITECTURES = ("InternLM2ForCausalLM", "InternLM2VEForCausalLM", "InternLM2VEAttentionForCausalLM")
 _VISION_KINDS = {"intern_vit_patch": "patch_embed", "intern_vit_6b": "intern_vit"}
+DTYPE_KEYS = ("torch_dtype", "dtype")  # of the weights: the older spelling, and that of transformers 5
 # What a new config.json says of things outside the model: the values of the paper (arXiv 2410.08202) and its release.
 CHAT_DEFAULTS = {
     "template": "internlm2-chat",
@@ -28,32 +32,6 @@ CHAT_DEFAULTS = {
 }
 
 
-class _Section:
-    """Typed access to a part of config.json; every error names the file, the key and the fix."""
-
-    def __init__(self, values: Any, where: str):
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{where}: must be a JSON object, not {type(values).__name__}")
-        self.values, self.where = values, where
-
-    def get(self, key: str, kind: type, default: Any = None, valid: tuple = ()) -> Any:
-        """``values[key]``, or ``default`` where absent or null; a default of None means required."""
-        value = self.values.get(key)
-        if value is None:
-            if default is None:
-                raise ConfigError(f"{self.where}: key {key!r} is missing; add it ({kind.__name__})")
-            return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ConfigError(f"{self.where}: {key} is {value!r}: it must be of type {kind.__name__}")
-        if kind in (int, float) and key != "select_layer" and value <= 0:
-            raise ConfigError(f"{self.where}: {key} is {value!r}: it must be greater than 0")
-        if valid and value not in valid:
-            raise ConfigError(f"{self.where}: {key} is {value!r}: use one of {', '.join(map(repr, valid))}")
-        return value
-
-
 def config_from_hf(
     values: Mapping[str, Any], *, image_token_id: int | None = None, file: str | Path = "config.json"
 ) -> Architecture:
@@ -62,11 +40,11 @@ def config_from_hf(
     ``image_token_id``: id of <IMG_CONTEXT>; default: the key of that name, else InternLM2's 92546.
     Raises ConfigError that names ``file``, the key and the fix.
     """
-    top = _Section(values, str(file))
+    top = Section(values, str(file))
     model_type = top.get("model_type", str, valid=("internvl_chat", "internlm2"))
     if model_type == "internlm2":
         return _build(file, **_language_keys(top))
-    language = _Section(values.get("llm_config"), f"{file}: llm_config")
+    language = Section(values.get("llm_config"), f"{file}: llm_config")
     architecture = (values["llm_config"].get("architectures") or ["missing"])[0]
     if architecture not in _ARCHITECTURES:
         raise ConfigError(
@@ -75,7 +53,10 @@ def config_from_hf(
     for key in ("use_backbone_lora", "use_llm_lora"):
         if values.get(key):
             raise ConfigError(f"{file}: {key} is {values[key]!r}: merge the LoRA weights first and set it to 0")
-    vision = _vision(top, _Section(values.get("vision_config"), f"{file}: vision_config"))
+    for key in ROPE_KEYS:  # here nothing would read it
+        if values.get(key) is not None and language.values.get(key) is None:
+            raise ConfigError(f"{file}: {key} stands beside llm_config: move it into llm_config")
+    vision = _vision(top, Section(values.get("vision_config"), f"{file}: vision_config"))
     default = Architecture.image_token_id
     return _build(
         file,
@@ -94,31 +75,26 @@ def _build(file: str | Path, **keys: Any) -> Architecture:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def _language_keys(section: _Section) -> dict[str, Any]:
+def _language_keys(section: Section) -> dict[str, Any]:
     """Keys of InternLM2; absent ones take the defaults of the public InternLM2 configuration."""
     section.get("hidden_act", str, "silu", valid=("silu",))
     heads = section.get("num_attention_heads", int)
+    rope_theta, rope_scaling = rope_from_hf(section)
+    section.get("head_dim", int, head_dim := section.get("hidden_size", int) // heads, valid=(head_dim,))
     return {
         **{k: section.get(k, int) for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},
         "num_attention_heads": heads,
         "num_key_value_heads": section.get("num_key_value_heads", int, heads),
         "rms_norm_eps": section.get("rms_norm_eps", float, 1e-6),
-        "rope_theta": section.get("rope_theta", float, 10000.0),
-        "rope_scaling": _rope_scaling(section),
+        "rope_theta": rope_theta,
+        "rope_scaling": rope_scaling,
         "max_position_embeddings": section.get("max_position_embeddings", int, 2048),
         "bias": section.get("bias", bool, True),
         "tie_word_embeddings": section.get("tie_word_embeddings", bool, False),
     }
 
 
-def _rope_scaling(section: _Section) -> RopeScaling | None:
-    if section.values.get("rope_scaling") is None:
-        return None
-    scaling = _Section(section.values["rope_scaling"], f"{section.where}: rope_scaling")
-    return RopeScaling(scaling.get("type", str, valid=("linear", "dynamic")), scaling.get("factor", float))
-
-
-def _vision(top: _Section, section: _Section) -> VisionConfig:
+def _vision(top: Section, section: Section) -> VisionConfig:
     kind = _VISION_KINDS[section.get("model_type", str, valid=tuple(_VISION_KINDS))]
     # Required where they shape the model; a monolithic one has no encoder and only keeps them.
     fallback = VisionConfig() if kind == "patch_embed" else None
@@ -154,36 +130,55 @@ def _vision(top: _Section, section: _Section) -> VisionConfig:
         ) from None
 
 
-def config_to_hf(config: Architecture, original: Mapping[str, Any] | None = None, dtype: Any = None) -> dict[str, Any]:
-    """config.json of ``config``. Keys of ``original`` that this project does not know are kept.
+def config_to_hf(
+    config: Architecture,
+    original: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    *,
+    prompt: PromptFormat | None = None,
+) -> dict[str, Any]:
+    """config.json of ``config``. Keys of ``original`` that this project does not know are kept, and its spellings.
 
     ``original`` may be that of the dense base of a multimodal ``config``. ``dtype`` (of the weights) is written
-    into a config that is new. A model with visual attention experts gets an architecture name of its own and loses
+    into a config that is new. ``prompt``: how the model was trained to be asked; None = as ``original`` says, else
+    CHAT_DEFAULTS. A model with visual attention experts gets an architecture name of its own and loses
     ``_name_or_path`` and ``auto_map``: no public code loads it and no published label fits it.
     """
     out: dict[str, Any] = copy.deepcopy(dict(original or {}))
     model_type = "internlm2" if config.vision is None else "internvl_chat"
     if dtype is not None and out.get("model_type") != model_type:
-        out["torch_dtype"] = str(np.dtype(dtype))
+        out = with_dtype(out, dtype)
     if config.vision is None:
-        _update(out, _hf_language(config, _ARCHITECTURES[0]))
-        return out
+        _update(out, _hf_language(config, _ARCHITECTURES[0], out))
+        return out | prompt_to_hf(prompt, out)
     if config.visual_attention_experts and not config.visual_ffn_experts:
         raise ConfigError("visual_attention_experts without visual_ffn_experts has no Hugging Face form")
     if out.get("model_type") != model_type:
         base = {"llm_config": out} if "model_type" in out else {}
-        out = CHAT_DEFAULTS | base | {key: out[key] for key in ("torch_dtype",) if key in out}
+        out = CHAT_DEFAULTS | base | {key: out[key] for key in DTYPE_KEYS if key in out}
     language, vision = dict(out.get("llm_config") or {}), dict(out.get("vision_config") or {})
     architecture = _ARCHITECTURES[config.visual_ffn_experts + config.visual_attention_experts]
-    _update(language, _hf_language(config, architecture))
+    _update(language, _hf_language(config, architecture, language))
     _update(vision, _hf_vision(config.vision))
-    _update(out, _hf_top(config))
-    out |= {"llm_config": language, "vision_config": vision}
+    _update(out, _hf_top(config, out))
+    out |= {"llm_config": language, "vision_config": vision} | prompt_to_hf(prompt, out)
     if config.visual_attention_experts:
         for section in (out, language, vision):
             section.pop("_name_or_path", None)
             section.pop("auto_map", None)
     return out
+
+
+def with_dtype(values: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """``values`` of a config.json whose weights are ``dtype``: every spelling, in every section, says so."""
+    name = str(np.dtype(dtype))
+    out = _with_dtype(values, name)
+    return out if any(key in out for key in DTYPE_KEYS) else out | {"torch_dtype": name}
+
+
+def _with_dtype(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    sections = {key: _with_dtype(value, name) for key, value in values.items() if isinstance(value, Mapping)}
+    return {**values, **sections, **{key: name for key in DTYPE_KEYS if key in values}}
 
 
 def _update(section: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -193,16 +188,15 @@ def _update(section: dict[str, Any], values: Mapping[str, Any]) -> None:
             section[key] = value
 
 
-def _hf_language(config: Architecture, architecture: str) -> dict[str, Any]:
-    scaling = config.rope_scaling
+def _hf_language(config: Architecture, architecture: str, original: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    keys += ("num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings", "bias")
+    keys += ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "bias")
     return {
         "architectures": [architecture],
         "model_type": "internlm2",
         "hidden_act": "silu",
         **{key: getattr(config, key) for key in (*keys, "tie_word_embeddings")},
-        "rope_scaling": {"type": scaling.type, "factor": scaling.factor} if scaling else None,
+        **rope_to_hf(config, original),
     }
 
 
@@ -213,7 +207,7 @@ def _hf_vision(vision: VisionConfig) -> dict[str, Any]:
     return {"model_type": model_type, **{key: getattr(vision, key) for key in keys}}
 
 
-def _hf_top(config: Architecture) -> dict[str, Any]:
+def _hf_top(config: Architecture, original: Mapping[str, Any]) -> dict[str, Any]:
     vision = config.vision
     top = {
         "architectures": ["InternVLChatModel"],
@@ -223,7 +217,7 @@ def _hf_top(config: Architecture) -> dict[str, Any]:
         "ps_version": vision.ps_version,
         "select_layer": vision.select_layer,
     }
-    if config.image_token_id != Architecture.image_token_id:
+    if config.image_token_id != Architecture.image_token_id or "image_token_id" in original:
         top["image_token_id"] = config.image_token_id
     return top
 

@@ -13,6 +13,8 @@ import numpy as np
 class LazyArray:
     """An array that lies in a file: ``lazy[n]`` reads layer n, ``np.asarray(lazy)`` reads all.
 
+    ``lazy[a:b]`` is a range of layers, as lazy as the whole.
+
     ``read(n)`` returns slice n of the leading axis, or the whole of an array that is not stacked (n None).
     """
 
@@ -21,7 +23,13 @@ class LazyArray:
     stacked: bool
     read: Callable[[int | None], np.ndarray]
 
-    def __getitem__(self, n: int) -> np.ndarray:
+    def __getitem__(self, n: int | slice) -> Any:
+        if isinstance(n, slice):
+            start, stop, step = n.indices(self.shape[0])
+            if step != 1:
+                raise ValueError(f"layers come one after another, not in steps of {step}")
+            shape = (max(stop - start, 0), *self.shape[1:])
+            return replace(self, shape=shape, stacked=True, read=lambda i: self[start + i])
         return self.read(n) if self.stacked else self.read(None)[n]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -1,18 +1,21 @@
 """Model folders: a model as this project keeps it.
 
-    MODEL/    model.json (config, name table), params/ (Orbax, with checksums), config.json and tokenizer files
+    MODEL/    model.json (config, name table, prompt format, dtype), params/ (Orbax, with checksums),
+              config.json (as in Hugging Face folders), tokenizer files and other companions
 
-Whatever reads a model reads a Hugging Face folder as well.
+Whatever reads a model reads a Hugging Face folder as well, and the working directory of a finished run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from data_pipelines.io.publish import write_json
 from mono_jax import tree
@@ -21,30 +24,112 @@ from mono_jax.files import Damaged, read_json, reason, verify_checksums, write_c
 from mono_jax.models.architecture import Architecture
 from mono_jax.weights import hf_config, readers
 from mono_jax.weights.lazy import LazyArray
-from mono_jax.weights.names import Names, check_params
+from mono_jax.weights.names import Names, check_params, first
 from mono_jax.weights.orbax_arrays import barrier, open_arrays, save_arrays, stream_arrays
+from mono_jax.weights.prompt_format import PromptFormat, prompt_from_hf
 
 MODEL_FILE = "model.json"
+MODEL_FOLDER = "model"  # of a working directory
 PARAMS_FOLDER = "params"
 FORMAT = 2  # of model.json
 # What format 1 also held: how the model was computed, which is no part of it.
 _EXECUTION_KEYS = ("remat", "mmoe", "mmoe_kernel", "mmoe_tile", "attention", "attention_chunk", "loss_chunk")
-COMPANIONS = (  # what lies beside the weights and belongs to the tokenizer, or is the code that config.json names
+TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "generation_config.json",
     "vocab.json",
     "merges.txt",
+)
+OTHER_FILES = (  # settings of whatever loads the model, and the code that config.json's auto_map names
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "*.py",
 )
 
 
-def companion_files(directory: str | Path) -> list[Path]:
-    """Tokenizer and generation files of a model folder, without config.json."""
-    return sorted(file for pattern in COMPANIONS for file in Path(directory).glob(pattern) if file.is_file())
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a folder says of its model beside architecture and weights.
+
+    Attributes:
+      config_json: its config.json as it stands; None where it has none.
+      prompt: how the model was trained to be asked; None where nothing says so.
+      dtype: of the weights of the base that the model descends from; None = see the weights.
+      names: table of tensor names.
+    """
+
+    config_json: dict[str, Any] | None = None
+    prompt: PromptFormat | None = None
+    dtype: str | None = None
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def find_model(path: str | Path) -> Path:
+    """The folder of a model: ``path`` itself, or the model in it if it is the working directory of a run.
+
+    Raises WeightsError if there is no such folder, or its run has not left a model yet.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such folder")
+    for folder in (path, path / MODEL_FOLDER):
+        if (folder / MODEL_FILE).is_file():
+            return folder
+    _refuse_unfinished(path)
+    return path
+
+
+def _refuse_unfinished(path: Path) -> None:
+    if (path / "checkpoints").is_dir() and not any(path.glob("*.safetensors")):
+        raise WeightsError(f"{path}: the workdir of a run without a model yet: let the run finish (start it again)")
+    stages = sorted(str(file.parents[1]) for file in path.glob(f"*/{MODEL_FOLDER}/{MODEL_FILE}"))
+    if stages and not (path / "config.json").is_file():
+        raise WeightsError(f"{path}: the workdir of several stages: use one of them: {first(stages)}")
+
+
+def read_origin(folder: Path) -> Origin:
+    """What ``folder`` (as ``find_model`` gives it) says of its model beside the weights.
+
+    Runs of older versions left no prompt format in model.json: there the run's own config stands in for it. Raises
+    ConfigError that names the file and the key.
+    """
+    file, hf_file, run_file = folder / MODEL_FILE, folder / "config.json", folder.parent / "config.json"
+    values = read_json(file) if file.is_file() else {}
+    config_json = read_json(hf_file) if hf_file.is_file() else None
+    names = {field.name for field in dataclasses.fields(PromptFormat)}
+    prompt = None
+    if isinstance(values.get("prompt"), Mapping):
+        prompt = PromptFormat.from_dict(values["prompt"], file)
+    elif (
+        folder.name == MODEL_FOLDER and run_file.is_file() and isinstance(data := read_json(run_file).get("data"), dict)
+    ):
+        prompt = PromptFormat.from_dict({key: value for key, value in data.items() if key in names}, run_file)
+    elif config_json is not None:
+        prompt = prompt_from_hf(config_json, hf_file)
+    return Origin(config_json, prompt, values.get("dtype"), values.get("names") or {})
+
+
+def companion_files(directory: str | Path, tokenizer: str | Path | None = None) -> list[Path]:
+    """Files that belong to the model in ``directory``, without config.json and the weights.
+
+    ``tokenizer``: folder of another tokenizer than the one there. Its files take the place of those of ``directory``
+    (two tokenizers are never mixed), and its other files stand in for what ``directory`` lacks.
+    """
+
+    def found(folder: str | Path, patterns: Iterable[str]) -> dict[str, Path]:
+        files = (file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file())
+        return {file.name: file for file in files}
+
+    files = found(tokenizer or directory, TOKENIZER_FILES)
+    files |= found(tokenizer, OTHER_FILES) if tokenizer else {}
+    files |= found(directory, OTHER_FILES)
+    return [files[name] for name in sorted(files)]
 
 
 def save_model(
@@ -53,13 +138,13 @@ def save_model(
     params: Mapping[str, Any],
     *,
     extra_files: Iterable[str | Path] = (),
-    names: Names | None = None,
+    origin: Origin = Origin(),
 ) -> None:
     """Writes a model folder; one already there is replaced.
 
     ``params``: arrays on any mesh (every process calls this), or ``LazyArray`` leaves, which are streamed
-    slice by slice. ``extra_files`` (tokenizer, config.json) are copied. ``names``: the name table the weights
-    came with. ``model.json`` is written last: a folder without it is incomplete.
+    slice by slice. ``extra_files`` (see ``companion_files``) are copied. ``origin``: what else is kept; its
+    ``config_json`` is written as it stands. ``model.json`` is written last: a folder without it is incomplete.
     Raises WeightsError if ``params`` do not fit ``config``, CheckpointError if they cannot be written.
     """
     directory = Path(directory).absolute()
@@ -80,8 +165,11 @@ def save_model(
             for file in map(Path, extra_files):
                 if file.resolve() != (directory / file.name).resolve():
                     shutil.copyfile(file, directory / file.name)
+            if origin.config_json is not None:
+                write_json(directory / "config.json", origin.config_json)
             write_checksums(folder)
-            values = {"format": FORMAT, "model": config.to_dict(), "names": dict(names or {})}
+            values = {"format": FORMAT, "model": config.to_dict(), "names": dict(origin.names)}
+            values |= {"dtype": origin.dtype, "prompt": origin.prompt.to_dict() if origin.prompt else None}
             write_json(directory / MODEL_FILE, values)
         barrier("model folder is written")
     except (WeightsError, ConfigError):
@@ -93,12 +181,12 @@ def save_model(
 def model_config(
     directory: str | Path, *, image_token_id: int | None = None, names: Names | None = None
 ) -> Architecture:
-    """Architecture of a model folder or Hugging Face folder; raises WeightsError or ConfigError if it is neither."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise WeightsError(f"{directory}: no such folder")
+    """Architecture of a model folder, Hugging Face folder or workdir; raises WeightsError or ConfigError."""
+    directory = find_model(directory)
     file = directory / MODEL_FILE
     if not file.is_file():
+        if problem := None if (directory / "config.json").is_file() else readers.adapter_error(directory):
+            raise WeightsError(problem)
         if (directory / "config.json").is_file() and not (directory / PARAMS_FOLDER).is_dir():
             return hf_config.read_config(directory, image_token_id=image_token_id, names=names)
         raise WeightsError(
@@ -119,25 +207,27 @@ def model_config(
 
 
 def open_model(
-    directory: str | Path, *, image_token_id: int | None = None, names: Names | None = None
+    directory: str | Path, *, image_token_id: int | None = None, names: Names | None = None, verify: bool = True
 ) -> tuple[Architecture, tree.Tree, dict[str, str]]:
-    """Config, weights as ``LazyArray`` and name table of a model folder or Hugging Face folder.
+    """Config, weights as ``LazyArray`` and name table of a model folder, Hugging Face folder or workdir.
 
-    Raises WeightsError or ConfigError that say what is wrong with the folder.
+    ``verify``: compare the weights with their checksums, which reads them once. Raises WeightsError or ConfigError
+    that say what is wrong with the folder.
     """
-    directory = Path(directory)
+    directory = find_model(directory)
     config = model_config(directory, image_token_id=image_token_id, names=names)
     if (directory / MODEL_FILE).is_file():
         stored = read_json(directory / MODEL_FILE).get("names", {})
-        return config, _open_params(directory, config), stored | dict(names or {})
+        return config, _open_params(directory, config, verify), stored | dict(names or {})
     return config, readers.open_params(directory, config, names=names), dict(names or {})
 
 
-def _open_params(directory: Path, config: Architecture) -> tree.Tree:
+def _open_params(directory: Path, config: Architecture, verify: bool) -> tree.Tree:
     """The weights as LazyArray; raises WeightsError if they are damaged or (listing all) do not fit ``config``."""
     folder = directory.absolute() / PARAMS_FOLDER
     try:
-        verify_checksums(folder)
+        if verify:
+            verify_checksums(folder)
     except Damaged as error:
         raise WeightsError(f"{error}: copy or convert the model again") from None
     flat = open_arrays(folder)
@@ -164,11 +254,12 @@ def load_model(
         placement = tree.flatten(shardings)
     else:
         placement = dict.fromkeys(flat, shardings)
-    return config, tree.unflatten({path: _place(leaf, dtype, placement[path]) for path, leaf in flat.items()})
+    return config, tree.unflatten({path: place(leaf, dtype, placement[path]) for path, leaf in flat.items()})
 
 
-def _place(leaf: LazyArray, dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    array = leaf.__array__(dtype)
+def place(leaf: Any, dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """``leaf`` on devices; ``dtype`` None keeps what is stored (float64 becomes float32: JAX has no other here)."""
+    array = np.asarray(leaf, dtype or jax.dtypes.canonicalize_dtype(leaf.dtype))
     if sharding is None:
         return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -8,7 +8,8 @@ changed with a name table (JSON: ``{"parameter/path": "checkpoint.name.{n}.weigh
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,10 +203,37 @@ def check_params(config: Architecture, flat: Mapping[str, Any]) -> None:
 
 
 def fit_error(what: str, missing: list[str], unexpected: list[str], misshapen: list[str]) -> WeightsError | None:
-    """The one error that lists all that does not fit; None where everything does."""
+    """The one error that counts all that does not fit and lists the first of each kind; None where everything does."""
     problems = [
-        f"{len(items)} {kind} ({', '.join(items)})"
+        f"{len(items)} {kind} ({first(items)})"
         for kind, items in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if items
     ]
     return WeightsError(f"{what}: {'; '.join(problems)}") if problems else None
+
+
+def first(items: Sequence[str], count: int = 5, separator: str = ", ") -> str:
+    """The first ``count`` of ``items``, and how many more there are."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return separator.join(items[:count]) + more
+
+
+# Names that only checkpoints of these kinds have, and what makes one that can be read of them.
+_FAMILIES = (
+    (r"^base_model\.model\.|\.lora_[AB]\.", "a PEFT adapter's", "merge it into its base model first"),
+    (r"^_orig_mod\.|^module\.", "those of a wrapped PyTorch model (torch.compile, DDP)", "save the inner model"),
+    (r"vision_tower\.|multi_modal_projector\.", "those of LLaVA or of transformers' own InternVL", ""),
+    (r"^visual\.blocks\.", "Qwen-VL's", ""),
+    (r"self_attn\.(q|k|v|qkv)_proj\.", "those of a Llama, Qwen or Phi language model", ""),
+    (r"^(transformer\.)?h\.\d+\.", "GPT-2's or Qwen 1's", ""),
+)
+_OTHER_MODEL = "this project reads InternLM2, InternVL-Chat on InternLM2, and Mono-InternVL (see --names of convert.py)"
+
+
+def foreign_names(names: Iterable[str]) -> str | None:
+    """What the tensor ``names`` look like, and the fix, if they are those of a checkpoint of another family."""
+    listed = list(names)
+    for pattern, family, fix in _FAMILIES:
+        if hits := [name for name in listed if re.search(pattern, name)]:
+            return f"the names of its tensors are {family} ({first(hits, 2)}): {fix or _OTHER_MODEL}"
+    return None

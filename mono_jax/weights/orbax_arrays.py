@@ -56,22 +56,35 @@ def stream_arrays(folder: Path, flat: Mapping[str, Any]) -> None:
 
     Orbax takes whole arrays only. So it writes the checkpoint's frame around scalars, and each scalar is then
     replaced by a zarr array with one chunk per slice, as Orbax itself would lay it out. Uncompressed: weights
-    hardly compress, and converting is bound by the disk.
+    hardly compress, and converting is bound by the disk. Every process calls this, the first one writes.
     """
     with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
         checkpointer.save(folder, tree.unflatten({path: np.zeros((), np.float32) for path in flat}))
     for path, leaf in flat.items():
-        target = folder / path.replace("/", ".")
-        shutil.rmtree(target)
-        metadata = {"compressor": None, "chunks": _chunks(path, leaf), "dimension_separator": "."}
-        # Without the last flag a chunk of negative zeros would count as empty and come back as zeros.
-        spec = _array_spec(target) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
-        array = ts.open(spec, create=True, dtype=np.dtype(leaf.dtype), shape=leaf.shape).result()
-        if is_stacked(path):
-            for n in range(leaf.shape[0]):
-                array[n].write(np.asarray(leaf[n])).result()
-        else:
-            array.write(np.asarray(leaf)).result()
+        whole = on_host(leaf)
+        if jax.process_index() == 0:
+            _write_array(folder / path.replace("/", "."), path, whole)
+    barrier("arrays are streamed")
+
+
+def on_host(leaf: Any) -> Any:
+    """``leaf``, gathered if it is a jax.Array of which this process has a part only; all processes call this."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return leaf
+
+
+def _write_array(target: Path, path: str, leaf: Any) -> None:
+    shutil.rmtree(target)
+    metadata = {"compressor": None, "chunks": _chunks(path, leaf), "dimension_separator": "."}
+    # Without the last flag a chunk of negative zeros would count as empty and come back as zeros.
+    spec = _array_spec(target) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+    array = ts.open(spec, create=True, dtype=np.dtype(leaf.dtype), shape=leaf.shape).result()
+    if is_stacked(path):
+        for n in range(leaf.shape[0]):
+            array[n].write(np.asarray(leaf[n])).result()
+    else:
+        array.write(np.asarray(leaf)).result()
 
 
 def _array_spec(folder: Path) -> dict[str, Any]:

@@ -18,14 +18,15 @@ from safetensors import SafetensorError, safe_open
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError
-from mono_jax.files import read_json
+from mono_jax.files import lfs_error, read_json
 from mono_jax.models.architecture import Architecture
 from mono_jax.weights.lazy import LazyArray
-from mono_jax.weights.names import DTYPES, Names, Tensor, fit_error, tensors
+from mono_jax.weights.names import DTYPES, TABLE, Names, Tensor, first, fit_error, foreign_names, tensors
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors").fullmatch
 _NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old InternLM2 files carry; RoPE recomputes it
 
 
@@ -39,30 +40,58 @@ class _Entry:
 
 
 def _read_index(directory: Path) -> dict[str, _Entry]:
-    """Every tensor of the folder by name, from the sharded index or the single file."""
-    index = directory / INDEX_FILE
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise WeightsError(f"{index}: key 'weight_map' is missing or no object")
-        files = [directory / name for name in sorted(set(map(str, weight_map.values())))]
-    elif (directory / WEIGHTS_FILE).is_file():
-        files = [directory / WEIGHTS_FILE]
-    else:
-        pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
-        if pickles:
-            raise WeightsError(
-                f"{directory}: has only pickled weights ({', '.join(pickles)}), which can run code and are never "
-                "loaded: save them as safetensors first"
-            )
-        raise WeightsError(f"{directory}: no {WEIGHTS_FILE} and no {INDEX_FILE}")
+    """Every tensor of the folder by name, from the sharded index, the single file, or a whole set of shards."""
     entries: dict[str, _Entry] = {}
-    for file in files:
+    for file in _weight_files(directory):
         with _open(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
                 part = handle.get_slice(name)
                 entries[name] = _Entry(file, tuple(part.get_shape()), part.get_dtype())
     return entries
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / INDEX_FILE
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise WeightsError(f"{index}: key 'weight_map' is missing or no object")
+        return [directory / name for name in sorted(set(map(str, weight_map.values())))]
+    if (directory / WEIGHTS_FILE).is_file():
+        return [directory / WEIGHTS_FILE]
+    if shards := {int(found[1]): (file, int(found[2])) for file in directory.iterdir() if (found := _SHARD(file.name))}:
+        count = max(count for _, count in shards.values())
+        if missing := [f"{n:05d}" for n in range(1, count + 1) if n not in shards]:
+            raise WeightsError(
+                f"{directory}: shards {first(missing)} of {count} are missing, and so is {INDEX_FILE}: copy them too"
+            )
+        return [file for _, (file, _) in sorted(shards.items())]
+    raise WeightsError(_no_weights(directory))
+
+
+def _no_weights(directory: Path) -> str:
+    """What a folder without weights that can be read looks like, and the fix."""
+    if problem := adapter_error(directory):
+        return problem
+    if others := sorted(file.name for file in directory.glob("*.safetensors")):
+        return (
+            f"{directory}: no {WEIGHTS_FILE} and no {INDEX_FILE}, only {first(others)}: rename the one file of weights"
+        )
+    if pickles := sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern)):
+        return (
+            f"{directory}: has only pickled weights ({first(pickles)}), which can run code and are never "
+            "loaded: save them as safetensors first"
+        )
+    return f"{directory}: no {WEIGHTS_FILE} and no {INDEX_FILE}: copy the weights too"
+
+
+def adapter_error(directory: Path) -> str | None:
+    """What is wrong, and the fix, if the folder holds an adapter without its base model; None if it does not."""
+    file = directory / "adapter_config.json"
+    if not file.is_file():
+        return None
+    base = read_json(file).get("base_model_name_or_path") or "its base model"
+    return f"{directory}: an adapter (PEFT, LoRA) only: merge it into {base} and give the merged folder"
 
 
 def tensor_names(directory: Path) -> Collection[str]:
@@ -75,7 +104,9 @@ def tensor_names(directory: Path) -> Collection[str]:
 
 def _open(file: Path) -> Any:
     if not file.is_file():
-        raise WeightsError(f"{file}: no such file, though {INDEX_FILE} names it")
+        raise WeightsError(f"{file}: no such file, though {INDEX_FILE} names it: copy it too")
+    if problem := lfs_error(file):
+        raise WeightsError(problem)
     try:
         return safe_open(file, "np")
     except (SafetensorError, OSError) as error:
@@ -91,13 +122,16 @@ def _read(entry: _Entry, name: str) -> np.ndarray:
 def open_params(directory: str | Path, config: Architecture, *, names: Names | None = None) -> tree.Tree:
     """The weights of a Hugging Face folder as a nested dict of LazyArray: nothing is read yet.
 
-    Raises one WeightsError that lists all missing, unexpected and misshapen tensors.
+    The head of a tied model may be stored as well, if it equals the embedding.
+    Raises one WeightsError that counts all missing, unexpected and misshapen tensors and lists the first of each.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise WeightsError(f"{directory}: no such folder")
     entries = _read_index(directory)
     rows = tensors(config, names)
+    if config.tie_word_embeddings:
+        _drop_tied_head(directory, entries, config, names)
     _check(directory, entries, rows)
     return tree.unflatten({row.path: _lazy(row, entries) for row in rows})
 
@@ -109,6 +143,22 @@ def _lazy(row: Tensor, entries: Mapping[str, _Entry]) -> LazyArray:
     layers = () if row.layers is None else (row.layers,)
     dtype = DTYPES[entries[row.name(row.slices[0])].dtype]
     return LazyArray(layers + row.shape, dtype, row.layers is not None, read)
+
+
+def _drop_tied_head(directory: Path, entries: dict[str, _Entry], config: Architecture, names: Names | None) -> None:
+    """Takes the stored head out of ``entries``; raises WeightsError if it is another matrix than the embedding."""
+    embedding, head = (
+        (names or {}).get(path, TABLE[path][0] if config.vision else TABLE[path][0].removeprefix("language_model."))
+        for path in ("embed/embedding", "lm_head/kernel")
+    )
+    if head not in entries or embedding not in entries:
+        return
+    if not np.array_equal(_read(entries[head], head), _read(entries[embedding], embedding)):
+        raise WeightsError(
+            f"{directory}: {head} is another matrix than {embedding}, though the config ties them: "
+            "set tie_word_embeddings to false"
+        )
+    del entries[head]
 
 
 def _check(directory: Path, entries: Mapping[str, _Entry], rows: list[Tensor]) -> None:
@@ -126,6 +176,8 @@ def _check(directory: Path, entries: Mapping[str, _Entry], rows: list[Tensor]) -
             misshapen.append(f"{name} is {entry.dtype}, use one of {', '.join(DTYPES)}")
         elif entry.dtype != first.dtype:
             misshapen.append(f"{name} is {entry.dtype}, layer 0 is {first.dtype}")
+    if foreign := foreign_names(unexpected):
+        raise WeightsError(f"{directory}: {foreign}")
     if error := fit_error(f"{directory}: weights do not fit the config", missing, unexpected, misshapen):
         raise error
 

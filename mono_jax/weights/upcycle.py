@@ -95,6 +95,15 @@ def _copies(flat: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
     }
 
 
+def grow_vocabulary(config: Architecture, params: Mapping[str, Any], size: int) -> tuple[Architecture, tree.Tree]:
+    """The same model with ``size`` rows of embedding and columns of the head; the new ones are the mean of the old.
+
+    Raises ConfigError for a vocabulary that shrinks.
+    """
+    flat = tree.flatten(params)
+    return config.replace(vocab_size=size), tree.unflatten(flat | _grow_vocabulary(flat, config.vocab_size, size))
+
+
 def _grow_vocabulary(flat: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
     if new < old:
         raise ConfigError(f"the vocabulary cannot shrink from {old} to {new}")

@@ -19,6 +19,8 @@ from PIL import Image
 from data_pipelines import check
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.errors import DataError
+from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.sources.indexed import IndexedSource
 from tests.data_pipelines.shard_tools import encoded, pairs, tar_bytes, write_tar
 
 
@@ -194,3 +196,21 @@ def test_mistakes_are_reported_in_one_line(tmp_path: Path, capsys) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_what_storage_does_not_give_is_not_bad(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(pairs(3)))
+    (tmp_path / "b.tar").write_bytes(tar_bytes(pairs(2)))
+    read = IndexedSource.read
+
+    def cut_meanwhile(source: IndexedSource, number: int) -> RawSample:
+        if number == 1:
+            os.truncate(tmp_path / "a.tar", 600)
+        return read(source, number)
+
+    monkeypatch.setattr(IndexedSource, "read", cut_meanwhile)
+    shards = [str(tmp_path / name) for name in ("a.tar", "b.tar")]
+    assert check.main([*shards, f"--report={tmp_path / 'report'}", "--json", "--retries=0"]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(found["unread"]) == [shards[0]] and "changed since it was indexed" in found["unread"][shards[0]]
+    assert (found["samples"], found["ok"], found["bad"]) == (2, 2, {})

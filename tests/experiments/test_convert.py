@@ -97,7 +97,7 @@ def test_weights_that_do_not_fit_are_listed(source, tmp_path, capsys):
     (source / "config.json").write_text(json.dumps(config))
     error = fails(capsys, source, tmp_path / "new")
     assert "10 unexpected" in error
-    assert "language_model.model.layers.2.feed_forward_ve.w1.weight" in error
+    assert "language_model.model.layers.2.feed_forward.w2.weight and 5 more)" in error
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, capsys, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,16 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.special_tokens import END_TOKENS
 from experiments import generate as command
 from mono_jax import cli
+from mono_jax.errors import ConfigError
 from mono_jax.generation import chat
 from mono_jax.generation.decode import Generation, Generator
-from mono_jax.generation.options import PromptFormat, Sampling
+from mono_jax.generation.options import Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
-from mono_jax.weights.model_folder import load_model
+from mono_jax.weights.model_folder import Origin, find_model, load_model, save_model
+from mono_jax.weights.prompt_format import PromptFormat
 from mono_jax.weights.writers import save_hf
 
 
@@ -158,7 +162,7 @@ def test_text_is_streamed_whole(tokenizer: Tokenizer) -> None:
 )
 def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any], expected: PromptFormat) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert chat.read_prompt_format(tmp_path) == expected
+    assert chat.prompt_format(tmp_path) == expected
 
 
 def test_habits_of_a_run(tmp_path: Path) -> None:
@@ -166,11 +170,69 @@ def test_habits_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "batch_size": 8}
     (tmp_path / "config.json").write_text(json.dumps({"stage": "S2", "data": data}))
-    assert chat.read_prompt_format(tmp_path / "model") == PromptFormat(system_message="", max_tiles=1, thumbnail=False)
-    assert chat.read_prompt_format(tmp_path / "other") == PromptFormat()
+    assert chat.prompt_format(tmp_path / "model") == PromptFormat(system_message="", max_tiles=1, thumbnail=False)
+    assert chat.prompt_format(tmp_path / "other") == PromptFormat()
     (tmp_path / "model" / "model.json").write_text("{}")
-    assert chat.find_model(tmp_path) == tmp_path / "model"
-    assert chat.find_model(tmp_path / "model") == tmp_path / "model"
+    assert find_model(tmp_path) == tmp_path / "model"
+    assert find_model(tmp_path / "model") == tmp_path / "model"
+
+
+def test_what_a_run_left_in_model_json_comes_first(tmp_path: Path) -> None:
+    """The config.json of the weights that a run started from, or the run's own beside the folder, say less."""
+    prompt = PromptFormat(system_message="Look.", max_tiles=2)
+    config = preset("tiny_mono")
+    params = Model(config).init(jax.random.key(0))
+    origin = Origin({"max_dynamic_patch": 6}, prompt, "bfloat16")
+    save_model(tmp_path / "model", config, params, origin=origin)
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"max_tiles": 3}}))
+    assert chat.prompt_format(find_model(tmp_path)) == prompt
+    assert chat.prompt_format(tmp_path / "model", max_tiles=1, system_message=None) == dataclasses.replace(
+        prompt, max_tiles=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "expected"),
+    [
+        ({"eos_token_id": 7, "temperature": 0.6, "top_p": 0.9}, {}, Sampling(stop_tokens=(7,))),
+        (
+            {"eos_token_id": [7, 8], "do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 9},
+            {},
+            Sampling(9, 0.6, 0, 0.9, stop_tokens=(7, 8)),
+        ),
+        ({"do_sample": True, "top_k": 50}, {"top_k": 2, "seed": 3}, Sampling(256, 1.0, 2, 1.0, 3)),
+        ({"do_sample": True, "temperature": 0.6}, {"temperature": 0.0}, Sampling()),
+    ],
+)
+def test_generation_config_says_how_tokens_are_drawn(
+    tmp_path: Path, values: dict[str, Any], flags: dict[str, Any], expected: Sampling
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    assert default_sampling(tmp_path, **flags) == expected
+
+
+@pytest.mark.parametrize(
+    "values", [{"eos_token_id": "</s>"}, {"do_sample": True, "top_p": "high"}, {"max_new_tokens": 0}]
+)
+def test_a_generation_config_of_nonsense_is_named(tmp_path: Path, values: dict[str, Any]) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=f"{file}: {list(values)[-1]} is "):
+        default_sampling(tmp_path)
+
+
+def test_end_tokens_of_generation_config_end_an_answer(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first token of an answer, made an end token, ends it at once."""
+    shutil.copytree(folder, tmp_path / "model")
+    config, params = load_model(folder)
+    form = ChatEncoder(Tokenizer(folder))
+    ids, _ = form.conversation([("human", "hello")], answer=True)
+    [free] = Generator(config, params, jnp.float32).generate([Prompt(ids)], Sampling(1))
+    values = {"eos_token_id": free.tokens[0]}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(values))
+    assert run(capsys, f"--model={tmp_path / 'model'}", "--prompt=hello")["turns"][0]["new_tokens"] == 0
 
 
 def bad_flags(folder: Path, picture: Path, tmp_path: Path) -> list[tuple[list[str], str]]:

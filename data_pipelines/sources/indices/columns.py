@@ -19,6 +19,10 @@ from data_pipelines.io.storage import storage_error
 
 _HEADER = "columns.json"
 _MOST_CHECKED = 1 << 32  # bytes that are read to see whether they are whole
+_DAMAGED = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -76,7 +80,7 @@ class Columns(Mapping[str, np.ndarray]):
         try:
             columns, header = cls.load(folder)
             columns._check()
-        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, NotADirectoryError) as error:
+        except _DAMAGED as error:
             if folder.exists():
                 _log.warning("%s: damaged (%s); it is made again", folder, error)
             return None

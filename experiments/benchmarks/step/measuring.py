@@ -58,7 +58,7 @@ def run_group(
         gc.collect()
     trained = trained_groups(stage, work.config)
     flops = step_flops(work.config, trained, count_tokens(batch))
-    peak = peak_flops() if not together else None
+    peak = peak_flops(jax.devices()[0].device_kind)
     results = []
     for name, measured in times.items():
         step_s = statistics.median(measured.wall)

@@ -19,6 +19,18 @@ def test_bad_samples_are_counted_listed_and_written(tmp_path, monkeypatch):
     Report(None).add(1, [("a", "no_image", "")])
 
 
+def test_share_of_bad_samples_in_the_window():
+    report = Report(window=100)
+    report.add(4, [("a", "corrupt_image", "")])
+    assert report.bad_share() == 1 / 10  # of ten, though there are five
+    report.add(95, [("b", "too_long", "")], found=0)  # known in advance: no fault of the storage or the images
+    assert report.bad_share() == 1 / 100 and report.found == 1
+    for _ in range(10):
+        report.add(9, [("c", "corrupt_image", "")])
+    assert report.bad_share() == 10 / 100  # the first batches are out of the window
+    assert (report.samples, report.skipped) == (189, {"corrupt_image": 11, "too_long": 1})
+
+
 @pytest.mark.parametrize(
     ("window", "batches", "share"),
     [

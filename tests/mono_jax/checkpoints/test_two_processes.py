@@ -22,7 +22,7 @@ from mono_jax import tree
 from mono_jax.checkpoints.base import load_base, save_base
 from mono_jax.checkpoints.integrity import tree_hash
 from mono_jax.checkpoints.manager import Checkpoints
-from mono_jax.weights.model_folder import load_model, model_config, save_model
+from mono_jax.weights.model_folder import load_model, model_config, open_model, save_model
 from mono_jax.weights.names import param_shapes
 from mono_jax.weights.readers import load_params
 
@@ -66,6 +66,13 @@ _, again = load_model(folder / "model", shardings=shardings)
 base = save_base(folder / "base", params)
 assert tree_hash(again) == base == tree_hash(load_params(golden, config))
 load_base(folder / "base", base, again)
+# The same base, streamed from the files that the weights came from; a model of which some parameters stay there.
+_, lazy, _ = open_model(golden)
+assert save_base(folder / "streamed", lazy) == base
+placed = load_base(folder / "streamed", base, again)
+assert tree_hash(placed) == base
+save_model(folder / "mixed", config, params | {"layers": lazy["layers"]})
+assert tree_hash(load_model(folder / "mixed", shardings=shardings)[1]) == base
 print("done")
 """
 

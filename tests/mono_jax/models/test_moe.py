@@ -73,3 +73,18 @@ def test_what_cannot_be_served_says_why():
         ragged(batch, 24, 8)
     with pytest.raises(ValueError, match="multiple of block"):
         ragged(batch, 30, 8)
+
+
+def test_grouped_kernels_cast_weights_of_another_dtype_at_use():
+    """Frozen experts may be stored in a wider or another narrow dtype than the activations."""
+    config, batch = preset("tiny_mono"), random_batch(2)
+    execution = Execution(experts="grouped", experts_kernel="ragged", experts_block=16)
+    model = Model(config, execution)
+    params = model.init(jax.random.key(0))
+    text = {
+        name: {"kernel": part["kernel"].astype(jnp.float16)} for name, part in params["layers"]["feed_forward"].items()
+    }
+    mixed = params | {"layers": params["layers"] | {"feed_forward": text}}
+    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), mixed)
+    found, expected = (np.asarray(model(tree, batch, jnp.bfloat16).hidden, np.float32) for tree in (mixed, cast))
+    np.testing.assert_array_equal(found, expected)

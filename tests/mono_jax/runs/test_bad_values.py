@@ -15,8 +15,8 @@ from data_pipelines import strict
 from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
+from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
-from mono_jax.runs.program import architecture_of
 
 SOURCE = {"name": "laion", "spec": {"kind": "tar", "paths": "laion/*.tar"}}
 GOOD = {
@@ -55,7 +55,7 @@ BAD_VALUES = [
     ("epochs", "one", "a number"),
     ("dtype", "float8", "did you mean 'float32'?"),
     ("dtype", "bf16", "'bfloat16'"),
-    ("frozen_dtype", 16, "'bfloat16' or 'float32'"),
+    ("frozen_dtype", 16, "'source', 'bfloat16' or 'float32'"),
     ("seed", 0.5, "a whole number"),
     ("seed", -1, "at least 0"),
     ("keep", 0, "at least 1"),

@@ -19,12 +19,14 @@ from data_pipelines.batch import BatchSpec
 from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax import tree
 from mono_jax.checkpoints.integrity import tree_hash
+from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.weights.convert import Upcycling, convert
 from mono_jax.weights.lazy import LazyArray
-from mono_jax.weights.model_folder import load_model, model_config
+from mono_jax.weights.model_folder import Origin, load_model, model_config, open_model, read_origin, save_model
 from mono_jax.weights.names import is_stacked, param_shapes
+from mono_jax.weights.prompt_format import PromptFormat
 from mono_jax.weights.writers import save_hf
 from tests.mono_jax.weights.hf_folders import write_dense, write_mono
 
@@ -188,6 +190,41 @@ def test_attention_experts_can_be_added_to_a_mono_model(source, tmp_path):
     for n in range(3):
         attention = f"language_model.model.layers.{n}.attention."
         np.testing.assert_array_equal(after[attention + "wqkv_ve.weight"], before[attention + "wqkv.weight"])
+
+
+def test_the_vocabulary_of_a_mono_model_grows(source, tmp_path):
+    report = convert(source, tmp_path / "grown", grow_vocabulary=160)
+    assert (report["to"], report["vocabulary_rows_added"]) == ("hf", 32)
+    before, after = tensors_of(source), tensors_of(tmp_path / "grown")
+    for name, tensor in before.items():
+        if "tok_embeddings" in name or "output" in name:
+            assert after[name].shape == (160, 48) and after[name][:128].tobytes() == tensor.tobytes()
+            np.testing.assert_allclose(after[name][128:], np.tile(tensor.mean(0), (32, 1)), atol=1e-6)
+        else:
+            assert after[name].tobytes() == tensor.tobytes()
+    assert model_config(tmp_path / "grown") == model_config(source).replace(vocab_size=160)
+    with pytest.raises(ConfigError, match="cannot shrink from 128 to 100"):
+        convert(source, tmp_path / "shrunk", grow_vocabulary=100)
+    with pytest.raises(ConfigError, match="give one of the two"):
+        convert(source, tmp_path / "both", grow_vocabulary=700, upcycling=Upcycling(Tokenizer, {}, True))
+
+
+def test_the_prompt_and_companions_go_both_ways(source, tmp_path):
+    """What a run left in model.json is in the config.json of the export, and comes back from there."""
+    config, params, _ = open_model(source)
+    values = json.loads((source / "config.json").read_text()) | {"dtype": "float32", "torch_dtype": "float32"}
+    prompt = PromptFormat("internlm2-chat", "Look.", 1, 2, False)
+    save_model(tmp_path / "run" / "model", config, params, origin=Origin(values, prompt, "float32"))
+    names = ("preprocessor_config.json", "generation_config.json", "chat_template.jinja", "modeling_mono.py")
+    for name in names:
+        (tmp_path / "run" / "model" / name).write_text("{}")
+    convert(tmp_path / "run", tmp_path / "hf", dtype="bfloat16")  # from a workdir
+    exported = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (exported["max_dynamic_patch"], exported["use_thumbnail"]) == (2, False)
+    assert (exported["torch_dtype"], exported["dtype"]) == ("bfloat16", "bfloat16")
+    assert all((tmp_path / "hf" / name).is_file() for name in names)
+    convert(tmp_path / "hf", tmp_path / "again")
+    assert read_origin(tmp_path / "again").prompt == prompt
 
 
 def test_same_seed_same_patch_embedding(dense, tmp_path):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
+from data_pipelines.config import DataConfig
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture, RopeScaling
 from mono_jax.models.presets import PRESETS, preset
 from mono_jax.weights import hf_config
+from mono_jax.weights.prompt_format import PromptFormat, prompt_from_hf
 from tests.mono_jax.weights.hf_folders import HEADS, KV_HEADS, WIDTH
 
 
@@ -139,3 +142,121 @@ def test_missing_folder_and_config(tmp_path):
         hf_config.read_config(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"config\.json: no such file"):
         hf_config.read_config(tmp_path)
+
+
+V5 = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
+
+
+def with_rope(values: dict, **keys) -> dict:
+    """``values`` with these keys for the rotary embeddings only."""
+    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
+        values["llm_config"].pop(key, None)
+    values["llm_config"].update(keys)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("keys", "theta", "scaling"),
+    [
+        ({"rope_parameters": V5}, 1e6, RopeScaling("dynamic", 2.0)),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),
+        ({"rope_parameters": {"rope_theta": 5e5}}, 5e5, None),
+        ({"rope_parameters": {"type": "linear", "factor": 4}, "rope_theta": 1e6}, 1e6, RopeScaling("linear", 4.0)),
+        ({"rope_theta": 1e6, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 1e6, RopeScaling("dynamic", 2)),
+        ({"rope_theta": 1e6, "rope_scaling": {"rope_type": "default"}}, 1e6, None),
+        (
+            {"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": V5},
+            1e6,
+            RopeScaling("dynamic", 2.0),
+        ),
+        ({}, 1e4, None),
+    ],
+)
+def test_every_spelling_of_rotary_embeddings_is_read_and_kept(golden, keys, theta, scaling):
+    original = with_rope(golden("mono_tiny")[0], **keys)
+    config = hf_config.config_from_hf(original)
+    assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
+    exported = hf_config.config_to_hf(config, original)
+    if keys:
+        assert exported == original
+    # A changed model says so in the same spelling, and is read as what it is.
+    for changes in ({"rope_theta": 7e5}, {"rope_scaling": RopeScaling("linear", 8.0)}, {"rope_scaling": None}):
+        changed = config.replace(**changes)
+        exported = hf_config.config_to_hf(changed, original)
+        assert hf_config.config_from_hf(exported) == changed
+        assert ("rope_parameters" in exported["llm_config"]) == ("rope_parameters" in keys)
+
+
+def test_rotary_embeddings_of_a_dense_transformers_5_config(golden):
+    values = with_rope(golden("mono_tiny")[0], rope_parameters=V5)["llm_config"]
+    values |= {"architectures": ["InternLM2ForCausalLM"], "dtype": "bfloat16"}
+    config = hf_config.config_from_hf(values)
+    assert (config.rope_theta, config.rope_scaling) == (1e6, RopeScaling("dynamic", 2.0))
+    assert hf_config.config_to_hf(config, values, "bfloat16") == values
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rope_parameters": V5 | {"rope_type": "yarn"}}, "rope_parameters: rope_type is 'yarn'"),
+        ({"rope_parameters": V5 | {"rope_type": "llama3"}}, "rope_parameters: rope_type is 'llama3'"),
+        ({"rope_parameters": V5 | {"beta_fast": 32}}, "rope_parameters: beta_fast is 32"),
+        ({"rope_parameters": {"full_attention": V5}}, "rope_parameters: full_attention is"),
+        ({"rope_parameters": V5, "rope_theta": 1e4}, "rope_parameters.rope_theta and rope_theta differ"),
+        (
+            {"rope_parameters": V5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling and rope_parameters differ",
+        ),
+        ({"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2.0}}, "rope_type and type differ"),
+        ({"rope_parameters": {"factor": 2.0}}, "key 'rope_type' is missing"),
+        ({"rope_parameters": V5 | {"factor": None}}, "key 'factor' is missing"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"head_dim": 16}, "head_dim is 16"),
+    ],
+)
+def test_rotary_embeddings_that_are_not_known_are_refused_by_name(golden, keys, message):
+    with pytest.raises(ConfigError) as caught:
+        hf_config.config_from_hf(with_rope(golden("mono_tiny")[0], **keys))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rotary_embeddings_where_nothing_reads_them(golden):
+    values = with_rope(golden("mono_tiny")[0]) | {"rope_parameters": V5}
+    with pytest.raises(ConfigError, match="rope_parameters stands beside llm_config"):
+        hf_config.config_from_hf(values)
+
+
+def test_dtype_in_all_spellings_and_sections(golden):
+    original = golden("mono_tiny")[0] | {"torch_dtype": "float32", "dtype": "float32"}
+    original["llm_config"]["dtype"] = "float32"
+    original["vision_config"]["torch_dtype"] = "float16"
+    values = hf_config.with_dtype(original, "bfloat16")
+    assert (values["torch_dtype"], values["dtype"], values["llm_config"]["dtype"]) == ("bfloat16",) * 3
+    assert values["vision_config"]["torch_dtype"] == "bfloat16"
+    assert hf_config.with_dtype(values, "float32") | {"vision_config": 0} == original | {"vision_config": 0}
+
+
+def test_the_prompt_of_a_run_replaces_that_of_the_original(golden):
+    original = golden("mono_tiny")[0] | {"dynamic_image_size": False, "max_dynamic_patch": 12, "template": "other"}
+    config = hf_config.config_from_hf(original)
+    prompt = PromptFormat("internlm2-chat", "You see.", 1, 2, False)
+    values = hf_config.config_to_hf(config, original, prompt=prompt)
+    expected = {"template": "internlm2-chat", "min_dynamic_patch": 1, "max_dynamic_patch": 2, "use_thumbnail": False}
+    assert values == original | expected | {"dynamic_image_size": True, "system_message": "You see."}
+    assert prompt_from_hf(values, Path("config.json")) == prompt
+    own = prompt_from_hf(original, Path("config.json"))
+    assert hf_config.config_to_hf(config, original, prompt=own) == original
+    without = dataclasses.replace(prompt, system_message=None)
+    assert prompt_from_hf(hf_config.config_to_hf(config, values, prompt=without), Path("f")) == without
+
+
+def test_a_stale_image_token_is_replaced(golden):
+    original = golden("mono_tiny")[0] | {"image_token_id": 7}
+    config = hf_config.config_from_hf(original).replace(image_token_id=Architecture.image_token_id)
+    assert hf_config.config_from_hf(hf_config.config_to_hf(config, original)) == config
+
+
+def test_prompt_formats_default_to_those_of_training():
+    names = [field.name for field in dataclasses.fields(PromptFormat)]
+    defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    assert PromptFormat() == PromptFormat(**{name: defaults[name] for name in names})

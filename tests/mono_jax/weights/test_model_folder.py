@@ -10,7 +10,17 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mono_jax.errors import CheckpointError, ConfigError, WeightsError
-from mono_jax.weights.model_folder import load_model, open_model, save_model
+from mono_jax.weights.model_folder import (
+    Origin,
+    companion_files,
+    find_model,
+    load_model,
+    model_config,
+    open_model,
+    read_origin,
+    save_model,
+)
+from mono_jax.weights.prompt_format import PromptFormat
 from tests.mono_jax.stored import abstract, assert_equal, flip_a_bit, largest_file, mesh
 
 P = jax.sharding.PartitionSpec
@@ -61,7 +71,13 @@ def test_saving_again_replaces_the_model_and_copies_extra_files(tmp_path, model)
     folder = tmp_path / "model"
     save_model(folder, config, lazy)
     changed = jax.tree.map(lambda x: x + 1, params)
-    save_model(folder, config, changed, extra_files=[tmp_path / "tokenizer.model"], names={"final_norm/scale": "n"})
+    save_model(
+        folder,
+        config,
+        changed,
+        extra_files=[tmp_path / "tokenizer.model"],
+        origin=Origin(names={"final_norm/scale": "n"}),
+    )
     assert_equal(load_model(folder)[1], changed)
     assert (folder / "tokenizer.model").read_bytes() == b"pieces"
     assert open_model(folder)[2] == {"final_norm/scale": "n"}
@@ -131,3 +147,53 @@ def test_folders_of_the_first_format_are_read(tmp_path, model):
     found, loaded = load_model(tmp_path)
     assert found == config
     assert_equal(loaded, params)
+
+
+def test_a_workdir_stands_for_its_model(tmp_path, model, golden_dir):
+    config, params, lazy = model
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints").mkdir(parents=True)
+    (workdir / "config.json").write_text("{}")
+    for read in (load_model, open_model, model_config):
+        with pytest.raises(WeightsError, match="run: the workdir of a run without a model yet"):
+            read(workdir)
+    save_model(workdir / "model", config, lazy)
+    assert find_model(workdir) == find_model(workdir / "model") == workdir / "model"
+    assert model_config(workdir) == config
+    assert_equal(load_model(workdir)[1], params)
+    with pytest.raises(WeightsError, match=f"several stages: use one of them: {workdir}"):
+        open_model(tmp_path)
+    assert find_model(golden_dir / "mono_tiny") == golden_dir / "mono_tiny"
+
+
+def test_what_a_model_was_trained_with_is_kept(tmp_path, model):
+    origin = Origin({"model_type": "x"}, PromptFormat("internlm2-chat", "Look.", 1, 2, False), "bfloat16", {})
+    save_model(tmp_path, model[0], model[2], origin=origin)
+    assert read_origin(tmp_path) == origin
+    values = json.loads((tmp_path / "model.json").read_text())
+    values["prompt"]["max_tile"] = 3
+    (tmp_path / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"model\.json: .*max_tile"):
+        read_origin(tmp_path)
+
+
+def test_companions_of_a_model_and_of_a_tokenizer_of_its_own(tmp_path):
+    init, tokenizer = tmp_path / "init", tmp_path / "tokenizer"
+    for folder, names in (
+        (init, ("tokenizer.model", "generation_config.json", "preprocessor_config.json", "modeling_mono.py", "a.bin")),
+        (tokenizer, ("tokenizer.json", "generation_config.json", "chat_template.jinja")),
+    ):
+        folder.mkdir()
+        for name in (*names, "config.json", "model.safetensors"):
+            (folder / name).write_text(name)
+    assert companion_files(init) == [
+        init / name
+        for name in ("generation_config.json", "modeling_mono.py", "preprocessor_config.json", "tokenizer.model")
+    ]
+    assert companion_files(init, tokenizer) == [
+        tokenizer / "chat_template.jinja",
+        init / "generation_config.json",
+        init / "modeling_mono.py",
+        init / "preprocessor_config.json",
+        tokenizer / "tokenizer.json",
+    ]

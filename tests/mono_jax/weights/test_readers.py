@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mono_jax import tree
-from mono_jax.errors import WeightsError
+from mono_jax.errors import ConfigError, WeightsError
 from mono_jax.weights import hf_config, readers, writers
+from mono_jax.weights.model_folder import open_model
 from tests.mono_jax.weights.hf_folders import WIDTH, assert_same_bytes, write_folder
 
 
@@ -101,3 +102,81 @@ def test_broken_folders_are_named(golden, tmp_path):
         readers.load_params(tmp_path, config)
     with pytest.raises(WeightsError, match="nowhere: no such folder"):
         readers.load_params(tmp_path / "nowhere", config)
+
+
+def refused(folder) -> str:
+    """The one line that says what is wrong with ``folder``."""
+    with pytest.raises(WeightsError) as caught:
+        open_model(folder)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 600
+    return message
+
+
+def test_git_lfs_pointers_are_named_with_the_fix(golden, tmp_path):
+    folder = write_folder(tmp_path / "in", *golden("mono_tiny"))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n"
+    (folder / "model.safetensors").write_text(pointer)
+    assert f"{folder / 'model.safetensors'}: a Git LFS pointer" in refused(folder)
+    assert "run 'git lfs pull'" in refused(folder)
+    (folder / "config.json").write_text(pointer)
+    with pytest.raises(ConfigError, match=r"config\.json: a Git LFS pointer"):
+        open_model(folder)
+
+
+def test_an_adapter_alone_is_no_model(golden, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    assert "an adapter (PEFT, LoRA) only: merge it into org/base" in refused(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(golden("mono_tiny")[0]))
+    assert "merge it into org/base" in refused(tmp_path)
+
+
+def test_shards_without_their_index(golden, tmp_path):
+    original, tensors = golden("mono_tiny")
+    folder = write_folder(tmp_path / "in", original, tensors, shards=3)
+    (folder / "model.safetensors.index.json").unlink()
+    config = hf_config.read_config(folder)
+    assert_same_bytes(writers.named_tensors(config, readers.load_params(folder, config)), tensors)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    assert "shards 00002 of 3 are missing" in refused(folder)
+
+
+def test_weights_under_another_file_name(golden, tmp_path):
+    folder = write_folder(tmp_path / "in", *golden("mono_tiny"))
+    (folder / "model.safetensors").rename(folder / "final.safetensors")
+    assert "only final.safetensors: rename" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda name: name.replace("attention.wqkv", "self_attn.q_proj"), "Llama, Qwen or Phi"),
+        (lambda name: f"module.{name}", "wrapped PyTorch model"),
+        (lambda name: f"base_model.model.{name}", "PEFT adapter's"),
+        (lambda name: name.replace("vision_model.", "model.vision_tower."), "LLaVA"),
+    ],
+)
+def test_foreign_names_say_whose_they_are(golden, tmp_path, rename, message):
+    original, tensors = golden("mono_tiny")
+    folder = write_folder(tmp_path / "in", original, {rename(name): tensor for name, tensor in tensors.items()})
+    assert message in refused(folder)
+
+
+def test_long_lists_are_cut(golden, tmp_path):
+    original, tensors = golden("mono_tiny")
+    tensors |= {f"extra.{n}": np.zeros(1, np.float32) for n in range(700)}
+    message = refused(write_folder(tmp_path / "in", original, tensors))
+    assert "700 unexpected (extra.0, extra.1, extra.10, extra.100, extra.101 and 695 more)" in message
+
+
+def test_a_tied_head_that_is_stored_must_equal_the_embedding(golden, tmp_path):
+    original, tensors = golden("mono_tiny")
+    original["llm_config"]["tie_word_embeddings"] = True
+    head, embedding = "language_model.output.weight", "language_model.model.tok_embeddings.weight"
+    assert f"{head} is another matrix than {embedding}" in refused(write_folder(tmp_path / "a", original, tensors))
+    tied = tensors | {head: tensors[embedding]}
+    config, params, _ = open_model(write_folder(tmp_path / "b", original, tied))
+    assert config.tie_word_embeddings and "lm_head" not in params
+    del tied[head]
+    assert_same_bytes(writers.named_tensors(config, readers.load_params(tmp_path / "b", config)), tied)

@@ -1,0 +1,88 @@
+"""What leaves a run: WORKDIR/model, which says what it was trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mono_jax import tree
+from mono_jax.checkpoints.base import open_base
+from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.layer_ranges import canonical, joined
+from mono_jax.runs.program import Program
+from mono_jax.training.state import TrainState
+from mono_jax.weights.hf_config import DTYPE_KEYS, config_to_hf, with_dtype
+from mono_jax.weights.model_folder import Origin, companion_files, find_model, place, read_origin, save_model
+from mono_jax.weights.prompt_format import PromptFormat
+
+
+def write_model(target: Path, program: Program, state: TrainState, frozen: tree.Tree, base: Path) -> None:
+    """Writes the model folder ``target``.
+
+    Frozen parameters leave as ``base`` (the folder of the run's frozen base) stores them, bit for bit, trained ones as
+    ``save_dtype`` says. With them go the run's prompt format, the dtype and names of the base that the model
+    descends from, and the files that accompany its weights and tokenizer.
+    """
+    run, config = program.run, program.model.config
+    origin = read_origin(find_model(run.init)) if run.init else Origin()
+    dtype = origin.dtype or str(program.stored_dtypes.get("embed/embedding", np.dtype(np.float32)))
+    prompt = PromptFormat.of(run.data)
+    params = leaving_params(program, state, frozen, base, origin.dtype)
+    origin = Origin(_config_json(config, origin, dtype, prompt), prompt, dtype, origin.names)
+    save_model(target, config, params, extra_files=_companions(run.init, run.data.tokenizer), origin=origin)
+
+
+def leaving_params(
+    program: Program, state: TrainState, frozen: tree.Tree, base: Path, descends_from: str | None
+) -> tree.Tree:
+    """Every parameter of the model, whole, in the dtype that it leaves in; what the devices lack is read when needed.
+
+    ``descends_from``: dtype of the base of a model that has been trained before. A parameter of which some layers
+    trained gets a dtype that holds both kinds exactly.
+    """
+    flat: dict[str, Any] = {}
+    wish = program.run.save_dtype
+    for path, leaf in tree.flatten(state.trainable).items():
+        source = descends_from or program.stored_dtypes.get(canonical(path), np.float32)
+        flat[path] = _cast(leaf, source if wish == "source" else wish)
+    kept = tree.flatten(frozen)
+    stored = open_base(base.parent, base.name) if kept else {}
+    for path, leaf in kept.items():
+        if leaf.dtype == stored[path].dtype:
+            flat[path] = leaf
+        elif path == canonical(path):
+            flat[path] = stored[path]
+        else:  # a range of layers: joined with the others on the devices
+            flat[path] = place(stored[path], None, leaf.sharding)
+    return joined(tree.unflatten(flat), _concatenate)
+
+
+def _cast(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """``leaf`` as ``dtype``; as it is where float16 cannot hold it."""
+    cast = leaf.astype(jax.dtypes.canonicalize_dtype(dtype))
+    return leaf if cast.dtype == jnp.float16 and not bool(jnp.isfinite(cast).all()) else cast
+
+
+def _concatenate(pieces: list[jax.Array]) -> jax.Array:
+    dtype = jnp.result_type(*pieces)
+    return jnp.concatenate([piece.astype(dtype) for piece in pieces])
+
+
+def _config_json(config: Architecture, origin: Origin, dtype: str, prompt: PromptFormat) -> dict[str, Any] | None:
+    try:
+        values = config_to_hf(config, origin.config_json, dtype, prompt=prompt)
+        return values if any(key in values for key in DTYPE_KEYS) else with_dtype(values, dtype)
+    except ConfigError:  # an architecture that Hugging Face has no form for
+        return None
+
+
+def _companions(init: str, tokenizer: str) -> list[Path]:
+    """The tokenizer's files, and what accompanied the weights that the run started from."""
+    path = Path(tokenizer)
+    folder = path if path.is_dir() else path.parent
+    return companion_files(find_model(init), folder) if init else companion_files(folder)

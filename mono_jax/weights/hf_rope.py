@@ -1,0 +1,93 @@
+"""Rotary embeddings in a Hugging Face config.json, in each of its spellings.
+
+rope_theta, rope_scaling {type, factor}                    up to transformers 4
+rope_theta, rope_scaling {rope_type, factor}               late ones of them
+rope_parameters {rope_type, rope_theta, factor}            transformers 5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import Architecture, RopeScaling
+from mono_jax.weights.hf_section import Section
+
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
+_THETA = 10000.0  # where no key says otherwise, as in InternLM2's configuration
+_KINDS = ("default", "linear", "dynamic")
+_TYPE_KEYS = ("rope_type", "type")
+
+
+def rope_from_hf(section: Section) -> tuple[float, RopeScaling | None]:
+    """Base of the angles and their scaling; raises ConfigError for a kind or key that is not known.
+
+    Keys that contradict each other are refused too: what reads them differs between releases of transformers.
+    """
+    section.get("partial_rotary_factor", float, 1.0, valid=(1.0,))
+    found = {key: _parse(section, key) for key in ROPE_KEYS[1:] if section.values.get(key) is not None}
+    thetas = {f"{key}.rope_theta": theta for key, (theta, _) in found.items() if theta is not None}
+    if section.values.get("rope_theta") is not None:
+        thetas["rope_theta"] = section.get("rope_theta", float)
+    scalings = {key: scaling for key, (_, scaling) in found.items()}
+    return _one(section, thetas, _THETA), _one(section, scalings, None)
+
+
+def _one(section: Section, values: Mapping[str, Any], default: Any) -> Any:
+    first, *others = list(values) or [None]
+    for other in others:
+        if values[other] != values[first]:
+            raise ConfigError(f"{section.where}: {first} and {other} differ: remove the wrong one")
+    return values[first] if values else default
+
+
+def _parse(section: Section, key: str) -> tuple[float | None, RopeScaling | None]:
+    part = Section(section.values[key], f"{section.where}: {key}")
+    limit = section.values.get("max_position_embeddings")
+    neutral = {"partial_rotary_factor": 1.0, "original_max_position_embeddings": limit}
+    for name, value in part.values.items():
+        known = name in (*_TYPE_KEYS, "rope_theta", "factor") or value is None
+        if not known and not (name in neutral and value == neutral[name]):
+            raise ConfigError(f"{part.where}: {name} is {value!r}: this project does not know it; remove it if you can")
+    kinds = {name: part.get(name, str, valid=_KINDS) for name in _TYPE_KEYS if part.values.get(name) is not None}
+    if len(set(kinds.values())) > 1:
+        raise ConfigError(f"{part.where}: rope_type and type differ: remove the wrong one")
+    theta = part.get("rope_theta", float) if part.values.get("rope_theta") is not None else None
+    if not kinds and part.values.get("factor") is not None:
+        part.get("rope_type", str)
+    kind = next(iter(kinds.values()), "default")
+    return theta, None if kind == "default" else RopeScaling(kind, part.get("factor", float))
+
+
+def rope_to_hf(config: Architecture, original: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of ``config``, spelt as in the section ``original``; what says the same there stays as it is."""
+    section = Section(original, "config.json")
+    old = [key for key in ROPE_KEYS[1:] if isinstance(original.get(key), Mapping)]
+    try:
+        same = any(original.get(key) is not None for key in ROPE_KEYS)
+        same = same and rope_from_hf(section) == (config.rope_theta, config.rope_scaling)
+    except ConfigError:
+        same = False
+    if same:
+        return {key: original[key] for key in ROPE_KEYS if key in original}
+    out = {key: _respelt(config, key, original[key]) for key in old}
+    if "rope_parameters" not in old or "rope_theta" in original:
+        out["rope_theta"] = config.rope_theta
+    if not old:
+        scaling = config.rope_scaling
+        out["rope_scaling"] = {"type": scaling.type, "factor": scaling.factor} if scaling else None
+    return out
+
+
+def _respelt(config: Architecture, key: str, old: Mapping[str, Any]) -> dict[str, Any] | None:
+    scaling = config.rope_scaling
+    if scaling is None and key == "rope_scaling":
+        return None
+    names = [name for name in _TYPE_KEYS if name in old] or ["rope_type"]
+    out = dict.fromkeys(names, scaling.type if scaling else "default")
+    if scaling:
+        out["factor"] = scaling.factor
+    if key == "rope_parameters" or "rope_theta" in old:
+        out["rope_theta"] = config.rope_theta
+    return out

@@ -1,0 +1,57 @@
+"""Configs of the stages of a sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from data_pipelines.encoding.tokenizer import Tokenizer
+from mono_jax.errors import ConfigError
+from mono_jax.models.presets import preset
+from mono_jax.models.transformer import Model
+from mono_jax.runs.config import EvipConfig
+from mono_jax.runs.evip import Evip
+from mono_jax.weights.model_folder import Origin, companion_files, model_config, read_origin, save_model
+from mono_jax.weights.prompt_format import PromptFormat
+
+
+@pytest.fixture
+def evip(tmp_path: Path, golden_dir: Path) -> Evip:
+    data = {"sources": [{"spec": {"kind": "text", "paths": "x"}}], "tokenizer": str(golden_dir / "chat")}
+    stages = {"a": {"stage": "S1.1", "steps": 1}, "b": {"stage": "S2", "steps": 1}}
+    common = {"model": {"preset": "tiny_mono", "rope_theta": 5e5}}
+    config = EvipConfig.from_dict({"stages": stages, "common": common, "data": data, "vision": {"image_size": 56}})
+    return Evip(config, tmp_path, {"tokenizer": None, "stages": {}, "heldout": {}})
+
+
+def test_stages_hand_on_masters_and_the_last_leaves_as_the_base_came(evip: Evip):
+    assert [evip.stage_config(name, "init").save_dtype for name in ("a", "b")] == ["float32", "source"]
+    evip.config.stages["a"]["save_dtype"] = "bfloat16"
+    assert evip.stage_config("a", "init").save_dtype == "bfloat16"
+
+
+def test_a_common_preset_is_that_of_the_stage_without_weights(evip: Evip):
+    assert evip.stage_config("a", "init").model == {"rope_theta": 5e5}
+    assert evip.stage_config("a", "").model["preset"] == "tiny_mono"
+
+
+def test_embedded_experts_keep_what_the_base_says(evip: Evip, tmp_path: Path):
+    """From a workdir: its prompt format, dtype, unknown keys of config.json and companions."""
+    with pytest.raises(ConfigError, match=r"config\.init is missing"):
+        evip.with_experts("")
+    config = preset("tiny_lm")
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), Model(config).init(jax.random.key(0)))
+    origin = Origin({"model_type": "internlm2", "bos_token_id": 1}, PromptFormat(max_tiles=2), "bfloat16")
+    save_model(tmp_path / "s0" / "model", config, params, origin=origin)
+    (tmp_path / "s0" / "model" / "generation_config.json").write_text("{}")
+    mono = Path(evip.with_experts(str(tmp_path / "s0")))
+    found = read_origin(mono)
+    assert (found.prompt, found.dtype) == (origin.prompt, "bfloat16")
+    assert found.config_json["llm_config"]["bos_token_id"] == 1
+    assert (found.config_json["torch_dtype"], found.config_json["max_dynamic_patch"]) == ("bfloat16", 2)
+    assert [file.name for file in companion_files(mono)] == ["generation_config.json"]
+    tokenizer = Tokenizer(evip.tokenizer())
+    assert model_config(mono).visual_ffn_experts and model_config(mono).vocab_size == tokenizer.vocab_size
+    assert evip.with_experts(str(mono)) == str(mono)
