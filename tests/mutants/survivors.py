@@ -43,6 +43,12 @@ HARMLESS: tuple[Harmless, ...] = (
         "MeshConfig refuses an axis of 0, so that there is always a product of the known ones",
     ),
     Harmless(
+        "mono_jax/training/callbacks.py",
+        "per_step = max(now - self._since, 1e-9) / count",
+        "now - self._since, 1e-9 -> 1e-9, now - self._since",
+        "the larger of two numbers, in any order",
+    ),
+    Harmless(
         "mono_jax/training/flops.py",
         'x = jax.device_put(jnp.ones((size, size), jnp.float32 if device.platform == "cpu" else dtype), device)',
         "ones -> zeros",
