@@ -16,7 +16,7 @@ from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.weights.hf_rope import ROPE_KEYS, rope_from_hf, rope_to_hf
 from mono_jax.weights.hf_section import Section
 from mono_jax.weights.names import TABLE, Names
-from mono_jax.weights.prompt_format import PromptFormat, prompt_to_hf
+from mono_jax.weights.prompt_format import PROMPT_KEYS, PromptFormat, prompt_to_hf
 from mono_jax.weights.readers import tensor_names
 
 _ARCHITECTURES = ("InternLM2ForCausalLM", "InternLM2VEForCausalLM", "InternLM2VEAttentionForCausalLM")
@@ -154,8 +154,9 @@ def config_to_hf(
     if config.visual_attention_experts and not config.visual_ffn_experts:
         raise ConfigError("visual_attention_experts without visual_ffn_experts has no Hugging Face form")
     if out.get("model_type") != model_type:
+        prompt_keys = {key: out.pop(key) for key in PROMPT_KEYS if key in out}
         base = {"llm_config": out} if "model_type" in out else {}
-        out = CHAT_DEFAULTS | base | {key: out[key] for key in DTYPE_KEYS if key in out}
+        out = CHAT_DEFAULTS | prompt_keys | base | {key: out[key] for key in DTYPE_KEYS if key in out}
     language, vision = dict(out.get("llm_config") or {}), dict(out.get("vision_config") or {})
     architecture = _ARCHITECTURES[config.visual_ffn_experts + config.visual_attention_experts]
     _update(language, _hf_language(config, architecture, language))

@@ -51,6 +51,7 @@ _HF_KEYS = {  # Hugging Face's name: ours; no published config has the last
     "use_thumbnail": "thumbnail",
     "system_message": "system_message",
 }
+PROMPT_KEYS = (*_HF_KEYS, "dynamic_image_size")  # of a config.json
 
 
 def prompt_from_hf(values: Mapping[str, Any], file: Path) -> PromptFormat:

@@ -260,3 +260,12 @@ def test_prompt_formats_default_to_those_of_training():
     names = [field.name for field in dataclasses.fields(PromptFormat)]
     defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
     assert PromptFormat() == PromptFormat(**{name: defaults[name] for name in names})
+
+
+def test_the_prompt_of_a_dense_base_moves_to_the_top():
+    """A language model that a run trained says how it is asked; with visual experts put in, the whole model does."""
+    prompt = PromptFormat("internlm2-chat", "", 1, 2, True)
+    dense = hf_config.config_to_hf(preset("tiny_lm"), None, "float32", prompt=prompt)
+    values = hf_config.config_to_hf(preset("tiny_mono"), dense, "float32")
+    assert prompt_from_hf(values, Path("config.json")) == prompt
+    assert not set(values["llm_config"]) & {"template", "max_dynamic_patch", "system_message"}
