@@ -33,6 +33,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "mono_jax/training/optim_config": ("mono_jax/training/test_optim.py",),
     "mono_jax/training/stages": ("mono_jax/training/test_groups.py", "mono_jax/training/test_optim.py"),
     "mono_jax/training/state": ("mono_jax/training/test_free_groups.py", "mono_jax/training/test_step.py"),
+    "mono_jax/weights/names": ("mono_jax/weights/test_readers.py", "mono_jax/weights/test_writers.py"),
     "data_pipelines/batch": ("data_pipelines/loading/test_assembly.py",),
     "data_pipelines/packing/lengths": ("data_pipelines/loading/test_packed_data.py",),
     "data_pipelines/loading/packed_data": ("data_pipelines/loading/test_assembly.py",),

@@ -31,6 +31,24 @@ HARMLESS: tuple[Harmless, ...] = (
         "counts only where nothing takes; then nothing is exchanged",
     ),
     Harmless(
+        "data_pipelines/loading/packed_data.py",
+        "todo = epochs * self.plan.blocks_per_epoch - len(self.plan.counts)",
+        "- -> +",
+        "from where on worker processes help to count: the counts are the same",
+    ),
+    Harmless(
+        "mono_jax/parallel/mesh.py",
+        "sizes[sizes.index(-1)] = len(devices) // known if known else 0",
+        "0 -> 1",
+        "MeshConfig refuses an axis of 0, so that there is always a product of the known ones",
+    ),
+    Harmless(
+        "mono_jax/training/callbacks.py",
+        "per_step = max(now - self._since, 1e-9) / count",
+        "now - self._since, 1e-9 -> 1e-9, now - self._since",
+        "the larger of two numbers, in any order",
+    ),
+    Harmless(
         "mono_jax/training/flops.py",
         'x = jax.device_put(jnp.ones((size, size), jnp.float32 if device.platform == "cpu" else dtype), device)',
         "ones -> zeros",

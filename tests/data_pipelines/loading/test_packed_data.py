@@ -122,6 +122,7 @@ def test_drops_of_blocks_without_a_row_are_reported_too(golden_dir, tmp_path, ca
         data.batch(step)
     last = fits[-1] // 2 * 2 + 2  # end of the last block with a row
     assert data.report.samples == len(fits) and data.report.skipped == {"too_long": last - len(fits)}
+    assert data.report.found == 0, "all were known before"
 
 
 def test_the_cache_has_a_place_of_its_own(golden_dir, pairs, tmp_path, monkeypatch):

@@ -21,3 +21,10 @@ def test_suggestions_fit_and_the_best_comes_first():
     for slots, text_tokens in ((100, 96), (4095, 4080), (4096, 4096), (4200, 4160)):
         [text_only] = suggest(np.zeros(50, int), TEXT[:50], slots, 16)
         assert (text_only.visual_tokens, text_only.text_tokens) == (0, text_tokens)
+
+
+def test_suggestions_are_pinned():
+    """Also of a mixture of which a part has no images."""
+    visual = np.where(np.arange(400) % 4, VISUAL, 0)
+    found = [(c.visual_tokens, c.text_tokens) for c in suggest(visual, TEXT, 512, 16)]
+    assert found[:3] == [(192, 176), (160, 144), (176, 160)] and len(found) == 16

@@ -198,3 +198,19 @@ def test_a_share_of_bad_samples_above_the_limit_ends_the_run(share: float, stops
         assert "10.1% of the last samples are bad, more than the limit of 10.0% (too_long 5, no_image 3 in all)" in str(
             progress.error
         )
+
+
+def test_at_most_twenty_samples_are_named():
+    said: list[str] = []
+    speed = Speed(lambda counts: 1.0, 1.0)
+    for count, end in ((20, "key 19"), (21, "key 19 and 1 more")):
+        said.clear()
+        keys = [f"key {number}" for number in range(count)]
+        run(Recorder("S1.1", 100, 10, speed, lambda step, keys=keys: keys, None, said.append), bad=(2,))
+        [line] = [line for line in said if "not finite" in line]
+        assert line.endswith(end)
+
+
+def test_the_exit_code_of_a_run_that_was_asked_to_stop():
+    """Launchers rely on it: EX_TEMPFAIL of sysexits.h."""
+    assert callbacks.PREEMPTED == 75

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -68,3 +70,11 @@ def test_a_stage_whose_groups_the_model_lacks_is_refused():
         trained_groups(get_stage("S1.1++"), preset("tiny_mono"))
     with pytest.raises(ConfigError, match="visual experts"):
         trained_groups(get_stage("S1.1"), preset("tiny_modular"))
+
+
+@pytest.mark.parametrize("trains", [("attention", "attention/wqkv[:1]"), ("attention/wqkv[:1]", "attention")])
+def test_a_group_that_trains_wholly_is_not_cut_by_a_range_of_it(trains: tuple[str, ...]):
+    config = preset("tiny_mono")
+    stage = dataclasses.replace(get_stage("S2"), trains=trains)
+    trainable, _ = split(stage, config, Model(config).abstract_params())
+    assert set(tree.flatten(trainable)) == {"layers/attention/wqkv/kernel", "layers/attention/wo/kernel"}

@@ -137,6 +137,18 @@ def test_a_model_that_cannot_be_written_is_one_line(tmp_path, model):
     assert "\n" not in str(caught.value)
 
 
+def test_folders_of_the_first_format_are_read(tmp_path, model):
+    """It held how the model was computed as well; that is left out."""
+    config, params, lazy = model
+    save_model(tmp_path, config, lazy)
+    file = tmp_path / "model.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"format": 1, "model": values["model"] | {"remat": "full"}}))
+    found, loaded = load_model(tmp_path)
+    assert found == config
+    assert_equal(loaded, params)
+
+
 def test_a_workdir_stands_for_its_model(tmp_path, model, golden_dir):
     config, params, lazy = model
     workdir = tmp_path / "run"

@@ -163,3 +163,12 @@ def test_parameters_that_do_not_fit_are_not_written(golden_dir, tmp_path):
     assert "projector/fc1/bias is [3], the config asks for [48]" in message
     assert "projector/fc2/bias is int8" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_takes_what_just_fits(golden_dir, tmp_path):
+    config = hf_config.read_config(golden_dir / "mono_tiny", image_token_id=100)
+    params = readers.load_params(golden_dir / "mono_tiny", config, np.float32)
+    whole = sum(leaf.nbytes for leaf in tree.flatten(params).values())
+    for size, files in ((whole, 1), (whole - 1, 3)):  # two shards and their index
+        folder = tmp_path / str(size)
+        assert len(writers.save_params(folder, config, params, shard_size=size)) == files
