@@ -79,7 +79,7 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
         )
         limit = callbacks.BadSampleLimit(data.report, run.max_bad_share)
         try:
-            with callbacks.StopWhenAsked() as stopping, explained(program):
+            with callbacks.StopWhenAsked(data.stop_waiting) as stopping, explained(program):
                 say("compiling the step ...")
                 state = run_loop(
                     program.train_step(state, frozen),
@@ -134,7 +134,8 @@ class SkippingSteps:
 def open_data(run: RunConfig, workdir: Path) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
     config = architecture_of(run)
-    data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry)
+    resumed = (workdir / "checkpoints").is_dir()  # its batches stay as they were, whatever storage has to say now
+    data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry, ask_again=not resumed)
     data.report.window = run.bad_share_window
     check_data_fits(config, run.execution, data)
     return data

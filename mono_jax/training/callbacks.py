@@ -195,7 +195,13 @@ class BadSampleLimit(Callback):
 
 
 class StopWhenAsked(Callback):
-    """Ends the run after SIGTERM or SIGINT, caught while this context is entered. A second SIGINT interrupts."""
+    """Ends the run after SIGTERM or SIGINT, caught while this context is entered. A second SIGINT interrupts.
+
+    ``hurry`` is called when the signal comes, to end waiting that a step may be held up by.
+    """
+
+    def __init__(self, hurry: Callable[[], None] = lambda: None):
+        self._hurry = hurry
 
     def __enter__(self) -> StopWhenAsked:
         self._requested = False
@@ -212,6 +218,7 @@ class StopWhenAsked(Callback):
         again = "; Ctrl-C again: at once, unsaved" if number == signal.SIGINT else ""
         # Not print: the handler may have interrupted one.
         os.write(2, f"stopping after this step{again}\n".encode())
+        self._hurry()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
