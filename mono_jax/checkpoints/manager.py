@@ -43,7 +43,8 @@ class Checkpoints:
 
     ``asynchronous``: ``save`` returns when the arrays are copied to the host and writes in the background; an error
     there is reported when it happens, and raised by the next ``wait``. ``report`` gets one line for each damaged
-    checkpoint and each save that failed in the background.
+    checkpoint and each save that failed in the background. ``marker``: a file that is made once a checkpoint is whole,
+    and stays when checkpoints are lost.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class Checkpoints:
         asynchronous: bool = True,
         report: Callable[[str], None] = _to_stderr,
         keep_period: int | None = None,
+        marker: Path | None = None,
     ):
         if keep < 1:
             raise ConfigError(f"keep is {keep}: at least one checkpoint must be kept")
         self.directory = Path(directory).absolute()
         self._keep, self._keep_period = max(keep, 2), keep_period
-        self._asynchronous, self._report = asynchronous, report
+        self._asynchronous, self._report, self._marker = asynchronous, report, marker
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._saved: int | None = None
@@ -131,6 +133,8 @@ class Checkpoints:
                 self._sound.discard(later)
                 self._manager.delete(later)
                 self._saved = None if self._saved == later else self._saved
+        if self._marker is not None and not self.steps():  # discarded, not lost
+            self._marker.unlink(missing_ok=True)
 
     def _check_space(self, step: int, state: PyTree) -> None:
         """Fails early where the disk cannot hold ``state``; with several processes only writing shows it."""
@@ -146,6 +150,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 write_checksums(self.directory / str(step))
+                if self._marker is not None:
+                    self._marker.touch()
             self._saved = step
             if rotate:
                 self._rotate()

@@ -20,6 +20,7 @@ from mono_jax.checkpoints.metadata import package_versions
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
+from mono_jax.runs.workdir import CHECKPOINTED
 from mono_jax.training.callbacks import Say
 from mono_jax.training.metrics import read_metrics
 from mono_jax.training.state import TrainState
@@ -65,12 +66,16 @@ def start_or_resume(
 
 
 def _refuse_lost_checkpoints(workdir: Path, checkpoints: Checkpoints) -> None:
-    """Raises CheckpointError if metrics show steps that no checkpoint is left of: not to start over in silence."""
-    records = read_metrics(workdir / "metrics.jsonl")
-    if records and records[-1]["step"] > 0:
+    """Raises CheckpointError if the run had checkpoints and none is left: not to start over in silence.
+
+    A run that was killed before its first checkpoint was whole starts over.
+    """
+    if (workdir / CHECKPOINTED).exists():
+        records = read_metrics(workdir / "metrics.jsonl")
+        shown = f", but {workdir / 'metrics.jsonl'} shows {records[-1]['step']} steps" if records else ""
         raise CheckpointError(
-            f"{checkpoints.directory}: no checkpoint is left, but {workdir / 'metrics.jsonl'} shows "
-            f"{records[-1]['step']} steps: restore the checkpoints, or remove metrics.jsonl to start over"
+            f"{checkpoints.directory}: no checkpoint is left{shown}: restore the checkpoints, or remove "
+            f"{workdir / CHECKPOINTED} to start over"
         )
 
 

@@ -33,7 +33,7 @@ from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
 from mono_jax.runs.result import write_model
-from mono_jax.runs.workdir import locked, refuse_foreign
+from mono_jax.runs.workdir import CHECKPOINTED, locked, refuse_foreign
 from mono_jax.training import callbacks, flops, metrics
 from mono_jax.training.callbacks import Say
 from mono_jax.training.groups import trained_groups
@@ -64,8 +64,8 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
     summaries = data.sources_summary()
     for line in summary_lines(summaries):
         say(line)
-    directory = workdir / "checkpoints"
-    with Checkpoints(directory, run.keep, run.async_checkpoints, say, run.keep_period) as checkpoints:
+    keeping = {"keep": run.keep, "keep_period": run.keep_period, "asynchronous": run.async_checkpoints}
+    with Checkpoints(workdir / "checkpoints", report=say, marker=workdir / CHECKPOINTED, **keeping) as checkpoints:
         state, frozen, base = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
         _announce(program, state, frozen, say)
         writer = metrics.MetricsWriter(workdir, int(state.step), say) if jax.process_index() == 0 else None

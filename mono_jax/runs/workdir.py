@@ -18,6 +18,7 @@ NAMES = (
     "data", "mono",
 )  # fmt: skip
 LOCK = ".lock"
+CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint
 
 
 def refuse_foreign(workdir: Path) -> None:

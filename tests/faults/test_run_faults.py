@@ -99,6 +99,18 @@ def test_lost_checkpoints_are_not_started_over_in_silence(
         run(settings(sets, steps=4), copy)
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_over(
+    sets: dict[str, Any], four_steps: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    workdir, finished = four_steps
+    copy = copy_of(workdir, tmp_path)
+    for name in ("checkpoints", "model", "base"):
+        shutil.rmtree(copy / name)
+    (copy / ".checkpointed").unlink()  # as it was while the first was being committed
+    result = run(settings(sets, steps=4), copy)
+    assert losses(copy) == losses(workdir) and same_weights(result["model"], finished["model"])
+
+
 @pytest.mark.parametrize("marker", [b"", b"[]", b'{"step": "x"}', b"\xff"])
 def test_a_damaged_model_of_a_finished_run_is_written_again(
     marker: bytes, sets: dict[str, Any], four_steps: tuple[Path, dict[str, Any]], tmp_path: Path
