@@ -15,7 +15,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical, joined
 from mono_jax.runs.program import Program
-from mono_jax.training.state import TrainState
+from mono_jax.training.state import TrainState, concatenate
 from mono_jax.weights.hf_config import DTYPE_KEYS, config_to_hf, with_dtype
 from mono_jax.weights.model_folder import Origin, companion_files, find_model, place, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
@@ -59,18 +59,13 @@ def leaving_params(
             flat[path] = stored[path]
         else:  # a range of layers: joined with the others on the devices
             flat[path] = place(stored[path], None, leaf.sharding)
-    return joined(tree.unflatten(flat), _concatenate)
+    return joined(tree.unflatten(flat), concatenate)
 
 
 def _cast(leaf: jax.Array, dtype: Any) -> jax.Array:
     """``leaf`` as ``dtype``; as it is where float16 cannot hold it."""
     cast = leaf.astype(jax.dtypes.canonicalize_dtype(dtype))
     return leaf if cast.dtype == jnp.float16 and not bool(jnp.isfinite(cast).all()) else cast
-
-
-def _concatenate(pieces: list[jax.Array]) -> jax.Array:
-    dtype = jnp.result_type(*pieces)
-    return jnp.concatenate([piece.astype(dtype) for piece in pieces])
 
 
 def _config_json(config: Architecture, origin: Origin, dtype: str, prompt: PromptFormat) -> dict[str, Any] | None:

@@ -55,8 +55,11 @@ class _Pending:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What rates are reported against: model FLOPs of the tokens counted, and the peak FLOP/s of this process's
-    devices (None = not known, no MFU is reported).
+    """What rates are reported against.
+
+    Attributes:
+      flops: model FLOPs of the tokens counted.
+      peak: FLOP/s of this process's devices at most; None = not known, and no MFU is reported.
     """
 
     flops: Callable[[Mapping[str, float]], float]

@@ -42,9 +42,15 @@ class Progress:
     """Where a run is; callbacks read it, only the loop writes it.
 
     Attributes:
-      state: after ``done`` steps. frozen: parameters that never change. start: steps done when the loop began. steps:
-      where the stage ends. metrics: of the last step, still on the device. batch: its rows of this process.
-      data_wait: seconds it took to come. error: what ends the run before ``steps``, if anything does.
+      state: after ``done`` steps.
+      frozen: parameters that never change.
+      start: steps done when the loop began.
+      done: steps done so far.
+      steps: where the stage ends.
+      metrics: of the last step, still on the device.
+      batch: the last step's rows of this process.
+      data_wait: seconds that batch took to come.
+      error: what ends the run before ``steps``, if anything does.
     """
 
     state: TrainState

@@ -92,9 +92,10 @@ def all_params(state: TrainState, frozen: tree.Tree) -> Mapping[str, Any]:
 
     A parameter of which some layers trained gets the dtype of the masters, which holds the frozen layers exactly.
     """
-    return joined(tree.merge(state.trainable, frozen), _concatenate)
+    return joined(tree.merge(state.trainable, frozen), concatenate)
 
 
-def _concatenate(pieces: list[jax.Array]) -> jax.Array:
+def concatenate(pieces: list[jax.Array]) -> jax.Array:
+    """The layers of ``pieces`` as one array, in the least dtype that holds them all."""
     dtype = jnp.result_type(*pieces)
     return jnp.concatenate([piece.astype(dtype) for piece in pieces])
