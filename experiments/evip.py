@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, values = config_file.parse(parser, argv, reference.evip_keys)
     from mono_jax.runs.config import EvipConfig  # after parsing: --help needs none of it
     from mono_jax.runs.evip import run_evip
-    from mono_jax.training.callbacks import PREEMPTED, Preempted
+    from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
     try:
         result = run_evip(EvipConfig.from_dict(values.to_dict()), Path(args.workdir))

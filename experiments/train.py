@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, config = config_file.parse(parser, argv, reference.stage_keys)
     from mono_jax.runs.evip import single_stage  # after parsing: --help needs none of it
     from mono_jax.runs.stage import run_stage
-    from mono_jax.training.callbacks import PREEMPTED, Preempted
+    from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
     try:
         result = run_stage(single_stage(config.to_dict(), Path(args.workdir), args.stage), Path(args.workdir))

@@ -283,7 +283,7 @@ def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = 
 def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:
     """Everything of ``config``: sets, stages, report. Returns {"workdir", "reports", "evaluation"}.
 
-    Raises MonoJaxError or DataError; ``callbacks.Preempted`` after SIGTERM, with everything saved.
+    Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     results = Evip(config, workdir, prepare_sets(config, workdir)).run()

@@ -21,8 +21,7 @@ from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
 from mono_jax.runs.workdir import CHECKPOINTED
-from mono_jax.training.callbacks import Say
-from mono_jax.training.metrics import read_metrics
+from mono_jax.training.metrics import Say, read_metrics
 from mono_jax.training.state import TrainState
 
 

@@ -34,10 +34,13 @@ from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
 from mono_jax.runs.result import write_model
 from mono_jax.runs.workdir import CHECKPOINTED, locked, refuse_foreign
-from mono_jax.training import callbacks, flops, metrics
-from mono_jax.training.callbacks import Say
+from mono_jax.training import flops, metrics
+from mono_jax.training.callbacks.checkpointing import Checkpointing
+from mono_jax.training.callbacks.recorder import Recorder, Speed
+from mono_jax.training.callbacks.stopping import BadSampleLimit, StopWhenAsked
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
+from mono_jax.training.metrics import Say
 from mono_jax.training.state import TrainState
 from mono_jax.weights.model_folder import PARAMS_FOLDER
 
@@ -51,7 +54,7 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
     Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "data": what was read and skipped}.
-    Raises MonoJaxError or DataError; ``callbacks.Preempted`` after SIGTERM, with everything saved.
+    Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
     with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
@@ -70,16 +73,16 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
         _announce(program, state, frozen, say)
         writer = metrics.MetricsWriter(workdir, int(state.step), say) if jax.process_index() == 0 else None
         recorder = _recorder(program, data, writer, say)
-        saving = callbacks.Checkpointing(
+        saving = Checkpointing(
             checkpoints,
             run.checkpoint_every,
             lambda: resume.metadata_of(program, data, base),
             say,
             before_save=recorder.before_save,
         )
-        limit = callbacks.BadSampleLimit(data.report, run.max_bad_share)
+        limit = BadSampleLimit(data.report, run.max_bad_share)
         try:
-            with callbacks.StopWhenAsked(data.stop_waiting) as stopping, explained(program):
+            with StopWhenAsked(data.stop_waiting) as stopping, explained(program):
                 say("compiling the step ...")
                 state = run_loop(
                     program.train_step(state, frozen),
@@ -198,15 +201,15 @@ def _check_boundaries(block: int, execution: Execution) -> None:
         )
 
 
-def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter | None, say: Say) -> callbacks.Recorder:
+def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter | None, say: Say) -> Recorder:
     run, config = program.run, program.model.config
     trained = trained_groups(program.stage, config)
     peak = flops.peak_flops(jax.local_devices()[0].device_kind)
-    speed = callbacks.Speed(
+    speed = Speed(
         flops=lambda counts: flops.step_flops(config, trained, counts),
         peak=None if peak is None else peak * jax.local_device_count(),
     )
-    return callbacks.Recorder(
+    return Recorder(
         program.stage.name,
         run.log_every,
         run.max_nonfinite_steps,

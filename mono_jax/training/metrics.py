@@ -26,7 +26,7 @@ from tensorboardX.record_writer import masked_crc32c
 from data_pipelines.io import publish
 from mono_jax.errors import CheckpointError
 
-Warn = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 def duration(seconds: float) -> str:
@@ -63,7 +63,7 @@ def console_line(stage: str, steps: int, record: Mapping[str, Any]) -> str:
 class Appender:
     """Appends whole entries to a file; what cannot be written waits for the next ``write``."""
 
-    def __init__(self, path: Path, what: str, warn: Warn):
+    def __init__(self, path: Path, what: str, warn: Say):
         self.path, self._what, self._warn = path, what, warn
         self._size = path.stat().st_size if path.exists() else 0
         self._waiting: list[bytes] = []
@@ -112,7 +112,7 @@ class MetricsWriter:
     dropped, so that every step is recorded once. Raises CheckpointError if the folder cannot be written at the start.
     """
 
-    def __init__(self, directory: Path, start_step: int = 0, warn: Warn = print):
+    def __init__(self, directory: Path, start_step: int = 0, warn: Say = print):
         path = directory / "metrics.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------ TensorBoard's event files
 
 
-def _open_events(folder: Path, records: list[dict[str, Any]], warn: Warn) -> Appender | None:
+def _open_events(folder: Path, records: list[dict[str, Any]], warn: Say) -> Appender | None:
     """A new event file with ``records`` in it, in place of the old ones; None (reported) if it cannot be written."""
     name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
     version = Event(wall_time=time.time(), file_version="brain.Event:2")

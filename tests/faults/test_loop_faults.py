@@ -23,8 +23,11 @@ from mono_jax.errors import CheckpointError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import make_mesh
-from mono_jax.training import callbacks, metrics
-from mono_jax.training.loop import DataEnded, run_loop
+from mono_jax.training import metrics
+from mono_jax.training.callbacks.checkpointing import Checkpointing
+from mono_jax.training.callbacks.recorder import Recorder, Speed
+from mono_jax.training.callbacks.stopping import BadSampleLimit, NonFinite, TooManyBadSamples
+from mono_jax.training.loop import Callback, DataEnded, run_loop
 from mono_jax.training.optim import make_optimizer
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.stages import get_stage
@@ -91,12 +94,10 @@ class Rig:
                 state = TrainState(**arrays)
             step = options.get("step") or self.jitted
             with metrics.MetricsWriter(self.workdir, int(state.step), self.lines.append) as writer:
-                speed = callbacks.Speed(lambda counts: 1.0, 1.0)
+                speed = Speed(lambda counts: 1.0, 1.0)
                 keys = lambda step: [f"sample-{step + 1}"]  # noqa: E731
-                recorder = callbacks.Recorder(
-                    "S1.1", 1, self.max_nonfinite_steps, speed, keys, writer, self.lines.append
-                )
-                saving = callbacks.Checkpointing(
+                recorder = Recorder("S1.1", 1, self.max_nonfinite_steps, speed, keys, writer, self.lines.append)
+                saving = Checkpointing(
                     checkpoints, self.every, dict, self.lines.append, before_save=recorder.before_save
                 )
                 saver = options.get("saver")
@@ -148,7 +149,7 @@ def test_any_error_of_the_data_ends_the_run_saved(fault: Exception, tmp_path: Pa
 def test_an_error_of_another_callback_does_not_keep_the_state_from_being_saved(
     tmp_path: Path, uninterrupted: Any
 ) -> None:
-    class Breaks(callbacks.Callback):
+    class Breaks(Callback):
         def step(self, progress: Any) -> None:
             if progress.done == 5:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -240,7 +241,7 @@ def test_one_bad_batch_costs_its_update_only(tmp_path: Path) -> None:
 
 def test_after_a_streak_the_run_resumes_from_the_last_sound_checkpoint(tmp_path: Path) -> None:
     rig = Rig(tmp_path, every=1, keep=2)
-    with pytest.raises(callbacks.NonFinite, match=r"3 updates in a row .*steps 5 to 7.*skip_steps='\[\[5,7\]\]'"):
+    with pytest.raises(NonFinite, match=r"3 updates in a row .*steps 5 to 7.*skip_steps='\[\[5,7\]\]'"):
         rig(8, Data(faults=dict.fromkeys((5, 6, 7), ruin)))
     assert rig.steps() == [3, 4]
     state = rig(8)  # the data is mended
@@ -250,7 +251,7 @@ def test_after_a_streak_the_run_resumes_from_the_last_sound_checkpoint(tmp_path:
 def test_an_update_that_ruins_the_weights_is_not_taken(tmp_path: Path) -> None:
     """Loss and gradient are finite, but the updated weights would not be."""
     rig = Rig(tmp_path, settings=OptimConfig(warmup=0.0, schedule="constant", learning_rate=3e38, weight_decay=10.0))
-    with pytest.raises(callbacks.NonFinite):
+    with pytest.raises(NonFinite):
         rig(8)
     assert rig.steps() == []
 
@@ -262,7 +263,7 @@ def test_frozen_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
         return tree.unflatten(flat)
 
     rig = Rig(tmp_path, poison=poison)
-    with pytest.raises(callbacks.NonFinite, match="frozen weights that are not finite: final_norm/scale"):
+    with pytest.raises(NonFinite, match="frozen weights that are not finite: final_norm/scale"):
         rig(8)
 
 
@@ -303,11 +304,11 @@ def test_too_many_bad_samples_stop_the_run_saved(tmp_path: Path) -> None:
         return batch
 
     rig = Rig(tmp_path)
-    limit = callbacks.BadSampleLimit(report, 0.099)
-    with pytest.raises(callbacks.TooManyBadSamples, match=r"10\.0% of the last samples are bad.*unreadable 1 in all"):
+    limit = BadSampleLimit(report, 0.099)
+    with pytest.raises(TooManyBadSamples, match=r"10\.0% of the last samples are bad.*unreadable 1 in all"):
         rig(8, Data(faults=dict.fromkeys(range(1, 9), some_bad)), more=(limit,))
     assert rig.steps()[-1] == 1
-    rig(4, Data(faults=dict.fromkeys(range(1, 9), some_bad)), more=(callbacks.BadSampleLimit(report, 0.11),))
+    rig(4, Data(faults=dict.fromkeys(range(1, 9), some_bad)), more=(BadSampleLimit(report, 0.11),))
 
 
 # ------------------------------------------------------------------ records

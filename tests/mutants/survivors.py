@@ -43,7 +43,7 @@ HARMLESS: tuple[Harmless, ...] = (
         "MeshConfig refuses an axis of 0, so that there is always a product of the known ones",
     ),
     Harmless(
-        "mono_jax/training/callbacks.py",
+        "mono_jax/training/callbacks/recorder.py",
         "per_step = max(now - self._since, 1e-9) / count",
         "now - self._since, 1e-9 -> 1e-9, now - self._since",
         "the larger of two numbers, in any order",

@@ -26,7 +26,8 @@ from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
-from mono_jax.training import callbacks, loop, stages
+from mono_jax.training import loop, stages
+from mono_jax.training.callbacks import stopping
 from mono_jax.training.groups import split
 from mono_jax.weights.model_folder import load_model
 
@@ -233,7 +234,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == callbacks.PREEMPTED, errors
+    assert process.returncode == stopping.PREEMPTED, errors
     assert "run the same command again" in errors
     with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
         stopped = saved.steps()[-1]

@@ -10,7 +10,7 @@ from mono_jax import tree
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import stages
-from mono_jax.training.callbacks import Speed
+from mono_jax.training.callbacks.recorder import Speed
 from mono_jax.training.flops import count_tokens, peak_flops, step_flops
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.metrics import console_line

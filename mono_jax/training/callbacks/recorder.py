@@ -1,48 +1,23 @@
-"""What happens beside the steps of a run: records, checkpoints, stopping when asked."""
+"""From the metrics of steps to records and console lines."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
-from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 
 from mono_jax import tree
-from mono_jax.errors import CheckpointError
+from mono_jax.training.callbacks.stopping import NonFinite
 from mono_jax.training.flops import TokenCounts, count_tokens
-from mono_jax.training.loop import Callback, Progress, Stopped
-from mono_jax.training.metrics import MetricsWriter, console_line, duration
+from mono_jax.training.loop import Callback, Progress
+from mono_jax.training.metrics import MetricsWriter, Say, console_line, duration
 
 LAG = 2  # steps between dispatching a step and reading its metrics
-PREEMPTED = 75  # exit code after SIGTERM or SIGINT: saved, run again to resume (EX_TEMPFAIL)
-
-Say = Callable[[str], None]
-
-
-class Preempted(Stopped):
-    """The run was asked to stop and has saved its state."""
-
-
-class NonFinite(Stopped):
-    """Too many updates in a row were not finite. The state is not saved: ``first`` is the first step of the streak."""
-
-    def __init__(self, message: str, first: int):
-        super().__init__(message)
-        self.first = first
-
-
-class TooManyBadSamples(Stopped):
-    """The share of bad samples is above the limit."""
 
 
 @dataclasses.dataclass
@@ -179,123 +154,3 @@ def nonfinite_paths(params: tree.Tree) -> list[str]:
     """Paths of the arrays that hold a value that is not finite."""
     sound = jax.device_get(jax.jit(lambda p: jax.tree.map(lambda a: jnp.isfinite(a).all(), p))(params))
     return [path for path, finite in tree.flatten(sound).items() if not finite]
-
-
-class BadSampleLimit(Callback):
-    """Ends the run when the share of bad samples among the newest ones is above ``limit``."""
-
-    def __init__(self, report: SampleReport, limit: float):
-        self._report, self._limit = report, limit
-
-    def step(self, progress: Progress) -> None:
-        if (share := self._report.bad_share()) > self._limit:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in self._report.skipped.most_common(5))
-            raise TooManyBadSamples(
-                f"{share:.1%} of the last samples are bad, more than the limit of {self._limit:.1%} "
-                f"({reasons} in all); saved: look at the data (python -m data_pipelines.check), or raise "
-                "--config.max_bad_share, and run again"
-            )
-
-
-class StopWhenAsked(Callback):
-    """Ends the run after SIGTERM or SIGINT, caught while this context is entered. A second SIGINT interrupts.
-
-    ``hurry`` is called when the signal comes, to end waiting that a step may be held up by.
-    """
-
-    def __init__(self, hurry: Callable[[], None] = lambda: None):
-        self._hurry = hurry
-
-    def __enter__(self) -> StopWhenAsked:
-        self._requested = False
-        self._old: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._requested = True
-        again = "; Ctrl-C again: at once, unsaved" if number == signal.SIGINT else ""
-        # Not print: the handler may have interrupted one.
-        os.write(2, f"stopping after this step{again}\n".encode())
-        self._hurry()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def step(self, progress: Progress) -> None:
-        if self._agreed():
-            raise Preempted(f"stopped at step {progress.done} as asked; saved: run the same command again to resume")
-
-    def _agreed(self) -> bool:
-        """Whether any process was asked to stop; all processes call this at the same step."""
-        if jax.process_count() == 1:
-            return self._requested
-        return bool(np.any(multihost_utils.process_allgather(np.array(self._requested))))
-
-
-class Saver(Protocol):
-    """What ``Checkpointing`` needs of ``checkpoints.manager.Checkpoints``."""
-
-    def save(self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True) -> None: ...
-
-    def discard_from(self, step: int) -> None: ...
-
-    def wait(self) -> None: ...
-
-
-class SampleReport(Protocol):
-    """What ``BadSampleLimit`` needs of the data's report (``data_pipelines.loading.report.Report``)."""
-
-    skipped: collections.Counter[str]
-
-    def bad_share(self) -> float: ...
-
-
-class Checkpointing(Callback):
-    """Saves the state after every ``every``-th step, and when the run ends, whatever ends it.
-
-    A save that fails during the run is reported and counted, and the next one is made. While updates are not finite no
-    state is saved but the last; one that a failed step has consumed cannot be saved. ``before_save`` is called first.
-    """
-
-    def __init__(
-        self,
-        checkpoints: Saver,
-        every: int,
-        metadata: Callable[[], Mapping[str, Any]],
-        say: Say,
-        before_save: Callable[[Progress], None] = lambda progress: None,
-    ):
-        self.every, self.failed = every, 0
-        self._checkpoints, self._metadata, self._say, self._before_save = checkpoints, metadata, say, before_save
-
-    def step(self, progress: Progress) -> None:
-        if progress.done == progress.steps:
-            return
-        self._before_save(progress)
-        if int(progress.state.nonfinite_steps):
-            self._say(f"step {progress.done} is not saved: its update was not finite")
-            return
-        try:
-            self._checkpoints.save(progress.done, vars(progress.state), self._metadata())
-        except CheckpointError as error:
-            self.failed += 1
-            self._say(f"{error} (failed saves so far: {self.failed}); training continues")
-
-    def finish(self, progress: Progress) -> None:
-        if isinstance(progress.error, NonFinite):
-            self._checkpoints.discard_from(progress.error.first)
-        elif any(leaf.is_deleted() for leaf in jax.tree.leaves(progress.state)):
-            self._say(f"the state of step {progress.done} is lost in the failed step: the newest checkpoint stands")
-        elif progress.done > progress.start or progress.error is not None:
-            # In a streak of updates that are not finite the state may be ruined already: older ones stay beside it.
-            rotate = not int(progress.state.nonfinite_steps)
-            self._checkpoints.save(progress.done, vars(progress.state), self._metadata(), rotate=rotate)
-        self._checkpoints.wait()

@@ -1,0 +1,102 @@
+"""What ends a run before its last step: a signal, bad data, updates that are not finite."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mono_jax.training.loop import Callback, Progress, Stopped
+
+PREEMPTED = 75  # exit code after SIGTERM or SIGINT: saved, run again to resume (EX_TEMPFAIL)
+
+
+class Preempted(Stopped):
+    """The run was asked to stop and has saved its state."""
+
+
+class NonFinite(Stopped):
+    """Too many updates in a row were not finite. The state is not saved: ``first`` is the first step of the streak."""
+
+    def __init__(self, message: str, first: int):
+        super().__init__(message)
+        self.first = first
+
+
+class TooManyBadSamples(Stopped):
+    """The share of bad samples is above the limit."""
+
+
+class SampleReport(Protocol):
+    """What ``BadSampleLimit`` needs of the data's report (``data_pipelines.loading.report.Report``)."""
+
+    skipped: collections.Counter[str]
+
+    def bad_share(self) -> float: ...
+
+
+class BadSampleLimit(Callback):
+    """Ends the run when the share of bad samples among the newest ones is above ``limit``."""
+
+    def __init__(self, report: SampleReport, limit: float):
+        self._report, self._limit = report, limit
+
+    def step(self, progress: Progress) -> None:
+        if (share := self._report.bad_share()) > self._limit:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self._report.skipped.most_common(5))
+            raise TooManyBadSamples(
+                f"{share:.1%} of the last samples are bad, more than the limit of {self._limit:.1%} "
+                f"({reasons} in all); saved: look at the data (python -m data_pipelines.check), or raise "
+                "--config.max_bad_share, and run again"
+            )
+
+
+class StopWhenAsked(Callback):
+    """Ends the run after SIGTERM or SIGINT, caught while this context is entered. A second SIGINT interrupts.
+
+    ``hurry`` is called when the signal comes, to end waiting that a step may be held up by.
+    """
+
+    def __init__(self, hurry: Callable[[], None] = lambda: None):
+        self._hurry = hurry
+
+    def __enter__(self) -> StopWhenAsked:
+        self._requested = False
+        self._old: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._requested = True
+        again = "; Ctrl-C again: at once, unsaved" if number == signal.SIGINT else ""
+        # Not print: the handler may have interrupted one.
+        os.write(2, f"stopping after this step{again}\n".encode())
+        self._hurry()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def step(self, progress: Progress) -> None:
+        if self._agreed():
+            raise Preempted(f"stopped at step {progress.done} as asked; saved: run the same command again to resume")
+
+    def _agreed(self) -> bool:
+        """Whether any process was asked to stop; all processes call this at the same step."""
+        if jax.process_count() == 1:
+            return self._requested
+        return bool(np.any(multihost_utils.process_allgather(np.array(self._requested))))
