@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,8 +33,14 @@ def batch_hash(batch: Batch) -> str:
 
 def global_batches(data: PackedData, start: int, steps: int, hosts: int) -> Iterator[tuple[int, Batch]]:
     """(step, global batch), joined from what each of ``hosts`` hosts makes."""
+    if not 1 <= hosts <= data.batch_size:
+        raise DataError(f"data.batch_size is {data.batch_size}: it cannot be split over {hosts} hosts")
+    borders = [data.batch_size * host // hosts for host in range(hosts + 1)]
     with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(contextlib.closing(data.iterate(start, host, hosts))) for host in range(hosts)]
+        parts = [
+            stack.enter_context(contextlib.closing(data.iterate(start, range(first, end))))
+            for first, end in itertools.pairwise(borders)
+        ]
         for step, items in zip(range(start, start + steps), zip(*parts)):
             if any(item[0] != step for item in items):
                 raise DataError(f"hosts disagree: step {step} expected, got {[item[0] for item in items]}")

@@ -116,27 +116,22 @@ class PackedData:
         self.plan.save()
         return sum(rows)
 
-    def host_rows(self, process_index: int, process_count: int) -> slice:
-        """The contiguous rows of the global batch that belong to one process."""
-        start, stop = (self.batch_size * index // process_count for index in (process_index, process_index + 1))
-        return slice(start, stop)
+    def iterate(self, start_step: int = 0, rows: Sequence[int] | None = None) -> Iterator[tuple[int, Batch]]:
+        """(step, batch) of every step from ``start_step`` on, made ahead; ends with the last epoch.
 
-    def iterate(
-        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
-    ) -> Iterator[tuple[int, Batch]]:
-        """This process's rows of every step from ``start_step`` on, made ahead; ends with the last epoch.
+        Args:
+          rows: of the global batch, which this process makes; None = all.
 
         Raises:
-          DataError: ``process_count`` exceeds the rows of the global batch.
+          DataError: the global batch has no such rows.
         """
-        if not 0 <= process_index < process_count <= self.batch_size:
-            raise DataError(
-                f"data.batch_size is {self.batch_size}; it must be at least the number of processes, {process_count}"
-            )
+        chosen = range(self.batch_size) if rows is None else rows
+        if not chosen or not set(chosen) <= set(range(self.batch_size)):
+            raise DataError(f"rows {list(chosen)} asked for, but data.batch_size is {self.batch_size}")
         if self.config.workers:
             self.plan.locate(start_step * self.batch_size)
             self.plan.save()  # the workers read it, and need not count again
-        made_batches = made_ahead(self, start_step, self.host_rows(process_index, process_count))
+        made_batches = made_ahead(self, start_step, chosen)
         try:
             for step in itertools.count(start_step):
                 started = time.perf_counter()

@@ -57,19 +57,19 @@ class Rows:
 
 
 class Assemble:
-    """Batches the places of a step's rows: makes one host's rows of them.
+    """Batches the places of a step's rows: makes those of one process.
 
     Never raises: elements that grain holds ready would be lost, and an error that cannot be pickled hangs a worker.
     """
 
-    def __init__(self, data: PackedData, host_rows: slice):
-        self._data, self._host_rows = data, host_rows
+    def __init__(self, data: PackedData, rows: Sequence[int]):
+        self._data, self._rows = data, rows
 
     def __call__(self, places: Sequence[Place]) -> Made:
         if places[0] is None:
             return Made(None)
         try:
-            return Made(*self._data.assemble(places[self._host_rows]))
+            return Made(*self._data.assemble([places[row] for row in self._rows]))
         except Exception as error:
             return Made(None, error=_portable(error))
 
@@ -81,15 +81,15 @@ def _portable(error: Exception) -> Exception:
         return DataError(f"{type(error).__name__}: {error}")
 
 
-def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
-    """One host's part of the batches from ``step`` on, made ahead by a thread or by worker processes.
+def made_ahead(data: PackedData, step: int, rows: Sequence[int]) -> Iterator[Made]:
+    """Rows ``rows`` of the batches from ``step`` on, made ahead by a thread or by worker processes.
 
     If a worker is killed, all are restarted at the step that is missing: grain cannot replace one.
 
     Raises DataError if workers are killed repeatedly; StorageError; and the other errors of ``PackedData.assemble``.
     """
     deaths = 0
-    iterator = _iterator(data, step, host_rows)
+    iterator = _iterator(data, step, rows)
     try:
         while True:
             try:
@@ -105,7 +105,7 @@ def made_ahead(data: PackedData, step: int, host_rows: slice) -> Iterator[Made]:
                     ) from None
                 _log.warning("a data worker died at step %d; restarting the workers", step)
                 iterator.close()
-                iterator = _iterator(data, step, host_rows)
+                iterator = _iterator(data, step, rows)
                 continue
             if made.error is not None:
                 raise made.error
@@ -132,15 +132,15 @@ def _start_worker(*_: object) -> None:
     end_with_parent()
 
 
-def _iterator(data: PackedData, step: int, host_rows: slice) -> Any:
+def _iterator(data: PackedData, step: int, rows: Sequence[int]) -> Any:
     import grain
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads flags, and refuses to before they are parsed
     workers, prefetch = data.config.workers, data.config.prefetch
-    rows = grain.MapDataset.source(Rows(data)).slice(slice(step * data.batch_size, None))
-    batches = rows.batch(data.batch_size, batch_fn=Assemble(data, host_rows))
+    source = grain.MapDataset.source(Rows(data)).slice(slice(step * data.batch_size, None))
+    batches = source.batch(data.batch_size, batch_fn=Assemble(data, rows))
     # One thread each: batches are large, and those made ahead are held in memory.
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else prefetch)
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)

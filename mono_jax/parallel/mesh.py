@@ -1,4 +1,4 @@
-"""The device mesh: its axes, and batches and functions on it.
+"""The device mesh: its axes, and functions on it.
 
 Axes: ``data`` (rows of the batch), ``fsdp`` (rows and parameters), ``tensor`` (heads and FFN columns). The mesh in
 use while a function is traced is JAX's own (``jax.sharding.use_abstract_mesh``); its devices may be absent.
@@ -7,12 +7,12 @@ use while a function is traced is JAX's own (``jax.sharding.use_abstract_mesh``)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from mono_jax.axes import AXES, ROWS
 from mono_jax.errors import ConfigError
@@ -32,12 +32,6 @@ def make_mesh(config: MeshConfig | None = None, devices: list[jax.Device] | None
         axes = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
         raise ConfigError(f"mesh {axes} does not fit {len(devices)} devices: change config.mesh")
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
-
-
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of the global batch, as global arrays sharded over data and fsdp."""
-    sharding = NamedSharding(mesh, BATCH)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

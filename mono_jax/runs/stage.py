@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,14 @@ class SkippingSteps:
     data: PackedData
     ranges: tuple[tuple[int, int], ...]
 
+    @property
+    def batch_size(self) -> int:
+        return self.data.batch_size
+
     def iterate(
-        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
+        self, start_step: int = 0, rows: Sequence[int] | None = None
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        for number, batch in self.data.iterate(start_step, process_index, process_count):
+        for number, batch in self.data.iterate(start_step, rows):
             if any(first <= number + 1 <= last for first, last in self.ranges):
                 batch = {**batch, "loss_weights": np.zeros_like(batch["loss_weights"])}
             yield number, batch

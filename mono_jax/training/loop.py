@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mono_jax import tree
 from mono_jax.errors import MonoJaxError
-from mono_jax.parallel.mesh import put_batch
+from mono_jax.parallel.rows import LocalRows
 from mono_jax.training.state import TrainState
 from mono_jax.training.step import Metrics, Step
 
@@ -24,8 +23,10 @@ from mono_jax.training.step import Metrics, Step
 class Batches(Protocol):
     """What the loop needs of the data (``data_pipelines.loading.packed_data.PackedData``)."""
 
+    batch_size: int
+
     def iterate(
-        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
+        self, start_step: int = 0, rows: Sequence[int] | None = None
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]: ...
 
 
@@ -96,10 +97,11 @@ def run_loop(
     """
     start = int(state.step)
     progress = Progress(state, frozen, start, start, steps)
-    stream = batches.iterate(start, jax.process_index(), jax.process_count()) if start < steps else iter(())
+    rows = LocalRows(mesh, batches.batch_size)
+    stream = batches.iterate(start, rows.numbers) if start < steps else iter(())
     try:
         for _ in range(start, steps):
-            _step(progress, stream, step_fn, mesh)
+            _step(progress, stream, step_fn, rows)
             for callback in callbacks:
                 if progress.done % callback.every == 0:
                     callback.step(progress)
@@ -117,7 +119,7 @@ def run_loop(
     return progress.state
 
 
-def _step(progress: Progress, stream: Iterator[Any], step_fn: Step, mesh: Mesh) -> None:
+def _step(progress: Progress, stream: Iterator[Any], step_fn: Step, rows: LocalRows) -> None:
     before = time.perf_counter()
     if (item := next(stream, None)) is None:
         raise DataEnded(
@@ -126,5 +128,5 @@ def _step(progress: Progress, stream: Iterator[Any], step_fn: Step, mesh: Mesh) 
         )
     number, progress.batch = item
     progress.data_wait = time.perf_counter() - before
-    progress.state, progress.metrics = step_fn(progress.state, progress.frozen, put_batch(progress.batch, mesh))
+    progress.state, progress.metrics = step_fn(progress.state, progress.frozen, rows.put(progress.batch))
     progress.done = number + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ class Data:
     def __init__(self, length: int = 1000, faults: dict[int, Any] | None = None):
         self.length, self.faults = length, faults or {}
 
-    def iterate(self, start: int = 0, process: int = 0, processes: int = 1) -> Iterator[tuple[int, dict]]:
+    batch_size = 2
+
+    def iterate(self, start: int = 0, rows: Sequence[int] | None = None) -> Iterator[tuple[int, dict]]:
         for number in range(start, self.length):
             batch, fault = random_batch(2, seed=number), self.faults.get(number + 1)
             if isinstance(fault, Exception):

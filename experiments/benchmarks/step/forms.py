@@ -14,7 +14,8 @@ from mono_jax import tree
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.mesh import make_mesh, put_batch
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.rows import LocalRows
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
 from mono_jax.training.optim_config import OptimConfig
@@ -42,7 +43,7 @@ class JaxForm:
         mesh = make_mesh(devices=jax.devices()[:1])
         self._state, self._frozen = init_state(stage, model, optimizer, params, dtype)
         step = train.make_train_step(model, optimizer, dtype=dtype)
-        self._batch = put_batch(batch, mesh)
+        self._batch = LocalRows(mesh, work.rows).put(batch)
         jitted = train.jit_train_step(step, model, self._state, self._frozen, mesh)
         self._step = jitted.lower(self._state, self._frozen, self._batch).compile()
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import subprocess
@@ -33,7 +34,8 @@ def test_global_batch_is_the_same_for_any_number_of_hosts(golden_dir, pairs, cac
     settings = config(golden_dir, tars(pairs), shuffle="local", local_runs=2, run_length=16, **changes)
     one = packed(settings, cache)
     others = [packed(settings, cache) for _ in range(hosts)]
-    iterators = [other.iterate(1, host, hosts) for host, other in enumerate(others)]
+    borders = [one.batch_size * host // hosts for host in range(hosts + 1)]
+    iterators = [other.iterate(1, range(*ends)) for other, ends in zip(others, itertools.pairwise(borders))]
     for step in (1, 2, 3):
         parts = [next(iterator) for iterator in iterators]
         assert [part[0] for part in parts] == [step] * hosts

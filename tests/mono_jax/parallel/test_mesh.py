@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
 import pytest
 
 from mono_jax.errors import ConfigError
-from mono_jax.parallel.mesh import make_mesh, on_mesh, put_batch
+from mono_jax.parallel.mesh import make_mesh, on_mesh
 from mono_jax.parallel.mesh_config import MeshConfig
 
 
@@ -38,16 +37,6 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes: tuple[int, int, int], device
 def test_impossible_sizes_are_refused(sizes: tuple[int, int, int], message: str):
     with pytest.raises(ConfigError, match=message):
         MeshConfig(*sizes)
-
-
-def test_rows_are_split_over_data_and_fsdp_and_nothing_else_is():
-    mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8])
-    rows = np.arange(24).reshape(4, 6)
-    placed = put_batch({"tokens": rows}, mesh)["tokens"]
-    np.testing.assert_array_equal(placed, rows)
-    for shard in placed.addressable_shards:
-        data, fsdp, _ = (int(at[0]) for at in np.nonzero(mesh.devices == shard.device))
-        np.testing.assert_array_equal(shard.data, rows[[2 * data + fsdp]])
 
 
 def test_functions_are_traced_for_the_mesh():

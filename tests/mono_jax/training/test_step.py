@@ -18,6 +18,7 @@ from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.parallel import mesh as mesh_lib
 from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.parallel.rows import LocalRows
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
 from mono_jax.training.groups import split
@@ -169,7 +170,7 @@ def test_a_mesh_changes_nothing(name: str, stage: str, axes: tuple[int, int, int
     step, frozen = train.jit_train_step(step, model, state, frozen, mesh), jax.device_put(frozen, frozen_places)
     for number, one in enumerate(values):
         placed = jax.device_put(states[number], places, may_alias=False)
-        state, other = step(placed, frozen, mesh_lib.put_batch(random_batch(8, seed=number), mesh))
+        state, other = step(placed, frozen, LocalRows(mesh, 8).put(random_batch(8, seed=number)))
         assert_same_step(states[number + 1], state, one, other, rtol=2e-3, loss_rel=2e-5)
 
 

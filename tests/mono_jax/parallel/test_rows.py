@@ -1,0 +1,59 @@
+"""Rows of the global batch on a mesh."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.parallel.rows import LocalRows
+
+ROWS = np.arange(8 * 6).reshape(8, 6)
+
+
+def test_rows_are_split_over_data_and_fsdp_and_nothing_else_is():
+    mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8])
+    placed = LocalRows(mesh, 8).put({"tokens": ROWS})["tokens"]
+    np.testing.assert_array_equal(placed, ROWS)
+    for shard in placed.addressable_shards:
+        data, fsdp, _ = (int(at[0]) for at in np.nonzero(mesh.devices == shard.device))
+        first = 2 * (2 * data + fsdp)
+        np.testing.assert_array_equal(shard.data, ROWS[first : first + 2])
+
+
+class Elsewhere:
+    """A device as another process's: only what the rows are decided by."""
+
+    def __init__(self, device: jax.Device, process: int):
+        self.device, self.process_index = device, process
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((4, 1, 1), [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4)]),
+        ((1, 4, 1), [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4)]),
+        ((2, 1, 2), [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4)]),
+        ((1, 1, 4), [(list(range(8)), 8), (list(range(8)), 0)]),
+    ],
+)
+def test_each_process_makes_what_its_devices_hold_and_every_row_counts_once(monkeypatch, sizes, expected):
+    """Two processes with two devices each, along every axis; ``tensor`` across both makes them share all rows."""
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:4])
+    from mono_jax.parallel import rows as module
+
+    class Sharding:
+        def __init__(self, *args: object):
+            self._real = jax.sharding.NamedSharding(*args)
+
+        def devices_indices_map(self, shape: tuple[int, ...]) -> dict[Elsewhere, tuple[slice, ...]]:
+            order = {device: number for number, device in enumerate(mesh.devices.ravel())}
+            return {Elsewhere(d, order[d] // 2): at for d, at in self._real.devices_indices_map(shape).items()}
+
+    monkeypatch.setattr(module, "NamedSharding", Sharding)
+    for process, (numbers, counted) in enumerate(expected):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        rows = LocalRows(mesh, 8)
+        assert rows.numbers == numbers and rows.counted.sum() == counted
