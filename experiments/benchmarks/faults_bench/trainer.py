@@ -1,25 +1,37 @@
-"""A training run in a process of its own, on small sets, that can be disturbed."""
+"""A training run in a process of its own, on small sets, that can be disturbed.
+
+Processes are forked from a server that has imported what training needs (``multiprocessing``'s own) and share a
+cache of compiled programs, so that a run costs its work and not its start. ``Trainer.start(command=True)`` is the real
+command.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.faults_bench.disk import Disk
 from mono_jax import tree
 from mono_jax.training.metrics import read_metrics
 from mono_jax.weights.model_folder import load_model
 
-STEPS = 12
-LONGEST = 300.0  # seconds of one command; more is a hang
+STEPS = 8
+SAVE_EVERY = 2
+LONGEST = 240.0  # seconds of one run; more is a hang
+_SCRIPT = Path("experiments/train.py")
+_IMPORTED = ["experiments.train", "mono_jax.runs.evip", "mono_jax.runs.stage", "grain", "tensorstore"]
 
 CONFIG = """
 import json
@@ -45,71 +57,169 @@ def config_values(manifest: dict[str, Any]) -> dict[str, Any]:
             "visual_tokens": 32,
             "text_tokens": 96,
             "block_samples": 64,
-            "workers": 1,
         },
         "mesh": {"data": 1, "fsdp": -1},
         "dtype": "float32",
         "frozen_dtype": "float32",
         "log_every": 1,
-        "checkpoint_every": 2,
+        "checkpoint_every": SAVE_EVERY,
     }
+
+
+def write_config(file: Path, values: dict[str, Any]) -> Path:
+    file.write_text(CONFIG.format(values=json.dumps(values)))
+    return file
+
+
+def prepare(cache: Path) -> None:
+    """Lets the processes of this benchmark share ``cache``, a folder of compiled programs; before the first of them."""
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    multiprocessing.set_forkserver_preload(_IMPORTED)
+
+
+def _train(arguments: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+    """The command, in a forked process."""
+    os.setsid()
+    os.environ |= environment  # before JAX looks
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from experiments import train
+    from mono_jax import cli
+
+    cli.run(lambda: train.main(arguments))
+
+
+class _Forked:
+    """A forked process with the methods of ``subprocess.Popen`` that are needed here."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, environment: dict[str, str]):
+        self._process = multiprocessing.get_context("forkserver").Process(
+            target=_train, args=(arguments, log, environment)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(str(_SCRIPT), timeout)
+        return self._process.exitcode
+
+
+Process = _Forked | subprocess.Popen[bytes]
+
+
+class Hangs(Exception):
+    """A process did not end in time, and was killed."""
 
 
 @dataclasses.dataclass
 class Trainer:
-    """Runs of one config in one workdir."""
+    """Runs in FOLDER/run.
 
-    config: Path
-    workdir: Path
+    Attributes:
+      manifest: of the sets, which all rounds share; see ``own_sets``.
+      devices: simulated ones. options: further arguments of the command.
+      struck: whether the fault came at the moment that it was meant for.
+      harmed: whether records themselves were damaged.
+      disk: what the workdir lies on, where that is a disk of its own.
+    """
 
-    def start(self, devices: int = 1) -> subprocess.Popen[bytes]:
-        """The command, in a session of its own; its output goes to WORKDIR.log."""
-        command = [sys.executable, "experiments/train.py", f"--config={self.config}", f"--workdir={self.workdir}"]
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-        with self.workdir.with_suffix(".log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    folder: Path
+    manifest: dict[str, Any]
+    devices: int = 1
+    options: tuple[str, ...] = ()
+    struck: bool = True
+    harmed: bool = False
+    disk: Disk | None = None
 
-    def finish(self, devices: int = 1, tries: int = 4) -> tuple[int, bool]:
-        """Runs the command until it is done; returns its last exit code and whether it hung."""
-        code = 1
-        for _ in range(tries):
-            process = self.start(devices)
-            try:
-                code = process.wait(LONGEST)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                return -9, True
-            if code == 0:
-                break
-        return code, False
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        self.workdir, self.log = self.folder / "run", self.folder / "log"
+        self._config = write_config(self.folder / "config.py", config_values(self.manifest))
+
+    def own_sets(self) -> Path:
+        """Lets this trainer read a shard of its own, which has no index yet; returns it."""
+        [source] = self.manifest["stages"]["s1_1"]["sources"]
+        [pattern] = source["spec"]["paths"]
+        shard = Path(pattern.replace("*", "00000"))
+        copy = self.folder / "shards" / shard.name
+        copy.parent.mkdir()
+        shutil.copyfile(shard, copy)
+        values = config_values(self.manifest)
+        values["data"]["sources"] = [{**source, "spec": {**source["spec"], "paths": str(copy)}}]
+        write_config(self._config, values)
+        return copy
+
+    def on_disk(self, size: int) -> Disk:
+        """Moves the workdir to a disk of ``size`` bytes."""
+        self.disk = Disk(self.folder / "disk", size)
+        self.workdir = self.disk.folder / "run"
+        return self.disk
+
+    def start(self, command: bool = False, **environment: str) -> Process:
+        """The run, in a session of its own; its output goes to ``log``. ``command``: in an interpreter of its own."""
+        arguments = [f"--config={self._config}", f"--workdir={self.workdir}", *self.options]
+        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}", **environment}
+        if not command:
+            return _Forked(arguments, self.log, environment)
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, str(_SCRIPT), *arguments],
+                stdout=log,
+                stderr=log,
+                env=os.environ | environment,
+                start_new_session=True,
+            )
+
+    def finish(self) -> int:
+        """Runs the command, which must end now, and returns its exit code. Raises Hangs."""
+        return ended(self.start())
 
     def losses(self) -> list[tuple[int, float]]:
         return [(record["step"], record["loss"]) for record in read_metrics(self.workdir / "metrics.jsonl")]
+
+    def saved(self) -> list[int]:
+        """Steps whose checkpoints are whole, with their list."""
+        return sorted(int(file.parent.name) for file in (self.workdir / "checkpoints").glob("*/checksums.json"))
 
     def weights(self) -> dict[str, np.ndarray]:
         _, params = load_model(self.workdir / "model")
         return {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
 
+    def output(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
     def last_line(self) -> str:
-        log = self.workdir.with_suffix(".log")
-        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        return lines[-1] if lines else ""
+        return self.output().strip().rpartition("\n")[2]
 
 
-def write_config(folder: Path, manifest: dict[str, Any]) -> Path:
-    file = folder / "config.py"
-    file.write_text(CONFIG.format(values=json.dumps(config_values(manifest))))
-    return file
+def ended(process: Process, seconds: float = LONGEST) -> int:
+    """The exit code; raises Hangs if there is none after ``seconds``."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+        raise Hangs from None
 
 
-def wait_until(condition: Any, process: subprocess.Popen[bytes], seconds: float = LONGEST) -> bool:
+def wait_until(condition: Callable[[], bool], process: Process, seconds: float = LONGEST) -> bool:
     """Whether ``condition()`` came true before the process ended or the time was over."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         if condition():
             return True
-        time.sleep(0.005)
+        time.sleep(0.01)
     return False
 
 

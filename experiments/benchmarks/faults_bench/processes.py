@@ -1,0 +1,201 @@
+"""Faults of processes: killed, asked to stop, started twice, resumed on other devices."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.benchmarks.faults_bench.trainer import SAVE_EVERY, STEPS, Process, Trainer, children, ended, wait_until
+
+PREEMPTED = 75
+INTERRUPTED = 130
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def logged(trainer: Trainer, steps: int) -> Callable[[], bool]:
+    return lambda: len(trainer.losses()) >= steps
+
+
+def any_moment(trainer: Trainer, rng: random.Random) -> Callable[[], bool]:
+    """After some seconds (start, compilation) or some steps."""
+    return after(rng.uniform(0, 6)) if rng.random() < 0.4 else logged(trainer, rng.randint(1, STEPS - 1))
+
+
+def said(trainer: Trainer, text: str) -> Callable[[], bool]:
+    """Whether the run printed ``text`` since now."""
+    before = len(trainer.output())
+    return lambda: text in trainer.output()[before:]
+
+
+def kill_when(trainer: Trainer, condition: Callable[[], bool]) -> None:
+    process = trainer.start()
+    trainer.struck = wait_until(condition, process)
+    _signal(process, signal.SIGKILL)
+    ended(process)
+
+
+def _signal(process: Process, number: int) -> None:
+    """To the whole session, as a terminal or a scheduler does it."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:  # too early for its session, or too late
+        if process.poll() is None:
+            os.kill(process.pid, number)
+
+
+# ------------------------------------------------------------------ killed
+
+
+def kill(trainer: Trainer, rng: random.Random) -> None:
+    kill_when(trainer, any_moment(trainer, rng))
+
+
+def kill_commit(trainer: Trainer, rng: random.Random) -> None:
+    wanted, saved = SAVE_EVERY * rng.randint(1, STEPS // SAVE_EVERY - 1), trainer.workdir / "checkpoints"
+    pause = rng.uniform(0, 0.1) if rng.random() < 0.5 else 0.0
+
+    def committing() -> bool:
+        if not any(saved.glob(f"{wanted}*")) or (saved / str(wanted) / "checksums.json").exists():
+            return False
+        time.sleep(pause)
+        return True
+
+    kill_when(trainer, committing)
+
+
+def kill_cache(trainer: Trainer, rng: random.Random) -> None:
+    """While the index of a shard, the lengths and the plan are made."""
+    shards, cache = trainer.own_sets().parent, trainer.workdir / "cache"
+    files = rng.randint(1, 5)
+
+    def made() -> bool:
+        return sum(1 for folder in (shards, cache) if folder.is_dir() for _ in folder.rglob("*")) > files
+
+    kill_when(trainer, made)
+
+
+def kill_write(trainer: Trainer, rng: random.Random) -> None:
+    """While the frozen base or the result is written."""
+    name = rng.choice(("base", "model"))
+    folder, files = trainer.workdir / name, rng.randint(0, 20)
+    kill_when(trainer, lambda: folder.is_dir() and sum(1 for _ in folder.rglob("*")) >= files)
+
+
+def kill_resume(trainer: Trainer, rng: random.Random) -> None:
+    """Killed, and killed again while it resumes."""
+    kill_when(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
+    kill_when(trainer, after(rng.uniform(0, 4)))
+
+
+def kill_parent(trainer: Trainer, rng: random.Random) -> str | None:
+    """The trainer only: its data workers must end too."""
+    trainer.options = ("--config.data.workers=1",)
+    process = trainer.start()
+    trainer.struck = wait_until(logged(trainer, rng.randint(1, STEPS - 1)), process)
+    workers = children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    ended(process)
+    trainer.options = ()
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any(map(_runs, workers)):
+        time.sleep(0.05)
+    left = list(filter(_runs, workers))
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return f"{len(left)} workers outlive their parent" if left else None
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill_worker(trainer: Trainer, rng: random.Random) -> str | None:
+    """The run replaces it and goes on."""
+    trainer.options = ("--config.data.workers=1", "--config.data.prefetch=1")
+    process = trainer.start()
+    trainer.struck = wait_until(logged(trainer, rng.randint(1, STEPS - 2)), process)
+    if workers := children(process.pid):
+        os.kill(rng.choice(workers), signal.SIGKILL)
+    code = ended(process)
+    trainer.options = ()
+    return None if code == 0 else f"a killed worker ends the run with {code}"
+
+
+# ------------------------------------------------------------------ asked to stop
+
+
+def _asked(trainer: Trainer, rng: random.Random, moment: Callable[[], bool], *signals: int, **start: str) -> str | None:
+    process = trainer.start(**start)
+    trainer.struck = wait_until(moment, process)
+    for number in signals:
+        _signal(process, number)
+        time.sleep(rng.uniform(0, 0.3))
+    code = ended(process, 120)
+    allowed = {0, PREEMPTED} | ({INTERRUPTED} if signals.count(signal.SIGINT) > 1 else set())
+    return None if code in allowed else f"exit code {code} after {len(signals)} signals"
+
+
+def term_start(trainer: Trainer, rng: random.Random) -> str | None:
+    """Before compilation: before it can save anything, the signal may simply end it."""
+    process = trainer.start(command=rng.random() < 0.1)
+    trainer.struck = wait_until(after(rng.uniform(0, 1.5)), process)
+    _signal(process, signal.SIGTERM)
+    code = ended(process, 120)
+    return None if code in (0, PREEMPTED, -signal.SIGTERM) else f"exit code {code} after SIGTERM"
+
+
+def term_compile(trainer: Trainer, rng: random.Random) -> str | None:
+    """During compilation; sometimes one that no cache shortens."""
+    start = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if rng.random() < 0.1 else {}
+    return _asked(trainer, rng, said(trainer, "compiling the step"), signal.SIGTERM, **start)
+
+
+def term(trainer: Trainer, rng: random.Random) -> str | None:
+    return _asked(trainer, rng, logged(trainer, rng.randint(1, STEPS - 1)), signal.SIGTERM)
+
+
+def term_twice(trainer: Trainer, rng: random.Random) -> str | None:
+    moment = said(trainer, "compiling the step") if rng.random() < 0.3 else logged(trainer, rng.randint(1, STEPS - 1))
+    return _asked(trainer, rng, moment, signal.SIGTERM, signal.SIGTERM)
+
+
+def interrupt(trainer: Trainer, rng: random.Random) -> str | None:
+    """Ctrl-C, or twice: at once, unsaved."""
+    signals = [signal.SIGINT] * rng.randint(1, 2)
+    return _asked(trainer, rng, logged(trainer, rng.randint(1, STEPS - 1)), *signals)
+
+
+# ------------------------------------------------------------------ others
+
+
+def second(trainer: Trainer, rng: random.Random) -> str | None:
+    """Another trainer on the same workdir is refused and disturbs nothing."""
+    process = trainer.start()
+    trainer.struck = wait_until(said(trainer, "compiling the step"), process)
+    other = ended(trainer.start())
+    code = ended(process)
+    told = f"in use by pid {process.pid}" in trainer.output()
+    return None if code == 0 and ((other == 2 and told) or not trainer.struck) else f"exit codes {code} and {other}"
+
+
+def devices(trainer: Trainer, rng: random.Random) -> None:
+    """On 1, 8, 2 and again 8 simulated devices."""
+    for count in (1, 8, 2):
+        trainer.devices = count
+        process = trainer.start()
+        reached = len(trainer.losses()) + 1
+        trainer.struck &= wait_until(logged(trainer, min(reached, STEPS - 1)), process)
+        _signal(process, signal.SIGTERM)
+        ended(process)
+    trainer.devices = 8

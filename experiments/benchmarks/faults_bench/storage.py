@@ -1,0 +1,180 @@
+"""Faults of files and disks: full, away, changed, damaged."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.benchmarks.faults_bench.processes import after, any_moment, kill_when, logged
+from experiments.benchmarks.faults_bench.trainer import STEPS, Trainer, ended, wait_until
+
+_ROOM = 16 * 2**20  # bytes, more than a run takes
+_STOPPED = (0, 1, 2)  # exit codes of a run that storage ends: in one line
+
+# ------------------------------------------------------------------ the disk of the workdir is full
+
+
+def disk_small(trainer: Trainer, rng: random.Random) -> str | None:
+    """A disk that the run itself fills, at whatever it writes then; then it gets room."""
+    small = trainer.on_disk(4096 * rng.randrange(1, 560))
+    code = ended(trainer.start())
+    trainer.struck = code != 0
+    small.grow(_ROOM)
+    return None if code in _STOPPED else f"exit code {code} on a full disk"
+
+
+def disk_moment(trainer: Trainer, rng: random.Random) -> str | None:
+    """Full at any moment, for a moment."""
+    small = trainer.on_disk(_ROOM)
+    process = trainer.start()
+    trainer.struck = wait_until(any_moment(trainer, rng), process)
+    small.fill()
+    time.sleep(rng.uniform(0.05, 2))
+    small.free()
+    code = ended(process)
+    return None if code in _STOPPED else f"exit code {code} on a full disk"
+
+
+def disk_long(trainer: Trainer, rng: random.Random) -> str | None:
+    """Full at any moment, until the run ends; it still hears SIGTERM."""
+    small = trainer.on_disk(_ROOM)
+    process = trainer.start()
+    trainer.struck = wait_until(any_moment(trainer, rng), process)
+    small.fill()
+    asked = rng.random() < 0.5
+    if asked and wait_until(after(rng.uniform(0, 2)), process):
+        os.kill(process.pid, signal.SIGTERM)
+    code = ended(process, 120)
+    small.free()
+    allowed = (*_STOPPED, 75, -signal.SIGTERM) if asked else _STOPPED
+    return None if code in allowed else f"exit code {code} on a full disk"
+
+
+# ------------------------------------------------------------------ storage of the data is away, and back
+
+
+def _away(trainer: Trainer, rng: random.Random, harm: Callable[[Path], None]) -> str | None:
+    shard = trainer.own_sets()
+    data, status = shard.read_bytes(), shard.stat()
+    patient = rng.random() < 0.5
+    if patient:
+        trainer.options = ("--config.data.retries=1", "--config.data.storage_wait_s=60")
+    else:
+        trainer.options = ("--config.data.retries=0", "--config.data.storage_wait_s=0")
+    process = trainer.start()
+    trainer.struck = wait_until(logged(trainer, rng.randint(1, STEPS - 3)), process)
+    harm(shard)
+    if patient:
+        time.sleep(rng.uniform(0.1, 2))
+    else:
+        code = ended(process)
+    new = shard.with_name("new")
+    new.write_bytes(data)
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.rename(shard)
+    if patient:
+        code = ended(process)
+    trainer.options = ()
+    if "bad samples" in trainer.output():
+        return "storage away makes bad samples"
+    return None if code in ((0,) if patient else (0, 1)) else f"exit code {code} while storage is away"
+
+
+def storage_renamed(trainer: Trainer, rng: random.Random) -> str | None:
+    return _away(trainer, rng, lambda shard: shard.rename(shard.with_name("elsewhere")) and None)
+
+
+def storage_cut(trainer: Trainer, rng: random.Random) -> str | None:
+    return _away(trainer, rng, lambda shard: os.truncate(shard, rng.randrange(shard.stat().st_size)))
+
+
+def storage_overwritten(trainer: Trainer, rng: random.Random) -> str | None:
+    """By noise, sometimes of equal age."""
+
+    def overwrite(shard: Path) -> None:
+        status = shard.stat()
+        shard.write_bytes(rng.randbytes(status.st_size))
+        if rng.random() < 0.5:
+            os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    return _away(trainer, rng, overwrite)
+
+
+# ------------------------------------------------------------------ damaged files
+
+
+def _damage(file: Path, rng: random.Random) -> None:
+    data = bytearray(file.read_bytes())
+    kind = rng.choice(("cut", "flip", "empty", "noise", "missing"))
+    if kind == "missing":
+        file.unlink()
+        return
+    if kind == "cut":
+        del data[rng.randrange(len(data) + 1) :]
+    elif kind == "empty":
+        data.clear()
+    elif kind == "noise":
+        data[:] = rng.randbytes(len(data))
+    elif data:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+
+
+def _damage_one(trainer: Trainer, rng: random.Random, *folders: Path) -> None:
+    """One file below ``folders``, each folder as likely as the others, then each file in it."""
+    files = [sorted(file for file in folder.rglob("*") if file.is_file()) for folder in folders]
+    if files := [found for found in files if found]:
+        file = rng.choice(rng.choice(files))
+        with trainer.log.open("a") as log:
+            log.write(f"damaged: {file}\n")
+        _damage(file, rng)
+    else:
+        trainer.struck = False
+
+
+def damage_cache(trainer: Trainer, rng: random.Random) -> None:
+    """Index, lengths, plan."""
+    shard = trainer.own_sets()
+    kill_when(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
+    index = shard.with_name(shard.name + ".index.npz")
+    if rng.random() < 0.3 and index.exists():
+        _damage(index, rng)
+    else:
+        _damage_one(trainer, rng, trainer.workdir / "cache" / "lengths", trainer.workdir / "cache" / "plans")
+
+
+def damage_checkpoint(trainer: Trainer, rng: random.Random) -> None:
+    """A file of the newest checkpoint where there is an older one, or of the frozen base."""
+    kill_when(trainer, lambda: len(trainer.saved()) >= 2)
+    newest = max(trainer.saved(), default=0)
+    folder = trainer.workdir / "checkpoints" / str(newest)
+    _damage_one(trainer, rng, folder, *([trainer.workdir / "base"] if rng.random() < 0.5 else []))
+
+
+def damage_small(trainer: Trainer, rng: random.Random) -> None:
+    """Events, configs, the lock, the mark of the first checkpoint."""
+    kill_when(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
+    names = ("tensorboard", "config.json", "config.initial.json", ".lock", ".checkpointed")
+    present = [trainer.workdir / name for name in names if (trainer.workdir / name).exists()]
+    chosen = rng.choice(present)
+    if chosen.is_dir():
+        _damage_one(trainer, rng, chosen)
+    else:
+        _damage(chosen, rng)
+
+
+def damage_metrics(trainer: Trainer, rng: random.Random) -> None:
+    """Records that are damaged are lost, but nothing else is."""
+    kill_when(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
+    trainer.harmed = True
+    _damage(trainer.workdir / "metrics.jsonl", rng)
+
+
+def damage_model(trainer: Trainer, rng: random.Random) -> None:
+    """The result of a finished run is written again."""
+    trainer.struck = trainer.finish() == 0
+    _damage_one(trainer, rng, trainer.workdir / "model")
