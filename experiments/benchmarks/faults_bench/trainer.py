@@ -11,6 +11,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,14 @@ STEPS = 8
 SAVE_EVERY = 2
 LONGEST = 240.0  # seconds of one run; more is a hang
 _SCRIPT = Path("experiments/train.py")
-_IMPORTED = ["experiments.train", "mono_jax.runs.evip", "mono_jax.runs.stage", "grain", "tensorstore"]
+_IMPORTED = [
+    "mono_jax.runs.config_file",
+    "mono_jax.runs.reference",
+    "mono_jax.runs.evip",
+    "mono_jax.runs.stage",
+    "grain",
+    "tensorstore",
+]
 
 CONFIG = """
 import json
@@ -89,10 +97,8 @@ def _train(arguments: Sequence[str], log: Path, environment: dict[str, str]) -> 
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from experiments import train
-    from mono_jax import cli
-
-    cli.run(lambda: train.main(arguments))
+    sys.argv = [str(_SCRIPT), *arguments]
+    runpy.run_path(str(_SCRIPT), run_name="__main__")
 
 
 class _Forked:
