@@ -18,13 +18,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import absent
 from pallas_kernels.checks.aot import KERNEL_CALLS, AotCheck, compile_ffn, expect_calls
 from pallas_kernels.errors import Unavailable
 
@@ -38,16 +38,7 @@ SHAPES = {"2b": (4096, 2048, 8192), "7b": (4096, 4096, 14336)}
 
 def h200s(count: int) -> list[jax.Device]:
     """Described, absent H200s of one machine; ``Unavailable`` without the CUDA plugin."""
-    from jax.experimental import topologies
-
-    description = (resources.files("pallas_kernels") / "targets" / f"{TARGET}.txtpb").read_text()
-    options = {"topology": f"1x{count}x1", "target_config": description}
-    try:
-        topology = topologies.get_topology_desc(TARGET, platform="cuda", **options)
-    except Exception as error:  # whatever jax raises when the plugin is absent or cannot start
-        hint = "pip install 'jax[cuda13]'; without a GPU set JAX_PLATFORMS=cpu"
-        raise Unavailable(f"CUDA compiler: {str(error).splitlines()[0]} ({hint})") from error
-    return topology.devices
+    return absent.gpus(TARGET, f"1x{count}x1")
 
 
 # ======================================================================================================================

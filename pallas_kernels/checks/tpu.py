@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import absent
 from pallas_kernels.checks.aot import KERNEL_CALLS, AotCheck, compile_ffn, expect_calls
-from pallas_kernels.errors import Unavailable
 
 # One small slice of each generation; a kernel is compiled for one chip of it.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -19,17 +18,7 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 def chips(target: str) -> list[jax.Device]:
     """The described (absent) chips of ``target``, four of them; ``Unavailable`` without libtpu."""
-    from jax.experimental import topologies
-
-    # libtpu asks a metadata server who it is unless it is given.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # A compiler needs no chip to itself: without this, a second process that compiles is refused.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        return topologies.get_topology_desc(TOPOLOGIES[target], platform="tpu").devices
-    except Exception as error:  # whatever the plugin raises when it cannot start
-        raise Unavailable(f"TPU compiler: {str(error).splitlines()[0]} (pip install libtpu)") from error
+    return absent.tpus(TOPOLOGIES[target])
 
 
 def tpu_checks(*, d: int = 256, ff: int = 512, block: int = 128) -> list[AotCheck]:
