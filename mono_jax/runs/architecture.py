@@ -75,7 +75,7 @@ def _shapes(key: str) -> bool:
 def _dotted(config: Architecture) -> dict[str, Any]:
     """Keys of ``config`` with dotted names; those of an encoder only where there is one."""
     values = config.to_dict()
-    flat = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    flat = {key: value for key, value in values.items() if key != "vision"}
     for key, value in (values.get("vision") or {}).items():
         if not config.is_monolithic or key not in _ENCODER:
             flat[f"vision.{key}"] = value
@@ -83,15 +83,17 @@ def _dotted(config: Architecture) -> dict[str, Any]:
 
 
 def _check_preset(name: str, wanted: Architecture, base: Architecture, changes: Mapping[str, Any], init: str) -> None:
-    """A preset beside ``init`` may say what ``init`` is, nothing else."""
+    """A preset beside ``init`` may say what ``init`` is, nothing else; the token's id is the tokenizer's to say."""
     with contextlib.suppress(ConfigError):  # changes meant for the weights of init: the preset itself is compared
         wanted = _changed(wanted, changes)
-    found = [diff for diff in _differences(base, wanted) if diff[0] not in changes]
+    here, there = _dotted(base), _dotted(wanted)
+    said = changes.keys() | {"image_token_id"}
+    found = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key) and key not in said]
     if found:
-        listed = first([f"{key} {new} there, {old} here" for key, old, new in found], 3)
+        listed = first([f"{key} {there.get(key)} there, {here.get(key)} here" for key in found], 3)
         raise ConfigError(
             f"config.model.preset is {name!r}, but config.init ({init}) is another model ({listed}): "
-            "leave out one of the two"
+            "leave one of the two out; keys beside the preset may change what the weights allow"
         )
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from mono_jax import tree
 from mono_jax.errors import ConfigError
+from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.parallel.specs import param_shardings
@@ -47,24 +48,21 @@ class Program:
         run: RunConfig,
         steps: int | None = None,
         devices: Sequence[jax.Device] | None = None,
-        image_token_id: int | None = None,
+        architecture: Architecture | None = None,
     ) -> Program:
         """The program of ``run``.
 
         Args:
           steps: of the stage, where the config gives epochs.
           devices: that may be absent; default: those of this machine.
-          image_token_id: of the run's tokenizer; default: as the config or the initial weights say.
+          architecture: of the model, where it is known already.
 
         Raises ConfigError if model, stage, mesh and batch do not fit each other.
         """
         steps = steps or run.steps
         if steps is None:
             raise ConfigError("config.steps is missing: how many steps an epoch has follows from the data only")
-        config = architecture_of(run)
-        if image_token_id is not None:
-            config = config.replace(image_token_id=image_token_id)
-        stage, model = run.resolved_stage(), Model(config, run.execution)
+        stage, model = run.resolved_stage(), Model(architecture or architecture_of(run), run.execution)
         optimizer = make_optimizer(stage, model.config, model.abstract_params(), steps, run.optim)
         mesh = make_mesh(run.mesh, None if devices is None else list(devices))
         rows, ways = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]

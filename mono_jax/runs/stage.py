@@ -62,8 +62,10 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
 
 
 def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, Any]:
-    data = open_data(run, workdir)
-    program = Program.build(run, run.steps or _steps(run, data), image_token_id=_image_token_id(run, data))
+    architecture = architecture_of(run)
+    data = open_data(run, architecture, workdir)
+    architecture = _with_image_token(run, architecture, data)
+    program = Program.build(run, run.steps or _steps(run, data), architecture=architecture)
     summaries = data.sources_summary()
     for line in summary_lines(summaries):
         say(line)
@@ -138,9 +140,8 @@ class SkippingSteps:
             yield number, batch
 
 
-def open_data(run: RunConfig, workdir: Path) -> PackedData:
+def open_data(run: RunConfig, config: Architecture, workdir: Path) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
-    config = architecture_of(run)
     resumed = (workdir / "checkpoints").is_dir()  # its batches stay as they were, whatever storage has to say now
     data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry, ask_again=not resumed)
     data.report.window = run.bad_share_window
@@ -148,8 +149,8 @@ def open_data(run: RunConfig, workdir: Path) -> PackedData:
     return data
 
 
-def _image_token_id(run: RunConfig, data: PackedData) -> int | None:
-    """Id of <IMG_CONTEXT> in the tokenizer that makes the batches; None where it has none.
+def _with_image_token(run: RunConfig, config: Architecture, data: PackedData) -> Architecture:
+    """``config`` with the id of <IMG_CONTEXT> in the tokenizer that makes the batches, where it has one.
 
     Raises ConfigError if ``config.model`` says otherwise.
     """
@@ -159,7 +160,7 @@ def _image_token_id(run: RunConfig, data: PackedData) -> int | None:
             f"config.model.image_token_id is {given}, but {IMAGE_CONTEXT} is {found} in {run.data.tokenizer}: "
             "leave the key out"
         )
-    return found
+    return config if found is None else config.replace(image_token_id=found)
 
 
 def _steps(run: RunConfig, data: PackedData) -> int:

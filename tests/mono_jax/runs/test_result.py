@@ -19,6 +19,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.questions import Question, to_prompt
 from mono_jax.generation import chat
+from mono_jax.models.architecture import Architecture
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.runs.architecture import architecture_of
@@ -26,7 +27,7 @@ from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
 from mono_jax.training.groups import groups_of
 from mono_jax.weights.convert import convert
-from mono_jax.weights.model_folder import open_model, read_origin
+from mono_jax.weights.model_folder import open_model, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
 from mono_jax.weights.writers import save_hf
 
@@ -258,6 +259,31 @@ def test_weights_of_other_shapes_are_refused_before_the_first_step(
         with pytest.raises(ConfigError, match=message) as caught:
             architecture_of(RunConfig.from_dict(values | {"init": init, "model": changes}))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"rope_theta": 5e5}, "rope_theta 1000000.0 there, 500000.0 here"),
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps 1e-05 there, 1e-06 here"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling None there, .*factor"),
+        ({"max_position_embeddings": 64}, "max_position_embeddings 512 there, 64 here"),
+        ({"vision": {"ps_version": "v1"}}, "vision.ps_version v2 there, v1 here"),
+    ],
+)
+def test_a_preset_that_differs_from_the_weights_in_any_key_is_refused(
+    trained: tuple[Path, Path, dict[str, Any]], other: dict[str, Any], message: str, tmp_path: Path
+):
+    _, _, values = trained
+    config, params, _ = open_model(values["init"])
+    fields = config.to_dict()
+    fields["vision"] |= other.get("vision", {})
+    save_model(tmp_path, Architecture.from_dict(fields | {**other, "vision": fields["vision"]}), params)
+    named = {"preset": "tiny_mono", "vocab_size": config.vocab_size, **BASE}
+    with pytest.raises(ConfigError, match=message):
+        architecture_of(RunConfig.from_dict(values | {"init": str(tmp_path), "model": named}))
+    if "vision" not in other:
+        architecture_of(RunConfig.from_dict(values | {"init": str(tmp_path), "model": named | other}))
 
 
 def test_changes_that_the_weights_allow(trained: tuple[Path, Path, dict[str, Any]]):
