@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -47,7 +48,7 @@ def _signal(process: Process, number: int) -> None:
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:  # too early for its session, or too late
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
@@ -101,7 +102,7 @@ def kill_parent(trainer: Trainer, rng: random.Random) -> str | None:
     process = trainer.start()
     trainer.struck = wait_until(logged(trainer, rng.randint(1, STEPS - 1)), process)
     workers = children(process.pid)
-    os.kill(process.pid, signal.SIGKILL)
+    _kill(process.pid)
     ended(process)
     trainer.options = ()
     end = time.monotonic() + 10
@@ -109,8 +110,13 @@ def kill_parent(trainer: Trainer, rng: random.Random) -> str | None:
         time.sleep(0.05)
     left = list(filter(_runs, workers))
     for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        _kill(pid)
     return f"{len(left)} workers outlive their parent" if left else None
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, signal.SIGKILL)
 
 
 def _runs(pid: int) -> bool:
@@ -126,7 +132,7 @@ def kill_worker(trainer: Trainer, rng: random.Random) -> str | None:
     process = trainer.start()
     trainer.struck = wait_until(logged(trainer, rng.randint(1, STEPS - 2)), process)
     if workers := children(process.pid):
-        os.kill(rng.choice(workers), signal.SIGKILL)
+        _kill(rng.choice(workers))
     code = ended(process)
     trainer.options = ()
     return None if code == 0 else f"a killed worker ends the run with {code}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -47,7 +48,8 @@ def disk_long(trainer: Trainer, rng: random.Random) -> str | None:
     small.fill()
     asked = rng.random() < 0.5
     if asked and wait_until(after(rng.uniform(0, 2)), process):
-        os.kill(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
     code = ended(process, 120)
     small.free()
     allowed = (*_STOPPED, 75, -signal.SIGTERM) if asked else _STOPPED
