@@ -32,24 +32,6 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _hush_late_writes() -> None:
-    """Keeps tracebacks of writes that end after a failed one off the terminal, where they would hide its one line.
-
-    TensorStore's threads report each of them to an event loop that Orbax has closed by then.
-    """
-    shown = sys.excepthook
-    if getattr(shown, "hushes_late_writes", False):
-        return
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        late = trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
-        if not (late and kind is RuntimeError and "Event loop is closed" in str(error)):
-            shown(kind, error, trace)
-
-    hook.hushes_late_writes = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
-
-
 class Checkpoints:
     """The checkpoints of one run: the newest ``keep``, and besides them those at multiples of ``keep_period`` steps.
 
@@ -83,7 +65,6 @@ class Checkpoints:
         self._error: CheckpointError | None = None
         self._saved: int | None = None
         self._sound: set[int] = set()  # steps whose files were found to be what was written
-        _hush_late_writes()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:

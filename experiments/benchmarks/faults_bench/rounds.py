@@ -131,7 +131,7 @@ def _round(number: int, name: str, trainer: Trainer, wanted: Wanted, rng: random
         problem = problem or _difference(trainer, wanted, exact=trainer.devices == 1)
     except Hangs:
         problem, facts["hung"] = "hangs", True
-    if "Traceback (most recent call last)" in trainer.output():
+    if _tracebacks(trainer.output()):
         problem = problem or "a traceback"
     if trainer.disk is not None:
         if problem and trainer.workdir.exists():
@@ -141,6 +141,15 @@ def _round(number: int, name: str, trainer: Trainer, wanted: Wanted, rng: random
         shutil.rmtree(trainer.folder)
     record = {"round": number, "fault": name, "problem": problem, "struck": trainer.struck, **facts}
     return record | {"seconds": round(time.monotonic() - start, 1), "line": problem and trainer.last_line()[:300]}
+
+
+def _tracebacks(output: str) -> int:
+    """Tracebacks in ``output``, but for those of TensorStore.
+
+    It prints one for each write that ends after another has failed (a full disk), since Orbax's event loop is closed
+    by then; it asks no hook of Python's.
+    """
+    return output.count("Traceback (most recent call last)") - output.count("RuntimeError: Event loop is closed")
 
 
 def _difference(trainer: Trainer, wanted: Wanted, exact: bool) -> str | None:
