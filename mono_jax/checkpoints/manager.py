@@ -33,7 +33,7 @@ def _to_stderr(line: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest ``keep``, and besides them those at multiples of ``keep_period`` steps.
+    """The checkpoints of one run: the newest ``keep``, those at multiples of ``keep_period`` steps, and the best.
 
     At least two are kept, since the newest is proved to be sound only by the steps after it.
 
@@ -64,6 +64,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._saved: int | None = None
+        self._best: int | None = None
         self._sound: set[int] = set()  # steps whose files were found to be what was written
         self._manager = self._open()
 
@@ -100,11 +101,14 @@ class Checkpoints:
         self.wait()
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any], *, rotate: bool = True) -> None:
+    def save(
+        self, step: int, state: PyTree, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
+    ) -> None:
         """Saves ``state`` (arrays) and ``metadata`` (JSON) as ``step``; saving a step twice in a run does nothing.
 
         After ``restore(step=...)`` of an older step, the checkpoints after it are deleted by the next save. ``rotate``:
-        whether old checkpoints are removed once this one is whole.
+        whether old checkpoints are removed once this one is whole. ``best``: the step of one that stays; as long as
+        there is none of it (its save failed), the one named before.
         Raises CheckpointError if this save failed (a full disk, say); checkpoints saved earlier stay.
         """
         with contextlib.suppress(CheckpointError):  # of the save before this one: reported when it happened
@@ -119,7 +123,7 @@ class Checkpoints:
         except Exception as error:
             self._manager = self._open()
             raise self._not_saved(step, error) from None
-        self._thread = threading.Thread(target=self._finish, args=(step, rotate), name=f"checkpoint-{step}")
+        self._thread = threading.Thread(target=self._finish, args=(step, rotate, best), name=f"checkpoint-{step}")
         self._thread.start()
         if not self._asynchronous:
             self.wait()
@@ -145,7 +149,7 @@ class Checkpoints:
                 step, OSError(f"it needs {needed / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free")
             )
 
-    def _finish(self, step: int, rotate: bool) -> None:
+    def _finish(self, step: int, rotate: bool, best: int | None) -> None:
         try:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
@@ -153,6 +157,7 @@ class Checkpoints:
                 if self._marker is not None:
                     self._marker.touch()
             self._saved = step
+            self._best = best if best in self._manager.all_steps() else self._best
             if rotate:
                 self._rotate()
         except Exception as error:
@@ -161,9 +166,9 @@ class Checkpoints:
                 self._report(str(self._error))
 
     def _rotate(self) -> None:
-        """Removes what is older than the newest ``keep``, milestones aside."""
+        """Removes what is older than the newest ``keep``, milestones and the best aside."""
         for old in sorted(self._manager.all_steps())[: -self._keep]:
-            if not self._keep_period or old % self._keep_period:
+            if old != self._best and (not self._keep_period or old % self._keep_period):
                 self._sound.discard(old)
                 self._manager.delete(old)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.strict import field
-from mono_jax.errors import ConfigError
+from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
 from mono_jax.parallel.mesh_config import MeshConfig
@@ -18,6 +18,30 @@ from mono_jax.training.stages import STAGES, Stage, get_stage
 
 Dtype = Literal["bfloat16", "float32"]
 ModelChanges = strict.Part[Architecture, "preset"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured during a run, on samples that are not trained on."""
+
+    every: int = field(1000, ge=1, help="steps between two evaluations; the last step is evaluated, too")
+    sources: Mapping[str, Any] = field(
+        default_factory=dict,
+        help="{name: a spec as in `data.sources`, or the path of a text file}: the loss on each is recorded as "
+        '"heldout/NAME"; {} = none',
+    )
+    batches: int | None = field(None, ge=1, help="of each source at most, of the size of the run's; None = all")
+    keep_best: str | None = field(
+        None, help="source whose lowest loss marks the best step: its checkpoint is kept beside the newest"
+    )
+
+    def __post_init__(self) -> None:
+        strict.check(self, "evaluation", ConfigError)
+        for name, spec in self.sources.items():
+            if not isinstance(spec, (str, Mapping)) or not spec:
+                raise ConfigError(f"evaluation.sources.{name} is {spec!r}: give a spec or the path of a text file")
+        if self.keep_best is not None and self.keep_best not in self.sources:
+            raise unknown_key("evaluation.keep_best", self.keep_best, self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +97,9 @@ class RunConfig:
         0.05, ge=0, le=1, on_resume="free", help="share of bad samples above which the run stops, saved; 1 = never"
     )
     bad_share_window: int = field(2000, ge=1, on_resume="free", help="newest samples over which the share is taken")
+    evaluation: EvaluationConfig = field(
+        default_factory=EvaluationConfig, on_resume="free", help="what is measured during the run"
+    )
     allow_changes: bool = field(
         False, on_resume="free", help="resume although model, data or stage differ from the checkpoint's"
     )

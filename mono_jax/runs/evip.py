@@ -29,7 +29,7 @@ from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation import questions
-from mono_jax.evaluation.heldout import heldout_loss
+from mono_jax.evaluation.heldout import HeldoutLoss
 from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
@@ -180,7 +180,7 @@ class Evip:
         values |= {"sources": [{"name": "heldout", "spec": spec}], "epochs": 1, "shuffle": "none", "seed": 0}
         data = PackedData(DataConfig.from_dict(values), cache_dir=self.workdir / "cache")
         batches = (data.batch(step) for step in range(data.steps_per_epoch()))
-        loss = heldout_loss(Model(config), params, batches, jnp.dtype(run.dtype))
+        loss = HeldoutLoss(Model(config), jnp.dtype(run.dtype))(params, {}, batches)
         say_now(f"held-out text loss of {model}: {loss:.6f}")
         return loss
 

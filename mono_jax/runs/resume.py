@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,11 +22,21 @@ from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
 from mono_jax.runs.workdir import CHECKPOINTED
+from mono_jax.training.callbacks.evaluating import Best
 from mono_jax.training.metrics import Say, read_metrics
 from mono_jax.training.state import TrainState
 
 
-def metadata_of(program: Program, data: PackedData, base: str) -> dict[str, Any]:
+class Start(NamedTuple):
+    """Where a run begins: its arrays, the hash of its frozen base, and what it knew as its best step."""
+
+    state: TrainState
+    frozen: tree.Tree
+    base: str
+    best: dict[str, Any] | None = None
+
+
+def metadata_of(program: Program, data: PackedData, base: str, best: Best | None) -> dict[str, Any]:
     """What a checkpoint holds beside its arrays; "plan" spares counting the rows of blocks again."""
     return {
         "config": program.run.to_dict(),
@@ -34,14 +45,15 @@ def metadata_of(program: Program, data: PackedData, base: str) -> dict[str, Any]
         "plan": data.plan.counts.tolist(),
         "stage": program.stage.name,
         "base": base,
+        "best": None if best is None else dataclasses.asdict(best),
         "versions": package_versions(),
     }
 
 
 def start_or_resume(
     program: Program, data: PackedData, checkpoints: Checkpoints, workdir: Path, base_dir: Path, say: Say
-) -> tuple[TrainState, tree.Tree, str]:
-    """(state, frozen, hash of the frozen base) at step 0, or of the newest sound checkpoint.
+) -> Start:
+    """Step 0, or the newest sound checkpoint.
 
     Raises ConfigError for changes that a resumed run may not make, CheckpointError where files are missing or damaged.
     """
@@ -50,7 +62,7 @@ def start_or_resume(
         state, frozen = program.fresh_state()
         base = save_base(base_dir, program.frozen_source(frozen)) if frozen else ""
         write_config(program.run, workdir)
-        return state, frozen, base
+        return Start(state, frozen, base)
     metadata = checkpoints.metadata()
     check_changes(program.run, data.identity, metadata, workdir, say)
     write_config(program.run, workdir)
@@ -61,7 +73,7 @@ def start_or_resume(
     state = TrainState(**arrays)
     frozen = _frozen(program, base_dir, metadata["base"], abstract_frozen, say) if abstract_frozen else {}
     say(f"resuming {program.stage.name} at step {int(state.step)} from {checkpoints.directory}")
-    return state, frozen, metadata["base"]
+    return Start(state, frozen, metadata["base"], metadata.get("best"))
 
 
 def _refuse_lost_checkpoints(workdir: Path, checkpoints: Checkpoints) -> None:

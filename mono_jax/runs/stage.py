@@ -25,6 +25,7 @@ from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
+from mono_jax.evaluation.heldout import HeldoutSources
 from mono_jax.files import Damaged, read_json, verify_checksums
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
@@ -36,6 +37,7 @@ from mono_jax.runs.result import write_model
 from mono_jax.runs.workdir import CHECKPOINTED, locked, refuse_foreign
 from mono_jax.training import flops, metrics
 from mono_jax.training.callbacks.checkpointing import Checkpointing
+from mono_jax.training.callbacks.evaluating import Evaluating
 from mono_jax.training.callbacks.recorder import Recorder, Speed
 from mono_jax.training.callbacks.stopping import BadSampleLimit, StopWhenAsked
 from mono_jax.training.groups import trained_groups
@@ -53,7 +55,8 @@ def say_now(line: str) -> None:
 def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Say = say_now) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
-    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "data": what was read and skipped}.
+    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "best": {"metric", "step", "value"} or
+    None, "data": what was read and skipped}.
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
@@ -71,16 +74,19 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
         say(line)
     keeping = {"keep": run.keep, "keep_period": run.keep_period, "asynchronous": run.async_checkpoints}
     with Checkpoints(workdir / "checkpoints", report=say, marker=workdir / CHECKPOINTED, **keeping) as checkpoints:
-        state, frozen, base = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
+        start = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
+        state, frozen, base, _ = start
         _announce(program, state, frozen, say)
         writer = metrics.MetricsWriter(workdir, int(state.step), say) if jax.process_index() == 0 else None
         recorder = _recorder(program, data, writer, say)
+        evaluating = _evaluating(program, workdir, recorder, start.best, say)
         saving = Checkpointing(
             checkpoints,
             run.checkpoint_every,
-            lambda: resume.metadata_of(program, data, base),
+            lambda: resume.metadata_of(program, data, base, evaluating.best),
             say,
             before_save=recorder.before_save,
+            best=lambda: evaluating.best and evaluating.best.step,
         )
         limit = BadSampleLimit(data.report, run.max_bad_share)
         try:
@@ -93,14 +99,14 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
                     SkippingSteps(data, run.skip_steps),
                     program.mesh,
                     program.steps,
-                    [recorder, limit, stopping, saving],
+                    [*([evaluating] if run.evaluation.sources else []), recorder, limit, stopping, saving],
                 )
         finally:
             if writer is not None:
                 writer.close()
     result = _finish(program, data, workdir, state, frozen, base_dir / base)
     result["data"]["sources"] = summaries
-    return result | {"failed_saves": saving.failed}
+    return result | {"failed_saves": saving.failed, "best": evaluating.best and dataclasses.asdict(evaluating.best)}
 
 
 @contextlib.contextmanager
@@ -223,6 +229,25 @@ def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter 
         writer,
         say,
         lambda: sample_counts(data),
+    )
+
+
+def _evaluating(
+    program: Program, workdir: Path, recorder: Recorder, best: dict[str, Any] | None, say: Say
+) -> Evaluating:
+    """Raises DataError if a held-out source cannot be used."""
+    run = program.run
+    settings, cache = run.evaluation, Path(run.cache_dir or workdir / "cache")
+    heldout = HeldoutSources(
+        run.data, settings.sources, settings.batches, program.model, program.dtype, program.mesh, cache
+    )
+    return Evaluating(
+        settings.every,
+        lambda progress: heldout(progress.state.trainable, progress.frozen),
+        recorder.add,
+        say,
+        metric=settings.keep_best and f"heldout/{settings.keep_best}",
+        best=best,
     )
 
 

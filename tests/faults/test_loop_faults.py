@@ -450,6 +450,24 @@ def test_milestones_stay(tmp_path: Path) -> None:
     assert save_steps(tmp_path, list(range(1, 11)), keep=2, keep_period=4) == [4, 8, 9, 10]
 
 
+def test_the_best_stays_until_a_better_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Checkpoints(tmp_path, keep=2, report=lambda line: None) as checkpoints:
+        for step, best in ((1, 1), (2, 1), (3, 1), (4, 4), (6, 4)):
+            checkpoints.save(step, {"step": jnp.int32(step)}, {}, best=best)
+        assert checkpoints.steps() == [4, 6]
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+            with pytest.raises(CheckpointError):
+                checkpoints.save(7, {"step": jnp.int32(7)}, {}, best=7)
+        for step in (8, 9):
+            checkpoints.save(step, {"step": jnp.int32(step)}, {}, best=7)
+        assert checkpoints.steps() == [4, 8, 9], "step 7 was never saved"
+    with Checkpoints(tmp_path, keep=2) as checkpoints:  # resumed
+        for step in (10, 11):
+            checkpoints.save(step, {"step": jnp.int32(step)}, {}, best=4)
+        assert checkpoints.steps() == [4, 10, 11]
+
+
 def test_the_checkpoint_before_the_newest_always_stays(tmp_path: Path) -> None:
     assert save_steps(tmp_path, [1, 2, 3], keep=1) == [2, 3]
 

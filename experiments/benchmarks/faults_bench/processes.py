@@ -148,7 +148,9 @@ def _asked(trainer: Trainer, rng: random.Random, moment: Callable[[], bool], *si
         _signal(process, number)
         time.sleep(rng.uniform(0, 0.3))
     code = ended(process, 120)
-    allowed = {0, PREEMPTED} | ({INTERRUPTED} if signals.count(signal.SIGINT) > 1 else set())
+    allowed = {0, PREEMPTED}
+    if len(signals) > 1:  # the second one interrupts, or comes when all is saved and the process leaves
+        allowed |= {INTERRUPTED, -signals[1]}
     return None if code in allowed else f"exit code {code} after {len(signals)} signals"
 
 

@@ -16,7 +16,9 @@ from mono_jax.training.metrics import Say
 class Saver(Protocol):
     """What ``Checkpointing`` needs of ``checkpoints.manager.Checkpoints``."""
 
-    def save(self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True) -> None: ...
+    def save(
+        self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
+    ) -> None: ...
 
     def discard_from(self, step: int) -> None: ...
 
@@ -24,10 +26,11 @@ class Saver(Protocol):
 
 
 class Checkpointing(Callback):
-    """Saves the state after every ``every``-th step, and when the run ends, whatever ends it.
+    """Saves the state after every ``every``-th step and after the best, and when the run ends, whatever ends it.
 
     A save that fails during the run is reported and counted, and the next one is made. While updates are not finite no
     state is saved but the last; one that a failed step has consumed cannot be saved. ``before_save`` is called first.
+    ``best``: the step that was the best so far; its checkpoint is not rotated away.
     """
 
     def __init__(
@@ -37,19 +40,20 @@ class Checkpointing(Callback):
         metadata: Callable[[], Mapping[str, Any]],
         say: Say,
         before_save: Callable[[Progress], None] = lambda progress: None,
+        best: Callable[[], int | None] = lambda: None,
     ):
-        self.every, self.failed = every, 0
+        self._every, self.failed, self._best = every, 0, best
         self._checkpoints, self._metadata, self._say, self._before_save = checkpoints, metadata, say, before_save
 
     def step(self, progress: Progress) -> None:
-        if progress.done == progress.steps:
+        if progress.done == progress.steps or (progress.done % self._every and progress.done != self._best()):
             return
         self._before_save(progress)
         if int(progress.state.nonfinite_steps):
             self._say(f"step {progress.done} is not saved: its update was not finite")
             return
         try:
-            self._checkpoints.save(progress.done, vars(progress.state), self._metadata())
+            self._checkpoints.save(progress.done, vars(progress.state), self._metadata(), best=self._best())
         except CheckpointError as error:
             self.failed += 1
             self._say(f"{error} (failed saves so far: {self.failed}); training continues")
@@ -62,5 +66,6 @@ class Checkpointing(Callback):
         elif progress.done > progress.start or progress.error is not None:
             # In a streak of updates that are not finite the state may be ruined already: older ones stay beside it.
             rotate = not int(progress.state.nonfinite_steps)
-            self._checkpoints.save(progress.done, vars(progress.state), self._metadata(), rotate=rotate)
+            metadata, best = self._metadata(), self._best()
+            self._checkpoints.save(progress.done, vars(progress.state), metadata, rotate=rotate, best=best)
         self._checkpoints.wait()

@@ -68,6 +68,7 @@ class Recorder(Callback):
         self._speed, self._sample_keys, self._writer, self._say = speed, sample_keys, writer, say
         self._counts = counts
         self._pending: collections.deque[_Pending] = collections.deque()
+        self._measured: dict[int, Mapping[str, float]] = {}
         self._began = time.perf_counter()
         self._clear(self._began)
 
@@ -90,6 +91,11 @@ class Recorder(Callback):
         if not isinstance(progress.error, NonFinite):  # what was in flight behind it says the same again
             self._drain(progress, keep=0)
 
+    def add(self, done: int, values: Mapping[str, float], seconds: float) -> None:
+        """Puts ``values`` into the record of step ``done``, which is then made; measuring took ``seconds``."""
+        self._measured[done] = values
+        self._since += seconds  # no time of the steps
+
     def before_save(self, progress: Progress) -> None:
         """Records what a checkpoint of this moment will not bring again."""
         self._drain(progress, keep=0)
@@ -105,7 +111,7 @@ class Recorder(Callback):
             self._report_nonfinite(pending.done, values, progress)
         else:
             self._losses.append(values["loss"])
-        if pending.done % self._log_every == 0 or pending.done == progress.steps:
+        if pending.done % self._log_every == 0 or pending.done == progress.steps or pending.done in self._measured:
             self._log(pending.done, progress.steps, values)
 
     def _log(self, done: int, steps: int, values: Mapping[str, float]) -> None:
@@ -124,7 +130,7 @@ class Recorder(Callback):
             "step_s": per_step,
             "eta_s": (steps - done) * per_step,
         }
-        record |= self._counts()
+        record |= self._counts() | self._measured.pop(done, {})
         if self._writer is not None:
             self._writer.write(record)
             self._say(console_line(self._stage, steps, record))

@@ -28,7 +28,9 @@ class Saver:
         self.asked: list[tuple[Any, ...]] = []
         self._fails = fails
 
-    def save(self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True) -> None:
+    def save(
+        self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
+    ) -> None:
         if step in self._fails:
             raise CheckpointError("disk full")
         assert int(state["step"]) == step

@@ -1,0 +1,102 @@
+"""Held-out loss during a run, and the checkpoint of the best step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from data_pipelines.config import DataConfig
+from data_pipelines.loading.packed_data import PackedData
+from mono_jax.errors import ConfigError
+from mono_jax.evaluation.heldout import HeldoutLoss
+from mono_jax.models.transformer import Model
+from mono_jax.runs.config import RunConfig
+from mono_jax.weights.model_folder import load_model
+from tests.mono_jax.runs.test_stage import one_device, run, same_weights, settings
+
+__all__ = ["one_device"]  # a fixture that pytest looks up by name
+
+
+def configured(sets: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """In S1.1 the text ability is frozen: the loss on text stays as it is, so the first evaluation is the best."""
+    text, pairs = sets["heldout"]["text"], sets["stages"]["s1_2"]["sources"][0]["spec"]
+    evaluation = {"every": 3, "sources": {"text": text, "pairs": pairs}, "batches": 2, "keep_best": "text"}
+    return settings(sets, steps=8, keep=2, evaluation=evaluation | changes)
+
+
+def measured(workdir: Path) -> dict[int, tuple[float, float]]:
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: (r["heldout/text"], r["heldout/pairs"]) for r in records if "heldout/text" in r}
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    return sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def finished(sets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, run(configured(sets), workdir)
+
+
+def test_losses_are_recorded_and_the_best_checkpoint_stays(finished: tuple[Path, dict[str, Any]]) -> None:
+    workdir, result = finished
+    found = measured(workdir)
+    assert list(found) == [3, 6, 8]
+    assert len({text for text, _ in found.values()}) == 1, "what is frozen does not move"
+    assert len({pairs for _, pairs in found.values()}) == 3
+    assert result["best"] == {"metric": "heldout/text", "step": 3, "value": found[3][0]}
+    assert checkpoints(workdir) == [3, 6, 8]
+
+
+def test_the_value_is_that_of_the_model(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Measured again from the model folder, on batches read one by one."""
+    workdir, result = finished
+    config, params = load_model(result["model"])
+    values = configured(sets)["data"]
+    spec = {"kind": "text", "paths": sets["heldout"]["text"]}
+    values |= {"sources": [{"name": "text", "spec": spec}], "shuffle": "none", "seed": 0, "epochs": 1}
+    data = PackedData(DataConfig.from_dict(values), tmp_path, config.geometry)
+    loss = HeldoutLoss(Model(config), jnp.float32)(params, {}, [data.batch(0), data.batch(1)])
+    assert loss == pytest.approx(measured(workdir)[8][0], abs=1e-6)
+
+
+def test_a_resumed_run_measures_the_same_and_knows_its_best(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    whole, first = finished
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    for step in (6, 8):  # as after a kill
+        shutil.rmtree(copy / "checkpoints" / str(step))
+    shutil.rmtree(copy / "model")
+    result = run(configured(sets), copy)
+    assert measured(copy) == measured(whole) and result["best"] == first["best"]
+    assert same_weights(result["model"], first["model"])
+    assert checkpoints(copy) == [3, 6, 8]
+
+
+def test_evaluating_leaves_the_training_alone(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    result = run(configured(sets, sources={}, keep_best=None), tmp_path / "run")
+    assert same_weights(result["model"], finished[1]["model"]) and result["best"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep_best": "txt"}, r"evaluation\.keep_best.*txt.*text"),
+        ({"sources": {"text": 3}}, r"evaluation\.sources\.text is 3"),
+        ({"every": 0}, r"evaluation\.every"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(sets: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_dict(configured(sets, **changes))
