@@ -13,13 +13,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from data_pipelines.batch import BatchSpec
 from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.mesh import BATCH, make_mesh
 from mono_jax.parallel.specs import param_shardings
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
@@ -105,6 +106,16 @@ class Program:
         )
         return abstract_state(self.stage, self.model, self.optimizer, self.mesh, self.frozen_dtype, params)
 
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a batch."""
+        data, geometry = self.run.data, self.model.config.geometry
+        spec = BatchSpec(data.visual_tokens, data.text_tokens, geometry.token_pixels, data.boundary_block)
+        place = NamedSharding(self.mesh, BATCH)
+        return {
+            name: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype, sharding=place)
+            for name, (shape, dtype) in spec.fields().items()
+        }
+
     def fresh_state(self) -> tuple[TrainState, tree.Tree]:
         """State at step 0 from ``init`` or random weights."""
         abstract = self.abstract_state()
@@ -140,3 +151,13 @@ class Program:
         """The one step, compiled for the mesh when it is first called. ``state`` and ``frozen``: arrays or shapes."""
         step = make_train_step(self.model, self.optimizer, dtype=self.dtype, grad_accum_steps=self.run.grad_accum_steps)
         return jit_train_step(step, self.model, state, frozen, self.mesh)
+
+    def compile_step(self) -> jax.stages.Compiled:
+        """The step's executable, made ahead of time from shapes; the mesh's devices may be absent.
+
+        Raises what the compiler raises, "out of memory" for one.
+        """
+        state, frozen = self.abstract_state()
+        platform = self.mesh.devices.flat[0].platform
+        traced = self.train_step(state, frozen).trace(state, frozen, self.abstract_batch())
+        return traced.lower(lowering_platforms=({"gpu": "cuda"}.get(platform, platform),)).compile()

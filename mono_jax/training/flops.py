@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
 from data_pipelines.batch import boundaries
 from mono_jax.models.architecture import Architecture
-
-# Dense bf16 peak in FLOP/s of what JAX calls one device, from the vendors' data sheets (half of the figure "with
-# sparsity" where a sheet gives only that one); the key is part of the device's kind.
-PEAK_FLOPS = {
-    "A10": 125e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "H20": 148e12,
-    "H100": 989.4e12,
-    "H100 NVL": 835.5e12,
-    "H100 PCIe": 756.5e12,
-    "H200": 989.4e12,
-    "H200 NVL": 835.5e12,
-    "H800": 989.4e12,
-    "H800 PCIe": 756.5e12,
-    "GH200": 989.4e12,
-    "L40S": 362e12,
-    "RTX 4090": 165.2e12,  # with float32 accumulation, as XLA multiplies
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,  # a chip of 2307e12 is two devices
-}
+from mono_jax.training.chips import chip_of
 
 
 class TokenCounts(dict[str, float]):
@@ -91,11 +62,6 @@ def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[st
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s that one device of this kind can do; None where no data sheet is known: no guess stands in for it.
-
-    Names match as whole words, the longest first: "NVIDIA H100 PCIe" is no H100 SXM, "RTX A1000" no A100.
-    """
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", device_kind):
-            return PEAK_FLOPS[name]
-    return None
+    """FLOP/s that one device of this kind can do; None where no data sheet is known: no guess stands in for it."""
+    chip = chip_of(device_kind)
+    return None if chip is None else chip.peak

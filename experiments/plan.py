@@ -1,0 +1,44 @@
+"""Compiles a run's own step for hardware that need not be there: does it fit, what binds it, how many days at best.
+
+No data is opened and no device is used; --config is a config of train.py or evip.py. Targets: v5e:4x4, v5e:16x16,
+v5p:4x4x4, v6e:16x16, tpu7x:2x2x1 (need libtpu), h200:1x8x1, h100:1x32x8 (need jax[cuda13]), cpu:8.
+
+Times are a bound, operation by operation: FLOPs at the data sheet's peak or bytes at the memory's bandwidth, whichever
+is slower, and what of the collectives no work hides. A real step takes longer. A step that does not fit or compile is
+a result: "fits": false, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mono_jax import cli
+from mono_jax.runs import config_file, reference
+
+EXAMPLES = """examples:
+  python experiments/plan.py --config=experiments/configs/mono_internvl.py:S1.1,v5e-16 --target=v5e:4x4 --json
+  python experiments/plan.py --config=my_config.py --target=h200:1x8x1 --config.mesh.fsdp=8
+  python experiments/plan.py --config=experiments/configs/demo.py:smoke --stage=s1_1 --target=cpu:8
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.parser(__doc__, EXAMPLES)
+    parser.add_argument("--target", required=True, metavar="KIND:SHAPE", help="what to compile for, e.g. v5e:16x16")
+    parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
+    parser.add_argument(
+        "--samples_per_row", type=float, help="that rows are taken to hold (default: images of the most tiles)"
+    )
+    args, config = config_file.parse(parser, argv, reference.stage_keys)
+    from mono_jax.runs import plan  # after parsing: --help needs none of it
+    from mono_jax.runs.planning.table import lines
+
+    result = plan.run(config.to_dict(), args.target, stage=args.stage, samples_per_row=args.samples_per_row)
+    print("\n".join(lines(result)))
+    if args.json:
+        cli.json_line(result)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

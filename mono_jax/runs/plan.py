@@ -1,0 +1,62 @@
+"""What a run needs and how fast it can be at best on hardware that need not be there: what ``plan.py`` runs.
+
+No data is opened. The step is the run's own, compiled by the target's real compiler; times are a bound by operations
+(``mono_jax.hlo.roofline``), not a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.planning import compiled
+from mono_jax.runs.planning.targets import target
+from mono_jax.runs.planning.workload import workload
+from mono_jax.runs.program import Program
+
+ASSUMED_STEPS = 1000  # of a config that counts epochs: how many steps they have follows from the data only
+
+
+def run(
+    values: Mapping[str, Any], name: str, *, stage: str | None = None, samples_per_row: float | None = None
+) -> dict[str, Any]:
+    """The plan of a config (of a stage, or the stage ``stage`` of several) for the target ``name``.
+
+    Raises ConfigError for a config or a target that cannot be; what does not compile or fit is a result.
+    """
+    config = run_config(values, stage)
+    hardware = target(name)
+    program = Program.build(config, config.steps or ASSUMED_STEPS, devices=hardware.devices)
+    result = compiled.plan(program, hardware, workload(program, samples_per_row))
+    if config.steps is None:
+        result["days_for_stage"] = None
+        result["assumptions"].append("the config counts epochs: the stage's days are not known without its data")
+    return result
+
+
+def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig:
+    """The config of one stage. Of a sequence of stages: ``stage``, default the first, with stand-ins for its sets.
+
+    Raises ConfigError or DataError that names the key.
+    """
+    if "stages" not in values:
+        if stage is not None:
+            raise ConfigError(f"--stage={stage}: this config has one stage only; leave --stage out")
+        return RunConfig.from_dict(values)
+    config = EvipConfig.from_dict(values)
+    stage = stage or next(iter(config.stages))
+    if stage not in config.stages:
+        raise unknown_key("stage of the config", stage, config.stages)
+    common, own = dict(config.common), dict(config.stages[stage])
+    first = dict(next(iter(config.stages.values())))
+    model = {**first.get("model", {}), **common.get("model", {}), **own.get("model", {})}
+    if config.stage_name(stage) != "S0" and not config.init:
+        model = {"vision": config.vision, "visual_ffn_experts": True, **model}
+        model["visual_attention_experts"] = config.attention_experts
+    elif config.init:
+        model.pop("preset", None)
+    stand_ins = {"tokenizer": "of the sets", "sources": [{"spec": {"kind": "of the sets"}}]}
+    data = {**stand_ins, **config.data, **own.get("data", {})}
+    return RunConfig.from_dict({**common, **own, "init": config.init, "model": model, "data": data})

@@ -1,0 +1,155 @@
+"""A run's own step compiled for a target, and what the compiled program says of memory, work and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from mono_jax.hlo import roofline
+from mono_jax.hlo.roofline import Machine, Totals
+from mono_jax.runs.planning.kernels import AttentionWork
+from mono_jax.runs.planning.targets import Target, collective_seconds
+from mono_jax.runs.planning.workload import Workload
+from mono_jax.runs.program import Program
+from pallas_kernels.devices import device_key
+
+GIB = 1 << 30
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+DAY = 86400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device while a step runs."""
+
+    arguments: int
+    temporaries: int
+    others: int  # results that no argument's place takes, and the program itself
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporaries + self.others
+
+
+def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
+    """As the compiler has planned it; None where the backend does not say."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    others = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0) + found.generated_code_size_in_bytes
+    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, others)
+
+
+def plan(program: Program, target: Target, work: Workload) -> dict[str, Any]:
+    """The plan of ``program`` on ``target``: what ``experiments/plan.py --json`` prints.
+
+    What does not compile is a result: ``fits`` is false and ``reason`` the compiler's own words.
+    """
+    start = time.perf_counter()
+    try:
+        compiled = program.compile_step()
+    except jax.errors.JaxRuntimeError as error:
+        return _frame(program, target, work) | _refused(str(error), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    memory, limit = memory_of(compiled), None if target.chip is None else target.chip.hbm_bytes
+    result = _frame(program, target, work) | _time(program, target, work, compiled.as_text())
+    if memory is not None:
+        fits = limit is None or memory.total <= limit
+        result |= {
+            "fits": fits,
+            "hbm_bytes_per_device": memory.total,
+            "argument_bytes": memory.arguments,
+            "temp_bytes": memory.temporaries,
+            "reason": None if fits else f"{memory.total / GIB:.2f} GiB a device, {limit / GIB:.2f} are there",
+        }
+    return result | {"compile_s": round(seconds, 1)}
+
+
+def _frame(program: Program, target: Target, work: Workload) -> dict[str, Any]:
+    """All keys of a plan, with what is known before anything is compiled."""
+    return {
+        "target": target.name,
+        "devices": len(target.devices),
+        "mesh": dict(program.mesh.shape),
+        "fits": None,
+        "hbm_bytes_per_device": None,
+        "hbm_limit": None if target.chip is None else target.chip.hbm_bytes,
+        "argument_bytes": None,
+        "temp_bytes": None,
+        "flops_per_step": work.flops,
+        "collective_bytes": {},
+        "compute_s": None,
+        "memory_s": None,
+        "collective_s": None,
+        "exposed_collective_s": None,
+        "bound": None,
+        "roofline_mfu": None,
+        "tokens_per_step": work.rows * work.slots,
+        "samples_per_s": None,
+        "days_for_stage": None,
+        "compile_s": None,
+        "reason": None,
+        "step_s": None,
+        "steps": program.steps,
+        "samples_per_row": work.samples,
+        "assumptions": [work.assumption],
+    }
+
+
+def _refused(message: str, seconds: float) -> dict[str, Any]:
+    """The keys of a step that the compiler refuses."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    needed = re.search(r"(?:Used|required[^(]*\()\s*([\d.]+)([KMGT])", message)
+    return {
+        "fits": False,
+        "reason": " ".join(lines[:2])[:400],
+        "hbm_bytes_per_device": int(float(needed[1]) * _UNITS[needed[2]]) if needed else None,
+        "compile_s": round(seconds, 1),
+    }
+
+
+def _time(program: Program, target: Target, work: Workload, text: str) -> dict[str, Any]:
+    """The keys that the compiled program's text gives: traffic always, times where the chip is known."""
+    chip = target.chip
+    known = chip is not None and chip.hbm_bandwidth is not None
+    machine = Machine(
+        chip.peak if known else float("inf"),
+        chip.hbm_bandwidth if known else float("inf"),
+        lambda collective: collective_seconds(target, program.mesh, collective),
+    )
+    totals = roofline.totals(text, machine, AttentionWork(work, device_key(target.devices[0])))
+    traffic: dict[str, float] = {}
+    for (kind, _), (_, size) in sorted(totals.collectives.items()):
+        traffic[kind] = traffic.get(kind, 0.0) + size
+    result = {"collective_bytes": traffic, "assumptions": [work.assumption, *_assumptions(totals)]}
+    if not known or not totals.seconds:
+        return result
+    parts = {
+        "compute": totals.compute_s,
+        "memory": totals.memory_s,
+        "collectives": totals.exposed_collective_s,
+    }
+    return result | {
+        "compute_s": totals.compute_s,
+        "memory_s": totals.memory_s,
+        "collective_s": totals.collective_s,
+        "exposed_collective_s": totals.exposed_collective_s,
+        "bound": max(parts, key=parts.get),
+        "roofline_mfu": work.flops / (totals.seconds * len(target.devices) * chip.peak),
+        "step_s": totals.seconds,
+        "samples_per_s": work.rows * work.samples / totals.seconds,
+        "days_for_stage": program.steps * totals.seconds / DAY,
+    }
+
+
+def _assumptions(totals: Totals) -> list[str]:
+    found = []
+    if totals.unknown_loops:
+        found.append(f"loops whose trips depend on data count once: {', '.join(totals.unknown_loops)}")
+    if totals.silent_kernels:
+        found.append(f"kernels whose work is not known count as nothing: {', '.join(totals.silent_kernels)}")
+    return found

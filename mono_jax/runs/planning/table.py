@@ -1,0 +1,37 @@
+"""Plans as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mono_jax.runs.planning.compiled import GIB
+
+
+def lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    """What a person wants to know of one plan."""
+    axes = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "1 device"
+    yield f"{plan['target']}, {plan['devices']} devices: {axes}; {plan['assumptions'][0]}"
+    if plan["hbm_bytes_per_device"] is not None:
+        limit = "" if plan["hbm_limit"] is None else f" of {plan['hbm_limit'] / GIB:.2f}"
+        parts = [f"{plan[key] / GIB:.2f} {key.split('_')[0]}" for key in ("argument_bytes", "temp_bytes") if plan[key]]
+        fits = "fits" if plan["fits"] else "does not fit"
+        yield f"memory   {plan['hbm_bytes_per_device'] / GIB:.2f}{limit} GiB a device ({', '.join(parts)}): {fits}"
+    if plan["reason"]:
+        yield f"refused  {plan['reason']}"
+    for kind, size in plan["collective_bytes"].items():
+        yield f"network  {kind}: {size / 1e9:.3f} GB a device and step"
+    if plan["step_s"] is not None:
+        yield (
+            f"time     at least {plan['step_s']:.3f} s a step, bound by {plan['bound']}: "
+            f"compute {plan['compute_s']:.3f}, memory {plan['memory_s']:.3f}, "
+            f"collectives {plan['collective_s']:.3f} of which {plan['exposed_collective_s']:.3f} exposed"
+        )
+        days = "" if plan["days_for_stage"] is None else f"; {plan['steps']:,} steps: {plan['days_for_stage']:.1f} days"
+        yield (
+            f"bound    {plan['roofline_mfu']:.1%} MFU, {plan['tokens_per_step'] / plan['step_s']:,.0f} tokens/s, "
+            f"{plan['samples_per_s']:,.0f} samples/s{days}"
+        )
+    for assumption in plan["assumptions"][1:]:
+        yield f"assumed  {assumption}"
+    yield f"compiled in {plan['compile_s']} s"

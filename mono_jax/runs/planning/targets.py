@@ -1,0 +1,130 @@
+"""The hardware that a plan is made for: devices that need not be there, and what they can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import jax
+from jax.sharding import Mesh
+
+from mono_jax.errors import ConfigError
+from mono_jax.hlo.collectives import Collective
+from mono_jax.training.chips import Chip, chip_of
+from pallas_kernels import absent
+from pallas_kernels.errors import Unavailable
+
+TPUS = ("v5e", "v5p", "v6e", "tpu7x")
+GPUS = ("h200", "h100")
+FORMS = "v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, h200:1x8x1, h100:1x32x8 or cpu:8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices of one kind; ``chip`` is None where no data sheet is known (CPUs): then no times follow."""
+
+    name: str
+    devices: tuple[jax.Device, ...]
+    chip: Chip | None
+
+    @property
+    def platform(self) -> str:
+        """As ``lower`` wants it."""
+        return {"gpu": "cuda"}.get(self.devices[0].platform, self.devices[0].platform)
+
+
+def target(name: str) -> Target:
+    """The target of a name like "v5e:4x4"; raises ConfigError for one that is none or whose compiler is missing."""
+    family, _, shape = name.partition(":")
+    form = r"\d+" if family == "cpu" else r"\d+(x\d+)+"
+    if family not in (*TPUS, *GPUS, "cpu") or not re.fullmatch(form, shape):
+        raise ConfigError(f"--target={name}: use one such as {FORMS}")
+    try:
+        devices = _devices(family, shape, name)
+    except Unavailable as error:
+        raise ConfigError(f"--target={name}: {error}") from None
+    return Target(name, tuple(devices), chip_of(devices[0].device_kind))
+
+
+def _devices(family: str, shape: str, name: str) -> list[jax.Device]:
+    _leave_accelerators_alone(int(shape) if family == "cpu" else None)
+    if family in TPUS:
+        return absent.tpus(name)
+    if family in GPUS:
+        return absent.gpus(family, shape)
+    found = jax.devices("cpu")
+    if len(found) < int(shape):
+        raise ConfigError(f"--target={name}: this process has {len(found)} CPU devices; start a new one")
+    return found[: int(shape)]
+
+
+def _leave_accelerators_alone(cpus: int | None) -> None:
+    """A plan needs no device: without this, JAX would take those of this machine. Too late is no harm."""
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        if cpus is not None:
+            jax.config.update("jax_num_cpu_devices", cpus)
+    except RuntimeError:
+        pass
+
+
+# ======================================================================================================================
+# Links
+# ======================================================================================================================
+
+
+def collective_seconds(target: Target, mesh: Mesh, collective: Collective) -> float:
+    """The least time of a collective on the links of ``target``; the program's devices are those of ``mesh``.
+
+    Rings use both directions of every axis of the torus that a group spans, lines (no wrap-around) one of them.
+    """
+    devices = list(mesh.devices.flat)
+    group = [devices[place] for place in collective.groups[0]] if collective.groups else devices
+    size = sum(collective.wire_bytes.values())
+    if len(group) < 2 or not size or target.chip is None or target.chip.link_bandwidth is None:
+        return 0.0
+    if target.platform == "tpu":
+        return _on_torus(target, group, collective.kind, size)
+    return _on_switches(target, group, size)
+
+
+def _on_torus(target: Target, group: list[jax.Device], kind: str, size: float) -> float:
+    link = target.chip.link_bandwidth
+    if kind == "collective-permute":
+        return size / link  # to a neighbour
+    ways, longest = 0, 1
+    for axis in range(len(group[0].coords)):
+        places = {device.coords[axis] for device in group}
+        whole = {device.coords[axis] for device in target.devices}
+        if len(places) > 1:
+            ways += 2 if len(places) == len(whole) and _wraps(target, len(whole)) else 1
+            longest = max(longest, len(places))
+    ways = max(ways, 1)  # the devices of one chip
+    hops = max(longest / 4, 1.0) if kind in ("all-to-all", "ragged-all-to-all") else 1.0
+    return size * hops / (ways * link)
+
+
+def _wraps(target: Target, extent: int) -> bool:
+    """Whether an axis of the slice is a ring: of v5e and v6e the whole 16, of v5p and tpu7x whole cubes of 4."""
+    flat = target.name.startswith(("v5e", "v6e"))
+    return extent == 16 if flat else extent % 4 == 0
+
+
+def _on_switches(target: Target, group: list[jax.Device], size: float) -> float:
+    """Within a machine by NVLink; between machines each GPU has a network card of its own."""
+    machines = len({_machine(target, device) for device in group})
+    within = size / target.chip.link_bandwidth
+    if machines < 2:
+        return within
+    each = len(group) / machines
+    n = len(group)
+    outside = size * (n / (n - 1)) * ((machines - 1) / machines) / each / target.chip.network_bandwidth
+    return max(within, outside)
+
+
+def _machine(target: Target, device: jax.Device) -> int:
+    """Topologies 1 x machines x GPUs; 1 x N x 1 is read as one machine of N, as for up to 8 GPUs."""
+    sizes = [int(size) for size in target.name.partition(":")[2].split("x")]
+    each = sizes[-1] if len(sizes) == 3 and sizes[-1] > 1 else min(math.prod(sizes), 8)
+    return target.devices.index(device) // each
