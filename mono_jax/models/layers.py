@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mono_jax.models.sharding import by_rows
+
 INIT_STD = 0.02
 
 Build = Callable[[nnx.Rngs], nnx.Module]
@@ -50,7 +52,7 @@ def scan_layers(layers: nnx.Module, x: jax.Array, count: int, wrap: Callable[[An
     graph, state = nnx.split(layers)
 
     def body(x: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(graph, layer)(x), None
+        return by_rows(nnx.merge(graph, layer)(by_rows(x))), None
 
     return jax.lax.scan(wrap(body), x, jax.tree.map(lambda a: a[:count], state))[0]
 

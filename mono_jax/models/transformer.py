@@ -26,6 +26,7 @@ from mono_jax.models.layer_ranges import segments
 from mono_jax.models.layers import Embedding, Linear, RMSNorm, Structure, SwiGLU
 from mono_jax.models.moe import by_modality
 from mono_jax.models.rope import rotate
+from mono_jax.models.sharding import by_rows
 from mono_jax.models.slots import Slots, make_slots
 from mono_jax.models.vision import Projector, VisionTower
 
@@ -230,8 +231,9 @@ class Model:
         def body(carry: tuple[jax.Array, Cache | None], xs: tuple[Params, jax.Array]) -> tuple[Any, Collected]:
             x, cache = carry
             params, layer = xs
+            x = by_rows(x)
             y, cache, collected = self._layer.bind(params)(x, slots, layer, cache, collect)
-            return (y, cache), collected | ({"hidden": x} if "hidden" in collect else {})
+            return (by_rows(y), cache), collected | ({"hidden": x} if "hidden" in collect else {})
 
         scanned = self.execution.remat_scan(body)
         runs = []
