@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mono_jax.axes import TENSOR
 from mono_jax.models.sharding import by_rows
 
 INIT_STD = 0.02
@@ -146,4 +147,4 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(swiglu(self.gate(x), self.up(x)))
+        return self.down(by_rows(swiglu(self.gate(x), self.up(x)), TENSOR))

@@ -131,13 +131,13 @@ class Ends(nnx.Module):
 
         For a modular model V must be made of whole tiles (``vision.tile_tokens`` tokens each).
         """
-        return self.projector(self.vision(patches, cells, dtype, self.execution.remat_scan))
+        return by_rows(self.projector(self.vision(patches, cells, dtype, self.execution.remat_scan)))
 
     def embed_slots(
         self, batch: Mapping[str, jax.Array], dtype: jnp.dtype, visual: jax.Array | None
     ) -> tuple[jax.Array, Slots]:
         """x [B, S, d] in slot order, and its slots."""
-        text = self.embed(batch["tokens"], dtype)
+        text = by_rows(self.embed(batch["tokens"], dtype))
         if visual is None:
             if self.config.vision is None or batch["patch_cells"].shape[1] == 0:
                 return text, dataclasses.replace(make_slots(self.config, batch, 0), boundaries=None)
@@ -217,7 +217,7 @@ class Model:
         x, cache, collected = self._run_layers(params, x, slots, cache, collect)
         if "hidden" in collect:
             collected["hidden"] = jnp.concatenate([collected["hidden"], ends.final_norm(x)[None]])
-        hidden = ends.final_norm(_text_slots(x, slots, batch["tokens"].shape[1]))
+        hidden = by_rows(ends.final_norm(_text_slots(x, slots, batch["tokens"].shape[1])))
         return Output(hidden, collected, cache)
 
     def _run_layers(
