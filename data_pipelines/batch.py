@@ -97,7 +97,8 @@ class BatchSpec:
         loss_weights   float32 [T]           weight of the target's loss, 0 = not trained on
         order          int32   [S]           slot read at each sequence position (a permutation)
         positions      int32   [S]           position within the sample, in sequence order
-        segments       int32   [S]           1, 2, ... = sample within the row, 0 = padding, in sequence order
+        segments       int32   [S]           1, 2, ... = sample within the row, 0 = padding, in sequence order; the
+                                             tokens of a sample follow one another
         visual_slots   int32   []            ragged boundaries only: slots before this hold visual tokens, others text
         """
         v, t, s, p = self.visual_tokens, self.text_tokens, self.sequence, self.token_pixels

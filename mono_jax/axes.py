@@ -2,5 +2,4 @@
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
-FSDP = "fsdp"  # of them the one that splits parameters too
 TENSOR = "tensor"  # the axis that splits heads and columns

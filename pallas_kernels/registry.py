@@ -7,14 +7,14 @@ import importlib
 import json
 import logging
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pallas_kernels.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
 # Modules are imported when first asked for: `import pallas_kernels` must not pull in CUDA or TPU code (or jax: the
-# names are wanted for --help).
+# names are wanted for --help). Those of attention stand under "attention/".
 IMPLEMENTATIONS = {
     "xla_split": "pallas_kernels.experts.backends.xla:XlaSplit",
     "dense_both": "pallas_kernels.experts.backends.xla:DenseBoth",
@@ -23,27 +23,42 @@ IMPLEMENTATIONS = {
     "pallas_tpu": "pallas_kernels.experts.backends.tpu:PallasTpu",
     "mosaic_gpu": "pallas_kernels.experts.backends.mosaic:MosaicGpu",
     "triton": "pallas_kernels.experts.backends.triton:Triton",
+    "attention/xla": "pallas_kernels.attention.backends.xla:Xla",
+    "attention/xla_chunked": "pallas_kernels.attention.backends.xla:XlaChunked",
+    "attention/splash": "pallas_kernels.attention.backends.splash:Splash",
+    "attention/cudnn": "pallas_kernels.attention.backends.cudnn:Cudnn",
 }
 
 
 class Problem(Protocol):
-    """What an implementation is chosen for; hashable. ``pallas_kernels.experts.contract`` has the full one."""
+    """What an implementation is chosen for; hashable. The contracts of the rooms have the full ones.
 
-    op: str
-    rows: int
-    d: int
-    ff: int
-    dtype: str
+    Attributes:
+      ROOM: folder of tuning tables, "experts" or "attention".
+      EXACT: fields in which an entry of a tuning table must agree.
+      SIZE: the field that grows: the entry of the largest size below is taken.
+      device: key of a tuning table.
+    """
+
+    ROOM: ClassVar[str]
+    EXACT: ClassVar[tuple[str, ...]]
+    SIZE: ClassVar[str]
+
     device: str
 
 
 class Implementation(Protocol):
-    """What can be chosen; ``pallas_kernels.experts.contract`` has the full one. Its fields are tuning parameters."""
+    """What can be chosen; its fields are tuning parameters."""
 
     name: str
 
     def unsupported(self, problem: Any) -> str | None:
         """Why this implementation cannot serve ``problem``, or None if it can."""
+
+
+def room(name: str) -> str:
+    """The room that an implementation belongs to: "experts" or "attention"."""
+    return name.split("/")[0] if "/" in name else "experts"
 
 
 def implementation_class(name: str) -> type[Any]:
@@ -58,9 +73,13 @@ def implementation_class(name: str) -> type[Any]:
 
 
 @functools.cache
-def tuning_table(device: str) -> dict[str, Any]:
-    """The JSON table of a device, or that of its platform ("tpu", "nvidia"), or that of the CPU."""
-    folder = resources.files("pallas_kernels") / "tuning"
+def tuning_table(room: str, device: str) -> dict[str, Any]:
+    """The JSON table of a device, or that of its platform ("tpu", "nvidia"), or that of the CPU.
+
+    "order" lists names by preference; {"name": ..., "up_to": N} is preferred for sizes up to N only. "parameters" has
+    per name a "default" and "entries", each with the sizes that it was found for.
+    """
+    folder = resources.files("pallas_kernels") / "tuning" / room
     for name in (device, device.split("_")[0], "cpu"):
         if (file := folder / f"{name}.json").is_file():
             return json.loads(file.read_text())
@@ -86,7 +105,7 @@ def choose(problem: Problem) -> Any:
       Unavailable: none can; the message says why each of them refused.
     """
     refusals = []
-    for name in tuning_table(problem.device)["order"]:
+    for name in _preferred(problem):
         try:
             candidate = implementation_class(name)(**tuned_parameters(name, problem))
             reason = candidate.unsupported(problem)
@@ -102,14 +121,24 @@ def choose(problem: Problem) -> Any:
 
 def tuned_parameters(name: str, problem: Problem) -> dict[str, Any]:
     """Tuning parameters of implementation ``name``: the entry that fits best, on top of the defaults."""
-    table = tuning_table(problem.device)["parameters"].get(name, {})
+    table = tuning_table(problem.ROOM, problem.device)["parameters"].get(name, {})
     parameters = dict(table.get("default", {}))
     fits = [
         entry
         for entry in table.get("entries", [])
-        if all(entry[key] == getattr(problem, key) for key in ("op", "dtype", "d", "ff"))
-        and entry["rows"] <= problem.rows
+        if all(entry[key] == getattr(problem, key) for key in problem.EXACT)
+        and entry[problem.SIZE] <= getattr(problem, problem.SIZE)
     ]
     if fits:
-        parameters |= max(fits, key=lambda entry: entry["rows"])["parameters"]
+        parameters |= max(fits, key=lambda entry: entry[problem.SIZE])["parameters"]
     return parameters
+
+
+def _preferred(problem: Problem) -> list[str]:
+    """The names in order of preference for a problem of this size."""
+    entries = [
+        {"name": entry} if isinstance(entry, str) else entry
+        for entry in tuning_table(problem.ROOM, problem.device)["order"]
+    ]
+    size = getattr(problem, problem.SIZE)
+    return [entry["name"] for entry in entries if size <= entry.get("up_to", size)]

@@ -102,10 +102,11 @@ def to_batch(config: Architecture, case: Case) -> tuple[dict[str, np.ndarray], n
         slot[row, seen] = np.arange(len(seen))
         slot[row, unseen] = visual + np.arange(len(unseen))
         free = np.setdiff1d(np.arange(spec.sequence), slot[row])
-        batch["order"][row] = np.concatenate([slot[row], free])
+        sequence = np.argsort(~mask[row], kind="stable")  # a row's tokens follow one another, masked ones come last
+        batch["order"][row] = np.concatenate([slot[row, sequence], free])
         batch["tokens"][row, : len(unseen)] = ids[row, unseen]
-        batch["positions"][row, :length] = positions[row]
-        batch["segments"][row, :length] = mask[row]
+        batch["positions"][row, :length] = positions[row, sequence]
+        batch["segments"][row, :length] = mask[row, sequence]
         following = np.append(labels[row, 1:], IGNORED)
         if np.any(following[seen] != IGNORED):
             raise CaseError(f"row {row}: a visual position has a label; the first text after an image must be -100")

@@ -121,6 +121,9 @@ class Architecture:
     visual_ffn_experts: bool = field(False, help="each layer has a second FFN, for visual tokens (Mono-InternVL)")
     visual_attention_experts: bool = field(False, help="each layer has a second QKV, for visual tokens (1.5)")
     image_token_id: int = field(92546, ge=0, help="id of <IMG_CONTEXT>")
+    bidirectional_images: bool = field(
+        False, help="visual tokens see the whole of their image (all its tiles), later tokens too; False = causal"
+    )
 
     def __post_init__(self) -> None:
         strict.check(self, "model", ConfigError)

@@ -1,20 +1,23 @@
-"""Attention of packed rows: the forms of ``pallas_kernels.attention`` on the slots of a model.
+"""Attention of packed rows: ``pallas_kernels.attention`` on the slots of a model.
 
-Which token may see which follows from positions and segments, so the XLA forms work on modality-major slots directly;
-the fused kernels (cuDNN, splash) want sequence order and get it by a gather.
+Which token sees which is worked out once per step (``slots.make_slots``). XLA's forms work on modality-major slots
+directly, and on those of a cache; the kernels want sequence order and get it by a gather.
 """
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from mono_jax.axes import ROWS, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.cache import Cache
 from mono_jax.models.execution import Execution
 from mono_jax.models.slots import Slots
-from pallas_kernels.attention import api, xla
-from pallas_kernels.attention import contract as kernels
+from pallas_kernels.attention import api
+from pallas_kernels.attention.backends import xla
+from pallas_kernels.attention.contract import Intervals
+from pallas_kernels.attention.intervals import scattered_intervals
 from pallas_kernels.errors import Unavailable
 
 
@@ -28,14 +31,20 @@ def attend(
 ) -> jax.Array:
     """Softmax attention (float32 softmax) of query [B, Q, Hq, D] over key and value [B, K, Hkv, D].
 
-    Keys are those of the same ``slots`` (a packed row attends to itself), or of ``cache`` where one is given. The
+    Keys are those of the same ``slots`` (a packed row attends to itself), or of ``cache`` where one is given: its slots
+    lie in any order, so that it is read by one of XLA's forms whatever ``execution.attention`` names for rows. The
     output is [B, Q, Hq, D] in the dtype of ``query``. Empty slots give finite values without meaning.
-    Raises ConfigError if ``execution.attention`` names a form that cannot serve these rows.
+    Raises ConfigError if ``execution.attention`` names an implementation that cannot serve these rows.
     """
-    sequence = None if cache is not None else kernels.SequenceOrder(slots.order, slots.inverse)
-    options = {"form": execution.attention, "chunk": execution.attention_chunk, "rows": ROWS, "heads": TENSOR}
+    named = None if execution.attention == "auto" else execution.attention
+    options = {"chunk": execution.attention_chunk, "rows": ROWS, "heads": TENSOR}
+    if cache is not None:
+        named = named if named in ("xla", "xla_chunked") else None
+        return api.attend(query, key, value, _cached(slots, cache), implementation=named, **options)
     try:
-        return api.attend(query, key, value, *_places(slots, cache), sequence, **options)
+        return api.attend(
+            query, key, value, slots.intervals, slots.sequence, implementation=named, causal=slots.causal, **options
+        )
     except Unavailable as error:
         raise ConfigError(f"execution.attention: {error}") from None
 
@@ -44,10 +53,12 @@ def attend_with_probabilities(
     query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots, cache: Cache | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Probabilities float32 [B, Hq, Q, K], all in memory, and the output of ``attend``."""
-    return xla.probabilities_and_output(query, key, value, *_places(slots, cache))
+    intervals = api.of_slots(slots.intervals, slots.sequence) if cache is None else _cached(slots, cache)
+    return xla.probabilities_and_output(query, key, value, intervals)
 
 
-def _places(slots: Slots, cache: Cache | None) -> tuple[kernels.Slots, kernels.Slots]:
-    """Positions and segments of the queries, and of the keys."""
-    keys = slots if cache is None else cache
-    return kernels.Slots(slots.positions, slots.segments), kernels.Slots(keys.positions, keys.segments)
+def _cached(slots: Slots, cache: Cache) -> Intervals:
+    """What ``slots`` see of the keys in ``cache``, theirs among them."""
+    length = slots.intervals.last - jnp.arange(slots.order.shape[1])  # how far ahead each token sees, in sequence order
+    reach = slots.positions + jnp.take_along_axis(length, slots.inverse, axis=1)
+    return scattered_intervals((slots.positions, slots.segments), (cache.positions, cache.segments), reach)

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.rope import rotary
+from pallas_kernels.attention.api import SequenceOrder
+from pallas_kernels.attention.contract import Intervals
+from pallas_kernels.attention.intervals import packed_intervals
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +24,9 @@ class Slots:
       positions, segments: int32 [B, S], position within the sample, number of the sample (0 = empty slot).
       order: int32 [B, S], the slot at each sequence position; inverse: the sequence position of each slot.
       cosines, sines: float32 [B, S, head_dim / 2], RoPE angles.
+      intervals: the keys that each token sees, in sequence order; the same in every layer.
       visual: visual slots of every row, where that is known when the program is compiled.
+      causal: no token sees a later one.
       boundaries: int32 [B] where rows have ragged boundaries (each its own number of visual slots), else None.
     """
 
@@ -31,13 +36,19 @@ class Slots:
     inverse: jax.Array
     cosines: jax.Array
     sines: jax.Array
+    intervals: Intervals
     boundaries: jax.Array | None = None
     visual: int = dataclasses.field(default=0, metadata={"static": True})
+    causal: bool = dataclasses.field(default=True, metadata={"static": True})
 
     @property
     def all_text(self) -> bool:
         """Whether no slot can be visual."""
         return self.boundaries is None and self.visual == 0
+
+    @property
+    def sequence(self) -> SequenceOrder:
+        return SequenceOrder(self.order, self.inverse)
 
     def is_visual(self) -> jax.Array:
         """bool [1 or B, S]."""
@@ -47,14 +58,17 @@ class Slots:
 
 def make_slots(config: Architecture, batch: Mapping[str, jax.Array], visual: int) -> Slots:
     """The slots of a batch whose rows have ``visual`` visual slots, or boundaries of their own in "visual_slots"."""
-    order = batch["order"]
+    order, boundaries = batch["order"], batch.get("visual_slots")
     inverse = jnp.argsort(order, axis=1)
+    images = order < (visual if boundaries is None else boundaries[:, None]) if config.bidirectional_images else None
+    intervals = packed_intervals(batch["segments"], images)
     lengths = batch["lengths"] if "lengths" in batch else sample_lengths(batch["positions"], batch["segments"])
     positions, segments, lengths = (
         jnp.take_along_axis(a, inverse, axis=1) for a in (batch["positions"], batch["segments"], lengths)
     )
     cosines, sines = rotary(config, positions, lengths)
-    return Slots(positions, segments, order, inverse, cosines, sines, batch.get("visual_slots"), visual)
+    causal = not config.bidirectional_images
+    return Slots(positions, segments, order, inverse, cosines, sines, intervals, boundaries, visual, causal)
 
 
 def sample_lengths(positions: jax.Array, segments: jax.Array) -> jax.Array:

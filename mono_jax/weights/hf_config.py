@@ -151,6 +151,8 @@ def config_to_hf(
     if config.vision is None:
         _update(out, _hf_language(config, _ARCHITECTURES[0], out))
         return out | prompt_to_hf(prompt, out)
+    if config.bidirectional_images:
+        raise ConfigError("bidirectional_images has no Hugging Face form: its readers are causal")
     if config.visual_attention_experts and not config.visual_ffn_experts:
         raise ConfigError("visual_attention_experts without visual_ffn_experts has no Hugging Face form")
     if out.get("model_type") != model_type:

@@ -32,6 +32,7 @@ MODEL_FILE = "model.json"
 MODEL_FOLDER = "model"  # of a working directory
 PARAMS_FOLDER = "params"
 FORMAT = 2  # of model.json
+_WRITTEN_IF_SET = ("bidirectional_images",)  # without them older versions can read the file
 # What format 1 also held: how the model was computed, which is no part of it.
 _EXECUTION_KEYS = ("remat", "mmoe", "mmoe_kernel", "mmoe_tile", "attention", "attention_chunk", "loss_chunk")
 TOKENIZER_FILES = (
@@ -168,7 +169,8 @@ def save_model(
             if origin.config_json is not None:
                 write_json(directory / "config.json", origin.config_json)
             write_checksums(folder)
-            values = {"format": FORMAT, "model": config.to_dict(), "names": dict(origin.names)}
+            model = {key: v for key, v in config.to_dict().items() if v or key not in _WRITTEN_IF_SET}
+            values = {"format": FORMAT, "model": model, "names": dict(origin.names)}
             values |= {"dtype": origin.dtype, "prompt": origin.prompt.to_dict() if origin.prompt else None}
             write_json(directory / MODEL_FILE, values)
         barrier("model folder is written")

@@ -2,76 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from pallas_kernels.attention import gpu, tpu, xla
-from pallas_kernels.attention.contract import SequenceOrder, Slots
-from pallas_kernels.attention.order import in_sequence_order
-from pallas_kernels.devices import Axes, platform
-from pallas_kernels.errors import Unavailable
+from pallas_kernels.attention.contract import Implementation, Intervals, Problem
+from pallas_kernels.attention.order import permute
+from pallas_kernels.devices import Axes, axis_that_splits, device_key, per_device
+from pallas_kernels.registry import resolve
 
-Form = Literal["auto", "xla", "xla_chunked", "cudnn", "splash"]
-FUSED = {"cudnn": gpu.cudnn, "splash": tpu.splash}
-XLA_MAX_SEQUENCE = 2048  # "auto" on XLA: beyond this length the scores are made block by block
+
+class SequenceOrder(NamedTuple):
+    """``order`` int32 [B, S]: slot of each sequence position; ``inverse``: sequence position of each slot."""
+
+    order: jax.Array
+    inverse: jax.Array
 
 
 def attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    query_slots: Slots,
-    key_slots: Slots,
+    intervals: Intervals,
     sequence: SequenceOrder | None = None,
     *,
-    form: Form = "auto",
-    chunk: int = 512,
+    implementation: str | Implementation | None = None,
+    chunk: int | None = None,
+    causal: bool = False,
     rows: Axes = (),
     heads: str | None = None,
 ) -> jax.Array:
-    """Softmax attention of query [B, Q, Hq, D] over key and value [B, K, Hkv, D] within packed samples.
+    """Softmax attention of query [B, Q, Hq, D] over the keys [B, K, Hkv, D] that each query sees.
 
     Args:
-      query: [B, Q, Hq, D], slots in any order.
-      key: [B, K, Hkv, D].
+      query: [B, Q, Hq, D], in sequence order; in the order of the slots where ``sequence`` is given.
+      key: [B, K, Hkv, D], likewise.
       value: likewise.
-      query_slots: positions and segments int32 [B, Q].
-      key_slots: positions and segments int32 [B, K].
-      sequence: only for the fused forms (self-attention of a packed row, Q = K = S); without it they are not taken.
-      form: "xla" (all scores at once), "xla_chunked" (those of ``chunk`` queries at a time), "cudnn" (Hopper), "splash"
-        (TPU), or "auto": the fused form of the device that is traced for, else an XLA form by length.
-      chunk: queries at a time of "xla_chunked".
-      rows: axes of the mesh in use that split rows, for the fused forms.
-      heads: axis of the mesh in use that splits heads, for the fused forms.
+      intervals: in sequence order, also where ``sequence`` is given; or with ``places``, for keys in any order.
+      sequence: Q = K = S slots in an order of their own, which the output keeps too.
+      implementation: a name ("splash"), an instance, or None: the first one in the device's tuning table that can.
+      chunk: queries at a time, for an implementation that works so.
+      causal: whether every interval is known to end at its own query.
+      rows: axes of the mesh in use that split rows.
+      heads: axis of the mesh in use that splits heads, if it divides Hkv.
 
     Returns:
-      [B, Q, Hq, D] in the dtype of query. Slots of segment 0 give finite values of no meaning.
+      [B, Q, Hq, D] in the dtype of query. Empty slots give finite values of no meaning.
 
     Raises:
-      Unavailable: "splash" is asked for rows that it cannot serve.
+      Unavailable: the implementation that is asked for, or every one, cannot serve this call; the message says why.
     """
-    chosen = _choose(form, query.shape[1], sequence, chunk)
-    if chosen in FUSED:
-        return in_sequence_order(FUSED[chosen], query, key, value, query_slots, sequence, rows=rows, heads=heads)
-    if chosen == "xla_chunked":
-        return xla.chunked_attention(query, key, value, query_slots, key_slots, chunk)
-    return xla.scores_attention(query, key, value, query_slots, key_slots)
+    problem = describe(query, key, causal=causal, in_order=intervals.places is None)
+    chosen = choose(problem, implementation)
+    if chunk is not None:
+        chosen = chosen.with_chunk(chunk)
+    if chosen.any_order:
+        return chosen(query, key, value, intervals if sequence is None else of_slots(intervals, sequence))
+
+    def run(query, key, value, intervals, sequence):
+        if sequence is None:
+            return chosen(query, key, value, intervals)
+        order, inverse = sequence
+        ordered = (permute(a, order, inverse) for a in (query, key, value))
+        return permute(chosen(*ordered, intervals), inverse, order)
+
+    by_head = PartitionSpec(rows, None, axis_that_splits(key.shape[2], heads))
+    by_row = PartitionSpec(rows)
+    split = per_device(run, (by_head, by_head, by_head, by_row, by_row), by_head)
+    return split(query, key, value, intervals, sequence)
 
 
-def _choose(form: Form, length: int, sequence: SequenceOrder | None, chunk: int) -> Form:
-    if form in FUSED and sequence is not None:
-        if form == "splash" and length % tpu.LANES:
-            raise Unavailable(
-                f"attention 'splash' needs rows of a multiple of {tpu.LANES} slots, got {length}: change V or T"
-            )
-        return form
-    if form == "auto" and sequence is not None:
-        if platform() == "gpu":
-            return "cudnn"
-        if platform() == "tpu" and length % tpu.LANES == 0:
-            return "splash"
-    if form == "xla":
-        return "xla"
-    chunked = length > chunk and (form == "xla_chunked" or length > XLA_MAX_SEQUENCE)
-    return "xla_chunked" if chunked else "xla"
+def describe(query: jax.Array, key: jax.Array, *, causal: bool, in_order: bool = True) -> Problem:
+    """The problem of attention of ``query`` over ``key`` (arrays or their shapes) on the device that is traced for."""
+    batch, queries, heads, dim = query.shape
+    keys, kv_heads = key.shape[1:3]
+    return Problem(batch, queries, keys, heads, kv_heads, dim, query.dtype.name, device_key(), causal, in_order)
+
+
+def choose(problem: Problem, implementation: str | Implementation | None = None) -> Implementation:
+    """The instance that serves ``problem``; ``implementation`` and errors as for ``attend``."""
+    if isinstance(implementation, str):
+        implementation = f"{Problem.ROOM}/{implementation}"
+    return resolve(implementation, problem)
+
+
+def of_slots(intervals: Intervals, sequence: SequenceOrder) -> Intervals:
+    """The intervals of slots in an order of their own."""
+    first, last = (jnp.take_along_axis(a, sequence.inverse, axis=1) for a in (intervals.first, intervals.last))
+    return Intervals(first, last, sequence.inverse)

@@ -1,98 +1,184 @@
-"""The float64 oracle of packed attention and a case that every form has to pass."""
+"""The float64 oracle of packed attention and the cases that every implementation has to pass."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention.contract import SequenceOrder, Slots
+from pallas_kernels.attention.api import attend
+from pallas_kernels.attention.contract import Implementation, Intervals, Problem
+from pallas_kernels.attention.intervals import packed_intervals
+from pallas_kernels.checks.conformance import relative_error
+from pallas_kernels.devices import device_key
+
+# Largest |difference| over largest |value|, per tensor. In bfloat16 probabilities and their gradients are rounded too.
+TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2}
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def oracle_attention(
-    query: np.ndarray, key: np.ndarray, value: np.ndarray, query_slots: Slots, key_slots: Slots, dy: np.ndarray
-) -> tuple[np.ndarray, Arrays]:
-    """(output, (dquery, dkey, dvalue)), sample by sample, in float64 numpy; zeros in empty slots.
+# ======================================================================================================================
+# Oracle
+# ======================================================================================================================
 
-    Each sample is taken out of its row and attended to by itself, causally by position.
+
+def oracle_attention(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, intervals: Intervals, dy: np.ndarray
+) -> tuple[np.ndarray, Arrays]:
+    """(output, (dquery, dkey, dvalue)) in float64 numpy.
 
     Args:
-      query: [B, Q, Hq, D].
-      key: [B, K, Hkv, D].
-      value: [B, K, Hkv, D].
-      query_slots: positions and segments [B, Q].
-      key_slots: positions and segments [B, K].
+      query: [B, Q, Hq, D] in sequence order.
+      key: [B, K, Hkv, D], likewise.
+      value: [B, K, Hkv, D], likewise.
+      intervals: without places.
       dy: [B, Q, Hq, D], cotangent of the output.
     """
     query, key, value, dy = (np.float64(a) for a in (query, key, value, dy))
     y, dq, dk, dv = np.zeros_like(query), np.zeros_like(query), np.zeros_like(key), np.zeros_like(value)
-    group, scale = query.shape[2] // key.shape[2], query.shape[3] ** -0.5
-    for row in range(len(query)):
-        for segment in set(np.asarray(query_slots.segments[row]).tolist()) - {0}:
-            q_at = np.flatnonzero(query_slots.segments[row] == segment)
-            k_at = np.flatnonzero(key_slots.segments[row] == segment)
-            seen = np.asarray(query_slots.positions[row])[q_at, None] >= np.asarray(key_slots.positions[row])[k_at]
-            for head in range(query.shape[2]):
-                q, k, v = query[row, q_at, head], key[row, k_at, head // group], value[row, k_at, head // group]
-                scores = np.where(seen, q @ k.T * scale, -np.inf)
-                exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-                p = exponentials / exponentials.sum(axis=1, keepdims=True)
-                out, dout = p @ v, dy[row, q_at, head]
-                y[row, q_at, head] = out
-                dscores = p * (dout @ v.T - np.sum(dout * out, axis=1, keepdims=True)) * scale
-                dq[row, q_at, head] = dscores @ k
-                dk[row, k_at, head // group] += dscores.T @ q
-                dv[row, k_at, head // group] += p.T @ dout
+    (batch, _, heads, dim), keys, kv_heads = query.shape, key.shape[1], key.shape[2]
+    for row, head in np.ndindex(batch, heads):
+        places, kv_head = np.arange(keys), head // (heads // kv_heads)
+        seen = np.asarray(intervals.first)[row, :, None] <= places
+        seen &= places <= np.asarray(intervals.last)[row, :, None]
+        q, k, v, dout = query[row, :, head], key[row, :, kv_head], value[row, :, kv_head], dy[row, :, head]
+        scores = np.where(seen, q @ k.T * dim**-0.5, -np.inf)
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p = exponentials / exponentials.sum(axis=1, keepdims=True)
+        y[row, :, head] = out = p @ v
+        dscores = p * (dout @ v.T - np.sum(dout * out, axis=1, keepdims=True)) * dim**-0.5
+        dq[row, :, head] = dscores @ k
+        dk[row, :, kv_head] += dscores.T @ q
+        dv[row, :, kv_head] += p.T @ dout
     return y, (dq, dk, dv)
+
+
+# ======================================================================================================================
+# Cases
+# ======================================================================================================================
+
+
+def layouts(length: int) -> dict[str, list[list[int]]]:
+    """Named rows of ``length`` slots, as the lengths of their samples; empty slots are what remains at the end."""
+    third = length // 3
+    many = [1 + i % 4 for i in range(length)]
+    tiny = many[: int(np.searchsorted(np.cumsum(many), length, side="right"))]
+    return {
+        "padding": [[third + 1, third - 3, 5], [third - 1, 2 * third - 7]],
+        "one_sample": [[length]],
+        "many_tiny_samples": [tiny, tiny[::-1]],
+        "borders_on_blocks": [[length // 2, length // 2], [length // 4] * 3],
+        "border_after_one_token": [[1, length - 1], [length - 1, 1]],
+        "an_empty_row": [[], [length - 1]],
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionCase:
-    """Packed rows whose samples and empty slots lie scattered over the slots, made from a seed.
+    """Packed rows in sequence order, made from a seed.
 
     Attributes:
-      empty: empty slots of each row.
-      length: S.
-      samples: samples of a row that is not empty.
+      layout: key of ``layouts``.
+      length: K, slots of a row.
+      queries: first query and their number, where a row's queries are a part of it.
       heads: Hq.
       kv_heads: Hkv.
       dim: D.
       dtype: of query, key and value.
+      images: runs of tokens in each sample are seen whole.
+      poison: what query, key and value hold in empty slots; None = like all others.
     """
 
-    empty: tuple[int, ...] = (17, 0)
+    layout: str = "padding"
     length: int = 128
-    samples: int = 3
+    queries: tuple[int, int] | None = None
     heads: int = 4
     kv_heads: int = 2
-    dim: int = 128
+    dim: int = 64
     dtype: str = "float32"
+    images: bool = False
+    poison: float | None = None
 
-    def inputs(self) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Slots, SequenceOrder, jax.Array]:
-        """(query, key, value), slots, sequence order, cotangent (zero in empty slots)."""
-        rng = np.random.default_rng(0)
-        shape = (len(self.empty), self.length)
-        qkv = tuple(self._normal(rng, *shape, heads, self.dim) for heads in (self.heads, self.kv_heads, self.kv_heads))
-        positions, segments, order = (np.zeros(shape, np.int32) for _ in range(3))
-        for row, empty in enumerate(self.empty):
-            order[row] = rng.permutation(self.length)
-            for number, places in enumerate(self._samples(rng, self.length - empty)):
-                at = order[row, places]
-                positions[row, at], segments[row, at] = places - places[0], number + 1
-        dy = self._normal(rng, *shape, self.heads, self.dim) * (segments > 0)[..., None, None]
-        slots = Slots(jnp.asarray(positions), jnp.asarray(segments))
-        return qkv, slots, SequenceOrder(*(jnp.asarray(a) for a in (order, np.argsort(order, axis=1)))), dy
+    @classmethod
+    def fitting(cls, implementation: type[Implementation], **changes: Any) -> AttentionCase:
+        """A small case whose sizes have the multiples that an implementation wants; a row has three blocks of them."""
+        multiple = implementation.granularity
+        return cls(**({"length": 3 * multiple * max(1, 32 // multiple)} | changes))
 
-    def _normal(self, rng: np.random.Generator, *shape: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape), self.dtype)
+    @property
+    def problem(self) -> Problem:
+        """What ``unsupported`` is asked."""
+        rows = len(layouts(self.length)[self.layout])
+        queries = self.length if self.queries is None else self.queries[1]
+        sizes = (rows, queries, self.length, self.heads, self.kv_heads, self.dim)
+        return Problem(*sizes, self.dtype, device_key(), causal=not self.images)
 
-    def _samples(self, rng: np.random.Generator, filled: int) -> list[np.ndarray]:
-        """Places of each sample in the row."""
-        if not filled:
-            return []
-        starts = np.sort(rng.choice(np.arange(1, filled), self.samples - 1, replace=False))
-        return np.split(np.arange(filled), starts)
+    def segments(self) -> np.ndarray:
+        """int32 [B, K]."""
+        rows = layouts(self.length)[self.layout]
+        segments = np.zeros((len(rows), self.length), np.int32)
+        for row, samples in enumerate(rows):
+            numbers = np.repeat(np.arange(1, len(samples) + 1), samples)
+            segments[row, : len(numbers)] = numbers
+        return segments
+
+    def inputs(self) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Intervals, jax.Array, jax.Array]:
+        """(query, key, value), intervals, cotangent (zero in empty slots), and bool [B, Q]: queries that are tokens."""
+        rng, segments = np.random.default_rng(0), self.segments()
+        shape, filled = segments.shape, (segments > 0)[..., None, None]
+        # Runs of tokens that belong to images, and as many that do not.
+        images = np.repeat(rng.random(shape) < 0.5, rng.integers(1, 12, shape[1]), axis=1)[:, : shape[1]]
+        visual = jnp.asarray(images & (segments > 0)) if self.images else None
+        intervals = packed_intervals(jnp.asarray(segments), visual)
+
+        def normal(heads: int) -> np.ndarray:
+            array = rng.standard_normal((*shape, heads, self.dim))
+            return array if self.poison is None else np.where(filled, array, self.poison)
+
+        query, key, value = normal(self.heads), normal(self.kv_heads), normal(self.kv_heads)
+        dy = rng.standard_normal(query.shape) * filled
+        start, count = self.queries or (0, self.length)
+        mine = slice(start, start + count)
+        query, key, value, dy = (jnp.asarray(a, self.dtype) for a in (query[:, mine], key, value, dy[:, mine]))
+        intervals = Intervals(intervals.first[:, mine], intervals.last[:, mine])
+        return (query, key, value), intervals, dy, jnp.asarray(segments[:, mine] > 0)
+
+
+def errors(implementation: Implementation, case: AttentionCase) -> dict[str, float]:
+    """Relative errors of the output (of queries that are tokens) and of the three gradients."""
+    qkv, intervals, dy, there = case.inputs()
+
+    @jax.jit
+    def run(qkv, intervals, dy):
+        options = {"implementation": implementation, "causal": case.problem.causal}
+        y, backward = jax.vjp(lambda *qkv: attend(*qkv, intervals, **options), *qkv)
+        return y, backward(dy)
+
+    y, gradients = run(qkv, intervals, dy)
+    expected, expected_gradients = oracle_attention(*qkv, intervals, dy)
+    finite = bool(jnp.isfinite(y).all()) and y.dtype == qkv[0].dtype
+    there = np.asarray(there)[..., None, None]
+    found = {"y": relative_error(jnp.where(there, y, 0), np.where(there, expected, 0)) if finite else float("inf")}
+    names = ("dquery", "dkey", "dvalue")
+    return found | {n: relative_error(a, e) for n, a, e in zip(names, gradients, expected_gradients)}
+
+
+def runs(instance: Implementation, dtype: str, all_layouts: bool) -> Iterator[tuple[str, Callable[[], float]]]:
+    """(label, largest error) of the cases that ``python -m pallas_kernels.check`` computes, most telling first."""
+    cases = {"padding": {}, "groups of 4": {"heads": 4, "kv_heads": 1}, "head size 128": {"dim": 128}}
+    cases |= {name: {"layout": name} for name in list(layouts(96))[1 : None if all_layouts else 4]}
+    cases |= {"images seen whole": {"images": True}, "head size 80": {"dim": 80}}
+    for label, changes in cases.items():
+        case = AttentionCase.fitting(type(instance), dtype=dtype, **changes)
+        if label == "padding" or instance.unsupported(case.problem) is None:
+            yield f"attention {label} {dtype}", lambda case=case: max(errors(instance, case).values())
+
+
+def refusal(instance: Implementation, dtype: str) -> str | None:
+    """Why the instance computes nothing in ``dtype``."""
+    return instance.unsupported(AttentionCase.fitting(type(instance), dtype=dtype).problem)

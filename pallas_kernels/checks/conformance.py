@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from pallas_kernels.experts.api import permuted_ffn, permuted_matmul, unsorted_f
 from pallas_kernels.experts.block_map import EMPTY, TEXT, VISUAL, make_block_map
 from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem
 
+QUICK_MASKS = ("padding_among_rows", "all_visual", "unaligned_runs", "alternating", "empty")  # most telling first
 # Largest |difference| over largest |value|, per tensor. bfloat16 keeps 8 bits, and h, dgate and dup are rounded to it.
 TOLERANCE = {"float32": 5e-6, "bfloat16": 1.5e-2}
 
@@ -236,3 +237,24 @@ def _runner(form: str, implementation: Implementation, block: int, save_gate_up:
         return (y, *backward(dy))
 
     return run
+
+
+# ======================================================================================================================
+# What ``python -m pallas_kernels.check`` computes
+# ======================================================================================================================
+
+
+def refusal(instance: Implementation, dtype: str) -> str | None:
+    """Why the instance computes nothing in ``dtype``."""
+    return instance.at_boundary(0).unsupported(Case.fitting(type(instance), QUICK_MASKS[0], dtype).problem("ffn"))
+
+
+def runs(instance: Implementation, dtype: str, all_masks: bool) -> Iterator[tuple[str, Callable[[], float]]]:
+    """(label, largest error) of the FFN, the matmul and the unsorted form, most telling first."""
+    names = tuple(masks(8, 4)) if all_masks else QUICK_MASKS
+    cases = [("ffn", names[0]), ("matmul", names[0])]
+    if instance.at_boundary(0) == instance:  # a static split cannot take rows as they come
+        cases.append(("unsorted", names[0]))
+    for form, name in [*cases, *(("ffn", name) for name in names[1:])]:
+        case = Case.fitting(type(instance), name, dtype)
+        yield f"{form} {name} {dtype}", lambda form=form, case=case: max(errors(instance, case, form).values())

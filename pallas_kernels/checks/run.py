@@ -6,21 +6,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
+from pallas_kernels.checks import attention, conformance
 from pallas_kernels.checks.aot_table import aot_checks
-from pallas_kernels.checks.conformance import TOLERANCE, Case, errors, masks
 from pallas_kernels.errors import Unavailable
-from pallas_kernels.experts.contract import Implementation
-from pallas_kernels.registry import implementation_class
+from pallas_kernels.registry import implementation_class, room
 
-QUICK_MASKS = ("padding_among_rows", "all_visual", "unaligned_runs", "alternating", "empty")  # most telling first
 SECONDS = 60.0  # per implementation and dtype
+SUITES = {"experts": conformance, "attention": attention}
 
 
 def check(
-    name: str, mask_names: tuple[str, ...] = QUICK_MASKS, *, seconds: float = SECONDS, compile_ahead: bool = True
+    name: str, *, all_masks: bool = False, seconds: float = SECONDS, compile_ahead: bool = True
 ) -> dict[str, Any]:
     """Everything this machine can find out about the implementation ``name``; the keys are in
     ``pallas_kernels.check``.
@@ -31,14 +31,14 @@ def check(
         implementation = implementation_class(name)
     except Unavailable as reason:
         return result | {"skipped": str(reason)}
-    _check_values(implementation, mask_names, seconds, result)
+    _check_values(implementation, SUITES[room(name)], all_masks, seconds, result)
     if compile_ahead:
         _check_compilations(name, result)
     return result
 
 
 def _check_values(
-    implementation: type[Implementation], mask_names: tuple[str, ...], seconds: float, result: dict[str, Any]
+    implementation: type[Any], suite: ModuleType, all_masks: bool, seconds: float, result: dict[str, Any]
 ) -> None:
     try:
         instance = implementation.here()
@@ -46,40 +46,32 @@ def _check_values(
         result["skipped"] = str(reason)
         return
     refusals = {}
-    for dtype in TOLERANCE:
-        case = Case.fitting(implementation, mask_names[0], dtype)
-        if reason := instance.at_boundary(0).unsupported(case.problem("ffn")):
+    for dtype, tolerance in suite.TOLERANCE.items():
+        if reason := suite.refusal(instance, dtype):
             refusals[dtype] = reason
             continue
         try:
-            result["errors"][dtype] = _largest_error(instance, mask_names, dtype, seconds, result["cases"])
+            cases = suite.runs(instance, dtype, all_masks)
+            result["errors"][dtype] = _largest_error(cases, seconds, result["cases"])
         except Exception as error:  # a check reports what breaks, it does not break itself
             result["failed"].append(f"{dtype}: {_one_line(error)}")
             continue
-        if not result["errors"][dtype] < TOLERANCE[dtype]:
-            result["failed"].append(f"{dtype}: error {result['errors'][dtype]:.2e}, allowed {TOLERANCE[dtype]:.0e}")
+        if not result["errors"][dtype] < tolerance:
+            result["failed"].append(f"{dtype}: error {result['errors'][dtype]:.2e}, allowed {tolerance:.0e}")
     if not result["errors"] and not result["failed"]:
         result["skipped"] = "; ".join(f"{dtype}: {reason}" for dtype, reason in refusals.items())
     result["correct"] = bool(result["errors"]) and not result["failed"]
     result["max_rel_error"] = next(iter(result["errors"].values()), None)
 
 
-def _largest_error(
-    instance: Implementation, mask_names: tuple[str, ...], dtype: str, seconds: float, done: list[str]
-) -> float:
-    """Over the FFN, the matmul and the unsorted form; starts no case after ``seconds`` and appends to ``done`` what
-    ran.
-    """
+def _largest_error(cases: Iterable[tuple[str, Callable[[], float]]], seconds: float, done: list[str]) -> float:
+    """Over the cases (label, error); starts none after ``seconds`` but the first, and appends to ``done`` what ran."""
     start, largest = time.monotonic(), 0.0
-    cases = [("ffn", mask_names[0]), ("matmul", mask_names[0])]
-    if instance.at_boundary(0) == instance:  # a static split cannot take rows as they come
-        cases.append(("unsorted", mask_names[0]))
-    cases += [("ffn", mask_name) for mask_name in mask_names[1:]]
-    for number, (form, mask_name) in enumerate(cases):
+    for number, (label, error) in enumerate(cases):
         if number and time.monotonic() - start > seconds:
             break
-        largest = max(largest, *errors(instance, Case.fitting(type(instance), mask_name, dtype), form).values())
-        done.append(f"{form} {mask_name} {dtype}")
+        largest = max(largest, error())
+        done.append(label)
     return largest
 
 
@@ -112,12 +104,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [f"{'implementation':<16}{'correct':<9}{'float32':<10}{'bfloat16':<10}compiled for"]
+    lines = [f"{'implementation':<24}{'correct':<9}{'float32':<10}{'bfloat16':<10}compiled for"]
     for name, result in results.items():
         errors = [f"{result['errors'][d]:.1e}" if d in result["errors"] else "-" for d in ("float32", "bfloat16")]
         correct = "-" if result["skipped"] else "yes" if result["correct"] else "NO"
         compiled_for = ", ".join(result["compiled_for"]) or "-"
-        lines.append(f"{name:<16}{correct:<9}{errors[0]:<10}{errors[1]:<10}{compiled_for}")
+        lines.append(f"{name:<24}{correct:<9}{errors[0]:<10}{errors[1]:<10}{compiled_for}")
         notes = [f"skipped: {result['skipped']}"] if result["skipped"] else []
         notes += [f"not compiled for {target}: {reason}" for target, reason in result["not_compiled"].items()]
         notes += [f"FAILED: {failure}" for failure in result["failed"]]
@@ -128,11 +120,10 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def run(names: Sequence[str], *, all_masks: bool, seconds: float, compile_ahead: bool, as_json: bool) -> int:
     """Checks the implementations, prints the table, and returns the exit status: 1 if anything failed."""
     os.environ |= host_devices()  # XLA reads this when the first array is made
-    mask_names = tuple(masks(8, 4)) if all_masks else QUICK_MASKS
     results = {}
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results[name] = check(name, mask_names, seconds=seconds, compile_ahead=compile_ahead)
+        results[name] = check(name, all_masks=all_masks, seconds=seconds, compile_ahead=compile_ahead)
     print(_table(results))
     if as_json:
         print(json.dumps(results))

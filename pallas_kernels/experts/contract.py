@@ -35,6 +35,10 @@ class Problem:
       device: key of a tuning table, e.g. "cpu", "tpu_v5e", "nvidia_h200".
     """
 
+    ROOM: ClassVar[str] = "experts"
+    EXACT: ClassVar[tuple[str, ...]] = ("op", "dtype", "d", "ff")
+    SIZE: ClassVar[str] = "rows"
+
     op: str
     rows: int
     block: int

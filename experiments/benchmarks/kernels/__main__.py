@@ -24,7 +24,8 @@ is recorded as failed; a process that dies, or makes no progress for --stall_s, 
 another takes over; what died is not tried again at other sizes.
 
 Also written: kernels.md (tables, aims, break-even points), plots, and a tuning table. To publish, copy kernels.json to
-experiments/benchmarks/results/ under a name of its own, the tuning table to pallas_kernels/tuning/, run --readme.
+experiments/benchmarks/results/ under a name of its own, the tuning table to pallas_kernels/tuning/experts/, and run
+--readme.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pallas_kernels.registry import tuning_table
 def tuning_json(results: Results) -> dict[str, Any]:
     """The device's tuning table with what was found: entries per size, and the order of preference by measured time."""
     device = results.content["device_key"]
-    table = json.loads(json.dumps(tuning_table(device)))
+    table = json.loads(json.dumps(tuning_table("experts", device)))
     table |= {"device": device, "source": f"python -m experiments.benchmarks.kernels, {results.content['date']}"}
     for record in results.of_kind("tuned"):
         about, of_name = record["about"], table["parameters"].setdefault(record["about"]["row"], {})

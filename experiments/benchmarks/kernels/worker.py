@@ -18,8 +18,8 @@ from experiments.benchmarks.kernels.report import KERNELS
 from experiments.benchmarks.kernels.results import Results, header
 from experiments.benchmarks.kernels.timing import REHEARSAL, Bench, Effort, Timer
 from mono_jax import cli
-from pallas_kernels.checks.conformance import TOLERANCE, masks
-from pallas_kernels.checks.run import QUICK_MASKS, check
+from pallas_kernels.checks.conformance import TOLERANCE
+from pallas_kernels.checks.run import check
 from pallas_kernels.errors import Unavailable
 from pallas_kernels.experts.contract import Implementation
 from pallas_kernels.registry import implementation_class, tuned_parameters
@@ -131,9 +131,9 @@ class Worker:
     def check(self, name: str) -> dict[str, Any]:
         """``pallas_kernels.check`` without compilations; in a rehearsal one case per dtype."""
         if self.options.dry_run:
-            found = check(name, QUICK_MASKS, seconds=0, compile_ahead=False)
+            found = check(name, seconds=0, compile_ahead=False)
         else:
-            found = check(name, tuple(masks(8, 4)), seconds=CHECK_S, compile_ahead=False)
+            found = check(name, all_masks=True, seconds=CHECK_S, compile_ahead=False)
         found = {key: found[key] for key in ("correct", "errors", "cases", "skipped", "failed")}
         failures = found.pop("failed")
         return found | ({"failed": "; ".join(failures)} if failures else {})

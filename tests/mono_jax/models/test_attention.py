@@ -24,7 +24,8 @@ from mono_jax.training import step as train
 from mono_jax.training.optim import make_optimizer
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import abstract_state
-from pallas_kernels.attention import api
+from pallas_kernels.attention.backends import splash
+from pallas_kernels.attention.contract import Intervals, Problem
 from pallas_kernels.checks import tpu as tpu_aot
 from pallas_kernels.errors import Unavailable
 from tests.mono_jax.helpers import random_batch
@@ -63,12 +64,19 @@ def assert_same(found: list[jax.Array], rows: int) -> None:
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splash by name runs in Pallas's interpreter."""
+    monkeypatch.setattr(splash, "Splash", functools.partial(splash.Splash, interpret=True))
+
+
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("kind", ["xla_chunked", "splash"])
 def test_forms_agree(kind: str):
-    """Splash runs in Pallas's interpreter here."""
     assert_same(jax.jit(output_and_gradients, static_argnums=(0, 1))(kind, 2), 2)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_fused_kernels_split_rows_and_heads_over_a_mesh():
     mesh = mesh_lib.make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
 
@@ -109,11 +117,15 @@ def test_each_device_has_its_own_rows_and_heads(monkeypatch: pytest.MonkeyPatch,
     qkv, slots = problem(4)
     shapes = []
 
-    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, slots: Any) -> jax.Array:
-        shapes.append((query.shape, key.shape, value.shape, slots.segments.shape))
-        return query
+    class Kernel(splash.Splash):
+        def unsupported(self, problem: Problem) -> None:
+            return None
 
-    monkeypatch.setitem(api.FUSED, "splash", kernel)
+        def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals) -> jax.Array:
+            shapes.append((query.shape, key.shape, value.shape, intervals.first.shape))
+            return query
+
+    monkeypatch.setattr(splash, "Splash", Kernel)
     attend_here = mesh_lib.on_mesh(lambda *qkv: attend(Execution(attention="splash"), *qkv, slots), mesh)
     jax.eval_shape(attend_here, *qkv)
     rows, heads, kv_heads = part

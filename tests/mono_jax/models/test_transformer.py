@@ -24,7 +24,8 @@ from mono_jax.models.presets import PRESETS, preset
 from mono_jax.models.transformer import Model
 from mono_jax.training import step as train
 from mono_jax.weights import hf_config, names, readers
-from pallas_kernels.attention import api, contract, xla
+from pallas_kernels.attention.backends import cudnn, xla
+from pallas_kernels.attention.contract import Intervals, Problem
 from tests.mono_jax.helpers import SPEC, random_batch, random_params
 
 F32 = jnp.float32
@@ -265,25 +266,27 @@ VARIANTS = {
 def test_variants_give_the_same_loss_and_gradients(
     params: tree.Tree, batch: dict[str, np.ndarray], plain: tuple[float, tree.Tree], name: str
 ) -> None:
-    """Chunks divide neither the 32 slots of a row nor the 16 text slots among them."""
+    """Chunks divide neither the 32 slots of a row nor the 32 text slots of the batch."""
     assert_same(plain, loss_and_gradients(CONFIG, params, batch, **({"attention": "xla"} | VARIANTS[name])))
 
 
 def test_fused_attention_is_put_into_sequence_order_and_back(
     params: tree.Tree, batch: dict[str, np.ndarray], plain: tuple[float, tree.Tree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in for the kernel that, like it, is causal by the place in the row."""
-    orders = []
+    """With a stand-in for the kernel that, like it, counts keys by their place in the row."""
+    intervals = []
 
-    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, slots: contract.Slots) -> jax.Array:
-        orders.append(slots)
-        places = jnp.broadcast_to(jnp.arange(query.shape[1]), slots.positions.shape)
-        by_place = contract.Slots(places, slots.segments)
-        return xla.probabilities_and_output(query, key, value, by_place, by_place)[1]
+    class Kernel(cudnn.Cudnn):
+        def unsupported(self, problem: Problem) -> None:
+            return None
 
-    monkeypatch.setitem(api.FUSED, "cudnn", kernel)
+        def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, seen: Intervals) -> jax.Array:
+            intervals.append(seen)
+            return xla.Xla()(query, key, value, seen)
+
+    monkeypatch.setattr(cudnn, "Cudnn", Kernel)
     assert_same(plain, loss_and_gradients(CONFIG, params, batch, attention="cudnn"))
-    assert orders
+    assert intervals and all(seen.places is None for seen in intervals)
 
 
 def test_dense_both_does_the_work_of_both_experts() -> None:

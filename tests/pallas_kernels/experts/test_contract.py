@@ -289,11 +289,15 @@ def test_absent_devices_are_chosen_for_while_compiling_ahead_of_time():
     assert not isinstance(registry.choose(problem("cpu")), PallasTpu)
 
 
-@pytest.mark.parametrize("file", sorted(f.name for f in (resources.files("pallas_kernels") / "tuning").iterdir()))
-def test_tuning_tables_fit_the_implementations(file: str):
-    table = json.loads((resources.files("pallas_kernels") / "tuning" / file).read_text())
+TABLES = sorted((f.parent.name, f.name) for f in (resources.files("pallas_kernels") / "tuning").glob("*/*.json"))
+
+
+@pytest.mark.parametrize(("room", "file"), TABLES)
+def test_tuning_tables_fit_the_implementations(room: str, file: str):
+    table = json.loads((resources.files("pallas_kernels") / "tuning" / room / file).read_text())
     assert table["device"] == file.removesuffix(".json") and table["source"]
-    assert set(table["order"]) | set(table["parameters"]) <= set(registry.IMPLEMENTATIONS)
+    names = {entry if isinstance(entry, str) else entry["name"] for entry in table["order"]} | set(table["parameters"])
+    assert names <= {name for name in registry.IMPLEMENTATIONS if registry.room(name) == room}
     for name, parameters in table["parameters"].items():
         for values in [parameters.get("default", {}), *(e["parameters"] for e in parameters.get("entries", []))]:
             try:
@@ -306,7 +310,7 @@ def test_tuned_parameters_take_the_entry_of_the_largest_size_below(monkeypatch):
     entry = {"op": "ffn", "dtype": "bfloat16", "d": 256, "ff": 512}
     entries = [{**entry, "rows": rows, "parameters": {"block_rows": rows}} for rows in (128, 1024)]
     table = {"parameters": {"pallas_tpu": {"default": {"vmem": 7, "block_rows": 1}, "entries": entries}}}
-    monkeypatch.setattr(registry, "tuning_table", lambda device: table)
+    monkeypatch.setattr(registry, "tuning_table", lambda room, device: table)
 
     def block_rows(rows: int, ff: int = 512) -> int:
         problem = Problem("ffn", rows, 64, 256, ff, "bfloat16", "tpu_v5e")

@@ -1,0 +1,51 @@
+"""The intervals of packed rows, from what a batch says of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention.contract import Intervals
+
+
+def packed_intervals(segments: jax.Array, visual: jax.Array | None = None) -> Intervals:
+    """Intervals of rows in sequence order: causal within each sample.
+
+    Args:
+      segments: int32 [B, S], number of the sample; neighbours differ, 0 = empty. A sample's tokens follow one another.
+      visual: bool [B, S], where images are seen whole: a run of visual tokens within a sample (all tiles of one image)
+        is seen by all of its tokens.
+    """
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    empty = segments == 0
+    first = _start_of_run(segments, index)
+    last = index if visual is None else jnp.where(visual, _end_of_run(segments * 2 + visual, index), index)
+    return Intervals(jnp.where(empty, index, first), jnp.where(empty, index, last))
+
+
+def scattered_intervals(
+    query_places: tuple[jax.Array, jax.Array], key_places: tuple[jax.Array, jax.Array], reach: jax.Array
+) -> Intervals:
+    """Intervals of queries and keys that lie anywhere, as in a cache.
+
+    Args:
+      query_places: positions within the sample and segments, int32 [B, Q]; 0 = empty.
+      key_places: likewise [B, K]; positions must be below K (the keys hold whole samples).
+      reach: int32 [B, Q], the last position of its sample that each query sees.
+    """
+    keys = key_places[0].shape[1]
+    segments = query_places[1]
+    # A sample's keys get the places segment * K + position.
+    return Intervals(segments * keys, segments * keys + reach, key_places[1] * keys + key_places[0])
+
+
+def _start_of_run(values: jax.Array, index: jax.Array) -> jax.Array:
+    """int32 [B, S]: index of the first of the equal neighbours that each element stands among."""
+    before = jnp.pad(values[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    return jax.lax.cummax(jnp.where(values != before, index, 0), axis=1)
+
+
+def _end_of_run(values: jax.Array, index: jax.Array) -> jax.Array:
+    """int32 [B, S]: index of the last of them."""
+    after = jnp.pad(values[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    return jax.lax.cummin(jnp.where(values != after, index, values.shape[1]), axis=1, reverse=True)
