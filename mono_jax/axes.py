@@ -2,4 +2,6 @@
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that split the rows of a batch
-TENSOR = "tensor"  # the axis that splits heads and columns
+DATA = "data"
+FSDP = "fsdp"  # splits parameters too
+TENSOR = "tensor"  # splits heads and columns

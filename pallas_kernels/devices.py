@@ -8,6 +8,7 @@ none is in use, a program runs on the first local device.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,25 +92,28 @@ def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> C
       in_specs: PartitionSpecs, a prefix of the tree of arguments, as for ``jax.shard_map``.
       out_specs: likewise for the result.
     """
-    mesh = _split_mesh()
+    mesh = split_mesh()
     if mesh is None:
         return function
 
-    def present(spec: PartitionSpec) -> PartitionSpec:
-        kept = ([axis for axis in _names(entry) if axis in mesh.shape] for entry in spec)
-        return PartitionSpec(*(tuple(axes) or None for axes in kept))
-
+    present = functools.partial(present_axes, mesh)
     specs = jax.tree.map(present, (in_specs, out_specs), is_leaf=lambda s: isinstance(s, PartitionSpec))
     return jax.shard_map(function, in_specs=specs[0], out_specs=specs[1], check_vma=False)
 
 
+def present_axes(mesh: AbstractMesh, spec: PartitionSpec) -> PartitionSpec:
+    """``spec`` without the axes that ``mesh`` does not have."""
+    kept = ([axis for axis in _names(entry) if axis in mesh.shape] for entry in spec)
+    return PartitionSpec(*(tuple(axes) or None for axes in kept))
+
+
 def axis_that_splits(size: int, axis: str | None) -> str | None:
     """The axis, if the mesh in use has it and it divides ``size``; else None: not split."""
-    mesh = _split_mesh()
+    mesh = split_mesh()
     return axis if mesh is not None and axis in mesh.shape and size % mesh.shape[axis] == 0 else None
 
 
-def _split_mesh() -> AbstractMesh | None:
+def split_mesh() -> AbstractMesh | None:
     """The mesh in use, if work is still to be divided among its devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types else mesh

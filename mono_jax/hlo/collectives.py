@@ -118,9 +118,12 @@ def _channel(module: Module, fusion: Instruction) -> str | None:
 
 
 def _keeps_a_slice(computation: Computation, reduce: Instruction) -> bool:
+    """Whether of every array that ``reduce`` adds up, only a slice is read."""
     users = computation.users.get(reduce.name, [])
     while len(users) == 1 and users[0].opcode in ("bitcast", "reshape", "copy", "convert"):
         users = computation.users.get(users[0].name, [])
+    if users and all(user.opcode == "get-tuple-element" for user in users):  # several arrays in one
+        return all(_keeps_a_slice(computation, user) for user in users)
     return bool(users) and all(user.opcode == "dynamic-slice" for user in users)
 
 

@@ -38,7 +38,7 @@ class Execution:
         '"cudnn" (Hopper), "splash" (TPU)',
     )
     attention_chunk: int = field(512, ge=1, help='with "xla_chunked": queries whose scores are in memory at once')
-    loss_chunk: int = field(0, ge=0, help="text slots whose logits are in memory at once; 0 = all")
+    loss_chunk: int = field(0, ge=0, help="text slots of each row whose logits are in memory at once; 0 = all")
 
     def __post_init__(self) -> None:
         strict.check(self, "execution", ConfigError)

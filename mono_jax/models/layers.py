@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mono_jax.axes import TENSOR
+from mono_jax.models.sharding import by_rows
+
 INIT_STD = 0.02
 
 Build = Callable[[nnx.Rngs], nnx.Module]
@@ -50,7 +53,7 @@ def scan_layers(layers: nnx.Module, x: jax.Array, count: int, wrap: Callable[[An
     graph, state = nnx.split(layers)
 
     def body(x: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(graph, layer)(x), None
+        return by_rows(nnx.merge(graph, layer)(by_rows(x))), None
 
     return jax.lax.scan(wrap(body), x, jax.tree.map(lambda a: a[:count], state))[0]
 
@@ -144,4 +147,4 @@ class SwiGLU(nnx.Module):
         self.down = Linear(hidden, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(swiglu(self.gate(x), self.up(x)))
+        return self.down(by_rows(swiglu(self.gate(x), self.up(x)), TENSOR))

@@ -26,6 +26,7 @@ from mono_jax.models.layer_ranges import segments
 from mono_jax.models.layers import Embedding, Linear, RMSNorm, Structure, SwiGLU
 from mono_jax.models.moe import by_modality
 from mono_jax.models.rope import rotate
+from mono_jax.models.sharding import by_rows
 from mono_jax.models.slots import Slots, make_slots
 from mono_jax.models.vision import Projector, VisionTower
 
@@ -130,13 +131,13 @@ class Ends(nnx.Module):
 
         For a modular model V must be made of whole tiles (``vision.tile_tokens`` tokens each).
         """
-        return self.projector(self.vision(patches, cells, dtype, self.execution.remat_scan))
+        return by_rows(self.projector(self.vision(patches, cells, dtype, self.execution.remat_scan)))
 
     def embed_slots(
         self, batch: Mapping[str, jax.Array], dtype: jnp.dtype, visual: jax.Array | None
     ) -> tuple[jax.Array, Slots]:
         """x [B, S, d] in slot order, and its slots."""
-        text = self.embed(batch["tokens"], dtype)
+        text = by_rows(self.embed(batch["tokens"], dtype))
         if visual is None:
             if self.config.vision is None or batch["patch_cells"].shape[1] == 0:
                 return text, dataclasses.replace(make_slots(self.config, batch, 0), boundaries=None)
@@ -216,7 +217,7 @@ class Model:
         x, cache, collected = self._run_layers(params, x, slots, cache, collect)
         if "hidden" in collect:
             collected["hidden"] = jnp.concatenate([collected["hidden"], ends.final_norm(x)[None]])
-        hidden = ends.final_norm(_text_slots(x, slots, batch["tokens"].shape[1]))
+        hidden = by_rows(ends.final_norm(_text_slots(x, slots, batch["tokens"].shape[1])))
         return Output(hidden, collected, cache)
 
     def _run_layers(
@@ -230,8 +231,9 @@ class Model:
         def body(carry: tuple[jax.Array, Cache | None], xs: tuple[Params, jax.Array]) -> tuple[Any, Collected]:
             x, cache = carry
             params, layer = xs
+            x = by_rows(x)
             y, cache, collected = self._layer.bind(params)(x, slots, layer, cache, collect)
-            return (y, cache), collected | ({"hidden": x} if "hidden" in collect else {})
+            return (by_rows(y), cache), collected | ({"hidden": x} if "hidden" in collect else {})
 
         scanned = self.execution.remat_scan(body)
         runs = []

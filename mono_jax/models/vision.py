@@ -20,6 +20,7 @@ from flax import nnx
 from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.layers import INIT_STD, LayerNorm, Linear, RMSNorm, scan_layers, stacked
+from mono_jax.models.sharding import by_rows
 
 
 def normalise(patches: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -94,8 +95,8 @@ class VisionTower(nnx.Module):
         s, p = config.shuffle, config.patch_size
         x = normalise(patches, dtype).reshape(b, v, s, p, s, p, config.num_channels)
         x = x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, v, s * s, p * p * config.num_channels)
-        position = jnp.take(cell_embedding(self.position_embedding[...], config), cells, axis=0)
-        x = self.patch_embedding(x) + position.astype(dtype)
+        position = by_rows(jnp.take(cell_embedding(self.position_embedding[...], config), cells, axis=0))
+        x = by_rows(self.patch_embedding(x)) + position.astype(dtype)
         if config.kind == "intern_vit":
             x = self._encode(x.reshape(-1, config.tile_tokens * s * s, config.hidden_size), wrap)
         return x.reshape(b, v, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +17,16 @@ P = PartitionSpec
 
 
 def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
-    """(pattern, PartitionSpec) for every parameter of ``config``'s model; stacked layers come first."""
-    columns, rows = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")
+    """(pattern, PartitionSpec) for every parameter of ``config``'s model; stacked layers come first.
+
+    fsdp splits rows of kernels, never columns: TPUs fill the last dimension up to 128 and scatter sums along the first.
+    The ends are split along their width over both axes, since a vocabulary such as 92,553 divides by nothing; the loss
+    lays the head out by columns (``training.loss``).
+    """
+    columns, rows = P(None, "fsdp", "tensor"), P(None, ("tensor", "fsdp"))
     bias = r"|layers/attention/wo/bias" if config.bias else ""
     table = [
-        (r"embed/embedding", P("tensor", "fsdp")),
+        (r"embed/embedding", P(None, ("fsdp", "tensor"))),
         (r"layers/(visual_)?(attention/wqkv|feed_forward/(gate|up))/kernel", columns),
         (r"layers/(attention/wo|(visual_)?feed_forward/down)/kernel", rows),
         (rf"(layers/.*_norm|final_norm)/scale{bias}", P()),
@@ -28,11 +34,11 @@ def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
     if config.bias:
         table.append((r"layers/(visual_)?attention/wqkv/bias", P(None, "tensor")))
     if not config.tie_word_embeddings:
-        table.append((r"lm_head/kernel", P("fsdp", "tensor")))
+        table.append((r"lm_head/kernel", P(("fsdp", "tensor"))))
     if config.vision is not None:
         table += [
             (r"projector/fc1/kernel", P("fsdp", "tensor")),
-            (r"projector/fc2/kernel", P("tensor", "fsdp")),
+            (r"projector/fc2/kernel", P(("tensor", "fsdp"))),
             (r"vision/(patch_embedding/.*|.*_embedding)|projector/(.*/bias|norm/scale)", P()),
         ]
         if config.vision.kind == "intern_vit":
@@ -47,7 +53,7 @@ def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
 def param_shardings(config: Architecture, params: Mapping[str, Any], mesh: Mesh) -> tree.Tree:
     """NamedShardings in the shape of ``params`` (arrays or their shapes, also pieces of stacked layers).
 
-    An axis that does not divide a dimension (a vocabulary of 92,553, say) is dropped there.
+    An axis that does not divide a dimension, or what others leave of it, is dropped there.
     """
     flat = tree.flatten(params)
     specs = tree.match(spec_table(config), {canonical(path) for path in flat}, "sharding table")
@@ -57,8 +63,16 @@ def param_shardings(config: Architecture, params: Mapping[str, Any], mesh: Mesh)
 
 
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    kept = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape)]
-    return P(*kept)
+    return P(*(_dividing(entry, size, mesh) for entry, size in zip(spec, shape)))
+
+
+def _dividing(entry: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
+    """Of the axes of one dimension those that divide it, one after the other."""
+    kept: tuple[str, ...] = ()
+    for axis in (entry,) if isinstance(entry, str) else entry or ():
+        if size % (math.prod(mesh.shape[other] for other in kept) * mesh.shape[axis]) == 0:
+            kept += (axis,)
+    return kept if len(kept) > 1 else kept[0] if kept else None
 
 
 def like_params(target: Any, params: tree.Tree, shardings: tree.Tree, mesh: Mesh) -> Any:

@@ -95,6 +95,28 @@ LOOP = """%body (p: (s32[], s32[], f32[4])) -> (s32[], s32[], f32[4]) {
 """
 
 
+@pytest.mark.parametrize(("read", "kind"), [("%s0, %s1", "reduce-scatter"), ("%s0, %g1", "all-reduce")])
+def test_a_sum_of_several_arrays_is_scattered_where_only_slices_of_all_are_read(read: str, kind: str):
+    """As XLA:TPU writes the weight gradients of a layer."""
+    inner = f"""%fused (a: bf16[8,4], b: bf16[8,4]) -> (bf16[4,4], bf16[4,4]) {{
+  %a = bf16[8,4]{{1,0}} parameter(0)
+  %b = bf16[8,4]{{1,0}} parameter(1)
+  %sum = (bf16[8,4]{{1,0}}, bf16[8,4]{{1,0}}) all-reduce(%a, %b), replica_groups={{{{0,1}}}}, to_apply=%add
+  %zero = s32[] constant(0)
+  %g0 = bf16[8,4]{{1,0}} get-tuple-element(%sum), index=0
+  %g1 = bf16[8,4]{{1,0}} get-tuple-element(%sum), index=1
+  %s0 = bf16[4,4]{{1,0}} dynamic-slice(%g0, %zero, %zero), dynamic_slice_sizes={{4,4}}
+  %s1 = bf16[4,4]{{1,0}} dynamic-slice(%g1, %zero, %zero), dynamic_slice_sizes={{4,4}}
+  ROOT %t = (bf16[4,4]{{1,0}}, bf16[4,4]{{1,0}}) tuple({read})
+}}
+"""
+    entry = """  %p = bf16[8,4]{1,0} parameter(0)
+  ROOT %f = (bf16[4,4]{1,0}, bf16[4,4]{1,0}) fusion(%p, %p), kind=kCustom, calls=%fused"""
+    found = module(entry, inner)
+    collective = collectives.started(found, found.entry, found.entry.root)
+    assert (collective.kind, collective.dtypes, collective.devices) == (kind, (("bf16", 128),), 2)
+
+
 def test_a_limit_that_comes_through_the_tuple():
     text = """  %zero = s32[] constant(1)
   %limit = s32[] constant(8)

@@ -266,7 +266,7 @@ VARIANTS = {
 def test_variants_give_the_same_loss_and_gradients(
     params: tree.Tree, batch: dict[str, np.ndarray], plain: tuple[float, tree.Tree], name: str
 ) -> None:
-    """Chunks divide neither the 32 slots of a row nor the 32 text slots of the batch."""
+    """Chunks divide neither the 32 slots of a row nor the 16 text slots among them."""
     assert_same(plain, loss_and_gradients(CONFIG, params, batch, **({"attention": "xla"} | VARIANTS[name])))
 
 

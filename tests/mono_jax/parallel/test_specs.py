@@ -15,10 +15,10 @@ from mono_jax.parallel import mesh as mesh_lib
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.parallel.specs import like_params, param_shardings
 
-COLUMNS, ROWS, WHOLE = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp"), P()
+COLUMNS, ROWS, WHOLE = P(None, "fsdp", "tensor"), P(None, ("tensor", "fsdp")), P()
 LANGUAGE = {
-    "embed/embedding": P("tensor", "fsdp"),
-    "lm_head/kernel": P("fsdp", "tensor"),
+    "embed/embedding": P(None, ("fsdp", "tensor")),
+    "lm_head/kernel": P(("fsdp", "tensor")),
     "final_norm/scale": WHOLE,
     "layers/attention_norm/scale": WHOLE,
     "layers/ffn_norm/scale": WHOLE,
@@ -41,7 +41,7 @@ BIASES = {
 }
 PROJECTOR = {
     "projector/fc1/kernel": P("fsdp", "tensor"),
-    "projector/fc2/kernel": P("tensor", "fsdp"),
+    "projector/fc2/kernel": P(("tensor", "fsdp")),
     **dict.fromkeys((f"projector/{name}" for name in ("norm/scale", "norm/bias", "fc1/bias", "fc2/bias")), WHOLE),
     **dict.fromkeys((f"vision/patch_embedding/{name}" for name in ("kernel", "bias")), WHOLE),
     **dict.fromkeys((f"vision/{name}_embedding" for name in ("class", "position")), WHOLE),
@@ -89,10 +89,23 @@ def test_every_parameter_is_split_as_the_table_says(name: str, changes: dict[str
     padded(specs(name, changes, mesh()), expected)
 
 
-def test_an_axis_that_does_not_divide_a_dimension_is_dropped_there():
+@pytest.mark.parametrize(
+    ("intermediate", "axes", "expected"),
+    [
+        (96, (1, 4, 2), ("tensor", "fsdp")),
+        (98, (1, 4, 2), "tensor"),  # 49 rows are left of each half
+        (99, (1, 3, 2), "fsdp"),
+        (97, (1, 4, 2), None),
+    ],
+)
+def test_an_axis_that_does_not_divide_a_dimension_is_dropped_there(intermediate: int, axes: tuple, expected: Any):
+    found = specs("tiny_mono", {"intermediate_size": intermediate}, mesh(*axes))
+    assert found["layers/feed_forward/down/kernel"][1] == expected
+
+
+def test_an_odd_vocabulary_is_split_all_the_same():
     found = specs("tiny_mono", {"vocab_size": 129}, mesh())
-    assert found["embed/embedding"] == P(None, "fsdp") and found["lm_head/kernel"] == P("fsdp", None)
-    assert specs("tiny_mono", {"vocab_size": 130}, mesh())["embed/embedding"] == P("tensor", "fsdp")
+    assert found["embed/embedding"] == P(None, ("fsdp", "tensor")) and found["lm_head/kernel"][0] == ("fsdp", "tensor")
 
 
 def test_pieces_of_stacked_layers_are_split_like_the_whole():
@@ -103,7 +116,7 @@ def test_pieces_of_stacked_layers_are_split_like_the_whole():
     cut = tree.unflatten(flat | {f"layers[{n}:{n + 1}]/feed_forward/down/kernel": piece for n in (0, 1)})
     placed = tree.flatten(param_shardings(config, cut, mesh()))
     assert placed["layers[0:1]/feed_forward/down/kernel"].spec == placed["layers[1:2]/feed_forward/down/kernel"].spec
-    assert placed["layers[1:2]/feed_forward/down/kernel"].spec == ROWS
+    assert placed["layers[1:2]/feed_forward/down/kernel"].spec[1] == ROWS[1]
 
 
 def test_states_are_laid_out_like_their_parameters():
