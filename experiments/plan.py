@@ -5,7 +5,8 @@ v5p:4x4x4, v6e:16x16, tpu7x:2x2x1 (need libtpu), h200:1x8x1, h100:1x32x8 (need j
 
 Times are a bound, operation by operation: FLOPs at the data sheet's peak or bytes at the memory's bandwidth, whichever
 is slower, and what of the collectives no work hides. A real step takes longer. A step that does not fit or compile is
-a result: "fits": false, with the reason.
+a result: "fits": false, with the reason. --search ranks hundreds of candidates by arithmetic on shapes in seconds and
+compiles the best; the result is the best of those, the ranking is under "search".
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mono_jax.runs import config_file, reference
 EXAMPLES = """examples:
   python experiments/plan.py --config=experiments/configs/mono_internvl.py:S1.1,v5e-16 --target=v5e:4x4 --json
   python experiments/plan.py --config=my_config.py --target=h200:1x8x1 --config.mesh.fsdp=8
+  python experiments/plan.py --config=my_config.py --target=v5e:16x16 --search --compile=3
   python experiments/plan.py --config=experiments/configs/demo.py:smoke --stage=s1_1 --target=cpu:8
 """
 
@@ -29,11 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--samples_per_row", type=float, help="that rows are taken to hold (default: images of the most tiles)"
     )
+    parser.add_argument("--search", action="store_true", help="rank meshes, microbatches, remat and row lengths first")
+    parser.add_argument("--compile", type=int, default=2, metavar="N", help="with --search: compile the N best (2)")
     args, config = config_file.parse(parser, argv, reference.stage_keys)
     from mono_jax.runs import plan  # after parsing: --help needs none of it
     from mono_jax.runs.planning.table import lines
 
-    result = plan.run(config.to_dict(), args.target, stage=args.stage, samples_per_row=args.samples_per_row)
+    options = {"stage": args.stage, "samples_per_row": args.samples_per_row}
+    options["compile_best"] = max(args.compile, 0) if args.search else None
+    result = plan.run(config.to_dict(), args.target, **options)
     print("\n".join(lines(result)))
     if args.json:
         cli.json_line(result)

@@ -12,6 +12,7 @@ from typing import Any
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.planning import compiled
+from mono_jax.runs.planning.search import search
 from mono_jax.runs.planning.targets import target
 from mono_jax.runs.planning.workload import workload
 from mono_jax.runs.program import Program
@@ -20,19 +21,35 @@ ASSUMED_STEPS = 1000  # of a config that counts epochs: how many steps they have
 
 
 def run(
-    values: Mapping[str, Any], name: str, *, stage: str | None = None, samples_per_row: float | None = None
+    values: Mapping[str, Any],
+    name: str,
+    *,
+    stage: str | None = None,
+    samples_per_row: float | None = None,
+    compile_best: int | None = None,
 ) -> dict[str, Any]:
-    """The plan of a config (of a stage, or the stage ``stage`` of several) for the target ``name``.
+    """The plan of a config for the target ``name``.
+
+    Args:
+      values: of a stage, or of several.
+      stage: which of several; default: the first.
+      samples_per_row: see ``workload``.
+      compile_best: search first, and compile this many of the best; None = the config as it is.
 
     Raises ConfigError for a config or a target that cannot be; what does not compile or fit is a result.
     """
     config = run_config(values, stage)
     hardware = target(name)
     program = Program.build(config, config.steps or ASSUMED_STEPS, devices=hardware.devices)
-    result = compiled.plan(program, hardware, workload(program, samples_per_row))
+    if compile_best is None:
+        result = compiled.plan(program, hardware, workload(program, samples_per_row))
+    else:
+        result = search(program, hardware, samples_per_row, compile_best)
     if config.steps is None:
         result["days_for_stage"] = None
-        result["assumptions"].append("the config counts epochs: the stage's days are not known without its data")
+        result.setdefault("assumptions", []).append(
+            "the config counts epochs: the stage's days are not known without its data"
+        )
     return result
 
 

@@ -13,6 +13,7 @@ import re
 from mono_jax.hlo.module import Computation, Instruction
 from mono_jax.hlo.roofline import Work
 from mono_jax.runs.planning.workload import Workload
+from mono_jax.runs.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,21 @@ class AttentionWork:
             calls *= size
         flops = calls * MATMULS[kernel.phase] * 2.0 * heads * dim * self._pairs(length, block, kernel.skips)
         return Work(flops, 0.0, self._share(kernel.phase, block))
+
+    def step_seconds(self, program: Program, rows: float, peak: float, *, twice: bool) -> float:
+        """Seconds of attention in one step of one device without its program.
+
+        Args:
+          rows: of the device, a fraction where heads are shared.
+          peak: FLOP/s.
+          twice: the forward kernel runs again in the backward pass.
+        """
+        config, slots = program.model.config, self.workload.slots
+        block = next((b for b in range(1024, 0, -128) if slots % b == 0), 128)
+        phases = ("forward", "forward", "dq", "dkv") if twice else ("forward", "dq", "dkv")
+        each = 2.0 * config.num_attention_heads * config.head_dim * self._pairs(slots, block, skips=False)
+        layers = rows * config.num_hidden_layers
+        return layers * sum(MATMULS[phase] * each / (peak * self._share(phase, block)) for phase in phases)
 
     def _pairs(self, length: int, block: int, skips: bool) -> float:
         """Pairs of a query and a key in the blocks that are visited."""

@@ -7,9 +7,39 @@ from typing import Any
 
 from mono_jax.runs.planning.compiled import GIB
 
+SHOWN = 12  # candidates of a search
 
-def lines(plan: Mapping[str, Any]) -> Iterator[str]:
-    """What a person wants to know of one plan."""
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """What a person wants to know of a plan, and of the search before it."""
+    if "search" in result:
+        yield from _ranking(result["search"])
+    if "target" in result:
+        yield from _plan(result)
+
+
+def _ranking(search: Mapping[str, Any]) -> Iterator[str]:
+    found = search["candidates"]
+    fitting = sum(entry["fits"] for entry in found)
+    yield f"{len(found)} candidates by arithmetic in {search['seconds']} s, {fitting} of them fit; compiled in brackets"
+    head = ("data", "fsdp", "tensor", "microbatches", "remat", "row", "rows", "GiB", "step s", "MFU")
+    yield "  ".join(f"{name:>12}" for name in head)
+    for entry in found[:SHOWN]:
+        real, mfu = entry.get("compiled_hbm_bytes"), entry.get("compiled_mfu")
+        cells = [
+            *entry["mesh"].values(),
+            entry["grad_accum_steps"],
+            entry["remat"],
+            f"{entry['visual_tokens']}+{entry['text_tokens']}",
+            entry["batch_size"],
+            f"{entry['hbm_bytes_per_device'] / GIB:.2f}" + (f" ({real / GIB:.2f})" if real else ""),
+            f"{entry['step_s']:.3f}",
+            f"{entry['roofline_mfu']:.1%}" + (f" ({mfu:.1%})" if mfu else ""),
+        ]
+        yield "  ".join(f"{cell!s:>12}" for cell in cells)
+
+
+def _plan(plan: Mapping[str, Any]) -> Iterator[str]:
     axes = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "1 device"
     yield f"{plan['target']}, {plan['devices']} devices: {axes}; {plan['assumptions'][0]}"
     if plan["hbm_bytes_per_device"] is not None:

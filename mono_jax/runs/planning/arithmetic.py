@@ -1,0 +1,245 @@
+"""A plan by arithmetic on shapes, without the compiler: milliseconds instead of minutes, for ranking.
+
+Memory: the shards of state and batch as they lie in memory, and at the worst moment of the backward pass the layers'
+saved activations, gradients, one layer's weights whole, and that layer's activations. Time: dots and attention at their
+rates, the optimizer's and the activations' bytes, and what of the collectives these cannot hide. ``search`` compares
+memory with the compiler's where it compiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mono_jax import tree
+from mono_jax.hlo.collectives import Collective
+from mono_jax.models.architecture import Architecture
+from mono_jax.runs.planning.kernels import AttentionWork
+from mono_jax.runs.planning.targets import Target, collective_seconds
+from mono_jax.runs.planning.workload import Workload
+from mono_jax.runs.program import Program
+from mono_jax.training.groups import groups_of, trained_groups
+from pallas_kernels.devices import device_key
+
+_BF16, _F32 = 2, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one device and one step; bytes, seconds, FLOPs."""
+
+    arguments: float
+    temporaries: float
+    compute_s: float
+    memory_s: float
+    collective_s: float
+    exposed_collective_s: float
+
+    @property
+    def memory(self) -> float:
+        return self.arguments + self.temporaries
+
+    @property
+    def step_s(self) -> float:
+        return self.compute_s + self.memory_s + self.exposed_collective_s
+
+
+class Arithmetic:
+    """Estimates for ``target`` of programs that share ``program``'s architecture, stage and optimizer."""
+
+    def __init__(self, program: Program, target: Target):
+        self.program, self.target = program, target
+        params = program.model.abstract_params()
+        groups, trained = groups_of(program.model.config, params), trained_groups(program.stage, program.model.config)
+        sizes = {path: leaf.size for path, leaf in tree.flatten(params).items()}
+        self.parameters = sum(sizes.values())
+        self.trained = sum(size for path, size in sizes.items() if groups[path] in trained)
+        self._states: dict[Mesh, _State] = {}
+
+    def estimate(self, program: Program, work: Workload) -> Estimate:
+        """Of ``program`` with the execution, microbatches and mesh that it has."""
+        if program.mesh not in self._states:
+            self._states[program.mesh] = _State.of(program, self._tiled)
+        state, sizes = self._states[program.mesh], _Sizes.of(program, work)
+        batch = sum(_stored(leaf, self._tiled) for leaf in program.abstract_batch().values())
+        compute, memory = self._work_seconds(sizes, program, work, state)
+        network = self._network_seconds(sizes, program)
+        exposed = max(network - compute, 0.0)
+        temporaries = _temporaries(sizes, program, state)
+        return Estimate(state.bytes + batch, temporaries, compute, memory, network, exposed)
+
+    @property
+    def _tiled(self) -> bool:
+        return self.target.platform == "tpu"
+
+    def _work_seconds(self, sizes: _Sizes, program: Program, work: Workload, state: _State) -> tuple[float, float]:
+        """Seconds of dots and attention at their rates, and of the bytes that no dot hides."""
+        chip, c, remat = self.target.chip, sizes.config, program.run.execution.remat
+        dots = _dot_flops(sizes, again=remat == "full") * sizes.microbatches / chip.peak
+        rows = sizes.tokens * sizes.microbatches / work.slots / sizes.tensor
+        kernels = AttentionWork(work, device_key(self.target.devices[0]))
+        attention = kernels.step_seconds(program, rows, chip.peak, twice=remat == "full")
+        optimizer = 2 * state.changed
+        activations = 40 * sizes.tokens * c.hidden_size * c.num_hidden_layers * _BF16 * sizes.microbatches
+        return dots + attention, (optimizer + activations) / chip.hbm_bandwidth
+
+    def _network_seconds(self, sizes: _Sizes, program: Program) -> float:
+        """Gathers of the weights, sums of the gradients, and the sums of activations over ``tensor``."""
+        c, mesh = sizes.config, program.mesh
+        whole, trained = (_BF16 * size / sizes.tensor for size in (self.parameters, self.trained))
+        shards = mesh.shape["fsdp"]
+        activations = 6 * sizes.tokens * c.hidden_size * _BF16 * c.num_hidden_layers
+        parts = [
+            ("all-gather", "fsdp", 2 * whole / shards),  # forward and backward
+            ("reduce-scatter", "fsdp", trained),
+            ("all-reduce", "data", trained / shards),
+            ("all-reduce", "tensor", activations),
+        ]
+        seconds = sum(
+            collective_seconds(self.target, mesh, Collective(kind, (("bf16", int(size)),), *_along(mesh, axis), True))
+            for kind, axis, size in parts
+            if mesh.shape[axis] > 1
+        )
+        return seconds * sizes.microbatches
+
+
+# ======================================================================================================================
+# Sizes
+# ======================================================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Of one device and one microbatch.
+
+    Attributes:
+      config: the model's.
+      tokens: slots of the device's rows; visual and text ones of them.
+      microbatches: of a step.
+      tensor: devices that share heads and columns.
+      trained: parameter groups that train.
+    """
+
+    config: Architecture
+    tokens: float
+    visual: float
+    text: float
+    microbatches: int
+    tensor: int
+    trained: frozenset[str]
+
+    @classmethod
+    def of(cls, program: Program, work: Workload) -> _Sizes:
+        mesh, config = program.mesh.shape, program.model.config
+        rows = work.rows / (mesh["data"] * mesh["fsdp"] * program.run.grad_accum_steps)
+        trained = trained_groups(program.stage, config)
+        counts = (rows * work.slots, rows * work.visual, rows * work.text)
+        return cls(config, *counts, program.run.grad_accum_steps, mesh["tensor"], trained)
+
+    @property
+    def layer_weights(self) -> float:
+        """Parameters of one layer, on one device of ``tensor``."""
+        c = self.config
+        qkv = c.hidden_size * c.qkv_dim * (1 + c.visual_attention_experts)
+        ffn = 3 * c.hidden_size * c.intermediate_size * (1 + c.visual_ffn_experts)
+        return (qkv + c.hidden_size**2 + ffn) / self.tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """On one device: bytes of the state and frozen parameters, bytes that a step changes, parameters that train."""
+
+    bytes: float
+    changed: float
+    trained: float
+
+    @classmethod
+    def of(cls, program: Program, tiled: bool) -> _State:
+        state, frozen = program.abstract_state()
+        changed = sum(_stored(leaf, tiled) for leaf in jax.tree.leaves(state))
+        fixed = sum(_stored(leaf, tiled) for leaf in jax.tree.leaves(frozen))
+        shapes = (leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state.trainable))
+        return cls(changed + fixed, changed, sum(map(math.prod, shapes)))
+
+
+def _stored(leaf: jax.ShapeDtypeStruct, tiled: bool) -> float:
+    """Bytes of a leaf's shard; on a TPU two of its dimensions are padded, those by which the least is added."""
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    if not tiled or not shape:
+        return math.prod(shape) * leaf.dtype.itemsize
+    if len(shape) == 1:
+        return _up(shape[0], 1024) * leaf.dtype.itemsize
+    padded = min(_up(a, 8) * _up(b, 128) / (a * b) for a, b in itertools.permutations(shape, 2))
+    return math.prod(shape) * padded * leaf.dtype.itemsize
+
+
+def _up(size: int, edge: int) -> int:
+    return -(-size // edge) * edge
+
+
+# ======================================================================================================================
+# Memory
+# ======================================================================================================================
+
+
+def _saved_widths(remat: str, c: Architecture, tensor: int) -> float:
+    """Activations of a token and layer that the backward pass finds in memory, in elements."""
+    d, ff, qkv = c.hidden_size, c.intermediate_size / tensor, c.qkv_dim / tensor
+    dots = qkv + 2 * d + 2 * ff
+    return {
+        "full": d,
+        "dots": d + dots,
+        "dots_no_batch": d + dots,
+        "none": 4 * d + dots + qkv + d / tensor + ff,
+    }.get(remat, d)
+
+
+def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
+    c, execution = sizes.config, program.run.execution
+    width = program.dtype.itemsize
+    saved = _saved_widths(execution.remat, c, sizes.tensor) * sizes.tokens * c.num_hidden_layers * width
+    sums = _F32 if sizes.microbatches > 1 else 0
+    gradients = state.trained * (width + width + _F32 + sums)  # compute copy, gradient, its float32 form, sum
+    layer = sizes.layer_weights * width
+    inside = 5 * sizes.tokens * c.intermediate_size / sizes.tensor * width
+    chunk = min(execution.loss_chunk or sizes.text, sizes.text)
+    logits = 2 * chunk * c.vocab_size * _F32 + c.vocab_size * c.hidden_size * width
+    return saved + gradients + max(layer + inside, logits)
+
+
+# ======================================================================================================================
+# Work and network
+# ======================================================================================================================
+
+
+def _dot_flops(sizes: _Sizes, *, again: bool) -> float:
+    """Of one device and microbatch, attention's scores aside: forward, backward, and ``again`` where recomputed."""
+    c, trained, layers = sizes.config, sizes.trained, sizes.config.num_hidden_layers
+    d, ff = c.hidden_size, c.intermediate_size
+
+    def cost(forward: float, group: str, repeated: bool = True) -> float:
+        return forward * (2 + (again and repeated) + (group in trained))
+
+    own, own_qkv = c.visual_ffn_experts, c.visual_attention_experts
+    total = 0.0
+    for tokens, experts, qkv in (
+        (sizes.visual, "visual_experts" if own else "text_experts", "visual_attention" if own_qkv else "attention"),
+        (sizes.text, "text_experts", "attention"),
+    ):
+        total += layers * cost(4 * d * ff * tokens, experts) + layers * cost(2 * d * ff * tokens, experts, False)
+        total += layers * cost(2 * d * c.qkv_dim * tokens, qkv)
+    total += layers * cost(2 * d * d * sizes.tokens, "attention")
+    total += cost(2 * d * c.vocab_size * sizes.text, "token_embeddings")
+    return total / sizes.tensor
+
+
+def _along(mesh: Mesh, axis: str) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """One group of partitions along an axis of the mesh, and how many devices it has."""
+    places = np.arange(mesh.devices.size).reshape(mesh.devices.shape)
+    group = np.moveaxis(places, mesh.axis_names.index(axis), -1).reshape(-1, mesh.shape[axis])[0]
+    return (tuple(group.tolist()),), len(group)

@@ -1,0 +1,131 @@
+"""Meshes, microbatches, remat policies and row lengths ranked by arithmetic, the best few compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args, get_type_hints
+
+from mono_jax.errors import ConfigError
+from mono_jax.models.execution import Execution
+from mono_jax.models.transformer import Model
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.runs.config import RunConfig
+from mono_jax.runs.planning import arithmetic, compiled
+from mono_jax.runs.planning.targets import Target
+from mono_jax.runs.planning.workload import workload
+from mono_jax.runs.program import Program
+
+LENGTHS = (4096, 8192, 11_264, 16_384, 32_768)  # slots of a row, multiples of 1,024 as kernels want them
+
+
+def search(program: Program, target: Target, samples_per_row: float | None, compile_best: int) -> dict[str, Any]:
+    """The plan of the best candidate, with {"candidates", "compiled", "seconds"} under "search".
+
+    Candidates have the program's samples in a batch, as nearly as rows allow. Raises ConfigError if none is possible.
+    """
+    if target.chip is None or target.chip.hbm_bandwidth is None:
+        raise ConfigError(f"--search: nothing is known of the speed of {target.name}: name a TPU, an H100 or an H200")
+    start = time.perf_counter()
+    sums = arithmetic.Arithmetic(program, target)
+    samples = None if samples_per_row is None else samples_per_row / workload(program).slots
+    found = [_sized(sums, candidate, samples) for candidate in _candidates(program, target)]
+    found.sort(key=lambda entry: (not entry["fits"], -entry["roofline_mfu"]))
+    if not found:
+        raise ConfigError(
+            f"--search: data.batch_size {program.run.data.batch_size} divides by no mesh of {target.name}"
+        )
+    seconds = time.perf_counter() - start
+    plans = []
+    for entry in found[:compile_best]:
+        chosen = _with(program, target, entry)
+        plan = compiled.plan(chosen, target, workload(chosen, entry["samples_per_row"]))
+        entry["compiled_hbm_bytes"], entry["compiled_mfu"] = plan["hbm_bytes_per_device"], plan["roofline_mfu"]
+        plans.append(plan)
+    good = [plan for plan in plans if plan["fits"]] or plans
+    best = max(good, key=lambda plan: plan["roofline_mfu"] or 0.0) if good else {}
+    return best | {"search": {"seconds": round(seconds, 1), "candidates": found, "compiled": plans}}
+
+
+def _candidates(program: Program, target: Target) -> Iterator[Program]:
+    for mesh in _meshes(len(target.devices), program):
+        sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
+        for visual, text, rows in _rows(program.run):
+            ways = mesh.data * mesh.fsdp
+            rows = max(round(rows / ways), 1) * ways
+            for parts in _divisors(rows // ways, most=64):
+                for remat in get_args(get_type_hints(Execution)["remat"]):
+                    yield _changed(sharded, mesh, visual, text, rows, parts, remat)
+
+
+def _changed(program: Program, mesh: MeshConfig, visual: int, text: int, rows: int, parts: int, remat: str) -> Program:
+    """``program`` with another run; its model is the old one, which the arithmetic does not ask."""
+    run = program.run
+    data = dataclasses.replace(run.data, visual_tokens=visual, text_tokens=text, batch_size=rows)
+    execution = dataclasses.replace(run.execution, remat=remat)
+    run = dataclasses.replace(run, data=data, execution=execution, mesh=mesh, grad_accum_steps=parts)
+    return dataclasses.replace(program, run=run)
+
+
+def _with(program: Program, target: Target, entry: dict[str, Any]) -> Program:
+    """The whole program of a candidate."""
+    mesh = MeshConfig(**entry["mesh"])
+    sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
+    sizes = (entry[key] for key in ("visual_tokens", "text_tokens", "batch_size", "grad_accum_steps", "remat"))
+    changed = _changed(sharded, mesh, *sizes)
+    return dataclasses.replace(changed, model=Model(program.model.config, changed.run.execution))
+
+
+def _meshes(devices: int, program: Program) -> Iterator[MeshConfig]:
+    """data x fsdp x tensor; tensor divides the key heads, fsdp the width."""
+    config = program.model.config
+    for tensor in _divisors(config.num_key_value_heads, most=8):
+        for fsdp in _divisors(devices // tensor, most=256) if devices % tensor == 0 else ():
+            if config.hidden_size % fsdp == 0:
+                yield MeshConfig(data=devices // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+
+
+def _rows(run: RunConfig) -> Iterator[tuple[int, int, int]]:
+    """(visual, text, rows): the config's own rows, and longer and shorter ones with the same slots in a batch."""
+    data = run.data
+    slots = data.visual_tokens + data.text_tokens
+    yield data.visual_tokens, data.text_tokens, data.batch_size
+    if data.visual_tokens == 0 or data.boundary_block:
+        return
+    for length in LENGTHS:
+        text = max(round(length * data.text_tokens / slots / 128) * 128, 128)
+        rows = data.batch_size * slots / length
+        if length != slots and rows >= 1 and length >= slots / 4:
+            yield length - text, text, round(rows)
+
+
+def _divisors(number: int, most: int) -> Sequence[int]:
+    return [n for n in range(1, min(number, most) + 1) if number % n == 0]
+
+
+def _sized(sums: arithmetic.Arithmetic, program: Program, samples: float | None) -> dict[str, Any]:
+    """One line of the ranking; ``samples``: of a slot."""
+    run, target = program.run, sums.target
+    slots = run.data.visual_tokens + run.data.text_tokens
+    work = workload(program, None if samples is None else samples * slots)
+    found = sums.estimate(program, work)
+    seconds = found.step_s
+    return {
+        "mesh": dataclasses.asdict(run.mesh),
+        "grad_accum_steps": run.grad_accum_steps,
+        "remat": run.execution.remat,
+        "visual_tokens": run.data.visual_tokens,
+        "text_tokens": run.data.text_tokens,
+        "batch_size": run.data.batch_size,
+        "samples_per_row": work.samples,
+        "hbm_bytes_per_device": int(found.memory),
+        "fits": found.memory <= target.chip.hbm_bytes,
+        "step_s": seconds,
+        "compute_s": found.compute_s,
+        "memory_s": found.memory_s,
+        "collective_s": found.collective_s,
+        "roofline_mfu": work.flops / (seconds * len(target.devices) * target.chip.peak),
+        "samples_per_s": work.rows * work.samples / seconds,
+    }

@@ -1,0 +1,107 @@
+"""Estimates beside the compiler's figures, and searches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mono_jax.errors import ConfigError
+from mono_jax.runs import plan
+from mono_jax.runs.planning import compiled, search, table
+from mono_jax.runs.planning.arithmetic import Arithmetic
+from mono_jax.runs.planning.targets import Target, target
+from mono_jax.runs.planning.workload import workload
+from mono_jax.runs.program import Program
+
+from .test_plan import values
+
+GIB = 1 << 30
+MODEL = {"preset": "mono_internvl_2b"}
+
+
+def absent(name: str) -> Target:
+    try:
+        return target(name)
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+def sized(visual: int, text: int, rows: int, parts: int = 1, **changes: Any) -> dict[str, Any]:
+    data = {"visual_tokens": visual, "text_tokens": text, "batch_size": rows, "max_tiles": 4}
+    return values(model=MODEL, data=data, grad_accum_steps=parts, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "gib"),
+    [
+        # The compiler's arguments and temporaries, GiB a device (2026-11-26, jax 0.10.2, libtpu 0.0.52).
+        ("v5e:4x4", sized(7168, 1024, 16), 1.109 + 2.172),
+        ("v5e:4x4", sized(7168, 1024, 384, 24), 1.47 + 2.49),
+        ("v5e:4x4", sized(13312, 1024, 384, 24, stage="S1.3"), 1.97 + 4.30),
+        ("v5p:2x2x2", sized(12800, 3584, 384, 48, stage="S2"), 5.72 + 6.76),
+        ("v5e:16x16", sized(10240, 1024, 256), 1.117 + 2.653),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else str(value),
+)
+def test_memory_is_within_a_tenth_of_the_compiler_s(name: str, config: dict[str, Any], gib: float):
+    hardware = absent(name)
+    fsdp = min(len(hardware.devices), 16)
+    config |= {"mesh": {"fsdp": fsdp}, "execution": {"remat": "full", "attention": "splash", "loss_chunk": 512}}
+    program = Program.build(plan.run_config(config), devices=hardware.devices)
+    found = Arithmetic(program, hardware).estimate(program, workload(program))
+    assert found.memory / GIB == pytest.approx(gib, rel=0.1)
+
+
+def test_what_costs_memory_and_what_saves_it():
+    """The order of candidates follows from these: more is saved, more memory and less time."""
+    hardware = absent("v5e:4x4")
+
+    def of(**changes: Any) -> Any:
+        config = sized(7168, 1024, 32, changes.pop("parts", 1), mesh={"fsdp": 16, **changes.pop("mesh", {})})
+        config["execution"] = {"remat": changes.pop("remat", "full"), "attention": "splash"}
+        program = Program.build(plan.run_config(config), devices=hardware.devices)
+        return Arithmetic(program, hardware).estimate(program, workload(program))
+
+    full, dots, none = (of(remat=remat) for remat in ("full", "dots", "none"))
+    assert full.memory < dots.memory < none.memory
+    assert full.compute_s > dots.compute_s == none.compute_s
+    parts = of(parts=2)
+    assert parts.temporaries < full.temporaries and parts.arguments == full.arguments
+    assert parts.collective_s == pytest.approx(2 * full.collective_s)
+    assert parts.compute_s == pytest.approx(full.compute_s)
+    assert of(mesh={"fsdp": 4}).arguments > 2 * full.arguments
+
+
+def test_a_search_ranks_and_compiles_the_best(monkeypatch: pytest.MonkeyPatch):
+    hardware = absent("v5e:2x2")
+    program = Program.build(plan.run_config(values(execution={"attention": "xla"})), devices=hardware.devices)
+    made = []
+
+    def remember(program: Program, *rest: Any) -> dict[str, Any]:
+        made.append(program)
+        return {"fits": len(made) == 2, "hbm_bytes_per_device": 7, "roofline_mfu": 0.5 / len(made)}
+
+    monkeypatch.setattr(compiled, "plan", remember)
+    found = search.search(program, hardware, None, 3)
+    entries = found["search"]["candidates"]
+    assert len(entries) > 50
+    assert [entry["fits"] for entry in entries] == sorted((entry["fits"] for entry in entries), reverse=True)
+    fitting = [entry["roofline_mfu"] for entry in entries if entry["fits"]]
+    assert fitting == sorted(fitting, reverse=True)
+    axes = {tuple(entry["mesh"].values()) for entry in entries}
+    assert axes == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)}  # two key heads: tensor 2 at most
+    for entry, chosen in zip(entries, made):  # what is compiled is what was ranked
+        assert dict(chosen.mesh.shape) == entry["mesh"]
+        assert chosen.model.execution.remat == chosen.run.execution.remat == entry["remat"]
+        assert chosen.run.data.batch_size == entry["batch_size"]
+        ways = entry["mesh"]["data"] * entry["mesh"]["fsdp"] * entry["grad_accum_steps"]
+        assert entry["batch_size"] % ways == 0
+    assert len(made) == 3
+    assert found["roofline_mfu"] == 0.25  # the only one of the three that fits
+    assert len(list(table.lines({"search": found["search"]}))) == 2 + table.SHOWN
+
+
+def test_no_search_where_no_speed_is_known():
+    with pytest.raises(ConfigError, match="nothing is known of the speed of cpu:8"):
+        plan.run(values(), "cpu:8", compile_best=1)
