@@ -23,6 +23,7 @@ EXAMPLES = """examples:
       --config.init=runs/s0/model
   python experiments/train.py --config=my_config.py --workdir=runs/a --config.optim.learning_rate=1e-4
   python experiments/train.py --config=my_config.py --workdir=runs/b --config.mesh.fsdp=8 --config.steps=2000
+  srun python experiments/train.py --config=my_config.py --workdir=runs/c        # in a SLURM job: all of its tasks
 """
 
 
@@ -30,18 +31,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument("--workdir", required=True, help="checkpoints, metrics and the resulting model go here")
     parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
+    cli.add_cluster_flags(parser)
     args, config = config_file.parse(parser, argv, reference.stage_keys)
     from mono_jax.runs.evip import single_stage  # after parsing: --help needs none of it
     from mono_jax.runs.stage import run_stage
     from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
-    try:
-        result = run_stage(single_stage(config.to_dict(), Path(args.workdir), args.stage), Path(args.workdir))
-    except Preempted as stop:
-        print(stop, file=sys.stderr)
-        return PREEMPTED
-    print(f"done: step {result['step']}, loss {result['loss']}, model in {result['model']}")
-    if args.json:
+    with cli.joined(args) as first:
+        try:
+            result = run_stage(single_stage(config.to_dict(), Path(args.workdir), args.stage), Path(args.workdir))
+        except Preempted as stop:
+            if first:
+                print(stop, file=sys.stderr)
+            return PREEMPTED
+    if first:
+        print(f"done: step {result['step']}, loss {result['loss']}, model in {result['model']}")
+    if first and args.json:
         cli.json_line(result)
     return 0
 

@@ -7,6 +7,7 @@ and, with ``--json``, ends with ``json_line(result)``. ``run(main)`` runs it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -15,12 +16,29 @@ from data_pipelines.cli import USER_ERROR, fail, json_line
 from data_pipelines.cli import make_parser as parser
 from mono_jax.errors import MonoJaxError
 
-__all__ = ["USER_ERROR", "byte_size", "fail", "json_line", "parser", "run"]
+__all__ = ["USER_ERROR", "add_cluster_flags", "byte_size", "fail", "joined", "json_line", "parser", "run"]
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """``data_pipelines.cli.run`` that knows the errors of ``mono_jax``."""
     command.run(main, errors=(MonoJaxError,))
+
+
+def add_cluster_flags(to: argparse.ArgumentParser) -> None:
+    """Flags of commands that several processes run together; see ``mono_jax.parallel.distributed``."""
+    group = to.add_argument_group(
+        "several processes", "found by SLURM, Open MPI, TPU pods and GKE; else on each of them, or as JAX_... variables"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (JAX_COORDINATOR_ADDRESS)")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, 0 to N - 1 (JAX_PROCESS_ID)")
+
+
+def joined(args: argparse.Namespace) -> contextlib.AbstractContextManager[bool]:
+    """With the other processes of the run, by the flags of ``add_cluster_flags``: yields whether this is the first."""
+    from mono_jax.parallel import distributed  # after parsing: --help needs none of it
+
+    return distributed.joined(distributed.find(args.coordinator, args.processes, args.process))
 
 
 def byte_size(text: str) -> int:

@@ -23,6 +23,10 @@ class CheckpointError(MonoJaxError):
     """A working directory or checkpoint that cannot be used."""
 
 
+class ClusterError(MonoJaxError):
+    """Processes that do not find each other, or are described by half."""
+
+
 class GenerationError(MonoJaxError):
     """A generation request that cannot be served."""
 

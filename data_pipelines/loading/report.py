@@ -63,13 +63,17 @@ class Report:
             count, lost = self._recent.popleft()
             self._recent_samples, self._recent_bad = self._recent_samples - count, self._recent_bad - lost
 
-    def bad_share(self) -> float:
-        """Share of the last ``window`` samples that were found bad while reading, 0..1.
+    def recent(self) -> tuple[int, int]:
+        """The last ``window`` samples: how many there are, and how many were found bad while reading."""
+        return self._recent_samples, self._recent_bad
+
+    def bad_share(self, samples: int, bad: int) -> float:
+        """Share of ``bad`` among ``samples``, 0..1; see ``recent``.
 
         Of fewer than a tenth of the window the share is taken as if they were that many, so that one of the first
         few samples does not count as a large share.
         """
-        return self._recent_bad / max(self._recent_samples, self.window // 10, 1)
+        return bad / max(samples, self.window // 10, 1)
 
     def _write(self, file: Path, bad: BadSamples) -> None:
         lines = (json.dumps({"key": key, "reason": reason, "detail": detail}) for key, reason, detail in bad)

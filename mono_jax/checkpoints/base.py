@@ -16,9 +16,10 @@ from mono_jax import tree
 from mono_jax.checkpoints.integrity import check_fit, tree_hash
 from mono_jax.errors import CheckpointError, WeightsError
 from mono_jax.files import reason
+from mono_jax.parallel.distributed import barrier
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.model_folder import place
-from mono_jax.weights.orbax_arrays import barrier, open_arrays, save_arrays, stream_arrays
+from mono_jax.weights.orbax_arrays import open_arrays, save_arrays, stream_arrays
 
 
 def save_base(directory: str | Path, params: Mapping[str, Any]) -> str:

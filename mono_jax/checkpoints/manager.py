@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from mono_jax.checkpoints.integrity import check_fit, verify_on_first_process
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.files import Damaged, reason, write_checksums
-from mono_jax.weights.orbax_arrays import barrier
+from mono_jax.parallel.distributed import barrier
 
 PyTree = Any
 
@@ -65,6 +65,7 @@ class Checkpoints:
         self._error: CheckpointError | None = None
         self._saved: int | None = None
         self._best: int | None = None
+        self._rotate_next = False
         self._sound: set[int] = set()  # steps whose files were found to be what was written
         self._manager = self._open()
 
@@ -158,7 +159,8 @@ class Checkpoints:
                     self._marker.touch()
             self._saved = step
             self._best = best if best in self._manager.all_steps() else self._best
-            if rotate:
+            self._rotate_next = rotate
+            if jax.process_count() == 1:
                 self._rotate()
         except Exception as error:
             self._error = self._not_saved(step, error)
@@ -166,7 +168,14 @@ class Checkpoints:
                 self._report(str(self._error))
 
     def _rotate(self) -> None:
-        """Removes what is older than the newest ``keep``, milestones and the best aside."""
+        """Removes what is older than the newest ``keep``, milestones and the best aside.
+
+        Orbax brings all processes together by their devices for it: with several, this is done where they also train.
+        In the background it would meet the collectives of a step in another order on each of them, and hang.
+        """
+        if not self._rotate_next:
+            return
+        self._rotate_next = False
         for old in sorted(self._manager.all_steps())[: -self._keep]:
             if old != self._best and (not self._keep_period or old % self._keep_period):
                 self._sound.discard(old)
@@ -183,6 +192,7 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            self._rotate()
         if self._error is not None:
             error, self._error = self._error, None
             with contextlib.suppress(Exception):

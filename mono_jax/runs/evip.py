@@ -33,9 +33,11 @@ from mono_jax.evaluation.heldout import HeldoutLoss
 from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
+from mono_jax.parallel.distributed import first_process_first
 from mono_jax.runs import report
 from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig
-from mono_jax.runs.stage import run_stage, say_now
+from mono_jax.runs.console import say_now
+from mono_jax.runs.stage import run_stage
 from mono_jax.training import stages
 from mono_jax.training.groups import groups_of, trained_groups
 from mono_jax.weights.hf_config import config_to_hf
@@ -273,7 +275,9 @@ def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = 
     if folder is None:
         folder, *others = config.stages
         say_now(f"the config has several stages: training {folder}" + "".join(f"; --stage={n}" for n in others))
-    evip = Evip(config, workdir, prepare_sets(config, workdir))
+    with first_process_first("sets"):
+        manifest = prepare_sets(config, workdir)
+    evip = Evip(config, workdir, manifest)
     init = config.init
     if config.stage_name(folder) != "S0":
         init = evip.with_experts(init)

@@ -29,9 +29,11 @@ from mono_jax.evaluation.heldout import HeldoutSources
 from mono_jax.files import Damaged, read_json, verify_checksums
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
+from mono_jax.parallel.distributed import first_process_first
 from mono_jax.runs import resume
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
+from mono_jax.runs.console import say_in
 from mono_jax.runs.program import Program
 from mono_jax.runs.result import write_model
 from mono_jax.runs.workdir import CHECKPOINTED, locked, refuse_foreign
@@ -47,12 +49,7 @@ from mono_jax.training.state import TrainState
 from mono_jax.weights.model_folder import PARAMS_FOLDER
 
 
-def say_now(line: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    print(line, flush=True)
-
-
-def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Say = say_now) -> dict[str, Any]:
+def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Say | None = None) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
     Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "best": {"metric", "step", "value"} or
@@ -61,7 +58,7 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     """
     refuse_foreign(workdir)
     with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _run(run, workdir, base_dir or workdir / "base", say)
+        return _run(run, workdir, base_dir or workdir / "base", say or say_in(workdir))
 
 
 def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, Any]:
@@ -149,7 +146,8 @@ class SkippingSteps:
 def open_data(run: RunConfig, config: Architecture, workdir: Path) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
     resumed = (workdir / "checkpoints").is_dir()  # its batches stay as they were, whatever storage has to say now
-    data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry, ask_again=not resumed)
+    with first_process_first("data"):  # which counts what the others then find in the cache
+        data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry, ask_again=not resumed)
     data.report.window = run.bad_share_window
     check_data_fits(config, run.execution, data)
     return data
@@ -218,7 +216,7 @@ def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter 
     peak = flops.peak_flops(jax.local_devices()[0].device_kind)
     speed = Speed(
         flops=lambda counts: flops.step_flops(config, trained, counts),
-        peak=None if peak is None else peak * jax.local_device_count(),
+        peak=None if peak is None else peak * jax.device_count(),
     )
     return Recorder(
         program.stage.name,

@@ -10,17 +10,20 @@ from data_pipelines.batch import boundaries
 from mono_jax.models.architecture import Architecture
 from mono_jax.training.chips import chip_of
 
-
-class TokenCounts(dict[str, float]):
-    """Real (not padding) work of a batch: ``visual`` and ``text`` tokens, ``pairs`` of attending tokens."""
+COUNTED = ("visual", "text", "pairs")
 
 
-def count_tokens(batch: Mapping[str, np.ndarray]) -> TokenCounts:
-    """Counts a host batch; exact, since a token at position p of its sample attends to p + 1 tokens."""
+def count_tokens(batch: Mapping[str, np.ndarray], counted: np.ndarray | None = None) -> dict[str, int]:
+    """Real (not padding) work of a host batch: ``visual`` and ``text`` tokens, ``pairs`` of attending tokens.
+
+    Exact, since a token at position p of its sample attends to p + 1 tokens. ``counted``: bool [B], rows that count.
+    """
     real = batch["segments"] > 0
+    if counted is not None:
+        real &= counted[:, None]
     visual = real & (batch["order"] < boundaries(batch)[:, None])
     pairs = (batch["positions"] + 1)[real].sum(dtype=np.int64)
-    return TokenCounts(visual=int(visual.sum()), text=int(real.sum() - visual.sum()), pairs=int(pairs))
+    return dict(zip(COUNTED, (int(visual.sum()), int(real.sum() - visual.sum()), int(pairs))))
 
 
 def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[str, float]) -> float:

@@ -6,6 +6,7 @@ The loop never waits for the device: callbacks get the arrays of a step's metric
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 from mono_jax import tree
 from mono_jax.errors import MonoJaxError
 from mono_jax.parallel.rows import LocalRows
+from mono_jax.parallel.totals import Totals
 from mono_jax.training.state import TrainState
 from mono_jax.training.step import Metrics, Step
 
@@ -50,6 +52,8 @@ class Progress:
       steps: where the stage ends.
       metrics: of the last step, still on the device.
       batch: the last step's rows of this process.
+      counted: bool [rows], those of them that this process counts; the others are counted by another one.
+      totals: what the callbacks' ``facts`` add up to over all processes.
       data_wait: seconds that batch took to come.
       error: what ends the run before ``steps``, if anything does.
     """
@@ -61,6 +65,8 @@ class Progress:
     steps: int
     metrics: Metrics = dataclasses.field(default_factory=dict)
     batch: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    counted: np.ndarray | None = None
+    totals: Totals = dataclasses.field(default_factory=Totals)
     data_wait: float = 0.0
     error: Exception | None = None
 
@@ -73,6 +79,14 @@ class Callback:
     """
 
     every: int = 1
+
+    def facts(self, progress: Progress) -> Mapping[str, int]:
+        """Numbers of this process's last step; ``progress.totals`` has their sums over all processes.
+
+        What ends a run must be decided by them: a process that stops alone leaves the others waiting.
+        """
+        del progress
+        return {}
 
     def step(self, progress: Progress) -> None:
         """After ``progress.done`` steps, a multiple of ``every``."""
@@ -96,15 +110,13 @@ def run_loop(
     after all callbacks have finished. Only KeyboardInterrupt and the like leave at once.
     """
     start = int(state.step)
-    progress = Progress(state, frozen, start, start, steps)
     rows = LocalRows(mesh, batches.batch_size)
+    progress = Progress(state, frozen, start, start, steps, counted=rows.counted)
     stream = batches.iterate(start, rows.numbers) if start < steps else iter(())
     try:
         for _ in range(start, steps):
             _step(progress, stream, step_fn, rows)
-            for callback in callbacks:
-                if progress.done % callback.every == 0:
-                    callback.step(progress)
+            after_step(progress, callbacks)
     except Exception as error:
         progress.error = error
     finally:
@@ -117,6 +129,17 @@ def run_loop(
     if progress.error is not None:
         raise progress.error
     return progress.state
+
+
+def after_step(progress: Progress, callbacks: Sequence[Callback]) -> None:
+    """Starts to add up what the callbacks have to say of the step, and gives each its turn."""
+    facts = (callback.facts(progress) for callback in callbacks)
+    progress.totals.add(
+        progress.done, dict(itertools.chain.from_iterable(each.items() for each in facts)), progress.metrics
+    )
+    for callback in callbacks:
+        if progress.done % callback.every == 0:
+            callback.step(progress)
 
 
 def _step(progress: Progress, stream: Iterator[Any], step_fn: Step, rows: LocalRows) -> None:

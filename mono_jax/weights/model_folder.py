@@ -22,10 +22,11 @@ from mono_jax import tree
 from mono_jax.errors import CheckpointError, ConfigError, WeightsError
 from mono_jax.files import Damaged, read_json, reason, verify_checksums, write_checksums
 from mono_jax.models.architecture import Architecture
+from mono_jax.parallel.distributed import barrier
 from mono_jax.weights import hf_config, readers
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.names import Names, check_params, first
-from mono_jax.weights.orbax_arrays import barrier, open_arrays, save_arrays, stream_arrays
+from mono_jax.weights.orbax_arrays import open_arrays, save_arrays, stream_arrays
 from mono_jax.weights.prompt_format import PromptFormat, prompt_from_hf
 
 MODEL_FILE = "model.json"

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from mono_jax import tree
 from mono_jax.errors import WeightsError
 from mono_jax.files import reason
+from mono_jax.parallel.distributed import barrier
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.names import is_stacked
 
@@ -30,12 +31,6 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 # Orbax logs the traceback of every error that it also raises, several times over; here errors are one line.
 logging.getLogger("absl").addFilter(_not_from_orbax)
-
-
-def barrier(name: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def save_arrays(folder: Path, params: tree.Tree) -> None:

@@ -12,19 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from mono_jax import tree
+from mono_jax.parallel.totals import LAG
 from mono_jax.training.callbacks.stopping import NonFinite
-from mono_jax.training.flops import TokenCounts, count_tokens
+from mono_jax.training.flops import COUNTED, count_tokens
 from mono_jax.training.loop import Callback, Progress
 from mono_jax.training.metrics import MetricsWriter, Say, console_line, duration
-
-LAG = 2  # steps between dispatching a step and reading its metrics
 
 
 @dataclasses.dataclass
 class _Pending:
     done: int
     metrics: Mapping[str, jax.Array]
-    counts: TokenCounts
     data_wait: float
 
 
@@ -34,7 +32,7 @@ class Speed:
 
     Attributes:
       flops: model FLOPs of the tokens counted.
-      peak: FLOP/s of this process's devices at most; None = not known, and no MFU is reported.
+      peak: FLOP/s of all devices at most; None = not known, and no MFU is reported.
     """
 
     flops: Callable[[Mapping[str, float]], float]
@@ -77,9 +75,11 @@ class Recorder(Callback):
         self._losses: list[float] = []  # of the steps since the last record
         self._since = now
 
+    def facts(self, progress: Progress) -> Mapping[str, int]:
+        return count_tokens(progress.batch, progress.counted)
+
     def step(self, progress: Progress) -> None:
-        counts = count_tokens(progress.batch)
-        self._pending.append(_Pending(progress.done, progress.metrics, counts, progress.data_wait))
+        self._pending.append(_Pending(progress.done, progress.metrics, progress.data_wait))
         if progress.done == progress.start + 1:
             self._drain(progress, keep=0)
             self._window.clear()
@@ -106,7 +106,8 @@ class Recorder(Callback):
 
     def _record(self, pending: _Pending, progress: Progress) -> None:
         values = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
-        self._window.update(steps=1, wait=pending.data_wait, **pending.counts)
+        totals = progress.totals.of(pending.done)
+        self._window.update(steps=1, wait=pending.data_wait, **{name: totals[name] for name in COUNTED})
         if values["nonfinite"]:
             self._report_nonfinite(pending.done, values, progress)
         else:

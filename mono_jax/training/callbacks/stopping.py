@@ -6,13 +6,9 @@ import collections
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Protocol
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from mono_jax.training.loop import Callback, Progress, Stopped
 
@@ -40,7 +36,9 @@ class SampleReport(Protocol):
 
     skipped: collections.Counter[str]
 
-    def bad_share(self) -> float: ...
+    def recent(self) -> tuple[int, int]: ...
+
+    def bad_share(self, samples: int, bad: int) -> float: ...
 
 
 class BadSampleLimit(Callback):
@@ -49,8 +47,13 @@ class BadSampleLimit(Callback):
     def __init__(self, report: SampleReport, limit: float):
         self._report, self._limit = report, limit
 
+    def facts(self, progress: Progress) -> Mapping[str, int]:
+        return dict(zip(("recent_samples", "recent_bad"), self._report.recent()))
+
     def step(self, progress: Progress) -> None:
-        if (share := self._report.bad_share()) > self._limit:
+        totals = progress.totals.latest(progress.done)
+        share = self._report.bad_share(totals.get("recent_samples", 0), totals.get("recent_bad", 0))
+        if share > self._limit:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self._report.skipped.most_common(5))
             raise TooManyBadSamples(
                 f"{share:.1%} of the last samples are bad, more than the limit of {self._limit:.1%} "
@@ -91,12 +94,9 @@ class StopWhenAsked(Callback):
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
-    def step(self, progress: Progress) -> None:
-        if self._agreed():
-            raise Preempted(f"stopped at step {progress.done} as asked; saved: run the same command again to resume")
+    def facts(self, progress: Progress) -> Mapping[str, int]:
+        return {"asked_to_stop": int(self._requested)}
 
-    def _agreed(self) -> bool:
-        """Whether any process was asked to stop; all processes call this at the same step."""
-        if jax.process_count() == 1:
-            return self._requested
-        return bool(np.any(multihost_utils.process_allgather(np.array(self._requested))))
+    def step(self, progress: Progress) -> None:
+        if progress.totals.latest(progress.done).get("asked_to_stop"):
+            raise Preempted(f"stopped at step {progress.done} as asked; saved: run the same command again to resume")

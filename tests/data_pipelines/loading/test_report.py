@@ -22,12 +22,12 @@ def test_bad_samples_are_counted_listed_and_written(tmp_path, monkeypatch):
 def test_share_of_bad_samples_in_the_window():
     report = Report(window=100)
     report.add(4, [("a", "corrupt_image", "")])
-    assert report.bad_share() == 1 / 10  # of ten, though there are five
+    assert report.bad_share(*report.recent()) == 1 / 10  # of ten, though there are five
     report.add(95, [("b", "too_long", "")], found=0)  # known in advance: no fault of the storage or the images
-    assert report.bad_share() == 1 / 100 and report.found == 1
+    assert report.bad_share(*report.recent()) == 1 / 100 and report.found == 1
     for _ in range(10):
         report.add(9, [("c", "corrupt_image", "")])
-    assert report.bad_share() == 10 / 100  # the first batches are out of the window
+    assert report.bad_share(*report.recent()) == 10 / 100  # the first batches are out of the window
     assert (report.samples, report.skipped) == (189, {"corrupt_image": 11, "too_long": 1})
 
 
@@ -49,10 +49,11 @@ def test_the_share_of_bad_samples_is_of_the_last_ones(window, batches, share):
     report = Report(window=window)
     for good, bad in batches:
         report.add(good, [("key", "no_image", "")] * bad)
-    assert report.bad_share() == pytest.approx(share)
+    assert report.bad_share(*report.recent()) == pytest.approx(share)
 
 
 def test_samples_known_to_be_bad_do_not_count_in_the_share():
     report = Report(window=10)
     report.add(8, [("a", "too_long", ""), ("b", "no_image", ""), ("c", "no_image", "")], found=2)
-    assert report.bad_share() == 0.2 and report.found == 2 and report.skipped == {"too_long": 1, "no_image": 2}
+    assert report.bad_share(*report.recent()) == 0.2
+    assert report.found == 2 and report.skipped == {"too_long": 1, "no_image": 2}

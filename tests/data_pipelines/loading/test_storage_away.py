@@ -197,7 +197,7 @@ def test_undecodable_images_stay_bad_samples(golden_dir, tmp_path):
     for step in range(data.total_steps()):
         data.batch(step)
     assert data.report.skipped == {"truncated_image": 3} and data.report.found == 3
-    assert data.report.bad_share() == 3 / 200
+    assert data.report.bad_share(*data.report.recent()) == 3 / 200
 
 
 def summaries(data: PackedData) -> tuple[dict[str, Any], list[str]]:

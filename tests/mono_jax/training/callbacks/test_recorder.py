@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mono_jax.parallel.totals import LAG
 from mono_jax.training.callbacks import recorder as module
-from mono_jax.training.callbacks.recorder import LAG, Recorder, Speed, nonfinite_paths
+from mono_jax.training.callbacks.recorder import Recorder, Speed, nonfinite_paths
 from mono_jax.training.callbacks.stopping import NonFinite
-from mono_jax.training.loop import Progress, Stopped
+from mono_jax.training.loop import Progress, Stopped, after_step
 from tests.mono_jax.helpers import SPEC, random_batch
 
 STEPS = 7
@@ -47,7 +48,7 @@ def run(
     try:
         for done in range(start + 1, STEPS + 1):
             progress.done, progress.metrics = done, metrics(done, bad)
-            callback.step(progress)
+            after_step(progress, [callback])
     except Stopped as error:
         progress.error = error
     callback.finish(progress)
@@ -87,7 +88,7 @@ def test_metrics_are_read_late_but_for_the_first_step():
     callback, seen = recorder(records, 1), []
     for done in range(1, STEPS):
         progress.done, progress.metrics = done, metrics(done)
-        callback.step(progress)
+        after_step(progress, [callback])
         seen.append(len(records))
     assert seen == [1, *(max(1, done - LAG) for done in range(2, STEPS))]
 

@@ -12,11 +12,12 @@ from mono_jax.training.callbacks.stopping import BadSampleLimit, TooManyBadSampl
 from mono_jax.training.loop import Progress
 
 
-@pytest.mark.parametrize(("share", "stops"), [(0.0, False), (0.1, False), (0.101, True)])
-def test_a_share_of_bad_samples_above_the_limit_ends_the_run(share: float, stops: bool):
+@pytest.mark.parametrize(("bad", "stops"), [(0, False), (100, False), (101, True)])
+def test_a_share_of_bad_samples_above_the_limit_ends_the_run(bad: int, stops: bool):
     report = Report(skipped=collections.Counter(no_image=3, too_long=5))
-    report.bad_share = lambda: share
+    report.recent = lambda: (1000, bad)
     limit, progress = BadSampleLimit(report, 0.1), Progress(None, {}, 0, 1, 7)
+    progress.totals.add(1, limit.facts(progress))
     if not stops:
         return limit.step(progress)
     said = r"10\.1% of the last samples are bad, more than the limit of 10\.0% \(too_long 5, no_image 3 in all\)"

@@ -1,0 +1,161 @@
+"""Starting the processes of a run together: who they are, and what ends all of them when one is lost.
+
+A process knows the others by flags, by the variables of ``ENVIRONMENT``, or as JAX finds them: SLURM (srun), Open MPI
+(mpirun), TPU pods and GKE. A single process starts as if none of this existed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax.experimental import multihost_utils
+
+from mono_jax.errors import ClusterError
+from mono_jax.parallel import watch
+
+ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+START_TIMEOUT = 300  # seconds until all processes must have come
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What ``jax.distributed.initialize`` is given; None = JAX finds it out.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0.
+      processes: how many there are.
+      process: number of this one.
+      found_by: what says so, for messages.
+      one_device_each: whether JAX gives each process of a host one GPU, by its number on the host; else a process
+        takes all that it sees.
+    """
+
+    coordinator: str | None
+    processes: int | None
+    process: int | None
+    found_by: str
+    one_device_each: bool = False
+
+
+def find(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Cluster | None:
+    """The cluster that flags or environment describe; None = a process by itself.
+
+    Raises ClusterError where they describe it by half, or where SLURM has several tasks and this is none of them.
+    """
+    given = (coordinator, processes, process)
+    if any(value is not None for value in given):
+        return _explicit(given, ("--coordinator", "--processes", "--process"), "flags")
+    if (said := tuple(environment.get(name) for name in ENVIRONMENT))[1:] != (None, None):
+        return _explicit(said, ENVIRONMENT, "environment variables")
+    if _number(environment, "SLURM_NTASKS") > 1:
+        if "SLURM_STEP_NODELIST" not in environment or "SLURM_PROCID" not in environment:
+            raise ClusterError(
+                f"SLURM has {environment['SLURM_NTASKS']} tasks, but this process was not started by srun: each would "
+                "train by itself; put srun in front of the command, or ask for one task"
+            )
+        local = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "2"))
+        return Cluster(None, None, None, "SLURM", _shares_devices(int(local[0]) if local else 2, environment))
+    if _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
+        local = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE")
+        return Cluster(None, None, None, "Open MPI", _shares_devices(local, environment))
+    if environment.get("TPU_SKIP_MDS_QUERY") is None and _on_tpu_pod(environment):
+        return Cluster(None, None, None, "the TPU pod")
+    return None
+
+
+def _explicit(values: tuple[object, ...], names: tuple[str, ...], found_by: str) -> Cluster | None:
+    if missing := [name for name, value in zip(names, values) if value is None]:
+        raise ClusterError(f"{', '.join(missing)} missing: all of {', '.join(names)} are needed")
+    try:
+        coordinator, processes, process = str(values[0]), int(str(values[1])), int(str(values[2]))
+    except ValueError:
+        raise ClusterError(f"{names[1]} and {names[2]} must be numbers, not {values[1]!r} and {values[2]!r}") from None
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise ClusterError(f"{names[0]} is {coordinator!r}: it must be HOST:PORT of process 0")
+    if not 0 <= process < processes:
+        raise ClusterError(f"{names[2]} is {process}: it must be one of 0 to {processes - 1}")
+    return Cluster(coordinator, processes, process, found_by) if processes > 1 else None
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    return int(value) if value.isdigit() else 0
+
+
+def _shares_devices(local_processes: int, environment: Mapping[str, str]) -> bool:
+    """Whether the processes of a host see the same GPUs and must divide them."""
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return local_processes > 1 and (not visible or len(visible) >= local_processes)
+
+
+def _on_tpu_pod(environment: Mapping[str, str]) -> bool:
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
+    if "," in hosts or _number(environment, "MEGASCALE_NUM_SLICES") > 1:
+        return True
+    if hosts or not (os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")):
+        return False
+    with contextlib.suppress(Exception):  # on a TPU VM the machine's metadata names the workers
+        from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+
+        return bool(GceTpuCluster.is_env_present()) and GceTpuCluster.get_process_count() > 1
+    return False
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def first_process_first(name: str) -> Iterator[None]:
+    """The first process alone, then the others: what it leaves on disk they find there."""
+    if jax.process_index() != 0:
+        barrier(name)
+    yield
+    if jax.process_index() == 0:
+        barrier(name)
+
+
+@contextlib.contextmanager
+def joined(cluster: Cluster | None) -> Iterator[bool]:
+    """With the other processes of ``cluster`` from here to the end; nothing may have touched a device before.
+
+    Yields whether this is the first process, which speaks for all. An error leaves a word to the others, which then
+    end too (``watch``). Raises ClusterError if they do not come.
+    """
+    if cluster is None:
+        yield True
+        return
+    with contextlib.suppress(AttributeError):
+        jax.config.update("jax_enable_preemption_service", False)  # the run itself agrees on when to stop
+    explicit = cluster.coordinator is not None
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process,
+            local_device_ids=None if cluster.one_device_each else [],
+            cluster_detection_method="deactivate" if explicit else None,
+            initialization_timeout=START_TIMEOUT,
+            heartbeat_timeout_seconds=10
+            * watch.LOST_AFTER,  # the runtime ends processes by SIGABRT, ``watch`` says why
+        )
+    except Exception as error:
+        raise ClusterError(f"the processes found by {cluster.found_by} did not come together: {error}") from None
+    if jax.process_index() != 0:
+        watch.explain_aborts()
+    with watch.Watch(jax.process_index(), jax.process_count(), socket.gethostname()):
+        yield jax.process_index() == 0
+    jax.distributed.shutdown()

@@ -1,0 +1,154 @@
+"""Ends a process whose peers are lost, instead of letting it wait for them for ever.
+
+Every process tells the others each ``BEAT`` seconds that it lives, through the store of JAX's distributed runtime. One
+that has not been heard of for ``LOST_AFTER`` seconds, or that says it ended with an error, ends all: their devices wait
+in a collective that cannot finish, so nothing could be saved; the newest checkpoint stands. Where process 0 is killed,
+which keeps the store, JAX's runtime aborts the others at once: then only the exit code and a line are added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+BEAT = 3  # seconds
+LOST_AFTER = 30  # seconds
+PEER_LOST = 76  # exit code: another process is lost; run the same command again to resume (EX_PROTOCOL)
+_BEATS, _ENDED = "mono_jax/beat/", "mono_jax/ended/"
+_ADVICE = "; stopping; the newest checkpoint stands: run again to resume"
+_kept: list[object] = []  # what C code holds a pointer to
+
+
+class Store(Protocol):
+    """What is needed of the client of JAX's distributed runtime."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
+
+    def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]: ...
+
+    def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
+
+
+def _store() -> Store:
+    from jax._src.distributed import global_state  # the one way to the store
+
+    return global_state.client
+
+
+def explain_aborts() -> None:
+    """Makes an abort of this process by the runtime, since process 0 is gone, an exit with a line that says so."""
+    from jax._src.distributed import global_state
+
+    host, port = str(global_state.coordinator_address).rsplit(":", 1)
+    libc = ctypes.CDLL(None)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def aborted(_: int) -> None:
+        try:
+            socket.create_connection((host, int(port)), timeout=3).close()
+        except OSError:
+            _leave(f"process 0 on {host} is lost{_ADVICE}")
+        libc.signal(signal.SIGABRT, 0)  # another reason: abort as ever
+
+    _kept.append(aborted)
+    libc.signal(signal.SIGABRT, aborted)
+
+
+def _leave(message: str) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(PEER_LOST)
+
+
+class Watch:
+    """A thread that beats and listens while the context is entered. An error that leaves the context is told."""
+
+    def __init__(
+        self,
+        process: int,
+        processes: int,
+        host: str,
+        store: Store | None = None,
+        leave: Callable[[str], None] = _leave,
+        beat: float = BEAT,
+        lost_after: float = LOST_AFTER,
+    ):
+        self._process, self._processes, self._host = process, processes, host
+        self._store, self._leave, self._beat, self._lost_after = store or _store(), leave, beat, lost_after
+        self._stop = threading.Event()
+        self._hosts: dict[int, str] = {}
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, SystemExit):
+            if _by_others(error):
+                self._stop.wait(2 * self._lost_after)  # the thread finds out who it was, and leaves
+            self._tell(f"{type(error).__name__}: {error}")
+        else:
+            with contextlib.suppress(Exception):  # the first process keeps the store until all have come
+                self._store.wait_at_barrier("mono_jax/end", timeout_in_ms=300_000)
+        self._stop.set()
+        self._thread.join()
+
+    def _tell(self, message: str) -> None:
+        with contextlib.suppress(Exception):  # the store may be gone
+            value = json.dumps({"host": self._host, "error": " ".join(message.split())[:500]})
+            self._store.key_value_set(f"{_ENDED}{self._process}", value, allow_overwrite=True)
+
+    def _run(self) -> None:
+        number, seen, heard = 0, {}, dict.fromkeys(range(self._processes), time.monotonic())
+        while True:
+            number += 1
+            try:
+                beat = json.dumps({"host": self._host, "number": number})
+                self._store.key_value_set(f"{_BEATS}{self._process}", beat, allow_overwrite=True)
+                beats, ended = (self._read(prefix) for prefix in (_BEATS, _ENDED))
+                heard[0] = time.monotonic()  # process 0 keeps the store
+            except Exception:  # of the runtime, of any kind
+                beats, ended = {}, {}
+            now = time.monotonic()
+            for other, value in beats.items():
+                self._hosts[other] = value["host"]
+                if seen.get(other) != value["number"]:
+                    seen[other], heard[other] = value["number"], now
+            if lost := self._lost(ended, heard, now):
+                self._leave(f"{lost}{_ADVICE}")
+                return
+            if self._stop.wait(self._beat):
+                return
+
+    def _read(self, prefix: str) -> dict[int, dict[str, Any]]:
+        found = self._store.key_value_dir_get(prefix)
+        return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in found}
+
+    def _lost(self, ended: dict[int, dict[str, Any]], heard: dict[int, float], now: float) -> str | None:
+        for other, value in ended.items():
+            if other != self._process:
+                return f"process {other} on host {value['host']} ended: {value['error']}"
+        for other, when in heard.items():
+            if other != self._process and now - when > self._lost_after:
+                host = f" on host {self._hosts[other]}" if other in self._hosts else ""
+                return f"process {other}{host} has not been heard of for {now - when:.0f} s"
+        return None
+
+
+def _by_others(error: BaseException) -> bool:
+    """Whether ``error`` may come from a collective that another process did not take part in."""
+    words = ("Gloo", "NCCL", "collective", "DEADLINE_EXCEEDED", "UNAVAILABLE", "Connection", "heartbeat", "peer")
+    return any(word in str(error) for word in words) and "RESOURCE_EXHAUSTED" not in str(error)

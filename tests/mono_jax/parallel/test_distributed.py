@@ -1,0 +1,161 @@
+"""How processes find each other, and what ends those that are left when one is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from mono_jax.errors import ClusterError
+from mono_jax.parallel.distributed import Cluster, find
+from mono_jax.parallel.watch import Watch
+
+SRUN = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        # A coordinator alone may be left over from another program.
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, None),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"},
+            Cluster("h:1", 4, 2, "environment variables"),
+        ),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
+        # Four tasks on each host divide its GPUs, unless each sees its own; one task takes all of them.
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, Cluster(None, None, None, "SLURM", True)),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, Cluster(None, None, None, "SLURM", False)),
+        (
+            SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "CUDA_VISIBLE_DEVICES": "2"},
+            Cluster(None, None, None, "SLURM", False),
+        ),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+            Cluster(None, None, None, "Open MPI", True),
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, Cluster(None, None, None, "the TPU pod")),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, Cluster(None, None, None, "the TPU pod")),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_SKIP_MDS_QUERY": "1"}, None),
+    ],
+)
+def test_a_process_finds_the_others_by_its_environment(environment: dict[str, str], expected: Cluster | None):
+    assert find(environment=environment) == expected
+
+
+def test_flags_come_before_the_environment():
+    assert find("h:5", 2, 1, SRUN) == Cluster("h:5", 2, 1, "flags")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (("h:5", 2, None), {}, r"--process missing: all of --coordinator, --processes, --process are needed"),
+        (("h", 2, 1), {}, "--coordinator is 'h': it must be HOST:PORT"),
+        (("h:5", 2, 2), {}, "--process is 2: it must be one of 0 to 1"),
+        ((None, None, None), {"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing"),
+        (
+            (None, None, None),
+            {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+            "must be numbers, not 'two' and '0'",
+        ),
+        # In a batch script without srun: each task would train by itself, all in one workdir.
+        ((None, None, None), {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, "not started by srun"),
+    ],
+)
+def test_a_cluster_described_by_half_is_refused(flags: tuple, environment: dict[str, str], message: str):
+    with pytest.raises(ClusterError, match=message):
+        find(*flags, environment=environment)
+
+
+class Store:
+    """The runtime's store, in memory; ``away``: it does not answer."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.away = False
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        if self.away:
+            raise RuntimeError("UNAVAILABLE")
+        assert allow_overwrite or key not in self.values
+        self.values[key] = value
+
+    def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
+        if self.away:
+            raise RuntimeError("UNAVAILABLE")
+        return [(key, value) for key, value in self.values.items() if key.startswith(prefix)]
+
+    def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None:
+        if self.away:
+            raise RuntimeError("UNAVAILABLE")
+
+
+class Peer:
+    """A watched process in a thread's clothes; ``left``: why it would have exited."""
+
+    def __init__(self, store: Store, number: int, processes: int = 2):
+        self.left: list[str] = []
+        self.gone = threading.Event()
+        self.watch = Watch(number, processes, f"host{number}", store, self._leave, beat=0.01, lost_after=0.5)
+
+    def _leave(self, message: str) -> None:
+        self.left.append(message)
+        self.gone.set()
+
+
+def test_peers_that_beat_are_left_alone_and_all_may_end():
+    store = Store()
+    peers = [Peer(store, number) for number in range(2)]
+    with peers[0].watch, peers[1].watch:
+        time.sleep(1.0)  # twice as long as a lost one is waited for
+    assert [peer.left for peer in peers] == [[], []]
+
+
+def test_one_that_falls_silent_is_named():
+    store = Store()
+    peers = [Peer(store, number, 3) for number in range(3)]
+    with peers[0].watch, peers[1].watch:
+        with peers[2].watch:
+            time.sleep(0.1)
+        for peer in peers[:2]:
+            assert peer.gone.wait(5) and "process 2 on host host2 has not been heard of for" in peer.left[0]
+
+
+def test_one_that_never_came_is_named_without_its_host():
+    peer = Peer(Store(), 0)
+    with peer.watch:
+        assert peer.gone.wait(5) and peer.left[0].startswith("process 1 has not been heard of for")
+
+
+def test_one_that_ends_with_an_error_says_why():
+    store = Store()
+    peers = [Peer(store, number) for number in range(2)]
+    with peers[0].watch:
+        with pytest.raises(ValueError), peers[1].watch:
+            raise ValueError("no\nroom")
+        assert peers[0].gone.wait(5)
+    assert peers[0].left[0].startswith("process 1 on host host1 ended: ValueError: no room; stopping")
+
+
+def test_an_error_that_others_caused_is_not_told_as_ones_own():
+    """Of three processes one is killed: the errors of the other two's collectives must not accuse each other."""
+    store = Store()
+    peer = Peer(store, 0)
+    with pytest.raises(ValueError), peer.watch:
+        raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    assert peer.left and "process 1" in peer.left[0]
+
+
+def test_a_store_that_is_gone_is_process_0():
+    store = Store()
+    peer = Peer(store, 1)
+    with peer.watch:
+        time.sleep(0.05)
+        store.away = True
+        assert peer.gone.wait(5) and peer.left[0].startswith("process 0")
