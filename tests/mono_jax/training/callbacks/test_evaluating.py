@@ -10,7 +10,7 @@ import pytest
 
 from mono_jax.training.callbacks.checkpointing import Checkpointing
 from mono_jax.training.callbacks.evaluating import Best, Evaluating
-from mono_jax.training.loop import Progress, Stopped
+from mono_jax.training.loop import Progress, Stopped, after_step
 from tests.mono_jax.helpers import random_batch
 from tests.mono_jax.training.callbacks.test_checkpointing import state
 from tests.mono_jax.training.callbacks.test_recorder import Writer, recorder
@@ -55,9 +55,7 @@ def run(
     progress.batch = random_batch(2)
     for done in range(start + 1, ends + 1):
         progress.done, progress.state, progress.metrics = done, state(done), metrics_of(done)
-        for callback in (evaluating, records, saving):
-            if done % callback.every == 0:
-                callback.step(progress)
+        after_step(progress, (evaluating, records, saving))
     progress.error = None if ends == STEPS else Stopped("asked")
     for callback in (evaluating, records, saving):
         callback.finish(progress)
