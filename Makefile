@@ -9,7 +9,7 @@ MUTANTS ?=
 # One stamp for each set of packages: another EXTRA is installed even where the environment exists.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(EXTRA)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test mutants lint clean
+.PHONY: demo test mutants lint lock clean
 
 demo: $(STAMP)  ## the whole of EViP in miniature; interrupted and run again, it resumes
 	JAX_PLATFORMS=cpu $(BIN)/python experiments/evip.py --config=experiments/configs/demo.py --workdir=runs/demo
@@ -26,7 +26,16 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(STAMP): requirements.txt setup.cfg
+LOCK := $(BIN)/uv pip compile setup.cfg --quiet --upgrade --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
+
+lock: $(STAMP)  ## the newest versions that fit setup.cfg, for each target, into requirements/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	$(LOCK) --extra demo --extra dev --extra fast -o requirements/cpu.txt
+	$(LOCK) --extra gpu --extra cloud -o requirements/gpu_cuda13.txt
+	$(LOCK) --extra gpu_cuda12 --extra cloud -o requirements/gpu_cuda12.txt
+	$(LOCK) --extra tpu --extra cloud -o requirements/tpu.txt
+
+$(STAMP): requirements.txt requirements/cpu.txt setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "error: $(PYTHON) is $$($(PYTHON) --version); use Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

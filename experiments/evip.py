@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mono_jax.runs.evip import run_evip
     from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
+    cli.alone("evip.py")
     try:
         result = run_evip(EvipConfig.from_dict(values.to_dict()), Path(args.workdir))
     except Preempted as stop:

@@ -14,9 +14,9 @@ from typing import NoReturn
 from data_pipelines import cli as command
 from data_pipelines.cli import USER_ERROR, fail, json_line
 from data_pipelines.cli import make_parser as parser
-from mono_jax.errors import MonoJaxError
+from mono_jax.errors import ClusterError, MonoJaxError
 
-__all__ = ["USER_ERROR", "add_cluster_flags", "byte_size", "fail", "joined", "json_line", "parser", "run"]
+__all__ = ["USER_ERROR", "add_cluster_flags", "alone", "byte_size", "fail", "joined", "json_line", "parser", "run"]
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -39,6 +39,17 @@ def joined(args: argparse.Namespace) -> contextlib.AbstractContextManager[bool]:
     from mono_jax.parallel import distributed  # after parsing: --help needs none of it
 
     return distributed.joined(distributed.find(args.coordinator, args.processes, args.process))
+
+
+def alone(command: str) -> None:
+    """Raises ClusterError where several processes were started: they would overwrite each other's files."""
+    from mono_jax.parallel import distributed
+
+    if (cluster := distributed.find()) is not None:
+        raise ClusterError(
+            f"{command} runs in one process, but several were started (found by {cluster.found_by}): start one, or "
+            "train stage by stage with train.py, which runs in several"
+        )
 
 
 def byte_size(text: str) -> int:

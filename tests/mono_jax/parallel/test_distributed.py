@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from mono_jax import cli
 from mono_jax.errors import ClusterError
 from mono_jax.parallel.distributed import Cluster, find
 from mono_jax.parallel.watch import Watch
@@ -71,6 +72,14 @@ def test_flags_come_before_the_environment():
 def test_a_cluster_described_by_half_is_refused(flags: tuple, environment: dict[str, str], message: str):
     with pytest.raises(ClusterError, match=message):
         find(*flags, environment=environment)
+
+
+def test_a_command_of_one_process_refuses_to_be_started_several_times(monkeypatch):
+    cli.alone("evip.py")
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ClusterError, match=r"evip.py runs in one process, .* \(found by SLURM\)"):
+        cli.alone("evip.py")
 
 
 class Store:
