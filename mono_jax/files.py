@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{file}: must hold a JSON object, not {type(value).__name__}")
@@ -54,34 +56,71 @@ def reason(error: BaseException) -> str:
     return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "..."
 
 
-def write_checksums(folder: Path) -> None:
-    """Writes ``checksums.json`` into ``folder``: SHA-256 of every file below it."""
-    write_json(folder / CHECKSUMS_FILE, {"sha256": _checksums(folder)})
+def write_checksums(folder: Path, process: int = 0, processes: int = 1) -> None:
+    """Writes the SHA-256 of every file below ``folder`` into ``checksums.json``.
+
+    Where several ``processes`` wrote the folder together, each lists the files that it wrote, number 1 in
+    ``checksums.1.json`` and so on, right after writing, when they are likely to be in its memory still.
+    """
+    names = [name for name in _files(folder) if _writer(name) % processes == process]
+    content = {"processes": processes, "sha256": _checksums(folder, names)}
+    write_json(folder / _list_name(process), content)
 
 
-def verify_checksums(folder: Path) -> bool:
-    """True if the files are what was written, False if there is no list; raises Damaged that names a bad file."""
+def verify_checksums(folder: Path, process: int = 0, processes: int = 1) -> bool:
+    """True if the files are what was written, False if a list is missing; raises Damaged that names a bad file.
+
+    Of several ``processes`` that share the work, ``process`` checks every so many lists.
+    """
     if not (folder / CHECKSUMS_FILE).is_file():
         return False
-    try:
-        expected = json.loads((folder / CHECKSUMS_FILE).read_text())["sha256"]
-    except (OSError, ValueError, KeyError):
-        raise Damaged(f"{folder}: damaged: {CHECKSUMS_FILE} is unreadable") from None
-    found = _checksums(folder)
-    for name, digest in expected.items():
-        if name not in found:
-            raise Damaged(f"{folder}: damaged: {name} is missing")
-        if found[name] != digest:
-            raise Damaged(f"{folder}: damaged: {name} has changed since it was written")
+    lists = [_list_name(number) for number in range(_read_list(folder, CHECKSUMS_FILE).get("processes", 1))]
+    if not all((folder / name).is_file() for name in lists):
+        return False
+    for name in lists[process::processes]:
+        expected = _read_list(folder, name)["sha256"]
+        found = _checksums(folder, [file for file in expected if (folder / file).is_file()])
+        for file, digest in expected.items():
+            if file not in found:
+                raise Damaged(f"{folder}: damaged: {file} is missing")
+            if found[file] != digest:
+                raise Damaged(f"{folder}: damaged: {file} has changed since it was written")
     return True
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS_FILE)
+def _read_list(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text())
+        if isinstance(content["sha256"], dict) and isinstance(content.get("processes", 1), int):
+            return content
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise Damaged(f"{folder}: damaged: {name} is unreadable")
 
-    def digest(file: Path) -> str:
-        with file.open("rb") as handle:
+
+def _list_name(process: int) -> str:
+    return CHECKSUMS_FILE if process == 0 else f"checksums.{process}.json"
+
+
+_LIST = re.compile(r"checksums(\.\d+)?\.json")
+_PROCESS_FOLDER = re.compile(r"(?:^|/)(?:ocdbt\.)?process_(\d+)(?:/|$)")
+
+
+def _writer(name: str) -> int:
+    """The process that wrote a file of a checkpoint: Orbax gives each a folder of its own, process 0 the rest."""
+    found = _PROCESS_FOLDER.search(name)
+    return int(found[1]) if found else 0
+
+
+def _files(folder: Path) -> list[str]:
+    files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    return sorted(name for name in files if not _LIST.fullmatch(name))
+
+
+def _checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    def digest(name: str) -> str:
+        with (folder / name).open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
 
     with ThreadPoolExecutor(4) as pool:
-        return dict(zip((file.relative_to(folder).as_posix() for file in files), pool.map(digest, files)))
+        return dict(zip(names, pool.map(digest, names)))

@@ -13,25 +13,29 @@ from jax.experimental import multihost_utils
 
 from mono_jax import tree
 from mono_jax.errors import CheckpointError
-from mono_jax.files import Damaged, verify_checksums
+from mono_jax.files import Damaged, verify_checksums, write_checksums
 from mono_jax.weights.names import first, is_stacked
 
 
-def verify_on_first_process(folder: Path) -> bool:
-    """``verify_checksums`` by one process for all, so that the files are read once and all agree."""
+def list_checksums(folder: Path) -> None:
+    """Lists the files that this process wrote into the checkpoint ``folder``; every process calls this."""
+    write_checksums(folder, jax.process_index(), jax.process_count())
+
+
+def verify_together(folder: Path) -> bool:
+    """``verify_checksums`` by all processes, each a part of the lists, so that files are read once and all agree."""
     if jax.process_count() == 1:
         return verify_checksums(folder)
-    unlisted, sound, damaged = range(3)
-    verdict, problem = unlisted, Damaged(f"{folder}: damaged")
-    if jax.process_index() == 0:
-        try:
-            verdict = sound if verify_checksums(folder) else unlisted
-        except Damaged as error:
-            verdict, problem = damaged, error
-    verdict = int(multihost_utils.broadcast_one_to_all(np.int32(verdict)))
-    if verdict == damaged:
-        raise problem
-    return verdict == sound
+    sound, unlisted, damaged = range(3)
+    problem = None
+    try:
+        verdict = sound if verify_checksums(folder, jax.process_index(), jax.process_count()) else unlisted
+    except Damaged as error:
+        verdict, problem = damaged, error
+    verdicts = np.ravel(multihost_utils.process_allgather(np.int32(verdict)))
+    if verdicts.max() == damaged:
+        raise problem or Damaged(f"{folder}: damaged, as process {verdicts.argmax()} found")
+    return verdicts.max() == sound
 
 
 def check_fit(folder: Path, stored_state: Any, wanted_state: Any) -> None:

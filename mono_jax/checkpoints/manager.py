@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mono_jax.checkpoints.integrity import check_fit, verify_on_first_process
+from mono_jax.checkpoints.integrity import check_fit, list_checksums, verify_together
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.files import Damaged, reason, write_checksums
 from mono_jax.parallel.distributed import barrier
@@ -45,6 +45,9 @@ class Checkpoints:
     there is reported when it happens, and raised by the next ``wait``. ``report`` gets one line for each damaged
     checkpoint and each save that failed in the background. ``marker``: a file that is made once a checkpoint is whole,
     and stays when checkpoints are lost.
+
+    Attributes:
+      failed: saves that failed, in the background or not.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Checkpoints:
         self._asynchronous, self._report, self._marker = asynchronous, report, marker
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
+        self.failed = 0
         self._saved: int | None = None
         self._best: int | None = None
         self._rotate_next = False
@@ -153,10 +157,9 @@ class Checkpoints:
     def _finish(self, step: int, rotate: bool, best: int | None) -> None:
         try:
             self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                write_checksums(self.directory / str(step))
-                if self._marker is not None:
-                    self._marker.touch()
+            list_checksums(self.directory / str(step))
+            if jax.process_index() == 0 and self._marker is not None:
+                self._marker.touch()
             self._saved = step
             self._best = best if best in self._manager.all_steps() else self._best
             self._rotate_next = rotate
@@ -165,7 +168,7 @@ class Checkpoints:
         except Exception as error:
             self._error = self._not_saved(step, error)
             if self._asynchronous:
-                self._report(str(self._error))
+                self._report(f"{self._error} (failed saves so far: {self.failed})")
 
     def _rotate(self) -> None:
         """Removes what is older than the newest ``keep``, milestones and the best aside.
@@ -182,6 +185,7 @@ class Checkpoints:
                 self._manager.delete(old)
 
     def _not_saved(self, step: int, error: Exception) -> CheckpointError:
+        self.failed += 1
         return CheckpointError(
             f"{self.directory}: step {step} was not saved: {reason(error)}; "
             "earlier checkpoints are intact, make room and run again to resume from the newest"
@@ -242,7 +246,7 @@ class Checkpoints:
 
     def _verified(self, step: int) -> bool:
         """Whether the step's files are known to be sound (False: nothing is known); raises Damaged."""
-        if step not in self._sound and verify_on_first_process(self.directory / str(step)):
+        if step not in self._sound and verify_together(self.directory / str(step)):
             self._sound.add(step)
         return step in self._sound
 

@@ -141,7 +141,7 @@ class Ends(nnx.Module):
         if visual is None:
             if self.config.vision is None or batch["patch_cells"].shape[1] == 0:
                 return text, dataclasses.replace(make_slots(self.config, batch, 0), boundaries=None)
-            visual = self.embed_visual(batch["patches"], batch["patch_cells"], dtype)
+            visual = self.embed_visual(_without_padding(batch), batch["patch_cells"], dtype)
         x = jnp.concatenate([visual.astype(dtype), text], axis=1)
         slots = make_slots(self.config, batch, visual.shape[1])
         if slots.boundaries is None:
@@ -213,6 +213,7 @@ class Model:
         """
         ends = self.ends(params)
         x, slots = ends.embed_slots(batch, dtype, visual)
+        x = jnp.where((slots.segments > 0)[..., None], x, 0)  # what padding holds, a NaN even, reaches no gradient
         cache = None if cache is None else cache.append(slots)
         x, cache, collected = self._run_layers(params, x, slots, cache, collect)
         if "hidden" in collect:
@@ -254,6 +255,18 @@ class Model:
         """float32 [..., vocabulary] of ``hidden`` [..., d]."""
         kernel = self.output_kernel(params).astype(hidden.dtype)
         return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def _without_padding(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The patches; floating ones may hold a NaN, so those of empty slots become zeros: they make weight gradients."""
+    patches, count = batch["patches"], batch["patch_cells"].shape[1]
+    if not jnp.issubdtype(patches.dtype, jnp.floating):
+        return patches
+    inverse = jnp.argsort(batch["order"], axis=1)[:, :count]
+    used = jnp.take_along_axis(batch["segments"], inverse, axis=1) > 0
+    if "visual_slots" in batch:
+        used &= jnp.arange(count)[None] < batch["visual_slots"][:, None]
+    return jnp.where(used[..., None, None, None], patches, 0)
 
 
 def _text_slots(x: jax.Array, slots: Slots, text: int) -> jax.Array:

@@ -52,8 +52,8 @@ from mono_jax.weights.model_folder import PARAMS_FOLDER
 def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Say | None = None) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
-    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "best": {"metric", "step", "value"} or
-    None, "data": what was read and skipped}.
+    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves",
+    "best": {"metric", "step", "value"} or None, "data": what was read and skipped}.
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
@@ -103,7 +103,8 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
                 writer.close()
     result = _finish(program, data, workdir, state, frozen, base_dir / base)
     result["data"]["sources"] = summaries
-    return result | {"failed_saves": saving.failed, "best": evaluating.best and dataclasses.asdict(evaluating.best)}
+    result |= {"failed_saves": checkpoints.failed, "skipped_saves": saving.skipped}
+    return result | {"best": evaluating.best and dataclasses.asdict(evaluating.best)}
 
 
 @contextlib.contextmanager

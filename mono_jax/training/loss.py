@@ -27,8 +27,10 @@ def weighted_cross_entropy(
       weights: float32 [B, T], 0 = not trained on.
       chunk: as for ``token_cross_entropy``.
     """
+    # Before the product: what an unused slot holds, a NaN even, must reach neither the loss nor a gradient.
+    hidden = jnp.where((weights > 0)[..., None], hidden, 0)
     losses = token_cross_entropy(hidden, kernel, targets, chunk=chunk)
-    # where, not only a product: an unused slot must not turn the sum into NaN (0 * inf).
+    # where, not only a product: 0 * inf is a NaN.
     return jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
 
 

@@ -56,7 +56,11 @@ def console_line(stage: str, steps: int, record: Mapping[str, Any]) -> str:
     if record.get("skipped"):
         parts.append(f"skipped updates {record['skipped']}")
     if record.get("bad_samples"):
-        parts.append(f"bad samples {record['bad_samples']:,} of {record['samples'] + record['bad_samples']:,}")
+        reasons = {name.removeprefix("bad/"): count for name, count in record.items() if name.startswith("bad/")}
+        most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+        listed = ", ".join(f"{reason} {count:,}" for reason, count in most) + (", ..." if len(reasons) > 3 else "")
+        total = record["samples"] + record["bad_samples"]
+        parts.append(f"bad samples {record['bad_samples']:,} of {total:,}" + (f" ({listed})" if listed else ""))
     return "  ".join(parts)
 
 

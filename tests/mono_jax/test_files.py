@@ -14,8 +14,13 @@ def test_json_objects_are_read_and_nothing_else(tmp_path):
     file = tmp_path / "a.json"
     with pytest.raises(ConfigError, match=r"a\.json: no such file"):
         read_json(file)
-    for text, message in (("{", "not readable as JSON"), ("[1]", "must hold a JSON object, not list")):
-        file.write_text(text)
+    for text, message in (
+        ("{", "not readable as JSON"),
+        ("[" * 100_000, "not readable as JSON"),
+        (b"\xff", "not readable as JSON"),
+        ("[1]", "must hold a JSON object, not list"),
+    ):
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(ConfigError, match=rf"a\.json: {message}"):
             read_json(file)
     file.write_text(json.dumps({"a": "ä"}))
@@ -43,6 +48,26 @@ def test_checksums_name_the_file_that_changed(tmp_path):
     (tmp_path / "sub" / "a").write_text("A")
     with pytest.raises(Damaged, match="damaged: sub/a has changed since it was written"):
         verify_checksums(tmp_path)
-    (tmp_path / CHECKSUMS_FILE).write_text("nonsense")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"nonsense",
+        b"",
+        b"\xff",
+        b"[]",
+        b"3",
+        b"null",
+        b"[" * 100_000,
+        b'{"sha256": []}',
+        b'{"sha256": {}, "processes": "2"}',
+        b'{"processes": 1}',
+    ],
+)
+def test_a_list_of_any_content_is_damaged(tmp_path, content: bytes):
+    (tmp_path / "b").write_text("b")
+    write_checksums(tmp_path)
+    (tmp_path / CHECKSUMS_FILE).write_bytes(content)
     with pytest.raises(Damaged, match=rf"damaged: {CHECKSUMS_FILE} is unreadable"):
         verify_checksums(tmp_path)

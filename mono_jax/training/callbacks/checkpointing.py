@@ -16,6 +16,8 @@ from mono_jax.training.metrics import Say
 class Saver(Protocol):
     """What ``Checkpointing`` needs of ``checkpoints.manager.Checkpoints``."""
 
+    failed: int
+
     def save(
         self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
     ) -> None: ...
@@ -29,8 +31,8 @@ class Checkpointing(Callback):
     """Saves the state after every ``every``-th step and after the best, and when the run ends, whatever ends it.
 
     A save that fails during the run is reported and counted, and the next one is made. While updates are not finite no
-    state is saved but the last; one that a failed step has consumed cannot be saved. ``before_save`` is called first.
-    ``best``: the step that was the best so far; its checkpoint is not rotated away.
+    state is saved but the last (``skipped`` counts them); one that a failed step has consumed cannot be saved.
+    ``before_save`` is called first. ``best``: the step that was the best so far; its checkpoint is not rotated away.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Checkpointing(Callback):
         before_save: Callable[[Progress], None] = lambda progress: None,
         best: Callable[[], int | None] = lambda: None,
     ):
-        self._every, self.failed, self._best = every, 0, best
+        self._every, self.skipped, self._best = every, 0, best
         self._checkpoints, self._metadata, self._say, self._before_save = checkpoints, metadata, say, before_save
 
     def step(self, progress: Progress) -> None:
@@ -50,13 +52,13 @@ class Checkpointing(Callback):
             return
         self._before_save(progress)
         if int(progress.state.nonfinite_steps):
+            self.skipped += 1
             self._say(f"step {progress.done} is not saved: its update was not finite")
             return
         try:
             self._checkpoints.save(progress.done, vars(progress.state), self._metadata(), best=self._best())
         except CheckpointError as error:
-            self.failed += 1
-            self._say(f"{error} (failed saves so far: {self.failed}); training continues")
+            self._say(f"{error} (failed saves so far: {self._checkpoints.failed}); training continues")
 
     def finish(self, progress: Progress) -> None:
         if isinstance(progress.error, NonFinite):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from data_pipelines.batch import BatchSpec
+from data_pipelines.batch import BatchSpec, ragged
 from mono_jax import tree
 from mono_jax.evaluation import parity
 from mono_jax.models.architecture import Architecture
@@ -268,6 +268,43 @@ def test_variants_give_the_same_loss_and_gradients(
 ) -> None:
     """Chunks divide neither the 32 slots of a row nor the 16 text slots among them."""
     assert_same(plain, loss_and_gradients(CONFIG, params, batch, **({"attention": "xla"} | VARIANTS[name])))
+
+
+POISONED = {
+    "static": ("tiny_mono_1_5", {"attention": "xla"}),
+    "dense_both, chunked, remat": (
+        "tiny_mono_1_5",
+        {"experts": "dense_both", "attention": "xla_chunked", "attention_chunk": 12, "loss_chunk": 5, "remat": "full"},
+    ),
+    "ragged": ("tiny_mono_1_5", {"experts": "grouped", "experts_kernel": "ragged", "experts_block": 8}),
+    "modular": ("tiny_modular", {"attention": "xla"}),
+}
+
+
+@pytest.mark.parametrize("name", POISONED)
+def test_nan_in_empty_slots_reaches_no_gradient(name: str) -> None:
+    """In the pixels of one row's unused visual slots, and in the embedding of the id that padding has."""
+    model_name, execution = POISONED[name]
+    config = preset(model_name)
+    params, clean = random_params(config, size=0.1), random_batch(2)
+    clean["patches"] = np.random.default_rng(3).normal(size=clean["patches"].shape).astype(np.float32)
+    clean["tokens"][:, 14:] = 0
+    visual = clean["order"][0] < SPEC.visual_tokens
+    clean["segments"][1, visual] = 0  # a modular model has whole tiles: this one is unused
+    if name == "ragged":
+        clean = ragged(clean, 32, 8)
+        assert clean["visual_slots"].tolist() == [16, 0]
+    poisoned = change(clean, patches=((1, slice(None)), np.nan))
+    embedding = np.array(params["embed"]["embedding"])
+    embedding[0] = np.nan
+    loss = jax.jit(
+        jax.value_and_grad(lambda p, b: train.loss_sum(Model(config, Execution(**execution)), p, {}, b, F32))
+    )
+    expected, wanted = loss(params, clean)
+    found, gradients = loss(params | {"embed": {"embedding": embedding}}, poisoned)
+    assert float(found) == float(expected)
+    for path, gradient in tree.flatten(gradients).items():
+        np.testing.assert_array_equal(gradient, tree.flatten(wanted)[path], err_msg=path)
 
 
 def test_fused_attention_is_put_into_sequence_order_and_back(

@@ -47,8 +47,13 @@ def test_what_stands_in_an_unused_slot_does_not_matter(chunk: int, poison: float
     hidden[0, 2] = hidden[1, 5, 3] = poison
     targets = TARGETS.copy()
     targets[1, 5] = -1
-    found = weighted_cross_entropy(hidden, KERNEL, targets, WEIGHTS, chunk=chunk)
+    found, gradients = jax.value_and_grad(weighted_cross_entropy, argnums=(0, 1))(
+        hidden, KERNEL, targets, WEIGHTS, chunk=chunk
+    )
     np.testing.assert_allclose(found, expected()[0], rtol=1e-5)
+    clean = jax.grad(weighted_cross_entropy, argnums=(0, 1))(HIDDEN, KERNEL, TARGETS, WEIGHTS, chunk=chunk)
+    for one, other in zip(gradients, clean):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])

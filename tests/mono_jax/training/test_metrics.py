@@ -45,3 +45,24 @@ def test_console_line_has_what_users_watch():
         "skipped updates 2",
     ):
         assert part in line
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ({}, None),
+        ({"samples": 9, "bad_samples": 0}, None),
+        (
+            {"samples": 1997, "bad_samples": 3, "bad/too_long": 1, "bad/truncated": 2},
+            "3 of 2,000 (truncated 2, too_long 1)",
+        ),
+        (
+            {"samples": 0, "bad_samples": 10, "bad/a": 1, "bad/b": 2, "bad/c": 3, "bad/d": 4},
+            "10 of 10 (d 4, c 3, b 2, ...)",
+        ),
+    ],
+)
+def test_bad_samples_stand_on_the_console_by_reason(counts, shown):
+    record = {"step": 3, "loss": 1.0, "grad_norm": 1.0, "lr": 1e-3, "tokens_per_s": 1.0, "data_wait": 0.0, "eta_s": 1.0}
+    line = metrics.console_line("S1.1", 10, record | counts)
+    assert line.endswith(f"bad samples {shown}") if shown else "bad samples" not in line

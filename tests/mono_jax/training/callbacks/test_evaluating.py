@@ -22,6 +22,8 @@ STEPS = 7
 class Saves:
     """Stands in for ``Checkpoints``: (step, best) of every save."""
 
+    failed = 0
+
     def __init__(self) -> None:
         self.made: list[tuple[int, int | None]] = []
 
