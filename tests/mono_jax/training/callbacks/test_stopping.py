@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import os
+import signal
 
 import pytest
 
 from data_pipelines.loading.report import Report
 from mono_jax.training.callbacks import stopping
-from mono_jax.training.callbacks.stopping import BadSampleLimit, TooManyBadSamples
+from mono_jax.training.callbacks.stopping import BadSampleLimit, Preempted, StopWhenAsked, TooManyBadSamples
 from mono_jax.training.loop import Progress
 
 
@@ -28,3 +30,40 @@ def test_a_share_of_bad_samples_above_the_limit_ends_the_run(bad: int, stops: bo
 def test_the_exit_code_of_a_run_that_was_asked_to_stop():
     """Launchers rely on it: EX_TEMPFAIL of sysexits.h."""
     assert stopping.PREEMPTED == 75
+
+
+def turn(stopping: StopWhenAsked, done: int = 3) -> None:
+    """As the loop does after a step."""
+    progress = Progress(None, {}, 0, done, 7)
+    progress.totals.add(done, stopping.facts(progress))
+    stopping.step(progress)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step(number: int, capfd: pytest.CaptureFixture[str]):
+    handlers, hurried = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)], []
+    with StopWhenAsked(lambda: hurried.append(True)) as asked:
+        turn(asked)
+        os.kill(os.getpid(), number)
+        said = "stopping after this step"
+        assert capfd.readouterr().err == said + (
+            "; Ctrl-C again: at once, unsaved\n" * (number == signal.SIGINT) or "\n"
+        )
+        assert hurried == [True]
+        with pytest.raises(Preempted, match="stopped at step 4 as asked; saved"):
+            turn(asked, 4)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_only_a_second_ctrl_c_interrupts():
+    with StopWhenAsked() as asked:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)  # schedulers repeat themselves
+        with pytest.raises(Preempted):
+            turn(asked)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with StopWhenAsked() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Preempted):
+            turn(asked)
