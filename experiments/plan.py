@@ -20,27 +20,32 @@ EXAMPLES = """examples:
   python experiments/plan.py --config=experiments/configs/mono_internvl.py:S1.1,v5e-16 --target=v5e:4x4 --json
   python experiments/plan.py --config=my_config.py --target=h200:1x8x1 --config.mesh.fsdp=8
   python experiments/plan.py --config=my_config.py --target=v5e:16x16 --search --compile=3
+  python experiments/plan.py --config=experiments/configs/mono_internvl.py --table --compile_rows=S1.1@v5e-256
   python experiments/plan.py --config=experiments/configs/demo.py:smoke --stage=s1_1 --target=cpu:8
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
-    parser.add_argument("--target", required=True, metavar="KIND:SHAPE", help="what to compile for, e.g. v5e:16x16")
+    parser.add_argument("--target", metavar="KIND:SHAPE", help="what to compile for, e.g. v5e:16x16")
     parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
     parser.add_argument(
         "--samples_per_row", type=float, help="that rows are taken to hold (default: images of the most tiles)"
     )
     parser.add_argument("--search", action="store_true", help="rank meshes, microbatches, remat and row lengths first")
     parser.add_argument("--compile", type=int, default=2, metavar="N", help="with --search: compile the N best (2)")
+    parser.add_argument("--table", action="store_true", help="the table of docs/scaling.md, of the config FILE:STAGE")
+    parser.add_argument("--compile_rows", default="", metavar="STAGE@POD,...", help="with --table: compile these rows")
     args, config = config_file.parse(parser, argv, reference.stage_keys)
     from mono_jax.runs import plan  # after parsing: --help needs none of it
-    from mono_jax.runs.planning.table import lines
 
+    if args.table:
+        return plan.print_table(args.config.partition(":")[0], [row for row in args.compile_rows.split(",") if row])
+    if not args.target:
+        parser.error("the following arguments are required: --target (or --table)")
     options = {"stage": args.stage, "samples_per_row": args.samples_per_row}
     options["compile_best"] = max(args.compile, 0) if args.search else None
-    result = plan.run(config.to_dict(), args.target, **options)
-    print("\n".join(lines(result)))
+    result = plan.show(config.to_dict(), args.target, **options)
     if args.json:
         cli.json_line(result)
     return 0

@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   python experiments/train.py --config=experiments/configs/demo.py:smoke --stage=s1_1 --workdir=runs/s1_1 \\
       --config.init=runs/s0/model
   python experiments/train.py --config=my_config.py --workdir=runs/a --config.optim.learning_rate=1e-4
+  python experiments/train.py --config=my_config.py --compile_for=v5e:16x16    # does it fit, how fast at best
   python experiments/train.py --config=my_config.py --workdir=runs/b --config.mesh.fsdp=8 --config.steps=2000
   srun python experiments/train.py --config=my_config.py --workdir=runs/c        # in a SLURM job: all of its tasks
 """
@@ -29,10 +30,20 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
-    parser.add_argument("--workdir", required=True, help="checkpoints, metrics and the resulting model go here")
+    parser.add_argument("--workdir", help="checkpoints, metrics and the resulting model go here")
+    parser.add_argument("--compile_for", metavar="TARGET", help="instead of training: plan.py's plan, e.g. for v5e:4x4")
     parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
     cli.add_cluster_flags(parser)
     args, config = config_file.parse(parser, argv, reference.stage_keys)
+    if args.compile_for:
+        from mono_jax.runs import plan
+
+        result = plan.show(config.to_dict(), args.compile_for, stage=args.stage)
+        if args.json:
+            cli.json_line(result)
+        return 0
+    if not args.workdir:
+        parser.error("the following arguments are required: --workdir")
     from mono_jax.runs.evip import single_stage  # after parsing: --help needs none of it
     from mono_jax.runs.stage import run_stage
     from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted

@@ -6,18 +6,24 @@ No data is opened. The step is the run's own, compiled by the target's real comp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.runs import config_file
 from mono_jax.runs.config import EvipConfig, RunConfig
-from mono_jax.runs.planning import compiled
+from mono_jax.runs.planning import compiled, scaling, table
 from mono_jax.runs.planning.search import search
 from mono_jax.runs.planning.targets import target
 from mono_jax.runs.planning.workload import workload
 from mono_jax.runs.program import Program
 
-ASSUMED_STEPS = 1000  # of a config that counts epochs: how many steps they have follows from the data only
+
+def show(values: Mapping[str, Any], name: str, **options: Any) -> dict[str, Any]:
+    """``run``, printed for a person."""
+    result = run(values, name, **options)
+    print("\n".join(table.lines(result)))
+    return result
 
 
 def run(
@@ -40,17 +46,24 @@ def run(
     """
     config = run_config(values, stage)
     hardware = target(name)
-    program = Program.build(config, config.steps or ASSUMED_STEPS, devices=hardware.devices)
-    if compile_best is None:
-        result = compiled.plan(program, hardware, workload(program, samples_per_row))
+    if compile_best is not None:
+        result = search(config, hardware, samples_per_row, compile_best)
     else:
-        result = search(program, hardware, samples_per_row, compile_best)
+        program = Program.build(config, config.steps or 1, devices=hardware.devices)
+        result = compiled.plan(program, hardware, workload(program, samples_per_row))
     if config.steps is None:
         result["days_for_stage"] = None
         result.setdefault("assumptions", []).append(
             "the config counts epochs: the stage's days are not known without its data"
         )
     return result
+
+
+def print_table(file: str, compile_rows: Sequence[str]) -> int:
+    """Prints the table of docs/scaling.md from the configs FILE:STAGE, as its rows are made; see ``scaling``."""
+    for line in scaling.table(lambda stage: config_file.load(f"{file}:{stage}").to_dict(), compile_rows):
+        print(line, flush=True)
+    return 0
 
 
 def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig:

@@ -24,6 +24,7 @@ from mono_jax.runs.planning.targets import Target, collective_seconds
 from mono_jax.runs.planning.workload import Workload
 from mono_jax.runs.program import Program
 from mono_jax.training.groups import groups_of, trained_groups
+from mono_jax.training.state import state_shardings
 from pallas_kernels.devices import device_key
 
 _BF16, _F32 = 2, 4
@@ -59,12 +60,13 @@ class Arithmetic:
         sizes = {path: leaf.size for path, leaf in tree.flatten(params).items()}
         self.parameters = sum(sizes.values())
         self.trained = sum(size for path, size in sizes.items() if groups[path] in trained)
+        self._shapes = program.abstract_state()
         self._states: dict[Mesh, _State] = {}
 
     def estimate(self, program: Program, work: Workload) -> Estimate:
         """Of ``program`` with the execution, microbatches and mesh that it has."""
         if program.mesh not in self._states:
-            self._states[program.mesh] = _State.of(program, self._tiled)
+            self._states[program.mesh] = self._state(program.mesh)
         state, sizes = self._states[program.mesh], _Sizes.of(program, work)
         batch = sum(_stored(leaf, self._tiled) for leaf in program.abstract_batch().values())
         compute, memory = self._work_seconds(sizes, program, work, state)
@@ -72,6 +74,15 @@ class Arithmetic:
         exposed = max(network - compute, 0.0)
         temporaries = _temporaries(sizes, program, state)
         return Estimate(state.bytes + batch, temporaries, compute, memory, network, exposed)
+
+    def _state(self, mesh: Mesh) -> _State:
+        places = state_shardings(self.program.model, *self._shapes, mesh)
+        leaves = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), self._shapes, places
+        )
+        changed, fixed = (sum(_stored(leaf, self._tiled) for leaf in jax.tree.leaves(part)) for part in leaves)
+        shards = (leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(leaves[0].trainable))
+        return _State(changed + fixed, changed, sum(map(math.prod, shards)))
 
     @property
     def _tiled(self) -> bool:
@@ -81,9 +92,8 @@ class Arithmetic:
         """Seconds of dots and attention at their rates, and of the bytes that no dot hides."""
         chip, c, remat = self.target.chip, sizes.config, program.run.execution.remat
         dots = _dot_flops(sizes, again=remat == "full") * sizes.microbatches / chip.peak
-        rows = sizes.tokens * sizes.microbatches / work.slots / sizes.tensor
-        kernels = AttentionWork(work, device_key(self.target.devices[0]))
-        attention = kernels.step_seconds(program, rows, chip.peak, twice=remat == "full")
+        kernels = AttentionWork.of(program, work, device_key(self.target.devices[0]))
+        attention = kernels.step_seconds(program, chip.peak, twice=remat == "full")
         optimizer = 2 * state.changed
         activations = 40 * sizes.tokens * c.hidden_size * c.num_hidden_layers * _BF16 * sizes.microbatches
         return dots + attention, (optimizer + activations) / chip.hbm_bandwidth
@@ -157,14 +167,6 @@ class _State:
     bytes: float
     changed: float
     trained: float
-
-    @classmethod
-    def of(cls, program: Program, tiled: bool) -> _State:
-        state, frozen = program.abstract_state()
-        changed = sum(_stored(leaf, tiled) for leaf in jax.tree.leaves(state))
-        fixed = sum(_stored(leaf, tiled) for leaf in jax.tree.leaves(frozen))
-        shapes = (leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state.trainable))
-        return cls(changed + fixed, changed, sum(map(math.prod, shapes)))
 
 
 def _stored(leaf: jax.ShapeDtypeStruct, tiled: bool) -> float:

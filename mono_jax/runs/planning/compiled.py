@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import re
 import time
 from typing import Any
@@ -12,36 +12,14 @@ import jax
 from mono_jax.hlo import roofline
 from mono_jax.hlo.roofline import Machine, Totals
 from mono_jax.runs.planning.kernels import AttentionWork
+from mono_jax.runs.planning.needs import GIB, memory_of, needs
 from mono_jax.runs.planning.targets import Target, collective_seconds
 from mono_jax.runs.planning.workload import Workload
 from mono_jax.runs.program import Program
 from pallas_kernels.devices import device_key
 
-GIB = 1 << 30
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 DAY = 86400.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of one device while a step runs."""
-
-    arguments: int
-    temporaries: int
-    others: int  # results that no argument's place takes, and the program itself
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.temporaries + self.others
-
-
-def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
-    """As the compiler has planned it; None where the backend does not say."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return None
-    others = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0) + found.generated_code_size_in_bytes
-    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, others)
 
 
 def plan(program: Program, target: Target, work: Workload) -> dict[str, Any]:
@@ -56,7 +34,11 @@ def plan(program: Program, target: Target, work: Workload) -> dict[str, Any]:
         return _frame(program, target, work) | _refused(str(error), time.perf_counter() - start)
     seconds = time.perf_counter() - start
     memory, limit = memory_of(compiled), None if target.chip is None else target.chip.hbm_bytes
-    result = _frame(program, target, work) | _time(program, target, work, compiled.as_text())
+    result = (
+        _frame(program, target, work)
+        | {"needs": needs(program, compiled)}
+        | _time(program, target, work, compiled.as_text())
+    )
     if memory is not None:
         fits = limit is None or memory.total <= limit
         result |= {
@@ -93,6 +75,7 @@ def _frame(program: Program, target: Target, work: Workload) -> dict[str, Any]:
         "days_for_stage": None,
         "compile_s": None,
         "reason": None,
+        "needs": None,
         "step_s": None,
         "steps": program.steps,
         "samples_per_row": work.samples,
@@ -121,7 +104,8 @@ def _time(program: Program, target: Target, work: Workload, text: str) -> dict[s
         chip.hbm_bandwidth if known else float("inf"),
         lambda collective: collective_seconds(target, program.mesh, collective),
     )
-    totals = roofline.totals(text, machine, AttentionWork(work, device_key(target.devices[0])))
+    kernels = AttentionWork.of(program, work, device_key(target.devices[0]))
+    totals = roofline.totals(text, machine, functools.partial(kernels.kernels, program))
     traffic: dict[str, float] = {}
     for (kind, _), (_, size) in sorted(totals.collectives.items()):
         traffic[kind] = traffic.get(kind, 0.0) + size

@@ -1,99 +1,105 @@
-"""The work of attention kernels inside a compiled step, which only their authors know.
+"""The work of attention kernels inside a step, which only their authors know.
 
-A kernel visits blocks of queries and keys; what it visits depends on the layout of the rows, which a program does not
-hold: the workload's samples stand in for it. ``SHARES`` says how much of the chip's peak a kernel reaches at most while
-it works on a block: useful FLOPs of a block over the cycles of its static schedule, which the compiler prints.
+What a kernel computes depends on the layout of the rows, which a program does not hold: equal samples stand in for it.
+``SHARES`` says how much of the chip's peak a kernel reaches at most: useful FLOPs of a block over the cycles of its
+static schedule, as the TPU compiler prints them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
+
+import jax.numpy as jnp
+import numpy as np
 
 from mono_jax.hlo.module import Computation, Instruction
 from mono_jax.hlo.roofline import Work
+from mono_jax.runs.planning.needs import attention
 from mono_jax.runs.planning.workload import Workload
 from mono_jax.runs.program import Program
+from pallas_kernels.attention.contract import Implementation, Intervals
 
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """One attention kernel.
-
-    Attributes:
-      name: regular expression of its name in compiled programs.
-      phase: "forward", "dq", "dkv" or "backward" (dq and dkv in one).
-      block: key of its block size in the kernel's metadata.
-      skips: whether it passes over blocks that hold only other samples (else only over those above the diagonal).
-    """
-
-    name: str
-    phase: str
-    block: str
-    skips: bool
-
-
-KERNELS = (
-    Kernel(r"splash_mha_fwd", "forward", "block_q", skips=False),
-    Kernel(r"splash_mha_dq", "dq", "block_q_dq", skips=False),
-    Kernel(r"splash_mha_dkv", "dkv", "block_q_dkv", skips=False),
-)
-MATMULS = {"forward": 2, "dq": 3, "dkv": 4, "backward": 5}
-# {key of a chip's tuning table: {phase: {block: share}}}; from LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR
-# --xla_jf_dump_llo_text=true" and the bundles of *final_hlo-static-per-bundle-utilization.txt (S 8,192, 16 query and 8
-# key heads of 128, bfloat16, libtpu 0.0.52).
-SHARES = {
+# Names of kernels in compiled programs, and what they do: products of two matrices for each pair of a query and a key.
+PHASES = {
+    r"splash_mha_fwd|packed_attention_forward|fmha(?!.*[Bb]ackward)": "forward",
+    r"splash_mha_dq": "dq",
+    r"splash_mha_dkv": "dkv",
+    r"packed_attention_backward|fmha.*[Bb]ackward": "backward",
+}
+PRODUCTS = {"forward": 2, "dq": 3, "dkv": 4, "backward": 5}
+# {chip: {implementation: {phase: {block: share}}}}. From LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR
+# --xla_jf_dump_llo_text=true", bundles of *final_hlo-static-per-bundle-utilization.txt at one a cycle (S 8,192, 16
+# query and 8 key heads of 128, bfloat16, libtpu 0.0.52; v5e: 1.5 GHz).
+SHARES: dict[str, dict[str, dict[str, dict[int, float]]]] = {
     "tpu_v5e": {
-        "forward": {128: 0.091, 512: 0.478, 1024: 0.604},
-        "dq": {128: 0.189, 512: 0.814, 1024: 0.965},
-        "dkv": {128: 0.235, 512: 0.835, 1024: 1.0},
+        "attention/splash": {
+            "forward": {128: 0.091, 512: 0.478, 1024: 0.604},
+            "dq": {128: 0.189, 512: 0.814, 1024: 0.965},
+            "dkv": {128: 0.235, 512: 0.835, 1024: 1.0},
+        },
     },
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionWork:
-    """``roofline.Kernels`` for the attention of one workload on one chip (a key of a tuning table)."""
+    """Attention of ``workload`` by ``implementation`` on a chip (a key of a tuning table)."""
 
+    implementation: Implementation
     workload: Workload
     chip: str
 
-    def __call__(self, computation: Computation, instruction: Instruction) -> Work | None:
-        kernel = next((k for k in KERNELS if re.search(k.name, instruction.name)), None)
-        if kernel is None:
-            return None
-        shaped = [array for array in computation.arrays(instruction) if len(array.dims) >= 3 and array.dtype != "s8"]
-        query = max(shaped, key=lambda array: array.size)
-        *rows, heads, length, dim = query.dims
-        found = re.search(rf"{kernel.block}\W*?(\d+)", instruction.attributes)
-        block = int(found[1]) if found else 1
-        calls = 1
-        for size in rows:
-            calls *= size
-        flops = calls * MATMULS[kernel.phase] * 2.0 * heads * dim * self._pairs(length, block, kernel.skips)
-        return Work(flops, 0.0, self._share(kernel.phase, block))
+    @classmethod
+    def of(cls, program: Program, workload: Workload, chip: str) -> AttentionWork:
+        return cls(attention(program), workload, chip)
 
-    def step_seconds(self, program: Program, rows: float, peak: float, *, twice: bool) -> float:
-        """Seconds of attention in one step of one device without its program.
+    def flops(self, program: Program, phase: str) -> float:
+        """Of one layer and microbatch on one device of ``program``'s mesh."""
+        config, mesh = program.model.config, program.mesh
+        rows = program.run.data.batch_size / mesh.devices.size / program.run.grad_accum_steps
+        pairs = visited_pairs(self.implementation, self.workload.slots, self.workload.samples)
+        return PRODUCTS[phase] * 2.0 * config.num_attention_heads * config.head_dim * pairs * rows
 
-        Args:
-          rows: of the device, a fraction where heads are shared.
-          peak: FLOP/s.
-          twice: the forward kernel runs again in the backward pass.
-        """
-        config, slots = program.model.config, self.workload.slots
-        block = next((b for b in range(1024, 0, -128) if slots % b == 0), 128)
-        phases = ("forward", "forward", "dq", "dkv") if twice else ("forward", "dq", "dkv")
-        each = 2.0 * config.num_attention_heads * config.head_dim * self._pairs(slots, block, skips=False)
-        layers = rows * config.num_hidden_layers
-        return layers * sum(MATMULS[phase] * each / (peak * self._share(phase, block)) for phase in phases)
-
-    def _pairs(self, length: int, block: int, skips: bool) -> float:
-        """Pairs of a query and a key in the blocks that are visited."""
-        samples = self.workload.samples * length / self.workload.slots if skips else 1.0
-        each = length / samples
-        return min(samples * each * (each + 2 * block if samples > 1 else each + block) / 2, length * length)
-
-    def _share(self, phase: str, block: int) -> float:
-        shares = SHARES.get(self.chip, {}).get(phase, {})
+    def share(self, phase: str) -> float:
+        """Of the peak that the kernel can reach; 1 where it is not known: a bound still."""
+        shares = SHARES.get(self.chip, {}).get(self.implementation.name, {}).get(phase, {})
+        block = _block(self.implementation, self.workload.slots)
         return shares[min(shares, key=lambda known: abs(known - block))] if shares else 1.0
+
+    def step_seconds(self, program: Program, peak: float, *, twice: bool) -> float:
+        """Of one step of one device at ``peak``; ``twice``: the forward kernel runs again in the backward pass."""
+        whole = self.implementation.any_order or self.implementation.name.endswith("pallas_tpu")
+        phases = ["forward"] * (1 + twice) + (["backward"] if whole else ["dq", "dkv"])
+        layers = program.model.config.num_hidden_layers * program.run.grad_accum_steps
+        return layers * sum(self.flops(program, phase) / (peak * self.share(phase)) for phase in phases)
+
+    def kernels(self, program: Program, computation: Computation, instruction: Instruction) -> Work | None:
+        """``roofline.Kernels``, once the program is given: the work of a kernel in the compiled step."""
+        del computation
+        names = f"{instruction.name} {instruction.target}"
+        phase = next((phase for name, phase in PHASES.items() if re.search(name, names)), None)
+        return None if phase is None else Work(self.flops(program, phase), 0.0, self.share(phase))
+
+
+@functools.cache
+def visited_pairs(implementation: Implementation, slots: int, samples: float) -> float:
+    """Pairs of a query and a key that are computed of a row of ``slots`` in equal ``samples``, seen or not."""
+    if implementation.any_order or implementation.name.endswith("cudnn"):
+        return float(slots) ** 2
+    if implementation.name.endswith("pallas_tpu"):
+        from pallas_kernels.attention.visits import count_pairs
+
+        place = np.arange(slots)
+        length = slots / samples
+        first = np.ceil(np.floor(place / length) * length)
+        intervals = Intervals(*(jnp.asarray(a[None], jnp.int32) for a in (first, place)))
+        return float(count_pairs(intervals, implementation.grid(1, slots, slots)))
+    block = _block(implementation, slots)
+    return slots * (slots + block) / 2.0  # causal, whatever the samples
+
+
+def _block(implementation: Implementation, slots: int) -> int:
+    most = getattr(implementation, "block", getattr(implementation, "block_q", 128))
+    return next((block for block in range(min(most, slots), 0, -128) if slots % block == 0), 128)

@@ -21,17 +21,29 @@ from mono_jax.runs.program import Program
 LENGTHS = (4096, 8192, 11_264, 16_384, 32_768)  # slots of a row, multiples of 1,024 as kernels want them
 
 
-def search(program: Program, target: Target, samples_per_row: float | None, compile_best: int) -> dict[str, Any]:
+def search(
+    run: RunConfig,
+    target: Target,
+    samples_per_row: float | None,
+    compile_best: int,
+    batch_samples: float | None = None,
+) -> dict[str, Any]:
     """The plan of the best candidate, with {"candidates", "compiled", "seconds"} under "search".
 
-    Candidates have the program's samples in a batch, as nearly as rows allow. Raises ConfigError if none is possible.
+    Candidates have the slots of the run's batch, as nearly as whole rows allow; with ``batch_samples`` as many rows of
+    the run's own length as hold these samples. Raises ConfigError if none is possible.
     """
     if target.chip is None or target.chip.hbm_bandwidth is None:
         raise ConfigError(f"--search: nothing is known of the speed of {target.name}: name a TPU, an H100 or an H200")
     start = time.perf_counter()
+    program = _program(run, target)
     sums = arithmetic.Arithmetic(program, target)
     samples = None if samples_per_row is None else samples_per_row / workload(program).slots
-    found = [_sized(sums, candidate, samples) for candidate in _candidates(program, target)]
+    sizes = list(_rows(program.run))
+    if batch_samples is not None:
+        visual, text, _ = sizes[0]
+        sizes = [(visual, text, round(batch_samples / workload(program, samples_per_row).samples))]
+    found = [_sized(sums, candidate, samples) for candidate in _candidates(program, target, sizes)]
     found.sort(key=lambda entry: (not entry["fits"], -entry["roofline_mfu"]))
     if not found:
         raise ConfigError(
@@ -49,10 +61,17 @@ def search(program: Program, target: Target, samples_per_row: float | None, comp
     return best | {"search": {"seconds": round(seconds, 1), "candidates": found, "compiled": plans}}
 
 
-def _candidates(program: Program, target: Target) -> Iterator[Program]:
+def _program(run: RunConfig, target: Target) -> Program:
+    """``run``'s program, whether or not its own mesh and batch suit the target."""
+    rows = dataclasses.replace(run.data, batch_size=len(target.devices))
+    neutral = dataclasses.replace(run, data=rows, mesh=MeshConfig(), grad_accum_steps=1)
+    return dataclasses.replace(Program.build(neutral, run.steps or 1, devices=target.devices), run=run)
+
+
+def _candidates(program: Program, target: Target, sizes: Sequence[tuple[int, int, int]]) -> Iterator[Program]:
     for mesh in _meshes(len(target.devices), program):
         sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
-        for visual, text, rows in _rows(program.run):
+        for visual, text, rows in sizes:
             ways = mesh.data * mesh.fsdp
             rows = max(round(rows / ways), 1) * ways
             for parts in _divisors(rows // ways, most=64):
@@ -79,10 +98,14 @@ def _with(program: Program, target: Target, entry: dict[str, Any]) -> Program:
 
 
 def _meshes(devices: int, program: Program) -> Iterator[MeshConfig]:
-    """data x fsdp x tensor; tensor divides the key heads, fsdp the width."""
+    """data x fsdp x tensor; tensor divides the key heads, fsdp the width.
+
+    fsdp leaves a device 64 rows of the width: of fewer XLA:TPU pads much and sums gradients whole, not in shards.
+    """
     config = program.model.config
+    most = max(config.hidden_size // 64, 16)
     for tensor in _divisors(config.num_key_value_heads, most=8):
-        for fsdp in _divisors(devices // tensor, most=256) if devices % tensor == 0 else ():
+        for fsdp in _divisors(devices // tensor, most) if devices % tensor == 0 else ():
             if config.hidden_size % fsdp == 0:
                 yield MeshConfig(data=devices // tensor // fsdp, fsdp=fsdp, tensor=tensor)
 

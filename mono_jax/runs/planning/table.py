@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mono_jax.runs.planning.compiled import GIB
+from mono_jax.runs.planning.needs import GIB
 
 SHOWN = 12  # candidates of a search
 
@@ -47,6 +47,8 @@ def _plan(plan: Mapping[str, Any]) -> Iterator[str]:
         parts = [f"{plan[key] / GIB:.2f} {key.split('_')[0]}" for key in ("argument_bytes", "temp_bytes") if plan[key]]
         fits = "fits" if plan["fits"] else "does not fit"
         yield f"memory   {plan['hbm_bytes_per_device'] / GIB:.2f}{limit} GiB a device ({', '.join(parts)}): {fits}"
+    if plan["needs"] is not None:
+        yield f"runs     {plan['needs']}"
     if plan["reason"]:
         yield f"refused  {plan['reason']}"
     for kind, size in plan["collective_bytes"].items():

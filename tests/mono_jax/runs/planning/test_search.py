@@ -75,7 +75,7 @@ def test_what_costs_memory_and_what_saves_it():
 
 def test_a_search_ranks_and_compiles_the_best(monkeypatch: pytest.MonkeyPatch):
     hardware = absent("v5e:2x2")
-    program = Program.build(plan.run_config(values(execution={"attention": "xla"})), devices=hardware.devices)
+    run = plan.run_config(values(execution={"attention": "xla"}, mesh={"fsdp": 3}))  # its own mesh does not fit
     made = []
 
     def remember(program: Program, *rest: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def test_a_search_ranks_and_compiles_the_best(monkeypatch: pytest.MonkeyPatch):
         return {"fits": len(made) == 2, "hbm_bytes_per_device": 7, "roofline_mfu": 0.5 / len(made)}
 
     monkeypatch.setattr(compiled, "plan", remember)
-    found = search.search(program, hardware, None, 3)
+    found = search.search(run, hardware, None, 3)
     entries = found["search"]["candidates"]
     assert len(entries) >= 40
     assert [entry["fits"] for entry in entries] == sorted((entry["fits"] for entry in entries), reverse=True)

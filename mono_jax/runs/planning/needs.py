@@ -1,0 +1,80 @@
+"""What a compiled step runs and needs, in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from mono_jax.runs.program import Program
+from mono_jax.training.chips import chip_of
+from pallas_kernels.attention import api
+from pallas_kernels.attention.contract import Implementation, Problem
+from pallas_kernels.devices import device_key
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device while a step runs."""
+
+    arguments: int
+    temporaries: int
+    others: int  # results that no argument's place takes, and the program itself
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporaries + self.others
+
+
+def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
+    """As the compiler has planned it; None where the backend does not say."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    others = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0) + found.generated_code_size_in_bytes
+    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, others)
+
+
+def needs(program: Program, executable: jax.stages.Compiled) -> str:
+    """``attention splash 1024, experts static, remat full, bfloat16, 2.9 of 15.8 GiB`` (of each device's memory)."""
+    execution, slots = program.run.execution, program.abstract_batch()["order"].shape[1]
+    parts = [
+        f"attention {kernel(attention(program), slots)}",
+        f"experts {execution.experts}",
+        f"remat {execution.remat}",
+    ]
+    parts.append(program.run.dtype)
+    memory, limit = memory_of(executable), _limit(program.mesh.devices.flat[0])
+    if memory is not None:
+        parts.append(f"{memory.total / GIB:.1f} {f'of {limit / GIB:.1f} ' if limit else ''}GiB")
+    return ", ".join(parts)
+
+
+def attention(program: Program) -> Implementation:
+    """What serves the attention of the step's rows on the program's mesh."""
+    run, config = program.run, program.model.config
+    rows, slots = program.abstract_batch()["order"].shape
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
+        causal = not config.bidirectional_images
+        problem = Problem(rows // run.grad_accum_steps, slots, slots, *heads, program.dtype.name, device_key(), causal)
+        named = None if run.execution.attention == "auto" else run.execution.attention
+        return api.choose(problem, named).with_chunk(run.execution.attention_chunk)
+
+
+def kernel(implementation: Implementation, slots: int) -> str:
+    """Its name and, where it has blocks of queries, their size in rows of ``slots``."""
+    size = next((getattr(implementation, n) for n in ("block", "block_q", "chunk") if hasattr(implementation, n)), None)
+    return implementation.name.rpartition("/")[2] + ("" if size is None else f" {min(size, slots)}")
+
+
+def _limit(device: jax.Device) -> int | None:
+    """Bytes that a program may use of a device's memory: its own word, or that of the data sheet."""
+    try:
+        stats = device.memory_stats() or {}
+    except (AttributeError, jax.errors.JaxRuntimeError):  # an absent device
+        stats = {}
+    chip = chip_of(device.device_kind)
+    return stats.get("bytes_limit") or (None if chip is None else chip.hbm_bytes)
