@@ -78,3 +78,13 @@ def test_states_are_saved_at_every_so_many_steps_and_at_the_end(start, every, ba
         f"step {step} is not saved: its update was not finite" for step in unsaved
     ]
     assert callback.skipped == len(unsaved)
+
+
+def test_a_state_of_which_a_failed_step_has_consumed_a_part_is_not_saved():
+    saver, said = Saver(), []
+    consumed = TrainState(jnp.int32(4), jnp.int32(0), jnp.int32(0), {"kept": jnp.ones(2), "gone": jnp.ones(3)}, {})
+    consumed.trainable["gone"].delete()
+    progress = Progress(consumed, {}, 0, 4, STEPS, error=RuntimeError("out of memory"))
+    Checkpointing(saver, 3, dict, said.append).finish(progress)
+    assert saver.asked == [("wait",)]
+    assert said == ["the state of step 4 is lost in the failed step: the newest checkpoint stands"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mono_jax.training.callbacks import evaluating as module
 from mono_jax.training.callbacks.checkpointing import Checkpointing
 from mono_jax.training.callbacks.evaluating import Best, Evaluating
 from mono_jax.training.loop import Progress, Stopped, after_step
@@ -79,6 +80,12 @@ def test_a_first_step_after_resuming_is_measured_too(start: int, measured: int):
     assert [found[step] for step in (*steps, 7)] == values
 
 
+@pytest.mark.parametrize(("every", "steps"), [(7, [7]), (9, [7]), (1, [1, 2, 3, 4, 5, 6, 7])])
+def test_each_step_is_measured_once(every: int, steps: list[int]):
+    _, found, _ = run([float(step) for step in steps], every=every)
+    assert [step for step, value in found.items() if value is not None] == steps
+
+
 def test_a_run_that_is_stopped_is_not_measured_again():
     _, found, _ = run([3.0, 1.0], ends=5)
     assert found == {2: 3.0, 3: None, 4: 1.0}
@@ -108,3 +115,24 @@ def test_the_best_is_known_after_resuming_unless_another_metric_decides():
     assert evaluating.best == Best(**known) and saves.made == [(5, 3), (7, 3)]
     evaluating, _, _ = run([2.0, 3.0], start=4, best=known | {"metric": "heldout/b"})
     assert evaluating.best == Best("heldout/a", 6, 2.0)
+
+
+def test_the_time_that_measuring_takes_is_no_time_of_the_steps(monkeypatch: pytest.MonkeyPatch):
+    """A clock that only measuring moves: a step takes nothing, an evaluation 100 seconds."""
+    clock, said, writer = [0.0], [], Writer()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    records = recorder(writer, 2)
+
+    def measure(progress: Progress) -> dict[str, float]:
+        clock[0] += 100.0
+        return {"heldout/a": 1.0}
+
+    evaluating = Evaluating(3, measure, records.add, said.append)
+    progress = Progress(state(0), {}, 0, 0, STEPS, batch=random_batch(2))
+    for done in range(1, STEPS + 1):
+        progress.done, progress.state, progress.metrics = done, state(done), metrics_of(done)
+        after_step(progress, [evaluating, records])
+    for callback in (evaluating, records):
+        callback.finish(progress)
+    assert [(record["step"], record["step_s"] < 1e-6) for record in writer] == [(n, True) for n in (2, 3, 4, 6, 7)]
+    assert said == [f"step {step}: heldout/a 1.0000 (in 1m40s)" for step in (3, 6, 7)]
