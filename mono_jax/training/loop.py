@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mono_jax import tree
-from mono_jax.errors import MonoJaxError
+from mono_jax.errors import CheckpointError, MonoJaxError
 from mono_jax.parallel.rows import LocalRows
 from mono_jax.parallel.totals import Totals
 from mono_jax.training.state import TrainState
@@ -107,7 +107,8 @@ def run_loop(
     """Trains from ``state.step`` to ``steps`` and returns the last state.
 
     Raises whatever ends the run earlier (DataEnded, the ``Stopped`` of a callback, any error of the data or a step)
-    after all callbacks have finished. Only KeyboardInterrupt and the like leave at once.
+    after all callbacks have finished, or the CheckpointError that made "saved" untrue. Only KeyboardInterrupt and the
+    like leave at once.
     """
     start = int(state.step)
     rows = LocalRows(mesh, batches.batch_size)
@@ -125,7 +126,8 @@ def run_loop(
         try:
             callback.finish(progress)
         except Exception as error:  # the others must finish too; the first error is the one that counts
-            progress.error = progress.error or error
+            unsaved = isinstance(error, CheckpointError) and isinstance(progress.error, Stopped)
+            progress.error = error if unsaved else progress.error or error
     if progress.error is not None:
         raise progress.error
     return progress.state

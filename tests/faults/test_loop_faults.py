@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from data_pipelines.loading.report import Report
 from mono_jax import tree
+from mono_jax.checkpoints import manager
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import CheckpointError
 from mono_jax.models.presets import preset
@@ -26,7 +27,7 @@ from mono_jax.parallel.mesh import make_mesh
 from mono_jax.training import metrics
 from mono_jax.training.callbacks.checkpointing import Checkpointing
 from mono_jax.training.callbacks.recorder import Recorder, Speed
-from mono_jax.training.callbacks.stopping import BadSampleLimit, NonFinite, TooManyBadSamples
+from mono_jax.training.callbacks.stopping import BadSampleLimit, NonFinite, Preempted, TooManyBadSamples
 from mono_jax.training.loop import Callback, DataEnded, run_loop
 from mono_jax.training.optim import make_optimizer
 from mono_jax.training.optim_config import OptimConfig
@@ -205,8 +206,6 @@ def test_a_save_that_fails_is_said_and_the_next_one_is_made(tmp_path: Path, unin
 def test_a_save_that_fails_in_the_background_is_said_when_it_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Any
 ) -> None:
-    from mono_jax.checkpoints import manager
-
     original = manager.list_checksums
     seen = []
 
@@ -481,14 +480,40 @@ def test_a_checkpoint_without_its_list_gets_it_when_it_is_read(tmp_path: Path) -
     assert (tmp_path / "1" / "checksums.json").is_file()
 
 
-def test_the_state_that_could_not_be_saved_at_the_end_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Asks(Callback):
+    def step(self, progress: Any) -> None:
+        if progress.done == 3:
+            raise Preempted("stopped at step 3 as asked; saved: run the same command again to resume")
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "fault", "more", "ends"),
+    [
+        (3, None, (), CheckpointError),
+        (8, None, (Asks(),), CheckpointError),  # not "saved"
+        (8, OSError(errno.EIO, "Input/output error"), (), OSError),
+    ],
+    ids=["done", "asked to stop", "an error of the data"],
+)
+def test_a_last_state_that_could_not_be_saved_is_said_and_never_called_saved(
+    steps: int,
+    fault: Exception | None,
+    more: tuple[Any, ...],
+    ends: type[Exception],
+    background: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(manager: Any, step: int, *args: Any, **options: Any) -> None:
+    def full(*args: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     rig = Rig(tmp_path)
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(CheckpointError, match="step 3 was not saved"):
-        rig(3)
+    where = (manager, "list_checksums") if background else (ocp.CheckpointManager, "save")
+    monkeypatch.setattr(*where, full)
+    with pytest.raises(ends) as caught:
+        rig(steps, Data(faults={4: fault} if fault else {}), more=more)
+    said = [*rig.lines, str(caught.value)]
+    assert any("step 3 was not saved: no space left on device" in line for line in said)
     assert any("step 2 was not saved" in line for line in rig.lines)
+    assert "; saved" not in str(caught.value)

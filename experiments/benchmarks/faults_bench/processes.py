@@ -151,7 +151,13 @@ def _asked(trainer: Trainer, rng: random.Random, moment: Callable[[], bool], *si
     allowed = {0, PREEMPTED}
     if len(signals) > 1:  # the second one interrupts, or comes when all is saved and the process leaves
         allowed |= {INTERRUPTED, -signals[1]}
-    return None if code in allowed else f"exit code {code} after {len(signals)} signals"
+    return unsaved(trainer, code) if code in allowed else f"exit code {code} after {len(signals)} signals"
+
+
+def unsaved(trainer: Trainer, code: int) -> str | None:
+    """What is wrong if the run says by its exit code that it is saved, and is not."""
+    reached, saved = max(dict(trainer.losses()), default=0), max(trainer.saved(), default=0)
+    return f"exit code {code}, but step {reached} is not saved" if code == PREEMPTED and saved < reached else None
 
 
 def term_start(trainer: Trainer, rng: random.Random) -> str | None:
@@ -160,7 +166,7 @@ def term_start(trainer: Trainer, rng: random.Random) -> str | None:
     trainer.struck = wait_until(after(rng.uniform(0, 1.5)), process)
     _signal(process, signal.SIGTERM)
     code = ended(process, 120)
-    return None if code in (0, PREEMPTED, -signal.SIGTERM) else f"exit code {code} after SIGTERM"
+    return unsaved(trainer, code) if code in (0, PREEMPTED, -signal.SIGTERM) else f"exit code {code} after SIGTERM"
 
 
 def term_compile(trainer: Trainer, rng: random.Random) -> str | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.benchmarks.faults_bench.processes import after, any_moment, kill_when, logged
+from experiments.benchmarks.faults_bench.processes import PREEMPTED, after, any_moment, kill_when, logged, unsaved
 from experiments.benchmarks.faults_bench.trainer import STEPS, Trainer, ended, wait_until
 
 _ROOM = 16 * 2**20  # bytes, more than a run takes
@@ -52,8 +52,8 @@ def disk_long(trainer: Trainer, rng: random.Random) -> str | None:
             os.kill(process.pid, signal.SIGTERM)
     code = ended(process, 120)
     small.free()
-    allowed = (*_STOPPED, 75, -signal.SIGTERM) if asked else _STOPPED
-    return None if code in allowed else f"exit code {code} on a full disk"
+    allowed = (*_STOPPED, PREEMPTED, -signal.SIGTERM) if asked else _STOPPED
+    return unsaved(trainer, code) if code in allowed else f"exit code {code} on a full disk"
 
 
 # ------------------------------------------------------------------ storage of the data is away, and back

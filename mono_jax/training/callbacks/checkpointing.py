@@ -69,5 +69,11 @@ class Checkpointing(Callback):
             # In a streak of updates that are not finite the state may be ruined already: older ones stay beside it.
             rotate = not int(progress.state.nonfinite_steps)
             metadata, best = self._metadata(), self._best()
-            self._checkpoints.save(progress.done, vars(progress.state), metadata, rotate=rotate, best=best)
+            try:
+                self._checkpoints.save(progress.done, vars(progress.state), metadata, rotate=rotate, best=best)
+                self._checkpoints.wait()
+            except CheckpointError as error:
+                if progress.error is not None:  # which may be what the run ends with
+                    self._say(str(error))
+                raise
         self._checkpoints.wait()
