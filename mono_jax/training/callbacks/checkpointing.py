@@ -61,6 +61,15 @@ class Checkpointing(Callback):
             self._say(f"{error} (failed saves so far: {self._checkpoints.failed}); training continues")
 
     def finish(self, progress: Progress) -> None:
+        try:
+            self._save_last(progress)
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            if progress.error is not None:  # which may be what the run ends with
+                self._say(str(error))
+            raise
+
+    def _save_last(self, progress: Progress) -> None:
         if isinstance(progress.error, NonFinite):
             self._checkpoints.discard_from(progress.error.first)
         elif any(leaf.is_deleted() for leaf in jax.tree.leaves(progress.state)):
@@ -69,11 +78,4 @@ class Checkpointing(Callback):
             # In a streak of updates that are not finite the state may be ruined already: older ones stay beside it.
             rotate = not int(progress.state.nonfinite_steps)
             metadata, best = self._metadata(), self._best()
-            try:
-                self._checkpoints.save(progress.done, vars(progress.state), metadata, rotate=rotate, best=best)
-                self._checkpoints.wait()
-            except CheckpointError as error:
-                if progress.error is not None:  # which may be what the run ends with
-                    self._say(str(error))
-                raise
-        self._checkpoints.wait()
+            self._checkpoints.save(progress.done, vars(progress.state), metadata, rotate=rotate, best=best)
