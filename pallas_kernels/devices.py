@@ -55,6 +55,11 @@ def is_hopper(device: str) -> bool:
     return any(chip in device for chip in ("h100", "h200", "h800"))
 
 
+def is_hopper_or_later(device: str) -> bool:
+    """Whether the device of a key is a Hopper or a Blackwell GPU for data centres."""
+    return is_hopper(device) or any(chip in device for chip in ("b100", "b200", "b300"))
+
+
 def targeting(device: str | jax.Device) -> contextlib.AbstractContextManager[Any]:
     """Within it programs are traced for one device that may be absent: a key ("tpu_v5e") or a described device.
 

@@ -25,8 +25,11 @@ IMPLEMENTATIONS = {
     "triton": "pallas_kernels.experts.backends.triton:Triton",
     "attention/xla": "pallas_kernels.attention.backends.xla:Xla",
     "attention/xla_chunked": "pallas_kernels.attention.backends.xla:XlaChunked",
+    "attention/xla_blocked": "pallas_kernels.attention.backends.xla_blocked:XlaBlocked",
     "attention/splash": "pallas_kernels.attention.backends.splash:Splash",
+    "attention/mosaic_gpu": "pallas_kernels.attention.backends.mosaic:MosaicGpu",
     "attention/cudnn": "pallas_kernels.attention.backends.cudnn:Cudnn",
+    "attention/cudnn_masked": "pallas_kernels.attention.backends.cudnn:CudnnMasked",
 }
 
 

@@ -23,7 +23,7 @@ STAGES = {
 }
 # Devices that share the parameters, and rows that a device computes at once; compiled for these machines.
 MACHINES = {
-    "h200-8": {"fsdp": 8, "attention": "cudnn"},
+    "h200-8": {"fsdp": 8, "attention": "auto"},
     "v5e-16": {"fsdp": 16, "attention": "splash"},
     "v5p-8": {"fsdp": 8, "attention": "splash"},
 }

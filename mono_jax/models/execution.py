@@ -10,6 +10,9 @@ from data_pipelines import strict
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError
 
+# "auto", or a name in pallas_kernels.registry without its room.
+AttentionName = Literal["auto", "xla", "xla_chunked", "xla_blocked", "mosaic_gpu", "cudnn", "cudnn_masked", "splash"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
@@ -32,10 +35,11 @@ class Execution:
     experts_block: int = field(
         128, ge=1, help='with "grouped": slots that share an expert; boundaries are its multiples'
     )
-    attention: Literal["auto", "xla", "xla_chunked", "cudnn", "splash"] = field(
+    attention: AttentionName = field(
         "auto",
-        help='"auto" (by device and length), "xla" (S x S scores, any device), "xla_chunked" (memory linear in S), '
-        '"cudnn" (Hopper), "splash" (TPU)',
+        help='"auto" (by device, dtype and length), "xla" (S x S scores, any device), "xla_chunked" and "xla_blocked" '
+        '(any device, memory linear in S; the latter skips other samples), "mosaic_gpu" (Hopper), "cudnn" (Hopper '
+        'and later), "cudnn_masked" (NVIDIA, an S x S mask), "splash" (TPU)',
     )
     attention_chunk: int = field(512, ge=1, help='with "xla_chunked": queries whose scores are in memory at once')
     loss_chunk: int = field(0, ge=0, help="text slots of each row whose logits are in memory at once; 0 = all")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pallas_kernels.checks import cuda, tpu
+from pallas_kernels.checks import cuda, cuda_attention, tpu
 from pallas_kernels.checks.aot import AotCheck
 
 # By name in `registry.IMPLEMENTATIONS`; what is not here is left to XLA and needs none.
@@ -12,6 +12,9 @@ AOT_CHECKS: dict[str, Callable[[], list[AotCheck]]] = {
     "pallas_tpu": tpu.tpu_checks,
     "mosaic_gpu": cuda.mosaic_checks,
     "triton": cuda.triton_checks,
+    "attention/mosaic_gpu": cuda_attention.mosaic_checks,
+    "attention/cudnn": cuda_attention.cudnn_checks,
+    "attention/xla_blocked": cuda_attention.xla_checks,
 }
 
 

@@ -64,7 +64,7 @@ def compile_for_h200(implementation: Any, trained: str, shape: str, *, gpus: int
 
 
 @contextmanager
-def _dumped() -> Iterator[Path]:
+def dumped() -> Iterator[Path]:
     """Mosaic GPU's compiler leaves PTX and logs in the folder."""
     before = os.environ.get("MOSAIC_GPU_DUMP_TO")
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def _triton_tool(name: str) -> Path:
     return _package("triton") / "backends" / "nvidia" / "bin" / name
 
 
-def _mosaic_facts(log: Path) -> dict[str, Any]:
+def mosaic_facts(log: Path) -> dict[str, Any]:
     text, ptx, passes = log.read_text(), log.with_suffix(".ptx").read_text(), log.with_suffix(".mlir-passes.log")
     sass = _sass(log.with_suffix(".ptx"))
     shared = re.search(r"dynamic_shared_memory_size %c(\d+)_i32", passes.read_text())
@@ -147,10 +147,10 @@ def mosaic_checks() -> list[AotCheck]:
     from pallas_kernels.experts.backends.mosaic import MosaicGpu
 
     def run(trained: str, shape: str) -> Mapping[str, Any]:
-        with _dumped() as folder:
+        with dumped() as folder:
             compiled = compile_for_h200(MosaicGpu(), trained, shape)
             # Kernels compiled before in this process are not among them.
-            kernels = {log.stem: _mosaic_facts(log) for log in sorted(folder.glob("*.ptxas"))}
+            kernels = {log.stem: mosaic_facts(log) for log in sorted(folder.glob("*.ptxas"))}
         for name, facts in kernels.items():
             require_good(name, facts, bulk_copies=True)
         return {"kernel_calls": expect_calls(compiled, trained), "kernels": kernels}

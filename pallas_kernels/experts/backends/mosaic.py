@@ -29,9 +29,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.devices import device_key, is_hopper
-from pallas_kernels.errors import Unavailable
+from pallas_kernels.devices import is_hopper
 from pallas_kernels.experts.contract import Implementation, Pair, Problem
+from pallas_kernels.mosaic import interpreted_here, interpreter_params
 
 BLOCK_ROWS = 128
 _CONSUMERS = 2
@@ -237,14 +237,8 @@ def _kernel(name: str, body: Callable, out_type: Any, config: Config, interpret:
         num_threads=_CONSUMERS + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-        interpret=_interpret_params() if interpret is True else interpret or None,
+        interpret=interpreter_params() if interpret is True else interpret or None,
     )
-
-
-def _interpret_params() -> Any:
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # private: there is no public name yet
-
-    return InterpretGPUParams()
 
 
 # ======================================================================================================================
@@ -673,20 +667,8 @@ class MosaicGpu(Implementation):
 
     @classmethod
     def here(cls) -> Self:
-        if is_hopper(device_key()):
+        if not interpreted_here(_CONSUMERS + 1):
             return cls()
-        try:
-            _interpret_params()
-        except ImportError as error:
-            raise Unavailable(f"no Hopper GPU, and this jax has no interpreter for Mosaic GPU ({error})") from error
-        # It runs the warpgroups of a program side by side, and waits forever where XLA has too few threads for that; it
-        # has at least one for each device.
-        threads = len(jax.local_devices()) if device_key() == "cpu" else 0
-        if threads < _CONSUMERS + 1:
-            raise Unavailable(
-                f"no Hopper GPU, and the interpreter needs {_CONSUMERS + 1} CPU devices, {threads} are there "
-                "(JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8)"
-            )
         small = Config(block_n=128, stages=2)
         return cls(small, small, small, small, interpret=True)
 

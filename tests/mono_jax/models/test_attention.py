@@ -26,6 +26,7 @@ from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import abstract_state
 from pallas_kernels.attention.backends import splash
 from pallas_kernels.attention.contract import Intervals, Problem
+from pallas_kernels.checks import cuda as cuda_aot
 from pallas_kernels.checks import tpu as tpu_aot
 from pallas_kernels.errors import Unavailable
 from tests.mono_jax.helpers import random_batch
@@ -84,17 +85,12 @@ def test_fused_kernels_split_rows_and_heads_over_a_mesh():
     assert_same(jax.jit(run, out_shardings=NamedSharding(mesh, mesh_lib.BATCH))(), 2)
 
 
-@pytest.mark.parametrize("changes", [{}, {"experts": "grouped", "experts_kernel": "pallas_tpu", "experts_block": 128}])
-def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
-    """With the kernels that are chosen there; XLA's partitioner cannot split them, so each device runs its own."""
-    try:
-        devices = tpu_aot.chips("v5e")
-    except Unavailable as reason:
-        pytest.skip(str(reason))
+def compiled_step(devices: list[jax.Device], platform: str, execution: Execution) -> str:
+    """The program of a training step on four absent devices: rows split in two, heads in two."""
     sizes = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 512}
     config = preset("tiny_mono", **sizes)
     mesh = mesh_lib.make_mesh(MeshConfig(1, 2, 2), devices)
-    model, stage = Model(config, Execution(**changes)), stages.get_stage("S1.1")
+    model, stage = Model(config, execution), stages.get_stage("S1.1")
     optimizer = make_optimizer(stage, config, model.abstract_params(), 10, OptimConfig())
     placed = abstract_state(stage, model, optimizer, mesh)
     spec = BatchSpec(128, 128, config.vision.token_pixels)
@@ -103,8 +99,29 @@ def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
         for name, (shape, dtype) in spec.fields().items()
     }
     step = train.jit_train_step(train.make_train_step(model, optimizer), model, *placed, mesh)
-    program = step.trace(*placed, batch).lower(lowering_platforms=("tpu",)).compile().as_text()
+    return step.trace(*placed, batch).lower(lowering_platforms=(platform,)).compile().as_text()
+
+
+@pytest.mark.parametrize("changes", [{}, {"experts": "grouped", "experts_kernel": "pallas_tpu", "experts_block": 128}])
+def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
+    """With the kernels that are chosen there; XLA's partitioner cannot split them, so each device runs its own."""
+    try:
+        devices = tpu_aot.chips("v5e")
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    program = compiled_step(devices, "tpu", Execution(**changes))
     assert "splash" in program and ("modality_grouped" in program) == bool(changes)
+
+
+@pytest.mark.parametrize(("attention", "call"), [("auto", "mosaic_gpu"), ("cudnn", "__cudnn$fmha")])
+def test_the_training_step_compiles_for_several_gpus(attention: str, call: str):
+    """Forward and backward of the layers' scan: Mosaic GPU has three kernels, cuDNN two."""
+    try:
+        devices = cuda_aot.h200s(4)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    program = compiled_step(devices, "cuda", Execution(attention=attention))
+    assert program.count(f'custom_call_target="{call}') == (3 if attention == "auto" else 2)
 
 
 @pytest.mark.parametrize(

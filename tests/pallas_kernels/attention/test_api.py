@@ -12,6 +12,7 @@ from pallas_kernels.attention import api
 from pallas_kernels.attention.api import SequenceOrder, attend
 from pallas_kernels.attention.backends.splash import Splash
 from pallas_kernels.attention.backends.xla import Xla, XlaChunked
+from pallas_kernels.attention.backends.xla_blocked import XlaBlocked
 from pallas_kernels.attention.contract import Implementation, Intervals, Problem
 from pallas_kernels.attention.order import permute
 from pallas_kernels.checks.attention import TOLERANCE, AttentionCase, oracle_attention
@@ -53,7 +54,9 @@ def errors_in_slots(case: AttentionCase, implementation: Implementation | str, *
     return [relative_error(a, e) for a, e in zip(found, (y, *gradients))]
 
 
-@pytest.mark.parametrize("implementation", [Xla(), XlaChunked(48), Splash(interpret=True)], ids=lambda i: i.name)
+@pytest.mark.parametrize(
+    "implementation", [Xla(), XlaChunked(48), XlaBlocked(32, 48), Splash(interpret=True)], ids=lambda i: i.name
+)
 def test_slots_in_an_order_of_their_own(implementation: Implementation):
     assert max(errors_in_slots(AttentionCase(), implementation)) < TOLERANCE["float32"]
 
@@ -81,16 +84,28 @@ def problem(device: str, queries: int, **changes) -> Problem:
 @pytest.mark.parametrize(
     ("device", "queries", "changes", "chosen"),
     [
-        ("cpu", 2048, {}, "xla"),
-        ("cpu", 2049, {}, "xla_chunked"),
+        ("cpu", 256, {}, "xla"),
+        ("cpu", 257, {}, "xla_blocked"),
+        ("cpu", 2048, {"in_order": False}, "xla"),
+        ("cpu", 2049, {"in_order": False}, "xla_chunked"),
         ("cpu", 1, {"keys": 9000, "in_order": False}, "xla"),
         ("tpu_v5e", 256, {}, "splash"),
         ("tpu_v5e", 200, {}, "xla"),
         ("tpu_v6e", 200, {}, "xla"),
         ("tpu_v5e", 256, {"in_order": False}, "xla"),
         ("tpu_v5e", 4096, {"causal": False, "in_order": False}, "xla_chunked"),
-        ("nvidia_h200", 200, {}, "cudnn"),
+        ("nvidia_h200", 200, {}, "mosaic_gpu"),
+        ("nvidia_h100_80gb_hbm3", 16_384, {"causal": False, "keys": 32_768, "dim": 80}, "mosaic_gpu"),
+        ("nvidia_h200", 4096, {"dim": 192}, "xla_blocked"),
         ("nvidia_h200", 200, {"dtype": "float32"}, "xla"),
+        ("nvidia_h200", 4096, {"dtype": "float32"}, "xla_blocked"),
+        ("nvidia_h200", 4096, {"dim": 20, "causal": False}, "mosaic_gpu"),
+        ("nvidia_h200", 4096, {"in_order": False}, "xla_chunked"),
+        ("nvidia_b200", 4096, {}, "cudnn"),
+        ("nvidia_b200", 4096, {"causal": False}, "xla_blocked"),
+        ("nvidia_a100_sxm4_40gb", 4096, {}, "xla_blocked"),
+        ("tesla_t4", 4096, {}, "xla_blocked"),
+        ("amd_instinct_mi300x", 4096, {}, "xla_blocked"),
     ],
 )
 def test_the_choice_follows_the_device(device: str, queries: int, changes: dict, chosen: str):
@@ -112,9 +127,11 @@ def test_the_device_is_the_one_that_is_traced_for():
         ("splash", problem("tpu_v5e", 256, causal=False), "causal rows only"),
         ("splash", problem("tpu_v5e", 256, in_order=False), "not in sequence order"),
         ("splash", problem("tpu_v5e", 256, keys=512), "as many queries as keys, not 256 and 512"),
-        ("cudnn", problem("tpu_v5e", 256), "needs an NVIDIA GPU"),
+        ("cudnn", problem("nvidia_a100", 256), "need a Hopper GPU or a later one, not nvidia_a100"),
+        ("cudnn", problem("nvidia_h200", 256, causal=False), "causal rows only"),
         ("cudnn", problem("nvidia_h200", 256, dtype="float32"), "needs bfloat16, not float32"),
-        ("cudnn", problem("nvidia_h200", 256, dim=20), "a multiple of 8, not 20"),
+        ("cudnn", problem("nvidia_h200", 256, dim=20), "a multiple of 8 up to 128, not 20"),
+        ("cudnn_masked", problem("tpu_v5e", 256), "needs an NVIDIA GPU"),
     ],
 )
 def test_what_cannot_serve_says_why(name: str, asked: Problem, reason: str):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention.backends.xla import Xla, XlaChunked, probabilities_and_output
+from pallas_kernels.attention.backends.xla_blocked import XlaBlocked
 from pallas_kernels.attention.contract import Implementation, Intervals, visible
 from pallas_kernels.checks.attention import AttentionCase, oracle_attention
 from tests.pallas_kernels.attention.suite import Conformance
@@ -22,6 +26,25 @@ class TestXlaChunked(Conformance):
 
     def implementation(self) -> Implementation:
         return dataclasses.replace(super().implementation(), chunk=20)  # it divides no row
+
+
+class TestXlaBlocked(Conformance):
+    implementation_class = XlaBlocked
+
+    def implementation(self) -> Implementation:
+        return XlaBlocked(block_q=20, block_kv=28)  # they divide no row
+
+
+def test_no_array_of_all_scores():
+    """Neither forward nor backward: the largest array in the compiled program is one of the arguments."""
+    (query, key, value), intervals, dy, _ = AttentionCase("one_sample", 2048, heads=2, kv_heads=1, dim=8).inputs()
+
+    def loss(query, key, value):
+        return jnp.sum(XlaBlocked()(query, key, value, intervals) * dy)
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(query, key, value).compile().as_text()
+    shapes = re.findall(r"[a-z]+[0-9]+\[([0-9,]+)\]", program)
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) == query.size
 
 
 def test_the_oracle_takes_each_sample_by_itself():
