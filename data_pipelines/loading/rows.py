@@ -129,6 +129,7 @@ def hurry_workers(*_: object) -> None:
 
 def _start_worker(*_: object) -> None:
     signal.signal(_HURRY, give_up)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # sent to a whole group, it asks the training process for a profile
     end_with_parent()
 
 

@@ -83,6 +83,12 @@ class RunConfig:
     grad_accum_steps: int = field(1, ge=1, on_resume="free", help="microbatches that a batch is cut into")
     seed: int = field(0, ge=0, help="of random weights")
     log_every: int = field(10, ge=1, on_resume="free", help="steps between two records")
+    profile_steps: tuple[int, int] | None = field(
+        None,
+        ge=1,
+        on_resume="free",
+        help="first and last step of a trace in WORKDIR/profile; SIGUSR2 asks for one of the next 5 steps at any time",
+    )
     checkpoint_every: int = field(1000, ge=1, on_resume="free", help="steps between two checkpoints")
     keep: int = field(3, ge=1, on_resume="free", help="newest checkpoints kept (at least 2)")
     keep_period: int | None = field(None, ge=1, on_resume="free", help="checkpoints at its multiples stay; None = none")
@@ -109,6 +115,11 @@ class RunConfig:
         strict.check(self, "config", ConfigError)
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("config.steps and config.epochs: give one of them")
+        traced = () if self.profile_steps is None else (self.profile_steps,)
+        for key, ranges in {"skip_steps": self.skip_steps, "profile_steps": traced}.items():
+            for first, last in ranges:
+                if first > last:
+                    raise ConfigError(f"config.{key}: [{first}, {last}]: the first step comes first")
         if self.trains is not None and not self.trains:
             raise ConfigError("config.trains is empty: name at least one parameter group")
 

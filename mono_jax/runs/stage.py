@@ -1,7 +1,7 @@
 """One stage of training, from a config to a model folder: what ``train.py`` and ``evip.py`` run.
 
 WORKDIR/config.json      the config as it runs now; config.initial.json: as it ran first
-        metrics.jsonl, tensorboard/   what it reported
+        metrics.jsonl, tensorboard/   what it reported          timeline.jsonl: how the time was spent
         checkpoints/     state, newest ``keep``      base/    frozen parameters
         cache/           indices and packing plans   model/   the result, written last
 """
@@ -40,12 +40,15 @@ from mono_jax.runs.workdir import CHECKPOINTED, locked, refuse_foreign
 from mono_jax.training import flops, metrics
 from mono_jax.training.callbacks.checkpointing import Checkpointing
 from mono_jax.training.callbacks.evaluating import Evaluating
+from mono_jax.training.callbacks.profiling import Profiling
 from mono_jax.training.callbacks.recorder import Recorder, Speed
 from mono_jax.training.callbacks.stopping import BadSampleLimit, StopWhenAsked
+from mono_jax.training.clock import Clock
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
 from mono_jax.training.metrics import Say
 from mono_jax.training.state import TrainState
+from mono_jax.training.timeline import Timeline
 from mono_jax.weights.model_folder import PARAMS_FOLDER
 
 
@@ -53,15 +56,23 @@ def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, sa
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
     Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves",
-    "best": {"metric", "step", "value"} or None, "data": what was read and skipped}.
+    "best": {"metric", "step", "value"} or None, "data": what was read and skipped,
+    "seconds": of this process, by activity (``clock.ACTIVITIES``)}.
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
-    with locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _run(run, workdir, base_dir or workdir / "base", say or say_in(workdir))
+    say, first = say or say_in(workdir), jax.process_index() == 0
+    with locked(workdir) if first else contextlib.nullcontext(), Clock("start") as clock:
+        timeline = Timeline(workdir / "timeline.jsonl" if first else None, clock, say, run.log_every)
+        try:
+            result = _run(run, workdir, base_dir or workdir / "base", timeline, say)
+        finally:
+            for line in timeline.close():
+                say(line)
+        return result | {"seconds": timeline.seconds}
 
 
-def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, Any]:
+def _run(run: RunConfig, workdir: Path, base_dir: Path, timeline: Timeline, say: Say) -> dict[str, Any]:
     architecture = architecture_of(run)
     data = open_data(run, architecture, workdir)
     architecture = _with_image_token(run, architecture, data)
@@ -86,9 +97,15 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
             best=lambda: evaluating.best and evaluating.best.step,
         )
         limit = BadSampleLimit(data.report, run.max_bad_share)
+        timeline.clock.switch("other")
         try:
-            with StopWhenAsked(data.stop_waiting) as stopping, explained(program):
+            with (
+                StopWhenAsked(data.stop_waiting) as stopping,
+                Profiling(workdir / "profile", run.profile_steps, say) as profiling,
+                explained(program),
+            ):
                 say("compiling the step ...")
+                callbacks = [recorder, profiling, limit, stopping, saving, timeline]
                 state = run_loop(
                     program.train_step(state, frozen),
                     state,
@@ -96,12 +113,14 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, say: Say) -> dict[str, A
                     SkippingSteps(data, run.skip_steps),
                     program.mesh,
                     program.steps,
-                    [*([evaluating] if run.evaluation.sources else []), recorder, limit, stopping, saving],
+                    [*([evaluating] if run.evaluation.sources else []), *callbacks],
+                    timeline.clock,
                 )
         finally:
             if writer is not None:
                 writer.close()
-    result = _finish(program, data, workdir, state, frozen, base_dir / base)
+    with timeline.clock.on("finish"):
+        result = _finish(program, data, workdir, state, frozen, base_dir / base)
     result["data"]["sources"] = summaries
     result |= {"failed_saves": checkpoints.failed, "skipped_saves": saving.skipped}
     return result | {"best": evaluating.best and dataclasses.asdict(evaluating.best)}

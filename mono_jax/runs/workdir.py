@@ -15,7 +15,7 @@ from mono_jax.errors import CheckpointError
 
 NAMES = (
     "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
-    "data", "logs", "mono",
+    "timeline.jsonl", "profile", "data", "logs", "mono",
 )  # fmt: skip
 LOCK = ".lock"
 CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint

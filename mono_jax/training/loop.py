@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,6 +19,7 @@ from mono_jax import tree
 from mono_jax.errors import CheckpointError, MonoJaxError
 from mono_jax.parallel.rows import LocalRows
 from mono_jax.parallel.totals import Totals
+from mono_jax.training.clock import Clock
 from mono_jax.training.state import TrainState
 from mono_jax.training.step import Metrics, Step
 
@@ -56,6 +58,7 @@ class Progress:
       totals: what the callbacks' ``facts`` add up to over all processes.
       data_wait: seconds that batch took to come.
       error: what ends the run before ``steps``, if anything does.
+      clock: of what the time is spent on.
     """
 
     state: TrainState
@@ -69,16 +72,21 @@ class Progress:
     totals: Totals = dataclasses.field(default_factory=Totals)
     data_wait: float = 0.0
     error: Exception | None = None
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
 
 class Callback:
     """Something that happens beside training: after every ``every``-th step, and when the loop ends.
 
     Callbacks run in the order given. ``step`` may raise ``Stopped`` to end the run; whatever ends it, ``finish``
-    still runs for all of them.
+    still runs for all of them. ``activity``: what their time counts as, one of ``clock.ACTIVITIES``.
     """
 
     every: int = 1
+    activity: str = "other"
+
+    def begin(self, progress: Progress) -> None:
+        """Before the first step."""
 
     def facts(self, progress: Progress) -> Mapping[str, int]:
         """Numbers of this process's last step; ``progress.totals`` has their sums over all processes.
@@ -103,6 +111,7 @@ def run_loop(
     mesh: Mesh,
     steps: int,
     callbacks: Sequence[Callback],
+    clock: Clock | None = None,
 ) -> TrainState:
     """Trains from ``state.step`` to ``steps`` and returns the last state.
 
@@ -112,9 +121,12 @@ def run_loop(
     """
     start = int(state.step)
     rows = LocalRows(mesh, batches.batch_size)
-    progress = Progress(state, frozen, start, start, steps, counted=rows.counted)
+    progress = Progress(state, frozen, start, start, steps, counted=rows.counted, clock=clock or Clock())
     stream = batches.iterate(start, rows.numbers) if start < steps else iter(())
     try:
+        for callback in callbacks:
+            with progress.clock.on(callback.activity):
+                callback.begin(progress)
         for _ in range(start, steps):
             _step(progress, stream, step_fn, rows)
             after_step(progress, callbacks)
@@ -124,7 +136,8 @@ def run_loop(
         getattr(stream, "close", lambda: None)()
     for callback in callbacks:
         try:
-            callback.finish(progress)
+            with progress.clock.on(callback.activity):
+                callback.finish(progress)
         except Exception as error:  # the others must finish too; the first error is the one that counts
             unsaved = isinstance(error, CheckpointError) and isinstance(progress.error, Stopped)
             progress.error = error if unsaved else progress.error or error
@@ -141,17 +154,21 @@ def after_step(progress: Progress, callbacks: Sequence[Callback]) -> None:
     )
     for callback in callbacks:
         if progress.done % callback.every == 0:
-            callback.step(progress)
+            with progress.clock.on(callback.activity):
+                callback.step(progress)
 
 
 def _step(progress: Progress, stream: Iterator[Any], step_fn: Step, rows: LocalRows) -> None:
     before = time.perf_counter()
-    if (item := next(stream, None)) is None:
+    with progress.clock.on("data"):
+        item = next(stream, None)
+    if item is None:
         raise DataEnded(
             f"the data ends at step {progress.done}, the stage at {progress.steps}; saved: "
             "raise data.epochs (None = endlessly) or lower steps, and run again"
         )
     number, progress.batch = item
     progress.data_wait = time.perf_counter() - before
-    progress.state, progress.metrics = step_fn(progress.state, progress.frozen, rows.put(progress.batch))
+    with progress.clock.on("dispatch"), jax.profiler.StepTraceAnnotation("train", step_num=number + 1):
+        progress.state, progress.metrics = step_fn(progress.state, progress.frozen, rows.put(progress.batch))
     progress.done = number + 1

@@ -35,6 +35,8 @@ class Checkpointing(Callback):
     ``before_save`` is called first. ``best``: the step that was the best so far; its checkpoint is not rotated away.
     """
 
+    activity = "save"
+
     def __init__(
         self,
         checkpoints: Saver,

@@ -31,6 +31,8 @@ class Evaluating(Callback):
     is not finite never is.
     """
 
+    activity = "evaluate"
+
     def __init__(
         self,
         every: int,
@@ -46,7 +48,8 @@ class Evaluating(Callback):
         self.best = Best(**best) if best and best["metric"] == metric else None
 
     def step(self, progress: Progress) -> None:
-        jax.block_until_ready(progress.metrics)  # so that steps in flight do not count as time spent here
+        with progress.clock.on("wait"):
+            jax.block_until_ready(progress.metrics)  # so that steps in flight do not count as time spent here
         before = time.perf_counter()
         values = dict(self._evaluate(progress))
         seconds = time.perf_counter() - before

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from mono_jax import tree
 from mono_jax.parallel.totals import LAG
 from mono_jax.training.callbacks.stopping import NonFinite
+from mono_jax.training.clock import Clock
 from mono_jax.training.flops import COUNTED, count_tokens
 from mono_jax.training.loop import Callback, Progress
 from mono_jax.training.metrics import MetricsWriter, Say, console_line, duration
@@ -67,6 +68,7 @@ class Recorder(Callback):
         self._counts = counts
         self._pending: collections.deque[_Pending] = collections.deque()
         self._measured: dict[int, Mapping[str, float]] = {}
+        self._seconds: dict[str, float] = {}  # of the clock at the last record
         self._began = time.perf_counter()
         self._clear(self._began)
 
@@ -105,7 +107,8 @@ class Recorder(Callback):
             self._record(self._pending.popleft(), progress)
 
     def _record(self, pending: _Pending, progress: Progress) -> None:
-        values = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
+        with progress.clock.on("wait"):
+            values = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
         totals = progress.totals.of(pending.done)
         self._window.update(steps=1, wait=pending.data_wait, **{name: totals[name] for name in COUNTED})
         if values["nonfinite"]:
@@ -113,9 +116,9 @@ class Recorder(Callback):
         else:
             self._losses.append(values["loss"])
         if pending.done % self._log_every == 0 or pending.done == progress.steps or pending.done in self._measured:
-            self._log(pending.done, progress.steps, values)
+            self._log(pending.done, progress, values)
 
-    def _log(self, done: int, steps: int, values: Mapping[str, float]) -> None:
+    def _log(self, done: int, progress: Progress, values: Mapping[str, float]) -> None:
         now = time.perf_counter()
         window, count = self._window, self._window["steps"]
         per_step = max(now - self._since, 1e-9) / count
@@ -129,13 +132,19 @@ class Recorder(Callback):
             "mfu": self._speed.mfu(window, count * per_step),
             "data_wait": window["wait"] / count / per_step,
             "step_s": per_step,
-            "eta_s": (steps - done) * per_step,
+            "eta_s": (progress.steps - done) * per_step,
         }
+        record |= self._passed(progress.clock)
         record |= self._counts() | self._measured.pop(done, {})
         if self._writer is not None:
             self._writer.write(record)
-            self._say(console_line(self._stage, steps, record))
+            self._say(console_line(self._stage, progress.steps, record))
         self._clear(now)
+
+    def _passed(self, clock: Clock) -> dict[str, float]:
+        """Seconds of each activity since the last record; of the first one since the process began."""
+        before, self._seconds = self._seconds, clock.read()
+        return {f"seconds/{name}": value - before.get(name, 0.0) for name, value in self._seconds.items()}
 
     def _report_nonfinite(self, done: int, values: Mapping[str, float], progress: Progress) -> None:
         keys = self._sample_keys(done - 1)

@@ -76,7 +76,9 @@ def one_device():
 @pytest.fixture(scope="module")
 def finished(sets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, run(settings(sets), workdir)
+    began = time.monotonic()
+    result = run(settings(sets), workdir)
+    return workdir, result | {"wall": time.monotonic() - began}
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict[str, Any]]):
@@ -98,11 +100,40 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict
         assert np.array_equal(leaf, before[path]), path
 
 
+def assert_all_time_is_known(workdir: Path, *results: dict[str, Any]) -> None:
+    """The lines of the timeline sum up to what each process reported and to the time that passed."""
+    processes: list[list[dict[str, Any]]] = []
+    for line in (workdir / "timeline.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if entry["event"] == "start":
+            processes.append([])
+        processes[-1].append(entry)
+    assert len(processes) == len(results)
+    for entries, result in zip(processes, results):
+        assert all(result["seconds"][name] for name in ("start", "data", "compile", "dispatch", "save", "finish"))
+        for name, value in result["seconds"].items():
+            assert sum(e["seconds"].get(name, 0) for e in entries) == pytest.approx(value, abs=1e-6 * len(entries))
+        assert entries[-1]["event"] == "end" and entries[-1]["step"] == result["step"]
+        shown = sum(sum(e["seconds"].values()) for e in entries[1:])
+        assert entries[-1]["time"] - entries[0]["time"] == pytest.approx(shown, rel=0.01, abs=0.05)  # another clock
+
+
+def test_the_time_of_a_run_is_known_to_the_last_moment(finished: tuple[Path, dict[str, Any]]):
+    workdir, result = finished
+    assert_all_time_is_known(workdir, result)
+    passed = sum(result["seconds"].values())
+    assert passed <= result["wall"] <= 1.02 * passed + 0.2  # the workdir is looked at and locked before
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for name, value in result["seconds"].items():
+        assert sum(record[f"seconds/{name}"] for record in records) <= value + 1e-6
+    assert sum(record["seconds/wait"] + record["seconds/dispatch"] for record in records) > 0
+
+
 def test_resumed_equals_uninterrupted(
     sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     workdir = tmp_path / "run"
-    run(settings(sets), workdir)
+    first = run(settings(sets), workdir)
     # As after a kill behind step 4: the last checkpoint and the model are missing, later metrics still there.
     shutil.rmtree(workdir / "checkpoints" / "6")
     shutil.rmtree(workdir / "model")
@@ -112,6 +143,7 @@ def test_resumed_equals_uninterrupted(
     monkeypatch.setattr(Plan, "restore", lambda plan, counts: restored.append(counts.tolist()))
     result = run(settings(sets), workdir)
     assert losses(workdir) == losses(finished[0])
+    assert_all_time_is_known(workdir, first, result)
     assert same_weights(result["model"], finished[1]["model"])
     counted = PackedData(RunConfig.from_dict(settings(sets)).data, workdir / "cache", TileGeometry(64, 16)).plan.counts
     assert restored == [counted[: len(restored[0])].tolist()] and sum(restored[0]) >= 4 * 4, "all rows up to step 4"

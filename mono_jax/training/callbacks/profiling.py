@@ -1,0 +1,119 @@
+"""Traces of what devices and host do during some steps, for TensorBoard, XProf or Perfetto."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+
+from mono_jax.training.loop import Callback, Progress
+from mono_jax.training.metrics import Say
+
+SIGNAL = signal.SIGUSR2  # SIGUSR1 is what hurries data workers
+SIGNAL_STEPS = 5  # steps of the trace that a signal asks for
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trace:
+    first: int
+    last: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"profile of the steps {self.first} to {self.last}"
+
+
+class Profiling(Callback):
+    """Writes a trace of the steps ``steps`` (first and last), and of those that follow a SIGUSR2, below ``folder``.
+
+    Each process writes its own, so the signal may go to one of them or to all. It is caught while this context is
+    entered. A trace that fails is reported, and the run goes on.
+    """
+
+    def __init__(self, folder: Path, steps: tuple[int, int] | None, say: Say):
+        self._folder, self._steps, self._say = folder, steps, say
+        self._asked = False
+        self._open: _Trace | None = None
+        self._unwritten: _Trace | None = None  # the profiler keeps it open until it can be written
+
+    def __enter__(self) -> Profiling:
+        self._old: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(SIGNAL, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._old is not None:
+            signal.signal(SIGNAL, self._old)
+
+    def begin(self, progress: Progress) -> None:
+        self._start_if_wanted(progress)
+
+    def step(self, progress: Progress) -> None:
+        if self._open is not None and progress.done >= self._open.last:
+            self._stop(self._open, progress)
+        self._start_if_wanted(progress)
+
+    def finish(self, progress: Progress) -> None:
+        if self._open is not None:
+            self._stop(self._open, progress)
+
+    def _start_if_wanted(self, progress: Progress) -> None:
+        if self._open is not None or progress.done == progress.steps:
+            return
+        last = progress.done + SIGNAL_STEPS if self._asked else 0
+        if self._steps is not None and self._steps[0] - 1 <= progress.done < self._steps[1]:
+            last, self._steps = max(last, self._steps[1]), None
+        self._asked = False
+        if last:
+            self._start(progress, min(last, progress.steps))
+
+    def _start(self, progress: Progress, last: int) -> None:
+        folder = self._folder / f"steps-{progress.done + 1}-{last}"
+        if jax.process_count() > 1:  # of which several may run on one host, whose name is the file's
+            folder /= f"process-{jax.process_index()}"
+        trace = _Trace(progress.done + 1, last, folder)
+        try:
+            with progress.clock.on("wait"):
+                jax.block_until_ready(progress.metrics)  # earlier steps are no part of it
+            if self._unwritten is not None:
+                jax.profiler.stop_trace()
+                self._drop(self._unwritten)
+                self._unwritten = None
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(folder)
+            self._open = trace
+        except Exception as error:  # whatever a profiler or a disk raises: looking inside must not end a run
+            self._say(f"{trace} failed: {_in_one_line(error)}; training continues")
+
+    def _stop(self, trace: _Trace, progress: Progress) -> None:
+        self._open = None
+        with progress.clock.on("wait"), contextlib.suppress(Exception):  # whoever reads the metrics reports it
+            jax.block_until_ready(progress.metrics)
+        try:
+            jax.profiler.stop_trace()
+            self._say(f"{trace} is in {trace.folder}: see it with tensorboard --logdir {self._folder}")
+        except Exception as error:
+            self._unwritten = trace
+            self._drop(trace)
+            self._say(f"{trace} failed: {_in_one_line(error)}; training continues")
+
+    def _drop(self, trace: _Trace) -> None:
+        """Removes half a trace."""
+        shutil.rmtree(trace.folder, ignore_errors=True)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,58 @@
+"""WORKDIR/timeline.jsonl: how all processes that ever worked on a run spent their time, what was lost included.
+
+Unlike metrics.jsonl nothing is ever taken out of it. One object a line, written by process 0:
+
+    event     "start" of a process, "step" while training, "end"; a process that was killed has no end
+    step      steps done; the start's is where the process resumed, so that steps after it, of earlier ones, were lost
+    time      seconds since 1970
+    seconds   since the line before, on a monotonic clock, by activity (``clock.ACTIVITIES``; 0 is left out)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from mono_jax.training.clock import Clock, table
+from mono_jax.training.loop import Callback, Progress
+from mono_jax.training.metrics import Appender, Say
+
+
+class Timeline(Callback):
+    """Adds a line at every ``every``-th step; ``path``: None = nowhere."""
+
+    def __init__(self, path: Path | None, clock: Clock, say: Say, every: int = 1):
+        self.every, self.clock = every, clock
+        self._step: int | None = None  # until the process knows where it starts
+        self._file = None if path is None else Appender(path, "the timeline", say)
+        self.seconds: dict[str, float] = {}  # of the clock at the last line
+
+    def begin(self, progress: Progress) -> None:
+        self.add("start", progress.start)
+
+    def step(self, progress: Progress) -> None:
+        self.add("step", progress.done)
+
+    def finish(self, progress: Progress) -> None:
+        self._step = progress.done
+
+    def add(self, event: str, step: int | None = None) -> None:
+        """One line; ``step``: None = the last one known."""
+        self._step = self._step if step is None else step
+        seconds = self.clock.read()
+        passed = {name: round(value - self.seconds.get(name, 0.0), 6) for name, value in seconds.items()}
+        self.seconds = seconds
+        if self._file is not None:
+            entry = {"event": event, "step": self._step, "time": round(time.time(), 3)}
+            entry["seconds"] = {name: value for name, value in passed.items() if value}
+            self._file.write(json.dumps(entry).encode() + b"\n")
+
+    def close(self) -> list[str]:
+        """The last line; returns a table of the process's time. Nothing, if it did not come to training."""
+        if self._step is None:
+            return []
+        self.add("end")
+        if self._file is not None:
+            self._file.close()
+        return ["time of this run:", *table(self.seconds)]
