@@ -149,7 +149,13 @@ class Program:
 
     def train_step(self, state: TrainState, frozen: tree.Tree) -> Step:
         """The one step, compiled for the mesh when it is first called. ``state`` and ``frozen``: arrays or shapes."""
-        step = make_train_step(self.model, self.optimizer, dtype=self.dtype, grad_accum_steps=self.run.grad_accum_steps)
+        step = make_train_step(
+            self.model,
+            self.optimizer,
+            dtype=self.dtype,
+            grad_accum_steps=self.run.grad_accum_steps,
+            norms_every=self.run.log_every,
+        )
         return jit_train_step(step, self.model, state, frozen, self.mesh)
 
     def compile_step(self) -> jax.stages.Compiled:

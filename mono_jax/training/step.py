@@ -15,6 +15,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import BATCH, on_mesh
 from mono_jax.training.loss import weighted_cross_entropy
+from mono_jax.training.norms import GroupNorms, named
 from mono_jax.training.optim import Optimizer
 from mono_jax.training.state import TrainState, state_shardings
 
@@ -43,7 +44,12 @@ def loss_sum(
 
 
 def make_train_step(
-    model: Model, optimizer: Optimizer, *, dtype: jnp.dtype = jnp.bfloat16, grad_accum_steps: int = 1
+    model: Model,
+    optimizer: Optimizer,
+    *,
+    dtype: jnp.dtype = jnp.bfloat16,
+    grad_accum_steps: int = 1,
+    norms_every: int = 0,
 ) -> Step:
     """The step (state, frozen, batch) -> (state, metrics), not yet jitted.
 
@@ -52,16 +58,21 @@ def make_train_step(
     batch without a trained token updates nothing. The learning rate follows ``state.step`` in any case.
 
     Metrics (scalars): loss, grad_norm (before clipping, trainable parameters only), weight (sum of loss
-    weights), nonfinite (1 = skipped), nonfinite_steps (in a row), skipped (all), lr/GROUP.
+    weights), nonfinite (1 = skipped), nonfinite_steps (in a row), skipped (all), lr/GROUP. With ``norms_every`` also
+    grad_norm/GROUP and, in steps that it divides (NOT_COMPUTED in others), update_norm/GROUP and param_norm/GROUP.
     """
+    group_norms = GroupNorms(model.config, model.abstract_params()) if norms_every else None
 
     def train_step(state: TrainState, frozen: tree.Tree, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         weight = jnp.sum(batch["loss_weights"])
         loss, grads = _gradients(model, state.trainable, frozen, batch, weight, dtype, grad_accum_steps)
-        grad_norm = optax.tree.norm(grads)
+        norms = named("grad_norm", group_norms(grads)) if group_norms else {}
+        grad_norm = optax.tree.norm(list(norms.values()) if norms else grads)
         opt_state = at_step(state.opt_state, state.step)
         updates, opt_state = optimizer.transform.update(grads, opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
+        if group_norms:
+            norms |= group_norms.of_step(state.trainable, trainable, (state.step + 1) % norms_every == 0)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         finite &= jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trainable)]).all()
@@ -77,7 +88,7 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": grad_norm, "weight": weight, "nonfinite": (~finite).astype(jnp.int32)}
         metrics |= {"nonfinite_steps": new_state.nonfinite_steps, "skipped": new_state.skipped}
         metrics |= {f"lr/{group}": schedule(state.step) for group, schedule in optimizer.schedules.items()}
-        return new_state, metrics
+        return new_state, metrics | norms
 
     return train_step
 

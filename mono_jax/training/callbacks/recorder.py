@@ -18,6 +18,7 @@ from mono_jax.training.clock import Clock
 from mono_jax.training.flops import COUNTED, count_tokens
 from mono_jax.training.loop import Callback, Progress
 from mono_jax.training.metrics import MetricsWriter, Say, console_line, duration
+from mono_jax.training.norms import NOT_COMPUTED
 
 
 @dataclasses.dataclass
@@ -134,7 +135,9 @@ class Recorder(Callback):
             "step_s": per_step,
             "eta_s": (progress.steps - done) * per_step,
         }
+        record |= {name: value for name, value in values.items() if "_norm/" in name and value != NOT_COMPUTED}
         record |= self._passed(progress.clock)
+        record |= device_memory()
         record |= self._counts() | self._measured.pop(done, {})
         if self._writer is not None:
             self._writer.write(record)
@@ -164,6 +167,13 @@ class Recorder(Callback):
         raise NonFinite(
             f"{done - first + 1} updates in a row were not finite, steps {first} to {done} ({what}); {cause}", first
         )
+
+
+def device_memory() -> dict[str, int]:
+    """Bytes in use, and the most so far, of the fullest of this process's devices; {} where none tells (CPUs)."""
+    stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
+    names = {"memory_bytes": "bytes_in_use", "memory_peak_bytes": "peak_bytes_in_use"}
+    return {name: max(s[key] for s in stats) for name, key in names.items() if stats and all(key in s for s in stats)}
 
 
 def nonfinite_paths(params: tree.Tree) -> list[str]:

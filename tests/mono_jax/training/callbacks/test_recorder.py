@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -129,3 +130,42 @@ def test_at_most_twenty_samples_are_named():
         run(Recorder("S1.1", 100, 10, speed, lambda step, keys=keys: keys, None, said.append), bad=(2,))
         [line] = [line for line in said if "not finite" in line]
         assert line.endswith(end)
+
+
+class Device:
+    """Stands in for a device whose allocator tells what it has handed out."""
+
+    def __init__(self, **stats: int):
+        self._stats = stats
+
+    def memory_stats(self) -> dict[str, int] | None:
+        return self._stats or None
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ([Device(bytes_in_use=5, peak_bytes_in_use=8), Device(bytes_in_use=6, peak_bytes_in_use=7)], (6, 8)),
+        ([Device(bytes_in_use=5)], (5, None)),
+        ([Device(), Device()], (None, None)),
+        (jax.local_devices()[:1], (None, None)),  # a real CPU
+    ],
+)
+def test_memory_is_that_of_the_fullest_device_where_they_tell(
+    devices: list[Any], expected: tuple[int | None, int | None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    records = Writer()
+    run(recorder(records, 7))
+    assert tuple(records[0].get(name) for name in ("memory_bytes", "memory_peak_bytes")) == expected
+
+
+def test_norms_of_groups_are_recorded_where_they_were_computed():
+    records, progress = Writer(), Progress(None, {}, 0, 0, STEPS, batch=random_batch(2))
+    callback = recorder(records, 1)
+    for progress.done, norm in ((1, -1.0), (2, 3.0), (3, np.nan)):
+        progress.metrics = {**metrics(progress.done), "update_norm/a": jnp.float32(norm)}
+        callback.step(progress)
+    callback.finish(progress)
+    assert [record.get("update_norm/a", "absent") for record in records][:2] == ["absent", 3.0]
+    assert np.isnan(records[2]["update_norm/a"])
