@@ -75,12 +75,14 @@ class BatchSpec:
       token_pixels: P, see ``TileGeometry``.
       boundary_block: 0 = as drawn above. Else boundaries are ragged (see ``ragged``): each row has V slots in all, at
         most T of them text, and a boundary of its own at a multiple of this.
+      source_ids: whether batches say which source each text slot comes from.
     """
 
     visual_tokens: int
     text_tokens: int
     token_pixels: int = 28
     boundary_block: int = 0
+    source_ids: bool = False
 
     @property
     def sequence(self) -> int:
@@ -99,9 +101,11 @@ class BatchSpec:
         positions      int32   [S]           position within the sample, in sequence order
         segments       int32   [S]           1, 2, ... = sample within the row, 0 = padding, in sequence order; the
                                              tokens of a sample follow one another
+        sources        int32   [T]           ``source_ids`` only: 1, 2, ... = source as in the config, 0 = padding
         visual_slots   int32   []            ragged boundaries only: slots before this hold visual tokens, others text
         """
         v, t, s, p = self.visual_tokens, self.text_tokens, self.sequence, self.token_pixels
+        sources = {"sources": ((t,), np.dtype(np.int32))} if self.source_ids else {}
         boundary = {"visual_slots": ((), np.dtype(np.int32))} if self.boundary_block else {}
         return {
             "patches": ((v, p, p, 3), np.dtype(np.uint8)),
@@ -112,6 +116,7 @@ class BatchSpec:
             "order": ((s,), np.dtype(np.int32)),
             "positions": ((s,), np.dtype(np.int32)),
             "segments": ((s,), np.dtype(np.int32)),
+            **sources,
             **boundary,
         }
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from data_pipelines import strict
+from data_pipelines.batch import BatchSpec, TileGeometry
 from data_pipelines.errors import DataError
 from data_pipelines.strict import field
 
@@ -87,6 +88,9 @@ class DataConfig:
     loss_weighting: Literal["token", "sample", "sqrt"] = field(
         "token", help="weight of each of a sample's n trained tokens: 1, 1/n or 1/sqrt(n)"
     )
+    source_ids: bool = field(
+        False, help="batches say which source each text slot comes from, for a loss per source", on_resume="free"
+    )
 
     retries: int = field(5, ge=0, help="of a read that fails, with pauses that double from 0.5 s on", on_resume="free")
     storage_wait_s: float = field(
@@ -134,6 +138,12 @@ class DataConfig:
             return self.visual_tokens + self.text_tokens
         exact = tokens_per_tile % self.boundary_block == 0
         return self.visual_tokens - (0 if exact else self.boundary_block - 1)
+
+    def batch_spec(self, geometry: TileGeometry) -> BatchSpec:
+        """Static sizes of the batches for a model that cuts tiles so."""
+        return BatchSpec(
+            self.visual_tokens, self.text_tokens, geometry.token_pixels, self.boundary_block, self.source_ids
+        )
 
     def digest(self, *fields: str, extra: str = "") -> str:
         """Hash (16 hex digits) of the named fields and of ``extra``."""

@@ -10,13 +10,21 @@ from data_pipelines.batch import Batch
 from data_pipelines.encoding.samples import Sample
 
 
-def fill_row(batch: Batch, row: int, samples: Sequence[Sample | None], visual_slots: int, weighting: str) -> None:
+def fill_row(
+    batch: Batch,
+    row: int,
+    samples: Sequence[Sample | None],
+    visual_slots: int,
+    weighting: str,
+    sources: Sequence[int] = (),
+) -> None:
     """Writes samples, whose patches are in place, into a row that holds only padding, one after another.
 
     Args:
       samples: None keeps its segment number and takes no slot.
       visual_slots: V.
       weighting: see ``DataConfig.loss_weighting``.
+      sources: number of each sample's source, if the batch has the field "sources".
     """
     good = [(segment, sample) for segment, sample in enumerate(samples, 1) if sample is not None]
     if not good:
@@ -31,6 +39,9 @@ def fill_row(batch: Batch, row: int, samples: Sequence[Sample | None], visual_sl
     batch["tokens"][row, :t] = ids[text]
     batch["targets"][row, :t] = targets[text]
     batch["loss_weights"][row, :t] = weights[text]
+    if "sources" in batch:
+        numbers = [sources[segment - 1] + 1 for segment, _ in good]
+        batch["sources"][row, :t] = np.repeat(numbers, [np.count_nonzero(~sample.visual) for _, sample in good])
 
     order = batch["order"][row]
     unused = np.concatenate([np.arange(v, visual_slots), np.arange(visual_slots + t, len(order))])

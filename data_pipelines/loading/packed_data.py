@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.batch import DEFAULT_GEOMETRY, Batch, BatchSpec, TileGeometry, ragged
+from data_pipelines.batch import DEFAULT_GEOMETRY, Batch, TileGeometry, ragged
 from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
 from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.errors import BadSample, DataError, StorageError
@@ -68,7 +68,7 @@ class PackedData:
         set_patience(Patience(config.retries, config.storage_wait_s))
         self.config, self.geometry = config, geometry
         self.cache_dir = Path(cache_dir) if cache_dir else paths.cache_dir()
-        self.spec = BatchSpec(config.visual_tokens, config.text_tokens, geometry.token_pixels, config.boundary_block)
+        self.spec = config.batch_spec(geometry)
         self.batch_size = config.batch_size
         self.builder = SampleBuilder(config, geometry=geometry)
         self.tokenizer = self.builder.tokenizer
@@ -174,7 +174,7 @@ class PackedData:
         patches = np.empty((len(places), *static.fields()["patches"][0]), np.uint8)
         batch, bad, count, planned = static.empty(len(places), patches), [], 0, 0
         for row, place in enumerate(places):
-            samples, used = [], 0
+            samples, sources, used = [], [], 0
             if place is not None:
                 block, number = self.plan.block(place[0]), place[1]
                 if number == 0:
@@ -183,9 +183,10 @@ class PackedData:
                     planned += len(drops)
                 for unit in range(block.starts[number], block.starts[number + 1]):
                     samples.append(self._build(block, unit, patches[row, used:], bad))
+                    sources.append(int(block.source[unit]))
                     used += 0 if samples[-1] is None else len(samples[-1].patches)
             patches[row, used:] = 0
-            fill_row(batch, row, samples, self.spec.visual_tokens, self.config.loss_weighting)
+            fill_row(batch, row, samples, self.spec.visual_tokens, self.config.loss_weighting, sources)
             count += sum(sample is not None for sample in samples)
         if self.spec.boundary_block:
             batch = ragged(batch, self.spec.sequence, self.spec.boundary_block)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from data_pipelines.batch import BatchSpec
 from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
@@ -108,8 +107,7 @@ class Program:
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a batch."""
-        data, geometry = self.run.data, self.model.config.geometry
-        spec = BatchSpec(data.visual_tokens, data.text_tokens, geometry.token_pixels, data.boundary_block)
+        data, spec = self.run.data, self.run.data.batch_spec(self.model.config.geometry)
         place = NamedSharding(self.mesh, BATCH)
         return {
             name: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype, sharding=place)
@@ -155,6 +153,7 @@ class Program:
             dtype=self.dtype,
             grad_accum_steps=self.run.grad_accum_steps,
             norms_every=self.run.log_every,
+            sources=[source.name for source in self.run.data.sources] if self.run.data.source_ids else (),
         )
         return jit_train_step(step, self.model, state, frozen, self.mesh)
 

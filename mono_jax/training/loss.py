@@ -18,7 +18,7 @@ VOCABULARY_MULTIPLE = 256  # two lane tiles of a TPU; any usual size of the tens
 def weighted_cross_entropy(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk: int = 0
 ) -> jax.Array:
-    """Sum over slots of weight * cross entropy, float32 scalar.
+    """Cross entropy of each slot times its weight, float32 [B, T].
 
     Args:
       hidden: [B, T, d], after the final norm.
@@ -31,7 +31,7 @@ def weighted_cross_entropy(
     hidden = jnp.where((weights > 0)[..., None], hidden, 0)
     losses = token_cross_entropy(hidden, kernel, targets, chunk=chunk)
     # where, not only a product: 0 * inf is a NaN.
-    return jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
+    return jnp.where(weights > 0, weights * losses, 0.0)
 
 
 def token_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 0) -> jax.Array:

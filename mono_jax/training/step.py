@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,15 +32,33 @@ def _compute_copy(trainable: tree.Tree, dtype: jnp.dtype) -> tree.Tree:
     return jax.tree_util.tree_map_with_path(cast, trainable)
 
 
-def loss_sum(
+def slot_losses(
     model: Model, trainable: tree.Tree, frozen: tree.Tree, batch: Mapping[str, jax.Array], dtype: jnp.dtype
 ) -> jax.Array:
-    """Sum of the weighted token losses of ``batch``, float32 scalar."""
+    """Loss of each text slot of ``batch`` times its weight, float32 [B, T]."""
     params = tree.merge(_compute_copy(trainable, dtype), frozen)
     hidden = model(params, batch, dtype).hidden
     kernel = model.output_kernel(params)
     chunk = model.execution.loss_chunk
     return weighted_cross_entropy(hidden, kernel, batch["targets"], batch["loss_weights"], chunk=chunk)
+
+
+def loss_sum(
+    model: Model, trainable: tree.Tree, frozen: tree.Tree, batch: Mapping[str, jax.Array], dtype: jnp.dtype
+) -> jax.Array:
+    """Sum of the weighted losses of ``batch``, float32 scalar."""
+    return slot_losses(model, trainable, frozen, batch, dtype).sum()
+
+
+def sums_by_source(losses: jax.Array, batch: Mapping[str, jax.Array], sources: Sequence[str]) -> Metrics:
+    """loss_sum/NAME, of the weighted ``losses`` [B, T], and weight/NAME of each of the sources; {} without any."""
+    if not sources:
+        return {}
+    number = jnp.arange(1, len(sources) + 1, dtype=jnp.int32)[:, None, None]
+    values = jnp.stack([losses, batch["loss_weights"]])[:, None]  # [2, 1, B, T]
+    sums = jnp.where(batch["sources"] == number, values, 0.0).sum((2, 3))
+    kinds = ("loss_sum", "weight")
+    return {f"{kind}/{name}": sums[k, n] for k, kind in enumerate(kinds) for n, name in enumerate(sources)}
 
 
 def make_train_step(
@@ -50,6 +68,7 @@ def make_train_step(
     dtype: jnp.dtype = jnp.bfloat16,
     grad_accum_steps: int = 1,
     norms_every: int = 0,
+    sources: Sequence[str] = (),
 ) -> Step:
     """The step (state, frozen, batch) -> (state, metrics), not yet jitted.
 
@@ -59,13 +78,15 @@ def make_train_step(
 
     Metrics (scalars): loss, grad_norm (before clipping, trainable parameters only), weight (sum of loss
     weights), nonfinite (1 = skipped), nonfinite_steps (in a row), skipped (all), lr/GROUP. With ``norms_every`` also
-    grad_norm/GROUP and, in steps that it divides (NOT_COMPUTED in others), update_norm/GROUP and param_norm/GROUP.
+    grad_norm/GROUP and, in steps that it divides (NOT_COMPUTED in others), update_norm/GROUP and param_norm/GROUP. With
+    ``sources``, names in the order of the batch's field "sources", see ``sums_by_source``.
     """
     group_norms = GroupNorms(model.config, model.abstract_params()) if norms_every else None
 
     def train_step(state: TrainState, frozen: tree.Tree, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         weight = jnp.sum(batch["loss_weights"])
-        loss, grads = _gradients(model, state.trainable, frozen, batch, weight, dtype, grad_accum_steps)
+        objective = _objective(model, frozen, weight, dtype, sources)
+        (loss, by_source), grads = _gradients(objective, state.trainable, batch, grad_accum_steps)
         norms = named("grad_norm", group_norms(grads)) if group_norms else {}
         grad_norm = optax.tree.norm(list(norms.values()) if norms else grads)
         opt_state = at_step(state.opt_state, state.step)
@@ -88,7 +109,7 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": grad_norm, "weight": weight, "nonfinite": (~finite).astype(jnp.int32)}
         metrics |= {"nonfinite_steps": new_state.nonfinite_steps, "skipped": new_state.skipped}
         metrics |= {f"lr/{group}": schedule(state.step) for group, schedule in optimizer.schedules.items()}
-        return new_state, metrics | norms
+        return new_state, metrics | norms | by_source
 
     return train_step
 
@@ -105,23 +126,29 @@ def at_step(opt_state: Any, step: jax.Array) -> Any:
     return optax.tree.set(opt_state, is_schedule, count=step)
 
 
-def _gradients(
-    model: Model,
-    trainable: tree.Tree,
-    frozen: tree.Tree,
-    batch: Mapping[str, jax.Array],
-    weight: jax.Array,
-    dtype: jnp.dtype,
-    grad_accum_steps: int,
-) -> tuple[jax.Array, tree.Tree]:
-    """Loss and gradients of ``trainable`` over the batch, one microbatch after another."""
+Objective = Callable[[tree.Tree, Mapping[str, jax.Array]], tuple[jax.Array, Metrics]]
+
+
+def _objective(
+    model: Model, frozen: tree.Tree, weight: jax.Array, dtype: jnp.dtype, sources: Sequence[str]
+) -> Objective:
+    """(trainable, batch or a part of it) -> (its share of the loss, sums by source)."""
     weight = jnp.maximum(weight, 1e-9)
 
-    def gradients(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, tree.Tree]:
-        return jax.value_and_grad(lambda t: loss_sum(model, t, frozen, batch, dtype) / weight)(trainable)
+    def objective(trainable: tree.Tree, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Metrics]:
+        losses = slot_losses(model, trainable, frozen, batch, dtype)
+        return losses.sum() / weight, sums_by_source(losses, batch, sources)
 
+    return objective
+
+
+def _gradients(
+    objective: Objective, trainable: tree.Tree, batch: Mapping[str, jax.Array], grad_accum_steps: int
+) -> tuple[tuple[jax.Array, Metrics], tree.Tree]:
+    """``objective`` over the batch and its gradient by ``trainable``, one microbatch after another."""
+    gradients = jax.value_and_grad(objective, has_aux=True)
     if grad_accum_steps == 1:
-        return gradients(batch)
+        return gradients(trainable, batch)
     rows = batch["tokens"].shape[0]
     if rows % grad_accum_steps:
         raise ConfigError(f"grad_accum_steps {grad_accum_steps} does not divide the {rows} rows of a batch")
@@ -130,9 +157,10 @@ def _gradients(
     microbatches = jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]).swapaxes(0, 1), batch)
 
     def body(total: Any, microbatch: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradients(microbatch)), None
+        return jax.tree.map(jnp.add, total, gradients(trainable, microbatch)), None
 
-    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
+    first = jax.tree.map(lambda a: a[0], microbatches)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradients, trainable, first))
     return jax.lax.scan(body, zeros, microbatches)[0]
 
 

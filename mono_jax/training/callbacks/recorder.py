@@ -76,6 +76,7 @@ class Recorder(Callback):
     def _clear(self, now: float) -> None:
         self._window: collections.Counter[str] = collections.Counter()
         self._losses: list[float] = []  # of the steps since the last record
+        self._by_source: collections.Counter[str] = collections.Counter()  # sums over these steps
         self._since = now
 
     def facts(self, progress: Progress) -> Mapping[str, int]:
@@ -110,12 +111,13 @@ class Recorder(Callback):
     def _record(self, pending: _Pending, progress: Progress) -> None:
         with progress.clock.on("wait"):
             values = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
-        totals = progress.totals.of(pending.done)
+            totals = progress.totals.of(pending.done)
         self._window.update(steps=1, wait=pending.data_wait, **{name: totals[name] for name in COUNTED})
         if values["nonfinite"]:
             self._report_nonfinite(pending.done, values, progress)
         else:
             self._losses.append(values["loss"])
+            self._by_source.update({name: v for name, v in values.items() if name.startswith(("loss_sum/", "weight/"))})
         if pending.done % self._log_every == 0 or pending.done == progress.steps or pending.done in self._measured:
             self._log(pending.done, progress, values)
 
@@ -135,6 +137,7 @@ class Recorder(Callback):
             "step_s": per_step,
             "eta_s": (progress.steps - done) * per_step,
         }
+        record |= self._losses_by_source()
         record |= {name: value for name, value in values.items() if "_norm/" in name and value != NOT_COMPUTED}
         record |= self._passed(progress.clock)
         record |= device_memory()
@@ -143,6 +146,15 @@ class Recorder(Callback):
             self._writer.write(record)
             self._say(console_line(self._stage, progress.steps, record))
         self._clear(now)
+
+    def _losses_by_source(self) -> dict[str, float | None]:
+        """loss/NAME, mean over the trained tokens of the steps since the last record, and weight/NAME, their weight."""
+        sums, record = self._by_source, {}
+        for source in (name.removeprefix("weight/") for name in sums if name.startswith("weight/")):
+            weight = sums[f"weight/{source}"]
+            record[f"loss/{source}"] = sums[f"loss_sum/{source}"] / weight if weight else None
+            record[f"weight/{source}"] = weight
+        return record
 
     def _passed(self, clock: Clock) -> dict[str, float]:
         """Seconds of each activity since the last record; of the first one since the process began."""

@@ -1,14 +1,16 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from data_pipelines.batch import boundaries
 from data_pipelines.errors import DataError
 from data_pipelines.inspection.batches import batch_hash
 from data_pipelines.loading import packed_data
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.packing import lengths
-from tests.made_sets import GEOMETRY, config, packed, tars, write_pairs
+from tests.made_sets import GEOMETRY, config, packed, talk_source, tars, write_pairs
 
 
 def hashes(data: PackedData, start: int = 0, stop: int | None = None) -> list[str]:
@@ -64,6 +66,26 @@ def test_identity_names_what_decides_the_batches(golden_dir, pairs, cache):
     assert identity(workers=3, prefetch=5) == base
     different = [identity(**c) for c in ({"seed": 4}, {"batch_size": 4}, {"loss_weighting": "sqrt"}, {"max_tiles": 2})]
     assert len({base, *different}) == 5
+
+
+@pytest.mark.parametrize("boundary", [{}, {"boundary_block": 8, "visual_tokens": 352}], ids=["static", "ragged"])
+def test_batches_say_on_request_which_source_each_text_slot_comes_from(golden_dir, pairs, talks, cache, boundary):
+    settings = config(golden_dir, tars(pairs), talk_source(talks), batch_size=4, **boundary)
+    plain, data = packed(settings, cache), packed(dataclasses.replace(settings, source_ids=True), cache)
+    assert data.identity == plain.identity and "sources" not in plain.batch(0)
+    batch, keys, seen = data.batch(0), iter(data.sample_keys(0)), set()
+    data.spec.check(batch)
+    for row, first_text in enumerate(boundaries(batch)):
+        numbers = [0, *(1 + ("/" not in next(keys)) for _ in range(batch["segments"][row].max()))]
+        expected = np.zeros_like(batch["sources"][row])
+        for slot, segment in zip(batch["order"][row], batch["segments"][row]):
+            if segment and slot >= first_text:
+                expected[slot - first_text] = numbers[segment]
+        np.testing.assert_array_equal(batch["sources"][row], expected)
+        seen |= set(expected.tolist())
+    assert seen == {0, 1, 2}
+    for name, array in plain.batch(0).items():
+        np.testing.assert_array_equal(batch[name], array)
 
 
 def whole_block(data: PackedData, block: int) -> list[tuple[int, int]]:

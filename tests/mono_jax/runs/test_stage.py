@@ -77,7 +77,7 @@ def one_device():
 def finished(sets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     workdir = tmp_path_factory.mktemp("finished") / "run"
     began = time.monotonic()
-    result = run(settings(sets), workdir)
+    result = run(settings(sets, profile_steps=[2, 3], data={"source_ids": True}), workdir)
     return workdir, result | {"wall": time.monotonic() - began}
 
 
@@ -98,6 +98,25 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict
     before = tree.flatten(jax.jit(Model(config).init)(jax.random.key(3)))
     for path, leaf in tree.flatten(frozen).items():
         assert np.array_equal(leaf, before[path]), path
+
+
+def test_records_show_what_happens_inside(finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]):
+    """Norms of what trains, the loss of each source, a trace; asked for or not, the losses are the same (see below)."""
+    workdir, _ = finished
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    names = settings(sets)["data"]["sources"]
+    names = list(names) if isinstance(names, dict) else [source["name"] for source in names]
+    for record in records:
+        trained = {name.partition("/")[2] for name in record if name.startswith("lr/")}
+        for kind in ("grad_norm", "update_norm", "param_norm"):
+            norms = {name.partition("/")[2]: value for name, value in record.items() if name.startswith(f"{kind}/")}
+            assert norms.keys() == trained == set(stages.get_stage("S1.1").trains) and min(norms.values()) > 0
+        weights = [record[f"weight/{name}"] for name in names]
+        assert sum(weights) == pytest.approx(record["weight"])
+        shares = [record[f"loss/{name}"] * weight for name, weight in zip(names, weights) if weight]
+        assert sum(shares) / sum(weights) == pytest.approx(record["loss"], rel=1e-5)
+        assert "memory_bytes" not in record, "a CPU does not tell"
+    assert [file.relative_to(workdir).parts[:2] for file in workdir.rglob("*.xplane.pb")] == [("profile", "steps-2-3")]
 
 
 def assert_all_time_is_known(workdir: Path, *results: dict[str, Any]) -> None:

@@ -24,6 +24,10 @@ WEIGHTS[0, 2] = WEIGHTS[1, 5] = 0
 CHUNKS = (0, 1, 4, 5, 6, 7)  # of 6 slots a row
 
 
+def loss_sum(hidden: Any, kernel: Any, targets: Any, weights: Any, chunk: int = 0) -> jax.Array:
+    return weighted_cross_entropy(hidden, kernel, targets, weights, chunk=chunk).sum()
+
+
 def expected() -> tuple[float, np.ndarray]:
     """The loss and its gradient by ``HIDDEN``."""
     logits = np.float64(HIDDEN) @ np.float64(KERNEL)
@@ -35,7 +39,7 @@ def expected() -> tuple[float, np.ndarray]:
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_loss_and_gradient_are_those_of_the_formula(chunk: int):
-    loss, gradient = jax.value_and_grad(weighted_cross_entropy)(HIDDEN, KERNEL, TARGETS, WEIGHTS, chunk=chunk)
+    loss, gradient = jax.value_and_grad(loss_sum)(HIDDEN, KERNEL, TARGETS, WEIGHTS, chunk=chunk)
     np.testing.assert_allclose(loss, expected()[0], rtol=1e-5)
     np.testing.assert_allclose(gradient, expected()[1], atol=1e-5)
 
@@ -47,11 +51,9 @@ def test_what_stands_in_an_unused_slot_does_not_matter(chunk: int, poison: float
     hidden[0, 2] = hidden[1, 5, 3] = poison
     targets = TARGETS.copy()
     targets[1, 5] = -1
-    found, gradients = jax.value_and_grad(weighted_cross_entropy, argnums=(0, 1))(
-        hidden, KERNEL, targets, WEIGHTS, chunk=chunk
-    )
+    found, gradients = jax.value_and_grad(loss_sum, argnums=(0, 1))(hidden, KERNEL, targets, WEIGHTS, chunk=chunk)
     np.testing.assert_allclose(found, expected()[0], rtol=1e-5)
-    clean = jax.grad(weighted_cross_entropy, argnums=(0, 1))(HIDDEN, KERNEL, TARGETS, WEIGHTS, chunk=chunk)
+    clean = jax.grad(loss_sum, argnums=(0, 1))(HIDDEN, KERNEL, TARGETS, WEIGHTS, chunk=chunk)
     for one, other in zip(gradients, clean):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
@@ -59,7 +61,7 @@ def test_what_stands_in_an_unused_slot_does_not_matter(chunk: int, poison: float
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_chunks_change_no_bit_of_the_loss(dtype: Any):
     args = HIDDEN.astype(dtype), KERNEL, TARGETS, WEIGHTS
-    losses = {float(jax.jit(weighted_cross_entropy, static_argnames="chunk")(*args, chunk=n)) for n in CHUNKS}
+    losses = {float(jax.jit(loss_sum, static_argnames="chunk")(*args, chunk=n)) for n in CHUNKS}
     assert max(losses) - min(losses) <= 1e-7 * max(losses)
 
 
@@ -71,7 +73,7 @@ def test_a_mesh_changes_neither_loss_nor_gradients(axes: tuple[int, int, int], c
     places = tuple(NamedSharding(mesh, spec) for spec in (BATCH, P(), BATCH, BATCH))
     inputs = [np.concatenate([a] * 4) for a in (HIDDEN, TARGETS, WEIGHTS)]
     args = jax.device_put((inputs[0], KERNEL, *inputs[1:]), places)
-    function = jax.value_and_grad(partial(weighted_cross_entropy, chunk=chunk), argnums=(0, 1))
+    function = jax.value_and_grad(partial(loss_sum, chunk=chunk), argnums=(0, 1))
     loss, gradients = jax.jit(on_mesh(function, mesh))(*args)
     one, expected_gradients = function(inputs[0], KERNEL, *inputs[1:])
     np.testing.assert_allclose(loss, one, rtol=1e-6)
@@ -82,4 +84,4 @@ def test_a_mesh_changes_neither_loss_nor_gradients(axes: tuple[int, int, int], c
 def test_a_used_slot_does():
     hidden = HIDDEN.copy()
     hidden[0, 0, 0] = np.nan
-    assert np.isnan(weighted_cross_entropy(hidden, KERNEL, TARGETS, WEIGHTS))
+    assert np.isnan(loss_sum(hidden, KERNEL, TARGETS, WEIGHTS))

@@ -231,7 +231,7 @@ def test_each_step_reports_the_rate_it_was_done_at(monkeypatch: pytest.MonkeyPat
     The second and the fifth update are skipped, as not finite and for want of a trained token: steps go on.
     """
     sums = lambda model, trainable, *_: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(trainable))  # noqa: E731
-    monkeypatch.setattr(train, "loss_sum", sums)
+    monkeypatch.setattr(train, "slot_losses", sums)
     config, stage = preset("tiny_mono"), stages.get_stage("S1.3")
     settings = OptimConfig(learning_rate=1e-2, warmup_steps=4, schedule="linear", weight_decay=0.0)
     model = Model(config)
@@ -249,6 +249,38 @@ def test_each_step_reports_the_rate_it_was_done_at(monkeypatch: pytest.MonkeyPat
     for found, rate in zip(rates, expected, strict=True):
         assert found == pytest.approx(dict.fromkeys((f"lr/{group}" for group in optimizer.schedules), rate))
     np.testing.assert_allclose(moved, [0, 0, *expected[2:4], 0, expected[5]], rtol=1e-3)
+
+
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+def test_losses_per_source_weighted_add_up_to_the_loss(grad_accum_steps: int):
+    """Each source's sum is what is left of the loss when the others' weights are 0."""
+    config, names = preset("tiny_mono"), ("one", "two", "absent")
+    model, _, state, frozen = prepare(config, "S1.1")
+    optimizer = optim.make_optimizer(stages.get_stage("S1.1"), config, weights(config), 100, SETTINGS)
+    options = {"dtype": F32, "grad_accum_steps": grad_accum_steps}
+    step = jax.jit(train.make_train_step(model, optimizer, sources=names, **options))
+    plain = jax.jit(train.make_train_step(model, optimizer, **options))
+    batch = random_batch(4)
+    batch["loss_weights"] *= np.random.default_rng(0).random(batch["loss_weights"].shape, np.float32)
+    batch["sources"] = np.repeat([[1] * 9 + [2] * 7], 4, axis=0).astype(np.int32)
+    metrics = step(state, frozen, batch)[1]
+    assert float(metrics["loss"]) == float(plain(state, frozen, batch)[1]["loss"])
+    total = sum(float(metrics[f"loss_sum/{name}"]) for name in names)
+    assert total / float(metrics["weight"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    for number, name in enumerate(names, 1):
+        own = np.where(batch["sources"] == number, batch["loss_weights"], 0)
+        assert float(metrics[f"weight/{name}"]) == pytest.approx(own.sum(), rel=1e-6)
+        alone = plain(state, frozen, batch | {"loss_weights": own})[1]["loss"]
+        assert float(metrics[f"loss_sum/{name}"]) == pytest.approx(float(alone) * own.sum(), rel=1e-5)
+
+
+def test_a_step_without_sources_is_the_same_program():
+    """A batch may bring the field: without names nothing is computed of it."""
+    _, step, state, frozen = prepare(preset("tiny_mono"), "S1.1")
+    batch = random_batch(2)
+    more = batch | {"sources": np.ones((2, SPEC.text_tokens), np.int32)}
+    without, with_field = (str(jax.make_jaxpr(step)(state, frozen, b).eqns) for b in (batch, more))
+    assert without.count("\n") == with_field.count("\n")
 
 
 def test_training_overfits_one_batch():

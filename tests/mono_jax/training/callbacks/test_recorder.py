@@ -165,7 +165,20 @@ def test_norms_of_groups_are_recorded_where_they_were_computed():
     callback = recorder(records, 1)
     for progress.done, norm in ((1, -1.0), (2, 3.0), (3, np.nan)):
         progress.metrics = {**metrics(progress.done), "update_norm/a": jnp.float32(norm)}
-        callback.step(progress)
+        after_step(progress, [callback])
     callback.finish(progress)
     assert [record.get("update_norm/a", "absent") for record in records][:2] == ["absent", 3.0]
     assert np.isnan(records[2]["update_norm/a"])
+
+
+def test_losses_per_source_are_means_over_the_steps_of_the_record():
+    records, progress = Writer(), Progress(None, {}, 0, 0, STEPS, batch=random_batch(2))
+    callback = recorder(records, 2)
+    for progress.done in range(1, 5):
+        sums = {"loss_sum/a": 6.0 * progress.done, "weight/a": 2.0, "loss_sum/b": 0.0, "weight/b": 0.0}
+        progress.metrics = metrics(progress.done) | {name: jnp.float32(value) for name, value in sums.items()}
+        after_step(progress, [callback])
+    callback.finish(progress)
+    assert [record["loss/a"] for record in records] == [4.5, 10.5]
+    assert [record["weight/a"] for record in records] == [4, 4]
+    assert all(record["loss/b"] is None and record["weight/b"] == 0 for record in records)
