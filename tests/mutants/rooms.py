@@ -26,6 +26,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "mono_jax/models/layers": ("mono_jax/models/test_transformer.py", "experiments/test_parity.py"),
     "mono_jax/models/presets": ("mono_jax/models/test_architecture.py", "mono_jax/models/test_transformer.py"),
     "mono_jax/models/rope": ("mono_jax/models/test_slots.py",),
+    "mono_jax/models/transformer": ("mono_jax/models/test_moe.py",),
     "mono_jax/models/vision": ("mono_jax/models/test_transformer.py", "experiments/test_parity.py"),
     "mono_jax/parallel/mesh_config": ("mono_jax/parallel/test_mesh.py",),
     "mono_jax/training/groups": ("mono_jax/training/test_free_groups.py",),

@@ -49,6 +49,12 @@ HARMLESS: tuple[Harmless, ...] = (
         "the larger of two numbers, in any order",
     ),
     Harmless(
+        "mono_jax/training/callbacks/recorder.py",
+        "per_step = max(now - self._since, 1e-9) / count",
+        "1e-9 -> 2e-09",
+        "any small number keeps the division possible",
+    ),
+    Harmless(
         "mono_jax/training/flops.py",
         'x = jax.device_put(jnp.ones((size, size), jnp.float32 if device.platform == "cpu" else dtype), device)',
         "ones -> zeros",

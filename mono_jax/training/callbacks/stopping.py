@@ -52,7 +52,7 @@ class BadSampleLimit(Callback):
 
     def step(self, progress: Progress) -> None:
         totals = progress.totals.latest(progress.done)
-        share = self._report.bad_share(totals.get("recent_samples", 0), totals.get("recent_bad", 0))
+        share = self._report.bad_share(*(totals.get(name, 0) for name in ("recent_samples", "recent_bad")))
         if share > self._limit:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self._report.skipped.most_common(5))
             raise TooManyBadSamples(

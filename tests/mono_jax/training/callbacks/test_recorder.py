@@ -84,6 +84,16 @@ def test_rates_are_those_of_the_steps_since_the_last_record(monkeypatch: pytest.
         assert record["eta_s"] == pytest.approx((STEPS - record["step"]) * record["step_s"])
 
 
+def test_every_step_is_recorded_before_a_save():
+    records, progress = Writer(), Progress(None, {}, 0, 0, STEPS, batch=random_batch(2))
+    callback = recorder(records, 1)
+    for done in range(1, STEPS):
+        progress.done, progress.metrics = done, metrics(done)
+        after_step(progress, [callback])
+        callback.before_save(progress)
+        assert [record["step"] for record in records] == list(range(1, done + 1))
+
+
 def test_metrics_are_read_late_but_for_the_first_step():
     records, progress = Writer(), Progress(None, {}, 0, 0, STEPS, batch=random_batch(2))
     callback, seen = recorder(records, 1), []

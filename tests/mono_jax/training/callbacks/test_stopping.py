@@ -27,6 +27,19 @@ def test_a_share_of_bad_samples_above_the_limit_ends_the_run(bad: int, stops: bo
         limit.step(progress)
 
 
+def test_before_the_first_sum_nothing_is_bad():
+    BadSampleLimit(Report(), 0.0).step(Progress(None, {}, 0, 1, 7))
+
+
+def test_the_commonest_five_reasons_are_named():
+    report = Report(skipped=collections.Counter({f"reason{number}": number for number in range(1, 8)}))
+    report.recent = lambda: (1000, 500)
+    limit, progress = BadSampleLimit(report, 0.1), Progress(None, {}, 0, 1, 7)
+    progress.totals.add(1, limit.facts(progress))
+    with pytest.raises(TooManyBadSamples, match=r"\(reason7 7, reason6 6, reason5 5, reason4 4, reason3 3 in all\)"):
+        limit.step(progress)
+
+
 def test_the_exit_code_of_a_run_that_was_asked_to_stop():
     """Launchers rely on it: EX_TEMPFAIL of sysexits.h."""
     assert stopping.PREEMPTED == 75
