@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks.kernels import problems, report
+from experiments.benchmarks.kernels import attention, problems, report
 from experiments.benchmarks.kernels import rows as programs
 from experiments.benchmarks.kernels import timing as timer
 from experiments.benchmarks.kernels import worker as working
@@ -21,6 +21,7 @@ from experiments.benchmarks.kernels.results import Results, header
 from experiments.benchmarks.kernels.supervisor import supervise as supervise_worker
 from experiments.benchmarks.kernels.timing import Bench
 from experiments.benchmarks.kernels.tuning import tuning_json
+from pallas_kernels.attention.intervals import packed_intervals
 from pallas_kernels.checks import cuda as aot_cuda
 from pallas_kernels.checks.aot import kernel_calls
 from pallas_kernels.checks.run import host_devices
@@ -73,9 +74,31 @@ def test_a_kernel_is_checked_tuned_and_timed_in_all_its_forms(tmp_path):
     assert entry["parameters"] == tuned["parameters"] and (entry["op"], entry["ff"]) == ("matmul", 256)
 
 
+def test_attention(tmp_path, capfd):
+    rows = ["attention/xla", "attention/xla_blocked", "attention/cudnn"]
+    assert main([f"--out={tmp_path}", "--dry_run", "--worker", "--ops", "attention", "--rows", *rows]) == 0
+    results = Results.load(tmp_path)
+    assert [c["about"]["row"] for c in results.of_kind("check") if c["correct"]] == rows[:2]
+    assert "Hopper" in results.content["unavailable"]["attention/cudnn"]
+    timings = results.of_kind(attention.KIND)
+    seen = {(t["about"]["row"], t["about"]["direction"], t["about"]["in_slots"]) for t in timings}
+    assert seen == {(r, d, s) for r in rows[:2] for d in attention.DIRECTIONS for s in (False, True)}
+    assert not any(t["wrong"] for t in timings) and max(t["max_rel_error"] for t in timings) < 2e-2
+    assert "| xla_blocked |" in attention.tables(results.content)
+
+
+def test_attention_counts_the_scores_that_matter():
+    setting = attention.Setting("2b", 1000, 3, "bfloat16")
+    intervals = packed_intervals(jnp.asarray(setting.segments()))
+    pairs = int((intervals.last - intervals.first + 1).sum())
+    assert setting.flops("both") == 7 * 2 * pairs * 16 * 128
+    lengths = {s.rows for s in attention.points("bfloat16")}
+    assert {1024, 11_264, 131_072} <= lengths
+
+
 @pytest.mark.slow  # minutes: two interpreters that are slow
 def test_rehearsal_of_all_rows(tmp_path, capfd):
-    assert main([f"--out={tmp_path}", "--dry_run", "--json"]) == 0
+    assert main([f"--out={tmp_path}", "--dry_run", "--json", "--ops", "ffn", "qkv"]) == 0
     printed = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert printed["failed"] == 0 and printed["unavailable"].keys() <= {"tokamax"}
     rows = {t["about"]["row"] for t in Results.load(tmp_path).of_kind("time")}

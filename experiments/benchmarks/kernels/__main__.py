@@ -1,4 +1,4 @@
-"""Correctness, tuning and timing of the modality-grouped kernels, in one go.
+"""Correctness, tuning and timing of the modality-grouped kernels and of packed attention, in one go.
 
   python -m experiments.benchmarks.kernels --out=runs/kernels --dry_run        rehearsal on the CPU, minutes, no figures
   python -m experiments.benchmarks.kernels --out=runs/kernels --budget_s=540   on a GPU or TPU; run it again to resume
@@ -17,6 +17,9 @@ of the 2B and the 7B model. Rows of the table; every time is also given as a rat
   ragged_dot, tokamax  grouped matmuls of jax and tokamax on stacked weights, rows grouped
   dense_both           both experts on all tokens, chosen by mask
   gather_scatter       rows of each expert gathered, computed and scattered back in every layer, as serving engines do
+
+Third operation: attention over one packed row of 1,024 to 131,072 slots, with as many samples as in S1.1 and with one,
+by every implementation that serves here (--rows attention/NAME); in TFLOP/s of the scores that count.
 
 Points that tell most come first, and each is written to kernels.json in --out as soon as it is there. A second run
 with the same --out resumes where the first one stopped. The work is done in a process of its own: a point that raises

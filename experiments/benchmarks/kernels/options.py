@@ -12,7 +12,8 @@ def make_parser(doc: str | None = None) -> argparse.ArgumentParser:
     parser = cli.parser(doc)
     parser.add_argument("--out", type=Path, help="folder for the results; a run resumes from what it holds")
     parser.add_argument("--dry_run", action="store_true", help="tiny sizes, kernels interpreted: does the script run?")
-    parser.add_argument("--ops", nargs="+", default=["ffn", "qkv"], choices=["ffn", "qkv"], help="default: both")
+    ops = ["ffn", "qkv", "attention"]
+    parser.add_argument("--ops", nargs="+", default=ops, choices=ops, help="default: all")
     parser.add_argument("--shapes", nargs="+", default=["2b", "7b"], choices=["2b", "7b"], help="default: both")
     parser.add_argument("--rows", nargs="*", default=[], metavar="NAME", help="only these rows (and the bound)")
     per_block = "rows per block of the grouped forms (default: 128; 512 suits a TPU)"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.benchmarks.kernels import report
+from experiments.benchmarks.kernels import attention, report
 from experiments.benchmarks.kernels.results import Results
 from experiments.benchmarks.kernels.supervisor import supervise
 from experiments.benchmarks.kernels.tuning import tuning_json
@@ -53,7 +53,7 @@ def show(options: argparse.Namespace) -> int:
         cli.fail(f"{options.out}/kernels.json is not there")
     print(write_report(results))
     wrong = [f"{r['about']['row']}: {r['failed']}" for r in results.of_kind("check") if "failed" in r]
-    timings = results.of_kind("time")
+    timings = results.of_kind("time") + results.of_kind(attention.KIND)
     if options.json:
         failed = [r for r in results.content["records"] if "failed" in r]
         counts = {"timings": len(timings), "failed": len(failed), "failed_checks": wrong}
@@ -66,7 +66,7 @@ def write_report(results: Results) -> str:
     folder, content = results.folder, results.content
     table = tuning_json(results)
     (folder / f"tuning_{table['device']}.json").write_text(json.dumps(table, indent=1) + "\n")
-    text = report.full(content)
+    text = f"{report.full(content)}\n{attention.tables(content)}".rstrip()
     (folder / "kernels.md").write_text(text + "\n")
     try:
         report.plot(content, folder)

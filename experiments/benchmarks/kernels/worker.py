@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from experiments.benchmarks.kernels import rows
+from experiments.benchmarks.kernels import attention, rows
 from experiments.benchmarks.kernels.problems import Point, Setting, points, rehearsal
 from experiments.benchmarks.kernels.report import KERNELS
 from experiments.benchmarks.kernels.results import Results, header
@@ -39,7 +39,21 @@ class Worker:
         self.makers: dict[tuple, dict[str, rows.Maker]] = {}
 
     def run(self) -> None:
-        """Every point that is wanted and not there yet."""
+        """Every point that is wanted and not there yet; the first few of attention come early."""
+        if "attention" in self.options.ops:
+            self.time_attention(most=3)
+        if self.points():
+            self.time_experts()
+        if "attention" in self.options.ops:
+            self.time_attention()
+
+    def time_attention(self, most: int | None = None) -> None:
+        """The settings of ``attention``, or the first ``most``."""
+        missing = attention.run(self.options, self.attempt, self.bench.timer, most)
+        self.results.content["unavailable"] |= missing
+
+    def time_experts(self) -> None:
+        """FFN and QKV projection."""
         kernels = self.available()
         for name in kernels:
             self.attempt("check", {"row": name}, lambda name=name: self.check(name))
@@ -114,7 +128,7 @@ class Worker:
                 missing[name] = str(reason)
             else:
                 kernels[name] = kernel
-        self.results.content["unavailable"] = missing
+        self.results.content["unavailable"] |= missing
         return {name: kernel for name, kernel in kernels.items() if self.wants(name)}
 
     def dtype_of(self, kernel: Implementation | None) -> str:

@@ -1,0 +1,248 @@
+"""Packed attention in the kernel benchmark: its points, what is timed, and the tables."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.kernels.timing import LEAST_INPUTS, REHEARSAL, Timer, compiled
+from pallas_kernels.attention.api import SequenceOrder, attend
+from pallas_kernels.attention.backends.xla_blocked import XlaBlocked
+from pallas_kernels.attention.contract import Implementation, Problem
+from pallas_kernels.attention.intervals import packed_intervals
+from pallas_kernels.checks.attention import TOLERANCE
+from pallas_kernels.checks.conformance import relative_error
+from pallas_kernels.checks.run import check
+from pallas_kernels.devices import device_key
+from pallas_kernels.errors import Unavailable
+from pallas_kernels.registry import IMPLEMENTATIONS, implementation_class, room, tuned_parameters
+
+KIND = "attention"  # of the records
+NAMES = [name for name in IMPLEMENTATIONS if room(name) == "attention"]
+DIRECTIONS = ("forward", "both")  # both: forward and backward
+LENGTHS = tuple(1024 * 2**i for i in range(8))  # up to 131,072
+SAMPLE = 1408  # tokens of a sample in S1.1: 8 fill a row of 10,240 + 1,024
+CHECK_S, TUNING_S = 40.0, 60.0  # per implementation
+
+# (kind, about, measure) -> the record, from before or made now; None where the budget is spent.
+Attempt = Callable[[str, dict[str, Any], Callable[[], Mapping[str, Any]]], dict[str, Any] | None]
+
+
+class Heads(NamedTuple):
+    """Query heads, KV heads and head size of one model."""
+
+    query: int
+    kv: int
+    dim: int
+
+
+SHAPES = {"2b": Heads(16, 8, 128), "7b": Heads(32, 8, 128), "tiny": Heads(2, 1, 64)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One packed row.
+
+    Attributes:
+      shape: key of SHAPES.
+      rows: slots of the row (the name that results have for tokens).
+      samples: that fill the row, of about equal lengths.
+      dtype: of query, key and value.
+      in_slots: arrays are gathered from slots in an order of their own, and back, as training does in every layer.
+    """
+
+    shape: str
+    rows: int
+    samples: int
+    dtype: str
+    in_slots: bool = False
+
+    @property
+    def problem(self) -> Problem:
+        """What implementations are asked whether they can serve."""
+        heads = SHAPES[self.shape]
+        return Problem(1, self.rows, self.rows, *heads, self.dtype, device_key())
+
+    def segments(self) -> np.ndarray:
+        """int32 [1, rows]; borders lie on no block."""
+        return (np.arange(self.rows) * self.samples // self.rows + 1)[None].astype(np.int32)
+
+    def flops(self, direction: str) -> int:
+        """Of the scores that count: two products forward, five backward."""
+        lengths = np.bincount(self.segments()[0])[1:].astype(np.int64)
+        heads = SHAPES[self.shape]
+        pairs = int((lengths * (lengths + 1) // 2).sum())
+        return {"forward": 2, "both": 7}[direction] * 2 * pairs * heads.query * heads.dim
+
+
+def points(dtype: str) -> Iterator[Setting]:
+    """All settings, those that tell most first: the row of S1.1, then over its length, one sample, in slots, the 7B."""
+    make = functools.partial(Setting, dtype=dtype)
+    yield make("2b", 8 * SAMPLE, 8)
+    yield make("2b", 16_384, 1)
+    yield make("2b", 8 * SAMPLE, 8, in_slots=True)
+    for shape in ("2b", "7b"):
+        for n in LENGTHS:
+            yield make(shape, n, max(1, n // SAMPLE))
+        for n in LENGTHS:
+            yield make(shape, n, 1)
+
+
+def rehearsal(dtype: str) -> Iterator[Setting]:
+    """Tiny rows that go once through everything."""
+    yield Setting("tiny", 128, 2, dtype)
+    yield Setting("tiny", 128, 2, dtype, in_slots=True)
+
+
+# ======================================================================================================================
+# Measuring
+# ======================================================================================================================
+
+
+@functools.cache
+def program(implementation: Implementation, in_slots: bool) -> Callable[..., jax.Array]:
+    """(query, key, value, intervals, sequence) -> output."""
+
+    def function(query, key, value, intervals, sequence):
+        order = sequence if in_slots else None
+        return attend(query, key, value, intervals, order, implementation=implementation, causal=True)
+
+    return function
+
+
+def inputs(setting: Setting, seed: int) -> tuple[Any, ...]:
+    """Cotangent, query, key, value, intervals, sequence."""
+    heads = SHAPES[setting.shape]
+    sizes = (heads.query, heads.query, heads.kv, heads.kv)
+    keys = jax.random.split(jax.random.key(seed), len(sizes))
+    arrays = [jax.random.normal(k, (1, setting.rows, n, heads.dim), setting.dtype) for k, n in zip(keys, sizes)]
+    inverse = np.random.default_rng(seed).permutation(setting.rows)[None].astype(np.int32)
+    sequence = SequenceOrder(jnp.asarray(np.argsort(inverse, axis=1), jnp.int32), jnp.asarray(inverse))
+    return *arrays, packed_intervals(jnp.asarray(setting.segments())), sequence
+
+
+def measure(timer: Timer, implementation: Implementation, setting: Setting, direction: str) -> dict[str, Any]:
+    """Times, TFLOP/s of useful work, and the largest relative error against ``XlaBlocked`` in the same dtype."""
+    trained = None if direction == "forward" else (0, 1, 2)
+    run = compiled(program(implementation, setting.in_slots), trained)
+    count = 1 if timer.effort == REHEARSAL else LEAST_INPUTS
+    arguments = [inputs(setting, seed) for seed in range(count)]
+    reference = compiled(program(XlaBlocked(), setting.in_slots), trained)
+    pairs = zip(jax.tree.leaves(run(*arguments[0])), jax.tree.leaves(reference(*arguments[0])))
+    error = max(relative_error(found, np.asarray(expected, np.float64)) for found, expected in pairs)
+    times = timer(run, arguments)
+    return {
+        "max_rel_error": error,
+        "wrong": not error < 2 * TOLERANCE[setting.dtype],
+        "tflops": setting.flops(direction) / times["median_us"] / 1e6,
+        **times,
+    }
+
+
+def available(setting: Setting, rehearse: bool, wanted: Sequence[str]) -> tuple[dict[str, Implementation], dict]:
+    """(implementations that serve here, interpreted in a rehearsal; why the others do not)."""
+    found, missing = {}, {}
+    for name in NAMES:
+        if wanted and name not in wanted:
+            continue
+        try:
+            kind = implementation_class(name)
+            kernel = kind.here() if rehearse else kind(**tuned_parameters(name, setting.problem))
+            dtype = _dtype(kernel, setting, rehearse)
+            if reason := kernel.unsupported(dataclasses.replace(setting.problem, dtype=dtype)):
+                raise Unavailable(reason)
+        except Unavailable as reason:
+            missing[name] = str(reason)
+        else:
+            found[name] = kernel
+    return found, missing
+
+
+def _dtype(kernel: Implementation, setting: Setting, rehearse: bool) -> str:
+    """The setting's; in a rehearsal the other one where an interpreter has only that."""
+    served = [d for d in TOLERANCE if kernel.unsupported(dataclasses.replace(setting.problem, dtype=d)) is None]
+    return served[0] if rehearse and served and setting.dtype not in served else setting.dtype
+
+
+def run(options: argparse.Namespace, attempt: Attempt, timer: Timer, most: int | None = None) -> dict[str, str]:
+    """Checks, tunes at the first setting, and times the first ``most`` (all); returns why rows are missing."""
+    settings = list((rehearsal if options.dry_run else points)(options.dtype))
+    settings = [s for s in settings if s.shape in (*options.shapes, "tiny")]
+    kernels, missing = available(settings[0], options.dry_run, options.rows)
+    for name in kernels:
+        attempt("check", {"row": name}, functools.partial(_check, name, options.dry_run))
+    if not options.no_tune and not options.dry_run:
+        kernels = {name: _tuned(name, kernel, settings[0], attempt, timer) for name, kernel in kernels.items()}
+    for setting in settings[:most]:
+        for direction in DIRECTIONS:
+            for name, kernel in kernels.items():
+                here = dataclasses.replace(setting, dtype=_dtype(kernel, setting, options.dry_run))
+                if kernel.unsupported(here.problem) is None:
+                    about = {"row": name, "direction": direction, **dataclasses.asdict(here)}
+                    attempt(KIND, about, functools.partial(measure, timer, kernel, here, direction))
+    return missing
+
+
+def _check(name: str, rehearse: bool) -> dict[str, Any]:
+    """Cases against the float64 oracle; in a rehearsal one of each dtype."""
+    found = check(name, all_masks=not rehearse, seconds=0 if rehearse else CHECK_S, compile_ahead=False)
+    record = {key: found[key] for key in ("correct", "errors", "cases", "skipped")}
+    return record | ({"failed": "; ".join(found["failed"])} if found["failed"] else {})
+
+
+def _tuned(name: str, kernel: Implementation, setting: Setting, attempt: Attempt, timer: Timer) -> Implementation:
+    """Field by field, the value with which forward + backward is fastest."""
+    deadline, best = time.monotonic() + TUNING_S, float("inf")
+    trials = [{}, *({field: value} for field, values in type(kernel).tuning_space().items() for value in values)]
+    for trial in trials:
+        if time.monotonic() > deadline:
+            break
+        candidate = dataclasses.replace(kernel, **trial)
+        about = {"row": name, "parameters": trial, **dataclasses.asdict(setting)}
+        record = attempt("attention trial", about, functools.partial(measure, timer, candidate, setting, "both"))
+        if record and "failed" not in record and not record["wrong"] and record["median_us"] < best:
+            best, kernel = record["median_us"], candidate
+    return kernel
+
+
+# ======================================================================================================================
+# Tables
+# ======================================================================================================================
+
+
+def tables(content: Mapping[str, Any]) -> str:
+    """Markdown: TFLOP/s of useful work over the length, for packed rows and rows of one sample, if there are any."""
+    records = [r for r in content["records"] if r["kind"] == KIND]
+    lines: list[str] = []
+    groups = {(r["about"]["shape"], r["about"]["direction"], r["about"]["in_slots"]): None for r in records}
+    for shape, direction, in_slots in groups:
+        chosen = [r for r in records if _group(r) == (shape, direction, in_slots)]
+        columns = sorted({(r["about"]["rows"], r["about"]["samples"]) for r in chosen})
+        what = "forward + backward" if direction == "both" else direction
+        where = ", gathered from slots" if in_slots else ""
+        lines += ["", f"### Attention, {shape}, {what}{where}: TFLOP/s of useful work", ""]
+        lines.append("| | " + " | ".join(f"{rows:,} / {samples}" for rows, samples in columns) + " |")
+        lines.append("|---|" + "---|" * len(columns))
+        for name in dict.fromkeys(r["about"]["row"] for r in chosen):
+            cells = {(r["about"]["rows"], r["about"]["samples"]): _cell(r) for r in chosen if r["about"]["row"] == name}
+            lines.append(f"| {name.split('/')[1]} | " + " | ".join(cells.get(c, "") for c in columns) + " |")
+    return "\n".join([*lines, "", "Columns: slots of the row / samples in it."] if lines else [])
+
+
+def _group(record: Mapping[str, Any]) -> tuple[str, str, bool]:
+    about = record["about"]
+    return about["shape"], about["direction"], about["in_slots"]
+
+
+def _cell(record: Mapping[str, Any]) -> str:
+    if "failed" in record:
+        return "failed"
+    return "wrong" if record["wrong"] else f"{record['tflops']:.1f}"
