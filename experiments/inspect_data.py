@@ -35,11 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--html_rows", type=int, default=8, help="rows of each step on the page (default 8)")
     parser.add_argument("--suggest_capacity", action="store_true", help="try values of visual_tokens and text_tokens")
     parser.add_argument("--slots", type=int, help="longest row (V + T) to suggest (default: the config's)")
+    multiple = "suggest V + T in multiples of this (default 1024, as TPU kernels want; 1 for rows below 4096 slots)"
+    parser.add_argument("--row_multiple", type=int, metavar="N", help=multiple)
     parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
     parser.add_argument("--cache_dir", help="token counts and plans (default $MONO_JAX_CACHE or ~/.cache/mono_jax)")
     args, config = config_file.parse(parser, argv)
-    for name, least in (("steps", 0), ("start", 0), ("hosts", 1)):
-        if getattr(args, name) < least:
+    for name, least in (("steps", 0), ("start", 0), ("hosts", 1), ("row_multiple", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
             cli.fail(f"--{name} is {getattr(args, name)}; it must be at least {least}")
     options = vars(args)
     del options["config"]

@@ -26,6 +26,7 @@ IMPLEMENTATIONS = {
     "attention/xla": "pallas_kernels.attention.backends.xla:Xla",
     "attention/xla_chunked": "pallas_kernels.attention.backends.xla:XlaChunked",
     "attention/xla_blocked": "pallas_kernels.attention.backends.xla_blocked:XlaBlocked",
+    "attention/pallas_tpu": "pallas_kernels.attention.backends.tpu:PallasTpu",
     "attention/splash": "pallas_kernels.attention.backends.splash:Splash",
     "attention/mosaic_gpu": "pallas_kernels.attention.backends.mosaic:MosaicGpu",
     "attention/cudnn": "pallas_kernels.attention.backends.cudnn:Cudnn",

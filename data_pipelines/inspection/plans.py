@@ -11,6 +11,8 @@ from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.packing.capacity import suggest
 
 SAMPLES = 12_288  # of the mixture, for suggestions
+# Slots of a row should be a multiple: TPU kernels of attention take blocks of 512 or 1,024, which must divide a row.
+ROW_MULTIPLE = 1024
 _BLOCKS = 64  # packed to estimate the epoch's occupancy
 
 
@@ -39,10 +41,13 @@ def whole_epoch(data: PackedData, say: Say = print) -> dict[str, Any]:
     return result
 
 
-def suggestions(data: PackedData, slots: int | None = None, say: Say = print) -> list[dict[str, Any]]:
+def suggestions(
+    data: PackedData, slots: int | None = None, row_multiple: int | None = None, say: Say = print
+) -> list[dict[str, Any]]:
     """The best values of visual_tokens and text_tokens for rows of ``slots`` slots, as a table and as dicts.
 
     They are measured on the first samples of the shuffled mixture. ``slots``: None = as many as the config's rows have.
+    ``row_multiple``: V + T is a multiple of it; None = of ROW_MULTIPLE in long rows, else any.
 
     Raises DataError if boundaries are ragged, or no row of ``slots`` slots holds such samples.
     """
@@ -52,10 +57,14 @@ def suggestions(data: PackedData, slots: int | None = None, say: Say = print) ->
         )
     slots = slots or data.spec.sequence
     visual, text = data.plan.lengths(SAMPLES)
-    found = suggest(visual, text, slots, data.geometry.tokens_per_tile)[:5]
+    if row_multiple is None:
+        row_multiple = ROW_MULTIPLE if slots >= 4 * ROW_MULTIPLE else 1
+    found = suggest(visual, text, slots, data.geometry.tokens_per_tile, row_multiple)[:5]
     if not found:
+        longest = int(visual.max() + text.max())
         raise DataError(
-            f"no row of {slots} slots holds such samples; raise --slots above {int(visual.max() + text.max())}"
+            f"no row of at most {slots} slots (a multiple of {row_multiple}) holds such samples; raise --slots above "
+            f"{max(longest, row_multiple)}"
         )
     say("data.visual_tokens  data.text_tokens  visual   text     all slots (bound)  dropped  samples a row")
     for c in found:

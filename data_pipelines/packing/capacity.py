@@ -66,16 +66,18 @@ def try_capacity(visual: np.ndarray, text: np.ndarray, visual_slots: int, text_s
     )
 
 
-def suggest(visual: np.ndarray, text: np.ndarray, slots: int, unit: int) -> Sequence[Capacity]:
+def suggest(visual: np.ndarray, text: np.ndarray, slots: int, unit: int, row_multiple: int = 1) -> Sequence[Capacity]:
     """Choices of V and T with V + T <= ``slots``, the best first.
 
     Args:
       visual, text: int [n], tokens of a random sample of the mixture (about 10,000).
       slots: the longest row wanted.
       unit: visual tokens of a tile; V is a multiple.
+      row_multiple: V + T is a multiple: attention kernels work on whole blocks.
     """
     unit_text = 64 if slots >= 4096 else 16
     if not visual.any():
+        unit_text = np.lcm(unit_text, row_multiple)
         choices = {(0, slots // unit_text * unit_text)}
     else:
         ratio = text.sum() / visual.sum()
@@ -85,7 +87,13 @@ def suggest(visual: np.ndarray, text: np.ndarray, slots: int, unit: int) -> Sequ
             (size, -(-int(size * ratio * factor) // unit_text) * unit_text)
             for size in sizes
             for factor in _TEXT_FACTORS
-            if size >= np.quantile(visual, 1 - DROPPED)
         }
+        # The text slots take what is missing to a whole multiple, or, one multiple less, what is left.
+        totals = {
+            (v, -(-(v + t) // row_multiple) * row_multiple - less) for v, t in choices for less in (0, row_multiple)
+        }
+        choices = choices if row_multiple == 1 else {(v, total - v) for v, total in totals if total > v}
+        least = np.quantile(visual, 1 - DROPPED)
+        choices = {(v, t) for v, t in choices if v >= least}
     tried = [try_capacity(visual, text, v, t) for v, t in sorted(choices) if t and v + t <= slots]
     return sorted(tried, key=lambda capacity: capacity.merit, reverse=True)

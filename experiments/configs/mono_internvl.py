@@ -24,8 +24,8 @@ STAGES = {
 # Devices that share the parameters, and rows that a device computes at once; compiled for these machines.
 MACHINES = {
     "h200-8": {"fsdp": 8, "attention": "auto"},
-    "v5e-16": {"fsdp": 16, "attention": "splash"},
-    "v5p-8": {"fsdp": 8, "attention": "splash"},
+    "v5e-16": {"fsdp": 16, "attention": "pallas_tpu"},
+    "v5p-8": {"fsdp": 8, "attention": "pallas_tpu"},
 }
 BATCH_SIZE = 384  # rows: about 2,048 images in S1.1
 

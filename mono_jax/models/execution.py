@@ -11,7 +11,9 @@ from data_pipelines.strict import field
 from mono_jax.errors import ConfigError
 
 # "auto", or a name in pallas_kernels.registry without its room.
-AttentionName = Literal["auto", "xla", "xla_chunked", "xla_blocked", "mosaic_gpu", "cudnn", "cudnn_masked", "splash"]
+AttentionName = Literal[
+    "auto", "xla", "xla_chunked", "xla_blocked", "pallas_tpu", "splash", "mosaic_gpu", "cudnn", "cudnn_masked"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Execution:
         "auto",
         help='"auto" (by device, dtype and length), "xla" (S x S scores, any device), "xla_chunked" and "xla_blocked" '
         '(any device, memory linear in S; the latter skips other samples), "mosaic_gpu" (Hopper), "cudnn" (Hopper '
-        'and later), "cudnn_masked" (NVIDIA, an S x S mask), "splash" (TPU)',
+        'and later), "cudnn_masked" (NVIDIA, an S x S mask), "pallas_tpu" (TPU, skips other samples), "splash" (TPU, '
+        "does not)",
     )
     attention_chunk: int = field(512, ge=1, help='with "xla_chunked": queries whose scores are in memory at once')
     loss_chunk: int = field(0, ge=0, help="text slots of each row whose logits are in memory at once; 0 = all")

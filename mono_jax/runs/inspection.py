@@ -51,6 +51,7 @@ def run(
     epoch: bool = False,
     suggest_capacity: bool = False,
     slots: int | None = None,
+    row_multiple: int | None = None,
     cache_dir: str | None = None,
     stage: str | None = None,
 ) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def run(
     if epoch:
         result["epoch"] = whole_epoch(data)
     if suggest_capacity:
-        result["suggestions"] = suggestions(data, slots)
+        result["suggestions"] = suggestions(data, slots, row_multiple)
     return result
 
 

@@ -10,20 +10,29 @@ from data_pipelines.batch import boundaries
 from mono_jax.models.architecture import Architecture
 from mono_jax.training.chips import chip_of
 
-COUNTED = ("visual", "text", "pairs")
+COUNTED = ("visual", "text", "pairs", "image_pairs")
 
 
 def count_tokens(batch: Mapping[str, np.ndarray], counted: np.ndarray | None = None) -> dict[str, int]:
     """Real (not padding) work of a host batch: ``visual`` and ``text`` tokens, ``pairs`` of attending tokens.
 
-    Exact, since a token at position p of its sample attends to p + 1 tokens. ``counted``: bool [B], rows that count.
+    Exact, since a token at position p of its sample attends to p + 1 tokens; ``image_pairs`` are those of visual tokens
+    and later ones of their image, which a model with bidirectional images has beside them. ``counted``: bool [B], rows
+    that count.
     """
     real = batch["segments"] > 0
     if counted is not None:
         real &= counted[:, None]
     visual = real & (batch["order"] < boundaries(batch)[:, None])
     pairs = (batch["positions"] + 1)[real].sum(dtype=np.int64)
-    return dict(zip(COUNTED, (int(visual.sum()), int(real.sum() - visual.sum()), int(pairs))))
+    # Along a row an image is a run of visual tokens of one sample; with its tokens counted 0, 1, ... the sum of all
+    # counts is the number of pairs.
+    index = np.broadcast_to(np.arange(real.shape[1]), real.shape)
+    image = np.where(visual, batch["segments"], 0)
+    starts = np.diff(image, axis=1, prepend=0) != 0
+    later = (index - np.maximum.accumulate(np.where(starts, index, 0), axis=1))[visual].sum(dtype=np.int64)
+    counts = (visual.sum(), real.sum() - visual.sum(), pairs, later)
+    return dict(zip(COUNTED, map(int, counts)))
 
 
 def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[str, float]) -> float:
@@ -47,7 +56,8 @@ def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[st
     total += cost(expert * visual, "visual_experts" if own_experts else "text_experts")
     total += cost(qkv * text, "attention") + cost(qkv * visual, "visual_attention" if own_qkv else "attention")
     total += cost(2 * d * d * layers * tokens, "attention")
-    total += 3 * 4 * d * counts["pairs"] * layers  # scores and their product with v: both operands are activations
+    pairs = counts["pairs"] + (counts["image_pairs"] if config.bidirectional_images else 0)
+    total += 3 * 4 * d * pairs * layers  # scores and their product with v: both operands are activations
     total += cost(2 * d * config.vocab_size * text, "token_embeddings")
     if config.vision is not None:
         vision = config.vision

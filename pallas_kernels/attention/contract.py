@@ -20,6 +20,8 @@ To write an implementation: subclass ``Implementation`` in a module of ``backend
 ``registry.IMPLEMENTATIONS`` as "attention/NAME", put it into the order of the tuning tables (``tuning/attention``)
 where it is to be chosen, and inherit the tests of tests/pallas_kernels/attention/suite.py. ``checks.attention`` holds
 the float64 oracle and the cases; compilations for absent hardware belong into ``checks.aot_table``.
+A forward kernel gives its results the names ``OUTPUT`` and ``LSE`` (``checkpoint_name``), so that a remat policy can
+keep them and the kernel is not run again for the backward pass.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+
+OUTPUT, LSE = "attention_out", "attention_lse"  # names of the output and of its log-sum-exps, for remat policies
 
 
 class Intervals(NamedTuple):

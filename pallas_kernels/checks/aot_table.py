@@ -12,6 +12,7 @@ AOT_CHECKS: dict[str, Callable[[], list[AotCheck]]] = {
     "pallas_tpu": tpu.tpu_checks,
     "mosaic_gpu": cuda.mosaic_checks,
     "triton": cuda.triton_checks,
+    "attention/pallas_tpu": tpu.attention_checks,
     "attention/mosaic_gpu": cuda_attention.mosaic_checks,
     "attention/cudnn": cuda_attention.cudnn_checks,
     "attention/xla_blocked": cuda_attention.xla_checks,

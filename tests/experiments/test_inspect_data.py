@@ -84,6 +84,18 @@ def test_suggested_capacities_are_good_and_fit(capsys, config_file):
         run(capsys, config_file, "--steps=0", "--suggest_capacity", "--slots=20")
 
 
+@pytest.mark.parametrize(
+    ("options", "multiple"), [(["--slots=500", "--row_multiple=128"], 128), (["--slots=4500"], 1024)]
+)
+def test_suggested_rows_are_whole_blocks_of_the_kernels(capsys, config_file, options: list[str], multiple: int):
+    found = run(capsys, config_file, "--steps=0", "--suggest_capacity", *options)["suggestions"]
+    slots = int(options[0].split("=")[1])
+    sums = [choice["visual_tokens"] + choice["text_tokens"] for choice in found]
+    assert found and all(total % multiple == 0 and total <= slots for total in sums)
+    assert all(choice["visual_tokens"] % 4 == 0 and choice["text_tokens"] > 0 for choice in found)
+    assert found[0]["occupancy"] > 0.8
+
+
 def test_bad_input_is_one_line(capsys, config_file):
     for options, words in (
         (["--steps=-1"], "--steps is -1"),

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention.contract import Implementation, Intervals, Problem, needs_causal_rows, needs_order
+from pallas_kernels.attention.contract import OUTPUT, Implementation, Intervals, Problem, needs_causal_rows, needs_order
 
 LANES = 128  # rows must be a multiple of this many slots
 
@@ -52,7 +52,12 @@ class Splash(Implementation):
         sizes = splash_attention.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block))
         mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
         kernel = splash_attention.make_splash_mha(
-            mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=self.interpret
+            mask,
+            head_shards=1,
+            q_seq_shards=1,
+            block_sizes=sizes,
+            residual_checkpoint_name=OUTPUT,
+            interpret=self.interpret,
         )
         heads_first = (jnp.swapaxes(a, 1, 2) for a in (query * dim**-0.5, key, value))
         # The start of a token's sample is as good a number of the sample as any.

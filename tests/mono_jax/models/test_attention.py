@@ -110,7 +110,7 @@ def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
     except Unavailable as reason:
         pytest.skip(str(reason))
     program = compiled_step(devices, "tpu", Execution(**changes))
-    assert "splash" in program and ("modality_grouped" in program) == bool(changes)
+    assert "packed_attention_backward" in program and ("modality_grouped" in program) == bool(changes)
 
 
 @pytest.mark.parametrize(("attention", "call"), [("auto", "mosaic_gpu"), ("cudnn", "__cudnn$fmha")])

@@ -89,7 +89,7 @@ def problem(device: str, queries: int, **changes) -> Problem:
         ("cpu", 2048, {"in_order": False}, "xla"),
         ("cpu", 2049, {"in_order": False}, "xla_chunked"),
         ("cpu", 1, {"keys": 9000, "in_order": False}, "xla"),
-        ("tpu_v5e", 256, {}, "splash"),
+        ("tpu_v5e", 256, {}, "pallas_tpu"),
         ("tpu_v5e", 200, {}, "xla"),
         ("tpu_v6e", 200, {}, "xla"),
         ("tpu_v5e", 256, {"in_order": False}, "xla"),

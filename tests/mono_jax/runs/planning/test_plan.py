@@ -60,7 +60,7 @@ def test_a_plan_of_the_step_itself(name: str):
     assert found["samples_per_row"] == 4  # images of 16 tokens
     assert found["mesh"] == {"data": 2 if name == "cpu:8" else 1, "fsdp": 4, "tensor": 1}
     assert found["collective_bytes"]["all-gather"] > 0
-    kernel, limit = ("xla", "") if name == "cpu:8" else ("splash 128", "of 15.8 ")
+    kernel, limit = ("xla", "") if name == "cpu:8" else ("pallas_tpu 128", "of 15.8 ")
     assert found["needs"] == f"attention {kernel}, experts static, remat full, bfloat16, 0.0 {limit}GiB"
     if name == "cpu:8":
         assert found["step_s"] is None and found["hbm_limit"] is None  # no data sheet, no guess
