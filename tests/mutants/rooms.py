@@ -20,6 +20,7 @@ CORE = (
 # Besides the mirrored test file, or in its place where there is none: tests below tests/, quick ones first.
 FURTHER: dict[str, tuple[str, ...]] = {
     "mono_jax/models/architecture": ("mono_jax/models/test_transformer.py",),
+    "mono_jax/models/attention": ("mono_jax/generation/test_decode.py",),
     "mono_jax/models/cache": ("mono_jax/generation/test_decode.py",),
     "mono_jax/models/execution": ("mono_jax/models/test_transformer.py",),
     "mono_jax/models/layer_ranges": ("mono_jax/training/test_free_groups.py",),

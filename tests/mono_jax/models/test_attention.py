@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 
 from data_pipelines.batch import BatchSpec
 from mono_jax.models.attention import attend
+from mono_jax.models.cache import Cache
 from mono_jax.models.execution import Execution
 from mono_jax.models.presets import preset
 from mono_jax.models.slots import Slots, make_slots
@@ -149,3 +150,13 @@ def test_each_device_has_its_own_rows_and_heads(monkeypatch: pytest.MonkeyPatch,
     length = SPEC.sequence
     kv = (rows, length, kv_heads, DIM)
     assert shapes[-1] == ((rows, length, heads, DIM), kv, kv, (rows, length))
+
+
+@pytest.mark.parametrize("kind", ["auto", "xla", "xla_chunked", "cudnn", "splash"])
+def test_a_cache_is_read_in_slot_order_whatever_serves_rows(kind: str):
+    """The keys of the row itself, as if they had been cached: the same output, by one of XLA's forms."""
+    (query, key, value), slots = problem(2)
+    cache = Cache(key[None], value[None], slots.positions, slots.segments, jnp.int32(SPEC.sequence))
+    found = attend(Execution(attention=kind, attention_chunk=64), query, key, value, slots, cache)
+    used = np.asarray(slots.segments > 0)
+    np.testing.assert_allclose(np.asarray(found)[used], expected(2)[0][used], atol=2e-5)
