@@ -15,6 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention.backends.xla_blocked import XlaBlocked
 from pallas_kernels.attention.contract import (
+    LSE,
+    OUTPUT,
     Implementation,
     Intervals,
     Problem,
@@ -140,8 +142,7 @@ def _packed_forward(samples: int, query, key, value, first, last) -> tuple[jax.A
         return output, jnp.zeros((batch * samples, heads, slots), jnp.float32)
 
     output, statistics = jax.lax.cond(jnp.all(found.count <= samples), cudnn, blocked)
-    output = checkpoint_name(output, "attention_output")
-    statistics = checkpoint_name(statistics, "attention_lse")
+    output, statistics = checkpoint_name(output, OUTPUT), checkpoint_name(statistics, LSE)
     return output, (query, key, value, first, last, output, statistics)
 
 

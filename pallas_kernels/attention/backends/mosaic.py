@@ -30,7 +30,7 @@ from pallas_kernels.attention.backends.mosaic_loop import (
     tile_kernel,
     visible,
 )
-from pallas_kernels.attention.contract import Implementation, Intervals, Problem, needs_order
+from pallas_kernels.attention.contract import LSE, OUTPUT, Implementation, Intervals, Problem, needs_order
 from pallas_kernels.attention.spans import key_spans, query_spans
 from pallas_kernels.devices import is_hopper
 from pallas_kernels.mosaic import interpreted_here
@@ -327,7 +327,7 @@ def _forward(kernels: MosaicGpu, scale: float, query, key, value, first, last) -
         query, key, value, first, last, scale=scale, config=kernels.output, interpret=kernels.interpret
     )
     # Names for remat policies: with both saved, the backward pass does not run the kernel again.
-    output, lse = checkpoint_name(output, "attention_output"), checkpoint_name(lse, "attention_lse")
+    output, lse = checkpoint_name(output, OUTPUT), checkpoint_name(lse, LSE)
     return output, (query, key, value, first, last, output, lse)
 
 

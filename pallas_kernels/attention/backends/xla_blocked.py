@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels.attention.contract import Implementation, Intervals, Problem, needs_order
+from pallas_kernels.attention.contract import LSE, OUTPUT, Implementation, Intervals, Problem, needs_order
 from pallas_kernels.attention.spans import key_spans
 
 _NO_MAXIMUM = -1e30  # below all scores, and finite: a block without visible keys must not make inf - inf
@@ -88,7 +88,7 @@ def _forward(
 
     output, lse = lax.map(lambda item: block(*item), rows.items(query))
     # Names for remat policies: with both saved, the backward pass does not make them again.
-    output, lse = checkpoint_name(output, "attention_output"), checkpoint_name(lse, "attention_lse")
+    output, lse = checkpoint_name(output, OUTPUT), checkpoint_name(lse, LSE)
     return rows.together(output), (query, key, value, first, last, output, lse)
 
 

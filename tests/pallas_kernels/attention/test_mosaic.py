@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.extend
+import jax.numpy as jnp
 import pytest
+from jax._src.core import jaxprs_in_params
 
 from pallas_kernels.attention.backends.mosaic import MosaicGpu
 from pallas_kernels.attention.backends.mosaic_loop import Config
-from pallas_kernels.attention.contract import Problem
+from pallas_kernels.attention.contract import LSE, OUTPUT, Problem
 from pallas_kernels.checks.attention import AttentionCase, errors
 from tests.pallas_kernels.attention.suite import Conformance, assert_within
 
@@ -37,7 +41,9 @@ def races_found() -> bool:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(AttentionCase("border_after_one_token", 200, heads=2, kv_heads=1), id="groups"),
+        pytest.param(
+            AttentionCase("border_after_one_token", 200, heads=2, kv_heads=1), id="groups", marks=pytest.mark.slow
+        ),
         pytest.param(AttentionCase("padding", 300, (100, 100), heads=1, kv_heads=1, images=True), id="part"),
     ],
 )
@@ -47,6 +53,28 @@ def test_tiles_and_rings(case: AttentionCase):
     kernels = racing(output=Config(block=64, stages=2), dquery=small, dkeys=small)
     assert_within(errors(kernels, dataclasses.replace(case, dtype="bfloat16")), "bfloat16")
     assert not races_found()
+
+
+@pytest.mark.parametrize(("names", "runs"), [((OUTPUT, LSE), 1), ((), 2)])
+def test_the_forward_kernel_runs_once_where_its_results_are_kept(names: tuple[str, ...], runs: int):
+    (query, key, value), intervals, _, _ = AttentionCase(dtype="bfloat16").inputs()
+
+    def loss(*qkv):
+        return jnp.sum(jnp.square(MosaicGpu()(*qkv, intervals).astype(jnp.float32)))
+
+    kept = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names(*names))
+    program = jax.make_jaxpr(jax.value_and_grad(kept, argnums=(0, 1, 2)))(query, key, value)
+    assert kernels(program.jaxpr) == runs + 2
+
+
+def kernels(jaxpr: jax.extend.core.Jaxpr) -> int:
+    """Kernels that the equations call, those of inner programs counted each time."""
+    return sum(
+        1
+        if equation.primitive.name in ("mpmd_map", "core_map")
+        else sum(map(kernels, jaxprs_in_params(equation.params)))
+        for equation in jaxpr.eqns
+    )
 
 
 @pytest.mark.parametrize(
