@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -106,9 +107,10 @@ def build_file(task: Task) -> dict[str, int]:
     source = _source(task.spec)
     identity = digest(source.fingerprint(), json.dumps([task.start, task.stop, task.tokenizer]))
     if paths.exists(stats_file):
-        done = json.loads(blobs.read_bytes(stats_file))
-        if done.get("identity") == identity:
-            return done["counts"]
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # damaged: built again
+            done = json.loads(blobs.read_bytes(stats_file))
+            if done["identity"] == identity:
+                return done["counts"]
     tokenizer = _tokenizer(task.tokenizer) if task.tokenizer else None
     counts: Counter[str] = Counter(samples=task.stop - task.start)
     with tempfile.TemporaryDirectory() as folder:

@@ -73,14 +73,23 @@ def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def load_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a folder of sets, its paths made absolute. Raises DataError if the sets are not built."""
+    """The manifest of a folder of sets, its paths made absolute.
+
+    Raises DataError if the sets are not built, or the manifest is damaged.
+    """
     root = Path(folder).absolute()
     path = root / "manifest.json"
     if not path.is_file():
         raise DataError(
             f"{path} is missing: build the sets first (python -m data_pipelines.demo_sets or real_sets --out={folder})"
         )
-    return _absolute(json.loads(path.read_text()), root)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not {"tokenizer", "stages", "heldout"} <= value.keys():
+        raise DataError(f"{path}: damaged: remove it and build the sets again; the parts that are whole are kept")
+    return _absolute(value, root)
 
 
 _PATH_KEYS = ("paths", "path", "captions", "image_root", "tokenizer", "text")

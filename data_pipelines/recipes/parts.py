@@ -45,12 +45,16 @@ def build_part(
 
 
 def built_counts(folder: Path, settings: Mapping[str, Any] | None = None) -> Counts | None:
-    """Counts of the part in ``folder``; None if it is not built, or not with ``settings`` (None = any)."""
+    """Counts of the part in ``folder``; None if it is not built, or not with ``settings`` (None = any), or damaged."""
     file = folder / "part.json"
     if not file.is_file():
         return None
-    record = json.loads(file.read_text())
-    return record["counts"] if settings is None or record["settings"] == settings else None
+    try:
+        record = json.loads(file.read_text())
+        counts = dict(record["counts"])
+        return counts if settings is None or record["settings"] == settings else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def skip_counts(skipped: Counter[str]) -> Counts:

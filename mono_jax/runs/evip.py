@@ -8,7 +8,6 @@ WORKDIR/data/        sets that the config asks to be built      STAGE/       one
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.io import publish
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.recipes.demo.sets import build_demo_sets
 from data_pipelines.recipes.demo.sizes import DemoSizes
@@ -30,6 +30,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation import questions
 from mono_jax.evaluation.heldout import HeldoutLoss
+from mono_jax.files import read_json
 from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
@@ -141,17 +142,17 @@ class Evip:
         workdir = self.workdir / folder
         run = self.stage_config(folder, init)
         done = workdir / "summary.json"
-        if done.is_file() and (summary := json.loads(done.read_text()))["config"] == run.to_dict():
+        if (summary := _stored(done)).get("config") == run.to_dict():
             say_now(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
             return summary
         before_file = workdir / "text_loss_before.json"
-        if before_file.is_file():
-            before = json.loads(before_file.read_text())["loss"]
+        if "loss" in (stored := _stored(before_file)):
+            before = stored["loss"]
         else:
             before = self.text_loss(init, run) if init else None
         start = time.perf_counter()
         result = run_stage(run, workdir, base_dir=self.workdir / "base")
-        before_file.write_text(json.dumps({"loss": before}))
+        publish.write_json(before_file, {"loss": before})
         config, params = load_model(result["model"])
         summary = {
             "config": run.to_dict(),
@@ -168,7 +169,7 @@ class Evip:
         }
         if config.vision is not None:
             summary["evaluation"] = self.evaluate(config, params, run)
-        done.write_text(json.dumps(summary, indent=1))
+        publish.write_json(done, summary)
         return summary
 
     def text_loss(self, model: str, run: RunConfig) -> float | None:
@@ -209,6 +210,14 @@ class Evip:
             ]
             results[name] = grades | {"gallery": shown}
         return results
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    """What an earlier run left in ``file``; {} if there is nothing, or it is damaged."""
+    try:
+        return read_json(file)
+    except ConfigError:
+        return {}
 
 
 def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from data_pipelines import strict
+from data_pipelines.io import publish
 from data_pipelines.loading.packed_data import PackedData
 from mono_jax import tree
 from mono_jax.checkpoints.base import load_base, remove_base, save_base
@@ -115,7 +116,7 @@ def write_config(run: RunConfig, workdir: Path) -> None:
     text = json.dumps(run.to_dict(), indent=2) + "\n"
     for name in ("config.json", "config.initial.json"):
         if name == "config.json" or not (workdir / name).exists():
-            (workdir / name).write_text(text, encoding="utf-8")
+            publish.write_text(workdir / name, text)
 
 
 def check_changes(run: RunConfig, identity: str, metadata: Mapping[str, Any], workdir: Path, say: Say) -> None:

@@ -53,3 +53,11 @@ def test_paths_are_made_absolute(tmp_path: Path) -> None:
         "name": "text",  # no path, though a key of that name is one
         "spec": {"kind": "jsonl", "paths": [str(tmp_path / "s2/a.jsonl")], "image_root": str(tmp_path / "s2/images")},
     }
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"{}", b'{"stages": {}}', b"[" * 100_000])
+def test_a_damaged_manifest_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"manifest\.json: damaged: remove it and build the sets again") as caught:
+        manifest.load_manifest(tmp_path)
+    assert "\n" not in str(caught.value)

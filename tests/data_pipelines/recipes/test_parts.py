@@ -19,6 +19,13 @@ def _write(text: str):
     return write
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"counts": 3, "settings": {}}', b"[" * 100_000])
+def test_a_part_with_a_damaged_record_is_built_again(tmp_path: Path, content: bytes) -> None:
+    build_part(tmp_path, "a", {}, _write("one"), print)
+    (tmp_path / "a/part.json").write_bytes(content)
+    assert build_part(tmp_path, "a", {}, _write("other"), print) == {"letters": 5} == built_counts(tmp_path / "a")
+
+
 def test_a_part_is_built_once_for_its_settings(tmp_path: Path) -> None:
     lines: list[str] = []
     for text in ("one", "again"):

@@ -11,6 +11,7 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
+from mono_jax.runs import evip as module
 from mono_jax.runs.config import EvipConfig
 from mono_jax.runs.evip import Evip
 from mono_jax.weights.model_folder import Origin, companion_files, model_config, read_origin, save_model
@@ -55,3 +56,26 @@ def test_embedded_experts_keep_what_the_base_says(evip: Evip, tmp_path: Path):
     tokenizer = Tokenizer(evip.tokenizer())
     assert model_config(mono).visual_ffn_experts and model_config(mono).vocab_size == tokenizer.vocab_size
     assert evip.with_experts(str(mono)) == str(mono)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"step": 3}'])
+def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.MonkeyPatch, content: bytes):
+    """Also the loss before the stage, and the stage itself is asked whether it is finished."""
+    asked = []
+
+    def run_stage(run, workdir, base_dir):
+        asked.append(workdir.name)
+        return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "data": {}}
+
+    monkeypatch.setattr(module, "run_stage", run_stage)
+    monkeypatch.setattr(module, "load_model", lambda folder: (preset("tiny_lm"), {}))
+    monkeypatch.setattr(module, "parameter_counts", lambda *_: {})
+    monkeypatch.setattr(Evip, "text_loss", lambda *_: 4.0)
+    first = evip.run_stage("a", "init")
+    assert evip.run_stage("a", "init") == first and asked == ["a"], "finished"
+    for name in ("summary.json", "text_loss_before.json"):
+        (evip.workdir / "a" / name).write_bytes(content)
+    again = evip.run_stage("a", "init")
+    assert asked == ["a", "a"] and again.keys() == first.keys()
+    assert (again["text_loss_before"], again["text_loss_after"]) == (4.0, 4.0)
+    assert evip.run_stage("a", "init")["config"] == first["config"] and asked == ["a", "a"]
