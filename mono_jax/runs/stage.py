@@ -34,6 +34,7 @@ from mono_jax.runs import resume
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.console import say_in
+from mono_jax.runs.planning.needs import needs
 from mono_jax.runs.program import Program
 from mono_jax.runs.result import write_model
 from mono_jax.runs.workdir import CHECKPOINTED, locked, refuse_foreign
@@ -48,6 +49,7 @@ from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
 from mono_jax.training.metrics import Say
 from mono_jax.training.state import TrainState
+from mono_jax.training.step import Step
 from mono_jax.training.timeline import Timeline
 from mono_jax.weights.model_folder import PARAMS_FOLDER
 
@@ -104,10 +106,9 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, timeline: Timeline, say:
                 Profiling(workdir / "profile", run.profile_steps, say) as profiling,
                 explained(program),
             ):
-                say("compiling the step ...")
                 callbacks = [recorder, profiling, limit, stopping, saving, timeline]
                 state = run_loop(
-                    program.train_step(state, frozen),
+                    _step(program, state, frozen, say),
                     state,
                     frozen,
                     SkippingSteps(data, run.skip_steps),
@@ -124,6 +125,16 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, timeline: Timeline, say:
     result["data"]["sources"] = summaries
     result |= {"failed_saves": checkpoints.failed, "skipped_saves": saving.skipped}
     return result | {"best": evaluating.best and dataclasses.asdict(evaluating.best)}
+
+
+def _step(program: Program, state: TrainState, frozen: tree.Tree, say: Say) -> Step:
+    """The step, compiled before the first one is run, with a line that says what it needs."""
+    if int(state.step) >= program.steps:
+        return program.train_step(state, frozen)  # none is run
+    say("compiling the step ...")
+    executable = program.compile_step()
+    say(needs(program, executable))
+    return executable
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -51,8 +52,8 @@ def settings(sets: dict[str, Any], stage: str = "S1.1", folder: str = "s1_1", **
     return values | {"data": data | changes.get("data", {})}
 
 
-def run(values: dict[str, Any], workdir: Path) -> dict[str, Any]:
-    return run_stage(RunConfig.from_dict(values), workdir, say=lambda line: None)
+def run(values: dict[str, Any], workdir: Path, said: list[str] | None = None) -> dict[str, Any]:
+    return run_stage(RunConfig.from_dict(values), workdir, say=([] if said is None else said).append)
 
 
 def losses(workdir: Path) -> list[tuple[int, float]]:
@@ -201,7 +202,8 @@ def test_data_that_ends_first_ends_the_run_saved(sets: dict[str, Any], tmp_path:
 def test_running_a_finished_stage_again_does_nothing(finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]):
     workdir, result = finished
     before = (workdir / "model" / "model.json").stat().st_mtime_ns
-    again = run(settings(sets), workdir)
+    again = run(settings(sets), workdir, said := [])
+    assert not any("compiling" in line for line in said)
     assert (again["step"], again["loss"]) == (result["step"], result["loss"])
     assert (workdir / "model" / "model.json").stat().st_mtime_ns == before
 
@@ -224,7 +226,9 @@ def test_the_next_stage_starts_from_the_model_of_the_last(
     finished: tuple[Path, dict[str, Any]], sets: dict[str, Any], tmp_path: Path
 ):
     values = settings(sets, "S1.3", "s1_3", init=finished[1]["model"], model={}, steps=1)
-    result = run(values, tmp_path / "next")
+    result = run(values, tmp_path / "next", said := [])
+    (needs,) = (line for line in said if line.startswith("attention "))
+    assert re.fullmatch(r"attention xla, experts static, remat none, float32, 0\.\d GiB", needs)
     before = tree.flatten(load_model(finished[1]["model"])[1])
     after = tree.flatten(load_model(result["model"])[1])
     assert np.array_equal(before["layers/feed_forward/gate/kernel"], after["layers/feed_forward/gate/kernel"])
