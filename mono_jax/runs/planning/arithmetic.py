@@ -90,10 +90,10 @@ class Arithmetic:
 
     def _work_seconds(self, sizes: _Sizes, program: Program, work: Workload, state: _State) -> tuple[float, float]:
         """Seconds of dots and attention at their rates, and of the bytes that no dot hides."""
-        chip, c, remat = self.target.chip, sizes.config, program.run.execution.remat
-        dots = _dot_flops(sizes, again=remat == "full") * sizes.microbatches / chip.peak
+        chip, c, policy = self.target.chip, sizes.config, POLICIES[program.run.execution.remat]
+        dots = _dot_flops(sizes, again=policy.again) * sizes.microbatches / chip.peak
         kernels = AttentionWork.of(program, work, device_key(self.target.devices[0]))
-        attention = kernels.step_seconds(program, chip.peak, twice=remat == "full")
+        attention = kernels.step_seconds(program, chip.peak, twice=policy.attention_again)
         optimizer = 2 * state.changed
         activations = 40 * sizes.tokens * c.hidden_size * c.num_hidden_layers * _BF16 * sizes.microbatches
         return dots + attention, (optimizer + activations) / chip.hbm_bandwidth
@@ -189,22 +189,43 @@ def _up(size: int, edge: int) -> int:
 # ======================================================================================================================
 
 
-def _saved_widths(remat: str, c: Architecture, tensor: int) -> float:
-    """Activations of a token and layer that the backward pass finds in memory, in elements."""
-    d, ff, qkv = c.hidden_size, c.intermediate_size / tensor, c.qkv_dim / tensor
-    dots = qkv + 2 * d + 2 * ff
-    return {
-        "full": d,
-        "dots": d + dots,
-        "dots_no_batch": d + dots,
-        "none": 4 * d + dots + qkv + d / tensor + ff,
-    }.get(remat, d)
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What a policy of ``execution.remat`` keeps and repeats.
+
+    Attributes:
+      inputs: activations of the layer's width d that it keeps of a token and layer.
+      dots: whether it keeps the outputs of the matmuls as well.
+      again: whether matmuls are computed again in the backward pass.
+      attention_again: likewise, the forward attention kernel.
+    """
+
+    inputs: int
+    dots: bool
+    again: bool
+    attention_again: bool
+
+    def saved(self, c: Architecture, tensor: int) -> float:
+        """Elements of a token and layer that the backward pass finds in a device's memory."""
+        dots = (c.qkv_dim + 2 * c.intermediate_size) / tensor + 2 * c.hidden_size
+        return self.inputs * c.hidden_size + self.dots * dots
+
+
+POLICIES = {
+    "none": Policy(13, dots=True, again=False, attention_again=False),
+    "dots": Policy(1, dots=True, again=False, attention_again=False),
+    "dots_no_batch": Policy(1, dots=True, again=False, attention_again=False),
+    "names": Policy(3, dots=False, again=True, attention_again=False),
+    "offload": Policy(0, dots=False, again=True, attention_again=False),  # in the host's memory
+    "full": Policy(1, dots=False, again=True, attention_again=True),
+}
 
 
 def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
     c, execution = sizes.config, program.run.execution
     width = program.dtype.itemsize
-    saved = _saved_widths(execution.remat, c, sizes.tensor) * sizes.tokens * c.num_hidden_layers * width
+    kept = POLICIES[execution.remat].saved(c, sizes.tensor)
+    saved = kept * sizes.tokens * c.num_hidden_layers * width
     sums = _F32 if sizes.microbatches > 1 else 0
     gradients = state.trained * (width + width + _F32 + sums)  # compute copy, gradient, its float32 form, sum
     layer = sizes.layer_weights * width

@@ -75,7 +75,7 @@ def _candidates(program: Program, target: Target, sizes: Sequence[tuple[int, int
             ways = mesh.data * mesh.fsdp
             rows = max(round(rows / ways), 1) * ways
             for parts in _divisors(rows // ways, most=64):
-                for remat in get_args(get_type_hints(Execution)["remat"]):
+                for remat in _policies():
                     yield _changed(sharded, mesh, visual, text, rows, parts, remat)
 
 
@@ -122,6 +122,12 @@ def _rows(run: RunConfig) -> Iterator[tuple[int, int, int]]:
         rows = data.batch_size * slots / length
         if length != slots and rows >= 1 and length >= slots / 4:
             yield length - text, text, round(rows)
+
+
+def _policies() -> list[str]:
+    """Of ``execution.remat``; two that keep the same here are one."""
+    named = get_args(get_type_hints(Execution)["remat"])
+    return [name for name in arithmetic.POLICIES if name in named and name != "dots_no_batch"]
 
 
 def _divisors(number: int, most: int) -> Sequence[int]:
