@@ -72,8 +72,8 @@ class AttentionWork:
 
     def step_seconds(self, program: Program, peak: float, *, twice: bool) -> float:
         """Of one step of one device at ``peak``; ``twice``: the forward kernel runs again in the backward pass."""
-        whole = self.implementation.any_order or self.implementation.name.endswith("pallas_tpu")
-        phases = ["forward"] * (1 + twice) + (["backward"] if whole else ["dq", "dkv"])
+        split = self.implementation.name.endswith("splash")
+        phases = ["forward"] * (1 + twice) + (["dq", "dkv"] if split else ["backward"])
         layers = program.model.config.num_hidden_layers * program.run.grad_accum_steps
         return layers * sum(self.flops(program, phase) / (peak * self.share(phase)) for phase in phases)
 
@@ -88,18 +88,19 @@ class AttentionWork:
 @functools.cache
 def visited_pairs(implementation: Implementation, slots: int, samples: float) -> float:
     """Pairs of a query and a key that are computed of a row of ``slots`` in equal ``samples``, seen or not."""
-    if implementation.any_order or implementation.name.endswith("cudnn"):
+    name, length, block = implementation.name.rpartition("/")[2], slots / samples, _block(implementation, slots)
+    if name in ("xla", "xla_chunked", "cudnn_masked"):  # every pair, then a mask
         return float(slots) ** 2
-    if implementation.name.endswith("pallas_tpu"):
+    if name == "splash":  # below the diagonal, whatever the samples
+        return slots * (slots + block) / 2.0
+    if name == "pallas_tpu":
         from pallas_kernels.attention.visits import count_pairs
 
         place = np.arange(slots)
-        length = slots / samples
         first = np.ceil(np.floor(place / length) * length)
         intervals = Intervals(*(jnp.asarray(a[None], jnp.int32) for a in (first, place)))
         return float(count_pairs(intervals, implementation.grid(1, slots, slots)))
-    block = _block(implementation, slots)
-    return slots * (slots + block) / 2.0  # causal, whatever the samples
+    return min(slots * (length + 2 * block) / 2.0, float(slots) ** 2)  # of a sample, and what its last blocks overhang
 
 
 def _block(implementation: Implementation, slots: int) -> int:
