@@ -38,7 +38,7 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
 
 
 def needs(program: Program, executable: jax.stages.Compiled) -> str:
-    """``attention splash 1024, experts static, remat full, bfloat16, 2.9 of 15.8 GiB`` (of each device's memory)."""
+    """``attention pallas_tpu 512, experts static, remat full, bfloat16, 2.9 of 15.8 GiB`` (of each device's memory)."""
     execution, slots = program.run.execution, program.abstract_batch()["order"].shape[1]
     parts = [
         f"attention {kernel(attention(program), slots)}",
