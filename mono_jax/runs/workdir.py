@@ -59,7 +59,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def _holder(workdir: Path) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads((workdir / LOCK).read_text(encoding="utf-8"))
         return f"pid {found['pid']} on host {found['host']} since {found['since']}"
     return "another process"
