@@ -60,11 +60,14 @@ def kill(trainer: Trainer, rng: random.Random) -> None:
 
 
 def kill_commit(trainer: Trainer, rng: random.Random) -> None:
+    """While a checkpoint is written, when it is in place without its list, or with it."""
     wanted, saved = SAVE_EVERY * rng.randint(1, STEPS // SAVE_EVERY - 1), trainer.workdir / "checkpoints"
-    pause = rng.uniform(0, 0.1) if rng.random() < 0.5 else 0.0
+    place = saved / str(wanted)
+    moments = (lambda: any(saved.glob(f"{wanted}.*")), place.is_dir, (place / "checksums.json").exists)
+    reached, pause = rng.choice(moments), rng.uniform(0, 0.1) * rng.randint(0, 1)
 
     def committing() -> bool:
-        if not any(saved.glob(f"{wanted}*")) or (saved / str(wanted) / "checksums.json").exists():
+        if not reached():
             return False
         time.sleep(pause)
         return True
