@@ -105,6 +105,17 @@ def test_what_is_handed_to_cudnn(layout: str, samples: int, kv_heads: int, monke
         assert relative_error(found, value) < TOLERANCE["float32"]
 
 
+def test_samples_of_one_token_that_are_neighbours(monkeypatch):
+    """cuDNN is handed them as one sample, but each of them sees itself alone."""
+    monkeypatch.setattr(cudnn, "_library", stand_in)
+    qkv, _, dy, _ = AttentionCase("one_sample", 32).inputs()
+    lengths = [1, 1, 1, 6, 1, 7, 1, 1, 13]
+    intervals = packed_intervals(jnp.asarray(np.repeat(np.arange(1, 10), lengths)[None], jnp.int32))
+    expected, expected_gradients = oracle_attention(*qkv, intervals, dy)
+    for found, value in zip(run(Cudnn(8), qkv, intervals, dy), (expected, *expected_gradients), strict=True):
+        assert relative_error(found, value) < TOLERANCE["float32"]
+
+
 def test_the_private_functions_are_those_that_were_checked(monkeypatch):
     asked = problem("nvidia_h200", 256)
     assert Cudnn().unsupported(asked) is None
