@@ -1,4 +1,4 @@
-"""Checks every implementation of the grouped matmuls as far as this machine can.
+"""Checks every implementation of the grouped matmuls and of packed attention as far as this machine can.
 
 Values and gradients are held against a float64 oracle: on the accelerator where there is one, interpreted where not.
 Then the kernels are compiled, with the real compilers, for chips that need not be there:

@@ -69,11 +69,6 @@ class Grid:
         return key, query, query + max(self.queries - 1, 1).bit_length()
 
     @property
-    def code_bits(self) -> int:
-        """Bits of the largest code."""
-        return self._shifts[2] + max(self.rows - 1, 1).bit_length()
-
-    @property
     def part_bits(self) -> int:
         """Bits that say which key parts each part of the queries takes."""
         return 2 * self.parts_q * self.parts_k.bit_length()

@@ -67,9 +67,8 @@ class PallasTpu(Implementation):
                 return f"needs rows of a multiple of {LANES} slots, got {slots}: change V or T"
         if problem.dim % 8:
             return f"needs a head size of a multiple of 8, not {problem.dim}"
-        grid = self.grid(problem.batch, problem.queries, problem.keys)
-        if grid.code_bits > 31 or grid.most > _MOST_VISITS:
-            return f"{problem.batch} rows have up to {grid.most} visits, scalar memory takes {_MOST_VISITS}"
+        if (most := self.grid(1, problem.queries, problem.keys).most) > _MOST_VISITS:
+            return f"a row has up to {most} visits, scalar memory takes {_MOST_VISITS}"
         if (held := self.held(problem)) > self.vmem:
             return f"the backward pass needs {held} bytes of vector memory, it may take {self.vmem}"
         return needs_order(problem)
@@ -105,6 +104,11 @@ class PallasTpu(Implementation):
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals) -> jax.Array:
         batch, queries, heads, dim = query.shape
         keys, kv_heads = key.shape[1:3]
+        rows = max(1, _MOST_VISITS // self.grid(1, queries, keys).most)
+        if batch > rows:  # more visits than scalar memory takes: so many rows at a time
+            whole = (query, key, value, Intervals(intervals.first, intervals.last))
+            parts = [jax.tree.map(lambda a, i=i: a[i : i + rows], whole) for i in range(0, batch, rows)]
+            return jnp.concatenate([self(*part) for part in parts])
         grid = self.grid(batch, queries, keys)
         call = Call(grid, kv_heads, heads // kv_heads, dim, self.vmem, self.interpret)
         # Heads first; those that share a KV head together.

@@ -12,6 +12,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.api import choose
+from pallas_kernels.attention.backends import tpu
 from pallas_kernels.attention.backends.tpu import Call, PallasTpu, kernel_flops
 from pallas_kernels.attention.contract import LSE, OUTPUT, Problem, visible
 from pallas_kernels.attention.intervals import packed_intervals
@@ -39,6 +40,16 @@ def test_blocks_of_several_parts(changes: dict[str, Any]):
     """Rows of two blocks of two parts each."""
     implementation = PallasTpu(block_q=256, block_k=256, interpret=True)
     assert_within(errors(implementation, AttentionCase(length=512, **SMALL, **changes)))
+
+
+def test_rows_beyond_scalar_memory_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tpu, "_MOST_VISITS", 5)
+    case = AttentionCase(length=256, **SMALL)  # two rows of up to four visits
+    implementation = PallasTpu(block_q=128, block_k=128, interpret=True)
+    qkv, intervals, _, _ = case.inputs()
+    program = str(jax.make_jaxpr(lambda *qkv: implementation(*qkv, intervals))(*qkv))
+    assert program.count("name=packed_attention_forward") == 2
+    assert_within(errors(implementation, case))
 
 
 def test_races_and_unwritten_outputs():
@@ -137,7 +148,7 @@ def test_queries_of_a_part_of_the_row_compile_and_no_scores_are_in_memory():
         ({"queries": 200}, "a multiple of 128 slots, got 200"),
         ({"keys": 1000}, "a multiple of 128 slots, got 1000"),
         ({"dim": 20}, "a head size of a multiple of 8, not 20"),
-        ({"batch": 64, "queries": 32768, "keys": 32768}, "scalar memory takes"),
+        ({"queries": 2**18, "keys": 2**18}, "scalar memory takes"),
         ({"device": "tpu_v4", "queries": 32768, "keys": 32768}, "vector memory"),
         ({"in_order": False}, "not in sequence order"),
     ],
