@@ -192,3 +192,15 @@ def test_losses_per_source_are_means_over_the_steps_of_the_record():
     assert [record["loss/a"] for record in records] == [4.5, 10.5]
     assert [record["weight/a"] for record in records] == [4, 4]
     assert all(record["loss/b"] is None and record["weight/b"] == 0 for record in records)
+
+
+def test_seconds_of_activities_are_those_since_the_last_record():
+    class Clock:
+        reads = iter(({"step": 3.0}, {"step": 5.0, "save": 1.5}))
+
+        def read(self) -> dict[str, float]:
+            return next(self.reads)
+
+    callback, clock = recorder(Writer(), 1), Clock()
+    assert callback._passed(clock) == {"seconds/step": 3.0}
+    assert callback._passed(clock) == {"seconds/step": 2.0, "seconds/save": 1.5}
