@@ -32,6 +32,7 @@ from mono_jax.training.callbacks import stopping
 from mono_jax.training.groups import split
 from mono_jax.weights.model_folder import load_model
 
+INSIDE: dict[str, Any] = {"data": {"source_ids": True}}
 VISION = {"hidden_size": 16, "patch_size": 8, "image_size": 64}
 
 
@@ -78,7 +79,7 @@ def one_device():
 def finished(sets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     workdir = tmp_path_factory.mktemp("finished") / "run"
     began = time.monotonic()
-    result = run(settings(sets, profile_steps=[2, 3], data={"source_ids": True}), workdir)
+    result = run(settings(sets, profile_steps=[2, 3], **INSIDE), workdir)
     return workdir, result | {"wall": time.monotonic() - began}
 
 
@@ -153,7 +154,7 @@ def test_resumed_equals_uninterrupted(
     sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     workdir = tmp_path / "run"
-    first = run(settings(sets), workdir)
+    first = run(settings(sets, **INSIDE), workdir)
     # As after a kill behind step 4: the last checkpoint and the model are missing, later metrics still there.
     shutil.rmtree(workdir / "checkpoints" / "6")
     shutil.rmtree(workdir / "model")
@@ -161,7 +162,7 @@ def test_resumed_equals_uninterrupted(
     shutil.rmtree(workdir / "cache")
     restored = []
     monkeypatch.setattr(Plan, "restore", lambda plan, counts: restored.append(counts.tolist()))
-    result = run(settings(sets), workdir)
+    result = run(settings(sets, **INSIDE), workdir)
     assert losses(workdir) == losses(finished[0])
     assert_all_time_is_known(workdir, first, result)
     assert same_weights(result["model"], finished[1]["model"])
