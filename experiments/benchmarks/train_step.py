@@ -8,8 +8,9 @@ beside the times and must agree. Forms (--forms):
   torch       step/torch_form.py: naive experts, fused attention, logits everywhere; CPU only
 
 On the CPU the forms take turns, step by step, so that other programs disturb them alike; the median step
-counts; cpu_s, the processor seconds of a step, hardly depends on what else runs (but OpenMP, which PyTorch
-uses, also counts its waiting). On an accelerator the
+counts, and the ratios are medians over the turns; cpu_s, the processor seconds of a step, hardly depends on
+what else runs (but OpenMP, which PyTorch uses, also counts its waiting: on a busy machine compare on one core,
+OMP_NUM_THREADS=1 taskset -c 1 python ...). On an accelerator the
 forms run one after the other (their states need not fit together), and MFU is printed.
 
 Presets (--preset): cpu_59m (2 rows of 448 visual and 64 text tokens, float32), mono_internvl_2b (the real
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         "examples:\n"
         "  python experiments/benchmarks/train_step.py --json\n"
+        "  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python experiments/benchmarks/train_step.py --remat none "
+        "--forms static torch --steps 15\n"
         "  python experiments/benchmarks/train_step.py --preset=mono_internvl_2b --forms static --remat full",
     )
     parser.add_argument("--preset", help="see above (default: cpu_59m on a CPU, else mono_internvl_2b)")
