@@ -15,15 +15,25 @@ AttentionName = Literal[
     "auto", "xla", "xla_chunked", "xla_blocked", "pallas_tpu", "splash", "mosaic_gpu", "cudnn", "cudnn_masked"
 ]
 
+# What remat policies may keep of a layer beside its attention's output, by the names that `checkpoint_name` gives.
+LAYER_INPUT, LAYER_MIDDLE = "layer_input", "layer_middle"
+
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
     """Choices of memory against time, and of kernels."""
 
-    remat: Literal["none", "full", "dots", "dots_no_batch"] = field(
+    remat: Literal["none", "dots", "dots_no_batch", "names", "offload", "full"] = field(
         "none",
-        help='what the backward pass recomputes: "none" (keep all), "full" (keep layer inputs only), "dots" (keep '
-        'outputs of matmuls), "dots_no_batch" (keep outputs of matmuls with weights)',
+        help='what the backward pass finds in memory: "none" = everything (nothing is recomputed); "dots" = outputs of '
+        'matmuls and of attention, "dots_no_batch" = of matmuls with weights and of attention; "names" = the layer\'s '
+        'input, its output of attention and the input of its FFN (3 * d values a token); "offload" = the same in the '
+        'host\'s memory; "full" = layer inputs only',
+    )
+    grad_reduce_dtype: Literal["compute", "float32"] = field(
+        "compute",
+        help="in which devices add up gradients of matrices and embeddings: the activations' dtype, or float32 (twice "
+        'the bytes); not with experts "grouped"',
     )
     experts: Literal["static", "grouped", "dense_both"] = field(
         "static",
@@ -49,15 +59,36 @@ class Execution:
 
     def __post_init__(self) -> None:
         strict.check(self, "execution", ConfigError)
+        if self.wide_gradients and self.experts == "grouped":
+            raise ConfigError(
+                "execution.grad_reduce_dtype 'float32' with execution.experts 'grouped': these kernels add up in the "
+                "activations' dtype; use 'static' or 'compute'"
+            )
+
+    @property
+    def wide_gradients(self) -> bool:
+        """Whether devices add up gradients of matrices in float32, whatever the dtype of the activations."""
+        return self.grad_reduce_dtype == "float32"
 
     def remat_scan(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """The body of a scan over layers, with what ``remat`` says recomputed in the backward pass."""
         import jax  # here, so that configs are read without it
 
+        from pallas_kernels.attention.contract import LSE, OUTPUT
+
+        keep = jax.checkpoint_policies
+        attention = keep.save_only_these_names(OUTPUT, LSE)
         policies = {
             "full": None,
-            "dots": jax.checkpoint_policies.dots_saveable,
-            "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            "dots": keep.save_from_both_policies(keep.dots_saveable, attention),
+            "dots_no_batch": keep.save_from_both_policies(keep.dots_with_no_batch_dims_saveable, attention),
+            "names": keep.save_only_these_names(OUTPUT, LSE, LAYER_MIDDLE),
+            "offload": keep.save_and_offload_only_these_names(
+                names_which_can_be_saved=[LSE],
+                names_which_can_be_offloaded=[LAYER_INPUT, OUTPUT, LAYER_MIDDLE],
+                offload_src="device",
+                offload_dst="pinned_host",
+            ),
         }
         if self.remat == "none":
             return body

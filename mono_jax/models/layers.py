@@ -62,10 +62,30 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
     return INIT_STD * jax.random.normal(rngs.params(), shape, jnp.float32)
 
 
-class Linear(nnx.Module):
-    """y [..., out] = x [..., in] @ kernel [in, out] (+ bias [out])."""
+@jax.custom_vjp
+def product_with_wide_gradient(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [N, in] @ kernel [in, out]; the kernel's gradient is added up, over slots and devices, in float32."""
+    return x @ kernel
 
-    def __init__(self, features_in: int, features_out: int, *, bias: bool = False, rngs: nnx.Rngs):
+
+def _product_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_bwd(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    gradient = jnp.einsum("ni,no->io", x, dy, preferred_element_type=jnp.float32)
+    return dy @ kernel.T, gradient.astype(kernel.dtype)
+
+
+product_with_wide_gradient.defvjp(_product_fwd, _product_bwd)
+
+
+class Linear(nnx.Module):
+    """y [..., out] = x [..., in] @ kernel [in, out] (+ bias [out]); ``wide``: see ``product_with_wide_gradient``."""
+
+    def __init__(self, features_in: int, features_out: int, *, bias: bool = False, wide: bool = False, rngs: nnx.Rngs):
+        self.wide = wide
         self.kernel = nnx.Param(_normal(rngs, (features_in, features_out)))
         if bias:
             self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
@@ -73,18 +93,40 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         # Rows flattened: the weight gradient of a [B, S, F] product makes XLA transpose on CPUs.
         kernel = self.kernel[...].astype(x.dtype)
-        y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        product = product_with_wide_gradient if self.wide else jnp.matmul
+        y = product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
-class Embedding(nnx.Module):
-    """Rows of embedding [vocabulary, d]."""
+@jax.custom_vjp
+def rows_with_wide_gradient(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows ``ids`` of table [vocabulary, d]; its gradient is added up, over slots and devices, in float32."""
+    return jnp.take(table, ids, axis=0)
 
-    def __init__(self, vocabulary: int, features: int, *, rngs: nnx.Rngs):
+
+def _rows_fwd(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return jnp.take(table, ids, axis=0), (table, ids)
+
+
+def _rows_bwd(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, None]:
+    table, ids = saved
+    return jnp.zeros(table.shape, jnp.float32).at[ids].add(dy.astype(jnp.float32)).astype(table.dtype), None
+
+
+rows_with_wide_gradient.defvjp(_rows_fwd, _rows_bwd)
+
+
+class Embedding(nnx.Module):
+    """Rows of embedding [vocabulary, d]; ``wide``: see ``rows_with_wide_gradient``."""
+
+    def __init__(self, vocabulary: int, features: int, *, wide: bool = False, rngs: nnx.Rngs):
+        self.wide = wide
         self.embedding = nnx.Param(_normal(rngs, (vocabulary, features)))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+        # Cast first: devices that hold parts of the table pass each other rows of this dtype.
+        table = self.embedding[...].astype(dtype)
+        return rows_with_wide_gradient(table, ids) if self.wide else jnp.take(table, ids, axis=0)
 
 
 class RMSNorm(nnx.Module):
@@ -141,10 +183,10 @@ swiglu.defvjp(_swiglu_fwd, _swiglu_bwd)
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x)): the FFN of InternLM2, and each expert of Mono-InternVL (eq. 5)."""
 
-    def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
-        self.gate = Linear(features, hidden, rngs=rngs)
-        self.up = Linear(features, hidden, rngs=rngs)
-        self.down = Linear(hidden, features, rngs=rngs)
+    def __init__(self, features: int, hidden: int, *, wide: bool = False, rngs: nnx.Rngs):
+        self.gate = Linear(features, hidden, wide=wide, rngs=rngs)
+        self.up = Linear(features, hidden, wide=wide, rngs=rngs)
+        self.down = Linear(hidden, features, wide=wide, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(by_rows(swiglu(self.gate(x), self.up(x)), TENSOR))

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.attention import attend, attend_with_probabilities
 from mono_jax.models.cache import Cache
-from mono_jax.models.execution import Execution
+from mono_jax.models.execution import LAYER_INPUT, LAYER_MIDDLE, Execution
 from mono_jax.models.layer_ranges import segments
 from mono_jax.models.layers import Embedding, Linear, RMSNorm, Structure, SwiGLU
 from mono_jax.models.moe import by_modality
@@ -49,32 +50,33 @@ class Output(NamedTuple):
 class Attention(nnx.Module):
     """Fused QKV projection and output projection; wqkv's outputs are laid out per KV head: (queries..., k, v)."""
 
-    def __init__(self, config: Architecture, *, rngs: nnx.Rngs):
-        self.wqkv = Linear(config.hidden_size, config.qkv_dim, bias=config.bias, rngs=rngs)
-        self.wo = Linear(config.hidden_size, config.hidden_size, bias=config.bias, rngs=rngs)
+    def __init__(self, config: Architecture, wide: bool, *, rngs: nnx.Rngs):
+        options = {"bias": config.bias, "wide": wide, "rngs": rngs}
+        self.wqkv = Linear(config.hidden_size, config.qkv_dim, **options)
+        self.wo = Linear(config.hidden_size, config.hidden_size, **options)
 
 
 class VisualAttention(nnx.Module):
     """The visual attention expert of Mono-InternVL-1.5: a QKV projection for visual tokens."""
 
-    def __init__(self, config: Architecture, *, rngs: nnx.Rngs):
-        self.wqkv = Linear(config.hidden_size, config.qkv_dim, bias=config.bias, rngs=rngs)
+    def __init__(self, config: Architecture, wide: bool, *, rngs: nnx.Rngs):
+        self.wqkv = Linear(config.hidden_size, config.qkv_dim, bias=config.bias, wide=wide, rngs=rngs)
 
 
 class DecoderLayer(nnx.Module):
     """One layer of InternLM2 with, where the config has them, visual experts beside the text ones."""
 
     def __init__(self, config: Architecture, execution: Execution, *, rngs: nnx.Rngs):
-        d = config.hidden_size
+        d, wide = config.hidden_size, execution.wide_gradients
         self.config, self.execution = config, execution
         self.attention_norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs)
-        self.attention = Attention(config, rngs=rngs)
+        self.attention = Attention(config, wide, rngs=rngs)
         self.ffn_norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs)
-        self.feed_forward = SwiGLU(d, config.intermediate_size, rngs=rngs)
+        self.feed_forward = SwiGLU(d, config.intermediate_size, wide=wide, rngs=rngs)
         if config.visual_attention_experts:
-            self.visual_attention = VisualAttention(config, rngs=rngs)
+            self.visual_attention = VisualAttention(config, wide, rngs=rngs)
         if config.visual_ffn_experts:
-            self.visual_feed_forward = SwiGLU(d, config.intermediate_size, rngs=rngs)
+            self.visual_feed_forward = SwiGLU(d, config.intermediate_size, wide=wide, rngs=rngs)
 
     def __call__(
         self, x: jax.Array, slots: Slots, layer: jax.Array, cache: Cache | None, collect: tuple[str, ...]
@@ -95,7 +97,7 @@ class DecoderLayer(nnx.Module):
             collected["attention"], mixed = attend_with_probabilities(query, key, value, slots, cache)
         else:
             mixed = attend(self.execution, query, key, value, slots, cache)
-        x = x + self.attention.wo(mixed.reshape(x.shape))
+        x = checkpoint_name(x + self.attention.wo(mixed.reshape(x.shape)), LAYER_MIDDLE)
         visual = self.visual_feed_forward if self.config.visual_ffn_experts else None
         x = x + by_modality(self.feed_forward, visual, self.ffn_norm(x), slots, self.execution)
         return x, cache, collected
@@ -116,15 +118,15 @@ class Ends(nnx.Module):
     """Everything but the decoder layers: embeddings of both modalities, final norm, LM head."""
 
     def __init__(self, config: Architecture, execution: Execution, *, rngs: nnx.Rngs):
-        d, vision = config.hidden_size, config.vision
+        d, vision, wide = config.hidden_size, config.vision, execution.wide_gradients
         self.config, self.execution = config, execution
-        self.embed = Embedding(config.vocab_size, d, rngs=rngs)
+        self.embed = Embedding(config.vocab_size, d, wide=wide, rngs=rngs)
         self.final_norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(d, config.vocab_size, rngs=rngs)
         if vision is not None:
-            self.vision = VisionTower(vision, rngs=rngs)
-            self.projector = Projector(vision.hidden_size * vision.shuffle**2, d, rngs=rngs)
+            self.vision = VisionTower(vision, wide=wide, rngs=rngs)
+            self.projector = Projector(vision.hidden_size * vision.shuffle**2, d, wide=wide, rngs=rngs)
 
     def embed_visual(self, patches: jax.Array, cells: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Visual tokens [B, V, d] of patches [B, V, P, P, 3] (uint8, or normalised floats) and cells int32 [B, V].
@@ -232,7 +234,7 @@ class Model:
         def body(carry: tuple[jax.Array, Cache | None], xs: tuple[Params, jax.Array]) -> tuple[Any, Collected]:
             x, cache = carry
             params, layer = xs
-            x = by_rows(x)
+            x = checkpoint_name(by_rows(x), LAYER_INPUT)
             y, cache, collected = self._layer.bind(params)(x, slots, layer, cache, collect)
             return (by_rows(y), cache), collected | ({"hidden": x} if "hidden" in collect else {})
 

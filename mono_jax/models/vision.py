@@ -61,29 +61,26 @@ def cell_embedding(table: jax.Array, config: VisionConfig) -> jax.Array:
     return cells.transpose(0, 2, 1, 3, 4).reshape(-1, shuffle * shuffle, width)
 
 
-class PatchEmbedding(nnx.Module):
+class PatchEmbedding(Linear):
     """kernel [p*p*3, C] with rows in (row, column, channel) order, bias [C]: a convolution with stride p."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
-        linear = Linear(config.patch_size**2 * config.num_channels, config.hidden_size, bias=True, rngs=rngs)
-        self.kernel, self.bias = linear.kernel, linear.bias
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+    def __init__(self, config: VisionConfig, *, wide: bool = False, rngs: nnx.Rngs):
+        features = config.patch_size**2 * config.num_channels
+        super().__init__(features, config.hidden_size, bias=True, wide=wide, rngs=rngs)
 
 
 class VisionTower(nnx.Module):
     """Embeds the pixels of visual tokens; with ``kind == "intern_vit"`` followed by InternViT over each tile."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, wide: bool = False, rngs: nnx.Rngs):
         self.config = config
-        self.patch_embedding = PatchEmbedding(config, rngs=rngs)
+        self.patch_embedding = PatchEmbedding(config, wide=wide, rngs=rngs)
         self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (config.hidden_size,)) * INIT_STD)
         self.position_embedding = nnx.Param(
             jax.random.normal(rngs.params(), (1 + config.grid**2, config.hidden_size)) * INIT_STD
         )
         if config.kind == "intern_vit":
-            self.layers = stacked(lambda rngs: ViTLayer(config, rngs=rngs), config.num_hidden_layers, rngs)
+            self.layers = stacked(lambda rngs: ViTLayer(config, wide, rngs=rngs), config.num_hidden_layers, rngs)
 
     def __call__(self, patches: jax.Array, cells: jax.Array, dtype: jnp.dtype, wrap: Callable[[Any], Any]) -> jax.Array:
         """Patches [B, V, P, P, 3] and cells int32 [B, V] to patch features [B, V, s*s*C].
@@ -113,10 +110,10 @@ class VisionTower(nnx.Module):
 class Projector(nnx.Module):
     """LayerNorm(s*s*C) -> Linear -> exact GELU -> Linear, into the model's width (mlp1)."""
 
-    def __init__(self, features_in: int, features_out: int, *, rngs: nnx.Rngs):
+    def __init__(self, features_in: int, features_out: int, *, wide: bool = False, rngs: nnx.Rngs):
         self.norm = LayerNorm(features_in, 1e-5, rngs=rngs)
-        self.fc1 = Linear(features_in, features_out, bias=True, rngs=rngs)
-        self.fc2 = Linear(features_out, features_out, bias=True, rngs=rngs)
+        self.fc1 = Linear(features_in, features_out, bias=True, wide=wide, rngs=rngs)
+        self.fc2 = Linear(features_out, features_out, bias=True, wide=wide, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.gelu(self.fc1(self.norm(x)), approximate=False))
@@ -136,11 +133,11 @@ class LayerScale(nnx.Module):
 class ViTAttention(nnx.Module):
     """Multi-head attention over a tile; optionally RMS-normalised queries and keys over all heads at once."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, wide: bool, *, rngs: nnx.Rngs):
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        self.qkv = Linear(width, 3 * width, bias=config.qkv_bias, rngs=rngs)
-        self.proj = Linear(width, width, bias=True, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, bias=config.qkv_bias, wide=wide, rngs=rngs)
+        self.proj = Linear(width, width, bias=True, wide=wide, rngs=rngs)
         if config.qk_normalization:
             self.q_norm = RMSNorm(width, config.layer_norm_eps, rngs=rngs)
             self.k_norm = RMSNorm(width, config.layer_norm_eps, rngs=rngs)
@@ -157,10 +154,10 @@ class ViTAttention(nnx.Module):
 class ViTMlp(nnx.Module):
     """fc2(act(fc1(x)))."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, wide: bool, *, rngs: nnx.Rngs):
         self.hidden_act = config.hidden_act
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True, rngs=rngs)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True, rngs=rngs)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True, wide=wide, rngs=rngs)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True, wide=wide, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         act = {"gelu": lambda h: jax.nn.gelu(h, approximate=False), "silu": jax.nn.silu, "relu": jax.nn.relu}
@@ -170,13 +167,13 @@ class ViTMlp(nnx.Module):
 class ViTLayer(nnx.Module):
     """Pre-norm block of InternViT with layer scale; x [tiles, 1 + patches, C]."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, wide: bool, *, rngs: nnx.Rngs):
         norm = LayerNorm if config.norm_type == "layer_norm" else RMSNorm
         self.norm1 = norm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
-        self.attn = ViTAttention(config, rngs=rngs)
+        self.attn = ViTAttention(config, wide, rngs=rngs)
         self.ls1 = LayerScale(config.hidden_size, rngs=rngs)
         self.norm2 = norm(config.hidden_size, config.layer_norm_eps, rngs=rngs)
-        self.mlp = ViTMlp(config, rngs=rngs)
+        self.mlp = ViTMlp(config, wide, rngs=rngs)
         self.ls2 = LayerScale(config.hidden_size, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -7,31 +7,46 @@ use while a function is traced is JAX's own (``jax.sharding.use_abstract_mesh``)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from mono_jax.axes import AXES, ROWS
+from mono_jax.axes import AXES, DATA, FSDP, ROWS
 from mono_jax.errors import ConfigError
+from mono_jax.parallel.layout import arranged, fsdp_for
 from mono_jax.parallel.mesh_config import MeshConfig
 
 BATCH = PartitionSpec(ROWS)
 
 
-def make_mesh(config: MeshConfig | None = None, devices: list[jax.Device] | None = None) -> Mesh:
-    """Raises ConfigError if the axes do not multiply to the number of devices."""
-    devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config or MeshConfig(), axis) for axis in AXES]
-    if sizes.count(-1) == 1:
-        known = math.prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = len(devices) // known if known else 0
-    if math.prod(sizes) != len(devices) or min(sizes) < 1:
-        axes = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+def make_mesh(
+    config: MeshConfig | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    state_bytes: float = 0,
+    memory: int | None = None,
+) -> Mesh:
+    """The mesh of ``config`` over ``devices`` (default: all of this machine's), neighbours along its inner axes.
+
+    Where the config leaves ``fsdp`` open it follows from ``state_bytes`` (of parameters, gradients and optimizer state
+    over all devices) and the ``memory`` of one device. Raises ConfigError if the axes do not multiply to the number of
+    devices.
+    """
+    config, devices = config or MeshConfig(), list(jax.devices() if devices is None else devices)
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    if sizes[FSDP] is None:
+        others = math.prod(size for axis, size in sizes.items() if axis not in ROWS)
+        free = len(devices) // others if others > 0 else 1
+        sizes[FSDP] = fsdp_for(state_bytes, free, memory) if sizes[DATA] == -1 else -1
+    if (open_axis := next((axis for axis, size in sizes.items() if size == -1), None)) is not None:
+        known = math.prod(size for size in sizes.values() if size != -1)
+        sizes[open_axis] = len(devices) // known if known else 0
+    if math.prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
+        axes = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise ConfigError(f"mesh {axes} does not fit {len(devices)} devices: change config.mesh")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    return Mesh(arranged(tuple(sizes.values()), devices), AXES)
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

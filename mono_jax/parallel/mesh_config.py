@@ -12,10 +12,18 @@ from mono_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; one of them may be -1 = all that remain."""
+    """Devices along each axis; one of them may be -1 = all that remain.
+
+    ``fsdp`` None: as many as the state wants (``parallel.layout.fsdp_for``); beside a given ``data`` all that remain.
+    """
 
     data: int = field(-1, ge=-1, help="copies of the model that share the rows of a batch")
-    fsdp: int = field(1, ge=-1, help="shards of parameters and of rows")
+    fsdp: int | None = field(
+        None,
+        ge=-1,
+        help="shards of parameters and of rows; None = so many that parameters, gradients and optimizer state take an "
+        "eighth of the device's memory (1 where it is not known), or with `data` given all that remain",
+    )
     tensor: int = field(1, ge=-1, help="shards of heads and FFN columns")
 
     def __post_init__(self) -> None:

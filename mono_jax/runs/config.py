@@ -68,6 +68,12 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig, on_resume="free", help="optimizer and schedule")
     execution: Execution = field(default_factory=Execution, on_resume="free", help="memory against time, kernels")
     mesh: MeshConfig = field(default_factory=MeshConfig, on_resume="free", help="devices along each axis")
+    compiler_options: Mapping[str, Any] = field(
+        default_factory=dict,
+        on_resume="free",
+        help="options of XLA for the step, {name: value}, beside those known to be better on the chip "
+        "(mono_jax.training.compiler_options); None leaves one of these to XLA",
+    )
     dtype: Dtype = field("bfloat16", help="of the activations")
     frozen_dtype: Literal["source", "bfloat16", "float32"] = field(
         "source",

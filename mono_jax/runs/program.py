@@ -23,6 +23,7 @@ from mono_jax.parallel.mesh import BATCH, make_mesh
 from mono_jax.parallel.specs import param_shardings
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
+from mono_jax.training.chips import memory_of
 from mono_jax.training.groups import split
 from mono_jax.training.optim import Optimizer, make_optimizer
 from mono_jax.training.stages import Stage
@@ -64,7 +65,9 @@ class Program:
             raise ConfigError("config.steps is missing: how many steps an epoch has follows from the data only")
         stage, model = run.resolved_stage(), Model(architecture or architecture_of(run), run.execution)
         optimizer = make_optimizer(stage, model.config, model.abstract_params(), steps, run.optim)
-        mesh = make_mesh(run.mesh, None if devices is None else list(devices))
+        devices = list(jax.devices() if devices is None else devices)
+        state_bytes = _state_bytes(*split(stage, model.config, model.abstract_params()))
+        mesh = make_mesh(run.mesh, devices, state_bytes=state_bytes, memory=memory_of(devices[0]))
         rows, ways = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
         if rows % (ways * run.grad_accum_steps):
             raise ConfigError(
@@ -155,7 +158,7 @@ class Program:
             norms_every=self.run.log_every,
             sources=[source.name for source in self.run.data.sources] if self.run.data.source_ids else (),
         )
-        return jit_train_step(step, self.model, state, frozen, self.mesh)
+        return jit_train_step(step, self.model, state, frozen, self.mesh, self.run.compiler_options)
 
     def compile_step(self) -> jax.stages.Compiled:
         """The step's executable, made ahead of time from shapes; the mesh's devices may be absent.
@@ -166,3 +169,9 @@ class Program:
         platform = self.mesh.devices.flat[0].platform
         traced = self.train_step(state, frozen).trace(state, frozen, self.abstract_batch())
         return traced.lower(lowering_platforms=({"gpu": "cuda"}.get(platform, platform),)).compile()
+
+
+def _state_bytes(trainable: tree.Tree, frozen: tree.Tree) -> int:
+    """Bytes during a step: masters, two moments and gradients in float32, copies and what is frozen in bfloat16."""
+    trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (trainable, frozen))
+    return 18 * trained + 2 * kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +74,14 @@ def chip_of(device_kind: str) -> Chip | None:
         if re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", device_kind):
             return CHIPS[name]
     return None
+
+
+def memory_of(device: Any) -> int | None:
+    """Bytes that programs may use of a device, which may be absent; None where neither data sheet nor device says."""
+    chip = chip_of(device.device_kind)
+    if chip is not None and chip.hbm_bytes is not None:
+        return chip.hbm_bytes
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit")
+    except RuntimeError:  # an absent device
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -12,11 +13,13 @@ from jax.sharding import PartitionSpec
 from mono_jax.axes import FSDP, ROWS, TENSOR
 from pallas_kernels.devices import per_device, split_mesh
 
-VOCABULARY_MULTIPLE = 256  # two lane tiles of a TPU; any usual size of the tensor axis divides it
+# Two lane tiles of a TPU; any usual size of the tensor axis divides it. XLA:TPU does not scatter the sum of bfloat16
+# gradients with an odd number of columns: each device would hold all of it.
+VOCABULARY_MULTIPLE = 256
 
 
 def weighted_cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk: int = 0
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk: int = 0, wide: bool = False
 ) -> jax.Array:
     """Cross entropy of each slot times its weight, float32 [B, T].
 
@@ -25,16 +28,18 @@ def weighted_cross_entropy(
       kernel: [d, vocabulary], the LM head.
       targets: int32 [B, T], ids of the next tokens.
       weights: float32 [B, T], 0 = not trained on.
-      chunk: as for ``token_cross_entropy``.
+      chunk, wide: as for ``token_cross_entropy``.
     """
     # Before the product: what an unused slot holds, a NaN even, must reach neither the loss nor a gradient.
     hidden = jnp.where((weights > 0)[..., None], hidden, 0)
-    losses = token_cross_entropy(hidden, kernel, targets, chunk=chunk)
+    losses = token_cross_entropy(hidden, kernel, targets, chunk=chunk, wide=wide)
     # where, not only a product: 0 * inf is a NaN.
     return jnp.where(weights > 0, weights * losses, 0.0)
 
 
-def token_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 0) -> jax.Array:
+def token_cross_entropy(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 0, wide: bool = False
+) -> jax.Array:
     """Cross entropy of each slot, float32 [B, T].
 
     On a mesh each device gathers the kernel along d once, then works on its own rows; the columns of the kernel, filled
@@ -47,22 +52,43 @@ def token_cross_entropy(hidden: jax.Array, kernel: jax.Array, targets: jax.Array
       targets: int32 [B, T], ids of the next tokens.
       chunk: slots of each row whose logits are in memory at once (recomputed in the backward pass); 0 = all. With a
         vocabulary of 92,553 the float32 logits of 4,096 slots take 1.5 GB.
+      wide: devices add up the kernel's gradient in float32, whatever its dtype.
     """
     axes = {} if (mesh := split_mesh()) is None else dict(mesh.shape)
     d, vocabulary = kernel.shape
     kernel = kernel.astype(hidden.dtype)
     fsdp = FSDP if axes.get(FSDP, 1) > 1 and d % axes[FSDP] == 0 else None
     tensor = TENSOR if axes.get(TENSOR, 1) > 1 else None
-    if tensor:  # stored weights, gradients and the optimizer never see these columns: their gradient is cut off again
-        kernel = jnp.pad(kernel, ((0, 0), (0, -vocabulary % math.lcm(VOCABULARY_MULTIPLE, axes[tensor]))))
+    if fsdp or tensor:  # stored weights and the optimizer never see these columns: their gradient is cut off again
+        multiple = math.lcm(VOCABULARY_MULTIPLE, axes.get(TENSOR, 1))
+        kernel = jnp.pad(kernel, ((0, 0), (0, -vocabulary % multiple)))
+
+    if wide:  # sums over devices have the dtype of what enters `per_device`
+        kernel = kernel.astype(jnp.float32)
 
     def of_own_rows(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> jax.Array:
-        if fsdp:  # its transpose adds gradients up where they stay
-            kernel = jax.lax.all_gather(kernel, fsdp, axis=0, tiled=True)
+        kernel = _gathered(hidden.dtype, fsdp, kernel) if fsdp else kernel.astype(hidden.dtype)
         return _in_chunks(partial(_losses, kernel, vocabulary, tensor), chunk, hidden, targets)
 
     rows = PartitionSpec(ROWS)
     return per_device(of_own_rows, (rows, PartitionSpec(fsdp, tensor), rows), rows)(hidden, kernel, targets)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(dtype: jnp.dtype, axis: str, kernel: jax.Array) -> jax.Array:
+    """The rows of all devices, sent in ``dtype``; gradients are added up in the kernel's, each where it stays."""
+    return jax.lax.all_gather(kernel.astype(dtype), axis, axis=0, tiled=True)
+
+
+def _gathered_fwd(dtype: jnp.dtype, axis: str, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _gathered(dtype, axis, kernel), jnp.zeros((), kernel.dtype)
+
+
+def _gathered_bwd(dtype: jnp.dtype, axis: str, like: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.psum_scatter(gradient.astype(like.dtype), axis, scatter_dimension=0, tiled=True),)
+
+
+_gathered.defvjp(_gathered_fwd, _gathered_bwd)
 
 
 def _losses(kernel: jax.Array, vocabulary: int, tensor: str | None, hidden: jax.Array, targets: jax.Array) -> jax.Array:
@@ -73,6 +99,7 @@ def _losses(kernel: jax.Array, vocabulary: int, tensor: str | None, hidden: jax.
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
     if tensor:
         column += jax.lax.axis_index(tensor) * logits.shape[-1]
+    if tensor or logits.shape[-1] > vocabulary:
         logits = jnp.where(column < vocabulary, logits, -jnp.inf)
     # A mask instead of a gather: its gradient is elementwise, not a scatter.
     at_target = jnp.sum(jnp.where(column == targets[..., None], logits, 0.0), axis=-1)
@@ -83,7 +110,7 @@ def _losses(kernel: jax.Array, vocabulary: int, tensor: str | None, hidden: jax.
     return jnp.log(total) + largest - at_target
 
 
-def _in_chunks(losses, chunk: int, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+def _in_chunks(losses: Callable[..., jax.Array], chunk: int, hidden: jax.Array, targets: jax.Array) -> jax.Array:
     """``losses`` of ``chunk`` slots of all rows at a time."""
     rows, slots = targets.shape
     if not chunk or slots <= chunk:

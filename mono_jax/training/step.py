@@ -14,6 +14,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import BATCH, on_mesh
+from mono_jax.training.compiler_options import compiler_options
 from mono_jax.training.loss import weighted_cross_entropy
 from mono_jax.training.norms import GroupNorms, named
 from mono_jax.training.optim import Optimizer
@@ -39,8 +40,8 @@ def slot_losses(
     params = tree.merge(_compute_copy(trainable, dtype), frozen)
     hidden = model(params, batch, dtype).hidden
     kernel = model.output_kernel(params)
-    chunk = model.execution.loss_chunk
-    return weighted_cross_entropy(hidden, kernel, batch["targets"], batch["loss_weights"], chunk=chunk)
+    options = {"chunk": model.execution.loss_chunk, "wide": model.execution.wide_gradients}
+    return weighted_cross_entropy(hidden, kernel, batch["targets"], batch["loss_weights"], **options)
 
 
 def loss_sum(
@@ -164,12 +165,23 @@ def _gradients(
     return jax.lax.scan(body, zeros, microbatches)[0]
 
 
-def jit_train_step(step: Step, model: Model, state: TrainState, frozen: tree.Tree, mesh: Mesh) -> Step:
-    """``step`` compiled for ``mesh``, its state donated. ``state`` and ``frozen``: arrays or their shapes."""
+def jit_train_step(
+    step: Step,
+    model: Model,
+    state: TrainState,
+    frozen: tree.Tree,
+    mesh: Mesh,
+    options: Mapping[str, Any] | None = None,
+) -> Step:
+    """``step`` compiled for ``mesh``, its state donated. ``state`` and ``frozen``: arrays or their shapes.
+
+    ``options`` of the compiler change those of the devices' kind (``compiler_options``).
+    """
     shardings, frozen_shardings = state_shardings(model, state, frozen, mesh)
     return jax.jit(
         on_mesh(step, mesh),
         donate_argnums=0,
         in_shardings=(shardings, frozen_shardings, NamedSharding(mesh, BATCH)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        compiler_options=compiler_options(mesh, options),
     )

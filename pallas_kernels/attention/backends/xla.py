@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from pallas_kernels.attention.contract import Implementation, Intervals, Problem, visible
+from pallas_kernels.attention.contract import OUTPUT, Implementation, Intervals, Problem, visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Xla(Implementation):
         return None
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals) -> jax.Array:
-        return jax.checkpoint(lambda *args: probabilities_and_output(*args)[1])(query, key, value, intervals)
+        output = jax.checkpoint(lambda *args: probabilities_and_output(*args)[1])(query, key, value, intervals)
+        return checkpoint_name(output, OUTPUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ class XlaChunked(Implementation):
 
         parts = (jnp.moveaxis(a.reshape(b, -1, self.chunk, *a.shape[2:]), 1, 0) for a in (query, *bounds))
         output = jnp.moveaxis(jax.lax.map(block, tuple(parts)), 0, 1)
-        return output.reshape(b, length + padding, *output.shape[3:])[:, :length]
+        return checkpoint_name(output.reshape(b, length + padding, *output.shape[3:])[:, :length], OUTPUT)
 
 
 def probabilities_and_output(

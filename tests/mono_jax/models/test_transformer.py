@@ -258,6 +258,9 @@ VARIANTS = {
     "remat full": {"remat": "full"},
     "remat dots": {"remat": "dots"},
     "remat dots_no_batch": {"remat": "dots_no_batch"},
+    "remat names": {"remat": "names"},
+    "remat offload": {"remat": "offload"},
+    "gradients in float32": {"grad_reduce_dtype": "float32"},
     "chunked attention, loss in pieces": {"attention": "xla_chunked", "attention_chunk": 12, "loss_chunk": 5},
 }
 

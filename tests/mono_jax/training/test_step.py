@@ -16,14 +16,11 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
-from mono_jax.parallel import mesh as mesh_lib
-from mono_jax.parallel.mesh_config import MeshConfig
-from mono_jax.parallel.rows import LocalRows
 from mono_jax.training import optim, stages
 from mono_jax.training import step as train
 from mono_jax.training.groups import split
 from mono_jax.training.optim_config import OptimConfig
-from mono_jax.training.state import init_state, state_shardings
+from mono_jax.training.state import init_state
 from tests.mono_jax.helpers import SPEC, random_batch, stage_for, with_nan
 
 F32 = jnp.float32
@@ -145,51 +142,6 @@ def test_accumulation_changes_nothing():
 def test_accumulation_must_divide_the_batch():
     with pytest.raises(Exception, match="does not divide the 8 rows"):
         run(preset("tiny_mono"), "S2", grad_accum_steps=3)
-
-
-GROUPED = {"experts": "grouped", "experts_kernel": "ragged", "experts_block": 8}
-
-
-@pytest.mark.parametrize(
-    ("name", "stage", "axes", "changes"),
-    [
-        ("tiny_mono", "S1.1", (8, 1, 1), {}),
-        ("tiny_mono", "S1.3", (1, 4, 2), {}),
-        ("tiny_mono_1_5", "S2", (2, 2, 2), {}),
-        ("tiny_mono_1_5", "S2", (2, 2, 2), GROUPED),
-        ("tiny_mono", "S1.1", (4, 2, 1), GROUPED),
-        ("tiny_modular", "S2", (2, 4, 1), {}),
-    ],
-)
-def test_a_mesh_changes_nothing(name: str, stage: str, axes: tuple[int, int, int], changes: dict[str, Any]):
-    config = preset(name)
-    states, frozen, values = history(config, stage)
-    model, step, state, _ = prepare(config, stage, execution=Execution(**changes))
-    mesh = mesh_lib.make_mesh(MeshConfig(*axes), jax.devices()[:8])
-    places, frozen_places = state_shardings(model, state, frozen, mesh)
-    step, frozen = train.jit_train_step(step, model, state, frozen, mesh), jax.device_put(frozen, frozen_places)
-    for number, one in enumerate(values):
-        placed = jax.device_put(states[number], places, may_alias=False)
-        state, other = step(placed, frozen, LocalRows(mesh, 8).put(random_batch(8, seed=number)))
-        assert_same_step(states[number + 1], state, one, other, rtol=2e-3, loss_rel=2e-5)
-
-
-def test_fsdp_and_tensor_axes_cut_the_state_into_pieces():
-    config = preset("tiny_mono")
-    model, _, state, frozen = prepare(config, "S1.1")
-    mesh = mesh_lib.make_mesh(MeshConfig(1, 4, 2), jax.devices()[:8])
-    shardings, frozen_shardings = state_shardings(model, state, frozen, mesh)
-    placed = jax.device_put(state, shardings)
-    expert = placed.trainable["layers"]["visual_feed_forward"]["gate"]["kernel"]
-    assert expert.addressable_shards[0].data.size * 8 == expert.size
-    moments = [
-        leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(placed.opt_state)
-        if "visual_feed_forward" in str(path) and "gate" in str(path)
-    ]
-    assert len(moments) == 2
-    assert all(leaf.sharding == expert.sharding for leaf in moments)
-    assert len(jax.tree.leaves(frozen_shardings)) == len(jax.tree.leaves(frozen))
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted():
