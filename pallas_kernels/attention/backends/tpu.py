@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -62,9 +62,8 @@ class PallasTpu(Implementation):
     def unsupported(self, problem: Problem) -> str | None:
         if not (self.interpret or problem.device.startswith("tpu")):
             return f"needs a TPU, this is {problem.device} (tests pass PallasTpu(interpret=True))"
-        for slots in (problem.queries, problem.keys):
-            if slots % LANES:
-                return f"needs rows of a multiple of {LANES} slots, got {slots}: change V or T"
+        if slots := [n for n in (problem.queries, problem.keys) if n % LANES]:
+            return f"needs rows of a multiple of {LANES} slots, got {slots[0]}: change V or T"
         if problem.dim % 8:
             return f"needs a head size of a multiple of 8, not {problem.dim}"
         if (most := self.grid(1, problem.queries, problem.keys).most) > _MOST_VISITS:
@@ -98,8 +97,7 @@ class PallasTpu(Implementation):
         queries = group * grid.block_q * wide
         blocks = 2 * itemsize * (3 * queries + 2 * grid.block_k * wide)
         sums = problem.keys * wide * 2 * (4 + itemsize) + 4 * queries
-        scores = 6 * 4 * grid.block_q * grid.block_k
-        return blocks + sums + scores
+        return blocks + sums + 6 * 4 * grid.block_q * grid.block_k
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals) -> jax.Array:
         batch, queries, heads, dim = query.shape
@@ -148,10 +146,6 @@ class Call:
     vmem: int
     interpret: bool | pltpu.InterpretParams
 
-    @property
-    def scale(self) -> float:
-        return self.dim**-0.5
-
     def specs(self) -> dict[str, pl.BlockSpec]:
         """Blocks of the arrays by kind; index maps get the grid's indices and the codes."""
         grid = self.grid
@@ -161,7 +155,8 @@ class Call:
                 (*of_queries, self.dim), lambda h, t, codes, parts: (grid.row(codes[t]), h, 0, grid.query(codes[t]), 0)
             ),
             "statistics": pl.BlockSpec(
-                of_queries, lambda h, t, codes, parts: (grid.row(codes[t]), h, 0, grid.query(codes[t]))
+                (*of_queries[:3], 1, grid.block_q),
+                lambda h, t, codes, parts: (grid.row(codes[t]), h, 0, 0, grid.query(codes[t])),
             ),
             "keys": pl.BlockSpec(of_keys, lambda h, t, codes, parts: (grid.row(codes[t]), h, grid.key(codes[t]), 0)),
             "bounds": pl.BlockSpec(
@@ -203,7 +198,7 @@ def _attention(call: Call, query, key, value, bounds, visits: Visits) -> jax.Arr
 
 
 def _scaled(call: Call, query: jax.Array) -> jax.Array:
-    return (query.astype(jnp.float32) * (call.scale * math.log2(math.e))).astype(query.dtype)
+    return (query.astype(jnp.float32) * (call.dim**-0.5 * math.log2(math.e))).astype(query.dtype)
 
 
 def _attention_fwd(call: Call, query, key, value, bounds, visits):
@@ -214,7 +209,7 @@ def _attention_fwd(call: Call, query, key, value, bounds, visits):
 
 def _attention_bwd(call: Call, saved, dout):
     query, key, value, bounds, visits, output, lse = saved
-    delta = jnp.sum(output.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1)
+    delta = jnp.sum(output.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1)[..., None, :]
     dq, dk, dv = _backward(call, _scaled(call, query), key, value, bounds, visits, dout, lse, delta)
     return dq, dk, dv, None, None
 
@@ -252,6 +247,16 @@ def _of_visit(grid: Grid, code: jax.Array, parts: jax.Array, run: Callable[[pl.S
                 run(keys, pl.ds(part * grid.part, grid.part), True)
 
 
+def _over_heads(group: int, run: Callable[[Sequence[int | jax.Array]], None]) -> None:
+    """``run(heads)`` of two heads of a group at a time: what is compiled does not grow with the group."""
+    if group <= 2:
+        run(range(group))
+        return
+    jax.lax.fori_loop(0, group // 2, lambda i, _: run((2 * i, 2 * i + 1)), None)
+    if group % 2:
+        run((group - 1,))
+
+
 def _seen(grid: Grid, code: jax.Array, bounds_ref, keys: pl.Slice, queries: pl.Slice) -> jax.Array:
     """bool [keys, queries]."""
     shape = (keys.size, queries.size)
@@ -260,7 +265,7 @@ def _seen(grid: Grid, code: jax.Array, bounds_ref, keys: pl.Slice, queries: pl.S
 
 
 def _forward(call: Call, query, key, value, bounds, visits: Visits) -> tuple[jax.Array, jax.Array]:
-    """(output like query, log2-sum-exp2 of the scaled scores float32 [B, Hkv, G, Q])."""
+    """(output like query, log2-sum-exp2 of the scaled scores float32 [B, Hkv, G, 1, Q])."""
     grid, group = call.grid, call.group
 
     def kernel(codes, parts, q_ref, k_ref, v_ref, bounds_ref, out_ref, lse_ref, largest, total, mixed):
@@ -275,18 +280,22 @@ def _forward(call: Call, query, key, value, bounds, visits: Visits) -> tuple[jax
         def run(keys: pl.Slice, queries: pl.Slice, masked: bool) -> None:
             k, v = k_ref[0, 0, keys, :], v_ref[0, 0, keys, :]
             seen = _seen(grid, code, bounds_ref, keys, queries) if masked else None
-            # All heads' products first, so that the matrix unit works while the vector unit takes exponentials.
-            every = [_dot(k, q_ref[0, 0, g, queries, :], (1, 1)) for g in range(group)]  # [keys, queries] each
-            for g, scores in enumerate(every):
-                scores = jnp.where(seen, scores, _HIDDEN) if masked else scores
-                before = largest[g : g + 1, queries]
-                now = jnp.maximum(before, jnp.max(scores, axis=0, keepdims=True))
-                # A query that has seen nothing yet sums ones here; its first real score multiplies them by zero.
-                p = jnp.exp2(scores - now)
-                shrink = jnp.exp2(before - now)
-                largest[g : g + 1, queries] = now
-                total[g : g + 1, queries] = shrink * total[g : g + 1, queries] + jnp.sum(p, axis=0, keepdims=True)
-                mixed[g, :, queries] = mixed[g, :, queries] * shrink + _dot(v, p.astype(v.dtype), (0, 0))
+
+            def of_heads(heads: Sequence[int | jax.Array]) -> None:
+                # Both heads' products first, so that the matrix unit works while the vector unit takes exponentials.
+                every = [_dot(k, q_ref[0, 0, g, queries, :], (1, 1)) for g in heads]  # [keys, queries] each
+                for g, scores in zip(heads, every):
+                    scores = jnp.where(seen, scores, _HIDDEN) if masked else scores
+                    before = largest[g, :, queries]
+                    now = jnp.maximum(before, jnp.max(scores, axis=0, keepdims=True))
+                    # A query that has seen nothing yet sums ones here; its first real score multiplies them by zero.
+                    p = jnp.exp2(scores - now)
+                    shrink = jnp.exp2(before - now)
+                    largest[g, :, queries] = now
+                    total[g, :, queries] = shrink * total[g, :, queries] + jnp.sum(p, axis=0, keepdims=True)
+                    mixed[g, :, queries] = mixed[g, :, queries] * shrink + _dot(v, p.astype(v.dtype), (0, 0))
+
+            _over_heads(group, of_heads)
 
         _of_visit(grid, code, parts[pl.program_id(1)], run)
 
@@ -294,9 +303,9 @@ def _forward(call: Call, query, key, value, bounds, visits: Visits) -> tuple[jax
         def _():
             lse_ref[0, 0] = largest[...] + jnp.log2(total[...])
             for g in range(group):
-                out_ref[0, 0, g] = (mixed[g] / total[g : g + 1, :]).T.astype(out_ref.dtype)
+                out_ref[0, 0, g] = (mixed[g] / total[g]).T.astype(out_ref.dtype)
 
-    specs, statistics = call.specs(), query.shape[:-1]
+    specs, statistics = call.specs(), (*query.shape[:3], 1, query.shape[3])
     return pl.pallas_call(
         kernel,
         out_shape=[query, jax.ShapeDtypeStruct(statistics, jnp.float32)],
@@ -306,8 +315,8 @@ def _forward(call: Call, query, key, value, bounds, visits: Visits) -> tuple[jax
             in_specs=[specs["queries"], specs["keys"], specs["keys"], specs["bounds"]],
             out_specs=[specs["queries"], specs["statistics"]],
             scratch_shapes=[
-                pltpu.VMEM((group, grid.block_q), jnp.float32),
-                pltpu.VMEM((group, grid.block_q), jnp.float32),
+                pltpu.VMEM((group, 1, grid.block_q), jnp.float32),
+                pltpu.VMEM((group, 1, grid.block_q), jnp.float32),
                 pltpu.VMEM((group, call.dim, grid.block_q), jnp.float32),
             ],
         ),
@@ -342,22 +351,26 @@ def _backward(call: Call, query, key, value, bounds, visits: Visits, dout, lse, 
             k, v = k_ref[0, 0, keys, :], v_ref[0, 0, keys, :]
             at = pl.ds(pl.multiple_of(grid.key(code) * grid.block_k + keys.start, grid.part), keys.size)
             seen = _seen(grid, code, bounds_ref, keys, queries) if masked else None
-            for g in range(group):
-                q, do = q_ref[0, 0, g, queries, :], do_ref[0, 0, g, queries, :]
-                p = jnp.exp2(_dot(k, q, (1, 1)) - lse_ref[0, 0, g : g + 1, queries])
-                p = jnp.where(seen, p, 0.0) if masked else p
-                dv_sum[at, :] += _dot(p.astype(v.dtype), do, (1, 0))
-                ds = p * (_dot(v, do, (1, 1)) - delta_ref[0, 0, g : g + 1, queries])
-                ds = ds.astype(k.dtype)
-                dk_sum[at, :] += _dot(ds, q, (1, 0))
-                dq_sum[g, :, queries] += _dot(k, ds, (0, 0))
+
+            def of_heads(heads: Sequence[int | jax.Array]) -> None:
+                for g in heads:
+                    q, do = q_ref[0, 0, g, queries, :], do_ref[0, 0, g, queries, :]
+                    p = jnp.exp2(_dot(k, q, (1, 1)) - lse_ref[0, 0, g, :, queries])
+                    p = jnp.where(seen, p, 0.0) if masked else p
+                    dv_sum[at, :] += _dot(p.astype(v.dtype), do, (1, 0))
+                    ds = p * (_dot(v, do, (1, 1)) - delta_ref[0, 0, g, :, queries])
+                    ds = ds.astype(k.dtype)
+                    dk_sum[at, :] += _dot(ds, q, (1, 0))
+                    dq_sum[g, :, queries] += _dot(k, ds, (0, 0))
+
+            _over_heads(group, of_heads)
 
         _of_visit(grid, code, parts[pl.program_id(1)], run)
 
         @pl.when(code & LAST != 0)
         def _():
             for g in range(group):
-                dq_ref[0, 0, g] = (dq_sum[g] * call.scale).T.astype(dq_ref.dtype)
+                dq_ref[0, 0, g] = (dq_sum[g] * call.dim**-0.5).T.astype(dq_ref.dtype)
 
         @pl.when(code & ROW_LAST != 0)
         def _():
