@@ -65,7 +65,7 @@ def test_only_speed_may_change_on_resume():
     """Every other field decides the batches, or what its source is."""
     free = {"workers", "prefetch", "retries", "storage_wait_s"}
     names = {field.name for field in dataclasses.fields(DataConfig)}
-    assert names - free - set(BATCH_FIELDS) == {"sources", "tokenizer"}
+    assert names - free - set(BATCH_FIELDS) == {"sources", "tokenizer", "source_ids"}
     for key, value in (("workers", 3), ("prefetch", 5), ("seed", 1)):
         [change] = strict.changes(strict.to_dict(config()), strict.to_dict(config(**{key: value})), DataConfig)
         assert change.on_resume == ("free" if key in free else "fixed")

@@ -74,11 +74,14 @@ def test_a_full_disk_costs_nothing(sets: dict[str, Any], tmp_path: Path) -> None
         capture_output=True,
         text=True,
         timeout=600,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")},
+        env=os.environ
+        | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+        | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     for name in ("moment", "long"):
+        print(name, results[name]["lines"])
         assert any(
             "step 4 was not saved" in line and "failed saves so far: 1" in line for line in results[name]["lines"]
         )

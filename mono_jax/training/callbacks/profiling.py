@@ -92,6 +92,8 @@ class Profiling(Callback):
                 jax.profiler.stop_trace()
                 self._drop(self._unwritten)
                 self._unwritten = None
+            if not may_trace():
+                raise RuntimeError("this process has loaded libtpu without a TPU: its profiler would end the process")
             folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(folder)
             self._open = trace
@@ -113,6 +115,15 @@ class Profiling(Callback):
     def _drop(self, trace: _Trace) -> None:
         """Removes half a trace."""
         shutil.rmtree(trace.folder, ignore_errors=True)
+
+
+def may_trace() -> bool:
+    """Whether a trace can be started. Where libtpu was loaded to compile for absent TPUs it ends in a segfault."""
+    try:
+        loaded = "libtpu" in Path("/proc/self/maps").read_text()
+    except OSError:
+        return True
+    return not loaded or jax.default_backend() == "tpu"
 
 
 def _in_one_line(error: Exception) -> str:

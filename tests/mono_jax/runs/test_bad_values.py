@@ -54,7 +54,7 @@ BAD_VALUES = [
     ("epochs", math.nan, "a number"),
     ("epochs", "one", "a number"),
     ("skip_steps", [[7, 5]], "config.skip_steps: [7, 5]: the first"),
-    ("profile_steps", [7, 5], "config.skip_steps: [7, 5]: the first"),
+    ("profile_steps", [7, 5], "config.profile_steps: [7, 5]: the first"),
     ("profile_steps", [0, 5], "at least 1"),
     ("profile_steps", [5], "profile_steps is [5]"),
     ("dtype", "float8", "did you mean 'float32'?"),

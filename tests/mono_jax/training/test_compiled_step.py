@@ -145,7 +145,7 @@ def test_frozen_weights_have_no_gradient(target: str, options: dict[str, Any]):
     """Of a row of visual and text slots a device; one multiply-add for each slot and weight."""
     everything, some = (facts_of(target, FSDP, stage, **options).flops for stage in ("S2", "S1.1"))
     text, visual = SPEC.text_tokens, SPEC.visual_tokens
-    idle = 2 * text * sizes("layers/feed_forward/", HEAD) + 2 * (text + visual) * sizes("layers/attention/")
+    idle = 2 * text * (sizes("layers/feed_forward/") + D * COLUMNS) + 2 * (text + visual) * sizes("layers/attention/")
     assert everything - some == pytest.approx(idle, rel=1e-3)
 
 
