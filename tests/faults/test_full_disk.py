@@ -68,7 +68,7 @@ def test_a_full_disk_costs_nothing(sets: dict[str, Any], tmp_path: Path) -> None
     (tmp_path / "disk").mkdir()
     if (command := mounted(tmp_path / "disk")) is None:
         pytest.skip("no disk can be mounted here")
-    (tmp_path / "config.json").write_text(json.dumps(settings(sets, steps=8)))
+    (tmp_path / "config.json").write_text(json.dumps(settings(sets, steps=8, async_checkpoints=False)))
     done = subprocess.run(
         [*command, sys.executable, __file__, str(tmp_path)],
         capture_output=True,
@@ -81,7 +81,6 @@ def test_a_full_disk_costs_nothing(sets: dict[str, Any], tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     for name in ("moment", "long"):
-        print(name, results[name]["lines"])
         assert any(
             "step 4 was not saved" in line and "failed saves so far: 1" in line for line in results[name]["lines"]
         )
