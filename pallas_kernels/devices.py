@@ -38,6 +38,11 @@ def platform() -> str:
     return {"cuda": "gpu"}.get(name, name)
 
 
+def lowering_platform(device: jax.Device) -> str:
+    """What ``lower(lowering_platforms=...)`` calls the platform of a device, which may be absent."""
+    return {"gpu": "cuda"}.get(device.platform, device.platform)
+
+
 def device_key(device: AbstractDevice | jax.Device | None = None) -> str:
     """Key of a device's tuning table: "cpu", "tpu_v5e", "nvidia_h200", ... By default the device that is traced for."""
     device = device or device_in_use()

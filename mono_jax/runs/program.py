@@ -30,6 +30,7 @@ from mono_jax.training.stages import Stage
 from mono_jax.training.state import TrainState, abstract_state, init_state
 from mono_jax.training.step import Step, jit_train_step, make_train_step
 from mono_jax.weights.model_folder import open_model, place
+from pallas_kernels.devices import lowering_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +167,9 @@ class Program:
         Raises what the compiler raises, "out of memory" for one.
         """
         state, frozen = self.abstract_state()
-        platform = self.mesh.devices.flat[0].platform
+        platform = lowering_platform(self.mesh.devices.flat[0])
         traced = self.train_step(state, frozen).trace(state, frozen, self.abstract_batch())
-        return traced.lower(lowering_platforms=({"gpu": "cuda"}.get(platform, platform),)).compile()
+        return traced.lower(lowering_platforms=(platform,)).compile()
 
 
 def _state_bytes(trainable: tree.Tree, frozen: tree.Tree) -> int:

@@ -1,7 +1,9 @@
-"""The FFN's forward and backward compiled ahead of time for accelerators that are not there, one or a mesh of them."""
+"""Forward and backward of the FFN and of attention compiled ahead of time for accelerators that are not there."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from pallas_kernels.devices import targeting
+from pallas_kernels.attention.api import attend
+from pallas_kernels.attention.contract import Implementation as AttentionImplementation
+from pallas_kernels.attention.contract import Intervals
+from pallas_kernels.devices import lowering_platform, targeting
 from pallas_kernels.experts.contract import FfnWeights, Implementation
 from pallas_kernels.experts.mesh import sharded_block_map, sharded_ffn
 
@@ -80,9 +85,51 @@ def compile_ffn(
     weights = FfnWeights(into, into, shaped((ff, d), dtype, "tensor"))
     arguments = (shaped((rows, d), dtype, "data"), weights, weights, shaped(*routing, "data"))
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2) if trained == "both" else (0, 2)))
-    platform = "tpu" if devices[0].platform == "tpu" else "cuda"
     with device_or_mesh:
-        return gradient.trace(*arguments).lower(lowering_platforms=(platform,)).compile()
+        return gradient.trace(*arguments).lower(lowering_platforms=(lowering_platform(devices[0]),)).compile()
+
+
+def compile_attention(
+    device: jax.Device,
+    implementation: str | AttentionImplementation,
+    *,
+    queries: int,
+    keys: int,
+    heads: int = 16,
+    kv_heads: int = 8,
+    dim: int = 128,
+    dtype: jnp.dtype = jnp.bfloat16,
+    remat: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+) -> jax.stages.Compiled:
+    """Gradients of a loss over attention of one row, compiled for a described device.
+
+    The sizes of heads are by default those of the 2B model; ``remat`` is applied to the attention.
+    """
+
+    def shaped(*shape: int, dtype: jnp.dtype = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *shape), dtype, sharding=SingleDeviceSharding(device))
+
+    @remat
+    def mixed(query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals) -> jax.Array:
+        return attend(query, key, value, intervals, implementation=implementation, causal=queries == keys)
+
+    def loss(query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals, dy: jax.Array) -> jax.Array:
+        return jnp.sum((mixed(query, key, value, intervals) * dy).astype(jnp.float32))
+
+    query, key, bound = shaped(queries, heads, dim), shaped(keys, kv_heads, dim), shaped(queries, dtype=jnp.int32)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    with targeting(device):
+        traced = gradient.trace(query, key, key, Intervals(bound, bound), query)
+        return traced.lower(lowering_platforms=(lowering_platform(device),)).compile()
+
+
+def expect_no_scores(compiled: jax.stages.Compiled, queries: int, keys: int) -> None:
+    """RuntimeError where a compiled attention holds an array of all scores of a row, in one dimension or several."""
+    for found in re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", compiled.as_text()):
+        sizes = list(map(int, found.split(",")))
+        both = sizes.count(queries) >= 2 if queries == keys else {queries, keys} <= set(sizes)
+        if both or math.prod(sizes) >= 16 * queries * keys:
+            raise RuntimeError(f"an array of {queries} x {keys} in the program: [{found}]")
 
 
 def kernel_calls(compiled: jax.stages.Compiled) -> int:

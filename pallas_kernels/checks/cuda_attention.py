@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 import functools
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
 
-from pallas_kernels.attention.api import attend
-from pallas_kernels.attention.contract import Implementation, Intervals
-from pallas_kernels.checks.aot import AotCheck
+from pallas_kernels.attention.contract import Implementation
+from pallas_kernels.checks.aot import AotCheck, compile_attention, expect_no_scores
 from pallas_kernels.checks.cuda import TARGET, dumped, h200s, mosaic_facts, require_good
-from pallas_kernels.devices import targeting
 
 # (slots, query heads, KV heads, head size): a long row of the 2B model, and a model with heads of 64.
 SHAPES = {"16k": (16_384, 16, 8, 128), "heads of 64": (4096, 14, 2, 64)}
 
 
-def compile_attention(implementation: Implementation, shape: str, dtype: str) -> jax.stages.Compiled:
-    """The gradient of a loss over attention of one row; ``Unavailable`` without the CUDA plugin.
+def compiled_for_h200(
+    implementation: Implementation, shape: str, dtype: jnp.dtype = jnp.bfloat16
+) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+    """The gradient of attention of one row of ``SHAPES``, and its bytes of temporaries.
 
-    Args:
-      implementation: as for ``attend``.
-      shape: key of SHAPES.
-      dtype: of query, key and value.
+    ``Unavailable`` without the CUDA plugin; RuntimeError where the program holds an array of all scores.
     """
-    device = h200s(1)[0]
     slots, heads, kv_heads, dim = SHAPES[shape]
-
-    def shaped(*sizes: int, dtype: str = dtype) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, slots, *sizes), dtype, sharding=SingleDeviceSharding(device))
-
-    def loss(query, key, value, first, last, d_output):
-        y = attend(query, key, value, Intervals(first, last), implementation=implementation, causal=True)
-        return jnp.sum((y * d_output).astype(jnp.float32))
-
-    query, key, bound = shaped(heads, dim), shaped(kv_heads, dim), shaped(dtype="int32")
-    with targeting(device):
-        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(query, key, key, bound, bound, query)
-        return traced.lower(lowering_platforms=("cuda",)).compile()
-
-
-def memory_facts(compiled: jax.stages.Compiled, shape: str) -> dict[str, Any]:
-    """Bytes of temporaries; RuntimeError where the program holds an array of all scores."""
-    program, slots = compiled.as_text(), SHAPES[shape][0]
-    sizes = (list(map(int, found.split(","))) for found in re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", program))
-    if any(size.count(slots) >= 2 or math.prod(size) >= 16 * slots**2 for size in sizes):
-        raise RuntimeError(f"an array of {slots} x {slots} in the program")
-    return {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
+    sizes = {"queries": slots, "keys": slots, "heads": heads, "kv_heads": kv_heads, "dim": dim}
+    compiled = compile_attention(h200s(1)[0], implementation, dtype=dtype, **sizes)
+    expect_no_scores(compiled, slots, slots)
+    return compiled, {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
 
 
 def mosaic_checks() -> list[AotCheck]:
@@ -61,13 +37,13 @@ def mosaic_checks() -> list[AotCheck]:
 
     def run(shape: str) -> Mapping[str, Any]:
         with dumped() as folder:
-            compiled = compile_attention(MosaicGpu(), shape, "bfloat16")
+            _, memory = compiled_for_h200(MosaicGpu(), shape)
             kernels = {log.stem.rsplit("_", 1)[0]: mosaic_facts(log) for log in sorted(folder.glob("*.ptxas"))}
         if len(kernels) != 3:
             raise RuntimeError(f"kernels {sorted(kernels)}, expected three")
         for name, facts in kernels.items():
             require_good(name, facts, bulk_copies=True)
-        return {**memory_facts(compiled, shape), "kernels": kernels}
+        return {**memory, "kernels": kernels}
 
     return [AotCheck(TARGET, f"attention {shape}", functools.partial(run, shape)) for shape in SHAPES]
 
@@ -77,11 +53,11 @@ def cudnn_checks() -> list[AotCheck]:
     from pallas_kernels.attention.backends.cudnn import Cudnn
 
     def run(shape: str) -> Mapping[str, Any]:
-        compiled = compile_attention(Cudnn(), shape, "bfloat16")
+        compiled, memory = compiled_for_h200(Cudnn(), shape)
         calls = compiled.as_text().count('custom_call_target="__cudnn$fmha')
         if calls != 2:
             raise RuntimeError(f"{calls} calls of cuDNN, expected one forward and one backward")
-        return {**memory_facts(compiled, shape), "kernel_calls": calls}
+        return {**memory, "kernel_calls": calls}
 
     return [AotCheck(TARGET, f"attention {shape}", functools.partial(run, shape)) for shape in SHAPES]
 
@@ -91,6 +67,6 @@ def xla_checks() -> list[AotCheck]:
     from pallas_kernels.attention.backends.xla_blocked import XlaBlocked
 
     def run(shape: str) -> Mapping[str, Any]:
-        return memory_facts(compile_attention(XlaBlocked(512, 512), shape, "float32"), shape)
+        return compiled_for_h200(XlaBlocked(512, 512), shape, jnp.float32)[1]
 
     return [AotCheck(TARGET, f"attention {shape} float32", functools.partial(run, shape)) for shape in SHAPES]

@@ -13,6 +13,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.hlo.collectives import Collective
 from mono_jax.training.chips import Chip, chip_of
 from pallas_kernels import absent
+from pallas_kernels.devices import lowering_platform
 from pallas_kernels.errors import Unavailable
 
 TPUS = ("v5e", "v5p", "v6e", "tpu7x")
@@ -31,7 +32,7 @@ class Target:
     @property
     def platform(self) -> str:
         """As ``lower`` wants it."""
-        return {"gpu": "cuda"}.get(self.devices[0].platform, self.devices[0].platform)
+        return lowering_platform(self.devices[0])
 
 
 def target(name: str) -> Target:

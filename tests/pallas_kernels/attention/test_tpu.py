@@ -17,6 +17,7 @@ from pallas_kernels.attention.backends.tpu import Call, PallasTpu, kernel_flops
 from pallas_kernels.attention.contract import LSE, OUTPUT, Problem, visible
 from pallas_kernels.attention.intervals import packed_intervals
 from pallas_kernels.attention.visits import Grid, count_pairs, make_visits
+from pallas_kernels.checks import aot
 from pallas_kernels.checks import tpu as tpu_aot
 from pallas_kernels.checks.aot import kernel_calls
 from pallas_kernels.checks.attention import AttentionCase, errors, layouts
@@ -119,7 +120,8 @@ def test_the_work_is_little_more_than_the_useful_one(seed: int | None):
 
 def compiled(queries: int, keys: int, **options: Any) -> jax.stages.Compiled:
     try:
-        return tpu_aot.compile_attention("v5e", "pallas_tpu", queries=queries, keys=keys, **SMALL, **options)
+        chip = tpu_aot.chips("v5e")[0]
+        return aot.compile_attention(chip, "pallas_tpu", queries=queries, keys=keys, **SMALL, **options)
     except Unavailable as reason:
         pytest.skip(str(reason))
 
