@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 
 from pallas_kernels.devices import device_key, is_hopper
 from pallas_kernels.errors import Unavailable
+
+
+class Problem(Protocol):
+    """What every problem says of itself."""
+
+    dtype: str
+    device: str
+
+
+def refusal(problem: Problem, interpret: Any) -> str | None:
+    """Why no kernel of this kind can serve ``problem``, or None; ``interpret``: as an implementation has it."""
+    if not (interpret or is_hopper(problem.device)):
+        return f"needs a Hopper GPU (H100, H200, GH200), not {problem.device}"
+    if problem.dtype != "bfloat16":
+        return f"{problem.dtype} inputs: the tensor cores would round them to tf32; bfloat16 only"
+    return None
+
+
+def read_configs(implementation: Any) -> None:
+    """Turns fields that a tuning table gives as mappings into changes of the class's own values; in __post_init__."""
+    for field in dataclasses.fields(implementation):
+        if isinstance(value := getattr(implementation, field.name), Mapping):
+            object.__setattr__(implementation, field.name, dataclasses.replace(field.default, **value))
 
 
 def interpreter_params() -> Any:

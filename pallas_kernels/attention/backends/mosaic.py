@@ -32,8 +32,7 @@ from pallas_kernels.attention.backends.mosaic_loop import (
 )
 from pallas_kernels.attention.contract import LSE, OUTPUT, Implementation, Intervals, Problem, needs_order
 from pallas_kernels.attention.spans import key_spans, query_spans
-from pallas_kernels.devices import is_hopper
-from pallas_kernels.mosaic import interpreted_here
+from pallas_kernels.mosaic import interpreted_here, read_configs, refusal
 
 _LANES = 64  # head sizes come in multiples of the 128 bytes that TMA swizzles
 
@@ -279,15 +278,11 @@ class MosaicGpu(Implementation):
     interpret: Any = False
 
     def __post_init__(self) -> None:
-        for field in ("output", "dquery", "dkeys"):
-            if isinstance(value := getattr(self, field), Mapping):
-                object.__setattr__(self, field, dataclasses.replace(type(self).__dict__[field], **value))
+        read_configs(self)
 
     def unsupported(self, problem: Problem) -> str | None:
-        if not (self.interpret or is_hopper(problem.device)):
-            return f"needs a Hopper GPU (H100, H200, GH200), not {problem.device}"
-        if problem.dtype != "bfloat16":
-            return f"{problem.dtype} inputs: the tensor cores would round them to tf32; bfloat16 only"
+        if reason := refusal(problem, self.interpret):
+            return reason
         if problem.dim > 128:
             return f"needs a head size up to 128, not {problem.dim}: the sums would not fit into registers"
         return needs_order(problem)

@@ -29,9 +29,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.devices import is_hopper
 from pallas_kernels.experts.contract import Implementation, Pair, Problem
-from pallas_kernels.mosaic import interpreted_here, interpreter_params
+from pallas_kernels.mosaic import interpreted_here, interpreter_params, read_configs, refusal
 
 BLOCK_ROWS = 128
 _CONSUMERS = 2
@@ -650,15 +649,11 @@ class MosaicGpu(Implementation):
     interpret: Any = False
 
     def __post_init__(self) -> None:
-        for field in ("product", "gate_up", "backward", "gradient"):
-            if isinstance(value := getattr(self, field), Mapping):
-                object.__setattr__(self, field, dataclasses.replace(type(self).__dict__[field], **value))
+        read_configs(self)
 
     def unsupported(self, problem: Problem) -> str | None:
-        if not (self.interpret or is_hopper(problem.device)):
-            return f"needs a Hopper GPU (H100, H200, GH200), not {problem.device}"
-        if problem.dtype != "bfloat16":
-            return f"{problem.dtype} inputs: the tensor cores would round them to tf32; bfloat16 only"
+        if reason := refusal(problem, self.interpret):
+            return reason
         if problem.block % BLOCK_ROWS:
             return f"blocks of {problem.block} rows are no multiple of {BLOCK_ROWS}"
         if problem.d % 128 or problem.ff % 128:
