@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import shutil
 import signal
-import threading
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
 import jax
 
-from mono_jax.training.loop import Callback, Progress
+from mono_jax.files import reason
+from mono_jax.training.callbacks.signals import OnSignals
+from mono_jax.training.loop import Progress
 from mono_jax.training.metrics import Say
 
 SIGNAL = signal.SIGUSR2  # SIGUSR1 is what hurries data workers
@@ -30,12 +30,14 @@ class _Trace:
         return f"profile of the steps {self.first} to {self.last}"
 
 
-class Profiling(Callback):
+class Profiling(OnSignals):
     """Writes a trace of the steps ``steps`` (first and last), and of those that follow a SIGUSR2, below ``folder``.
 
     Each process writes its own, so the signal may go to one of them or to all. It is caught while this context is
     entered. A trace that fails is reported, and the run goes on.
     """
+
+    signals = (SIGNAL,)
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None, say: Say):
         self._folder, self._steps, self._say = folder, steps, say
@@ -43,20 +45,8 @@ class Profiling(Callback):
         self._open: _Trace | None = None
         self._unwritten: _Trace | None = None  # the profiler keeps it open until it can be written
 
-    def __enter__(self) -> Profiling:
-        self._old: Any = None
-        if threading.current_thread() is threading.main_thread():
-            self._old = signal.signal(SIGNAL, self._handle)
-        return self
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._old is not None:
-            signal.signal(SIGNAL, self._old)
 
     def begin(self, progress: Progress) -> None:
         self._start_if_wanted(progress)
@@ -98,7 +88,7 @@ class Profiling(Callback):
             jax.profiler.start_trace(folder)
             self._open = trace
         except Exception as error:  # whatever a profiler or a disk raises: looking inside must not end a run
-            self._say(f"{trace} failed: {_in_one_line(error)}; training continues")
+            self._say(f"{trace} failed: {reason(error)}; training continues")
 
     def _stop(self, trace: _Trace, progress: Progress) -> None:
         self._open = None
@@ -110,7 +100,7 @@ class Profiling(Callback):
         except Exception as error:
             self._unwritten = trace
             self._drop(trace)
-            self._say(f"{trace} failed: {_in_one_line(error)}; training continues")
+            self._say(f"{trace} failed: {reason(error)}; training continues")
 
     def _drop(self, trace: _Trace) -> None:
         """Removes half a trace."""
@@ -124,7 +114,3 @@ def may_trace() -> bool:
     except OSError:
         return True
     return not loaded or jax.default_backend() == "tpu"
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -5,11 +5,11 @@ from __future__ import annotations
 import collections
 import os
 import signal
-import threading
 from collections.abc import Callable, Mapping
-from types import FrameType, TracebackType
-from typing import Any, Protocol
+from types import FrameType
+from typing import Protocol
 
+from mono_jax.training.callbacks.signals import OnSignals
 from mono_jax.training.loop import Callback, Progress, Stopped
 
 PREEMPTED = 75  # exit code after SIGTERM or SIGINT: saved, run again to resume (EX_TEMPFAIL)
@@ -62,22 +62,16 @@ class BadSampleLimit(Callback):
             )
 
 
-class StopWhenAsked(Callback):
+class StopWhenAsked(OnSignals):
     """Ends the run after SIGTERM or SIGINT, caught while this context is entered. A second SIGINT interrupts.
 
     ``hurry`` is called when the signal comes, to end waiting that a step may be held up by.
     """
 
-    def __init__(self, hurry: Callable[[], None] = lambda: None):
-        self._hurry = hurry
+    signals = (signal.SIGTERM, signal.SIGINT)
 
-    def __enter__(self) -> StopWhenAsked:
-        self._requested = False
-        self._old: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._handle)
-        return self
+    def __init__(self, hurry: Callable[[], None] = lambda: None):
+        self._hurry, self._requested = hurry, False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._requested and number == signal.SIGINT:
@@ -87,12 +81,6 @@ class StopWhenAsked(Callback):
         # Not print: the handler may have interrupted one.
         os.write(2, f"stopping after this step{again}\n".encode())
         self._hurry()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
     def facts(self, progress: Progress) -> Mapping[str, int]:
         return {"asked_to_stop": int(self._requested)}

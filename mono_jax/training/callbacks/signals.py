@@ -1,0 +1,32 @@
+"""Callbacks that hear signals."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, ClassVar, Self
+
+from mono_jax.training.loop import Callback
+
+
+class OnSignals(Callback):
+    """Hears ``signals`` while its context is entered; outside the main thread Python allows no handlers."""
+
+    signals: ClassVar[tuple[int, ...]]
+
+    def __enter__(self) -> Self:
+        self._old: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in self.signals:
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise NotImplementedError
