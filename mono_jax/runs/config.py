@@ -193,3 +193,18 @@ class EvipConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> EvipConfig:
         """Raises ConfigError with the dotted name of the key."""
         return strict.build(cls, values, "config", ConfigError)
+
+
+def one_of_several(values: Mapping[str, Any], stage: str | None = None) -> tuple[EvipConfig, str] | None:
+    """A sequence of stages and the one of them that is meant, the first by default; None for the config of one run.
+
+    Raises ConfigError for a ``stage`` that is none of them.
+    """
+    if "stages" not in values:
+        if stage is not None:
+            raise ConfigError(f"--stage={stage}: this config has one stage only; leave --stage out")
+        return None
+    config = EvipConfig.from_dict(values)
+    if stage is not None and stage not in config.stages:
+        raise unknown_key("stage of the config", stage, config.stages)
+    return config, stage or next(iter(config.stages))

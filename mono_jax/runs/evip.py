@@ -36,7 +36,7 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.distributed import first_process_first
 from mono_jax.runs import report
-from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig
+from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig, one_of_several
 from mono_jax.runs.console import say_now
 from mono_jax.runs.stage import run_stage
 from mono_jax.training import stages
@@ -274,23 +274,19 @@ def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = 
     Sets and the model with visual experts that a sequence asks for are made in ``workdir``.
     Raises ConfigError that names the key.
     """
-    if "stages" not in values:
-        if folder is not None:
-            raise ConfigError(f"--stage={folder}: this config has one stage only; leave --stage out")
+    if (found := one_of_several(values, folder)) is None:
         return RunConfig.from_dict(values)
-    config = EvipConfig.from_dict(values)
-    if folder is not None and folder not in config.stages:
-        raise unknown_key("stage of the config", folder, config.stages)
+    config, chosen = found
     if folder is None:
-        folder, *others = config.stages
-        say_now(f"the config has several stages: training {folder}" + "".join(f"; --stage={n}" for n in others))
+        _, *others = config.stages
+        say_now(f"the config has several stages: training {chosen}" + "".join(f"; --stage={n}" for n in others))
     with first_process_first("sets"):
         manifest = prepare_sets(config, workdir)
     evip = Evip(config, workdir, manifest)
     init = config.init
-    if config.stage_name(folder) != "S0":
+    if config.stage_name(chosen) != "S0":
         init = evip.with_experts(init)
-    return evip.stage_config(folder, init)
+    return evip.stage_config(chosen, init)
 
 
 def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:

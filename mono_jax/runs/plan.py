@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.runs import config_file
-from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.config import RunConfig, one_of_several
 from mono_jax.runs.planning import compiled, scaling, table
 from mono_jax.runs.planning.search import search
 from mono_jax.runs.planning.targets import target
@@ -71,14 +70,9 @@ def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig
 
     Raises ConfigError or DataError that names the key.
     """
-    if "stages" not in values:
-        if stage is not None:
-            raise ConfigError(f"--stage={stage}: this config has one stage only; leave --stage out")
+    if (found := one_of_several(values, stage)) is None:
         return RunConfig.from_dict(values)
-    config = EvipConfig.from_dict(values)
-    stage = stage or next(iter(config.stages))
-    if stage not in config.stages:
-        raise unknown_key("stage of the config", stage, config.stages)
+    config, stage = found
     common, own = dict(config.common), dict(config.stages[stage])
     first = dict(next(iter(config.stages.values())))
     model = {**first.get("model", {}), **common.get("model", {}), **own.get("model", {})}
