@@ -142,11 +142,6 @@ def index_paths(shard: str, options: Mapping[str, Any], index_dir: str | None = 
     return [shard.rstrip("/") + suffix + SUFFIX, str(paths.cache_dir() / "index" / elsewhere)]
 
 
-def load_fresh(candidates: Iterable[str], kind: str, stamp: str) -> ShardIndex | None:
-    """The first whole index in ``candidates`` that was made for this kind and state of the shard, or None."""
-    return next((index for index in load_whole(candidates, kind) if index.meta["stamp"] == stamp), None)
-
-
 def load_whole(candidates: Iterable[str], kind: str) -> Iterator[ShardIndex]:
     """The whole indices in ``candidates`` that were made for this kind. Raises StorageError if one does not answer."""
     for path in candidates:

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.benchmarks.faults_bench.disk import Disk
 from experiments.benchmarks.faults_bench.processes import PREEMPTED, after, any_moment, kill_when, logged, unsaved
-from experiments.benchmarks.faults_bench.trainer import STEPS, Trainer, ended, wait_until
+from experiments.benchmarks.faults_bench.trainer import STEPS, Process, Trainer, ended, wait_until
 
 _ROOM = 16 * 2**20  # bytes, more than a run takes
 _STOPPED = (0, 1, 2)  # exit codes of a run that storage ends: in one line
@@ -28,12 +29,18 @@ def disk_small(trainer: Trainer, rng: random.Random) -> str | None:
     return None if code in _STOPPED else f"exit code {code} on a full disk"
 
 
-def disk_moment(trainer: Trainer, rng: random.Random) -> str | None:
-    """Full at any moment, for a moment."""
+def _filled_at_any_moment(trainer: Trainer, rng: random.Random) -> tuple[Disk, Process]:
+    """A run on a disk that is full now."""
     small = trainer.on_disk(_ROOM)
     process = trainer.start()
     trainer.struck = wait_until(any_moment(trainer, rng), process)
     small.fill()
+    return small, process
+
+
+def disk_moment(trainer: Trainer, rng: random.Random) -> str | None:
+    """Full at any moment, for a moment."""
+    small, process = _filled_at_any_moment(trainer, rng)
     time.sleep(rng.uniform(0.05, 2))
     small.free()
     code = ended(process)
@@ -42,10 +49,7 @@ def disk_moment(trainer: Trainer, rng: random.Random) -> str | None:
 
 def disk_long(trainer: Trainer, rng: random.Random) -> str | None:
     """Full at any moment, until the run ends; it still hears SIGTERM."""
-    small = trainer.on_disk(_ROOM)
-    process = trainer.start()
-    trainer.struck = wait_until(any_moment(trainer, rng), process)
-    small.fill()
+    small, process = _filled_at_any_moment(trainer, rng)
     asked = rng.random() < 0.5
     if asked and wait_until(after(rng.uniform(0, 2)), process):
         with contextlib.suppress(ProcessLookupError):
