@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,33 @@ def count_tokens(batch: Mapping[str, np.ndarray], counted: np.ndarray | None = N
     return dict(zip(COUNTED, map(int, counts)))
 
 
+class Matmul(NamedTuple):
+    """A product of tokens with a weight, in all layers that have one.
+
+    Attributes:
+      forward: FLOPs of the forward pass.
+      group: parameter group of the weight.
+      needed: whether the backward pass needs the result, which is then computed again where it was not kept.
+    """
+
+    forward: float
+    group: str
+    needed: bool = True
+
+
+def language_matmuls(config: Architecture, visual: float, text: float) -> Iterator[Matmul]:
+    """The matmuls of the language model over so many visual and text tokens."""
+    d, ff, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    experts = "visual_experts" if config.visual_ffn_experts else "text_experts"
+    qkv = "visual_attention" if config.visual_attention_experts else "attention"
+    for tokens, expert, attention in ((visual, experts, qkv), (text, "text_experts", "attention")):
+        yield Matmul(4 * d * ff * layers * tokens, expert)
+        yield Matmul(2 * d * ff * layers * tokens, expert, needed=False)
+        yield Matmul(2 * d * config.qkv_dim * layers * tokens, attention)
+    yield Matmul(2 * d * d * layers * (visual + text), "attention")
+    yield Matmul(2 * d * config.vocab_size * text, "token_embeddings")
+
+
 def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[str, float]) -> float:
     """Model FLOPs of one training step over the tokens counted.
 
@@ -42,23 +70,14 @@ def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[st
     its weight's gradient only where its group trains. Recomputation and padding do not count.
     """
     d, layers = config.hidden_size, config.num_hidden_layers
-    visual, text = counts["visual"], counts["text"]
-    tokens = visual + text
-    expert = 6 * d * config.intermediate_size * layers
-    qkv = 2 * d * config.qkv_dim * layers
+    visual = counts["visual"]
 
     def cost(forward: float, group: str, *, input_gradient: bool = True) -> float:
         return forward * (1 + input_gradient + (group in trained))
 
-    own_experts = config.visual_ffn_experts
-    own_qkv = config.visual_attention_experts
-    total = cost(expert * text, "text_experts")
-    total += cost(expert * visual, "visual_experts" if own_experts else "text_experts")
-    total += cost(qkv * text, "attention") + cost(qkv * visual, "visual_attention" if own_qkv else "attention")
-    total += cost(2 * d * d * layers * tokens, "attention")
+    total = sum(cost(each.forward, each.group) for each in language_matmuls(config, visual, counts["text"]))
     pairs = counts["pairs"] + (counts["image_pairs"] if config.bidirectional_images else 0)
     total += 3 * 4 * d * pairs * layers  # scores and their product with v: both operands are activations
-    total += cost(2 * d * config.vocab_size * text, "token_embeddings")
     if config.vision is not None:
         vision = config.vision
         shuffled = vision.hidden_size * vision.shuffle**2

@@ -23,6 +23,7 @@ from mono_jax.runs.planning.kernels import AttentionWork
 from mono_jax.runs.planning.targets import Target, collective_seconds
 from mono_jax.runs.planning.workload import Workload
 from mono_jax.runs.program import Program
+from mono_jax.training.flops import language_matmuls
 from mono_jax.training.groups import groups_of, trained_groups
 from mono_jax.training.state import state_shardings
 from pallas_kernels.devices import device_key
@@ -242,22 +243,8 @@ def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
 
 def _dot_flops(sizes: _Sizes, *, again: bool) -> float:
     """Of one device and microbatch, attention's scores aside: forward, backward, and ``again`` where recomputed."""
-    c, trained, layers = sizes.config, sizes.trained, sizes.config.num_hidden_layers
-    d, ff = c.hidden_size, c.intermediate_size
-
-    def cost(forward: float, group: str, repeated: bool = True) -> float:
-        return forward * (2 + (again and repeated) + (group in trained))
-
-    own, own_qkv = c.visual_ffn_experts, c.visual_attention_experts
-    total = 0.0
-    for tokens, experts, qkv in (
-        (sizes.visual, "visual_experts" if own else "text_experts", "visual_attention" if own_qkv else "attention"),
-        (sizes.text, "text_experts", "attention"),
-    ):
-        total += layers * cost(4 * d * ff * tokens, experts) + layers * cost(2 * d * ff * tokens, experts, False)
-        total += layers * cost(2 * d * c.qkv_dim * tokens, qkv)
-    total += layers * cost(2 * d * d * sizes.tokens, "attention")
-    total += cost(2 * d * c.vocab_size * sizes.text, "token_embeddings")
+    matmuls = language_matmuls(sizes.config, sizes.visual, sizes.text)
+    total = sum(each.forward * (2 + (again and each.needed) + (each.group in sizes.trained)) for each in matmuls)
     return total / sizes.tensor
 
 
