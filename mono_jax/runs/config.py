@@ -39,7 +39,7 @@ class EvaluationConfig:
         strict.check(self, "evaluation", ConfigError)
         for name, spec in self.sources.items():
             if not isinstance(spec, (str, Mapping)) or not spec:
-                raise ConfigError(f"evaluation.sources: {name!r} is {spec!r}: give a spec or the path of a text file")
+                raise ConfigError(f"evaluation.sources.{name} is {spec!r}: give a spec or the path of a text file")
         if self.keep_best is not None and self.keep_best not in self.sources:
             raise unknown_key("evaluation.keep_best", self.keep_best, self.sources)
 
