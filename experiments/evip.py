@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mono_jax import cli
 from mono_jax.runs import config_file, reference
@@ -32,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, values = config_file.parse(parser, argv, reference.evip_keys)
     from mono_jax.runs.config import EvipConfig  # after parsing: --help needs none of it
     from mono_jax.runs.evip import run_evip
+    from mono_jax.runs.workdir import place_of
     from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
     cli.alone("evip.py")
     try:
-        result = run_evip(EvipConfig.from_dict(values.to_dict()), Path(args.workdir))
+        result = run_evip(EvipConfig.from_dict(values.to_dict()), place_of(args.workdir))
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return PREEMPTED

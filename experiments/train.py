@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mono_jax import cli
 from mono_jax.runs import config_file, reference
@@ -46,11 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: --workdir")
     from mono_jax.runs.evip import single_stage  # after parsing: --help needs none of it
     from mono_jax.runs.stage import run_stage
+    from mono_jax.runs.workdir import place_of
     from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
+    workdir = place_of(args.workdir)
     with cli.joined(args) as first:
         try:
-            result = run_stage(single_stage(config.to_dict(), Path(args.workdir), args.stage), Path(args.workdir))
+            result = run_stage(single_stage(config.to_dict(), workdir, args.stage), workdir)
         except Preempted as stop:
             if first:
                 print(stop, file=sys.stderr)

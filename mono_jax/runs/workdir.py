@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.io.paths import is_remote
 from mono_jax.errors import CheckpointError
 
 NAMES = (
@@ -19,6 +20,13 @@ NAMES = (
 )  # fmt: skip
 LOCK = ".lock"
 CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint
+
+
+def place_of(text: str) -> Path:
+    """The folder that --workdir names. Raises CheckpointError for a URL."""
+    if is_remote(text):
+        raise CheckpointError(f"{text}: a workdir must be a folder: mount the bucket (gcsfuse, s3fs) and give its path")
+    return Path(text)
 
 
 def refuse_foreign(workdir: Path) -> None:
