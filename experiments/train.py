@@ -48,10 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mono_jax.runs.workdir import place_of
     from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
-    workdir = place_of(args.workdir)
     with cli.joined(args) as first:
         try:
-            result = run_stage(single_stage(config.to_dict(), workdir, args.stage), workdir)
+            result = run_stage(single_stage(config.to_dict(), workdir := place_of(args.workdir), args.stage), workdir)
         except Preempted as stop:
             if first:
                 print(stop, file=sys.stderr)
