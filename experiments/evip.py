@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     cli.alone("evip.py")
     try:
-        result = run_evip(EvipConfig.from_dict(values.to_dict()), place_of(args.workdir))
+        result = run_evip(EvipConfig.from_dict(values), place_of(args.workdir))
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return PREEMPTED

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--row_multiple", type=int, metavar="N", help=multiple)
     parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
     parser.add_argument("--cache_dir", help="token counts and plans (default $MONO_JAX_CACHE or ~/.cache/mono_jax)")
-    args, config = config_file.parse(parser, argv)
+    args, values = config_file.parse(parser, argv)
     for name, least in (("steps", 0), ("start", 0), ("hosts", 1), ("row_multiple", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             cli.fail(f"--{name} is {getattr(args, name)}; it must be at least {least}")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     json = options.pop("json")
     from mono_jax.runs import inspection
 
-    result = inspection.run(config.to_dict(), **options)
+    result = inspection.run(values, **options)
     if json:
         cli.json_line(result)
 

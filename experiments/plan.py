@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", type=int, default=2, metavar="N", help="with --search: compile the N best (2)")
     parser.add_argument("--table", action="store_true", help="the table of docs/scaling.md, of the config FILE:STAGE")
     parser.add_argument("--compile_rows", default="", metavar="STAGE@POD,...", help="with --table: compile these rows")
-    args, config = config_file.parse(parser, argv, reference.stage_keys)
+    args, values = config_file.parse(parser, argv, reference.stage_keys)
     from mono_jax.runs import plan  # after parsing: --help needs none of it
 
     if args.table:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: --target (or --table)")
     options = {"stage": args.stage, "samples_per_row": args.samples_per_row}
     options["compile_best"] = max(args.compile, 0) if args.search else None
-    result = plan.show(config.to_dict(), args.target, **options)
+    result = plan.show(values, args.target, **options)
     if args.json:
         cli.json_line(result)
     return 0

@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile_for", metavar="TARGET", help="instead of training: plan.py's plan, e.g. for v5e:4x4")
     parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
     cli.add_cluster_flags(parser)
-    args, config = config_file.parse(parser, argv, reference.stage_keys)
+    args, values = config_file.parse(parser, argv, reference.stage_keys)
     if args.compile_for:
         from mono_jax.runs import plan
 
-        result = plan.show(config.to_dict(), args.compile_for, stage=args.stage)
+        result = plan.show(values, args.compile_for, stage=args.stage)
         if args.json:
             cli.json_line(result)
         return 0
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with cli.joined(args) as first:
         try:
-            result = run_stage(single_stage(config.to_dict(), workdir := place_of(args.workdir), args.stage), workdir)
+            result = run_stage(single_stage(values, workdir := place_of(args.workdir), args.stage), workdir)
         except Preempted as stop:
             if first:
                 print(stop, file=sys.stderr)

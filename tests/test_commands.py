@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 
 from mono_jax.runs import config_file
 from mono_jax.runs.config import EvipConfig, RunConfig
@@ -154,7 +153,7 @@ def check_example(file: str, arguments: list[str]) -> None:
 
 def check_config(parsed: Any) -> None:
     """Raises if ``parsed`` has a config that does not become its dataclass."""
-    if isinstance(parsed, tuple) and isinstance(parsed[1], ConfigDict):
+    if isinstance(parsed, tuple) and isinstance(parsed[1], dict):
         (EvipConfig if "stages" in parsed[1] else RunConfig).from_dict(parsed[1])
 
 

@@ -249,7 +249,7 @@ def _plain(value: Any, where: str) -> Any:
         except Exception as error:  # ml_collections' RequiredValueError, or what computes the value failed
             raise _Refusal(f"{where} has no value: {' '.join(str(error).split())}") from error
     if name in ("ConfigDict", "FrozenConfigDict"):
-        return dict(value.items(preserve_field_references=True))
+        return dict(value._fields)  # as written: its own items() are sorted
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     return value

@@ -3,19 +3,22 @@
 ``--config=FILE[:arg]`` calls ``get_config(arg)`` of FILE, which returns an ``ml_collections.ConfigDict``;
 ``--config.key.subkey=value`` changes a value. Unlike ``ml_collections.config_flags`` this can also set
 keys that the file leaves at their defaults, and values that are None. An entry of a list is named by its
-number or by its "name": ``--config.data.sources.laion.weight=2``.
+number or by its "name": ``--config.data.sources.laion.weight=2``. Keys keep the order of the file, which is that of
+the stages: a ConfigDict gives them sorted.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import RequiredValueError
 
 from mono_jax.errors import ConfigError
 
@@ -26,10 +29,11 @@ def parse(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
     reference: Callable[[], str] | None = None,
-) -> tuple[argparse.Namespace, ConfigDict]:
-    """Parses ``argv`` with ``parser`` (which gets ``--config``) and returns its arguments and the config.
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parses ``argv`` with ``parser`` (which gets ``--config``) and returns its arguments and the config's values.
 
     ``reference``: the text that ``--help-config`` prints; see ``mono_jax.runs.reference``.
+    Raises ConfigError that names the file or the key.
     """
     parser.add_argument(
         "--config",
@@ -51,7 +55,25 @@ def parse(
     config = load(args.config)
     for key, value in overrides.items():
         override(config, key, value)
-    return args, config
+    return args, values_of(config, args.config)
+
+
+def values_of(config: ConfigDict, file: str) -> dict[str, Any]:
+    """``config`` as nested dicts, in the order of ``file``; raises ConfigError for a value that it leaves open."""
+
+    def plain(value: Any, key: str) -> Any:
+        if isinstance(value, FieldReference):
+            try:
+                return plain(value.get(), key)
+            except RequiredValueError:
+                raise ConfigError(f"{file}: config.{key} has no value: give {PREFIX}{key}=...") from None
+        if isinstance(value, ConfigDict):
+            return {name: plain(inner, f"{key}.{name}".lstrip(".")) for name, inner in value._fields.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(plain(inner, f"{key}.{place}") for place, inner in enumerate(value))
+        return value
+
+    return plain(config, "")
 
 
 class _HelpConfig(argparse.Action):
@@ -101,8 +123,11 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     elif isinstance(node, dict):
         node[name] = _value(node.get(name), text)
     else:
+        old = None
+        with contextlib.suppress(RequiredValueError):
+            old = node.get(name)
         with node.ignore_type():
-            node[name] = _value(node.get(name), text)
+            node[name] = _value(old, text)
 
 
 def _child(node: ConfigDict | dict[str, Any] | list[Any], name: str, key: str) -> Any:

@@ -60,7 +60,9 @@ def run(
 
 def print_table(file: str, compile_rows: Sequence[str]) -> int:
     """Prints the table of docs/scaling.md from the configs FILE:STAGE, as its rows are made; see ``scaling``."""
-    for line in scaling.table(lambda stage: config_file.load(f"{file}:{stage}").to_dict(), compile_rows):
+    for line in scaling.table(
+        lambda stage: config_file.values_of(config_file.load(f"{file}:{stage}"), file), compile_rows
+    ):
         print(line, flush=True)
     return 0
 

@@ -207,7 +207,7 @@ def test_config_dicts_references_and_numpy_scalars_are_the_values_they_hold():
     config.steps = 3
     assert strict.build(Run, config) == run(steps=3, optim={"warmup_steps": 6}, sources=[{"name": "b"}])
     config.steps = -1
-    with pytest.raises(DataError, match=r"optim\.warmup_steps is -2: "):
+    with pytest.raises(DataError, match=r"config\.steps is -1: "):
         strict.build(Run, config)
     config = config_dict.ConfigDict({"stage": "S0", "steps": config_dict.required_placeholder(int)})
     with pytest.raises(DataError, match=r"^config\.steps has no value: "):

@@ -7,6 +7,7 @@ import pytest
 from mono_jax import cli
 from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
+from mono_jax.runs.config import EvipConfig
 
 TEXT = """
 from ml_collections import ConfigDict
@@ -23,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def parse(*argv: str) -> dict:
-    return config_file.parse(cli.parser("test"), argv)[1].to_dict()
+    return config_file.parse(cli.parser("test"), argv)[1]
 
 
 def test_overrides_reach_every_key(file: Path):
@@ -40,6 +41,36 @@ def test_overrides_reach_every_key(file: Path):
     }
     assert parse(f"--config={file}", "--config.name=12")["name"] == "12"  # a string stays one
     assert parse(f"--config={file}", "--config.data.rows=none")["data"]["rows"] is None
+
+
+def test_keys_keep_the_order_of_the_file(tmp_path: Path):
+    file = tmp_path / "stages.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    config = ConfigDict({'init': 'base', 'common': {'steps': 1}})\n"
+        "    config.stages = {'second_lesson': {'stage': 'S2'}, 'first': {'stage': 'S1.1'}, 'a': {'stage': 'S1.2'}}\n"
+        "    return config\n"
+    )
+    order = ["second_lesson", "first", "a", "new"]
+    values = parse(f"--config={file}", "--config.stages.new.stage=S1.3", "--config.stages.first.steps=2")
+    assert list(values["stages"]) == list(EvipConfig.from_dict(values).stages) == order
+    assert list(EvipConfig.from_dict(config_file.load(str(file))).stages) == order[:3]
+
+
+def test_values_that_follow_others_and_values_left_open(tmp_path: Path):
+    file = tmp_path / "references.py"
+    file.write_text(
+        "from ml_collections import ConfigDict, config_dict\n"
+        "def get_config():\n"
+        "    config = ConfigDict({'steps': 4, 'data': {'rows': config_dict.required_placeholder(int)}})\n"
+        "    config.warmup = config.get_ref('steps') * 2\n"
+        "    return config\n"
+    )
+    values = parse(f"--config={file}", "--config.steps=5", "--config.data.rows=3")
+    assert values == {"steps": 5, "data": {"rows": 3}, "warmup": 10}
+    with pytest.raises(ConfigError, match=r"references\.py: config\.data\.rows has no value: give --config\.data"):
+        parse(f"--config={file}")
 
 
 def test_errors_name_file_and_key(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
