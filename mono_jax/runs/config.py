@@ -116,6 +116,13 @@ class RunConfig:
         False, on_resume="free", help="resume although model, data or stage differ from the checkpoint's"
     )
     cache_dir: str | None = field(None, on_resume="free", help="indices and packing plans; None = WORKDIR/cache")
+    compilation_cache: bool | str = field(
+        True,
+        on_resume="free",
+        help="where compiled programs are kept for the next start, a folder that several runs may share; True = "
+        "programs/ in `cache_dir`, of evip.py's stages in the workdir of all; False = nowhere. JAX's own "
+        "JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE count for more",
+    )
 
     def __post_init__(self) -> None:
         strict.check(self, "config", ConfigError)

@@ -36,6 +36,7 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.distributed import first_process_first
 from mono_jax.runs import report
+from mono_jax.runs.compilation_cache import folder_of, kept_programs
 from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig, one_of_several
 from mono_jax.runs.console import say_now
 from mono_jax.runs.stage import run_stage
@@ -151,7 +152,7 @@ class Evip:
         else:
             before = self.text_loss(init, run) if init else None
         start = time.perf_counter()
-        result = run_stage(run, workdir, base_dir=self.workdir / "base")
+        result = run_stage(run, workdir, base_dir=self.workdir / "base", shared_cache=self.workdir / "cache")
         publish.write_json(before_file, {"loss": before})
         config, params = load_model(result["model"])
         summary = {
@@ -295,7 +296,9 @@ def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    results = Evip(config, workdir, prepare_sets(config, workdir)).run()
+    cache = config.common.get("cache_dir") or workdir / "cache"
+    with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say_now):
+        results = Evip(config, workdir, prepare_sets(config, workdir)).run()
     files = report.write(workdir, results)
     final = list(results["stages"].values())[-1]
     grades = {name: {k: g[k] for k in ("accuracy", "majority")} for name, g in final.get("evaluation", {}).items()}

@@ -30,8 +30,9 @@ from mono_jax.files import Damaged, read_json, verify_checksums
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.parallel.distributed import first_process_first
-from mono_jax.runs import resume
+from mono_jax.runs import compilation_cache, resume
 from mono_jax.runs.architecture import architecture_of
+from mono_jax.runs.compilation_cache import Programs
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.console import say_in
 from mono_jax.runs.planning.needs import needs
@@ -54,27 +55,43 @@ from mono_jax.training.timeline import Timeline
 from mono_jax.weights.model_folder import PARAMS_FOLDER
 
 
-def run_stage(run: RunConfig, workdir: Path, *, base_dir: Path | None = None, say: Say | None = None) -> dict[str, Any]:
+def run_stage(
+    run: RunConfig,
+    workdir: Path,
+    *,
+    base_dir: Path | None = None,
+    shared_cache: Path | None = None,
+    say: Say | None = None,
+) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
+
+    ``base_dir``, ``shared_cache``: of frozen parameters and of compiled programs, where runs share them.
 
     Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves",
     "best": {"metric", "step", "value"} or None, "data": what was read and skipped,
-    "seconds": of this process, by activity (``clock.ACTIVITIES``)}.
+    "seconds": of this process, by activity (``clock.ACTIVITIES``), "compilation_cache": {"found", "added", "saved_s"}}.
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     refuse_foreign(workdir)
     say, first = say or say_in(workdir), jax.process_index() == 0
-    with locked(workdir) if first else contextlib.nullcontext(), Clock("start") as clock:
+    kept = compilation_cache.folder_of(run.compilation_cache, run.cache_dir or shared_cache or workdir / "cache")
+    with (
+        locked(workdir) if first else contextlib.nullcontext(),
+        Clock("start") as clock,
+        compilation_cache.kept_programs(kept, say) as programs,
+    ):
         timeline = Timeline(workdir / "timeline.jsonl" if first else None, clock, say, run.log_every)
         try:
-            result = _run(run, workdir, base_dir or workdir / "base", timeline, say)
+            result = _run(run, workdir, base_dir or workdir / "base", timeline, programs, say)
         finally:
-            for line in timeline.close():
+            for line in [*timeline.close(compilation_cache=programs.counts()), *programs.lines()]:
                 say(line)
-        return result | {"seconds": timeline.seconds}
+        return result | {"seconds": timeline.seconds, "compilation_cache": programs.counts()}
 
 
-def _run(run: RunConfig, workdir: Path, base_dir: Path, timeline: Timeline, say: Say) -> dict[str, Any]:
+def _run(
+    run: RunConfig, workdir: Path, base_dir: Path, timeline: Timeline, programs: Programs, say: Say
+) -> dict[str, Any]:
     architecture = architecture_of(run)
     data = open_data(run, architecture, workdir)
     architecture = _with_image_token(run, architecture, data)
@@ -108,7 +125,7 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, timeline: Timeline, say:
             ):
                 callbacks = [recorder, profiling, limit, stopping, saving, timeline]
                 state = run_loop(
-                    _step(program, state, frozen, say),
+                    _step(program, state, frozen, programs, say),
                     state,
                     frozen,
                     SkippingSteps(data, run.skip_steps),
@@ -127,12 +144,13 @@ def _run(run: RunConfig, workdir: Path, base_dir: Path, timeline: Timeline, say:
     return result | {"best": evaluating.best and dataclasses.asdict(evaluating.best)}
 
 
-def _step(program: Program, state: TrainState, frozen: tree.Tree, say: Say) -> Step:
+def _step(program: Program, state: TrainState, frozen: tree.Tree, programs: Programs, say: Say) -> Step:
     """The step, compiled before the first one is run, with a line that says what it needs."""
     if int(state.step) >= program.steps:
         return program.train_step(state, frozen)  # none is run
     say("compiling the step ...")
-    executable = program.compile_step()
+    with programs.explained("the step", say):
+        executable = program.compile_step()
     say(needs(program, executable))
     return executable
 

@@ -6,6 +6,7 @@ Unlike metrics.jsonl nothing is ever taken out of it. One object a line, written
     step      steps done; the start's is where the process resumed, so that steps after it, of earlier ones, were lost
     time      seconds since 1970
     seconds   since the line before, on a monotonic clock, by activity (``clock.ACTIVITIES``; 0 is left out)
+    compilation_cache   the end's: programs found and added, seconds saved
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from mono_jax.training.clock import Clock, table
 from mono_jax.training.loop import Callback, Progress
@@ -37,8 +39,8 @@ class Timeline(Callback):
     def finish(self, progress: Progress) -> None:
         self._step = progress.done
 
-    def add(self, event: str, step: int | None = None) -> None:
-        """One line; ``step``: None = the last one known."""
+    def add(self, event: str, step: int | None = None, **facts: Any) -> None:
+        """One line; ``step``: None = the last one known. ``facts``: what else it says."""
         self._step = self._step if step is None else step
         seconds = self.clock.read()
         passed = {name: round(value - self.seconds.get(name, 0.0), 6) for name, value in seconds.items()}
@@ -46,13 +48,14 @@ class Timeline(Callback):
         if self._file is not None:
             entry = {"event": event, "step": self._step, "time": round(time.time(), 3)}
             entry["seconds"] = {name: value for name, value in passed.items() if value}
+            entry |= facts
             self._file.write(json.dumps(entry).encode() + b"\n")
 
-    def close(self) -> list[str]:
+    def close(self, **facts: Any) -> list[str]:
         """The last line; returns a table of the process's time. Nothing, if it did not come to training."""
         if self._step is None:
             return []
-        self.add("end")
+        self.add("end", **facts)
         if self._file is not None:
             self._file.close()
         return ["time of this run:", *table(self.seconds)]

@@ -64,7 +64,7 @@ def run(rounds: int, names: Sequence[str] | None, seed: int, folder: Path | None
 def _rounds(rounds: int, names: list[str], seed: int, folder: Path) -> dict[str, Any]:
     """Rounds of ``folder``/rounds.jsonl that are there already are not run again."""
     folder.mkdir(parents=True, exist_ok=True)
-    prepare(folder / "programs")
+    prepare()
     manifest = _sets(folder / "sets")
     shutil.rmtree(folder / "whole", ignore_errors=True)
     whole = Trainer(folder / "whole", manifest)

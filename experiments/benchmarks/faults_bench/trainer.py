@@ -79,11 +79,10 @@ def write_config(file: Path, values: dict[str, Any]) -> Path:
     return file
 
 
-def prepare(cache: Path) -> None:
-    """Lets the processes of this benchmark share ``cache``, a folder of compiled programs; before the first of them."""
+def prepare() -> None:
+    """Lets processes keep all that they compile, however small; before the first of them."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
@@ -151,7 +150,11 @@ class Trainer:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
         self.workdir, self.log = self.folder / "run", self.folder / "log"
-        self._config = write_config(self.folder / "config.py", config_values(self.manifest))
+        self._config = write_config(self.folder / "config.py", self._values())
+
+    def _values(self) -> dict[str, Any]:
+        """Of the config; runs beside this one share its compiled programs."""
+        return config_values(self.manifest) | {"compilation_cache": str(self.folder.parent / "programs")}
 
     def own_sets(self) -> Path:
         """Lets this trainer read a shard of its own, which has no index yet; returns it."""
@@ -161,7 +164,7 @@ class Trainer:
         copy = self.folder / "shards" / shard.name
         copy.parent.mkdir()
         shutil.copyfile(shard, copy)
-        values = config_values(self.manifest)
+        values = self._values()
         values["data"]["sources"] = [{**source, "spec": {**source["spec"], "paths": str(copy)}}]
         write_config(self._config, values)
         return copy

@@ -63,7 +63,7 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
     """Also the loss before the stage, and the stage itself is asked whether it is finished."""
     asked = []
 
-    def run_stage(run, workdir, base_dir):
+    def run_stage(run, workdir, base_dir, shared_cache):
         asked.append(workdir.name)
         return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "data": {}}
 

@@ -153,10 +153,15 @@ def test_the_time_of_a_run_is_known_to_the_last_moment(finished: tuple[Path, dic
 
 
 def test_resumed_equals_uninterrupted(
-    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sets: dict[str, Any],
+    finished: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every_program_is_kept: None,
 ):
-    workdir = tmp_path / "run"
-    first = run(settings(sets, **INSIDE), workdir)
+    workdir, said = tmp_path / "run", []
+    values = settings(sets, compilation_cache=str(tmp_path / "programs"), **INSIDE)
+    first = run(values, workdir)
     # As after a kill behind step 4: the last checkpoint and the model are missing, later metrics still there.
     shutil.rmtree(workdir / "checkpoints" / "6")
     shutil.rmtree(workdir / "model")
@@ -164,8 +169,12 @@ def test_resumed_equals_uninterrupted(
     shutil.rmtree(workdir / "cache")
     restored = []
     monkeypatch.setattr(Plan, "restore", lambda plan, counts: restored.append(counts.tolist()))
-    result = run(settings(sets, **INSIDE), workdir)
+    result = run(values, workdir, said)
     assert losses(workdir) == losses(finished[0])
+    assert any(line.startswith("the step was compiled before") for line in said)
+    ends = [json.loads(line) for line in (workdir / "timeline.jsonl").read_text().splitlines() if '"end"' in line]
+    assert [end["compilation_cache"] for end in ends] == [first["compilation_cache"], result["compilation_cache"]]
+    assert first["compilation_cache"]["added"] > 0 < result["compilation_cache"]["found"]
     assert_all_time_is_known(workdir, first, result)
     assert same_weights(result["model"], finished[1]["model"])
     counted = PackedData(RunConfig.from_dict(settings(sets)).data, workdir / "cache", TileGeometry(64, 16)).plan.counts
