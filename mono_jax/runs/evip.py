@@ -42,6 +42,7 @@ from mono_jax.runs.console import say_now
 from mono_jax.runs.stage import run_stage
 from mono_jax.training import stages
 from mono_jax.training.groups import groups_of, trained_groups
+from mono_jax.training.timeline import measuring, timeline_file
 from mono_jax.weights.hf_config import config_to_hf
 from mono_jax.weights.model_folder import (
     MODEL_FILE,
@@ -146,14 +147,23 @@ class Evip:
         if (summary := _stored(done)).get("config") == run.to_dict():
             say_now(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
             return summary
-        before_file = workdir / "text_loss_before.json"
+        before_file, timeline = workdir / "text_loss_before.json", timeline_file(workdir, jax.process_index())
         if "loss" in (stored := _stored(before_file)):
             before = stored["loss"]
         else:
-            before = self.text_loss(init, run) if init else None
+            with measuring(timeline, say_now):
+                before = self.text_loss(init, run) if init else None
         start = time.perf_counter()
         result = run_stage(run, workdir, base_dir=self.workdir / "base", shared_cache=self.workdir / "cache")
         publish.write_json(before_file, {"loss": before})
+        trained = round(time.perf_counter() - start, 1)
+        with measuring(timeline, say_now, result["step"]):
+            summary = self.summary(run, result, before) | {"seconds": trained}
+        publish.write_json(done, summary)
+        return summary
+
+    def summary(self, run: RunConfig, result: Mapping[str, Any], before: float | None) -> dict[str, Any]:
+        """What the report shows of a stage; ``before``: the loss on held-out text before it."""
         config, params = load_model(result["model"])
         summary = {
             "config": run.to_dict(),
@@ -161,7 +171,6 @@ class Evip:
             "title": run.resolved_stage().title,
             "steps": result["step"],
             "loss": result["loss"],
-            "seconds": round(time.perf_counter() - start, 1),
             "skipped_updates": result["skipped_updates"],
             "data": result["data"],
             "text_loss_before": before,
@@ -170,7 +179,6 @@ class Evip:
         }
         if config.vision is not None:
             summary["evaluation"] = self.evaluate(config, params, run)
-        publish.write_json(done, summary)
         return summary
 
     def text_loss(self, model: str, run: RunConfig) -> float | None:

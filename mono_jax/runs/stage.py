@@ -51,7 +51,7 @@ from mono_jax.training.loop import run_loop
 from mono_jax.training.metrics import Say
 from mono_jax.training.state import TrainState
 from mono_jax.training.step import Step
-from mono_jax.training.timeline import Timeline
+from mono_jax.training.timeline import Timeline, timeline_file
 from mono_jax.weights.model_folder import PARAMS_FOLDER
 
 
@@ -80,7 +80,7 @@ def run_stage(
         Clock("start") as clock,
         compilation_cache.kept_programs(kept, say) as programs,
     ):
-        timeline = Timeline(workdir / "timeline.jsonl" if first else None, clock, say, run.log_every)
+        timeline = Timeline(timeline_file(workdir, jax.process_index()), clock, say, run.log_every)
         try:
             result = _run(run, workdir, base_dir or workdir / "base", timeline, programs, say)
         finally:

@@ -1,8 +1,10 @@
 """WORKDIR/timeline.jsonl: how all processes that ever worked on a run spent their time, what was lost included.
 
-Unlike metrics.jsonl nothing is ever taken out of it. One object a line, written by process 0:
+Unlike metrics.jsonl nothing is ever taken out of it. One object a line, written by process 0; process N of several
+writes its own WORKDIR/logs/timeline-N.jsonl:
 
-    event     "start" of a process, "step" while training, "end"; a process that was killed has no end
+    event     "start" of a process, "step" while training, "end" (none of a process that was killed), "measure": before
+              or after it, by evip.py
     step      steps done; the start's is where the process resumed, so that steps after it, of earlier ones, were lost
     time      seconds since 1970
     seconds   since the line before, on a monotonic clock, by activity (``clock.ACTIVITIES``; 0 is left out)
@@ -11,8 +13,10 @@ Unlike metrics.jsonl nothing is ever taken out of it. One object a line, written
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +25,34 @@ from mono_jax.training.loop import Callback, Progress
 from mono_jax.training.metrics import Appender, Say
 
 
-class Timeline(Callback):
-    """Adds a line at every ``every``-th step; ``path``: None = nowhere."""
+def timeline_file(workdir: Path, process: int = 0) -> Path:
+    """Of one of the processes of a run."""
+    return workdir / "timeline.jsonl" if process == 0 else workdir / "logs" / f"timeline-{process}.jsonl"
 
-    def __init__(self, path: Path | None, clock: Clock, say: Say, every: int = 1):
+
+@contextlib.contextmanager
+def measuring(file: Path, say: Say, step: int | None = None) -> Iterator[None]:
+    """Adds a line that the time within it was spent on evaluating, before a process of the run or after it."""
+    began = time.monotonic()
+    yield
+    file.parent.mkdir(parents=True, exist_ok=True)
+    seconds = {"evaluate": round(time.monotonic() - began, 6)}
+    entry = {"event": "measure", "step": step, "time": round(time.time(), 3), "seconds": seconds}
+    Appender(file, "the timeline", say).write(json.dumps(entry).encode() + b"\n")
+
+
+class Timeline(Callback):
+    """Adds a line to ``file`` at every ``every``-th step."""
+
+    def __init__(self, file: Path, clock: Clock, say: Say, every: int = 1):
         self.every, self.clock = every, clock
         self._step: int | None = None  # until the process knows where it starts
-        self._file = None if path is None else Appender(path, "the timeline", say)
+        self._file = Appender(file, "the timeline", say)
         self.seconds: dict[str, float] = {}  # of the clock at the last line
 
     def begin(self, progress: Progress) -> None:
+        with contextlib.suppress(OSError):  # writing says it
+            self._file.path.parent.mkdir(parents=True, exist_ok=True)
         self.add("start", progress.start)
 
     def step(self, progress: Progress) -> None:
@@ -45,17 +67,14 @@ class Timeline(Callback):
         seconds = self.clock.read()
         passed = {name: round(value - self.seconds.get(name, 0.0), 6) for name, value in seconds.items()}
         self.seconds = seconds
-        if self._file is not None:
-            entry = {"event": event, "step": self._step, "time": round(time.time(), 3)}
-            entry["seconds"] = {name: value for name, value in passed.items() if value}
-            entry |= facts
-            self._file.write(json.dumps(entry).encode() + b"\n")
+        entry = {"event": event, "step": self._step, "time": round(time.time(), 3)}
+        entry["seconds"] = {name: value for name, value in passed.items() if value}
+        self._file.write(json.dumps(entry | facts).encode() + b"\n")
 
     def close(self, **facts: Any) -> list[str]:
         """The last line; returns a table of the process's time. Nothing, if it did not come to training."""
         if self._step is None:
             return []
         self.add("end", **facts)
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
         return ["time of this run:", *table(self.seconds)]

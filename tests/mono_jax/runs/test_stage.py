@@ -27,7 +27,7 @@ from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
-from mono_jax.training import loop, stages
+from mono_jax.training import goodput, loop, stages
 from mono_jax.training.callbacks import stopping
 from mono_jax.training.callbacks.profiling import may_trace
 from mono_jax.training.groups import split
@@ -292,6 +292,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ):
     values = settings(sets, steps=5000, checkpoint_every=5000)
+    began = time.time()
     process = subprocess.Popen(command(values, tmp_path), env=environment(), stderr=subprocess.PIPE, text=True)
     file = tmp_path / "run" / "metrics.jsonl"
     give_up = time.monotonic() + 240
@@ -313,6 +314,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["step"] == stopped + 1
     assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, stopped + 2))
+    measured = goodput.measure(tmp_path / "run")
+    assert sum(measured["seconds"].values()) == pytest.approx(measured["wall_s"], rel=0.005)
+    assert measured["wall_s"] < time.time() - began and (measured["starts"], measured["kills"]) == (2, 0)
+    assert all(measured["seconds"][name] > 0 for name in ("productive", "compile", "checkpoint", "restart"))
 
 
 def test_the_command_ends_bad_input_in_one_line(sets: dict[str, Any], tmp_path: Path):

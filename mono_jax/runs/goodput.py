@@ -1,0 +1,47 @@
+"""What the time of a run was good for, from its files: ``python -m mono_jax.runs.goodput WORKDIR``.
+
+Every second of wall time, over all restarts, kills and stages, belongs to one of:
+
+  productive   computing steps that stayed: what one pays for
+  data_wait    waiting for batches: more data.workers, faster storage, data.pixel_path='fast'
+  compile      tracing and compiling: share compiled programs among runs with compilation_cache=DIR
+  checkpoint   saving as far as training waits for it, and the model folder: save less often, async_checkpoints=True
+  evaluation   measuring during the run and between the stages of evip.py: evaluation.every, evaluation.batches
+  restart      nothing ran, or a process was starting: a launcher that starts again at once
+  lost_work    steps that were done again after a kill: save more often
+
+Goodput is the share of productive time. WORKDIR is that of train.py, or of evip.py with all its stages; it may be a
+copy, and the run may still go on. Read are timeline.jsonl, those of other processes in logs/, and metrics.jsonl. After
+a kill, the time since the last line (log_every steps) counts as restart, but for steps that a checkpoint kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mono_jax import cli
+
+EXAMPLES = """examples:
+  python -m mono_jax.runs.goodput runs/demo
+  python -m mono_jax.runs.goodput runs/s2 --json
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.parser(__doc__, EXAMPLES)
+    parser.prog = "python -m mono_jax.runs.goodput"
+    parser.add_argument("workdir", type=Path, help="of train.py or evip.py")
+    args = parser.parse_args(argv)
+    from mono_jax.training import goodput  # after parsing: --help needs none of it
+
+    measured = goodput.measure(args.workdir)
+    for line in goodput.table(args.workdir, measured):
+        print(line)
+    if args.json:
+        cli.json_line(measured)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
