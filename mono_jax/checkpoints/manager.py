@@ -108,8 +108,8 @@ class Checkpoints:
 
     def save(
         self, step: int, state: PyTree, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
-    ) -> None:
-        """Saves ``state`` (arrays) and ``metadata`` (JSON) as ``step``; saving a step twice in a run does nothing.
+    ) -> bool:
+        """Saves ``state`` (arrays) and ``metadata`` (JSON) as ``step``; False: that step is saved already.
 
         After ``restore(step=...)`` of an older step, the checkpoints after it are deleted by the next save. ``rotate``:
         whether old checkpoints are removed once this one is whole. ``best``: the step of one that stays; as long as
@@ -119,7 +119,7 @@ class Checkpoints:
         with contextlib.suppress(CheckpointError):  # of the save before this one: reported when it happened
             self.wait()
         if step == self._saved:
-            return
+            return False
         self._check_space(step, state)
         self.discard_from(step)  # the run went back to an older step: what followed it is no longer its history
         arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(dict(metadata)))
@@ -132,6 +132,7 @@ class Checkpoints:
         self._thread.start()
         if not self._asynchronous:
             self.wait()
+        return True
 
     def discard_from(self, step: int) -> None:
         """Deletes the checkpoints of ``step`` and after it."""

@@ -17,12 +17,15 @@ _BITS = 20  # a number travels as two of 32 bits, which up to 2,048 processes ca
 class Totals:
     """The sums of each step's numbers. With several processes they are read ``LAG`` steps late, since to read them is
     to wait for the step: every process sees the sums of the same step then, and so decides alike.
+
+    Attributes:
+      lag: steps by which ``latest`` is late.
     """
 
     def __init__(self) -> None:
         self._steps: dict[int, tuple[tuple[str, ...], dict[str, int] | jax.Array]] = {}
-        self._lag = LAG if jax.process_count() > 1 else 0
-        if self._lag:
+        self.lag = LAG if jax.process_count() > 1 else 0
+        if self.lag:
             first = {device.process_index: device for device in reversed(jax.devices())}
             mesh = Mesh(np.array([first[process] for process in sorted(first)]), ("process",))
             self._split = NamedSharding(mesh, PartitionSpec("process"))
@@ -37,7 +40,7 @@ class Totals:
         names = tuple(sorted(values))
         for old in [other for other in self._steps if other <= step - 2 * LAG]:
             del self._steps[old]
-        if not self._lag:
+        if not self.lag:
             self._steps[step] = names, dict(values)
             return
         halves = np.array([[divmod(int(values[name]), 1 << _BITS) for name in names]], np.int32)
@@ -60,4 +63,4 @@ class Totals:
 
     def latest(self, step: int) -> dict[str, int]:
         """The sums of the newest step that need not be waited for at ``step``; {} if there is none."""
-        return self.of(step - self._lag) if step - self._lag in self._steps else {}
+        return self.of(step - self.lag) if step - self.lag in self._steps else {}

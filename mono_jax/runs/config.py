@@ -96,6 +96,12 @@ class RunConfig:
         help="first and last step of a trace in WORKDIR/profile; SIGUSR2 asks for one of the next 5 steps at any time",
     )
     checkpoint_every: int = field(1000, ge=1, on_resume="free", help="steps between two checkpoints")
+    checkpoint_minutes: float | None = field(
+        None,
+        gt=0,
+        on_resume="free",
+        help="minutes after which a checkpoint is saved, too; None = by steps alone",
+    )
     keep: int = field(3, ge=1, on_resume="free", help="newest checkpoints kept (at least 2)")
     keep_period: int | None = field(None, ge=1, on_resume="free", help="checkpoints at its multiples stay; None = none")
     async_checkpoints: bool = field(True, on_resume="free", help="write checkpoints in the background")

@@ -114,6 +114,8 @@ def _run(
             say,
             before_save=recorder.before_save,
             best=lambda: evaluating.best and evaluating.best.step,
+            minutes=run.checkpoint_minutes,
+            record=lambda step, size, waited: timeline.add("save", step, bytes=size, waited_s=round(waited, 3)),
         )
         limit = BadSampleLimit(data.report, run.max_bad_share)
         timeline.clock.switch("other")

@@ -179,7 +179,7 @@ def _spans(lines: Sequence[Line], result: Account) -> list[tuple[float, float, b
             result.lost_steps += max(0, before.step - line.step) if before else 0
         worked = line.step > first
         done = line.step - before.step if worked and before else 0
-        lost = min(1.0, max(0.0, line.step - resumed) / done) if done > 0 else 0.0
+        lost = min(1.0, max(0.0, line.step - resumed) / max(done, 1))
         for activity, seconds in line.seconds.items():
             bucket = _BUCKET_OF.get(activity, "productive")
             if line.event == "start" or (line.event == "end" and not worked):
@@ -204,11 +204,10 @@ def _least_later_starts(lines: Sequence[Line]) -> list[float]:
 
 def _step_seconds(lines: Sequence[Line]) -> float:
     """Median seconds of a step."""
-    pairs = [(a, b) for a, b in itertools.pairwise(lines) if b.event == "step" and b.step > a.step]
     own = [
         sum(s for name, s in b.seconds.items() if name not in _BUCKET_OF) / (b.step - a.step)
-        for a, b in pairs
-        if a.event == "step"
+        for a, b in itertools.pairwise(lines)
+        if {a.event, b.event} <= {"step", "save"} and b.step > a.step
     ]
     return statistics.median(own) if own else 0.0
 

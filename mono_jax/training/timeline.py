@@ -3,11 +3,12 @@
 Unlike metrics.jsonl nothing is ever taken out of it. One object a line, written by process 0; process N of several
 writes its own WORKDIR/logs/timeline-N.jsonl:
 
-    event     "start" of a process, "step" while training, "end" (none of a process that was killed), "measure": before
-              or after it, by evip.py
+    event     "start" of a process, "step" while training, "save", "end" (none of a process that was killed); "measure"
+              before or after it, by evip.py
     step      steps done; the start's is where the process resumed, so that steps after it, of earlier ones, were lost
     time      seconds since 1970
     seconds   since the line before, on a monotonic clock, by activity (``clock.ACTIVITIES``; 0 is left out)
+    bytes, waited_s     of a save: the state's, and the seconds that training waited for it
     compilation_cache   the end's: programs found and added, seconds saved
 """
 

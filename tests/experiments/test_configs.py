@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from mono_jax.errors import ConfigError
@@ -13,6 +14,7 @@ from mono_jax.runs import config_file
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.evip import prepare_sets
+from mono_jax.runs.program import Program
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
@@ -71,3 +73,15 @@ def test_sets_that_cannot_be_made_are_refused(key: str, value: object, words: st
         config.sets[key] = value
     with pytest.raises(ConfigError, match=re.escape(words)):
         prepare_sets(EvipConfig.from_dict(config), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "saved", "kept"), [("S1.1", "14.7", "3.8"), ("S1.3", "18.3", "3.2"), ("S2", "37.3", "0")]
+)
+def test_checkpoints_are_as_large_as_the_guide_says(stage: str, saved: str, kept: str):
+    config = config_file.load(f"{CONFIGS / 'mono_internvl.py'}:{stage}").to_dict() | {"mesh": {}}
+    state, frozen = Program.build(RunConfig.from_dict(config), steps=1).abstract_state()
+    sizes = [sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part)) for part in (vars(state), frozen)]
+    assert [float(f"{size / 1e9:.1f}") for size in sizes] == [float(saved), float(kept)]
+    text = (CONFIGS.parents[1] / "docs" / "resuming.md").read_text()
+    assert f"{saved} GB" in text and re.search(rf"stored once,[^;]*\b{re.escape(kept)}\b", text)

@@ -36,11 +36,19 @@ def said(trainer: Trainer, text: str) -> Callable[[], bool]:
     return lambda: text in trainer.output()[before:]
 
 
-def kill_when(trainer: Trainer, condition: Callable[[], bool]) -> None:
+def kill_at(trainer: Trainer, condition: Callable[[], bool]) -> None:
     process = trainer.start()
-    trainer.struck = wait_until(condition, process)
+    trainer.struck = wait_until(condition, process, trainer.longest)
     _signal(process, signal.SIGKILL)
     ended(process)
+
+
+def stop_at(trainer: Trainer, condition: Callable[[], bool]) -> int:
+    """Asks a run to stop, which saves; returns its exit code."""
+    process = trainer.start()
+    trainer.struck = wait_until(condition, process, trainer.longest)
+    _signal(process, signal.SIGTERM)
+    return ended(process, trainer.longest)
 
 
 def _signal(process: Process, number: int) -> None:
@@ -56,7 +64,7 @@ def _signal(process: Process, number: int) -> None:
 
 
 def kill(trainer: Trainer, rng: random.Random) -> None:
-    kill_when(trainer, any_moment(trainer, rng))
+    kill_at(trainer, any_moment(trainer, rng))
 
 
 def kill_commit(trainer: Trainer, rng: random.Random) -> None:
@@ -72,7 +80,7 @@ def kill_commit(trainer: Trainer, rng: random.Random) -> None:
         time.sleep(pause)
         return True
 
-    kill_when(trainer, committing)
+    kill_at(trainer, committing)
 
 
 def kill_cache(trainer: Trainer, rng: random.Random) -> None:
@@ -83,20 +91,20 @@ def kill_cache(trainer: Trainer, rng: random.Random) -> None:
     def made() -> bool:
         return sum(1 for folder in (shards, cache) if folder.is_dir() for _ in folder.rglob("*")) > files
 
-    kill_when(trainer, made)
+    kill_at(trainer, made)
 
 
 def kill_write(trainer: Trainer, rng: random.Random) -> None:
     """While the frozen base or the result is written."""
     name = rng.choice(("base", "model"))
     folder, files = trainer.workdir / name, rng.randint(0, 20)
-    kill_when(trainer, lambda: folder.is_dir() and sum(1 for _ in folder.rglob("*")) >= files)
+    kill_at(trainer, lambda: folder.is_dir() and sum(1 for _ in folder.rglob("*")) >= files)
 
 
 def kill_resume(trainer: Trainer, rng: random.Random) -> None:
     """Killed, and killed again while it resumes."""
-    kill_when(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
-    kill_when(trainer, after(rng.uniform(0, 4)))
+    kill_at(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
+    kill_at(trainer, after(rng.uniform(0, 4)))
 
 
 def kill_parent(trainer: Trainer, rng: random.Random) -> str | None:

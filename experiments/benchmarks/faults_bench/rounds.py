@@ -14,11 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.recipes.demo.sets import build_demo_sets
-from data_pipelines.recipes.demo.sizes import DemoSizes
-from data_pipelines.recipes.manifest import load_manifest
 from experiments.benchmarks.faults_bench import disk, processes, storage
-from experiments.benchmarks.faults_bench.trainer import Hangs, Trainer, prepare
+from experiments.benchmarks.faults_bench.trainer import Hangs, Trainer, prepare, small_sets
 from mono_jax.errors import unknown_key
 
 Fault = Callable[[Trainer, random.Random], str | None]
@@ -65,7 +62,7 @@ def _rounds(rounds: int, names: list[str], seed: int, folder: Path) -> dict[str,
     """Rounds of ``folder``/rounds.jsonl that are there already are not run again."""
     folder.mkdir(parents=True, exist_ok=True)
     prepare()
-    manifest = _sets(folder / "sets")
+    manifest = small_sets(folder / "sets")
     shutil.rmtree(folder / "whole", ignore_errors=True)
     whole = Trainer(folder / "whole", manifest)
     if code := whole.finish():
@@ -83,13 +80,6 @@ def _rounds(rounds: int, names: list[str], seed: int, folder: Path) -> dict[str,
             file.write(json.dumps(records[-1]) + "\n")
         print(f"round {number} {name}: {records[-1]['problem'] or 'identical'}", flush=True)
     return _summed(records[:rounds], {name: "no disk can be mounted here" for name in names if name not in runnable})
-
-
-def _sets(folder: Path) -> dict[str, Any]:
-    if not folder.exists():
-        sizes = dict.fromkeys(("s1_1", "s1_2", "s1_3", "s2", "heldout_captions", "heldout_questions"), 60)
-        build_demo_sets(folder, sizes=DemoSizes(text_bytes=150_000, **sizes))
-    return load_manifest(folder)
 
 
 def _summed(records: list[dict[str, Any]], skipped: dict[str, str]) -> dict[str, Any]:

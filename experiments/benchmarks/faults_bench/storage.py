@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.benchmarks.faults_bench.disk import Disk
-from experiments.benchmarks.faults_bench.processes import PREEMPTED, after, any_moment, kill_when, logged, unsaved
+from experiments.benchmarks.faults_bench.processes import PREEMPTED, after, any_moment, kill_at, logged, unsaved
 from experiments.benchmarks.faults_bench.trainer import STEPS, Process, Trainer, ended, wait_until
 
 _ROOM = 16 * 2**20  # bytes, more than a run takes
@@ -145,7 +145,7 @@ def _damage_one(trainer: Trainer, rng: random.Random, *folders: Path) -> None:
 def damage_cache(trainer: Trainer, rng: random.Random) -> None:
     """Index, lengths, plan."""
     shard = trainer.own_sets()
-    kill_when(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
+    kill_at(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
     index = shard.with_name(shard.name + ".index.npz")
     if rng.random() < 0.3 and index.exists():
         _damage(index, rng)
@@ -155,7 +155,7 @@ def damage_cache(trainer: Trainer, rng: random.Random) -> None:
 
 def damage_checkpoint(trainer: Trainer, rng: random.Random) -> None:
     """A file of the newest checkpoint where there is an older one, or of the frozen base."""
-    kill_when(trainer, lambda: len(trainer.saved()) >= 2)
+    kill_at(trainer, lambda: len(trainer.saved()) >= 2)
     newest = max(trainer.saved(), default=0)
     folder = trainer.workdir / "checkpoints" / str(newest)
     _damage_one(trainer, rng, folder, *([trainer.workdir / "base"] if rng.random() < 0.5 else []))
@@ -163,7 +163,7 @@ def damage_checkpoint(trainer: Trainer, rng: random.Random) -> None:
 
 def damage_small(trainer: Trainer, rng: random.Random) -> None:
     """Events, configs, the lock, the mark of the first checkpoint."""
-    kill_when(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
+    kill_at(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
     names = ("tensorboard", "config.json", "config.initial.json", ".lock", ".checkpointed")
     present = [trainer.workdir / name for name in names if (trainer.workdir / name).exists()]
     chosen = rng.choice(present)
@@ -175,7 +175,7 @@ def damage_small(trainer: Trainer, rng: random.Random) -> None:
 
 def damage_metrics(trainer: Trainer, rng: random.Random) -> None:
     """Records that are damaged are lost, but nothing else is."""
-    kill_when(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
+    kill_at(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
     trainer.harmed = True
     _damage(trainer.workdir / "metrics.jsonl", rng)
 

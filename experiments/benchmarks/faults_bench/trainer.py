@@ -23,6 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.recipes.demo.sets import build_demo_sets
+from data_pipelines.recipes.demo.sizes import DemoSizes
+from data_pipelines.recipes.manifest import load_manifest
 from experiments.benchmarks.faults_bench.disk import Disk
 from mono_jax import tree
 from mono_jax.training.metrics import read_metrics
@@ -72,6 +75,14 @@ def config_values(manifest: dict[str, Any]) -> dict[str, Any]:
         "log_every": 1,
         "checkpoint_every": SAVE_EVERY,
     }
+
+
+def small_sets(folder: Path) -> dict[str, Any]:
+    """The manifest of sets in ``folder``, made where they are missing."""
+    if not folder.exists():
+        sizes = dict.fromkeys(("s1_1", "s1_2", "s1_3", "s2", "heldout_captions", "heldout_questions"), 60)
+        build_demo_sets(folder, sizes=DemoSizes(text_bytes=150_000, **sizes))
+    return load_manifest(folder)
 
 
 def write_config(file: Path, values: dict[str, Any]) -> Path:
@@ -137,6 +148,7 @@ class Trainer:
       struck: whether the fault came at the moment that it was meant for.
       harmed: whether records themselves were damaged.
       disk: what the workdir lies on, where that is a disk of its own.
+      longest: seconds that the run takes at most; more is a hang.
     """
 
     folder: Path
@@ -146,6 +158,7 @@ class Trainer:
     struck: bool = True
     harmed: bool = False
     disk: Disk | None = None
+    longest: float = LONGEST
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -192,7 +205,7 @@ class Trainer:
 
     def finish(self) -> int:
         """Runs the command, which must end now, and returns its exit code. Raises Hangs."""
-        return ended(self.start())
+        return ended(self.start(), self.longest)
 
     def losses(self) -> list[tuple[int, float]]:
         return [(record["step"], record["loss"]) for record in read_metrics(self.workdir / "metrics.jsonl")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ class Saver(Protocol):
 
     def save(
         self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
-    ) -> None: ...
+    ) -> bool: ...
 
     def discard_from(self, step: int) -> None: ...
 
@@ -28,11 +29,15 @@ class Saver(Protocol):
 
 
 class Checkpointing(Callback):
-    """Saves the state after every ``every``-th step and after the best, and when the run ends, whatever ends it.
+    """Saves the state after every ``every``-th step, every so many minutes, after the best, and when the run ends.
 
     A save that fails during the run is reported and counted, and the next one is made. While updates are not finite no
     state is saved but the last (``skipped`` counts them); one that a failed step has consumed cannot be saved.
     ``before_save`` is called first. ``best``: the step that was the best so far; its checkpoint is not rotated away.
+
+    ``minutes`` since the last save are counted by the first process (None = steps alone decide); the others hear of it
+    through ``progress.totals``, so that all save the same step. ``record`` is given (step, bytes, seconds that training
+    waited) of each save.
     """
 
     activity = "save"
@@ -45,22 +50,52 @@ class Checkpointing(Callback):
         say: Say,
         before_save: Callable[[Progress], None] = lambda progress: None,
         best: Callable[[], int | None] = lambda: None,
+        minutes: float | None = None,
+        record: Callable[[int, int, float], None] = lambda step, size, waited: None,
+        now: Callable[[], float] = time.monotonic,
     ):
         self._every, self.skipped, self._best = every, 0, best
         self._checkpoints, self._metadata, self._say, self._before_save = checkpoints, metadata, say, before_save
+        self._seconds, self._record, self._now = None if minutes is None else 60 * minutes, record, now
+        self._last, self._since = 0, now()  # step and time of the last save, or of the last call for one
+
+    def begin(self, progress: Progress) -> None:
+        self._last, self._since = progress.start, self._now()
+
+    def facts(self, progress: Progress) -> Mapping[str, int]:
+        if self._seconds is None:
+            return {}
+        due = jax.process_index() == 0 and self._now() - self._since >= self._seconds
+        if due:
+            self._since = self._now()  # said once: all hear of it some steps later
+        return {"save_now": int(due)}
 
     def step(self, progress: Progress) -> None:
-        if progress.done == progress.steps or (progress.done % self._every and progress.done != self._best()):
+        totals = progress.totals
+        # A call from before the last save is answered already.
+        called = totals.latest(progress.done).get("save_now") and progress.done - totals.lag > self._last
+        wanted = called or progress.done % self._every == 0 or progress.done == self._best()
+        if progress.done == progress.steps or not wanted:
             return
+        self._last, self._since = progress.done, self._now()
         self._before_save(progress)
         if int(progress.state.nonfinite_steps):
             self.skipped += 1
             self._say(f"step {progress.done} is not saved: its update was not finite")
             return
         try:
-            self._checkpoints.save(progress.done, vars(progress.state), self._metadata(), best=self._best())
+            self._save(progress)
         except CheckpointError as error:
             self._say(f"{error} (failed saves so far: {self._checkpoints.failed}); training continues")
+
+    def _save(self, progress: Progress, rotate: bool = True) -> None:
+        began = time.perf_counter()
+        state = vars(progress.state)
+        if not self._checkpoints.save(progress.done, state, self._metadata(), rotate=rotate, best=self._best()):
+            return
+        waited, size = time.perf_counter() - began, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        self._record(progress.done, size, waited)
+        self._say(f"checkpoint of step {progress.done}: {size / 1e9:.3g} GB, training waited {waited:.2f} s")
 
     def finish(self, progress: Progress) -> None:
         try:
@@ -78,6 +113,4 @@ class Checkpointing(Callback):
             self._say(f"the state of step {progress.done} is lost in the failed step: the newest checkpoint stands")
         elif progress.done > progress.start or progress.error is not None:
             # In a streak of updates that are not finite the state may be ruined already: older ones stay beside it.
-            rotate = not int(progress.state.nonfinite_steps)
-            metadata, best = self._metadata(), self._best()
-            self._checkpoints.save(progress.done, vars(progress.state), metadata, rotate=rotate, best=best)
+            self._save(progress, rotate=not int(progress.state.nonfinite_steps))

@@ -30,12 +30,13 @@ class Saver:
 
     def save(
         self, step: int, state: Any, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
-    ) -> None:
+    ) -> bool:
         if step in self._fails:
             self.failed += 1
             raise CheckpointError("disk full")
         assert int(state["step"]) == step
         self.asked.append((step, metadata["made"], rotate))
+        return True
 
     def discard_from(self, step: int) -> None:
         self.asked.append(("discard", step))
@@ -88,3 +89,72 @@ def test_a_state_of_which_a_failed_step_has_consumed_a_part_is_not_saved():
     Checkpointing(saver, 3, dict, said.append).finish(progress)
     assert saver.asked == [("wait",)]
     assert said == ["the state of step 4 is lost in the failed step: the newest checkpoint stands"]
+
+
+class Late:
+    """The sums of ``Totals`` over two processes, of which the other adds nothing, read ``lag`` steps late."""
+
+    def __init__(self, lag: int):
+        self.lag, self._facts = lag, {}
+
+    def add(self, step: int, facts: Mapping[str, int]) -> None:
+        self._facts[step] = facts
+
+    def latest(self, step: int) -> Mapping[str, int]:
+        return self._facts.get(step - self.lag, {})
+
+
+def play(seconds: list[float], lag: int, minutes: float | None, every: int = 1000) -> tuple[list[list[int]], list[Any]]:
+    """Steps saved by the first process and by another one, when steps take ``seconds``; what the first recorded."""
+    saved, records, clock = [], [], [0.0]
+    savers, totals = [Saver(), Saver()], Late(lag)
+    callbacks = [
+        Checkpointing(
+            saver, every, lambda: {"made": 0}, lambda line: None, minutes=minutes, now=lambda: clock[0],
+            record=lambda *facts, who=who: records.append(facts) if who == 0 else None,
+        )
+        for who, saver in enumerate(savers)
+    ]  # fmt: skip
+    progress = Progress(state(0), {}, 0, 0, len(seconds) + 1, totals=totals)
+    for callback in callbacks:
+        callback.begin(progress)
+    for done, passed in enumerate(seconds, 1):
+        progress.done, progress.state = done, state(done)
+        clock[0] += passed
+        totals.add(done, callbacks[0].facts(progress))  # of the other one: 0, see the test of facts
+        for callback in callbacks:
+            callback.step(progress)
+    saved = [[step for step, *_ in saver.asked] for saver in savers]
+    return saved, records
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lag", "minutes", "every", "expected"),
+    [
+        ([10.0] * 20, 0, 1.0, 1000, [6, 12, 18]),
+        ([10.0] * 20, 2, 1.0, 1000, [8, 16]),  # heard of two steps later, counted from the save on
+        ([10.0] * 20, 0, 1.0, 5, [5, 10, 15, 20]),  # saves at steps count, too
+        ([10.0] * 12, 2, 1.0, 7, [7]),  # called at step 6, saved at 7 anyway
+        ([90.0] * 5, 0, 1.0, 1000, [1, 2, 3, 4, 5]),  # steps longer than that
+        ([90.0] * 7, 2, 1.0, 1000, [3, 6]),
+        ([1.0, 300.0, 1.0, 1.0, 1.0], 2, 1.0, 1000, [4]),
+        ([10.0] * 20, 2, None, 8, [8, 16]),
+    ],
+)
+def test_states_are_saved_every_so_many_minutes_alike_by_all(seconds, lag, minutes, every, expected):
+    saved, records = play(seconds, lag, minutes, every)
+    assert saved == [expected, expected]
+    assert [step for step, *_ in records] == expected
+    assert all(size == 3 * 4 and waited >= 0 for _, size, waited in records)  # three counters of 32 bits
+
+
+def test_one_process_decides_by_its_clock(monkeypatch: pytest.MonkeyPatch):
+    def facts(process: int) -> Mapping[str, int]:
+        monkeypatch.setattr("jax.process_index", lambda: process)
+        clock = iter([0.0, 0.0, 61.0, 61.0])
+        callback = Checkpointing(Saver(), 9, dict, print, minutes=1.0, now=lambda: next(clock))
+        callback.begin(Progress(state(0), {}, 0, 0, 9))
+        return callback.facts(Progress(state(1), {}, 0, 1, 9))
+
+    assert (facts(0), facts(1)) == ({"save_now": 1}, {"save_now": 0})
+    assert Checkpointing(Saver(), 9, dict, print).facts(Progress(state(1), {}, 0, 1, 9)) == {}
