@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.attention_experts and not args.embed_experts:
         parser.error("--attention_experts needs --embed_experts")
-
+    cli.alone("convert.py")
     from data_pipelines.encoding.tokenizer import Tokenizer
     from mono_jax.weights import convert
 

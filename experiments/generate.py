@@ -5,8 +5,7 @@ Images are cut into tiles, and questions put into the chat template, by the very
 samples. How is said by what the run that trained the model left (model.json), else by the model's config.json,
 else by the defaults; how tokens are drawn by its generation_config.json. Flags come before all of them.
 
-An answer ends at the tokenizer's end token, those of generation_config.json, <|im_end|> or <|im_start|>, or after
---max_new_tokens.
+An answer ends at the tokenizer's end token, one of generation_config.json, <|im_end|>, <|im_start|>, or by length.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ def build_parser() -> Any:
     add("--system_message", help='the system turn (the template\'s own); "" = none')
     add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")
     add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, on a CPU float32")
+    cli.add_cluster_flags(parser)
     add("--max_length", type=int, default=32768, help="most tokens of the whole conversation (%(default)s)")
     return parser
 
@@ -56,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give a --prompt, or --interactive")
     from mono_jax.generation.chat import talk  # after parsing: --help needs none of it
 
-    result = talk(args)
-    if args.json:
+    with cli.joined(args) as first:
+        result = talk(args)
+    if first and args.json:
         cli.json_line(result)
 
 

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for field, (what, default) in SETTINGS.items():
         parser.add_argument(f"--{field}", type=float, default=default, help=f"{what} (default {default})")
     args = parser.parse_args(argv)
+    cli.alone("parity.py")
     from mono_jax.evaluation.parity import golden_optim, run_case  # after parsing: --help needs none of it
 
     settings = golden_optim(**{name: getattr(args, name) for name in SETTINGS})

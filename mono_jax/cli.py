@@ -47,8 +47,7 @@ def alone(command: str) -> None:
 
     if (cluster := distributed.find()) is not None:
         raise ClusterError(
-            f"{command} runs in one process, but several were started (found by {cluster.found_by}): start one, or "
-            "train stage by stage with train.py, which runs in several"
+            f"{command} runs in one process, but several were started (found by {cluster.found_by}): start one"
         )
 
 

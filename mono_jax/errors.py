@@ -8,7 +8,12 @@ from data_pipelines.errors import did_you_mean
 
 
 class MonoJaxError(Exception):
-    """An error of the user's input. Commands print its message on one line and exit non-zero."""
+    """An error of the user's input. Commands print its message on one line and exit non-zero.
+
+    ``known_to_all``: of the processes of a run, which then end by themselves.
+    """
+
+    known_to_all = False
 
 
 class ConfigError(MonoJaxError):
@@ -25,6 +30,12 @@ class CheckpointError(MonoJaxError):
 
 class ClusterError(MonoJaxError):
     """Processes that do not find each other, or are described by half."""
+
+
+class PeerError(MonoJaxError):
+    """An error of another process of the run, which ends this one too; the message names the process."""
+
+    known_to_all = True
 
 
 class GenerationError(MonoJaxError):

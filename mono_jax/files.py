@@ -70,21 +70,21 @@ def write_checksums(folder: Path, process: int = 0, processes: int = 1) -> None:
 def verify_checksums(folder: Path, process: int = 0, processes: int = 1) -> bool:
     """True if the files are what was written, False if a list is missing; raises Damaged that names a bad file.
 
-    Of several ``processes`` that share the work, ``process`` checks every so many lists.
+    Of several ``processes`` that share the work, ``process`` checks every so many files.
     """
     if not (folder / CHECKSUMS_FILE).is_file():
         return False
     lists = [_list_name(number) for number in range(_read_list(folder, CHECKSUMS_FILE).get("processes", 1))]
     if not all((folder / name).is_file() for name in lists):
         return False
-    for name in lists[process::processes]:
-        expected = _read_list(folder, name)["sha256"]
-        found = _checksums(folder, [file for file in expected if (folder / file).is_file()])
-        for file, digest in expected.items():
-            if file not in found:
-                raise Damaged(f"{folder}: damaged: {file} is missing")
-            if found[file] != digest:
-                raise Damaged(f"{folder}: damaged: {file} has changed since it was written")
+    listed = [entry for name in lists for entry in _read_list(folder, name)["sha256"].items()]
+    expected = dict(listed[process::processes])
+    found = _checksums(folder, [file for file in expected if (folder / file).is_file()])
+    for file, digest in expected.items():
+        if file not in found:
+            raise Damaged(f"{folder}: damaged: {file} is missing")
+        if found[file] != digest:
+            raise Damaged(f"{folder}: damaged: {file} has changed since it was written")
     return True
 
 

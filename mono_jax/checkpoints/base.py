@@ -14,9 +14,9 @@ import jax
 
 from mono_jax import tree
 from mono_jax.checkpoints.integrity import check_fit, tree_hash
-from mono_jax.errors import CheckpointError, WeightsError
+from mono_jax.errors import CheckpointError, PeerError, WeightsError
 from mono_jax.files import reason
-from mono_jax.parallel.distributed import barrier
+from mono_jax.parallel.agreement import from_first, together
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.model_folder import place
 from mono_jax.weights.orbax_arrays import open_arrays, save_arrays, stream_arrays
@@ -29,10 +29,10 @@ def save_base(directory: str | Path, params: Mapping[str, Any]) -> str:
     """
     content = tree_hash(params)
     folder = Path(directory).absolute() / content
-    if not folder.exists():
-        barrier("base is missing")  # no process makes the folder before all have looked for it
+    if not from_first(folder.exists()):
         try:
-            _save(folder, tree.flatten(params))
+            with together():
+                _save(folder, tree.flatten(params))
         except Exception as error:
             raise CheckpointError(f"{folder}: the frozen base was not saved: {reason(error)}") from None
     return content
@@ -44,13 +44,12 @@ def _save(folder: Path, flat: dict[str, Any]) -> None:
         save_arrays(folder, tree.unflatten(flat))
         return
     partial = folder.with_name(f"{folder.name}.partial")
-    if jax.process_index() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-    barrier("partial base is removed")
+    with together():
+        if jax.process_index() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
     stream_arrays(partial, flat)
     if jax.process_index() == 0:
         partial.rename(folder)
-    barrier("base is in place")
 
 
 def open_base(directory: str | Path, content: str) -> dict[str, LazyArray]:
@@ -80,8 +79,10 @@ def load_base(directory: str | Path, content: str, abstract: Mapping[str, Any]) 
     try:
         if tree_hash(tree.unflatten(stored)) != content:
             raise CheckpointError(f"{folder}: the frozen base is damaged: its content no longer has this hash")
-        return tree.unflatten({path: place(stored[path], leaf.dtype, leaf.sharding) for path, leaf in wanted.items()})
-    except WeightsError as error:
+        with together():
+            placed = {path: place(stored[path], leaf.dtype, leaf.sharding) for path, leaf in wanted.items()}
+        return tree.unflatten(placed)
+    except (WeightsError, PeerError) as error:
         raise CheckpointError(f"{folder}: the frozen base is damaged: {reason(error)}") from None
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from mono_jax import tree
-from mono_jax.errors import CheckpointError
+from mono_jax.errors import CheckpointError, PeerError
 from mono_jax.files import Damaged, verify_checksums, write_checksums
-from mono_jax.weights.names import first, is_stacked
+from mono_jax.parallel.agreement import from_first, together
+from mono_jax.weights.names import first
+from mono_jax.weights.slices import is_spread, slices
 
 
 def list_checksums(folder: Path) -> None:
@@ -24,18 +25,12 @@ def list_checksums(folder: Path) -> None:
 
 def verify_together(folder: Path) -> bool:
     """``verify_checksums`` by all processes, each a part of the lists, so that files are read once and all agree."""
-    if jax.process_count() == 1:
-        return verify_checksums(folder)
-    sound, unlisted, damaged = range(3)
-    problem = None
     try:
-        verdict = sound if verify_checksums(folder, jax.process_index(), jax.process_count()) else unlisted
-    except Damaged as error:
-        verdict, problem = damaged, error
-    verdicts = np.ravel(multihost_utils.process_allgather(np.int32(verdict)))
-    if verdicts.max() == damaged:
-        raise problem or Damaged(f"{folder}: damaged, as process {verdicts.argmax()} found")
-    return verdicts.max() == sound
+        with together():
+            listed = verify_checksums(folder, jax.process_index(), jax.process_count())
+    except PeerError as error:
+        raise Damaged(str(error)) from None
+    return from_first(listed)
 
 
 def check_fit(folder: Path, stored_state: Any, wanted_state: Any) -> None:
@@ -66,20 +61,16 @@ def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def tree_hash(params: Mapping[str, Any]) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bytes of a nested dict of arrays, one slice in memory at a time."""
-    digest = hashlib.sha256()
-    for path, leaf in tree.flatten(params).items():
-        digest.update(f"{path} {np.dtype(leaf.dtype)} {tuple(leaf.shape)}\n".encode())
-        for part in _slices(path, leaf):
-            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    """SHA-256 over the paths, dtypes, shapes and bytes of a nested dict of arrays, one slice in memory at a time.
 
-
-def _slices(path: str, leaf: Any) -> Iterator[np.ndarray]:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    if is_stacked(path):
-        for n in range(leaf.shape[0]):
-            yield np.asarray(leaf[n])
-    else:
-        yield np.asarray(leaf)
+    All processes call this. The first one reads and hashes; the others help to gather what is spread over them.
+    """
+    digest, reads = hashlib.sha256(), jax.process_index() == 0
+    with together():
+        for path, leaf in tree.flatten(params).items():
+            digest.update(f"{path} {np.dtype(leaf.dtype)} {tuple(leaf.shape)}\n".encode())
+            if reads or is_spread(leaf):
+                for _, part in slices(path, leaf):
+                    if reads:
+                        digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+    return from_first(digest.hexdigest())

@@ -9,6 +9,7 @@ array values, so each step gets a list of SHA-256 sums once it is committed; rea
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import sys
 import threading
@@ -21,9 +22,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from mono_jax.checkpoints.integrity import check_fit, list_checksums, verify_together
-from mono_jax.errors import CheckpointError, ConfigError
+from mono_jax.errors import CheckpointError, ConfigError, PeerError
 from mono_jax.files import Damaged, reason, write_checksums
-from mono_jax.parallel.distributed import barrier
+from mono_jax.parallel.agreement import Meeting, together
+from mono_jax.weights.orbax_arrays import orbax_processes
 
 PyTree = Any
 
@@ -69,21 +71,34 @@ class Checkpoints:
         self.failed = 0
         self._saved: int | None = None
         self._best: int | None = None
-        self._rotate_next = False
         self._sound: set[int] = set()  # steps whose files were found to be what was written
+        self._meetings = itertools.count()
+        self._meeting: Meeting | None = None  # of the save in flight, with several processes
         self._manager = self._open()
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """What Orbax waits by in a save: an error of one process is one of all at once, not after its timeout."""
+        del key
+        self._meeting.pass_on(timeout_ms)
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # ``_rotate`` removes old ones
-            enable_async_checkpointing=self._asynchronous,
+            enable_async_checkpointing=self._asynchronous or jax.process_count() > 1,
+            async_options=ocp.AsyncOptions(
+                barrier_sync_fn=self._meet if jax.process_count() > 1 else None,
+                create_directories_asynchronously=jax.process_count() == 1,  # Orbax waits 10 minutes for one that fails
+            ),
             cleanup_tmp_directories=True,
-            create=True,
+            create=False,
+            multiprocessing_options=orbax_processes(),
         )
         try:
+            with together():
+                self.directory.mkdir(parents=True, exist_ok=True)
             handlers = {"state": ocp.PyTreeCheckpointHandler(), "metadata": ocp.JsonCheckpointHandler()}
             return ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
-        except OSError as error:
+        except (OSError, PeerError) as error:
             raise CheckpointError(f"{self.directory}: cannot be used for checkpoints: {reason(error)}") from None
 
     def __enter__(self) -> Checkpoints:
@@ -123,9 +138,16 @@ class Checkpoints:
         self._check_space(step, state)
         self.discard_from(step)  # the run went back to an older step: what followed it is no longer its history
         arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(dict(metadata)))
+        if jax.process_count() > 1:
+            self._meeting = Meeting(f"{self.directory}/{step}/{next(self._meetings)}")
         try:
-            self._manager.save(step, args=arguments, force=True)
+            with together():
+                self._probe()
+            with together():
+                self._start(step, arguments)
         except Exception as error:
+            with contextlib.suppress(Exception):
+                self._manager.close()
             self._manager = self._open()
             raise self._not_saved(step, error) from None
         self._thread = threading.Thread(target=self._finish, args=(step, rotate, best), name=f"checkpoint-{step}")
@@ -133,6 +155,21 @@ class Checkpoints:
         if not self._asynchronous:
             self.wait()
         return True
+
+    def _probe(self) -> None:
+        """Raises OSError where nothing can be written: of several processes the others would wait 5 minutes for one."""
+        if jax.process_count() > 1:
+            file = self.directory / f".probe-{jax.process_index()}"
+            file.write_bytes(bytes(4096))
+            file.unlink()
+
+    def _start(self, step: int, arguments: ocp.args.Composite) -> None:
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except Exception as error:
+            if self._meeting is not None:
+                self._meeting.fail(error)
+            raise
 
     def discard_from(self, step: int) -> None:
         """Deletes the checkpoints of ``step`` and after it."""
@@ -161,25 +198,21 @@ class Checkpoints:
             list_checksums(self.directory / str(step))
             if jax.process_index() == 0 and self._marker is not None:
                 self._marker.touch()
-            self._saved = step
             self._best = best if best in self._manager.all_steps() else self._best
-            self._rotate_next = rotate
-            if jax.process_count() == 1:
+            if rotate:
                 self._rotate()
+            if self._meeting is not None:
+                self._meeting.pass_on()
+            self._saved = step
         except Exception as error:
+            if self._meeting is not None:
+                self._meeting.fail(error)
             self._error = self._not_saved(step, error)
             if self._asynchronous:
                 self._report(f"{self._error} (failed saves so far: {self.failed})")
 
     def _rotate(self) -> None:
-        """Removes what is older than the newest ``keep``, milestones and the best aside.
-
-        Orbax brings all processes together by their devices for it: with several, this is done where they also train.
-        In the background it would meet the collectives of a step in another order on each of them, and hang.
-        """
-        if not self._rotate_next:
-            return
-        self._rotate_next = False
+        """Removes what is older than the newest ``keep``, milestones and the best aside."""
         for old in sorted(self._manager.all_steps())[: -self._keep]:
             if old != self._best and (not self._keep_period or old % self._keep_period):
                 self._sound.discard(old)
@@ -197,7 +230,6 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            self._rotate()
         if self._error is not None:
             error, self._error = self._error, None
             with contextlib.suppress(Exception):
@@ -285,9 +317,9 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if step == self._saved:
             self._saved = None
-        if jax.process_index() == 0:
-            target = self.directory / f"damaged-{step}"
-            shutil.rmtree(target, ignore_errors=True)
-            (self.directory / str(step)).rename(target)
-        barrier("damaged checkpoint is set aside")
+        with together():
+            if jax.process_index() == 0:
+                target = self.directory / f"damaged-{step}"
+                shutil.rmtree(target, ignore_errors=True)
+                (self.directory / str(step)).rename(target)
         self._manager.reload()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from data_pipelines.strict import to_dict
 from mono_jax import tree
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
+from mono_jax.parallel.agreement import first_process_first, together
 from mono_jax.parallel.mesh import on_mesh
 from mono_jax.parallel.rows import LocalRows
 from mono_jax.training.step import loss_sum
@@ -64,16 +66,36 @@ class HeldoutSources:
         """``sources``: {name: spec, or path of a text file}; ``batches``: of each at most. Raises DataError."""
         self._loss, self._batches = HeldoutLoss(model, dtype, mesh), batches
         self._rows = LocalRows(mesh, data.batch_size)
-        self._data = {name: _opened(data, name, spec, model.config, cache) for name, spec in sources.items()}
+        with first_process_first():  # which counts what the others then find in the cache
+            self._data = {name: _opened(data, name, spec, model.config, cache) for name, spec in sources.items()}
 
     def __call__(self, trainable: tree.Tree, frozen: tree.Tree) -> dict[str, float]:
         """{"heldout/NAME": loss}. Raises StorageError."""
-        return {f"heldout/{name}": self._loss(trainable, frozen, self._read(data)) for name, data in self._data.items()}
+        return {f"heldout/{name}": self._measure(trainable, frozen, data) for name, data in self._data.items()}
 
-    def _read(self, data: PackedData) -> Iterable[Mapping[str, Any]]:
-        with contextlib.closing(data.iterate(0, self._rows.numbers)) as batches:
-            for _, batch in itertools.islice(batches, self._batches):
-                yield self._rows.put(batch)
+    def _measure(self, trainable: tree.Tree, frozen: tree.Tree, data: PackedData) -> float:
+        errors: list[Exception] = []
+        with together():
+            loss = self._loss(trainable, frozen, self._read(data, errors))
+            if errors:
+                raise errors[0]
+        return loss
+
+    def _read(self, data: PackedData, errors: list[Exception]) -> Iterable[Mapping[str, Any]]:
+        """One of several processes that cannot read takes part with empty batches, since the others wait for it."""
+        number = 0
+        try:
+            with contextlib.closing(data.iterate(0, self._rows.numbers)) as batches:
+                for number, batch in itertools.islice(batches, self._batches):
+                    yield self._rows.put(batch)
+                    number += 1
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            errors.append(error)
+            empty = self._rows.put(data.spec.empty(len(self._rows.numbers)))
+            for _ in range(number, min(data.steps_per_epoch(), self._batches or sys.maxsize)):
+                yield empty
 
 
 def _opened(data: DataConfig, name: str, spec: Any, config: Architecture, cache: Path) -> PackedData:

@@ -19,6 +19,7 @@ from data_pipelines.special_tokens import END_TOKENS
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
+from mono_jax.parallel.agreement import together
 
 BATCH = 50  # questions answered at once
 
@@ -66,7 +67,8 @@ def answer(
     tokenizer = builder.tokenizer
     stops = [*(tokenizer.id(name) for name in END_TOKENS), tokenizer.eos]
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=tuple(s for s in stops if s is not None))
-    prompts = [to_prompt(builder, question) for question in questions]
+    with together():
+        prompts = [to_prompt(builder, question) for question in questions]
     # Prompts of similar length together: a batch is padded to its longest.
     order = np.argsort([len(prompt.input_ids) for prompt in prompts], kind="stable")
     answers = [""] * len(prompts)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from data_pipelines.encoding.chat import ChatEncoder
@@ -18,12 +19,15 @@ from data_pipelines.encoding.tiling import Tiling, patch_cells
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
-from mono_jax.errors import GenerationError
+from mono_jax.errors import GenerationError, PeerError
 from mono_jax.files import lfs_error
 from mono_jax.generation.decode import Generation, Generator
 from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import Architecture
+from mono_jax.parallel.agreement import from_first, together
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.weights.model_folder import find_model, load_model, model_config, read_origin
 from mono_jax.weights.prompt_format import PromptFormat
 
@@ -77,7 +81,8 @@ class Chat:
           GenerationError: the conversation has become too long. A shorter prompt may still fit.
         """
         start = time.perf_counter()
-        prompt = self._prompt(text, images)
+        with together():
+            prompt = self._prompt(text, images)
         stream = _Stream(self._tokenizer, on_text)
         [generation] = self._session.turn([prompt], self._sampling, on_tokens=lambda rows: stream.add(rows[0]))
         return Answer(
@@ -170,14 +175,18 @@ class _Stream:
 
 
 def open_chat(args: Any) -> Chat:
-    """The conversation that the flags describe; what they leave out is as the model's folder says."""
+    """The conversation that the flags describe; what they leave out is as the model's folder says.
+
+    The devices of several processes, which all make the same calls, share the model.
+    """
     folder = find_model(args.model)
     model_config(folder)  # tells of a wrong folder before anything else is looked for
     tokenizer = _open_tokenizer(args.tokenizer or folder)
-    config, params = load_model(folder, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.process_count() > 1 else None
+    config, params = load_model(folder, shardings=mesh, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
     form = prompt_format(folder, **{name: getattr(args, name) for name in ("template", "system_message", "max_tiles")})
     sampling = default_sampling(folder, **{name: getattr(args, name) for name in SAMPLING_FLAGS})
-    generator = Generator(config, params, args.dtype, max_length=args.max_length)
+    generator = Generator(config, params, args.dtype, max_length=args.max_length, mesh=mesh)
     return Chat(generator, tokenizer, form, sampling)
 
 
@@ -202,17 +211,19 @@ def _open_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def show(text: str) -> None:
-    print(text, end="", flush=True)
+    """Prints a piece of an answer; of several processes the first one does."""
+    if jax.process_index() == 0:
+        print(text, end="", flush=True)
 
 
 def converse(chat: Chat, images: Sequence[str]) -> list[Answer]:
     """Questions from standard input until its end; mistakes are reported, and the conversation continues."""
     answers, images = [], list(images)
-    terminal = sys.stdin.isatty()
+    first = jax.process_index() == 0
     while True:
-        if terminal:
+        if first and sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        line = from_first(sys.stdin.readline() if first else "")
         word, _, rest = line.strip().partition(" ")
         if not line or word == "/quit":
             return answers
@@ -221,9 +232,10 @@ def converse(chat: Chat, images: Sequence[str]) -> list[Answer]:
         elif word:
             try:
                 answers.append(chat.ask(line.strip(), images, show))
-                print()
-            except (GenerationError, DataError, BadSample) as error:
-                print("error:", error, file=sys.stderr)
+                show("\n")
+            except (GenerationError, DataError, BadSample, PeerError) as error:
+                if first:
+                    print("error:", error, file=sys.stderr)
             images = []
 
 
@@ -233,7 +245,7 @@ def talk(args: Any) -> dict[str, Any]:
     answers, images = [], args.image
     if args.prompt is not None:
         answers, images = [chat.ask(args.prompt, images, show)], []
-        print()
+        show("\n")
     if args.interactive:
         answers += converse(chat, images)
     turns = [dataclasses.asdict(answer) for answer in answers]

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mono_jax.errors import GenerationError
 from mono_jax.generation.options import Sampling
@@ -29,7 +30,9 @@ from mono_jax.generation.prompts import TEXT_BUCKET, Prompt, bucket, check_promp
 from mono_jax.generation.sampling import Request, StaticChoices, choose, make_request, per_row, static_choices
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.cache import Cache
+from mono_jax.models.sharding import on_all
 from mono_jax.models.transformer import Model, Params
+from mono_jax.parallel.mesh import on_mesh, row_ways
 
 STREAM_EVERY = 8  # tokens between two calls of ``on_tokens``
 
@@ -60,15 +63,22 @@ class Generator:
       config, params: the model; params as nested dict of JAX or NumPy arrays.
       dtype: of the computation, the stored kernels and the cache; None = bfloat16 on accelerators, float32 on the CPU.
       max_length: most tokens (prompts, images and answers of all turns) that the cache of a row may hold.
+      mesh: where the parameters are, of one or several processes, which all make the same calls; None = one device.
 
     >>> generator = Generator(config, params)
     >>> [answer] = generator.generate([Prompt([1, 5, 7])], Sampling(max_new_tokens=20))
     """
 
     def __init__(
-        self, config: Architecture, params: Mapping[str, Any], dtype: Any = None, *, max_length: int = 32768
+        self,
+        config: Architecture,
+        params: Mapping[str, Any],
+        dtype: Any = None,
+        *,
+        max_length: int = 32768,
+        mesh: Mesh | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.mesh = config, mesh
         self.dtype = jnp.dtype(dtype or default_dtype())
         self.max_length = max_length
         self.params = jax.tree_util.tree_map_with_path(self._stored, dict(params))
@@ -107,8 +117,9 @@ class Session:
 
     def __init__(self, generator: Generator, rows: int = 1) -> None:
         self._generator = generator
-        self._programs = _programs(generator.config, generator.dtype)
-        self._rows = bucket(rows)  # rows added by rounding up are never started
+        self._programs = _programs(generator.config, generator.dtype, generator.mesh)
+        ways = 1 if generator.mesh is None else row_ways(generator.mesh)
+        self._rows = -(-bucket(rows) // ways) * ways  # rows added by rounding up are never started
         self._cache: Cache | None = None
         self._cached = np.zeros(rows, np.int64)
         self._pending: list[list[int]] = [[] for _ in range(rows)]  # generated, not yet in the cache
@@ -158,7 +169,7 @@ class Session:
                 answers = [answer.tokens for answer in _answers(state, samplings)]
                 on_tokens([tokens[n:] for tokens, n in zip(answers, sent)])
                 sent = [len(tokens) for tokens in answers]
-            if bool(state.done.all()):
+            if np.asarray(state.done).all():
                 break
             until = longest if on_tokens is None else int(state.step) + STREAM_EVERY
             state = programs.decode(params, request, state, until, shapes=shapes)
@@ -203,12 +214,13 @@ def default_dtype() -> Any:
 def _answers(state: _State, samplings: Sequence[Sampling]) -> list[Generation]:
     """What the rows have generated so far."""
     tokens, counts = np.asarray(state.tokens), np.asarray(state.counts)
+    logits = np.asarray(state.logits) if any(s.return_logits for s in samplings) else None
     answers = []
     for i, sampling in enumerate(samplings):
         row = tokens[i, : counts[i]].tolist()
         stop = row.pop() if row[-1] in sampling.stop_tokens else None
-        logits = np.asarray(state.logits[i, : counts[i]]) if sampling.return_logits else None
-        answers.append(Generation(row, "length" if stop is None else "stop", stop, logits))
+        of_row = logits[i, : counts[i]] if sampling.return_logits else None
+        answers.append(Generation(row, "length" if stop is None else "stop", stop, of_row))
     return answers
 
 
@@ -242,9 +254,12 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(config: Architecture, dtype: Any) -> _Programs:
+def _programs(config: Architecture, dtype: Any, mesh: Mesh | None) -> _Programs:
     """The compiled functions of one architecture; params are an argument, so all models of the shape share them."""
     model = Model(config)
+
+    def compiled(function: Any, **options: Any) -> Any:
+        return jax.jit(function if mesh is None else on_mesh(function, mesh), **options)
 
     def compact(cache: Cache, *, capacity: int) -> Cache:
         return cache.compacted(capacity)
@@ -274,7 +289,7 @@ def _programs(config: Architecture, dtype: Any) -> _Programs:
             finite=jnp.ones((), bool),
             logits=jnp.zeros((rows, shapes.answer, vocabulary), jnp.float32) if shapes.with_logits else None,
         )
-        return _advance(state, logits, request, shapes)
+        return _readable(_advance(state, logits, request, shapes))
 
     def decode(params: Params, request: Request, state: _State, until: jax.Array, *, shapes: StaticChoices) -> _State:
         """Continues until all rows are done or have ``until`` tokens."""
@@ -293,13 +308,18 @@ def _programs(config: Architecture, dtype: Any) -> _Programs:
             state = state._replace(cache=output.cache, lengths=state.lengths + running)
             return _advance(state, model.logits(params, output.hidden[:, 0]), request, shapes)
 
-        return jax.lax.while_loop(lambda state: (state.step < until) & ~state.done.all(), body, state)
+        return _readable(jax.lax.while_loop(lambda state: (state.step < until) & ~state.done.all(), body, state))
 
     return _Programs(
-        jax.jit(compact, static_argnames=("capacity",)),
-        jax.jit(prefill, static_argnames=("capacity", "shapes"), donate_argnames=("cache",)),
-        jax.jit(decode, static_argnames=("shapes",), donate_argnames=("state",)),
+        compiled(compact, static_argnames=("capacity",)),
+        compiled(prefill, static_argnames=("capacity", "shapes"), donate_argnames=("cache",)),
+        compiled(decode, static_argnames=("shapes",), donate_argnames=("state",)),
     )
+
+
+def _readable(state: _State) -> _State:
+    """All but the cache whole on each device, where every process of a run reads it."""
+    return on_all(state._replace(cache=None))._replace(cache=state.cache)
 
 
 def _advance(state: _State, logits: jax.Array, request: Request, shapes: StaticChoices) -> _State:

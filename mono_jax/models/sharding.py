@@ -5,6 +5,8 @@ Left to itself it may give each device a part of a contraction over all rows, an
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -23,3 +25,10 @@ def by_rows(x: jax.Array, columns: str | None = None) -> jax.Array:
     between = (None,) * (x.ndim - 2)
     spec = PartitionSpec(ROWS, *between, axis_that_splits(x.shape[-1], columns))
     return jax.lax.with_sharding_constraint(x, present_axes(mesh, spec))
+
+
+def on_all(values: Any) -> Any:
+    """The arrays of ``values``, each of them whole on every device of the mesh in use, if one is."""
+    if split_mesh() is None:
+        return values
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), values)

@@ -14,7 +14,6 @@ import socket
 from collections.abc import Iterator, Mapping
 
 import jax
-from jax.experimental import multihost_utils
 
 from mono_jax.errors import ClusterError
 from mono_jax.parallel import watch
@@ -110,22 +109,6 @@ def _on_tpu_pod(environment: Mapping[str, str]) -> bool:
 
         return bool(GceTpuCluster.is_env_present()) and GceTpuCluster.get_process_count() > 1
     return False
-
-
-def barrier(name: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-@contextlib.contextmanager
-def first_process_first(name: str) -> Iterator[None]:
-    """The first process alone, then the others: what it leaves on disk they find there."""
-    if jax.process_index() != 0:
-        barrier(name)
-    yield
-    if jax.process_index() == 0:
-        barrier(name)
 
 
 @contextlib.contextmanager

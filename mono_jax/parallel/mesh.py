@@ -49,6 +49,11 @@ def make_mesh(
     return Mesh(arranged(tuple(sizes.values()), devices), AXES)
 
 
+def row_ways(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """``function``, traced for ``mesh``: kernels are chosen for its devices, and run on each one's own part."""
 

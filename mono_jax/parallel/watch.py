@@ -19,30 +19,17 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
+
+from mono_jax.parallel.agreement import Store, store
 
 BEAT = 3  # seconds
+_SIDE_BY_SIDE = 5  # seconds that a process which ends by an error waits for others that do too
 LOST_AFTER = 30  # seconds
 PEER_LOST = 76  # exit code: another process is lost; run the same command again to resume (EX_PROTOCOL)
 _BEATS, _ENDED = "mono_jax/beat/", "mono_jax/ended/"
 _ADVICE = "; stopping; the newest checkpoint stands: run again to resume"
 _kept: list[object] = []  # what C code holds a pointer to
-
-
-class Store(Protocol):
-    """What is needed of the client of JAX's distributed runtime."""
-
-    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
-
-    def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]: ...
-
-    def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
-
-
-def _store() -> Store:
-    from jax._src.distributed import global_state  # the one way to the store
-
-    return global_state.client
 
 
 def explain_aborts() -> None:
@@ -78,14 +65,15 @@ class Watch:
         process: int,
         processes: int,
         host: str,
-        store: Store | None = None,
+        connection: Store | None = None,
         leave: Callable[[str], None] = _leave,
         beat: float = BEAT,
         lost_after: float = LOST_AFTER,
     ):
         self._process, self._processes, self._host = process, processes, host
-        self._store, self._leave, self._beat, self._lost_after = store or _store(), leave, beat, lost_after
+        self._store, self._leave, self._beat, self._lost_after = connection or store(), leave, beat, lost_after
         self._stop = threading.Event()
+        self._ending = False
         self._hosts: dict[int, str] = {}
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -96,13 +84,15 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        wait = 300
         if error is not None and not isinstance(error, SystemExit):
             if _by_others(error):
                 self._stop.wait(2 * self._lost_after)  # the thread finds out who it was, and leaves
-            self._tell(f"{type(error).__name__}: {error}")
-        else:
-            with contextlib.suppress(Exception):  # the first process keeps the store until all have come
-                self._store.wait_at_barrier("mono_jax/end", timeout_in_ms=300_000)
+            self._ending, wait = True, _SIDE_BY_SIDE
+            if not getattr(error, "known_to_all", False):
+                self._tell(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(Exception):  # the first process keeps the store until all have come
+            self._store.wait_at_barrier("mono_jax/end", timeout_in_ms=1000 * wait)
         self._stop.set()
         self._thread.join()
 
@@ -139,7 +129,7 @@ class Watch:
 
     def _lost(self, ended: dict[int, dict[str, Any]], heard: dict[int, float], now: float) -> str | None:
         for other, value in ended.items():
-            if other != self._process:
+            if other != self._process and not self._ending:
                 return f"process {other} on host {value['host']} ended: {value['error']}"
         for other, when in heard.items():
             if other != self._process and now - when > self._lost_after:

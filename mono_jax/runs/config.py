@@ -108,6 +108,13 @@ class RunConfig:
     max_nonfinite_steps: int = field(
         10, ge=1, on_resume="free", help="updates in a row that may be skipped as not finite before the run stops"
     )
+    stall_factor: float = field(
+        10.0,
+        ge=0,
+        on_resume="free",
+        help="a step that takes so many times the median (and at least a minute) has the stacks of all threads "
+        "printed; 0 = never",
+    )
     skip_steps: tuple[tuple[int, int], ...] = field(
         (), ge=1, on_resume="free", help="steps that train on nothing, [[first, last], ...] as printed: after a spike"
     )

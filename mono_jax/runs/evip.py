@@ -7,6 +7,7 @@ WORKDIR/data/        sets that the config asks to be built      STAGE/       one
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -15,13 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.io import publish
-from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.recipes.demo.sets import build_demo_sets
 from data_pipelines.recipes.demo.sizes import DemoSizes
 from data_pipelines.recipes.manifest import load_manifest
@@ -29,19 +30,22 @@ from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation import questions
-from mono_jax.evaluation.heldout import HeldoutLoss
+from mono_jax.evaluation.heldout import HeldoutSources
 from mono_jax.files import read_json
 from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.distributed import first_process_first
+from mono_jax.parallel.agreement import first_process_first, from_first, together
+from mono_jax.parallel.mesh import row_ways
 from mono_jax.runs import report
 from mono_jax.runs.compilation_cache import folder_of, kept_programs
 from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig, one_of_several
-from mono_jax.runs.console import say_now
+from mono_jax.runs.console import say_in, say_now
+from mono_jax.runs.program import Program
 from mono_jax.runs.stage import run_stage
 from mono_jax.training import stages
 from mono_jax.training.groups import groups_of, trained_groups
+from mono_jax.training.metrics import Say
 from mono_jax.training.timeline import measuring, timeline_file
 from mono_jax.weights.hf_config import config_to_hf
 from mono_jax.weights.model_folder import (
@@ -60,11 +64,12 @@ from mono_jax.weights.upcycle import upcycle
 
 @dataclasses.dataclass
 class Evip:
-    """A sequence of stages in ``workdir``; ``manifest`` describes the sets."""
+    """A sequence of stages in ``workdir``, ``manifest`` describes the sets. All processes make the same calls."""
 
     config: EvipConfig
     workdir: Path
     manifest: dict[str, Any]
+    say: Say = say_now
 
     def stage_config(self, folder: str, init: str) -> RunConfig:
         """The stage's RunConfig: common keys, the stage's own, the sets' sources and tokenizer.
@@ -107,7 +112,7 @@ class Evip:
             stage = stages.get_stage(self.config.stage_name(folder))
             if stage.name != "S0":
                 init = self.with_experts(init)
-            say_now(f"--- {stage.name}: {stage.title} ({number} of {len(self.config.stages)}) ---")
+            self.say(f"--- {stage.name}: {stage.title} ({number} of {len(self.config.stages)}) ---")
             summaries[folder] = self.run_stage(folder, init)
             init = str(self.workdir / folder / "model")
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -120,7 +125,7 @@ class Evip:
         if model_config(init).visual_ffn_experts:
             return init
         target = self.workdir / "mono"
-        if not (target / MODEL_FILE).is_file():
+        if not from_first((target / MODEL_FILE).is_file()):
             origin = read_origin(find_model(init))
             config, params, names = open_model(init)
             tokenizer = Tokenizer(self.tokenizer())
@@ -136,7 +141,7 @@ class Evip:
             values = config_to_hf(config, origin.config_json, dtype, prompt=origin.prompt)
             origin = Origin(values, origin.prompt, dtype, names)
             save_model(target, config, params, extra_files=companion_files(find_model(init)), origin=origin)
-            say_now(f"visual experts embedded: {target}")
+            self.say(f"visual experts embedded: {target}")
         return str(target)
 
     def run_stage(self, folder: str, init: str) -> dict[str, Any]:
@@ -145,26 +150,26 @@ class Evip:
         run = self.stage_config(folder, init)
         done = workdir / "summary.json"
         if (summary := _stored(done)).get("config") == run.to_dict():
-            say_now(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
+            self.say(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
             return summary
         before_file, timeline = workdir / "text_loss_before.json", timeline_file(workdir, jax.process_index())
         if "loss" in (stored := _stored(before_file)):
             before = stored["loss"]
         else:
-            with measuring(timeline, say_now):
+            with measuring(timeline, self.say):
                 before = self.text_loss(init, run) if init else None
         start = time.perf_counter()
         result = run_stage(run, workdir, base_dir=self.workdir / "base", shared_cache=self.workdir / "cache")
-        publish.write_json(before_file, {"loss": before})
+        _write(before_file, {"loss": before})
         trained = round(time.perf_counter() - start, 1)
-        with measuring(timeline, say_now, result["step"]):
+        with measuring(timeline, self.say, result["step"]):
             summary = self.summary(run, result, before) | {"seconds": trained}
-        publish.write_json(done, summary)
+        _write(done, summary)
         return summary
 
     def summary(self, run: RunConfig, result: Mapping[str, Any], before: float | None) -> dict[str, Any]:
         """What the report shows of a stage; ``before``: the loss on held-out text before it."""
-        config, params = load_model(result["model"])
+        config, params, mesh = _on_mesh(result["model"], run)
         summary = {
             "config": run.to_dict(),
             "stage": run.stage,
@@ -178,28 +183,30 @@ class Evip:
             **parameter_counts(run, config, params),
         }
         if config.vision is not None:
-            summary["evaluation"] = self.evaluate(config, params, run)
+            summary["evaluation"] = self.evaluate(config, params, run, mesh)
         return summary
 
     def text_loss(self, model: str, run: RunConfig) -> float | None:
         """Loss on the held-out text of the model in the folder ``model``; None where the sets hold no text back."""
         if "text" not in self.manifest["heldout"]:
             return None
-        config, params = load_model(model)
+        config, params, mesh = _on_mesh(model, run)
         values = {**self.config.data, "tokenizer": run.data.tokenizer}
-        values |= {"visual_tokens": 0, "text_tokens": 256, "batch_size": 8}
-        spec = {"kind": "text", "paths": self.manifest["heldout"]["text"]}
-        values |= {"sources": [{"name": "heldout", "spec": spec}], "epochs": 1, "shuffle": "none", "seed": 0}
-        data = PackedData(DataConfig.from_dict(values), cache_dir=self.workdir / "cache")
-        batches = (data.batch(step) for step in range(data.steps_per_epoch()))
-        loss = HeldoutLoss(Model(config), jnp.dtype(run.dtype))(params, {}, batches)
-        say_now(f"held-out text loss of {model}: {loss:.6f}")
+        values |= {"visual_tokens": 0, "text_tokens": 256, "batch_size": -(-8 // row_ways(mesh)) * row_ways(mesh)}
+        values |= {"sources": [{"spec": {"kind": "text", "paths": self.manifest["heldout"]["text"]}}]}
+        data, dtype = DataConfig.from_dict(values), jnp.dtype(run.dtype)
+        cache = self.workdir / "cache"
+        heldout = HeldoutSources(
+            data, {"text": self.manifest["heldout"]["text"]}, None, Model(config), dtype, mesh, cache
+        )
+        loss = heldout(params, {})["heldout/text"]
+        self.say(f"held-out text loss of {model}: {loss:.6f}")
         return loss
 
-    def evaluate(self, config: Architecture, params: tree.Tree, run: RunConfig) -> dict[str, Any]:
+    def evaluate(self, config: Architecture, params: tree.Tree, run: RunConfig, mesh: Mesh) -> dict[str, Any]:
         """Answers to the held-out sets; grades of the questions, and texts for the gallery."""
         builder = SampleBuilder(run.data, geometry=config.geometry)
-        generator = Generator(config, params, jnp.dtype(run.dtype))
+        generator = Generator(config, params, jnp.dtype(run.dtype), mesh=mesh)
         heldout, results = self.manifest["heldout"], {}
         last = run.stage.startswith("S2") or run.stage == self.config.stage_name(list(self.config.stages)[-1])
         # Before S2 the model has only learnt to describe.
@@ -209,7 +216,7 @@ class Evip:
             asked = questions.read_questions(heldout[name]["path"], heldout[name]["image_root"])
             answers = questions.answer(generator, builder, asked, self.config.answer_tokens)
             grades = questions.grade(asked, answers)
-            say_now(
+            self.say(
                 f"held-out {name}: {grades['accuracy']:.1%} right "
                 f"(always {grades['majority_answer']!r}: {grades['majority']:.1%}; {len(asked)} questions)"
             )
@@ -223,10 +230,23 @@ class Evip:
 
 def _stored(file: Path) -> dict[str, Any]:
     """What an earlier run left in ``file``; {} if there is nothing, or it is damaged."""
-    try:
-        return read_json(file)
-    except ConfigError:
-        return {}
+    found: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        with contextlib.suppress(ConfigError):
+            found = read_json(file)
+    return from_first(found)
+
+
+def _write(file: Path, value: Mapping[str, Any]) -> None:
+    with together():
+        if jax.process_index() == 0:
+            publish.write_json(file, value)
+
+
+def _on_mesh(model: str, run: RunConfig) -> tuple[Architecture, tree.Tree, Mesh]:
+    """The model of a folder, laid out on the mesh of ``run`` as in training."""
+    mesh = Program.build(run, run.steps or 1).mesh
+    return *load_model(model, shardings=mesh), mesh
 
 
 def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) -> dict[str, Any]:
@@ -252,8 +272,16 @@ def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) ->
     }
 
 
-def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
-    """Builds or opens the sets; returns their manifest, an empty one where the config names none."""
+def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[str, Any]:
+    """Builds or opens the sets, the first process before the others.
+
+    Returns their manifest, an empty one where the config names none.
+    """
+    with first_process_first():
+        return _prepare_sets(config, workdir, say)
+
+
+def _prepare_sets(config: EvipConfig, workdir: Path, say: Say) -> dict[str, Any]:
     options = dict(config.sets)
     if not options:
         return {"tokenizer": None, "stages": {}, "heldout": {}}
@@ -273,7 +301,7 @@ def prepare_sets(config: EvipConfig, workdir: Path) -> dict[str, Any]:
         edge=config.vision.tile,
         token_pixels=config.vision.token_pixels,
         vocabulary=made.vocabulary,
-        progress=say_now,
+        progress=say,
     )
 
 
@@ -286,12 +314,11 @@ def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = 
     if (found := one_of_several(values, folder)) is None:
         return RunConfig.from_dict(values)
     config, chosen = found
+    say = say_in(workdir)
     if folder is None:
         _, *others = config.stages
-        say_now(f"the config has several stages: training {chosen}" + "".join(f"; --stage={n}" for n in others))
-    with first_process_first("sets"):
-        manifest = prepare_sets(config, workdir)
-    evip = Evip(config, workdir, manifest)
+        say(f"the config has several stages: training {chosen}" + "".join(f"; --stage={n}" for n in others))
+    evip = Evip(config, workdir, prepare_sets(config, workdir, say), say)
     init = config.init
     if config.stage_name(chosen) != "S0":
         init = evip.with_experts(init)
@@ -304,10 +331,11 @@ def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    cache = config.common.get("cache_dir") or workdir / "cache"
-    with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say_now):
-        results = Evip(config, workdir, prepare_sets(config, workdir)).run()
-    files = report.write(workdir, results)
+    say, cache = say_in(workdir), config.common.get("cache_dir") or workdir / "cache"
+    with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say):
+        results = Evip(config, workdir, prepare_sets(config, workdir, say), say).run()
+    with together():
+        files = report.write(workdir, results) if jax.process_index() == 0 else []
     final = list(results["stages"].values())[-1]
     grades = {name: {k: g[k] for k in ("accuracy", "majority")} for name, g in final.get("evaluation", {}).items()}
     return {"workdir": str(workdir), "reports": [str(file) for file in files], "evaluation": grades}

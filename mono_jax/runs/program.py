@@ -19,7 +19,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.mesh import BATCH, make_mesh
+from mono_jax.parallel.mesh import BATCH, make_mesh, row_ways
 from mono_jax.parallel.specs import param_shardings
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
@@ -69,7 +69,7 @@ class Program:
         devices = list(jax.devices() if devices is None else devices)
         state_bytes = _state_bytes(*split(stage, model.config, model.abstract_params()))
         mesh = make_mesh(run.mesh, devices, state_bytes=state_bytes, memory=memory_of(devices[0]))
-        rows, ways = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+        rows, ways = run.data.batch_size, row_ways(mesh)
         if rows % (ways * run.grad_accum_steps):
             raise ConfigError(
                 f"data.batch_size is {rows}: it must be a multiple of {ways * run.grad_accum_steps} "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from mono_jax.evaluation.heldout import HeldoutSources
 from mono_jax.files import Damaged, read_json, verify_checksums
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
-from mono_jax.parallel.distributed import first_process_first
+from mono_jax.parallel.agreement import first_process_first, from_first, gathered, together
+from mono_jax.parallel.rows import LocalRows
 from mono_jax.runs import compilation_cache, resume
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.compilation_cache import Programs
@@ -44,6 +46,7 @@ from mono_jax.training.callbacks.checkpointing import Checkpointing
 from mono_jax.training.callbacks.evaluating import Evaluating
 from mono_jax.training.callbacks.profiling import Profiling
 from mono_jax.training.callbacks.recorder import Recorder, Speed
+from mono_jax.training.callbacks.stalls import Stalls
 from mono_jax.training.callbacks.stopping import BadSampleLimit, StopWhenAsked
 from mono_jax.training.clock import Clock
 from mono_jax.training.groups import trained_groups
@@ -123,9 +126,10 @@ def _run(
             with (
                 StopWhenAsked(data.stop_waiting) as stopping,
                 Profiling(workdir / "profile", run.profile_steps, say) as profiling,
+                Stalls(run.stall_factor, say) as stalls,
                 explained(program),
             ):
-                callbacks = [recorder, profiling, limit, stopping, saving, timeline]
+                callbacks = [stalls, recorder, profiling, limit, stopping, saving, timeline]
                 state = run_loop(
                     _step(program, state, frozen, programs, say),
                     state,
@@ -197,7 +201,7 @@ class SkippingSteps:
 def open_data(run: RunConfig, config: Architecture, workdir: Path) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
     resumed = (workdir / "checkpoints").is_dir()  # its batches stay as they were, whatever storage has to say now
-    with first_process_first("data"):  # which counts what the others then find in the cache
+    with first_process_first():  # which counts what the others then find in the cache
         data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry, ask_again=not resumed)
     data.report.window = run.bad_share_window
     check_data_fits(config, run.execution, data)
@@ -335,16 +339,22 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes the model folder, unless this step's is there, and sums up."""
     target, done = workdir / "model", int(state.step)
-    if not _is_whole(target, done):
+    if not from_first(_is_whole(target, done)):
         write_model(target, program, state, frozen, base)
-        if jax.process_index() == 0:
-            publish.write_json(target / "step.json", {"step": done})
+        with together():
+            if jax.process_index() == 0:
+                publish.write_json(target / "step.json", {"step": done})
     records = metrics.read_metrics(workdir / "metrics.jsonl")
+    own = LocalRows(program.mesh, data.batch_size).counted.any()  # else another process has read the same
+    read = gathered([data.report.samples, data.report.skipped] if own else [0, {}])
     return {
         "stage": program.stage.name,
         "step": done,
         "loss": records[-1]["loss"] if records else None,
         "skipped_updates": int(state.skipped),
         "model": str(target),
-        "data": {"samples": data.report.samples, "skipped": dict(data.report.skipped)},
+        "data": {
+            "samples": sum(samples for samples, _ in read),
+            "skipped": dict(sum((Counter(skipped) for _, skipped in read), Counter())),
+        },
     }

@@ -53,6 +53,11 @@ class Clock:
         finally:
             self.switch(before)
 
+    @property
+    def activity(self) -> str:
+        """What the time counts as now; other threads may ask."""
+        return self._activity
+
     def read(self) -> dict[str, float]:
         """Seconds of each of ``ACTIVITIES`` so far."""
         self.switch(self._activity)

@@ -1,10 +1,16 @@
 """The training loop: batches in, steps, and callbacks for everything else.
 
 The loop never waits for the device: callbacks get the arrays of a step's metrics, which may not be computed yet.
+
+Of several processes one may meet an error that the others do not have, in its data or in a callback. It takes part in
+the steps that are left until the others know of it by ``Totals``, ``LAG`` steps later; then all save and end together.
+Batches for these steps are read ahead. What breaks off a step itself ends a process at once, and the others by
+``parallel.watch``.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import time
@@ -16,9 +22,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mono_jax import tree
-from mono_jax.errors import CheckpointError, MonoJaxError
+from mono_jax.errors import CheckpointError, MonoJaxError, PeerError
+from mono_jax.parallel.agreement import together
 from mono_jax.parallel.rows import LocalRows
-from mono_jax.parallel.totals import Totals
+from mono_jax.parallel.totals import LAG, Totals
 from mono_jax.training.clock import Clock
 from mono_jax.training.state import TrainState
 from mono_jax.training.step import Metrics, Step
@@ -35,7 +42,12 @@ class Batches(Protocol):
 
 
 class Stopped(MonoJaxError):
-    """A run that ends before its last step, with its state saved unless the message says otherwise."""
+    """A run that ends before its last step, with its state saved unless the message says otherwise.
+
+    Of several processes all raise it after the same step.
+    """
+
+    known_to_all = True
 
 
 class DataEnded(Stopped):
@@ -57,6 +69,7 @@ class Progress:
       counted: bool [rows], those of them that this process counts; the others are counted by another one.
       totals: what the callbacks' ``facts`` add up to over all processes.
       data_wait: seconds that batch took to come.
+      failure: an error of this process that the others may not know of yet.
       error: what ends the run before ``steps``, if anything does.
       clock: of what the time is spent on.
     """
@@ -71,6 +84,7 @@ class Progress:
     counted: np.ndarray | None = None
     totals: Totals = dataclasses.field(default_factory=Totals)
     data_wait: float = 0.0
+    failure: Exception | None = None
     error: Exception | None = None
     clock: Clock = dataclasses.field(default_factory=Clock)
 
@@ -122,18 +136,26 @@ def run_loop(
     start = int(state.step)
     rows = LocalRows(mesh, batches.batch_size)
     progress = Progress(state, frozen, start, start, steps, counted=rows.counted, clock=clock or Clock())
-    stream = batches.iterate(start, rows.numbers) if start < steps else iter(())
+    made = batches.iterate(start, rows.numbers) if start < steps else iter(())
+    stream = _ReadAhead(itertools.islice(made, steps - start))
     try:
         for callback in callbacks:
             with progress.clock.on(callback.activity):
                 callback.begin(progress)
+        progress.failure = stream.fill()
+        _agree(progress)
         for _ in range(start, steps):
             _step(progress, stream, step_fn, rows)
             after_step(progress, callbacks)
+        _agree(progress)  # of what happened in the last steps
+    except PeerError as error:
+        progress.error = Stopped(f"{error}; saved: run the same command again to resume")
     except Exception as error:
+        if jax.process_count() > 1 and not getattr(error, "known_to_all", False):
+            raise  # to save takes all processes
         progress.error = error
     finally:
-        getattr(stream, "close", lambda: None)()
+        getattr(made, "close", lambda: None)()
     for callback in callbacks:
         try:
             with progress.clock.on(callback.activity):
@@ -149,19 +171,52 @@ def run_loop(
 def after_step(progress: Progress, callbacks: Sequence[Callback]) -> None:
     """Starts to add up what the callbacks have to say of the step, and gives each its turn."""
     facts = (callback.facts(progress) for callback in callbacks)
-    progress.totals.add(
-        progress.done, dict(itertools.chain.from_iterable(each.items() for each in facts)), progress.metrics
-    )
+    values = dict(itertools.chain.from_iterable(each.items() for each in facts))
+    progress.totals.add(progress.done, values | {"failed": progress.failure is not None}, progress.metrics)
     for callback in callbacks:
         if progress.done % callback.every == 0:
-            with progress.clock.on(callback.activity):
-                callback.step(progress)
+            try:
+                with progress.clock.on(callback.activity):
+                    callback.step(progress)
+            except Exception as error:
+                if jax.process_count() == 1 or getattr(error, "known_to_all", False):
+                    raise
+                progress.failure = progress.failure or error
+    if progress.totals.latest(progress.done).get("failed"):
+        _agree(progress)
 
 
-def _step(progress: Progress, stream: Iterator[Any], step_fn: Step, rows: LocalRows) -> None:
+def _agree(progress: Progress) -> None:
+    """Raises the failure of this process, PeerError for that of another; all processes are here."""
+    with together():
+        if progress.failure is not None:
+            raise progress.failure
+
+
+class _ReadAhead:
+    """Batches, read so far ahead that each process knows of an error of its data before the others need its batch."""
+
+    def __init__(self, batches: Iterator[Any]):
+        self._batches, self._depth = batches, LAG + 1 if jax.process_count() > 1 else 0
+        self._queue: collections.deque[Any] = collections.deque()
+
+    def fill(self) -> Exception | None:
+        """Reads as far ahead as is wanted; returns what prevents it."""
+        try:
+            self._queue.extend(itertools.islice(self._batches, self._depth - len(self._queue)))
+        except Exception as error:
+            return error
+        return None
+
+    def next(self) -> Any:
+        """The next batch; None after the last."""
+        return self._queue.popleft() if self._queue else next(self._batches, None)
+
+
+def _step(progress: Progress, stream: _ReadAhead, step_fn: Step, rows: LocalRows) -> None:
     before = time.perf_counter()
     with progress.clock.on("data"):
-        item = next(stream, None)
+        item = stream.next()
     if item is None:
         raise DataEnded(
             f"the data ends at step {progress.done}, the stage at {progress.steps}; saved: "
@@ -172,3 +227,8 @@ def _step(progress: Progress, stream: Iterator[Any], step_fn: Step, rows: LocalR
     with progress.clock.on("dispatch"), jax.profiler.StepTraceAnnotation("train", step_num=number + 1):
         progress.state, progress.metrics = step_fn(progress.state, progress.frozen, rows.put(progress.batch))
     progress.done = number + 1
+    if progress.failure is None:
+        with progress.clock.on("data"):
+            before = time.perf_counter()
+            progress.failure = stream.fill()
+            progress.data_wait += time.perf_counter() - before

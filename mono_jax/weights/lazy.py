@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+Bounds = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,22 @@ class LazyArray:
             shape = (max(stop - start, 0), *self.shape[1:])
             return replace(self, shape=shape, stacked=True, read=lambda i: self[start + i])
         return self.read(n) if self.stacked else self.read(None)[n]
+
+    def parts(self, bounds: Sequence[Bounds], dtype: Any = None) -> list[np.ndarray]:
+        """The parts within ``bounds``, made while each slice is read once; slices that no part needs are not read."""
+        out = [np.empty([stop - start for start, stop in part], dtype or self.dtype) for part in bounds]
+        inside = [tuple(slice(*pair) for pair in part) for part in bounds]
+        if not self.stacked:
+            whole = self.read(None) if bounds else None
+            for target, index in zip(out, inside):
+                target[...] = whole[index]
+            return out
+        for n in sorted({n for part in bounds for n in range(*part[0])}):
+            layer = self.read(n)
+            for target, index in zip(out, inside):
+                if index[0].start <= n < index[0].stop:
+                    target[n - index[0].start] = layer[index[1:]]
+        return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         out = np.empty(self.shape, dtype or self.dtype)

@@ -16,15 +16,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from data_pipelines.io.publish import write_json
 from mono_jax import tree
-from mono_jax.errors import CheckpointError, ConfigError, WeightsError
+from mono_jax.errors import CheckpointError, ConfigError, PeerError, WeightsError
 from mono_jax.files import Damaged, read_json, reason, verify_checksums, write_checksums
 from mono_jax.models.architecture import Architecture
-from mono_jax.parallel.distributed import barrier
+from mono_jax.parallel.agreement import together
+from mono_jax.parallel.specs import param_shardings
 from mono_jax.weights import hf_config, readers
-from mono_jax.weights.lazy import LazyArray
+from mono_jax.weights.lazy import Bounds, LazyArray
 from mono_jax.weights.names import Names, check_params, first
 from mono_jax.weights.orbax_arrays import open_arrays, save_arrays, stream_arrays
 from mono_jax.weights.prompt_format import PromptFormat, prompt_from_hf
@@ -154,31 +156,36 @@ def save_model(
     check_params(config, flat)
     folder = directory / PARAMS_FOLDER
     try:
-        if jax.process_index() == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / MODEL_FILE).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
-        barrier("model folder is empty")
+        with together():
+            if jax.process_index() == 0:
+                directory.mkdir(parents=True, exist_ok=True)
+                (directory / MODEL_FILE).unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
         if any(isinstance(leaf, LazyArray) for leaf in flat.values()):
             stream_arrays(folder, flat)
         else:
             save_arrays(folder, tree.unflatten(flat))
-        if jax.process_index() == 0:
-            for file in map(Path, extra_files):
-                if file.resolve() != (directory / file.name).resolve():
-                    shutil.copyfile(file, directory / file.name)
-            if origin.config_json is not None:
-                write_json(directory / "config.json", origin.config_json)
-            write_checksums(folder)
-            model = {key: v for key, v in config.to_dict().items() if v or key not in _WRITTEN_IF_SET}
-            values = {"format": FORMAT, "model": model, "names": dict(origin.names)}
-            values |= {"dtype": origin.dtype, "prompt": origin.prompt.to_dict() if origin.prompt else None}
-            write_json(directory / MODEL_FILE, values)
-        barrier("model folder is written")
+        with together():
+            if jax.process_index() == 0:
+                _complete(directory, config, extra_files, origin)
     except (WeightsError, ConfigError):
         raise
     except Exception as error:
         raise CheckpointError(f"{directory}: the model was not saved: {reason(error)}") from None
+
+
+def _complete(directory: Path, config: Architecture, extra_files: Iterable[str | Path], origin: Origin) -> None:
+    """What stands beside the weights, ``model.json`` last."""
+    for file in map(Path, extra_files):
+        if file.resolve() != (directory / file.name).resolve():
+            shutil.copyfile(file, directory / file.name)
+    if origin.config_json is not None:
+        write_json(directory / "config.json", origin.config_json)
+    write_checksums(directory / PARAMS_FOLDER)
+    model = {key: v for key, v in config.to_dict().items() if v or key not in _WRITTEN_IF_SET}
+    values = {"format": FORMAT, "model": model, "names": dict(origin.names)}
+    values |= {"dtype": origin.dtype, "prompt": origin.prompt.to_dict() if origin.prompt else None}
+    write_json(directory / MODEL_FILE, values)
 
 
 def model_config(
@@ -214,8 +221,8 @@ def open_model(
 ) -> tuple[Architecture, tree.Tree, dict[str, str]]:
     """Config, weights as ``LazyArray`` and name table of a model folder, Hugging Face folder or workdir.
 
-    ``verify``: compare the weights with their checksums, which reads them once. Raises WeightsError or ConfigError
-    that say what is wrong with the folder.
+    ``verify``: compare the weights with their checksums, which reads them once (all processes of a run call this).
+    Raises WeightsError or ConfigError that say what is wrong with the folder.
     """
     directory = find_model(directory)
     config = model_config(directory, image_token_id=image_token_id, names=names)
@@ -230,8 +237,9 @@ def _open_params(directory: Path, config: Architecture, verify: bool) -> tree.Tr
     folder = directory.absolute() / PARAMS_FOLDER
     try:
         if verify:
-            verify_checksums(folder)
-    except Damaged as error:
+            with together():  # each process a part of the files
+                verify_checksums(folder, jax.process_index(), jax.process_count())
+    except (Damaged, PeerError) as error:
         raise WeightsError(f"{error}: copy or convert the model again") from None
     flat = open_arrays(folder)
     if not flat:
@@ -248,11 +256,13 @@ def load_model(
 ) -> tuple[Architecture, tree.Tree]:
     """Config and parameters (jax.Array) of a model folder or a Hugging Face folder.
 
-    ``dtype`` None keeps what is stored. ``shardings``: one sharding, or a nested dict of them by path;
-    None = the default device. Errors: see ``open_model``.
+    ``dtype`` None keeps what is stored. ``shardings``: a mesh (laid out as in training), one sharding, or a nested dict
+    of them by path; None = the default device. Errors: see ``open_model``.
     """
     config, lazy, _ = open_model(directory, image_token_id=image_token_id)
     flat = tree.flatten(lazy)
+    if isinstance(shardings, Mesh):
+        shardings = param_shardings(config, lazy, shardings)
     if isinstance(shardings, Mapping):
         placement = tree.flatten(shardings)
     else:
@@ -261,8 +271,20 @@ def load_model(
 
 
 def place(leaf: Any, dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """``leaf`` on devices; ``dtype`` None keeps what is stored (float64 becomes float32: JAX has no other here)."""
-    array = np.asarray(leaf, dtype or jax.dtypes.canonicalize_dtype(leaf.dtype))
+    """``leaf`` on devices; ``dtype`` None keeps what is stored (float64 becomes float32: JAX has no other here).
+
+    Of a ``LazyArray`` no more is in memory than this process's devices hold, and one slice.
+    """
+    dtype, shape = np.dtype(dtype or jax.dtypes.canonicalize_dtype(leaf.dtype)), tuple(leaf.shape)
     if sharding is None:
-        return jax.device_put(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        return jax.device_put(np.asarray(leaf, dtype))
+    if not isinstance(leaf, LazyArray):
+        array = np.asarray(leaf, dtype)
+        return jax.make_array_from_callback(shape, sharding, lambda index: array[index])
+
+    def bounds(index: tuple[slice, ...]) -> Bounds:
+        return tuple(one.indices(size)[:2] for one, size in zip(index, shape))
+
+    wanted = list({bounds(index) for index in sharding.addressable_devices_indices_map(shape).values()})
+    parts = dict(zip(wanted, leaf.parts(wanted, dtype)))
+    return jax.make_array_from_callback(shape, sharding, lambda index: parts[bounds(index)])

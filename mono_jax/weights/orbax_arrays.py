@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import collections
 import logging
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +13,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from jax.experimental import multihost_utils
 
 from mono_jax import tree
 from mono_jax.errors import WeightsError
 from mono_jax.files import reason
-from mono_jax.parallel.distributed import barrier
+from mono_jax.parallel.agreement import barrier
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.names import is_stacked
-
-CHUNK = 256 << 20  # bytes
+from mono_jax.weights.slices import is_spread, slice_rows, slices
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
@@ -31,6 +29,22 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 # Orbax logs the traceback of every error that it also raises, several times over; here errors are one line.
 logging.getLogger("absl").addFilter(_not_from_orbax)
+
+
+def orbax_processes() -> ocp.options.MultiprocessingOptions:
+    """Naming the processes makes Orbax wait for them through the runtime's store, with a timeout.
+
+    By default it waits by a collective over the devices, which, in the background, meets a step's own in another order
+    on each process.
+    """
+    several = set(range(jax.process_count())) if jax.process_count() > 1 else None
+    return ocp.options.MultiprocessingOptions(active_processes=several)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    options = orbax_processes()
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def save_arrays(folder: Path, params: tree.Tree) -> None:
@@ -42,7 +56,7 @@ def save_arrays(folder: Path, params: tree.Tree) -> None:
         return ocp.SaveArgs(chunk_byte_size=max(leaf.nbytes // leaf.shape[0], 1), shard_axes=(0,))
 
     save_args = tree.unflatten({path: arguments(path, leaf) for path, leaf in tree.flatten(params).items()})
-    with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(folder, params, save_args=save_args)
 
 
@@ -53,47 +67,29 @@ def stream_arrays(folder: Path, flat: Mapping[str, Any]) -> None:
     replaced by a zarr array with one chunk per slice, as Orbax itself would lay it out. Uncompressed: weights
     hardly compress, and converting is bound by the disk. Every process calls this, the first one writes.
     """
-    with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(folder, tree.unflatten({path: np.zeros((), np.float32) for path in flat}))
     for path, leaf in flat.items():
-        whole = on_host(leaf)
         if jax.process_index() == 0:
-            _write_array(folder / path.replace("/", "."), path, whole)
-    barrier("arrays are streamed")
-
-
-def on_host(leaf: Any) -> Any:
-    """``leaf``, gathered if it is a jax.Array of which this process has a part only; all processes call this."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return leaf
+            _write_array(folder / path.replace("/", "."), path, leaf)
+        elif is_spread(leaf):
+            collections.deque(slices(path, leaf), maxlen=0)
+    barrier()
 
 
 def _write_array(target: Path, path: str, leaf: Any) -> None:
     shutil.rmtree(target)
-    metadata = {"compressor": None, "chunks": _chunks(path, leaf), "dimension_separator": "."}
+    metadata = {"compressor": None, "chunks": [slice_rows(path, leaf), *leaf.shape[1:]], "dimension_separator": "."}
     # Without the last flag a chunk of negative zeros would count as empty and come back as zeros.
     spec = _array_spec(target) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
     array = ts.open(spec, create=True, dtype=np.dtype(leaf.dtype), shape=leaf.shape).result()
-    if is_stacked(path):
-        for n in range(leaf.shape[0]):
-            array[n].write(np.asarray(leaf[n])).result()
-    else:
-        array.write(np.asarray(leaf)).result()
+    for rows, values in slices(path, leaf):
+        array[rows].write(values).result()
 
 
 def _array_spec(folder: Path) -> dict[str, Any]:
     # Unsynced: a chunk lost in a power failure shows in the checksums, and syncing each one triples the time.
     return {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder), "file_io_sync": False}}
-
-
-def _chunks(path: str, leaf: Any) -> list[int]:
-    """One chunk per layer; what has no layers is cut along its first axis into chunks of at most CHUNK bytes."""
-    rows, *rest = leaf.shape
-    if is_stacked(path):
-        return [1, *rest]
-    pieces = math.ceil(rows * math.prod(rest) * np.dtype(leaf.dtype).itemsize / CHUNK)
-    return [math.ceil(rows / pieces), *rest]  # of equal size: zarr stores a short last chunk at full length
 
 
 def open_arrays(folder: Path) -> dict[str, LazyArray]:

@@ -26,6 +26,7 @@ class _Pending:
     done: int
     metrics: Mapping[str, jax.Array]
     data_wait: float
+    seconds: float = 0.0  # that the step took; 0 until it is found finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +72,20 @@ class Recorder(Callback):
         self._measured: dict[int, Mapping[str, float]] = {}
         self._seconds: dict[str, float] = {}  # of the clock at the last record
         self._began = time.perf_counter()
-        self._clear(self._began)
+        self._since = self._began
+        self._clear()
 
-    def _clear(self, now: float) -> None:
+    def _clear(self) -> None:
         self._window: collections.Counter[str] = collections.Counter()
         self._losses: list[float] = []  # of the steps since the last record
         self._by_source: collections.Counter[str] = collections.Counter()  # sums over these steps
-        self._since = now
 
     def facts(self, progress: Progress) -> Mapping[str, int]:
         return count_tokens(progress.batch, progress.counted)
 
     def step(self, progress: Progress) -> None:
         self._pending.append(_Pending(progress.done, progress.metrics, progress.data_wait))
+        self._look()
         if progress.done == progress.start + 1:
             self._drain(progress, keep=0)
             self._window.clear()
@@ -106,13 +108,25 @@ class Recorder(Callback):
 
     def _drain(self, progress: Progress, keep: int) -> None:
         while len(self._pending) > keep:
-            self._record(self._pending.popleft(), progress)
+            self._record(self._pending[0], progress)
+            self._pending.popleft()
+
+    def _look(self, read: _Pending | None = None) -> None:
+        """Steps that are found finished now, ``read`` among them, share the time since the last look that found any."""
+        new = [each for each in self._pending if not each.seconds and (each is read or each.metrics["loss"].is_ready())]
+        if new:
+            now = time.perf_counter()
+            for pending in new:
+                pending.seconds = max(now - self._since, 1e-9) / len(new)
+            self._since = now
 
     def _record(self, pending: _Pending, progress: Progress) -> None:
         with progress.clock.on("wait"):
             values = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
             totals = progress.totals.of(pending.done)
-        self._window.update(steps=1, wait=pending.data_wait, **{name: totals[name] for name in COUNTED})
+        self._look(pending)
+        counted = {name: totals[name] for name in COUNTED}
+        self._window.update(steps=1, seconds=pending.seconds, wait=pending.data_wait, **counted)
         if values["nonfinite"]:
             self._report_nonfinite(pending.done, values, progress)
         else:
@@ -122,9 +136,8 @@ class Recorder(Callback):
             self._log(pending.done, progress, values)
 
     def _log(self, done: int, progress: Progress, values: Mapping[str, float]) -> None:
-        now = time.perf_counter()
         window, count = self._window, self._window["steps"]
-        per_step = max(now - self._since, 1e-9) / count
+        per_step = window["seconds"] / count
         rates = {name.removeprefix("lr/"): value for name, value in values.items() if name.startswith("lr/")}
         record: dict[str, Any] = {"step": done, "stage": self._stage, "time": time.time()}
         record |= {name: values[name] for name in ("loss", "grad_norm", "weight", "skipped")}
@@ -141,11 +154,13 @@ class Recorder(Callback):
         record |= {name: value for name, value in values.items() if "_norm/" in name and value != NOT_COMPUTED}
         record |= self._passed(progress.clock)
         record |= device_memory()
-        record |= self._counts() | self._measured.pop(done, {})
+        totals = progress.totals.of(done)
+        record |= self._counts() | {name: totals[name] for name in ("samples", "bad_samples") if name in totals}
+        record |= self._measured.pop(done, {})
         if self._writer is not None:
             self._writer.write(record)
             self._say(console_line(self._stage, progress.steps, record))
-        self._clear(now)
+        self._clear()
 
     def _losses_by_source(self) -> dict[str, float | None]:
         """loss/NAME, mean over the trained tokens of the steps since the last record, and weight/NAME, their weight."""

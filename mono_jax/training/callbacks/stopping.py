@@ -34,6 +34,7 @@ class TooManyBadSamples(Stopped):
 class SampleReport(Protocol):
     """What ``BadSampleLimit`` needs of the data's report (``data_pipelines.loading.report.Report``)."""
 
+    samples: int
     skipped: collections.Counter[str]
 
     def recent(self) -> tuple[int, int]: ...
@@ -48,7 +49,10 @@ class BadSampleLimit(Callback):
         self._report, self._limit = report, limit
 
     def facts(self, progress: Progress) -> Mapping[str, int]:
-        return dict(zip(("recent_samples", "recent_bad"), self._report.recent()))
+        """Beside what is decided by: all that was read so far, for the records."""
+        own = progress.counted is None or bool(progress.counted.any())  # else another process counts the same rows
+        facts = {"samples": self._report.samples * own, "bad_samples": sum(self._report.skipped.values()) * own}
+        return facts | dict(zip(("recent_samples", "recent_bad"), self._report.recent()))
 
     def step(self, progress: Progress) -> None:
         totals = progress.totals.latest(progress.done)

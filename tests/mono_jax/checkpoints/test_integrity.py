@@ -14,6 +14,7 @@ from mono_jax.checkpoints import integrity
 from mono_jax.checkpoints.integrity import check_fit, tree_hash, verify_together
 from mono_jax.errors import CheckpointError
 from mono_jax.files import Damaged, read_json, verify_checksums, write_checksums
+from tests.mono_jax.peers import Peers
 
 LISTS = ("checksums.json", "checksums.1.json", "checksums.2.json")
 
@@ -108,26 +109,17 @@ def test_a_list_of_the_first_format_is_read(tmp_path):
     assert verify_checksums(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("own", "verdicts", "message"),
-    [
-        (True, [0, 0], None),
-        (False, [1, 1], None),
-        (True, [0, 2], "damaged, as process 1 found"),
-        (Damaged("here: bad"), [2, 0], "here: bad"),
-    ],
-)
-def test_processes_agree(tmp_path, monkeypatch: pytest.MonkeyPatch, own, verdicts: list[int], message: str | None):
-    def verify(*_) -> bool:
-        if isinstance(own, Damaged):
-            raise own
-        return own
+@pytest.mark.parametrize(("found", "expected"), [([True, True], True), ([False, False], False), ([True, None], None)])
+def test_processes_agree(tmp_path, monkeypatch: pytest.MonkeyPatch, found: list[bool | None], expected: bool | None):
+    def verify(_, process: int, processes: int) -> bool:
+        assert processes == 2
+        if found[process] is None:
+            raise Damaged("here: bad")
+        return found[process]
 
     monkeypatch.setattr(integrity, "verify_checksums", verify)
-    monkeypatch.setattr(integrity.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(integrity.multihost_utils, "process_allgather", lambda mine: np.array(verdicts, np.int32))
-    if message is None:
-        assert verify_together(tmp_path) == own
+    results = Peers(2, monkeypatch).run(lambda _: verify_together(tmp_path))
+    if expected is None:
+        assert all(isinstance(result, Damaged) and "here: bad" in str(result) for result in results)
     else:
-        with pytest.raises(Damaged, match=message):
-            verify_together(tmp_path)
+        assert results == [expected] * 2

@@ -131,7 +131,7 @@ def test_padding_changes_nothing(mono: Generator, monkeypatch: pytest.MonkeyPatc
 
 def test_lengths_of_one_bucket_share_a_program(mono: Generator) -> None:
     mono.generate([prompt("ttt")], Sampling(3))
-    programs = generate._programs(mono.config, mono.dtype)
+    programs = generate._programs(mono.config, mono.dtype, None)
     compiled = programs.prefill._cache_size(), programs.decode._cache_size()
     again = Generator(mono.config, random_params(mono.config, 1), jnp.float32)
     again.generate([prompt("ttttttttt")], Sampling(9, stop_tokens=(5,)))

@@ -8,9 +8,10 @@ import time
 import pytest
 
 from mono_jax import cli
-from mono_jax.errors import ClusterError
+from mono_jax.errors import ClusterError, PeerError
 from mono_jax.parallel.distributed import Cluster, find
 from mono_jax.parallel.watch import Watch
+from tests.mono_jax.peers import Store
 
 SRUN = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
 
@@ -75,34 +76,11 @@ def test_a_cluster_described_by_half_is_refused(flags: tuple, environment: dict[
 
 
 def test_a_command_of_one_process_refuses_to_be_started_several_times(monkeypatch):
-    cli.alone("evip.py")
+    cli.alone("convert.py")
     for name, value in SRUN.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ClusterError, match=r"evip.py runs in one process, .* \(found by SLURM\)"):
-        cli.alone("evip.py")
-
-
-class Store:
-    """The runtime's store, in memory; ``away``: it does not answer."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-        self.away = False
-
-    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
-        if self.away:
-            raise RuntimeError("UNAVAILABLE")
-        assert allow_overwrite or key not in self.values
-        self.values[key] = value
-
-    def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
-        if self.away:
-            raise RuntimeError("UNAVAILABLE")
-        return [(key, value) for key, value in self.values.items() if key.startswith(prefix)]
-
-    def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None:
-        if self.away:
-            raise RuntimeError("UNAVAILABLE")
+    with pytest.raises(ClusterError, match=r"convert.py runs in one process, .* \(found by SLURM\)"):
+        cli.alone("convert.py")
 
 
 class Peer:
@@ -168,3 +146,22 @@ def test_a_store_that_is_gone_is_process_0():
         time.sleep(0.05)
         store.away = True
         assert peer.gone.wait(5) and peer.left[0].startswith("process 0")
+
+
+def test_processes_that_end_by_an_error_of_all_end_by_themselves():
+    """Each says its own error; none is ended by the word of another."""
+    store = Store(2)
+    peers = [Peer(store, number) for number in range(2)]
+
+    def process(peer: Peer, error: Exception) -> None:
+        with pytest.raises(type(error)), peer.watch:
+            time.sleep(0.1)
+            raise error
+
+    errors = (ValueError("at once"), PeerError("process 0 on host a: at once"))
+    threads = [threading.Thread(target=process, args=pair) for pair in zip(peers, errors)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [peer.left for peer in peers] == [[], []]

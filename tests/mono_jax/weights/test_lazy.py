@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mono_jax.weights.lazy import LazyArray
+from mono_jax.weights.model_folder import place
 
 
 def test_slices_are_read_when_asked_for():
@@ -23,3 +28,33 @@ def test_slices_are_read_when_asked_for():
     np.testing.assert_array_equal(np.asarray(whole), array, strict=True)
     np.testing.assert_array_equal(whole[2], array[2], strict=True)
     assert reads[4:] == [None, None]
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_parts_are_made_while_each_slice_is_read_once(stacked: bool):
+    """Of a stacked array slices that no part needs are not read at all."""
+    array, reads = np.arange(60, dtype=np.float32).reshape(5, 4, 3), []
+
+    def read(n: int | None) -> np.ndarray:
+        reads.append(n)
+        return array if n is None else array[n]
+
+    lazy = LazyArray(array.shape, array.dtype, stacked, read)
+    bounds = [((1, 3), (0, 4), (0, 3)), ((2, 4), (1, 3), (2, 3)), ((1, 3), (2, 4), (0, 1))]
+    for part, wanted in zip(lazy.parts(bounds, np.float16), bounds, strict=True):
+        expected = array[tuple(slice(*pair) for pair in wanted)].astype(np.float16)
+        np.testing.assert_array_equal(part, expected, strict=True)
+    assert reads == ([1, 2, 3] if stacked else [None])
+    assert lazy.parts([]) == [] and len(reads) == (3 if stacked else 1)
+
+
+def test_a_lazy_array_on_a_mesh_is_the_whole_one_on_a_mesh():
+    """Split along every axis, layers included, over eight devices of which some share a part."""
+    array = np.arange(64, dtype=np.float32).reshape(4, 4, 4)
+    lazy = LazyArray(array.shape, array.dtype, True, lambda n: array[n])
+    mesh = jax.make_mesh((2, 4), ("a", "b"))
+    for spec in (PartitionSpec("a", None, "b"), PartitionSpec(None, "b"), PartitionSpec()):
+        sharding = NamedSharding(mesh, spec)
+        placed = place(lazy, jnp.bfloat16, sharding)
+        assert placed.sharding == sharding and placed.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(placed, np.float32), array)

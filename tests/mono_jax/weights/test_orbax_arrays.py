@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mono_jax import tree
-from mono_jax.weights import orbax_arrays
+from mono_jax.weights import slices
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.model_folder import load_model, save_model
 from mono_jax.weights.names import is_stacked
@@ -28,7 +28,7 @@ def test_negative_zeros_and_nans_survive(tmp_path, model):
 
 def test_large_arrays_without_layers_are_cut_into_chunks(tmp_path, model, monkeypatch):
     config, params, lazy = model
-    monkeypatch.setattr(orbax_arrays, "CHUNK", 10_000)
+    monkeypatch.setattr(slices, "CHUNK", 10_000)
     save_model(tmp_path, config, lazy)
     assert len(list((tmp_path / "params" / "embed.embedding").glob("[0-9]*"))) == 3  # 128 rows of 192 bytes by 52
     assert_equal(load_model(tmp_path)[1], params)

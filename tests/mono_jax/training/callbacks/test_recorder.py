@@ -71,17 +71,50 @@ def test_every_record_holds_the_values_of_its_own_step(start: int, log_every: in
 
 
 def test_rates_are_those_of_the_steps_since_the_last_record(monkeypatch: pytest.MonkeyPatch):
-    """A clock of two seconds a look: it is looked at when made, after the first step and at each record."""
+    """A clock of two seconds a look: at the start, after the first step, and whenever a step is found finished."""
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
     records = Writer()
     run(recorder(records, 3))
-    assert [record["step_s"] for record in records] == pytest.approx([2 / 2, 2 / 3, 2 / 1])  # the first step aside
+    assert [record["step_s"] for record in records] == pytest.approx([2, 2, 2])  # the first step aside
     for record in records:
         rate = TOKENS / record["step_s"]
         assert record["tokens_per_s"] == pytest.approx(rate) and record["mfu"] == pytest.approx(rate / 50)
         assert record["data_wait"] == pytest.approx(0.25 / record["step_s"])
         assert record["eta_s"] == pytest.approx((STEPS - record["step"]) * record["step_s"])
+
+
+class Late:
+    """A value that the device has finished when the ``clock`` shows ``at``; to read it is to wait until then."""
+
+    def __init__(self, value: float, at: float, clock: list[float]):
+        self._value, self._at, self._clock = value, at, clock
+
+    def is_ready(self) -> bool:
+        return self._clock[0] >= self._at
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self._clock[0] = max(self._clock[0], self._at)
+        return np.asarray(self._value, dtype)
+
+
+@pytest.mark.parametrize("host", [3.0, 0.25])
+def test_each_record_has_the_time_of_its_own_step(monkeypatch: pytest.MonkeyPatch, host: float):
+    """Steps of three seconds, whether ``host`` seconds go by until the next or the host is ahead of the device; also
+    those recorded at once for a save, of which all but the first would otherwise be steps of no time."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    records, progress = Writer(), Progress(None, {}, 0, 0, STEPS, batch=random_batch(2))
+    callback = recorder(records, 1)
+    for done in range(1, STEPS):
+        now[0] += host
+        progress.done, progress.metrics = done, {**metrics(done), "loss": Late(10.0 * done, 3.0 * done, now)}
+        after_step(progress, [callback])
+        if done == 4:
+            callback.before_save(progress)
+    callback.finish(progress)
+    assert [record["step_s"] for record in records] == pytest.approx([3.0] * (STEPS - 1))
+    assert [record["tokens_per_s"] for record in records] == pytest.approx([TOKENS / 3.0] * (STEPS - 1))
 
 
 def test_every_step_is_recorded_before_a_save():

@@ -1,0 +1,134 @@
+"""What the processes of a run agree on outside their steps: waiting for each other, errors, process 0's word.
+
+All of it goes through the store of JAX's distributed runtime, not through the devices: nothing waits for a step in
+flight, and no collective meets a step's own in another order. Every process makes these calls in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+
+from mono_jax.errors import PeerError
+
+_FOR_EVER = 7 * 24 * 3600 * 1000  # ms: what ends a wait for a process that is lost is ``watch``
+_PREFIX = "mono_jax/agreement"
+_number = itertools.count()
+
+
+class Store(Protocol):
+    """What is needed of the client of JAX's distributed runtime."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
+
+    def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]: ...
+
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
+
+    def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
+
+
+def store() -> Store:
+    """That of this process, which ``distributed.joined`` has connected."""
+    from jax._src.distributed import global_state  # the one way to the store
+
+    return global_state.client
+
+
+class Meeting:
+    """A sequence of points that all processes pass together, at which an error of one becomes an error of all."""
+
+    def __init__(self, name: str):
+        self._name, self._points = f"{_PREFIX}/{name}", 0
+
+    def pass_on(self, timeout_ms: int = _FOR_EVER) -> None:
+        """Waits for all; raises PeerError that names the processes that ``fail`` told of."""
+        self._points += 1
+        store().wait_at_barrier(self._point, timeout_ms)
+        told = sorted((int(key.rsplit("/", 1)[1]), text) for key, text in store().key_value_dir_get(f"{self._point}/"))
+        if told:
+            raise PeerError("; ".join(text for _, text in told))
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others at the point where they wait for this process. Not for a PeerError, which all have."""
+        if not isinstance(error, PeerError):
+            self._points += 1
+            store().key_value_set(f"{self._point}/{jax.process_index()}", named(error))
+            store().wait_at_barrier(self._point, _FOR_EVER)
+
+    @property
+    def _point(self) -> str:
+        return f"{self._name}/{self._points}"
+
+
+def named(error: BaseException) -> str:
+    """``error`` in one line, with the process that has it."""
+    text = " ".join(str(error).split())[:500] or type(error).__name__
+    return f"process {jax.process_index()} on host {socket.gethostname()}: {text}"
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        Meeting(str(next(_number))).pass_on()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends on all processes or on none: where an error ends it on one, it raises PeerError on the others.
+
+    Within it a process must not wait for others that may have left it by an error.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    meeting = Meeting(str(next(_number)))
+    try:
+        yield
+    except Exception as error:
+        meeting.fail(error)
+        error.known_to_all = True  # see ``watch``
+        raise
+    meeting.pass_on()
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process alone, then the others: what it leaves on disk they find there.
+
+    An error of the first process raises PeerError on the others.
+    """
+    if jax.process_index() != 0:
+        with together():
+            pass
+        yield
+    else:
+        with together():
+            yield
+
+
+def from_first(value: Any) -> Any:
+    """The first process's ``value``, which JSON can hold, on all of them."""
+    if jax.process_count() == 1:
+        return value
+    key = f"{_PREFIX}/{next(_number)}/value"
+    if jax.process_index() == 0:
+        store().key_value_set(key, json.dumps(value))
+    return json.loads(store().blocking_key_value_get(key, _FOR_EVER))
+
+
+def gathered(value: Any) -> list[Any]:
+    """The ``value``, which JSON can hold, of every process, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    folder = f"{_PREFIX}/{next(_number)}"
+    store().key_value_set(f"{folder}/values/{jax.process_index()}", json.dumps(value))
+    store().wait_at_barrier(folder, _FOR_EVER)
+    found = {int(key.rsplit("/", 1)[1]): text for key, text in store().key_value_dir_get(f"{folder}/values/")}
+    return [json.loads(found[index]) for index in range(jax.process_count())]
