@@ -10,10 +10,9 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from mono_jax.hlo import collectives, loops, shapes, work
-from mono_jax.hlo.module import Instruction, Module, read
+from mono_jax.hlo.module import Module, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +84,8 @@ def facts(text: str) -> Facts:
         flops = work.flops(module, run.computation, run.instruction)
         if flops:
             dims = run.instruction.shape.dims if isinstance(run.instruction.shape, shapes.Array) else ()
-            origin = _op_name(run.instruction)
-            products.append(Product(run.instruction.name, dims, flops * run.times, run.times, origin))
+            name, origin = run.instruction.name, run.instruction.op_name
+            products.append(Product(name, dims, flops * run.times, run.times, origin))
     return Facts(tuple(transfers), tuple(products), loops.loops(module))
 
 
@@ -107,12 +106,7 @@ def _transfers(module: Module, run: loops.Executed) -> list[Transfer]:
                 run.times,
                 collective.devices,
                 collective.asynchronous,
-                _op_name(instruction),
+                instruction.op_name,
             )
         )
     return found
-
-
-def _op_name(instruction: Instruction) -> str:
-    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found[1] if found else ""

@@ -76,6 +76,12 @@ class Instruction:
         return self.attribute("custom_call_target") if self.opcode == "custom-call" else None
 
     @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from; "" where nothing says."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
+    @property
     def index(self) -> int:
         """Of a get-tuple-element."""
         return int(self.attribute("index") or 0)

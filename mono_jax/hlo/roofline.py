@@ -4,7 +4,8 @@ An operation takes max(FLOPs / peak, HBM bytes / bandwidth); they run one after 
 Asynchronous copies and collectives run beside them, each kind one after the other; what they take longer than the work
 between their start and their end is *exposed*. A synchronous collective is exposed whole. Not modelled: vector units,
 latencies, how well a matmul fills the matrix unit (kernels aside, for which the caller may say so), links shared by
-collectives of different axes, and one HBM shared by copies and operations.
+collectives of different axes, and one HBM shared by copies and operations. Of the branches of a conditional the slowest
+counts.
 """
 
 from __future__ import annotations
@@ -105,11 +106,11 @@ class _Timeline:
         ready: dict[str, tuple[str, float]] = {}  # what was started: (what runs it, when it is done)
         free = {"network": 0.0, "copies": 0.0}
         for instruction in computation.instructions:
-            for inner, trips in scope.calls(instruction):
-                if trips is None:
-                    total.unknown_loops.append(instruction.name)
-                if instruction.opcode != "async-start":
-                    total.add(self.of(inner), 1 if trips is None else trips)
+            if instruction.opcode != "async-start":
+                for called, trips in self._called(scope, instruction):
+                    if trips is None:
+                        total.unknown_loops.append(instruction.name)
+                    total.add(called, 1 if trips is None else trips)
             collective = collectives.started(self.module, computation, instruction)
             size = traffic.hbm_bytes(self.module, computation, instruction)
             if collective is not None:
@@ -130,6 +131,13 @@ class _Timeline:
             if (collective is None or instruction.opcode == "fusion") and not _is_copy(instruction):
                 self._operation(total, computation, instruction, size)
         return total
+
+    def _called(self, scope: Scope, instruction: Instruction) -> list[tuple[Totals, int | None]]:
+        """What ``instruction`` runs besides itself, and how often; of branches the slowest."""
+        found = [(self.of(inner), trips) for inner, trips in scope.calls(instruction)]
+        if instruction.opcode == "conditional" and found:
+            return [max(found, key=lambda branch: branch[0].seconds)]
+        return found
 
     def _wait(self, total: Totals, what: str, until: float) -> None:
         exposed = max(until - total.seconds, 0.0)

@@ -20,15 +20,19 @@ from mono_jax.runs.planning.needs import attention
 from mono_jax.runs.planning.workload import Workload
 from mono_jax.runs.program import Program
 from pallas_kernels.attention.contract import Implementation, Intervals
+from pallas_kernels.attention.spans import key_spans, query_spans
 
-# Names of kernels in compiled programs, and what they do: products of two matrices for each pair of a query and a key.
+# What kernels do, and how compiled programs name them: XLA:TPU gives an instruction the kernel's name, cuDNN's calls
+# have that of JAX's function; of Mosaic GPU's only the origin in the traced program says which it is.
 PHASES = {
-    r"splash_mha_fwd|packed_attention_forward|fmha(?!.*[Bb]ackward)": "forward",
-    r"splash_mha_dq": "dq",
-    r"splash_mha_dkv": "dkv",
-    r"packed_attention_backward|fmha.*[Bb]ackward": "backward",
+    "forward": r"splash_mha_fwd|attention_forward|attention_fwd",
+    "dq": r"splash_mha_dq|attention_dq",
+    "dkv": r"splash_mha_dkv|attention_dkv",
+    "backward": r"attention_backward|attention_bwd",
 }
+# Products of two matrices for each pair of a query and a key. The scores are made again in each backward kernel.
 PRODUCTS = {"forward": 2, "dq": 3, "dkv": 4, "backward": 5}
+SPLIT = ("splash", "mosaic_gpu")  # their backward pass is dq and dkv
 # {chip: {implementation: {phase: {block: share}}}}. From LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR
 # --xla_jf_dump_llo_text=true", bundles of *final_hlo-static-per-bundle-utilization.txt at one a cycle (S 8,192, 16
 # query and 8 key heads of 128, bfloat16, libtpu 0.0.52; v5e: 1.5 GHz).
@@ -61,7 +65,7 @@ class AttentionWork:
         """Of one layer and microbatch on one device of ``program``'s mesh."""
         config, mesh = program.model.config, program.mesh
         rows = program.run.data.batch_size / mesh.devices.size / program.run.grad_accum_steps
-        pairs = visited_pairs(self.implementation, self.workload.slots, self.workload.samples)
+        pairs = visited_pairs(self.implementation, self.workload.slots, self.workload.samples, phase)
         return PRODUCTS[phase] * 2.0 * config.num_attention_heads * config.head_dim * pairs * rows
 
     def share(self, phase: str) -> float:
@@ -72,23 +76,27 @@ class AttentionWork:
 
     def step_seconds(self, program: Program, peak: float, *, twice: bool) -> float:
         """Of one step of one device at ``peak``; ``twice``: the forward kernel runs again in the backward pass."""
-        split = self.implementation.name.endswith("splash")
-        phases = ["forward"] * (1 + twice) + (["dq", "dkv"] if split else ["backward"])
+        phases = ["forward"] * (1 + twice) + (["dq", "dkv"] if _name(self.implementation) in SPLIT else ["backward"])
         layers = program.model.config.num_hidden_layers * program.run.grad_accum_steps
         return layers * sum(self.flops(program, phase) / (peak * self.share(phase)) for phase in phases)
 
     def kernels(self, program: Program, computation: Computation, instruction: Instruction) -> Work | None:
         """``roofline.Kernels``, once the program is given: the work of a kernel in the compiled step."""
         del computation
-        names = f"{instruction.name} {instruction.target}"
-        phase = next((phase for name, phase in PHASES.items() if re.search(name, names)), None)
+        phase = phase_of(instruction)
         return None if phase is None else Work(self.flops(program, phase), 0.0, self.share(phase))
 
 
+def phase_of(kernel: Instruction) -> str | None:
+    """Which of ``PHASES`` a kernel of a compiled program is; None: no attention."""
+    names = f"{kernel.name} {kernel.op_name}"
+    return next((phase for phase, pattern in PHASES.items() if re.search(pattern, names)), None)
+
+
 @functools.cache
-def visited_pairs(implementation: Implementation, slots: int, samples: float) -> float:
-    """Pairs of a query and a key that are computed of a row of ``slots`` in equal ``samples``, seen or not."""
-    name, length, block = implementation.name.rpartition("/")[2], slots / samples, _block(implementation, slots)
+def visited_pairs(implementation: Implementation, slots: int, samples: float, phase: str = "forward") -> float:
+    """Pairs of a query and a key that a phase computes of a row of ``slots`` in equal ``samples``, seen or not."""
+    name, length, block = _name(implementation), slots / samples, _block(implementation, slots)
     if name in ("xla", "xla_chunked", "cudnn_masked"):  # every pair, then a mask
         return float(slots) ** 2
     if name == "splash":  # below the diagonal, whatever the samples
@@ -96,11 +104,31 @@ def visited_pairs(implementation: Implementation, slots: int, samples: float) ->
     if name == "pallas_tpu":
         from pallas_kernels.attention.visits import count_pairs
 
-        place = np.arange(slots)
-        first = np.ceil(np.floor(place / length) * length)
-        intervals = Intervals(*(jnp.asarray(a[None], jnp.int32) for a in (first, place)))
-        return float(count_pairs(intervals, implementation.grid(1, slots, slots)))
+        return float(count_pairs(_equal_samples(slots, length), implementation.grid(1, slots, slots)))
+    if name == "mosaic_gpu":
+        return _mosaic_pairs(implementation, slots, length, phase)
     return min(slots * (length + 2 * block) / 2.0, float(slots) ** 2)  # of a sample, and what its last blocks overhang
+
+
+def _mosaic_pairs(implementation: Implementation, slots: int, length: float, phase: str) -> float:
+    """Of tiles of queries and blocks of keys, or the other way round for ``dkv``."""
+    from pallas_kernels.attention.backends.mosaic_loop import TILE
+
+    walks = {"forward": implementation.output, "dq": implementation.dquery, "dkv": implementation.dkeys}
+    block, slots = walks[phase].block, -(-slots // TILE) * TILE
+    bounds = _equal_samples(slots, length)[:2]
+    spans = query_spans(*bounds, slots, block, TILE) if phase == "dkv" else key_spans(*bounds, TILE, block)
+    return float((spans.stop - spans.start).sum()) * block * TILE
+
+
+def _equal_samples(slots: int, length: float) -> Intervals:
+    place = np.arange(slots)
+    first = np.ceil(np.floor(place / length) * length)
+    return Intervals(*(jnp.asarray(a[None], jnp.int32) for a in (first, place)))
+
+
+def _name(implementation: Implementation) -> str:
+    return implementation.name.rpartition("/")[2]
 
 
 def _block(implementation: Implementation, slots: int) -> int:

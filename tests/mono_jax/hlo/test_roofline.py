@@ -103,3 +103,21 @@ def test_a_kernel_s_work_is_what_it_or_the_caller_says():
     assert (said.seconds, said.silent_kernels) == (3.0, [])
     known = bound(line, kernels=lambda computation, instruction: Work(200.0, 0.0, efficiency=0.25))
     assert (known.flops, known.seconds, known.silent_kernels) == (200.0, 8.0, [])
+
+
+def test_of_branches_the_slowest_counts():
+    """A kernel for the usual rows and a slow form for the others are not both run."""
+    branches = "".join(
+        f"%branch{count} (p: (s8[4,5], s8[5,5])) -> s8[4,5] {{\n"
+        "  %p = (s8[4,5]{1,0:S(1)}, s8[5,5]{1,0:S(1)}) parameter(0)\n"
+        "  %a = s8[4,5]{1,0:S(1)} get-tuple-element(%p), index=0\n"
+        "  %b = s8[5,5]{1,0:S(1)} get-tuple-element(%p), index=1\n"
+        + "".join(f"  %r{i} = {DOT}\n" for i in range(count))
+        + f"  ROOT %r = {DOT}\n}}\n\n"
+        for count in (0, 2)
+    )
+    lines = """  %i = s32[]{:S(1)} parameter(3)
+  %t = (s8[4,5]{1,0:S(1)}, s8[5,5]{1,0:S(1)}) tuple(%a, %b)
+  ROOT %c = s8[4,5]{1,0} conditional(%i, %t, %t), branch_computations={%branch0, %branch2}"""
+    found = bound(lines, branches)
+    assert (found.seconds, found.flops) == (6.0, 600.0)

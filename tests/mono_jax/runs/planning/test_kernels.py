@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mono_jax.runs.planning.kernels import visited_pairs
+from mono_jax.hlo import module, work
+from mono_jax.runs.planning.kernels import phase_of, visited_pairs
 from pallas_kernels.registry import IMPLEMENTATIONS, implementation_class
 
 
@@ -29,3 +30,37 @@ def test_whoever_skips_samples_computes_what_is_seen_and_a_little_more(samples: 
     for name in names:
         implementation = implementation_class(f"attention/{name}")()
         assert useful <= visited_pairs(implementation, slots, samples) <= 1.7 * useful + slots * 128, name
+
+
+# As compiled programs name them: instruction, target, end of the origin. Mosaic GPU's kernels share name and target.
+KERNELS = [
+    ("packed_attention_forward.2", "tpu_custom_call", "packed_attention_forward", "forward"),
+    ("packed_attention_backward.3", "tpu_custom_call", "packed_attention_backward", "backward"),
+    ("splash_mha_fwd_residuals.1", "tpu_custom_call", "", "forward"),
+    ("splash_mha_dq_no_residuals.1", "tpu_custom_call", "", "dq"),
+    ("splash_mha_dkv_no_residuals.1", "tpu_custom_call", "", "dkv"),
+    ("mpmd_map.28", "mosaic_gpu_v2", "attention_forward/mpmd_map", "forward"),
+    ("mpmd_map.26", "mosaic_gpu_v2", "attention_dq/mpmd_map", "dq"),
+    ("mpmd_map.27", "mosaic_gpu_v2", "attention_dkv/mpmd_map", "dkv"),
+    ("mpmd_map.29", "mosaic_gpu_v2", "swiglu/mpmd_map", None),
+    ("dot_product_attention_fwd.10", "__cudnn$fmhaSoftmax", "cond/dot_product_attention_fwd", "forward"),
+    ("dot_product_attention_bwd.4", "__cudnn$fmhaSoftmaxBackward", "cond/dot_product_attention_bwd", "backward"),
+]
+# Machine code stands in the text of GPU programs, with brackets that do not match.
+BLOB = r'backend_config={module = "ML\EFR\01%fusion.1 = {(\00"}'
+
+
+@pytest.mark.parametrize(("name", "target", "origin", "phase"), KERNELS)
+def test_kernels_are_found_by_their_names_and_origins(name: str, target: str, origin: str, phase: str | None):
+    origin = f"jit(step)/transpose(jvp())/while/body/checkpoint/rematted_computation/shard_map/{origin}"
+    text = f"""HloModule m, is_scheduled=true
+
+ENTRY %main (p: s32[]) -> f32[] {{
+  %p = s32[] parameter(0)
+  ROOT %{name} = (bf16[1,512,4,64]{{3,2,1,0}}, f32[1,4,512]{{2,1,0}}) custom-call(%p), custom_call_target="{target}", \
+metadata={{op_name="{origin}" stack_frame_id=96}}, {BLOB}
+}}
+"""
+    kernel = module.read(text).entry.root
+    assert work.is_kernel(kernel)
+    assert phase_of(kernel) == phase
