@@ -90,8 +90,9 @@ class VisionTower(nnx.Module):
         config = self.config
         b, v = cells.shape
         s, p = config.shuffle, config.patch_size
-        x = normalise(patches, dtype).reshape(b, v, s, p, s, p, config.num_channels)
-        x = x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, v, s * s, p * p * config.num_channels)
+        x = normalise(patches, dtype).reshape(b, v, s, p, s, p * config.num_channels)
+        # Sliced, not transposed: for that TPUs pad pixels to many times their size.
+        x = jnp.stack([x[:, :, i, :, j].reshape(b, v, -1) for i, j in np.ndindex(s, s)], axis=2)
         position = by_rows(jnp.take(cell_embedding(self.position_embedding[...], config), cells, axis=0))
         x = by_rows(self.patch_embedding(x)) + position.astype(dtype)
         if config.kind == "intern_vit":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -280,6 +281,9 @@ def test_what_died_is_not_tried_at_other_sizes(tmp_path):
     assert reason("triton", "both") == "not tried, it died at N=4,096: hung"
     assert reason("triton", "forward") is None and reason("triton permuted", "both") is None
     assert reason("mosaic_gpu permuted", "forward") == "not tried, its check died: no progress"
+    results.content["records"] = [attended("cudnn", 4096, 2, None) | {"died": True}]
+    assert runner.died_before(attention.KIND, attended("cudnn", 8192, 5, 1.0)["about"]).startswith("not tried, it died")
+    assert runner.died_before(attention.KIND, attended("xla", 8192, 5, 1.0)["about"]) is None
 
 
 # ======================================================================================================================
@@ -361,6 +365,36 @@ def test_report():
     crossing = "unsorted rows faster up to about 3 % interleaving, then permuting them"
     assert f"- triton, FFN 2b, forward, N=4,096: {crossing}" in lines
     assert lines[-1] == "- triton forward, ffn 2b N=8,192 50 % visual: OutOfMemory"
+
+
+def attended(row: str, rows: int, samples: int, microseconds: float | None, **found) -> dict:
+    setting = attention.Setting("2b", rows, samples, "bfloat16")
+    about = {"row": f"attention/{row}", "direction": "both", **dataclasses.asdict(setting)}
+    if microseconds is None:
+        return {"kind": attention.KIND, "about": about, "failed": "OutOfMemory"}
+    return {"kind": attention.KIND, "about": about, "median_us": microseconds, "tflops": 1.0, "wrong": False, **found}
+
+
+def test_which_attention_wins_at_which_length():
+    records = [
+        *(attended("xla_blocked", n, max(1, n // 1408), n / 100) for n in (1024, 2048, 4096, 8192)),
+        *(attended("cudnn", n, max(1, n // 1408), 20 + n / 200) for n in (1024, 2048, 4096, 8192)),
+        attended("mosaic_gpu", 4096, 2, 1.0, wrong=True),
+        attended("mosaic_gpu", 8192, 5, None),
+        attended("cudnn", 4096, 1, 50.0),  # of one sample: also the two above that are too short for a second one
+    ]
+    lines = report.full(CONTENT | {"records": records}).splitlines()
+    title = "Attention, 2b, forward + backward"
+    assert (
+        f"- {title}, packed rows: fastest by slots of the row: xla_blocked at 1,024 to 2,048, cudnn at 4,096 to 8,192"
+        in lines
+    )
+    assert f"- {title}, one sample: fastest by slots of the row: xla_blocked at 1,024 to 2,048, cudnn at 4,096" in lines
+    assert "- attention/mosaic_gpu both, attention 2b 8,192 / 5: OutOfMemory" in lines
+    assert "| mosaic_gpu |  |  |  | wrong | failed |" in lines
+    assert attention.break_even({"records": records[:1]}) == []  # nothing to compare
+    (throughout,) = attention.break_even({"records": records[1:4]})
+    assert throughout == f"{title}, packed rows: xla_blocked fastest throughout"
 
 
 def test_an_aim_that_is_missed_is_said_to_be():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -97,8 +98,9 @@ def points(dtype: str) -> Iterator[Setting]:
 
 
 def rehearsal(dtype: str) -> Iterator[Setting]:
-    """Tiny rows that go once through everything."""
+    """Tiny rows that go once through everything; two lengths, so that break-even points are named."""
     yield Setting("tiny", 128, 2, dtype)
+    yield Setting("tiny", 256, 2, dtype)
     yield Setting("tiny", 128, 2, dtype, in_slots=True)
 
 
@@ -214,8 +216,49 @@ def _tuned(name: str, kernel: Implementation, setting: Setting, attempt: Attempt
 
 
 # ======================================================================================================================
-# Tables
+# Tables and break-even points
 # ======================================================================================================================
+
+
+def break_even(content: Mapping[str, Any]) -> list[str]:
+    """Which implementation is the fastest at which lengths, of packed rows and of rows of one sample."""
+    good = [r for r in content["records"] if r["kind"] == KIND and "failed" not in r and not r["wrong"]]
+    kinds = {
+        "packed rows": lambda about: about["samples"] > 1 or about["rows"] < 2 * SAMPLE,
+        "one sample": lambda about: about["samples"] == 1,
+    }
+    lines = []
+    for group in dict.fromkeys(_group(r) for r in good):
+        for kind, holds in kinds.items():
+            best: dict[int, tuple[float, str]] = {}
+            for record in (r for r in good if _group(r) == group and holds(r["about"])):
+                rows, name = record["about"]["rows"], record["about"]["row"].split("/")[1]
+                best[rows] = min(best.get(rows, (float("inf"), "")), (record["median_us"], name))
+            if len(best) > 1:
+                lines.append(f"Attention, {_title(*group)}, {kind}: {_winners(best)}")
+    return lines
+
+
+def _winners(best: Mapping[int, tuple[float, str]]) -> str:
+    """ "xla_blocked at 1,024 to 4,096 slots, mosaic_gpu at 8,192 to 131,072"."""
+    runs = itertools.groupby(sorted(best), lambda rows: best[rows][1])
+    spans = [(name, list(lengths)) for name, lengths in runs]
+    if len(spans) == 1:
+        return f"{spans[0][0]} fastest throughout"
+    parts = (f"{name} at {n[0]:,}" + (f" to {n[-1]:,}" if len(n) > 1 else "") for name, n in spans)
+    return f"fastest by slots of the row: {', '.join(parts)}"
+
+
+def _title(shape: str, direction: str, in_slots: bool) -> str:
+    what = "forward + backward" if direction == "both" else direction
+    return f"{shape}, {what}{', gathered from slots' if in_slots else ''}"
+
+
+def failures(content: Mapping[str, Any]) -> list[str]:
+    """One line per failed point that was to be timed."""
+    failed = [r for r in content["records"] if r["kind"] == KIND and "failed" in r]
+    where = "{row} {direction}, attention {shape} {rows:,} / {samples}"
+    return [f"{where.format(**record['about'])}: {record['failed']}" for record in failed]
 
 
 def tables(content: Mapping[str, Any]) -> str:
@@ -226,9 +269,7 @@ def tables(content: Mapping[str, Any]) -> str:
     for shape, direction, in_slots in groups:
         chosen = [r for r in records if _group(r) == (shape, direction, in_slots)]
         columns = sorted({(r["about"]["rows"], r["about"]["samples"]) for r in chosen})
-        what = "forward + backward" if direction == "both" else direction
-        where = ", gathered from slots" if in_slots else ""
-        lines += ["", f"### Attention, {shape}, {what}{where}: TFLOP/s of useful work", ""]
+        lines += ["", f"**Attention, {_title(shape, direction, in_slots)}: TFLOP/s of useful work**", ""]
         lines.append("| | " + " | ".join(f"{rows:,} / {samples}" for rows, samples in columns) + " |")
         lines.append("|---|" + "---|" * len(columns))
         for name in dict.fromkeys(r["about"]["row"] for r in chosen):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.benchmarks.kernels import attention
+
 RESULTS = Path(__file__).parents[1] / "results"
 README = Path(__file__).parents[3] / "pallas_kernels" / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -161,9 +163,13 @@ def full(content: Mapping[str, Any]) -> str:
         outcome = record.get("failed") or ", ".join(f"{d} {e:.1e}" for d, e in record["errors"].items())
         lines.append(f"- check of {record['about']['row']}: {outcome or record['skipped']}")
     lines += [f"- not here: {name}: {reason}" for name, reason in content["unavailable"].items()]
-    lines += [*_section("Aims", aims(found)), *_section("Break-even", break_even(found))]
-    lines += _tables(found, lambda axis: True)
-    return "\n".join(lines + _section("Failed", failures(content)))
+    lines += [*_section("Aims", aims(found)), *_break_even_section(content, found)]
+    lines += [*_tables(found, lambda axis: True), attention.tables(content)]
+    return "\n".join(lines + _section("Failed", failures(content) + attention.failures(content)))
+
+
+def _break_even_section(content: Mapping[str, Any], found: list[Time]) -> list[str]:
+    return _section("Break-even", [*break_even(found), *attention.break_even(content)])
 
 
 def _section(title: str, items: Iterable[str]) -> list[str]:
@@ -324,8 +330,8 @@ def readme_section() -> str:
 def summary(content: Mapping[str, Any], name: str) -> str:
     """Markdown: aims, break-even points and the tables over N."""
     found = times(content)
-    lines = [*_head(content), *_section("Aims", aims(found)), *_section("Break-even", break_even(found))]
-    lines += _tables(found, lambda axis: axis.name == "rows")
+    lines = [*_head(content), *_section("Aims", aims(found)), *_break_even_section(content, found)]
+    lines += [*_tables(found, lambda axis: axis.name == "rows"), attention.tables(content)]
     return "\n".join([*lines, "", f"All of it: `experiments/benchmarks/results/{name}`."])
 
 

@@ -66,7 +66,7 @@ def write_report(results: Results) -> str:
     folder, content = results.folder, results.content
     table = tuning_json(results)
     (folder / f"tuning_{table['device']}.json").write_text(json.dumps(table, indent=1) + "\n")
-    text = f"{report.full(content)}\n{attention.tables(content)}".rstrip()
+    text = report.full(content).rstrip()
     (folder / "kernels.md").write_text(text + "\n")
     try:
         report.plot(content, folder)

@@ -107,7 +107,7 @@ class Worker:
             if record["kind"] == "check":
                 return f"not tried, its check died: {record['failed']}"
             same = ("row", "op", "direction")
-            if record["kind"] == kind == "time" and all(there[key] == about[key] for key in same):
+            if record["kind"] == kind in ("time", attention.KIND) and all(there.get(k) == about.get(k) for k in same):
                 return f"not tried, it died at N={there['rows']:,}: {record['failed']}"
         return None
 

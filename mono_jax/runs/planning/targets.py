@@ -18,6 +18,7 @@ from pallas_kernels.errors import Unavailable
 
 TPUS = ("v5e", "v5p", "v6e", "tpu7x")
 GPUS = ("h200", "h100")
+MOST_CPUS = 512  # simulated devices of one process: each takes memory and threads
 FORMS = "v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, h200:1x8x1, h100:1x32x8 or cpu:8"
 
 
@@ -41,6 +42,8 @@ def target(name: str) -> Target:
     form = r"\d+" if family == "cpu" else r"\d+(x\d+)+"
     if family not in (*TPUS, *GPUS, "cpu") or not re.fullmatch(form, shape):
         raise ConfigError(f"--target={name}: use one such as {FORMS}")
+    if family == "cpu" and not 1 <= int(shape) <= MOST_CPUS:
+        raise ConfigError(f"--target={name}: between 1 and {MOST_CPUS} simulated devices")
     try:
         devices = _devices(family, shape, name)
     except Unavailable as error:
@@ -53,11 +56,20 @@ def _devices(family: str, shape: str, name: str) -> list[jax.Device]:
     if family in TPUS:
         return absent.tpus(name)
     if family in GPUS:
-        return absent.gpus(family, shape)
+        return absent.gpus(family, _machines(shape))
     found = jax.devices("cpu")
     if len(found) < int(shape):
         raise ConfigError(f"--target={name}: this process has {len(found)} CPU devices; start a new one")
     return found[: int(shape)]
+
+
+def _machines(shape: str) -> str:
+    """Partitions x machines x GPUs of one, as XLA reads it; 1 x N x 1 are machines of up to 8 GPUs."""
+    sizes = [int(size) for size in shape.split("x")]
+    if len(sizes) == 3 and sizes[2] == 1:
+        gpus = math.gcd(sizes[1], 8)
+        sizes[1:] = sizes[1] // gpus, gpus
+    return "x".join(map(str, sizes))
 
 
 def _leave_accelerators_alone(cpus: int | None) -> None:
@@ -114,7 +126,7 @@ def _wraps(target: Target, extent: int) -> bool:
 
 def _on_switches(target: Target, group: list[jax.Device], size: float) -> float:
     """Within a machine by NVLink; between machines each GPU has a network card of its own."""
-    machines = len({_machine(target, device) for device in group})
+    machines = len({device.process_index for device in group})
     within = size / target.chip.link_bandwidth
     if machines < 2:
         return within
@@ -122,10 +134,3 @@ def _on_switches(target: Target, group: list[jax.Device], size: float) -> float:
     n = len(group)
     outside = size * (n / (n - 1)) * ((machines - 1) / machines) / each / target.chip.network_bandwidth
     return max(within, outside)
-
-
-def _machine(target: Target, device: jax.Device) -> int:
-    """Topologies 1 x machines x GPUs; 1 x N x 1 is read as one machine of N, as for up to 8 GPUs."""
-    sizes = [int(size) for size in target.name.partition(":")[2].split("x")]
-    each = sizes[-1] if len(sizes) == 3 and sizes[-1] > 1 else min(math.prod(sizes), 8)
-    return target.devices.index(device) // each

@@ -51,7 +51,7 @@ def planned(name: str, config: dict[str, Any], **options: Any) -> dict[str, Any]
         raise
 
 
-@pytest.mark.parametrize("name", ["cpu:8", "v5e:2x2"])
+@pytest.mark.parametrize("name", ["cpu:8", "v5e:2x2", "h200:1x8x1"])
 def test_a_plan_of_the_step_itself(name: str):
     found = planned(name, values(mesh={"fsdp": 4}, execution={"remat": "full"}))
     assert found.keys() >= KEYS
@@ -59,9 +59,14 @@ def test_a_plan_of_the_step_itself(name: str):
     assert found["argument_bytes"] + found["temp_bytes"] <= found["hbm_bytes_per_device"]
     assert found["tokens_per_step"] == 8 * 128
     assert found["samples_per_row"] == 4  # images of 16 tokens
-    assert found["mesh"] == {"data": 2 if name == "cpu:8" else 1, "fsdp": 4, "tensor": 1}
+    assert found["mesh"] == {"data": 1 if name == "v5e:2x2" else 2, "fsdp": 4, "tensor": 1}
     assert found["collective_bytes"]["all-gather"] > 0
-    kernel, limit = ("xla", "") if name == "cpu:8" else ("pallas_tpu 128", "of 15.8 ")
+    kernels = {
+        "cpu:8": ("xla", ""),
+        "v5e:2x2": ("pallas_tpu 128", "of 15.8 "),
+        "h200:1x8x1": ("mosaic_gpu", "of 105.8 "),
+    }
+    kernel, limit = kernels[name]
     assert found["needs"] == f"attention {kernel}, experts static, remat full, bfloat16, 0.0 {limit}GiB"
     if name == "cpu:8":
         assert found["step_s"] is None and found["hbm_limit"] is None  # no data sheet, no guess

@@ -9,6 +9,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.hlo.collectives import Collective
 from mono_jax.runs.planning.targets import Target, collective_seconds, target
 from mono_jax.training.chips import CHIPS
+from pallas_kernels import absent
 
 
 def torus(name: str, kind: str, *sizes: int) -> Target:
@@ -25,7 +26,9 @@ def seconds(hardware: Target, kind: str, group: list[int], size: int = 45_000_00
 FLAT = torus("v5e:16x16", "TPU v5e", 16, 16)  # 45 GB/s one way: an array of 45 GB takes a second over a link
 SMALL = torus("v5e:4x4", "TPU v5e", 4, 4)
 CUBE = torus("v5p:4x4x4", "TPU v5p", 4, 4, 4)  # 90 GB/s
-GPUS = Target("h100:1x4x8", tuple(SimpleNamespace(platform="gpu", id=i) for i in range(32)), CHIPS["H100"])
+GPUS = Target(
+    "h100:1x4x8", tuple(SimpleNamespace(platform="gpu", process_index=i // 8) for i in range(32)), CHIPS["H100"]
+)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,20 @@ def test_the_least_time_of_a_collective(hardware: Target, kind: str, group: list
     assert seconds(hardware, kind, group) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:two", "h200:", "", "cpu:2x2", "cpu:99999", "v5e:3x5"])
+@pytest.mark.parametrize(
+    ("shape", "machines"),
+    [("1x8x1", "1x1x8"), ("1x2x1", "1x1x2"), ("1x16x1", "1x2x8"), ("1x32x8", "1x32x8"), ("1x1x1", "1x1x1")],
+)
+def test_gpus_are_machines_of_up_to_eight(shape: str, machines: str, monkeypatch: pytest.MonkeyPatch):
+    """As XLA reads it 1 x 8 x 1 are 8 machines, over which a mesh of 2 x 4 could not be laid."""
+    asked = []
+    gpu = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+    monkeypatch.setattr(absent, "gpus", lambda kind, topology: asked.append((kind, topology)) or [gpu])
+    assert target(f"h200:{shape}").name == f"h200:{shape}"
+    assert asked == [("h200", machines)]
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:two", "h200:", "", "cpu:2x2", "cpu:0", "cpu:99999", "v5e:3x5"])
 def test_a_target_that_is_none(name: str):
     with pytest.raises(ConfigError, match="--target"):
         target(name)
