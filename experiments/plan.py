@@ -29,13 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument("--target", metavar="KIND:SHAPE", help="what to compile for, e.g. v5e:16x16")
     parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
-    parser.add_argument(
-        "--samples_per_row", type=float, help="that rows are taken to hold (default: images of the most tiles)"
-    )
+    full = "samples that fill a row, for the work of attention (default: as many images of the most tiles as it holds)"
+    parser.add_argument("--samples_per_row", type=float, metavar="N", help=full)
     parser.add_argument("--search", action="store_true", help="rank meshes, microbatches, remat and row lengths first")
     parser.add_argument("--compile", type=int, default=2, metavar="N", help="with --search: compile the N best (2)")
-    parser.add_argument("--table", action="store_true", help="the table of docs/scaling.md, of the config FILE:STAGE")
-    parser.add_argument("--compile_rows", default="", metavar="STAGE@POD,...", help="with --table: compile these rows")
+    rows = (
+        "all stages on pods by arithmetic, as in docs/scaling.md: of --config=FILE without a stage; takes no --target"
+    )
+    parser.add_argument("--table", action="store_true", help=rows)
+    parser.add_argument(
+        "--compile_rows", default="", metavar="STAGE@POD,...", help="with --table: compile these rows too"
+    )
     args, values = config_file.parse(parser, argv, reference.stage_keys)
     from mono_jax.runs import plan  # after parsing: --help needs none of it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from mono_jax.errors import ConfigError
@@ -44,7 +44,7 @@ def search(
         visual, text, _ = sizes[0]
         sizes = [(visual, text, round(batch_samples / workload(program, samples_per_row).samples))]
     found = [_sized(sums, candidate, samples) for candidate in _candidates(program, target, sizes)]
-    found.sort(key=lambda entry: (not entry["fits"], -entry["roofline_mfu"]))
+    found.sort(key=_rank)
     if not found:
         raise ConfigError(
             f"--search: data.batch_size {program.run.data.batch_size} divides by no mesh of {target.name}"
@@ -59,6 +59,11 @@ def search(
     good = [plan for plan in plans if plan["fits"]] or plans
     best = max(good, key=lambda plan: plan["roofline_mfu"] or 0.0) if good else {}
     return best | {"search": {"seconds": round(seconds, 1), "candidates": found, "compiled": plans}}
+
+
+def _rank(entry: Mapping[str, Any]) -> tuple[bool, float, int]:
+    """The fastest that fits comes first; of equals, as far as arithmetic can tell them apart, the smallest."""
+    return not entry["fits"], -round(entry["roofline_mfu"], 3), entry["hbm_bytes_per_device"]
 
 
 def _program(run: RunConfig, target: Target) -> Program:

@@ -135,7 +135,8 @@ def test_what_does_not_fit_is_a_result(at: str, monkeypatch: pytest.MonkeyPatch)
     assert found["hbm_bytes_per_device"] > found["hbm_limit"] == 1000
     assert ("GiB a device" if at == "after" else "Ran out of memory") in found["reason"]
     assert found.keys() >= KEYS
-    assert any(line.startswith("refused") for line in table.lines(found))
+    printed = list(table.lines(found))
+    assert any(line.startswith("refused") for line in printed) and not any("()" in line for line in printed)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,13 @@ def test_what_the_compiler_says_it_needs(message: str, size: float | None):
     assert refused["hbm_bytes_per_device"] == (None if size is None else int(size * (1 << 30)))
     assert refused["fits"] is False
     assert message in refused["reason"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.37, "2.370 s"), (0.1, "0.100 s"), (0.0042, "4.2 ms"), (28e-6, "28 us"), (0.0, "0 us")]
+)
+def test_short_steps_are_no_zeros(seconds: float, text: str):
+    assert table._span(seconds) == text
 
 
 def test_a_stage_of_several_needs_no_sets():
