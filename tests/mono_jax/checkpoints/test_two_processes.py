@@ -8,12 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import mono_jax
 
 _PROCESS = """
-import sys
+import resource, sys, time
 from pathlib import Path
 import jax
 import numpy as np
@@ -22,6 +20,7 @@ from mono_jax import tree
 from mono_jax.checkpoints.base import load_base, save_base
 from mono_jax.checkpoints.integrity import tree_hash
 from mono_jax.checkpoints.manager import Checkpoints
+from mono_jax.errors import CheckpointError
 from mono_jax.weights.model_folder import load_model, model_config, open_model, save_model
 from mono_jax.weights.names import param_shapes
 from mono_jax.weights.readers import load_params
@@ -54,6 +53,28 @@ with Checkpoints(folder / "c", keep=2, report=reported.append) as checkpoints:
         for a, b in zip(restored[name].addressable_shards, leaf.addressable_shards):
             np.testing.assert_array_equal(a.data, b.data)
 
+# A disk that is full for process 1 only: the save fails for both, at once, and the next one is made.
+large = {"step": place(np.int32(0), jax.P()), "w": place(np.random.default_rng(0).normal(size=(64, 64, 8)), jax.P("x"))}
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+for where, size in {"before": 64, "while": 8192}.items():
+    reported, began = [], time.monotonic()
+    with Checkpoints(folder / where, report=reported.append) as checkpoints:
+        checkpoints.save(1, large, {"at": 1})
+        checkpoints.wait()
+        if rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        try:
+            checkpoints.save(2, large, {"at": 2})
+            checkpoints.wait()
+            raise SystemExit("saved")
+        except CheckpointError as error:
+            assert "step 2 was not saved" in str(error) and ("process 1 on" in str(error)) == (rank == 0), error
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert checkpoints.failed == 1 and checkpoints.steps() == [1]
+        checkpoints.save(3, large, {"at": 3})
+        assert checkpoints.steps() == [1, 3] and checkpoints.failed == 1
+    assert time.monotonic() - began < 200  # Orbax itself waits 300 s and more
+
 config = model_config(golden)
 shardings = {
     path: jax.NamedSharding(mesh, jax.P(*[None] * (len(shape) - 1), None if shape[-1] % 4 else "x"))
@@ -77,7 +98,6 @@ print("done")
 """
 
 
-@pytest.mark.slow
 def test_two_processes_save_and_restore_together(tmp_path, golden_dir):
     with socket.socket() as free:
         free.bind(("localhost", 0))
