@@ -28,7 +28,8 @@ def milliseconds(function: Callable[[int], object]) -> float:
     return round(statistics.median(times), 3)
 
 
-def main() -> None:
+def run() -> None:
+    """In each of the processes."""
     with distributed.joined(distributed.find()) as first:
         totals = Totals()
         found = {"started_ms": milliseconds(lambda step: totals.add(step, FACTS))}
@@ -43,7 +44,3 @@ def main() -> None:
         found["gathered_ms"] = milliseconds(lambda step: multihost_utils.process_allgather(values).sum(0))
         if first:
             print(json.dumps(found | {"processes": jax.process_count()}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

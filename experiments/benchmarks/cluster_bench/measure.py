@@ -61,7 +61,8 @@ def _meshes(config: Path, where: Path, mesh: str, counts: Sequence[int]) -> dict
 
 
 def _agreed(where: Path, count: int) -> dict[str, float]:
-    processes = Processes(["-m", "experiments.benchmarks.cluster_bench.agreed"], count, where / f"agreed_{count}")
+    program = "from experiments.benchmarks.cluster_bench.agreed import run; run()"
+    processes = Processes(["-c", program], count, where / f"agreed_{count}")
     processes.wait()
     return json.loads(processes.said().splitlines()[-1])
 
