@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -58,7 +59,7 @@ def _leave(message: str) -> None:
 
 
 class Watch:
-    """A thread that beats and listens while the context is entered. An error that leaves the context is told."""
+    """Beats and listens in threads while the context is entered. An error that leaves the context is told."""
 
     def __init__(
         self,
@@ -75,9 +76,12 @@ class Watch:
         self._stop = threading.Event()
         self._ending = False
         self._hosts: dict[int, str] = {}
+        self._ended: dict[int, dict[str, Any]] = {}
+        self._heard = dict.fromkeys(range(processes), time.monotonic())
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
+        self._heard = dict.fromkeys(self._heard, time.monotonic())
         self._thread.start()
         return self
 
@@ -102,24 +106,25 @@ class Watch:
             self._store.key_value_set(f"{_ENDED}{self._process}", value, allow_overwrite=True)
 
     def _run(self) -> None:
-        number, seen, heard = 0, {}, dict.fromkeys(range(self._processes), time.monotonic())
-        while True:
-            number += 1
-            try:
-                beat = json.dumps({"host": self._host, "number": number})
-                self._store.key_value_set(f"{_BEATS}{self._process}", beat, allow_overwrite=True)
-                beats, ended = (self._read(prefix) for prefix in (_BEATS, _ENDED))
-                heard[0] = time.monotonic()  # process 0 keeps the store
-            except Exception:  # of the runtime, of any kind
-                beats, ended = {}, {}
-            now = time.monotonic()
-            for other, value in beats.items():
-                self._hosts[other] = value["host"]
-                if seen.get(other) != value["number"]:
-                    seen[other], heard[other] = value["number"], now
-            if lost := self._lost(ended, heard, now):
+        """Looks for lost processes; what talks to the store is another thread, which a cut connection holds up."""
+        threading.Thread(target=self._talk, name="beats", daemon=True).start()
+        while not self._stop.wait(self._beat):
+            if lost := self._lost(time.monotonic()):
                 self._leave(f"{lost}{_ADVICE}")
                 return
+
+    def _talk(self) -> None:
+        seen: dict[int, int] = {}
+        for number in itertools.count():
+            with contextlib.suppress(Exception):  # of the runtime, of any kind: the store is away
+                beat = json.dumps({"host": self._host, "number": number})
+                self._store.key_value_set(f"{_BEATS}{self._process}", beat, allow_overwrite=True)
+                beats, self._ended = (self._read(prefix) for prefix in (_BEATS, _ENDED))
+                self._heard[0] = now = time.monotonic()  # process 0 keeps the store
+                for other, value in beats.items():
+                    self._hosts[other] = value["host"]
+                    if seen.get(other) != value["number"]:
+                        seen[other], self._heard[other] = value["number"], now
             if self._stop.wait(self._beat):
                 return
 
@@ -127,11 +132,11 @@ class Watch:
         found = self._store.key_value_dir_get(prefix)
         return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in found}
 
-    def _lost(self, ended: dict[int, dict[str, Any]], heard: dict[int, float], now: float) -> str | None:
-        for other, value in ended.items():
+    def _lost(self, now: float) -> str | None:
+        for other, value in dict(self._ended).items():
             if other != self._process and not self._ending:
                 return f"process {other} on host {value['host']} ended: {value['error']}"
-        for other, when in heard.items():
+        for other, when in dict(self._heard).items():
             if other != self._process and now - when > self._lost_after:
                 host = f" on host {self._hosts[other]}" if other in self._hosts else ""
                 return f"process {other}{host} has not been heard of for {now - when:.0f} s"

@@ -23,12 +23,12 @@ from tests.mono_jax.parallel.hosts import Hosts
 from tests.mono_jax.runs.test_stage import settings
 
 ROOT = Path(__file__).parents[3]
-DEVICES = 4  # of all processes together
+DEVICES = 4  # of all processes together, by default
 CONFIG = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({!r})\n"
 
 
 class Cluster:
-    """``processes`` processes of a command on this machine, with ``DEVICES`` simulated devices in all.
+    """``processes`` processes of a command on this machine, with ``devices`` simulated devices in all.
 
     ``variables``: of the environment of single processes, by number. ``hosts``: one for each process.
     """
@@ -42,12 +42,13 @@ class Cluster:
         command: str = "train.py",
         variables: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
         hosts: Hosts | None = None,
+        devices: int = DEVICES,
     ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             coordinator = f"{hosts.addresses[0] if hosts else 'localhost'}:{free.getsockname()[1]}"
         line = [sys.executable, f"experiments/{command}", f"--config={config}", f"--workdir={workdir}", *options]
-        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}"}
+        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
         env |= {"PYTHONPATH": str(ROOT)}
         self.outputs = [workdir.parent / f"{workdir.name}.{number}.log" for number in range(processes)]
         self.processes = []
@@ -63,6 +64,10 @@ class Cluster:
 
     def said(self, number: int) -> str:
         return self.outputs[number].read_text()
+
+    def errors(self, number: int) -> list[str]:
+        """The lines that say why a process ended."""
+        return [line for line in self.said(number).splitlines() if line.startswith("error:")]
 
     def wait_for_step(self, step: int) -> None:
         """Until the first process has reported ``step``."""
@@ -99,11 +104,15 @@ def records(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_losses(one: Path, other: Path) -> None:
     for a, b in zip(records(one), records(other), strict=True):
         assert a["step"] == b["step"] and a["weight"] == b["weight"]
         np.testing.assert_allclose(b["loss"], a["loss"], rtol=1e-5)
         np.testing.assert_allclose(b["grad_norm"], a["grad_norm"], rtol=1e-4)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert_same_losses(one, other)
     weights = [tree.flatten(open_model(workdir / "model")[1]) for workdir in (one, other)]
     for path, leaf in weights[0].items():
         np.testing.assert_allclose(np.asarray(weights[1][path]), np.asarray(leaf), atol=1e-5, err_msg=path)

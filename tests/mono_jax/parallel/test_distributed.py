@@ -165,3 +165,14 @@ def test_processes_that_end_by_an_error_of_all_end_by_themselves():
     for thread in threads:
         thread.join(20)
     assert [peer.left for peer in peers] == [[], []]
+
+
+def test_one_whose_calls_to_the_store_never_return_ends_too():
+    """As on a host that is cut off: no connection is closed, nothing answers."""
+    store, never = Store(), threading.Event()
+    peer = Peer(store, 1)
+    with peer.watch:
+        time.sleep(0.05)
+        store.key_value_set = lambda *_, **__: never.wait(30)
+        assert peer.gone.wait(5) and peer.left[0].startswith("process 0")
+    never.set()

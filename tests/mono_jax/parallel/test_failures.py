@@ -42,7 +42,8 @@ def test_when_one_is_lost_the_others_say_which_and_end(config, tmp_path, cluster
     lost = time.monotonic()
     assert cluster.processes[other].wait(timeout=100) == PEER_LOST, cluster.said(other)
     assert time.monotonic() - lost < 90  # 60 on a machine that does nothing else
-    assert f"process {victim} on" in cluster.said(other).splitlines()[-1]
+    [error] = cluster.errors(other)
+    assert f"process {victim} on" in error
 
 
 @pytest.mark.slow
@@ -53,7 +54,7 @@ def test_an_error_of_the_data_of_one_ends_all_saved(sets, tmp_path, clusters, vi
     config = write_config(tmp_path / "config.py", values, BROKEN)
     clusters.append(Cluster(config, tmp_path / "run", 2, variables={victim: {"BROKEN": str(step)}}))
     codes = clusters[-1].wait()
-    errors = [[line for line in clusters[-1].said(n).splitlines() if line.startswith("error:")] for n in range(2)]
+    errors = [clusters[-1].errors(number) for number in range(2)]
     assert codes[victim] == 1 and codes[1 - victim] == 2, clusters[-1].said(0) + clusters[-1].said(1)
     assert [len(lines) for lines in errors] == [1, 1] and all("the disk does not answer" in e[0] for e in errors)
     assert f"process {victim} on host" in errors[1 - victim][0] and "; saved: " in errors[1 - victim][0]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
 
 from mono_jax.training.callbacks.stopping import PREEMPTED
-from tests.mono_jax.parallel.clusters import Cluster, assert_same_run, clusters, config
+from tests.mono_jax.parallel.clusters import (
+    ROOT,
+    Cluster,
+    assert_same_losses,
+    assert_same_run,
+    clusters,
+    config,
+    records,
+    write_config,
+)
+from tests.mono_jax.runs.test_stage import settings
 
 __all__ = ["clusters", "config"]  # fixtures that pytest looks up by name
 MESHES = {"data": (4, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 4), "fsdp_tensor": (1, 2, 2)}
@@ -27,16 +38,55 @@ def test_any_number_of_processes_trains_alike_on_any_mesh(config, tmp_path, clus
 
 
 @pytest.mark.slow
-def test_all_stop_when_one_is_asked_and_any_number_resumes(config, tmp_path, clusters):
-    """SIGTERM reaches one process of two; then one resumes, then four finish."""
-    long = ["--config.steps=40"]
-    clusters.append(Cluster(config, tmp_path / "whole", 1, long))
+@pytest.mark.parametrize(("devices", "parts"), [(4, ((2, 8), (1, 16), (4, None))), (12, ((4, 8), (3, 16), (4, None)))])
+def test_all_stop_when_one_is_asked_and_any_number_resumes(sets, tmp_path, clusters, devices: int, parts):
+    """SIGTERM reaches one process; another number of them resumes, at the very next batch."""
+    values = settings(sets, steps=40, data={"batch_size": 2 * devices, "workers": 1}, mesh={})
+    config = write_config(tmp_path / "config.py", values)
+    clusters.append(Cluster(config, tmp_path / "whole", 1, devices=devices))
     assert clusters[-1].wait() == [0]
-    for count, ends in ((2, 8), (1, 16), (4, None)):
-        clusters.append(Cluster(config, tmp_path / "parts", count, long))
+    for count, ends in parts:
+        clusters.append(Cluster(config, tmp_path / "parts", count, devices=devices))
         if ends:
             clusters[-1].wait_for_step(ends)
             clusters[-1].processes[-1].send_signal(signal.SIGTERM)
         codes = clusters[-1].wait()
         assert codes == [PREEMPTED if ends else 0] * count, clusters[-1].said(0)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
+    """All stages: what is trained, the loss on text between them, the answers; one process speaks and writes."""
+    stages = ("s0", "s1_1", "s1_2", "s1_3", "s2")
+    # Where AdamW divides rounding errors by themselves, two runs would drift apart.
+    options = [f"--config.stages.{name}.optim.eps=0.01" for name in stages]
+    for name, count in (("one", 1), ("two", 2)):
+        demo = ROOT / "experiments/configs/demo.py:smoke"
+        clusters.append(Cluster(demo, tmp_path / name, count, options, "evip.py"))
+        assert clusters[-1].wait() == [0] * count, clusters[-1].said(0) + clusters[-1].said(count - 1)
+    for stage in stages:
+        assert_same_losses(tmp_path / "one" / stage, tmp_path / "two" / stage)
+        one, two = (json.loads((tmp_path / name / stage / "summary.json").read_text()) for name in ("one", "two"))
+        assert two["text_loss_after"] == pytest.approx(one["text_loss_after"], abs=1e-5)
+        assert two["data"]["samples"] == one["data"]["samples"] and two.get("evaluation") == one.get("evaluation")
+    said = [clusters[-1].said(number) for number in range(2)]
+    assert said[0].count("report:") == 1 and "report:" not in said[1] and "held-out" not in said[1]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_on_the_way_as_one_does(sets, tmp_path, clusters):
+    evaluation = {"every": 3, "sources": {"text": sets["heldout"]["text"]}, "batches": 2, "keep_best": "text"}
+    config = write_config(
+        tmp_path / "config.py",
+        settings(sets, evaluation=evaluation, data={"batch_size": 8}, mesh={"fsdp": 2, "tensor": 2}),
+    )
+    for name, count in (("one", 1), ("two", 2)):
+        clusters.append(Cluster(config, tmp_path / name, count))
+        assert clusters[-1].wait() == [0] * count, clusters[-1].said(0) + clusters[-1].said(count - 1)
+    found = [
+        {r["step"]: r["heldout/text"] for r in records(tmp_path / name) if "heldout/text" in r}
+        for name in ("one", "two")
+    ]
+    assert list(found[0]) == list(found[1]) == [3, 6] and found[1] == pytest.approx(found[0], abs=1e-5)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
