@@ -191,7 +191,13 @@ class EvipConfig:
     data: strict.Part[DataConfig] = field(default_factory=dict, help="keys of the data config, for all stages")
     init: str = field("", help="base language model (model or Hugging Face folder), if no stage S0 makes one")
     vision: VisionConfig = field(default_factory=VisionConfig, help="the patch embedding that a base without one gets")
+    visual_experts: bool = field(True, help="visual FFN experts; False: the base sees with its own FFNs (ablation)")
     attention_experts: bool = field(False, help="visual attention experts too (Mono-InternVL-1.5)")
+    replay: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict,
+        help="{stage: {other stage: weight}}: sources of the other stage, from the sets, mixed into those of the first "
+        "with this weight each; {'s2': {'s0': 0.1}} replays text in S2",
+    )
     gallery: int = field(12, ge=0, help="held-out images shown in the report")
     answer_tokens: int = field(32, ge=1, help="longest answer to a held-out question, tokens")
 
@@ -201,6 +207,11 @@ class EvipConfig:
             raise ConfigError("config.stages is empty: name at least one stage")
         for folder in self.stages:
             get_stage(self.stage_name(folder))
+        if self.attention_experts and not self.visual_experts:
+            raise ConfigError("config.attention_experts: they come with visual_experts")
+        for folder in self.replay:
+            if folder not in self.stages:
+                raise unknown_key("stage of config.replay", folder, self.stages)
 
     def stage_name(self, folder: str) -> str:
         """The stage that the folder's run is of; raises ConfigError if it names none."""
@@ -208,6 +219,16 @@ class EvipConfig:
         if not isinstance(name, str):
             raise ConfigError(f"config.stages.{folder}.stage is {name!r}: use one of {', '.join(STAGES)}")
         return name
+
+    def stage_values(self, folder: str, init: str) -> dict[str, Any]:
+        """Keys of the stage's run that starts from ``init``: common ones, then its own; not what the sets give."""
+        own, common = dict(self.stages[folder]), dict(self.common)
+        if init and isinstance(common.get("model"), Mapping):  # the preset is that of the stage without weights
+            common["model"] = {key: value for key, value in common["model"].items() if key != "preset"}
+        values = {**common, **own, "init": init}
+        if folder != list(self.stages)[-1]:
+            values.setdefault("save_dtype", "float32")  # the next stage goes on with the masters
+        return {**values, "data": {**self.data, **own.get("data", {})}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvipConfig:

@@ -111,23 +111,28 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
     Raises ConfigError if a part of ``key`` holds a plain value, or names no entry of a list.
     """
+    assign(config, key, lambda old: _value(old, text))
+
+
+def assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets ``config``'s value at the dotted ``key``; a function as ``value`` gets the old one, or None.
+
+    Raises ConfigError as ``override`` does.
+    """
     *parents, name = key.split(".")
     node: Any = config
     for place, parent in enumerate(parents):
         node = _child(node, parent, key)
         if not isinstance(node, (ConfigDict, dict, list)):
             raise ConfigError(f"{PREFIX}{key}: {'.'.join(parents[: place + 1])} holds a value, not further keys")
-    if isinstance(node, list):
-        index = _index(node, name, key)
-        node[index] = _value(node[index], text)
-    elif isinstance(node, dict):
-        node[name] = _value(node.get(name), text)
-    else:
+    entry: Any = _index(node, name, key) if isinstance(node, list) else name
+    if callable(value):
         old = None
-        with contextlib.suppress(RequiredValueError):
-            old = node.get(name)
-        with node.ignore_type():
-            node[name] = _value(old, text)
+        with contextlib.suppress(RequiredValueError, KeyError):
+            old = node[entry]
+        value = value(old)
+    with node.ignore_type() if isinstance(node, ConfigDict) else contextlib.nullcontext():
+        node[entry] = value
 
 
 def _child(node: ConfigDict | dict[str, Any] | list[Any], name: str, key: str) -> Any:

@@ -10,38 +10,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.io import publish
-from data_pipelines.recipes.demo.sets import build_demo_sets
-from data_pipelines.recipes.demo.sizes import DemoSizes
-from data_pipelines.recipes.manifest import load_manifest
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
-from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.errors import ConfigError
 from mono_jax.evaluation import questions
 from mono_jax.evaluation.heldout import HeldoutSources
 from mono_jax.files import read_json
 from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.agreement import first_process_first, from_first, together
+from mono_jax.parallel.agreement import from_first, together
 from mono_jax.parallel.mesh import row_ways
 from mono_jax.runs import report
 from mono_jax.runs.compilation_cache import folder_of, kept_programs
-from mono_jax.runs.config import DemoSetsConfig, EvipConfig, RunConfig, one_of_several
+from mono_jax.runs.config import EvipConfig, RunConfig, one_of_several
 from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.program import Program
+from mono_jax.runs.sets import prepare_sets
 from mono_jax.runs.stage import run_stage
 from mono_jax.training import stages
 from mono_jax.training.groups import groups_of, trained_groups
@@ -71,32 +68,44 @@ class Evip:
     manifest: dict[str, Any]
     say: Say = say_now
 
+    @classmethod
+    def open(cls, config: EvipConfig, workdir: Path, say: Say = say_now) -> Self:
+        """With the sets that the config names, which are built in ``workdir``. Raises ConfigError or DataError."""
+        return cls(config, workdir, prepare_sets(config, workdir, say), say)
+
     def stage_config(self, folder: str, init: str) -> RunConfig:
         """The stage's RunConfig: common keys, the stage's own, the sets' sources and tokenizer.
 
         Raises ConfigError that names the key if neither the config nor the sets have a tokenizer or sources.
         """
-        own, common = dict(self.config.stages[folder]), dict(self.config.common)
-        if init and isinstance(common.get("model"), Mapping):  # the preset is that of the stage without weights
-            common["model"] = {key: value for key, value in common["model"].items() if key != "preset"}
-        values = {**common, **own, "init": init}
-        if folder != list(self.config.stages)[-1]:
-            values.setdefault("save_dtype", "float32")  # the next stage goes on with the masters
-        data = {**self.config.data, **own.get("data", {})}
+        values = self.config.stage_values(folder, init)
+        data = values["data"]
         if "tokenizer" not in data:
             data["tokenizer"] = self.tokenizer()
         if "sources" not in data:
-            if folder not in self.manifest["stages"]:
-                raise ConfigError(
-                    f"config.stages.{folder}.data.sources is missing, and config.sets has no stage {folder!r} "
-                    f"(it has {', '.join(self.manifest['stages']) or 'none'})"
-                )
-            data["sources"] = self.manifest["stages"][folder]["sources"]
+            data["sources"] = [*self.sources(folder), *self.replayed(folder)]
         if not init:
             model = dict(values.get("model", {}))
             model.setdefault("vocab_size", Tokenizer(data["tokenizer"]).vocab_size)
             values["model"] = model
-        return RunConfig.from_dict({**values, "data": data})
+        return RunConfig.from_dict(values)
+
+    def sources(self, folder: str) -> list[dict[str, Any]]:
+        """Those that the sets have for a stage; raises ConfigError that names the key if there are none."""
+        if folder not in self.manifest["stages"]:
+            raise ConfigError(
+                f"config.stages.{folder}.data.sources is missing, and config.sets has no stage {folder!r} "
+                f"(it has {', '.join(self.manifest['stages']) or 'none'})"
+            )
+        return self.manifest["stages"][folder]["sources"]
+
+    def replayed(self, folder: str) -> list[dict[str, Any]]:
+        """Sources of other stages that ``config.replay`` mixes in."""
+        return [
+            {**source, "name": f"{other}_{source['name']}", "weight": weight}
+            for other, weight in self.config.replay.get(folder, {}).items()
+            for source in self.sources(other)
+        ]
 
     def tokenizer(self) -> str:
         """The tokenizer of all stages; raises ConfigError if there is none."""
@@ -104,6 +113,10 @@ class Evip:
         if not found:
             raise ConfigError("config.data.tokenizer is missing: give a folder or file, or sets that have one")
         return found
+
+    def place(self, name: str) -> Path:
+        """Where a stage or another folder of the workdir lies: there, or where a link there leads."""
+        return (self.workdir / name).resolve()
 
     def run(self) -> dict[str, Any]:
         """Runs what is not finished; returns the results that the report shows."""
@@ -114,17 +127,18 @@ class Evip:
                 init = self.with_experts(init)
             self.say(f"--- {stage.name}: {stage.title} ({number} of {len(self.config.stages)}) ---")
             summaries[folder] = self.run_stage(folder, init)
-            init = str(self.workdir / folder / "model")
+            init = str(self.place(folder) / "model")
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return {"stages": summaries, "manifest": self.manifest, "device": device}
 
     def with_experts(self, init: str) -> str:
-        """The folder of a model with visual experts: ``init`` itself, or WORKDIR/mono made from it."""
+        """The folder of a model that sees, with visual experts: ``init`` itself, or WORKDIR/mono made from it."""
         if not init:
             raise ConfigError("config.init is missing: the first stage with images needs a base language model")
-        if model_config(init).visual_ffn_experts:
+        known = model_config(init)
+        if known.visual_ffn_experts or (known.vision and not self.config.visual_experts):
             return init
-        target = self.workdir / "mono"
+        target = self.place("mono")
         if not from_first((target / MODEL_FILE).is_file()):
             origin = read_origin(find_model(init))
             config, params, names = open_model(init)
@@ -133,6 +147,7 @@ class Evip:
                 config,
                 params,
                 vision=self.config.vision,
+                ffn_experts=self.config.visual_experts,
                 attention_experts=self.config.attention_experts,
                 vocab_size=max(config.vocab_size, tokenizer.vocab_size),
                 image_token_id=tokenizer.id(IMAGE_CONTEXT),
@@ -146,11 +161,16 @@ class Evip:
 
     def run_stage(self, folder: str, init: str) -> dict[str, Any]:
         """Trains and measures one stage, unless its summary was made with the same config."""
-        workdir = self.workdir / folder
+        workdir = self.place(folder)
         run = self.stage_config(folder, init)
         done = workdir / "summary.json"
         if (summary := _stored(done)).get("config") == run.to_dict():
             self.say(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
+            if not self.unasked(folder, summary):
+                return summary
+            with measuring(timeline_file(workdir, jax.process_index()), self.say, summary["steps"]):
+                summary.setdefault("evaluation", {}).update(self.evaluate(folder, run, self.unasked(folder, summary)))
+            _write(done, summary)
             return summary
         before_file, timeline = workdir / "text_loss_before.json", timeline_file(workdir, jax.process_index())
         if "loss" in (stored := _stored(before_file)):
@@ -159,18 +179,19 @@ class Evip:
             with measuring(timeline, self.say):
                 before = self.text_loss(init, run) if init else None
         start = time.perf_counter()
-        result = run_stage(run, workdir, base_dir=self.workdir / "base", shared_cache=self.workdir / "cache")
+        result = run_stage(run, workdir, base_dir=self.place("base"), shared_cache=self.place("cache"))
         _write(before_file, {"loss": before})
         trained = round(time.perf_counter() - start, 1)
         with measuring(timeline, self.say, result["step"]):
-            summary = self.summary(run, result, before) | {"seconds": trained}
+            summary = self.summary(run, result, before) | {"seconds": trained, "evaluation": {}}
+            summary["evaluation"] = self.evaluate(folder, run, self.unasked(folder, summary))
         _write(done, summary)
         return summary
 
     def summary(self, run: RunConfig, result: Mapping[str, Any], before: float | None) -> dict[str, Any]:
         """What the report shows of a stage; ``before``: the loss on held-out text before it."""
-        config, params, mesh = _on_mesh(result["model"], run)
-        summary = {
+        config, params, _ = _on_mesh(result["model"], run)
+        return {
             "config": run.to_dict(),
             "stage": run.stage,
             "title": run.resolved_stage().title,
@@ -182,9 +203,15 @@ class Evip:
             "text_loss_after": self.text_loss(result["model"], run),
             **parameter_counts(run, config, params),
         }
-        if config.vision is not None:
-            summary["evaluation"] = self.evaluate(config, params, run, mesh)
-        return summary
+
+    def unasked(self, folder: str, summary: Mapping[str, Any]) -> list[str]:
+        """Held-out sets that a stage's model is yet to be asked: before S2 it has only learnt to describe."""
+        name = self.config.stage_name(folder)
+        last = name.startswith("S2") or folder == list(self.config.stages)[-1]
+        names = () if name == "S0" else ("captions", "questions", "easy_vqa") if last else ("captions",)
+        return [
+            name for name in names if name in self.manifest["heldout"] and name not in summary.get("evaluation", {})
+        ]
 
     def text_loss(self, model: str, run: RunConfig) -> float | None:
         """Loss on the held-out text of the model in the folder ``model``; None where the sets hold no text back."""
@@ -195,7 +222,7 @@ class Evip:
         values |= {"visual_tokens": 0, "text_tokens": 256, "batch_size": -(-8 // row_ways(mesh)) * row_ways(mesh)}
         values |= {"sources": [{"spec": {"kind": "text", "paths": self.manifest["heldout"]["text"]}}]}
         data, dtype = DataConfig.from_dict(values), jnp.dtype(run.dtype)
-        cache = self.workdir / "cache"
+        cache = self.place("cache")
         heldout = HeldoutSources(
             data, {"text": self.manifest["heldout"]["text"]}, None, Model(config), dtype, mesh, cache
         )
@@ -203,16 +230,15 @@ class Evip:
         self.say(f"held-out text loss of {model}: {loss:.6f}")
         return loss
 
-    def evaluate(self, config: Architecture, params: tree.Tree, run: RunConfig, mesh: Mesh) -> dict[str, Any]:
-        """Answers to the held-out sets; grades of the questions, and texts for the gallery."""
+    def evaluate(self, folder: str, run: RunConfig, names: Sequence[str]) -> dict[str, Any]:
+        """Answers of a stage's model to held-out sets; grades of the questions, and texts for the gallery."""
+        if not names:
+            return {}
+        config, params, mesh = _on_mesh(str(self.place(folder) / "model"), run)
         builder = SampleBuilder(run.data, geometry=config.geometry)
         generator = Generator(config, params, jnp.dtype(run.dtype), mesh=mesh)
         heldout, results = self.manifest["heldout"], {}
-        last = run.stage.startswith("S2") or run.stage == self.config.stage_name(list(self.config.stages)[-1])
-        # Before S2 the model has only learnt to describe.
-        for name in ("captions", "questions", "easy_vqa") if last else ("captions",):
-            if name not in heldout:
-                continue
+        for name in names:
             asked = questions.read_questions(heldout[name]["path"], heldout[name]["image_root"])
             answers = questions.answer(generator, builder, asked, self.config.answer_tokens)
             grades = questions.grade(asked, answers)
@@ -272,39 +298,6 @@ def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) ->
     }
 
 
-def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[str, Any]:
-    """Builds or opens the sets, the first process before the others.
-
-    Returns their manifest, an empty one where the config names none.
-    """
-    with first_process_first():
-        return _prepare_sets(config, workdir, say)
-
-
-def _prepare_sets(config: EvipConfig, workdir: Path, say: Say) -> dict[str, Any]:
-    options = dict(config.sets)
-    if not options:
-        return {"tokenizer": None, "stages": {}, "heldout": {}}
-    kind = options.pop("kind", None)
-    if kind == "folder":
-        if not isinstance(options.get("path"), str):
-            raise ConfigError("config.sets.path is missing: the folder that real_sets or demo_sets made")
-        return load_manifest(options["path"])
-    if kind != "demo":
-        raise unknown_key("config.sets.kind", str(kind), ("demo", "folder"))
-    own = {field.name: options.pop(field.name) for field in dataclasses.fields(DemoSetsConfig) if field.name in options}
-    made = strict.build(DemoSetsConfig, own, "config.sets", ConfigError)
-    return build_demo_sets(
-        workdir / "data",
-        seed=made.seed,
-        sizes=strict.build(DemoSizes, options, "config.sets", ConfigError),
-        edge=config.vision.tile,
-        token_pixels=config.vision.token_pixels,
-        vocabulary=made.vocabulary,
-        progress=say,
-    )
-
-
 def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = None) -> RunConfig:
     """The config of one run: ``values`` itself, or the stage ``folder`` (default: the first) of a sequence of stages.
 
@@ -318,11 +311,25 @@ def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = 
     if folder is None:
         _, *others = config.stages
         say(f"the config has several stages: training {chosen}" + "".join(f"; --stage={n}" for n in others))
-    evip = Evip(config, workdir, prepare_sets(config, workdir, say), say)
+    evip = Evip.open(config, workdir, say)
     init = config.init
     if config.stage_name(chosen) != "S0":
         init = evip.with_experts(init)
     return evip.stage_config(chosen, init)
+
+
+def run_and_report(config: EvipConfig, workdir: Path, kind: type[Evip] = Evip) -> tuple[dict[str, Any], list[Path]]:
+    """Sets, stages and report of ``config``: what ``Evip.run`` returns, and the files of the report.
+
+    ``kind``: how the stages run. Raises as ``run_evip`` does.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    say, cache = say_in(workdir), config.common.get("cache_dir") or (workdir / "cache").resolve()
+    with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say):
+        results = kind.open(config, workdir, say).run()
+    with together():
+        files = report.write(workdir, results) if jax.process_index() == 0 else []
+    return results, files
 
 
 def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:
@@ -330,12 +337,7 @@ def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:
 
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    say, cache = say_in(workdir), config.common.get("cache_dir") or workdir / "cache"
-    with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say):
-        results = Evip(config, workdir, prepare_sets(config, workdir, say), say).run()
-    with together():
-        files = report.write(workdir, results) if jax.process_index() == 0 else []
+    results, files = run_and_report(config, workdir)
     final = list(results["stages"].values())[-1]
     grades = {name: {k: g[k] for k in ("accuracy", "majority")} for name, g in final.get("evaluation", {}).items()}
     return {"workdir": str(workdir), "reports": [str(file) for file in files], "evaluation": grades}

@@ -18,7 +18,7 @@ from mono_jax.errors import unknown_key
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.runs.config import EvipConfig
-from mono_jax.runs.evip import Evip, prepare_sets
+from mono_jax.runs.evip import Evip
 from mono_jax.weights.model_folder import model_config
 
 
@@ -84,5 +84,5 @@ def _stage_values(values: Mapping[str, Any], folder: Path, stage: str | None) ->
     stage = stage or next(iter(config.stages))
     if stage not in config.stages:
         raise unknown_key("stage of the config", stage, config.stages)
-    run = Evip(config, folder, prepare_sets(config, folder)).stage_config(stage, "")
+    run = Evip.open(config, folder).stage_config(stage, "")
     return {"data": run.data, "vision": strict.to_dict(config.vision)}

@@ -46,6 +46,7 @@ def upcycle(
     params: Mapping[str, Any],
     *,
     vision: VisionConfig | None = None,
+    ffn_experts: bool = True,
     attention_experts: bool = False,
     vocab_size: int | None = None,
     image_token_id: int | None = None,
@@ -56,6 +57,7 @@ def upcycle(
     Args:
       params: a nested dict of arrays or ``LazyArray``; lazy leaves stay lazy, others are copied.
       vision: patch embedding of a model that has none; default: that of Mono-InternVL.
+      ffn_experts: a visual FFN per layer; without, the dense model only gets eyes (full tuning in table 5).
       attention_experts: also a visual QKV per layer (1.5).
       vocab_size: new size; added rows of the embedding and columns of the head are the mean of the old ones.
       image_token_id: id of <IMG_CONTEXT>.
@@ -65,11 +67,15 @@ def upcycle(
     """
     if config.vision is not None and not config.is_monolithic:
         raise ConfigError("a modular model has a vision encoder: visual experts go into a dense or monolithic one")
-    if config.visual_ffn_experts and config.visual_attention_experts >= attention_experts:
+    if (
+        config.vision
+        and config.visual_ffn_experts >= ffn_experts
+        and config.visual_attention_experts >= attention_experts
+    ):
         raise ConfigError("the model has these visual experts already")
     new = config.replace(
         vision=config.vision or vision or VisionConfig(),
-        visual_ffn_experts=True,
+        visual_ffn_experts=config.visual_ffn_experts or ffn_experts,
         visual_attention_experts=config.visual_attention_experts or attention_experts,
         vocab_size=vocab_size or config.vocab_size,
         image_token_id=config.image_token_id if image_token_id is None else image_token_id,
@@ -77,7 +83,7 @@ def upcycle(
     flat = tree.flatten(params)
     if new.vocab_size != config.vocab_size:
         flat |= _grow_vocabulary(flat, config.vocab_size, new.vocab_size)
-    if not config.visual_ffn_experts:
+    if new.visual_ffn_experts and not config.visual_ffn_experts:
         flat |= _copies(flat, "layers/feed_forward/", "layers/visual_feed_forward/")
     if new.visual_attention_experts and not config.visual_attention_experts:
         flat |= _copies(flat, "layers/attention/wqkv/", "layers/visual_attention/wqkv/")

@@ -13,8 +13,8 @@ from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import EvipConfig, RunConfig
-from mono_jax.runs.evip import prepare_sets
 from mono_jax.runs.program import Program
+from mono_jax.runs.sets import prepare_sets
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 

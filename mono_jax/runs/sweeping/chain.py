@@ -1,0 +1,104 @@
+"""What a unit trains, stage by stage, each named by all that decides it: units with the same beginning share it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipelines import strict
+from mono_jax.errors import ConfigError
+from mono_jax.runs.architecture import architecture_of
+from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.sets import made_sets
+from mono_jax.runs.sweeping.units import Sweep, Unit
+
+ONLY = "run"  # the folder of a config with one stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A stage of a unit, or what comes before the stages ("sets", "mono")."""
+
+    folder: str
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder, which all units that have it share."""
+        return f"{self.folder}-{self.digest}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A unit with its checked config.
+
+    Attributes:
+      sets: what the sets are made from; None where none are made.
+      mono: the base with visual experts, made before the first stage with images.
+      stages: in order; the digest of each covers those before it.
+    """
+
+    unit: Unit
+    config: EvipConfig | RunConfig
+    sets: Link | None
+    mono: Link | None
+    stages: tuple[Link, ...]
+
+
+def plan(unit: Unit) -> Plan:
+    """Checks every key of the unit's config, as far as no data is needed. Raises ConfigError that names the unit."""
+    values = unit.values()
+    try:
+        if "stages" not in values:
+            run = _checked(values)
+            return Plan(unit, run, None, None, (Link(ONLY, _digest(run.to_dict())),))
+        config = EvipConfig.from_dict(values)
+        return _several(unit, config)
+    except ConfigError as error:
+        raise ConfigError(f"{unit.name}: {error}") from None
+
+
+def plans(sweep: Sweep) -> list[Plan]:
+    """Of all units. Raises ConfigError that names the first unit that cannot be run."""
+    return [plan(unit) for unit in sweep.units]
+
+
+def _several(unit: Unit, config: EvipConfig) -> Plan:
+    made = made_sets(config)
+    sets = None if made is None else Link("sets", _digest([strict.to_dict(part) for part in made], config.vision))
+    digest, mono, stages = _digest(config.sets if sets is None else sets.digest, config.init), None, []
+    for number, folder in enumerate(config.stages):
+        values = config.stage_values(folder, init="" if number == 0 and not config.init else "before")
+        _checked(_filled(values, config.stage_name(folder)))
+        if config.stage_name(folder) != "S0" and mono is None:
+            digest = _digest(digest, config.vision, config.attention_experts)
+            mono = Link("mono", digest)
+        digest = _digest(digest, {key: value for key, value in values.items() if key != "init"})
+        stages.append(Link(folder, digest))
+    return Plan(unit, config, sets, mono, tuple(stages))
+
+
+def _filled(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The stage's keys with stand-ins for what only the sets know, so that the rest can be checked."""
+    sources = [{"name": "sets", "spec": {"kind": "text", "paths": "-"}}]
+    filled = {**values, "data": {"tokenizer": "-", "sources": sources, **values["data"]}}
+    if stage == "S0":
+        filled["model"] = {"vocab_size": 256, **filled.get("model", {})}
+    return filled
+
+
+def _checked(values: Mapping[str, Any]) -> RunConfig:
+    """The run of ``values``. Raises ConfigError for an unknown key or value, the model's among them."""
+    run = RunConfig.from_dict(values)
+    if not run.init:
+        architecture_of(run)
+    run.resolved_stage()
+    return run
+
+
+def _digest(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=strict.to_dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,128 @@
+"""The results of a sweep: every unit in results.csv; groups with means and intervals in summary.csv, summary.md, plots.
+
+Intervals are Student's t at 95 % over the seeds of a group; a group of one has none. Differences to the first group are
+taken seed by seed (paired), since units with the same seed have more in common than those without.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.io import publish
+from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.runs.sweeping.chain import Plan
+from mono_jax.runs.sweeping.estimate import Estimate
+from mono_jax.runs.sweeping.plots import metric_plot
+from mono_jax.runs.sweeping.status import result_of, state_of
+from mono_jax.runs.sweeping.units import Sweep
+
+
+def gather(
+    sweep: Sweep, plans: Sequence[Plan], workdir: Path, metrics: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Writes what the finished units say.
+
+    ``metrics``: names, or beginnings of names, of what summary and plots show; none = all that differ between units.
+    Returns {"finished", "missing": {name: state}, "metrics", "files"}. Raises ConfigError if nothing is finished, or a
+    metric is unknown.
+    """
+    results = {plan.unit.name: found for plan in plans if (found := result_of(workdir, plan))}
+    missing = {p.unit.name: state_of(workdir, p).state for p in plans if p.unit.name not in results}
+    if not results:
+        raise ConfigError(f"{workdir}: no unit of {sweep.file} is finished; see sweep.py status")
+    shown = _chosen(results, metrics)
+    table = {name: _by_group(sweep, results, name) for name in shown}
+    files = [workdir / "results.csv", workdir / "summary.csv", workdir / "summary.md"]
+    publish.write_text(files[0], _results_csv(results))
+    publish.write_text(files[1], _summary_csv(sweep, table))
+    markdown = _markdown(sweep, table, missing)
+    publish.write_text(files[2], markdown)
+    for name in shown:
+        files.append(workdir / f"{name.replace('/', '.')}.png")
+        publish.write_bytes(files[-1], metric_plot(name, {g: list(v.values()) for g, v in table[name].items()}))
+    say(markdown)
+    return {"finished": len(results), "missing": missing, "metrics": shown, "files": [str(file) for file in files]}
+
+
+def _chosen(results: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
+    known = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
+    if not asked:
+        values = {name: {result["metrics"].get(name) for result in results.values()} for name in known}
+        return [name for name in known if len(values[name]) > 1 and not name.endswith("seconds")] or known
+    for name in asked:
+        if not any(full.startswith(name) for full in known):
+            raise unknown_key("metric", name, known)
+    return [full for full in known if full.startswith(tuple(asked))]
+
+
+def _by_group(sweep: Sweep, results: Mapping[str, Any], metric: str) -> dict[str, dict[int | None, float]]:
+    """{group: {seed: value}} of the finished units that have ``metric``, groups in the order of the file."""
+    table: dict[str, dict[int | None, float]] = {group: {} for group in sweep.groups}
+    for unit in sweep.units:
+        value = results.get(unit.name, {}).get("metrics", {}).get(metric)
+        if value is not None:
+            table[unit.group][unit.seed] = value
+    return {group: values for group, values in table.items() if values}
+
+
+def difference(table: Mapping[str, Mapping[int | None, float]], group: str, baseline: str) -> Estimate | None:
+    """``group`` minus ``baseline`` over the seeds that both have; None where there are none, or it is the baseline."""
+    if group == baseline or group not in table or baseline not in table:
+        return None
+    own, other = table[group], table[baseline]
+    pairs = [own[seed] - other[seed] for seed in own if seed in other]
+    return Estimate.of(pairs) if pairs else None
+
+
+def _results_csv(results: Mapping[str, Any]) -> str:
+    changed = list(dict.fromkeys(key for result in results.values() for key in result["changes"]))
+    measured = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
+    rows = [["unit", "group", "seed", *changed, *measured]]
+    for result in results.values():
+        changes = [result["changes"].get(key, "") for key in changed]
+        values = [result["metrics"].get(name, "") for name in measured]
+        rows.append(
+            [result["unit"], result["group"], "" if result["seed"] is None else result["seed"], *changes, *values]
+        )
+    return _csv(rows)
+
+
+def _summary_csv(sweep: Sweep, table: Mapping[str, Any]) -> str:
+    rows = [["metric", "group", "n", "mean", "half_width_95", "difference", "difference_half_width_95"]]
+    for metric, groups in table.items():
+        for group, values in groups.items():
+            estimate, apart = Estimate.of(list(values.values())), difference(groups, group, sweep.groups[0])
+            numbers = [estimate.mean, estimate.half, apart and apart.mean, apart and apart.half]
+            rows.append([metric, group, estimate.n, *("" if number is None else number for number in numbers)])
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _markdown(sweep: Sweep, table: Mapping[str, Any], missing: Mapping[str, str]) -> str:
+    baseline = sweep.groups[0]
+    lines = [
+        f"# {sweep.title}",
+        "",
+        f"Means with 95 % intervals over seeds; differences to {baseline}, seed by seed.",
+        "",
+    ]
+    for metric, groups in table.items():
+        lines += [f"## {metric}", "", f"| group | n | mean | minus {baseline} |", "|---|---|---|---|"]
+        for group, values in groups.items():
+            estimate, apart = Estimate.of(list(values.values())), difference(groups, group, baseline)
+            clear = " *" if apart and apart.is_clear else ""
+            lines.append(f"| {group} | {estimate.n} | {estimate} | {apart or ''}{clear} |")
+        lines.append("")
+    lines += ["\\* the interval of the difference leaves out 0.", ""]
+    if missing:
+        lines += ["Missing: " + ", ".join(f"{name} ({state})" for name, state in missing.items()) + ".", ""]
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""Where a sweep keeps what it makes.
+
+WORKDIR/units/NAME/      a unit: links to its stages, report.html, result.json or failed.json, log.txt
+        shared/STAGE-DIGEST/, sets-DIGEST/, mono-DIGEST/    made once for all units that have it
+        base/, cache/    frozen parameters and packing plans of all
+        results.csv, summary.csv, summary.md, *.png         of ``gather``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mono_jax.runs.sweeping.chain import Link, Plan
+
+RESULT, FAILED, LOG = "result.json", "failed.json", "log.txt"
+
+
+def unit_folder(workdir: Path, name: str) -> Path:
+    """Of the unit called ``name``."""
+    return workdir / "units" / name
+
+
+def shared_folder(workdir: Path, link: Link) -> Path:
+    """Of a stage, sets or base that all units with the same beginning use."""
+    return workdir / "shared" / link.name
+
+
+def is_trained(workdir: Path, link: Link) -> bool:
+    """Whether a stage is finished, by whichever unit."""
+    return (shared_folder(workdir, link) / "summary.json").is_file()
+
+
+def lay_out(workdir: Path, plan: Plan) -> Path:
+    """Makes the unit's folder, in which links lead to what it shares; returns the folder."""
+    folder = unit_folder(workdir, plan.unit.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    links = {stage.folder: shared_folder(workdir, stage) for stage in plan.stages}
+    links |= {"base": workdir / "base", "cache": workdir / "cache"}
+    for name, link in (("data", plan.sets), ("mono", plan.mono)):
+        if link is not None:
+            links[name] = shared_folder(workdir, link)
+    for name, target in links.items():
+        _link(folder / name, target)
+    return folder
+
+
+def _link(place: Path, target: Path) -> None:
+    relative = os.path.relpath(target.absolute(), place.parent.absolute())
+    if place.is_symlink() and os.readlink(place) == relative:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        place.unlink()  # of the unit's former config
+    place.symlink_to(relative)
+
+
+@contextlib.contextmanager
+def alone_with(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other process makes the shared ``folder``, with a line if there is one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another unit, which makes {folder.name} ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds the lock of ``runs.workdir.locked`` on ``folder``."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,126 @@
+"""Runs one unit: its stages one after another, those that another unit has trained taken as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+
+from data_pipelines.io import publish
+from mono_jax.parallel.agreement import first_process_first
+from mono_jax.runs.config import EvipConfig, RunConfig
+from mono_jax.runs.console import say_now
+from mono_jax.runs.evip import Evip, run_and_report
+from mono_jax.runs.stage import run_stage
+from mono_jax.runs.sweeping.chain import Plan
+from mono_jax.runs.sweeping.places import FAILED, RESULT, alone_with, lay_out
+from mono_jax.runs.workdir import locked
+from mono_jax.training.loop import Stopped
+from mono_jax.training.metrics import Say, read_metrics
+
+
+class SharingEvip(Evip):
+    """Stages, sets and bases that another unit of the sweep is making are waited for, then found."""
+
+    @classmethod
+    def open(cls, config: EvipConfig, workdir: Path, say: Say = say_now) -> Self:
+        with _alone_with((workdir / "data").resolve(), say):
+            return super().open(config, workdir, say)
+
+    def with_experts(self, init: str) -> str:
+        with _alone_with(self.place("mono"), self.say):
+            return super().with_experts(init)
+
+    def run_stage(self, folder: str, init: str) -> dict[str, Any]:
+        with _alone_with(self.place(folder), self.say):
+            return super().run_stage(folder, init)
+
+
+def run_unit(plan: Plan, workdir: Path) -> dict[str, Any]:
+    """Trains and measures what the unit lacks; writes and returns its result. All processes make this call.
+
+    {"unit", "group", "seed", "changes", "stages": {folder: digest}, "seconds", "metrics": {name: number}}
+    Raises MonoJaxError or DataError, which failed.json keeps; ``stopping.Preempted`` after SIGTERM.
+    """
+    start, first = time.perf_counter(), jax.process_index() == 0
+    with first_process_first():
+        folder = lay_out(workdir, plan)
+    with locked(folder) if first else contextlib.nullcontext():
+        (folder / FAILED).unlink(missing_ok=True)
+        try:
+            metrics = _measured(plan, folder)
+        except Stopped:
+            raise
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                write_failure(folder, f"{type(error).__name__}: {error}", None)
+            raise
+        unit = plan.unit
+        result = {
+            "unit": unit.name,
+            "group": unit.group,
+            "seed": unit.seed,
+            "changes": dict(unit.changes),
+            "stages": {link.folder: link.digest for link in plan.stages},
+            "seconds": round(time.perf_counter() - start, 1),
+            "metrics": metrics,
+        }
+        if first:
+            publish.write_json(folder / RESULT, result)
+    return result
+
+
+def write_failure(folder: Path, line: str, code: int | None) -> None:
+    """Keeps why the unit in ``folder`` failed: the last line of its error and its exit code."""
+    publish.write_json(folder / FAILED, {"error": " ".join(line.split())[:300], "code": code, "time": time.time()})
+
+
+def _alone_with(folder: Path, say: Say) -> contextlib.AbstractContextManager[None]:
+    """``alone_with`` in the first process, on whose word the others wait."""
+    return alone_with(folder, say) if jax.process_index() == 0 else contextlib.nullcontext()
+
+
+def _measured(plan: Plan, folder: Path) -> dict[str, float]:
+    config = plan.config
+    if isinstance(config, RunConfig):
+        return _single(config, (folder / plan.stages[0].folder).resolve())
+    results, _ = run_and_report(config, folder, SharingEvip)
+    found: dict[str, float] = {}
+    for name, summary in results["stages"].items():
+        found |= _numbers(f"{name}/", summary_metrics(summary)) | _heldout(folder / name, f"{name}/")
+    return found
+
+
+def _single(run: RunConfig, place: Path) -> dict[str, float]:
+    with _alone_with(place, say_now):
+        result = run_stage(run, place)
+        if jax.process_index() == 0:
+            publish.write_json(place / "summary.json", result)
+    return _numbers("", {"loss": result["loss"]}) | _heldout(place, "")
+
+
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a stage's summary that are worth comparing, by name."""
+    keys = ("loss", "seconds", "text_loss_before", "text_loss_after", "trainable", "optimizer_bytes")
+    found = {key: summary.get(key) for key in keys}
+    for name, graded in summary.get("evaluation", {}).items():
+        found |= {name: graded["accuracy"], f"{name}/commonest": graded["majority"]}
+        found |= {f"{name}/{kind}": kept["accuracy"] for kind, kept in graded.get("by_kind", {}).items()}
+    return found
+
+
+def _heldout(stage: Path, prefix: str) -> dict[str, float]:
+    """The newest value of each held-out loss that the stage recorded."""
+    newest: dict[str, Any] = {}
+    for record in read_metrics(stage / "metrics.jsonl"):
+        newest |= {key: value for key, value in record.items() if key.startswith("heldout/")}
+    return _numbers(prefix, newest)
+
+
+def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+    return {f"{prefix}{key}": value for key, value in numbers.items()}

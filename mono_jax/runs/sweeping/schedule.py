@@ -1,0 +1,130 @@
+"""Runs the units of a sweep as processes of their own, several at once if asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from mono_jax.runs.sweeping.chain import Plan
+from mono_jax.runs.sweeping.places import FAILED, LOG, is_trained, unit_folder
+from mono_jax.runs.sweeping.running import write_failure
+from mono_jax.runs.sweeping.status import FINISHED, state_of
+from mono_jax.training.callbacks.signals import OnSignals
+from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class _Job:
+    plan: Plan
+    process: subprocess.Popen[bytes]
+    slot: int
+
+
+class Scheduler(OnSignals):
+    """Keeps up to ``jobs`` units running, each as ``command`` + [its name], with its output in its log.txt.
+
+    A unit whose next stage another one is training is started when that stage is there. Where CUDA_VISIBLE_DEVICES
+    names several GPUs, each job sees its share of them.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, workdir: Path, command: Sequence[str], jobs: int, say: Say):
+        self._workdir, self._command, self._jobs, self._say = workdir, list(command), jobs, say
+        self._active: list[_Job] = []
+        self._stop = False
+
+    def run(self, plans: Sequence[Plan]) -> dict[str, list[str]]:
+        """Runs what is not finished: {"finished": names, "failed": names}. Raises Preempted after a signal."""
+        waiting = [plan for plan in plans if state_of(self._workdir, plan).state != FINISHED]
+        outcome: dict[str, list[str]] = {"finished": [], "failed": []}
+        outcome["finished"] = [plan.unit.name for plan in plans if plan not in waiting]
+        if outcome["finished"]:
+            self._say(f"{len(outcome['finished'])} of {len(plans)} units are finished")
+        with self:
+            try:
+                while self._active or (waiting and not self._stop):
+                    if not self._stop:
+                        self._start(waiting)
+                    self._collect(outcome)
+                    time.sleep(0.2)
+            finally:
+                self._end()
+        if self._stop:
+            raise Preempted(
+                f"stopped with {len(outcome['finished'])} of {len(plans)} units finished: run again to go on"
+            )
+        return outcome
+
+    def _start(self, waiting: list[Plan]) -> None:
+        while len(self._active) < self._jobs and (plan := next(filter(self._is_ready, waiting), None)):
+            waiting.remove(plan)
+            slot = min(set(range(self._jobs)) - {job.slot for job in self._active})
+            folder = unit_folder(self._workdir, plan.unit.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / LOG).open("ab") as log:
+                process = subprocess.Popen(
+                    [*self._command, plan.unit.name],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | share_of_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""), slot, self._jobs),
+                    start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
+                )
+            self._active.append(_Job(plan, process, slot))
+            self._say(f"{plan.unit.name}: started ({folder / LOG})")
+
+    def _is_ready(self, plan: Plan) -> bool:
+        """Whether no running unit is yet to train what this one needs first."""
+        lacks = next((link for link in plan.stages if not is_trained(self._workdir, link)), None)
+        return all(lacks not in job.plan.stages for job in self._active)
+
+    def _collect(self, outcome: dict[str, list[str]]) -> None:
+        for job in list(self._active):
+            code = job.process.poll()
+            if code is None:
+                continue
+            self._active.remove(job)
+            name, folder = job.plan.unit.name, unit_folder(self._workdir, job.plan.unit.name)
+            if code == 0:
+                outcome["finished"].append(name)
+                self._say(f"{name}: finished")
+            elif code != PREEMPTED or not self._stop:
+                if not (folder / FAILED).is_file():
+                    write_failure(folder, last_line(folder / LOG), code)
+                outcome["failed"].append(name)
+                self._say(f"{name}: failed: {last_line(folder / LOG)}")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+        self._end()
+
+    def _end(self) -> None:
+        for job in self._active:
+            job.process.terminate()
+
+
+def share_of_gpus(visible: str, slot: int, jobs: int) -> dict[str, str]:
+    """CUDA_VISIBLE_DEVICES of job ``slot`` of ``jobs``: a share of ``visible``; {} where there are too few to share."""
+    names = [name for name in visible.split(",") if name]
+    each = len(names) // jobs
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[slot * each : (slot + 1) * each])} if each else {}
+
+
+def last_line(log: Path) -> str:
+    """The last line with text in ``log``, "" if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

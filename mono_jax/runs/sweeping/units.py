@@ -1,0 +1,177 @@
+"""The units of a sweep file: names, and the changes to its config."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mono_jax.errors import ConfigError
+from mono_jax.runs import config_file
+
+Changes = Mapping[str, Any]
+
+SEED = "seed"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One run of a sweep.
+
+    Attributes:
+      name: of its folder; ``group`` with the seed, where the group has several.
+      group: what is compared: its units differ in their seeds only.
+      seed: None for a group of one unit.
+      changes: {dotted key: value}, the seed's among them.
+      config: FILE[:ARG] that is changed.
+    """
+
+    name: str
+    group: str
+    seed: int | None
+    changes: dict[str, Any]
+    config: str
+
+    def values(self) -> dict[str, Any]:
+        """The config with the changes, as nested dicts. Raises ConfigError that names the unit and the key."""
+        config = config_file.load(self.config)
+        try:
+            for key, value in self.changes.items():
+                if key != "stages":
+                    config_file.assign(config, key, value)
+            values = config_file.values_of(config, self.config)
+            if "stages" in self.changes:
+                values["stages"] = _chosen(values.get("stages", {}), self.changes["stages"])
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+        return values
+
+
+def _chosen(stages: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]:
+    if isinstance(folders, (str, Mapping)) or not all(isinstance(folder, str) for folder in folders):
+        raise ConfigError(f"stages is {folders!r}: list the folders of the stages that run, in order")
+    for folder in folders:
+        if folder not in stages:
+            raise ConfigError(f"stages: no stage {folder!r}; the config has {', '.join(stages) or 'none'}")
+    return {folder: stages[folder] for folder in folders}
+
+
+class Units:
+    """What a sweep file gets as ``add``: collects its units.
+
+    >>> add("frozen", {"stages.s1_3.stage": "S1.3-frozen-attention"}, seeds=3)
+
+    ``changes``: {dotted key of the config: value}. A list under "stages" chooses and orders the stages that run.
+    ``seeds``: how many units the group gets; each has a seed of its own, 0, 1, ... (under ``seed_keys``).
+    ``config``: FILE[:ARG] in place of the sweep's.
+    """
+
+    def __init__(self, config: str | None, seed_keys: Sequence[str], file: str):
+        self.units: list[Unit] = []
+        self._config, self._seed_keys, self._file = config, tuple(seed_keys), file
+
+    def __call__(self, name: str, changes: Changes | None = None, *, seeds: int = 1, config: str | None = None) -> None:
+        config = config or self._config
+        if config is None:
+            raise ConfigError(f'{self._file}: give CONFIG = "FILE[:ARG]", or add(..., config=...)')
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(f"{self._file}: {name!r} is no name for a unit: use letters, digits and _ . + = , -")
+        if seeds < 1:
+            raise ConfigError(f"{self._file}: {name}: seeds is {seeds}: give 1 or more")
+        for seed in range(seeds):
+            several = seeds > 1
+            own = dict(changes or {})
+            if several:
+                own |= dict.fromkeys(self._seed_keys, seed)
+            unit = Unit(f"{name}-{SEED}{seed}" if several else name, name, seed if several else None, own, config)
+            if unit.name in {other.name for other in self.units}:
+                raise ConfigError(f"{self._file}: two units are called {unit.name!r}")
+            self.units.append(unit)
+
+
+def product(*axes: Mapping[str, Changes]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every choice of one entry per axis, each axis a mapping {label: changes}: (labels joined by "-", changes).
+
+    >>> list(product({"a": {"x": 1}}, {"low": {"y": 0}, "high": {"y": 9}}))
+    [('a-low', {'x': 1, 'y': 0}), ('a-high', {'x': 1, 'y': 9})]
+    """
+    for chosen in itertools.product(*(axis.items() for axis in axes)):
+        yield "-".join(label for label, _ in chosen), {k: v for _, changes in chosen for k, v in changes.items()}
+
+
+def values(key: str, *choices: Any, label: str | None = None) -> dict[str, dict[str, Any]]:
+    """An axis for ``product``: one key with several values, labelled "KEY=VALUE" by the last part of the key.
+
+    >>> values("common.optim.learning_rate", 1e-3, 2e-3, label="lr")
+    {'lr=0.001': {'common.optim.learning_rate': 0.001}, 'lr=0.002': {'common.optim.learning_rate': 0.002}}
+    """
+    name = label or key.rpartition(".")[2]
+    return {f"{name}={choice}": {key: choice} for choice in choices}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep file: its title (the first line of its docstring) and its units."""
+
+    file: Path
+    title: str
+    units: list[Unit]
+
+    @property
+    def groups(self) -> list[str]:
+        """In the order of the file; the first is what the others are compared with."""
+        return list(dict.fromkeys(unit.group for unit in self.units))
+
+    def unit(self, name: str) -> Unit:
+        """The unit called ``name``, or of this number. Raises ConfigError."""
+        for number, unit in enumerate(self.units):
+            if name in (unit.name, str(number)):
+                return unit
+        raise ConfigError(f"{self.file}: no unit {name!r}; it has {len(self.units)}: see sweep.py expand")
+
+
+def read_sweep(file: str | Path) -> Sweep:
+    """The sweep in ``file``; raises ConfigError that names the file, the unit or the key."""
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such sweep file")
+    module = _module(path)
+    if not callable(getattr(module, "sweep", None)):
+        raise ConfigError(f"{path}: a sweep file has a function sweep(add)")
+    config = getattr(module, "CONFIG", None)
+    units = Units(config, getattr(module, "SEED_KEYS", _seed_keys(config)), str(path))
+    _guarded(path, lambda: module.sweep(units))
+    if not units.units:
+        raise ConfigError(f"{path}: sweep(add) added no unit")
+    title = (module.__doc__ or path.stem).strip().splitlines()[0]
+    return Sweep(path, title.rstrip("."), units.units)
+
+
+def _seed_keys(config: str | None) -> tuple[str, ...]:
+    """Seeds of random weights and of the order of the data, in a config of one stage or of several."""
+    several = config is None or "stages" in config_file.load(config)
+    return ("common.seed", "data.seed") if several else ("seed", "data.seed")
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: a sweep is a Python file (.py) with sweep(add)")
+    module = importlib.util.module_from_spec(spec)
+    _guarded(path, lambda: spec.loader.exec_module(module))
+    return module
+
+
+def _guarded(path: Path, call: Any) -> None:
+    try:
+        call()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error

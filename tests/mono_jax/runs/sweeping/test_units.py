@@ -1,0 +1,115 @@
+"""Units of a sweep file, and what they share."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mono_jax.errors import ConfigError
+from mono_jax.runs.sweeping.chain import plan, plans
+from mono_jax.runs.sweeping.units import Unit, product, read_sweep, values
+
+
+def test_units_of_a_file(sweep_file: Path):
+    sweep = read_sweep(sweep_file)
+    assert (sweep.title, sweep.groups) == ("Rates of learning", ["low", "high", "short"])
+    assert [unit.name for unit in sweep.units] == ["low-seed0", "low-seed1", "high-seed0", "high-seed1", "short"]
+    assert sweep.unit("3") == sweep.unit("high-seed1")
+    assert sweep.unit("high-seed1").changes == {
+        "stages.s2.optim.learning_rate": 1e-2,
+        "common.seed": 1,
+        "data.seed": 1,
+    }
+    read = sweep.unit("short").values()
+    assert list(read["stages"]) == ["s0", "s2"] and "seed" not in read["data"]
+    assert sweep.unit("2").values()["stages"]["s2"]["optim"]["learning_rate"] == 1e-2
+
+
+def test_grids():
+    grid = dict(product(values("common.optim.learning_rate", 1, 2, label="lr"), {"a": {"x": 1}, "b": {"x": 2, "y": 3}}))
+    assert list(grid) == ["lr=1-a", "lr=1-b", "lr=2-a", "lr=2-b"]
+    assert grid["lr=2-b"] == {"common.optim.learning_rate": 2, "x": 2, "y": 3}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("", r"sweep\.py: a sweep file has a function sweep\(add\)"),
+        ("def sweep(add): pass", "added no unit"),
+        ("def sweep(add): add('a'); add('a')", "two units are called 'a'"),
+        ("def sweep(add): add('a/b')", "'a/b' is no name"),
+        ("def sweep(add): add('a', seeds=0)", "seeds is 0"),
+        ("def sweep(add): 1 / 0", r"sweep\.py: ZeroDivisionError"),
+        ("x = y\ndef sweep(add): add('a')", r"sweep\.py: NameError"),
+        ("def sweep(add): add('a', {'stages.s2.stepz': 1})", r"^a: .*unknown key 'stepz'.*did you mean 'steps'"),
+        ("def sweep(add): add('a', {'stages.s2.optim.learning_rate': -1})", r"^a: .*optim\.learning_rate is -1"),
+        ("def sweep(add): add('a', {'stages.s0.model.preset': 'tiny_ml'})", "^a: .*did you mean 'tiny_lm'"),
+        ("def sweep(add): add('a', {'stages.s2.stage': 'S3'})", "^a: .*'S3'"),
+        ("def sweep(add): add('a', {'data.batch_sise': 4})", "^a: .*did you mean 'batch_size'"),
+        ("def sweep(add): add('a', {'visionn.image_size': 4})", "^a: .*did you mean 'vision'"),
+        (
+            "def sweep(add): add('a', {'stages': ['s0', 's9']})",
+            "^a: stages: no stage 's9'; the config has s0, s1_1, s2",
+        ),
+        ("def sweep(add): add('a', {'stages': 's0'})", "^a: stages is 's0': list the folders"),
+        ("def sweep(add): add('a', {'init.x': 1})", r"^a: config\.init is {'x': 1}: it must be a string"),
+        ("CONFIG = None\ndef sweep(add): add('a')", r"give CONFIG = "),
+    ],
+)
+def test_what_cannot_be_run_is_named_before_anything_starts(
+    write_sweep: Callable[[str], Path], body: str, message: str
+):
+    with pytest.raises(ConfigError) as error:
+        plans(read_sweep(write_sweep(body + "\n")))
+    assert re.search(message, str(error.value))
+
+
+def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
+    found = plan(Unit("u", "u", None, changes, str(config)))
+    return {link.folder: link.digest for link in found.stages}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, {"s0", "s1_1", "s2"}),
+        ({"stages.s2.steps": 3}, {"s0", "s1_1"}),
+        ({"stages.s1_1.data.seed": 3}, {"s0"}),
+        ({"attention_experts": True}, {"s0"}),
+        ({"vision.hidden_size": 64}, {"s0"}),
+        ({"stages.s0.steps": 5}, set()),
+        ({"common.dtype": "float32"}, set()),
+        ({"stages": ["s0", "s2"]}, {"s0"}),
+        ({"stages": ["s0", "s1_1"]}, {"s0"}),  # the last stage saves in the base's dtype, the others their masters
+        ({"gallery": 3, "answer_tokens": 8}, {"s0", "s1_1", "s2"}),  # how a model is asked
+    ],
+)
+def test_what_is_decided_by_the_same_is_shared(config: Path, changes: dict[str, Any], kept: set[str]):
+    before, after = digests(config, {}), digests(config, changes)
+    assert {folder for folder in after if after[folder] == before[folder]} == kept
+
+
+def test_stages_are_shared_if_and_only_if_all_up_to_them_is_equal(config: Path):
+    keys = ("stages.s0.seed", "stages.s1_1.seed", "stages.s2.seed")
+    chains = {choice: digests(config, dict(zip(keys, choice))) for choice in itertools.product((1, 2), repeat=3)}
+    for one, other in itertools.combinations(chains, 2):
+        for place, folder in enumerate(("s0", "s1_1", "s2"), 1):
+            assert (chains[one][folder] == chains[other][folder]) == (one[:place] == other[:place])
+
+
+def test_a_config_of_one_stage(tmp_path: Path, write_sweep: Callable[[str], Path]):
+    (tmp_path / "one.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    data = {'sources': [{'spec': {'kind': 'text', 'paths': 'x'}}], 'tokenizer': 't'}\n"
+        "    return ConfigDict({'stage': 'S0', 'steps': 4, 'model': {'preset': 'tiny_lm'}, 'data': data})\n"
+    )
+    file = write_sweep(f"CONFIG = {str(tmp_path / 'one.py')!r}\ndef sweep(add): add('a', {{'steps': 2}}, seeds=2)\n")
+    first, second = plans(read_sweep(file))
+    assert [link.folder for link in first.stages] == ["run"] and first.stages != second.stages
+    assert (second.config.seed, second.config.data.seed, second.config.steps) == (1, 1, 2)
