@@ -1,17 +1,14 @@
 """Runs a sweep: one config with many changes, each trained, measured and compared with the first.
 
-FILE is Python with CONFIG, a config of train.py or evip.py, and sweep(add), which lists the units:
+FILE is Python: CONFIG names a config of train.py or evip.py, sweep(add) lists the units; docs/sweeps.md says more:
 
     CONFIG = "experiments/configs/demo.py"
 
     def sweep(add):
         add("trained", seeds=3)
         add("frozen", {"stages.s1_3.stage": "S1.3-frozen-attention"}, seeds=3)
-        add("without_s1_2", {"stages": ["s0", "s1_1", "s1_3", "s2"]}, seeds=3)
 
-Changes have the keys of --config.KEY; a list under "stages" chooses and orders the stages. mono_jax.runs.sweeping.units
-has product() and values() for grids. Stages that units have in common are trained once. Runs that end early go on when
-the same command is given again; finished units are left alone.
+Stages that units have in common are trained once. The same command goes on where it ended; what is finished stays.
 
   expand   check every unit and print them; nothing is trained
   run      train what is missing, as --jobs processes; --unit=NAME or --index=N: one unit, in this process
@@ -22,20 +19,16 @@ the same command is given again; finished units are left alone.
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mono_jax import cli
 
 EXAMPLES = """examples:
-  python experiments/sweep.py expand experiments/sweeps/attention_s1_3.py
+  python experiments/sweep.py expand experiments/sweeps/tuning.py --config=experiments/configs/demo.py:smoke
   python experiments/sweep.py run experiments/sweeps/attention_s1_3.py --workdir=runs/attention --jobs=2
-  python experiments/sweep.py status experiments/sweeps/attention_s1_3.py --workdir=runs/attention
   python experiments/sweep.py gather experiments/sweeps/attention_s1_3.py --workdir=runs/attention --metrics s2/
-  python experiments/sweep.py slurm experiments/sweeps/attention_s1_3.py --workdir=/shared/attention --jobs=8 \\
-      --sbatch=--gpus-per-node=8 --submit
+  python experiments/sweep.py slurm experiments/sweeps/stages.py --workdir=/shared/stages --sbatch=--gpus-per-node=8
 """
 
 
@@ -44,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=("expand", "run", "slurm", "status", "gather"))
     parser.add_argument("file", type=Path, metavar="FILE", help="the sweep")
     parser.add_argument("--workdir", type=Path, help="everything goes here (all actions but expand)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="units at once (run: default 1; slurm: default all)")
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="in place of the sweep's, e.g. a small one to try it")
+    parser.add_argument("--jobs", type=cli.positive, metavar="N", help="units at once (run: 1; slurm: all)")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--unit", metavar="NAME", help="run: this unit only, in this process")
     one.add_argument("--index", dest="unit", metavar="N", help="run: the unit of this number, as expand prints it")
@@ -55,33 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.workdir is None and args.action != "expand":
         parser.error("the following arguments are required: --workdir")
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs is {args.jobs}: give 1 or more")
     from mono_jax.runs.sweeping import commands  # after parsing: --help needs none of it
-    from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
-    command = [sys.executable, __file__, "run", str(args.file), f"--workdir={args.workdir}"]
-    actions = {
-        "expand": lambda: commands.expand(args.file),
-        "run": lambda: commands.run(args.file, args.workdir, args.jobs or 1, [*command, "--unit"]),
-        "unit": lambda: commands.run_one(args.file, args.workdir, args.unit),
-        "slurm": lambda: commands.slurm(
-            args.file, args.workdir, args.jobs, args.sbatch, args.submit, [*command, "--index"]
-        ),
-        "status": lambda: commands.status(args.file, args.workdir),
-        "gather": lambda: commands.gather(args.file, args.workdir, args.metrics),
-    }
-    single = args.action == "run" and args.unit is not None
-    with cli.joined(args) if single else contextlib.nullcontext(True) as first:
-        try:
-            result = actions["unit" if single else args.action]()
-        except Preempted as stop:
-            if first:
-                print(stop, file=sys.stderr)
-            return PREEMPTED
-    if first and args.json:
+    code, result = commands.act(args, __file__)
+    if args.json and result is not None:
         cli.json_line(result)
-    return int(bool(result.get("failed")))
+    return code
 
 
 if __name__ == "__main__":

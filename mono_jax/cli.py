@@ -16,7 +16,18 @@ from data_pipelines.cli import USER_ERROR, fail, json_line
 from data_pipelines.cli import make_parser as parser
 from mono_jax.errors import ClusterError, MonoJaxError
 
-__all__ = ["USER_ERROR", "add_cluster_flags", "alone", "byte_size", "fail", "joined", "json_line", "parser", "run"]
+__all__ = [
+    "USER_ERROR",
+    "add_cluster_flags",
+    "alone",
+    "byte_size",
+    "fail",
+    "joined",
+    "json_line",
+    "parser",
+    "positive",
+    "run",
+]
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -49,6 +60,13 @@ def alone(command: str) -> None:
         raise ClusterError(
             f"{command} runs in one process, but several were started (found by {cluster.found_by}): start one"
         )
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, at least 1")
+    return int(text)
 
 
 def byte_size(text: str) -> int:

@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.io import publish
+from mono_jax import cli
 from mono_jax.runs.console import say_now
 from mono_jax.runs.sweeping import slurm as slurm_job
 from mono_jax.runs.sweeping.chain import Plan, plan, plans
-from mono_jax.runs.sweeping.gather import gather as gather_results
+from mono_jax.runs.sweeping.gather import gather
 from mono_jax.runs.sweeping.running import run_unit
 from mono_jax.runs.sweeping.schedule import Scheduler
 from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import Sweep, Unit, read_sweep
 from mono_jax.runs.workdir import locked
+from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
 
-def expand(file: Path) -> dict[str, Any]:
+def act(args: argparse.Namespace, program: str) -> tuple[int, dict[str, Any] | None]:
+    """Does what the arguments of ``program`` ask for: its exit code and, in the first process, the result.
+
+    Raises MonoJaxError or DataError.
+    """
+    sweep, workdir = read_sweep(args.file, args.config), args.workdir
+    command = [sys.executable, program, "run", str(args.file), f"--workdir={workdir}"]
+    command += [] if args.config is None else [f"--config={args.config}"]
+    if args.action == "expand":
+        return 0, expand(sweep)
+    if args.action == "status":
+        return 0, status(sweep, workdir)
+    if args.action == "gather":
+        return 0, gather(sweep, plans(sweep), workdir, args.metrics, say_now)
+    if args.action == "slurm":
+        return 0, slurm(sweep, workdir, args.jobs, args.sbatch, args.submit, [*command, "--index"])
+    with cli.joined(args) if args.unit is not None else contextlib.nullcontext(True) as first:
+        try:
+            if args.unit is not None:
+                result = run_unit(plan(sweep.unit(args.unit)), workdir)
+            else:
+                result = run(sweep, workdir, args.jobs or 1, [*command, "--unit"])
+        except Preempted as stop:
+            if first:
+                print(stop, file=sys.stderr)
+            return PREEMPTED, None
+    return int(bool(result.get("failed"))), result if first else None
+
+
+def expand(sweep: Sweep) -> dict[str, Any]:
     """Checks every unit and prints a table: what it changes, and how many of its stages it trains first."""
-    sweep = read_sweep(file)
     planned, trained = plans(sweep), set()
     rows = [["", "unit", "stages", "of its own", "changes"]]
     for number, each in enumerate(planned):
@@ -35,37 +68,30 @@ def expand(file: Path) -> dict[str, Any]:
     return {"title": sweep.title, "units": units, "stages": stages, "to_train": len(trained)}
 
 
-def run(file: Path, workdir: Path, jobs: int, command: Sequence[str]) -> dict[str, Any]:
+def run(sweep: Sweep, workdir: Path, jobs: int, command: Sequence[str]) -> dict[str, Any]:
     """Runs all units as processes, ``command`` + [name]. Raises CheckpointError if another process does already."""
-    sweep = read_sweep(file)
     planned = plans(sweep)
     with locked(workdir):
         _write_manifest(workdir, sweep, planned)
         return Scheduler(workdir, command, jobs, say_now).run(planned)
 
 
-def run_one(file: Path, workdir: Path, unit: str) -> dict[str, Any]:
-    """Runs ``unit`` (a name or a number) in this process, or in all that are joined."""
-    return run_unit(plan(read_sweep(file).unit(unit)), workdir)
-
-
 def slurm(
-    file: Path, workdir: Path, jobs: int | None, options: Sequence[str], submit: bool, command: Sequence[str]
+    sweep: Sweep, workdir: Path, jobs: int | None, options: Sequence[str], submit: bool, command: Sequence[str]
 ) -> dict[str, Any]:
     """Writes the array job, and hands it to sbatch if asked."""
-    sweep = read_sweep(file)
     planned = plans(sweep)
     _write_manifest(workdir, sweep, planned)
-    script = slurm_job.write_script(workdir, file.stem, len(planned), command, jobs, options)
+    script = slurm_job.write_script(workdir, sweep.file.stem, len(planned), command, jobs, options)
     say_now(f"{script}: {len(planned)} units")
     if submit:
         say_now(slurm_job.submit(script))
     return {"script": str(script), "units": len(planned), "submitted": submit}
 
 
-def status(file: Path, workdir: Path) -> dict[str, Any]:
+def status(sweep: Sweep, workdir: Path) -> dict[str, Any]:
     """Prints how far each unit is."""
-    states = [state_of(workdir, each) for each in plans(read_sweep(file))]
+    states = [state_of(workdir, each) for each in plans(sweep)]
     rows = [["unit", "state", "stage", "step", "loss", ""]]
     for state in states:
         step, loss = ("" if value is None else value for value in (state.step, state.loss))
@@ -77,12 +103,6 @@ def status(file: Path, workdir: Path) -> dict[str, Any]:
         counts[state.state] = counts.get(state.state, 0) + 1
     say_now(", ".join(f"{count} {name}" for name, count in counts.items()))
     return {"units": {s.name: {"state": s.state, "stage": s.stage, "step": s.step} for s in states}, "counts": counts}
-
-
-def gather(file: Path, workdir: Path, metrics: Sequence[str]) -> dict[str, Any]:
-    """Writes and prints the results."""
-    sweep = read_sweep(file)
-    return gather_results(sweep, plans(sweep), workdir, metrics, say_now)
 
 
 def _write_manifest(workdir: Path, sweep: Sweep, planned: Sequence[Plan]) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
 
@@ -69,12 +71,19 @@ class Units:
 
     ``changes``: {dotted key of the config: value}. A list under "stages" chooses and orders the stages that run.
     ``seeds``: how many units the group gets; each has a seed of its own, 0, 1, ... (under ``seed_keys``).
-    ``config``: FILE[:ARG] in place of the sweep's.
+    ``config``: FILE[:ARG] in place of the sweep's. ``add.base``: the sweep's config, to read numbers from.
     """
 
     def __init__(self, config: str | None, seed_keys: Sequence[str], file: str):
         self.units: list[Unit] = []
         self._config, self._seed_keys, self._file = config, tuple(seed_keys), file
+
+    @property
+    def base(self) -> ConfigDict:
+        """A copy of the sweep's config; raises ConfigError if the sweep has none."""
+        if self._config is None:
+            raise ConfigError(f'{self._file}: give CONFIG = "FILE[:ARG]"')
+        return config_file.load(self._config)
 
     def __call__(self, name: str, changes: Changes | None = None, *, seeds: int = 1, config: str | None = None) -> None:
         config = config or self._config
@@ -136,15 +145,15 @@ class Sweep:
         raise ConfigError(f"{self.file}: no unit {name!r}; it has {len(self.units)}: see sweep.py expand")
 
 
-def read_sweep(file: str | Path) -> Sweep:
-    """The sweep in ``file``; raises ConfigError that names the file, the unit or the key."""
+def read_sweep(file: str | Path, config: str | None = None) -> Sweep:
+    """The sweep in ``file``, of ``config`` if given; raises ConfigError that names the file, the unit or the key."""
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"{path}: no such sweep file")
     module = _module(path)
     if not callable(getattr(module, "sweep", None)):
         raise ConfigError(f"{path}: a sweep file has a function sweep(add)")
-    config = getattr(module, "CONFIG", None)
+    config = config or getattr(module, "CONFIG", None)
     units = Units(config, getattr(module, "SEED_KEYS", _seed_keys(config)), str(path))
     _guarded(path, lambda: module.sweep(units))
     if not units.units:

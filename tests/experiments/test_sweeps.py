@@ -1,0 +1,23 @@
+"""The sweeps that come along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mono_jax.runs.sweeping.chain import plans
+from mono_jax.runs.sweeping.units import read_sweep
+
+SWEEPS = sorted(
+    file for file in (Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.py") if file.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_shipped_sweeps_can_be_planned(file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(file.parents[2])
+    sweep = read_sweep(file)
+    planned = plans(sweep)
+    assert len({plan.stages for plan in planned}) == len(planned) and len(sweep.groups) > 1
+    assert file.name in (file.parents[2] / "docs" / "sweeps.md").read_text()
