@@ -74,9 +74,10 @@ def _several(unit: Unit, config: EvipConfig) -> Plan:
         values = config.stage_values(folder, init="" if number == 0 and not config.init else "before")
         _checked(_filled(values, config.stage_name(folder)))
         if config.stage_name(folder) != "S0" and mono is None:
-            digest = _digest(digest, config.vision, config.attention_experts)
+            digest = _digest(digest, config.vision, config.visual_experts, config.attention_experts)
             mono = Link("mono", digest)
-        digest = _digest(digest, {key: value for key, value in values.items() if key != "init"})
+        own = {key: value for key, value in values.items() if key != "init"}
+        digest = _digest(digest, own, config.replay.get(folder))
         stages.append(Link(folder, digest))
     return Plan(unit, config, sets, mono, tuple(stages))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mono_jax.errors import ConfigError
+from mono_jax.runs.config import EvipConfig
 from mono_jax.runs.sweeping.chain import plan, plans
 from mono_jax.runs.sweeping.units import Unit, product, read_sweep, values
 
@@ -82,8 +84,13 @@ def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
         ({"stages.s1_1.data.seed": 3}, {"s0"}),
         ({"attention_experts": True}, {"s0"}),
         ({"vision.hidden_size": 64}, {"s0"}),
+        ({"visual_experts": False, "stages.s1_1.stage": "full"}, {"s0"}),
+        ({"replay": {"s2": {"s0": 0.1}}}, {"s0", "s1_1"}),
+        ({"init": "another"}, set()),
+        ({"sets": {"kind": "folder", "path": "there"}}, set()),
         ({"stages.s0.steps": 5}, set()),
         ({"common.dtype": "float32"}, set()),
+        ({"data.batch_size": 3}, set()),
         ({"stages": ["s0", "s2"]}, {"s0"}),
         ({"stages": ["s0", "s1_1"]}, {"s0"}),  # the last stage saves in the base's dtype, the others their masters
         ({"gallery": 3, "answer_tokens": 8}, {"s0", "s1_1", "s2"}),  # how a model is asked
@@ -92,6 +99,12 @@ def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
 def test_what_is_decided_by_the_same_is_shared(config: Path, changes: dict[str, Any], kept: set[str]):
     before, after = digests(config, {}), digests(config, changes)
     assert {folder for folder in after if after[folder] == before[folder]} == kept
+
+
+def test_every_key_of_a_sequence_is_tried_above():
+    (marks,) = (mark for mark in test_what_is_decided_by_the_same_is_shared.pytestmark if mark.name == "parametrize")
+    tried = {key.split(".")[0] for changes, _ in marks.args[1] for key in changes}
+    assert tried == {field.name for field in dataclasses.fields(EvipConfig)}
 
 
 def test_stages_are_shared_if_and_only_if_all_up_to_them_is_equal(config: Path):
