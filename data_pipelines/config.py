@@ -28,8 +28,9 @@ class SourceConfig:
     weight: float | None = field(
         None,
         gt=0,
-        help="share of the samples, relative to the other sources' weights; None (for all sources or for none) = the "
-        "source's size, so that every sample of every source appears exactly once per epoch",
+        help="share of the samples, relative to the other sources' weights; None for all sources = their sizes, so "
+        "that every sample of every source appears exactly once per epoch; None for some = what the others leave of "
+        "1, shared by size",
     )
     prompts: str | tuple[str, ...] = field(
         (CAPTION_PROMPT,),
@@ -124,8 +125,12 @@ class DataConfig:
         for source in self.sources:
             if not source.spec:
                 raise DataError(f"data.sources.{source.name}.spec is missing: give a mapping with 'kind' and 'paths'")
-        if len({source.weight is None for source in self.sources}) > 1:
-            raise DataError("data.sources: give a weight to every source or to none")
+        given = [source.weight for source in self.sources if source.weight is not None]
+        if given and len(given) < len(self.sources) and sum(given) >= 1:
+            raise DataError(
+                f"data.sources: the weights of some are shares where others have none, but sum to {sum(given):g}: give "
+                "every source a weight, or make them less than 1 in all"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:

@@ -9,14 +9,23 @@ class Mixture:
     """How many of the first n positions belong to each source: whole numbers that only grow with n, and sum to n.
 
     Source after source takes its share of what is left, rounded down. In one epoch without weights every source gets
-    exactly its size; with weights every source is within a few samples of its share, at any n.
+    exactly its size; with weights every source is within a few samples of its share, at any n. Sources without one
+    among others with one share what those leave of 1, by their sizes.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None = None):
-        if weights is None:
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float | None] = ()):
+        given = [weight for weight in weights if weight is not None]
+        if not given:
             self._shares = [int(size) for size in sizes]
-        else:
-            self._shares = [max(1, round(weight / sum(weights) * 2**32)) for weight in weights]
+            return
+        unweighted = sum(size for size, weight in zip(sizes, weights) if weight is None)
+        whole = sum(given) if len(given) == len(weights) or not unweighted else 1.0
+        left = max(whole - sum(given), 0.0)
+        self._shares = [
+            max(1, round(weight / whole * 2**32)) if weight is not None
+            else round(left / whole * size / max(unweighted, 1) * 2**32)
+            for size, weight in zip(sizes, weights)
+        ]  # fmt: skip
 
     def counts(self, n: int) -> list[int]:
         left, shares, result = n, sum(self._shares), []

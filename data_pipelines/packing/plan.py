@@ -89,8 +89,7 @@ class Plan:
         for source, size in zip(config.sources, sizes):
             if not size and (source.weight is not None or not sum(sizes)):
                 raise DataError(f"data.sources[{source.name}]: no usable sample; see its spec, filters and index")
-        weights = [source.weight for source in config.sources]
-        self.mixture = Mixture(sizes, None if None in weights else weights)
+        self.mixture = Mixture(sizes, [source.weight for source in config.sources])
         self.epoch_units = sum(sizes)
         self.blocks_per_epoch = -(-self.epoch_units // config.block_samples)
         self.blocks = None if config.epochs is None else self.blocks_per_epoch * config.epochs

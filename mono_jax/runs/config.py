@@ -195,8 +195,8 @@ class EvipConfig:
     attention_experts: bool = field(False, help="visual attention experts too (Mono-InternVL-1.5)")
     replay: Mapping[str, Mapping[str, float]] = field(
         default_factory=dict,
-        help="{stage: {other stage: weight}}: sources of the other stage, from the sets, mixed into those of the first "
-        "with this weight each; {'s2': {'s0': 0.1}} replays text in S2",
+        help="{stage: {other stage: share of the samples}}: sources of the other stage, from the sets, in equal parts, "
+        "mixed into those of the first; {'s2': {'s0': 0.1}} replays text in S2",
     )
     gallery: int = field(12, ge=0, help="held-out images shown in the report")
     answer_tokens: int = field(32, ge=1, help="longest answer to a held-out question, tokens")
@@ -212,6 +212,8 @@ class EvipConfig:
         for folder in self.replay:
             if folder not in self.stages:
                 raise unknown_key("stage of config.replay", folder, self.stages)
+            if not 0 < (share := sum(self.replay[folder].values())) < 1:
+                raise ConfigError(f"config.replay.{folder}: shares sum to {share:g}: it must be between 0 and 1")
 
     def stage_name(self, folder: str) -> str:
         """The stage that the folder's run is of; raises ConfigError if it names none."""

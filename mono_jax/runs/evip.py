@@ -83,7 +83,7 @@ class Evip:
         if "tokenizer" not in data:
             data["tokenizer"] = self.tokenizer()
         if "sources" not in data:
-            data["sources"] = [*self.sources(folder), *self.replayed(folder)]
+            data["sources"] = self.mixed_sources(folder)
         if not init:
             model = dict(values.get("model", {}))
             model.setdefault("vocab_size", Tokenizer(data["tokenizer"]).vocab_size)
@@ -99,13 +99,18 @@ class Evip:
             )
         return self.manifest["stages"][folder]["sources"]
 
-    def replayed(self, folder: str) -> list[dict[str, Any]]:
-        """Sources of other stages that ``config.replay`` mixes in."""
-        return [
-            {**source, "name": f"{other}_{source['name']}", "weight": weight}
-            for other, weight in self.config.replay.get(folder, {}).items()
+    def mixed_sources(self, folder: str) -> list[dict[str, Any]]:
+        """The stage's own, and those of other stages that ``config.replay`` mixes in."""
+        own, replay = self.sources(folder), self.config.replay.get(folder, {})
+        if any("weight" in source for source in own):  # they keep their proportions
+            scale = (1 - sum(replay.values())) / sum(source["weight"] for source in own)
+            own = [{**source, "weight": source["weight"] * scale} for source in own] if replay else own
+        mixed = [
+            {**source, "name": f"{other}_{source['name']}", "weight": share / len(self.sources(other))}
+            for other, share in replay.items()
             for source in self.sources(other)
         ]
+        return [*own, *mixed]
 
     def tokenizer(self) -> str:
         """The tokenizer of all stages; raises ConfigError if there is none."""
@@ -161,32 +166,34 @@ class Evip:
 
     def run_stage(self, folder: str, init: str) -> dict[str, Any]:
         """Trains and measures one stage, unless its summary was made with the same config."""
-        workdir = self.place(folder)
         run = self.stage_config(folder, init)
-        done = workdir / "summary.json"
+        done, timeline = self.place(folder) / "summary.json", timeline_file(self.place(folder), jax.process_index())
         if (summary := _stored(done)).get("config") == run.to_dict():
             self.say(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
-            if not self.unasked(folder, summary):
-                return summary
-            with measuring(timeline_file(workdir, jax.process_index()), self.say, summary["steps"]):
-                summary.setdefault("evaluation", {}).update(self.evaluate(folder, run, self.unasked(folder, summary)))
+        else:
+            summary = self.train(folder, run)
             _write(done, summary)
-            return summary
+        if names := self.unasked(folder, summary):
+            with measuring(timeline, self.say, summary["steps"]):
+                summary["evaluation"] = {**summary.get("evaluation", {}), **self.evaluate(folder, run, names)}
+            _write(done, summary)
+        return summary
+
+    def train(self, folder: str, run: RunConfig) -> dict[str, Any]:
+        """Trains one stage, with the loss on held-out text before and after it; what is known of it is its summary."""
+        workdir = self.place(folder)
         before_file, timeline = workdir / "text_loss_before.json", timeline_file(workdir, jax.process_index())
         if "loss" in (stored := _stored(before_file)):
             before = stored["loss"]
         else:
             with measuring(timeline, self.say):
-                before = self.text_loss(init, run) if init else None
+                before = self.text_loss(run.init, run) if run.init else None
         start = time.perf_counter()
         result = run_stage(run, workdir, base_dir=self.place("base"), shared_cache=self.place("cache"))
         _write(before_file, {"loss": before})
         trained = round(time.perf_counter() - start, 1)
         with measuring(timeline, self.say, result["step"]):
-            summary = self.summary(run, result, before) | {"seconds": trained, "evaluation": {}}
-            summary["evaluation"] = self.evaluate(folder, run, self.unasked(folder, summary))
-        _write(done, summary)
-        return summary
+            return self.summary(run, result, before) | {"seconds": trained}
 
     def summary(self, run: RunConfig, result: Mapping[str, Any], before: float | None) -> dict[str, Any]:
         """What the report shows of a stage; ``before``: the loss on held-out text before it."""

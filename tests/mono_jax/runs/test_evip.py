@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -79,3 +80,38 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
     assert asked == ["a", "a"] and again.keys() == first.keys()
     assert (again["text_loss_before"], again["text_loss_after"]) == (4.0, 4.0)
     assert evip.run_stage("a", "init")["config"] == first["config"] and asked == ["a", "a"]
+
+
+def test_the_last_stage_is_asked_more_and_nothing_twice(evip: Evip):
+    evip.manifest["heldout"] = {"captions": {}, "questions": {}, "text": ""}
+    assert evip.unasked("a", {}) == ["captions"] and evip.unasked("b", {}) == ["captions", "questions"]
+    assert evip.unasked("b", {"evaluation": {"captions": {}}}) == ["questions"]
+    del evip.config.stages["b"]
+    assert evip.unasked("a", {"evaluation": {"captions": {}}}) == ["questions"], (
+        "trained for another sequence of stages"
+    )
+
+
+def test_sources_of_other_stages_are_mixed_in(evip: Evip):
+    spec = {"kind": "text", "paths": "x"}
+    evip.manifest["stages"] = {
+        "a": {"sources": [{"name": "pairs", "spec": spec, "weight": 3}, {"name": "ocr", "spec": spec, "weight": 1}]},
+        "b": {"sources": [{"name": "talk", "spec": spec}]},
+        "s0": {"sources": [{"name": "books", "spec": spec}, {"name": "chat", "spec": spec}]},
+    }
+    del evip.config.data["sources"]
+    config = dataclasses.replace(evip.config, replay={"a": {"s0": 0.2}, "b": {"s0": 0.1, "a": 0.4}})
+    mixed = dataclasses.replace(evip, config=config)
+    found = {
+        stage: {source.name: source.weight for source in mixed.stage_config(stage, "init").data.sources}
+        for stage in ("a", "b")
+    }
+    assert found["a"] == pytest.approx({"pairs": 0.6, "ocr": 0.2, "s0_books": 0.1, "s0_chat": 0.1})
+    shares = {"s0_books": 0.05, "s0_chat": 0.05, "a_pairs": 0.2, "a_ocr": 0.2}
+    assert found["b"] == {"talk": None} | shares
+    for replay, message in (
+        ({"c": {"s0": 0.1}}, r"config\.replay.*'c'"),
+        ({"b": {"s0": 1}}, r"replay\.b: shares sum to 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            dataclasses.replace(evip.config, replay=replay)
