@@ -109,9 +109,6 @@ def test_sources_of_other_stages_are_mixed_in(evip: Evip):
     assert found["a"] == pytest.approx({"pairs": 0.6, "ocr": 0.2, "s0_books": 0.1, "s0_chat": 0.1})
     shares = {"s0_books": 0.05, "s0_chat": 0.05, "a_pairs": 0.2, "a_ocr": 0.2}
     assert found["b"] == {"talk": None} | shares
-    for replay, message in (
-        ({"c": {"s0": 0.1}}, r"config\.replay.*'c'"),
-        ({"b": {"s0": 1}}, r"replay\.b: shares sum to 1"),
-    ):
+    for stage, share, message in (("c", 0.1, r"config\.replay.*'c'"), ("b", 1, r"replay\.b: shares sum to 1")):
         with pytest.raises(ConfigError, match=message):
-            dataclasses.replace(evip.config, replay=replay)
+            dataclasses.replace(evip.config, replay={stage: {"s0": share}})
