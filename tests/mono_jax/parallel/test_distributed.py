@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from jax._src.distributed import global_state
 
 from mono_jax import cli
 from mono_jax.errors import ClusterError, PeerError
-from mono_jax.parallel.distributed import Cluster, find
+from mono_jax.parallel.distributed import Cluster, find, joined
 from mono_jax.parallel.watch import Watch
 from tests.mono_jax.peers import Store
 
@@ -176,3 +179,30 @@ def test_one_whose_calls_to_the_store_never_return_ends_too():
         store.key_value_set = lambda *_, **__: never.wait(30)
         assert peer.gone.wait(5) and peer.left[0].startswith("process 0")
     never.set()
+
+
+COMMANDS = {
+    "train": ["--config=experiments/configs/demo.py:smoke", "--workdir=NEW"],
+    "evip": ["--config=experiments/configs/demo.py:smoke", "--workdir=NEW"],
+    "generate": ["--model=NEW", "--prompt=a"],
+    "convert": ["NEW", "NEW2"],
+    "parity": ["--model_dir=NEW", "--case=a.safetensors"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_runs_several_times_by_itself(command: str, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """In a batch script without srun SLURM says of several tasks, and this is none of them: before anything is read."""
+    monkeypatch.chdir(Path(__file__).parents[3])
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    main = importlib.import_module(f"experiments.{command}").main
+    with pytest.raises(ClusterError, match="SLURM has 8 tasks, but this process was not started by srun"):
+        main([argument.replace("NEW", str(tmp_path / "new")) for argument in COMMANDS[command]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_by_itself_joins_nothing(capfd: pytest.CaptureFixture[str]):
+    threads = threading.enumerate()
+    with joined(find(environment={})) as first:
+        assert first and threading.enumerate() == threads and global_state.client is None
+    assert capfd.readouterr() == ("", "")
