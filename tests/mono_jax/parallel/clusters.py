@@ -30,12 +30,13 @@ CONFIG = "from ml_collections import ConfigDict\ndef get_config():\n    return C
 class Cluster:
     """``processes`` processes of a command on this machine, with ``devices`` simulated devices in all.
 
-    ``variables``: of the environment of single processes, by number. ``hosts``: one for each process.
+    ``config``: None = the command takes ``options`` only, and ``workdir`` names its logs. ``variables``: of the
+    environment of single processes, by number. ``hosts``: one for each process.
     """
 
     def __init__(
         self,
-        config: Path,
+        config: Path | None,
         workdir: Path,
         processes: int,
         options: Sequence[str] = (),
@@ -47,7 +48,8 @@ class Cluster:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             coordinator = f"{hosts.addresses[0] if hosts else 'localhost'}:{free.getsockname()[1]}"
-        line = [sys.executable, f"experiments/{command}", f"--config={config}", f"--workdir={workdir}", *options]
+        trained = [f"--config={config}", f"--workdir={workdir}"] if config else []
+        line = [sys.executable, f"experiments/{command}", *trained, *options]
         env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
         env |= {"PYTHONPATH": str(ROOT)}
         self.outputs = [workdir.parent / f"{workdir.name}.{number}.log" for number in range(processes)]

@@ -71,6 +71,13 @@ def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
         assert two["text_loss_after"] == pytest.approx(one["text_loss_after"], abs=1e-5)
         assert two["data"]["samples"] == one["data"]["samples"] and two.get("evaluation") == one.get("evaluation")
     said = [clusters[-1].said(number) for number in range(2)]
+    asked = [f"--model={tmp_path / 'two' / stages[-1]}", "--prompt=What is this?", "--max_new_tokens=12", "--json"]
+    asked += ["--temperature=3", f"--image={next((tmp_path / 'two/data').rglob('*.png'))}"]
+    for count in (1, 2):
+        clusters.append(Cluster(None, tmp_path / f"asked_{count}", count, asked, "generate.py"))
+        assert clusters[-1].wait() == [0] * count, clusters[-1].said(0)
+    answers = [json.loads(cluster.said(0).splitlines()[-1])["text"] for cluster in clusters[-2:]]
+    assert answers[0] == answers[1] and len(answers[0]) > 5 and "text" not in clusters[-1].said(1)
     assert said[0].count("report:") == 1 and "report:" not in said[1] and "held-out" not in said[1]
 
 
