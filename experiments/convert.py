@@ -32,8 +32,8 @@ a name table (--names=FILE) is JSON, {n} stands for the layer:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__, EXAMPLES)
     add, forms = parser.add_argument, ("hf", "orbax")
-    add("src", type=Path, metavar="SRC", help="the model to read; a run's workdir will do")
-    add("dst", type=Path, metavar="DST", help="the folder to write; must not exist, or be empty")
+    add("src", metavar="SRC", help="the model to read, a folder or URL; a run's workdir will do")
+    add("dst", metavar="DST", help="the folder or URL to write; must not exist, or be empty")
     add("--from", dest="source_kind", choices=forms, help="what SRC is (default: seen from its files)")
     add("--to", dest="target_kind", choices=forms, help="what DST becomes (default: the other; a changed model: same)")
     add("--names", dest="names_file", metavar="FILE", type=Path, help="JSON table of tensor names other than ours")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.io.publish import write_json
 from mono_jax.errors import ConfigError
+from mono_jax.storage.objects import ObjectPath
+from mono_jax.storage.places import Place
 
 CHECKSUMS_FILE = "checksums.json"
 
@@ -33,9 +34,9 @@ def lfs_error(file: Path) -> str | None:
     return f"{file}: a Git LFS pointer, not the file itself: run 'git lfs pull' in {file.parent}" if pointer else None
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Place) -> dict[str, Any]:
     """The JSON object in ``file``; raises ConfigError that names the file."""
-    if problem := lfs_error(file):
+    if isinstance(file, Path) and (problem := lfs_error(file)):
         raise ConfigError(problem)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -63,32 +64,39 @@ def write_checksums(folder: Path, process: int = 0, processes: int = 1) -> None:
     ``checksums.1.json`` and so on, right after writing, when they are likely to be in its memory still.
     """
     names = [name for name in _files(folder) if _writer(name) % processes == process]
-    content = {"processes": processes, "sha256": _checksums(folder, names)}
-    write_json(folder / _list_name(process), content)
+    with ThreadPoolExecutor(4) as pool:
+        sums = dict(zip(names, pool.map(lambda name: _digest(folder / name), names)))
+    write_json(folder / list_name(process), {"processes": processes, "sha256": sums})
 
 
-def verify_checksums(folder: Path, process: int = 0, processes: int = 1) -> bool:
+def verify_checksums(folder: Place, process: int = 0, processes: int = 1) -> bool:
     """True if the files are what was written, False if a list is missing; raises Damaged that names a bad file.
 
     Of several ``processes`` that share the work, ``process`` checks every so many files.
     """
     if not (folder / CHECKSUMS_FILE).is_file():
         return False
-    lists = [_list_name(number) for number in range(_read_list(folder, CHECKSUMS_FILE).get("processes", 1))]
+    lists = lists_of(folder)
     if not all((folder / name).is_file() for name in lists):
         return False
     listed = [entry for name in lists for entry in _read_list(folder, name)["sha256"].items()]
     expected = dict(listed[process::processes])
-    found = _checksums(folder, [file for file in expected if (folder / file).is_file()])
+    with ThreadPoolExecutor(4) as pool:
+        found = dict(zip(expected, pool.map(lambda name: _digest(folder / name), expected)))
     for file, digest in expected.items():
-        if file not in found:
+        if found[file] is None:
             raise Damaged(f"{folder}: damaged: {file} is missing")
         if found[file] != digest:
             raise Damaged(f"{folder}: damaged: {file} has changed since it was written")
     return True
 
 
-def _read_list(folder: Path, name: str) -> dict[str, Any]:
+def lists_of(folder: Place) -> list[str]:
+    """Names of the lists of checksums that a whole folder has; raises Damaged if the first one is unreadable."""
+    return [list_name(number) for number in range(_read_list(folder, CHECKSUMS_FILE).get("processes", 1))]
+
+
+def _read_list(folder: Place, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text())
         if isinstance(content["sha256"], dict) and isinstance(content.get("processes", 1), int):
@@ -98,7 +106,8 @@ def _read_list(folder: Path, name: str) -> dict[str, Any]:
     raise Damaged(f"{folder}: damaged: {name} is unreadable")
 
 
-def _list_name(process: int) -> str:
+def list_name(process: int) -> str:
+    """Of the list of what ``process`` wrote."""
     return CHECKSUMS_FILE if process == 0 else f"checksums.{process}.json"
 
 
@@ -117,10 +126,12 @@ def _files(folder: Path) -> list[str]:
     return sorted(name for name in files if not _LIST.fullmatch(name))
 
 
-def _checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    def digest(name: str) -> str:
-        with (folder / name).open("rb") as handle:
+def _digest(file: Place) -> str | None:
+    """SHA-256 of a file; None if there is none."""
+    try:
+        if isinstance(file, ObjectPath):
+            return hashlib.sha256(file.read_bytes()).hexdigest()
+        with file.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(4) as pool:
-        return dict(zip(names, pool.map(digest, names)))
+    except (FileNotFoundError, IsADirectoryError):
+        return None

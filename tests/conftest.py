@@ -74,3 +74,46 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
     if _missing_in_ci(report):
         report.outcome, report.longrepr = "failed", f"skipped, which CI must not: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def stores() -> Iterator[Any]:
+    """(scheme) -> a store of that kind on the loopback, started when it is first asked for."""
+    import contextlib
+    import functools
+
+    from tests.stores import served
+
+    with contextlib.ExitStack() as running:
+        yield functools.cache(lambda scheme: running.enter_context(served(scheme)))
+
+
+BUCKETS = ["s3", pytest.param("gs", marks=pytest.mark.slow)]
+
+
+@pytest.fixture
+def made_folder(stores: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """(kind) -> a new folder: on "disk", or in a bucket ("s3", "gs")."""
+    import contextlib
+
+    from data_pipelines.io import storage
+
+    monkeypatch.setattr(storage, "_patience", storage.Patience(1, 0.0, 0.01))
+    with contextlib.ExitStack() as running:
+
+        def make(kind: str) -> Any:
+            return tmp_path if kind == "disk" else running.enter_context(stores(kind).found()).folder(tmp_path.name)
+
+        yield make
+
+
+@pytest.fixture(params=["disk", *BUCKETS])
+def place(request: pytest.FixtureRequest, made_folder: Any) -> Any:
+    """A new folder on disk or in a bucket."""
+    return made_folder(request.param)
+
+
+@pytest.fixture(params=BUCKETS)
+def bucket(request: pytest.FixtureRequest, made_folder: Any) -> Any:
+    """A new folder in a bucket."""
+    return made_folder(request.param)

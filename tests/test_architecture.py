@@ -20,8 +20,11 @@ ALLOWED = {
     "experiments": ("mono_jax", "pallas_kernels", "data_pipelines"),
 }
 # The rooms of mono_jax that know nothing of how data is made, and the leaves of data_pipelines that they share with it.
-CORE = ("models", "training", "parallel", "weights", "checkpoints")
-SHARED = ("batch", "errors", "strict", "special_tokens", "io.publish")
+CORE = ("models", "training", "parallel", "storage", "weights", "checkpoints")
+SHARED = (
+    *("batch", "errors", "strict", "special_tokens"),
+    *("io.digests", "io.paths", "io.processes", "io.publish", "io.storage"),
+)
 
 
 def imported(file: Path) -> set[str]:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.errors import DataError, did_you_mean
+from data_pipelines.io import copies, paths
 
+FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
 CACHED_CHARS = 200  # longer texts are not likely to recur
 
 
@@ -26,12 +28,12 @@ class Tokenizer:
 
     def __init__(self, path: str | Path):
         """Args:
-          path: a folder with ``tokenizer.model`` or ``tokenizer.json``, or one of these files. Beside it may lie
+          path: a folder or URL with ``tokenizer.model`` or ``tokenizer.json``, or one of these files. Beside it may lie
             ``added_tokens.json`` (token -> id) and ``tokenizer_config.json`` (whose ``added_tokens_decoder`` is read).
 
         Raises DataError if no tokenizer is there or it cannot be read.
         """
-        file = _find(Path(path))
+        file = _find(_local(path))
         self.added = _added_tokens(file.parent)
         self.digest = hashlib.sha256(file.read_bytes() + json.dumps(self.added, sort_keys=True).encode()).hexdigest()[
             :16
@@ -86,6 +88,15 @@ class Tokenizer:
             else:
                 words.append(number)
         return "".join(parts)
+
+
+def _local(path: str | Path) -> Path:
+    """``path``, or where the files of a URL are copied to."""
+    if not paths.is_remote(str(path)):
+        return Path(path)
+    one = str(path).endswith(FILES)
+    folder = Path(copies.local_folder(paths.parent(str(path)) if one else str(path), FILES))
+    return folder / paths.basename(str(path)) if one else folder
 
 
 def _find(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from data_pipelines.io import paths, publish
@@ -23,11 +24,11 @@ def local_copy(path: str) -> str:
     return str(place)
 
 
-def local_folder(path: str) -> str:
-    """As ``local_copy``, of the files in a folder, which keep their names."""
+def local_folder(path: str, names: Collection[str] | None = None) -> str:
+    """As ``local_copy``, of the files in a folder (only those of ``names``, if given), which keep their names."""
     if not paths.is_remote(path):
         return paths.local_path(path)
-    files = paths.list_dir(path)
+    files = [file for file in paths.list_dir(path) if names is None or file[0] in names]
     folder = paths.cache_dir() / "copies" / digest(path, *(f"{name} {mark}" for name, _, mark in files))[:16]
     for name, _, _ in files:
         _copy(paths.join(path, name), folder / name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,21 +14,23 @@ import jax
 from mono_jax import tree
 from mono_jax.checkpoints.integrity import check_fit, tree_hash
 from mono_jax.errors import CheckpointError, PeerError, WeightsError
-from mono_jax.files import reason
+from mono_jax.files import CHECKSUMS_FILE, reason
 from mono_jax.parallel.agreement import from_first, together
+from mono_jax.storage.objects import ObjectPath
+from mono_jax.storage.places import Place, place_of, remove_tree
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.model_folder import place
-from mono_jax.weights.orbax_arrays import open_arrays, save_arrays, stream_arrays
+from mono_jax.weights.orbax_arrays import open_arrays, write_arrays
 
 
-def save_base(directory: str | Path, params: Mapping[str, Any]) -> str:
+def save_base(directory: str | Place, params: Mapping[str, Any]) -> str:
     """Stores frozen parameters (arrays, or all ``LazyArray``) under their content hash, once; returns the hash.
 
     Raises CheckpointError if they cannot be written.
     """
     content = tree_hash(params)
-    folder = Path(directory).absolute() / content
-    if not from_first(folder.exists()):
+    folder = place_of(directory).absolute() / content
+    if not from_first(is_there(folder)):
         try:
             with together():
                 _save(folder, tree.flatten(params))
@@ -38,24 +39,29 @@ def save_base(directory: str | Path, params: Mapping[str, Any]) -> str:
     return content
 
 
-def _save(folder: Path, flat: dict[str, Any]) -> None:
-    """The folder appears when it is whole: Orbax renames what it writes, and so does this."""
-    if not any(isinstance(leaf, LazyArray) for leaf in flat.values()):
-        save_arrays(folder, tree.unflatten(flat))
+def is_there(folder: Place) -> bool:
+    """Whether a base is stored; on disk it is renamed when it is whole, in a bucket its list is written last."""
+    return (folder / CHECKSUMS_FILE).is_file() if isinstance(folder, ObjectPath) else folder.is_dir()
+
+
+def _save(folder: Place, flat: dict[str, Any]) -> None:
+    lazy = any(isinstance(leaf, LazyArray) for leaf in flat.values())
+    if isinstance(folder, ObjectPath) or not lazy:  # what Orbax writes itself, it renames when it is whole
+        write_arrays(folder, flat)
         return
     partial = folder.with_name(f"{folder.name}.partial")
     with together():
         if jax.process_index() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-    stream_arrays(partial, flat)
+    write_arrays(partial, flat)
     if jax.process_index() == 0:
         partial.rename(folder)
 
 
-def open_base(directory: str | Path, content: str) -> dict[str, LazyArray]:
+def open_base(directory: str | Place, content: str) -> dict[str, LazyArray]:
     """The stored parameters of hash ``content`` by path; raises CheckpointError if they are missing."""
-    folder = Path(directory).absolute() / content
-    if not folder.is_dir():
+    folder = place_of(directory).absolute() / content
+    if not is_there(folder):
         raise CheckpointError(f"{folder}: the frozen base of this run is missing: restore it or start a new workdir")
     try:
         return open_arrays(folder)
@@ -63,12 +69,12 @@ def open_base(directory: str | Path, content: str) -> dict[str, LazyArray]:
         raise CheckpointError(f"{folder}: the frozen base is damaged: {reason(error)}") from None
 
 
-def load_base(directory: str | Path, content: str, abstract: Mapping[str, Any]) -> tree.Tree:
+def load_base(directory: str | Place, content: str, abstract: Mapping[str, Any]) -> tree.Tree:
     """The frozen parameters of hash ``content``, placed and cast as the leaves of ``abstract`` say.
 
     Raises CheckpointError if they are missing, do not fit ``abstract`` or are not what was saved.
     """
-    folder = Path(directory).absolute() / content
+    folder = place_of(directory).absolute() / content
     stored, wanted = open_base(directory, content), tree.flatten(abstract)
     fitting = {
         path: jax.ShapeDtypeStruct(leaf.shape, stored[path].dtype)
@@ -86,6 +92,6 @@ def load_base(directory: str | Path, content: str, abstract: Mapping[str, Any]) 
         raise CheckpointError(f"{folder}: the frozen base is damaged: {reason(error)}") from None
 
 
-def remove_base(directory: str | Path, content: str) -> None:
+def remove_base(directory: str | Place, content: str) -> None:
     """Removes the stored base of hash ``content``, if there is one."""
-    shutil.rmtree(Path(directory).absolute() / content, ignore_errors=True)
+    remove_tree(place_of(directory).absolute() / content)

@@ -1,31 +1,30 @@
-"""The checkpoints of a run.
+"""The checkpoints of a run: which are kept, what is done about damage and saves that fail.
 
-    CHECKPOINTS/300/    state/ (Orbax: step, trainables, optimizer), metadata/ (JSON), checksums.json
-
-A step is visible only when whole: Orbax writes into a temporary folder and renames it. Orbax has no checksum over
-array values, so each step gets a list of SHA-256 sums once it is committed; reading checks them.
+How they are stored differs between a local folder (``orbax_manager``) and a bucket (``object_manager``). In both a step
+is visible only when whole, and has lists of SHA-256 sums that are checked when it is read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
-from mono_jax.checkpoints.integrity import check_fit, list_checksums, verify_together
+from data_pipelines.errors import StorageError
+from mono_jax.checkpoints.integrity import check_fit, verify_together
+from mono_jax.checkpoints.object_manager import ObjectManager
+from mono_jax.checkpoints.orbax_manager import OrbaxManager
 from mono_jax.errors import CheckpointError, ConfigError, PeerError
 from mono_jax.files import Damaged, reason, write_checksums
 from mono_jax.parallel.agreement import Meeting, together
-from mono_jax.weights.orbax_arrays import orbax_processes
+from mono_jax.storage.objects import ObjectPath
+from mono_jax.storage.places import Place, place_of
 
 PyTree = Any
 
@@ -46,7 +45,8 @@ class Checkpoints:
     ``asynchronous``: ``save`` returns when the arrays are copied to the host and writes in the background; an error
     there is reported when it happens, and raised by the next ``wait``. ``report`` gets one line for each damaged
     checkpoint and each save that failed in the background. ``marker``: a file that is made once a checkpoint is whole,
-    and stays when checkpoints are lost.
+    and stays when checkpoints are lost. ``before_commit``: called before a checkpoint in a bucket becomes visible; what
+    it raises fails the save.
 
     Attributes:
       failed: saves that failed, in the background or not.
@@ -54,16 +54,18 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Place,
         keep: int = 3,
         asynchronous: bool = True,
         report: Callable[[str], None] = _to_stderr,
         keep_period: int | None = None,
-        marker: Path | None = None,
+        marker: Place | None = None,
+        before_commit: Callable[[], None] | None = None,
     ):
         if keep < 1:
             raise ConfigError(f"keep is {keep}: at least one checkpoint must be kept")
-        self.directory = Path(directory).absolute()
+        self.directory = place_of(directory).absolute()
+        self._before_commit = before_commit
         self._keep, self._keep_period = max(keep, 2), keep_period
         self._asynchronous, self._report, self._marker = asynchronous, report, marker
         self._thread: threading.Thread | None = None
@@ -76,28 +78,11 @@ class Checkpoints:
         self._meeting: Meeting | None = None  # of the save in flight, with several processes
         self._manager = self._open()
 
-    def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """What Orbax waits by in a save: an error of one process is one of all at once, not after its timeout."""
-        del key
-        self._meeting.pass_on(timeout_ms)
-
-    def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None,  # ``_rotate`` removes old ones
-            enable_async_checkpointing=self._asynchronous or jax.process_count() > 1,
-            async_options=ocp.AsyncOptions(
-                barrier_sync_fn=self._meet if jax.process_count() > 1 else None,
-                create_directories_asynchronously=jax.process_count() == 1,  # Orbax waits 10 minutes for one that fails
-            ),
-            cleanup_tmp_directories=True,
-            create=False,
-            multiprocessing_options=orbax_processes(),
-        )
+    def _open(self) -> ObjectManager | OrbaxManager:
         try:
-            with together():
-                self.directory.mkdir(parents=True, exist_ok=True)
-            handlers = {"state": ocp.PyTreeCheckpointHandler(), "metadata": ocp.JsonCheckpointHandler()}
-            return ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
+            if isinstance(self.directory, ObjectPath):
+                return ObjectManager(self.directory, self._before_commit)
+            return OrbaxManager(self.directory, self._asynchronous)
         except (OSError, PeerError) as error:
             raise CheckpointError(f"{self.directory}: cannot be used for checkpoints: {reason(error)}") from None
 
@@ -119,7 +104,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Committed steps, oldest first; waits for a save in flight."""
         self.wait()
-        return sorted(self._manager.all_steps())
+        return self._manager.all_steps()
 
     def save(
         self, step: int, state: PyTree, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
@@ -135,41 +120,27 @@ class Checkpoints:
             self.wait()
         if step == self._saved:
             return False
-        self._check_space(step, state)
-        self.discard_from(step)  # the run went back to an older step: what followed it is no longer its history
-        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(dict(metadata)))
+        self._meeting = None
         if jax.process_count() > 1:
             self._meeting = Meeting(f"{self.directory}/{step}/{next(self._meetings)}")
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+        try:
+            self.discard_from(step)  # the run went back to an older step: what followed it is no longer its history
+        except (StorageError, PeerError) as error:  # which all processes have
+            raise self._not_saved(step, error) from None
         try:
             with together():
-                self._probe()
+                self._manager.prepare(step, size)
             with together():
-                self._start(step, arguments)
+                self._manager.save(step, state, metadata, self._meeting)
         except Exception as error:
-            with contextlib.suppress(Exception):
-                self._manager.close()
-            self._manager = self._open()
+            self._recover()
             raise self._not_saved(step, error) from None
         self._thread = threading.Thread(target=self._finish, args=(step, rotate, best), name=f"checkpoint-{step}")
         self._thread.start()
         if not self._asynchronous:
             self.wait()
         return True
-
-    def _probe(self) -> None:
-        """Raises OSError where nothing can be written: of several processes the others would wait 5 minutes for one."""
-        if jax.process_count() > 1:
-            file = self.directory / f".probe-{jax.process_index()}"
-            file.write_bytes(bytes(4096))
-            file.unlink()
-
-    def _start(self, step: int, arguments: ocp.args.Composite) -> None:
-        try:
-            self._manager.save(step, args=arguments, force=True)
-        except Exception as error:
-            if self._meeting is not None:
-                self._meeting.fail(error)
-            raise
 
     def discard_from(self, step: int) -> None:
         """Deletes the checkpoints of ``step`` and after it."""
@@ -178,24 +149,14 @@ class Checkpoints:
         for later in self.steps():
             if later >= step:
                 self._sound.discard(later)
-                self._manager.delete(later)
+                self._manager.discard(later)
                 self._saved = None if self._saved == later else self._saved
         if self._marker is not None and not self.steps():  # discarded, not lost
             self._marker.unlink(missing_ok=True)
 
-    def _check_space(self, step: int, state: PyTree) -> None:
-        """Fails early where the disk cannot hold ``state``; with several processes only writing shows it."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
-        free = shutil.disk_usage(self.directory).free
-        if needed > free and jax.process_count() == 1:
-            raise self._not_saved(
-                step, OSError(f"it needs {needed / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free")
-            )
-
     def _finish(self, step: int, rotate: bool, best: int | None) -> None:
         try:
-            self._manager.wait_until_finished()
-            list_checksums(self.directory / str(step))
+            self._manager.finish(step)
             if jax.process_index() == 0 and self._marker is not None:
                 self._marker.touch()
             self._best = best if best in self._manager.all_steps() else self._best
@@ -213,10 +174,11 @@ class Checkpoints:
 
     def _rotate(self) -> None:
         """Removes what is older than the newest ``keep``, milestones and the best aside."""
-        for old in sorted(self._manager.all_steps())[: -self._keep]:
+        for old in self._manager.all_steps()[: -self._keep]:
             if old != self._best and (not self._keep_period or old % self._keep_period):
                 self._sound.discard(old)
-                self._manager.delete(old)
+                with contextlib.suppress(StorageError):  # the next save tries it again
+                    self._manager.delete(old)
 
     def _not_saved(self, step: int, error: Exception) -> CheckpointError:
         self.failed += 1
@@ -232,10 +194,14 @@ class Checkpoints:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            with contextlib.suppress(Exception):
-                self._manager.close()
-            self._manager = self._open()  # removes what the failed save left behind
+            self._recover()
             raise error
+
+    def _recover(self) -> None:
+        try:
+            self._manager.recover()
+        except (OSError, PeerError) as error:
+            raise CheckpointError(f"{self.directory}: cannot be used for checkpoints: {reason(error)}") from None
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """The metadata of what ``restore`` would restore; damaged checkpoints are treated as by ``restore``."""
@@ -286,7 +252,9 @@ class Checkpoints:
     def _read_metadata(self, step: int) -> dict[str, Any]:
         self._verified(step)
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+            return self._manager.metadata(step)
+        except StorageError:
+            raise
         except Exception as error:
             raise Damaged(f"{self.directory / str(step)}: damaged metadata: {reason(error)}") from None
 
@@ -294,16 +262,9 @@ class Checkpoints:
         folder = self.directory / str(step)
         verified = self._verified(step)
         try:
-            stored = self._manager.item_metadata(step)["state"]
-            check_fit(folder, stored, abstract_state)
-            items = ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    abstract_state, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state)
-                ),
-                metadata=ocp.args.JsonRestore(),
-            )
-            restored = self._manager.restore(step, args=items)
-        except CheckpointError:
+            check_fit(folder, self._manager.stored(step), abstract_state)
+            restored = self._manager.state(step, abstract_state), self._manager.metadata(step)
+        except (CheckpointError, StorageError):
             raise
         except Exception as error:
             if verified:
@@ -312,14 +273,9 @@ class Checkpoints:
         if not verified and jax.process_index() == 0:  # killed between the commit and its list
             with contextlib.suppress(OSError):
                 write_checksums(folder)
-        return restored["state"], restored["metadata"]
+        return restored
 
     def _set_aside(self, step: int) -> None:
         if step == self._saved:
             self._saved = None
-        with together():
-            if jax.process_index() == 0:
-                target = self.directory / f"damaged-{step}"
-                shutil.rmtree(target, ignore_errors=True)
-                (self.directory / str(step)).rename(target)
-        self._manager.reload()
+        self._manager.set_aside(step)

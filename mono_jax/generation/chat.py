@@ -28,7 +28,8 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.agreement import from_first, together
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.parallel.mesh_config import MeshConfig
-from mono_jax.weights.model_folder import find_model, load_model, model_config, read_origin
+from mono_jax.storage.places import Place
+from mono_jax.weights.model_folder import find_model, load_model, local_files, model_config, read_origin
 from mono_jax.weights.prompt_format import PromptFormat
 
 
@@ -181,16 +182,17 @@ def open_chat(args: Any) -> Chat:
     """
     folder = find_model(args.model)
     model_config(folder)  # tells of a wrong folder before anything else is looked for
-    tokenizer = _open_tokenizer(args.tokenizer or folder)
+    files = local_files(folder)
+    tokenizer = _open_tokenizer(args.tokenizer or files)
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.process_count() > 1 else None
     config, params = load_model(folder, shardings=mesh, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
     form = prompt_format(folder, **{name: getattr(args, name) for name in ("template", "system_message", "max_tiles")})
-    sampling = default_sampling(folder, **{name: getattr(args, name) for name in SAMPLING_FLAGS})
+    sampling = default_sampling(files, **{name: getattr(args, name) for name in SAMPLING_FLAGS})
     generator = Generator(config, params, args.dtype, max_length=args.max_length, mesh=mesh)
     return Chat(generator, tokenizer, form, sampling)
 
 
-def prompt_format(folder: Path, **given: Any) -> PromptFormat:
+def prompt_format(folder: Place, **given: Any) -> PromptFormat:
     """How the model in ``folder`` was trained to be asked, but for what is given (None: not given)."""
     given = {name: value for name, value in given.items() if value is not None}
     form = read_origin(folder).prompt or PromptFormat()

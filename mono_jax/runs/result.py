@@ -15,13 +15,14 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical, joined
 from mono_jax.runs.program import Program
+from mono_jax.storage.places import Place, place_of
 from mono_jax.training.state import TrainState, concatenate
 from mono_jax.weights.hf_config import DTYPE_KEYS, config_to_hf, with_dtype
 from mono_jax.weights.model_folder import Origin, companion_files, find_model, place, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
 
 
-def write_model(target: Path, program: Program, state: TrainState, frozen: tree.Tree, base: Path) -> None:
+def write_model(target: Place, program: Program, state: TrainState, frozen: tree.Tree, base: Place) -> None:
     """Writes the model folder ``target``.
 
     Frozen parameters leave as ``base`` (the folder of the run's frozen base) stores them, bit for bit, trained ones as
@@ -38,7 +39,7 @@ def write_model(target: Path, program: Program, state: TrainState, frozen: tree.
 
 
 def leaving_params(
-    program: Program, state: TrainState, frozen: tree.Tree, base: Path, descends_from: str | None
+    program: Program, state: TrainState, frozen: tree.Tree, base: Place, descends_from: str | None
 ) -> tree.Tree:
     """Every parameter of the model, whole, in the dtype that it leaves in; what the devices lack is read when needed.
 
@@ -78,6 +79,6 @@ def _config_json(config: Architecture, origin: Origin, dtype: str, prompt: Promp
 
 def _companions(init: str, tokenizer: str) -> list[Path]:
     """The tokenizer's files, and what accompanied the weights that the run started from."""
-    path = Path(tokenizer)
+    path = place_of(tokenizer)
     folder = path if path.is_dir() else path.parent
     return companion_files(find_model(init), folder) if init else companion_files(folder)

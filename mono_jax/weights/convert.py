@@ -7,6 +7,7 @@ import dataclasses
 import math
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError
 from mono_jax.files import read_json
 from mono_jax.models.architecture import Architecture, VisionConfig
+from mono_jax.storage.objects import ObjectPath
+from mono_jax.storage.places import Place, place_of, upload
 from mono_jax.weights import upcycle
 from mono_jax.weights.hf_config import config_to_hf, with_dtype
 from mono_jax.weights.lazy import LazyArray
@@ -28,6 +31,7 @@ from mono_jax.weights.model_folder import (
     Origin,
     companion_files,
     find_model,
+    local_files,
     open_model,
     read_origin,
     save_model,
@@ -56,8 +60,8 @@ class Upcycling:
 
 
 def convert(
-    source: Path,
-    target: Path,
+    source: str | Place,
+    target: str | Place,
     *,
     source_kind: Kind | None = None,
     target_kind: Kind | None = None,
@@ -84,10 +88,10 @@ def convert(
     Raises MonoJaxError.
     """
     names = read_json(names_file) if names_file else {}
-    given, source = source, find_model(source)
+    given, source, target = source, find_model(source), place_of(target)
     kind = _kind_of(source, source_kind)
     target_kind = target_kind or (kind if upcycling or grow_vocabulary else {"hf": "orbax", "orbax": "hf"}[kind])
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise _not_empty(target)
     config, params, names = open_model(source, image_token_id=image_token_id, names=names)
     origin = read_origin(source)
@@ -141,7 +145,7 @@ def summary(report: Mapping[str, Any]) -> str:
     return text
 
 
-def _kind_of(source: Path, expected: Kind | None) -> Kind:
+def _kind_of(source: Place, expected: Kind | None) -> Kind:
     found: Kind = "orbax" if (source / MODEL_FILE).is_file() else "hf"
     if expected == "orbax" and found == "hf":
         raise WeightsError(f"{source}: no {MODEL_FILE} in it: not a model folder; use --from=hf?")
@@ -151,14 +155,15 @@ def _kind_of(source: Path, expected: Kind | None) -> Kind:
 
 
 def _upcycle(
-    source: Path, config: Architecture, params: tree.Tree, upcycling: Upcycling, image_token_id: int | None
+    source: Place, config: Architecture, params: tree.Tree, upcycling: Upcycling, image_token_id: int | None
 ) -> tuple[Architecture, tree.Tree, dict[str, int]]:
     """Config and weights of the Mono-InternVL model, and the added tokens of its tokenizer."""
     if upcycling.vision and config.vision is not None:
         raise ConfigError(f"--vision.{next(iter(upcycling.vision))}: {source} has a patch embedding already")
     known, vocab_size = {}, config.vocab_size
-    if any((source / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        tokenizer = upcycling.open_tokenizer(source)
+    files = local_files(source)
+    if any((files / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        tokenizer = upcycling.open_tokenizer(files)
         known, vocab_size = tokenizer.added, max(vocab_size, tokenizer.vocab_size)
     tokens, vocab_size = upcycle.add_tokens(known, vocab_size)
     new, params = upcycle.upcycle(
@@ -198,8 +203,14 @@ def _count(flat: Mapping[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _published(target: Path, size: int) -> Iterator[Path]:
+def _published(target: Place, size: int) -> Iterator[Path]:
     """A folder for ``size`` bytes that becomes ``target`` at the end; what the disk refuses becomes a WeightsError."""
+    if isinstance(target, ObjectPath):
+        with tempfile.TemporaryDirectory() as made:
+            with _published(Path(made) / "model", size) as folder:
+                yield folder
+            upload(Path(made) / "model", target, last=(MODEL_FILE, "config.json"))
+        return
     remove_stale(target.parent)
     try:
         with new_folder(target) as folder:
@@ -213,7 +224,7 @@ def _published(target: Path, size: int) -> Iterator[Path]:
         raise WeightsError(f"{target}: not written: {error.strerror or error}") from None
 
 
-def _not_empty(target: Path) -> ConfigError:
+def _not_empty(target: Place) -> ConfigError:
     return ConfigError(f"{target}: exists and is not empty: choose another DST or remove it")
 
 

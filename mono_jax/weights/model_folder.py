@@ -9,7 +9,6 @@ Whatever reads a model reads a Hugging Face folder as well, and the working dire
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.io.publish import write_json
 from mono_jax import tree
 from mono_jax.errors import CheckpointError, ConfigError, PeerError, WeightsError
 from mono_jax.files import Damaged, read_json, reason, verify_checksums, write_checksums
 from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.agreement import together
 from mono_jax.parallel.specs import param_shardings
+from mono_jax.storage.objects import ObjectPath
+from mono_jax.storage.places import Place, copy_file, local_copy, place_of, remove_tree, write_json
 from mono_jax.weights import hf_config, readers
 from mono_jax.weights.lazy import Bounds, LazyArray
 from mono_jax.weights.names import Names, check_params, first
-from mono_jax.weights.orbax_arrays import open_arrays, save_arrays, stream_arrays
+from mono_jax.weights.orbax_arrays import open_arrays, write_arrays
 from mono_jax.weights.prompt_format import PromptFormat, prompt_from_hf
 
 MODEL_FILE = "model.json"
@@ -74,30 +74,40 @@ class Origin:
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def find_model(path: str | Path) -> Path:
+def find_model(path: str | Place) -> Place:
     """The folder of a model: ``path`` itself, or the model in it if it is the working directory of a run.
 
+    Of a Hugging Face folder in a bucket it is a copy in the cache folder, since safetensors are read as files.
     Raises WeightsError if there is no such folder, or its run has not left a model yet.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise WeightsError(f"{path}: no such folder")
+    path = place_of(path)
     for folder in (path, path / MODEL_FOLDER):
         if (folder / MODEL_FILE).is_file():
             return folder
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such folder")
     _refuse_unfinished(path)
+    if isinstance(path, ObjectPath) and (path / "config.json").is_file():
+        return local_copy(path, [name for name in path.objects() if "/" not in name])
     return path
 
 
-def _refuse_unfinished(path: Path) -> None:
+def local_files(folder: Place) -> Path:
+    """A local folder with the files of the model ``folder`` (as ``find_model`` gives it) but for its weights."""
+    if isinstance(folder, Path):
+        return folder
+    return local_copy(folder, [name for name in folder.objects(without=[PARAMS_FOLDER]) if "/" not in name])
+
+
+def _refuse_unfinished(path: Place) -> None:
     if (path / "checkpoints").is_dir() and not any(path.glob("*.safetensors")):
         raise WeightsError(f"{path}: the workdir of a run without a model yet: let the run finish (start it again)")
-    stages = sorted(str(file.parents[1]) for file in path.glob(f"*/{MODEL_FOLDER}/{MODEL_FILE}"))
+    stages = sorted(str(file.parent.parent) for file in path.glob(f"*/{MODEL_FOLDER}/{MODEL_FILE}"))
     if stages and not (path / "config.json").is_file():
         raise WeightsError(f"{path}: the workdir of several stages: use one of them: {first(stages)}")
 
 
-def read_origin(folder: Path) -> Origin:
+def read_origin(folder: Place) -> Origin:
     """What ``folder`` (as ``find_model`` gives it) says of its model beside the weights.
 
     Runs of older versions left no prompt format in model.json: there the run's own config stands in for it. Raises
@@ -119,16 +129,16 @@ def read_origin(folder: Path) -> Origin:
     return Origin(config_json, prompt, values.get("dtype"), values.get("names") or {})
 
 
-def companion_files(directory: str | Path, tokenizer: str | Path | None = None) -> list[Path]:
+def companion_files(directory: str | Place, tokenizer: str | Place | None = None) -> list[Path]:
     """Files that belong to the model in ``directory``, without config.json and the weights.
 
     ``tokenizer``: folder of another tokenizer than the one there. Its files take the place of those of ``directory``
     (two tokenizers are never mixed), and its other files stand in for what ``directory`` lacks.
     """
 
-    def found(folder: str | Path, patterns: Iterable[str]) -> dict[str, Path]:
-        files = (file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file())
-        return {file.name: file for file in files}
+    def found(folder: str | Place, patterns: Iterable[str]) -> dict[str, Path]:
+        files = local_files(place_of(folder))
+        return {file.name: file for pattern in patterns for file in files.glob(pattern) if file.is_file()}
 
     files = found(tokenizer or directory, TOKENIZER_FILES)
     files |= found(tokenizer, OTHER_FILES) if tokenizer else {}
@@ -137,7 +147,7 @@ def companion_files(directory: str | Path, tokenizer: str | Path | None = None) 
 
 
 def save_model(
-    directory: str | Path,
+    directory: str | Place,
     config: Architecture,
     params: Mapping[str, Any],
     *,
@@ -151,7 +161,7 @@ def save_model(
     ``config_json`` is written as it stands. ``model.json`` is written last: a folder without it is incomplete.
     Raises WeightsError if ``params`` do not fit ``config``, CheckpointError if they cannot be written.
     """
-    directory = Path(directory).absolute()
+    directory = place_of(directory).absolute()
     flat = tree.flatten(params)
     check_params(config, flat)
     folder = directory / PARAMS_FOLDER
@@ -160,11 +170,8 @@ def save_model(
             if jax.process_index() == 0:
                 directory.mkdir(parents=True, exist_ok=True)
                 (directory / MODEL_FILE).unlink(missing_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
-        if any(isinstance(leaf, LazyArray) for leaf in flat.values()):
-            stream_arrays(folder, flat)
-        else:
-            save_arrays(folder, tree.unflatten(flat))
+                remove_tree(folder)
+        write_arrays(folder, flat)
         with together():
             if jax.process_index() == 0:
                 _complete(directory, config, extra_files, origin)
@@ -174,14 +181,14 @@ def save_model(
         raise CheckpointError(f"{directory}: the model was not saved: {reason(error)}") from None
 
 
-def _complete(directory: Path, config: Architecture, extra_files: Iterable[str | Path], origin: Origin) -> None:
+def _complete(directory: Place, config: Architecture, extra_files: Iterable[str | Path], origin: Origin) -> None:
     """What stands beside the weights, ``model.json`` last."""
     for file in map(Path, extra_files):
-        if file.resolve() != (directory / file.name).resolve():
-            shutil.copyfile(file, directory / file.name)
+        copy_file(file, directory / file.name)
     if origin.config_json is not None:
         write_json(directory / "config.json", origin.config_json)
-    write_checksums(directory / PARAMS_FOLDER)
+    if isinstance(directory, Path):  # in a bucket they were written with the arrays
+        write_checksums(directory / PARAMS_FOLDER)
     model = {key: v for key, v in config.to_dict().items() if v or key not in _WRITTEN_IF_SET}
     values = {"format": FORMAT, "model": model, "names": dict(origin.names)}
     values |= {"dtype": origin.dtype, "prompt": origin.prompt.to_dict() if origin.prompt else None}
@@ -189,7 +196,7 @@ def _complete(directory: Path, config: Architecture, extra_files: Iterable[str |
 
 
 def model_config(
-    directory: str | Path, *, image_token_id: int | None = None, names: Names | None = None
+    directory: str | Place, *, image_token_id: int | None = None, names: Names | None = None
 ) -> Architecture:
     """Architecture of a model folder, Hugging Face folder or workdir; raises WeightsError or ConfigError."""
     directory = find_model(directory)
@@ -217,7 +224,7 @@ def model_config(
 
 
 def open_model(
-    directory: str | Path, *, image_token_id: int | None = None, names: Names | None = None, verify: bool = True
+    directory: str | Place, *, image_token_id: int | None = None, names: Names | None = None, verify: bool = True
 ) -> tuple[Architecture, tree.Tree, dict[str, str]]:
     """Config, weights as ``LazyArray`` and name table of a model folder, Hugging Face folder or workdir.
 
@@ -232,7 +239,7 @@ def open_model(
     return config, readers.open_params(directory, config, names=names), dict(names or {})
 
 
-def _open_params(directory: Path, config: Architecture, verify: bool) -> tree.Tree:
+def _open_params(directory: Place, config: Architecture, verify: bool) -> tree.Tree:
     """The weights as LazyArray; raises WeightsError if they are damaged or (listing all) do not fit ``config``."""
     folder = directory.absolute() / PARAMS_FOLDER
     try:
@@ -252,7 +259,7 @@ def _open_params(directory: Path, config: Architecture, verify: bool) -> tree.Tr
 
 
 def load_model(
-    directory: str | Path, dtype: Any = None, shardings: Any = None, *, image_token_id: int | None = None
+    directory: str | Place, dtype: Any = None, shardings: Any = None, *, image_token_id: int | None = None
 ) -> tuple[Architecture, tree.Tree]:
     """Config and parameters (jax.Array) of a model folder or a Hugging Face folder.
 

@@ -14,13 +14,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from data_pipelines.errors import StorageError
 from mono_jax import tree
 from mono_jax.errors import WeightsError
-from mono_jax.files import reason
-from mono_jax.parallel.agreement import barrier
+from mono_jax.files import list_name, reason
+from mono_jax.parallel.agreement import barrier, together
+from mono_jax.storage.buckets import ARRAY_SECONDS, asked, context, in_threads
+from mono_jax.storage.objects import ObjectPath
+from mono_jax.storage.places import Place
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.names import is_stacked
+from mono_jax.weights.object_arrays import put_arrays, write_list
 from mono_jax.weights.slices import is_spread, slice_rows, slices
+
+_AT_A_TIME = 16  # arrays opened
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
@@ -45,6 +52,20 @@ def _checkpointer() -> ocp.Checkpointer:
     options = orbax_processes()
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def write_arrays(folder: Place, flat: Mapping[str, Any]) -> None:
+    """Writes arrays (jax.Array on any mesh, numpy or LazyArray leaves, by path) so that layers can be read one by one.
+
+    All processes call this. In a bucket the folder gets its lists of checksums here, written last.
+    """
+    if isinstance(folder, ObjectPath):
+        with together():
+            write_list(folder, put_arrays(folder, flat), list_name(jax.process_index()))
+    elif any(isinstance(leaf, LazyArray) for leaf in flat.values()):
+        stream_arrays(folder, flat)
+    else:
+        save_arrays(folder, tree.unflatten(flat))
 
 
 def save_arrays(folder: Path, params: tree.Tree) -> None:
@@ -87,28 +108,50 @@ def _write_array(target: Path, path: str, leaf: Any) -> None:
         array[rows].write(values).result()
 
 
-def _array_spec(folder: Path) -> dict[str, Any]:
+def _array_spec(folder: Place) -> dict[str, Any]:
+    if isinstance(folder, ObjectPath):
+        return {"driver": "zarr", "kvstore": folder.spec()}
     # Unsynced: a chunk lost in a power failure shows in the checksums, and syncing each one triples the time.
     return {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder), "file_io_sync": False}}
 
 
-def open_arrays(folder: Path) -> dict[str, LazyArray]:
-    """Every array of an Orbax checkpoint of plain zarr arrays by path; raises WeightsError that names a bad one."""
-    files = sorted(folder.glob("*/.zarray"))
-    paths = [file.parent.name.replace(".", "/") for file in files]
-    return {path: _open_array(file.parent, is_stacked(path)) for path, file in zip(paths, files)}
+def open_arrays(folder: Place) -> dict[str, LazyArray]:
+    """Every array of a checkpoint of plain zarr arrays by path; raises WeightsError that names a bad one."""
+    return {path: _lazy(folder / path.replace("/", "."), path, array) for path, array in open_zarrs(folder).items()}
 
 
-def _open_array(folder: Path, stacked: bool) -> LazyArray:
+def open_zarrs(folder: Place) -> dict[str, ts.TensorStore]:
+    """The same as TensorStore's arrays."""
+    names = sorted(file.parent.name for file in folder.glob("*/.zarray"))
+    arrays = in_threads(lambda name: _open_array(folder / name), names, _AT_A_TIME)
+    return dict(zip((name.replace(".", "/") for name in names), arrays))
+
+
+def _open_array(folder: Place) -> ts.TensorStore:
+    spec = _array_spec(folder)
     try:
-        array = ts.open(_array_spec(folder), open=True, read=True).result()
+        if isinstance(folder, ObjectPath):
+            return asked(str(folder), lambda: ts.open(spec, open=True, read=True, context=context()))
+        return ts.open(spec, open=True, read=True).result()
+    except StorageError:
+        raise
     except Exception as error:
         raise WeightsError(f"{folder}: unreadable: {reason(error)}") from None
 
+
+def read_array(folder: Place, array: ts.TensorStore) -> np.ndarray:
+    """The values of an array in ``folder``; raises StorageError for a URL that does not answer."""
+    return asked(str(folder), array.read, ARRAY_SECONDS) if isinstance(folder, ObjectPath) else array.read().result()
+
+
+def _lazy(folder: Place, path: str, array: ts.TensorStore) -> LazyArray:
     def read(n: int | None) -> np.ndarray:
+        part = array[... if n is None else n]
         try:
-            return array[... if n is None else n].read().result()
+            return read_array(folder, part)
+        except StorageError:
+            raise
         except Exception as error:
             raise WeightsError(f"{folder}: unreadable: {reason(error)}") from None
 
-    return LazyArray(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), stacked, read)
+    return LazyArray(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), is_stacked(path), read)

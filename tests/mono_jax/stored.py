@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from mono_jax.storage.places import Place
 
 
 def make_state(step: int, size: int = 64) -> dict[str, Any]:
@@ -39,11 +40,11 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def largest_file(folder: Path) -> Path:
-    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+def largest_file(folder: Place) -> Place:
+    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: len(file.read_bytes()))
 
 
-def flip_a_bit(file: Path) -> None:
+def flip_a_bit(file: Place) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))

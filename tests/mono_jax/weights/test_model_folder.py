@@ -10,6 +10,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mono_jax.errors import CheckpointError, ConfigError, WeightsError
+from mono_jax.storage.places import upload
+from mono_jax.weights.convert import convert
 from mono_jax.weights.model_folder import (
     Origin,
     companion_files,
@@ -39,23 +41,23 @@ def test_model_folder_comes_back_and_orbax_itself_restores_it(tmp_path, model, s
         assert_equal(checkpointer.restore(tmp_path / "params", abstract(loaded)), params)
 
 
-def test_sharded_parameters_are_saved_and_placed(tmp_path, model):
+def test_sharded_parameters_are_saved_and_placed(place, model):
     config, params, _ = model
     devices = mesh(4, 1)
     shardings = jax.tree.map(
         lambda x: jax.NamedSharding(devices, P(*[None] * (x.ndim - 1), None if x.shape[-1] % 4 else "x")), params
     )
-    save_model(tmp_path / "a", config, params)
-    _, placed = load_model(tmp_path / "a", shardings=shardings)
+    save_model(place / "a", config, params)
+    _, placed = load_model(place / "a", shardings=shardings)
     assert jax.tree.map(lambda x: x.sharding, placed) == shardings
-    save_model(tmp_path / "b", config, placed)
-    assert_equal(load_model(tmp_path / "b")[1], params)
+    save_model(place / "b", config, placed)
+    assert_equal(load_model(place / "b")[1], params)
 
 
-def test_dtype_is_cast_when_asked_for(tmp_path, model):
+def test_dtype_is_cast_when_asked_for(place, model):
     config, params, lazy = model
-    save_model(tmp_path, config, lazy)
-    assert_equal(load_model(tmp_path, jnp.bfloat16)[1], jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params))
+    save_model(place, config, lazy)
+    assert_equal(load_model(place, jnp.bfloat16)[1], jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params))
 
 
 def test_huggingface_folder_is_loaded_directly(golden_dir, model):
@@ -65,10 +67,10 @@ def test_huggingface_folder_is_loaded_directly(golden_dir, model):
     assert_equal(loaded, params)
 
 
-def test_saving_again_replaces_the_model_and_copies_extra_files(tmp_path, model):
+def test_saving_again_replaces_the_model_and_copies_extra_files(place, tmp_path, model):
     config, params, lazy = model
     (tmp_path / "tokenizer.model").write_bytes(b"pieces")
-    folder = tmp_path / "model"
+    folder = place / "model"
     save_model(folder, config, lazy)
     changed = jax.tree.map(lambda x: x + 1, params)
     save_model(
@@ -116,18 +118,38 @@ def test_folders_that_are_no_models(tmp_path, model):
         save_model(folder, config, params)
 
 
+def test_a_folder_in_a_bucket_may_be_a_huggingface_one(bucket, golden_dir, tmp_path, monkeypatch, capsys):
+    """Its files are fetched once; a model converted there and back is the same."""
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+    upload(golden_dir / "mono_tiny", bucket / "hf", last=())
+    config, expected = load_model(golden_dir / "mono_tiny")
+    for _ in range(2):
+        assert load_model(bucket / "hf")[0] == config
+    assert capsys.readouterr().err.count("fetching") == 1
+    report = convert(str(bucket / "hf"), str(bucket / "model"))
+    assert report["dst"] == str(bucket / "model")
+    assert_equal(load_model(bucket / "model")[1], expected)
+    convert(str(bucket / "model"), str(bucket / "back"))
+    assert_equal(load_model(bucket / "back")[1], expected)
+    assert {file.name for file in companion_files(bucket / "model")} == {
+        file.name for file in companion_files(golden_dir / "mono_tiny")
+    }
+    with pytest.raises(ConfigError, match=f"^{bucket}/back: exists and is not empty"):
+        convert(str(bucket / "hf"), str(bucket / "back"))
+
+
 @pytest.mark.parametrize("lost", [True, False])
-def test_damaged_model_folders(tmp_path, model, lost):
+def test_damaged_model_folders(place, model, lost):
     """zarr reads a chunk that is not there as zeros: that must not pass for weights."""
     config, _, lazy = model
-    save_model(tmp_path, config, lazy)
-    chunk = largest_file(tmp_path / "params" / "layers.attention.wqkv.kernel")
+    save_model(place, config, lazy)
+    chunk = largest_file(place / "params" / "layers.attention.wqkv.kernel")
     if lost:
         chunk.unlink()
     else:
         flip_a_bit(chunk)
     with pytest.raises(WeightsError, match=r"layers\.attention\.wqkv\.kernel/.* (is missing|has changed)"):
-        load_model(tmp_path)
+        load_model(place)
 
 
 def test_a_model_that_cannot_be_written_is_one_line(tmp_path, model):
@@ -149,10 +171,11 @@ def test_folders_of_the_first_format_are_read(tmp_path, model):
     assert_equal(loaded, params)
 
 
-def test_a_workdir_stands_for_its_model(tmp_path, model, golden_dir):
+def test_a_workdir_stands_for_its_model(place, model, golden_dir):
     config, params, lazy = model
-    workdir = tmp_path / "run"
+    workdir = place / "run"
     (workdir / "checkpoints").mkdir(parents=True)
+    (workdir / "checkpoints" / "file").touch()  # in a bucket there are no empty folders
     (workdir / "config.json").write_text("{}")
     for read in (load_model, open_model, model_config):
         with pytest.raises(WeightsError, match="run: the workdir of a run without a model yet"):
@@ -162,19 +185,19 @@ def test_a_workdir_stands_for_its_model(tmp_path, model, golden_dir):
     assert model_config(workdir) == config
     assert_equal(load_model(workdir)[1], params)
     with pytest.raises(WeightsError, match=f"several stages: use one of them: {workdir}"):
-        open_model(tmp_path)
+        open_model(place)
     assert find_model(golden_dir / "mono_tiny") == golden_dir / "mono_tiny"
 
 
-def test_what_a_model_was_trained_with_is_kept(tmp_path, model):
+def test_what_a_model_was_trained_with_is_kept(place, model):
     origin = Origin({"model_type": "x"}, PromptFormat("internlm2-chat", "Look.", 1, 2, False), "bfloat16", {})
-    save_model(tmp_path, model[0], model[2], origin=origin)
-    assert read_origin(tmp_path) == origin
-    values = json.loads((tmp_path / "model.json").read_text())
+    save_model(place, model[0], model[2], origin=origin)
+    assert read_origin(place) == origin
+    values = json.loads((place / "model.json").read_text())
     values["prompt"]["max_tile"] = 3
-    (tmp_path / "model.json").write_text(json.dumps(values))
+    (place / "model.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"model\.json: .*max_tile"):
-        read_origin(tmp_path)
+        read_origin(place)
 
 
 def test_companions_of_a_model_and_of_a_tokenizer_of_its_own(tmp_path):

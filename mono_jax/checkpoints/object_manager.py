@@ -1,0 +1,170 @@
+"""Checkpoints in a bucket: as ``Checkpoints`` asks for them; Orbax's own need a rename.
+
+    CHECKPOINTS/300/    state/ (zarr, a chunk an object), metadata/metadata, checksums.json (and .1.json, ...)
+
+Each process writes its own objects and then its list of their checksums; a step is there once all lists are. Storage
+that is away is waited for in the background.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from mono_jax.files import CHECKSUMS_FILE, Damaged, list_name, lists_of
+from mono_jax.parallel.agreement import Meeting, together
+from mono_jax.storage.objects import ObjectPath
+from mono_jax.weights.object_arrays import Block, blocks, headers, held, put, write_list
+from mono_jax.weights.orbax_arrays import open_zarrs, read_array
+
+DAMAGED_FILE = "damaged.json"  # a list that was set aside: the step does not count, and stays to be looked at
+STATE, METADATA = "state", "metadata/metadata"
+_AT_A_TIME = 16  # arrays read
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A save that is copied but not written."""
+
+    ready: dict[str, bytes]
+    rest: list[Block]
+    meeting: Meeting | None
+
+
+class ObjectManager:
+    """The steps of ``directory``; only the first process removes anything.
+
+    ``before_commit`` is called, where the save is made, before the lists are written; what it raises fails the save.
+    """
+
+    def __init__(self, directory: ObjectPath, before_commit: Callable[[], None] | None = None):
+        self._directory, self._before_commit = directory, before_commit
+        self._pending: _Pending | None = None
+        self._steps: set[int] = set()
+        self._look()
+
+    def _look(self) -> None:
+        """Finds the steps that are whole, and removes what saves that did not end have left."""
+        with together():
+            names = self._directory.objects()
+            found = {int(first) for name in names if (first := name.partition("/")[0]).isdecimal()}
+            below = {step: {name.partition("/")[2] for name in names if name.startswith(f"{step}/")} for step in found}
+            self._steps = {step for step in found if self._is_whole(step, below[step])}
+        for step in found - self._steps:
+            if jax.process_index() == 0 and DAMAGED_FILE not in below[step]:
+                (self._directory / str(step)).remove_below()
+
+    def _is_whole(self, step: int, names: set[str]) -> bool:
+        if CHECKSUMS_FILE not in names:
+            return False
+        try:
+            return names.issuperset(lists_of(self._directory / str(step)))
+        except Damaged:  # which is found, and reported, when it is read
+            return True
+
+    def all_steps(self) -> list[int]:
+        return sorted(self._steps)
+
+    def prepare(self, step: int, size: int) -> None:
+        """Removes what may be there of an earlier ``step``; buckets are never full."""
+        del size
+        if jax.process_index() == 0:
+            (self._directory / str(step)).remove_below()
+
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any], meeting: Meeting | None) -> None:
+        """Copies the state to the host; ``finish`` writes it."""
+        flat = leaves_of(state)
+        for leaf in flat.values():
+            getattr(leaf, "copy_to_host_async", lambda: None)()  # all copies at once
+        ready = {f"{STATE}/{name}": data for name, data in headers(flat, by_layer=False).items()}
+        if jax.process_index() == 0:
+            ready[METADATA] = json.dumps(dict(metadata)).encode()
+        rest = [block.below(STATE) for block in held(blocks(flat, by_layer=False))]
+        self._pending = _Pending(ready, rest, meeting)
+
+    def finish(self, step: int) -> None:
+        """Writes what ``save`` took, and waits until all processes have.
+
+        Raises StorageError, PeerError, or what ``before_commit`` raises.
+        """
+        pending, self._pending = self._pending, None
+        folder = self._directory / str(step)
+        sums = put(folder, pending.ready, pending.rest)
+        if self._before_commit is not None:
+            self._before_commit()
+        write_list(folder, sums, list_name(jax.process_index()))
+        if pending.meeting is not None:
+            pending.meeting.pass_on()
+        self._steps.add(step)
+
+    def recover(self) -> None:
+        """After a save that failed: what it left behind lacks a list, and is removed by the next start."""
+        self._pending = None
+
+    def delete(self, step: int) -> None:
+        """Removes a step, its lists first: it is either whole or not there."""
+        if jax.process_index() == 0:
+            (self._directory / str(step) / CHECKSUMS_FILE).unlink(missing_ok=True)
+            (self._directory / str(step)).remove_below()
+        self._steps.discard(step)
+
+    def discard(self, step: int) -> None:
+        """``delete`` where the other processes wait until it is done."""
+        with together():
+            self.delete(step)
+
+    def set_aside(self, step: int) -> None:
+        """A damaged step no longer counts; its objects stay."""
+        folder = self._directory / str(step)
+        self._steps.discard(step)
+        with together():
+            if jax.process_index() == 0:
+                (folder / DAMAGED_FILE).write_bytes((folder / CHECKSUMS_FILE).read_bytes())
+                (folder / CHECKSUMS_FILE).unlink()
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        return json.loads((self._directory / str(step) / METADATA).read_bytes())
+
+    def stored(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the state's arrays by path."""
+        arrays = open_zarrs(self._directory / str(step) / STATE)
+        return {path: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype) for path, array in arrays.items()}
+
+    def state(self, step: int, abstract: PyTree) -> PyTree:
+        """Arrays as ``abstract`` wants them; each process reads what its devices hold."""
+        folder = self._directory / str(step) / STATE
+        arrays, wanted = open_zarrs(folder), leaves_of(abstract)
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            leaves = pool.map(lambda path: _placed(folder, arrays[path], wanted[path].sharding), wanted)
+            return jax.tree.unflatten(jax.tree.structure(abstract), list(leaves))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def leaves_of(state: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by path, parts joined by slashes."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _placed(folder: ObjectPath, array: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """A TensorStore array on devices; what several of them hold is read once."""
+    if sharding is None:
+        return jax.device_put(read_array(folder, array))
+    read: dict[str, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if (key := str(index)) not in read:
+            read[key] = read_array(folder, array[index])
+        return read[key]
+
+    return jax.make_array_from_callback(array.shape, sharding, part)

@@ -1,0 +1,165 @@
+"""Buckets of gs:// and s3://, asked through TensorStore: credentials, limits of time, and errors in one line.
+
+TensorStore is what reads and writes arrays anyway; asked for small objects too, a run needs one kind of credentials and
+no further package. S3 is found by the variables that AWS's own tools read (AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE,
+AWS_ACCESS_KEY_ID, ...), GCS by Google's (GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, ...).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import StorageError
+from data_pipelines.io.storage import patiently
+
+SCHEMES = ("gs", "s3")
+ANSWER_SECONDS = 120.0  # that one request may take, its retries included
+ARRAY_SECONDS = 900.0  # that an array, of many requests, may take
+RETRIES = {
+    "max_retries": 4,
+    "initial_delay": "200ms",
+    "max_delay": "3s",
+}  # of TensorStore, at once and for each request
+_QUIET_SECONDS = "30"  # after which TensorStore's own reader gives up a connection that says nothing
+_HOST_KEYS = {
+    "gs": ("metadata.google.internal", 80),
+    "s3": ("169.254.169.254", 80),
+}  # credentials of the machine itself
+
+
+class OutOfRange(Exception):
+    """An object ends before what was asked for."""
+
+
+class Unreadable(Exception):
+    """What storage gives is not what an array consists of."""
+
+
+def bucket_spec(scheme: str, bucket: str) -> dict[str, Any]:
+    """TensorStore's spec of a bucket as a key-value store. Raises StorageError where there are no credentials."""
+    _set_defaults()
+    if scheme == "gs":
+        if not (emulator := _gcs_emulator()):
+            _check_credentials("gs", bucket)
+        else:
+            os.environ["TENSORSTORE_GCS_HTTP_URL"] = emulator
+        return {"driver": "gcs", "bucket": bucket}
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        spec |= {"endpoint": endpoint, "aws_region": "us-east-1"}
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        spec["aws_region"] = region
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        return spec | {"aws_credentials": {"type": "environment"}}  # and no search that complains of missing files
+    _check_credentials("s3", bucket)
+    return spec
+
+
+def _set_defaults() -> None:
+    for name in ("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS"):
+        os.environ.setdefault(name, _QUIET_SECONDS)
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+
+
+def _gcs_emulator() -> str:
+    """The address that stands in for Google's, as both libraries that read gs:// are told it; "" = none."""
+    if address := os.environ.get("TENSORSTORE_GCS_HTTP_URL", ""):
+        return address
+    address = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    return address if not address or "://" in address else f"http://{address}"
+
+
+def _check_credentials(scheme: str, bucket: str) -> None:
+    """Raises StorageError if no place holds any: TensorStore would search, complain in many lines, and go on."""
+    home = Path.home()
+    if scheme == "gs":
+        variables = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_AUTH_TOKEN_FOR_TESTING")
+        files = [
+            Path(os.environ.get("CLOUDSDK_CONFIG", home / ".config/gcloud"), "application_default_credentials.json")
+        ]
+        fix = "run 'gcloud auth application-default login', or set GOOGLE_APPLICATION_CREDENTIALS"
+    else:
+        variables = (
+            *("AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+        )
+        files = [home / ".aws/credentials", home / ".aws/config"]
+        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run 'aws configure'"
+    if any(name in os.environ for name in variables) or any(file.is_file() for file in files) or _on_cloud(scheme):
+        return
+    raise denied(f"{scheme}://{bucket}", f"no credentials: {fix}")
+
+
+@functools.cache
+def _on_cloud(scheme: str) -> bool:
+    """Whether this machine can ask its cloud for credentials."""
+    if scheme == "s3" and os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return False
+    host, _, port = os.environ.get("GCE_METADATA_ROOT", "").partition(":") if scheme == "gs" else ("", "", "")
+    address = (host, int(port or 80)) if host else _HOST_KEYS[scheme]
+    try:
+        socket.create_connection(address, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def denied(url: str, detail: str) -> StorageError:
+    """The StorageError of what asking again will not change."""
+    error = StorageError(url, detail)
+    error.exhausted = True
+    return error
+
+
+@functools.cache
+def context() -> Any:
+    """TensorStore's context for all requests of this process."""
+    import tensorstore as ts
+
+    return ts.Context({"gcs_request_retries": RETRIES, "s3_request_retries": RETRIES})
+
+
+def asked(url: str, question: Callable[[], Any], seconds: float = ANSWER_SECONDS) -> Any:
+    """The result of the future that ``question`` gives, asked again as ``storage.patiently`` does.
+
+    Raises StorageError, at once where access is denied or something is not there; OutOfRange and Unreadable.
+    """
+
+    def ask() -> Any:
+        try:
+            return question().result(timeout=seconds)
+        except StorageError:
+            raise
+        except TimeoutError:
+            raise StorageError(url, f"no answer within {seconds:.0f} s") from None
+        except Exception as error:  # TensorStore raises ValueError for nearly everything
+            if str(error).startswith("OUT_OF_RANGE"):
+                raise OutOfRange from None
+            if str(error).startswith(("FAILED_PRECONDITION", "NOT_FOUND: Error opening")):
+                raise Unreadable(_line(str(error))) from None
+            raise _storage_error(url, str(error)) from None
+
+    return patiently(ask)
+
+
+def _storage_error(url: str, text: str) -> StorageError:
+    status = re.search(r"\[http_response_code='(\d+)'\]", text)
+    line = _line(text) + (f" (HTTP {status[1]})" if status else "")
+    if text.startswith(("PERMISSION_DENIED", "UNAUTHENTICATED")) or "credentials" in text:
+        return denied(url, f"access denied: {line}: check your credentials")
+    if text.startswith(("NOT_FOUND", "Invalid")):
+        return denied(url, f"{line}: check the bucket's name")
+    return StorageError(url, line)
+
+
+def _line(text: str) -> str:
+    """TensorStore's message without its status and the request's details."""
+    text = re.sub(r"\[[\w-]+='.*?(?<!\\)'\]", "", text, flags=re.DOTALL)
+    text = re.sub(r"^[A-Z_]+: (All \d+ retry attempts failed: )?", "", " ".join(text.split()))
+    return text[:200]

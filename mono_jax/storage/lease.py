@@ -1,0 +1,153 @@
+"""One run at a time on a workdir in a bucket: an object that says who has it, renewed while the run lives.
+
+Buckets know no locks that go with a process. So the object WORKDIR/.lock is made only if there is none, and renewed
+every ``BEAT`` seconds only if it is still the one that this run wrote (conditional writes, which GCS and S3 have). A
+holder that does not renew it while it is watched for ``STALE`` seconds is taken to be dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from data_pipelines.errors import StorageError
+from mono_jax.errors import CheckpointError
+from mono_jax.storage.objects import MISSING, ObjectPath
+
+BEAT = 20.0  # seconds
+STALE = 60.0
+
+
+class Lease:
+    """The hold on a workdir; ``check`` before anything is written that another run must not find changed."""
+
+    def __init__(self, file: ObjectPath):
+        self._file = file
+        self._me = {"id": uuid.uuid4().hex, "pid": os.getpid(), "host": socket.gethostname()}
+        self._me["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._generation = MISSING
+        self._lost = ""
+
+    @property
+    def is_lost(self) -> bool:
+        return bool(self._lost)
+
+    def check(self) -> None:
+        """Raises CheckpointError once another run has taken the workdir over."""
+        if self.is_lost:
+            raise CheckpointError(f"{self._file.parent}: taken over by {self._lost}: this run must not write there")
+
+    def take(self, say: Callable[[str], None]) -> None:
+        """Raises CheckpointError that names the holder, if it lives."""
+        for _ in range(3):  # as often as somebody else is a moment earlier
+            found, generation = self._read()
+            if found is not None and self._lives(found, generation, say):
+                raise CheckpointError(
+                    f"{self._file.parent}: in use by {_holder(found)}: wait for it, or use another workdir"
+                )
+            if self._write(generation):
+                if found is not None:
+                    say(f"{self._file.parent}: taken over from {_holder(found)}, which is gone")
+                return
+        raise CheckpointError(f"{self._file.parent}: in use by {_holder(self._read()[0])}: use another workdir")
+
+    def renew(self) -> None:
+        """Raises StorageError if that cannot be asked; a lease that is lost is found by ``check``."""
+        if not self._lost and not self._write(self._generation):
+            found, _ = self._read()
+            self._lost = _holder(found)
+
+    def release(self) -> None:
+        if not self._lost:
+            with contextlib.suppress(StorageError):  # then it becomes stale
+                self._file.write_if(None, self._generation)
+
+    def _lives(self, found: dict[str, Any], generation: bytes, say: Callable[[str], None]) -> bool:
+        if found.get("host") == self._me["host"]:
+            if not _is_running(found.get("pid")):
+                return False
+            if time.time() - found.get("beat", 0.0) < STALE:
+                return True  # else another process may have got its number
+        say(f"{self._file.parent}: in use by {_holder(found)}: waiting up to {STALE:.0f} s for a sign of life")
+        end = time.monotonic() + STALE
+        while time.monotonic() < end:  # clocks of two hosts may differ: only what is seen here counts
+            time.sleep(min(STALE / 20, 5.0))
+            if self._read()[1] != generation:
+                return True
+        return False
+
+    def _read(self) -> tuple[dict[str, Any] | None, bytes]:
+        """What the object holds, None if there is none, and its generation."""
+        try:
+            data, generation = self._file.read_generation()
+        except FileNotFoundError:
+            return None, MISSING
+        try:
+            return dict(json.loads(data)), generation
+        except (ValueError, TypeError, RecursionError):
+            return {}, generation
+
+    def _write(self, generation: bytes) -> bool:
+        """Whether the object, of ``generation`` so far, is ours now."""
+        written = self._file.write_if(json.dumps(self._me | {"beat": time.time()}).encode(), generation)
+        if written is None:  # not necessarily somebody else's: the answer to a first attempt may have got lost
+            found, written = self._read()
+            if found is None or found.get("id") != self._me["id"]:
+                return False
+        self._generation = written
+        return True
+
+
+def _holder(found: dict[str, Any] | None) -> str:
+    try:
+        return f"pid {found['pid']} on host {found['host']} since {found['since']}"
+    except (KeyError, TypeError):
+        return "another process"
+
+
+def _is_running(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
+
+
+@contextlib.contextmanager
+def held(file: ObjectPath, say: Callable[[str], None]) -> Iterator[Lease]:
+    """Has the lease meanwhile. Raises CheckpointError that names who has it."""
+    lease = Lease(file)
+    lease.take(say)
+    try:
+        with repeated(lease.renew, BEAT):
+            yield lease
+    finally:
+        lease.release()
+
+
+@contextlib.contextmanager
+def repeated(function: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Calls ``function`` every ``seconds`` in a thread; what storage does not answer is asked the next time."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            with contextlib.suppress(StorageError, OSError):
+                function()
+
+    thread = threading.Thread(target=repeat, name="repeated", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5)  # it may be waiting for storage
