@@ -27,17 +27,21 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
-    parser.add_argument("--workdir", required=True, help="everything goes here; run again on it to resume")
+    parser.add_argument(
+        "--workdir", required=True, help="folder, gs:// or s3:// URL where everything goes; run again on it to resume"
+    )
     cli.add_cluster_flags(parser)
     args, values = config_file.parse(parser, argv, reference.evip_keys)
     from mono_jax.runs.config import EvipConfig  # after parsing: --help needs none of it
     from mono_jax.runs.evip import run_evip
-    from mono_jax.runs.workdir import place_of
+    from mono_jax.runs.workdir import opened
     from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
     with cli.joined(args) as first:
         try:
-            result = run_evip(EvipConfig.from_dict(values), place_of(args.workdir))
+            config = EvipConfig.from_dict(values)
+            with opened(args.workdir, list(config.stages)) as workdir:
+                result = run_evip(config, workdir)
         except Preempted as stop:
             if first:
                 print(stop, file=sys.stderr)

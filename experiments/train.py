@@ -4,7 +4,6 @@ The config is a Python file with get_config() -> ml_collections.ConfigDict; its 
 mono_jax/runs/config.py (RunConfig): stage, data, model or init, steps or epochs, optim, mesh, dtype, ...
 Stages: S0 (text only), S1.1, S1.2, S1.3, S2, their EViP++ forms (S1.1++ ...), and the ablations delta,
 full, S1.3-frozen-attention.
-
 SIGTERM or Ctrl-C saves a checkpoint and exits with code 75; the same command resumes there.
 """
 
@@ -29,7 +28,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
-    parser.add_argument("--workdir", help="checkpoints, metrics and the resulting model go here")
+    parser.add_argument("--workdir", help="folder, gs:// or s3:// URL of checkpoints, metrics and the resulting model")
     parser.add_argument("--compile_for", metavar="TARGET", help="instead of training: plan.py's plan, e.g. for v5e:4x4")
     parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
     cli.add_cluster_flags(parser)
@@ -45,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: --workdir")
     from mono_jax.runs.evip import single_stage  # after parsing: --help needs none of it
     from mono_jax.runs.stage import run_stage
-    from mono_jax.runs.workdir import place_of
+    from mono_jax.runs.workdir import opened
     from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
     with cli.joined(args) as first:
         try:
-            result = run_stage(single_stage(values, workdir := place_of(args.workdir), args.stage), workdir)
+            with opened(args.workdir) as workdir:
+                result = run_stage(single_stage(values, workdir, args.stage), workdir)
         except Preempted as stop:
             if first:
                 print(stop, file=sys.stderr)

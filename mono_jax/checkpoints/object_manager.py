@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 
 from mono_jax.files import CHECKSUMS_FILE, Damaged, list_name, lists_of
 from mono_jax.parallel.agreement import Meeting, together
+from mono_jax.storage.buckets import in_threads
 from mono_jax.storage.objects import ObjectPath
 from mono_jax.weights.object_arrays import Block, blocks, headers, held, put, write_list
 from mono_jax.weights.orbax_arrays import open_zarrs, read_array
@@ -142,9 +142,8 @@ class ObjectManager:
         """Arrays as ``abstract`` wants them; each process reads what its devices hold."""
         folder = self._directory / str(step) / STATE
         arrays, wanted = open_zarrs(folder), leaves_of(abstract)
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:
-            leaves = pool.map(lambda path: _placed(folder, arrays[path], wanted[path].sharding), wanted)
-            return jax.tree.unflatten(jax.tree.structure(abstract), list(leaves))
+        leaves = in_threads(lambda path: _placed(folder, arrays[path], wanted[path].sharding), wanted, _AT_A_TIME)
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
     def close(self) -> None:
         """Nothing is open."""

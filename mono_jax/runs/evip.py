@@ -40,6 +40,8 @@ from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.program import Program
 from mono_jax.runs.sets import prepare_sets
 from mono_jax.runs.stage import run_stage
+from mono_jax.runs.workdir import Workdir
+from mono_jax.storage.places import Place
 from mono_jax.training import stages
 from mono_jax.training.groups import groups_of, trained_groups
 from mono_jax.training.metrics import Say
@@ -61,12 +63,16 @@ from mono_jax.weights.upcycle import upcycle
 
 @dataclasses.dataclass
 class Evip:
-    """A sequence of stages in ``workdir``, ``manifest`` describes the sets. All processes make the same calls."""
+    """A sequence of stages in ``workdir``, ``manifest`` describes the sets. All processes make the same calls.
+
+    ``at``: the workdir for whose small files the folder ``workdir`` stands, if that is in a bucket.
+    """
 
     config: EvipConfig
     workdir: Path
     manifest: dict[str, Any]
     say: Say = say_now
+    at: Workdir | None = None
 
     @classmethod
     def open(cls, config: EvipConfig, workdir: Path, say: Say = say_now) -> Self:
@@ -123,6 +129,18 @@ class Evip:
         """Where a stage or another folder of the workdir lies: there, or where a link there leads."""
         return (self.workdir / name).resolve()
 
+    def stage_workdir(self, name: str) -> Workdir:
+        """The same with what is large, which in a bucket is elsewhere."""
+        return Workdir.of(self.place(name)) if self.at is None else self.at.stage(name)
+
+    def large(self, name: str) -> Place:
+        """Where the models and checkpoints of a stage, or the weights ``name``, are."""
+        return self.stage_workdir(name).place
+
+    def cache(self) -> Path:
+        """What can be made again."""
+        return self.place("cache") if self.at is None else self.at.cache
+
     def run(self) -> dict[str, Any]:
         """Runs what is not finished; returns the results that the report shows."""
         init, summaries = self.config.init, {}
@@ -132,7 +150,7 @@ class Evip:
                 init = self.with_experts(init)
             self.say(f"--- {stage.name}: {stage.title} ({number} of {len(self.config.stages)}) ---")
             summaries[folder] = self.run_stage(folder, init)
-            init = str(self.place(folder) / "model")
+            init = str(self.large(folder) / "model")
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return {"stages": summaries, "manifest": self.manifest, "device": device}
 
@@ -143,7 +161,7 @@ class Evip:
         known = model_config(init)
         if known.visual_ffn_experts or (known.vision and not self.config.visual_experts):
             return init
-        target = self.place("mono")
+        target = self.large("mono")
         if not from_first((target / MODEL_FILE).is_file()):
             origin = read_origin(find_model(init))
             config, params, names = open_model(init)
@@ -181,15 +199,16 @@ class Evip:
 
     def train(self, folder: str, run: RunConfig) -> dict[str, Any]:
         """Trains one stage, with the loss on held-out text before and after it; what is known of it is its summary."""
-        workdir = self.place(folder)
-        before_file, timeline = workdir / "text_loss_before.json", timeline_file(workdir, jax.process_index())
+        files = self.place(folder)
+        before_file, timeline = files / "text_loss_before.json", timeline_file(files, jax.process_index())
         if "loss" in (stored := _stored(before_file)):
             before = stored["loss"]
         else:
             with measuring(timeline, self.say):
                 before = self.text_loss(run.init, run) if run.init else None
         start = time.perf_counter()
-        result = run_stage(run, workdir, base_dir=self.place("base"), shared_cache=self.place("cache"))
+        workdir = self.stage_workdir(folder)
+        result = run_stage(run, workdir, base_dir=self.large("base"), shared_cache=self.cache())
         _write(before_file, {"loss": before})
         trained = round(time.perf_counter() - start, 1)
         with measuring(timeline, self.say, result["step"]):
@@ -229,7 +248,7 @@ class Evip:
         values |= {"visual_tokens": 0, "text_tokens": 256, "batch_size": -(-8 // row_ways(mesh)) * row_ways(mesh)}
         values |= {"sources": [{"spec": {"kind": "text", "paths": self.manifest["heldout"]["text"]}}]}
         data, dtype = DataConfig.from_dict(values), jnp.dtype(run.dtype)
-        cache = self.place("cache")
+        cache = self.cache()
         heldout = HeldoutSources(
             data, {"text": self.manifest["heldout"]["text"]}, None, Model(config), dtype, mesh, cache
         )
@@ -241,7 +260,7 @@ class Evip:
         """Answers of a stage's model to held-out sets; grades of the questions, and texts for the gallery."""
         if not names:
             return {}
-        config, params, mesh = _on_mesh(str(self.place(folder) / "model"), run)
+        config, params, mesh = _on_mesh(str(self.large(folder) / "model"), run)
         builder = SampleBuilder(run.data, geometry=config.geometry)
         generator = Generator(config, params, jnp.dtype(run.dtype), mesh=mesh)
         heldout, results = self.manifest["heldout"], {}
@@ -305,7 +324,7 @@ def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) ->
     }
 
 
-def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = None) -> RunConfig:
+def single_stage(values: Mapping[str, Any], workdir: Workdir, folder: str | None = None) -> RunConfig:
     """The config of one run: ``values`` itself, or the stage ``folder`` (default: the first) of a sequence of stages.
 
     Sets and the model with visual experts that a sequence asks for are made in ``workdir``.
@@ -314,32 +333,40 @@ def single_stage(values: Mapping[str, Any], workdir: Path, folder: str | None = 
     if (found := one_of_several(values, folder)) is None:
         return RunConfig.from_dict(values)
     config, chosen = found
-    say = say_in(workdir)
+    say = say_in(workdir.files)
     if folder is None:
         _, *others = config.stages
         say(f"the config has several stages: training {chosen}" + "".join(f"; --stage={n}" for n in others))
-    evip = Evip.open(config, workdir, say)
+    evip = _opened(Evip, config, workdir, say)
     init = config.init
     if config.stage_name(chosen) != "S0":
         init = evip.with_experts(init)
     return evip.stage_config(chosen, init)
 
 
-def run_and_report(config: EvipConfig, workdir: Path, kind: type[Evip] = Evip) -> tuple[dict[str, Any], list[Path]]:
+def _opened(kind: type[Evip], config: EvipConfig, workdir: Workdir, say: Say) -> Evip:
+    evip = kind.open(config, workdir.files, say)
+    return evip if workdir.mirror is None else dataclasses.replace(evip, at=workdir)
+
+
+def run_and_report(
+    config: EvipConfig, workdir: Workdir | Path, kind: type[Evip] = Evip
+) -> tuple[dict[str, Any], list[Path]]:
     """Sets, stages and report of ``config``: what ``Evip.run`` returns, and the files of the report.
 
     ``kind``: how the stages run. Raises as ``run_evip`` does.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    say, cache = say_in(workdir), config.common.get("cache_dir") or (workdir / "cache").resolve()
+    workdir = Workdir.of(workdir)
+    workdir.files.mkdir(parents=True, exist_ok=True)
+    say, cache = say_in(workdir.files), config.common.get("cache_dir") or workdir.cache.resolve()
     with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say):
-        results = kind.open(config, workdir, say).run()
+        results = _opened(kind, config, workdir, say).run()
     with together():
-        files = report.write(workdir, results) if jax.process_index() == 0 else []
+        files = report.write(workdir.files, results) if jax.process_index() == 0 else []
     return results, files
 
 
-def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:
+def run_evip(config: EvipConfig, workdir: Workdir) -> dict[str, Any]:
     """Everything of ``config``: sets, stages, report. Returns {"workdir", "reports", "evaluation"}.
 
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
@@ -347,4 +374,5 @@ def run_evip(config: EvipConfig, workdir: Path) -> dict[str, Any]:
     results, files = run_and_report(config, workdir)
     final = list(results["stages"].values())[-1]
     grades = {name: {k: g[k] for k in ("accuracy", "majority")} for name, g in final.get("evaluation", {}).items()}
-    return {"workdir": str(workdir), "reports": [str(file) for file in files], "evaluation": grades}
+    reports = [str(workdir.place / file.name) for file in files]
+    return {"workdir": str(workdir.place), "reports": reports, "evaluation": grades}

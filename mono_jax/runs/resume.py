@@ -22,7 +22,8 @@ from mono_jax.checkpoints.metadata import package_versions
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
-from mono_jax.runs.workdir import CHECKPOINTED
+from mono_jax.runs.workdir import CHECKPOINTED, Workdir
+from mono_jax.storage.places import Place
 from mono_jax.training.callbacks.evaluating import Best
 from mono_jax.training.metrics import Say, read_metrics
 from mono_jax.training.state import TrainState
@@ -52,7 +53,7 @@ def metadata_of(program: Program, data: PackedData, base: str, best: Best | None
 
 
 def start_or_resume(
-    program: Program, data: PackedData, checkpoints: Checkpoints, workdir: Path, base_dir: Path, say: Say
+    program: Program, data: PackedData, checkpoints: Checkpoints, workdir: Workdir, base_dir: Place, say: Say
 ) -> Start:
     """Step 0, or the newest sound checkpoint.
 
@@ -62,11 +63,11 @@ def start_or_resume(
         _refuse_lost_checkpoints(workdir, checkpoints)
         state, frozen = program.fresh_state()
         base = save_base(base_dir, program.frozen_source(frozen)) if frozen else ""
-        write_config(program.run, workdir)
+        write_config(program.run, workdir.files)
         return Start(state, frozen, base)
     metadata = checkpoints.metadata()
-    check_changes(program.run, data.identity, metadata, workdir, say)
-    write_config(program.run, workdir)
+    check_changes(program.run, data.identity, metadata, workdir.place, say)
+    write_config(program.run, workdir.files)
     if metadata["data"] == data.identity:
         data.plan.restore(np.array(metadata.get("plan", ()), np.int64))
     abstract, abstract_frozen = program.abstract_state()
@@ -77,21 +78,21 @@ def start_or_resume(
     return Start(state, frozen, metadata["base"], metadata.get("best"))
 
 
-def _refuse_lost_checkpoints(workdir: Path, checkpoints: Checkpoints) -> None:
+def _refuse_lost_checkpoints(workdir: Workdir, checkpoints: Checkpoints) -> None:
     """Raises CheckpointError if the run had checkpoints and none is left: not to start over in silence.
 
     A run that was killed before its first checkpoint was whole starts over.
     """
-    if (workdir / CHECKPOINTED).exists():
-        records = read_metrics(workdir / "metrics.jsonl")
-        shown = f", but {workdir / 'metrics.jsonl'} shows {records[-1]['step']} steps" if records else ""
+    if (workdir.place / CHECKPOINTED).is_file():
+        records = read_metrics(workdir.files / "metrics.jsonl")
+        shown = f", but {workdir.place / 'metrics.jsonl'} shows {records[-1]['step']} steps" if records else ""
         raise CheckpointError(
             f"{checkpoints.directory}: no checkpoint is left{shown}: restore the checkpoints, or remove "
-            f"{workdir / CHECKPOINTED} to start over"
+            f"{workdir.place / CHECKPOINTED} to start over"
         )
 
 
-def _frozen(program: Program, base_dir: Path, content: str, abstract: tree.Tree, say: Say) -> tree.Tree:
+def _frozen(program: Program, base_dir: Place, content: str, abstract: tree.Tree, say: Say) -> tree.Tree:
     """The frozen base of hash ``content``; a damaged or missing one is made again from the initial weights.
 
     Raises CheckpointError if these no longer have the hash.
@@ -119,7 +120,7 @@ def write_config(run: RunConfig, workdir: Path) -> None:
             publish.write_text(workdir / name, text)
 
 
-def check_changes(run: RunConfig, identity: str, metadata: Mapping[str, Any], workdir: Path, say: Say) -> None:
+def check_changes(run: RunConfig, identity: str, metadata: Mapping[str, Any], workdir: Place, say: Say) -> None:
     """Prints what changed in the config; raises ConfigError for those that may not be made."""
     changes = strict.changes(metadata["config"], run.to_dict(), RunConfig)
     for change in changes:

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.io import publish
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.loading.summary import summary_lines
 from data_pipelines.special_tokens import IMAGE_CONTEXT
@@ -40,7 +39,8 @@ from mono_jax.runs.console import say_in
 from mono_jax.runs.planning.needs import needs
 from mono_jax.runs.program import Program
 from mono_jax.runs.result import write_model
-from mono_jax.runs.workdir import CHECKPOINTED, locked, refuse_foreign
+from mono_jax.runs.workdir import CHECKPOINTED, Workdir, refuse_foreign
+from mono_jax.storage.places import Place, write_json
 from mono_jax.training import flops, metrics
 from mono_jax.training.callbacks.checkpointing import Checkpointing
 from mono_jax.training.callbacks.evaluating import Evaluating
@@ -60,9 +60,9 @@ from mono_jax.weights.model_folder import PARAMS_FOLDER
 
 def run_stage(
     run: RunConfig,
-    workdir: Path,
+    workdir: Workdir | Path,
     *,
-    base_dir: Path | None = None,
+    base_dir: Place | None = None,
     shared_cache: Path | None = None,
     say: Say | None = None,
 ) -> dict[str, Any]:
@@ -75,25 +75,27 @@ def run_stage(
     "seconds": of this process, by activity (``clock.ACTIVITIES``), "compilation_cache": {"found", "added", "saved_s"}}.
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
-    refuse_foreign(workdir)
-    say, first = say or say_in(workdir), jax.process_index() == 0
-    kept = compilation_cache.folder_of(run.compilation_cache, run.cache_dir or shared_cache or workdir / "cache")
+    workdir = Workdir.of(workdir)
+    refuse_foreign(workdir.files)
+    say, first = say or say_in(workdir.files), jax.process_index() == 0
+    kept = compilation_cache.folder_of(run.compilation_cache, run.cache_dir or shared_cache or workdir.cache)
     with (
-        locked(workdir) if first else contextlib.nullcontext(),
+        workdir.locked(say) if first else contextlib.nullcontext(),
         Clock("start") as clock,
         compilation_cache.kept_programs(kept, say) as programs,
     ):
-        timeline = Timeline(timeline_file(workdir, jax.process_index()), clock, say, run.log_every)
+        timeline = Timeline(timeline_file(workdir.files, jax.process_index()), clock, say, run.log_every)
         try:
-            result = _run(run, workdir, base_dir or workdir / "base", timeline, programs, say)
+            result = _run(run, workdir, base_dir or workdir.place / "base", timeline, programs, say)
         finally:
             for line in [*timeline.close(compilation_cache=programs.counts()), *programs.lines()]:
                 say(line)
+        workdir.store()
         return result | {"seconds": timeline.seconds, "compilation_cache": programs.counts()}
 
 
 def _run(
-    run: RunConfig, workdir: Path, base_dir: Path, timeline: Timeline, programs: Programs, say: Say
+    run: RunConfig, workdir: Workdir, base_dir: Place, timeline: Timeline, programs: Programs, say: Say
 ) -> dict[str, Any]:
     architecture = architecture_of(run)
     data = open_data(run, architecture, workdir)
@@ -103,11 +105,12 @@ def _run(
     for line in summary_lines(summaries):
         say(line)
     keeping = {"keep": run.keep, "keep_period": run.keep_period, "asynchronous": run.async_checkpoints}
-    with Checkpoints(workdir / "checkpoints", report=say, marker=workdir / CHECKPOINTED, **keeping) as checkpoints:
+    keeping |= {"marker": workdir.place / CHECKPOINTED, "before_commit": workdir.store}
+    with Checkpoints(workdir.place / "checkpoints", report=say, **keeping) as checkpoints:
         start = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
         state, frozen, base, _ = start
         _announce(program, state, frozen, say)
-        writer = metrics.MetricsWriter(workdir, int(state.step), say) if jax.process_index() == 0 else None
+        writer = metrics.MetricsWriter(workdir.files, int(state.step), say) if jax.process_index() == 0 else None
         recorder = _recorder(program, data, writer, say)
         evaluating = _evaluating(program, workdir, recorder, start.best, say)
         saving = Checkpointing(
@@ -125,7 +128,7 @@ def _run(
         try:
             with (
                 StopWhenAsked(data.stop_waiting) as stopping,
-                Profiling(workdir / "profile", run.profile_steps, say) as profiling,
+                Profiling(workdir.files / "profile", run.profile_steps, say) as profiling,
                 Stalls(run.stall_factor, say) as stalls,
                 explained(program),
             ):
@@ -198,11 +201,11 @@ class SkippingSteps:
             yield number, batch
 
 
-def open_data(run: RunConfig, config: Architecture, workdir: Path) -> PackedData:
+def open_data(run: RunConfig, config: Architecture, workdir: Workdir) -> PackedData:
     """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
-    resumed = (workdir / "checkpoints").is_dir()  # its batches stay as they were, whatever storage has to say now
+    resumed = (workdir.place / "checkpoints").is_dir()  # its batches stay as they were, whatever storage has to say now
     with first_process_first():  # which counts what the others then find in the cache
-        data = PackedData(run.data, run.cache_dir or workdir / "cache", config.geometry, ask_again=not resumed)
+        data = PackedData(run.data, run.cache_dir or workdir.cache, config.geometry, ask_again=not resumed)
     data.report.window = run.bad_share_window
     check_data_fits(config, run.execution, data)
     return data
@@ -286,11 +289,11 @@ def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter 
 
 
 def _evaluating(
-    program: Program, workdir: Path, recorder: Recorder, best: dict[str, Any] | None, say: Say
+    program: Program, workdir: Workdir, recorder: Recorder, best: dict[str, Any] | None, say: Say
 ) -> Evaluating:
     """Raises DataError if a held-out source cannot be used."""
     run = program.run
-    settings, cache = run.evaluation, Path(run.cache_dir or workdir / "cache")
+    settings, cache = run.evaluation, Path(run.cache_dir or workdir.cache)
     heldout = HeldoutSources(
         run.data, settings.sources, settings.batches, program.model, program.dtype, program.mesh, cache
     )
@@ -326,7 +329,7 @@ def _announce(program: Program, state: TrainState, frozen: tree.Tree, say: Say) 
     )
 
 
-def _is_whole(model: Path, step: int) -> bool:
+def _is_whole(model: Place, step: int) -> bool:
     """Whether the model folder is there, of ``step``, and its files are what was written."""
     try:
         return read_json(model / "step.json").get("step") == step and verify_checksums(model / PARAMS_FOLDER)
@@ -335,16 +338,16 @@ def _is_whole(model: Path, step: int) -> bool:
 
 
 def _finish(
-    program: Program, data: PackedData, workdir: Path, state: TrainState, frozen: tree.Tree, base: Path
+    program: Program, data: PackedData, workdir: Workdir, state: TrainState, frozen: tree.Tree, base: Place
 ) -> dict[str, Any]:
     """Writes the model folder, unless this step's is there, and sums up."""
-    target, done = workdir / "model", int(state.step)
+    target, done = workdir.place / "model", int(state.step)
     if not from_first(_is_whole(target, done)):
         write_model(target, program, state, frozen, base)
         with together():
             if jax.process_index() == 0:
-                publish.write_json(target / "step.json", {"step": done})
-    records = metrics.read_metrics(workdir / "metrics.jsonl")
+                write_json(target / "step.json", {"step": done})
+    records = metrics.read_metrics(workdir.files / "metrics.jsonl")
     own = LocalRows(program.mesh, data.batch_size).counted.any()  # else another process has read the same
     read = gathered([data.report.samples, data.report.skipped] if own else [0, {}])
     return {

@@ -1,18 +1,30 @@
-"""A working directory: whose it is, and that one run at a time uses it."""
+"""A working directory, on disk or in a bucket: whose it is, and that one run at a time uses it."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
+import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from data_pipelines.io.paths import is_remote
+import jax
+
+from data_pipelines.errors import StorageError
+from data_pipelines.io.digests import digest
+from data_pipelines.io.paths import cache_dir
 from mono_jax.errors import CheckpointError
+from mono_jax.parallel.agreement import together
+from mono_jax.runs.console import say_now
+from mono_jax.storage.lease import Lease, held, repeated
+from mono_jax.storage.mirror import Mirror
+from mono_jax.storage.places import Place, place_of
+from mono_jax.training.metrics import Say
 
 NAMES = (
     "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
@@ -22,19 +34,103 @@ LOCK = ".lock"
 CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint
 
 
-def place_of(text: str) -> Path:
-    """The folder that --workdir names. Raises CheckpointError for a URL."""
-    if is_remote(text):
-        raise CheckpointError(f"{text}: a workdir must be a folder: mount the bucket (gcsfuse, s3fs) and give its path")
-    return Path(text)
+LARGE = ("base", "cache", "checkpoints", "model", "mono")  # folders that a bucket's workdir does not mirror
+STORE_EVERY = 60.0  # seconds between two looks for small files that have changed
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Where a run keeps what it writes; a folder, or a folder in a bucket with a local one for its small files.
+
+    Attributes:
+      place: the workdir as the user names it; what is large (``LARGE``) is written there at once.
+      files: local folder of the small files: the workdir itself, or what stands for it.
+      cache: local folder of what can be made again.
+      mirror: stores what changes in ``files``; None in a workdir on disk.
+      lease: on the workdir in the bucket, of the first process.
+    """
+
+    place: Place
+    files: Path
+    cache: Path
+    mirror: Mirror | None = None
+    lease: Lease | None = None
+
+    @classmethod
+    def of(cls, folder: Path | Workdir) -> Workdir:
+        """That of a local folder."""
+        return folder if isinstance(folder, Workdir) else cls(folder, folder, folder / "cache")
+
+    def stage(self, name: str) -> Workdir:
+        """The workdir of one stage in this one of several."""
+        cache = self.files / name / "cache" if self.mirror is None else self.cache / name
+        return dataclasses.replace(self, place=self.place / name, files=self.files / name, cache=cache, lease=None)
+
+    def store(self) -> None:
+        """Brings small files to the bucket. Raises CheckpointError if another run has taken the workdir over."""
+        if self.mirror is not None:
+            if self.lease is not None:
+                self.lease.check()
+            self.mirror.push()
+
+    @contextlib.contextmanager
+    def locked(self, say: Say) -> Iterator[None]:
+        """Keeps it to this run. Raises CheckpointError that names who has it."""
+        if isinstance(self.place, Path):
+            with locked(self.place):
+                yield
+        elif self.lease is not None:
+            yield
+        else:
+            with held(self.place / LOCK, say, _stop):
+                yield
+
+
+@contextlib.contextmanager
+def opened(text: str, stages: Sequence[str] = (), say: Say = say_now) -> Iterator[Workdir]:
+    """The workdir that a path or URL names; ``stages``: folders in it that are workdirs too.
+
+    In a bucket it is kept to this run, its small files are fetched, and what changes of them is stored every minute
+    and at the end. Raises ConfigError, CheckpointError or StorageError if it cannot be used.
+    """
+    if isinstance(place := place_of(text), Path):
+        yield Workdir.of(place)
+        return
+    home, large = cache_dir() / "workdirs" / digest(str(place))[:16], [*LARGE]
+    large += [f"{stage}/{name}" for stage in stages for name in LARGE]
+    mirror = Mirror(place, home / f"process-{jax.process_index()}", large)
+    with contextlib.ExitStack() as entered:
+        with together():
+            lease = entered.enter_context(held(place / LOCK, say, _stop)) if jax.process_index() == 0 else None
+        with together():
+            _refuse_foreign(place, {name.partition("/")[0] for name in mirror.stored()} - set(stages))
+            mirror.pull()
+        workdir = Workdir(place, mirror.files, home / "cache", mirror, lease)
+        try:
+            with repeated(mirror.push, STORE_EVERY):
+                yield workdir
+        except BaseException:
+            with contextlib.suppress(StorageError, CheckpointError):  # what ends the run is said, not this
+                workdir.store()
+            raise
+        workdir.store()
+
+
+def _stop() -> None:
+    """Another run has the workdir: this one ends as if it were told to, without a last checkpoint."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def refuse_foreign(workdir: Path) -> None:
     """Raises CheckpointError if ``workdir`` holds files, but none that a run of this project writes."""
-    names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")} if workdir.exists() else set()
-    if names and not names & set(NAMES):
+    if workdir.exists():
+        _refuse_foreign(workdir, {path.name for path in workdir.iterdir() if not path.name.startswith(".")})
+
+
+def _refuse_foreign(place: Place, names: Collection[str]) -> None:
+    if names and not {*names} & {*NAMES}:
         raise CheckpointError(
-            f"{workdir}: not a working directory of this project (it holds {min(names)}): choose another"
+            f"{place}: not a working directory of this project (it holds {min(names)}): choose another"
         )
 
 

@@ -11,12 +11,15 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipelines.errors import StorageError
 from data_pipelines.io.storage import patiently
+
+T, R = TypeVar("T"), TypeVar("R")
 
 SCHEMES = ("gs", "s3")
 ANSWER_SECONDS = 120.0  # that one request may take, its retries included
@@ -146,6 +149,15 @@ def asked(url: str, question: Callable[[], Any], seconds: float = ANSWER_SECONDS
             raise _storage_error(url, str(error)) from None
 
     return patiently(ask)
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int = 8) -> list[R]:
+    """``[function(item) for item in items]``, some at a time; after an error nothing more is begun."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _storage_error(url: str, text: str) -> StorageError:

@@ -28,8 +28,8 @@ STALE = 60.0
 class Lease:
     """The hold on a workdir; ``check`` before anything is written that another run must not find changed."""
 
-    def __init__(self, file: ObjectPath):
-        self._file = file
+    def __init__(self, file: ObjectPath, on_loss: Callable[[], None] = lambda: None):
+        self._file, self._on_loss = file, on_loss
         self._me = {"id": uuid.uuid4().hex, "pid": os.getpid(), "host": socket.gethostname()}
         self._me["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
         self._generation = MISSING
@@ -61,8 +61,8 @@ class Lease:
     def renew(self) -> None:
         """Raises StorageError if that cannot be asked; a lease that is lost is found by ``check``."""
         if not self._lost and not self._write(self._generation):
-            found, _ = self._read()
-            self._lost = _holder(found)
+            self._lost = _holder(self._read()[0])
+            self._on_loss()
 
     def release(self) -> None:
         if not self._lost:
@@ -123,9 +123,12 @@ def _is_running(pid: Any) -> bool:
 
 
 @contextlib.contextmanager
-def held(file: ObjectPath, say: Callable[[str], None]) -> Iterator[Lease]:
-    """Has the lease meanwhile. Raises CheckpointError that names who has it."""
-    lease = Lease(file)
+def held(file: ObjectPath, say: Callable[[str], None], on_loss: Callable[[], None] = lambda: None) -> Iterator[Lease]:
+    """Has the lease meanwhile; ``on_loss`` is called once if another run takes it over.
+
+    Raises CheckpointError that names who has it.
+    """
+    lease = Lease(file, on_loss)
     lease.take(say)
     try:
         with repeated(lease.renew, BEAT):

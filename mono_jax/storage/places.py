@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from data_pipelines.io import publish
 from data_pipelines.io.digests import digest
 from data_pipelines.io.paths import cache_dir
 from data_pipelines.io.processes import locked
+from mono_jax.storage.buckets import in_threads
 from mono_jax.storage.objects import ObjectPath
 
 Place = Path | ObjectPath
@@ -67,9 +67,8 @@ def copy_file(source: Place, target: Place) -> None:
 def upload(folder: Path, target: ObjectPath, last: Sequence[str]) -> None:
     """Copies all files of a local folder; those named ``last`` come last, so that with them the rest is there too."""
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        for group in (set(names) - set(last), set(names) & set(last)):
-            list(pool.map(lambda name: copy_file(folder / name, target / name), sorted(group)))
+    for group in (set(names) - set(last), set(names) & set(last)):
+        in_threads(lambda name: copy_file(folder / name, target / name), sorted(group), _AT_A_TIME)
 
 
 def local_copy(folder: Place, names: Iterable[str]) -> Path:

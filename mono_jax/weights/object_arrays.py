@@ -12,18 +12,17 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import tensorstore as ts
 
+from mono_jax.storage.buckets import in_threads
 from mono_jax.storage.objects import ObjectPath
 from mono_jax.weights.names import is_stacked
 
 CHUNK = 256 << 20  # bytes
-_AT_A_TIME = 8  # blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +74,9 @@ def put(folder: ObjectPath, ready: Mapping[str, bytes], rest: Sequence[Block]) -
         (folder / name).write_bytes(data)
         return name, hashlib.sha256(data).hexdigest()
 
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        small = pool.map(write, ready.keys(), ready.values())
-        large = pool.map(lambda block: [write(*each) for each in block.objects()], rest)
-        return dict(small) | {name: digest for pairs in large for name, digest in pairs}
+    small = in_threads(lambda each: write(*each), ready.items())
+    large = in_threads(lambda block: [write(*each) for each in block.objects()], rest)
+    return dict(small) | {name: digest for pairs in large for name, digest in pairs}
 
 
 def headers(flat: Mapping[str, Any], by_layer: bool) -> dict[str, bytes]:

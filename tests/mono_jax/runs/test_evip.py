@@ -65,7 +65,7 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
     asked = []
 
     def run_stage(run, workdir, base_dir, shared_cache):
-        asked.append(workdir.name)
+        asked.append(workdir.place.name)
         return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "data": {}}
 
     monkeypatch.setattr(module, "run_stage", run_stage)

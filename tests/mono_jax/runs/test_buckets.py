@@ -1,0 +1,87 @@
+"""Runs whose workdir is a bucket: resumed on other machines, read by all commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from mono_jax import tree
+from mono_jax.runs.config import RunConfig
+from mono_jax.runs.stage import run_stage
+from mono_jax.runs.workdir import opened
+from mono_jax.training import loop
+from mono_jax.weights.model_folder import load_model
+
+SOURCE = {"name": "text", "spec": {"kind": "text", "paths": "data/*.txt"}}
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: nothing is said or saved any more."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr("mono_jax.parallel.mesh.jax.devices", lambda *args: first)
+        yield
+
+
+def settings(folder: Path, golden_dir: Path, **changes: Any) -> RunConfig:
+    folder.mkdir(exist_ok=True)
+    (folder / "a.txt").write_text("\n".join(f"line {n} of some text to learn" for n in range(400)))
+    source = {"name": "text", "spec": {"kind": "text", "paths": str(folder / "*.txt")}}
+    data = {"sources": [source], "tokenizer": str(golden_dir / "chat"), "batch_size": 2, "text_tokens": 32}
+    model = {"preset": "tiny_lm", "vocab_size": 1000, "hidden_size": 32}
+    values = {"stage": "S0", "steps": 6, "model": model, "dtype": "float32", "log_every": 1, "checkpoint_every": 2}
+    return RunConfig.from_dict(values | {"data": data | {"visual_tokens": 0, "block_samples": 64}} | changes)
+
+
+def train(run: RunConfig, url: str | Path, said: list[str], dies_after: int | None = None) -> dict[str, Any]:
+    after_step = loop.after_step
+
+    def dying(progress, callbacks):
+        after_step(progress, callbacks)
+        if progress.done == dies_after:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "after_step", dying)
+        with opened(str(url), say=said.append) as workdir:
+            return run_stage(run, workdir, say=said.append)
+
+
+def losses(metrics: str) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in map(json.loads, metrics.splitlines())]
+
+
+def test_a_run_goes_on_on_another_machine(bucket, golden_dir, tmp_path, monkeypatch):
+    run, said = settings(tmp_path / "data", golden_dir, compilation_cache=str(tmp_path / "programs")), []
+    expected = train(run, tmp_path / "run", said)
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "one"))
+    with pytest.raises(Killed):
+        train(run, str(bucket), said, dies_after=5)
+    assert (bucket / "4/checksums.json").exists() or (bucket / "checkpoints/4/checksums.json").is_file()
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "other"))
+    said.clear()
+    result = train(run, str(bucket), said)
+    assert f"resuming S0 at step 4 from {bucket}/checkpoints" in said
+    assert result["model"] == f"{bucket}/model" and result["step"] == 6
+    found = losses((bucket / "metrics.jsonl").read_text())
+    np.testing.assert_allclose(np.array(found), losses((tmp_path / "run/metrics.jsonl").read_text()), rtol=0, atol=0)
+    (_, one), (_, two) = load_model(result["model"]), load_model(expected["model"])
+    assert all(
+        np.array_equal(a, b) for a, b in zip(tree.flatten(one).values(), tree.flatten(two).values(), strict=True)
+    )
+    names = {name.partition("/")[0] for name in bucket.objects()}
+    assert names == {"checkpoints", ".checkpointed", "config.json", "config.initial.json", "metrics.jsonl", "model",
+                     "tensorboard", "timeline.jsonl"}  # fmt: skip
+    assert not Path("gs:").exists() and not Path("s3:").exists()
+    said.clear()
+    assert train(run, str(bucket), said)["loss"] == result["loss"]  # finished: nothing is trained
+    assert not any(line.startswith("compiling") for line in said)
