@@ -30,7 +30,7 @@ EXAMPLES = """examples:
 def build_parser() -> Any:
     parser = cli.parser(__doc__, EXAMPLES)
     add, own = parser.add_argument, "the model's own, else"
-    add("--model", required=True, metavar="DIR", help="Hugging Face folder, model folder, or workdir of a stage")
+    add("--model", required=True, metavar="DIR", help="folder or URL: of Hugging Face, a model folder, or workdir")
     add("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     add("--prompt", metavar="TEXT", help="the question; <image> says where an image stands (default: in front)")
     add("--interactive", action="store_true", help="continue with questions from standard input")

@@ -57,7 +57,8 @@ class RunConfig:
     init: str = field(
         "",
         on_resume="free",
-        help='model folder, Hugging Face folder or workdir to start from; "" = random weights of the preset',
+        help='model folder, Hugging Face folder or workdir to start from, or its gs:// or s3:// URL; "" = random '
+        "weights of the preset",
     )
     trains: tuple[str, ...] | None = field(
         None,

@@ -17,13 +17,15 @@ class LazyArray:
 
     ``lazy[a:b]`` is a range of layers, as lazy as the whole.
 
-    ``read(n)`` returns slice n of the leading axis, or the whole of an array that is not stacked (n None).
+    ``read(n)`` returns slice n of the leading axis, or the whole of an array that is not stacked (n None). ``region``
+    reads any part by itself, where asking for less than a slice pays (a bucket); None: parts are cut out of slices.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     stacked: bool
     read: Callable[[int | None], np.ndarray]
+    region: Callable[[tuple[slice, ...]], np.ndarray] | None = None
 
     def __getitem__(self, n: int | slice) -> Any:
         if isinstance(n, slice):
@@ -31,13 +33,15 @@ class LazyArray:
             if step != 1:
                 raise ValueError(f"layers come one after another, not in steps of {step}")
             shape = (max(stop - start, 0), *self.shape[1:])
-            return replace(self, shape=shape, stacked=True, read=lambda i: self[start + i])
+            return replace(self, shape=shape, stacked=True, read=lambda i: self[start + i], region=None)
         return self.read(n) if self.stacked else self.read(None)[n]
 
     def parts(self, bounds: Sequence[Bounds], dtype: Any = None) -> list[np.ndarray]:
         """The parts within ``bounds``, made while each slice is read once; slices that no part needs are not read."""
-        out = [np.empty([stop - start for start, stop in part], dtype or self.dtype) for part in bounds]
         inside = [tuple(slice(*pair) for pair in part) for part in bounds]
+        if self.region is not None:
+            return [np.asarray(self.region(index), dtype or self.dtype) for index in inside]
+        out = [np.empty([stop - start for start, stop in part], dtype or self.dtype) for part in bounds]
         if not self.stacked:
             whole = self.read(None) if bounds else None
             for target, index in zip(out, inside):
@@ -61,4 +65,5 @@ class LazyArray:
 
     def astype(self, dtype: Any) -> LazyArray:
         """The same array, cast slice by slice when it is read."""
-        return replace(self, dtype=np.dtype(dtype), read=lambda n: self.read(n).astype(dtype))
+        region = self.region and (lambda index: self.region(index).astype(dtype))
+        return replace(self, dtype=np.dtype(dtype), read=lambda n: self.read(n).astype(dtype), region=region)

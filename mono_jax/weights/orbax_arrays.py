@@ -145,13 +145,16 @@ def read_array(folder: Place, array: ts.TensorStore) -> np.ndarray:
 
 
 def _lazy(folder: Place, path: str, array: ts.TensorStore) -> LazyArray:
-    def read(n: int | None) -> np.ndarray:
-        part = array[... if n is None else n]
+    def region(index: Any) -> np.ndarray:
         try:
-            return read_array(folder, part)
+            return read_array(folder, array[index])
         except StorageError:
             raise
         except Exception as error:
             raise WeightsError(f"{folder}: unreadable: {reason(error)}") from None
 
-    return LazyArray(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), is_stacked(path), read)
+    def read(n: int | None) -> np.ndarray:
+        return region(... if n is None else n)
+
+    parts = region if isinstance(folder, ObjectPath) else None
+    return LazyArray(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), is_stacked(path), read, parts)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,13 +14,13 @@ import numpy as np
 import pytest
 
 from mono_jax import tree
+from mono_jax.errors import CheckpointError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import opened
+from mono_jax.storage import lease
 from mono_jax.training import loop
 from mono_jax.weights.model_folder import load_model
-
-SOURCE = {"name": "text", "spec": {"kind": "text", "paths": "data/*.txt"}}
 
 
 class Killed(BaseException):
@@ -42,18 +45,24 @@ def settings(folder: Path, golden_dir: Path, **changes: Any) -> RunConfig:
     return RunConfig.from_dict(values | {"data": data | {"visual_tokens": 0, "block_samples": 64}} | changes)
 
 
-def train(run: RunConfig, url: str | Path, said: list[str], dies_after: int | None = None) -> dict[str, Any]:
+def train(
+    run: RunConfig, url: str | Path, said: list[str], after: Mapping[int, Callable[[], None]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """``after``: what happens after which step."""
     after_step = loop.after_step
 
-    def dying(progress, callbacks):
+    def followed(progress, callbacks):
         after_step(progress, callbacks)
-        if progress.done == dies_after:
-            raise Killed
+        after.get(progress.done, lambda: None)()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "after_step", dying)
+        patch.setattr(loop, "after_step", followed)
         with opened(str(url), say=said.append) as workdir:
             return run_stage(run, workdir, say=said.append)
+
+
+def die() -> None:
+    raise Killed
 
 
 def losses(metrics: str) -> list[tuple[int, float]]:
@@ -65,8 +74,8 @@ def test_a_run_goes_on_on_another_machine(bucket, golden_dir, tmp_path, monkeypa
     expected = train(run, tmp_path / "run", said)
     monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "one"))
     with pytest.raises(Killed):
-        train(run, str(bucket), said, dies_after=5)
-    assert (bucket / "4/checksums.json").exists() or (bucket / "checkpoints/4/checksums.json").is_file()
+        train(run, str(bucket), said, {5: die})
+    assert (bucket / "checkpoints/4/checksums.json").is_file()
     monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "other"))
     said.clear()
     result = train(run, str(bucket), said)
@@ -85,3 +94,46 @@ def test_a_run_goes_on_on_another_machine(bucket, golden_dir, tmp_path, monkeypa
     said.clear()
     assert train(run, str(bucket), said)["loss"] == result["loss"]  # finished: nothing is trained
     assert not any(line.startswith("compiling") for line in said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("away", ["checkpoints/4", "metrics.jsonl", "model/"])
+def test_a_save_that_storage_does_not_take_is_made_later(bucket, stores, golden_dir, tmp_path, monkeypatch, away):
+    """A checkpoint, the records that belong to it, or, at the end, the model, which the next start writes."""
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+    run, said, store = settings(tmp_path / "data", golden_dir), [], stores(bucket.scheme)
+
+    def refuse() -> None:
+        store.fault = lambda method, path: 503 if method in ("PUT", "POST") and away in path else None
+
+    def serve() -> None:
+        store.fault = lambda method, path: None
+
+    if away == "model/":
+        with pytest.raises(CheckpointError, match=f"{bucket}/model: the model was not saved: .*HTTP 503"):
+            train(run, str(bucket), said, {5: refuse})
+        serve()
+        assert train(run, str(bucket), said)["step"] == 6
+        assert "resuming S0 at step 6" in " ".join(said)
+    else:
+        assert train(run, str(bucket), said, {3: refuse, 5: serve})["failed_saves"] == 1
+        assert any(line.startswith(f"{bucket}/checkpoints: step 4 was not saved: ") for line in said)
+        assert not (bucket / "checkpoints/4/checksums.json").is_file()
+    assert [step for step, _ in losses((bucket / "metrics.jsonl").read_text())] == [1, 2, 3, 4, 5, 6]
+    assert (bucket / "checkpoints/6/checksums.json").is_file() and load_model(bucket)
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_its_workdir_stops_and_writes_nothing_more(bucket, golden_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    other = json.dumps({"id": "x", "pid": 1, "host": "elsewhere", "since": "today"})
+
+    def take_over() -> None:
+        (bucket / ".lock").write_text(other)
+        time.sleep(1.0)  # many beats: it is noticed, and asks the run to stop
+
+    with pytest.raises(CheckpointError, match=f"{bucket}: taken over by pid 1 on host elsewhere since today"):
+        train(settings(tmp_path / "data", golden_dir, steps=100), str(bucket), [], {3: take_over})
+    assert (bucket / ".lock").read_text() == other
+    assert {name.split("/")[1] for name in bucket.objects() if name.endswith("checksums.json")} == {"2"}

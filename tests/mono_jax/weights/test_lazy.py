@@ -48,6 +48,25 @@ def test_parts_are_made_while_each_slice_is_read_once(stacked: bool):
     assert lazy.parts([]) == [] and len(reads) == (3 if stacked else 1)
 
 
+def test_parts_are_read_by_themselves_where_that_pays():
+    """Also after a cast; a range of layers goes by slices again."""
+    array, asked = np.arange(60, dtype=np.float32).reshape(5, 4, 3), []
+
+    def region(index: tuple[slice, ...]) -> np.ndarray:
+        asked.append(index)
+        return array[index]
+
+    lazy = LazyArray(array.shape, array.dtype, True, lambda n: array[n], region)
+    bounds = [((1, 3), (0, 4), (0, 3)), ((2, 4), (1, 3), (2, 3))]
+    for one, dtype in ((lazy, np.float32), (lazy.astype(np.float16), np.float16), (lazy[1:4], np.float32)):
+        shift = 1 if one.shape[0] < 5 else 0
+        inside = [((a - shift, b - shift), *rest) for (a, b), *rest in bounds]
+        for part, wanted in zip(one.parts(inside), bounds, strict=True):
+            expected = array[tuple(slice(*pair) for pair in wanted)].astype(dtype)
+            np.testing.assert_array_equal(part, expected, strict=True)
+    assert asked == [tuple(slice(*pair) for pair in part) for part in bounds] * 2
+
+
 def test_a_lazy_array_on_a_mesh_is_the_whole_one_on_a_mesh():
     """Split along every axis, layers included, over eight devices of which some share a part."""
     array = np.arange(64, dtype=np.float32).reshape(4, 4, 4)
