@@ -8,6 +8,7 @@ that is away is waited for in the background.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.errors import StorageError
 from mono_jax.files import CHECKSUMS_FILE, Damaged, list_name, lists_of
 from mono_jax.parallel.agreement import Meeting, together
 from mono_jax.storage.buckets import in_threads
@@ -60,7 +62,8 @@ class ObjectManager:
             self._steps = {step for step in found if self._is_whole(step, below[step])}
         for step in found - self._steps:
             if jax.process_index() == 0 and DAMAGED_FILE not in below[step]:
-                (self._directory / str(step)).remove_below()
+                with contextlib.suppress(StorageError):  # it does no harm
+                    (self._directory / str(step)).remove_below()
 
     def _is_whole(self, step: int, names: set[str]) -> bool:
         if CHECKSUMS_FILE not in names:

@@ -18,7 +18,6 @@ a kill, the time since the last line (log_every steps) counts as restart, but fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from mono_jax import cli
 
@@ -31,11 +30,13 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.prog = "python -m mono_jax.runs.goodput"
-    parser.add_argument("workdir", type=Path, help="of train.py or evip.py")
+    parser.add_argument("workdir", help="of train.py or evip.py, a folder or URL")
     args = parser.parse_args(argv)
-    from mono_jax.training import goodput  # after parsing: --help needs none of it
+    from mono_jax.runs.workdir import looked_at  # after parsing: --help needs none of it
+    from mono_jax.training import goodput
 
-    measured = goodput.measure(args.workdir)
+    with looked_at(args.workdir) as workdir:
+        measured = goodput.measure(workdir)
     for line in goodput.table(args.workdir, measured):
         print(line)
     if args.json:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -32,8 +33,6 @@ NAMES = (
 )  # fmt: skip
 LOCK = ".lock"
 CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint
-
-
 LARGE = ("base", "cache", "checkpoints", "model", "mono")  # folders that a bucket's workdir does not mirror
 STORE_EVERY = 60.0  # seconds between two looks for small files that have changed
 
@@ -114,6 +113,19 @@ def opened(text: str, stages: Sequence[str] = (), say: Say = say_now) -> Iterato
                 workdir.store()
             raise
         workdir.store()
+
+
+@contextlib.contextmanager
+def looked_at(text: str) -> Iterator[Path]:
+    """A local folder with the small files of a workdir, of a run that may go on: the workdir itself, or copies."""
+    if isinstance(place := place_of(text), Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in place.objects(without=LARGE):
+            if not {*LARGE} & {*name.split("/")}:  # those of a stage
+                (place / name).fetch(Path(folder) / name)
+        yield Path(folder)
 
 
 def _stop() -> None:

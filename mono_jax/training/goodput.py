@@ -218,7 +218,7 @@ def _tokens(records: Sequence[Mapping[str, Any]]) -> float:
     return sum((r.get("tokens_per_s") or 0) * (r.get("step_s") or 0) * (r["step"] - before) for before, r in steps)
 
 
-def table(workdir: Path, measured: Mapping[str, Any]) -> list[str]:
+def table(workdir: str | Path, measured: Mapping[str, Any]) -> list[str]:
     """Lines for people, of what ``measure`` returns."""
     wall = measured["wall_s"]
     lines = [

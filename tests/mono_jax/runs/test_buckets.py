@@ -17,9 +17,9 @@ from mono_jax import tree
 from mono_jax.errors import CheckpointError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
-from mono_jax.runs.workdir import opened
+from mono_jax.runs.workdir import looked_at, opened
 from mono_jax.storage import lease
-from mono_jax.training import loop
+from mono_jax.training import goodput, loop
 from mono_jax.weights.model_folder import load_model
 
 
@@ -91,6 +91,9 @@ def test_a_run_goes_on_on_another_machine(bucket, golden_dir, tmp_path, monkeypa
     assert names == {"checkpoints", ".checkpointed", "config.json", "config.initial.json", "metrics.jsonl", "model",
                      "tensorboard", "timeline.jsonl"}  # fmt: skip
     assert not Path("gs:").exists() and not Path("s3:").exists()
+    with looked_at(str(bucket)) as files:
+        measured = goodput.measure(files)
+    assert (measured["steps"], measured["starts"]) == (6, 2)
     said.clear()
     assert train(run, str(bucket), said)["loss"] == result["loss"]  # finished: nothing is trained
     assert not any(line.startswith("compiling") for line in said)
