@@ -40,6 +40,7 @@ def settings(folder: Path, golden_dir: Path, **changes: Any) -> RunConfig:
     (folder / "a.txt").write_text("\n".join(f"line {n} of some text to learn" for n in range(400)))
     source = {"name": "text", "spec": {"kind": "text", "paths": str(folder / "*.txt")}}
     data = {"sources": [source], "tokenizer": str(golden_dir / "chat"), "batch_size": 2, "text_tokens": 32}
+    data |= changes.pop("data", {})
     model = {"preset": "tiny_lm", "vocab_size": 1000, "hidden_size": 32}
     values = {"stage": "S0", "steps": 6, "model": model, "dtype": "float32", "log_every": 1, "checkpoint_every": 2}
     return RunConfig.from_dict(values | {"data": data | {"visual_tokens": 0, "block_samples": 64}} | changes)
@@ -104,7 +105,8 @@ def test_a_run_goes_on_on_another_machine(bucket, golden_dir, tmp_path, monkeypa
 def test_a_save_that_storage_does_not_take_is_made_later(bucket, stores, golden_dir, tmp_path, monkeypatch, away):
     """A checkpoint, the records that belong to it, or, at the end, the model, which the next start writes."""
     monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
-    run, said, store = settings(tmp_path / "data", golden_dir), [], stores(bucket.scheme)
+    impatient = {"async_checkpoints": False, "data": {"retries": 0, "storage_wait_s": 0}}
+    run, said, store = settings(tmp_path / "data", golden_dir, **impatient), [], stores(bucket.scheme)
 
     def refuse() -> None:
         store.fault = lambda method, path: 503 if method in ("PUT", "POST") and away in path else None
