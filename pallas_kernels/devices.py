@@ -123,6 +123,12 @@ def axis_that_splits(size: int, axis: str | None) -> str | None:
     return axis if mesh is not None and axis in mesh.shape and size % mesh.shape[axis] == 0 else None
 
 
+def devices_along(axis: str | None) -> int:
+    """How many devices of the mesh in use share what ``axis`` splits; 1 where it splits nothing."""
+    mesh = split_mesh()
+    return 1 if mesh is None else mesh.shape.get(axis, 1)
+
+
 def split_mesh() -> AbstractMesh | None:
     """The mesh in use, if work is still to be divided among its devices."""
     mesh = jax.sharding.get_abstract_mesh()

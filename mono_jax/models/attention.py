@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mono_jax.axes import ROWS, TENSOR
+from mono_jax.axes import CONTEXT, ROWS, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.cache import Cache
 from mono_jax.models.execution import Execution
@@ -34,19 +34,22 @@ def attend(
     Keys are those of the same ``slots`` (a packed row attends to itself), or of ``cache`` where one is given: its slots
     lie in any order, so that it is read by one of XLA's forms whatever ``execution.attention`` names for rows. The
     output is [B, Q, Hq, D] in the dtype of ``query``. Empty slots give finite values without meaning.
-    Raises ConfigError if ``execution.attention`` names an implementation that cannot serve these rows.
+    Raises ConfigError if ``execution.attention`` names an implementation that cannot serve these rows, and for a cache
+    where several devices share rows.
     """
     named = None if execution.attention == "auto" else execution.attention
     options = {"chunk": execution.attention_chunk, "rows": ROWS, "heads": TENSOR}
     if cache is not None:
+        if slots.parts > 1:
+            raise ConfigError(f"mesh.context is {slots.parts}: keys of a cache are not shared by devices; set it to 1")
         named = named if named in ("xla", "xla_chunked") else None
         return api.attend(query, key, value, _cached(slots, cache), implementation=named, **options)
     try:
-        return api.attend(
-            query, key, value, slots.intervals, slots.sequence, implementation=named, causal=slots.causal, **options
-        )
+        options |= {"causal": slots.causal, "context": CONTEXT, "parts": slots.own}
+        return api.attend(query, key, value, slots.intervals, slots.sequence, implementation=named, **options)
     except Unavailable as error:
-        raise ConfigError(f"execution.attention: {error}") from None
+        shared = f" (mesh.context is {slots.parts}: each device has a part of the queries)" if slots.parts > 1 else ""
+        raise ConfigError(f"execution.attention: {error}{shared}") from None
 
 
 def attend_with_probabilities(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mono_jax.axes import TENSOR
-from mono_jax.models.sharding import by_rows
+from mono_jax.models.sharding import by_rows, ways_of_rows
 
 INIT_STD = 0.02
 
@@ -64,7 +64,7 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
 
 @jax.custom_vjp
 def product_with_wide_gradient(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [N, in] @ kernel [in, out]; the kernel's gradient is added up, over slots and devices, in float32."""
+    """x [..., in] @ kernel [in, out]; the kernel's gradient is added up, over slots and devices, in float32."""
     return x @ kernel
 
 
@@ -74,7 +74,8 @@ def _product_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.
 
 def _product_bwd(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    gradient = jnp.einsum("ni,no->io", x, dy, preferred_element_type=jnp.float32)
+    slots = tuple(range(x.ndim - 1))
+    gradient = jnp.tensordot(x, dy, (slots, slots), preferred_element_type=jnp.float32)
     return dy @ kernel.T, gradient.astype(kernel.dtype)
 
 
@@ -91,10 +92,11 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Rows flattened: the weight gradient of a [B, S, F] product makes XLA transpose on CPUs.
-        kernel = self.kernel[...].astype(x.dtype)
+        # Rows flattened: the weight gradient of a [B, S, F] product makes XLA transpose on CPUs. Not where devices
+        # share rows: a device's slots do not follow one another then.
+        kernel, flat = self.kernel[...].astype(x.dtype), x if ways_of_rows() > 1 else x.reshape(-1, x.shape[-1])
         product = product_with_wide_gradient if self.wide else jnp.matmul
-        y = product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        y = product(flat, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 

@@ -1,9 +1,9 @@
 """Multimodal mixture of experts with static routing (Mono-InternVL, eq. 4-5).
 
-Slots are modality-major: of x [B, S, d] each row's first slots are visual. Where the boundary is the same
-for all rows and known when the program is compiled, each expert is a dense layer on its own slots. *Ragged*
-boundaries differ from row to row and are an array; the grouped kernels of ``pallas_kernels`` take the expert of each
-block of slots, so that no slot is computed twice there either.
+Slots are modality-major: of x [B, S, d] the first slots of each row, or of each part of it, are visual. Where the
+boundary is the same for all rows and known when the program is compiled, each expert is a dense layer on its own slots.
+*Ragged* boundaries differ from row to row and are an array; the grouped kernels of ``pallas_kernels`` take the expert
+of each block of slots, so that no slot is computed twice there either.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mono_jax.axes import ROWS, TENSOR
+from mono_jax.axes import CONTEXT, ROWS, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
 from mono_jax.models.layers import Linear, SwiGLU
@@ -39,7 +39,8 @@ def by_modality(
         raise ConfigError("execution.experts 'static' cannot serve rows with boundaries of their own: use 'grouped'")
     if slots.visual == x.shape[1]:
         return visual(x)
-    return jnp.concatenate([visual(x[:, : slots.visual]), text(x[:, slots.visual :])], axis=1)
+    of_visual, of_text = slots.apart(x)
+    return slots.together(visual(of_visual), text(of_text))
 
 
 def _grouped(
@@ -47,16 +48,17 @@ def _grouped(
 ) -> jax.Array:
     """The rows of all x in one grouped call a device; blocks do not straddle a boundary, so nothing is permuted."""
     rows, length, _ = x.shape
-    block = execution.experts_block
-    if length % block or (slots.boundaries is None and slots.visual % block):
+    block, parts = execution.experts_block, slots.parts
+    if length % (parts * block) or (slots.boundaries is None and slots.visual % (parts * block)):
+        each = f", shared by mesh.context {parts}" if parts > 1 else ""
         raise ConfigError(
-            f"execution.experts 'grouped' needs rows of whole blocks: {length} slots, {slots.visual} of them visual, "
-            f"execution.experts_block {block}: change data.visual_tokens and data.text_tokens, or the block"
+            f"execution.experts 'grouped' needs rows of whole blocks: {length} slots, {slots.visual} of them visual"
+            f"{each}, execution.experts_block {block}: change data.visual_tokens and data.text_tokens, or the block"
         )
     # The first slot of a block decides for all of it; TEXT and VISUAL are 0 and 1.
     experts = jnp.broadcast_to(slots.is_visual()[:, ::block], (rows, length // block)).astype(jnp.int32)
     kernel = None if execution.experts_kernel == "auto" else execution.experts_kernel
-    options = {"rows": ROWS, "columns": TENSOR, "block": block, "implementation": kernel}
+    options = {"rows": ROWS, "slots": CONTEXT, "columns": TENSOR, "block": block, "implementation": kernel}
     if isinstance(text, SwiGLU):
         return sharded_ffn(x, experts, _ffn_weights(text, x.dtype), _ffn_weights(visual, x.dtype), **options)
     y = sharded_matmul(x, experts, text.kernel[...].astype(x.dtype), visual.kernel[...].astype(x.dtype), **options)

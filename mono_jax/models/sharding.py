@@ -5,25 +5,27 @@ Left to itself it may give each device a part of a contraction over all rows, an
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
-from mono_jax.axes import ROWS
-from pallas_kernels.devices import axis_that_splits, present_axes, split_mesh
+from mono_jax.axes import COLUMNS, CONTEXT, DATA, ROWS, TENSOR
+from pallas_kernels.devices import axis_that_splits, devices_along, present_axes, split_mesh
 
 
 def by_rows(x: jax.Array, columns: str | None = None) -> jax.Array:
-    """x [B, ..., C] with its rows split over the axes that split rows, and C over the axis ``columns`` if it divides.
+    """x [B, S, ..., C] with its rows split over the axes that split rows, the slots S over ``context`` if it divides
+    them, and C over the axis ``columns`` likewise.
 
     Where no mesh is in use (``jax.sharding.get_abstract_mesh()``), or inside a ``shard_map``, x as it is.
     """
     mesh = split_mesh()
     if mesh is None:
         return x
-    between = (None,) * (x.ndim - 2)
-    spec = PartitionSpec(ROWS, *between, axis_that_splits(x.shape[-1], columns))
+    between = (None,) * (x.ndim - 3)
+    spec = PartitionSpec(ROWS, axis_that_splits(x.shape[1], CONTEXT), *between, axis_that_splits(x.shape[-1], columns))
     return jax.lax.with_sharding_constraint(x, present_axes(mesh, spec))
 
 
@@ -32,3 +34,23 @@ def on_all(values: Any) -> Any:
     if split_mesh() is None:
         return values
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), values)
+
+
+def from_columns(x: jax.Array) -> jax.Array:
+    """``by_rows(x)`` for x [B, S, C] of an embedding, whose columns C all axes split but ``data``.
+
+    Step by step, since the partitioner knows exchanges of the innermost axis of a dimension only; all at once it would
+    give every device the embeddings of all rows.
+    """
+    mesh = split_mesh()
+    if mesh is None or x.shape[-1] % math.prod(mesh.shape.get(axis, 1) for axis in COLUMNS):
+        return by_rows(x)
+    slots = axis_that_splits(x.shape[1], CONTEXT)
+    for spec in ((DATA, None, COLUMNS), (ROWS, None, (TENSOR, CONTEXT)), (ROWS, slots, TENSOR), (ROWS, slots, None)):
+        x = jax.lax.with_sharding_constraint(x, present_axes(mesh, PartitionSpec(*spec)))
+    return x
+
+
+def ways_of_rows() -> int:
+    """Devices of the mesh in use that share the slots of each row."""
+    return devices_along(CONTEXT)

@@ -1,4 +1,12 @@
-"""Where the tokens of a packed row stand: what every layer needs to know about its slots."""
+"""Where the tokens of a packed row stand: what every layer needs to know about its slots.
+
+Slots are modality-major: of a row's S slots the first V are visual, the other T text. Where several devices share rows
+(the mesh's axis ``context``), each has a part of either kind, so that every device's experts know theirs when the
+program is compiled, and no slot moves to another device:
+
+    V V V V V V T T      one part: as the batch says
+    V V V T V V V T      two parts
+"""
 
 from __future__ import annotations
 
@@ -8,9 +16,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.rope import rotary
-from pallas_kernels.attention.api import SequenceOrder
+from mono_jax.models.sharding import by_rows, ways_of_rows
+from pallas_kernels.attention.api import Parts, SequenceOrder, parts_of
 from pallas_kernels.attention.contract import Intervals
 from pallas_kernels.attention.intervals import packed_intervals
 
@@ -18,7 +28,7 @@ from pallas_kernels.attention.intervals import packed_intervals
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """The S slots of B rows, modality-major: each row's first slots are visual.
+    """The S slots of B rows, modality-major in each of their parts.
 
     Attributes:
       positions, segments: int32 [B, S], position within the sample, number of the sample (0 = empty slot).
@@ -26,6 +36,8 @@ class Slots:
       cosines, sines: float32 [B, S, head_dim / 2], RoPE angles.
       intervals: the keys that each token sees, in sequence order; the same in every layer.
       visual: visual slots of every row, where that is known when the program is compiled.
+      parts: devices that share each row.
+      own: what each part has to do, where there are several.
       causal: no token sees a later one.
       boundaries: int32 [B] where rows have ragged boundaries (each its own number of visual slots), else None.
     """
@@ -38,7 +50,9 @@ class Slots:
     sines: jax.Array
     intervals: Intervals
     boundaries: jax.Array | None = None
+    own: Parts | None = None
     visual: int = dataclasses.field(default=0, metadata={"static": True})
+    parts: int = dataclasses.field(default=1, metadata={"static": True})
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
 
     @property
@@ -52,23 +66,69 @@ class Slots:
 
     def is_visual(self) -> jax.Array:
         """bool [1 or B, S]."""
-        ends = jnp.array([self.visual]) if self.boundaries is None else self.boundaries
-        return jnp.arange(self.positions.shape[1])[None] < ends[:, None]
+        slot = jnp.arange(self.positions.shape[1])[None]
+        if self.boundaries is not None:
+            return slot < self.boundaries[:, None]
+        return slot % (slot.shape[1] // self.parts) < self.visual // self.parts
+
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[B, N, C], N slots of each row, as [B, parts, N / parts, C]."""
+        rows, slots, features = x.shape
+        return x.reshape(rows, self.parts, slots // self.parts, features)
+
+    def apart(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The visual slots of x [B, S, C] and those of text, both ``in_parts``; boundaries must not be ragged."""
+        x, visual = self.in_parts(x), self.visual // self.parts
+        return x[:, :, :visual], x[:, :, visual:]
+
+    def together(self, visual: jax.Array, text: jax.Array) -> jax.Array:
+        """The inverse of ``apart``."""
+        x = jnp.concatenate([visual, text], axis=2)
+        return x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
 
 
 def make_slots(config: Architecture, batch: Mapping[str, jax.Array], visual: int) -> Slots:
-    """The slots of a batch whose rows have ``visual`` visual slots, or boundaries of their own in "visual_slots"."""
-    order, boundaries = batch["order"], batch.get("visual_slots")
-    inverse = jnp.argsort(order, axis=1)
+    """The slots of a batch whose rows have ``visual`` visual slots, or boundaries of their own in "visual_slots".
+
+    Raises ConfigError if the devices that share a row of the mesh in use cannot have equal parts of it.
+    """
+    order, boundaries, parts = batch["order"], batch.get("visual_slots"), ways_of_rows()
     images = order < (visual if boundaries is None else boundaries[:, None]) if config.bidirectional_images else None
     intervals = packed_intervals(batch["segments"], images)
+    if parts > 1:
+        _check_parts(parts, visual, order.shape[1] - visual, boundaries is not None)
+        order = _in_parts(order, visual, parts)
+    inverse = jnp.argsort(order, axis=1)
     lengths = batch["lengths"] if "lengths" in batch else sample_lengths(batch["positions"], batch["segments"])
     positions, segments, lengths = (
         jnp.take_along_axis(a, inverse, axis=1) for a in (batch["positions"], batch["segments"], lengths)
     )
-    cosines, sines = rotary(config, positions, lengths)
-    causal = not config.bidirectional_images
-    return Slots(positions, segments, order, inverse, cosines, sines, intervals, boundaries, visual, causal)
+    cosines, sines = (by_rows(a) for a in rotary(config, positions, lengths))
+    own = parts_of(SequenceOrder(order, inverse), intervals, parts) if parts > 1 else None
+    angles, causal = (cosines, sines), not config.bidirectional_images
+    return Slots(positions, segments, order, inverse, *angles, intervals, boundaries, own, visual, parts, causal)
+
+
+def _check_parts(parts: int, visual: int, text: int, ragged: bool) -> None:
+    if ragged:
+        raise ConfigError(
+            f"mesh.context is {parts}, and data.boundary_block gives each row a boundary of its own: devices that "
+            "share rows need the same one in all: set mesh.context to 1, or data.boundary_block to 0"
+        )
+    if visual % parts or text % parts:
+        raise ConfigError(
+            f"rows of {visual} visual and {text} text slots cannot be shared by {parts} devices: change "
+            "data.visual_tokens and data.text_tokens to multiples, or mesh.context"
+        )
+
+
+def _in_parts(slot: jax.Array, visual: int, parts: int) -> jax.Array:
+    """Slots of the batch, int32 [B, S], as slots of rows in ``parts``."""
+    mine, length = visual // parts, slot.shape[1] // parts
+    of_text = length - mine
+    place = slot - visual  # among those of text
+    text = place // max(of_text, 1) * length + mine + place % max(of_text, 1)
+    return jnp.where(slot < visual, slot // max(mine, 1) * length + slot % max(mine, 1), text)
 
 
 def sample_lengths(positions: jax.Array, segments: jax.Array) -> jax.Array:

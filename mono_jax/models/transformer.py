@@ -27,7 +27,7 @@ from mono_jax.models.layer_ranges import segments
 from mono_jax.models.layers import Embedding, Linear, RMSNorm, Structure, SwiGLU
 from mono_jax.models.moe import by_modality
 from mono_jax.models.rope import rotate
-from mono_jax.models.sharding import by_rows
+from mono_jax.models.sharding import by_rows, from_columns
 from mono_jax.models.slots import Slots, make_slots
 from mono_jax.models.vision import Projector, VisionTower
 
@@ -139,13 +139,13 @@ class Ends(nnx.Module):
         self, batch: Mapping[str, jax.Array], dtype: jnp.dtype, visual: jax.Array | None
     ) -> tuple[jax.Array, Slots]:
         """x [B, S, d] in slot order, and its slots."""
-        text = by_rows(self.embed(batch["tokens"], dtype))
+        text = from_columns(self.embed(batch["tokens"], dtype))
         if visual is None:
             if self.config.vision is None or batch["patch_cells"].shape[1] == 0:
                 return text, dataclasses.replace(make_slots(self.config, batch, 0), boundaries=None)
             visual = self.embed_visual(_without_padding(batch), batch["patch_cells"], dtype)
-        x = jnp.concatenate([visual.astype(dtype), text], axis=1)
         slots = make_slots(self.config, batch, visual.shape[1])
+        x = slots.together(slots.in_parts(visual.astype(dtype)), slots.in_parts(text))
         if slots.boundaries is None:
             return x, slots
         # Row b has its first boundaries[b] visual tokens, then text, in S slots.
@@ -274,6 +274,6 @@ def _without_padding(batch: Mapping[str, jax.Array]) -> jax.Array:
 def _text_slots(x: jax.Array, slots: Slots, text: int) -> jax.Array:
     """[B, text, d] of x [B, S, d]; with ragged boundaries, slots after the row's end repeat its last one."""
     if slots.boundaries is None:
-        return x[:, slots.visual :]
+        return slots.apart(x)[1].reshape(x.shape[0], text, -1)
     slot = jnp.minimum(slots.boundaries[:, None] + jnp.arange(text)[None], x.shape[1] - 1)
     return jnp.take_along_axis(x, slot[..., None], axis=1)

@@ -96,16 +96,16 @@ class VisionTower(nnx.Module):
         position = by_rows(jnp.take(cell_embedding(self.position_embedding[...], config), cells, axis=0))
         x = by_rows(self.patch_embedding(x)) + position.astype(dtype)
         if config.kind == "intern_vit":
-            x = self._encode(x.reshape(-1, config.tile_tokens * s * s, config.hidden_size), wrap)
+            x = self._encode(x.reshape(b, -1, config.tile_tokens * s * s, config.hidden_size), wrap)
         return x.reshape(b, v, -1)
 
     def _encode(self, x: jax.Array, wrap: Callable[[Any], Any]) -> jax.Array:
-        """x [tiles, patches, C] through InternViT up to ``select_layer``, with a class token in front meanwhile."""
+        """x [B, tiles, patches, C] through InternViT up to ``select_layer``, with class tokens in front meanwhile."""
         config = self.config
         token = (self.class_embedding[...] + self.position_embedding[...][0]).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, config.hidden_size)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(token, (*x.shape[:2], 1, config.hidden_size)), x], axis=2)
         layers = config.select_layer + (config.num_hidden_layers + 1 if config.select_layer < 0 else 0)
-        return scan_layers(self.layers, x, layers, wrap)[:, 1:]
+        return scan_layers(self.layers, x, layers, wrap)[:, :, 1:]
 
 
 class Projector(nnx.Module):
@@ -144,12 +144,15 @@ class ViTAttention(nnx.Module):
             self.k_norm = RMSNorm(width, config.layer_norm_eps, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        n, length, width = x.shape
+        *tiles, length, width = x.shape
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
         if hasattr(self, "q_norm"):
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (a.reshape(n, length, self.heads, width // self.heads) for a in (query, key, value))
-        return self.proj(jax.nn.dot_product_attention(query, key, value).reshape(n, length, width))
+        heads = (*tiles, length, self.heads, width // self.heads)
+        query, key, value = (a.reshape(heads) for a in (query, key, value))
+        # Of rows of tiles: both together would be one axis that devices which share a row cut into many pieces.
+        mixed = jax.vmap(jax.nn.dot_product_attention, in_axes=1, out_axes=1)(query, key, value)
+        return self.proj(mixed.reshape(x.shape))
 
 
 class ViTMlp(nnx.Module):
@@ -166,7 +169,7 @@ class ViTMlp(nnx.Module):
 
 
 class ViTLayer(nnx.Module):
-    """Pre-norm block of InternViT with layer scale; x [tiles, 1 + patches, C]."""
+    """Pre-norm block of InternViT with layer scale; x [B, tiles, 1 + patches, C]."""
 
     def __init__(self, config: VisionConfig, wide: bool, *, rngs: nnx.Rngs):
         norm = LayerNorm if config.norm_type == "layer_norm" else RMSNorm

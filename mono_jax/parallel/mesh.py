@@ -1,7 +1,8 @@
 """The device mesh: its axes, and functions on it.
 
-Axes: ``data`` (rows of the batch), ``fsdp`` (rows and parameters), ``tensor`` (heads and FFN columns). The mesh in
-use while a function is traced is JAX's own (``jax.sharding.use_abstract_mesh``); its devices may be absent.
+Axes: ``data`` (rows of the batch), ``fsdp`` (rows and parameters), ``context`` (slots of a row and parameters),
+``tensor`` (heads and FFN columns). The mesh in use while a function is traced is JAX's own
+(``jax.sharding.use_abstract_mesh``); its devices may be absent.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from mono_jax.axes import AXES, DATA, FSDP, ROWS
+from mono_jax.axes import AXES, CONTEXT, DATA, FSDP, ROWS
 from mono_jax.errors import ConfigError
 from mono_jax.parallel.layout import arranged, fsdp_for
 from mono_jax.parallel.mesh_config import MeshConfig
 
 BATCH = PartitionSpec(ROWS)
+# Fields of a batch that tell of whole rows; the others have V or T columns, which ``context`` splits.
+OF_ROWS = ("order", "positions", "segments", "lengths", "visual_slots")
 
 
 def make_mesh(
@@ -39,7 +42,8 @@ def make_mesh(
     if sizes[FSDP] is None:
         others = math.prod(size for axis, size in sizes.items() if axis not in ROWS)
         free = len(devices) // others if others > 0 else 1
-        sizes[FSDP] = fsdp_for(state_bytes, free, memory) if sizes[DATA] == -1 else -1
+        held = state_bytes / max(sizes[CONTEXT], 1)
+        sizes[FSDP] = fsdp_for(held, free, memory) if sizes[DATA] == -1 else -1
     if (open_axis := next((axis for axis, size in sizes.items() if size == -1), None)) is not None:
         known = math.prod(size for size in sizes.values() if size != -1)
         sizes[open_axis] = len(devices) // known if known else 0
@@ -52,6 +56,20 @@ def make_mesh(
 def row_ways(mesh: Mesh) -> int:
     """How many parts the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def unshared(mesh: Mesh) -> Mesh:
+    """The same devices for rows that none need share: those along ``context`` take rows of their own.
+
+    Parameters lie on it as they lie on ``mesh``.
+    """
+    sizes = dict(mesh.shape) | {FSDP: mesh.shape[FSDP] * mesh.shape[CONTEXT], CONTEXT: 1}
+    return Mesh(mesh.devices.reshape(*sizes.values()), AXES)
+
+
+def batch_spec(field: str) -> PartitionSpec:
+    """How a field of a batch lies on a mesh."""
+    return BATCH if field in OF_ROWS else PartitionSpec(ROWS, CONTEXT)
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

@@ -25,6 +25,12 @@ class MeshConfig:
         "eighth of the device's memory (1 where it is not known), or with `data` given all that remain",
     )
     tensor: int = field(1, ge=-1, help="shards of heads and FFN columns")
+    context: int = field(
+        1,
+        ge=-1,
+        help="devices that share the slots of each row, for rows too long for one; data.visual_tokens and "
+        "data.text_tokens must be multiples of twice as many. Parameters are sharded over it too",
+    )
 
     def __post_init__(self) -> None:
         strict.check(self, "mesh", ConfigError)

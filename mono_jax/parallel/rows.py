@@ -1,4 +1,13 @@
-"""Rows of the global batch: which ones a process makes follows from the sharding, never from its number."""
+"""The global batch on a mesh: which rows a process makes, and which of their columns each device gets, follow from the
+sharding, never from a process's number.
+
+Devices along ``context`` share rows. Each gets two runs of a row's visual slots and two of its text slots, so that each
+has about as many pairs of a query and a key to compute, although a token of a long sample sees only those before it:
+
+    visual slots, context 2     | 0 | 1 | 2 | 3 |     device 0 gets 0 and 3, device 1 gets 1 and 2
+
+Within a modality slots may stand in any order, since a batch's ``order`` says how they are read.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +17,26 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mono_jax.parallel.mesh import BATCH
+from data_pipelines.batch import Batch
+from mono_jax.axes import CONTEXT
+from mono_jax.parallel.mesh import BATCH, OF_ROWS, batch_spec
 
 
 class LocalRows:
     """The rows of a global batch of ``batch_size`` rows that the devices of this process hold.
 
     Attributes:
-      numbers: rows of the global batch, ascending. Processes that share rows (``tensor`` spans them) all make them.
+      numbers: rows of the global batch, ascending. Processes that share rows (``tensor`` or ``context`` spans them) all
+        make them, whole.
       counted: bool [len(numbers)], True where this is the first process that holds a row: in sums over processes
         every row counts once.
     """
 
     def __init__(self, mesh: Mesh, batch_size: int):
-        self._sharding, self._batch_size = NamedSharding(mesh, BATCH), batch_size
+        self._mesh, self._batch_size = mesh, batch_size
         holders = np.full(batch_size, np.iinfo(np.int32).max)
         local = np.zeros(batch_size, bool)
-        for device, index in self._sharding.devices_indices_map((batch_size,)).items():
+        for device, index in NamedSharding(mesh, BATCH).devices_indices_map((batch_size,)).items():
             holders[index] = np.minimum(holders[index], device.process_index)
             local[index] |= device.process_index == jax.process_index()
         self.numbers = np.flatnonzero(local).tolist()
@@ -32,13 +44,32 @@ class LocalRows:
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The global batch on the mesh; ``batch`` holds rows ``numbers`` of it, [len(numbers), ...]."""
-        return {name: self._global(array) for name, array in batch.items()}
+        ways = self._mesh.shape[CONTEXT]
+        batch = reordered(batch, ways) if ways > 1 else batch
+        return {name: self._global(name, array, ways) for name, array in batch.items()}
 
-    def _global(self, array: np.ndarray) -> jax.Array:
+    def _global(self, name: str, array: np.ndarray, ways: int) -> jax.Array:
+        columns = dealt(array.shape[1], ways) if ways > 1 and name not in OF_ROWS else None
+
         def of_device(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(self._batch_size)
             first = int(np.searchsorted(self.numbers, start))
-            return array[(slice(first, first + stop - start), *index[1:])]
+            rows = array[first : first + stop - start]
+            return rows[(slice(None), *index[1:])] if columns is None else rows[:, columns[index[1]]]
 
         shape = (self._batch_size, *array.shape[1:])
-        return jax.make_array_from_callback(shape, self._sharding, of_device)
+        return jax.make_array_from_callback(shape, NamedSharding(self._mesh, batch_spec(name)), of_device)
+
+
+def dealt(slots: int, ways: int) -> np.ndarray:
+    """int [slots]: the slots in the order in which ``ways`` devices get them; ``slots`` a multiple of 2 * ways."""
+    runs = np.arange(slots).reshape(2 * ways, -1)
+    return np.stack([runs[:ways], runs[: ways - 1 : -1]], axis=1).reshape(-1)
+
+
+def reordered(batch: Mapping[str, np.ndarray], ways: int) -> Batch:
+    """The batch with the ``order`` that it has once its columns are ``dealt``; they are left where they are."""
+    visual, text = batch["patch_cells"].shape[1], batch["tokens"].shape[1]
+    places = np.empty(visual + text, batch["order"].dtype)  # of each slot, once dealt
+    places[np.concatenate([dealt(visual, ways), visual + dealt(text, ways)])] = np.arange(visual + text)
+    return {**batch, "order": places[batch["order"]]}

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mono_jax import tree
+from mono_jax.axes import COLUMNS, SHARDS, TENSOR
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical
 
@@ -19,26 +20,26 @@ P = PartitionSpec
 def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
     """(pattern, PartitionSpec) for every parameter of ``config``'s model; stacked layers come first.
 
-    fsdp splits rows of kernels, never columns: TPUs fill the last dimension up to 128 and scatter sums along the first.
-    The ends are split along their width over both axes, since a vocabulary such as 92,553 divides by nothing; the loss
-    lays the head out by columns (``training.loss``).
+    fsdp and context, whose devices have other tokens, split rows of kernels, never columns: TPUs fill the last
+    dimension up to 128 and scatter sums along the first. The ends are split along their width over all axes, since a
+    vocabulary such as 92,553 divides by nothing; the loss lays the head out by columns (``training.loss``).
     """
-    columns, rows = P(None, "fsdp", "tensor"), P(None, ("tensor", "fsdp"))
+    columns, rows = P(None, SHARDS, TENSOR), P(None, (TENSOR, *SHARDS))
     bias = r"|layers/attention/wo/bias" if config.bias else ""
     table = [
-        (r"embed/embedding", P(None, ("fsdp", "tensor"))),
+        (r"embed/embedding", P(None, COLUMNS)),
         (r"layers/(visual_)?(attention/wqkv|feed_forward/(gate|up))/kernel", columns),
         (r"layers/(attention/wo|(visual_)?feed_forward/down)/kernel", rows),
         (rf"(layers/.*_norm|final_norm)/scale{bias}", P()),
     ]
     if config.bias:
-        table.append((r"layers/(visual_)?attention/wqkv/bias", P(None, "tensor")))
+        table.append((r"layers/(visual_)?attention/wqkv/bias", P(None, TENSOR)))
     if not config.tie_word_embeddings:
-        table.append((r"lm_head/kernel", P(("fsdp", "tensor"))))
+        table.append((r"lm_head/kernel", P((*SHARDS, TENSOR))))
     if config.vision is not None:
         table += [
-            (r"projector/fc1/kernel", P("fsdp", "tensor")),
-            (r"projector/fc2/kernel", P(("tensor", "fsdp"))),
+            (r"projector/fc1/kernel", P(SHARDS, TENSOR)),
+            (r"projector/fc2/kernel", P((TENSOR, *SHARDS))),
             (r"vision/(patch_embedding/.*|.*_embedding)|projector/(.*/bias|norm/scale)", P()),
         ]
         if config.vision.kind == "intern_vit":
@@ -67,10 +68,10 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def _dividing(entry: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
-    """Of the axes of one dimension those that divide it, one after the other."""
+    """Of the axes of one dimension those that split it and divide it, one after the other."""
     kept: tuple[str, ...] = ()
     for axis in (entry,) if isinstance(entry, str) else entry or ():
-        if size % (math.prod(mesh.shape[other] for other in kept) * mesh.shape[axis]) == 0:
+        if mesh.shape[axis] > 1 and size % math.prod(mesh.shape[other] for other in (*kept, axis)) == 0:
             kept += (axis,)
     return kept if len(kept) > 1 else kept[0] if kept else None
 

@@ -32,7 +32,7 @@ from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.agreement import from_first, together
-from mono_jax.parallel.mesh import row_ways
+from mono_jax.parallel.mesh import row_ways, unshared
 from mono_jax.runs import report
 from mono_jax.runs.compilation_cache import folder_of, kept_programs
 from mono_jax.runs.config import EvipConfig, RunConfig, one_of_several
@@ -296,8 +296,8 @@ def _write(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def _on_mesh(model: str, run: RunConfig) -> tuple[Architecture, tree.Tree, Mesh]:
-    """The model of a folder, laid out on the mesh of ``run`` as in training."""
-    mesh = Program.build(run, run.steps or 1).mesh
+    """The model of a folder, laid out on the mesh of ``run`` as in training, but for rows that fit one device."""
+    mesh = unshared(Program.build(run, run.steps or 1).mesh)
     return *load_model(model, shardings=mesh), mesh
 
 

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from data_pipelines.config import DataConfig
 from mono_jax import tree
+from mono_jax.axes import CONTEXT
 from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.mesh import BATCH, make_mesh, row_ways
+from mono_jax.parallel.mesh import batch_spec, make_mesh, row_ways
 from mono_jax.parallel.specs import param_shardings
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
@@ -69,6 +71,7 @@ class Program:
         devices = list(jax.devices() if devices is None else devices)
         state_bytes = _state_bytes(*split(stage, model.config, model.abstract_params()))
         mesh = make_mesh(run.mesh, devices, state_bytes=state_bytes, memory=memory_of(devices[0]))
+        check_columns(run.data, model.config, mesh.shape[CONTEXT])
         rows, ways = run.data.batch_size, row_ways(mesh)
         if rows % (ways * run.grad_accum_steps):
             raise ConfigError(
@@ -112,9 +115,10 @@ class Program:
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a batch."""
         data, spec = self.run.data, self.run.data.batch_spec(self.model.config.geometry)
-        place = NamedSharding(self.mesh, BATCH)
         return {
-            name: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype, sharding=place)
+            name: jax.ShapeDtypeStruct(
+                (data.batch_size, *shape), dtype, sharding=NamedSharding(self.mesh, batch_spec(name))
+            )
             for name, (shape, dtype) in spec.fields().items()
         }
 
@@ -170,6 +174,20 @@ class Program:
         platform = lowering_platform(self.mesh.devices.flat[0])
         traced = self.train_step(state, frozen).trace(state, frozen, self.abstract_batch())
         return traced.lower(lowering_platforms=(platform,)).compile()
+
+
+def check_columns(data: DataConfig, config: Architecture, ways: int) -> None:
+    """Raises ConfigError if ``ways`` devices along ``context`` cannot share rows of ``data``."""
+    if ways == 1 or data.boundary_block:  # which ``models.slots`` refuses
+        return
+    tile = config.vision.tile_tokens if config.vision is not None and config.vision.kind == "intern_vit" else 1
+    for key, slots, unit in (("visual_tokens", data.visual_tokens, tile), ("text_tokens", data.text_tokens, 1)):
+        if slots % (2 * ways * unit):
+            tiles = f" of tiles of {unit} slots" if unit > 1 else ""
+            raise ConfigError(
+                f"data.{key} is {slots}: with mesh.context {ways} each device gets two equal runs{tiles} of a row's, "
+                f"so it must be a multiple of {2 * ways * unit}: change it, or mesh.context"
+            )
 
 
 def _state_bytes(trainable: tree.Tree, frozen: tree.Tree) -> int:

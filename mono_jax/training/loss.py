@@ -1,4 +1,4 @@
-"""Next-token cross entropy on the text slots, each device on its own rows."""
+"""Next-token cross entropy on the text slots, each device on its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mono_jax.axes import FSDP, ROWS, TENSOR
-from pallas_kernels.devices import per_device, split_mesh
+from mono_jax.axes import CONTEXT, ROWS, SHARDS, TENSOR
+from pallas_kernels.devices import Axes, per_device, split_mesh
 
 # Two lane tiles of a TPU; any usual size of the tensor axis divides it. XLA:TPU does not scatter the sum of bfloat16
 # gradients with an odd number of columns: each device would hold all of it.
@@ -42,50 +42,51 @@ def token_cross_entropy(
 ) -> jax.Array:
     """Cross entropy of each slot, float32 [B, T].
 
-    On a mesh each device gathers the kernel along d once, then works on its own rows; the columns of the kernel, filled
-    up to divide, are split over the tensor axis, so that logits are nowhere whole. Left to the partitioner, every chunk
-    adds up partial logits of all rows.
+    On a mesh each device gathers the kernel along d once, then works on its own slots; the columns of the kernel,
+    filled up to divide, are split over the tensor axis, so that logits are nowhere whole. Left to the partitioner,
+    every chunk adds up partial logits of all rows.
 
     Args:
       hidden: [B, T, d], after the final norm.
       kernel: [d, vocabulary], the LM head.
       targets: int32 [B, T], ids of the next tokens.
-      chunk: slots of each row whose logits are in memory at once (recomputed in the backward pass); 0 = all. With a
+      chunk: a device's slots of each row whose logits are in memory at once (made again backward); 0 = all. With a
         vocabulary of 92,553 the float32 logits of 4,096 slots take 1.5 GB.
       wide: devices add up the kernel's gradient in float32, whatever its dtype.
     """
     axes = {} if (mesh := split_mesh()) is None else dict(mesh.shape)
     d, vocabulary = kernel.shape
     kernel = kernel.astype(hidden.dtype)
-    fsdp = FSDP if axes.get(FSDP, 1) > 1 and d % axes[FSDP] == 0 else None
+    present = tuple(axis for axis in SHARDS if axes.get(axis, 1) > 1)
+    shards = present if d % math.prod(axes[axis] for axis in present) == 0 else ()
     tensor = TENSOR if axes.get(TENSOR, 1) > 1 else None
-    if fsdp or tensor:  # stored weights and the optimizer never see these columns: their gradient is cut off again
+    if shards or tensor:  # stored weights and the optimizer never see these columns: their gradient is cut off again
         multiple = math.lcm(VOCABULARY_MULTIPLE, axes.get(TENSOR, 1))
         kernel = jnp.pad(kernel, ((0, 0), (0, -vocabulary % multiple)))
 
     if wide:  # sums over devices have the dtype of what enters `per_device`
         kernel = kernel.astype(jnp.float32)
 
-    def of_own_rows(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> jax.Array:
-        kernel = _gathered(hidden.dtype, fsdp, kernel) if fsdp else kernel.astype(hidden.dtype)
+    def of_own_slots(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> jax.Array:
+        kernel = _gathered(hidden.dtype, shards, kernel) if shards else kernel.astype(hidden.dtype)
         return _in_chunks(partial(_losses, kernel, vocabulary, tensor), chunk, hidden, targets)
 
-    rows = PartitionSpec(ROWS)
-    return per_device(of_own_rows, (rows, PartitionSpec(fsdp, tensor), rows), rows)(hidden, kernel, targets)
+    own = PartitionSpec(ROWS, CONTEXT)
+    return per_device(of_own_slots, (own, PartitionSpec(shards, tensor), own), own)(hidden, kernel, targets)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gathered(dtype: jnp.dtype, axis: str, kernel: jax.Array) -> jax.Array:
+def _gathered(dtype: jnp.dtype, axes: Axes, kernel: jax.Array) -> jax.Array:
     """The rows of all devices, sent in ``dtype``; gradients are added up in the kernel's, each where it stays."""
-    return jax.lax.all_gather(kernel.astype(dtype), axis, axis=0, tiled=True)
+    return jax.lax.all_gather(kernel.astype(dtype), axes, axis=0, tiled=True)
 
 
-def _gathered_fwd(dtype: jnp.dtype, axis: str, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _gathered(dtype, axis, kernel), jnp.zeros((), kernel.dtype)
+def _gathered_fwd(dtype: jnp.dtype, axes: Axes, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _gathered(dtype, axes, kernel), jnp.zeros((), kernel.dtype)
 
 
-def _gathered_bwd(dtype: jnp.dtype, axis: str, like: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.psum_scatter(gradient.astype(like.dtype), axis, scatter_dimension=0, tiled=True),)
+def _gathered_bwd(dtype: jnp.dtype, axes: Axes, like: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.psum_scatter(gradient.astype(like.dtype), axes, scatter_dimension=0, tiled=True),)
 
 
 _gathered.defvjp(_gathered_fwd, _gathered_bwd)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.mesh import BATCH, on_mesh
+from mono_jax.parallel.mesh import on_mesh
 from mono_jax.training.compiler_options import compiler_options
 from mono_jax.training.loss import weighted_cross_entropy
 from mono_jax.training.norms import GroupNorms, named
@@ -181,7 +181,7 @@ def jit_train_step(
     return jax.jit(
         on_mesh(step, mesh),
         donate_argnums=0,
-        in_shardings=(shardings, frozen_shardings, NamedSharding(mesh, BATCH)),
+        in_shardings=(shardings, frozen_shardings, None),  # a batch comes as ``parallel.rows`` has laid it out
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         compiler_options=compiler_options(mesh, options),
     )

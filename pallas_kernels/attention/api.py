@@ -1,4 +1,8 @@
-"""Packed attention behind one function; ``contract`` says what it computes."""
+"""Packed attention behind one function; ``contract`` says what it computes.
+
+On a mesh each device computes its own rows and heads. With context parallelism several devices share a row: each
+gathers the keys and values of all of them, puts them into sequence order, and computes its own queries.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from pallas_kernels.attention.contract import Implementation, Intervals, Problem
 from pallas_kernels.attention.order import permute
-from pallas_kernels.devices import Axes, axis_that_splits, device_key, per_device
+from pallas_kernels.devices import Axes, axis_that_splits, device_key, devices_along, per_device
 from pallas_kernels.registry import resolve
 
 
@@ -19,6 +23,18 @@ class SequenceOrder(NamedTuple):
 
     order: jax.Array
     inverse: jax.Array
+
+
+class Parts(NamedTuple):
+    """The slots of each row as several devices share them: equal parts, one after another.
+
+    Attributes:
+      sequence: of each part by itself, int32 [B, S]: its slots count from 0, and so do their places among themselves.
+      intervals: int32 [B, S], of each part's queries in their sequence order; keys count along the whole row.
+    """
+
+    sequence: SequenceOrder
+    intervals: Intervals
 
 
 def attend(
@@ -33,6 +49,8 @@ def attend(
     causal: bool = False,
     rows: Axes = (),
     heads: str | None = None,
+    context: str | None = None,
+    parts: Parts | None = None,
 ) -> jax.Array:
     """Softmax attention of query [B, Q, Hq, D] over the keys [B, K, Hkv, D] that each query sees.
 
@@ -47,6 +65,8 @@ def attend(
       causal: whether every interval is known to end at its own query.
       rows: axes of the mesh in use that split rows.
       heads: axis of the mesh in use that splits heads, if it divides Hkv.
+      context: axis of the mesh in use that splits the slots of a row; ``sequence`` must be given then.
+      parts: ``parts_of`` its devices, worked out once for all layers.
 
     Returns:
       [B, Q, Hq, D] in the dtype of query. Empty slots give finite values of no meaning.
@@ -54,10 +74,15 @@ def attend(
     Raises:
       Unavailable: the implementation that is asked for, or every one, cannot serve this call; the message says why.
     """
-    problem = describe(query, key, causal=causal, in_order=intervals.places is None)
+    ways = devices_along(context)
+    problem = describe(query, key, causal=causal, in_order=intervals.places is None, ways=ways)
     chosen = choose(problem, implementation)
     if chunk is not None:
         chosen = chosen.with_chunk(chunk)
+    by_head = PartitionSpec(rows, context, axis_that_splits(key.shape[2], heads))
+    if ways > 1:
+        parts = parts_of(sequence, intervals, ways) if parts is None else parts
+        return _over_context(chosen, query, key, value, intervals, sequence, parts, by_head)
     if chosen.any_order:
         return chosen(query, key, value, intervals if sequence is None else of_slots(intervals, sequence))
 
@@ -68,17 +93,53 @@ def attend(
         ordered = (permute(a, order, inverse) for a in (query, key, value))
         return permute(chosen(*ordered, intervals), inverse, order)
 
-    by_head = PartitionSpec(rows, None, axis_that_splits(key.shape[2], heads))
     by_row = PartitionSpec(rows)
     split = per_device(run, (by_head, by_head, by_head, by_row, by_row), by_head)
     return split(query, key, value, intervals, sequence)
 
 
-def describe(query: jax.Array, key: jax.Array, *, causal: bool, in_order: bool = True) -> Problem:
-    """The problem of attention of ``query`` over ``key`` (arrays or their shapes) on the device that is traced for."""
+def _over_context(
+    chosen: Implementation,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    intervals: Intervals,
+    sequence: SequenceOrder,
+    parts: Parts,
+    by_head: PartitionSpec,
+) -> jax.Array:
+    """Each device its own queries; the gradients of keys and values are added up where these came from."""
+    rows, context, _ = by_head
+    whole, own = PartitionSpec(rows), PartitionSpec(rows, context)
+
+    def gathered(key: jax.Array, value: jax.Array) -> jax.Array:
+        # Together: of the sums of two gradients XLA:TPU makes one that every device gets whole.
+        return jax.lax.all_gather(jnp.concatenate([key, value], axis=2), context, axis=1, tiled=True)
+
+    def any_order(query, key, value, first, last, places):
+        return chosen(query, *jnp.split(gathered(key, value), 2, axis=2), Intervals(first, last, places))
+
+    def in_order(query, key, value, sequence, parts):
+        (order, inverse), (own_order, own_inverse) = sequence, parts.sequence
+        both = jnp.split(permute(gathered(key, value), order, inverse), 2, axis=2)
+        mixed = chosen(permute(query, own_order, own_inverse), *both, parts.intervals)
+        return permute(mixed, own_inverse, own_order)
+
+    if chosen.any_order:
+        return per_device(any_order, (by_head, by_head, by_head, own, own, whole), by_head)(
+            query, key, value, *of_slots(intervals, sequence)
+        )
+    return per_device(in_order, (by_head, by_head, by_head, whole, own), by_head)(query, key, value, sequence, parts)
+
+
+def describe(query: jax.Array, key: jax.Array, *, causal: bool, in_order: bool = True, ways: int = 1) -> Problem:
+    """The problem of attention of ``query`` over ``key`` (arrays or their shapes) on the device that is traced for.
+
+    ``ways``: devices that share the queries of a row.
+    """
     batch, queries, heads, dim = query.shape
-    keys, kv_heads = key.shape[1:3]
-    return Problem(batch, queries, keys, heads, kv_heads, dim, query.dtype.name, device_key(), causal, in_order)
+    sizes = (batch, queries // ways, key.shape[1], heads, key.shape[2], dim)
+    return Problem(*sizes, query.dtype.name, device_key(), causal and ways == 1, in_order)
 
 
 def choose(problem: Problem, implementation: str | Implementation | None = None) -> Implementation:
@@ -86,6 +147,17 @@ def choose(problem: Problem, implementation: str | Implementation | None = None)
     if isinstance(implementation, str):
         implementation = f"{Problem.ROOM}/{implementation}"
     return resolve(implementation, problem)
+
+
+def parts_of(sequence: SequenceOrder, intervals: Intervals, ways: int) -> Parts:
+    """What each of ``ways`` devices has of rows; ``intervals`` in sequence order."""
+    inverse = sequence.inverse
+    places = inverse.reshape(inverse.shape[0], ways, -1)
+    order = jnp.argsort(places, axis=2)
+    places = jnp.take_along_axis(places, order, axis=2).reshape(inverse.shape)
+    own = SequenceOrder(*(a.reshape(inverse.shape) for a in (order, jnp.argsort(order, axis=2))))
+    first, last = (jnp.take_along_axis(a, places, axis=1) for a in (intervals.first, intervals.last))
+    return Parts(own, Intervals(first, last))
 
 
 def of_slots(intervals: Intervals, sequence: SequenceOrder) -> Intervals:

@@ -52,11 +52,13 @@ class Intervals(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One call, as far as the choice of an implementation depends on it; sizes are those of all devices together.
+    """One call, as far as the choice of an implementation depends on it.
+
+    Sizes are those of all devices together, but for the queries where several devices share a row.
 
     Attributes:
       batch: rows B.
-      queries: Q.
+      queries: Q; S / n where n devices share rows of S slots.
       keys: K.
       heads: query heads Hq.
       kv_heads: heads of key and value Hkv.

@@ -85,7 +85,7 @@ class AttentionCase:
     Attributes:
       layout: key of ``layouts``.
       length: K, slots of a row.
-      queries: first query and their number, where a row's queries are a part of it.
+      queries: those of each row, ascending, where they are a part of it.
       heads: Hq.
       kv_heads: Hkv.
       dim: D.
@@ -96,7 +96,7 @@ class AttentionCase:
 
     layout: str = "padding"
     length: int = 128
-    queries: tuple[int, int] | None = None
+    queries: tuple[int, ...] | None = None
     heads: int = 4
     kv_heads: int = 2
     dim: int = 64
@@ -114,7 +114,7 @@ class AttentionCase:
     def problem(self) -> Problem:
         """What ``unsupported`` is asked."""
         rows = len(layouts(self.length)[self.layout])
-        queries = self.length if self.queries is None else self.queries[1]
+        queries = self.length if self.queries is None else len(self.queries)
         sizes = (rows, queries, self.length, self.heads, self.kv_heads, self.dim)
         return Problem(*sizes, self.dtype, device_key(), causal=not self.images)
 
@@ -142,8 +142,7 @@ class AttentionCase:
 
         query, key, value = normal(self.heads), normal(self.kv_heads), normal(self.kv_heads)
         dy = rng.standard_normal(query.shape) * filled
-        start, count = self.queries or (0, self.length)
-        mine = slice(start, start + count)
+        mine = np.array(self.queries or range(self.length))
         query, key, value, dy = (jnp.asarray(a, self.dtype) for a in (query[:, mine], key, value, dy[:, mine]))
         intervals = Intervals(intervals.first[:, mine], intervals.last[:, mine])
         return (query, key, value), intervals, dy, jnp.asarray(segments[:, mine] > 0)

@@ -4,6 +4,7 @@ Rows are split over some axes of the mesh, columns of the FFN over another, and 
 its own, so that no row moves to another device:
 
     rows      x, and the block experts or the block map, along their first axis
+    slots     x [B, S, d] and the block experts along their second axis
     columns   gate, up [d, ff] by columns, down [ff, d] by rows; the partial sums of y are added over the axis
 
 An axis that the mesh does not have is not split, nor are columns that their axis does not divide. Weights must not be
@@ -54,6 +55,7 @@ def sharded_ffn(
     visual_weights: FfnWeights,
     *,
     rows: Axes,
+    slots: str | None = None,
     columns: str | None = None,
     block: int = 128,
     implementation: str | Implementation | None = None,
@@ -69,6 +71,7 @@ def sharded_ffn(
       text_weights: gate [d, ff], up [d, ff], down [ff, d].
       visual_weights: likewise.
       rows: axes of the mesh that split rows; those for which ``sharded_block_map`` made the map.
+      slots: axis of the mesh that splits S, in whole blocks; not with a block map.
       columns: axis of the mesh that splits ff, or None.
       block: rows per block; a block map has its own.
       implementation: as for ``modality_ffn``; chosen for the sizes of one shard.
@@ -85,8 +88,8 @@ def sharded_ffn(
 
     split = axis_that_splits(text_weights[0].shape[1], columns)
     by_columns, by_rows = PartitionSpec(None, split), PartitionSpec(split, None)
-    weights, own_rows = FfnWeights(by_columns, by_columns, by_rows), PartitionSpec(rows)
-    partial_sums = per_device(run, (own_rows, own_rows, weights, weights), PartitionSpec(split, rows))
+    weights, own = FfnWeights(by_columns, by_columns, by_rows), _own(rows, slots)
+    partial_sums = per_device(run, (own, own, weights, weights), PartitionSpec(split, *own))
     # The sum over `columns` is taken outside, where its transpose is a broadcast: the partitioner adds with one
     # all-reduce (or reduce-scatter, if that is how y is wanted), and the backward pass needs none for it.
     return jnp.sum(partial_sums(x, routing, text_weights, visual_weights), axis=0)
@@ -99,6 +102,7 @@ def sharded_matmul(
     visual_kernel: jax.Array,
     *,
     rows: Axes,
+    slots: str | None = None,
     columns: str | None = None,
     block: int = 128,
     implementation: str | Implementation | None = None,
@@ -112,9 +116,14 @@ def sharded_matmul(
         return _routed(modality_matmul, permuted_matmul, x, routing, kernels, block, {"implementation": implementation})
 
     split = axis_that_splits(text_kernel.shape[1], columns)
-    kernel, own_rows = PartitionSpec(None, split), PartitionSpec(rows)
-    out = PartitionSpec(rows, *[None] * (x.ndim - 2), split)
-    return per_device(run, (own_rows, own_rows, kernel, kernel), out)(x, routing, text_kernel, visual_kernel)
+    kernel, own = PartitionSpec(None, split), _own(rows, slots)
+    out = PartitionSpec(*own, *[None] * (x.ndim - 1 - len(own)), split)
+    return per_device(run, (own, own, kernel, kernel), out)(x, routing, text_kernel, visual_kernel)
+
+
+def _own(rows: Axes, slots: str | None) -> PartitionSpec:
+    """How x and its routing are split."""
+    return PartitionSpec(rows) if slots is None else PartitionSpec(rows, slots)
 
 
 def _routed(

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mono_jax import tree
+from mono_jax.axes import CONTEXT, DATA, ROWS, SHARDS, TENSOR
 from mono_jax.hlo.collectives import Collective
 from mono_jax.models.architecture import Architecture
 from mono_jax.runs.planning.kernels import AttentionWork
@@ -103,18 +104,21 @@ class Arithmetic:
         """Gathers of the weights, sums of the gradients, and the sums of activations over ``tensor``."""
         c, mesh = sizes.config, program.mesh
         whole, trained = (_BF16 * size / sizes.tensor for size in (self.parameters, self.trained))
-        shards = mesh.shape["fsdp"]
+        shards, context = math.prod(mesh.shape[axis] for axis in SHARDS), mesh.shape[CONTEXT]
         activations = 6 * sizes.tokens * c.hidden_size * _BF16 * c.num_hidden_layers
+        keys = 2 * sizes.tokens * c.num_key_value_heads * c.head_dim / sizes.tensor * _BF16 * c.num_hidden_layers
         parts = [
-            ("all-gather", "fsdp", 2 * whole / shards),  # forward and backward
-            ("reduce-scatter", "fsdp", trained),
-            ("all-reduce", "data", trained / shards),
-            ("all-reduce", "tensor", activations),
+            ("all-gather", SHARDS, 2 * whole / shards),  # forward and backward
+            ("reduce-scatter", SHARDS, trained),
+            ("all-reduce", (DATA,), trained / shards),
+            ("all-reduce", (TENSOR,), activations),
+            ("all-gather", (CONTEXT,), keys * (1 + POLICIES[program.run.execution.remat].again)),
+            ("reduce-scatter", (CONTEXT,), keys * context),
         ]
         seconds = sum(
-            collective_seconds(self.target, mesh, Collective(kind, (("bf16", int(size)),), *_along(mesh, axis), True))
-            for kind, axis, size in parts
-            if mesh.shape[axis] > 1
+            collective_seconds(self.target, mesh, Collective(kind, (("bf16", int(size)),), *_along(mesh, axes), True))
+            for kind, axes, size in parts
+            if math.prod(mesh.shape[axis] for axis in axes) > 1
         )
         return seconds * sizes.microbatches
 
@@ -130,7 +134,7 @@ class _Sizes:
 
     Attributes:
       config: the model's.
-      tokens: slots of the device's rows; visual and text ones of them.
+      tokens: slots of the device's rows, or its part of them; visual and text ones of them.
       microbatches: of a step.
       tensor: devices that share heads and columns.
       trained: parameter groups that train.
@@ -147,7 +151,7 @@ class _Sizes:
     @classmethod
     def of(cls, program: Program, work: Workload) -> _Sizes:
         mesh, config = program.mesh.shape, program.model.config
-        rows = work.rows / (mesh["data"] * mesh["fsdp"] * program.run.grad_accum_steps)
+        rows = work.rows / (math.prod(mesh[axis] for axis in (*ROWS, CONTEXT)) * program.run.grad_accum_steps)
         trained = trained_groups(program.stage, config)
         counts = (rows * work.slots, rows * work.visual, rows * work.text)
         return cls(config, *counts, program.run.grad_accum_steps, mesh["tensor"], trained)
@@ -248,8 +252,8 @@ def _dot_flops(sizes: _Sizes, *, again: bool) -> float:
     return total / sizes.tensor
 
 
-def _along(mesh: Mesh, axis: str) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """One group of partitions along an axis of the mesh, and how many devices it has."""
+def _along(mesh: Mesh, axes: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """One group of partitions along axes of the mesh, and how many devices it has."""
     places = np.arange(mesh.devices.size).reshape(mesh.devices.shape)
-    group = np.moveaxis(places, mesh.axis_names.index(axis), -1).reshape(-1, mesh.shape[axis])[0]
+    group = places[tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)].reshape(-1)
     return (tuple(group.tolist()),), len(group)

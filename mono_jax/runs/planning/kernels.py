@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 
+from mono_jax.axes import CONTEXT
 from mono_jax.hlo.module import Computation, Instruction
 from mono_jax.hlo.roofline import Work
+from mono_jax.parallel.rows import dealt
 from mono_jax.runs.planning.needs import attention
 from mono_jax.runs.planning.workload import Workload
 from mono_jax.runs.program import Program
@@ -65,7 +68,8 @@ class AttentionWork:
         """Of one layer and microbatch on one device of ``program``'s mesh."""
         config, mesh = program.model.config, program.mesh
         rows = program.run.data.batch_size / mesh.devices.size / program.run.grad_accum_steps
-        pairs = visited_pairs(self.implementation, self.workload.slots, self.workload.samples, phase)
+        work, ways = self.workload, mesh.shape[CONTEXT]
+        pairs = visited_pairs(self.implementation, work.visual, work.text, work.samples, ways, phase)
         return PRODUCTS[phase] * 2.0 * config.num_attention_heads * config.head_dim * pairs * rows
 
     def share(self, phase: str) -> float:
@@ -94,8 +98,14 @@ def phase_of(kernel: Instruction) -> str | None:
 
 
 @functools.cache
-def visited_pairs(implementation: Implementation, slots: int, samples: float, phase: str = "forward") -> float:
-    """Pairs of a query and a key that a phase computes of a row of ``slots`` in equal ``samples``, seen or not."""
+def visited_pairs(
+    implementation: Implementation, visual: int, text: int, samples: float, ways: int = 1, phase: str = "forward"
+) -> float:
+    """Pairs of a query and a key that a phase computes of a row of equal ``samples``, seen or not.
+
+    Samples have an image, then text. Of ``ways`` devices that share the row all count like the one with most work.
+    """
+    slots = visual + text
     name, length, block = _name(implementation), slots / samples, _block(implementation, slots)
     if name in ("xla", "xla_chunked", "cudnn_masked"):  # every pair, then a mask
         return float(slots) ** 2
@@ -104,27 +114,37 @@ def visited_pairs(implementation: Implementation, slots: int, samples: float, ph
     if name == "pallas_tpu":
         from pallas_kernels.attention.visits import count_pairs
 
-        return float(count_pairs(_equal_samples(slots, length), implementation.grid(1, slots, slots)))
+        grid = implementation.grid(1, slots // ways, slots)
+        return float(ways * max(count_pairs(own, grid) for own in _intervals(visual, text, samples, ways)))
     if name == "mosaic_gpu":
-        return _mosaic_pairs(implementation, slots, length, phase)
+        parts = _intervals(visual, text, samples, ways)
+        return float(ways * max(_mosaic_pairs(implementation, own, slots, phase) for own in parts))
     return min(slots * (length + 2 * block) / 2.0, float(slots) ** 2)  # of a sample, and what its last blocks overhang
 
 
-def _mosaic_pairs(implementation: Implementation, slots: int, length: float, phase: str) -> float:
+def _mosaic_pairs(implementation: Implementation, intervals: Intervals, keys: int, phase: str) -> int:
     """Of tiles of queries and blocks of keys, or the other way round for ``dkv``."""
     from pallas_kernels.attention.backends.mosaic_loop import TILE
 
     walks = {"forward": implementation.output, "dq": implementation.dquery, "dkv": implementation.dkeys}
-    block, slots = walks[phase].block, -(-slots // TILE) * TILE
-    bounds = _equal_samples(slots, length)[:2]
-    spans = query_spans(*bounds, slots, block, TILE) if phase == "dkv" else key_spans(*bounds, TILE, block)
-    return float((spans.stop - spans.start).sum()) * block * TILE
+    block, queries = walks[phase].block, intervals.first.shape[1]
+    bounds = [jnp.pad(a, ((0, 0), (0, -queries % TILE)), mode="edge") for a in intervals[:2]]
+    keys += -keys % TILE
+    spans = query_spans(*bounds, keys, block, TILE) if phase == "dkv" else key_spans(*bounds, TILE, block)
+    return int((spans.stop - spans.start).sum()) * block * TILE
 
 
-def _equal_samples(slots: int, length: float) -> Intervals:
-    place = np.arange(slots)
-    first = np.ceil(np.floor(place / length) * length)
-    return Intervals(*(jnp.asarray(a[None], jnp.int32) for a in (first, place)))
+def _intervals(visual: int, text: int, samples: float, ways: int) -> Iterator[Intervals]:
+    """Of the queries of each device, as ``parallel.rows`` deals them, in such a row."""
+    parts = [np.arange(count) for count in (visual, text)]
+    sample = np.concatenate([slot * samples // max(len(slot), 1) for slot in parts])  # of visual slots, then of text
+    order = np.argsort(sample, kind="stable")
+    place, start = np.argsort(order), np.searchsorted(sample[order], sample)
+    shares = [np.split(slot[dealt(len(slot), ways)] if ways > 1 else slot, ways) for slot in parts]
+    for of_visual, of_text in zip(*shares):
+        own = np.concatenate([of_visual, visual + of_text])
+        own = own[np.argsort(place[own])]
+        yield Intervals(*(jnp.asarray(a[own][None], jnp.int32) for a in (start, place)))
 
 
 def _name(implementation: Implementation) -> str:

@@ -6,11 +6,11 @@ import dataclasses
 
 import jax
 
+from mono_jax.axes import CONTEXT
 from mono_jax.runs.program import Program
 from mono_jax.training.chips import chip_of
 from pallas_kernels.attention import api
 from pallas_kernels.attention.contract import Implementation, Problem
-from pallas_kernels.devices import device_key
 
 GIB = 1 << 30
 
@@ -39,7 +39,7 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
 
 def needs(program: Program, executable: jax.stages.Compiled) -> str:
     """``attention pallas_tpu 512, experts static, remat full, bfloat16, 2.9 of 15.8 GiB`` (of each device's memory)."""
-    execution, slots = program.run.execution, program.abstract_batch()["order"].shape[1]
+    execution, slots = program.run.execution, attention_problem(program).queries
     parts = [
         f"attention {kernel(attention(program), slots)}",
         f"experts {execution.experts}",
@@ -54,14 +54,22 @@ def needs(program: Program, executable: jax.stages.Compiled) -> str:
 
 def attention(program: Program) -> Implementation:
     """What serves the attention of the step's rows on the program's mesh."""
-    run, config = program.run, program.model.config
-    rows, slots = program.abstract_batch()["order"].shape
-    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    execution = program.run.execution
+    named = None if execution.attention == "auto" else execution.attention
+    return api.choose(attention_problem(program), named).with_chunk(execution.attention_chunk)
+
+
+def attention_problem(program: Program) -> Problem:
+    """One call of attention in the step."""
+    config, (rows, slots) = program.model.config, program.abstract_batch()["order"].shape
+    rows //= program.run.grad_accum_steps
+    query, key = (
+        jax.ShapeDtypeStruct((rows, slots, heads, config.head_dim), program.dtype)
+        for heads in (config.num_attention_heads, config.num_key_value_heads)
+    )
     with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
-        causal = not config.bidirectional_images
-        problem = Problem(rows // run.grad_accum_steps, slots, slots, *heads, program.dtype.name, device_key(), causal)
-        named = None if run.execution.attention == "auto" else run.execution.attention
-        return api.choose(problem, named).with_chunk(run.execution.attention_chunk)
+        causal, ways = not config.bidirectional_images, program.mesh.shape[CONTEXT]
+        return api.describe(query, key, causal=causal, ways=ways)
 
 
 def kernel(implementation: Implementation, slots: int) -> str:

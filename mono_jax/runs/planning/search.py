@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
@@ -19,6 +20,8 @@ from mono_jax.runs.planning.workload import workload
 from mono_jax.runs.program import Program
 
 LENGTHS = (4096, 8192, 11_264, 16_384, 32_768)  # slots of a row, multiples of 1,024 as kernels want them
+SHARED_FROM = 32_768  # slots of a row that several devices may share; shorter ones fit into one
+LANES = 128  # of slots that are shared, each device gets a multiple, as kernels want it
 
 
 def search(
@@ -77,6 +80,8 @@ def _candidates(program: Program, target: Target, sizes: Sequence[tuple[int, int
     for mesh in _meshes(len(target.devices), program):
         sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
         for visual, text, rows in sizes:
+            if mesh.context > 1 and not _may_share(visual, text, mesh.context):
+                continue
             ways = mesh.data * mesh.fsdp
             rows = max(round(rows / ways), 1) * ways
             for parts in _divisors(rows // ways, most=64):
@@ -103,16 +108,22 @@ def _with(program: Program, target: Target, entry: dict[str, Any]) -> Program:
 
 
 def _meshes(devices: int, program: Program) -> Iterator[MeshConfig]:
-    """data x fsdp x tensor; tensor divides the key heads, fsdp the width.
+    """data x fsdp x context x tensor; tensor divides the key heads, fsdp and context the width.
 
-    fsdp leaves a device 64 rows of the width: of fewer XLA:TPU pads much and sums gradients whole, not in shards.
+    These two leave a device 64 rows of the width: of fewer XLA:TPU pads much and sums gradients whole, not in shards.
     """
     config = program.model.config
     most = max(config.hidden_size // 64, 16)
-    for tensor in _divisors(config.num_key_value_heads, most=8):
-        for fsdp in _divisors(devices // tensor, most) if devices % tensor == 0 else ():
-            if config.hidden_size % fsdp == 0:
-                yield MeshConfig(data=devices // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+    for tensor, context in itertools.product(_divisors(config.num_key_value_heads, most=8), (1, 2, 4, 8)):
+        inner = tensor * context
+        for fsdp in _divisors(devices // inner, most // context) if devices % inner == 0 else ():
+            if config.hidden_size % (fsdp * context) == 0:
+                yield MeshConfig(data=devices // inner // fsdp, fsdp=fsdp, tensor=tensor, context=context)
+
+
+def _may_share(visual: int, text: int, ways: int) -> bool:
+    slots = visual + text
+    return slots >= SHARED_FROM and not (visual % (2 * ways) or text % (2 * ways) or slots % (LANES * ways))
 
 
 def _rows(run: RunConfig) -> Iterator[tuple[int, int, int]]:

@@ -22,7 +22,7 @@ def _ranking(search: Mapping[str, Any]) -> Iterator[str]:
     found = search["candidates"]
     fitting = sum(entry["fits"] for entry in found)
     yield f"{len(found)} candidates by arithmetic in {search['seconds']} s, {fitting} of them fit; compiled in brackets"
-    head = ("data", "fsdp", "tensor", "microbatches", "remat", "row", "rows", "GiB", "step s", "MFU")
+    head = ("data", "fsdp", "tensor", "context", "microbatches", "remat", "row", "rows", "GiB", "step s", "MFU")
     yield "  ".join(f"{name:>12}" for name in head)
     for entry in found[:SHOWN]:
         real, mfu = entry.get("compiled_hbm_bytes"), entry.get("compiled_mfu")

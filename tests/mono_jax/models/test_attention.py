@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from data_pipelines.batch import BatchSpec
+from mono_jax.errors import ConfigError
 from mono_jax.models.attention import attend
 from mono_jax.models.cache import Cache
 from mono_jax.models.execution import Execution
@@ -34,6 +35,7 @@ from tests.mono_jax.helpers import random_batch
 
 HEADS, KV_HEADS, DIM = 4, 2, 128
 SPEC = BatchSpec(128, 128)
+SMALL = BatchSpec(128, 128, preset("tiny_mono").vision.token_pixels)
 
 
 def problem(rows: int) -> tuple[list[jax.Array], Slots]:
@@ -84,6 +86,37 @@ def test_fused_kernels_split_rows_and_heads_over_a_mesh():
 
     run = mesh_lib.on_mesh(lambda: output_and_gradients("splash", 2), mesh)
     assert_same(jax.jit(run, out_shardings=NamedSharding(mesh, mesh_lib.BATCH))(), 2)
+
+
+@pytest.mark.parametrize(
+    ("execution", "fields", "message"),
+    [
+        ({"attention": "splash"}, {}, r"as many queries as keys, not 128 and 256 \(mesh\.context is 2"),
+        ({"experts": "grouped", "experts_block": 128}, {}, "rows of whole blocks: .* shared by mesh.context 2"),
+        ({}, {"visual_slots": (2,)}, r"data\.boundary_block gives each row .* set mesh\.context to 1"),
+        ({}, {"tokens": (2, 127), "order": (2, 255)}, "128 visual and 127 text slots cannot be shared by 2 devices"),
+    ],
+)
+@pytest.mark.usefixtures("interpreted")
+def test_what_cannot_be_shared_by_devices_is_refused(execution: dict[str, Any], fields: dict[str, Any], message: str):
+    mesh = mesh_lib.make_mesh(MeshConfig(context=2), jax.devices()[:2])
+    batch = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in SMALL.fields().items()}
+    batch |= {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in fields.items()}
+    model = Model(preset("tiny_mono"), Execution(**execution))
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(mesh_lib.on_mesh(lambda p, b: model(p, b).hidden, mesh), model.abstract_params(), batch)
+
+
+def test_keys_of_a_cache_are_not_shared_by_devices():
+    def turn(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        cache = model(params, batch, collect=("cache",)).cache
+        return model(params, batch, cache=cache.widened(512)).hidden
+
+    mesh = mesh_lib.make_mesh(MeshConfig(context=2), jax.devices()[:2])
+    batch = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in SMALL.fields().items()}
+    model = Model(preset("tiny_mono"))
+    with pytest.raises(ConfigError, match=r"mesh\.context is 2: keys of a cache"):
+        jax.eval_shape(mesh_lib.on_mesh(turn, mesh), model.abstract_params(), batch)
 
 
 def compiled_step(devices: list[jax.Device], platform: str, execution: Execution) -> str:

@@ -20,17 +20,20 @@ from pallas_kernels.errors import Unavailable
 @pytest.mark.parametrize(
     ("sizes", "devices", "shape"),
     [
-        ((-1, 1, 1), 8, (8, 1, 1)),
-        ((-1, 2, 2), 8, (2, 2, 2)),
-        ((2, -1, 2), 8, (2, 2, 2)),
-        ((1, 4, -1), 8, (1, 4, 2)),
-        ((1, 1, -1), 1, (1, 1, 1)),
-        ((2, 2, 2), 8, (2, 2, 2)),
+        ((-1, 1, 1), 8, (8, 1, 1, 1)),
+        ((-1, 2, 2), 8, (2, 2, 2, 1)),
+        ((2, -1, 2), 8, (2, 2, 2, 1)),
+        ((1, 4, -1), 8, (1, 4, 2, 1)),
+        ((1, 1, -1), 1, (1, 1, 1, 1)),
+        ((2, 2, 2), 8, (2, 2, 2, 1)),
+        ((-1, 1, 1, 4), 8, (2, 1, 1, 4)),
+        ((1, 2, 1, -1), 8, (1, 2, 1, 4)),
     ],
 )
-def test_one_axis_takes_what_remains(sizes: tuple[int, int, int], devices: int, shape: tuple[int, int, int]):
+def test_one_axis_takes_what_remains(sizes: tuple[int, ...], devices: int, shape: tuple[int, ...]):
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:devices])
-    assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == shape
+    assert mesh.axis_names == ("data", "fsdp", "context", "tensor")
+    assert tuple(mesh.shape[axis] for axis in ("data", "fsdp", "tensor", "context")) == shape
     assert mesh.devices.ravel().tolist() == jax.devices()[:devices]
 
 
@@ -49,7 +52,7 @@ def test_impossible_sizes_are_refused(sizes: tuple[int, int, int], message: str)
 def test_functions_are_traced_for_the_mesh():
     mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices()[:8])
     seen = on_mesh(lambda add: {**jax.sharding.get_abstract_mesh().shape, "add": add}, mesh)(add=5)
-    assert seen == {"data": 2, "fsdp": 2, "tensor": 2, "add": 5}
+    assert seen == {"data": 2, "fsdp": 2, "context": 1, "tensor": 2, "add": 5}
     assert jax.sharding.get_abstract_mesh().empty
 
 
@@ -75,14 +78,16 @@ def test_shards_follow_from_the_state_s_bytes(state: float, devices: int, memory
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (2, 4, 1)),
-        (MeshConfig(tensor=2), (1, 4, 2)),
-        (MeshConfig(data=4), (4, 2, 1)),
-        (MeshConfig(data=1, tensor=4), (1, 2, 4)),
-        (MeshConfig(fsdp=8), (1, 8, 1)),
+        (MeshConfig(), (2, 4, 1, 1)),
+        (MeshConfig(tensor=2), (1, 4, 1, 2)),
+        (MeshConfig(data=4), (4, 2, 1, 1)),
+        (MeshConfig(data=1, tensor=4), (1, 2, 1, 4)),
+        (MeshConfig(fsdp=8), (1, 8, 1, 1)),
+        (MeshConfig(context=2), (2, 2, 2, 1)),  # which shares the parameters too
+        (MeshConfig(data=1, context=-1, fsdp=2), (1, 2, 4, 1)),
     ],
 )
-def test_what_the_config_leaves_open_is_filled_in(config: MeshConfig, shape: tuple[int, int, int]):
+def test_what_the_config_leaves_open_is_filled_in(config: MeshConfig, shape: tuple[int, ...]):
     """With a state that wants four devices."""
     assert make_mesh(config, jax.devices()[:8], state_bytes=4.0, memory=8).devices.shape == shape
 

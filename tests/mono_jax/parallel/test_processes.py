@@ -21,14 +21,22 @@ from tests.mono_jax.parallel.clusters import (
 from tests.mono_jax.runs.test_stage import settings
 
 __all__ = ["clusters", "config"]  # fixtures that pytest looks up by name
-MESHES = {"data": (4, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 4), "fsdp_tensor": (1, 2, 2)}
+AXES = ("data", "fsdp", "tensor", "context")
+MESHES = {
+    "data": (4, 1, 1, 1),
+    "fsdp": (1, 4, 1, 1),
+    "tensor": (1, 1, 4, 1),
+    "fsdp_tensor": (1, 2, 2, 1),
+    "context": (1, 1, 1, 4),
+    "fsdp_context": (1, 2, 1, 2),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_any_number_of_processes_trains_alike_on_any_mesh(config, tmp_path, clusters, mesh, processes):
-    axes = [f"--config.mesh.{a}={size}" for a, size in zip(("data", "fsdp", "tensor"), MESHES[mesh])]
+    axes = [f"--config.mesh.{a}={size}" for a, size in zip(AXES, MESHES[mesh])]
     for name, count in (("one", 1), ("several", processes)):
         clusters.append(Cluster(config, tmp_path / name, count, axes))
         assert clusters[-1].wait() == [0] * count, clusters[-1].said(0)
@@ -97,3 +105,19 @@ def test_two_processes_measure_on_the_way_as_one_does(sets, tmp_path, clusters):
     ]
     assert list(found[0]) == list(found[1]) == [3, 6] and found[1] == pytest.approx(found[0], abs=1e-5)
     assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_rows_are_shared_by_other_numbers_of_devices(config, tmp_path, clusters):
+    """Rows are shared by two devices, then by none, then by all four; the last two are two processes."""
+    long = ["--config.steps=40"]
+    clusters.append(Cluster(config, tmp_path / "whole", 1, [*long, "--config.mesh.fsdp=4"]))
+    assert clusters[-1].wait() == [0]
+    for context, fsdp, count, ends in ((2, 2, 1, 8), (1, 4, 1, 16), (4, 1, 2, None)):
+        mesh = [f"--config.mesh.context={context}", f"--config.mesh.fsdp={fsdp}"]
+        clusters.append(Cluster(config, tmp_path / "parts", count, [*long, *mesh]))
+        if ends:
+            clusters[-1].wait_for_step(ends)
+            clusters[-1].processes[-1].send_signal(signal.SIGTERM)
+        assert clusters[-1].wait() == [PREEMPTED if ends else 0] * count, clusters[-1].said(0)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

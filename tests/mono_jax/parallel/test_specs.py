@@ -17,7 +17,7 @@ from mono_jax.parallel.specs import like_params, param_shardings
 
 COLUMNS, ROWS, WHOLE = P(None, "fsdp", "tensor"), P(None, ("tensor", "fsdp")), P()
 LANGUAGE = {
-    "embed/embedding": P(None, ("fsdp", "tensor")),
+    "embed/embedding": P(None, ("tensor", "fsdp")),
     "lm_head/kernel": P(("fsdp", "tensor")),
     "final_norm/scale": WHOLE,
     "layers/attention_norm/scale": WHOLE,
@@ -57,8 +57,9 @@ ENCODER = {
 }
 
 
-def mesh(data: int = 2, fsdp: int = 2, tensor: int = 2) -> jax.sharding.Mesh:
-    return mesh_lib.make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
+def mesh(data: int = 2, fsdp: int = 2, tensor: int = 2, context: int = 1) -> jax.sharding.Mesh:
+    devices = jax.devices()[: data * fsdp * tensor * context]
+    return mesh_lib.make_mesh(MeshConfig(data, fsdp, tensor, context), devices)
 
 
 def specs(name: str, changes: dict[str, Any], mesh: jax.sharding.Mesh) -> dict[str, P]:
@@ -93,6 +94,7 @@ def test_every_parameter_is_split_as_the_table_says(name: str, changes: dict[str
     ("intermediate", "axes", "expected"),
     [
         (96, (1, 4, 2), ("tensor", "fsdp")),
+        (96, (1, 2, 2, 2), ("tensor", "fsdp", "context")),
         (98, (1, 4, 2), "tensor"),  # 49 rows are left of each half
         (99, (1, 3, 2), "fsdp"),
         (97, (1, 4, 2), None),
@@ -105,7 +107,24 @@ def test_an_axis_that_does_not_divide_a_dimension_is_dropped_there(intermediate:
 
 def test_an_odd_vocabulary_is_split_all_the_same():
     found = specs("tiny_mono", {"vocab_size": 129}, mesh())
-    assert found["embed/embedding"] == P(None, ("fsdp", "tensor")) and found["lm_head/kernel"][0] == ("fsdp", "tensor")
+    assert found["embed/embedding"] == P(None, ("tensor", "fsdp")) and found["lm_head/kernel"][0] == ("fsdp", "tensor")
+
+
+def test_devices_that_share_rows_share_the_parameters():
+    found = specs("tiny_mono", {}, mesh(1, 2, 1, 4))
+    assert found["layers/feed_forward/gate/kernel"][1] == found["lm_head/kernel"][0] == ("fsdp", "context")
+    assert found["embed/embedding"] == P(None, ("context", "fsdp"))
+
+
+def test_parameters_lie_alike_where_no_rows_are_shared():
+    """Those of a run, for generation and evaluation on its mesh (the embedding's columns count in another order)."""
+    shared = mesh(1, 2, 2, 2)
+    config = preset("tiny_mono_1_5")
+    abstract = Model(config).abstract_params()
+    one, other = (tree.flatten(param_shardings(config, abstract, m)) for m in (shared, mesh_lib.unshared(shared)))
+    assert mesh_lib.row_ways(mesh_lib.unshared(shared)) == 4
+    for path, leaf in tree.flatten(abstract).items():
+        assert one[path].is_equivalent_to(other[path], len(leaf.shape)) or path == "embed/embedding", path
 
 
 def test_pieces_of_stacked_layers_are_split_like_the_whole():

@@ -23,7 +23,7 @@ from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.execution import Execution
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.mesh import BATCH, make_mesh
+from mono_jax.parallel.mesh import batch_spec, make_mesh
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training import optim, stages
 from mono_jax.training.state import abstract_state
@@ -50,7 +50,14 @@ V5E = "v5e:2x4"
 
 
 @cache
-def text_of(target: str, axes: tuple[int, ...], stage_name: str, frozen_dtype: Any = None, **changes: Any) -> str:
+def text_of(
+    target: str,
+    axes: tuple[int, ...],
+    stage_name: str,
+    frozen_dtype: Any = None,
+    spec: BatchSpec = SPEC,
+    **changes: Any,
+) -> str:
     """The compiled step's own text; float32 on CPUs, whose compiler has no bfloat16 collectives."""
     try:
         devices = jax.devices() if target == "cpu" else absent.tpus(target)
@@ -63,8 +70,8 @@ def text_of(target: str, axes: tuple[int, ...], stage_name: str, frozen_dtype: A
     optimizer = optim.make_optimizer(stage, CONFIG, model.abstract_params(), 100)
     state, frozen = abstract_state(stage, model, optimizer, mesh, frozen_dtype or dtype)
     batch = {
-        name: jax.ShapeDtypeStruct((8, *shape), dtype, sharding=NamedSharding(mesh, BATCH))
-        for name, (shape, dtype) in SPEC.fields().items()
+        name: jax.ShapeDtypeStruct((8, *shape), dtype, sharding=NamedSharding(mesh, batch_spec(name)))
+        for name, (shape, dtype) in spec.fields().items()
     }
     step = jit_train_step(make_train_step(model, optimizer, dtype=dtype), model, state, frozen, mesh)
     lowered = step.trace(state, frozen, batch).lower(lowering_platforms=(devices[0].platform,))
@@ -147,6 +154,38 @@ def test_frozen_weights_have_no_gradient(target: str, options: dict[str, Any]):
     text, visual = SPEC.text_tokens, SPEC.visual_tokens
     idle = 2 * text * (sizes("layers/feed_forward/") + D * COLUMNS) + 2 * (text + visual) * sizes("layers/attention/")
     assert everything - some == pytest.approx(idle, rel=1e-3)
+
+
+# Rows of 1,024 slots shared by four devices, so that arrays of slots by slots would show.
+LONG, CONTEXT = BatchSpec(512, 512, VISION.token_pixels), (1, 2, 1, 4)
+SHARED = {"spec": LONG, "attention": "pallas_tpu"}
+
+
+def test_devices_that_share_rows_send_each_other_keys_and_values():
+    """Twice forward and backward (they are made again there), and their gradients once, each where it belongs."""
+    found = facts_of(V5E, CONTEXT, "S1.1", **SHARED)
+    among = [t for t in found.transfers if t.devices == CONTEXT[3] and t.kind != "all-to-all"]
+    own = 4 * (LONG.sequence // 4) * 2 * CONFIG.num_key_value_heads * CONFIG.head_dim  # of one device's four rows
+    expected = 3 * 2 * own * CONFIG.num_hidden_layers  # bytes to three others
+    kinds = [(t.kind, t.dtype, t.times, t.bytes) for t in among]
+    each = [(kind, "bf16", CONFIG.num_hidden_layers, expected) for kind in ("all-gather", "reduce-scatter")]
+    assert sorted(kinds) == sorted(each[:1] * 2 + each[1:])
+    exchanged = [t for t in found.transfers if t.kind == "all-to-all"]  # embeddings, to whose they are
+    assert sum(t.bytes for t in exchanged) <= 2 * (4 * LONG.text_tokens * D) * 3 / 4
+    rest = [t for t in found.transfers if t not in among and t.kind == "all-gather" and t.dtype == "bf16"]
+    whole = (2 * sizes(KERNELS) + sizes(PROJECTOR, HEAD)) * 2 * 7 / 8  # of eight shards
+    assert 0.99 * whole < sum(t.bytes for t in rest) < 1.3 * whole
+    scattered = sent(found, "reduce-scatter", "bf16") - expected
+    assert scattered == pytest.approx(sizes(*TRAINED) * 2 * 7 / 8, rel=0.02)
+
+
+def test_devices_that_share_rows_hold_no_scores():
+    """No array of a row's slots by slots, nor of one device's by all."""
+    found = re.findall(r"[a-z]+\d+\[([\d,]+)\]", text_of(V5E, CONTEXT, "S1.1", **SHARED))
+    shapes = {tuple(map(int, dims.split(","))) for dims in found}
+    own, whole = LONG.sequence // 4, LONG.sequence
+    assert not [s for s in shapes if s.count(whole) > 1 or {own, whole} <= set(s)]
+    assert max(math.prod(s) for s in shapes) < 2 * 4 * own * whole  # of four rows; two of the four heads' scores
 
 
 def arrays_of_logits(text: str, tensor: int) -> set[str]:

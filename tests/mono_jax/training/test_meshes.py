@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from typing import Any
 
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.batch import Batch
 from mono_jax import tree
+from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.models.layers import product_with_wide_gradient
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.mesh import BATCH, make_mesh, on_mesh
+from mono_jax.parallel.mesh import make_mesh, on_mesh
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.parallel.rows import LocalRows
 from mono_jax.parallel.specs import param_shardings
@@ -23,19 +26,27 @@ from mono_jax.training import optim, stages
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import init_state, state_shardings
 from mono_jax.training.step import jit_train_step, loss_sum, make_train_step
-from tests.mono_jax.helpers import random_batch, random_params
+from tests.mono_jax.helpers import SPEC, random_batch, random_params
 
 P = jax.sharding.PartitionSpec
 GROUPED = {"experts": "grouped", "experts_kernel": "ragged", "experts_block": 8}
 DENSE_BOTH = {"experts": "dense_both"}
 WIDE = {"grad_reduce_dtype": "float32"}
+BLOCKED = {"attention": "xla_blocked"}
 # The whole model, and one whose vocabulary and FFN no axis divides, with everything that is optional.
 TINY = {name: preset(name) for name in ("tiny_mono", "tiny_mono_1_5", "tiny_modular")}
+TINY["images"] = preset("tiny_mono_1_5", bidirectional_images=True)
 TINY["odd"] = preset("tiny_mono_1_5", vocab_size=129, intermediate_size=98, bias=True, tie_word_embeddings=True)
 
 
 def mesh_of(*axes: int) -> jax.sharding.Mesh:
     return make_mesh(MeshConfig(*axes), jax.devices()[: int(np.prod(axes))])
+
+
+def batch_of(config: Architecture) -> Batch:
+    """Rows of as many whole tiles as four devices deal out, where a model sees tiles."""
+    tiles = config.vision.kind == "intern_vit"
+    return random_batch(8, dataclasses.replace(SPEC, visual_tokens=4 * config.vision.tile_tokens) if tiles else SPEC)
 
 
 def loss_and_gradients(model: Model, dtype: Any, params: tree.Tree, batch: Any) -> tuple[jax.Array, tree.Tree]:
@@ -47,16 +58,16 @@ def loss_and_gradients(model: Model, dtype: Any, params: tree.Tree, batch: Any) 
 def on_one_device(name: str, dtype: Any) -> tuple[float, dict[str, np.ndarray]]:
     model = Model(TINY[name], Execution(attention="xla"))
     run = jax.jit(lambda p, b: loss_and_gradients(model, dtype, p, b))
-    loss, gradients = jax.device_get(run(random_params(TINY[name]), random_batch(8)))
+    loss, gradients = jax.device_get(run(random_params(TINY[name]), batch_of(TINY[name])))
     return loss, tree.flatten(gradients)
 
 
 def on_devices(name: str, dtype: Any, axes: tuple[int, ...], changes: dict[str, Any]) -> Any:
     config, mesh = TINY[name], mesh_of(*axes)
-    model = Model(config, Execution(attention="xla", remat="full", loss_chunk=5, **changes))
+    model = Model(config, Execution(**({"attention": "xla", "remat": "full", "loss_chunk": 5} | changes)))
     params = random_params(config)
     places = param_shardings(config, params, mesh)
-    batch = {k: jax.device_put(v, jax.sharding.NamedSharding(mesh, BATCH)) for k, v in random_batch(8).items()}
+    batch = LocalRows(mesh, 8).put(batch_of(config))
     run = jax.jit(on_mesh(lambda p, b: loss_and_gradients(model, dtype, p, b), mesh), out_shardings=(None, places))
     loss, gradients = jax.device_get(run(jax.device_put(params, places), batch))
     return loss, tree.flatten(gradients)
@@ -70,12 +81,15 @@ def on_devices(name: str, dtype: Any, axes: tuple[int, ...], changes: dict[str, 
         ("tiny_mono", (4, 2, 1), GROUPED),
         ("tiny_mono", (2, 1, 4), DENSE_BOTH),
         ("tiny_mono_1_5", (1, 4, 2), {}),
-        ("tiny_mono_1_5", (2, 2, 2), GROUPED),
-        ("tiny_mono_1_5", (1, 2, 4), DENSE_BOTH),
+        ("tiny_mono_1_5", (1, 2, 2, 2), GROUPED),
         ("tiny_modular", (2, 4, 1), {}),
-        ("tiny_modular", (2, 2, 2), {}),
+        ("tiny_modular", (1, 2, 2, 2), {"remat": "names"}),
         ("odd", (1, 4, 2), WIDE),
         ("odd", (1, 2, 3), {}),
+        ("tiny_mono", (1, 2, 1, 4), BLOCKED | WIDE),
+        ("images", (1, 2, 2, 2), DENSE_BOTH | {"attention": "xla_chunked", "attention_chunk": 5}),
+        pytest.param("images", (1, 1, 1, 8), BLOCKED, marks=pytest.mark.slow),
+        pytest.param("odd", (1, 2, 2, 2), {}, marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_gradients_are_one_device_s(name: str, axes: tuple[int, ...], changes: dict[str, Any]):
@@ -91,15 +105,20 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(one - other) / max(np.linalg.norm(other), 1e-30))
 
 
-@pytest.mark.parametrize(("changes", "bound"), [({}, 5e-3), (WIDE, 5e-4)], ids=["compute", "float32"])
-def test_bfloat16_differs_by_the_rounding_of_sums_only(changes: dict[str, Any], bound: float):
+@pytest.mark.parametrize(
+    ("axes", "changes", "bound"),
+    [((2, 2, 2), {}, 5e-3), ((2, 2, 2), WIDE, 5e-4), ((2, 1, 1, 4), {}, 1e-2)],
+    ids=["compute", "float32", "context"],
+)
+def test_bfloat16_differs_by_the_rounding_of_sums_only(axes: tuple[int, ...], changes: dict[str, Any], bound: float):
     """Kernels of layers differ from one device's by ``bound``, and nothing is further from float32 than there.
 
-    Of other gradients devices add up more (vectors) or other parts (the head's chunks).
+    Of other gradients devices add up more (vectors) or other parts (the head's chunks). With ``context`` they add up
+    those of keys and values too.
     """
     _, exact = on_one_device("tiny_mono", jnp.float32)
     expected, one = on_one_device("tiny_mono", jnp.bfloat16)
-    loss, gradients = on_devices("tiny_mono", jnp.bfloat16, (2, 2, 2), changes)
+    loss, gradients = on_devices("tiny_mono", jnp.bfloat16, axes, changes)
     assert loss == pytest.approx(expected, rel=1e-5)
     for path, gradient in gradients.items():
         assert distance(gradient, exact[path]) <= 1.1 * distance(one[path], exact[path]), path

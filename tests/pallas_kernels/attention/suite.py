@@ -74,13 +74,15 @@ class Conformance:
 
     @pytest.mark.parametrize("layout", ["padding", "one_sample", "many_tiny_samples"])
     def test_queries_of_a_part_of_the_row(self, layout: str):
-        """Context parallelism: a third of the queries, all keys."""
-        block = self.case().length // 3
-        for start in (0, block, 2 * block):
+        """Context parallelism: a third of the queries, one run of them or an early and a late one, and all keys."""
+        length = self.case().length
+        sixth = [tuple(range(start, start + length // 6)) for start in range(0, length, length // 6)]
+        for runs in ((0, 1), (0, 5), (2, 3)):
+            case = {"layout": layout, "queries": sixth[runs[0]] + sixth[runs[1]]}
             if self.takes_parts:
-                self.check(layout=layout, queries=(start, block))
+                self.check(**case)
             else:
-                self.refuses(self.case(layout=layout, queries=(start, block)))
+                self.refuses(self.case(**case))
 
     def test_empty_slots_may_hold_anything_finite(self):
         self.check(poison=1e4)

@@ -59,7 +59,7 @@ def test_a_plan_of_the_step_itself(name: str):
     assert found["argument_bytes"] + found["temp_bytes"] <= found["hbm_bytes_per_device"]
     assert found["tokens_per_step"] == 8 * 128
     assert found["samples_per_row"] == 4  # images of 16 tokens
-    assert found["mesh"] == {"data": 1 if name == "v5e:2x2" else 2, "fsdp": 4, "tensor": 1}
+    assert found["mesh"] == {"data": 1 if name == "v5e:2x2" else 2, "fsdp": 4, "context": 1, "tensor": 1}
     assert found["collective_bytes"]["all-gather"] > 0
     kernels = {
         "cpu:8": ("xla", ""),
@@ -184,3 +184,19 @@ def test_a_stage_of_several_needs_no_sets():
         plan.run_config(sequence, "s3")
     with pytest.raises(ConfigError, match="one stage only"):
         plan.run_config(values(), "s1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"visual_tokens": 60}}, r"data\.visual_tokens is 60: with mesh\.context 4 .* a multiple of 8"),
+        ({"data": {"text_tokens": 68}}, r"data\.text_tokens is 68: .* a multiple of 8"),
+        (
+            {"stage": "full", "model": {"preset": "tiny_modular"}},
+            r"data\.visual_tokens is 64: .* of tiles of 16 slots .* of 128",
+        ),
+    ],
+)
+def test_rows_that_devices_cannot_share_are_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        Program.build(plan.run_config(values(mesh={"context": 4}, **changes)), devices=jax.devices())

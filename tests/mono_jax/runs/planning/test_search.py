@@ -91,7 +91,8 @@ def test_a_search_ranks_and_compiles_the_best(monkeypatch: pytest.MonkeyPatch):
     assert fitting == sorted(fitting)  # of equally fast ones the smallest first
     assert len({speed for speed, _ in fitting}) < len(fitting)
     axes = {tuple(entry["mesh"].values()) for entry in entries}
-    assert axes == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)}  # two key heads: tensor 2 at most
+    whole = {(4, 1, 1, 1), (2, 2, 1, 1), (1, 4, 1, 1), (2, 1, 2, 1), (1, 2, 2, 1)}  # two key heads: tensor 2 at most
+    assert axes == whole  # rows this short are not shared
     for entry, chosen in zip(entries, made):  # what is compiled is what was ranked
         assert dict(chosen.mesh.shape) == entry["mesh"]
         assert chosen.model.execution.remat == chosen.run.execution.remat == entry["remat"]
@@ -101,6 +102,15 @@ def test_a_search_ranks_and_compiles_the_best(monkeypatch: pytest.MonkeyPatch):
     assert len(made) == 3
     assert found["roofline_mfu"] == 0.25  # the only one of the three that fits
     assert len(list(table.lines({"search": found["search"]}))) == 2 + table.SHOWN
+
+
+def test_long_rows_may_be_shared():
+    """Where each device gets whole runs of both modalities and whole lanes of slots."""
+    hardware = absent("v5e:2x2")
+    program = search._program(plan.run_config(values()), hardware)
+    found = search._candidates(program, hardware, [(40_960, 4096, 4), (40_960, 4100, 4), (8192, 1024, 4)])
+    shared = {(c.run.data.text_tokens, c.run.mesh.context, c.run.mesh.fsdp) for c in found if c.run.mesh.context > 1}
+    assert shared == {(4096, 2, 1), (4096, 2, 2), (4096, 4, 1)}
 
 
 def test_no_search_where_no_speed_is_known():
