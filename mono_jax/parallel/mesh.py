@@ -20,8 +20,8 @@ from mono_jax.parallel.layout import arranged, fsdp_for
 from mono_jax.parallel.mesh_config import MeshConfig
 
 BATCH = PartitionSpec(ROWS)
-# Fields of a batch that tell of whole rows; the others have V or T columns, which ``context`` splits.
-OF_ROWS = ("order", "positions", "segments", "lengths", "visual_slots")
+# Fields of a batch with a column for each visual or text slot, which ``context`` splits; others tell of whole rows.
+OF_SLOTS = ("patches", "patch_cells", "tokens", "targets", "loss_weights", "sources")
 
 
 def make_mesh(
@@ -69,7 +69,7 @@ def unshared(mesh: Mesh) -> Mesh:
 
 def batch_spec(field: str) -> PartitionSpec:
     """How a field of a batch lies on a mesh."""
-    return BATCH if field in OF_ROWS else PartitionSpec(ROWS, CONTEXT)
+    return PartitionSpec(ROWS, CONTEXT) if field in OF_SLOTS else BATCH
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

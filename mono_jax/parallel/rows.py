@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from data_pipelines.batch import Batch
 from mono_jax.axes import CONTEXT
-from mono_jax.parallel.mesh import BATCH, OF_ROWS, batch_spec
+from mono_jax.parallel.mesh import BATCH, OF_SLOTS, batch_spec
 
 
 class LocalRows:
@@ -49,7 +49,7 @@ class LocalRows:
         return {name: self._global(name, array, ways) for name, array in batch.items()}
 
     def _global(self, name: str, array: np.ndarray, ways: int) -> jax.Array:
-        columns = dealt(array.shape[1], ways) if ways > 1 and name not in OF_ROWS else None
+        columns = dealt(array.shape[1], ways) if ways > 1 and name in OF_SLOTS else None
 
         def of_device(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(self._batch_size)

@@ -31,6 +31,7 @@ _PROCESS = f"""
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from mono_jax.parallel.distributed import Cluster, joined
+from mono_jax.parallel.mesh import make_mesh
 from mono_jax.training.loop import Callback, run_loop
 from mono_jax.training.state import TrainState
 
@@ -71,7 +72,7 @@ def step(state, frozen, batch):
 
 
 with joined(Cluster(f"localhost:{{port}}", 2, rank, "flags")):
-    mesh, found = jax.make_mesh((2, 1, 1), ("data", "fsdp", "tensor")), {{}}
+    mesh, found = make_mesh(), {{}}
     zero = jax.device_put(jnp.zeros((), jnp.int32), jax.NamedSharding(mesh, jax.P()))
     for name, (kind, number, victim) in cases.items():
         own = number if victim in (rank, None) else -1
