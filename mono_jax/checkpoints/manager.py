@@ -95,11 +95,12 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for a save in flight and lets go of Orbax's threads."""
-        try:
-            self.wait()
-        finally:
-            self._manager.close()
+        """Waits for a save in flight and lets go of Orbax's threads; raises its CheckpointError. Waits for no other
+        process: what closes may be an error of this one."""
+        self._join()
+        self._manager.close()
+        if self._error is not None:
+            raise self._error
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first; waits for a save in flight."""
@@ -187,11 +188,14 @@ class Checkpoints:
             "earlier checkpoints are intact, make room and run again to resume from the newest"
         )
 
-    def wait(self) -> None:
-        """Blocks until the save in flight is on disk; raises CheckpointError if it failed."""
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """Blocks until the save in flight is on disk; raises CheckpointError if it failed."""
+        self._join()
         if self._error is not None:
             error, self._error = self._error, None
             self._recover()

@@ -123,14 +123,16 @@ def test_one_that_never_came_is_named_without_its_host():
         assert peer.gone.wait(5) and peer.left[0].startswith("process 1 has not been heard of for")
 
 
-def test_one_that_ends_with_an_error_says_why():
+@pytest.mark.parametrize("error", [ValueError("no\nroom"), KeyboardInterrupt("no room")])
+def test_one_that_ends_with_an_error_says_why(error: BaseException):
     store = Store()
     peers = [Peer(store, number) for number in range(2)]
     with peers[0].watch:
-        with pytest.raises(ValueError), peers[1].watch:
-            raise ValueError("no\nroom")
+        with pytest.raises(type(error)), peers[1].watch:
+            raise error
         assert peers[0].gone.wait(5)
-    assert peers[0].left[0].startswith("process 1 on host host1 ended: ValueError: no room; stopping")
+    ended = f"process 1 on host host1 ended: {type(error).__name__}: no room; stopping"
+    assert peers[0].left[0].startswith(ended)
 
 
 def test_an_error_that_others_caused_is_not_told_as_ones_own():
@@ -162,6 +164,7 @@ def test_processes_that_end_by_an_error_of_all_end_by_themselves():
             raise error
 
     errors = (ValueError("at once"), PeerError("process 0 on host a: at once"))
+    errors[0].known_to_all = True  # as ``together`` leaves it
     threads = [threading.Thread(target=process, args=pair) for pair in zip(peers, errors)]
     for thread in threads:
         thread.start()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
 
 from data_pipelines.config import DataConfig
+from data_pipelines.errors import StorageError
 from data_pipelines.loading.packed_data import PackedData
-from mono_jax.errors import ConfigError
-from mono_jax.evaluation.heldout import HeldoutLoss
+from mono_jax.errors import ConfigError, PeerError
+from mono_jax.evaluation.heldout import HeldoutLoss, HeldoutSources
 from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
 from mono_jax.weights.model_folder import load_model
+from tests.mono_jax.peers import Peers
 from tests.mono_jax.runs.test_stage import one_device, run, same_weights, settings
 
 __all__ = ["one_device"]  # a fixture that pytest looks up by name
@@ -100,3 +104,39 @@ def test_evaluating_leaves_the_training_alone(
 def test_settings_that_make_no_sense_are_named(sets: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RunConfig.from_dict(configured(sets, **changes))
+
+
+@pytest.mark.parametrize("failing", [None, 0, 1])
+@pytest.mark.parametrize("most", [3, None])
+def test_a_process_that_cannot_read_takes_part_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, failing: int | None, most: int | None
+) -> None:
+    """The others wait for it in each batch; then all raise. Processes as threads, and batches that are counted only."""
+    used: dict[int, list[Any]] = {}
+
+    class Data:
+        spec = SimpleNamespace(empty=lambda rows: "empty")
+
+        def iterate(self, start: int, rows: list[int]) -> Iterator[tuple[int, str]]:
+            for number in range(5):
+                if number == 2 and rows == [failing]:
+                    raise StorageError(["text"], "away")
+                yield number, "batch"
+
+        def steps_per_epoch(self) -> int:
+            return 5
+
+    def process(index: int) -> dict[str, float]:
+        sources = object.__new__(HeldoutSources)
+        sources._data, sources._batches = {"text": Data()}, most
+        sources._rows = SimpleNamespace(numbers=[index], put=lambda batch: batch)
+        sources._loss = lambda trainable, frozen, batches: len(used.setdefault(index, list(batches)))
+        return sources({}, {})
+
+    count = most or 5
+    for index, result in enumerate(Peers(2, monkeypatch).run(process)):
+        assert used[index] == ["batch"] * 2 + ["empty" if index == failing else "batch"] * (count - 2)
+        if failing is None:
+            assert result == {"heldout/text": count}
+        else:
+            assert isinstance(result, StorageError if index == failing else PeerError) and "away" in str(result)
