@@ -96,6 +96,8 @@ def _local(path: str | Path) -> Path:
         return Path(path)
     one = str(path).endswith(FILES)
     folder = Path(copies.local_folder(paths.parent(str(path)) if one else str(path), FILES))
+    if not folder.is_dir():
+        raise _none_there(path)
     return folder / paths.basename(str(path)) if one else folder
 
 
@@ -104,7 +106,11 @@ def _find(path: Path) -> Path:
     for file in candidates:
         if file.is_file():
             return file
-    raise DataError(f"tokenizer {path}: no tokenizer.model or tokenizer.json there; set data.tokenizer")
+    raise _none_there(path)
+
+
+def _none_there(path: str | Path) -> DataError:
+    return DataError(f"tokenizer {path}: no tokenizer.model or tokenizer.json there; set data.tokenizer")
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:

@@ -1,3 +1,4 @@
+import fsspec
 import numpy as np
 import pytest
 
@@ -57,3 +58,19 @@ def test_missing_things_are_named(tmp_path, tokenizer):
     (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
     with pytest.raises(DataError, match="cannot be read"):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "/tokenizer.model"])
+def test_a_url_stands_for_its_files(golden_dir, tokenizer, tmp_path, monkeypatch, name):
+    """Only those of the tokenizer are fetched, whatever else lies there."""
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path))
+    store = fsspec.filesystem("memory")
+    for file in ("tokenizer.model", "added_tokens.json"):
+        store.pipe_file(f"/tokens/{file}", (golden_dir / "chat" / file).read_bytes())
+    store.pipe_file("/tokens/model.safetensors", b"large")
+    fetched = Tokenizer(f"memory://tokens{name}")
+    assert fetched.digest == tokenizer.digest and fetched.added == tokenizer.added
+    assert not list(tmp_path.rglob("*.safetensors"))
+    store.pipe_file("/nothing/config.json", b"{}")
+    with pytest.raises(DataError, match=r"memory://nothing: no tokenizer\.model"):
+        Tokenizer("memory://nothing")

@@ -15,8 +15,7 @@ def store(bucket, stores):
     return stores(bucket.scheme)
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-@pytest.mark.parametrize("kind", ["checksums.json", "state/", "metadata"])
+@pytest.mark.parametrize(("kind", "asynchronous"), [("checksums.json", True), ("state/", False), ("metadata", True)])
 def test_a_save_that_storage_does_not_take_is_reported_and_the_next_one_made(bucket, store, asynchronous, kind):
     reported: list[str] = []
     with Checkpoints(bucket, keep=2, asynchronous=asynchronous, report=reported.append) as checkpoints:
