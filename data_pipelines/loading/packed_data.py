@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -28,6 +29,7 @@ from data_pipelines.loading.summary import summarize
 from data_pipelines.packing.lengths import Lengths, length_digest, pick_prompt
 from data_pipelines.packing.permutation import fold
 from data_pipelines.packing.plan import Block, Plan
+from data_pipelines.packing.standing import Begin
 from data_pipelines.packing.units import Units
 from data_pipelines.sources.source import Source, open_source
 
@@ -45,6 +47,8 @@ class PackedData:
       identity: hash of everything that decides the batches.
       tokenizer: of the text slots.
       report: what ``batch`` and ``iterate`` of this object have read so far.
+      begin: where another mixture left off; None = these are the batches of a run from step 0 on.
+      before: that mixture, if its steps may be asked for. changes: what became of its sources, a line for each.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class PackedData:
         cache_dir: str | os.PathLike | None = None,
         geometry: TileGeometry = DEFAULT_GEOMETRY,
         ask_again: bool = True,
+        begin: Begin | None = None,
     ):
         """Opens the sources and counts their tokens, unless that is cached.
 
@@ -60,6 +65,7 @@ class PackedData:
           ask_again: see ``open_source``; False keeps the identity that a run began with.
           cache_dir: for token counts and plans; None = ``io.paths.cache_dir()``.
           geometry: how the model that reads the batches cuts tiles.
+          begin: see ``loading.changing``.
 
         Raises:
           DataError: something in the configuration or the sources cannot be used.
@@ -73,19 +79,27 @@ class PackedData:
         self.builder = SampleBuilder(config, geometry=geometry)
         self.tokenizer = self.builder.tokenizer
         self.sources: list[Source] = [open_source(source.spec, ask_again) for source in config.sources]
+        self.begin: Begin | None = begin
+        self.before: PackedData | None = None
+        self.changes: list[str] = []
         units, facts = [], []
         for source, settings in zip(self.sources, config.sources):
             lengths = Lengths.of(source, settings, self.builder, self.cache_dir, config.workers)
             units.append(Units(lengths, self.builder.longest_piece, self.builder.chat.begin_length))
             facts.append((settings.name, settings.weight, source.fingerprint(), length_digest(settings, self.builder)))
-        extra = f"{_VERSION} {facts}"
+        self.contents = [(content, lengths) for _, _, content, lengths in facts]  # what each source holds
+        extra = f"{_VERSION} {facts}" + (f" {begin}" if begin else "")
         self.identity = config.digest(*BATCH_FIELDS, extra=f"{extra} {geometry}")
         self.report = Report(self.cache_dir / "skipped" / f"{self.identity}.jsonl")
         file = self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}-2.npy"
-        self.plan = Plan(config, units, file, geometry)
+        self.plan = Plan(config, units, file, geometry, begin)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened_again, (self.config, self.cache_dir, self.geometry, self.identity)
+        return _opened_again, (self.config, self.cache_dir, self.geometry, self.identity, self.begin)
+
+    def at(self, step: int) -> PackedData:
+        """The one that makes the batch of ``step``: this one, or one of those before it."""
+        return self.before.at(step) if self.before is not None and step < self.plan.begin.step else self
 
     def sources_summary(self) -> list[dict[str, Any]]:
         """What each source has to offer, see ``summary.summarize``."""
@@ -128,6 +142,14 @@ class PackedData:
         chosen = range(self.batch_size) if rows is None else rows
         if not chosen or not set(chosen) <= set(range(self.batch_size)):
             raise DataError(f"rows {list(chosen)} asked for, but data.batch_size is {self.batch_size}")
+        if self.at(start_step) is not self:
+            with contextlib.closing(self.before.iterate(start_step, rows)) as earlier:
+                for start_step, batch in earlier:
+                    yield start_step, batch
+                    if (start_step := start_step + 1) == self.plan.begin.step:
+                        break
+                else:
+                    return
         if self.config.workers:
             self.plan.locate(start_step * self.batch_size)
             self.plan.save()  # the workers read it, and need not count again
@@ -159,6 +181,8 @@ class PackedData:
 
         Raises StorageError if storage does not answer.
         """
+        if self.at(step) is not self:
+            return self.at(step).batch(step, rows)
         chosen = range(self.batch_size)[slice(None) if rows is None else rows]
         batch, *counts = self.assemble(self._places(step, chosen))
         self.report.add(*counts)
@@ -194,6 +218,8 @@ class PackedData:
 
     def sample_keys(self, step: int) -> list[str]:
         """Keys of the samples of a global step, row by row, bad ones included."""
+        if self.at(step) is not self:
+            return self.at(step).sample_keys(step)
         keys = []
         for place in self._places(step, range(self.batch_size)):
             if place is not None:
@@ -232,13 +258,15 @@ class PackedData:
         return None
 
 
-def _opened_again(config: DataConfig, cache_dir: Path, geometry: TileGeometry, identity: str) -> PackedData:
+def _opened_again(
+    config: DataConfig, cache_dir: Path, geometry: TileGeometry, identity: str, begin: Begin | None
+) -> PackedData:
     """In another process. Raises StorageError if the files are not those that the first process opened."""
     names = ", ".join(source.name for source in config.sources)
 
     def attempt() -> PackedData:
         try:
-            data = PackedData(config, cache_dir, geometry, ask_again=False)
+            data = PackedData(config, cache_dir, geometry, ask_again=False, begin=begin)
         except StorageError:
             raise
         except DataError as error:  # the first process could open them

@@ -33,6 +33,7 @@ from data_pipelines.io.storage import storage_error
 from data_pipelines.packing.mixture import Mixture
 from data_pipelines.packing.pack import Style, best_styles, pack
 from data_pipelines.packing.permutation import LocalPermutation, Permutation, fold
+from data_pipelines.packing.standing import Begin, Standing
 from data_pipelines.packing.units import Units
 
 SAVE_EVERY = 64  # blocks counted between two writes of the plan file
@@ -75,15 +76,19 @@ class Plan:
         units: Sequence[Units],
         file: Path | None = None,
         geometry: TileGeometry = DEFAULT_GEOMETRY,
+        begin: Begin | None = None,
     ):
         """Args:
           units: of each source of ``config``.
           file: where the numbers of rows per block are kept.
           geometry: of the model's tiles.
+          begin: where an earlier mixture left off; None = the run's first mixture. Blocks are counted from there.
 
         Raises DataError if there is nothing to train on.
         """
         self.config, self.units, self._file = config, list(units), file
+        self.begin = begin or Begin.first(len(self.units))
+        self._first_row = self.begin.step * config.batch_size
         self.most_tokens = config.most_tokens(geometry.tokens_per_tile)
         sizes = [u.count for u in self.units]
         for source, size in zip(config.sources, sizes):
@@ -111,7 +116,7 @@ class Plan:
     def _permutation(self, source: int, number: int) -> Permutation | LocalPermutation | None:
         """Order of pass ``number`` of a source; None = as it lies."""
         config, n = self.config, self.units[source].count
-        key = fold(config.seed, 0x5EED, source, number)
+        key = fold(config.seed, 0x5EED, self.begin.standings[source].number, number)
         if config.shuffle == "global":
             return Permutation(n, key)
         if config.shuffle == "local":
@@ -123,8 +128,9 @@ class Plan:
         start, stop = self.positions(block)
         drawn = []
         for source, (first, last) in enumerate(zip(self.mixture.counts(start), self.mixture.counts(stop))):
-            parts = [np.zeros(0, np.int64)]
-            size = self.units[source].count
+            standing, size = self.begin.standings[source], self.units[source].count
+            parts = [np.array(standing.waiting[first:last], np.int64)]
+            first, last = (_taken(standing, drawn) for drawn in (first, last))
             while first < last:
                 number, offset = divmod(first, size)
                 taken = min(last - first, size - offset)
@@ -259,6 +265,9 @@ class Plan:
 
     def locate(self, row: int) -> tuple[int, int] | None:
         """(block, row within it) of a global row; None after the last epoch. Counts as many blocks as that takes."""
+        row -= self._first_row
+        if row < 0:
+            raise DataError(f"data: this mixture begins at step {self.begin.step}")
         while not len(self._ends) or row >= self._ends[-1]:
             counted = len(self._ends)
             if counted >= self.blocks_per_epoch and not self._ends[self.blocks_per_epoch - 1]:
@@ -270,6 +279,26 @@ class Plan:
         if self.blocks is not None and block >= self.blocks:
             return None  # counted by a plan with more epochs
         return block, row - (int(self._ends[block - 1]) if block else 0)
+
+    def standings(self, row: int) -> tuple[Standing, ...]:
+        """How the sources stand when the rows before the global row ``row`` have been used."""
+        place = self.locate(row)
+        if place is None:
+            raise DataError(f"data: its epochs end before row {row}")
+        block, inside = place
+        packed, at = self.block(block), self.positions(block)[inside > 0]
+        left = slice(packed.starts[inside], None) if inside else slice(0, 0)
+        result = []
+        for source, drawn in enumerate(self.mixture.counts(at)):
+            old, mine = self.begin.standings[source], packed.source[left] == source
+            waiting = self.units[source].number(packed.sample[left][mine], packed.piece[left][mine]).tolist()
+            result.append(Standing(old.number, _taken(old, drawn), (*waiting, *old.waiting[drawn:])))
+        return tuple(result)
+
+
+def _taken(standing: Standing, drawn: int) -> int:
+    """Units that a source's passes have given when ``drawn`` of it have been drawn since the mixture began."""
+    return standing.taken + max(0, drawn - len(standing.waiting))
 
 
 def _kept_counts(file: Path) -> np.ndarray:

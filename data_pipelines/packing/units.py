@@ -34,3 +34,9 @@ class Units:
         room = self._longest - self._begin
         cut = np.minimum(-counts[:, 1] - pieces * room, room) + self._begin
         return samples, pieces, counts[:, 0], np.where(counts[:, 1] < 0, cut, counts[:, 1])
+
+    def number(self, samples: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+        """The units of these pieces of samples, ``get``'s inverse: int64 [k]."""
+        if self._ends is None:
+            return np.asarray(samples, np.int64)
+        return np.where(samples > 0, self._ends[samples - 1], 0) + pieces

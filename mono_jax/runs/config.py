@@ -129,6 +129,13 @@ class RunConfig:
     allow_changes: bool = field(
         False, on_resume="free", help="resume although model, data or stage differ from the checkpoint's"
     )
+    change_data_at: int | None = field(
+        None,
+        ge=0,
+        on_resume="free",
+        help="steps done when other `data.sources` (weights, sources, captions) than the checkpoint's begin, as many "
+        "as it has or more; sources that stay go on where they were",
+    )
     cache_dir: str | None = field(None, on_resume="free", help="indices and packing plans; None = WORKDIR/cache")
     compilation_cache: bool | str = field(
         True,

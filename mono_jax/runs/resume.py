@@ -20,6 +20,7 @@ from mono_jax.checkpoints.integrity import tree_hash
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.checkpoints.metadata import package_versions
 from mono_jax.errors import CheckpointError, ConfigError
+from mono_jax.runs.batches import record_changes
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
 from mono_jax.runs.workdir import CHECKPOINTED, Workdir
@@ -38,13 +39,19 @@ class Start(NamedTuple):
     best: dict[str, Any] | None = None
 
 
-def metadata_of(program: Program, data: PackedData, base: str, best: Best | None) -> dict[str, Any]:
-    """What a checkpoint holds beside its arrays; "plan" spares counting the rows of blocks again."""
+def metadata_of(program: Program, data: PackedData, step: int, base: str, best: Best | None) -> dict[str, Any]:
+    """What a checkpoint of ``step`` holds beside its arrays; "plan" spares counting the rows of blocks again.
+
+    Of the data it has what makes the batch that follows, also where other sources are to come at a later step.
+    """
+    here = data.at(step)
     return {
-        "config": program.run.to_dict(),
+        "step": step,
+        "config": program.run.to_dict() | {"data": strict.to_dict(here.config)},
         "model": program.model.config.to_dict(),
-        "data": data.identity,
-        "plan": data.plan.counts.tolist(),
+        "data": here.identity,
+        "begin": here.begin and here.begin.to_dict(),
+        "plan": here.plan.counts.tolist(),
         "stage": program.stage.name,
         "base": base,
         "best": None if best is None else dataclasses.asdict(best),
@@ -66,10 +73,13 @@ def start_or_resume(
         write_config(program.run, workdir.files)
         return Start(state, frozen, base)
     metadata = checkpoints.metadata()
-    check_changes(program.run, data.identity, metadata, workdir.place, say)
+    known = [each for each in (data, data.before) if each is not None and each.identity == metadata["data"]]
+    changes = check_changes(program.run, bool(known), metadata, workdir.place, say)
     write_config(program.run, workdir.files)
-    if metadata["data"] == data.identity:
-        data.plan.restore(np.array(metadata.get("plan", ()), np.int64))
+    if data.changes and jax.process_index() == 0:
+        record_changes(workdir.files, data, metadata["step"], [c for c in changes if c.key.startswith("data.sources")])
+    for each in known:
+        each.plan.restore(np.array(metadata.get("plan", ()), np.int64))
     abstract, abstract_frozen = program.abstract_state()
     arrays, metadata = checkpoints.restore(vars(abstract))
     state = TrainState(**arrays)
@@ -120,17 +130,22 @@ def write_config(run: RunConfig, workdir: Path) -> None:
             publish.write_text(workdir / name, text)
 
 
-def check_changes(run: RunConfig, identity: str, metadata: Mapping[str, Any], workdir: Place, say: Say) -> None:
-    """Prints what changed in the config; raises ConfigError for those that may not be made."""
+def check_changes(
+    run: RunConfig, same_data: bool, metadata: Mapping[str, Any], workdir: Place, say: Say
+) -> list[strict.Change]:
+    """Prints and returns what changed in the config; raises ConfigError for those that may not be made."""
     changes = strict.changes(metadata["config"], run.to_dict(), RunConfig)
     for change in changes:
         say(f"config.{change.key} was {change.old!r}, now {change.new!r}")
     of_data = [change.key for change in changes if change.key.startswith("data.")]
     refused = [c.key for c in changes if c.on_resume == "fixed" and c.key not in of_data]
-    if metadata["data"] != identity:  # keys of the data that leave the batches as they are may change
+    if not same_data:  # keys of the data that leave the batches as they are may change
         refused += of_data or ["data (the files changed)"]
     if refused and not run.allow_changes:
+        only_sources = all(key.startswith("data.sources") for key in refused)
+        at = f"--config.change_data_at={metadata.get('step', 'STEP')} (or a later step), " if only_sources else ""
         raise ConfigError(
             f"{workdir}: the checkpoint was made with another {', '.join(refused)}: restore the old values, "
-            "use another workdir, or pass --config.allow_changes=True"
+            f"use another workdir, or pass {at}--config.allow_changes=True"
         )
+    return changes

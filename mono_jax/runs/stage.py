@@ -10,29 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.loading.summary import summary_lines
-from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.heldout import HeldoutSources
 from mono_jax.files import Damaged, read_json, verify_checksums
-from mono_jax.models.architecture import Architecture
-from mono_jax.models.execution import Execution
-from mono_jax.parallel.agreement import first_process_first, from_first, gathered, together
+from mono_jax.parallel.agreement import from_first, gathered, together
 from mono_jax.parallel.rows import LocalRows
 from mono_jax.runs import compilation_cache, resume
 from mono_jax.runs.architecture import architecture_of
+from mono_jax.runs.batches import SkippingSteps, open_data, sample_counts, steps_of, with_image_token
 from mono_jax.runs.compilation_cache import Programs
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.console import say_in
@@ -98,15 +94,15 @@ def _run(
     run: RunConfig, workdir: Workdir, base_dir: Place, timeline: Timeline, programs: Programs, say: Say
 ) -> dict[str, Any]:
     architecture = architecture_of(run)
-    data = open_data(run, architecture, workdir)
-    architecture = _with_image_token(run, architecture, data)
-    program = Program.build(run, run.steps or _steps(run, data), architecture=architecture)
-    summaries = data.sources_summary()
-    for line in summary_lines(summaries):
-        say(line)
     keeping = {"keep": run.keep, "keep_period": run.keep_period, "asynchronous": run.async_checkpoints}
     keeping |= {"marker": workdir.place / CHECKPOINTED, "before_commit": workdir.store}
     with Checkpoints(workdir.place / "checkpoints", report=say, **keeping) as checkpoints:
+        data = open_data(run, architecture, workdir, checkpoints, say)
+        architecture = with_image_token(run, architecture, data)
+        program = Program.build(run, run.steps or steps_of(run, data), architecture=architecture)
+        summaries = data.sources_summary()
+        for line in summary_lines(summaries):
+            say(line)
         start = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
         state, frozen, base, _ = start
         _announce(program, state, frozen, say)
@@ -116,7 +112,7 @@ def _run(
         saving = Checkpointing(
             checkpoints,
             run.checkpoint_every,
-            lambda: resume.metadata_of(program, data, base, evaluating.best),
+            lambda step: resume.metadata_of(program, data, step, base, evaluating.best),
             say,
             before_save=recorder.before_save,
             best=lambda: evaluating.best and evaluating.best.step,
@@ -181,93 +177,6 @@ def explained(program: Program) -> Iterator[None]:
         ) from None
 
 
-@dataclasses.dataclass(frozen=True)
-class SkippingSteps:
-    """The batches of ``data``; those of ``ranges`` of steps (first and last, as printed) train on nothing."""
-
-    data: PackedData
-    ranges: tuple[tuple[int, int], ...]
-
-    @property
-    def batch_size(self) -> int:
-        return self.data.batch_size
-
-    def iterate(
-        self, start_step: int = 0, rows: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        for number, batch in self.data.iterate(start_step, rows):
-            if any(first <= number + 1 <= last for first, last in self.ranges):
-                batch = {**batch, "loss_weights": np.zeros_like(batch["loss_weights"])}
-            yield number, batch
-
-
-def open_data(run: RunConfig, config: Architecture, workdir: Workdir) -> PackedData:
-    """The batches of ``run``; raises DataError or ConfigError if there are none, or the model cannot read them."""
-    resumed = (workdir.place / "checkpoints").is_dir()  # its batches stay as they were, whatever storage has to say now
-    with first_process_first():  # which counts what the others then find in the cache
-        data = PackedData(run.data, run.cache_dir or workdir.cache, config.geometry, ask_again=not resumed)
-    data.report.window = run.bad_share_window
-    check_data_fits(config, run.execution, data)
-    return data
-
-
-def _with_image_token(run: RunConfig, config: Architecture, data: PackedData) -> Architecture:
-    """``config`` with the id of <IMG_CONTEXT> in the tokenizer that makes the batches, where it has one.
-
-    Raises ConfigError if ``config.model`` says otherwise.
-    """
-    found, given = data.tokenizer.added.get(IMAGE_CONTEXT), run.model.get("image_token_id")
-    if None not in (found, given) and found != given:
-        raise ConfigError(
-            f"config.model.image_token_id is {given}, but {IMAGE_CONTEXT} is {found} in {run.data.tokenizer}: "
-            "leave the key out"
-        )
-    return config if found is None else config.replace(image_token_id=found)
-
-
-def _steps(run: RunConfig, data: PackedData) -> int:
-    """Steps of ``run.epochs``; an epoch's last step may belong to the next one too."""
-    return max(1, min(round(run.epochs * data.steps_per_epoch()), data.total_steps() or sys.maxsize))
-
-
-def check_data_fits(config: Architecture, execution: Execution, data: PackedData) -> None:
-    """Raises ConfigError if the model cannot read these batches."""
-    settings, tokenizer = data.config, data.tokenizer
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(
-            f"{settings.tokenizer}: {tokenizer.vocab_size} tokens, but the model's vocabulary has {config.vocab_size}: "
-            "use the tokenizer that belongs to the model, or a model with a larger vocab_size"
-        )
-    if settings.visual_tokens == 0:
-        return
-    vision = config.vision
-    if vision is None:
-        raise ConfigError(
-            "data.visual_tokens is above 0, but the model has no vision: use a Mono-InternVL or modular model"
-        )
-    if settings.boundary_block and (config.visual_ffn_experts or config.visual_attention_experts):
-        _check_boundaries(settings.boundary_block, execution)
-    if vision.kind == "intern_vit" and settings.visual_tokens % vision.tile_tokens:
-        raise ConfigError(
-            f"data.visual_tokens is {settings.visual_tokens}: a modular model needs whole tiles, a multiple of "
-            f"{vision.tile_tokens}"
-        )
-
-
-def _check_boundaries(block: int, execution: Execution) -> None:
-    """Raises ConfigError if the experts cannot serve ragged boundaries at multiples of ``block``."""
-    if execution.experts == "static":
-        raise ConfigError(
-            "data.boundary_block gives each row a boundary of its own: set config.execution.experts='grouped' and "
-            f"config.execution.experts_block={block}"
-        )
-    if execution.experts == "grouped" and block % execution.experts_block:
-        raise ConfigError(
-            f"data.boundary_block is {block}: it must be a multiple of execution.experts_block "
-            f"({execution.experts_block})"
-        )
-
-
 def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter | None, say: Say) -> Recorder:
     run, config = program.run, program.model.config
     trained = trained_groups(program.stage, config)
@@ -305,13 +214,6 @@ def _evaluating(
         metric=settings.keep_best and f"heldout/{settings.keep_best}",
         best=best,
     )
-
-
-def sample_counts(data: PackedData) -> dict[str, int]:
-    """Samples read so far, the bad ones among them in all and by reason."""
-    skipped = data.report.skipped
-    counts = {"samples": data.report.samples, "bad_samples": sum(skipped.values())}
-    return counts | {f"bad/{reason}": count for reason, count in sorted(skipped.items())}
 
 
 def _announce(program: Program, state: TrainState, frozen: tree.Tree, say: Say) -> None:

@@ -29,7 +29,7 @@ from mono_jax.training.metrics import Say
 
 NAMES = (
     "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
-    "timeline.jsonl", "profile", "data", "logs", "mono",
+    "timeline.jsonl", "data_changes.jsonl", "profile", "data", "logs", "mono",
 )  # fmt: skip
 LOCK = ".lock"
 CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint

@@ -101,7 +101,7 @@ class Rig:
                 keys = lambda step: [f"sample-{step + 1}"]  # noqa: E731
                 recorder = Recorder("S1.1", 1, self.max_nonfinite_steps, speed, keys, writer, self.lines.append)
                 saving = Checkpointing(
-                    checkpoints, self.every, dict, self.lines.append, before_save=recorder.before_save
+                    checkpoints, self.every, lambda step: {}, self.lines.append, before_save=recorder.before_save
                 )
                 saver = options.get("saver")
                 if saver:

@@ -33,7 +33,8 @@ class Checkpointing(Callback):
 
     A save that fails during the run is reported and counted, and the next one is made. While updates are not finite no
     state is saved but the last (``skipped`` counts them); one that a failed step has consumed cannot be saved.
-    ``before_save`` is called first. ``best``: the step that was the best so far; its checkpoint is not rotated away.
+    ``metadata``: of a step. ``before_save`` is called first. ``best``: the step that was the best so far; its
+    checkpoint is not rotated away.
 
     ``minutes`` since the last save are counted by the first process (None = steps alone decide); the others hear of it
     through ``progress.totals``, so that all save the same step. ``record`` is given (step, bytes, seconds that training
@@ -46,7 +47,7 @@ class Checkpointing(Callback):
         self,
         checkpoints: Saver,
         every: int,
-        metadata: Callable[[], Mapping[str, Any]],
+        metadata: Callable[[int], Mapping[str, Any]],
         say: Say,
         before_save: Callable[[Progress], None] = lambda progress: None,
         best: Callable[[], int | None] = lambda: None,
@@ -91,7 +92,8 @@ class Checkpointing(Callback):
     def _save(self, progress: Progress, rotate: bool = True) -> None:
         began = time.perf_counter()
         state = vars(progress.state)
-        if not self._checkpoints.save(progress.done, state, self._metadata(), rotate=rotate, best=self._best()):
+        metadata = self._metadata(progress.done)
+        if not self._checkpoints.save(progress.done, state, metadata, rotate=rotate, best=self._best()):
             return
         waited, size = time.perf_counter() - began, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         self._record(progress.done, size, waited)

@@ -6,6 +6,8 @@ import pytest
 from data_pipelines.batch import TileGeometry
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.errors import DataError
+from data_pipelines.packing import plan as module
+from data_pipelines.packing.pack import pack
 from data_pipelines.packing.plan import Plan
 from data_pipelines.packing.units import Units
 
@@ -241,3 +243,23 @@ def test_drops_are_those_of_their_own_source_and_sample():
         (1, 1, "too_long"),
         (1, 2, "no_image"),
     ]
+
+
+def test_a_restored_plan_finds_step_a_million_by_packing_one_block(monkeypatch):
+    """What the first batch of a resumed run costs does not grow with its step: work is counted, not time."""
+    counts = np.random.default_rng(0).integers(8, 12, 450_000)
+    plan = plan_of(random_lengths(333), random_lengths(4000, 1), weights=[2.0, 1.0])
+    plan.restore(counts)
+    packed, drawn = [], []
+    monkeypatch.setattr(module, "pack", lambda *args: packed.append(len(args[0])) or pack(*args))
+    monkeypatch.setattr(
+        Plan, "_drawn", lambda plan, block, drawn_=Plan._drawn: drawn.append(block) or drawn_(plan, block)
+    )
+    step, size = 1_000_000, plan.config.batch_size
+    places = [plan.locate(row) for row in range(step * size, (step + 1) * size)]
+    blocks = {block for block, _ in places}
+    assert places[0][0] == np.searchsorted(np.cumsum(counts), step * size, side="right") > 300_000
+    for block in blocks:
+        assert plan.block(block).rows > 0
+    assert len(packed) == len(blocks) <= 2 and max(packed) <= 50
+    assert set(drawn) <= {0, *blocks} and len(plan.counts) == len(counts)  # block 0 says which ways of packing suit

@@ -62,7 +62,7 @@ class Saver:
 )
 def test_states_are_saved_at_every_so_many_steps_and_at_the_end(start, every, bad, fails, error, asked):
     saver, said, before = Saver(fails), [], []
-    metadata = lambda: {"made": len(saver.asked)}  # noqa: E731
+    metadata = lambda step: {"made": len(saver.asked)}  # noqa: E731
     callback = Checkpointing(saver, every, metadata, said.append, lambda progress: before.append(progress.done))
     progress = Progress(state(start), {}, start, start, STEPS)
     for done in range(start + 1, STEPS + 1):
@@ -86,7 +86,7 @@ def test_a_state_of_which_a_failed_step_has_consumed_a_part_is_not_saved():
     consumed = TrainState(jnp.int32(4), jnp.int32(0), jnp.int32(0), {"kept": jnp.ones(2), "gone": jnp.ones(3)}, {})
     consumed.trainable["gone"].delete()
     progress = Progress(consumed, {}, 0, 4, STEPS, error=RuntimeError("out of memory"))
-    Checkpointing(saver, 3, dict, said.append).finish(progress)
+    Checkpointing(saver, 3, lambda step: {}, said.append).finish(progress)
     assert saver.asked == [("wait",)]
     assert said == ["the state of step 4 is lost in the failed step: the newest checkpoint stands"]
 
@@ -110,7 +110,7 @@ def play(seconds: list[float], lag: int, minutes: float | None, every: int = 100
     savers, totals = [Saver(), Saver()], Late(lag)
     callbacks = [
         Checkpointing(
-            saver, every, lambda: {"made": 0}, lambda line: None, minutes=minutes, now=lambda: clock[0],
+            saver, every, lambda step: {"made": 0}, lambda line: None, minutes=minutes, now=lambda: clock[0],
             record=lambda *facts, who=who: records.append(facts) if who == 0 else None,
         )
         for who, saver in enumerate(savers)

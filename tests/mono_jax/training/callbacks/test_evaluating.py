@@ -52,7 +52,7 @@ def run(
         every, lambda progress: {"heldout/a": left.pop(0)}, records.add, lambda line: None, metric, best
     )
     saving = Checkpointing(
-        saves, 5, dict, print, records.before_save, best=lambda: evaluating.best and evaluating.best.step
+        saves, 5, lambda step: {}, print, records.before_save, best=lambda: evaluating.best and evaluating.best.step
     )
     progress = Progress(state(start), {}, start, start, STEPS)
     progress.batch = random_batch(2)
