@@ -45,6 +45,26 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where records go beside metrics.jsonl, which is always written, and alerts."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = field(
+        ("tensorboard",), help="views of the records; wandb and trackio are extras of their own: pip install '.[wandb]'"
+    )
+    project: str = field("mono-jax", help="of wandb and trackio; the run's name there is the workdir's")
+    webhook: str | None = field(
+        None,
+        help="URL that alerts are posted to as JSON (updates that are not finite, bad samples, a stall, an error), or "
+        "$NAME of an environment variable that holds it; None = none",
+    )
+
+    def __post_init__(self) -> None:
+        strict.check(self, "log", ConfigError)
+        if self.webhook is not None and not self.webhook.startswith(("https://", "http://", "$")):
+            raise ConfigError("log.webhook must be an http(s) URL or $NAME of an environment variable")
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A stage's config: what ``experiments/train.py`` runs."""
 
@@ -90,6 +110,7 @@ class RunConfig:
     grad_accum_steps: int = field(1, ge=1, on_resume="free", help="microbatches that a batch is cut into")
     seed: int = field(0, ge=0, help="of random weights")
     log_every: int = field(10, ge=1, on_resume="free", help="steps between two records")
+    log: LogConfig = field(default_factory=LogConfig, on_resume="free", help="where records and alerts go")
     profile_steps: tuple[int, int] | None = field(
         None,
         ge=1,

@@ -38,6 +38,7 @@ from mono_jax.runs.result import write_model
 from mono_jax.runs.workdir import CHECKPOINTED, Workdir, refuse_foreign
 from mono_jax.storage.places import Place, write_json
 from mono_jax.training import flops, metrics
+from mono_jax.training.callbacks.alerts import Alerts, webhook_url
 from mono_jax.training.callbacks.checkpointing import Checkpointing
 from mono_jax.training.callbacks.evaluating import Evaluating
 from mono_jax.training.callbacks.profiling import Profiling
@@ -48,6 +49,7 @@ from mono_jax.training.clock import Clock
 from mono_jax.training.groups import trained_groups
 from mono_jax.training.loop import run_loop
 from mono_jax.training.metrics import Say
+from mono_jax.training.sinks.views import views
 from mono_jax.training.state import TrainState
 from mono_jax.training.step import Step
 from mono_jax.training.timeline import Timeline, timeline_file
@@ -106,8 +108,8 @@ def _run(
         start = resume.start_or_resume(program, data, checkpoints, workdir, base_dir, say)
         state, frozen, base, _ = start
         _announce(program, state, frozen, say)
-        writer = metrics.MetricsWriter(workdir.files, int(state.step), say) if jax.process_index() == 0 else None
-        recorder = _recorder(program, data, writer, say)
+        writer, alerts = _writer(run, workdir.files, int(state.step), say), _alerts(run, workdir, say)
+        recorder = _recorder(program, data, writer, alerts, say)
         evaluating = _evaluating(program, workdir, recorder, start.best, say)
         saving = Checkpointing(
             checkpoints,
@@ -125,10 +127,10 @@ def _run(
             with (
                 StopWhenAsked(data.stop_waiting) as stopping,
                 Profiling(workdir.files / "profile", run.profile_steps, say) as profiling,
-                Stalls(run.stall_factor, say) as stalls,
+                Stalls(run.stall_factor, say, alert=alerts.alert) as stalls,
                 explained(program),
             ):
-                callbacks = [stalls, recorder, profiling, limit, stopping, saving, timeline]
+                callbacks = [stalls, recorder, profiling, limit, stopping, saving, timeline, alerts]
                 state = run_loop(
                     _step(program, state, frozen, programs, say),
                     state,
@@ -177,7 +179,24 @@ def explained(program: Program) -> Iterator[None]:
         ) from None
 
 
-def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter | None, say: Say) -> Recorder:
+def _writer(run: RunConfig, workdir: Path, step: int, say: Say) -> metrics.MetricsWriter | None:
+    """Of the records after ``step``; None where another process writes them."""
+    if jax.process_index() != 0:
+        return None
+    config = {name: value for name, value in run.to_dict().items() if name != "log"}
+    return metrics.MetricsWriter(workdir, step, say, views(run.log.to, workdir, run.log.project, config, say))
+
+
+def _alerts(run: RunConfig, workdir: Workdir, say: Say) -> Alerts:
+    url = webhook_url(run.log.webhook) if jax.process_index() == 0 else None
+    if run.log.webhook and not url and jax.process_index() == 0:
+        say(f"no alerts: the environment has no {run.log.webhook[1:]} (config.log.webhook)")
+    return Alerts(url, {"stage": run.stage, "workdir": str(workdir.place)}, say)
+
+
+def _recorder(
+    program: Program, data: PackedData, writer: metrics.MetricsWriter | None, alerts: Alerts, say: Say
+) -> Recorder:
     run, config = program.run, program.model.config
     trained = trained_groups(program.stage, config)
     peak = flops.peak_flops(jax.local_devices()[0].device_kind)
@@ -194,6 +213,7 @@ def _recorder(program: Program, data: PackedData, writer: metrics.MetricsWriter 
         writer,
         say,
         lambda: sample_counts(data),
+        alerts.alert,
     )
 
 

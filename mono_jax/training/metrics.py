@@ -1,8 +1,7 @@
-"""What a run reports: the console line, metrics.jsonl, TensorBoard.
+"""What a run reports: the console line and metrics.jsonl.
 
-metrics.jsonl is the record: one object per logged step, each step once. TensorBoard's event file is made from it when
-a run starts, so that what an interrupted run did not write is filled in. Neither ends a run: what cannot be written
-is kept and tried again with the next record.
+metrics.jsonl is the record: one object per logged step, each step once. Its views (``training.sinks``) are filled in
+from it when a run starts. None of them ends a run: what cannot be written is kept and tried again with the next record.
 """
 
 from __future__ import annotations
@@ -10,23 +9,28 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import socket
-import struct
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import masked_crc32c
+from typing import Any, Protocol
 
 from data_pipelines.io import publish
 from mono_jax.errors import CheckpointError
+from mono_jax.training.appender import Appender, Say
 
-Say = Callable[[str], None]
+Record = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """A view of the records. Nothing of it raises or blocks."""
+
+    def write(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+# Makes a view of the records that there are; None = it cannot be made, which is reported.
+MakeSink = Callable[[Sequence[Record]], Sink | None]
 
 
 def duration(seconds: float) -> str:
@@ -64,59 +68,14 @@ def console_line(stage: str, steps: int, record: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-class Appender:
-    """Appends whole entries to a file; what cannot be written waits for the next ``write``."""
-
-    def __init__(self, path: Path, what: str, warn: Say):
-        self.path, self._what, self._warn = path, what, warn
-        self._size = path.stat().st_size if path.exists() else 0
-        self._waiting: list[bytes] = []
-        self._warned = False
-
-    def write(self, entry: bytes) -> None:
-        """Raises nothing: the first failure in a row is reported, and the file is cut back to its whole entries."""
-        self._waiting.append(entry)
-        try:
-            self._append(b"".join(self._waiting))
-            self._waiting, self._warned = [], False
-        except OSError as error:
-            if not self._warned:
-                self._warn(
-                    f"{self.path}: {self._what} cannot be written ({error.strerror or error}): kept, tried again"
-                )
-            self._warned = True
-
-    def _append(self, data: bytes) -> None:
-        # Opened anew each time: the file may have been replaced, or its disk mounted again.
-        with self.path.open("ab", buffering=0) as file:
-            try:
-                file.truncate(self._size)
-                written = 0
-                while written < len(data):
-                    written += file.write(data[written:])
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(self._size)
-                raise
-        self._size += len(data)
-
-    def close(self) -> None:
-        """A last try; reports what is lost."""
-        if self._waiting:
-            waiting, self._warned = len(self._waiting), True
-            self.write(b"")
-            if self._waiting:
-                self._warn(f"{self.path}: {waiting} entries of {self._what} are not written")
-
-
 class MetricsWriter:
-    """Appends records to ``directory/metrics.jsonl`` and TensorBoard; only process 0 should have one.
+    """Appends records to ``directory/metrics.jsonl`` and to views of it; only process 0 should have one.
 
-    Records of steps after ``start_step`` (an interrupted run got further than its last checkpoint) are
-    dropped, so that every step is recorded once. Raises CheckpointError if the folder cannot be written at the start.
+    Records of steps after ``start_step`` (an interrupted run got further than its last checkpoint) are dropped, so that
+    every step is recorded once. Raises CheckpointError if the folder cannot be written at the start.
     """
 
-    def __init__(self, directory: Path, start_step: int = 0, warn: Say = print):
+    def __init__(self, directory: Path, start_step: int = 0, warn: Say = print, views: Sequence[MakeSink] = ()):
         path = directory / "metrics.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -125,19 +84,19 @@ class MetricsWriter:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot write metrics: {error.strerror}") from None
         self._records = Appender(path, "metrics", warn)
-        self._events = _open_events(directory / "tensorboard", kept, warn)
+        self._views = [view for make in views if (view := make(kept)) is not None]
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """One record with "step"; numbers also go to TensorBoard. A value that is not finite becomes null."""
+    def write(self, record: Record) -> None:
+        """One record with "step"; a value that is not finite becomes null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._records.write(json.dumps(clean).encode() + b"\n")
-        if self._events is not None:
-            self._events.write(_event(clean))
+        for view in self._views:
+            view.write(clean)
 
     def close(self) -> None:
         self._records.close()
-        if self._events is not None:
-            self._events.close()
+        for view in self._views:
+            view.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -163,41 +122,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if isinstance(step, int) and not isinstance(step, bool):
                 records[step] = record
     return [records[step] for step in sorted(records)]
-
-
-# ------------------------------------------------------------------ TensorBoard's event files
-
-
-def _open_events(folder: Path, records: list[dict[str, Any]], warn: Say) -> Appender | None:
-    """A new event file with ``records`` in it, in place of the old ones; None (reported) if it cannot be written."""
-    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-    version = Event(wall_time=time.time(), file_version="brain.Event:2")
-    try:
-        old = list(folder.glob("events.out.tfevents.*")) if folder.is_dir() else []
-        data = b"".join([_framed(version.SerializeToString()), *map(_event, records)])
-        publish.write_bytes(folder / name, data)
-        for file in old:
-            if file.name != name:
-                file.unlink(missing_ok=True)
-    except OSError as error:
-        warn(f"{folder}: no TensorBoard events in this run: {error.strerror or error}")
-        return None
-    return Appender(folder / name, "TensorBoard events", warn)
-
-
-def _event(record: Mapping[str, Any]) -> bytes:
-    """The numbers of a record as one event."""
-    values = [
-        Summary.Value(tag=name, simple_value=value)
-        for name, value in record.items()
-        if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
-    wall_time = record.get("time") or time.time()
-    event = Event(wall_time=wall_time, step=record["step"], summary=Summary(value=values))
-    return _framed(event.SerializeToString())
-
-
-def _framed(data: bytes) -> bytes:
-    """A TFRecord: length, its checksum, the data, its checksum."""
-    length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))

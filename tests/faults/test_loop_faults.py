@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from mono_jax.training.callbacks.stopping import BadSampleLimit, NonFinite, Pree
 from mono_jax.training.loop import Callback, DataEnded, run_loop
 from mono_jax.training.optim import make_optimizer
 from mono_jax.training.optim_config import OptimConfig
+from mono_jax.training.sinks import tensorboard
+from mono_jax.training.sinks.views import views
 from mono_jax.training.stages import get_stage
 from mono_jax.training.state import TrainState, init_state
 from mono_jax.training.step import jit_train_step, make_train_step
@@ -352,10 +354,14 @@ class FullDisk:
         monkeypatch.setattr(Path, "open", opened)
 
 
+def with_events(workdir: Path, warn: Callable[[str], None] = print, start_step: int = 0) -> metrics.MetricsWriter:
+    return metrics.MetricsWriter(workdir, start_step, warn, views(["tensorboard"], workdir, "", {}, warn))
+
+
 def test_a_disk_that_is_full_for_a_while_costs_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warned: list[str] = []
     disk = FullDisk(monkeypatch)
-    with metrics.MetricsWriter(tmp_path, warn=warned.append) as writer:
+    with with_events(tmp_path, warned.append) as writer:
         for step in range(1, 10):
             disk.full = 3 <= step <= 6
             writer.write({"step": step, "loss": step / 2})
@@ -373,7 +379,7 @@ def test_a_disk_that_stays_full_is_reported_at_the_end_and_ends_nothing(
 ) -> None:
     warned: list[str] = []
     disk = FullDisk(monkeypatch)
-    with metrics.MetricsWriter(tmp_path, warn=warned.append) as writer:
+    with with_events(tmp_path, warned.append) as writer:
         disk.full = True
         for step in (1, 2):
             writer.write({"step": step, "loss": 0.5})
@@ -386,9 +392,9 @@ def events(workdir: Path) -> dict[int, dict[str, float]]:
     data, found = file.read_bytes(), {}
     while data:
         length = int.from_bytes(data[:8], "little")
-        assert int.from_bytes(data[8:12], "little") == metrics.masked_crc32c(data[:8])
+        assert int.from_bytes(data[8:12], "little") == tensorboard.masked_crc32c(data[:8])
         payload = data[12 : 12 + length]
-        assert int.from_bytes(data[12 + length : 16 + length], "little") == metrics.masked_crc32c(payload)
+        assert int.from_bytes(data[12 + length : 16 + length], "little") == tensorboard.masked_crc32c(payload)
         event = Event.FromString(payload)
         if event.summary.value:
             assert event.step not in found
@@ -398,12 +404,12 @@ def events(workdir: Path) -> dict[int, dict[str, float]]:
 
 
 def test_tensorboard_is_filled_in_again_from_the_records(tmp_path: Path) -> None:
-    with metrics.MetricsWriter(tmp_path) as writer:
+    with with_events(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.write({"step": step, "loss": step * 1.0, "stage": "S1.1"})
     [file] = (tmp_path / "tensorboard").iterdir()
     file.write_bytes(file.read_bytes()[:-20])  # killed before it was flushed
-    with metrics.MetricsWriter(tmp_path, start_step=2) as writer:
+    with with_events(tmp_path, start_step=2) as writer:
         writer.write({"step": 3, "loss": 4.0})
     assert events(tmp_path) == {1: {"loss": 1.0}, 2: {"loss": 2.0}, 3: {"loss": 4.0}}
 
@@ -430,7 +436,7 @@ def test_lines_that_are_no_records_are_left_out(damage: bytes, tmp_path: Path) -
 def test_a_folder_in_the_place_of_the_events_costs_the_events_only(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file")
     warned: list[str] = []
-    with metrics.MetricsWriter(tmp_path, warn=warned.append) as writer:
+    with with_events(tmp_path, warned.append) as writer:
         writer.write({"step": 1, "loss": 1.0})
     assert any("no TensorBoard events" in line for line in warned)
     assert metrics.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]

@@ -63,11 +63,14 @@ class Recorder(Callback):
         writer: MetricsWriter | None,
         say: Say,
         counts: Callable[[], Mapping[str, float]] = dict,
+        alert: Callable[[str, int, str], None] = lambda kind, step, text: None,
     ):
-        """``sample_keys``: of a step; ``counts``: what else each record holds, e.g. of the data."""
+        """``sample_keys``: of a step; ``counts``: what else each record holds, e.g. of the data; ``alert`` is given the
+        kind, step and text of what someone should know.
+        """
         self._stage, self._log_every, self._max_nonfinite_steps = stage, log_every, max_nonfinite_steps
         self._speed, self._sample_keys, self._writer, self._say = speed, sample_keys, writer, say
-        self._counts = counts
+        self._counts, self._alert = counts, alert
         self._pending: collections.deque[_Pending] = collections.deque()
         self._measured: dict[int, Mapping[str, float]] = {}
         self._seconds: dict[str, float] = {}  # of the clock at the last record
@@ -181,6 +184,7 @@ class Recorder(Callback):
         shown = ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
         what = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         self._say(f"step {done}: {what}: the update is not finite and is skipped; samples: {shown}")
+        self._alert("nonfinite", done, f"step {done}: {what}: the update is not finite and is skipped")
         if values["nonfinite_steps"] < self._max_nonfinite_steps:
             return
         first = done - int(values["nonfinite_steps"]) + 1

@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 from mono_jax.training.clock import Clock
@@ -28,8 +29,16 @@ class Stalls(Callback):
     A thread looks on while the context is entered, since the one that trains is the one that is stuck.
     """
 
-    def __init__(self, factor: float, say: Say, shortest: float = SHORTEST, look_every: float = 1.0):
+    def __init__(
+        self,
+        factor: float,
+        say: Say,
+        shortest: float = SHORTEST,
+        look_every: float = 1.0,
+        alert: Callable[[str, int, str], None] = lambda kind, step, text: None,
+    ):
         self._factor, self._say, self._shortest, self._look_every = factor, say, shortest, look_every
+        self._alert = alert
         self._seconds: collections.deque[float] = collections.deque(maxlen=KNOWN)
         self._clock: Clock | None = None
         self._done, self._aside, self._since, self._before = 0, 0.0, 0.0, 0.0
@@ -81,10 +90,9 @@ class Stalls(Callback):
             passed, median = now - self._since - self._aside, statistics.median(list(self._seconds))
             if passed > max(self._factor * median, self._shortest):
                 said = self._done
-                self._say(
-                    f"step {said + 1} has taken {duration(passed)}, the median is {median:.2f} s; "
-                    f"where every thread stands:\n{stacks()}"
-                )
+                text = f"step {said + 1} has taken {duration(passed)}, the median is {median:.2f} s"
+                self._say(f"{text}; where every thread stands:\n{stacks()}")
+                self._alert("stall", said + 1, text)
 
 
 def stacks() -> str:

@@ -1,0 +1,100 @@
+"""Alerts: a JSON object is sent to a webhook when a run needs someone, by a thread that the run never waits for."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mono_jax.files import reason
+from mono_jax.training.appender import Say
+from mono_jax.training.callbacks.stopping import NonFinite, Preempted, TooManyBadSamples
+from mono_jax.training.loop import Callback, DataEnded, Progress
+
+TIMEOUT_S = 10.0  # of one request
+REPEAT_S = 600.0  # in which an alert of a kind is not sent again
+_ENDS: dict[type[Exception], str | None] = {
+    NonFinite: "nonfinite",
+    TooManyBadSamples: "bad_share",
+    Preempted: None,
+    DataEnded: "ended",
+}
+
+
+def webhook_url(setting: str | None) -> str | None:
+    """``setting``, or the environment variable that it names as "$NAME", which keeps a secret out of configs."""
+    return os.environ.get(setting[1:]) if setting and setting.startswith("$") else setting
+
+
+@dataclasses.dataclass
+class Alerts(Callback):
+    """Posts {"kind", "text", "step", ...``about``} to ``url`` (None = nowhere): what ``alert`` is given, and an error
+    that ends the run.
+
+    Nothing of it blocks or ends the run: what a server does not take within ``TIMEOUT_S`` is reported in one line.
+    """
+
+    url: str | None
+    about: Mapping[str, Any]
+    say: Say
+    now: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._queue: collections.deque[dict[str, Any]] = collections.deque(maxlen=100)
+        self._more, self._ended = threading.Condition(), False
+        self._sent: dict[str, float] = {}
+        self._failed = False
+        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
+
+    def alert(self, kind: str, step: int, text: str) -> None:
+        """Sends it, unless one of the kind was sent a short while ago."""
+        if self.url is None or self.now() - self._sent.get(kind, -REPEAT_S) < REPEAT_S:
+            return
+        self._sent[kind] = self.now()
+        host = {"host": socket.gethostname(), "time": round(time.time(), 3)}
+        with self._more:
+            self._queue.append({"kind": kind, "text": text, "step": step, **self.about, **host})
+            self._more.notify()
+
+    def begin(self, progress: Progress) -> None:
+        if self.url is not None:
+            self._thread.start()
+
+    def finish(self, progress: Progress) -> None:
+        error = progress.error
+        if error is not None and (kind := _ENDS.get(type(error), "error")) is not None:
+            self._sent.pop(kind, None)  # the end is always said
+            self.alert(kind, progress.done, f"{type(error).__name__}: {reason(error)}")
+        with self._more:
+            self._ended = True
+            self._more.notify()
+        if self._thread.is_alive():
+            self._thread.join(TIMEOUT_S)
+
+    def _run(self) -> None:
+        while True:
+            with self._more:
+                self._more.wait_for(lambda: self._queue or self._ended)
+                if not self._queue:
+                    return
+                entry = self._queue.popleft()
+            self._post(entry)
+
+    def _post(self, entry: Mapping[str, Any]) -> None:
+        assert self.url is not None
+        data = json.dumps(entry).encode()
+        try:
+            request = urllib.request.Request(self.url, data, {"Content-Type": "application/json"}, method="POST")
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+                pass
+        except Exception as error:  # whatever a URL or a server does: the run goes on
+            if not self._failed:
+                self.say(f"an alert could not be sent: {reason(error)}; training continues")
+            self._failed = True

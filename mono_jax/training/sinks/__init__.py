@@ -1,0 +1,1 @@
+"""Views of the records of metrics.jsonl: TensorBoard, Weights & Biases, Trackio."""
