@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.devices import simulated
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight simulated devices: sharding is tested for real; tests that want one device use the first.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", simulated(8))
 
 import pytest
 

@@ -20,6 +20,7 @@ from mono_jax import tree
 from mono_jax.cli import USER_ERROR
 from mono_jax.storage.places import Place
 from mono_jax.weights.model_folder import open_model
+from tests.devices import simulated
 from tests.mono_jax.parallel.clusters import ROOT, write_config
 from tests.mono_jax.runs.test_stage import settings
 from tests.stores import Store
@@ -33,7 +34,7 @@ class Machine:
     def __init__(self, store: Store, folder: Path, name: str):
         self._log, self._place = folder / f"{name}.log", folder / name
         self._env = {**os.environ, **store.environment, "MONO_JAX_CACHE": str(self._place), "PYTHONPATH": str(ROOT)}
-        self._env |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        self._env |= {"XLA_FLAGS": simulated(2)}
 
     def start(self, *line: str) -> subprocess.Popen[str]:
         with self._log.open("w") as output:

@@ -16,6 +16,7 @@ import pytest
 
 from mono_jax.files import read_json
 from mono_jax.weights.model_folder import load_model
+from tests.devices import simulated
 from tests.mono_jax.stored import assert_equal
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,7 +52,7 @@ def config(sets_dir: Path) -> dict[str, Any]:
 
 def command(file: str, workdir: Path, *options: str) -> subprocess.Popen[str]:
     line = [sys.executable, f"experiments/{file}", *options, f"--workdir={workdir}", "--json"]
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}  # one device
+    env = os.environ | {"XLA_FLAGS": simulated(1), "JAX_PLATFORMS": "cpu"}  # one device
     return subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -15,6 +15,7 @@ import pytest
 from mono_jax.errors import CheckpointError
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
+from tests.devices import simulated
 from tests.mono_jax.runs.test_stage import losses, same_weights, settings
 
 ROOM = 16 * 2**20  # bytes, more than these runs take
@@ -75,7 +76,7 @@ def test_a_full_disk_costs_nothing(sets: dict[str, Any], tmp_path: Path) -> None
         text=True,
         timeout=600,
         env=os.environ
-        | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+        | {"XLA_FLAGS": simulated(1), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
         | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr

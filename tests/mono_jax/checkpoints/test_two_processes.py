@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import mono_jax
+from tests.devices import simulated
 
 _PROCESS = """
 import resource, sys, time
@@ -102,7 +103,7 @@ def test_two_processes_save_and_restore_together(tmp_path, golden_dir):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = os.environ | {"XLA_FLAGS": simulated(2)}
     env["PYTHONPATH"] = str(Path(mono_jax.__file__).parents[1])
     arguments = [str(port), str(golden_dir / "mono_tiny"), str(tmp_path)]
     processes = [

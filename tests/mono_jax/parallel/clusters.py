@@ -19,6 +19,7 @@ import pytest
 
 from mono_jax import tree
 from mono_jax.weights.model_folder import open_model
+from tests.devices import simulated
 from tests.mono_jax.parallel.hosts import Hosts
 from tests.mono_jax.runs.test_stage import settings
 
@@ -50,7 +51,7 @@ class Cluster:
             coordinator = f"{hosts.addresses[0] if hosts else 'localhost'}:{free.getsockname()[1]}"
         trained = [f"--config={config}", f"--workdir={workdir}"] if config else []
         line = [sys.executable, f"experiments/{command}", *trained, *options]
-        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
+        env = os.environ | {"XLA_FLAGS": simulated(devices // processes)}
         env |= {"PYTHONPATH": str(ROOT)}
         self.outputs = [workdir.parent / f"{workdir.name}.{number}.log" for number in range(processes)]
         self.processes = []
