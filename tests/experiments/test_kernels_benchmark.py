@@ -390,7 +390,7 @@ def test_which_attention_wins_at_which_length():
         in lines
     )
     assert f"- {title}, one sample: fastest by slots of the row: xla_blocked at 1,024 to 2,048, cudnn at 4,096" in lines
-    assert "- attention/mosaic_gpu both, attention 2b 8,192 / 5: OutOfMemory" in lines
+    assert "- attention/mosaic_gpu, 2b, forward + backward, 8,192 / 5: OutOfMemory" in lines
     assert "| mosaic_gpu |  |  |  | wrong | failed |" in lines
     assert attention.break_even({"records": records[:1]}) == []  # nothing to compare
     (throughout,) = attention.break_even({"records": records[1:4]})

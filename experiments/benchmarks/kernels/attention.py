@@ -256,9 +256,13 @@ def _title(shape: str, direction: str, in_slots: bool) -> str:
 
 def failures(content: Mapping[str, Any]) -> list[str]:
     """One line per failed point that was to be timed."""
-    failed = [r for r in content["records"] if r["kind"] == KIND and "failed" in r]
-    where = "{row} {direction}, attention {shape} {rows:,} / {samples}"
-    return [f"{where.format(**record['about'])}: {record['failed']}" for record in failed]
+    lines = []
+    for record in content["records"]:
+        if record["kind"] == KIND and "failed" in record:
+            about = record["about"]
+            where = f"{_title(*_group(record))}, {about['rows']:,} / {about['samples']}"
+            lines.append(f"{about['row']}, {where}: {record['failed']}")
+    return lines
 
 
 def tables(content: Mapping[str, Any]) -> str:
