@@ -141,7 +141,7 @@ def _part_bounds(intervals: Intervals, grid: Grid, block: jax.Array) -> tuple[ja
 
 def count_pairs(intervals: Intervals, grid: Grid) -> int:
     """Pairs of a query and a key that the kernels compute, seen or not; on the host."""
-    visits = jax.tree.map(np.asarray, make_visits(intervals, grid))
+    visits = jax.tree.map(np.asarray, jax.jit(make_visits, static_argnums=1)(intervals, grid))
     pairs = 0
     for code, parts in zip(visits.codes[: visits.count].tolist(), visits.parts[: visits.count].tolist()):
         if code & WHOLE:

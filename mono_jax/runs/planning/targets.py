@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -29,6 +30,11 @@ class Target:
     name: str
     devices: tuple[jax.Device, ...]
     chip: Chip | None
+
+    @functools.cached_property
+    def extents(self) -> tuple[int, ...]:
+        """Of a TPU slice: devices along each axis of the torus."""
+        return tuple(len(set(places)) for places in zip(*(device.coords for device in self.devices)))
 
     @property
     def platform(self) -> str:
@@ -109,9 +115,8 @@ def _on_torus(target: Target, group: list[jax.Device], kind: str, size: float) -
     ways, longest = 0, 1
     for axis in range(len(group[0].coords)):
         places = {device.coords[axis] for device in group}
-        whole = {device.coords[axis] for device in target.devices}
         if len(places) > 1:
-            ways += 2 if len(places) == len(whole) and _wraps(target, len(whole)) else 1
+            ways += 2 if len(places) == target.extents[axis] and _wraps(target, len(places)) else 1
             longest = max(longest, len(places))
     ways = max(ways, 1)  # the devices of one chip
     hops = max(longest / 4, 1.0) if kind in ("all-to-all", "ragged-all-to-all") else 1.0
