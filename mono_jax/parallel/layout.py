@@ -33,22 +33,34 @@ def arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     """``devices`` as an array of ``sizes``, later axes along faster links.
 
     Within a slice of TPUs axes follow the torus. Where there are several slices or, for GPUs, several machines, the
-    first axis that they divide spans them (``data`` before ``fsdp`` before ``tensor``). Raises ConfigError if none is.
+    first axis that they divide spans them (``data`` before ``fsdp`` before ``tensor``); if none is, the first axes
+    share them, as 16 x 16 on 32 machines of 8: 16 of ``data`` times 2 of ``fsdp``. Raises ConfigError if neither goes.
     """
     by_process = devices[0].platform == "gpu"
     of = "process_index" if by_process else "slice_index"
     parts = len({getattr(device, of, 0) for device in devices})
     if parts == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    across = next((place for place, size in enumerate(sizes) if size % parts == 0), None)
-    if across is None or len(devices) % parts:
+    outer = _across(sizes, parts)
+    if math.prod(outer) != parts or len(devices) % parts:
         raise ConfigError(
             f"mesh {' x '.join(map(str, sizes))} over {parts} {'machines' if by_process else 'slices'}: one axis must "
-            "be a multiple of them: change config.mesh"
+            "be a multiple of them, or several must share them: change config.mesh"
         )
-    outer = [parts if place == across else 1 for place in range(len(sizes))]
     inner = [size // whole for size, whole in zip(sizes, outer, strict=True)]
     assert math.prod(inner) * parts == len(devices)
     return mesh_utils.create_hybrid_device_mesh(
         inner, outer, devices, process_is_granule=by_process, allow_split_physical_axes=True
     )
+
+
+def _across(sizes: Sequence[int], parts: int) -> list[int]:
+    """How many of ``parts`` machines or slices each axis spans; their product is less where they cannot be divided."""
+    one = next((place for place, size in enumerate(sizes) if size % parts == 0), None)
+    if one is not None:
+        return [parts if place == one else 1 for place in range(len(sizes))]
+    outer = []
+    for size in sizes:
+        outer.append(math.gcd(size, parts))
+        parts //= outer[-1]
+    return outer

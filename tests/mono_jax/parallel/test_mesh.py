@@ -116,6 +116,14 @@ def test_machines_are_spanned_by_an_outer_axis(sizes: tuple[int, int, int], mach
     assert [sorted(device.id for device in part.ravel()) for part in np.split(found.reshape(2, -1), 2)] == machines
 
 
+def test_machines_that_no_axis_spans_are_shared_by_several():
+    """Eight machines of two under 4 x 4: four of `data`, and two of `fsdp` within each of these."""
+    found = arranged((4, 4, 1), [FakeDevice(n, n // 2, 0) for n in (*range(8, 16), *range(8))])
+    machines = np.vectorize(lambda device: device.process_index)(found).reshape(4, 2, 2)
+    assert (machines[..., 0] == machines[..., 1]).all()
+    assert sorted(machines[..., 0].ravel()) == list(range(8))
+
+
 def test_machines_that_no_axis_can_span_are_refused():
     with pytest.raises(ConfigError, match="3 machines: one axis must be a multiple"):
         arranged((2, 2, 1), [FakeDevice(n, min(n, 2), 0) for n in range(4)])
