@@ -19,7 +19,8 @@ of the 2B and the 7B model. Rows of the table; every time is also given as a rat
   gather_scatter       rows of each expert gathered, computed and scattered back in every layer, as serving engines do
 
 Third operation: attention over one packed row of 1,024 to 131,072 slots, with as many samples as in S1.1 and with one,
-by every implementation that serves here (--rows attention/NAME); in TFLOP/s of the scores that count.
+by every implementation that serves here (--rows attention/NAME); in TFLOP/s of the scores that count. Its break-even
+points name the fastest implementation at each length.
 
 Points that tell most come first, and each is written to kernels.json in --out as soon as it is there. A second run
 with the same --out resumes where the first one stopped. The work is done in a process of its own: a point that raises
