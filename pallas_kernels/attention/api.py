@@ -113,8 +113,9 @@ def _over_context(
     whole, own = PartitionSpec(rows), PartitionSpec(rows, context)
 
     def gathered(key: jax.Array, value: jax.Array) -> jax.Array:
-        # Together: of the sums of two gradients XLA:TPU makes one that every device gets whole.
-        return jax.lax.all_gather(jnp.concatenate([key, value], axis=2), context, axis=1, tiled=True)
+        # The barrier stands behind the sum of gradients too: XLA:TPU would give each device all of it to cut up itself.
+        own = jax.lax.optimization_barrier(jnp.concatenate([key, value], axis=2))
+        return jax.lax.all_gather(own, context, axis=1, tiled=True)
 
     def any_order(query, key, value, first, last, places):
         return chosen(query, *jnp.split(gathered(key, value), 2, axis=2), Intervals(first, last, places))
