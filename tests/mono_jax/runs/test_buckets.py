@@ -138,7 +138,8 @@ def test_a_run_that_loses_its_workdir_stops_and_writes_nothing_more(bucket, gold
         (bucket / ".lock").write_text(other)
         time.sleep(1.0)  # many beats: it is noticed, and asks the run to stop
 
+    run = settings(tmp_path / "data", golden_dir, steps=100, async_checkpoints=False)
     with pytest.raises(CheckpointError, match=f"{bucket}: taken over by pid 1 on host elsewhere since today"):
-        train(settings(tmp_path / "data", golden_dir, steps=100), str(bucket), [], {3: take_over})
+        train(run, str(bucket), [], {3: take_over})
     assert (bucket / ".lock").read_text() == other
     assert {name.split("/")[1] for name in bucket.objects() if name.endswith("checksums.json")} == {"2"}
