@@ -150,6 +150,8 @@ class Evip:
                 init = self.with_experts(init)
             self.say(f"--- {stage.name}: {stage.title} ({number} of {len(self.config.stages)}) ---")
             summaries[folder] = self.run_stage(folder, init)
+            if self.at is not None:
+                self.at.store()  # its summary: the next checkpoint may be long in coming
             init = str(self.large(folder) / "model")
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return {"stages": summaries, "manifest": self.manifest, "device": device}
