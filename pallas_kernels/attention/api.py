@@ -113,7 +113,8 @@ def _over_context(
     whole, own = PartitionSpec(rows), PartitionSpec(rows, context)
 
     def gathered(key: jax.Array, value: jax.Array) -> jax.Array:
-        # The barrier stands behind the sum of gradients too: XLA:TPU would give each device all of it to cut up itself.
+        # The barrier stands behind the sum of gradients too: XLA:TPU then scatters it for more shapes, not for all; for
+        # others it is an all-reduce that each device cuts up.
         own = jax.lax.optimization_barrier(jnp.concatenate([key, value], axis=2))
         return jax.lax.all_gather(own, context, axis=1, tiled=True)
 
