@@ -48,6 +48,7 @@ def sets(sets_dir: Path) -> dict[str, Any]:
 MAY_SKIP = (
     "tests/faults/test_full_disk.py",
     "tests/pallas_kernels/",
+    "tests/mono_jax/runs/planning/",
     "tests/experiments/test_kernels_benchmark.py",
     "tests/mono_jax/training/callbacks/test_profiling.py",
     "tests/mono_jax/training/sinks/",

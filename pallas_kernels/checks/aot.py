@@ -114,7 +114,8 @@ def compile_attention(
         return attend(query, key, value, intervals, implementation=implementation, causal=queries == keys)
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals, dy: jax.Array) -> jax.Array:
-        return jnp.sum((mixed(query, key, value, intervals) * dy).astype(jnp.float32))
+        y = mixed(query, key, value, intervals).astype(jnp.float32)
+        return jnp.sum(y * y * dy)  # its gradient needs y: the forward pass cannot be left out
 
     query, key, bound = shaped(queries, heads, dim), shaped(keys, kv_heads, dim), shaped(queries, dtype=jnp.int32)
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))

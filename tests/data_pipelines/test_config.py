@@ -38,7 +38,7 @@ def config(**changes: Any) -> DataConfig:
         ({"sources": {"a": {"spec": {"kind": "tar"}, "prompts": [1]}}}, "data.sources.a.prompts.0 is 1: it must be a"),
         ({"sources": {"a": {"spec": {"kind": "tar"}, "weight": 0}}}, "data.sources.a.weight is 0: it must be"),
         ({"sources": [SOURCE, SOURCE]}, "names must differ"),
-        ({"sources": [SOURCE, {**SOURCE, "name": "b", "weight": 1}]}, "every source or to none"),
+        ({"sources": [SOURCE, {**SOURCE, "name": "b", "weight": 1}]}, "but sum to 1: give every source a weight"),
         ({"tokenizer": ""}, "data.tokenizer is missing"),
         ({"tokenizer": None}, "data.tokenizer is None: it must be a string"),
     ],

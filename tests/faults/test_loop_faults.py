@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from data_pipelines.loading.report import Report
 from mono_jax import tree
-from mono_jax.checkpoints import manager
+from mono_jax.checkpoints import orbax_manager
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import CheckpointError
 from mono_jax.models.presets import preset
@@ -208,7 +208,7 @@ def test_a_save_that_fails_is_said_and_the_next_one_is_made(tmp_path: Path, unin
 def test_a_save_that_fails_in_the_background_is_said_when_it_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Any
 ) -> None:
-    original = manager.list_checksums
+    original = orbax_manager.list_checksums
     seen = []
 
     def fails_once(folder: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_save_that_fails_in_the_background_is_said_when_it_happens(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(folder)
 
-    monkeypatch.setattr(manager, "list_checksums", fails_once)
+    monkeypatch.setattr(orbax_manager, "list_checksums", fails_once)
     rig = Rig(tmp_path)
     state = rig(8)
     [line] = [line for line in rig.lines if "step 4 was not saved: no space left" in line]
@@ -515,7 +515,7 @@ def test_a_last_state_that_could_not_be_saved_is_said_and_never_called_saved(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     rig = Rig(tmp_path)
-    where = (manager, "list_checksums") if background else (ocp.CheckpointManager, "save")
+    where = (orbax_manager, "list_checksums") if background else (ocp.CheckpointManager, "save")
     monkeypatch.setattr(*where, full)
     with pytest.raises(ends) as caught:
         rig(steps, Data(faults={4: fault} if fault else {}), more=more)

@@ -35,7 +35,8 @@ class TestPallasTpu(Conformance):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"layout": "one_sample", "images": True}, {"layout": "many_tiny_samples", "queries": (128, 256)}]
+    "changes",
+    [{}, {"layout": "one_sample", "images": True}, {"layout": "many_tiny_samples", "queries": tuple(range(128, 384))}],
 )
 def test_blocks_of_several_parts(changes: dict[str, Any]):
     """Rows of two blocks of two parts each."""
