@@ -49,6 +49,14 @@ def read_json(file: Place) -> dict[str, Any]:
     return value
 
 
+def stored_json(file: Place) -> dict[str, Any]:
+    """The JSON object in ``file``; {} if there is none, or it is damaged."""
+    try:
+        return read_json(file)
+    except ConfigError:
+        return {}
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error's message, shortened."""
     if "No space left on device" in str(error):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 from flax import traverse_util
 
 from mono_jax.errors import ConfigError
@@ -33,6 +34,12 @@ def merge(*trees: Tree) -> Tree:
                 raise ValueError(f"two trees hold {path}")
             flat[path] = leaf
     return unflatten(flat)
+
+
+def leaves_by_path(state: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """{"a/b": leaf} of any tree of JAX; named tuples and dicts give the same paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_leaf)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def match(table: Sequence[tuple[str, Any]], paths: Iterable[str], what: str) -> dict[str, Any]:

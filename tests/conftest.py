@@ -16,6 +16,17 @@ os.environ.setdefault("XLA_FLAGS", simulated(8))
 import pytest
 
 
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """For tests about runs, not meshes: one of the simulated devices compiles fastest."""
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr("mono_jax.parallel.mesh.jax.devices", lambda *args: first)
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Numbers made by running the public PyTorch release on tiny random weights (facts, not code)."""

@@ -78,7 +78,12 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     """Writes ``value`` atomically as indented JSON with a final newline. Raises OSError, TypeError."""
-    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(target, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON with a final newline. Raises TypeError."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def remove_stale(folder: Path) -> None:

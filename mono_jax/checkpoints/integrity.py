@@ -52,10 +52,9 @@ def check_fit(folder: Path, stored_state: Any, wanted_state: Any) -> None:
 
 def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """(shape, dtype) of every array by path. Named tuples and dicts give the same paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: hasattr(x, "dtype"))
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
-        for path, leaf in leaves
+        path: (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
+        for path, leaf in tree.leaves_by_path(state, is_leaf=lambda x: hasattr(x, "dtype")).items()
         if hasattr(leaf, "dtype")
     }
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from data_pipelines.errors import StorageError
+from mono_jax import tree
 from mono_jax.files import CHECKSUMS_FILE, Damaged, list_name, lists_of
 from mono_jax.parallel.agreement import Meeting, together
 from mono_jax.storage.buckets import in_threads
@@ -84,7 +85,7 @@ class ObjectManager:
 
     def save(self, step: int, state: PyTree, metadata: Mapping[str, Any], meeting: Meeting | None) -> None:
         """Copies the state to the host; ``finish`` writes it."""
-        flat = leaves_of(state)
+        flat = tree.leaves_by_path(state)
         for leaf in flat.values():
             getattr(leaf, "copy_to_host_async", lambda: None)()  # all copies at once
         ready = {f"{STATE}/{name}": data for name, data in headers(flat, by_layer=False).items()}
@@ -144,18 +145,12 @@ class ObjectManager:
     def state(self, step: int, abstract: PyTree) -> PyTree:
         """Arrays as ``abstract`` wants them; each process reads what its devices hold."""
         folder = self._directory / str(step) / STATE
-        arrays, wanted = open_zarrs(folder), leaves_of(abstract)
+        arrays, wanted = open_zarrs(folder), tree.leaves_by_path(abstract)
         leaves = in_threads(lambda path: _placed(folder, arrays[path], wanted[path].sharding), wanted, _AT_A_TIME)
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def leaves_of(state: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by path, parts joined by slashes."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _placed(folder: ObjectPath, array: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:

@@ -7,8 +7,8 @@ WORKDIR/data/        sets that the config asks to be built      STAGE/       one
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation import questions
 from mono_jax.evaluation.heldout import HeldoutSources
-from mono_jax.files import read_json
+from mono_jax.files import stored_json
 from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
@@ -218,7 +218,7 @@ class Evip:
 
     def summary(self, run: RunConfig, result: Mapping[str, Any], before: float | None) -> dict[str, Any]:
         """What the report shows of a stage; ``before``: the loss on held-out text before it."""
-        config, params, _ = _on_mesh(result["model"], run)
+        config, params, _ = open_model(result["model"], verify=False)
         return {
             "config": run.to_dict(),
             "stage": run.stage,
@@ -260,8 +260,6 @@ class Evip:
 
     def evaluate(self, folder: str, run: RunConfig, names: Sequence[str]) -> dict[str, Any]:
         """Answers of a stage's model to held-out sets; grades of the questions, and texts for the gallery."""
-        if not names:
-            return {}
         config, params, mesh = _on_mesh(str(self.large(folder) / "model"), run)
         builder = SampleBuilder(run.data, geometry=config.geometry)
         generator = Generator(config, params, jnp.dtype(run.dtype), mesh=mesh)
@@ -284,11 +282,7 @@ class Evip:
 
 def _stored(file: Path) -> dict[str, Any]:
     """What an earlier run left in ``file``; {} if there is nothing, or it is damaged."""
-    found: dict[str, Any] = {}
-    if jax.process_index() == 0:
-        with contextlib.suppress(ConfigError):
-            found = read_json(file)
-    return from_first(found)
+    return from_first(stored_json(file) if jax.process_index() == 0 else {})
 
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:
@@ -304,18 +298,17 @@ def _on_mesh(model: str, run: RunConfig) -> tuple[Architecture, tree.Tree, Mesh]
 
 
 def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) -> dict[str, Any]:
-    """What trained and what stayed frozen: parameters by group, and bytes of optimizer state."""
+    """What trained and what stayed frozen, by shapes and dtypes: parameters by group, and bytes of optimizer state."""
     groups = groups_of(config, params)
     trained = trained_groups(run.resolved_stage(), config)
     sizes: dict[str, int] = {}
+    frozen_bytes = 0
     for path, leaf in tree.flatten(params).items():
-        sizes[groups[path]] = sizes.get(groups[path], 0) + leaf.size
+        size, group = math.prod(leaf.shape), groups[path]
+        sizes[group] = sizes.get(group, 0) + size
+        if group not in trained:
+            frozen_bytes += size * jnp.dtype(leaf.dtype if run.frozen_dtype == "source" else run.frozen_dtype).itemsize
     trainable = sum(size for group, size in sizes.items() if group in trained)
-    frozen_bytes = sum(
-        leaf.size * (leaf.dtype if run.frozen_dtype == "source" else jnp.dtype(run.frozen_dtype)).itemsize
-        for path, leaf in tree.flatten(params).items()
-        if groups[path] not in trained
-    )
     return {
         "groups": {group: {"parameters": size, "trained": group in trained} for group, size in sorted(sizes.items())},
         "trainable": trainable,

@@ -8,9 +8,7 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import tempfile
-import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from data_pipelines.io.paths import cache_dir
 from mono_jax.errors import CheckpointError
 from mono_jax.parallel.agreement import together
 from mono_jax.runs.console import say_now
-from mono_jax.storage.lease import Lease, held, repeated
+from mono_jax.storage.lease import Lease, held, holder, repeated, this_process
 from mono_jax.storage.mirror import Mirror
 from mono_jax.storage.places import Place, place_of
 from mono_jax.training.metrics import Say
@@ -168,14 +166,25 @@ def locked(workdir: Path) -> Iterator[None]:
             pass  # a file system without locks
         with contextlib.suppress(OSError):  # on a full disk the lock holds, without a name
             file.truncate(0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+            file.write(json.dumps(this_process()))
             file.flush()
         yield
 
 
+def in_use(workdir: Path) -> bool:
+    """Whether a process has the lock of ``locked``."""
+    try:
+        with (workdir / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _holder(workdir: Path) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+    found = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads((workdir / LOCK).read_text(encoding="utf-8"))
-        return f"pid {found['pid']} on host {found['host']} since {found['since']}"
-    return "another process"
+    return holder(found)

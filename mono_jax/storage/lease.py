@@ -30,8 +30,7 @@ class Lease:
 
     def __init__(self, file: ObjectPath, on_loss: Callable[[], None] = lambda: None):
         self._file, self._on_loss = file, on_loss
-        self._me = {"id": uuid.uuid4().hex, "pid": os.getpid(), "host": socket.gethostname()}
-        self._me["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._me = {"id": uuid.uuid4().hex, **this_process()}
         self._generation = MISSING
         self._lost = ""
 
@@ -50,18 +49,18 @@ class Lease:
             found, generation = self._read()
             if found is not None and self._lives(found, generation, say):
                 raise CheckpointError(
-                    f"{self._file.parent}: in use by {_holder(found)}: wait for it, or use another workdir"
+                    f"{self._file.parent}: in use by {holder(found)}: wait for it, or use another workdir"
                 )
             if self._write(generation):
                 if found is not None:
-                    say(f"{self._file.parent}: taken over from {_holder(found)}, which is gone")
+                    say(f"{self._file.parent}: taken over from {holder(found)}, which is gone")
                 return
-        raise CheckpointError(f"{self._file.parent}: in use by {_holder(self._read()[0])}: use another workdir")
+        raise CheckpointError(f"{self._file.parent}: in use by {holder(self._read()[0])}: use another workdir")
 
     def renew(self) -> None:
         """Raises StorageError if that cannot be asked; a lease that is lost is found by ``check``."""
         if not self._lost and not self._write(self._generation):
-            self._lost = _holder(self._read()[0])
+            self._lost = holder(self._read()[0])
             self._on_loss()
 
     def release(self) -> None:
@@ -75,7 +74,7 @@ class Lease:
                 return False
             if time.time() - found.get("beat", 0.0) < STALE:
                 return True  # else another process may have got its number
-        say(f"{self._file.parent}: in use by {_holder(found)}: waiting up to {STALE:.0f} s for a sign of life")
+        say(f"{self._file.parent}: in use by {holder(found)}: waiting up to {STALE:.0f} s for a sign of life")
         end = time.monotonic() + STALE
         while time.monotonic() < end:  # clocks of two hosts may differ: only what is seen here counts
             time.sleep(min(STALE / 20, 5.0))
@@ -105,7 +104,13 @@ class Lease:
         return True
 
 
-def _holder(found: dict[str, Any] | None) -> str:
+def this_process() -> dict[str, Any]:
+    """What a lock says of its holder."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def holder(found: Any) -> str:
+    """The process that ``this_process`` described, for people; what a damaged lock holds is "another process"."""
     try:
         return f"pid {found['pid']} on host {found['host']} since {found['since']}"
     except (KeyError, TypeError):

@@ -44,7 +44,7 @@ def write_text(target: Place, text: str) -> None:
 
 def write_json(target: Place, value: Any) -> None:
     """``write_bytes`` of ``value`` as indented JSON with a final newline."""
-    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(target, publish.json_text(value))
 
 
 def remove_tree(folder: Place) -> None:

@@ -33,6 +33,15 @@ class Sink(Protocol):
 MakeSink = Callable[[Sequence[Record]], Sink | None]
 
 
+def numbers(record: Record) -> dict[str, float]:
+    """What a view can draw of a record."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
 def duration(seconds: float) -> str:
     """12s, 3m05s, 2h07m, 4d03h."""
     seconds = round(seconds)

@@ -21,8 +21,7 @@ import tensorstore as ts
 from mono_jax.storage.buckets import in_threads
 from mono_jax.storage.objects import ObjectPath
 from mono_jax.weights.names import is_stacked
-
-CHUNK = 256 << 20  # bytes
+from mono_jax.weights.slices import CHUNK
 
 
 @dataclasses.dataclass(frozen=True)

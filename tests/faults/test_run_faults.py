@@ -19,9 +19,9 @@ from mono_jax.runs import stage
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
 from mono_jax.runs.workdir import locked
-from tests.mono_jax.runs.test_stage import losses, one_device, run, same_weights, settings
+from tests.mono_jax.runs.test_stage import losses, run, same_weights, settings
 
-__all__ = ["one_device"]  # a fixture that pytest looks up by name
+pytestmark = pytest.mark.usefixtures("one_device")
 
 HOLDER = """
 import sys, time

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from mono_jax.runs.sweeping.gather import gather
 from mono_jax.runs.sweeping.running import run_unit
 from mono_jax.runs.sweeping.schedule import Scheduler
 from mono_jax.runs.sweeping.status import state_of
-from mono_jax.runs.sweeping.units import Sweep, Unit, read_sweep
+from mono_jax.runs.sweeping.units import Sweep, read_sweep
 from mono_jax.runs.workdir import locked
 from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
@@ -64,8 +66,7 @@ def expand(sweep: Sweep) -> dict[str, Any]:
     _print_table(rows)
     stages = sum(len(each.stages) for each in planned)
     say_now(f"{len(planned)} units, {stages} stages, {len(trained)} to train: the others are shared")
-    units = [_described(each.unit) | {"stages": [link.name for link in each.stages]} for each in planned]
-    return {"title": sweep.title, "units": units, "stages": stages, "to_train": len(trained)}
+    return {"title": sweep.title, "units": _described(planned), "stages": stages, "to_train": len(trained)}
 
 
 def run(sweep: Sweep, workdir: Path, jobs: int, command: Sequence[str]) -> dict[str, Any]:
@@ -98,22 +99,19 @@ def status(sweep: Sweep, workdir: Path) -> dict[str, Any]:
         loss = f"{loss:.4f}" if isinstance(loss, float) else loss
         rows.append([state.name, state.state, state.stage, str(step), loss, state.note])
     _print_table(rows)
-    counts: dict[str, int] = {}
-    for state in states:
-        counts[state.state] = counts.get(state.state, 0) + 1
+    counts = dict(collections.Counter(state.state for state in states))
     say_now(", ".join(f"{count} {name}" for name, count in counts.items()))
     return {"units": {s.name: {"state": s.state, "stage": s.stage, "step": s.step} for s in states}, "counts": counts}
 
 
 def _write_manifest(workdir: Path, sweep: Sweep, planned: Sequence[Plan]) -> None:
     """WORKDIR/sweep.json: what was asked for."""
-    units = [_described(each.unit) | {"stages": [link.name for link in each.stages]} for each in planned]
-    publish.write_json(workdir / "sweep.json", {"file": str(sweep.file), "title": sweep.title, "units": units})
+    asked = {"file": str(sweep.file), "title": sweep.title, "units": _described(planned)}
+    publish.write_json(workdir / "sweep.json", asked)
 
 
-def _described(unit: Unit) -> dict[str, Any]:
-    changes: Mapping[str, Any] = unit.changes
-    return {"name": unit.name, "group": unit.group, "seed": unit.seed, "config": unit.config, "changes": dict(changes)}
+def _described(planned: Sequence[Plan]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(each.unit) | {"stages": [link.name for link in each.stages]} for each in planned]
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

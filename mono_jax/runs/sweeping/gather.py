@@ -20,6 +20,8 @@ from mono_jax.runs.sweeping.plots import metric_plot
 from mono_jax.runs.sweeping.status import result_of, state_of
 from mono_jax.runs.sweeping.units import Sweep
 
+Compared = tuple[Estimate, Estimate | None]  # a group by itself, and less the first group
+
 
 def gather(
     sweep: Sweep, plans: Sequence[Plan], workdir: Path, metrics: Sequence[str], say: Callable[[str], None]
@@ -38,8 +40,9 @@ def gather(
     table = {name: _by_group(sweep, results, name) for name in shown}
     files = [workdir / "results.csv", workdir / "summary.csv", workdir / "summary.md"]
     publish.write_text(files[0], _results_csv(results))
-    publish.write_text(files[1], _summary_csv(sweep, table))
-    markdown = _markdown(sweep, table, missing)
+    compared = {name: _compared(groups, sweep.groups[0]) for name, groups in table.items()}
+    publish.write_text(files[1], _summary_csv(compared))
+    markdown = _markdown(sweep, compared, missing)
     publish.write_text(files[2], markdown)
     for name in shown:
         files.append(workdir / f"{name.replace('/', '.')}.png")
@@ -78,6 +81,13 @@ def difference(table: Mapping[str, Mapping[int | None, float]], group: str, base
     return Estimate.of(pairs) if pairs else None
 
 
+def _compared(table: Mapping[str, Mapping[int | None, float]], baseline: str) -> dict[str, Compared]:
+    return {
+        group: (Estimate.of(list(values.values())), difference(table, group, baseline))
+        for group, values in table.items()
+    }
+
+
 def _results_csv(results: Mapping[str, Any]) -> str:
     changed = list(dict.fromkeys(key for result in results.values() for key in result["changes"]))
     measured = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
@@ -85,17 +95,15 @@ def _results_csv(results: Mapping[str, Any]) -> str:
     for result in results.values():
         changes = [result["changes"].get(key, "") for key in changed]
         values = [result["metrics"].get(name, "") for name in measured]
-        rows.append(
-            [result["unit"], result["group"], "" if result["seed"] is None else result["seed"], *changes, *values]
-        )
+        seed = "" if result["seed"] is None else result["seed"]
+        rows.append([result["unit"], result["group"], seed, *changes, *values])
     return _csv(rows)
 
 
-def _summary_csv(sweep: Sweep, table: Mapping[str, Any]) -> str:
+def _summary_csv(compared: Mapping[str, Mapping[str, Compared]]) -> str:
     rows = [["metric", "group", "n", "mean", "half_width_95", "difference", "difference_half_width_95"]]
-    for metric, groups in table.items():
-        for group, values in groups.items():
-            estimate, apart = Estimate.of(list(values.values())), difference(groups, group, sweep.groups[0])
+    for metric, groups in compared.items():
+        for group, (estimate, apart) in groups.items():
             numbers = [estimate.mean, estimate.half, apart and apart.mean, apart and apart.half]
             rows.append([metric, group, estimate.n, *("" if number is None else number for number in numbers)])
     return _csv(rows)
@@ -107,7 +115,7 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _markdown(sweep: Sweep, table: Mapping[str, Any], missing: Mapping[str, str]) -> str:
+def _markdown(sweep: Sweep, compared: Mapping[str, Mapping[str, Compared]], missing: Mapping[str, str]) -> str:
     baseline = sweep.groups[0]
     lines = [
         f"# {sweep.title}",
@@ -115,10 +123,9 @@ def _markdown(sweep: Sweep, table: Mapping[str, Any], missing: Mapping[str, str]
         f"Means with 95 % intervals over seeds; differences to {baseline}, seed by seed.",
         "",
     ]
-    for metric, groups in table.items():
+    for metric, groups in compared.items():
         lines += [f"## {metric}", "", f"| group | n | mean | minus {baseline} |", "|---|---|---|---|"]
-        for group, values in groups.items():
-            estimate, apart = Estimate.of(list(values.values())), difference(groups, group, baseline)
+        for group, (estimate, apart) in groups.items():
             clear = " *" if apart and apart.is_clear else ""
             lines.append(f"| {group} | {estimate.n} | {estimate} | {apart or ''}{clear} |")
         lines.append("")

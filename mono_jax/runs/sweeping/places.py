@@ -68,15 +68,3 @@ def alone_with(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             say(f"waiting for another unit, which makes {folder.name} ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a process holds the lock of ``runs.workdir.locked`` on ``folder``."""
-    try:
-        with (folder / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False

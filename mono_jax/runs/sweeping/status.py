@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mono_jax.errors import ConfigError
-from mono_jax.files import read_json
+from mono_jax.files import stored_json
 from mono_jax.runs.sweeping.chain import Plan
-from mono_jax.runs.sweeping.places import FAILED, RESULT, in_use, is_trained, shared_folder, unit_folder
+from mono_jax.runs.sweeping.places import FAILED, RESULT, is_trained, shared_folder, unit_folder
+from mono_jax.runs.workdir import in_use
 from mono_jax.training.metrics import read_metrics
 
 FINISHED, FAILED_STATE, RUNNING, PARTLY, WAITING = "finished", "failed", "running", "partly", "waiting"
@@ -36,7 +36,7 @@ class State:
 
 def result_of(workdir: Path, plan: Plan) -> dict[str, Any] | None:
     """The result of a unit that is finished as it is planned now."""
-    found = _json(unit_folder(workdir, plan.unit.name) / RESULT)
+    found = stored_json(unit_folder(workdir, plan.unit.name) / RESULT)
     return found if found.get("stages") == {link.folder: link.digest for link in plan.stages} else None
 
 
@@ -54,14 +54,7 @@ def state_of(workdir: Path, plan: Plan) -> State:
             place |= {"step": records[-1]["step"], "loss": records[-1].get("loss")}
     if in_use(folder):
         return State(name, RUNNING, **place)
-    if (failure := _json(folder / FAILED)) and "error" in failure:
+    if (failure := stored_json(folder / FAILED)) and "error" in failure:
         return State(name, FAILED_STATE, note=str(failure["error"]), **place)
     begun = place["step"] is not None or lacks != plan.stages[0]
     return State(name, PARTLY if begun else WAITING, **place)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return read_json(file)
-    except ConfigError:
-        return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import os
@@ -17,6 +16,7 @@ from mono_jax.files import reason
 from mono_jax.training.appender import Say
 from mono_jax.training.callbacks.stopping import NonFinite, Preempted, TooManyBadSamples
 from mono_jax.training.loop import Callback, DataEnded, Progress
+from mono_jax.training.sinks.mailbox import Mailbox
 
 TIMEOUT_S = 10.0  # of one request
 REPEAT_S = 600.0  # in which an alert of a kind is not sent again
@@ -47,8 +47,7 @@ class Alerts(Callback):
     now: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._queue: collections.deque[dict[str, Any]] = collections.deque(maxlen=100)
-        self._more, self._ended = threading.Condition(), False
+        self._waiting: Mailbox[dict[str, Any]] = Mailbox(most=100)
         self._sent: dict[str, float] = {}
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
@@ -59,9 +58,7 @@ class Alerts(Callback):
             return
         self._sent[kind] = self.now()
         host = {"host": socket.gethostname(), "time": round(time.time(), 3)}
-        with self._more:
-            self._queue.append({"kind": kind, "text": text, "step": step, **self.about, **host})
-            self._more.notify()
+        self._waiting.put({"kind": kind, "text": text, "step": step, **self.about, **host})
 
     def begin(self, progress: Progress) -> None:
         if self.url is not None:
@@ -72,19 +69,12 @@ class Alerts(Callback):
         if error is not None and (kind := _ENDS.get(type(error), "error")) is not None:
             self._sent.pop(kind, None)  # the end is always said
             self.alert(kind, progress.done, f"{type(error).__name__}: {reason(error)}")
-        with self._more:
-            self._ended = True
-            self._more.notify()
+        self._waiting.end()
         if self._thread.is_alive():
             self._thread.join(TIMEOUT_S)
 
     def _run(self) -> None:
-        while True:
-            with self._more:
-                self._more.wait_for(lambda: self._queue or self._ended)
-                if not self._queue:
-                    return
-                entry = self._queue.popleft()
+        while (entry := self._waiting.take()) is not None:
             self._post(entry)
 
     def _post(self, entry: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from data_pipelines.io import publish
 from mono_jax.training.appender import Appender, Say
+from mono_jax.training.metrics import numbers
 
 
 class EventFile:
@@ -50,11 +51,7 @@ def open_events(folder: Path, records: Sequence[Mapping[str, Any]], warn: Say) -
 
 def _event(record: Mapping[str, Any]) -> bytes:
     """The numbers of a record as one event."""
-    values = [
-        Summary.Value(tag=name, simple_value=value)
-        for name, value in record.items()
-        if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers(record).items()]
     wall_time = record.get("time") or time.time()
     event = Event(wall_time=wall_time, step=record["step"], summary=Summary(value=values))
     return _framed(event.SerializeToString())

@@ -6,7 +6,6 @@ the whole view is made anew, from metrics.jsonl.
 
 from __future__ import annotations
 
-import collections
 import json
 import logging
 import threading
@@ -18,6 +17,8 @@ from typing import Any, Protocol
 from data_pipelines.io import publish
 from mono_jax.files import reason
 from mono_jax.training.appender import Say
+from mono_jax.training.metrics import numbers
+from mono_jax.training.sinks.mailbox import Mailbox
 
 CLOSING_S = 15.0  # seconds that the end of a run waits for what is still to be sent
 
@@ -54,22 +55,17 @@ class Tracking:
         self._name, self._open, self._say = name, open_tracker, say
         self._project, self._workdir, self._config = project, workdir, config
         self._state = workdir / "logs" / f"{name}.json"
-        self._waiting = collections.deque(records)
-        self._more, self._ended = threading.Condition(), False
+        self._waiting: Mailbox[Mapping[str, Any]] = Mailbox(records)
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        with self._more:
-            if self.thread.is_alive():  # else the next start sends it
-                self._waiting.append(record)
-            self._more.notify()
+        if self.thread.is_alive():  # else the next start sends it
+            self._waiting.put(record)
 
     def close(self) -> None:
         """Gives what is waiting some time to be sent; metrics.jsonl has it anyway."""
-        with self._more:
-            self._ended = True
-            self._more.notify()
+        self._waiting.end()
         self.thread.join(CLOSING_S)
         if self.thread.is_alive():
             self._say(f"{self._name}: does not answer: {len(self._waiting)} records are left for the next start")
@@ -78,7 +74,7 @@ class Tracking:
         try:
             state = self._stored()
             tracker = self._open(self._project, state["id"], self._workdir.name, self._config, self._workdir / "logs")
-            while (record := self._next()) is not None:
+            while (record := self._waiting.take()) is not None:
                 if record["step"] > state["sent"]:
                     tracker.log(record["step"], numbers(record))
                     state["sent"] = record["step"]
@@ -90,12 +86,6 @@ class Tracking:
             self._say(f"{self._name}: {reason(error)}; the next start sends what is missing; training continues")
             logging.getLogger(__name__).debug("%s", self._name, exc_info=True)
 
-    def _next(self) -> Mapping[str, Any] | None:
-        """The next record, once there is one; None = the end."""
-        with self._more:
-            self._more.wait_for(lambda: self._waiting or self._ended)
-            return self._waiting.popleft() if self._waiting else None
-
     def _stored(self) -> dict[str, Any]:
         """{"id": of the tracker's run, "sent": the last step that it has}."""
         try:
@@ -103,15 +93,6 @@ class Tracking:
             return {"id": str(state["id"]), "sent": int(state["sent"])}
         except (OSError, ValueError, KeyError, TypeError):
             return {"id": uuid.uuid4().hex[:16], "sent": -1}
-
-
-def numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """What a tracker can draw of a record."""
-    return {
-        name: value
-        for name, value in record.items()
-        if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
 
 
 class WandB:

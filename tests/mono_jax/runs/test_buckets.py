@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,17 +21,11 @@ from mono_jax.storage import lease
 from mono_jax.training import goodput, loop
 from mono_jax.weights.model_folder import load_model
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 class Killed(BaseException):
     """Ends a run as SIGKILL does: nothing is said or saved any more."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.devices()[:1]
-        patch.setattr("mono_jax.parallel.mesh.jax.devices", lambda *args: first)
-        yield
 
 
 def settings(folder: Path, golden_dir: Path, **changes: Any) -> RunConfig:

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from data_pipelines.errors import DataError
@@ -19,13 +18,7 @@ from mono_jax.runs import batches
 from mono_jax.runs.config import RunConfig
 from tests.mono_jax.runs.test_stage import losses, run, settings
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.devices()[:1]
-        patch.setattr("mono_jax.parallel.mesh.jax.devices", lambda *args: first)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def of(names: dict[str, float], sets: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
 from mono_jax.weights.model_folder import load_model
 from tests.mono_jax.peers import Peers
-from tests.mono_jax.runs.test_stage import one_device, run, same_weights, settings
+from tests.mono_jax.runs.test_stage import run, same_weights, settings
 
-__all__ = ["one_device"]  # a fixture that pytest looks up by name
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def configured(sets: dict[str, Any], **changes: Any) -> dict[str, Any]:

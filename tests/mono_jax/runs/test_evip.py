@@ -69,7 +69,7 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
         return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "data": {}}
 
     monkeypatch.setattr(module, "run_stage", run_stage)
-    monkeypatch.setattr(module, "_on_mesh", lambda folder, run: (preset("tiny_lm"), {}, None))
+    monkeypatch.setattr(module, "open_model", lambda folder, verify: (preset("tiny_lm"), {}, {}))
     monkeypatch.setattr(module, "parameter_counts", lambda *_: {})
     monkeypatch.setattr(Evip, "text_loss", lambda *_: 4.0)
     first = evip.run_stage("a", "init")

@@ -31,16 +31,9 @@ from mono_jax.weights.model_folder import open_model, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
 from mono_jax.weights.writers import save_hf
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 BASE = {"hidden_size": 32, "vision": {"hidden_size": 16, "patch_size": 8, "image_size": 64}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """These tests are about what is written, not about meshes."""
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.devices()[:1]
-        patch.setattr("mono_jax.parallel.mesh.jax.devices", lambda *args: first)
-        yield
 
 
 def hf_folder(folder: Path, sets: dict[str, Any], dtype: str) -> Path:

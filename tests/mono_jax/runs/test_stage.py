@@ -33,6 +33,8 @@ from mono_jax.training.callbacks.profiling import may_trace
 from mono_jax.training.groups import split
 from mono_jax.weights.model_folder import load_model
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 INSIDE: dict[str, Any] = {"data": {"source_ids": True}}
 VISION = {"hidden_size": 16, "patch_size": 8, "image_size": 64}
 
@@ -65,15 +67,6 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
 def same_weights(a: str, b: str) -> bool:
     one, two = (tree.flatten(load_model(folder)[1]) for folder in (a, b))
     return one.keys() == two.keys() and all(np.array_equal(one[path], two[path]) for path in one)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """These tests are about runs, not meshes: one of the simulated devices compiles fastest."""
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.devices()[:1]
-        patch.setattr("mono_jax.parallel.mesh.jax.devices", lambda *args: first)
-        yield
 
 
 @pytest.fixture(scope="module")
