@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,16 @@ class OrbaxManager:
         self._manager = self._open()
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """What Orbax waits by in a save: an error of one process is one of all at once, not after its timeout."""
+        """What Orbax waits by in a save: an error of one process is one of all at once, not after its timeout.
+
+        Orbax waits in a ``finally`` too. Where an error ended the write, that is not one of the points that the others
+        pass: to pass it would tell them that everything is written.
+        """
         del key
-        self._meeting.pass_on(timeout_ms)
+        if (error := sys.exception()) is not None:
+            self._meeting.fail(error)
+        else:
+            self._meeting.pass_on(timeout_ms)
 
     def _open(self) -> ocp.CheckpointManager:
         several = jax.process_count() > 1

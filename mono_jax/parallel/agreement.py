@@ -45,7 +45,7 @@ class Meeting:
     """A sequence of points that all processes pass together, at which an error of one becomes an error of all."""
 
     def __init__(self, name: str):
-        self._name, self._points = f"{_PREFIX}/{name}", 0
+        self._name, self._points, self._told = f"{_PREFIX}/{name}", 0, False
 
     def pass_on(self, timeout_ms: int = _FOR_EVER) -> None:
         """Waits for all; raises PeerError that names the processes that ``fail`` told of."""
@@ -56,9 +56,9 @@ class Meeting:
             raise PeerError("; ".join(text for _, text in told))
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others at the point where they wait for this process. Not for a PeerError, which all have."""
-        if not isinstance(error, PeerError):
-            self._points += 1
+        """Tells the others at the point where they wait for this process, once. Not for a PeerError, which all have."""
+        if not isinstance(error, PeerError) and not self._told:
+            self._told, self._points = True, self._points + 1
             store().key_value_set(f"{self._point}/{jax.process_index()}", named(error))
             store().wait_at_barrier(self._point, _FOR_EVER)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from mono_jax.checkpoints.manager import Checkpoints
+from mono_jax.checkpoints.orbax_manager import OrbaxManager
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.storage.places import Place
 from tests.mono_jax.stored import abstract, assert_equal, flip_a_bit, largest_file, make_state, mesh
@@ -261,3 +263,19 @@ def test_unusable_directories_and_settings(tmp_path):
         Checkpoints(tmp_path / "file" / "c")
     with pytest.raises(ConfigError, match="keep is 0"):
         Checkpoints(tmp_path, keep=0)
+
+
+def test_a_wait_after_an_error_tells_of_it_and_passes_no_point(tmp_path: Path):
+    """Orbax waits in a ``finally`` too: passed, it stood for "written", and what was not written was committed."""
+    manager, calls = OrbaxManager(tmp_path / "c", asynchronous=True), []
+    manager._meeting = SimpleNamespace(
+        fail=lambda error: calls.append(str(error)), pass_on=lambda timeout: calls.append("passed")
+    )
+    with pytest.raises(OSError, match="full"):
+        try:
+            raise OSError("full")
+        finally:
+            manager._meet(key="save_finalize", timeout_ms=1)
+    manager._meet(key="async_write_complete", timeout_ms=1)
+    manager.close()
+    assert calls == ["full", "passed"]
