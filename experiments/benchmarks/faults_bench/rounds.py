@@ -149,7 +149,7 @@ def _difference(trainer: Trainer, wanted: Wanted, exact: bool) -> str | None:
         return f"records of steps {sorted(found)}"
     if any(abs(loss - losses[step]) > (0 if exact else 1e-5) for step, loss in found.items()):
         return "other losses"
-    tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-5}
+    tolerance = {"rtol": 0, "atol": 0 if exact else 1e-5}
     ours = trainer.weights()
     if not all(np.allclose(ours[path], value, **tolerance) for path, value in wanted[1].items()):
         return "other weights"
