@@ -71,7 +71,7 @@ class Watch:
         beat: float = BEAT,
         lost_after: float = LOST_AFTER,
     ):
-        self._process, self._processes, self._host = process, processes, host
+        self._process, self._host = process, host
         self._store, self._leave, self._beat, self._lost_after = connection or store(), leave, beat, lost_after
         self._stop = threading.Event()
         self._ending = False
