@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=("expand", "run", "slurm", "status", "gather"))
     parser.add_argument("file", type=Path, metavar="FILE", help="the sweep")
     parser.add_argument("--workdir", type=Path, help="everything goes here (all actions but expand)")
+    parser.add_argument("--shared", type=Path, metavar="DIR", help="run, slurm: stages that several sweeps share")
     parser.add_argument("--config", metavar="FILE[:ARG]", help="in place of the sweep's, e.g. a small one to try it")
     parser.add_argument("--jobs", type=cli.positive, metavar="N", help="units at once (run: 1; slurm: all)")
     one = parser.add_mutually_exclusive_group()

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from data_pipelines import strict
 from data_pipelines.config import DataConfig
+from data_pipelines.errors import DataError
+from data_pipelines.sources.selection.filters import check_filters
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.models.architecture import Architecture, VisionConfig
@@ -202,6 +204,8 @@ class DemoSetsConfig:
 
     seed: int = field(0, ge=0, help="of the sets")
     vocabulary: int = field(1024, ge=1, help="pieces of the tokenizer, without the added tokens")
+    edge: int | None = field(None, ge=16, help="of the pictures, pixels; None = that of a tile")
+    mismatched: float = field(0.02, ge=0, le=1, help="share of the alt texts of S1.1 that belong to another picture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +228,14 @@ class EvipConfig:
     attention_experts: bool = field(False, help="visual attention experts too (Mono-InternVL-1.5)")
     replay: Mapping[str, Mapping[str, float]] = field(
         default_factory=dict,
-        help="{stage: {other stage: share of the samples}}: sources of the other stage, from the sets, in equal parts, "
-        "mixed into those of the first; {'s2': {'s0': 0.1}} replays text in S2",
+        help="{stage: {other stage: share of the samples}}: sources of the other stage, from the sets, in their "
+        "proportions there or equal parts, mixed into those of the first; {'s2': {'s0': 0.1}} replays text in S2; "
+        "shares that sum to 1 replace them",
+    )
+    filters: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        help="{stage: filters} for all sources that the stage has from the sets, beside their own; {'s1_2': "
+        "{'max_caption_chars': 30}} learns from short captions",
     )
     gallery: int = field(12, ge=0, help="held-out images shown in the report")
     answer_tokens: int = field(32, ge=1, help="longest answer to a held-out question, tokens")
@@ -241,8 +251,15 @@ class EvipConfig:
         for folder in self.replay:
             if folder not in self.stages:
                 raise unknown_key("stage of config.replay", folder, self.stages)
-            if not 0 < (share := sum(self.replay[folder].values())) < 1:
-                raise ConfigError(f"config.replay.{folder}: shares sum to {share:g}: it must be between 0 and 1")
+            if not 0 < (share := sum(self.replay[folder].values())) <= 1:
+                raise ConfigError(f"config.replay.{folder}: shares sum to {share:g}: it must be above 0 and at most 1")
+        for folder in self.filters:
+            if folder not in self.stages:
+                raise unknown_key("stage of config.filters", folder, self.stages)
+            try:
+                check_filters(self.filters[folder], f"config.filters.{folder}")
+            except DataError as error:
+                raise ConfigError(str(error)) from None
 
     def stage_name(self, folder: str) -> str:
         """The stage that the folder's run is of; raises ConfigError if it names none."""

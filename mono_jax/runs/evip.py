@@ -106,17 +106,24 @@ class Evip:
         return self.manifest["stages"][folder]["sources"]
 
     def mixed_sources(self, folder: str) -> list[dict[str, Any]]:
-        """The stage's own, and those of other stages that ``config.replay`` mixes in."""
-        own, replay = self.sources(folder), self.config.replay.get(folder, {})
-        if any("weight" in source for source in own):  # they keep their proportions
-            scale = (1 - sum(replay.values())) / sum(source["weight"] for source in own)
-            own = [{**source, "weight": source["weight"] * scale} for source in own] if replay else own
-        mixed = [
-            {**source, "name": f"{other}_{source['name']}", "weight": share / len(self.sources(other))}
-            for other, share in replay.items()
-            for source in self.sources(other)
+        """The stage's own and those of other stages that ``config.replay`` mixes in, all with ``config.filters``."""
+        replay = self.config.replay.get(folder, {})
+        own = self.sources(folder) if (rest := 1 - sum(replay.values())) > 0 else []
+        if replay and any("weight" in source for source in own):  # they keep their proportions
+            scale = rest / sum(source["weight"] for source in own)
+            own = [{**source, "weight": source["weight"] * scale} for source in own]
+        mixed = [source for other, share in replay.items() for source in self._replayed(other, share)]
+        filters = self.config.filters.get(folder, {})
+        return [_filtered(source, filters) if filters else source for source in [*own, *mixed]]
+
+    def _replayed(self, stage: str, share: float) -> list[dict[str, Any]]:
+        """A stage's sources under names of their own, ``share`` of the samples in all, in their proportions there."""
+        sources = self.sources(stage)
+        weights = [source.get("weight", 1 / len(sources)) for source in sources]
+        return [
+            {**source, "name": f"{stage}_{source['name']}", "weight": share * weight / sum(weights)}
+            for source, weight in zip(sources, weights)
         ]
-        return [*own, *mixed]
 
     def tokenizer(self) -> str:
         """The tokenizer of all stages; raises ConfigError if there is none."""
@@ -278,6 +285,11 @@ class Evip:
             ]
             results[name] = grades | {"gallery": shown}
         return results
+
+
+def _filtered(source: Mapping[str, Any], filters: Mapping[str, Any]) -> dict[str, Any]:
+    spec = source["spec"]
+    return {**source, "spec": {**spec, "filters": {**spec.get("filters", {}), **filters}}}
 
 
 def _stored(file: Path) -> dict[str, Any]:

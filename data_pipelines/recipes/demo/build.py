@@ -21,6 +21,7 @@ class DemoBuild:
       root: folder of the sets.
       edge: edge of the pictures in pixels.
       vocabulary: pieces of the tokenizer.
+      mismatched: share of the alt texts of S1.1 that belong to another picture.
     """
 
     root: Path
@@ -28,6 +29,7 @@ class DemoBuild:
     sizes: DemoSizes
     edge: int
     vocabulary: int
+    mismatched: float
 
     def rng(self, part: str, index: int = 0) -> np.random.Generator:
         """The generator of one sample of a part."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,14 @@ SAMPLES_PER_SHARD = 1000
 
 
 def write_s1_1(build: DemoBuild, folder: Path) -> Counts:
-    """Alt text as written; one in fifty belongs to another picture."""
+    """Alt text as written; every so often it belongs to another picture."""
+    share = Fraction(str(build.mismatched))
     with ShardWriter(folder, samples_per_shard=SAMPLES_PER_SHARD) as writer:
         for index in range(build.sizes.s1_1):
             rng = build.rng("s1_1", index)
             picture = build.painter.any(rng)
-            _write_pair(writer, picture, build.painter.any(rng).alt if index % 50 == 49 else picture.alt)
+            wrong = math.floor((index + 1) * share) > math.floor(index * share)
+            _write_pair(writer, picture, build.painter.any(rng).alt if wrong else picture.alt)
     return {"pairs": writer.samples}
 
 

@@ -46,6 +46,7 @@ def build_demo_sets(
     edge: int = 64,
     token_pixels: int = 16,
     vocabulary: int = 1024,
+    mismatched: float = 0.02,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
     """Builds the demo sets, or what is missing of them, and returns the manifest with absolute paths.
@@ -55,9 +56,10 @@ def build_demo_sets(
         appears only when it is complete, so that an interrupted build resumes where it was.
       seed: decides every picture, text and split.
       sizes: samples of each set.
-      edge: edge of the pictures in pixels: the tile size to train with.
+      edge: edge of the pictures in pixels: the tile size to train with, or a multiple of it.
       token_pixels: edge of the square that one visual token covers; divides ``edge``.
       vocabulary: pieces of the tokenizer, without the added tokens.
+      mismatched: share of the alt texts of S1.1 that belong to another picture.
       progress: called with one line for each part that is built.
 
     Raises:
@@ -68,7 +70,7 @@ def build_demo_sets(
         raise DataError(
             f"edge={edge} is no multiple of token_pixels={token_pixels}: choose, say, edge=64, token_pixels=16"
         )
-    build = DemoBuild(Path(out_dir), seed, sizes, edge, vocabulary)
+    build = DemoBuild(Path(out_dir), seed, sizes, edge, vocabulary, mismatched)
     settings = {"version": VERSION, **dataclasses.asdict(build)}
     del settings["root"]
     writers = {

@@ -17,6 +17,7 @@ from mono_jax.runs.console import say_now
 from mono_jax.runs.sweeping import slurm as slurm_job
 from mono_jax.runs.sweeping.chain import Plan, plan, plans
 from mono_jax.runs.sweeping.gather import gather
+from mono_jax.runs.sweeping.places import share
 from mono_jax.runs.sweeping.running import run_unit
 from mono_jax.runs.sweeping.schedule import Scheduler
 from mono_jax.runs.sweeping.status import state_of
@@ -35,6 +36,8 @@ def act(args: argparse.Namespace, program: str) -> tuple[int, dict[str, Any] | N
     command += [] if args.config is None else [f"--config={args.config}"]
     if args.action == "expand":
         return 0, expand(sweep)
+    if args.shared is not None and args.action in ("run", "slurm"):
+        share(workdir, args.shared)
     if args.action == "status":
         return 0, status(sweep, workdir)
     if args.action == "gather":

@@ -2,8 +2,10 @@
 
 WORKDIR/units/NAME/      a unit: links to its stages, report.html, result.json or failed.json, log.txt
         shared/STAGE-DIGEST/, sets-DIGEST/, mono-DIGEST/    made once for all units that have it
-        base/, cache/    frozen parameters and packing plans of all
+               base/, cache/                                frozen parameters and packing plans of all
         results.csv, summary.csv, summary.md, *.png         of ``gather``
+
+``shared`` may be a link to a folder that several sweeps use.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mono_jax.errors import CheckpointError
 from mono_jax.runs.sweeping.chain import Link, Plan
 
 RESULT, FAILED, LOG = "result.json", "failed.json", "log.txt"
@@ -29,6 +32,20 @@ def shared_folder(workdir: Path, link: Link) -> Path:
     return workdir / "shared" / link.name
 
 
+def share(workdir: Path, folder: Path) -> None:
+    """Lets the sweep in ``workdir`` use ``folder``, with the stages of other sweeps, for what its units share.
+
+    Raises CheckpointError if it has begun without.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    place = workdir / "shared"
+    with contextlib.suppress(FileExistsError):
+        place.symlink_to(_relative(folder, workdir))
+    if not place.samefile(folder):
+        raise CheckpointError(f"{place}: this sweep has its stages there: leave --shared out, or give --shared={place}")
+
+
 def is_trained(workdir: Path, link: Link) -> bool:
     """Whether a stage is finished, by whichever unit."""
     return (shared_folder(workdir, link) / "summary.json").is_file()
@@ -39,7 +56,7 @@ def lay_out(workdir: Path, plan: Plan) -> Path:
     folder = unit_folder(workdir, plan.unit.name)
     folder.mkdir(parents=True, exist_ok=True)
     links = {stage.folder: shared_folder(workdir, stage) for stage in plan.stages}
-    links |= {"base": workdir / "base", "cache": workdir / "cache"}
+    links |= {name: workdir / "shared" / name for name in ("base", "cache")}
     for name, link in (("data", plan.sets), ("mono", plan.mono)):
         if link is not None:
             links[name] = shared_folder(workdir, link)
@@ -49,12 +66,16 @@ def lay_out(workdir: Path, plan: Plan) -> Path:
 
 
 def _link(place: Path, target: Path) -> None:
-    relative = os.path.relpath(target.absolute(), place.parent.absolute())
+    relative = _relative(target, place.parent)
     if place.is_symlink() and os.readlink(place) == relative:
         return
     with contextlib.suppress(FileNotFoundError):
         place.unlink()  # of the unit's former config
     place.symlink_to(relative)
+
+
+def _relative(target: Path, folder: Path) -> str:
+    return os.path.relpath(target.absolute(), folder.absolute())
 
 
 @contextlib.contextmanager

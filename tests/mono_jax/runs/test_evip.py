@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -107,8 +108,26 @@ def test_sources_of_other_stages_are_mixed_in(evip: Evip):
         for stage in ("a", "b")
     }
     assert found["a"] == pytest.approx({"pairs": 0.6, "ocr": 0.2, "s0_books": 0.1, "s0_chat": 0.1})
-    shares = {"s0_books": 0.05, "s0_chat": 0.05, "a_pairs": 0.2, "a_ocr": 0.2}
-    assert found["b"] == {"talk": None} | shares
-    for stage, share, message in (("c", 0.1, r"config\.replay.*'c'"), ("b", 1, r"replay\.b: shares sum to 1")):
-        with pytest.raises(ConfigError, match=message):
-            dataclasses.replace(evip.config, replay={stage: {"s0": share}})
+    shares = {"s0_books": 0.05, "s0_chat": 0.05, "a_pairs": 0.3, "a_ocr": 0.1}
+    assert found["b"].pop("talk") is None and found["b"] == pytest.approx(shares)
+    config = dataclasses.replace(evip.config, replay={"b": {"a": 1}}, filters={"b": {"min_size": 8}})
+    others = dataclasses.replace(evip, config=config).mixed_sources("b")
+    filtered = {**spec, "filters": {"min_size": 8}}
+    assert others == [
+        {"name": "a_pairs", "spec": filtered, "weight": 0.75},
+        {"name": "a_ocr", "spec": filtered, "weight": 0.25},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"replay": {"c": {"s0": 0.1}}}, r"config\.replay.*'c'"),
+        ({"replay": {"b": {"s0": 1.1}}}, r"replay\.b: shares sum to 1.1"),
+        ({"filters": {"c": {"min_size": 8}}}, r"config\.filters.*'c'"),
+        ({"filters": {"b": {"min_sise": 8}}}, r"config\.filters\.b.*'min_sise'.*'min_size'"),
+    ],
+)
+def test_replay_and_filters_that_cannot_be_are_named(evip: Evip, changes: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(evip.config, **changes)

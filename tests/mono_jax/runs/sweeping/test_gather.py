@@ -11,11 +11,11 @@ import pytest
 from matplotlib import image
 from scipy import stats
 
-from mono_jax.errors import ConfigError
+from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.runs.sweeping.chain import Plan, plans
 from mono_jax.runs.sweeping.estimate import Estimate
 from mono_jax.runs.sweeping.gather import difference, gather
-from mono_jax.runs.sweeping.places import lay_out, shared_folder
+from mono_jax.runs.sweeping.places import is_trained, lay_out, share, shared_folder
 from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import Sweep, read_sweep
 from mono_jax.runs.workdir import locked
@@ -97,3 +97,17 @@ def test_states_of_units(sweep: Sweep, sweep_file: Path, tmp_path: Path):
     changed = plans(read_sweep(sweep_file))[0]
     assert state_of(workdir, changed).state == "failed", "its result is of another config"
     assert lay_out(workdir, changed) == folder and (folder / "s0").readlink().name == changed.stages[0].name
+
+
+def test_sweeps_share_their_stages(sweep: Sweep, tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    planned = plans(sweep)[0]
+    for workdir in (first, second, second):
+        share(workdir, tmp_path / "both")
+        lay_out(workdir, planned)
+    stage = planned.stages[0]
+    shared_folder(first, stage).mkdir()
+    (first / "units" / planned.unit.name / stage.folder / "summary.json").write_text("{}")
+    assert is_trained(second, stage)
+    with pytest.raises(CheckpointError, match="second/shared: this sweep has its stages there"):
+        share(second, tmp_path / "others")
