@@ -1,0 +1,37 @@
+"""Metrics by name: what benchmarks and configs call for."""
+
+from __future__ import annotations
+
+from mono_jax.errors import unknown_key
+from mono_jax.evaluation.judges import NoJudge
+from mono_jax.evaluation.metrics import boxes, choices, mmmu, short_answers, vqa, yes_no
+from mono_jax.evaluation.metrics.captions.scores import captions
+from mono_jax.evaluation.metrics.judged import Memory, math_vista, mm_vet
+from mono_jax.evaluation.metrics.metric import Metric, mean_of
+
+METRICS: dict[str, Metric] = {
+    "exact_match": mean_of(short_answers.exact_match),
+    "gqa": mean_of(short_answers.gqa),
+    "relaxed_accuracy": mean_of(short_answers.relaxed),
+    "anls": mean_of(short_answers.anls, "ANLS"),
+    "contains": mean_of(short_answers.contains),
+    "vqa_accuracy": mean_of(vqa.accuracy),
+    "multiple_choice": mean_of(choices.right_choice),
+    "circular": choices.circular,
+    "mmmu": mean_of(mmmu.right),
+    "mme": yes_no.mme,
+    "hallusion": yes_no.hallusion,
+    "pope": yes_no.pope,
+    "grounding": mean_of(boxes.grounded, "precision@0.5"),
+    "captions": captions,
+}
+JUDGED = {"math_vista": math_vista, "mm_vet": mm_vet}  # made for a judge
+
+
+def find_metric(name: str, judge: Memory | None = None) -> Metric:
+    """The metric ``name``; without a judge, those that need one refuse when they are called. Raises ConfigError."""
+    if name in METRICS:
+        return METRICS[name]
+    if name in JUDGED:
+        return JUDGED[name](judge or Memory(NoJudge()))
+    raise unknown_key("metric", name, [*METRICS, *JUDGED])

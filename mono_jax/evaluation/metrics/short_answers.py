@@ -1,0 +1,76 @@
+"""Short answers: exact match, relaxed accuracy (ChartQA), ANLS (DocVQA, InfoVQA), containment (OCRBench)."""
+
+from __future__ import annotations
+
+from mono_jax.evaluation.metrics.metric import Answered
+
+RELATIVE_CHANGE = 0.05  # of a right number that relaxed accuracy lets pass
+ANLS_THRESHOLD = 0.5  # a similarity below it counts as 0
+FORMULAS = "Handwritten Mathematical Expression Recognition"  # OCRBench's category without spaces in its comparison
+
+
+def exact_match(example: Answered) -> float:
+    """1 if the answer is one of the truths, upper case and outer spaces aside."""
+    return float(example.answer.strip().lower() in {truth.strip().lower() for truth in example.truths})
+
+
+def gqa(example: Answered) -> float:
+    """Exact match, a full stop at the end aside."""
+    return float(example.answer.lower().strip().rstrip(".").strip() == example.truth.strip().lower())
+
+
+def relaxed(example: Answered) -> float:
+    """1 if the answer is within 5 % of a number that is right, or else the same text (Masry et al. 2022, 5.1)."""
+    answer = example.answer.strip()
+    return float(any(_close(truth, answer) for truth in example.truths))
+
+
+def _close(truth: str, answer: str) -> bool:
+    right, given = _number(truth), _number(answer)
+    if given is None or not right:  # a right 0 has no relative change: it is compared as text
+        return truth.lower() == answer.lower()
+    return abs(given - right) / abs(right) <= RELATIVE_CHANGE
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def anls(example: Answered) -> float:
+    """Average normalised Levenshtein similarity to the nearest truth; a similarity of exactly 0.5 stays."""
+    best = max((_similarity(truth, example.answer) for truth in example.truths), default=0.0)
+    return best if best >= ANLS_THRESHOLD else 0.0
+
+
+def _similarity(truth: str, answer: str) -> float:
+    """The benchmark divides by the length before spaces are folded, in upper case (where a letter may become two)."""
+    length = max(len(truth.upper()), len(answer.upper()))
+    return 1 - levenshtein(_folded(truth), _folded(answer)) / length if length else 1.0
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def levenshtein(first: str, second: str) -> int:
+    """Fewest insertions, deletions and replacements of a character that make one of the other."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(second, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+    return row[-1]
+
+
+def contains(example: Answered) -> float:
+    """1 if a truth stands in the answer: case and line breaks aside, for formulas spaces as well but not case."""
+
+    def plain(text: str) -> str:
+        text = text.strip().replace("\n", " ")
+        return text.replace(" ", "") if example.category == FORMULAS else text.lower()
+
+    answer = plain(example.answer)
+    return float(any(plain(truth) in answer for truth in example.truths))

@@ -1,0 +1,119 @@
+"""Questions that are answered by yes or no: MME, HallusionBench, POPE."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from mono_jax.evaluation.metrics.metric import Answered, Measure, measure, ratio
+from mono_jax.evaluation.metrics.vqa import without_punctuation
+
+PERCEPTION = ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]
+COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
+
+
+def mme_word(answer: str) -> str:
+    """MME's own reading: what the first four characters hold."""
+    beginning = answer.lower()[:4]
+    return next((word for word in ("yes", "no") if word in beginning), "")
+
+
+def only_word(answer: str) -> str:
+    """HallusionBench as VLMEvalKit reads it: whichever of the two words the answer has, if not both."""
+    words = without_punctuation(answer.lower()).split()
+    found = [word for word in ("yes", "no") if word in words]
+    return found[0] if len(found) == 1 else ""
+
+
+def pope_word(answer: str) -> str:
+    """POPE's own reading: no, if the first sentence has a "no", "No" or "not", else yes."""
+    words = answer.partition(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def _truth(example: Answered) -> str:
+    """ "yes" or "no"; HallusionBench writes 1 and 0. Raises DataError."""
+    word = {"1": "yes", "0": "no"}.get(example.truth.strip(), example.truth.strip().lower())
+    if word not in ("yes", "no"):
+        raise DataError(f"example {example.id}: the right answer is {example.truth!r}: it must be yes or no")
+    return word
+
+
+def mme(examples: Sequence[Answered]) -> dict[str, Measure]:
+    """Points, of each category accuracy + acc+ (both questions of an image right), 0 to 200.
+
+    "perception" (10 categories, 2000 at most), "cognition" (4, 800) and "total"; those of a group that has no example
+    are left out. A category that is none of MME's counts in the total only. ``group`` is the image.
+    Raises DataError for an image without two questions.
+    """
+    images: dict[tuple[str, str], list[bool]] = {}
+    for example in examples:
+        hits = images.setdefault((example.category, example.unit), [])
+        hits.append(mme_word(example.answer) == _truth(example))
+    for (category, image), hits in images.items():
+        if len(hits) != 2:
+            raise DataError(f"MME {category}, image {image}: {len(hits)} questions, acc+ needs two an image")
+
+    def points(names: Sequence[str]) -> Measure:
+        chosen = {key: hits for key, hits in images.items() if key[0] in names}
+        rows = []
+        for (category, image), hits in chosen.items():
+            for hit in hits:  # sums of each category: [right questions, questions, images with both right, images]
+                row = np.zeros((len(names), 4))
+                row[names.index(category)] = hit, 1, all(hits) / 2, 1 / 2
+                rows.append((f"{category}/{image}", row.ravel()))
+        strata = {f"{category}/{image}": category for category, image in chosen}
+        return measure(rows, _mme_points, strata=strata, unit_of_score="points")
+
+    groups = {"perception": PERCEPTION, "cognition": COGNITION}
+    groups["total"] = sorted({category for category, _ in images})
+    order = ("total", "perception", "cognition")
+    return {name: points(groups[name]) for name in order if any(category in groups[name] for category, _ in images)}
+
+
+def _mme_points(sums: np.ndarray) -> np.ndarray:
+    """[..., categories * 4] -> [...]."""
+    sums = sums.reshape(*sums.shape[:-1], -1, 4)
+    return 100 * (ratio(sums[..., 0], sums[..., 1]) + ratio(sums[..., 2], sums[..., 3])).sum(axis=-1)
+
+
+def hallusion(examples: Sequence[Answered]) -> dict[str, Measure]:
+    """aAcc (questions), fAcc (figures all of whose questions are right), qAcc (questions right for all figures).
+
+    Fields: "set_id", "figure_id", "question_id"; ``category`` is the subcategory. Sets of figures are the units.
+    """
+    right = {example.id: only_word(example.answer) == _truth(example) for example in examples}
+    unit = {example.id: f"{example.category}_{example.field('set_id')}" for example in examples}
+
+    def whole(name: str) -> Measure:
+        hits: dict[tuple[str, str], bool] = {}
+        for example in examples:
+            key = unit[example.id], str(example.field(name))
+            hits[key] = hits.get(key, True) and right[example.id]
+        return measure((set_of, (hit, 1)) for (set_of, _), hit in hits.items())
+
+    every = measure((unit[name], (hit, 1)) for name, hit in right.items())
+    return {"aAcc": every, "fAcc": whole("figure_id"), "qAcc": whole("question_id")}
+
+
+def pope(examples: Sequence[Answered]) -> dict[str, Measure]:
+    """ "f1" of the answer yes (averaged over the categories, as LLaVA and InternVL do), "accuracy", "yes" (share)."""
+    categories = sorted({example.category for example in examples})
+    rows, hits, said_yes = [], [], []
+    for example in examples:
+        said, truth = pope_word(example.answer), _truth(example)
+        row = np.zeros((len(categories), 3))  # true positives, said yes, are yes
+        row[categories.index(example.category)] = said == truth == "yes", said == "yes", truth == "yes"
+        rows.append((example.unit, row.ravel()))
+        hits.append((example.unit, (said == truth, 1)))
+        said_yes.append((example.unit, (said == "yes", 1)))
+    value = functools.partial(_mean_f1, categories=len(categories))
+    return {"f1": measure(rows, value), "accuracy": measure(hits), "yes": measure(said_yes)}
+
+
+def _mean_f1(sums: np.ndarray, categories: int) -> np.ndarray:
+    sums = sums.reshape(*sums.shape[:-1], categories, 3)
+    return 100 * ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2]).mean(axis=-1)
