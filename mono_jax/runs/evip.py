@@ -33,11 +33,11 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.agreement import from_first, together
 from mono_jax.parallel.mesh import row_ways, unshared
-from mono_jax.runs import report
 from mono_jax.runs.compilation_cache import folder_of, kept_programs
 from mono_jax.runs.config import EvipConfig, RunConfig, one_of_several
 from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.program import Program
+from mono_jax.runs.reporting import report
 from mono_jax.runs.sets import prepare_sets
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import Workdir
