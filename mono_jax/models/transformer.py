@@ -39,7 +39,8 @@ class Output(NamedTuple):
     """``hidden`` [B, T, d]: text slots after the final norm. ``collected``: what was asked for, stacked over layers.
 
     "hidden": [L + 1, B, S, d], the embeddings and the output of each layer, the last after the final norm;
-    "attention": float32 [L, B, Hq, S, S] in slot order. ``cache``: the updated cache, if one was given or asked for.
+    "attention": float32 [L, B, Hq, S, S] in slot order; "ffn": [L, B, S, d], what the experts are given. ``cache``: the
+    updated cache, if one was given or asked for.
     """
 
     hidden: jax.Array
@@ -99,7 +100,10 @@ class DecoderLayer(nnx.Module):
             mixed = attend(self.execution, query, key, value, slots, cache)
         x = checkpoint_name(x + self.attention.wo(mixed.reshape(x.shape)), LAYER_MIDDLE)
         visual = self.visual_feed_forward if self.config.visual_ffn_experts else None
-        x = x + by_modality(self.feed_forward, visual, self.ffn_norm(x), slots, self.execution)
+        normed = self.ffn_norm(x)
+        if "ffn" in collect:
+            collected["ffn"] = normed
+        x = x + by_modality(self.feed_forward, visual, normed, slots, self.execution)
         return x, cache, collected
 
     def _qkv(self, x: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -207,7 +211,7 @@ class Model:
             ``execution.experts_block``: ragged boundaries. Row b then has its first visual_slots[b] visual tokens in
             front and as much text after them as S (the width of "order") leaves room for.
           dtype: of the activations.
-          collect: of "hidden", "attention"; see ``Output``. "cache" (where none is given): a cache of
+          collect: of "hidden", "attention", "ffn"; see ``Output``. "cache" (where none is given): a cache of
             capacity S that holds this call's slots, made without attending to empty ones.
           cache: keys and values of earlier slots; this call's S slots are appended. ``positions`` of the
             batch must then count from the sample's start, and ``segments`` agree with the cache's.

@@ -1,0 +1,44 @@
+"""Looks inside a model, layer by layer: attention between images and text, visual experts beside text experts.
+
+How much text attends to images and images to themselves, and how far; how far apart the hidden states of the two
+modalities are; how far the experts have moved from each other and, with --base, from the base model they began as;
+how large their activations are, which units nothing activates, and which both use, by kind of image.
+
+FILE has LLaVA records, one a line, each with an "image" and a "conversations" that ends with the right answer; "kind"
+groups them. The model reads question and answer; it generates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mono_jax import cli
+
+EXAMPLES = """examples:
+  python experiments/inspect_model.py --model=runs/demo/s2 --base=runs/demo/mono \\
+      --questions=runs/demo/data/heldout/questions.jsonl --images=runs/demo/data/heldout/images --html=inside.html
+  python experiments/inspect_model.py --model=Mono-InternVL-2B --questions=my.jsonl --images=pictures --limit=8 --json
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="folder or URL: of Hugging Face, a model folder, or a workdir")
+    add("--questions", required=True, metavar="FILE", help="LLaVA records (JSONL)")
+    add("--images", default=".", metavar="DIR", help="what their image paths are relative to (default: here)")
+    add("--base", metavar="DIR", help="the model before any training with images, e.g. WORKDIR/mono")
+    add("--limit", type=cli.positive, default=16, metavar="N", help="questions of each kind (default %(default)s)")
+    add("--html", metavar="FILE", help="write a page with pictures")
+    args = parser.parse_args(argv)
+    cli.alone("inspect_model.py")
+    from mono_jax.runs.insight.run import run  # after parsing: --help needs none of it
+
+    options = {"base": args.base, "limit": args.limit, "html": args.html}
+    result = run(args.model, args.questions, args.images, **options)
+    if args.json:
+        cli.json_line(result)
+
+
+if __name__ == "__main__":
+    cli.run(main)
