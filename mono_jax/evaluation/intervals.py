@@ -71,6 +71,12 @@ class Difference:
         return dataclasses.asdict(self)
 
 
+def of_share(right: int, number: int) -> tuple[float, float]:
+    """The exact interval of ``right`` out of ``number`` independent units, as shares."""
+    found = stats.binomtest(right, number).proportion_ci(LEVEL, method="exact")
+    return float(found.low), float(found.high)
+
+
 def estimate(measure: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """The score of ``measure`` and its interval; the same numbers for the same seed."""
     units = len(measure.units)
@@ -78,8 +84,7 @@ def estimate(measure: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Est
     low: float | None = None
     high: float | None = None
     if measure.is_proportion:
-        found = stats.binomtest(int(measure.sums[:, 0].sum()), units).proportion_ci(LEVEL, method="exact")
-        low, high = 100 * float(found.low), 100 * float(found.high)
+        low, high = (100 * end for end in of_share(int(measure.sums[:, 0].sum()), units))
     elif units > 1:
         low, high = _interval(
             np.concatenate([*map(measure.value, _resampled(measure.sums, measure.strata, resamples, seed))])

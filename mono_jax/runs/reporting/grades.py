@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scipy import stats
-
-LEVEL = 0.95
+from mono_jax.evaluation.intervals import of_share
 
 
-def interval(share: float, number: int) -> tuple[float, float]:
-    """The exact 95 % interval (Clopper and Pearson) of a share of ``number`` independent answers."""
-    found = stats.binomtest(round(share * number), number).proportion_ci(LEVEL, method="exact")
-    return float(found.low), float(found.high)
+def interval(grade: Mapping[str, Any]) -> tuple[float, float]:
+    """The exact 95 % interval of the share of right answers."""
+    return of_share(round(grade["accuracy"] * grade["questions"]), grade["questions"])
 
 
 def with_interval(grade: Mapping[str, Any]) -> str:
     """The share of right answers, in words."""
-    low, high = interval(grade["accuracy"], grade["questions"])
+    low, high = interval(grade)
     return f"{grade['accuracy']:.1%} ({low:.1%} to {high:.1%})"
 
 
 def verdict(grade: Mapping[str, Any]) -> str:
     """Whether the answers beat what always giving the commonest answer would score, beyond chance."""
-    low, high = interval(grade["accuracy"], grade["questions"])
+    low, high = interval(grade)
     return "better" if low > grade["majority"] else "worse" if high < grade["majority"] else "no better"
 
 

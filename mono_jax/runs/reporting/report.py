@@ -149,7 +149,7 @@ def _grade_table(stages: Stages) -> Rows:
                 continue
             kinds = graded["by_kind"] if len(graded["by_kind"]) > 1 else {}
             for kind, grade in [("all", graded), *kinds.items()]:
-                low, high = grades.interval(grade["accuracy"], grade["questions"])
+                low, high = grades.interval(grade)
                 rows.append(
                     [s["stage"], name.replace("_", " "), kind, str(grade["questions"]), f"{grade['accuracy']:.1%}",
                      f"{low:.1%} to {high:.1%}", grade["majority_answer"], f"{grade['majority']:.1%}",

@@ -52,7 +52,7 @@ def test_the_headline_holds_answers_against_a_constant_and_names_the_kinds_that_
     results: dict[str, Any], tmp_path: Path
 ):
     text = write(tmp_path, results)[0].read_text()
-    low, high = grades.interval(77 / 150, 150)
+    low, high = grades.interval(grade(77, 150, 0))
     assert f"S2 answers 51.3% ({low:.1%} to {high:.1%}) of 150 held-out questions right; always 'yes' would" in text
     assert "1 of 3 kinds of questions beat a constant answer; no better than a constant answer: shape, exists." in text
     assert "4.879 nats per token, 4.435 before the first picture (+10.0%)" in text
