@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
 from mono_jax.runs.config import RunConfig, one_of_several
 from mono_jax.runs.planning import compiled, scaling, table
@@ -83,6 +84,11 @@ def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig
         model["visual_attention_experts"] = config.attention_experts
     elif config.init:
         model.pop("preset", None)
+    if not config.init and model.get("preset") is None:
+        raise ConfigError(
+            "config.init is empty, and no preset says what the model is: give config.init (a model folder), or, for a "
+            "plan, config.common.model.preset, such as mono_internvl_2b"
+        )
     stand_ins = {"tokenizer": "of the sets", "sources": [{"spec": {"kind": "of the sets"}}]}
     data = {**stand_ins, **config.data, **own.get("data", {})}
     return RunConfig.from_dict({**common, **own, "init": config.init, "model": model, "data": data})

@@ -1,9 +1,9 @@
 """A plan by arithmetic on shapes, without the compiler: milliseconds instead of minutes, for ranking.
 
 Memory: the shards of state and batch as they lie in memory, and at the worst moment of the backward pass the layers'
-saved activations, gradients, one layer's weights whole, and that layer's activations. Time: dots and attention at their
-rates, the optimizer's and the activations' bytes, and what of the collectives these cannot hide. ``search`` compares
-memory with the compiler's where it compiles.
+saved activations, gradients, the head and one layer's weights whole, and that layer's activations. Time: dots and
+attention at their rates, the optimizer's and the activations' bytes, and what of the collectives these cannot hide.
+``search`` compares memory with the compiler's where it compiles.
 """
 
 from __future__ import annotations
@@ -30,9 +30,15 @@ from mono_jax.training.state import state_shardings
 from pallas_kernels.devices import device_key
 
 _BF16, _F32 = 2, 4
+HEAD = "token_embeddings"  # its parameter group
+MIB = 1 << 20
 # Values of the layer's width that everything but matmuls and attention moves for a token and layer, forward and
-# backward: what compiled steps of the 2B model show beside their dots (S1.1 for v5e:4x4 and 16x16; S1.1, S2 for H200).
-MOVED = {"tpu": 85, "gpu": 125}
+# backward: what compiled steps of the 2B model show beside their dots (S1.1, S1.3, S2 for v5e:4x4; S1.1, S2 for H200).
+# TPUs keep what they can in vector memory: of larger activations (MiB of one, [tokens, width]) more is moved.
+MOVED = {"tpu": 60.0, "gpu": 125.0}
+MOVED_FOR_MIB, MOST_MOVED = {"tpu": 1.5, "gpu": 0.0}, 170.0
+# Of the collectives at least this share is exposed: XLA:TPU waits for some of each layer's weights (the same steps).
+EXPOSED = {"tpu": 0.18, "gpu": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Arithmetic:
         batch = sum(_stored(leaf, self._tiled) for leaf in program.abstract_batch().values())
         compute, memory = self._work_seconds(sizes, program, work, state)
         network = self._network_seconds(sizes, program)
-        exposed = max(network - compute, 0.0)
+        exposed = max(network - compute, EXPOSED[self._kind] * network)
         temporaries = _temporaries(sizes, program, state)
         return Estimate(state.bytes + batch, temporaries, compute, memory, network, exposed)
 
@@ -93,6 +99,10 @@ class Arithmetic:
     def _tiled(self) -> bool:
         return self.target.platform == "tpu"
 
+    @property
+    def _kind(self) -> str:
+        return "tpu" if self._tiled else "gpu"
+
     def _work_seconds(self, sizes: _Sizes, program: Program, work: Workload, state: _State) -> tuple[float, float]:
         """Seconds of dots and attention at their rates, and of the bytes that no dot hides."""
         chip, c, policy = self.target.chip, sizes.config, POLICIES[program.run.execution.remat]
@@ -100,8 +110,9 @@ class Arithmetic:
         kernels = AttentionWork.of(program, work, device_key(self.target.devices[0]))
         attention = kernels.step_seconds(program, chip.peak, twice=policy.attention_again)
         optimizer = 2 * state.changed
-        moved = MOVED["tpu" if self._tiled else "gpu"] * c.hidden_size * c.num_hidden_layers
-        activations = moved * sizes.tokens * _BF16 * sizes.microbatches
+        activation = sizes.tokens * c.hidden_size * _BF16
+        moved = min(MOVED[self._kind] + MOVED_FOR_MIB[self._kind] * activation / MIB, MOST_MOVED)
+        activations = moved * activation * c.num_hidden_layers * sizes.microbatches
         return dots + attention, (optimizer + activations) / chip.hbm_bandwidth
 
     def _network_seconds(self, sizes: _Sizes, program: Program) -> float:
@@ -232,16 +243,21 @@ POLICIES = {
 
 def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
     c, execution = sizes.config, program.run.execution
-    width = program.dtype.itemsize
+    width, context = program.dtype.itemsize, program.mesh.shape[CONTEXT]
     kept = POLICIES[execution.remat].saved(c, sizes.tensor)
     saved = kept * sizes.tokens * c.num_hidden_layers * width
     sums = _F32 if sizes.microbatches > 1 else 0
-    gradients = state.trained * (width + width + _F32 + sums)  # compute copy, gradient, its float32 form, sum
-    layer = sizes.layer_weights * width
-    inside = 5 * sizes.tokens * c.intermediate_size / sizes.tensor * width
+    gradients = state.trained * (width + width + sums)  # compute copy, gradient, sum
+    head = c.vocab_size * c.hidden_size / sizes.tensor * width * (1 + (HEAD in sizes.trained))  # and its gradient
+    # Backward through an FFN of one modality: gate, up, their product, and the gradients of these.
+    ffn = 6 * max(sizes.visual, sizes.text) * c.intermediate_size / sizes.tensor * width
+    # Keys and values of whole rows as they come and in order, and the gradients of both.
+    keys = 4 * 2 * sizes.tokens * context * c.num_key_value_heads * c.head_dim / sizes.tensor * width
+    layer = sizes.layer_weights * width + 8 * sizes.tokens * c.hidden_size * width
+    layer += max(ffn, keys if context > 1 else 0.0)
     chunk = min(execution.loss_chunk or sizes.text, sizes.text)
-    logits = 2 * chunk * c.vocab_size * _F32 + c.vocab_size * c.hidden_size * width
-    return saved + gradients + max(layer + inside, logits)
+    logits = 2 * chunk * c.vocab_size / sizes.tensor * _F32
+    return saved + gradients + head + max(layer, logits)
 
 
 # ======================================================================================================================

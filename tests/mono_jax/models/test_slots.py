@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from data_pipelines.batch import ragged
 from mono_jax.models.architecture import RopeScaling
 from mono_jax.models.presets import preset
 from mono_jax.models.slots import make_slots, sample_lengths
+from mono_jax.parallel.mesh import make_mesh, on_mesh
+from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.parallel.rows import reordered
 from tests.mono_jax.helpers import SPEC, random_batch
 
 
@@ -72,3 +79,29 @@ def test_visual_slots_come_first():
     batch["segments"][1, 6:17] = 0  # the second row keeps five visual tokens
     own = make_slots(preset("tiny_mono"), {k: jnp.asarray(v) for k, v in ragged(batch, 32, 8).items()}, 0)
     assert own.is_visual().tolist() == [[True] * 16 + [False] * 16, [True] * 8 + [False] * 24] and not own.all_text
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+def test_tokens_stand_where_they_did_when_devices_share_the_row(ways: int):
+    """Position, sample, angles, modality and what a token sees, read in sequence order."""
+    scaling = {"rope_scaling": RopeScaling("dynamic", 2.0), "max_position_embeddings": 20}
+    config, batch = preset("tiny_mono", bidirectional_images=True, **scaling), random_batch(3)
+    whole = make_slots(config, batch, SPEC.visual_tokens)
+    mesh = make_mesh(MeshConfig(context=ways), jax.devices()[:ways])
+    run = jax.jit(on_mesh(lambda b: make_slots(config, b, SPEC.visual_tokens), mesh))
+    shared = run(reordered(batch, ways))
+    rows = np.arange(3)[:, None]
+
+    def sequence(slots: Any, values: jax.Array) -> np.ndarray:
+        return np.broadcast_to(values, (3, *values.shape[1:]))[rows, slots.order]
+
+    for name in ("positions", "segments", "cosines", "sines"):
+        expected, found = (sequence(slots, getattr(slots, name)) for slots in (whole, shared))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(sequence(shared, shared.is_visual()), sequence(whole, whole.is_visual()))
+    places = np.sort(np.asarray(shared.inverse).reshape(3, ways, -1), axis=2).reshape(3, -1)  # of each part's queries
+    for own, all_ in (
+        (shared.own.intervals.first, whole.intervals.first),
+        (shared.own.intervals.last, whole.intervals.last),
+    ):
+        np.testing.assert_array_equal(own, np.take_along_axis(np.asarray(all_), places, axis=1))

@@ -30,8 +30,9 @@ def test_devices_along_context_get_an_early_and_a_late_run_of_each_modality(size
     count, ways = int(np.prod(sizes)), sizes[3]
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:count][::-1])
     batch = random_batch(8)
+    batch["sources"] = batch["tokens"] % 7
     placed = LocalRows(mesh, 8).put(batch)
-    for name in ("patches", "patch_cells", "tokens", "targets", "loss_weights"):
+    for name in ("patches", "patch_cells", "tokens", "targets", "loss_weights", "sources"):
         run = batch[name].shape[1] // (2 * ways)
         for shard in placed[name].addressable_shards:
             data, fsdp, context, _ = (int(at[0]) for at in np.nonzero(mesh.devices == shard.device))

@@ -69,6 +69,16 @@ def test_kernels_split_rows_and_heads_over_a_mesh():
     assert max(found) < TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("implementation", [Xla(), XlaBlocked(32, 48)], ids=lambda i: i.name)
+def test_devices_that_share_rows_compute_what_one_does(implementation: Implementation):
+    """One form for slots in any order, one that wants them in sequence order; outputs and all gradients."""
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 2, 2), ("data", "context", "tensor"))
+    with jax.set_mesh(mesh):
+        options = {"rows": ("data", "fsdp"), "heads": "tensor", "context": "context"}
+        found = errors_in_slots(AttentionCase(), implementation, **options)
+    assert max(found) < TOLERANCE["float32"]
+
+
 def test_permutation_and_its_transpose_are_gathers():
     _, _, (order, inverse), dy = shuffled(AttentionCase())
     y, backward = jax.vjp(lambda x: permute(x, order, inverse), dy)

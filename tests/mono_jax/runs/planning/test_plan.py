@@ -184,6 +184,10 @@ def test_a_stage_of_several_needs_no_sets():
         plan.run_config(sequence, "s3")
     with pytest.raises(ConfigError, match="one stage only"):
         plan.run_config(values(), "s1")
+    del sequence["stages"]["s0"]  # as a sequence that starts from a model folder
+    with pytest.raises(ConfigError, match=r"config\.init is empty.* config\.common\.model\.preset"):
+        plan.run_config(sequence)
+    assert plan.run_config({**sequence, "common": {"model": {"preset": "tiny_lm"}}}).stage == "S1.1++"
 
 
 @pytest.mark.parametrize(
