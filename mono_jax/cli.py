@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -52,13 +53,21 @@ def joined(args: argparse.Namespace) -> contextlib.AbstractContextManager[bool]:
     return distributed.joined(distributed.find(args.coordinator, args.processes, args.process))
 
 
-def alone(command: str) -> None:
-    """Raises ClusterError where several processes were started: they would overwrite each other's files."""
+def alone(command: str, args: argparse.Namespace | None = None) -> None:
+    """Raises ClusterError where several processes were started: they would overwrite each other's files.
+
+    ``args``: of a command with ``add_cluster_flags``.
+    """
     from mono_jax.parallel import distributed
 
-    if (cluster := distributed.find()) is not None:
+    flags = () if args is None else (args.coordinator, args.processes, args.process)
+    environment = dict(os.environ)
+    if not distributed.started_by_srun(environment):
+        environment.pop("SLURM_NTASKS", None)  # a batch script's own process, whatever else the job may start
+    if (cluster := distributed.find(*flags, environment=environment)) is not None:
         raise ClusterError(
-            f"{command} runs in one process, but several were started (found by {cluster.found_by}): start one"
+            f"{command} runs in one process, but several were started (found by {cluster.found_by}): start one, or set "
+            "JAX_NUM_PROCESSES=1 where this is one"
         )
 
 

@@ -55,10 +55,12 @@ def find(
     given = (coordinator, processes, process)
     if any(value is not None for value in given):
         return _explicit(given, ("--coordinator", "--processes", "--process"), "flags")
+    if [environment.get(name) for name in ENVIRONMENT] == [None, "1", None]:
+        return None  # whatever else there is: this one is meant to be alone
     if (said := tuple(environment.get(name) for name in ENVIRONMENT))[1:] != (None, None):
         return _explicit(said, ENVIRONMENT, "environment variables")
     if _number(environment, "SLURM_NTASKS") > 1:
-        if "SLURM_STEP_NODELIST" not in environment or "SLURM_PROCID" not in environment:
+        if not started_by_srun(environment):
             raise ClusterError(
                 f"SLURM has {environment['SLURM_NTASKS']} tasks, but this process was not started by srun: each would "
                 "train by itself; put srun in front of the command, or ask for one task"
@@ -71,6 +73,11 @@ def find(
     if environment.get("TPU_SKIP_MDS_QUERY") is None and _on_tpu_pod(environment):
         return Cluster(None, None, None, "the TPU pod")
     return None
+
+
+def started_by_srun(environment: Mapping[str, str]) -> bool:
+    """Whether this process is a task of a SLURM job, rather than its batch script."""
+    return "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment
 
 
 def _explicit(values: tuple[object, ...], names: tuple[str, ...], found_by: str) -> Cluster | None:

@@ -58,6 +58,7 @@ def open_data(run: RunConfig, config: Architecture, workdir: Workdir, checkpoint
     stored = checkpoints.metadata() if checkpoints.steps() else None
     if stored is not None:
         stored.setdefault("step", checkpoints.steps()[-1])  # of a checkpoint before 0.3
+        stored["config"] = workdir.found(stored["config"])
     begun = (workdir.files / "config.json").is_file()  # its batches stay as they were, whatever storage has to say now
     with first_process_first():  # which counts what the others then find in the cache
         data = opened(run, config.geometry, run.cache_dir or workdir.cache, stored, begun)

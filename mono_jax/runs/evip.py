@@ -138,7 +138,9 @@ class Evip:
 
     def stage_workdir(self, name: str) -> Workdir:
         """The same with what is large, which in a bucket is elsewhere."""
-        return Workdir.of(self.place(name)) if self.at is None else self.at.stage(name)
+        if self.at is not None:
+            return self.at.stage(name)
+        return dataclasses.replace(Workdir.of(self.place(name)), is_stage=True)
 
     def large(self, name: str) -> Place:
         """Where the models and checkpoints of a stage, or the weights ``name``, are."""
@@ -193,18 +195,20 @@ class Evip:
 
     def run_stage(self, folder: str, init: str) -> dict[str, Any]:
         """Trains and measures one stage, unless its summary was made with the same config."""
-        run = self.stage_config(folder, init)
-        done, timeline = self.place(folder) / "summary.json", timeline_file(self.place(folder), jax.process_index())
-        if (summary := _stored(done)).get("config") == run.to_dict():
+        run, workdir = self.stage_config(folder, init), self.stage_workdir(folder)
+        done, timeline = workdir.files / "summary.json", timeline_file(workdir.files, jax.process_index())
+        summary = workdir.portable(_stored(done))
+        if summary.get("config") == workdir.portable(run.to_dict()):
             self.say(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
         else:
-            summary = self.train(folder, run)
+            summary = workdir.portable(self.train(folder, run))
             _write(done, summary)
         if names := self.unasked(folder, summary):
             with measuring(timeline, self.say, summary["steps"]):
-                summary["evaluation"] = {**summary.get("evaluation", {}), **self.evaluate(folder, run, names)}
+                found = workdir.portable(self.evaluate(folder, run, names))
+            summary["evaluation"] = {**summary.get("evaluation", {}), **found}
             _write(done, summary)
-        return summary
+        return workdir.found(summary)
 
     def train(self, folder: str, run: RunConfig) -> dict[str, Any]:
         """Trains one stage, with the loss on held-out text before and after it; what is known of it is its summary."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +37,9 @@ class Start(NamedTuple):
     best: dict[str, Any] | None = None
 
 
-def metadata_of(program: Program, data: PackedData, step: int, base: str, best: Best | None) -> dict[str, Any]:
+def metadata_of(
+    program: Program, data: PackedData, step: int, base: str, best: Best | None, workdir: Workdir
+) -> dict[str, Any]:
     """What a checkpoint of ``step`` holds beside its arrays; "plan" spares counting the rows of blocks again.
 
     Of the data it has what makes the batch that follows, also where other sources are to come at a later step.
@@ -47,7 +47,7 @@ def metadata_of(program: Program, data: PackedData, step: int, base: str, best: 
     here = data.at(step)
     return {
         "step": step,
-        "config": program.run.to_dict() | {"data": strict.to_dict(here.config)},
+        "config": workdir.portable(program.run.to_dict() | {"data": strict.to_dict(here.config)}),
         "model": program.model.config.to_dict(),
         "data": here.identity,
         "begin": here.begin and here.begin.to_dict(),
@@ -70,12 +70,12 @@ def start_or_resume(
         _refuse_lost_checkpoints(workdir, checkpoints)
         state, frozen = program.fresh_state()
         base = save_base(base_dir, program.frozen_source(frozen)) if frozen else ""
-        write_config(program.run, workdir.files)
+        write_config(program.run, workdir)
         return Start(state, frozen, base)
     metadata = checkpoints.metadata()
     known = [each for each in (data, data.before) if each is not None and each.identity == metadata["data"]]
-    changes = check_changes(program.run, bool(known), metadata, workdir.place, say)
-    write_config(program.run, workdir.files)
+    changes = check_changes(program.run, bool(known), metadata, workdir, say)
+    write_config(program.run, workdir)
     if data.changes and jax.process_index() == 0:
         record_changes(workdir.files, data, metadata["step"], [c for c in changes if c.key.startswith("data.sources")])
     for each in known:
@@ -120,21 +120,20 @@ def _frozen(program: Program, base_dir: Place, content: str, abstract: tree.Tree
         return frozen
 
 
-def write_config(run: RunConfig, workdir: Path) -> None:
+def write_config(run: RunConfig, workdir: Workdir) -> None:
     """WORKDIR/config.json, the config as it runs now; the first one is kept as config.initial.json."""
     if jax.process_index() != 0:
         return
-    text = json.dumps(run.to_dict(), indent=2) + "\n"
     for name in ("config.json", "config.initial.json"):
-        if name == "config.json" or not (workdir / name).exists():
-            publish.write_text(workdir / name, text)
+        if name == "config.json" or not (workdir.files / name).exists():
+            publish.write_json(workdir.files / name, workdir.portable(run.to_dict()))
 
 
 def check_changes(
-    run: RunConfig, same_data: bool, metadata: Mapping[str, Any], workdir: Place, say: Say
+    run: RunConfig, same_data: bool, metadata: Mapping[str, Any], workdir: Workdir, say: Say
 ) -> list[strict.Change]:
     """Prints and returns what changed in the config; raises ConfigError for those that may not be made."""
-    changes = strict.changes(metadata["config"], run.to_dict(), RunConfig)
+    changes = strict.changes(*map(workdir.portable, (metadata["config"], run.to_dict())), RunConfig)
     for change in changes:
         say(f"config.{change.key} was {change.old!r}, now {change.new!r}")
     of_data = [change.key for change in changes if change.key.startswith("data.")]
@@ -145,7 +144,7 @@ def check_changes(
         only_sources = all(key.startswith("data.sources") for key in refused)
         at = f"--config.change_data_at={metadata.get('step', 'STEP')} (or a later step), " if only_sources else ""
         raise ConfigError(
-            f"{workdir}: the checkpoint was made with another {', '.join(refused)}: restore the old values, "
+            f"{workdir.place}: the checkpoint was made with another {', '.join(refused)}: restore the old values, "
             f"use another workdir, or pass {at}--config.allow_changes=True"
         )
     return changes

@@ -114,7 +114,7 @@ def _run(
         saving = Checkpointing(
             checkpoints,
             run.checkpoint_every,
-            lambda step: resume.metadata_of(program, data, step, base, evaluating.best),
+            lambda step: resume.metadata_of(program, data, step, base, evaluating.best, workdir),
             say,
             before_save=recorder.before_save,
             best=lambda: evaluating.best and evaluating.best.step,

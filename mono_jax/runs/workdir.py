@@ -11,6 +11,7 @@ import signal
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -29,6 +30,7 @@ NAMES = (
     "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
     "timeline.jsonl", "data_changes.jsonl", "profile", "data", "logs", "mono",
 )  # fmt: skip
+HERE = "$WORKDIR"  # what stands for the workdir in the paths that it keeps
 LOCK = ".lock"
 CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint
 LARGE = ("base", "cache", "checkpoints", "model", "mono")  # folders that a bucket's workdir does not mirror
@@ -45,6 +47,7 @@ class Workdir:
       cache: local folder of what can be made again.
       mirror: stores what changes in ``files``; None in a workdir on disk.
       lease: on the workdir in the bucket, of the first process.
+      is_stage: whether it is one of several in a common folder, which move together.
     """
 
     place: Place
@@ -52,6 +55,7 @@ class Workdir:
     cache: Path
     mirror: Mirror | None = None
     lease: Lease | None = None
+    is_stage: bool = False
 
     @classmethod
     def of(cls, folder: Path | Workdir) -> Workdir:
@@ -61,7 +65,21 @@ class Workdir:
     def stage(self, name: str) -> Workdir:
         """The workdir of one stage in this one of several."""
         cache = self.files / name / "cache" if self.mirror is None else self.cache / name
-        return dataclasses.replace(self, place=self.place / name, files=self.files / name, cache=cache, lease=None)
+        own = {"place": self.place / name, "files": self.files / name, "cache": cache}
+        return dataclasses.replace(self, **own, lease=None, is_stage=True)
+
+    def portable(self, value: Any) -> Any:
+        """``value`` with ``HERE`` for the workdir, of a stage for the folder of all, in each path in it.
+
+        So it is kept: a workdir may be moved, mounted elsewhere, or mirrored by a machine with other folders.
+        """
+        roots = [self.files.absolute(), self.files.resolve(), self.place.absolute()]
+        return _replaced(value, [(str(root.parent if self.is_stage else root), HERE) for root in roots])
+
+    def found(self, value: Any) -> Any:
+        """``value`` with the local folder of the small files for ``HERE``."""
+        root = self.files.resolve()
+        return _replaced(value, [(HERE, str(root.parent if self.is_stage else root))])
 
     def store(self) -> None:
         """Brings small files to the bucket. Raises CheckpointError if another run has taken the workdir over."""
@@ -81,6 +99,18 @@ class Workdir:
         else:
             with held(self.place / LOCK, say, _stop):
                 yield
+
+
+def _replaced(value: Any, roots: Sequence[tuple[str, str]]) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(inner, roots) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, roots) for inner in value]
+    if isinstance(value, str):
+        for old, new in roots:
+            if value == old or value.startswith(f"{old}/"):
+                return new + value.removeprefix(old)
+    return value
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ def act(args: argparse.Namespace, program: str) -> tuple[int, dict[str, Any] | N
     sweep, workdir = read_sweep(args.file, args.config), args.workdir
     command = [sys.executable, program, "run", str(args.file), f"--workdir={workdir}"]
     command += [] if args.config is None else [f"--config={args.config}"]
+    if args.action != "run" or args.unit is None:
+        cli.alone(f"sweep.py {args.action}" + (" without --unit" if args.action == "run" else ""), args)
     if args.action == "expand":
         return 0, expand(sweep)
     if args.shared is not None and args.action in ("run", "slurm"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from jax._src.distributed import global_state
 
 from mono_jax import cli
 from mono_jax.errors import ClusterError, PeerError
-from mono_jax.parallel.distributed import Cluster, find, joined
+from mono_jax.parallel.distributed import ENVIRONMENT, Cluster, find, joined
 from mono_jax.parallel.watch import Watch
 from tests.mono_jax.peers import Store
 
@@ -78,12 +79,33 @@ def test_a_cluster_described_by_half_is_refused(flags: tuple, environment: dict[
         find(*flags, environment=environment)
 
 
-def test_a_command_of_one_process_refuses_to_be_started_several_times(monkeypatch):
-    cli.alone("convert.py")
-    for name, value in SRUN.items():
+WITHOUT_CLUSTER = {  # with all that they need before they look for others
+    "convert.py": ["a", "b"],
+    "parity.py": ["--model_dir=a", "--case=b"],
+    **{f"sweep.py {action}": [action, "experiments/sweeps/stages.py", "--workdir=w"] for action in ("gather", "slurm")},
+    "sweep.py run without --unit": ["run", "experiments/sweeps/stages.py", "--workdir=w"],
+}
+
+
+@pytest.mark.parametrize("command", WITHOUT_CLUSTER)
+@pytest.mark.parametrize("found_by", ["SLURM", "environment variables", "Open MPI"])
+def test_a_command_of_one_process_refuses_to_be_started_several_times(monkeypatch, command: str, found_by: str):
+    joined = dict(zip(ENVIRONMENT, ("h:1", "2", "1")))
+    variables = {"SLURM": SRUN, "environment variables": joined, "Open MPI": {"OMPI_COMM_WORLD_SIZE": "2"}}
+    main = importlib.import_module(f"experiments.{command.split('.')[0]}").main
+    for name, value in variables[found_by].items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ClusterError, match=r"convert.py runs in one process, .* \(found by SLURM\)"):
-        cli.alone("convert.py")
+    said = rf"{re.escape(command)} runs in one process, but several were started \(found by {found_by}\): start one"
+    with pytest.raises(ClusterError, match=said):
+        main(WITHOUT_CLUSTER[command])
+
+
+@pytest.mark.parametrize("alone", [{}, {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, SRUN | {"JAX_NUM_PROCESSES": "1"}])
+def test_a_command_of_one_process_runs_where_it_is_one(monkeypatch, alone: dict[str, str]):
+    """By itself, as the script of a job whose tasks srun starts, and where it is said to be."""
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    cli.alone("convert.py")
 
 
 class Peer:
@@ -188,8 +210,7 @@ COMMANDS = {
     "train": ["--config=experiments/configs/demo.py:smoke", "--workdir=NEW"],
     "evip": ["--config=experiments/configs/demo.py:smoke", "--workdir=NEW"],
     "generate": ["--model=NEW", "--prompt=a"],
-    "convert": ["NEW", "NEW2"],
-    "parity": ["--model_dir=NEW", "--case=a.safetensors"],
+    "sweep": ["run", "experiments/sweeps/stages.py", "--unit=0", "--workdir=NEW"],
 }
 
 
