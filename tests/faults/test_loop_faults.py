@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from data_pipelines.loading.report import Report
 from mono_jax import tree
@@ -31,7 +32,6 @@ from mono_jax.training.callbacks.stopping import BadSampleLimit, NonFinite, Pree
 from mono_jax.training.loop import Callback, DataEnded, run_loop
 from mono_jax.training.optim import make_optimizer
 from mono_jax.training.optim_config import OptimConfig
-from mono_jax.training.sinks import tensorboard
 from mono_jax.training.sinks.views import views
 from mono_jax.training.stages import get_stage
 from mono_jax.training.state import TrainState, init_state
@@ -392,9 +392,9 @@ def events(workdir: Path) -> dict[int, dict[str, float]]:
     data, found = file.read_bytes(), {}
     while data:
         length = int.from_bytes(data[:8], "little")
-        assert int.from_bytes(data[8:12], "little") == tensorboard.masked_crc32c(data[:8])
+        assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
         payload = data[12 : 12 + length]
-        assert int.from_bytes(data[12 + length : 16 + length], "little") == tensorboard.masked_crc32c(payload)
+        assert int.from_bytes(data[12 + length : 16 + length], "little") == masked_crc32c(payload)
         event = Event.FromString(payload)
         if event.summary.value:
             assert event.step not in found
