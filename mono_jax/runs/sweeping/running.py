@@ -18,7 +18,7 @@ from mono_jax.runs.evip import Evip, run_and_report
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.sweeping.chain import Plan
 from mono_jax.runs.sweeping.places import FAILED, RESULT, alone_with, lay_out
-from mono_jax.runs.workdir import locked
+from mono_jax.runs.workdir import Workdir, locked
 from mono_jax.training.loop import Stopped
 from mono_jax.training.metrics import Say, read_metrics
 
@@ -99,7 +99,7 @@ def _single(run: RunConfig, place: Path) -> dict[str, float]:
     with _alone_with(place, say_now):
         result = run_stage(run, place)
         if jax.process_index() == 0:
-            publish.write_json(place / "summary.json", result)
+            publish.write_json(place / "summary.json", Workdir.of(place).portable(result))
     return _numbers("", {"loss": result["loss"]}) | _heldout(place, "")
 
 
