@@ -65,6 +65,14 @@ def test_help_is_instant(command: str):
     assert done.stderr.split() == [], f"{command}: imported before the arguments are parsed"
 
 
+def test_training_starts_without_what_it_does_not_use():
+    """What draws reports, and what libraries would bring along, costs seconds at every start of a run."""
+    unused = "{'matplotlib', 'scipy.stats', 'torch', 'tensorflow', 'tensorboardX', 'boto3'}"
+    program = f"import sys, mono_jax.runs.evip; print(*{unused} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 class Parsed(Exception):
     """The arguments have been read; the command would begin its work."""
 

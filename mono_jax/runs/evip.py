@@ -37,7 +37,6 @@ from mono_jax.runs.compilation_cache import folder_of, kept_programs
 from mono_jax.runs.config import EvipConfig, RunConfig, one_of_several
 from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.program import Program
-from mono_jax.runs.reporting import report
 from mono_jax.runs.sets import prepare_sets
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import Workdir
@@ -372,6 +371,8 @@ def run_and_report(
     say, cache = say_in(workdir.files), config.common.get("cache_dir") or workdir.cache.resolve()
     with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say):
         results = _opened(kind, config, workdir, say).run()
+    from mono_jax.runs.reporting import report  # not before it is wanted: what draws it takes seconds to import
+
     with together():
         files = report.write(workdir.files, results) if jax.process_index() == 0 else []
     return results, files

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +47,3 @@ def test_events_are_what_the_library_writes(tmp_path: Path, record: dict[str, An
     event = Event(wall_time=record["time"], step=record["step"])
     event.summary.CopyFrom(Summary(value=[Summary.Value(tag=t, simple_value=v) for t, v in scalars.items()]))
     assert data[first:] == 2 * expected(event)
-
-
-def test_training_imports_no_library_of_others():
-    """PyTorch, where it is installed, and the clouds' clients cost seconds at every start."""
-    program = (
-        "import sys, mono_jax.runs.evip; print(*{'torch', 'tensorboardX', 'boto3', 'tensorflow'} & {*sys.modules})"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
