@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.decoding import ImageLimits
@@ -62,14 +63,14 @@ class Chat:
         """``sampling``: the tokens that end an answer are added to it. Raises DataError for an unknown template."""
         self._session = generator.session()
         self._tokenizer = tokenizer
-        self._tiling = _tiling(generator.config, prompt_format)
+        self._tiling = tiling_of(generator.config, prompt_format)
         self._limits = limits or ImageLimits()
         self._has_vision = generator.config.vision is not None
         self._plain = prompt_format.template == NO_TEMPLATE
         if not self._plain:
             self._opening = ChatEncoder(tokenizer, prompt_format.template, prompt_format.system_message)
             self._later = ChatEncoder(tokenizer, prompt_format.template, "")
-        stops = set(sampling.stop_tokens) | _end_tokens(tokenizer)
+        stops = set(sampling.stop_tokens) | end_tokens(tokenizer)
         self._sampling = dataclasses.replace(sampling, stop_tokens=tuple(sorted(stops)))
 
     def ask(self, text: str, images: Sequence[str] = (), on_text: Callable[[str], None] | None = None) -> Answer:
@@ -126,13 +127,15 @@ class Chat:
         )
 
 
-def _tiling(config: Architecture, form: PromptFormat) -> Tiling:
+def tiling_of(config: Architecture, form: PromptFormat) -> Tiling:
+    """How images are cut for a model."""
     if config.vision is None:
         return Tiling()
     return Tiling(config.geometry, form.min_tiles, form.max_tiles, form.thumbnail)
 
 
-def _end_tokens(tokenizer: Tokenizer) -> set[int]:
+def end_tokens(tokenizer: Tokenizer) -> set[int]:
+    """Those of the tokenizer that end an answer."""
     ends = set() if tokenizer.eos is None else {tokenizer.eos}
     return ends | {tokenizer.added[name] for name in END_TOKENS if name in tokenizer.added}
 
@@ -175,21 +178,37 @@ class _Stream:
         return text.strip()
 
 
-def open_chat(args: Any) -> Chat:
-    """The conversation that the flags describe; what they leave out is as the model's folder says.
+@dataclasses.dataclass
+class Opened:
+    """A model with what it is asked by. ``folder``, ``files``: as ``find_model`` and ``local_files`` give them."""
 
-    The devices of several processes, which all make the same calls, share the model.
-    """
-    folder = find_model(args.model)
+    generator: Generator
+    tokenizer: Tokenizer
+    form: PromptFormat
+    folder: Place
+    files: Path
+
+
+def open_model(args: Any, model: str, mesh: Mesh | None) -> Opened:
+    """The model in the folder ``model`` on ``mesh``; what the flags leave out is as the folder says."""
+    folder = find_model(model)
     model_config(folder)  # tells of a wrong folder before anything else is looked for
     files = local_files(folder)
     tokenizer = _open_tokenizer(args.tokenizer or files)
-    mesh = make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.process_count() > 1 else None
     config, params = load_model(folder, shardings=mesh, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
     form = prompt_format(folder, **{name: getattr(args, name) for name in ("template", "system_message", "max_tiles")})
-    sampling = default_sampling(files, **{name: getattr(args, name) for name in SAMPLING_FLAGS})
     generator = Generator(config, params, args.dtype, max_length=args.max_length, mesh=mesh)
-    return Chat(generator, tokenizer, form, sampling)
+    return Opened(generator, tokenizer, form, folder, files)
+
+
+def open_chat(args: Any) -> Chat:
+    """The conversation that the flags describe.
+
+    The devices of several processes, which all make the same calls, share the model.
+    """
+    opened = open_model(args, args.model, make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.process_count() > 1 else None)
+    sampling = default_sampling(opened.files, **{name: getattr(args, name) for name in SAMPLING_FLAGS})
+    return Chat(opened.generator, opened.tokenizer, opened.form, sampling)
 
 
 def prompt_format(folder: Place, **given: Any) -> PromptFormat:

@@ -65,6 +65,6 @@ def circular(examples: Sequence[Answered]) -> dict[str, Measure]:
     for name, question in questions.items():
         whole[question] = min(whole.get(question, 1.0), right[name])
     return {
-        "circular": measure((question, (hit, 1)) for question, hit in whole.items()),
-        "accuracy": measure((questions[name], (hit, 1)) for name, hit in right.items()),
+        "circular": measure(((question, (hit, 1)) for question, hit in whole.items()), is_share=True),
+        "accuracy": measure(((questions[name], (hit, 1)) for name, hit in right.items()), is_share=True),
     }

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, MutableMapping, Sequence
 
 from mono_jax.evaluation.judges import Judge, JudgeError
-from mono_jax.evaluation.metrics.metric import Answered, Measure, Metric, measure
+from mono_jax.evaluation.metrics.metric import Answered, Measure, Metric, mean_of, measure
 from mono_jax.evaluation.metrics.short_answers import levenshtein
 
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # of MM-Vet, in its categories' names
@@ -102,7 +102,7 @@ def math_vista(judge: Memory) -> Metric:
             answer = judge.reply(EXTRACT.format(form=form, question=question, answer=answer))
         return float(normal_answer(answer, example) == example.truth)
 
-    return lambda examples: {"accuracy": measure((example.unit, (right(example), 1)) for example in examples)}
+    return mean_of(right)
 
 
 def _is_bare(answer: str, example: Answered) -> bool:

@@ -73,6 +73,7 @@ class Measure:
       counts: int [units], examples of each unit.
       strata: int [units]; units are resampled within their stratum.
       unit_of_score: "%" (a share times 100), "points" (on a scale of the benchmark's own).
+      is_share: whether ``sums`` are [right, asked], and examples are right or wrong.
     """
 
     units: tuple[str, ...]
@@ -81,6 +82,7 @@ class Measure:
     counts: np.ndarray
     strata: np.ndarray
     unit_of_score: str = "%"
+    is_share: bool = False
 
     @property
     def examples(self) -> int:
@@ -92,8 +94,8 @@ class Measure:
 
     @property
     def is_proportion(self) -> bool:
-        """Whether the score is the share of units that are right, each unit being one example or one whole group."""
-        return self.value is share and bool(np.all(self.sums[:, 1] == 1) and np.isin(self.sums[:, 0], (0, 1)).all())
+        """Whether the score is a share of independent examples that are right or wrong."""
+        return self.is_share and bool((self.sums[:, 1] == 1).all())
 
 
 Metric = Callable[[Sequence[Answered]], dict[str, Measure]]
@@ -115,6 +117,7 @@ def measure(
     *,
     strata: Mapping[str, str] | None = None,
     unit_of_score: str = "%",
+    is_share: bool = False,
 ) -> Measure:
     """Adds up (unit, numbers) by unit. ``strata``: of each unit; None = one for all. Raises DataError without rows."""
     sums: dict[str, np.ndarray] = {}
@@ -132,13 +135,14 @@ def measure(
         counts=np.array(list(counts.values())),
         strata=np.unique(names, return_inverse=True)[1],
         unit_of_score=unit_of_score,
+        is_share=is_share,
     )
 
 
-def mean_of(score: Callable[[Answered], float], name: str = "accuracy") -> Metric:
-    """The metric that is the mean, in percent, of a score from 0 to 1 of each example."""
+def mean_of(score: Callable[[Answered], float], name: str = "accuracy", is_share: bool = True) -> Metric:
+    """The metric that is the mean, in percent, of a score of each example: 0 or 1, or between if not ``is_share``."""
 
     def metric(examples: Sequence[Answered]) -> dict[str, Measure]:
-        return {name: measure((example.unit, (score(example), 1)) for example in examples)}
+        return {name: measure(((example.unit, (score(example), 1)) for example in examples), is_share=is_share)}
 
     return metric

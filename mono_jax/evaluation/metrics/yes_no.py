@@ -93,9 +93,9 @@ def hallusion(examples: Sequence[Answered]) -> dict[str, Measure]:
         for example in examples:
             key = unit[example.id], str(example.field(name))
             hits[key] = hits.get(key, True) and right[example.id]
-        return measure((set_of, (hit, 1)) for (set_of, _), hit in hits.items())
+        return measure(((set_of, (hit, 1)) for (set_of, _), hit in hits.items()), is_share=True)
 
-    every = measure((unit[name], (hit, 1)) for name, hit in right.items())
+    every = measure(((unit[name], (hit, 1)) for name, hit in right.items()), is_share=True)
     return {"aAcc": every, "fAcc": whole("figure_id"), "qAcc": whole("question_id")}
 
 
@@ -111,7 +111,11 @@ def pope(examples: Sequence[Answered]) -> dict[str, Measure]:
         hits.append((example.unit, (said == truth, 1)))
         said_yes.append((example.unit, (said == "yes", 1)))
     value = functools.partial(_mean_f1, categories=len(categories))
-    return {"f1": measure(rows, value), "accuracy": measure(hits), "yes": measure(said_yes)}
+    return {
+        "f1": measure(rows, value),
+        "accuracy": measure(hits, is_share=True),
+        "yes": measure(said_yes, is_share=True),
+    }
 
 
 def _mean_f1(sums: np.ndarray, categories: int) -> np.ndarray:

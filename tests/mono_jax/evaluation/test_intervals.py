@@ -12,7 +12,8 @@ from mono_jax.evaluation.metrics.metric import Measure, measure
 
 
 def of(values: np.ndarray, group: int = 1) -> Measure:
-    return measure((f"u{i // group}", (value, 1)) for i, value in enumerate(values))
+    rows = ((f"u{i // group}", (value, 1)) for i, value in enumerate(values))
+    return measure(rows, is_share=values.dtype == bool)
 
 
 def test_shares_of_right_answers_have_the_exact_interval():
@@ -21,7 +22,7 @@ def test_shares_of_right_answers_have_the_exact_interval():
     low, high = stats.beta.ppf(0.025, 37, 24), stats.beta.ppf(0.975, 38, 23)
     assert (found.method, found.n, found.units) == ("exact", 60, 60)
     assert (found.low, found.high) == pytest.approx((100 * low, 100 * high))
-    assert intervals.estimate(of(np.ones(5))).high == 100
+    assert intervals.estimate(of(np.ones(5, bool))).high == 100
 
 
 def test_means_are_resampled():

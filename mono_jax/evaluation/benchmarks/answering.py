@@ -1,0 +1,82 @@
+"""A model's greedy answers to examples: pictures are read ahead, prompts of similar length share a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.decoding import ImageLimits
+from data_pipelines.encoding.patches import image_patches
+from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.errors import BadSample, DataError
+from mono_jax.evaluation.benchmarks.reading.example import Example
+from mono_jax.generation.decode import Generator
+from mono_jax.generation.options import Sampling
+from mono_jax.generation.prompts import Prompt
+
+WINDOW = 8  # batches whose prompts are in memory at once, and sorted by length
+_THREADS = 4
+
+
+class Asker:
+    """Puts examples to a model as it was trained to be asked."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        chat: ChatEncoder,
+        tiling: Tiling,
+        stop_tokens: Sequence[int],
+        limits: ImageLimits | None = None,
+    ):
+        """``stop_tokens``: any of them ends an answer."""
+        self._generator, self._tokenizer, self._chat = generator, tokenizer, chat
+        self._tiling, self._stops, self._limits = tiling, tuple(stop_tokens), limits or ImageLimits()
+
+    def prompt(self, example: Example) -> Prompt:
+        """Ids and pixels, by the code that makes training samples. Raises DataError that names the example."""
+        tiling = self._tiling.shared(len(example.pictures)) if example.pictures else self._tiling
+        patches = []
+        for picture in example.pictures:
+            try:
+                patches.append(image_patches(picture.read(), tiling, self._limits))
+            except BadSample as error:
+                bad = BadSample(error.reason, picture.name, error.detail)
+                raise DataError(f"example {example.id}, {bad}: replace the picture") from None
+        try:
+            ids, _ = self._chat.conversation(example.turns, [len(each) for each in patches], answer=True)
+        except BadSample as error:
+            raise DataError(f"example {example.id}: {error.reason} {error.detail}") from None
+        if not patches:
+            return Prompt(ids)
+        cells = [patch_cells(tiling.geometry, len(each)) for each in patches]
+        return Prompt(ids, np.concatenate(patches), np.concatenate(cells))
+
+    def answers(
+        self, examples: Sequence[Example], max_new_tokens: int, batch_size: int
+    ) -> Iterator[list[tuple[Example, str]]]:
+        """Batch after batch of examples with their answers, in an order of their own."""
+        sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=self._stops)
+        size = WINDOW * batch_size
+        with ThreadPoolExecutor(_THREADS) as pool:
+            windows = [examples[start : start + size] for start in range(0, len(examples), size)]
+            coming = _submit(pool, self.prompt, windows[0]) if windows else None
+            for number, window in enumerate(windows):
+                prompts = [each.result() for each in coming or ()]
+                following = windows[number + 1 : number + 2]
+                coming = _submit(pool, self.prompt, following[0]) if following else None
+                order = np.argsort([len(prompt.input_ids) for prompt in prompts], kind="stable")
+                for start in range(0, len(order), batch_size):
+                    part = order[start : start + batch_size]
+                    generated = self._generator.generate([prompts[i] for i in part], sampling)
+                    texts = [self._tokenizer.decode(each.tokens).strip() for each in generated]
+                    yield [(window[i], text) for i, text in zip(part, texts)]
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[[Example], Prompt], window: Sequence[Example]) -> list:
+    return [pool.submit(function, example) for example in window]

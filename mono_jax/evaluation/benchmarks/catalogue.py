@@ -1,0 +1,201 @@
+"""The benchmarks: which file, how each is asked (as published for InternVL), and what its answers are scored by."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from data_pipelines.errors import DataError
+from mono_jax.errors import unknown_key
+from mono_jax.evaluation.benchmarks.reading import forms
+from mono_jax.evaluation.benchmarks.reading.annotations import captions_of, is_coco, with_answers
+from mono_jax.evaluation.benchmarks.reading.columns import Pictures
+from mono_jax.evaluation.benchmarks.reading.example import Example
+from mono_jax.evaluation.benchmarks.reading.rows import read_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A task.
+
+    Attributes:
+      files: where it is looked for below the data folder, the first that is there; with a ``*`` all that match.
+      form: from a row to an example.
+      metric: of ``metrics.registry``.
+      max_new_tokens: longest answer.
+      annotations: file of the right answers, where the first one lacks them.
+      category: column whose values are reported apart; None = the first of the usual ones.
+      keep: values of columns, of the rows that belong to the task.
+      submission: format of the file to be sent in where the right answers are hidden.
+    """
+
+    files: tuple[str, ...]
+    form: forms.Form
+    metric: str
+    max_new_tokens: int
+    annotations: str | None = None
+    category: str | None = None
+    keep: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    submission: str | None = None
+
+    def find(self, data: Path) -> list[Path]:
+        """Raises DataError that names what was looked for."""
+        for pattern in self.files:
+            found = sorted(data.glob(pattern)) if "*" in pattern else [data / pattern]
+            if found and all(file.is_file() for file in found):
+                return found
+        raise DataError(f"{data}: has none of {', '.join(self.files)}: give the file as TASK=FILE")
+
+    def read(self, data: Path, file: Path | None = None, limit: int | None = None) -> list[Example]:
+        """All examples, or the first ``limit``. Raises DataError that names file, row, column and fix."""
+        files = [file] if file is not None else self.find(data)
+        examples: Iterator[Example] = itertools.chain.from_iterable(self._of(each, data) for each in files)
+        if self.annotations and (answers := data / self.annotations).is_file():
+            examples = with_answers(examples, answers)
+        found = list(itertools.islice(examples, limit))
+        if not found:
+            raise DataError(f"{files[0]}: no example in it" + (f" with {dict(self.keep)}" if self.keep else ""))
+        seen: set[str] = set()
+        for example in found:
+            if example.id in seen:
+                raise DataError(f"{files[0]}: id {example.id!r} stands there twice: ids must be unique")
+            seen.add(example.id)
+            if not example.truths and not self.submission and self.metric != "grounding":
+                raise DataError(f"{files[0]}: example {example.id} has no right answer, and {self.metric} needs one")
+        return found
+
+    def _of(self, file: Path, data: Path) -> Iterator[Example]:
+        pictures = Pictures([file.parent, data, file.parent.parent])
+        for row in captions_of(file) if is_coco(file) and self.metric == "captions" else read_rows(file):
+            shown = pictures.of(row)  # also of rows that are left out, since others may name their picture
+            if all(str(row.values.get(column, values[0])) in values for column, values in self.keep.items()):
+                example = self.form(row, shown)
+                if self.category is not None:
+                    example = dataclasses.replace(example, category=str(row.values.get(self.category, "")))
+                yield example
+
+
+def _vqa(name: str, folder: str, annotations: str, metric: str = "vqa_accuracy", suffix: str = "", **rest) -> Benchmark:
+    """InternVL's JSONL of questions with the benchmark's own annotations, or VLMEvalKit's TSV with several answers."""
+    return Benchmark(
+        (f"{folder}/{name}.jsonl", f"{name}.jsonl", f"{name}.tsv"),
+        forms.short(f" {suffix}{forms.SHORT}"),
+        metric,
+        rest.pop("max_new_tokens", 10),
+        annotations=f"{folder}/{annotations}" if annotations else None,
+        **rest,
+    )
+
+
+def _table(name: str, form: forms.Form, metric: str, max_new_tokens: int, **rest) -> Benchmark:
+    """VLMEvalKit's TSV, or the same columns as JSONL or parquet."""
+    files = (f"{name}.tsv", f"{name}.jsonl", f"{name}.json", f"{name}/*.parquet", f"{name}.parquet")
+    return Benchmark(files, form, metric, max_new_tokens, **rest)
+
+
+def _captions(*files: str) -> Benchmark:
+    return Benchmark(files, forms.caption, "captions", 30)
+
+
+def _boxes(name: str) -> Benchmark:
+    return Benchmark((f"refcoco/{name}.jsonl", f"{name}.jsonl"), forms.box, "grounding", 100)
+
+
+_UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'. "
+_LINE = f"\n{forms.SHORT}"
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "vqav2_val": _vqa("vqav2_val", "vqav2", "v2_mscoco_val2014_annotations.json"),
+    "vqav2_testdev": _vqa("vqav2_testdev", "vqav2", "", submission="vqa"),
+    "okvqa_val": _vqa("okvqa_val", "okvqa", "mscoco_val2014_annotations.json"),
+    "vizwiz_val": _vqa("vizwiz_val", "vizwiz", "vizwiz_val_annotations.json", suffix=_UNANSWERABLE),
+    "vizwiz_test": _vqa("vizwiz_test", "vizwiz", "", suffix=_UNANSWERABLE, submission="vizwiz"),
+    "textvqa_val": _vqa("textvqa_val", "textvqa", "textvqa_val_annotations.json"),
+    "docvqa_val": _vqa("val", "docvqa", "val/val_v1.0.json", "anls", max_new_tokens=100),
+    "docvqa_test": _vqa("test", "docvqa", "", "anls", max_new_tokens=100, submission="docvqa"),
+    "infovqa_val": _vqa("val", "infographicsvqa", "infographicsVQA_val_v1.0_withQT.json", "anls", max_new_tokens=100),
+    "infovqa_test": _vqa("test", "infographicsvqa", "", "anls", max_new_tokens=100, submission="docvqa"),
+    "chartqa_human": _vqa("test_human", "chartqa", "", "relaxed_accuracy", max_new_tokens=100),
+    "chartqa_augmented": _vqa("test_augmented", "chartqa", "", "relaxed_accuracy", max_new_tokens=100),
+    "gqa_testdev": _vqa("llava_gqa_testdev_balanced_qwen_format", "gqa", "", "gqa"),
+    "textvqa_tsv": _table("TextVQA_VAL", forms.short(_LINE), "vqa_accuracy", 10),
+    "docvqa_tsv": _table("DocVQA_VAL", forms.short(_LINE), "anls", 100),
+    "infovqa_tsv": _table("InfoVQA_VAL", forms.short(_LINE), "anls", 100),
+    "chartqa_tsv": _table("ChartQA_TEST", forms.short(_LINE), "relaxed_accuracy", 100, category="split"),
+    "gqa_tsv": _table("GQA_TestDev_Balanced", forms.short(_LINE), "gqa", 10),
+    "ocrbench": _table("OCRBench", forms.short(_LINE), "contains", 100, category="category"),
+    "ai2d": _table("AI2D_TEST", forms.choice(), "multiple_choice", 10),
+    "scienceqa": _table("ScienceQA_TEST", forms.choice(), "multiple_choice", 10),
+    "seed_image": _table("SEEDBench_IMG", forms.choice(), "multiple_choice", 10),
+    "mmmu_val": _table(
+        "MMMU_DEV_VAL", forms.choice(forms.LETTER, forms.SHORT), "mmmu", 10, keep={"split": ("validation",)}
+    ),
+    "mmmu_test": _table("MMMU_TEST", forms.choice(forms.LETTER, forms.SHORT), "mmmu", 10, submission="mmmu"),
+    "mmbench_dev_en": _table("MMBench_DEV_EN", forms.circular, "circular", 100),
+    "mmbench_dev_cn": _table("MMBench_DEV_CN", forms.circular, "circular", 100),
+    "mmbench_test_en": _table("MMBench_TEST_EN", forms.circular, "circular", 100, submission="mmbench"),
+    "mmbench_test_cn": _table("MMBench_TEST_CN", forms.circular, "circular", 100, submission="mmbench"),
+    "ccbench": _table("CCBench", forms.circular, "circular", 100),
+    "mme": _table("MME", forms.short(), "mme", 20, category="category"),
+    "hallusionbench": _table("HallusionBench", forms.hallusion, "hallusion", 20, category="l2-category"),
+    "pope": _table("POPE", forms.short(), "pope", 100, category="category"),
+    "mathvista": _table("MathVista_MINI", forms.math_vista, "math_vista", 512, category="task"),
+    "mmvet": _table("MMVet", forms.short(""), "mm_vet", 512, category="category"),
+    "coco": _captions("coco/annotations/coco_karpathy_test.json", "coco_karpathy_test.json", "COCO_VAL.tsv"),
+    "flickr30k": _captions("flickr30k/flickr30k_test_karpathy.json", "flickr30k_test_karpathy.json"),
+    "nocaps": _captions("nocaps/nocaps_val_4500_captions.json", "nocaps_val_4500_captions.json"),
+    **{
+        f"{name}_{split}": _boxes(f"{file}_{split}")
+        for name, file, splits in (
+            ("refcoco", "refcoco", ("val", "testA", "testB")),
+            ("refcoco+", "refcoco+", ("val", "testA", "testB")),
+            ("refcocog", "refcocog", ("val", "test")),
+        )
+        for split in splits
+    },
+    "questions": Benchmark(("questions.jsonl",), forms.conversation, "exact_match", 32),
+    "captions": _captions("captions.jsonl", "captions.json"),
+}
+# Captioning without instruction tuning, as after S1.2 and S1.3 (Mono-InternVL, Tab. 4), and other lists of tasks.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "zero_shot": ("coco", "flickr30k", "nocaps", "vqav2_val"),
+    "refcoco_all": tuple(name for name in BENCHMARKS if name.startswith("refcoco")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is asked for in one place of --tasks. ``file``: None = where the benchmark is usually found."""
+
+    name: str
+    benchmark: Benchmark
+    file: Path | None = None
+
+
+def find_tasks(named: str) -> list[Task]:
+    """Tasks of "mme,coco" or "questions=my.jsonl", where names may be of groups and have a ``*``.
+
+    Of "LABEL:NAME=FILE" the task is called LABEL, so that one benchmark may be asked of several files. Raises
+    ConfigError.
+    """
+    tasks: dict[str, Task] = {}
+    for part in filter(None, (each.strip() for each in named.split(","))):
+        label, _, file = part.partition("=")
+        label, _, name = label.rpartition(":")
+        for found in _names(name):
+            key = label or found
+            tasks[key] = Task(key, BENCHMARKS[found], Path(file) if file else None)
+    if not tasks:
+        raise unknown_key("task", named, [*BENCHMARKS, *GROUPS])
+    return list(tasks.values())
+
+
+def _names(name: str) -> Sequence[str]:
+    if name in GROUPS:
+        return GROUPS[name]
+    if found := fnmatch.filter(BENCHMARKS, name):
+        return found
+    raise unknown_key("task", name, [*BENCHMARKS, *GROUPS])

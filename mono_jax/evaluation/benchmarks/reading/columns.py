@@ -1,0 +1,173 @@
+"""What the cells of a row mean: ids, questions, right answers, options and pictures, by the names that are in use."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import DataError
+from data_pipelines.io.digests import hash64
+from mono_jax.evaluation.benchmarks.reading.example import Picture, Spool
+from mono_jax.evaluation.benchmarks.reading.rows import ID_OF_KEY, Row
+
+ID = ("question_id", "questionId", "index", "id", "pid", "image_id", ID_OF_KEY)
+QUESTION = ("question", "query", "text", "problem")
+ANSWERS = ("answers", "answer", "label", "gt_answer", "multiple_choice_answer")
+OPTIONS = ("options", "choices")
+CATEGORY = ("l2-category", "category", "subcategory", "task", "question_type_id", "subfield")
+_IMAGES = ("image", "images", "image_path", *(f"image_{number}" for number in range(1, 8)))
+_SHORT = 64  # characters; a cell that is no longer names a row whose picture is the same
+_FOLDERS = ("", "images", "image")  # where pictures may lie, below the folders that are searched
+
+
+def cell(row: Row, names: Sequence[str]) -> Any:
+    """The first of ``names`` that the row has; None if it has none."""
+    return next((row.values[name] for name in names if name in row.values), None)
+
+
+def needed(row: Row, names: Sequence[str], what: str) -> Any:
+    """Raises DataError that names the row and the columns."""
+    if (value := cell(row, names)) is None:
+        there = ", ".join(sorted(map(str, row.values))) or "nothing"
+        raise DataError(f"{row.place}: no {what}: one of {', '.join(names)} is needed, there is {there}")
+    return value
+
+
+def question(row: Row) -> str:
+    text = needed(row, QUESTION, "question")
+    if not isinstance(text, str):
+        raise DataError(f"{row.place}: the question is a {type(text).__name__}: it must be text")
+    return text
+
+
+def answers(row: Row) -> tuple[str, ...]:
+    """All right answers: text, a list of them or of {"answer": ...}, or a list written as text; () if there is none."""
+    value = cell(row, ANSWERS)
+    if isinstance(value, str) and value.startswith("["):
+        value = _literal(value)
+    found = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(_text(each.get("answer") if isinstance(each, Mapping) else each, row) for each in found)
+
+
+def _text(value: Any, row: Row) -> str:
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise DataError(f"{row.place}: a right answer is {str(value)[:40]!r}: it must be text or a number")
+
+
+def options(row: Row) -> dict[str, str]:
+    """{letter: text} of columns A, B, ... or of a list of options; {} if there are none."""
+    if found := {letter: str(row.values[letter]) for letter in string.ascii_uppercase if letter in row.values}:
+        return found
+    value = cell(row, OPTIONS)
+    value = _literal(value) if isinstance(value, str) else value
+    if isinstance(value, Mapping):
+        return {str(key): str(text) for key, text in value.items()}
+    return dict(zip(string.ascii_uppercase, map(str, value))) if isinstance(value, list) else {}
+
+
+def letter(row: Row, of: Mapping[str, str]) -> tuple[str, ...]:
+    """The right option's letter, from a letter, a number from 0, or the text of an option; () if none is given."""
+    value = cell(row, ANSWERS)
+    if value is None:
+        return ()
+    text = str(value).strip()
+    letters = list(of)
+    if text in of:
+        return (text,)
+    named = [key for key, option in of.items() if option.strip() == text]
+    if isinstance(value, str) and named:  # a number that is stored as one counts options, even among numbers
+        return (named[0],)
+    if text.isdecimal() and int(text) < len(of):
+        return (letters[int(text)],)
+    raise DataError(f"{row.place}: the answer is {text[:40]!r}: it must be one of {', '.join(letters)}, or an option")
+
+
+def _literal(text: str) -> Any:
+    """A Python or JSON list written as text; the text itself if it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+
+
+class Pictures:
+    """The pictures of rows: files below some folders, base64, or bytes; a row may name another row's picture."""
+
+    def __init__(self, folders: Sequence[Path]):
+        self._folders, self._spool = folders, Spool()
+        self._of_index: dict[str, tuple[Picture, ...]] = {}
+
+    def of(self, row: Row) -> tuple[Picture, ...]:
+        """Raises DataError that names the row, and where a file was looked for."""
+        index = str(row.values.get("index", ""))
+        value = row.values.get("image")
+        is_table = row.file.suffix.lower() == ".tsv"
+        if is_table and isinstance(value, str):
+            value = value.strip()
+            if len(value) <= _SHORT:
+                if value not in self._of_index:
+                    raise DataError(f"{row.place}: image names row {value!r}, which has not come before: is it whole?")
+                found = self._of_index[value]
+            else:
+                found = self._encoded(row, value)
+        else:
+            found = tuple(self._found(row))
+        if index:
+            self._of_index[index] = found
+        return found
+
+    def _encoded(self, row: Row, value: str) -> tuple[Picture, ...]:
+        cells = _literal(value) if value.startswith("[") else [value]
+        name = row.values.get("image_path", f"{row.file.name}:{row.number}")
+        return tuple(
+            self._kept(f"{name}#{number}" if number else str(name), _decoded(row, text))
+            for number, text in enumerate(cells)
+        )
+
+    def _kept(self, name: str, data: bytes) -> Picture:
+        return Picture(name, f"{hash64(data):x}", spool=self._spool, place=self._spool.add(data))
+
+    def _found(self, row: Row) -> Iterator[Picture]:
+        for column in _IMAGES:
+            value = row.values.get(column)
+            for number, each in enumerate(value if isinstance(value, list) else [value]):
+                if each is None:
+                    continue
+                if isinstance(each, Mapping):  # as Hugging Face's Image feature is stored
+                    data, path = each.get("bytes"), each.get("path")
+                    if data is not None:
+                        yield self._kept(path or f"{row.file.name}:{row.number}/{column}{number or ''}", data)
+                        continue
+                    each = path
+                if isinstance(each, bytes):
+                    yield self._kept(f"{row.file.name}:{row.number}/{column}{number or ''}", each)
+                elif isinstance(each, str) and each.startswith("data:"):
+                    yield self._kept(f"{row.file.name}:{row.number}", _decoded(row, each.partition(",")[2]))
+                elif isinstance(each, str):
+                    path = self._path(row, each)
+                    yield Picture(each, str(path.stat().st_size), path)
+                else:
+                    raise DataError(f"{row.place}: {column} is {str(each)[:40]!r}: it must be a path, base64 or bytes")
+            if value is not None and not column.startswith("image_"):
+                return
+
+    def _path(self, row: Row, name: str) -> Path:
+        names = [name, name.split("/", 1)[-1]] if name.startswith("data/") else [name]  # InternVL's files say data/...
+        tried = [root / below / each for root in self._folders for below in _FOLDERS for each in names]
+        for path in tried:
+            if path.is_file():
+                return path
+        raise DataError(f"{row.place}: {name}: no such picture below {', '.join(map(str, self._folders))}")
+
+
+def _decoded(row: Row, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{row.place}: image is not base64: {error}") from None

@@ -1,0 +1,141 @@
+"""From rows to examples: short answers, multiple choice, captions, boxes, conversations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.records.raw_sample import from_object
+from mono_jax.evaluation.benchmarks.reading import columns
+from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
+from mono_jax.evaluation.benchmarks.reading.rows import Row
+
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+LETTER_CN = "请直接回答选项字母。"
+CAPTION = "Provide a one-sentence caption for the provided image."
+BOX = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+_MANY = 1_000_000  # MMBench numbers the orders of question q: q, q + _MANY, q + 2 * _MANY, ...
+_NAMES = ("references", "captions", "caption", "sentences", "raw", *columns.ANSWERS)
+
+Form = Callable[[Row, tuple[Picture, ...]], Example]
+
+
+def _made(row: Row, pictures: tuple[Picture, ...], asked: str, **rest: Any) -> Example:
+    """What all forms have in common. Questions about one picture are one group."""
+    found = columns.cell(row, columns.ID)
+    return Example(
+        id=str(row.number if found is None else found),
+        turns=(("human", asked),),
+        pictures=pictures,
+        category=rest.pop("category", str(columns.cell(row, columns.CATEGORY) or "")),
+        group=pictures[0].name if pictures else "",
+        fields=rest.pop("fields", {}) | {"question": asked},
+        **rest,
+    )
+
+
+def short(suffix: str = f" {SHORT}") -> Form:
+    """An open question, and how it is to be answered. A suffix that the question ends with is not repeated."""
+
+    def form(row: Row, pictures: tuple[Picture, ...]) -> Example:
+        asked = columns.question(row).strip()
+        asked = asked if asked.endswith(suffix.strip()) else asked + suffix
+        return _made(row, pictures, asked.strip(), truths=columns.answers(row))
+
+    return form
+
+
+def choice(suffix: str | None = None, open_suffix: str | None = None) -> Form:
+    """A question with options by letter, below a hint if there is one; InternVL's layout.
+
+    ``suffix``: None = as the language of the question has it. ``open_suffix``: for questions without options (MMMU);
+    None = they are an error.
+    """
+
+    def form(row: Row, pictures: tuple[Picture, ...]) -> Example:
+        of = columns.options(row)
+        asked = columns.question(row).strip()
+        if hint := row.values.get("hint"):
+            asked = f"{hint}\n{asked}"
+        asked += "".join(f"\n{key}. {text}" for key, text in of.items())
+        if not of:
+            if open_suffix is None:
+                raise DataError(f"{row.place}: no options: columns A, B, ... or a list in options are needed")
+            return _made(row, pictures, f"{asked}\n{open_suffix}", truths=columns.answers(row))
+        ending = suffix or (LETTER_CN if _CHINESE.search(asked) else LETTER)
+        return _made(row, pictures, f"{asked}\n{ending}", truths=columns.letter(row, of), options=of)
+
+    return form
+
+
+def circular(row: Row, pictures: tuple[Picture, ...]) -> Example:
+    """MMBench and CCBench."""
+    example = choice()(row, pictures)
+    try:
+        number = int(example.id) % _MANY
+    except ValueError:
+        raise DataError(f"{row.place}: index is {example.id!r}: it must be a number") from None
+    return dataclasses.replace(example, fields={**example.fields, "question": number})
+
+
+def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
+    """HallusionBench, whose index ends in set, figure and question: VD_chart_0_1_2_0."""
+    example = short(f" Please answer yes or no. {SHORT}")(row, pictures)
+    names = ("set_id", "figure_id", "question_id")
+    found = {name: row.values[name] for name in names if name in row.values}
+    if len(found) < 3:
+        parts = str(row.values.get("index", "")).split("_")
+        if len(parts) != 6:
+            raise DataError(f"{row.place}: no {', '.join(names)}, and index is not like VD_chart_0_1_2_0")
+        found = dict(zip(names, parts[3:]))
+    return dataclasses.replace(example, fields={**example.fields, **found})
+
+
+def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
+    """MathVista, asked by its own "query" where there is one."""
+    asked = str(columns.needed(row, ("query", "question"), "question"))
+    fields = {name: row.values.get(name) for name in ("question_type", "answer_type", "precision")}
+    for name in ("question_type", "answer_type"):
+        if fields[name] is None:
+            raise DataError(f"{row.place}: no {name}")
+    of = columns.options(row) if fields["question_type"] == "multi_choice" else {}
+    return _made(row, pictures, asked, truths=columns.answers(row), options=of, fields=fields)
+
+
+def caption(row: Row, pictures: tuple[Picture, ...]) -> Example:
+    """One picture, any number of references; a LLaVA record is asked as it stands."""
+    if "conversations" in row.values:
+        return conversation(row, pictures)
+    found = columns.cell(row, _NAMES)
+    found = found if isinstance(found, list) else [] if found is None else [found]
+    return _made(row, pictures, CAPTION, truths=tuple(str(text) for text in found))
+
+
+def box(row: Row, pictures: tuple[Picture, ...]) -> Example:
+    """RefCOCO, as InternVL prepares it: sent, bbox (x1, y1, x2, y2 in pixels), width, height."""
+    sentence = columns.needed(row, ("sent", "sentence", "expression"), "sentence")
+    fields = {name: columns.needed(row, (name,), name) for name in ("bbox", "width", "height")}
+    if not isinstance(fields["bbox"], list) or len(fields["bbox"]) != 4:
+        raise DataError(f"{row.place}: bbox is {fields['bbox']!r}: it must be [x1, y1, x2, y2] in pixels")
+    made = _made(row, pictures, BOX.format(sentence), truths=(json.dumps(fields["bbox"]),), fields=fields)
+    # Ids of pictures or boxes repeat: a box has several sentences.
+    return dataclasses.replace(made, id=str(row.number))
+
+
+def conversation(row: Row, pictures: tuple[Picture, ...]) -> Example:
+    """A LLaVA record: turns up to the last answer, which is right. "kind" is its category."""
+    try:
+        record = from_object(row.values)
+    except BadSample as error:
+        raise DataError(f"{row.place}: {error.reason} {error.detail}: a LLaVA record is needed") from None
+    turns = record.conversations
+    if len(turns) < 2 or turns[-1][0] != "gpt":
+        raise DataError(f"{row.place}: the last of at least two turns must be the right answer, from gpt")
+    made = _made(row, pictures, turns[-2][1], truths=(turns[-1][1].strip(),), category=str(row.values.get("kind", "")))
+    return dataclasses.replace(made, turns=turns[:-1])

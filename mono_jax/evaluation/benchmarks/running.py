@@ -1,0 +1,197 @@
+"""Evaluating models on tasks: each process answers its share of the examples with a copy of the model of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.io import publish
+from data_pipelines.io.blobs import content_mark
+from data_pipelines.io.digests import digest
+from mono_jax import tree
+from mono_jax.errors import ConfigError
+from mono_jax.evaluation.benchmarks import page, submissions
+from mono_jax.evaluation.benchmarks.answering import Asker
+from mono_jax.evaluation.benchmarks.catalogue import Task, find_tasks
+from mono_jax.evaluation.benchmarks.predictions import Predictions, Replies
+from mono_jax.evaluation.benchmarks.reading.example import Example
+from mono_jax.evaluation.benchmarks.scoring import Scored, differences
+from mono_jax.evaluation.judges import find_judge
+from mono_jax.evaluation.metrics.judged import Memory
+from mono_jax.evaluation.metrics.registry import JUDGED
+from mono_jax.generation.chat import Opened, end_tokens, open_model, tiling_of
+from mono_jax.parallel.agreement import barrier, first_process_first, together
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.storage.places import Place
+from mono_jax.weights.model_folder import MODEL_FILE, PARAMS_FOLDER, TOKENIZER_FILES, find_model
+from mono_jax.weights.model_folder import open_model as open_weights
+
+Say = Callable[[str], None]
+_WEIGHTS = (MODEL_FILE, "config.json", *TOKENIZER_FILES, f"{PARAMS_FOLDER}/**/*", "*.safetensors", "*.bin")
+
+
+def evaluate(args: Any, say: Say) -> dict[str, Any]:
+    """Runs ``experiments/evaluate.py``; returns what ``--json`` prints, on the first process (others: {}).
+
+    Raises DataError, ConfigError, WeightsError or GenerationError that say what to change.
+    """
+    out, data = Path(args.out), Path(args.data)
+    tasks, models = find_tasks(args.tasks), labels(args.model)
+    judge = find_judge(args.judge, args.judge_model)
+    if not args.judge and (judged := [task.name for task in tasks if task.benchmark.metric in JUDGED]):
+        judge(judged[0])  # refuses, before anything is answered
+    with together():
+        examples = {task.name: task.benchmark.read(data, task.file, args.limit) for task in tasks}
+    answers: dict[str, dict[str, dict[str, str]]] = {task.name: {} for task in tasks}
+    for label, model in models.items():
+        for task, found in _answers(args, label, model, tasks, examples, out, say):
+            answers[task.name][label] = found
+    if jax.process_index() != 0:
+        return {}
+    result: dict[str, Any] = {"models": models, "data": str(data), "tasks": {}}
+    shown: dict[str, Any] = {}
+    for task in tasks:
+        result["tasks"][task.name], shown[task.name] = _scored(
+            task, examples[task.name], answers[task.name], lambda label, task=task: out / label / task.name, judge
+        )
+    publish.write_json(out / "scores.json", result)
+    publish.write_text(out / "report.html", page.page(result, shown))
+    say(page.table(result))
+    say(f"{out / 'report.html'}, {out / 'scores.json'}")
+    return result
+
+
+def labels(models: Sequence[str]) -> dict[str, str]:
+    """{short name: folder}: of each folder as many of the last parts of its path as tell it from the others."""
+    paths = [Path(model).absolute().parts[1:] for model in models]
+    if len(set(paths)) < len(paths):
+        raise ConfigError("--model names a folder twice")
+    for length in range(1, max(map(len, paths)) + 1):
+        short = ["-".join(part for part in path[-length:]) for path in paths]
+        if len(set(short)) == len(short) and "model" not in short:
+            break
+    return dict(zip(short, models))
+
+
+def _answers(
+    args: Any,
+    label: str,
+    model: str,
+    tasks: Sequence[Task],
+    examples: Mapping[str, Sequence[Example]],
+    out: Path,
+    say: Say,
+) -> list[tuple[Task, dict[str, str]]]:
+    """The answers of one model to all tasks; the model is loaded only if any is missing."""
+    opened, known = None, identity(find_model(model))
+    form = open_form(args, find_model(model))
+    found = []
+    for task in tasks:
+        decides = {
+            "model": known,
+            "prompt": form.to_dict(),
+            "max_new_tokens": args.max_new_tokens or task.benchmark.max_new_tokens,
+            "dtype": args.dtype or "default",
+            "tokenizer": digest(*map(content_mark, _tokenizer_files(args.tokenizer))),
+        }
+        with first_process_first():
+            kept = Predictions(out / label / task.name, decides, jax.process_index())
+            kept.begin()
+        asked = examples[task.name]
+        there = kept.of(asked)
+        mine = [example for example in asked[jax.process_index() :: jax.process_count()] if example.id not in there]
+        barrier()  # nobody adds answers before all have read which are there
+        if len(there) < len(asked):
+            opened = opened or open_model(args, model, local_mesh(model))
+            asker = asker_of(opened)
+            say(f"{label}, {task.name}: {len(asked)} examples, {len(there)} answered before")
+            done = 0
+            for batch in asker.answers(mine, decides["max_new_tokens"], args.batch_size):
+                kept.add(batch)
+                done += len(batch)
+                if done * 10 // len(mine) > (done - len(batch)) * 10 // len(mine):
+                    say(f"{label}, {task.name}: {done} of {len(mine)}")
+        barrier()
+        there = kept.of(asked)
+        if lost := [example.id for example in asked if example.id not in there]:
+            raise ConfigError(
+                f"{kept.folder}: the answer to {lost[0]} and {len(lost) - 1} others are not there: "
+                "--out must be a folder that all processes share"
+            )
+        found.append((task, there))
+    return found
+
+
+def open_form(args: Any, folder: Place) -> Any:
+    """The prompt format that the model is asked in."""
+    from mono_jax.generation.chat import prompt_format
+
+    return prompt_format(folder, **{name: getattr(args, name) for name in ("template", "system_message", "max_tiles")})
+
+
+def asker_of(opened: Opened) -> Asker:
+    """Greedy answers in the model's own prompt format."""
+    chat = ChatEncoder(opened.tokenizer, opened.form.template, opened.form.system_message)
+    tiling = tiling_of(opened.generator.config, opened.form)
+    return Asker(opened.generator, opened.tokenizer, chat, tiling, sorted(end_tokens(opened.tokenizer)))
+
+
+def identity(folder: Place) -> str:
+    """Changes with the weights, the architecture or the tokenizer of a model."""
+    if not isinstance(folder, Path):
+        return digest(str(folder), (folder / MODEL_FILE).read_bytes())
+    files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file()})
+    return digest(*(part for f in files for part in (f.relative_to(folder).as_posix(), content_mark(str(f)))))
+
+
+def _tokenizer_files(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    place = Path(path)
+    files = [place / name for name in TOKENIZER_FILES] if place.is_dir() else [place]
+    return [str(file) for file in files if file.is_file()]
+
+
+def local_mesh(model: str) -> Mesh | None:
+    """This process's devices: copies of the model, shared by as few of them as its size allows; None = one device."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    _, lazy, _ = open_weights(model, verify=False)
+    held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in tree.flatten(lazy).values())
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    return make_mesh(devices=devices, state_bytes=held, memory=memory)
+
+
+def _scored(
+    task: Task,
+    examples: Sequence[Example],
+    answers: Mapping[str, Mapping[str, str]],
+    folder: Callable[[str], Path],
+    judge: Any,
+) -> tuple[dict[str, Any], Any]:
+    """({"examples", "metric", "models": {label: scores or submission}, "differences"}, what the page shows)."""
+    benchmark = task.benchmark
+    result: dict[str, Any] = {"metric": benchmark.metric, "examples": len(examples), "models": {}}
+    if hidden := benchmark.submission is not None and not all(example.truths for example in examples):
+        for label, given in answers.items():
+            written = submissions.write(folder(label), benchmark.submission, [(e, given[e.id]) for e in examples])
+            result["models"][label] = {"submission": str(written)}
+        scored = {}
+    else:
+        scored = {
+            label: Scored(task, examples, given, Memory(judge, Replies(folder(label) / "judged.jsonl")))
+            for label, given in answers.items()
+        }
+        result["models"] = {label: each.to_json() for label, each in scored.items()}
+        result["differences"] = differences(scored)
+    if benchmark.metric in JUDGED and not hidden:
+        result["judge"] = judge.name
+    right = {label: each.is_right() for label, each in scored.items()}
+    return result, page.Shown(examples, answers, right)

@@ -1,0 +1,85 @@
+"""From answers to scores with intervals, of one model, and to differences between models."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mono_jax.evaluation import intervals
+from mono_jax.evaluation.benchmarks.catalogue import Task
+from mono_jax.evaluation.benchmarks.reading.example import Example
+from mono_jax.evaluation.metrics.judged import Memory
+from mono_jax.evaluation.metrics.metric import Measure, Metric
+from mono_jax.evaluation.metrics.registry import JUDGED, find_metric
+
+_MOST_CATEGORIES = 100  # beyond which a column is no list of categories
+_WITHOUT_CONSTANT = {*JUDGED, "captions", "grounding", "circular"}  # metrics that a constant answer says nothing of
+
+
+class Scored:
+    """The answers of a model to a task, scored.
+
+    Attributes:
+      measures: {score: Measure}, the headline first.
+      constant: the commonest right answer, and the measure of always giving it; None where that says nothing.
+    """
+
+    def __init__(self, task: Task, examples: Sequence[Example], answers: Mapping[str, str], judge: Memory):
+        self._metric = find_metric(task.benchmark.metric, judge)
+        self._answered = [example.answered(answers[example.id]) for example in examples]
+        self.measures = self._metric(self._answered)
+        self.constant = None
+        if task.benchmark.metric not in _WITHOUT_CONSTANT:
+            self.constant = _constant(self._metric, examples)
+
+    @property
+    def headline(self) -> Measure:
+        return next(iter(self.measures.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        scores = {name: intervals.estimate(measure).to_json() for name, measure in self.measures.items()}
+        result: dict[str, Any] = {"scores": scores, "by_category": self._by_category()}
+        if self.constant is not None:
+            answer, measure = self.constant
+            above = intervals.difference(self.headline, measure).to_json()
+            result["constant"] = {"answer": answer, "score": measure.score, "difference": above}
+        return result
+
+    def _by_category(self) -> dict[str, Any]:
+        """The headline by category, where there are several."""
+        of: dict[str, list] = collections.defaultdict(list)
+        for each in self._answered:
+            of[each.category].append(each)
+        if not 1 < len(of) <= _MOST_CATEGORIES:
+            return {}
+        measured = {name: next(iter(self._metric(some).values())) for name, some in sorted(of.items())}
+        return {name: intervals.estimate(measure).to_json() for name, measure in measured.items()}
+
+    def is_right(self) -> dict[str, bool]:
+        """{id: whether the headline of the example alone is above 0}, where the metric scores examples one by one."""
+        found = {}
+        for each in self._answered:
+            try:
+                found[each.id] = next(iter(self._metric([each]).values())).score > 0
+            except Exception:  # of metrics of whole groups
+                return {}
+        return found
+
+
+def _constant(metric: Metric, examples: Sequence[Example]) -> tuple[str, Measure]:
+    common = collections.Counter(truth for example in examples for truth in example.truths[:1])
+    answer = common.most_common(1)[0][0]
+    return answer, next(iter(metric([example.answered(answer) for example in examples]).values()))
+
+
+def differences(scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
+    """Of every pair of models, for each score: the later model minus the earlier one."""
+    names, found = list(scored), []
+    for i, second in enumerate(names):
+        for first in names[:i]:
+            for score, measure in scored[second].measures.items():
+                if score in scored[first].measures:
+                    gain = intervals.difference(measure, scored[first].measures[score])
+                    found.append({"model": second, "against": first, "score": score, **gain.to_json()})
+    return found

@@ -1,0 +1,216 @@
+"""experiments/evaluate.py: a tiny model answers, is stopped, continues, is compared and reported."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.errors import DataError
+from experiments import evaluate as command
+from mono_jax.errors import ConfigError
+from mono_jax.evaluation.benchmarks import predictions, running
+from mono_jax.evaluation.benchmarks.answering import Asker
+from mono_jax.evaluation.benchmarks.page import page
+from mono_jax.generation import chat
+from mono_jax.models.architecture import VisionConfig
+from mono_jax.models.presets import preset
+from mono_jax.weights.writers import save_hf
+from tests.mono_jax.helpers import random_params
+
+QUESTIONS = 7
+
+
+@pytest.fixture(scope="module")
+def models(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two tiny models of one architecture that answer at random."""
+    tokenizer = Tokenizer(golden_dir / "chat")
+    config = preset(
+        "tiny_mono",
+        vocab_size=tokenizer.vocab_size,
+        image_token_id=tokenizer.id("<IMG_CONTEXT>"),
+        vision=VisionConfig(hidden_size=32, patch_size=4, image_size=32),
+    )
+    folders = []
+    for seed, name in enumerate(("first", "second")):
+        folders.append(folder := tmp_path_factory.mktemp("models") / name)
+        save_hf(folder, config, random_params(config, seed))
+        values = json.loads((folder / "config.json").read_text())
+        values |= {"min_dynamic_patch": 1, "max_dynamic_patch": 2, "template": "internlm2-chat"}
+        (folder / "config.json").write_text(json.dumps(values))
+        for file in ("tokenizer.model", "added_tokens.json"):
+            (folder / file).write_bytes((golden_dir / "chat" / file).read_bytes())
+    return folders
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions about pictures of two sizes, of two kinds; one has no picture."""
+    folder = tmp_path_factory.mktemp("data")
+    rng, lines = np.random.default_rng(0), []
+    for i in range(QUESTIONS):
+        asked = [{"from": "human", "value": f"what is {i}?"}, {"from": "gpt", "value": "yes" if i % 2 else "no"}]
+        record = {"id": f"q{i}", "conversations": asked, "kind": "ab"[i % 2]}
+        if i:
+            Image.fromarray(rng.integers(0, 256, (32, 32 + 32 * (i % 2), 3), np.uint8)).save(folder / f"{i}.png")
+            record["image"] = f"{i}.png"
+        lines.append(json.dumps(record))
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model on one of the simulated devices."""
+    monkeypatch.setattr(running, "local_mesh", lambda model: None)
+
+
+def run(capsys: pytest.CaptureFixture[str], data: Path, out: Path, *models: Path, **flags: Any) -> dict[str, Any]:
+    values = {"tasks": "questions", "batch_size": 4, "max_new_tokens": 5, "dtype": "float32"} | flags
+    given = [f"--{name}={value}" for name, value in values.items()]
+    command.main(["--model", *map(str, models), f"--data={data}", f"--out={out}", *given, "--json"])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def answers(folder: Path) -> dict[str, str]:
+    return {line["id"]: line["answer"] for line in predictions.read_lines(folder / "predictions.jsonl")}
+
+
+@pytest.mark.usefixtures("one_copy")
+def test_a_stopped_evaluation_continues_with_the_same_answers(
+    models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    whole = run(capsys, data, tmp_path / "whole", *models)
+    first = answers(tmp_path / "whole/first/questions")
+    assert len(first) == QUESTIONS and len(set(first.values())) > 1
+    scores = whole["tasks"]["questions"]["models"]["first"]["scores"]["accuracy"]
+    assert scores["n"] == QUESTIONS and 0 <= scores["low"] <= scores["score"] <= scores["high"] <= 100
+    [difference] = whole["tasks"]["questions"]["differences"]
+    assert (difference["model"], difference["against"], difference["units"]) == ("second", "first", QUESTIONS)
+
+    folder = tmp_path / "stopped/first/questions"
+    asked, ask = [], Asker.answers
+
+    def stops(self: Asker, examples: Any, *rest: Any) -> Any:
+        for batch in ask(self, examples, *rest):
+            asked.append([example.id for example, _ in batch])
+            yield batch
+            if stop:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Asker, "answers", stops)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        run(capsys, data, tmp_path / "stopped", models[0])
+    with (folder / "predictions.jsonl").open("a") as file:
+        file.write('{"id": "q5", "digest": "x", "ans')  # cut off by the kill
+    stop = False
+    continued = run(capsys, data, tmp_path / "stopped", models[0])
+    assert len(asked) == 2 and sorted(itertools.chain(*asked)) == sorted(first), "nothing is asked twice"
+    assert answers(folder) == first
+    assert continued["tasks"]["questions"]["models"] == {"first": whole["tasks"]["questions"]["models"]["first"]}
+    run(capsys, data, tmp_path / "stopped", models[0])
+    assert len(asked) == 2, "a finished evaluation asks nothing"
+
+
+@pytest.mark.usefixtures("one_copy")
+def test_answers_of_another_model_or_prompt_are_not_mixed_in(
+    models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(capsys, data, tmp_path, models[0], limit=2)
+    with pytest.raises(ConfigError, match="questions: holds answers of another max_new_tokens: give another --out"):
+        run(capsys, data, tmp_path, models[0], limit=2, max_new_tokens=6)
+    with pytest.raises(ConfigError, match="another prompt"):
+        run(capsys, data, tmp_path, models[0], limit=2, max_tiles=1)
+    (tmp_path / "first").rename(tmp_path / "second")
+    with pytest.raises(ConfigError, match="another model"):
+        run(capsys, data, tmp_path, models[1], limit=2)
+
+
+@pytest.mark.usefixtures("one_copy")
+def test_answers_are_those_of_generate(
+    models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """One by one, by the code of experiments/generate.py."""
+    run(capsys, data, tmp_path, models[0])
+    found = answers(tmp_path / "first/questions")
+    from experiments.generate import build_parser
+
+    args = build_parser().parse_args([f"--model={models[0]}", "--prompt=x", "--dtype=float32", "--max_new_tokens=5"])
+    for i in (0, 1):
+        images = [str(data / f"{i}.png")] if i else []
+        assert chat.open_chat(args).ask(f"what is {i}?", images).text == found[f"q{i}"]
+
+
+def test_copies_on_several_devices_answer_the_same(
+    models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    found = []
+    for name, devices in (("two", 2), ("one", 1)):
+        monkeypatch.setattr(running.jax, "local_devices", lambda devices=devices: jax.devices()[:devices])
+        run(capsys, data, tmp_path / name, models[0])
+        found.append(answers(tmp_path / name / "first/questions"))
+    assert found[0] == found[1]
+
+
+@pytest.mark.usefixtures("one_copy")
+def test_report_and_categories(models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    result = run(capsys, data, tmp_path, *models)
+    of_model = result["tasks"]["questions"]["models"]["second"]
+    assert {name: score["n"] for name, score in of_model["by_category"].items()} == {"a": 4, "b": 3}
+    assert of_model["constant"]["answer"] == "no" and of_model["constant"]["score"] == pytest.approx(100 * 4 / 7)
+    assert json.loads((tmp_path / "scores.json").read_text()) == result
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("data:image/png;base64,") >= 6 and "what is 3?" in text and "Differences" in text
+
+
+def test_texts_are_escaped_on_the_page():
+    result = {"models": {"<b>": "x"}, "tasks": {}}
+    assert "<h1>Evaluation of &lt;b&gt;</h1>" in page(result, {})
+
+
+def test_mistakes_are_told_before_a_model_is_loaded(models: list[Path], data: Path, tmp_path: Path):
+    def refused(error: type[Exception], message: str, *flags: str) -> None:
+        with pytest.raises(error, match=message):
+            command.main([f"--data={data}", f"--out={tmp_path}", *flags])
+
+    one = f"--model={models[0]}"
+    refused(ConfigError, "unknown task 'question'", one, "--tasks=question")
+    refused(ConfigError, "graded by a language model: give --judge=", one, "--tasks=mmvet")
+    refused(DataError, r"has none of MME\.tsv", one, "--tasks=mme")
+    refused(ConfigError, "names a folder twice", "--model", str(models[0]), str(models[0]), "--tasks=questions")
+    refused(ConfigError, "name its model with --judge_model", one, "--tasks=mmvet", "--judge=http://localhost/v1")
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["/runs/a/s2"], ["s2"]),
+        (["/runs/a/s2", "/runs/b/s2"], ["a-s2", "b-s2"]),
+        (["/runs/a/model", "/runs/b/s2"], ["a-model", "b-s2"]),
+    ],
+)
+def test_models_are_called_by_what_tells_them_apart(folders: list[str], names: list[str]):
+    assert running.labels(folders) == dict(zip(names, folders))
+
+
+def test_a_judge_is_asked_once(
+    models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(running, "local_mesh", lambda model: None)
+    line = {"index": 1, "image": "1.png", "question": "what?", "answer": "cat", "category": "rec"}
+    (data / "MMVet.jsonl").write_text(json.dumps(line))
+    script = tmp_path / "judge.sh"
+    script.write_text(f"cat > /dev/null; echo x >> {tmp_path}/asked; echo 0.5")
+    for _ in range(2):
+        result = run(capsys, data, tmp_path / "out", models[0], tasks="mmvet", judge=f"sh {script}")
+        assert result["tasks"]["mmvet"]["models"]["first"]["scores"]["rec"]["score"] == 50
+    assert (tmp_path / "asked").read_text() == "x\n"
+    assert result["tasks"]["mmvet"]["judge"].startswith("sh ")

@@ -1,0 +1,291 @@
+"""Readers on small files in the benchmarks' own layouts, and what they say of bad ones."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_pipelines.errors import DataError
+from mono_jax.errors import ConfigError
+from mono_jax.evaluation.benchmarks import submissions
+from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, GROUPS, find_tasks
+from mono_jax.evaluation.benchmarks.reading import forms
+from mono_jax.evaluation.benchmarks.reading.example import Example
+from mono_jax.evaluation.benchmarks.reading.rows import read_rows
+from mono_jax.evaluation.metrics.registry import JUDGED, METRICS
+
+
+def png(colour: str = "red") -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (16, 8), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+def encoded(colour: str = "red") -> str:
+    return base64.b64encode(png(colour)).decode()
+
+
+def tsv(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def jsonl(file: Path, rows: Sequence[Any]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def as_json(file: Path, value: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value))
+    return file
+
+
+def picture(file: Path, colour: str = "red") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(png(colour))
+    return file
+
+
+def scored(name: str, examples: Sequence[Example], answers: Sequence[str]) -> float:
+    """The headline of the benchmark's metric."""
+    metric = METRICS[BENCHMARKS[name].metric]
+    return next(iter(metric([e.answered(a) for e, a in zip(examples, answers, strict=True)]).values())).score
+
+
+def test_vlmevalkit_s_tables_reuse_pictures_by_index(tmp_path: Path):
+    """MMBench: options that are not there, a hint, the orders of a question, whose picture is another row's."""
+    question = {"question": "what is it?", "hint": "look", "category": "x", "l2-category": "recognition"}
+    rows = [
+        {"index": 7, "image": encoded(), **question, "A": "cat", "B": "None", "C": "", "answer": "B"},
+        {"index": 1_000_007, "image": "7", **question, "A": "None", "B": "cat", "C": "", "answer": "A"},
+        {"index": 8, "image": encoded("blue"), **question, "A": "猫", "B": "狗", "C": "", "answer": "A"},
+    ]
+    tsv(tmp_path / "MMBench_DEV_EN.tsv", rows)
+    first, again, chinese = BENCHMARKS["mmbench_dev_en"].read(tmp_path)
+    assert first.turns == (("human", f"look\nwhat is it?\nA. cat\nB. None\n{forms.LETTER}"),)
+    assert chinese.asked.endswith(f"\n{forms.LETTER_CN}")
+    assert first.pictures == again.pictures and first.pictures[0].read() == png()
+    assert chinese.pictures[0].read() == png("blue") and first.digest != chinese.digest
+    assert (first.truths, again.truths, first.category) == (("B",), ("A",), "recognition")
+    assert scored("mmbench_dev_en", [first, again, chinese], ["B", "A", "A. 猫"]) == 100
+    assert scored("mmbench_dev_en", [first, again, chinese], ["B", "B", "A"]) == 50
+
+
+def test_tables_may_hold_several_pictures_and_lists_of_answers(tmp_path: Path):
+    row = {"index": 1, "image": str([encoded(), encoded("blue")]), "question": "<image 1> and <image 2>?"}
+    options = {"options": "['4', '5']", "answer": "B"}
+    rows = [
+        {**row, "split": "dev", **options},
+        {**row, "index": 2, "split": "validation", **options},
+        {**row, "index": 3, "split": "validation", "options": "[]", "answer": "['12', 'twelve']"},
+    ]
+    tsv(tmp_path / "MMMU_DEV_VAL.tsv", rows)
+    choice, open_question = BENCHMARKS["mmmu_val"].read(tmp_path)
+    assert [p.read() for p in choice.pictures] == [png(), png("blue")]
+    assert open_question.truths == ("12", "twelve") and open_question.asked.endswith(f"\n{forms.SHORT}")
+    assert scored("mmmu_val", [choice, open_question], ["(B)", "it is twelve"]) == 100
+
+
+def test_vqav2_as_internvl_prepares_it(tmp_path: Path):
+    """Questions in JSONL, the answers of ten people in VQA's annotations, paths that begin with data/."""
+    picture(tmp_path / "coco/val2014/1.jpg")
+    question = {"image": "data/coco/val2014/1.jpg", "question": "what animal?", "question_id": 5}
+    jsonl(tmp_path / "vqav2/vqav2_val.jsonl", [question])
+    annotations = [{"question_id": 5, "answers": [{"answer": "cat"}] * 2 + [{"answer": "Dog."}] * 8}]
+    as_json(tmp_path / "vqav2/v2_mscoco_val2014_annotations.json", {"annotations": annotations})
+    [example] = BENCHMARKS["vqav2_val"].read(tmp_path)
+    assert example.asked == f"what animal? {forms.SHORT}" and len(example.truths) == 10
+    assert scored("vqav2_val", [example], ["a dog"]) == 100
+    assert scored("vqav2_val", [example], ["cat"]) == pytest.approx(60)
+
+
+def test_docvqa_s_annotations(tmp_path: Path):
+    picture(tmp_path / "docvqa/val/doc.png")
+    jsonl(tmp_path / "docvqa/val.jsonl", [{"image": "val/doc.png", "question": "total?", "question_id": 9}])
+    as_json(tmp_path / "docvqa/val/val_v1.0.json", {"data": [{"questionId": 9, "answers": ["$ 12", "12"]}]})
+    [example] = BENCHMARKS["docvqa_val"].read(tmp_path)
+    assert scored("docvqa_val", [example], ["$12"]) == pytest.approx(75)
+    as_json(tmp_path / "docvqa/val/val_v1.0.json", {"data": [{"questionId": 8, "answers": ["12"]}]})
+    with pytest.raises(DataError, match=r"val_v1\.0\.json: no annotation of question 9"):
+        BENCHMARKS["docvqa_val"].read(tmp_path)
+
+
+def test_coco_captions(tmp_path: Path):
+    """COCO's own layout, and Karpathy's list."""
+    for name in ("1.jpg", "2.jpg"):
+        picture(tmp_path / "flickr30k/images" / name)
+    value = {
+        "images": [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "2.jpg"}],
+        "annotations": [{"image_id": i, "caption": c} for i, c in ((2, "a dog runs"), (1, "a cat"), (1, "one cat"))],
+    }
+    as_json(tmp_path / "flickr30k/flickr30k_test_karpathy.json", value)
+    first, second = BENCHMARKS["flickr30k"].read(tmp_path)
+    assert (first.asked, first.truths, second.truths) == (forms.CAPTION, ("a cat", "one cat"), ("a dog runs",))
+    picture(tmp_path / "val2014/COCO_val2014_000000000042.jpg")
+    as_json(
+        tmp_path / "coco_karpathy_test.json",
+        [{"image": "val2014/COCO_val2014_000000000042.jpg", "caption": ["a", "b"]}],
+    )
+    [example] = BENCHMARKS["coco"].read(tmp_path)
+    assert example.truths == ("a", "b")
+
+
+def test_refcoco_as_internvl_prepares_it(tmp_path: Path):
+    picture(tmp_path / "refcoco/1.jpg")
+    row = {"image": "1.jpg", "sent": "the cat", "bbox": [64, 96, 192, 192], "width": 640, "height": 480}
+    jsonl(tmp_path / "refcoco/refcoco+_testA.jsonl", [row, {**row, "sent": "left cat"}])
+    examples = BENCHMARKS["refcoco+_testA"].read(tmp_path)
+    assert examples[0].asked.endswith("<ref>the cat</ref>")
+    assert scored("refcoco+_testA", examples, ["<box>[[100, 200, 300, 400]]</box>", "no"]) == 50
+
+
+def test_mme_and_hallusionbench(tmp_path: Path):
+    rows = [
+        {"index": i, "image": encoded(), "question": "Is it red? Please answer yes or no.", "answer": truth}
+        | {"category": "color", "image_path": "color/1.png"}
+        for i, truth in enumerate(("Yes", "No"))
+    ]
+    tsv(tmp_path / "MME.tsv", rows)
+    examples = BENCHMARKS["mme"].read(tmp_path)
+    assert scored("mme", examples, ["Yes", "No"]) == 200 and scored("mme", examples, ["Yes", "Yes"]) == 50
+    row = {"index": "VS_chart_0_1_2_0", "image": encoded(), "question": "Is it?", "answer": "1", "l2-category": "chart"}
+    tsv(tmp_path / "HallusionBench.tsv", [row])
+    [example] = BENCHMARKS["hallusionbench"].read(tmp_path)
+    assert example.fields["figure_id"] == "2" and scored("hallusionbench", [example], ["Yes."]) == 100
+
+
+def test_mathvista_and_mmvet(tmp_path: Path):
+    row = {"question": "how many?", "question_type": "multi_choice", "answer_type": "text", "choices": "['3', '4']"}
+    tsv(tmp_path / "MathVista_MINI.tsv", [{"index": 1, "image": encoded(), **row, "answer": "4", "task": "counting"}])
+    [example] = BENCHMARKS["mathvista"].read(tmp_path)
+    assert example.options == {"A": "3", "B": "4"} and example.category == "counting"
+    picture(tmp_path / "v1_0.png")
+    value = {"v1_0": {"image": "v1_0.png", "question": "x?", "answer": "-1<AND>-5", "category": "ocr,math"}}
+    as_json(tmp_path / "MMVet.json", value)
+    [example] = BENCHMARKS["mmvet"].read(tmp_path)
+    assert (example.id, example.asked, example.category) == ("v1_0", "x?", "ocr,math")
+
+
+def test_parquet_as_hugging_face_keeps_it(tmp_path: Path):
+    """Pictures as {bytes, path}, options as a list, the answer as a number; columns filled up with nulls."""
+    rows = [
+        {
+            "image": {"bytes": png(), "path": None},
+            "question": "which?",
+            "choices": ["cat", "dog"],
+            "answer": 1,
+            "hint": "",
+        },
+        {"image": None, "question": "and?", "choices": ["1", "2", "3"], "answer": 2, "hint": "sum"},
+    ]
+    (tmp_path / "ScienceQA_TEST").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ScienceQA_TEST/test-00000.parquet")
+    first, second = BENCHMARKS["scienceqa"].read(tmp_path)
+    assert (first.truths, second.truths) == (("B",), ("C",))
+    assert first.pictures[0].read() == png() and second.pictures == ()
+    assert second.asked == f"sum\nand?\nA. 1\nB. 2\nC. 3\n{forms.LETTER}"
+
+
+def test_one_s_own_questions_may_have_several_turns_or_no_picture(tmp_path: Path):
+    picture(tmp_path / "1.png")
+    turns = [("human", "<image>\nhi"), ("gpt", "yes?"), ("human", "what is it?"), ("gpt", " cat ")]
+    record = {"id": "a", "image": "1.png", "kind": "k", "conversations": [{"from": f, "value": v} for f, v in turns]}
+    text = {"id": "b", "conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]}
+    jsonl(tmp_path / "questions.jsonl", [record, text])
+    first, second = BENCHMARKS["questions"].read(tmp_path)
+    assert first.turns == tuple(turns[:3]) and (first.truths, first.category) == (("cat",), "k")
+    assert second.pictures == () and second.asked == "1 + 1?"
+
+
+GOOD = {"index": 1, "image": encoded(), "question": "q", "A": "x", "B": "y", "answer": "A"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"question": ""}, r"AI2D_TEST\.tsv:2: no question: one of question, query, .* is needed, there is A, B"),
+        ({"A": "", "B": ""}, r"AI2D_TEST\.tsv:2: no options: columns A, B, \.\.\. or a list in options"),
+        ({"answer": "Q"}, r"AI2D_TEST\.tsv:2: the answer is 'Q': it must be one of A, B, or an option"),
+        ({"answer": ""}, r"AI2D_TEST\.tsv: example 1 has no right answer, and multiple_choice needs one"),
+        ({"image": "9"}, r"AI2D_TEST\.tsv:2: image names row '9', which has not come before"),
+        ({"image": "%" * 80}, r"AI2D_TEST\.tsv:2: image is not base64"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, changes: dict[str, str], message: str):
+    tsv(tmp_path / "AI2D_TEST.tsv", [GOOD | changes])
+    with pytest.raises(DataError, match=message):
+        BENCHMARKS["ai2d"].read(tmp_path)
+
+
+def test_bad_files_are_named(tmp_path: Path):
+    benchmark = BENCHMARKS["ai2d"]
+    with pytest.raises(DataError, match=r"has none of AI2D_TEST\.tsv, .* give the file as TASK=FILE"):
+        benchmark.read(tmp_path)
+    tsv(tmp_path / "AI2D_TEST.tsv", [GOOD, GOOD])
+    with pytest.raises(DataError, match="id '1' stands there twice"):
+        benchmark.read(tmp_path)
+    tables = {
+        "x.tsv": ("a\tb\n1\n", "x.tsv:2: 1 cells, the header has 2"),
+        "x.jsonl": ('{"id": 1}\n{"id"', "x.jsonl:2: not JSON"),
+        "x.json": ("3", "x.json: neither a list nor an object"),
+        "y.jsonl": ("[1]\n", "y.jsonl:1: list instead of an object"),
+        "x.parquet": ("PAR1", "x.parquet: not a whole parquet file"),
+        "x.csv": ("", "x.csv: not one of the kinds that are read"),
+    }
+    for name, (content, message) in tables.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match=message.replace(".", r"\.")):
+            list(read_rows(tmp_path / name))
+    jsonl(tmp_path / "questions.jsonl", [{"id": 1, "image": "no.png", "conversations": []}])
+    with pytest.raises(DataError, match=r"questions\.jsonl:1: no\.png: no such picture below"):
+        BENCHMARKS["questions"].read(tmp_path)
+
+
+def test_hidden_answers_become_files_to_send_in(tmp_path: Path):
+    picture(tmp_path / "vizwiz/test/1.jpg")
+    questions = [{"image": "test/1.jpg", "question": "q", "question_id": 4}]
+    jsonl(tmp_path / "vizwiz/vizwiz_test.jsonl", questions)
+    jsonl(tmp_path / "vqav2/vqav2_testdev.jsonl", [{**questions[0], "image": "../vizwiz/test/1.jpg"}])
+    tsv(tmp_path / "MMBench_TEST_EN.tsv", [{key: value for key, value in GOOD.items() if key != "answer"}])
+    expected = {
+        "vizwiz_test": [{"image": "1.jpg", "answer": "cat"}],
+        "vqav2_testdev": [{"question_id": 4, "answer": "cat"}],
+    }
+    for name, content in expected.items():
+        [example] = BENCHMARKS[name].read(tmp_path)
+        file = submissions.write(tmp_path / name, BENCHMARKS[name].submission, [(example, "cat")])
+        assert json.loads(file.read_text()) == content
+    [example] = BENCHMARKS["mmbench_test_en"].read(tmp_path)
+    file = submissions.write(tmp_path / "m", "mmbench", [(example, "(B)")])
+    assert file.read_text() == "index\tquestion\tA\tB\tC\tD\tprediction\n1\tq\tx\ty\t\t\tB\n"
+
+
+def test_tasks_are_named_by_name_group_pattern_and_file():
+    assert [task.name for task in find_tasks("zero_shot")] == list(GROUPS["zero_shot"])
+    assert {task.name for task in find_tasks("mmbench*,mme")} >= {"mmbench_dev_en", "mmbench_test_cn", "mme"}
+    own, other = find_tasks("easy:questions=a.jsonl,questions=b.jsonl")
+    assert (own.name, own.file, other.name, other.file) == ("easy", Path("a.jsonl"), "questions", Path("b.jsonl"))
+    with pytest.raises(ConfigError, match=r"unknown task 'mm'.*mme"):
+        find_tasks("mm")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_has_a_metric_and_a_format(name: str):
+    benchmark = BENCHMARKS[name]
+    assert benchmark.metric in {*METRICS, *JUDGED} and benchmark.submission in {None, *submissions.FORMATS}
