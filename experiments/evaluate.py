@@ -17,7 +17,7 @@ from mono_jax import cli
 
 EXAMPLES = """examples:
   python experiments/evaluate.py --model=Mono-InternVL-2B --tasks=mme,mmbench_dev_en --data=benchmarks --out=results
-  python experiments/evaluate.py --model=runs/demo/s1_3 runs/demo/s2 --tasks=questions=my.jsonl --out=results
+  python experiments/evaluate.py --model runs/demo/s1_3 runs/demo/s2 --tasks=questions=my.jsonl --out=results
   python experiments/evaluate.py --model=M --tasks=zero_shot,refcoco_all --data=benchmarks --out=results --limit=200
   python experiments/evaluate.py --model=M --tasks=mmvet --data=D --out=O --judge=http://localhost:8000/v1 \\
       --judge_model=judge
@@ -27,7 +27,14 @@ EXAMPLES = """examples:
 def build_parser() -> Any:
     parser = cli.parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--model", required=True, nargs="+", metavar="DIR", help="models: folders as generate.py takes them")
+    add(
+        "--model",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="models: folders as generate.py takes them",
+    )
     add("--tasks", required=True, metavar="NAME[=FILE],...", help="what they are asked")
     add("--data", default=".", metavar="DIR", help="folder of the benchmarks' files (%(default)s)")
     add("--out", required=True, metavar="DIR", help="folder of answers, scores and report")

@@ -285,6 +285,14 @@ def test_tasks_are_named_by_name_group_pattern_and_file():
         find_tasks("mm")
 
 
+def test_every_benchmark_and_metric_is_documented():
+    text = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    missing = [name for name in (*BENCHMARKS, *GROUPS, *METRICS, *JUDGED) if f"`{name}`" not in text]
+    files = [part for b in BENCHMARKS.values() for part in (b.annotations, b.files[0]) if part]
+    missing += [file for file in files if file not in text and "refcoco" not in file]
+    assert not missing
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_has_a_metric_and_a_format(name: str):
     benchmark = BENCHMARKS[name]
