@@ -1,8 +1,7 @@
 """Scores models on benchmarks, with 95 % intervals and paired differences.
 
 Data are files in the benchmarks' own layouts below --data (docs/evaluation.md lists them), or TASK=FILE. Tasks may have
-a * (mmbench*) or be groups (zero_shot); "questions=FILE" asks one's own LLaVA records, "captions=FILE" describes one's
-own pictures. Answers are greedy, by the prompt format the model was trained with.
+a * (mmbench*) or be groups (zero_shot); "questions=FILE" asks one's own LLaVA records. Answers are greedy.
 
 OUT gets predictions.jsonl of each model and task as the answers come (run again to continue), scores.json, report.html
 and, where a test set's answers are hidden, the file to be sent in. Several processes share the examples.
