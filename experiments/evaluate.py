@@ -55,10 +55,9 @@ def build_parser() -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from mono_jax.evaluation.benchmarks.running import evaluate  # after parsing: --help needs none of it
-    from mono_jax.runs.console import say_now
 
     with cli.joined(args) as first:
-        result = evaluate(args, say_now if first else lambda _: None)
+        result = evaluate(args)
     if first and args.json:
         cli.json_line(result)
 

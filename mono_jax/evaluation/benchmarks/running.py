@@ -36,12 +36,13 @@ Say = Callable[[str], None]
 _WEIGHTS = (MODEL_FILE, "config.json", *TOKENIZER_FILES, f"{PARAMS_FOLDER}/**/*", "*.safetensors", "*.bin")
 
 
-def evaluate(args: Any, say: Say) -> dict[str, Any]:
+def evaluate(args: Any) -> dict[str, Any]:
     """Runs ``experiments/evaluate.py``; returns what ``--json`` prints, on the first process (others: {}).
 
     Raises DataError, ConfigError, WeightsError or GenerationError that say what to change.
     """
     out, data = Path(args.out), Path(args.data)
+    say = _say if jax.process_index() == 0 else lambda line: None
     tasks, models = find_tasks(args.tasks), labels(args.model)
     judge = find_judge(args.judge, args.judge_model)
     if not args.judge and (judged := [task.name for task in tasks if task.benchmark.metric in JUDGED]):
@@ -65,6 +66,11 @@ def evaluate(args: Any, say: Say) -> dict[str, Any]:
     say(page.table(result))
     say(f"{out / 'report.html'}, {out / 'scores.json'}")
     return result
+
+
+def _say(line: str) -> None:
+    """Prints a line at once, also into a pipe."""
+    print(line, flush=True)
 
 
 def labels(models: Sequence[str]) -> dict[str, str]:
