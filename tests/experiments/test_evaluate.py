@@ -16,9 +16,14 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import DataError
 from experiments import evaluate as command
 from mono_jax.errors import ConfigError
+from mono_jax.evaluation import judges
 from mono_jax.evaluation.benchmarks import predictions, running
 from mono_jax.evaluation.benchmarks.answering import Asker
+from mono_jax.evaluation.benchmarks.catalogue import find_tasks
 from mono_jax.evaluation.benchmarks.page import page
+from mono_jax.evaluation.benchmarks.reading.example import Example
+from mono_jax.evaluation.benchmarks.scoring import Scored
+from mono_jax.evaluation.metrics import judged
 from mono_jax.generation import chat
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.presets import preset
@@ -169,6 +174,16 @@ def test_report_and_categories(models: list[Path], data: Path, tmp_path: Path, c
     assert json.loads((tmp_path / "scores.json").read_text()) == result
     text = (tmp_path / "report.html").read_text()
     assert text.count("data:image/png;base64,") >= 6 and "what is 3?" in text and "Differences" in text
+
+
+def test_examples_are_called_right_or_wrong_by_themselves():
+    """POPE's F1 of a single right no would be 0; captions and MME score examples together."""
+    said = {"1": ("no", "no"), "2": ("yes", "no")}
+    examples = [Example(name, (("human", "?"),), truths=(truth,), category="x") for name, (truth, _) in said.items()]
+    answers, judge = {name: answer for name, (_, answer) in said.items()}, judged.Memory(judges.NoJudge())
+    for task, right in (("pope", {"1": True, "2": False}), ("questions", {"1": True, "2": False}), ("captions", {})):
+        [found] = find_tasks(task)
+        assert Scored(found, examples, answers, judge).is_right() == right
 
 
 def test_texts_are_escaped_on_the_page():

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from data_pipelines.encoding.chat import IMAGE
 from data_pipelines.errors import DataError
 from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
 
@@ -138,7 +139,7 @@ def _card(example: Example, answer: str, tone: str) -> str:
     pictures = "".join(map(_picture, example.pictures))
     truths = " | ".join(dict.fromkeys(example.truths[:6]))
     return (
-        f"<div class='card'>{pictures}<div class='asked'>{html.escape(example.asked)}</div>"
+        f"<div class='card'>{pictures}<div class='asked'>{html.escape(example.asked.replace(IMAGE, '').strip())}</div>"
         f"<div class='soft'>right: {html.escape(truths)}</div>"
         f"<div class='{tone}'>answer: {html.escape(answer) or '(nothing)'}</div></div>"
     )

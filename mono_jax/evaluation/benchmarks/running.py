@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def evaluate(args: Any) -> dict[str, Any]:
     Raises DataError, ConfigError, WeightsError or GenerationError that say what to change.
     """
     out, data = Path(args.out), Path(args.data)
-    say = _say if jax.process_index() == 0 else lambda line: None
+    say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
     tasks, models = find_tasks(args.tasks), labels(args.model)
     judge = find_judge(args.judge, args.judge_model)
     if not args.judge and (judged := [task.name for task in tasks if task.benchmark.metric in JUDGED]):
@@ -66,11 +67,6 @@ def evaluate(args: Any) -> dict[str, Any]:
     say(page.table(result))
     say(f"{out / 'report.html'}, {out / 'scores.json'}")
     return result
-
-
-def _say(line: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    print(line, flush=True)
 
 
 def labels(models: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from mono_jax.evaluation.metrics.metric import Measure, Metric
 from mono_jax.evaluation.metrics.registry import JUDGED, find_metric
 
 _MOST_CATEGORIES = 100  # beyond which a column is no list of categories
+_OF_ALL = {"captions", "mme"}  # metrics that score examples together
 _WITHOUT_CONSTANT = {*JUDGED, "captions", "grounding", "circular"}  # metrics that a constant answer says nothing of
 
 
@@ -26,11 +27,12 @@ class Scored:
     """
 
     def __init__(self, task: Task, examples: Sequence[Example], answers: Mapping[str, str], judge: Memory):
-        self._metric = find_metric(task.benchmark.metric, judge)
+        self._name = task.benchmark.metric
+        self._metric = find_metric(self._name, judge)
         self._answered = [example.answered(answers[example.id]) for example in examples]
         self.measures = self._metric(self._answered)
         self.constant = None
-        if task.benchmark.metric not in _WITHOUT_CONSTANT:
+        if self._name not in _WITHOUT_CONSTANT:
             self.constant = _constant(self._metric, examples)
 
     @property
@@ -57,13 +59,13 @@ class Scored:
         return {name: intervals.estimate(measure).to_json() for name, measure in measured.items()}
 
     def is_right(self) -> dict[str, bool]:
-        """{id: whether the headline of the example alone is above 0}, where the metric scores examples one by one."""
+        """{id: whether the example alone scores above 0}, {} for metrics that say nothing of a single one."""
+        if self._name in _OF_ALL:
+            return {}
         found = {}
         for each in self._answered:
-            try:
-                found[each.id] = next(iter(self._metric([each]).values())).score > 0
-            except Exception:  # of metrics of whole groups
-                return {}
+            alone = self._metric([each])
+            found[each.id] = alone.get("accuracy", alone.get("aAcc", next(iter(alone.values())))).score > 0
         return found
 
 
