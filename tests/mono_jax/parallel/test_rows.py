@@ -42,6 +42,7 @@ def test_devices_along_context_get_an_early_and_a_late_run_of_each_modality(size
             np.testing.assert_array_equal(shard.data, np.concatenate([early, late], axis=1), err_msg=name)
     for name in ("positions", "segments"):
         np.testing.assert_array_equal(placed[name], batch[name])
+    np.testing.assert_array_equal(placed["order"], reordered(batch, ways)["order"])
 
 
 @pytest.mark.parametrize("ways", [1, 2, 4])

@@ -129,6 +129,13 @@ def test_the_device_is_the_one_that_is_traced_for():
     assert api.describe(shape, shape, causal=True).device == "cpu"
 
 
+def test_a_device_that_shares_rows_asks_for_its_own_queries_of_all_keys():
+    """The last of them is not the row's last key: kernels for causal rows would see too much or too little."""
+    query, key = (jax.ShapeDtypeStruct((2, 256, heads, 64), jnp.bfloat16) for heads in (4, 2))
+    asked = api.describe(query, key, causal=True, ways=2)
+    assert (asked.queries, asked.keys, asked.causal) == (128, 256, False)
+
+
 @pytest.mark.parametrize(
     ("name", "asked", "reason"),
     [
