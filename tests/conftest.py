@@ -54,8 +54,8 @@ def sets(sets_dir: Path) -> dict[str, Any]:
     return load_manifest(sets_dir)
 
 
-# What no CI machine has: compilers and simulators of accelerators, Beam, which wants an environment of its own, and
-# experiment trackers; and what a container may forbid: to mount a disk.
+# What no CI machine has: compilers and simulators of accelerators, Beam, which wants an environment of its own, the
+# language harness and experiment trackers; and what a container may forbid: to mount a disk.
 MAY_SKIP = (
     "tests/faults/test_full_disk.py",
     "tests/pallas_kernels/",
@@ -65,6 +65,7 @@ MAY_SKIP = (
     "tests/mono_jax/training/sinks/",
     "tests/mono_jax/models/test_attention.py::test_the_training_step_compiles",
     "tests/data_pipelines/jobs/test_building.py",
+    "tests/mono_jax/evaluation/language/test_lm_eval.py",
 )
 
 

@@ -24,27 +24,35 @@ def get_config(size: str = "full") -> ConfigDict:
             "keep": 2,
         }
     )
+    rows = {"batch_size": 8, "visual_tokens": 20, "text_tokens": 140}
     config.data = ConfigDict(
         {
             "max_tiles": 1,
             "system_message": "",
             # Short rows: on a CPU, attention over a row costs its length squared, whatever its samples' lengths.
-            "batch_size": 8,
-            "visual_tokens": 20,
-            "text_tokens": 140,
+            **rows,
             "block_samples": 2048,
         }
     )
     text = {"visual_tokens": 0, "text_tokens": 128, "batch_size": 12}
     instructions = {"visual_tokens": 12, "text_tokens": 160, "batch_size": 12}
     base, fast = {"preset": "demo_lm"}, {"learning_rate": 2e-3}
+    # A few held-out rows, the same in all stages: what is learnt, and what is kept of the base's language.
+    measured = {"every": 250, "batches": 2, "data": rows, "sources": {"text": None, "captions": None}}
+    asked = {"questions": {"examples": 48, "max_new_tokens": 8, "batch_size": 48}}
     config.stages = ConfigDict(
         {
             "s0": {"stage": "S0", "steps": 450, "model": base, "data": text, "optim": {"learning_rate": 3e-3}},
-            "s1_1": {"stage": "S1.1", "steps": 250, "optim": fast},
-            "s1_2": {"stage": "S1.2", "steps": 350, "optim": fast},
-            "s1_3": {"stage": "S1.3", "steps": 700, "optim": fast},
-            "s2": {"stage": "S2", "steps": 1000, "optim": fast, "data": instructions},
+            "s1_1": {"stage": "S1.1", "steps": 250, "optim": fast, "evaluation": measured},
+            "s1_2": {"stage": "S1.2", "steps": 350, "optim": fast, "evaluation": measured},
+            "s1_3": {"stage": "S1.3", "steps": 700, "optim": fast, "evaluation": measured},
+            "s2": {
+                "stage": "S2",
+                "steps": 1000,
+                "optim": fast,
+                "data": instructions,
+                "evaluation": measured | {"tasks": asked},
+            },
         }
     )
     if size == "smoke":

@@ -40,6 +40,10 @@ def _small(config: ConfigDict) -> None:
         }
     )
     text = {"visual_tokens": 0, "text_tokens": 1024, "batch_size": 32}
+    # Rows that are the same in all stages: what is learnt, and what is kept of the base's language.
+    measured = {"every": 250, "batches": 8, "data": {"batch_size": 32, "visual_tokens": 1024, "text_tokens": 512}}
+    measured["data"]["max_tiles"] = 4
+    measured["sources"] = {"text": None, "captions": None}
     stages = {
         "s0": {
             "stage": "S0",
@@ -57,7 +61,9 @@ def _small(config: ConfigDict) -> None:
             "steps": count,
             "data": {"max_tiles": tiles[name]},
             "optim": {"learning_rate": 5e-4 if name != "s2" else 2e-4},
+            "evaluation": measured,
         }
+    stages["s2"]["evaluation"] = {**measured, "tasks": {"questions": {"examples": 200}}}
     config.stages = ConfigDict(stages)
 
 
@@ -70,6 +76,8 @@ def _two_billion(config: ConfigDict) -> None:
         {"mesh": {"fsdp": 8}, "grad_accum_steps": 4, "execution": {"remat": "full", "loss_chunk": 512}},
     )
     steps = {"s1_1": 1000, "s1_2": 1000, "s1_3": 1000, "s2": 1000}
+    # The same rows in all stages; two batches cost less than a step.
+    measured = {"every": 250, "batches": 2, "data": {"max_tiles": 6}, "sources": {"text": None, "captions": None}}
     config.stages = ConfigDict(
         {
             name: {
@@ -77,6 +85,7 @@ def _two_billion(config: ConfigDict) -> None:
                 "steps": count,
                 "data": {"max_tiles": TILES[name]},
                 "optim": {"learning_rate": LEARNING_RATES[name]},
+                "evaluation": measured | ({"tasks": {"questions": {"examples": 128}}} if name == "s2" else {}),
             }
             for name, count in steps.items()
         }
@@ -95,4 +104,6 @@ def _smoke(config: ConfigDict) -> None:
         stage.steps = 4
         if stage.stage != "S0":
             stage.data.max_tiles = 1
+            stage.evaluation.data = {"batch_size": 2, "visual_tokens": 64, "text_tokens": 512, "max_tiles": 1}
+            stage.evaluation.every = 2
     config.common.update({"dtype": "float32", "frozen_dtype": "float32", "log_every": 1})

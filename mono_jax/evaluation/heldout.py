@@ -1,11 +1,12 @@
-"""Held-out loss: what retention of the language ability is measured with, and which checkpoint is the best."""
+"""Held-out loss by source and modality, in the sums that training minimises."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +15,96 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from data_pipelines.batch import Batch, boundaries
 from data_pipelines.config import DataConfig
+from data_pipelines.errors import DataError, StorageError
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.strict import to_dict
 from mono_jax import tree
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.agreement import first_process_first, together
+from mono_jax.parallel.agreement import first_process_first, gathered, together
 from mono_jax.parallel.mesh import on_mesh
 from mono_jax.parallel.rows import LocalRows
-from mono_jax.training.step import loss_sum
+from mono_jax.training.metrics import Say
+from mono_jax.training.step import slot_losses, sums_by_source
+
+# A token is of "image" if an image stands before it in its sample, and of "text" if none does.
+MODALITIES = ("text", "image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Sums over held-out tokens by modality: cross entropy (nats) times weight, and the weights."""
+
+    sums: Mapping[str, float]
+    weights: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        """nan if no token is trained on."""
+        weight = sum(self.weights.values())
+        return sum(self.sums.values()) / weight if weight else float("nan")
+
+    def by_modality(self) -> dict[str, float]:
+        """The mean of each modality that has tokens."""
+        return {name: self.sums[name] / weight for name, weight in self.weights.items() if weight}
+
+    @classmethod
+    def of_all(cls, losses: Iterable[Loss]) -> Loss:
+        """The sums over several sources."""
+        losses = list(losses)
+        add = lambda field: {name: sum(getattr(loss, field)[name] for loss in losses) for name in MODALITIES}  # noqa: E731
+        return cls(add("sums"), add("weights"))
+
+
+def with_modalities(batch: Mapping[str, np.ndarray]) -> Batch:
+    """The batch with the field "sources" (see ``BatchSpec``) that numbers ``MODALITIES`` instead, 0 in padding."""
+    order, segments = batch["order"], batch["segments"]
+    rows, sequence = order.shape
+    ends = boundaries(batch)[:, None]
+    visual = (order < ends) & (segments > 0)
+    before = np.concatenate([np.zeros((rows, 1), np.int64), np.cumsum(visual, axis=1)], axis=1)
+    first = np.clip(np.arange(sequence) - batch["positions"], 0, None)  # where each token's sample begins
+    seen = before[:, 1:] > np.take_along_axis(before, first, axis=1)
+    kinds = np.zeros(batch["tokens"].shape, np.int32)
+    text = ~visual & (segments > 0)
+    row, place = np.nonzero(text)
+    kinds[row, (order - ends)[row, place]] = 1 + seen[row, place]
+    return {**batch, "sources": kinds}
 
 
 class HeldoutLoss:
-    """Mean cross entropy (nats) per trained token, weighted as the batches say; compiled when it is first called.
+    """Sums of the loss over batches, weighted as these say; compiled when it is first called.
 
     The same parameters give the same float to the last bit. ``mesh``: where the parameters are; None = wherever.
     """
 
     def __init__(self, model: Model, dtype: jnp.dtype = jnp.bfloat16, mesh: Mesh | None = None):
-        def sums(
-            trainable: tree.Tree, frozen: tree.Tree, batch: Mapping[str, jax.Array]
-        ) -> tuple[jax.Array, jax.Array]:
-            return loss_sum(model, trainable, frozen, batch, dtype), batch["loss_weights"].sum()
+        def sums(trainable: tree.Tree, frozen: tree.Tree, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+            return sums_by_source(slot_losses(model, trainable, frozen, batch, dtype), batch, MODALITIES)
 
         if mesh is None:
             self._sums = jax.jit(sums)
         else:
             self._sums = jax.jit(on_mesh(sums, mesh), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def __call__(self, trainable: tree.Tree, frozen: tree.Tree, batches: Iterable[Mapping[str, Any]]) -> float:
-        """nan if no token is trained on."""
+    def __call__(self, trainable: tree.Tree, frozen: tree.Tree, batches: Iterable[Mapping[str, Any]]) -> Loss:
+        """Of batches ``with_modalities``."""
         parts = [jax.device_get(self._sums(trainable, frozen, batch)) for batch in batches]
-        loss, weight = (float(np.sum([part[i] for part in parts], dtype=np.float64)) for i in range(2))
-        return loss / weight if weight else float("nan")
+
+        def total(kind: str) -> dict[str, float]:
+            return {name: float(np.sum([p[f"{kind}/{name}"] for p in parts], dtype=np.float64)) for name in MODALITIES}
+
+        return Loss(total("loss_sum"), total("weight"))
 
 
 class HeldoutSources:
-    """The losses on named sources, in rows like those of a run's ``data``."""
+    """The losses on named sources, each in rows of its own.
+
+    Attributes:
+      identities: {name: hash of everything that decides the source's batches}.
+    """
 
     def __init__(
         self,
@@ -62,38 +115,61 @@ class HeldoutSources:
         dtype: jnp.dtype,
         mesh: Mesh,
         cache: Path,
+        say: Say = print,
     ):
-        """``sources``: {name: spec, or path of a text file}; ``batches``: of each at most. Raises DataError."""
-        self._loss, self._batches = HeldoutLoss(model, dtype, mesh), batches
+        """``data``: of the rows; ``sources``: {name: spec, or path of a text file}; ``batches``: of each at most.
+
+        Raises DataError.
+        """
+        self._loss, self._batches, self._say = HeldoutLoss(model, dtype, mesh), batches, say
         self._rows = LocalRows(mesh, data.batch_size)
         with first_process_first():  # which counts what the others then find in the cache
             self._data = {name: _opened(data, name, spec, model.config, cache) for name, spec in sources.items()}
+        self.identities = {name: f"{opened.identity}/{batches}" for name, opened in self._data.items()}
+        self._told: set[str] = set()
 
-    def __call__(self, trainable: tree.Tree, frozen: tree.Tree) -> dict[str, float]:
-        """{"heldout/NAME": loss}. Raises StorageError."""
-        return {f"heldout/{name}": self._measure(trainable, frozen, data) for name, data in self._data.items()}
+    def __call__(self, trainable: tree.Tree, frozen: tree.Tree) -> dict[str, Loss]:
+        """{name: loss}. Bad samples are left out and named. Raises StorageError; DataError if none is left."""
+        return {name: self._measure(name, trainable, frozen) for name in self._data}
 
-    def _measure(self, trainable: tree.Tree, frozen: tree.Tree, data: PackedData) -> float:
+    def _measure(self, name: str, trainable: tree.Tree, frozen: tree.Tree) -> Loss:
         errors: list[Exception] = []
+        data = self._data[name]
         with together():
             loss = self._loss(trainable, frozen, self._read(data, errors))
             if errors:
                 raise errors[0]
+        if name not in self._told:
+            self._told.add(name)
+            self._name_bad(name, data)
+        if not sum(loss.weights.values()):
+            raise DataError(
+                f"config.evaluation.sources.{name}: no token is left to measure the loss on: its samples are bad, too "
+                "long for a row, or without an answer (see the line above)"
+            )
         return loss
 
-    def _read(self, data: PackedData, errors: list[Exception]) -> Iterable[Mapping[str, Any]]:
+    def _name_bad(self, name: str, data: PackedData) -> None:
+        """A line about the samples left out, each of which every process that makes its row has met."""
+        found = [sample for of_process in gathered(data.report.bad) for sample in of_process]
+        bad = {key: (reason, detail) for key, reason, detail in found}
+        if bad:
+            shown = ", ".join(f"{key}: {' '.join(filter(None, why))}" for key, why in list(bad.items())[:5])
+            self._say(f"held-out {name}: {len(bad)} samples are left out: {shown}{', ...' if len(bad) > 5 else ''}")
+
+    def _read(self, data: PackedData, errors: list[Exception]) -> Iterator[Mapping[str, Any]]:
         """One of several processes that cannot read takes part with empty batches, since the others wait for it."""
         number = 0
         try:
             with contextlib.closing(data.iterate(0, self._rows.numbers)) as batches:
                 for number, batch in itertools.islice(batches, self._batches):
-                    yield self._rows.put(batch)
+                    yield self._rows.put(with_modalities(batch))
                     number += 1
         except Exception as error:
             if jax.process_count() == 1:
                 raise
             errors.append(error)
-            empty = self._rows.put(data.spec.empty(len(self._rows.numbers)))
+            empty = self._rows.put(with_modalities(data.spec.empty(len(self._rows.numbers))))
             for _ in range(number, min(data.steps_per_epoch(), self._batches or sys.maxsize)):
                 yield empty
 
@@ -101,5 +177,10 @@ class HeldoutSources:
 def _opened(data: DataConfig, name: str, spec: Any, config: Architecture, cache: Path) -> PackedData:
     spec = {"kind": "text", "paths": spec} if isinstance(spec, str) else spec
     values = to_dict(data) | {"sources": [{"name": name, "spec": spec}], "epochs": 1, "shuffle": "none", "seed": 0}
-    values |= {"workers": 0, "jpeg_augment": False}
-    return PackedData(DataConfig.from_dict(values), cache, config.geometry)
+    values |= {"workers": 0, "jpeg_augment": False, "source_ids": False}
+    try:
+        return PackedData(DataConfig.from_dict(values), cache, config.geometry)
+    except StorageError:
+        raise
+    except DataError as error:
+        raise DataError(f"config.evaluation.sources.{name}: {error}") from None

@@ -21,7 +21,7 @@ from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.parallel.agreement import together
 
-BATCH = 50  # questions answered at once
+BATCH = 50  # questions answered at once, unless the caller says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,13 @@ def to_prompt(builder: SampleBuilder, question: Question) -> Prompt:
 
 
 def answer(
-    generator: Generator, builder: SampleBuilder, questions: Sequence[Question], max_new_tokens: int = 32
+    generator: Generator,
+    builder: SampleBuilder,
+    questions: Sequence[Question],
+    max_new_tokens: int = 32,
+    batch: int = BATCH,
 ) -> list[str]:
-    """Greedy answers, in the order of the questions."""
+    """Greedy answers, in the order of the questions; ``batch`` of them at once."""
     tokenizer = builder.tokenizer
     stops = [*(tokenizer.id(name) for name in END_TOKENS), tokenizer.eos]
     sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=tuple(s for s in stops if s is not None))
@@ -72,8 +76,8 @@ def answer(
     # Prompts of similar length together: a batch is padded to its longest.
     order = np.argsort([len(prompt.input_ids) for prompt in prompts], kind="stable")
     answers = [""] * len(prompts)
-    for start in range(0, len(order), BATCH):
-        part = order[start : start + BATCH]
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
         for index, result in zip(part, generator.generate([prompts[i] for i in part], sampling)):
             answers[index] = tokenizer.decode(result.tokens).strip()
     return answers

@@ -12,6 +12,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.sources.selection.filters import check_filters
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.evaluation.in_training.task_config import TaskConfig
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
 from mono_jax.parallel.mesh_config import MeshConfig
@@ -30,11 +31,23 @@ class EvaluationConfig:
     sources: Mapping[str, Any] = field(
         default_factory=dict,
         help="{name: a spec as in `data.sources`, or the path of a text file}: the loss on each is recorded as "
-        '"heldout/NAME"; {} = none',
+        '"heldout/NAME"; None instead of a spec = what evip.py\'s sets have held out under this name; {} = none',
     )
-    batches: int | None = field(None, ge=1, help="of each source at most, of the size of the run's; None = all")
+    data: strict.Part[DataConfig] = field(
+        default_factory=dict,
+        help="keys of `data` that are others for the rows of held-out sources: rows that are alike in all stages make "
+        "their losses comparable, and few of them cost little",
+    )
+    batches: int | None = field(None, ge=1, help="of each source at most; None = all")
+    tasks: Mapping[str, TaskConfig] = field(
+        default_factory=dict,
+        help='{name: questions that are answered}: the score of each is recorded as "tasks/NAME"; {} = none',
+    )
+    examples: int = field(8, ge=0, help="questions of each task whose answers WORKDIR/evaluation/answers.html shows")
     keep_best: str | None = field(
-        None, help="source whose lowest loss marks the best step: its checkpoint is kept beside the newest"
+        None,
+        help='value whose best step keeps its checkpoint beside the newest, by its name in the records: "heldout/NAME" '
+        'and the like (the lowest counts), "tasks/NAME" (the highest)',
     )
 
     def __post_init__(self) -> None:
@@ -42,8 +55,18 @@ class EvaluationConfig:
         for name, spec in self.sources.items():
             if not isinstance(spec, (str, Mapping)) or not spec:
                 raise ConfigError(f"evaluation.sources.{name} is {spec!r}: give a spec or the path of a text file")
-        if self.keep_best is not None and self.keep_best not in self.sources:
-            raise unknown_key("evaluation.keep_best", self.keep_best, self.sources)
+        for name, task in self.tasks.items():
+            if not task.path:
+                raise ConfigError(f"evaluation.tasks.{name}.path is missing: name a JSONL file of LLaVA records")
+        if self.keep_best is not None and self.keep_best not in (names := self.value_names()):
+            raise unknown_key("evaluation.keep_best", self.keep_best, names)
+
+    def value_names(self) -> list[str]:
+        """Of all that may be recorded."""
+        losses = [f"heldout/{name}{part}" for name in self.sources for part in ("", "/text", "/image")]
+        kept = [f"retention/{name}/{unit}" for name in self.sources for unit in ("ratio", "nats")]
+        parts = ["modality/text", "modality/image"] if self.sources else []
+        return [*losses, *parts, *kept, *(f"tasks/{name}" for name in self.tasks)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,8 +36,9 @@ from mono_jax.parallel.mesh import row_ways, unshared
 from mono_jax.runs.compilation_cache import folder_of, kept_programs
 from mono_jax.runs.config import EvipConfig, RunConfig, one_of_several
 from mono_jax.runs.console import say_in, say_now
+from mono_jax.runs.evaluating import BASE_LOSSES
 from mono_jax.runs.program import Program
-from mono_jax.runs.sets import prepare_sets
+from mono_jax.runs.sets import prepare_sets, with_heldout
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import Workdir
 from mono_jax.storage.places import Place
@@ -89,6 +90,8 @@ class Evip:
             data["tokenizer"] = self.tokenizer()
         if "sources" not in data:
             data["sources"] = self.mixed_sources(folder)
+        if "evaluation" in values:
+            values["evaluation"] = with_heldout(values["evaluation"], self.manifest["heldout"])
         if not init:
             model = dict(values.get("model", {}))
             model.setdefault("vocab_size", Tokenizer(data["tokenizer"]).vocab_size)
@@ -220,11 +223,19 @@ class Evip:
                 before = self.text_loss(run.init, run) if run.init else None
         start = time.perf_counter()
         workdir = self.stage_workdir(folder)
-        result = run_stage(run, workdir, base_dir=self.large("base"), shared_cache=self.cache())
+        result = run_stage(
+            run, workdir, base_dir=self.large("base"), shared_cache=self.cache(), base_losses=self.base_losses(folder)
+        )
         _write(before_file, {"loss": before})
         trained = round(time.perf_counter() - start, 1)
         with measuring(timeline, self.say, result["step"]):
             return self.summary(run, result, before) | {"seconds": trained}
+
+    def base_losses(self, folder: str) -> Path | None:
+        """Where the first stage that begins with a language model has measured it; None in that stage and before."""
+        first = next((each for each in self.config.stages if self.config.stage_name(each) != "S0"), folder)
+        stages = list(self.config.stages)
+        return self.place(first) / BASE_LOSSES if stages.index(folder) > stages.index(first) else None
 
     def summary(self, run: RunConfig, result: Mapping[str, Any], before: float | None) -> dict[str, Any]:
         """What the report shows of a stage; ``before``: the loss on held-out text before it."""
@@ -261,10 +272,9 @@ class Evip:
         values |= {"sources": [{"spec": {"kind": "text", "paths": self.manifest["heldout"]["text"]}}]}
         data, dtype = DataConfig.from_dict(values), jnp.dtype(run.dtype)
         cache = self.cache()
-        heldout = HeldoutSources(
-            data, {"text": self.manifest["heldout"]["text"]}, None, Model(config), dtype, mesh, cache
-        )
-        loss = heldout(params, {})["heldout/text"]
+        text = {"text": self.manifest["heldout"]["text"]}
+        heldout = HeldoutSources(data, text, None, Model(config), dtype, mesh, cache, self.say)
+        loss = heldout(params, {})["text"].mean
         self.say(f"held-out text loss of {model}: {loss:.6f}")
         return loss
 

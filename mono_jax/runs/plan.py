@@ -17,6 +17,7 @@ from mono_jax.runs.planning.search import search
 from mono_jax.runs.planning.targets import target
 from mono_jax.runs.planning.workload import workload
 from mono_jax.runs.program import Program
+from mono_jax.runs.sets import with_heldout
 
 
 def show(values: Mapping[str, Any], name: str, **options: Any) -> dict[str, Any]:
@@ -91,4 +92,7 @@ def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig
         )
     stand_ins = {"tokenizer": "of the sets", "sources": [{"spec": {"kind": "of the sets"}}]}
     data = {**stand_ins, **config.data, **own.get("data", {})}
-    return RunConfig.from_dict({**common, **own, "init": config.init, "model": model, "data": data})
+    values = {**common, **own, "init": config.init, "model": model, "data": data}
+    if "evaluation" in values:
+        values["evaluation"] = with_heldout(values["evaluation"], None)
+    return RunConfig.from_dict(values)

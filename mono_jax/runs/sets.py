@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,33 @@ def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[
             vocabulary=own.vocabulary,
             progress=say,
         )
+
+
+def with_heldout(evaluation: Mapping[str, Any], heldout: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``config.evaluation`` of a stage with what it leaves to the sets: sources that are None, tasks without a path.
+
+    ``heldout``: the entry of the sets' manifest; None = stand-ins, where there are no sets yet. Raises ConfigError that
+    names the source or task if the sets have held out nothing of that name.
+    """
+
+    def entry(key: str, name: str) -> Any:
+        if heldout is not None and name not in heldout:
+            raise unknown_key(f"held-out set (config.evaluation.{key}.{name})", name, heldout)
+        return {"path": "-", "image_root": "-"} if heldout is None else heldout[name]
+
+    sources, tasks = dict(evaluation.get("sources") or {}), dict(evaluation.get("tasks") or {})
+    for name in (name for name, spec in sources.items() if spec is None):
+        found = entry("sources", name)
+        if not isinstance(found, str):  # a file of text, or of records
+            found = {"kind": "jsonl", "paths": found["path"], "image_root": found["image_root"]}
+        sources[name] = found
+    for name, task in tasks.items():
+        if not task.get("path"):
+            found = entry("tasks", name)
+            if isinstance(found, str):
+                raise ConfigError(f"config.evaluation.tasks.{name}: {found} is plain text, which asks nothing")
+            tasks[name] = {**task, "path": found["path"], "image_root": found["image_root"]}
+    return {**evaluation, "sources": sources, "tasks": tasks}
 
 
 def made_sets(config: EvipConfig) -> tuple[DemoSetsConfig, DemoSizes] | None:

@@ -22,7 +22,6 @@ from data_pipelines.loading.summary import summary_lines
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
-from mono_jax.evaluation.heldout import HeldoutSources
 from mono_jax.files import Damaged, read_json, verify_checksums
 from mono_jax.parallel.agreement import from_first, gathered, together
 from mono_jax.parallel.rows import LocalRows
@@ -32,6 +31,7 @@ from mono_jax.runs.batches import SkippingSteps, open_data, sample_counts, steps
 from mono_jax.runs.compilation_cache import Programs
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.console import say_in
+from mono_jax.runs.evaluating import evaluating
 from mono_jax.runs.planning.needs import needs
 from mono_jax.runs.program import Program
 from mono_jax.runs.result import write_model
@@ -40,7 +40,6 @@ from mono_jax.storage.places import Place, write_json
 from mono_jax.training import flops, metrics
 from mono_jax.training.callbacks.alerts import Alerts, webhook_url
 from mono_jax.training.callbacks.checkpointing import Checkpointing
-from mono_jax.training.callbacks.evaluating import Evaluating
 from mono_jax.training.callbacks.profiling import Profiling
 from mono_jax.training.callbacks.recorder import Recorder, Speed
 from mono_jax.training.callbacks.stalls import Stalls
@@ -62,11 +61,13 @@ def run_stage(
     *,
     base_dir: Place | None = None,
     shared_cache: Path | None = None,
+    base_losses: Path | None = None,
     say: Say | None = None,
 ) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
     ``base_dir``, ``shared_cache``: of frozen parameters and of compiled programs, where runs share them.
+    ``base_losses``: file of an earlier run with the losses of the base that retention is measured against.
 
     Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves",
     "best": {"metric", "step", "value"} or None, "data": what was read and skipped,
@@ -84,7 +85,7 @@ def run_stage(
     ):
         timeline = Timeline(timeline_file(workdir.files, jax.process_index()), clock, say, run.log_every)
         try:
-            result = _run(run, workdir, base_dir or workdir.place / "base", timeline, programs, say)
+            result = _run(run, workdir, base_dir or workdir.place / "base", base_losses, timeline, programs, say)
         finally:
             for line in [*timeline.close(compilation_cache=programs.counts()), *programs.lines()]:
                 say(line)
@@ -93,7 +94,13 @@ def run_stage(
 
 
 def _run(
-    run: RunConfig, workdir: Workdir, base_dir: Place, timeline: Timeline, programs: Programs, say: Say
+    run: RunConfig,
+    workdir: Workdir,
+    base_dir: Place,
+    base_losses: Path | None,
+    timeline: Timeline,
+    programs: Programs,
+    say: Say,
 ) -> dict[str, Any]:
     architecture = architecture_of(run)
     keeping = {"keep": run.keep, "keep_period": run.keep_period, "asynchronous": run.async_checkpoints}
@@ -110,14 +117,14 @@ def _run(
         _announce(program, state, frozen, say)
         writer, alerts = _writer(run, workdir.files, int(state.step), say), _alerts(run, workdir, say)
         recorder = _recorder(program, data, writer, alerts, say)
-        evaluating = _evaluating(program, workdir, recorder, start.best, say)
+        measuring = evaluating(program, workdir, recorder, start.best, base_losses, say)
         saving = Checkpointing(
             checkpoints,
             run.checkpoint_every,
-            lambda step: resume.metadata_of(program, data, step, base, evaluating.best, workdir),
+            lambda step: resume.metadata_of(program, data, step, base, measuring and measuring.best, workdir),
             say,
             before_save=recorder.before_save,
-            best=lambda: evaluating.best and evaluating.best.step,
+            best=lambda: measuring and measuring.best and measuring.best.step,
             minutes=run.checkpoint_minutes,
             record=lambda step, size, waited: timeline.add("save", step, bytes=size, waited_s=round(waited, 3)),
         )
@@ -138,7 +145,7 @@ def _run(
                     SkippingSteps(data, run.skip_steps),
                     program.mesh,
                     program.steps,
-                    [*([evaluating] if run.evaluation.sources else []), *callbacks],
+                    [*([measuring] if measuring else []), *callbacks],
                     timeline.clock,
                 )
         finally:
@@ -148,7 +155,8 @@ def _run(
         result = _finish(program, data, workdir, state, frozen, base_dir / base)
     result["data"]["sources"] = summaries
     result |= {"failed_saves": checkpoints.failed, "skipped_saves": saving.skipped}
-    return result | {"best": evaluating.best and dataclasses.asdict(evaluating.best)}
+    best = measuring and measuring.best
+    return result | {"best": best and dataclasses.asdict(best)}
 
 
 def _step(program: Program, state: TrainState, frozen: tree.Tree, programs: Programs, say: Say) -> Step:
@@ -214,25 +222,6 @@ def _recorder(
         say,
         lambda: sample_counts(data),
         alerts.alert,
-    )
-
-
-def _evaluating(
-    program: Program, workdir: Workdir, recorder: Recorder, best: dict[str, Any] | None, say: Say
-) -> Evaluating:
-    """Raises DataError if a held-out source cannot be used."""
-    run = program.run
-    settings, cache = run.evaluation, Path(run.cache_dir or workdir.cache)
-    heldout = HeldoutSources(
-        run.data, settings.sources, settings.batches, program.model, program.dtype, program.mesh, cache
-    )
-    return Evaluating(
-        settings.every,
-        lambda progress: heldout(progress.state.trainable, progress.frozen),
-        recorder.add,
-        say,
-        metric=settings.keep_best and f"heldout/{settings.keep_best}",
-        best=best,
     )
 
 

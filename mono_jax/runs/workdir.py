@@ -28,7 +28,7 @@ from mono_jax.training.metrics import Say
 
 NAMES = (
     "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
-    "timeline.jsonl", "data_changes.jsonl", "profile", "data", "logs", "mono",
+    "timeline.jsonl", "data_changes.jsonl", "profile", "data", "logs", "mono", "evaluation",
 )  # fmt: skip
 HERE = "$WORKDIR"  # what stands for the workdir in the paths that it keeps
 LOCK = ".lock"

@@ -12,7 +12,7 @@ from data_pipelines import strict
 from mono_jax.errors import ConfigError
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import EvipConfig, RunConfig
-from mono_jax.runs.sets import made_sets
+from mono_jax.runs.sets import made_sets, with_heldout
 from mono_jax.runs.sweeping.units import Sweep, Unit
 
 ONLY = "run"  # the folder of a config with one stage
@@ -86,6 +86,8 @@ def _filled(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """The stage's keys with stand-ins for what only the sets know, so that the rest can be checked."""
     sources = [{"name": "sets", "spec": {"kind": "text", "paths": "-"}}]
     filled = {**values, "data": {"tokenizer": "-", "sources": sources, **values["data"]}}
+    if "evaluation" in filled:
+        filled["evaluation"] = with_heldout(filled["evaluation"], None)
     if stage == "S0":
         filled["model"] = {"vocab_size": 256, **filled.get("model", {})}
     return filled

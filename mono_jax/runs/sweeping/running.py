@@ -14,6 +14,7 @@ from data_pipelines.io import publish
 from mono_jax.parallel.agreement import first_process_first
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.console import say_now
+from mono_jax.runs.evaluating import MEASURED
 from mono_jax.runs.evip import Evip, run_and_report
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.sweeping.chain import Plan
@@ -114,10 +115,10 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _heldout(stage: Path, prefix: str) -> dict[str, float]:
-    """The newest value of each held-out loss that the stage recorded."""
+    """The newest value of each kind that the stage measured on held-out samples."""
     newest: dict[str, Any] = {}
     for record in read_metrics(stage / "metrics.jsonl"):
-        newest |= {key: value for key, value in record.items() if key.startswith("heldout/")}
+        newest |= {key: value for key, value in record.items() if key.startswith(MEASURED)}
     return _numbers(prefix, newest)
 
 

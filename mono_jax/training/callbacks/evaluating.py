@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from mono_jax.errors import unknown_key
 from mono_jax.training.loop import Callback, Progress
 from mono_jax.training.metrics import Say, duration
 
@@ -17,7 +19,7 @@ Evaluate = Callable[[Progress], Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The step whose value was the lowest so far; ``metric`` is its name in the records."""
+    """The step whose value was the best so far; ``metric`` is its name in the records."""
 
     metric: str
     step: int
@@ -27,8 +29,8 @@ class Best:
 class Evaluating(Callback):
     """Measures the state after every ``every``-th step and after the last; a value goes into the step's record.
 
-    Stands before the recorder in the loop. With ``metric``, ``best`` is the step at which that was lowest; a value that
-    is not finite never is.
+    Stands before the recorder in the loop. With ``metric``, ``best`` is the step at which that was lowest or highest; a
+    value that is not finite never is.
     """
 
     activity = "evaluate"
@@ -41,11 +43,18 @@ class Evaluating(Callback):
         say: Say,
         metric: str | None = None,
         best: Mapping[str, Any] | None = None,
+        lower_is_better: bool = True,
+        before: Callable[[Progress], None] = lambda progress: None,
     ):
-        """``record``: is given (step, values, seconds spent). ``best``: of the checkpoint that the run resumes from."""
+        """``record``: is given (step, values, seconds spent). ``best``: of the checkpoint that the run resumes from.
+        ``before``: is called before the first step.
+        """
         self.every, self._evaluate, self._record, self._say = every, evaluate, record, say
-        self._metric = metric
+        self._metric, self._sign, self._before = metric, 1 if lower_is_better else -1, before
         self.best = Best(**best) if best and best["metric"] == metric else None
+
+    def begin(self, progress: Progress) -> None:
+        self._before(progress)
 
     def step(self, progress: Progress) -> None:
         with progress.clock.on("wait"):
@@ -55,10 +64,16 @@ class Evaluating(Callback):
         seconds = time.perf_counter() - before
         self._record(progress.done, values, seconds)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        better = self._metric is not None and values[self._metric] < (self.best.value if self.best else float("inf"))
+        better = self._metric is not None and self._is_better(values)
         self._say(f"step {progress.done}: {shown} (in {duration(seconds)}){', the best so far' if better else ''}")
         if better:
             self.best = Best(self._metric, progress.done, values[self._metric])
+
+    def _is_better(self, values: Mapping[str, float]) -> bool:
+        if self._metric not in values:
+            raise unknown_key("evaluation.keep_best: value", self._metric, values)
+        value = values[self._metric]
+        return math.isfinite(value) and (self.best is None or self._sign * value < self._sign * self.best.value)
 
     def finish(self, progress: Progress) -> None:
         if progress.error is None and progress.done > progress.start and progress.done % self.every:

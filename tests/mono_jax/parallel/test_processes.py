@@ -91,7 +91,7 @@ def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
 
 @pytest.mark.slow
 def test_two_processes_measure_on_the_way_as_one_does(sets, tmp_path, clusters):
-    evaluation = {"every": 3, "sources": {"text": sets["heldout"]["text"]}, "batches": 2, "keep_best": "text"}
+    evaluation = {"every": 3, "sources": {"text": sets["heldout"]["text"]}, "batches": 2, "keep_best": "heldout/text"}
     config = write_config(
         tmp_path / "config.py",
         settings(sets, evaluation=evaluation, data={"batch_size": 8}, mesh={"fsdp": 2, "tensor": 2}),

@@ -13,12 +13,18 @@ import jax.numpy as jnp
 import pytest
 
 from data_pipelines.config import DataConfig
-from data_pipelines.errors import StorageError
+from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.errors import DataError, StorageError
 from data_pipelines.loading.packed_data import PackedData
 from mono_jax.errors import ConfigError, PeerError
-from mono_jax.evaluation.heldout import HeldoutLoss, HeldoutSources
+from mono_jax.evaluation import heldout
+from mono_jax.evaluation.heldout import HeldoutLoss, HeldoutSources, Loss, with_modalities
+from mono_jax.evaluation.questions import answer, grade, read_questions
+from mono_jax.generation.decode import Generator
 from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
+from mono_jax.runs.stage import run_stage
+from mono_jax.training.metrics import read_metrics
 from mono_jax.weights.model_folder import load_model
 from tests.mono_jax.peers import Peers
 from tests.mono_jax.runs.test_stage import run, same_weights, settings
@@ -29,8 +35,13 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def configured(sets: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """In S1.1 the text ability is frozen: the loss on text stays as it is, so the first evaluation is the best."""
     text, pairs = sets["heldout"]["text"], sets["stages"]["s1_2"]["sources"][0]["spec"]
-    evaluation = {"every": 3, "sources": {"text": text, "pairs": pairs}, "batches": 2, "keep_best": "text"}
+    evaluation = {"every": 3, "sources": {"text": text, "pairs": pairs}, "batches": 2, "keep_best": "heldout/text"}
+    evaluation |= {"tasks": {"questions": {"examples": 5, "max_new_tokens": 3, **asked(sets)}}, "examples": 2}
     return settings(sets, steps=8, keep=2, evaluation=evaluation | changes)
+
+
+def asked(sets: dict[str, Any]) -> dict[str, str]:
+    return {key: sets["heldout"]["questions"][key] for key in ("path", "image_root")}
 
 
 def measured(workdir: Path) -> dict[int, tuple[float, float]]:
@@ -58,6 +69,55 @@ def test_losses_are_recorded_and_the_best_checkpoint_stays(finished: tuple[Path,
     assert checkpoints(workdir) == [3, 6, 8]
 
 
+def test_losses_by_modality_and_scores_are_recorded(finished: tuple[Path, dict[str, Any]]) -> None:
+    """Captions are read after their image, text without any: the sources are the modalities."""
+    records = [r for r in read_metrics(finished[0] / "metrics.jsonl") if "heldout/text" in r]
+    for record in records:
+        assert record["modality/text"] == record["heldout/text"] and record["modality/image"] == record["heldout/pairs"]
+        assert 0 <= record["tasks/questions"] <= 100
+        assert not any(name.startswith("retention/") for name in record), "random weights are no base"
+
+
+def test_the_answers_are_those_of_the_model(sets: dict[str, Any], finished: tuple[Path, dict[str, Any]]) -> None:
+    """Answered again from the model folder; those of two examples are shown at every step."""
+    workdir, result = finished
+    config, params = load_model(result["model"])
+    builder = SampleBuilder(DataConfig.from_dict(configured(sets)["data"]), geometry=config.geometry)
+    questions = read_questions(*asked(sets).values())[:5]
+    answers = answer(Generator(config, params, jnp.float32), builder, questions, 3)
+    score = read_metrics(workdir / "metrics.jsonl")[-1]["tasks/questions"]
+    assert score == 100 * grade(questions, answers)["accuracy"]
+    shown = [json.loads(line) for line in (workdir / "evaluation/answers.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in shown] == [3, 3, 6, 6, 8, 8]
+    assert [each["answer"] for each in shown[-2:]] == answers[:2]
+    page = (workdir / "evaluation/answers.html").read_text()
+    assert page.count("<img") == 2 and page.count("<td class='step'>8</td>") == 2
+
+
+def test_what_is_kept_of_the_base_is_measured(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """S2 changes the text side; a further run is compared with the same base."""
+    values = configured(sets, every=1, tasks={}, keep_best="retention/text/nats", data={"text_tokens": 80})
+    values |= {"stage": "S2", "init": finished[1]["model"], "steps": 2, "optim": {"learning_rate": 1e-2}}
+    values.pop("model")
+    result = run(values, tmp_path / "first")
+    kept = json.loads((tmp_path / "first/evaluation/base.json").read_text())
+    assert list(kept) == ["text"], "captions are not compared"
+    records = read_metrics(tmp_path / "first/metrics.jsonl")
+    for record in records:
+        assert record["retention/text/ratio"] == record["heldout/text"] / kept["text"]["loss"] != 1
+        assert record["retention/text/nats"] == record["heldout/text"] - kept["text"]["loss"]
+    assert result["best"]["value"] == min(record["retention/text/nats"] for record in records)
+
+    values |= {"init": result["model"], "steps": 1}
+    base, later = tmp_path / "first/evaluation/base.json", tmp_path / "later"
+    run_stage(RunConfig.from_dict(values), later, base_losses=base, say=[].append)
+    [record] = read_metrics(later / "metrics.jsonl")
+    assert record["retention/text/nats"] == record["heldout/text"] - kept["text"]["loss"]
+    assert json.loads((later / "evaluation/base.json").read_text())["text"]["loss"] != kept["text"]["loss"]
+
+
 def test_the_value_is_that_of_the_model(
     sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -68,7 +128,8 @@ def test_the_value_is_that_of_the_model(
     spec = {"kind": "text", "paths": sets["heldout"]["text"]}
     values |= {"sources": [{"name": "text", "spec": spec}], "shuffle": "none", "seed": 0, "epochs": 1}
     data = PackedData(DataConfig.from_dict(values), tmp_path, config.geometry)
-    loss = HeldoutLoss(Model(config), jnp.float32)(params, {}, [data.batch(0), data.batch(1)])
+    batches = [with_modalities(data.batch(step)) for step in range(2)]
+    loss = HeldoutLoss(Model(config), jnp.float32)(params, {}, batches).mean
     assert loss == pytest.approx(measured(workdir)[8][0], abs=1e-6)
 
 
@@ -96,14 +157,27 @@ def test_evaluating_leaves_the_training_alone(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keep_best": "txt"}, r"evaluation\.keep_best.*txt.*text"),
+        ({"keep_best": "heldout/txt"}, r"evaluation\.keep_best.*txt.*heldout/text"),
         ({"sources": {"text": 3}}, r"evaluation\.sources\.text is 3"),
         ({"every": 0}, r"evaluation\.every"),
+        ({"tasks": {"vqa": {}}, "keep_best": None}, r"evaluation\.tasks\.vqa\.path is missing"),
+        ({"tasks": {"vqa": {"paths": "a"}}}, r"evaluation\.tasks\.vqa.*unknown key 'paths'"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(sets: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RunConfig.from_dict(configured(sets, **changes))
+
+
+def test_a_source_without_a_usable_sample_is_named(sets: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_text("no picture")
+    file = tmp_path / "bad.jsonl"
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "this"}]
+    file.write_text(json.dumps({"id": "1", "image": "broken.jpg", "conversations": turns}) + "\n")
+    spec = {"kind": "jsonl", "paths": str(file), "image_root": str(tmp_path)}
+    said: list[str] = []
+    with pytest.raises(DataError, match=r"evaluation\.sources\.bad: .*not_an_image"):
+        run(configured(sets, sources={"bad": spec}, tasks={}, keep_best=None), tmp_path / "run", said)
 
 
 @pytest.mark.parametrize("failing", [None, 0, 1])
@@ -114,8 +188,11 @@ def test_a_process_that_cannot_read_takes_part_to_the_end(
     """The others wait for it in each batch; then all raise. Processes as threads, and batches that are counted only."""
     used: dict[int, list[Any]] = {}
 
+    monkeypatch.setattr(heldout, "with_modalities", lambda batch: batch)
+
     class Data:
         spec = SimpleNamespace(empty=lambda rows: "empty")
+        report = SimpleNamespace(bad=[("line 3", "no_caption", "")])
 
         def iterate(self, start: int, rows: list[int]) -> Iterator[tuple[int, str]]:
             for number in range(5):
@@ -126,17 +203,26 @@ def test_a_process_that_cannot_read_takes_part_to_the_end(
         def steps_per_epoch(self) -> int:
             return 5
 
-    def process(index: int) -> dict[str, float]:
+    said: list[str] = []
+
+    def process(index: int) -> dict[str, Loss]:
         sources = object.__new__(HeldoutSources)
-        sources._data, sources._batches = {"text": Data()}, most
+        sources._data, sources._batches, sources._told = {"text": Data()}, most, set()
         sources._rows = SimpleNamespace(numbers=[index], put=lambda batch: batch)
-        sources._loss = lambda trainable, frozen, batches: len(used.setdefault(index, list(batches)))
+        sources._say = said.append
+
+        def loss(trainable: Any, frozen: Any, batches: Any) -> Loss:
+            count = float(len(used.setdefault(index, list(batches))))
+            return Loss({"text": count, "image": 0.0}, {"text": 1.0, "image": 0.0})
+
+        sources._loss = loss
         return sources({}, {})
 
     count = most or 5
     for index, result in enumerate(Peers(2, monkeypatch).run(process)):
         assert used[index] == ["batch"] * 2 + ["empty" if index == failing else "batch"] * (count - 2)
         if failing is None:
-            assert result == {"heldout/text": count}
+            assert result["text"].mean == count
+            assert said == ["held-out text: 1 samples are left out: line 3: no_caption"] * 2
         else:
             assert isinstance(result, StorageError if index == failing else PeerError) and "away" in str(result)

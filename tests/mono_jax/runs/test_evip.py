@@ -16,6 +16,7 @@ from mono_jax.models.transformer import Model
 from mono_jax.runs import evip as module
 from mono_jax.runs.config import EvipConfig
 from mono_jax.runs.evip import Evip
+from mono_jax.runs.sets import with_heldout
 from mono_jax.weights.model_folder import Origin, companion_files, model_config, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
 
@@ -65,7 +66,7 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
     """Also the loss before the stage, and the stage itself is asked whether it is finished."""
     asked = []
 
-    def run_stage(run, workdir, base_dir, shared_cache):
+    def run_stage(run, workdir, base_dir, shared_cache, base_losses):
         asked.append(workdir.place.name)
         return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "data": {}}
 
@@ -91,6 +92,31 @@ def test_the_last_stage_is_asked_more_and_nothing_twice(evip: Evip):
     assert evip.unasked("a", {"evaluation": {"captions": {}}}) == ["questions"], (
         "trained for another sequence of stages"
     )
+
+
+def test_what_is_measured_on_the_way_comes_from_the_sets(evip: Evip):
+    """Sources that are None and tasks without a path; all stages after the first are compared with its base."""
+    asked = {"path": "q.jsonl", "image_root": "images", "samples": 3}
+    evip.manifest["heldout"] = {"text": "prose.txt", "captions": {**asked, "path": "c.jsonl"}, "questions": asked}
+    own = {"kind": "text", "paths": "own.txt"}
+    evaluation = {"sources": {"text": None, "captions": None, "own": own}, "tasks": {"questions": {"examples": 2}}}
+    stages = {"s0": {"stage": "S0", "steps": 1}, **evip.config.stages}
+    stages["a"] = {**stages["a"], "evaluation": evaluation}
+    evip = dataclasses.replace(evip, config=dataclasses.replace(evip.config, stages=stages))
+    found = evip.stage_config("a", "init").evaluation
+    captions = {"kind": "jsonl", "paths": "c.jsonl", "image_root": "images"}
+    assert found.sources == {"text": "prose.txt", "captions": captions, "own": own}
+    task = found.tasks["questions"]
+    assert (task.path, task.image_root, task.examples) == ("q.jsonl", "images", 2)
+    first = evip.place("a") / "evaluation/base.json"
+    assert [evip.base_losses(name) for name in stages] == [None, None, first]
+    assert with_heldout(evaluation, None)["sources"].keys() == evaluation["sources"].keys()
+    for wrong, message in (
+        ({"sources": {"pairs": None}}, r"evaluation\.sources\.pairs"),
+        ({"tasks": {"text": {}}}, r"evaluation\.tasks\.text: prose\.txt is plain text"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_heldout(wrong, evip.manifest["heldout"])
 
 
 def test_sources_of_other_stages_are_mixed_in(evip: Evip):

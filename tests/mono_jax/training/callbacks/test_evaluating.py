@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mono_jax.errors import ConfigError
 from mono_jax.training.callbacks import evaluating as module
 from mono_jax.training.callbacks.checkpointing import Checkpointing
 from mono_jax.training.callbacks.evaluating import Best, Evaluating
@@ -136,3 +137,18 @@ def test_the_time_that_measuring_takes_is_no_time_of_the_steps(monkeypatch: pyte
         callback.finish(progress)
     assert [(record["step"], record["step_s"] < 1e-6) for record in writer] == [(n, True) for n in (2, 3, 4, 6, 7)]
     assert said == [f"step {step}: heldout/a 1.0000 (in 1m40s)" for step in (3, 6, 7)]
+
+
+@pytest.mark.parametrize(("lower", "best"), [(True, Best("a", 4, 1.0)), (False, Best("a", 2, 3.0))])
+def test_the_best_may_be_the_highest(lower: bool, best: Best):
+    left = [3.0, 1.0, math.nan, 3.0, 1.0]
+    evaluating = Evaluating(2, lambda p: {"a": left.pop(0)}, lambda *of_step: None, print, "a", lower_is_better=lower)
+    for done in (2, 4, 6, 8, 10):
+        evaluating.step(Progress(state(done), {}, 0, done, STEPS))
+    assert evaluating.best == best
+
+
+def test_the_best_must_be_measured():
+    evaluating = Evaluating(2, lambda p: {"heldout/a": 1.0}, lambda *of_step: None, print, "heldout/b")
+    with pytest.raises(ConfigError, match=r"keep_best.*heldout/b.*did you mean.*heldout/a"):
+        evaluating.step(Progress(state(2), {}, 0, 2, STEPS))

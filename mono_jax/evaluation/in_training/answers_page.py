@@ -1,0 +1,89 @@
+"""Some examples' answers through a run, as a log and as a page with their pictures."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from data_pipelines.io import publish
+from mono_jax.evaluation.questions import Question
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+.card { display: flex; gap: 1rem; border-top: 1px solid #8884; padding: 1rem 0; }
+img { width: 10rem; height: 10rem; object-fit: contain; image-rendering: pixelated; }
+td { padding: 0 .8rem 0 0; vertical-align: top; } .step { text-align: right; opacity: .6; }
+""".strip()
+
+
+Images = Mapping[tuple[str, str], Path]  # {(task, id of the question): its image}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """The answer to one question at one step."""
+
+    step: int
+    task: str
+    id: str
+    asked: str
+    truth: str
+    answer: str
+
+
+def shown(step: int, task: str, questions: Sequence[Question], answers: Sequence[str]) -> list[Shown]:
+    """Of questions and their answers, as far as both go."""
+    return [Shown(step, task, q.id, q.turns[-1][1], q.truth, given) for q, given in zip(questions, answers)]
+
+
+def add(folder: Path, new: Sequence[Shown], images: Images) -> None:
+    """Adds the answers of a step to FOLDER/answers.jsonl, and makes FOLDER/answers.html of all of them.
+
+    Answers of this step and later ones, of a run that was set back, go. Raises OSError.
+    """
+    file = folder / "answers.jsonl"
+    known = [each for each in _read(file) if each.step < new[0].step] + list(new)
+    publish.write_text(file, "".join(json.dumps(dataclasses.asdict(each), ensure_ascii=False) + "\n" for each in known))
+    publish.write_text(folder / "answers.html", page(known, images))
+
+
+def _read(file: Path) -> Iterable[Shown]:
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # cut off by a kill
+            yield Shown(**json.loads(line))
+
+
+def page(answers: Iterable[Shown], images: Images) -> str:
+    """A card for each question, with its answers by step."""
+    cards: dict[tuple[str, str], list[Shown]] = {}
+    for each in answers:
+        cards.setdefault((each.task, each.id), []).append(each)
+    title = "Answers during training"
+    parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"]
+    parts.append(f"<h1>{title}</h1>")
+    task = None
+    for (name, number), steps in cards.items():
+        if name != task:
+            task = name
+            parts.append(f"<h2>{html.escape(name)}</h2>")
+        parts.append(_card(steps, images.get((name, number))))
+    return "\n".join(parts) + "</html>\n"
+
+
+def _card(steps: Sequence[Shown], image: Path | None) -> str:
+    first, picture = steps[0], ""
+    if image is not None:  # else it is not asked any more
+        suffix = image.suffix.lower()[1:]
+        kind = {"jpg": "jpeg", "svg": "svg+xml"}.get(suffix, suffix)
+        picture = f"<img alt='' src='data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode()}'>"
+    rows = "".join(f"<tr><td class='step'>{s.step}</td><td>{html.escape(s.answer)}</td></tr>" for s in steps)
+    return (
+        f"<div class='card'>{picture}<div>{html.escape(first.asked)}<br><b>{html.escape(first.truth)}</b>"
+        f"<table>{rows}</table></div></div>"
+    )

@@ -1,0 +1,144 @@
+"""What a run measures on the way, as ``config.evaluation`` says: held-out losses, text kept, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data_pipelines.config import DataConfig
+from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.strict import to_dict
+from mono_jax.errors import ConfigError
+from mono_jax.evaluation.heldout import HeldoutSources, Loss
+from mono_jax.evaluation.in_training import answers_page
+from mono_jax.evaluation.in_training.asking import Asking
+from mono_jax.evaluation.in_training.retention import Retention
+from mono_jax.parallel.mesh import row_ways
+from mono_jax.runs.program import Program, check_columns
+from mono_jax.runs.workdir import Workdir
+from mono_jax.training.callbacks.evaluating import Evaluating
+from mono_jax.training.callbacks.recorder import Recorder
+from mono_jax.training.loop import Progress
+from mono_jax.training.metrics import Say
+
+FOLDER = Path("evaluation")  # of the workdir
+MEASURED = ("heldout/", "modality/", "retention/", "tasks/")  # how the names of values begin
+BASE_LOSSES = FOLDER / "base.json"  # see ``Retention``
+
+
+class Measuring:
+    """The values of a state, by their names in the records:
+
+    heldout/NAME               mean loss (nats a token) on a source; heldout/NAME/MODALITY where it has both
+    modality/text, .../image   the same over all sources, by modality (``heldout.MODALITIES``)
+    retention/NAME/ratio, .../nats   of a source of plain text: over, and minus, the loss of the base
+    tasks/NAME                 score of a task, in percent or its metric's points
+    """
+
+    def __init__(self, program: Program, workdir: Workdir, base_losses: Path | None, say: Say):
+        """Opens the sources and tasks. Raises DataError or ConfigError if one cannot be used."""
+        run = program.run
+        settings, config = run.evaluation, program.model.config
+        self._model, self._files, self._say = config, workdir.files, say
+        self._examples = settings.examples
+        data = _rows(program)
+        self._heldout = HeldoutSources(
+            data, settings.sources, settings.batches, program.model, program.dtype, program.mesh,
+            Path(run.cache_dir or workdir.cache), say,
+        )  # fmt: skip
+        identities = self._heldout.identities if run.init else {}  # random weights are no base
+        self._retention = Retention(self._files / BASE_LOSSES, base_losses, identities)
+        self._asking = None
+        if settings.tasks:
+            builder = SampleBuilder(run.data, geometry=config.geometry)
+            self._asking = Asking(settings.tasks, builder, program.dtype, program.mesh)
+
+    def base(self, progress: Progress) -> None:
+        """Before the first step of a run: the losses of the weights that it starts from are kept."""
+        if progress.done:
+            if self._retention.lost:
+                self._say(f"{self._files / BASE_LOSSES} is lost: what is kept of the base's text is not measured")
+        elif losses := self._losses(progress):
+            self._retention.measure_base(losses)
+            self._say(f"step 0: {'  '.join(f'heldout/{name} {loss.mean:.4f}' for name, loss in losses.items())}")
+
+    def __call__(self, progress: Progress) -> dict[str, float]:
+        """Raises StorageError, DataError or GenerationError."""
+        losses = self._losses(progress)
+        values = loss_values(losses) | self._retention.values(losses)
+        if self._asking is not None:
+            scores, answers = self._asking(self._model, progress.state.trainable, progress.frozen)
+            values |= scores
+            self._show(progress.done, self._asking, answers)
+        return values
+
+    def _losses(self, progress: Progress) -> dict[str, Loss]:
+        return self._heldout(progress.state.trainable, progress.frozen)
+
+    def _show(self, step: int, asking: Asking, answers: Mapping[str, list[str]]) -> None:
+        if jax.process_index() or not self._examples:
+            return
+        new = [
+            each
+            for name, given in answers.items()
+            for each in answers_page.shown(step, name, asking.questions[name][: self._examples], given)
+        ]
+        try:
+            images = {(name, q.id): q.image for name, questions in asking.questions.items() for q in questions}
+            answers_page.add(self._files / FOLDER, new, images)
+        except OSError as error:  # a page for people: no reason to end a run
+            self._say(f"{self._files / FOLDER}: answers of step {step} are not shown there: {error.strerror}")
+
+
+def loss_values(losses: Mapping[str, Loss]) -> dict[str, float]:
+    """By source, and by modality in each that has both and over all."""
+    values: dict[str, float] = {}
+    for name, loss in losses.items():
+        values[f"heldout/{name}"] = loss.mean
+        if len(parts := loss.by_modality()) > 1:
+            values |= {f"heldout/{name}/{kind}": value for kind, value in parts.items()}
+    if losses:
+        values |= {f"modality/{kind}": value for kind, value in Loss.of_all(losses.values()).by_modality().items()}
+    return values
+
+
+def _rows(program: Program) -> DataConfig:
+    """The run's data config with what the evaluation has of its own. Raises ConfigError if the mesh cannot cut it."""
+    run = program.run
+    data = DataConfig.from_dict(to_dict(run.data) | dict(run.evaluation.data))
+    ways = row_ways(program.mesh)
+    if data.batch_size % ways:
+        raise ConfigError(
+            f"config.evaluation.data.batch_size is {data.batch_size}: it must be a multiple of {ways}, the devices "
+            "along data and fsdp"
+        )
+    check_columns(data, program.model.config, program.mesh.shape["context"])
+    return data
+
+
+def evaluating(
+    program: Program,
+    workdir: Workdir,
+    recorder: Recorder,
+    best: dict[str, Any] | None,
+    base_losses: Path | None,
+    say: Say,
+) -> Evaluating | None:
+    """The callback that measures; None where nothing is to be measured. Raises DataError or ConfigError."""
+    settings = program.run.evaluation
+    if not settings.sources and not settings.tasks:
+        return None
+    measuring = Measuring(program, workdir, base_losses, say)
+    return Evaluating(
+        settings.every,
+        measuring,
+        recorder.add,
+        say,
+        metric=settings.keep_best,
+        lower_is_better=not (settings.keep_best or "").startswith("tasks/"),
+        best=best,
+        before=measuring.base,
+    )
