@@ -1,0 +1,140 @@
+"""Ways in which a question about a picture gets harder, each in levels from none to severe.
+
+A change of the picture leaves the question and its answer as they are, as long as it does not hide what is asked for:
+the curve of right answers over the levels is what counts, not its end. A change of the arrangement leaves the picture
+alone and moves it, or puts other pictures or text beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+
+from data_pipelines.encoding.chat import IMAGE
+
+Level = float
+_GREY = (128, 128, 128)
+_WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "along", "the", "river")
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """``apply(picture, level, rng)``, and what the levels mean; the first leaves the picture as it is."""
+
+    levels: Sequence[Level]
+    unit: str
+    apply: Callable[[Image.Image, Level, np.random.Generator], Image.Image]
+
+
+def _blurred(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(level / 100 * min(picture.size)))
+
+
+def _noisy(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(picture, np.float32) + rng.normal(0, level, (picture.height, picture.width, 3))
+    return Image.fromarray(np.uint8(np.clip(pixels, 0, 255)))
+
+
+def _compressed(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=int(100 - level))
+    return Image.open(buffer).convert("RGB")
+
+
+def _dark(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    return ImageEnhance.Brightness(picture).enhance(1 - level / 100)
+
+
+def _rotated(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    return picture.rotate(level, Image.Resampling.BICUBIC, expand=True, fillcolor=_GREY)
+
+
+def _covered(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    """Squares of an eighth of the shorter edge, until so many of a hundred parts are covered."""
+    side = max(1, min(picture.size) // 8)
+    columns, rows = -(-picture.width // side), -(-picture.height // side)
+    picture = picture.copy()
+    draw = ImageDraw.Draw(picture)
+    for cell in rng.permutation(columns * rows)[: round(level / 100 * columns * rows)]:
+        x, y = cell % columns * side, cell // columns * side
+        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=_GREY)
+    return picture
+
+
+def _small(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    size = tuple(max(1, round(edge / level)) for edge in picture.size)
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _in_a_corner(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    canvas = Image.new("RGB", tuple(round(edge * level) for edge in picture.size), _GREY)
+    canvas.paste(picture, (0, 0))
+    return canvas
+
+
+def _stretched(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    return picture.resize((round(picture.width * level), picture.height), Image.Resampling.BICUBIC)
+
+
+def _written_over(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    """So many lines of small text."""
+    picture = picture.copy()
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(6, picture.height // 10))
+    for line in range(int(level)):
+        words = " ".join(_WORDS[int(i)] for i in rng.integers(len(_WORDS), size=12))
+        draw.text((0, (line + 0.2) * picture.height / max(level, 1)), words, fill=(20, 20, 20), font=font)
+    return picture
+
+
+CHANGES: Mapping[str, Change] = {
+    "blurred": Change((0, 1, 2, 4, 8), "radius, % of the edge", _blurred),
+    "noisy": Change((0, 10, 25, 50, 100), "standard deviation, of 255", _noisy),
+    "compressed": Change((0, 50, 80, 90, 97), "100 - JPEG quality", _compressed),
+    "dark": Change((0, 40, 60, 80, 90), "% darker", _dark),
+    "rotated": Change((0, 5, 15, 45, 90), "degrees", _rotated),
+    "covered": Change((0, 10, 25, 50, 75), "% covered", _covered),
+    "small": Change((1, 2, 4, 8, 16), "times smaller", _small),
+    "in_a_corner": Change((1, 1.5, 2, 3, 4), "edge of the canvas, in edges of the picture", _in_a_corner),
+    "stretched": Change((1, 1.5, 2, 4, 8), "times wider", _stretched),
+    "written_over": Change((0, 1, 2, 4, 8), "lines of text", _written_over),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """``apply(question, pictures, others, level)`` gives the question with ``<image>``s, and the pictures in order."""
+
+    levels: Sequence[Level]
+    unit: str
+    apply: Callable[[str, Sequence[Any], Sequence[Any], Level], tuple[str, list[Any]]]
+
+
+def _text_between(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
+    filler = " ".join(_WORDS[i % len(_WORDS)] for i in range(int(level)))
+    return f"{_marks(own)}\n{filler}\n{question}" if filler else f"{_marks(own)}\n{question}", list(own)
+
+
+def _picture_last(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
+    return (f"{question}\n{_marks(own)}" if level else f"{_marks(own)}\n{question}"), list(own)
+
+
+def _other_pictures(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
+    """Pictures of other questions come first; the question is about the last one."""
+    before = [others[i % len(others)] for i in range(int(level))] if others else []
+    return f"{_marks([*before, *own])}\n{question}", [*before, *own]
+
+
+def _marks(pictures: Sequence[Any]) -> str:
+    return "\n".join([IMAGE] * len(pictures))
+
+
+ARRANGEMENTS: Mapping[str, Arrangement] = {
+    "text_between": Arrangement((0, 10, 50, 200), "words between picture and question", _text_between),
+    "picture_last": Arrangement((0, 1), "0 = before, 1 = after the question", _picture_last),
+    "other_pictures": Arrangement((0, 1, 2, 4), "pictures before the one that is asked about", _other_pictures),
+}
