@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display needed
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from mono_jax.evaluation.inside import TOP, Measures, Units
+from mono_jax.runs.reporting.figures import plt, png
 
 _TEXT, _VISUAL, _GREY = "#a63603", "#08519c", "#888"
 
@@ -33,7 +27,7 @@ def attention(measures: Measures, gap: np.ndarray) -> bytes:
     apart.set_title("distance of the modalities' mean hidden\nstates (of the mean norm; 0 = embeddings)", fontsize=10)
     for axes in (shares, distance):
         axes.legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def maps(layers: np.ndarray, visual: np.ndarray) -> bytes:
@@ -53,7 +47,7 @@ def maps(layers: np.ndarray, visual: np.ndarray) -> bytes:
             axes.axvline(border, color="white", linewidth=0.6)
         axes.set_title(f"layer {layer}", fontsize=9)
         axes.tick_params(labelsize=7)
-    return _png(figure)
+    return png(figure)
 
 
 def moved(distances: Mapping[str, Measures]) -> bytes:
@@ -75,7 +69,7 @@ def moved(distances: Mapping[str, Measures]) -> bytes:
     highest = max(values.max() for measures in distances.values() for values in measures.values())
     grid.flat[0].set_ylim(0, 1.05 * max(highest, 0.01))
     grid.flat[0].set_ylabel("relative distance")
-    return _png(figure)
+    return png(figure)
 
 
 def units(visual: Units, text: Units, kinds: Mapping[str, Units]) -> bytes:
@@ -104,7 +98,7 @@ def units(visual: Units, text: Units, kinds: Mapping[str, Units]) -> bytes:
     by_kind.set_xlabel("layer", fontsize=8)
     by_kind.set_title("the same for each kind of image\nand all images, %", fontsize=10)
     figure.colorbar(shown, ax=by_kind)
-    return _png(figure)
+    return png(figure)
 
 
 def _by_layer(axes: Axes, values: Sequence[float], label: str, color: str, style: str = "-") -> None:
@@ -113,10 +107,3 @@ def _by_layer(axes: Axes, values: Sequence[float], label: str, color: str, style
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()

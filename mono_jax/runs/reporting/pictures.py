@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display needed
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from mono_jax.runs.reporting.figures import plt, png
 from mono_jax.training.metrics import read_metrics
 
 _DOTS, _LINE, _TEXT, _BAR = "#9ecae1", "#08519c", "#a63603", "#74a9cf"
@@ -48,10 +43,7 @@ def course(workdir: Path, stages: Mapping[str, Mapping[str, Any]]) -> bytes:
         axes.grid(alpha=0.3)
         for border in starts[1:-1]:
             axes.axvline(border, color="#888", linewidth=1)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _losses(axes: Axes, start: int, folder: Path) -> None:

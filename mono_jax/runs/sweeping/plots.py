@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display needed
-
-import matplotlib.pyplot as plt
-
+from mono_jax.runs.reporting.figures import plt, png
 from mono_jax.runs.sweeping.estimate import Estimate
 
 
@@ -29,7 +23,4 @@ def metric_plot(metric: str, groups: Mapping[str, Sequence[float]]) -> bytes:
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", alpha=0.3)
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)

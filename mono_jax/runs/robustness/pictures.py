@@ -1,0 +1,48 @@
+"""Curves of right answers over the levels of each change, and the changes themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mono_jax.evaluation.robustness.changes import CHANGES
+from mono_jax.runs.reporting.figures import plt, png
+
+
+def curves(points: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]) -> bytes:
+    """PNG: a curve for each change, its levels side by side."""
+    columns = min(4, len(points))
+    rows = -(-len(points) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 2.8 * rows), squeeze=False, sharey=True, layout="constrained"
+    )
+    for axes in grid.flat[len(points) :]:
+        axes.set_visible(False)
+    for axes, (name, values) in zip(grid.flat, points.items()):
+        scores = np.array([value["score"] for value in values])
+        ends = np.array([[value["low"] or value["score"], value["high"] or value["score"]] for value in values])
+        axes.errorbar(range(len(values)), scores, np.abs(ends.T - scores), marker="o", capsize=3, color="#08519c")
+        axes.set_xticks(range(len(values)), [f"{value['level']:g}" for value in values])
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_xlabel(units[name], fontsize=8)
+        axes.set_ylim(0, 100)
+        axes.grid(alpha=0.3)
+    return png(figure)
+
+
+def examples(picture: Image.Image) -> bytes:
+    """PNG: ``picture`` at every level of every change."""
+    columns = max(len(change.levels) for change in CHANGES.values())
+    figure, grid = plt.subplots(
+        len(CHANGES), columns, figsize=(1.4 * columns, 1.5 * len(CHANGES)), layout="constrained"
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (name, change) in zip(grid, CHANGES.items()):
+        for axes, level in zip(row, change.levels):
+            axes.imshow(change.apply(picture, level, np.random.default_rng(0)))
+            axes.set_title(f"{name.replace('_', ' ')} {level:g}", fontsize=7)
+    return png(figure)

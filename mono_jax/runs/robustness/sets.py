@@ -1,0 +1,73 @@
+"""Questions with changed pictures and arrangements, as files that ``experiments/evaluate.py`` can ask as well.
+
+FOLDER/NAME@LEVEL.jsonl     LLaVA records         FOLDER/pictures/NAME@LEVEL/*.png     their pictures
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.encoding.chat import IMAGE
+from data_pipelines.encoding.decoding import ImageLimits, decode
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.io import publish
+from mono_jax.evaluation.questions import Question
+from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
+
+
+def write(folder: Path, questions: Sequence[Question]) -> dict[str, Path]:
+    """{"NAME@LEVEL": file}; what is there of an earlier call stays. Raises DataError that names the picture."""
+    files = {}
+    for table, make in ((CHANGES, _changed), (ARRANGEMENTS, _arranged)):
+        for name, level in ((name, level) for name, each in table.items() for level in each.levels):
+            file = files[f"{name}@{level:g}"] = folder / f"{name}@{level:g}.jsonl"
+            if not file.is_file():
+                records = make(folder, name, level, questions)
+                publish.write_text(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+    return files
+
+
+def opened(question: Question) -> Image.Image:
+    """Its picture, RGB. Raises DataError that names the file."""
+    try:
+        return Image.fromarray(decode(question.image.read_bytes(), ImageLimits()))
+    except OSError as error:
+        raise DataError(f"{question.image}: {error.strerror}") from None
+    except BadSample as error:
+        raise DataError(f"{question.image}: {error.reason} {error.detail}".rstrip()) from None
+
+
+def _changed(folder: Path, name: str, level: float, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
+    place = folder / "pictures" / f"{name}@{level:g}"
+    place.mkdir(parents=True, exist_ok=True)
+    for question in questions:
+        rng = np.random.default_rng(zlib.crc32(f"{name}/{question.id}".encode()))
+        file = place / f"{question.id}.png"
+        CHANGES[name].apply(opened(question), level, rng).save(file)
+        yield _record(question, question.turns[-1][1], [file.relative_to(folder)])
+
+
+def _arranged(folder: Path, name: str, level: float, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
+    for number, question in enumerate(questions):
+        others = [other.image.absolute() for other in (*questions[number + 1 :], *questions[:number])]
+        asked = question.turns[-1][1].replace(IMAGE, "").strip()
+        text, pictures = ARRANGEMENTS[name].apply(asked, [question.image.absolute()], others, level)
+        yield _record(question, text, pictures)
+
+
+def _record(question: Question, text: str, pictures: Sequence[Path]) -> dict[str, Any]:
+    turns = [*question.turns[:-1], ("human", text), ("gpt", question.truth)]
+    images = [str(picture) for picture in pictures]
+    return {
+        "id": question.id,
+        "image": images[0] if len(images) == 1 else images,
+        "conversations": [{"from": speaker, "value": value} for speaker, value in turns],
+        "kind": question.kind,
+    }
