@@ -27,6 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--questions", required=True, metavar="FILE", help="LLaVA records (JSONL)")
     add("--images", default=".", metavar="DIR", help="what their image paths are relative to (default: here)")
     add("--out", required=True, metavar="DIR", help="folder of sets, answers and report")
+    add(
+        "--changes",
+        nargs="+",
+        metavar="NAME",
+        help="only these, such as blurred, covered, other_pictures (default: all)",
+    )
     add("--limit", type=cli.positive, default=100, metavar="N", help="the first so many questions (%(default)s)")
     add("--batch_size", type=cli.positive, default=16, help="questions answered at once (%(default)s)")
     add("--max_new_tokens", type=cli.positive, default=32, help="longest answer (%(default)s)")

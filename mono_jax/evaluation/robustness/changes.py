@@ -66,9 +66,10 @@ def _covered(picture: Image.Image, level: Level, rng: np.random.Generator) -> Im
     return picture
 
 
-def _small(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+def _coarse(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
+    """Made smaller, and as large as before again."""
     size = tuple(max(1, round(edge / level)) for edge in picture.size)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    return picture.resize(size, Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
 
 
 def _in_a_corner(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
@@ -98,7 +99,7 @@ CHANGES: Mapping[str, Change] = {
     "dark": Change((0, 40, 60, 80, 90), "% darker", _dark),
     "rotated": Change((0, 5, 15, 45, 90), "degrees", _rotated),
     "covered": Change((0, 10, 25, 50, 75), "% covered", _covered),
-    "small": Change((1, 2, 4, 8, 16), "times smaller", _small),
+    "coarse": Change((1, 2, 4, 8, 16), "times fewer pixels a side", _coarse),
     "in_a_corner": Change((1, 1.5, 2, 3, 4), "edge of the canvas, in edges of the picture", _in_a_corner),
     "stretched": Change((1, 1.5, 2, 4, 8), "times wider", _stretched),
     "written_over": Change((0, 1, 2, 4, 8), "lines of text", _written_over),

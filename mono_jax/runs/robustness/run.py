@@ -35,11 +35,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not asked:
         raise DataError(f"{args.questions}: no question in it")
     broken = try_broken(open_model(args, args.model, None), out / "broken", asked[0])
-    files = sets.write(out / "sets", asked)
+    files = sets.write(out / "sets", asked, args.changes)
     tasks = ",".join(f"{name}:questions={file}" for name, file in files.items())
     options = {"model": [args.model], "tasks": tasks, "data": str(args.images), "out": str(out / "answers"),
                "limit": None, "judge": None, "judge_model": None}  # fmt: skip
-    scores = running.evaluate(argparse.Namespace(**{**vars(args), **options}), lambda line: None)
+    scores = running.evaluate(argparse.Namespace(**{**vars(args), **options}))
     result = {"model": args.model, "questions": len(asked), "curves": _curves(scores), "broken": broken}
     publish.write_json(out / "robustness.json", result)
     publish.write_text(out / "robustness.html", page(f"Robustness of {args.model}", _sections(result, asked)))

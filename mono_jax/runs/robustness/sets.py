@@ -18,15 +18,23 @@ from data_pipelines.encoding.chat import IMAGE
 from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
+from mono_jax.errors import unknown_key
 from mono_jax.evaluation.questions import Question
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
 
 
-def write(folder: Path, questions: Sequence[Question]) -> dict[str, Path]:
-    """{"NAME@LEVEL": file}; what is there of an earlier call stays. Raises DataError that names the picture."""
+def write(folder: Path, questions: Sequence[Question], names: Sequence[str] | None = None) -> dict[str, Path]:
+    """{"NAME@LEVEL": file} of all changes, or those called ``names``; what is there of an earlier call stays.
+
+    Raises ConfigError for an unknown name, DataError that names the picture.
+    """
     files = {}
+    for name in names or ():
+        if name not in CHANGES and name not in ARRANGEMENTS:
+            raise unknown_key("change", name, [*CHANGES, *ARRANGEMENTS])
     for table, make in ((CHANGES, _changed), (ARRANGEMENTS, _arranged)):
-        for name, level in ((name, level) for name, each in table.items() for level in each.levels):
+        chosen = {name: each for name, each in table.items() if not names or name in names}
+        for name, level in ((name, level) for name, each in chosen.items() for level in each.levels):
             file = files[f"{name}@{level:g}"] = folder / f"{name}@{level:g}.jsonl"
             if not file.is_file():
                 records = make(folder, name, level, questions)

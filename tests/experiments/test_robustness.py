@@ -1,0 +1,37 @@
+"""experiments/robustness.py on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import robustness as command
+from mono_jax.errors import ConfigError
+from mono_jax.evaluation.robustness.broken import BROKEN
+from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
+from tests.experiments.test_inspect_model import saved
+
+
+def test_a_curve_for_each_change_and_an_outcome_for_each_file(
+    sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model, asked, out = saved(tmp_path / "model", sets), sets["heldout"]["questions"], tmp_path / "out"
+    flags = [f"--model={model}", f"--questions={asked['path']}", f"--images={asked['image_root']}", f"--out={out}"]
+    chosen = ("blurred", "other_pictures")
+    command.main([*flags, "--limit=2", "--max_new_tokens=2", "--json", "--changes", *chosen])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: [point["level"] for point in points] for name, points in result["curves"].items()} == {
+        name: list(each.levels) for name, each in {**CHANGES, **ARRANGEMENTS}.items() if name in chosen
+    }
+    assert all(point["n"] == 2 for points in result["curves"].values() for point in points)
+    assert set(result["broken"]) == set(BROKEN)
+    assert result["broken"]["empty"] != "answered" and result["broken"]["webp"] == "answered"
+    page = (out / "robustness.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "jpeg cut at 10 %" in page
+    lines = (out / "sets/other_pictures@2.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["image"]) for line in lines] == [3, 3]
+    with pytest.raises(ConfigError, match="did you mean 'blurred'"):
+        command.main([*flags, "--changes", "blured"])
