@@ -2,8 +2,9 @@
 
 Images are decoded, turned upright and cut into tiles; captions are cleaned; conversations are put through the chat
 template. In a folder without any captions only the images are judged. Nothing is written but the report: one JSON
-object a line for each bad sample ("key", "reason", "detail") and each shard that is damaged as a whole ("shard",
-"problem"). Exit code 1: some shards could not be read (storage did not answer), which says nothing about their samples.
+object a line for each bad sample ("key", "reason", "detail", "path", and where there are any "line" and the record's
+own "id") and each shard that is damaged as a whole ("shard", "problem"). Exit code 1: some shards could not be read
+(storage did not answer), which says nothing about their samples; with --strict also: some samples or shards are bad.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_tiles", type=int, default=6, help="tiles of an image")
     parser.add_argument("--report", default="check-report.jsonl", help="file that lists the bad samples")
     parser.add_argument("--workers", type=int, default=1, help="processes, each taking up to 2 GB (default: 1)")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 if anything is bad")
     options = parser.parse_args(arguments)
 
     from data_pipelines.jobs import checking
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = checking.run(options)
     if options.json:
         cli.json_line(result)
-    return cli.STORAGE_ERROR if "unread" in result else 0
+    faulty = options.strict and (result["bad"] or result["problems"])
+    return cli.STORAGE_ERROR if "unread" in result or faulty else 0
 
 
 if __name__ == "__main__":

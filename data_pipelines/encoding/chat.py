@@ -145,6 +145,23 @@ class ChatEncoder:
         head = added if head is None else head
         mask.extend([0.0] * head + [1.0] * (added - head))
 
+    def document(self, text: str, images: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and loss mask of a text without template in which ``<image>`` stands for each image.
+
+        All of it but the images is trained on. Raises BadSample "image_count_mismatch".
+        """
+        if text.count(IMAGE) != len(images):
+            detail = f"{text.count(IMAGE)} {IMAGE} in the text, {len(images)} images"
+            raise BadSample("image_count_mismatch", detail=detail)
+        ids, mask = list(self._begin), [0.0] * len(self._begin)
+        self._add(ids, mask, text, iter(images), head=0)
+        array, mask_array = np.array(ids, np.int32), np.array(mask, np.float32)
+        mask_array[:1] = 0
+        inside = np.isin(array, (self.image_token, self._image_ends[0], self._image_ends[1]))
+        self._check_placeholders(array, mask_array, sum(images))
+        mask_array[inside] = 0
+        return array, mask_array
+
     def plain(self, text: str) -> np.ndarray:
         """Ids of a text without template, before it is cut into pieces: int32 [n]."""
         return np.array(self.tokenizer.encode(text), np.int32)

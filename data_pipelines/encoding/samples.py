@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,7 +112,7 @@ class SampleBuilder:
             ids, mask = self.chat.piece(self.chat.plain(raw.text), piece, self.longest_piece)
             visual = np.zeros(len(ids), bool)
         else:
-            ids, mask = self.chat.conversation(self.turns(raw, images, prompt), counts)
+            ids, mask = self._encoded(raw, counts, prompt)
             visual = (ids == self.chat.image_token) if images else np.zeros(len(ids), bool)
         self.check_fits(sum(counts), len(ids) - sum(counts))
         return Sample(raw.key, ids, visual, mask, patches, patch_cells(self.geometry, len(patches)))
@@ -158,7 +159,13 @@ class SampleBuilder:
         """
         if raw.text is not None and not images:
             return len(self.chat.plain(raw.text)), True
-        return len(self.chat.conversation(self.turns(raw, images, prompt), [0] * images)[0]), False
+        return len(self._encoded(raw, [0] * images, prompt)[0]), False
+
+    def _encoded(self, raw: RawSample, counts: Sequence[int], prompt: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and loss mask of all but plain text; ``counts``: visual tokens of each image."""
+        if raw.text is not None:
+            return self.chat.document(raw.text, counts)
+        return self.chat.conversation(self.turns(raw, len(counts), prompt), counts)
 
     def visual_tokens(self, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of visual tokens from image sizes.

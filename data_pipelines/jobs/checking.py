@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io.processes import in_processes
 from data_pipelines.io.storage import Patience, set_patience
 from data_pipelines.jobs.arguments import Faults, patience
-from data_pipelines.records.raw_sample import Form
+from data_pipelines.records.raw_sample import Form, RawSample
 from data_pipelines.sources.finding import shard_names, shards_of
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indexed import IndexedSource
@@ -47,13 +47,28 @@ class _Bytes:
         return list(text.encode())
 
 
+class Bad(NamedTuple):
+    """A bad sample; ``line`` (or number of the list's element) in the shard, 0 = has none; ``id``: its record's own."""
+
+    key: str
+    reason: str
+    detail: str
+    line: int = 0
+    id: str = ""
+
+    def to_dict(self, path: str) -> dict[str, Any]:
+        """The line of the report; ``path``: of the shard."""
+        found = {"key": self.key, "reason": self.reason, "detail": self.detail, "path": path}
+        return found | {name: value for name, value in (("line", self.line), ("id", self.id)) if value}
+
+
 @dataclasses.dataclass
 class ShardCheck:
-    """What was found in one shard: ``bad`` holds (key, reason, detail), ``fault`` why storage did not give it."""
+    """What was found in one shard; ``fault``: why storage did not give it."""
 
     path: str
     samples: int = 0
-    bad: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    bad: list[Bad] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
     fault: StorageError | None = None
 
@@ -116,7 +131,7 @@ def _checked(shard: Shard, builder: SampleBuilder) -> ShardCheck:
     result.samples, result.problems = len(index), list(index.problems)
     only_images = shard.kind == "files" and not np.any(index.columns["text_form"] != Form.NONE)
     rows = np.arange(len(index)) if only_images else index.usable
-    result.bad = [(f"{shard.name}/{key}", reason, "") for key, reason in _unusable(index, rows)]
+    result.bad = list(_unusable(shard, index, rows))
     if len(rows):
         table = TableBuilder()
         table.add(Selection(index, rows))
@@ -125,38 +140,48 @@ def _checked(shard: Shard, builder: SampleBuilder) -> ShardCheck:
     return result
 
 
-def _unusable(index: ShardIndex, rows: np.ndarray) -> Iterator[tuple[str, str]]:
-    """(key, reason) of the samples that are not among ``rows``."""
+def _unusable(shard: Shard, index: ShardIndex, rows: np.ndarray) -> Iterator[Bad]:
+    """The samples that are not among ``rows``."""
     left = np.ones(len(index), bool)
     left[rows] = False
-    for row in np.flatnonzero(left):
-        yield index.keys[int(row)], index.reasons[int(index.columns["reason"][row]) - 1]
+    separator = FORMATS[shard.kind].key_separator
+    for row in map(int, np.flatnonzero(left)):
+        key, detail = index.keys[row], index.detail[row] if len(index.detail) else ""
+        own = index.record_id[row] if len(index.record_id) else ""
+        reason = index.reasons[int(index.columns["reason"][row]) - 1]
+        yield Bad(f"{shard.name}{separator}{key}", reason, detail, _line(separator, key), own)
 
 
-def _bad_samples(
-    source: IndexedSource, builder: SampleBuilder, only_images: ShardIndex | None
-) -> Iterator[tuple[str, str, str]]:
-    """(key, reason, detail) of every sample that cannot be built; with ``only_images``, of every image."""
+def _line(separator: str, key: str) -> int:
+    """The line of a sample of a file of lines or list elements, whose keys are FILE:LINE; 0 for others."""
+    return int(key) if separator == ":" and key.isdigit() else 0
+
+
+def _bad_samples(source: IndexedSource, builder: SampleBuilder, only_images: ShardIndex | None) -> Iterator[Bad]:
+    """Every sample that cannot be built; with ``only_images``, every image."""
     for i in range(len(source)):
+        key, raw = source.key(i), RawSample()
+        line = _line(*key.rpartition(":")[1:])
         try:
             if only_images is None:
-                builder.build(source.read(i))
+                raw = source.read(i)
+                builder.build(raw)
             else:
                 _build_image(source, builder, only_images, i)
         except BadSample as error:
             source.check_unchanged(i)
-            yield source.key(i), error.reason, error.detail
+            yield Bad(key, error.reason, error.detail, line, raw.id)
         except StorageError:
             raise
         except Exception as error:  # a fault of the reading code is reported as such, and the rest is still read
-            yield source.key(i), "unexpected_error", f"{type(error).__name__}: {error}"[:500]
+            yield Bad(key, "unexpected_error", f"{type(error).__name__}: {error}"[:500], line, raw.id)
 
 
 def _build_image(source: IndexedSource, builder: SampleBuilder, index: ShardIndex, row: int) -> None:
     """Judges an image without a caption. Raises BadSample."""
     reason = index.columns["reason"][row]
     if reason and index.reasons[reason - 1] != "no_caption":
-        raise BadSample(index.reasons[reason - 1])
+        raise BadSample(index.reasons[reason - 1], detail=index.detail[row])
     builder.build(dataclasses.replace(source.read_images(row), caption="an image"))
 
 
@@ -189,13 +214,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 problems += 1
                 print(f"{result.path}: {problem}")
                 report.write(json.dumps({"shard": result.path, "problem": problem}) + "\n")
-            for key, reason, detail in result.bad:
-                bad[reason] += 1
-                report.write(json.dumps({"key": key, "reason": reason, "detail": detail}) + "\n")
+            for sample in result.bad:
+                bad[sample.reason] += 1
+                report.write(json.dumps(sample.to_dict(result.path)) + "\n")
     lost = sum(bad.values())
     print(f"{len(shards)} shards, {problems} problems: {samples - lost} of {samples} samples are fine")
     for reason, count in bad.most_common():
         print(f"  {reason}: {count}")
+    print(f"report: {Path(options.report).resolve()}")
     result = {
         "samples": samples,
         "ok": samples - lost,

@@ -92,7 +92,7 @@ class PackedData:
         self.identity = config.digest(*BATCH_FIELDS, extra=f"{extra} {geometry}")
         self.report = Report(self.cache_dir / "skipped" / f"{self.identity}.jsonl")
         file = self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}-2.npy"
-        self.plan = Plan(config, units, file, geometry, begin)
+        self.plan = Plan(config, units, file, geometry, begin, self._describe)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened_again, (self.config, self.cache_dir, self.geometry, self.identity, self.begin)
@@ -230,6 +230,15 @@ class PackedData:
 
     def _key(self, source: int, sample: int) -> str:
         return self.sources[source].key(sample)
+
+    def _describe(self, source: int, sample: int) -> str:
+        """The key of a sample, and what is found when its tokens are counted again."""
+        key, images = self._key(source, sample), int(self.sources[source].image_sizes(np.array([sample]))[0][0])
+        try:
+            self.builder.text_tokens(self.sources[source].read_text(sample), images)
+        except BadSample as error:
+            return f"{key} ({error.detail})" if error.detail else key
+        return key
 
     def _build(self, block: Block, unit: int, out: np.ndarray, bad: BadSamples) -> Sample | None:
         """One sample of a block, its patches in the front of ``out``; None if it is bad: then ``bad`` grows.

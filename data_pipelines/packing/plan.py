@@ -77,16 +77,19 @@ class Plan:
         file: Path | None = None,
         geometry: TileGeometry = DEFAULT_GEOMETRY,
         begin: Begin | None = None,
+        describe: Callable[[int, int], str] | None = None,
     ):
         """Args:
           units: of each source of ``config``.
           file: where the numbers of rows per block are kept.
           geometry: of the model's tiles.
           begin: where an earlier mixture left off; None = the run's first mixture. Blocks are counted from there.
+          describe: the key of (source, sample) and what is wrong with it, for messages.
 
         Raises DataError if there is nothing to train on.
         """
         self.config, self.units, self._file = config, list(units), file
+        self._describe = describe or "{}:{}".format
         self.begin = begin or Begin.first(len(self.units))
         self._first_row = self.begin.step * config.batch_size
         self.most_tokens = config.most_tokens(geometry.tokens_per_tile)
@@ -271,7 +274,7 @@ class Plan:
         while not len(self._ends) or row >= self._ends[-1]:
             counted = len(self._ends)
             if counted >= self.blocks_per_epoch and not self._ends[self.blocks_per_epoch - 1]:
-                raise DataError("data: no sample fits in a row; see data.visual_tokens and data.text_tokens")
+                raise DataError(self._nothing())
             if self.blocks is not None and counted >= self.blocks:
                 return None
             self.count_blocks(counted + 1)
@@ -279,6 +282,15 @@ class Plan:
         if self.blocks is not None and block >= self.blocks:
             return None  # counted by a plan with more epochs
         return block, row - (int(self._ends[block - 1]) if block else 0)
+
+    def _nothing(self) -> str:
+        """Why no sample of the first epoch can be used: the reasons with counts and an example of each."""
+        drops = [drop for block in range(min(self.blocks_per_epoch, 64)) for drop in self.block(block).dropped]
+        counts = Counter(reason for _, _, reason in drops)
+        examples = {reason: self._describe(source, sample) for source, sample, reason in reversed(drops)}
+        found = "; ".join(f"{reason} {count}, e.g. {examples[reason]}" for reason, count in counts.most_common())
+        slots = " (see data.visual_tokens and data.text_tokens)" if counts.keys() & set(_REFUSALS.values()) else ""
+        return f"data: no sample fits in a row{slots}: {found}"
 
     def standings(self, row: int) -> tuple[Standing, ...]:
         """How the sources stand when the rows before the global row ``row`` have been used."""

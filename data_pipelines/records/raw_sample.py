@@ -1,4 +1,4 @@
-"""A sample as it is stored: encoded images, and a caption, a conversation or plain text, parsed from text or JSON."""
+"""A sample as it is stored: encoded images, and a caption, a conversation or plain text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import enum
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.errors import BadSample
@@ -14,7 +13,6 @@ from data_pipelines.errors import BadSample
 MAX_TEXT_BYTES = 16 << 20  # a longer text part is not read: no caption or conversation is that long
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
 
 
 class Form(enum.IntEnum):
@@ -22,7 +20,7 @@ class Form(enum.IntEnum):
 
     NONE = 0
     CAPTION = 1  # the bytes are the caption
-    JSON = 2  # an object with "caption", "conversations" (or "messages") or "text"
+    JSON = 2  # an object, see ``layouts``
     TEXT = 3  # the bytes are plain text
 
 
@@ -35,8 +33,9 @@ class RawSample:
       images: encoded images in order of appearance.
       caption: of an image-text pair.
       conversations: turns (speaker, text), the speaker being "human", "gpt" or "system".
-      text: plain text.
-      image_paths: files of the images, as the text part names them, until they are read (JSONL only).
+      text: plain text; with images a document in which ``<image>`` stands for each.
+      id: the record's own, for reports.
+      image_refs: the images as the text part names (a path, an address) or holds them (bytes), until they are read.
     """
 
     key: str = ""
@@ -44,7 +43,8 @@ class RawSample:
     caption: str | None = None
     conversations: tuple[tuple[str, str], ...] = ()
     text: str | None = None
-    image_paths: tuple[str, ...] = ()
+    image_refs: tuple[str | bytes, ...] = ()
+    id: str = dataclasses.field(default="", compare=False)
 
     @property
     def content(self) -> str:
@@ -52,6 +52,13 @@ class RawSample:
         if self.conversations:
             return "\n".join(value for _, value in self.conversations)
         return self.caption if self.caption is not None else self.text or ""
+
+    @property
+    def identity(self) -> str:
+        """Equal only for texts that are encoded alike: a caption as it is, others with their form and speakers."""
+        if self.conversations:
+            return json.dumps(self.conversations)
+        return self.caption if self.caption is not None else f"text\0{self.text}"
 
 
 def decode_text(data: bytes, what: str = "caption") -> str:
@@ -73,64 +80,15 @@ def parse_json(data: bytes) -> dict[str, Any]:
     return value
 
 
-def parse(form: int, data: bytes, caption_key: str = "caption") -> RawSample:
-    """The text in the bytes of a text part.
+def checked_text(text: Any, reason: str) -> str:
+    """``text`` if it is a text that a tokenizer accepts, and not blank.
 
-    Raises BadSample: "no_caption", "caption_not_utf8", "text_not_utf8", "broken_json", "bad_conversation",
-    "empty_text", "bad_image_field".
+    Raises BadSample ``reason``, or "caption_not_utf8" for bytes and lone surrogates, which JSON can spell.
     """
-    if form == Form.CAPTION:
-        return RawSample(caption=_checked_text(decode_text(data), "no_caption"))
-    if form == Form.TEXT:
-        return RawSample(text=_checked_text(decode_text(data, "text"), "empty_text"))
-    if form == Form.JSON:
-        return from_object(parse_json(data), caption_key)
-    raise BadSample("no_caption", detail="no text part")
-
-
-def from_object(value: Mapping[str, Any], caption_key: str = "caption") -> RawSample:
-    """The text in a JSON object: LLaVA and InternVL conversations, chat messages, a caption, or plain text."""
-    paths = _image_paths(value)
-    turns = value.get("conversations", value.get("messages"))
-    if turns is not None:
-        return RawSample(conversations=_turns(turns), image_paths=paths)
-    if caption_key in value or paths or "text" not in value:
-        return RawSample(caption=_checked_text(value.get(caption_key), "no_caption"), image_paths=paths)
-    return RawSample(text=_checked_text(value.get("text"), "empty_text"))
-
-
-def _checked_text(text: Any, reason: str) -> str:
+    if isinstance(text, bytes):
+        raise BadSample("caption_not_utf8", detail=repr(text[:40]))
     if not isinstance(text, str) or not text.strip():
         raise BadSample(reason, detail=f"{type(text).__name__} of length {len(text) if isinstance(text, str) else 0}")
-    if _SURROGATE.search(text):  # JSON can spell lone ones, which no tokenizer accepts
+    if _SURROGATE.search(text):
         raise BadSample("caption_not_utf8", detail="lone surrogate")
     return text
-
-
-def _image_paths(value: Mapping[str, Any]) -> tuple[str, ...]:
-    images = value.get("image", value.get("images"))
-    if images is None or images == "":
-        return ()
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise BadSample("bad_image_field", detail=f"image must be a path or a list of paths, is {str(images)[:80]!r}")
-    return tuple(images)
-
-
-def _turns(turns: Any) -> tuple[tuple[str, str], ...]:
-    if not isinstance(turns, list) or not turns:
-        raise BadSample("bad_conversation", detail="conversations must be a list with at least one turn")
-    result = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise BadSample("bad_conversation", detail=f"turn is a {type(turn).__name__}")
-        role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if not isinstance(role, str) or role not in _ROLES:
-            raise BadSample("bad_conversation", detail=f"unknown speaker {str(role)[:40]!r}")
-        if not isinstance(text, str):
-            raise BadSample("bad_conversation", detail=f"turn text is a {type(text).__name__}")
-        result.append((_ROLES[role], text))
-    if not any(text.strip() for _, text in result):
-        raise BadSample("bad_conversation", detail="all turns are empty")
-    _checked_text(" ".join(text for _, text in result), "bad_conversation")
-    return tuple(result)

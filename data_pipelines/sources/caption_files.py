@@ -2,7 +2,8 @@
 
 A few hundred million captions need disk space, not memory. The columns, sorted by ``hash``, of equal keys the last::
 
-    hash       uint64 [n]  of the key
+    hash       uint64 [n]  of the key; of a url or sha256, combined with its number in SALTS, where there is no key
+    url_hash, sha256_hash  uint64 [n]  of what a row says beside its key, 0 = nothing
     start      int64  [n]  of the caption in ``texts``; length int32 [n], both in bytes
     chars      int32  [n]  characters of the caption
     text_hash  uint64 [n]  of the caption
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,17 +25,23 @@ from data_pipelines.errors import DataError
 from data_pipelines.io.blobs import ScanView, open_file, scan_view
 from data_pipelines.io.digests import digest, hash64
 from data_pipelines.io.json_lines import lines
+from data_pipelines.records.names import CAPTION_FIELDS
 from data_pipelines.records.scripts import script_of
 from data_pipelines.sources.indices.columns import ColumnFiles
+from data_pipelines.sources.indices.index_builder import origin_of
+from data_pipelines.sources.indices.shard_index import ORIGINS
 
-VERSION = "5"  # of the table
+VERSION = "6"  # of the table
 _ARRAYS = {"hash": "u8", "start": "i8", "length": "i4", "chars": "i4", "text_hash": "u8", "script": "u1"}
+_ARRAYS |= dict.fromkeys(ORIGINS, "u8")
+SALTS = {"url_hash": 0x9E3779B97F4A7C15, "sha256_hash": 0xC2B2AE3D27D4EB4F}  # so that no key is taken for a url
+JOINED_BY = ("key", "url", "sha256")  # columns that say which sample a caption belongs to, the first filled one counts
 _MAX_LINE = 1 << 26  # bytes of a line, which may hold many captions; a longer one is not read
 _BUFFERED = 1 << 16  # captions processed together while the table is made
 
 
 def write_table(files: Sequence[str], folder: Path) -> None:
-    """Writes the table to an empty folder; 29 bytes a caption are held in memory, for sorting.
+    """Writes the table to an empty folder; 45 bytes a caption are held in memory, for sorting.
 
     The header is {"digest": of keys and captions, "broken": {FILE: [number of broken lines, the first]}}.
     Raises DataError, OSError.
@@ -49,7 +56,8 @@ def write_table(files: Sequence[str], folder: Path) -> None:
     for name in _ARRAYS:
         columns[name] = columns[name][order]
         table.append(name, columns[name])
-    content = digest(columns["hash"].tobytes(), columns["text_hash"].tobytes())
+    origins = [columns[name].tobytes() for name in ORIGINS if columns[name].any()]
+    content = digest(columns["hash"].tobytes(), columns["text_hash"].tobytes(), *origins)
     table.finish({"digest": content, "broken": broken})
 
 
@@ -60,16 +68,17 @@ def _collect(files: Sequence[str], table: ColumnFiles) -> tuple[dict[str, np.nda
     position = 0
     table.append("texts", np.zeros(0, np.uint8))
     for entries in _batched(entry for file in files for entry in _entries(file, broken)):
-        data = [caption.encode() for _, caption in entries]
+        data = [entry.caption.encode() for entry in entries]
         table.append("texts", np.frombuffer(b"".join(data), np.uint8))
         lengths = np.array([len(d) for d in data], np.int64)
         new = {
-            "hash": [hash64(key.encode("utf-8", "surrogatepass")) for key, _ in entries],
+            "hash": [entry.hash for entry in entries],
             "start": position + np.cumsum(lengths) - lengths,
             "length": lengths,
-            "chars": [len(caption) for _, caption in entries],
+            "chars": [len(entry.caption) for entry in entries],
             "text_hash": [hash64(d) for d in data],
-            "script": [script_of(caption) for _, caption in entries],
+            "script": [script_of(entry.caption) for entry in entries],
+            **{name: [entry.origin.get(name, 0) for entry in entries] for name in ORIGINS},
         }
         for name, values in new.items():
             parts[name].append(np.asarray(values, _ARRAYS[name]))
@@ -77,36 +86,57 @@ def _collect(files: Sequence[str], table: ColumnFiles) -> tuple[dict[str, np.nda
     return {name: np.concatenate(parts[name]) for name in _ARRAYS}, broken
 
 
-def _batched(entries: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+class _Entry(NamedTuple):
+    """``hash``: of what the caption is found by; ``origin``: see ``origin_of``, of what a row says beside its key."""
+
+    hash: int
+    caption: str
+    origin: Mapping[str, int] = {}
+
+
+def _batched(entries: Iterator[_Entry]) -> Iterator[list[_Entry]]:
     while batch := list(itertools.islice(entries, _BUFFERED)):
         yield batch
 
 
-def _entries(file: str, broken: dict[str, list[int]]) -> Iterator[tuple[str, str]]:
-    pairs = _parquet_entries(file) if file.endswith(".parquet") else _jsonl_entries(file, broken)
-    for key, caption in pairs:
-        if isinstance(caption, str) and caption.strip():
-            yield str(key), caption.encode("utf-8", "replace").decode()
+def _entries(file: str, broken: dict[str, list[int]]) -> Iterator[_Entry]:
+    rows = _parquet_rows(file) if file.endswith(".parquet") else _jsonl_rows(file, broken)
+    for row in rows:
+        caption, origin = row.get(_caption_field(row) or ""), origin_of(row)
+        if not isinstance(caption, str) or not caption.strip():
+            continue
+        text = caption.encode("utf-8", "replace").decode()
+        if row.get("key") is not None:
+            yield _Entry(hash64(str(row["key"]).encode("utf-8", "surrogatepass")), text, origin)
+        elif name := next(iter(origin), None):
+            yield _Entry(origin[name] ^ SALTS[name], text)
 
 
-def _parquet_entries(file: str) -> Iterator[tuple[Any, Any]]:
+def _caption_field(names: Iterable[str]) -> str | None:
+    return next((name for name in CAPTION_FIELDS if name in names), None)
+
+
+def _parquet_rows(file: str) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with open_file(file) as handle:
         try:
             parquet = pq.ParquetFile(handle)
-            missing = {"key", "caption"} - set(parquet.schema_arrow.names)
-            if missing:
-                raise DataError(f"{file}: no column {sorted(missing)[0]!r}; caption files need 'key' and 'caption'")
-            for batch in parquet.iter_batches(columns=["key", "caption"]):
-                yield from zip(batch.column("key").to_pylist(), batch.column("caption").to_pylist())
+            names = parquet.schema_arrow.names
+            by, caption = [name for name in JOINED_BY if name in names], _caption_field(names)
+            if not by or caption is None:
+                missing = "key" if not by else "caption"
+                hint = "caption files need 'key' (or 'url' or 'sha256') and 'caption'"
+                raise DataError(f"{file}: no column {missing!r}; {hint}, its columns are {', '.join(names)}")
+            for batch in parquet.iter_batches(columns=[*by, caption]):
+                yield from batch.to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: not a readable parquet file ({error})") from None
 
 
-def _jsonl_entries(file: str, broken: dict[str, list[int]]) -> Iterator[tuple[Any, Any]]:
-    """(key, caption) of the lines; how many are ``broken`` and the first of them is added there.
+def _jsonl_rows(file: str, broken: dict[str, list[int]]) -> Iterator[dict[str, Any]]:
+    """The rows in the lines; how many lines are ``broken`` and the first of them is added there.
 
     Raises DataError if all are.
     """
@@ -120,7 +150,8 @@ def _jsonl_entries(file: str, broken: dict[str, list[int]]) -> Iterator[tuple[An
                 bad = [bad[0] + 1, bad[1]] if bad else [1, number]
                 continue
             good += 1
-            yield from [(value["key"], value["caption"])] if {"key", "caption"} <= value.keys() else value.items()
+            is_row = _caption_field(value) and any(name in value for name in JOINED_BY)
+            yield from [value] if is_row else [{"key": key, "caption": text} for key, text in value.items()]
     if bad and not good:
         raise DataError(why)
     if bad:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from data_pipelines.io import paths, publish
 from data_pipelines.io.digests import digest, hash64
 from data_pipelines.io.storage import patiently, storage
 from data_pipelines.records.raw_sample import RawSample
-from data_pipelines.sources.caption_files import VERSION, write_table
+from data_pipelines.sources.caption_files import SALTS, VERSION, write_table
 from data_pipelines.sources.indices.columns import Columns, Strings
 
 if TYPE_CHECKING:
@@ -46,24 +46,42 @@ class Captions:
         start = int(self.columns["start"][row])
         return self.columns["texts"][start : start + int(self.columns["length"][row])].tobytes().decode()
 
-    def find(self, shard: str, keys: Strings) -> np.ndarray:
-        """int64 [n]: row of the caption of each key, -1 = none. A key in the files is "SHARD/KEY" or only "KEY"."""
+    def find(self, shard: str, keys: Strings, origins: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """int64 [n]: row of the caption of each sample, -1 = none.
+
+        A key in the files is "SHARD/KEY" or only "KEY"; ``origins``: hashes of the samples' urls and sha256s, for
+        captions that have no key.
+        """
         result = np.full(len(keys), -1, np.int64)
         if not len(self):
             return result
-        hashes = self.columns["hash"]
+        for name, values in (origins or {}).items():
+            result = np.where(values != 0, self._found(values ^ np.uint64(SALTS[name]), result), result)
         for prefix in ("", shard + "/"):  # the full name last: it takes precedence over the short one
             names = ((prefix + keys[i]).encode("utf-8", "surrogateescape") for i in range(len(keys)))
-            wanted = np.fromiter(map(hash64, names), np.uint64, len(keys))
-            rows = np.minimum(np.searchsorted(hashes, wanted), len(self) - 1)
-            result = np.where(hashes[rows] == wanted, rows, result)
+            result = self._found(np.fromiter(map(hash64, names), np.uint64, len(keys)), result)
         return result
+
+    def contradicts(self, rows: np.ndarray, origins: Mapping[str, np.ndarray]) -> np.ndarray:
+        """bool [n]: whether the caption of each of ``rows`` is said to belong to another url or sha256."""
+        result = np.zeros(len(rows), bool)
+        for name, values in origins.items():
+            stated = self.columns[name][rows]
+            result |= (stated != 0) & (values != 0) & (stated != values)
+        return result
+
+    def _found(self, wanted: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """``rows`` (int64 [n], -1 = none) with those of the names whose hashes are ``wanted``."""
+        hashes = self.columns["hash"]
+        places = np.minimum(np.searchsorted(hashes, wanted), len(self) - 1)
+        return np.where(hashes[places] == wanted, places, rows)
 
 
 def open_captions(patterns: str | Sequence[str]) -> Captions:
     """Opens caption files (paths, URLs, globs); a later line for the same key replaces an earlier one.
 
-    Parquet: columns "key" and "caption". JSONL: {"key": ..., "caption": ...}, or {KEY: CAPTION, ...} in a line.
+    Parquet: columns "key" (or "url" or "sha256") and "caption" (or another of ``names.CAPTION_FIELDS``). JSONL: the
+    same as objects, or {KEY: CAPTION, ...} in a line.
     Entries without a caption are left out; so are broken lines, which are counted and logged. Raises DataError that
     names the file and what is wrong in it if none of its lines is good.
     """

@@ -35,13 +35,16 @@ class IndexedSource:
         problems: Mapping[str, Sequence[str]] | None = None,
         counts: Mapping[str, int] | None = None,
         filtered: Mapping[str, int] | None = None,
+        examples: Mapping[str, str] | None = None,
     ):
+        """examples: of samples that are not offered, by reason."""
         self.name = name
         self.shards = list(shards)
         self.table = table
         self.is_remote = any(paths.is_remote(shard.path) for shard in self.shards)
         self._format = format
         self._fingerprint = fingerprint
+        self.examples = dict(examples or {})
         self._dropped = dict(dropped or {})
         self._counts, self._filtered = dict(counts or {}), dict(filtered or {})
         self._problems = {path: list(found) for path, found in (problems or {}).items()}
@@ -105,7 +108,7 @@ class IndexedSource:
             )
         except BadSample as error:
             raise BadSample(error.reason, key, error.detail) from None
-        return RawSample(key, sample.images, sample.caption, sample.conversations, sample.text)
+        return RawSample(key, sample.images, sample.caption, sample.conversations, sample.text, id=sample.id)
 
     def _once(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         """One try. A sample that the index offers is only bad if its shard is the one that was indexed."""

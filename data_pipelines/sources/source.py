@@ -34,11 +34,12 @@ from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
 from data_pipelines.sources.selection import table
 from data_pipelines.sources.selection.filters import Filters
-from data_pipelines.sources.selection.select import Selection, repeat, select, unique
+from data_pipelines.sources.selection.select import CONTRADICTION, Selection, repeat, select, unique
 
 _log = logging.getLogger(__name__)
 _PROBLEMS_LOGGED = 20  # at most, of a source
 _COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "filters", "remote_cache_gb")
+_MOST_CONTRADICTED = 0.01  # share of the joined captions
 _THREADS = 16  # shards whose stamps and indices are fetched at a time, mostly waiting for remote storage
 
 
@@ -142,11 +143,30 @@ def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
         for shard, mark, content in zip(shards, offer.marks, header.pop("contents"))
     ]
     _log_problems(header["problems"])
+    _check_captions(what, header["dropped"].get(CONTRADICTION, 0), len(columns["row"]))
     if not len(columns["row"]):
-        lost = {**header["dropped"], **header["filtered"]}
-        raise DataError(f"{what}: no usable sample in {len(shards)} shard(s); dropped: {lost}")
+        raise DataError(f"{what}: no usable sample in {len(shards)} shard(s); {_losses(header)}")
     source = IndexedSource(name, format, shards, columns, **header)
     return source if captions is None else CaptionedSource(source, captions, columns)
+
+
+def _check_captions(what: str, contradicted: int, joined: int) -> None:
+    """Logs joined captions that are those of other images. Raises DataError if they are more than a few."""
+    if contradicted:
+        _log.warning("%s: %d joined captions name another url or sha256 than their samples", what, contradicted)
+    if contradicted > _MOST_CONTRADICTED * (contradicted + joined):
+        raise DataError(
+            f"{what}: {contradicted} of {contradicted + joined} joined captions name another url or sha256 than the "
+            "samples of the same key: these captions were made for other shards; join them by url: leave out their key"
+        )
+
+
+def _losses(header: Mapping[str, Any]) -> str:
+    """What was dropped, by reason, with an example of each."""
+    lost = {**header["dropped"], **header["filtered"]}
+    examples = "; ".join(f"{reason}: {example}" for reason, example in header["examples"].items())
+    problems = "; ".join(f"{path}: {found[0]}" for path, found in list(header["problems"].items())[:3])
+    return f"dropped: {lost}" + "".join(f"; {part}" for part in (examples, problems) if part)
 
 
 def _log_problems(problems: Mapping[str, Sequence[str]]) -> None:
@@ -215,8 +235,9 @@ class _Offer:
         dropped: Counter[str] = Counter()
         problems: dict[str, list[str]] = {}
         contents: list[str] = []
+        examples: dict[str, str] = {}
         samples, used = 0, np.zeros(0 if self.captions is None else len(self.captions), bool)
-        content = Digest()
+        content, separator = Digest(), FORMATS[self.shards[0].kind].key_separator
         content.add(self.captions.digest if self.captions else "")
         builder = table.TableBuilder(make_folder)
         for shard, index, selection in self._selections(dropped):
@@ -225,6 +246,8 @@ class _Offer:
             for part in (shard.name, index.meta["digest"], selection.rows.tobytes()):
                 content.add(part)
             builder.add(selection)
+            for reason, (key, detail) in index.examples().items():
+                examples.setdefault(reason, f"{shard.name}{separator}{key}" + (f" ({detail})" if detail else ""))
             contents.append(next(iter(index.meta["contents"]), ""))
             samples += len(index)
             if selection.captions is not None:
@@ -237,6 +260,7 @@ class _Offer:
             "dropped": dict(+dropped),
             "filtered": dict(+self.filters.dropped),
             "problems": problems,
+            "examples": examples,
             "contents": contents,
             "counts": counts,
         }

@@ -20,7 +20,8 @@ from typing import Any
 from data_pipelines.errors import BadSample
 from data_pipelines.io.copies import local_copy
 from data_pipelines.io.storage import storage
-from data_pipelines.records.raw_sample import RawSample, from_object, parse_json
+from data_pipelines.records.layouts import Reading, from_record
+from data_pipelines.records.raw_sample import RawSample, checked_text, parse_json
 
 MAGIC = b"MJR1"
 _FILES_KEPT = 32  # readers per thread
@@ -65,7 +66,11 @@ def split(record: bytes) -> tuple[dict[str, Any], tuple[bytes, ...]]:
 
 def text_of(header: Mapping[str, Any]) -> RawSample:
     """The text part of a record. Raises BadSample."""
-    return from_object({name: header[name] for name in ("caption", "conversations", "text") if name in header})
+    images = len(header.get("images", ()))
+    if "text" in header and "caption" not in header and "conversations" not in header:
+        return RawSample(text=checked_text(header["text"], "empty_text"))
+    texts = {name: header[name] for name in ("caption", "conversations") if name in header}
+    return from_record(texts, Reading(images=images))
 
 
 class Reader:

@@ -54,10 +54,10 @@ def rows_in_order(
         yield from [None] * lost
 
 
-def column_names(path: str) -> list[str]:
-    """The names of a file's columns. Raises BadSample or StorageError if it cannot be read."""
+def schema(path: str) -> pa.Schema:
+    """The columns of a file. Raises BadSample or StorageError if it cannot be read."""
     with _unreadable():
-        return _reader(path).names
+        return _reader(path).schema
 
 
 def read_row(path: str, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class _Reader:
         groups = [self._parquet.metadata.row_group(g) for g in range(self._parquet.num_row_groups)]
         self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
         self._big = {g for g, group in enumerate(groups) if group.total_byte_size > _GROUP_BYTES // 2}
-        self.names = self._parquet.schema_arrow.names
+        self.schema = self._parquet.schema_arrow
         self._streams: dict[tuple[str, ...], _Stream] = {}
 
     def row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from data_pipelines.records.raw_sample import Form, RawSample
 from data_pipelines.sources.containers.array_record import Reader, forget_readers, reader, split, text_of
 from data_pipelines.sources.formats.format import FileFormat
 from data_pipelines.sources.indices.entry import Entry
-from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
+from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, origin_of, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
 
 _BATCH, _BATCH_BYTES = 16, 1 << 26  # records read at a time while indexing, fewer if they are large
@@ -84,7 +84,7 @@ def _draft(row: int, data: bytes | None, hash_images: bool) -> Draft:
             raise BadSample("corrupt_chunk")
         header, images = split(data)
         draft.key = str(header.get("key") or row)
-        draft.scores = scores_of(header)
+        draft.scores, draft.origin = scores_of(header), origin_of(header)
         draft.image_hash = _image_hash(images, header.get("sha256"), hash_images)
         draft.images = [ImagePart(row, len(image), image_header.read_header(image).size) for image in images]
         draft.record = text_of(header)

@@ -12,11 +12,12 @@ from typing import Any
 from data_pipelines.errors import DataError
 from data_pipelines.io import blobs, paths, publish
 from data_pipelines.io.storage import Questions
-from data_pipelines.records.raw_sample import RawSample, parse
+from data_pipelines.records.layouts import parse
+from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.containers.img2dataset import stats_problems
 from data_pipelines.sources.containers.members import IMAGE_EXTENSIONS, Group, group_members, split_key
 from data_pipelines.sources.formats.asking import ask
-from data_pipelines.sources.formats.format import FileFormat, caption_key, folder_stamp
+from data_pipelines.sources.formats.format import FileFormat, folder_stamp, reading_of
 from data_pipelines.sources.formats.tar import TarOptions, draft_of
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
@@ -60,7 +61,7 @@ class FilesFormat(FileFormat):
         if text:
             length = entry.text_place()[1]
             data = _read_file(shard, entry.text_name(), length) if entry.text_name() else b""
-            sample = parse(entry.text_form, data, caption_key(shard))
+            sample = parse(entry.text_form, data, reading_of(shard.options, entry.key, entry.image_count))
         if not images:
             return sample
         lengths = (length for _, length in entry.image_places())

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from data_pipelines.io import blobs, paths
 from data_pipelines.io.digests import digest
-from data_pipelines.records.raw_sample import RawSample, parse
+from data_pipelines.records import names
+from data_pipelines.records.layouts import Reading, parse
+from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Options, Shard
@@ -110,7 +112,7 @@ class ByteRangeFormat(FileFormat):
         """Both together, since they are neighbours: in a remote shard they cost one request."""
         places = [*(entry.image_places() if images else ()), *([entry.text_place()] if text else ())]
         found = read_ranges(shard, places)
-        sample = parse(entry.text_form, found.pop(), caption_key(shard)) if text else RawSample()
+        sample = parse(entry.text_form, found.pop(), reading_of(shard.options, entry.key)) if text else RawSample()
         return dataclasses.replace(sample, images=tuple(found)) if found else sample
 
 
@@ -123,9 +125,16 @@ def read_ranges(shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:
     return found
 
 
-def caption_key(shard: Shard) -> str:
-    """The field that holds captions."""
-    return getattr(shard.options, "caption_key", None) or "caption"
+def reading_of(options: Options, key: str, images: int | None = None) -> Reading:
+    """How the record of the sample ``key`` is read. ``images``: that come with it from elsewhere; None = its own."""
+    image_key = getattr(options, "image_key", None)
+    return Reading(
+        getattr(options, "caption_key", None),
+        (image_key.lower(), image_key) if image_key else names.IMAGE_FIELDS,
+        images,
+        key=key,
+        seed=getattr(options, "caption_seed", None) or 0,
+    )
 
 
 def folder_stamp(folder: str) -> str:

@@ -4,9 +4,9 @@ One sample a line (or list element)::
 
     {"id": ..., "image": "a.jpg" | ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": ...}, ...]}
 
-Without "image" it is a text-only sample; {"image", "caption"} and {"text"} are read too. Image paths are relative to
-``image_root`` (default: the folder of the file). If only a few of many images have changed, ``index --force`` makes the
-index again: see ``JsonlFormat.stamp`` for what is noticed without it. An InternVL meta file is an object
+Without "image" it is a text-only sample; other layouts are read too, see ``records.layouts``. Image paths are relative
+to ``image_root`` (default: the folder of the file). If only a few of many images have changed, ``index --force`` makes
+the index again: see ``JsonlFormat.stamp`` for what is noticed without it. An InternVL meta file is an object
 {NAME: {"root", "annotation", "repeat_time"}}; ``repeat_time`` offers a data set several times or in part.
 """
 
@@ -27,18 +27,22 @@ from data_pipelines.io.digests import digest, hash64
 from data_pipelines.io.json_lines import lines
 from data_pipelines.io.storage import Questions, patiently
 from data_pipelines.records import image_header
-from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, from_object, parse, parse_json
+from data_pipelines.records.layouts import from_record, parse, record_id
+from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, parse_json
 from data_pipelines.sources.containers.internvl_meta import meta_entries
 from data_pipelines.sources.containers.json_list import is_list, list_elements
-from data_pipelines.sources.formats.asking import ask
-from data_pipelines.sources.formats.format import FileFormat, caption_key, read_ranges
+from data_pipelines.sources.formats.format import FileFormat, read_ranges, reading_of
+from data_pipelines.sources.formats.referenced import indexed_images, new_images, root_of
 from data_pipelines.sources.indices.entry import Entry
-from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
+from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, origin_of, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
 from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
 from data_pipelines.sources.indices.unchanged import changed
 
-_IMAGE_FIELD = re.compile(rb'"images?"\s{0,100}:\s{0,100}("(?:[^"\\]|\\.)*"|\[[^\[\]{}]*\])')
+_IMAGE_FIELD = re.compile(
+    rb'"(?:(?:image|img|pic|photo)\w{0,20}|file_?name|url)"\s{0,100}:\s{0,100}("(?:[^"\\]|\\.)*"|\[[^\[\]{}]*\])'
+)
+_LONGEST_PATH = 4096  # a longer one is the image itself
 _SAMPLED = 1 << 14  # bytes searched for an image's path
 
 
@@ -48,12 +52,16 @@ class JsonlOptions(Options):
 
     Attributes:
       image_root: folder of the images (default: the folder of the file).
-      caption_key: the field that holds the caption (default: "caption").
+      image_key: the field that holds the images (default: the first filled one of ``names.IMAGE_FIELDS``).
+      caption_key: the field that holds the caption (default: the first filled one of ``names.CAPTION_FIELDS``).
+      caption_seed: which of several captions a sample gets (default: 0).
       hash_images: whether images are hashed, for the filter unique_images.
     """
 
     image_root: str | None = None
+    image_key: str | None = None
     caption_key: str | None = None
+    caption_seed: int | None = None
     hash_images: bool = False
 
 
@@ -111,18 +119,14 @@ class JsonlFormat(FileFormat):
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         data = read_ranges(shard, [entry.text_place()])
         try:
-            record = parse(entry.text_form, *data, caption_key(shard))
+            record = parse(entry.text_form, *data, reading_of(shard.options, entry.key))
         except BadSample as error:  # it could be parsed when it was indexed, or a joined caption replaces it
             if text:
                 raise changed(shard.path, f"at byte {entry.row}: {error.reason}") from None
             raise
         if not images:
             return record
-        lengths = [length for _, length in entry.image_places()]
-        if len(lengths) != len(record.image_paths):
-            raise changed(shard.path, f"at byte {entry.row}: {len(record.image_paths)} images")
-        places = zip(record.image_paths, lengths)
-        found = tuple(_indexed_image(paths.join(_root(shard), name), length) for name, length in places)
+        found = indexed_images(shard, record.image_refs, [length for _, length in entry.image_places()])
         return dataclasses.replace(record if text else RawSample(), images=found)
 
 
@@ -133,34 +137,14 @@ def _draft(shard: Shard, view: blobs.ScanView, questions: Questions, number: int
         if not small:
             raise BadSample("text_too_large")
         value = parse_json(view.read(offset, length))
-        draft.scores = scores_of(value)
-        draft.record = from_object(value, caption_key(shard))
-        data = [_new_image(paths.join(_root(shard), name), questions) for name in draft.record.image_paths]
+        draft.scores, draft.origin = scores_of(value), origin_of(value)
+        draft.id = record_id(value)
+        draft.record = from_record(value, reading_of(shard.options, draft.key))
+        data = new_images(shard, draft.record.image_refs, questions)
         draft.images = [ImagePart(0, len(image), image_header.read_header(image).size) for image in data]
         if shard.options.hash_images and data:
             draft.image_hash = hash64(b"".join(data))
     return draft
-
-
-def _root(shard: Shard) -> str:
-    """The folder of the images."""
-    root = shard.options.image_root
-    return paths.parent(shard.path) if root is None else root
-
-
-def _new_image(path: str, questions: Questions) -> bytes:
-    """An image that is to be indexed. Raises BadSample "missing_image", ``UNASKED`` or "image_too_many_bytes"."""
-    data = ask(questions, lambda: blobs.read_bytes(path, image_header.MAX_IMAGE_BYTES + 1), "missing_image")
-    image_header.check_length(len(data))
-    return data
-
-
-def _indexed_image(path: str, length: int) -> bytes:
-    """An image that the index knows. Raises StorageError if it is not there any more, or has another length."""
-    data = blobs.read_bytes(path, image_header.MAX_IMAGE_BYTES + 1)
-    if len(data) != length:
-        raise changed(path, f"{len(data)} bytes, {length} were indexed")
-    return data
 
 
 def _image_names(path: str, most: int) -> list[str]:
@@ -176,7 +160,8 @@ def _image_names(path: str, most: int) -> list[str]:
         with contextlib.suppress(ValueError):
             value = json.loads(field)
             images = value if isinstance(value, list) else [value]
-            names.update((image, None) for image in images if isinstance(image, str))
+            paths_only = (image for image in images if isinstance(image, str) and len(image) < _LONGEST_PATH)
+            names.update((image, None) for image in paths_only if not image.startswith("data:"))
     return list(names)
 
 
@@ -186,7 +171,7 @@ def _marks(shard: Shard, mark: Callable[[str], str]) -> list[str]:
     names = _image_names(shard.path, most)
     names, questions, marks = random.Random(0).sample(names, min(most, len(names))), Questions(), []
     for name in names:
-        path = paths.join(_root(shard), name)
+        path = paths.join(root_of(shard), name)
         try:
             marks.append(questions.ask(functools.partial(mark, path)))
         except ValueError:  # a NUL character in the path

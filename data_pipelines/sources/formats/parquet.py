@@ -1,4 +1,4 @@
-"""Parquet with images in a column: img2dataset's ``parquet`` output, tables of {bytes, path} structs or lists of them.
+"""Parquet: rows of any layout, with their images in columns or as paths of files beside it.
 
 Random access to a row costs the reading of its row group; parquet is best read in long runs (shuffle "local"), or
 rewritten once by ``data_pipelines.build``.
@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.blobs import open_file
 from data_pipelines.io.digests import hash64
-from data_pipelines.records import image_header
-from data_pipelines.records.raw_sample import Form, RawSample, from_object
+from data_pipelines.io.storage import Questions
+from data_pipelines.records import image_header, names
+from data_pipelines.records.layouts import Reading, from_record, record_id
+from data_pipelines.records.pictures import Reference, image_fields, references
+from data_pipelines.records.raw_sample import Form, RawSample
 from data_pipelines.sources.containers.img2dataset import stats_problems
-from data_pipelines.sources.formats.format import FileFormat
+from data_pipelines.sources.formats.format import FileFormat, reading_of
+from data_pipelines.sources.formats.referenced import indexed_images, new_images
 from data_pipelines.sources.indices.entry import Entry
-from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
+from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, origin_of, scores_of
 from data_pipelines.sources.indices.shard import Options, Shard
 
-IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "images", "image_bytes")
-_TEXT_COLUMNS = ("caption", "conversations", "messages", "text")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "images", "image_bytes")  # looked at first, in this order
+_IMAGE_FIELDS = tuple(dict.fromkeys([*IMAGE_COLUMNS, *names.IMAGE_FIELDS]))
+_TEXT_FIELDS = frozenset(
+    [
+        *(*names.CONVERSATION_FIELDS, *names.SYSTEM_FIELDS, *names.CAPTION_FIELDS, *names.QUESTION_FIELDS),
+        *(*names.ANSWER_FIELDS, *names.HINT_FIELDS, *names.CHOICE_FIELDS, "input", *"abcdefghij"),
+    ]
+)
 _FAILURES = ("failed_to_download", "failed_to_resize")  # values of img2dataset's column "status"
 
 
@@ -31,14 +44,27 @@ class ParquetOptions(Options):
     """Options of parquet files.
 
     Attributes:
-      image_key: column of the images (default: the first of IMAGE_COLUMNS that exists).
-      caption_key: column of the captions (default: "caption", "conversations", "messages" or "text").
+      image_root: folder of images that are named (default: the folder of the file).
+      image_key: column of the images (default: the first filled one of IMAGE_COLUMNS and ``names.IMAGE_FIELDS``).
+      caption_key: column of the captions (default: a conversation, a caption or a question, see ``records.layouts``).
+      caption_seed: which of several captions a sample gets (default: 0).
       hash_images: whether images without a stored hash are hashed, for the filter unique_images.
     """
 
+    image_root: str | None = None
     image_key: str | None = None
     caption_key: str | None = None
+    caption_seed: int | None = None
     hash_images: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """The columns of a file that matter: of images, of texts, and of video and sound, which are only looked at."""
+
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
+    media: tuple[str, ...] = ()
 
 
 class ParquetFormat(FileFormat):
@@ -53,22 +79,22 @@ class ParquetFormat(FileFormat):
         """
         from data_pipelines.sources.containers.parquet import open_parquet, rows_in_order
 
+        questions = Questions()
         with open_file(shard.path) as file:
             parquet = open_parquet(file, builder.problems)
             if parquet is None:
                 return
-            names = parquet.schema_arrow.names
-            try:
-                image, texts = _columns(names, shard.options)
-            except DataError as error:
-                raise DataError(f"{shard.path}: {error}") from None
-            wanted = {"key", "status", "sha256", image, *texts, *(n for n in names if scores_of({n: 0.0}))}
+            schema = parquet.schema_arrow
+            layout = _layout_of(shard, schema)
+            wanted = {"key", "status", "sha256", "url", *layout.images, *layout.texts, *layout.media}
+            wanted |= {name for name in schema.names if scores_of({name: 0.0}) or _is_id(schema.field(name))}
+            columns = [name for name in schema.names if name in wanted]
             with_images = 0
-            for row, value in enumerate(rows_in_order(parquet, [n for n in names if n in wanted], builder.problems)):
+            for row, value in enumerate(rows_in_order(parquet, columns, builder.problems)):
                 if value is None:
-                    builder.add(Draft(f"row{row}", reason="corrupt_row_group"))
+                    builder.add(Draft(f"row{row}", reason="corrupt_row_group", detail=f"row {row}"))
                 else:
-                    draft, has_images = _draft(row, value, image, shard.options)
+                    draft, has_images = _draft(shard, row, value, layout, questions)
                     builder.add(draft)
                     with_images += has_images
         builder.problems.extend(stats_problems(shard.path, with_images))
@@ -79,74 +105,119 @@ class ParquetFormat(FileFormat):
         forget_readers()
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        """All requested columns in one read."""
-        from data_pipelines.sources.containers.parquet import column_names, read_row
+        """All requested columns in one read: images may be in, or in the order of, the text."""
+        from data_pipelines.sources.containers.parquet import read_row, schema
 
-        image, texts = _columns(column_names(shard.path), shard.options)
+        layout = _layout_of(shard, schema(shard.path))
         images = images and entry.image_count > 0
-        columns = (*(texts if text else ()), *([image] if images and image not in texts else ()))
+        columns = tuple(dict.fromkeys([*(layout.texts if text or images else ()), *(layout.images if images else ())]))
         value = read_row(shard.path, entry.row, columns) if columns else {}
-        record = _record(value, shard.options.caption_key) if text else RawSample()
-        return dataclasses.replace(record, images=image_bytes(value[image]) if images else ())
+        reading = _reading(shard, layout, entry.key)
+        if not images:
+            reading = dataclasses.replace(reading, images=entry.image_count, ordered=False)
+            return from_record(_row(value, layout), reading) if text else RawSample()
+        try:
+            record = from_record(_row(value, layout), reading)
+        except BadSample:  # a joined caption replaces the text
+            if text:
+                raise
+            record = RawSample(image_refs=tuple(_refs(value, layout)))
+        found = indexed_images(shard, record.image_refs, [length for _, length in entry.image_places()])
+        return dataclasses.replace(record if text else RawSample(), images=found)
 
 
-def _columns(names: Sequence[str], options: ParquetOptions) -> tuple[str | None, list[str]]:
-    """(image column, text columns). Raises DataError if there is nothing to read or a named column is missing."""
+def _is_id(field: pa.Field) -> bool:
+    import pyarrow as pa
+
+    return field.name.lower() in names.ID_FIELDS and (pa.types.is_string(field.type) or pa.types.is_integer(field.type))
+
+
+def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
+    """Raises DataError that names the file if there is nothing to read or a named column is missing."""
+    options = shard.options
     for key in (options.image_key, options.caption_key):
-        if key and key not in names:
-            raise DataError(f"no column {key!r}; columns: {', '.join(names)}")
-    image = options.image_key or next((name for name in IMAGE_COLUMNS if name in names), None)
-    texts = [options.caption_key] if options.caption_key else [name for name in _TEXT_COLUMNS if name in names]
-    if image is None and not set(texts) & {"text", "conversations", "messages"}:
-        raise DataError(f"no column of images; set image_key to one of: {', '.join(names)}")
-    return image, texts
+        if key and key not in schema.names:
+            raise DataError(f"{shard.path}: no column {key!r}; columns: {', '.join(schema.names)}")
+    lowered = {name.lower(): name for name in reversed(schema.names)}
+    if options.image_key:
+        images = (options.image_key,)
+    else:
+        numbered = [name for name in sorted(lowered) if names.NUMBERED_IMAGE.fullmatch(name)]
+        wanted = (*_IMAGE_FIELDS, *numbered, *names.FILE_FIELDS)
+        images = tuple(lowered[name] for name in wanted if name in lowered) or _held(shard, schema)
+    texts = [name for name in schema.names if name.lower() in _TEXT_FIELDS]
+    media = (names.VIDEO_FIELD, names.AUDIO_FIELD)
+    seen = tuple(name for name in schema.names if any(pattern.fullmatch(name.lower()) for pattern in media))
+    layout = _Layout(images, (options.caption_key,) if options.caption_key else tuple(texts), seen)
+    talks = {name.lower() for name in layout.texts} & {"text", *names.CONVERSATION_FIELDS, *names.QUESTION_FIELDS}
+    if not layout.images and not talks and not seen:
+        raise DataError(f"{shard.path}: no column of images; set image_key to one of: {', '.join(schema.names)}")
+    if not layout.texts and not seen:
+        raise DataError(f"{shard.path}: no column of texts; set caption_key to one of: {', '.join(schema.names)}")
+    return layout
 
 
-def _draft(row: int, value: Mapping[str, Any], image: str | None, options: ParquetOptions) -> tuple[Draft, bool]:
-    """(what is in a row, whether its image cell holds anything)."""
+def _held(shard: Shard, schema: pa.Schema) -> tuple[str, ...]:
+    """The only column of bytes, or of structs with bytes. Raises DataError if there are several."""
+    import pyarrow as pa
+
+    def holds(kind: pa.DataType) -> bool:
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return holds(kind.value_type)
+        if pa.types.is_struct(kind):
+            return any(child.name == "bytes" and holds(child.type) for child in kind)
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    media = (names.VIDEO_FIELD, names.AUDIO_FIELD)
+    unnamed = [field.name for field in schema if not any(pattern.fullmatch(field.name.lower()) for pattern in media)]
+    found = tuple(name for name in unnamed if holds(schema.field(name).type))
+    if len(found) > 1:
+        raise DataError(f"{shard.path}: which column holds the images? set image_key to one of: {', '.join(found)}")
+    return found
+
+
+def _reading(shard: Shard, layout: _Layout, key: str) -> Reading:
+    fields = layout.images if len(layout.images) == 1 else _IMAGE_FIELDS
+    return dataclasses.replace(reading_of(shard.options, key), image_fields=tuple(name.lower() for name in fields))
+
+
+def _draft(
+    shard: Shard, row: int, value: Mapping[str, Any], layout: _Layout, questions: Questions
+) -> tuple[Draft, bool]:
+    """(what is in a row, whether its image cells hold anything)."""
     key = value.get("key")
     draft = Draft(
         str(key) if key is not None and not isinstance(key, bytes) else f"row{row}",
         text=TextPart(row, 0, Form.JSON),
         scores=scores_of({name: score for name, score in value.items() if score is not None}),
+        origin=origin_of(value),
+        id=record_id(value),
     )
+    refs: Sequence[Reference] = ()
     with draft.judged():
-        draft.record = _record(value, options.caption_key)
-    data: tuple[bytes, ...] = ()
+        draft.record = from_record(_row(value, layout), _reading(shard, layout, draft.key))
     with draft.judged():
-        data = image_bytes(value.get(image)) if image else ()
-        if image and not data and (draft.record is None or draft.record.caption is not None):
+        refs = draft.record.image_refs if draft.record is not None else _refs(value, layout)
+        no_text = draft.reason in ("no_caption", "caption_not_utf8")
+        if layout.images and not refs and (no_text or (draft.record and draft.record.caption is not None)):
             raise BadSample(value.get("status") if value.get("status") in _FAILURES else "no_image")
+        data = new_images(shard, refs, questions)
         draft.images = [ImagePart(row, len(each), image_header.read_header(each).size) for each in data]
         if data and isinstance(value.get("sha256"), str):
             draft.image_hash = hash64(value["sha256"].encode())
-        elif data and options.hash_images:
+        elif data and shard.options.hash_images:
             draft.image_hash = hash64(b"".join(data))
-    return draft, bool(data)
+    return draft, bool(refs)
 
 
-def _record(value: Mapping[str, Any], caption_key: str | None) -> RawSample:
-    """The text of a row, without its image columns."""
-    name = caption_key or "caption"
-    for key in (name, "text"):
-        if isinstance(value.get(key), bytes):
-            raise BadSample("caption_not_utf8", detail=repr(value[key][:40]))
-    talks = {key: value[key] for key in ("conversations", "messages") if value.get(key) is not None}
-    if talks and not caption_key:
-        return from_object(talks)
-    if name in value:
-        return from_object({"caption": value[name]})
-    return from_object({"text": value.get("text")})
+def _row(value: Mapping[str, Any], layout: _Layout) -> dict[str, Any]:
+    """The row as a record: its text, image and media columns; with a caption_key no other text."""
+    kept = {*layout.images, *layout.texts, *layout.media}
+    return {name: cell for name, cell in value.items() if name in kept}
 
 
-def image_bytes(value: Any) -> tuple[bytes, ...]:
-    """Encoded images in a cell: bytes, {"bytes": ...}, or a list of these. Raises BadSample."""
-    if value is None:
-        return ()
-    if isinstance(value, list):
-        return tuple(image for item in value for image in image_bytes(item))
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    if not isinstance(value, bytes):
-        raise BadSample("no_image", detail=f"the cell holds {type(value).__name__} instead of bytes")
-    return (value,)
+def _refs(value: Mapping[str, Any], layout: _Layout) -> list[Reference]:
+    """The images in the image columns of a row, whatever its text is. Raises BadSample "bad_image_field"."""
+    lowered = {name.lower(): cell for name, cell in value.items() if name in layout.images}
+    fields = tuple(name.lower() for name in layout.images) if len(layout.images) == 1 else _IMAGE_FIELDS
+    return next((references(cell) for _, cell in image_fields(lowered, fields)), [])

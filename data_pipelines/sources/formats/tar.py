@@ -14,13 +14,24 @@ from data_pipelines.io import blobs
 from data_pipelines.io.blobs import ScanView, scan_view
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
-from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, from_object, parse, parse_json
+from data_pipelines.records.layouts import from_record, parse, record_id
+from data_pipelines.records.names import CONVERSATION_FIELDS
+from data_pipelines.records.pictures import given
+from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, parse_json
 from data_pipelines.sources.containers.img2dataset import stats_problems
-from data_pipelines.sources.containers.members import Group, group_members, split_key
+from data_pipelines.sources.containers.members import Group, group_members
 from data_pipelines.sources.containers.tar import BLOCK, header, members
-from data_pipelines.sources.formats.format import ByteRangeFormat, caption_key, read_ranges
+from data_pipelines.sources.formats.format import ByteRangeFormat, read_ranges, reading_of
 from data_pipelines.sources.indices.entry import Entry
-from data_pipelines.sources.indices.index_builder import NO_TEXT, Draft, ImagePart, IndexBuilder, TextPart, scores_of
+from data_pipelines.sources.indices.index_builder import (
+    NO_TEXT,
+    Draft,
+    ImagePart,
+    IndexBuilder,
+    TextPart,
+    origin_of,
+    scores_of,
+)
 from data_pipelines.sources.indices.shard import Options, Shard
 from data_pipelines.sources.indices.unchanged import changed
 
@@ -31,10 +42,12 @@ class TarOptions(Options):
 
     Attributes:
       caption_key: the field of KEY.json that holds the caption (default: the caption is in KEY.txt).
+      caption_seed: which of several captions a sample gets (default: 0).
       hash_images: whether images without a stored hash are hashed, for the filter unique_images.
     """
 
     caption_key: str | None = None
+    caption_seed: int | None = None
     hash_images: bool = False
 
 
@@ -59,7 +72,8 @@ class TarFormat(ByteRangeFormat):
         parts = [data[BLOCK:] for data in found]
         sample = RawSample()
         if text:
-            sample = parse(entry.text_form, parts.pop() if entry.row else b"", caption_key(shard))
+            reading = reading_of(shard.options, entry.key, entry.image_count)
+            sample = parse(entry.text_form, parts.pop() if entry.row else b"", reading)
         return dataclasses.replace(sample, images=tuple(parts)) if parts else sample
 
 
@@ -73,7 +87,7 @@ def _check_member(shard: Shard, block: bytes, entry: Entry, offset: int) -> None
         raise changed(shard.path, f"no member of {entry.key} at byte {offset}")
     name = found[0].removeprefix("./")
     exact = name.isascii() and len(name) < 100  # otherwise the name is in an extended header
-    if exact and split_key(name)[0] != entry.key and shard.path not in _unlike:
+    if exact and not name.startswith(f"{entry.key}.") and shard.path not in _unlike:
         if not shard.content or blobs.content_mark(shard.path) != shard.content:
             raise changed(shard.path, f"{name} instead of {entry.key} at byte {offset}")
         _unlike.add(shard.path)
@@ -88,10 +102,13 @@ def draft_of(
     """
     draft, metadata = Draft(group.key), {}
     with draft.judged():
+        if group.problem:
+            raise BadSample("ambiguous_key", detail=group.problem)
         metadata = _metadata(view, group, options.caption_key)
-        draft.scores = scores_of(metadata)
+        draft.scores, draft.origin = scores_of(metadata), origin_of(metadata)
         draft.text = _text_part(group, metadata, options.caption_key)
-        draft.record = _record(view, group, draft.text, metadata, options.caption_key)
+        draft.id = record_id(metadata)
+        draft.record = _record(view, group, draft.text, metadata, options)
     if draft.text.length > MAX_TEXT_BYTES:  # perhaps a false size, which no column could hold
         draft.text = draft.text._replace(length=0)
     draft.text_name = file_name(draft.text.offset) if draft.text.form else ""
@@ -116,17 +133,17 @@ def _metadata(view: ScanView, group: Group, caption_key: str | None) -> dict[str
 
 def _text_part(group: Group, metadata: Mapping[str, Any], caption_key: str | None) -> TextPart:
     """The member that holds the sample's text."""
-    conversation = "conversations" in metadata or "messages" in metadata
+    conversation = any(given(metadata.get(name)) for name in CONVERSATION_FIELDS)
     if group.json and (caption_key or conversation or not group.caption):
         return TextPart(*group.json, Form.JSON)
     return TextPart(*group.caption, Form.CAPTION) if group.caption else NO_TEXT
 
 
 def _record(
-    view: ScanView, group: Group, text: TextPart, metadata: Mapping[str, Any], caption_key: str | None
+    view: ScanView, group: Group, text: TextPart, metadata: Mapping[str, Any], options: TarOptions
 ) -> RawSample:
     if text.form == Form.JSON:
-        return from_object(metadata, caption_key or "caption")
+        return from_record(metadata, reading_of(options, group.key, len(group.images)))
     return parse(text.form, _read_text(view, text.offset, text.length) if group.caption else b"")
 
 

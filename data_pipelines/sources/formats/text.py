@@ -6,7 +6,8 @@ import dataclasses
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.blobs import scan_view
-from data_pipelines.records.raw_sample import Form, parse
+from data_pipelines.records.layouts import parse
+from data_pipelines.records.raw_sample import Form
 from data_pipelines.sources.formats.format import ByteRangeFormat
 from data_pipelines.sources.indices.index_builder import Draft, IndexBuilder, TextPart
 from data_pipelines.sources.indices.shard import Options, Shard

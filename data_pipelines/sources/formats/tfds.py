@@ -17,7 +17,8 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.copies import local_folder
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
-from data_pipelines.records.raw_sample import Form, RawSample, from_object
+from data_pipelines.records.layouts import from_record
+from data_pipelines.records.raw_sample import Form, RawSample
 from data_pipelines.sources.formats.format import FileFormat, folder_stamp
 from data_pipelines.sources.formats.parquet import IMAGE_COLUMNS
 from data_pipelines.sources.indices.entry import Entry
@@ -123,11 +124,25 @@ def _dataset(path: str, options: TfdsOptions) -> tuple[Any, str | None, str | No
     for option in ("image_key", "caption_key"):
         if (name := getattr(options, option)) and name.split("/")[0] not in features:
             raise DataError(f"{path}: no feature {name!r} for {option}; features: {', '.join(features)}")
-    image = options.image_key or next((name for name in IMAGE_COLUMNS if name in features), None)
+    image = options.image_key or _image_feature(path, features)
     caption = options.caption_key or next((name for name in _CAPTION_FIELDS if name in features), None)
     if caption is None:
         raise DataError(f"{path}: which feature is the caption? set caption_key to one of: {', '.join(features)}")
     return source, image, caption
+
+
+def _image_feature(path: str, features: Mapping[str, Any]) -> str | None:
+    """The usual one, or the only one. Raises DataError if there are several, or only video and sound."""
+    import tensorflow_datasets as tfds
+
+    found = [name for name in features if _holds_images(tfds, features[name])]
+    usual = next((name for name in IMAGE_COLUMNS if name in features), None)
+    if usual is None and len(found) > 1:
+        raise DataError(f"{path}: which feature is the image? set image_key to one of: {', '.join(found)}")
+    media = [name for name in features if isinstance(features[name], tfds.features.Video | tfds.features.Audio)]
+    if usual is None and not found and media:
+        raise DataError(f"{path}: feature {media[0]!r} is video or sound, which is not read")
+    return usual or next(iter(found), None)
 
 
 def _caption(example: Mapping[str, Any], name: str) -> RawSample:
@@ -146,7 +161,7 @@ def _caption(example: Mapping[str, Any], name: str) -> RawSample:
             value = value.decode()
         except UnicodeDecodeError as error:
             raise BadSample("caption_not_utf8", detail=str(error)) from None
-    return from_object({"caption": value})
+    return from_record({"caption": value})
 
 
 def _image_parts(example: Mapping[str, Any], name: str | None) -> tuple[bytes, ...]:

@@ -16,7 +16,14 @@ from data_pipelines.io.digests import digest, hash64
 from data_pipelines.records.raw_sample import Form, RawSample
 from data_pipelines.records.scripts import script_of
 from data_pipelines.sources.indices.columns import Strings
-from data_pipelines.sources.indices.shard_index import IMAGE_COLUMNS, SAMPLE_COLUMNS, SCORES, VERSION, ShardIndex
+from data_pipelines.sources.indices.shard_index import (
+    IMAGE_COLUMNS,
+    ORIGINS,
+    SAMPLE_COLUMNS,
+    SCORES,
+    VERSION,
+    ShardIndex,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,7 @@ class TextPart(NamedTuple):
 
 
 NO_TEXT = TextPart()
+_LONGEST_DETAIL = 400  # characters
 
 
 @dataclasses.dataclass
@@ -50,8 +58,10 @@ class Draft:
       text: the place of its text part; ``text_name`` is its file name (kind "files").
       record: the parsed text part, if it could be parsed.
       scores: see ``scores_of``.
+      origin: its "url" and "sha256" in its metadata, see ``origin_of``.
       image_hash: of the encoded images; 0 = not known.
-      reason: why the sample is unusable; None if it is not.
+      reason: why the sample is unusable; None if it is not. detail: what exactly was found.
+      id: the record's own.
     """
 
     key: str
@@ -60,8 +70,11 @@ class Draft:
     text_name: str = ""
     record: RawSample | None = None
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    origin: Mapping[str, int] = dataclasses.field(default_factory=dict)
     image_hash: int = 0
     reason: str | None = None
+    detail: str = ""
+    id: str = ""
 
     @contextlib.contextmanager
     def judged(self) -> Iterator[None]:
@@ -69,7 +82,7 @@ class Draft:
         try:
             yield
         except BadSample as error:
-            self.reason = error.reason
+            self.reason, self.detail = error.reason, error.detail
 
 
 class IndexBuilder:
@@ -84,6 +97,8 @@ class IndexBuilder:
         self._keys: list[bytes] = []
         self._image_names: list[bytes] = []
         self._text_names: list[bytes] = []
+        self._details: list[bytes] = []
+        self._ids: list[bytes] = []
         self._seen: set[bytes] = set()
         self._reasons: dict[str, int] = {}
         self.problems: list[str] = []
@@ -92,13 +107,16 @@ class IndexBuilder:
 
     def add(self, draft: Draft) -> None:
         """Adds a sample."""
-        key, reason = _encoded(draft.key), draft.reason
+        key, reason, detail = _encoded(draft.key), draft.reason, draft.detail
         if key in self._seen:
-            reason = "duplicate_key"
+            reason, detail = "duplicate_key", "an earlier sample of this shard has the same key"
         self._seen.add(key)
         self._keys.append(key)
         self._text_names.append(_encoded(draft.text_name))
+        self._details.append(_encoded(detail[:_LONGEST_DETAIL]) if reason else b"")
+        self._ids.append(_encoded(draft.id) if reason else b"")
         content = draft.record.content if draft.record else ""
+        identity = (content if draft.text.form == Form.TEXT else draft.record.identity) if content else ""
         values = {
             "reason": 0 if reason is None else self._reasons.setdefault(reason, len(self._reasons) + 1),
             "image_count": len(draft.images),
@@ -107,9 +125,10 @@ class IndexBuilder:
             "text_length": draft.text.length,
             "text_form": draft.text.form,
             "text_chars": len(content),
-            "text_hash": hash64(content.encode("utf-8", "surrogatepass")) if content else 0,
+            "text_hash": hash64(identity.encode("utf-8", "surrogatepass")) if content else 0,
             "script": script_of(content),
             **{score: draft.scores.get(score, math.nan) for score in SCORES},
+            **{name: draft.origin.get(name, 0) for name in ORIGINS},
         }
         for name, value in values.items():
             self._rows[name].append(value)
@@ -125,6 +144,8 @@ class IndexBuilder:
         self._seen.add(key)
         self._keys.append(key)
         self._text_names.append(_encoded(index.text_name[row]) if len(index.text_name) else b"")
+        self._details.append(_encoded(index.detail[row]) if len(index.detail) else b"")
+        self._ids.append(_encoded(index.record_id[row]) if len(index.record_id) else b"")
         reason = int(index.columns["reason"][row])
         for name in SAMPLE_COLUMNS:
             self._rows[name].append(index.columns[name][row])
@@ -140,17 +161,20 @@ class IndexBuilder:
                 self._image_rows[name].append(index.columns[name][image])
             self._image_names.append(_encoded(index.image_name[image]) if len(index.image_name) else b"")
 
+    def _strings(self) -> tuple[list[bytes], ...]:
+        return self._image_names, self._text_names, self._details, self._ids
+
     def build(self, meta: Mapping[str, Any]) -> ShardIndex:
         """The index of all samples; ``meta`` holds its kind and the stamp of its shard."""
         columns = {name: np.asarray(values, SAMPLE_COLUMNS[name]) for name, values in self._rows.items()}
         columns |= {name: np.asarray(values, IMAGE_COLUMNS[name]) for name, values in self._image_rows.items()}
         columns["image_size"] = columns["image_size"].reshape(-1, 2)
         keys = Strings.of(self._keys)
-        names = [Strings.of(n if any(n) else []) for n in (self._image_names, self._text_names)]
+        names = [Strings.of(n if any(n) else []) for n in self._strings()]
         # Identity of the content: the places and the text of everything, but no path, host or time.
         content = digest(
             keys.data.tobytes(),
-            *(columns[name].tobytes() for name in sorted(columns)),
+            *(columns[name].tobytes() for name in sorted(columns.keys() - set(ORIGINS))),
             json.dumps([list(self._reasons), meta["kind"]]),
         )
         header = {"version": VERSION, "digest": content, **meta}
@@ -158,7 +182,18 @@ class IndexBuilder:
 
 
 def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that JSON has spelt
+        return name.encode("utf-8", "replace")
+
+
+def origin_of(value: Mapping[str, Any]) -> dict[str, int]:
+    """Hashes of the "url" and "sha256" in a metadata object; only of those that are texts."""
+    texts = {f"{name}_hash": value.get(name) for name in ("url", "sha256")}
+    return {
+        name: hash64(text.encode("utf-8", "replace")) for name, text in texts.items() if isinstance(text, str) and text
+    }
 
 
 def scores_of(value: Mapping[str, Any]) -> dict[str, float]:

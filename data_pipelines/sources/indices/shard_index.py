@@ -15,8 +15,11 @@ Columns (n samples, m images in all; the images of a sample are neighbours):
     text_length    int32   [n]
     text_form      uint8   [n]       raw_sample.Form
     text_chars     int32   [n]       characters of caption, conversation or text
-    text_hash      uint64  [n]       of the same
+    text_hash      uint64  [n]       of its ``RawSample.identity``: equal only for texts that are encoded alike
+    detail         n byte strings    what exactly is wrong with unusable samples, otherwise empty
+    record_id      n byte strings    the own ids of the records of unusable samples, otherwise empty
     script         uint8   [n]       scripts.SCRIPTS: the writing system most letters belong to
+    url_hash, sha256_hash   uint64 [n]  of what the sample's metadata say, 0 = not known: for joined captions
     similarity, punsafe, pwatermark, aesthetic   float32 [n], NaN = not given
 """
 
@@ -37,10 +40,11 @@ from data_pipelines.io.digests import digest, json_digest, with_checksum, withou
 from data_pipelines.io.storage import patiently
 from data_pipelines.sources.indices.columns import Strings
 
-VERSION = 3  # of what an index holds and of how shards are scanned
+VERSION = 4  # of what an index holds and of how shards are scanned
 SUFFIX = ".index.npz"
 UNASKED = "could_not_be_asked"  # reason of samples whose files did not answer: asked again at the next opening
 SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
+ORIGINS = ("url_hash", "sha256_hash")  # no part of the content's digest
 IMAGE_COLUMNS = {"image_offset": np.int64, "image_length": np.int64, "image_size": np.int32}
 SAMPLE_COLUMNS = {
     "reason": np.uint8,
@@ -53,8 +57,9 @@ SAMPLE_COLUMNS = {
     "text_hash": np.uint64,
     "script": np.uint8,
     **dict.fromkeys(SCORES, np.float32),
+    **dict.fromkeys(ORIGINS, np.uint64),
 }
-_STRINGS = ("keys", "image_name", "text_name")
+_STRINGS = ("keys", "image_name", "text_name", "detail", "record_id")
 
 
 @dataclasses.dataclass
@@ -62,7 +67,7 @@ class ShardIndex:
     """See the module's docstring for the columns.
 
     Attributes:
-      keys, image_name, text_name: strings of the samples and images.
+      keys, image_name, text_name, detail, record_id: strings of the samples and images.
       columns: the numeric columns by name.
       reasons: why samples are unusable; ``columns["reason"]`` counts from 1 into it.
       problems: descriptions of what is wrong with the shard as a whole.
@@ -72,6 +77,8 @@ class ShardIndex:
     keys: Strings
     image_name: Strings
     text_name: Strings
+    detail: Strings
+    record_id: Strings
     columns: dict[str, np.ndarray]
     reasons: list[str]
     problems: list[str]
@@ -96,6 +103,16 @@ class ShardIndex:
         """Number of unusable samples, by reason."""
         counts = np.bincount(self.columns["reason"], minlength=len(self.reasons) + 1)[1:]
         return {reason: int(count) for reason, count in zip(self.reasons, counts) if count}
+
+    def examples(self) -> dict[str, tuple[str, str]]:
+        """(key, detail) of the first sample that is unusable for each reason."""
+        found = {}
+        for number, reason in enumerate(self.reasons, 1):
+            rows = np.flatnonzero(self.columns["reason"] == number)
+            if len(rows):
+                row = int(rows[0])
+                found[reason] = self.keys[row], self.detail[row] if len(self.detail) else ""
+        return found
 
     def to_bytes(self) -> bytes:
         """The content of an index file."""

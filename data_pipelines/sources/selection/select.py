@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from data_pipelines.sources.captions import Captions
-from data_pipelines.sources.indices.shard_index import ShardIndex
+from data_pipelines.sources.indices.shard_index import ORIGINS, ShardIndex
 from data_pipelines.sources.selection.filters import Filters
 
 _TEXT_COLUMNS = {"text_chars": "chars", "script": "script", "text_hash": "text_hash"}  # of an index: of captions
 # Reasons of samples that a joined caption makes usable.
-_CURED_BY_CAPTION = ("no_caption", "caption_not_utf8", "text_too_large", "broken_json")
+_CURED_BY_CAPTION = ("no_caption", "caption_not_utf8", "text_too_large", "broken_json", "nothing_to_train")
+
+
+CONTRADICTION = "caption_of_another_image"  # reason of a sample whose joined caption names another url or sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +78,16 @@ def _join(
     cured = [i + 1 for i, reason in enumerate(index.reasons) if reason in _CURED_BY_CAPTION]
     reason, with_image = index.columns["reason"], index.columns["image_count"] > 0
     rows = np.flatnonzero(with_image & np.isin(reason, [0, *cured]))
-    joined = captions.find(name, index.keys.take(rows))
+    origins = {origin: index.columns[origin][rows] for origin in ORIGINS}
+    joined = captions.find(name, index.keys.take(rows), origins)
     offered = np.zeros(len(index), bool)
     offered[rows] = True
     lost = Counter(index.reasons[r - 1] if r else "no_image" for r in reason[~offered].tolist())
     lost["no_joined_caption"] += int(np.count_nonzero(joined < 0))
-    return rows[joined >= 0], joined[joined >= 0], +lost
+    contradicted = (joined >= 0) & captions.contradicts(joined, origins)
+    lost[CONTRADICTION] += int(np.count_nonzero(contradicted))
+    good = (joined >= 0) & ~contradicted
+    return rows[good], joined[good], +lost
 
 
 def repeat(selection: Selection, times: float) -> Selection:

@@ -86,3 +86,14 @@ def test_pieces_cover_a_text_once(tokenizer):
     np.testing.assert_array_equal(np.concatenate([piece[1:] for piece, _ in pieces]), ids)
     for piece, mask in pieces:
         assert len(piece) <= 10 and piece[0] == tokenizer.bos and mask.tolist() == [0] + [1] * (len(piece) - 1)
+
+
+def test_documents_have_their_images_where_the_text_says(tokenizer):
+    chat = ChatEncoder(tokenizer)
+    ids, mask = chat.document("before\n<image>\nafter", [3])
+    image = [tokenizer.id(name) for name in ("<img>", *["<IMG_CONTEXT>"] * 3, "</img>")]
+    before, after = tokenizer.encode("before\n"), tokenizer.encode("\nafter")
+    assert ids.tolist() == [tokenizer.bos, *before, *image, *after]
+    assert mask.tolist() == [0, *[1] * len(before), *[0] * 5, *[1] * len(after)]
+    with pytest.raises(BadSample, match="image_count_mismatch"):
+        chat.document("no mark", [3])

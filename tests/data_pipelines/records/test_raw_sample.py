@@ -7,7 +7,8 @@ import json
 import pytest
 
 from data_pipelines.errors import BadSample
-from data_pipelines.records.raw_sample import Form, RawSample, parse
+from data_pipelines.records.layouts import parse
+from data_pipelines.records.raw_sample import Form, RawSample
 
 
 @pytest.mark.parametrize(
@@ -15,9 +16,8 @@ from data_pipelines.records.raw_sample import Form, RawSample, parse
     [
         (Form.CAPTION, b"\xef\xbb\xbfa caption", RawSample(caption="a caption")),
         (Form.TEXT, b"words", RawSample(text="words")),
-        (Form.JSON, {"caption": "c", "image": "x.jpg"}, RawSample(caption="c", image_paths=("x.jpg",))),
+        (Form.JSON, {"caption": "c", "image": "x.jpg"}, RawSample(caption="c", image_refs=("x.jpg",))),
         (Form.JSON, {"text": "t"}, RawSample(text="t")),
-        (Form.JSON, {"messages": [{"role": "user", "content": "?"}]}, RawSample(conversations=(("human", "?"),))),
     ],
 )
 def test_texts(form: Form, data: object, expected: RawSample) -> None:
@@ -38,6 +38,7 @@ def test_texts(form: Form, data: object, expected: RawSample) -> None:
         (Form.JSON, b'{"image": 5, "caption": "c"}', "bad_image_field"),
         (Form.JSON, b'{"conversations": [{"from": "cat", "value": "meow"}]}', "bad_conversation"),
         (Form.JSON, b'{"conversations": []}', "bad_conversation"),
+        (Form.JSON, b'{"messages": [{"role": "user", "content": "?"}]}', "nothing_to_train"),
     ],
 )
 def test_bad_texts(form: Form, data: bytes, reason: str) -> None:

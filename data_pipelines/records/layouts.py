@@ -1,0 +1,236 @@
+"""From a record of any public layout (a dict: a JSON object, a row of a table) to a ``RawSample``.
+
+Looked for in this order: a conversation, a caption under its own name, with images a question and its answer, other
+captions; without images plain text, a question and its answer. Names are in ``names``, and null counts as absent.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipelines.errors import BadSample
+from data_pipelines.io.digests import hash64
+from data_pipelines.records import names
+from data_pipelines.records.pictures import Reference, check_unread, given, image_fields, references
+from data_pipelines.records.raw_sample import Form, RawSample, checked_text, decode_text, parse_json
+from data_pipelines.records.turns import IMAGE, Place, neutral, number_images, read_turns
+
+_BY_LETTER = "Answer with the option's letter from the given choices directly."
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What decides how a record is read, beyond the record itself.
+
+    Attributes:
+      caption_key: the field that holds the caption; None = the first of ``names.CAPTION_FIELDS``.
+      image_fields: the fields that may hold images, the first filled one counts.
+      images: how many images come with the record from elsewhere (members of an archive); None: it names its own.
+      ordered: whether those are in an order that the text cannot change.
+      key: of the sample; of several captions it picks one, with ``seed``.
+    """
+
+    caption_key: str | None = None
+    image_fields: Sequence[str] = names.IMAGE_FIELDS
+    images: int | None = None
+    ordered: bool = True
+    key: str = ""
+    seed: int = 0
+
+
+def parse(form: int, data: bytes, reading: Reading = Reading()) -> RawSample:
+    """The text in the bytes of a text part.
+
+    Raises BadSample: "no_caption", "caption_not_utf8", "text_not_utf8", "broken_json", or as ``from_record``.
+    """
+    if form == Form.CAPTION:
+        return RawSample(caption=checked_text(decode_text(data), "no_caption"))
+    if form == Form.TEXT:
+        return RawSample(text=checked_text(decode_text(data, "text"), "empty_text"))
+    if form == Form.JSON:
+        return from_record(parse_json(data), reading)
+    raise BadSample("no_caption", detail="no text part")
+
+
+def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawSample:
+    """The text in a record, and its images as ``image_refs`` unless they come from elsewhere.
+
+    Raises BadSample: "no_caption", "empty_text", "caption_not_utf8", "bad_conversation", "nothing_to_train",
+    "image_count_mismatch", "bad_image_field", "unread_image_field", "unread_video", "unread_audio".
+    """
+    lowered = {name.lower(): value for name, value in record.items()} | dict(record)
+    fields = list(image_fields(lowered, reading.image_fields)) if reading.images is None else []
+    interleaved = _interleaved(lowered)
+    conversation = next((lowered[name] for name in names.CONVERSATION_FIELDS if given(lowered.get(name))), None)
+    if interleaved is not None:
+        sample = interleaved
+    elif conversation is not None or any(lowered.get(name) is not None for name in ("conversations", "messages")):
+        turns, places = read_turns(conversation, _system(lowered))
+        sample = _talk(turns, places, fields, reading)
+    else:
+        sample = _other(lowered, fields, reading)
+    check_unread(lowered, bool(sample.image_refs or reading.images))
+    _check_marks(sample)
+    return dataclasses.replace(sample, id=record_id(record))
+
+
+def _system(record: Mapping[str, Any]) -> str | None:
+    return next((v for name in names.SYSTEM_FIELDS if isinstance(v := record.get(name), str) and v.strip()), None)
+
+
+def _talk(
+    turns: Sequence[tuple[str, str]], places: Sequence[Place], fields: Sequence[tuple[str, Any]], reading: Reading
+) -> RawSample:
+    """A conversation with its images in the order of their marks."""
+    checked_text(" ".join(text for _, text in turns), "bad_conversation")
+    marks = sum(text.count(IMAGE) for _, text in turns)
+    if reading.images is not None:
+        turns, order = number_images(turns, reading.images)
+        if reading.ordered and order != sorted(order):
+            raise BadSample("image_count_mismatch", detail="the text names images in another order than they are kept")
+        return RawSample(conversations=tuple(turns))
+    found = _chosen(fields, marks)
+    if places and len(places) == marks:
+        found = _placed(places, found)
+    turns, order = number_images(turns, len(found))
+    return RawSample(conversations=tuple(turns), image_refs=tuple(found[number] for number in order))
+
+
+def _chosen(fields: Sequence[tuple[str, Any]], marks: int) -> list[Reference]:
+    """The images of the first filled field; of several, of the first with as many images as there are marks."""
+    found = [references(value) for _, value in fields]
+    return next((images for images in found if len(images) == marks), found[0]) if found else []
+
+
+def _placed(places: Sequence[Place], listed: Sequence[Reference]) -> list[Reference]:
+    """The images of typed content, those that it only numbers or counts taken from the ``listed`` ones."""
+    if all(isinstance(place, str | bytes) for place in places):
+        return list(places)
+    result, taken = [], 0
+    for place in places:
+        if isinstance(place, str | bytes):
+            result.append(place)
+            continue
+        number = taken if place is None else place
+        if not 0 <= number < len(listed):
+            raise BadSample("image_count_mismatch", detail=f"image {number + 1} in the text, {len(listed)} images")
+        result.append(listed[number])
+        taken += 1
+    return result if taken == len(listed) else [*result, *listed[taken:]]
+
+
+def _other(record: Mapping[str, Any], fields: Sequence[tuple[str, Any]], reading: Reading) -> RawSample:
+    """A caption, a question with its answer, or plain text."""
+    refs = tuple(references(fields[0][1])) if fields else ()
+    images = reading.images if reading.images is not None else len(refs)
+    caption = record.get(reading.caption_key or "caption")
+    if given(caption) or (reading.caption_key and images):
+        return RawSample(caption=checked_text(_one(caption, reading), "no_caption"), image_refs=refs)
+    question = None
+    if images or not given(record.get("text")):
+        question = question_and_answer(record)
+    if question is not None:
+        turns, places = read_turns(question, _system(record))
+        return _talk(turns, places, fields, reading)
+    if not images and ("caption" not in record or given(record.get("text"))) and "text" in record:
+        return RawSample(text=checked_text(record["text"], "empty_text"))
+    caption = next((record[name] for name in names.CAPTION_FIELDS if given(record.get(name))), caption)
+    if not given(caption) and "caption" not in record:
+        raise BadSample("no_caption", detail=f"no caption, question or conversation in: {', '.join(record)}"[:300])
+    return RawSample(caption=checked_text(_one(caption, reading), "no_caption"), image_refs=refs)
+
+
+def _one(caption: Any, reading: Reading) -> Any:
+    """Of several captions the one that the sample's key picks; objects of COCO's kind hold one each."""
+    if isinstance(caption, list | tuple):
+        texts = [text for item in caption if isinstance(text := _one(item, reading), str) and text.strip()]
+        return texts[hash64(f"{reading.seed} {reading.key}".encode()) % len(texts)] if texts else None
+    if isinstance(caption, Mapping):
+        return next((caption[name] for name in names.CAPTION_FIELDS if given(caption.get(name))), None)
+    return caption
+
+
+def question_and_answer(record: Mapping[str, Any]) -> list[Any] | None:
+    """The turns of a row with a question and its answer (VQA, Alpaca, multiple choice); None if it is no such row."""
+    question = next((record[name] for name in names.QUESTION_FIELDS if given(record.get(name))), None)
+    answer = next((record[name] for name in names.ANSWER_FIELDS if given(record.get(name))), None)
+    if question is None or answer is None:
+        return None
+    if isinstance(question, list) and isinstance(answer, list) and all(isinstance(t, Mapping) for t in question):
+        return [*question, *answer]  # TRL's prompt and completion
+    if isinstance(question, Mapping):  # by language
+        question = next((text for text in question.values() if isinstance(text, str)), "")
+    if not isinstance(question, str):
+        raise BadSample("bad_conversation", detail=f"the question is a {type(question).__name__}")
+    hint = next((record[name] for name in names.HINT_FIELDS if isinstance(record.get(name), str)), "")
+    parts = [hint, question, record["input"] if isinstance(record.get("input"), str) else ""]
+    choices = _choices(record)
+    parts += [f"{letter}. {choice}" for letter, choice in choices.items()] + ([_BY_LETTER] if choices else [])
+    text = _answer(answer, list(choices))
+    return [{"from": "human", "value": "\n".join(filter(None, parts))}, {"from": "gpt", "value": text}]
+
+
+def _choices(record: Mapping[str, Any]) -> dict[str, str]:
+    """The choices by letter: columns A, B, C ..., or a list (perhaps written as text) or dict of them."""
+    columns = {letter: record[letter] for letter in string.ascii_uppercase[:10] if given(record.get(letter))}
+    if len(columns) > 1:
+        return {letter: str(choice) for letter, choice in columns.items()}
+    value = next((record[name] for name in names.CHOICE_FIELDS if given(record.get(name))), None)
+    if isinstance(value, str) and value[:1] in "[{":
+        try:
+            value = json.loads(value)
+        except ValueError:
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                value = None
+    if isinstance(value, Mapping):
+        return {str(letter): str(choice) for letter, choice in value.items() if given(choice)}
+    return dict(zip(string.ascii_uppercase, map(str, value))) if isinstance(value, list | tuple) else {}
+
+
+def _answer(answer: Any, letters: Sequence[str]) -> str:
+    """The answer as text: of several the most frequent (the first of equals), of choices the letter."""
+    if isinstance(answer, list | tuple):
+        texts = [_answer(item, letters) for item in answer if given(item)]
+        return Counter(texts).most_common(1)[0][0]
+    if isinstance(answer, Mapping):
+        inner = (answer[name] for name in ("answer", "text", "value") if given(answer.get(name)))
+        return _answer(next(inner, ""), letters)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):
+        return letters[answer]
+    return ("yes" if answer else "no") if isinstance(answer, bool) else str(answer)
+
+
+def _interleaved(record: Mapping[str, Any]) -> RawSample | None:
+    """OBELICS' documents: lists of texts and of images of equal length, each place filled in one of them."""
+    texts, images = record.get("texts"), record.get("images")
+    if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images) or not texts:
+        return None
+    if not all(isinstance(text, str | None) for text in texts) or not any(texts):
+        return None
+    if not all(bool(given(text)) != bool(given(image)) for text, image in zip(texts, images)):
+        return None
+    parts = [IMAGE if text is None or not text else neutral(text).replace(IMAGE, " ") for text in texts]
+    refs = tuple(reference for image in images if given(image) for reference in references(image))
+    return RawSample(text=checked_text("\n".join(parts), "empty_text"), image_refs=refs)
+
+
+def _check_marks(sample: RawSample) -> None:
+    """Raises BadSample where the text has the mark of a video or of a sound, which nothing stands for."""
+    for speaker, text in sample.conversations:
+        if speaker == "human" and "<" in text and (found := names.MEDIA_MARK.search(text)):
+            medium = found.group(1) or found.group(2)
+            raise BadSample(f"unread_{medium}", detail=f"<{medium}> in the text")
+
+
+def record_id(record: Mapping[str, Any]) -> str:
+    """The record's own id; "" if it has none."""
+    found = (record.get(name) for name in names.ID_FIELDS)
+    return next((str(value)[:200] for value in found if isinstance(value, str | int) and value != ""), "")

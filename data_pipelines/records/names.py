@@ -1,0 +1,68 @@
+"""The names under which public data sets keep a sample's images, text and speakers; all in lower case, first one first.
+
+Names are compared without regard to case.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Fields that hold images whatever their value looks like: paths, addresses, data URIs, bytes, structs, lists of these.
+IMAGE_FIELDS = (
+    *("image", "images", "jpg", "jpeg", "png", "webp", "image_bytes", "image_path", "image_paths", "img", "imgs"),
+    *("img_path", "img_paths", "image_file", "image_files", "image_name", "image_url", "image_urls", "img_url"),
+    *("image_base64", "image_b64", "img_base64", "img_b64", "image_data", "img_bytes", "img_file", "img_name"),
+    *("image_filename", "image_file_name", "image_list", "pic", "pics", "picture", "pictures", "photo", "photos"),
+    *("pixel_values", "screenshot", "image_filepath", "image_local_path", "local_image_path", "decoded_image"),
+)
+NUMBERED_IMAGE = re.compile(r"(?:image|img|picture)_?(\d{1,2})")  # image_1, image_2 ...: as many as are filled
+# Fields that hold an image where their value ends like the name of one.
+FILE_FIELDS = ("file_name", "filename", "file", "file_path", "filepath", "path")
+VIDEO_FIELD = re.compile(r"(?:video|videos|video_clip)(?:_?(?:path|paths|file|files|url|name|bytes))?")
+AUDIO_FIELD = re.compile(r"(?:audio|audios|audio_clip|speech)(?:_?(?:path|paths|file|files|url|name|bytes))?")
+
+IMAGE_NAME = re.compile(
+    r"\.(?:jpe?g|jpe|jfif|png|apng|gif|webp|avif|bmp|tiff?|heic|heif|jxl|jp2|j2k|ico|tga|ppm|svg)(?:[?#]\S*)?$", re.I
+)
+VIDEO_NAME = re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm|flv|wmv|mpe?g|3gp|ogv)(?:[?#]\S*)?$", re.I)
+AUDIO_NAME = re.compile(r"\.(?:wav|mp3|flac|ogg|opus|m4a|aac|wma)(?:[?#]\S*)?$", re.I)
+
+CONVERSATION_FIELDS = (
+    *("conversations", "messages", "conversation", "dialog", "dialogue", "dialogs", "dialogues", "chat", "turns"),
+    *("qa_pairs", "qas", "texts"),
+)
+SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
+ROLE_FIELDS = ("from", "role", "speaker", "author", "sender")
+TEXT_FIELDS = ("value", "content", "text", "message", "utterance")
+ROLES = {
+    **dict.fromkeys(["human", "user", "usr", "question", "questioner", "prompter", "customer", "instruction"], "human"),
+    **dict.fromkeys(["prompt", "query", "q", "person"], "human"),
+    **dict.fromkeys(["gpt", "assistant", "chatgpt", "gpt4", "gpt-4", "gpt4v", "gpt-4v", "gpt-4o"], "gpt"),
+    **dict.fromkeys(
+        ["bing", "bard", "model", "bot", "chatbot", "ai", "llm", "vlm", "claude", "gemini", "llama", "agent"], "gpt"
+    ),
+    **dict.fromkeys(["answer", "answerer", "response", "output", "a"], "gpt"),
+    **dict.fromkeys(["system", "sys", "developer"], "system"),
+}
+
+CAPTION_FIELDS = (
+    *("caption", "captions", "re_caption", "recaption", "text", "sentence", "sentences", "description"),
+    *("descriptions", "alt_text", "alt", "image_caption", "image_description", "long_caption", "short_caption"),
+    *("detailed_caption", "raw_caption", "title"),
+)
+QUESTION_FIELDS = ("question", "query", "instruction", "prompt", "problem", "user", "human")
+ANSWER_FIELDS = (
+    *("answer", "multiple_choice_answer", "answers", "response", "output", "completion", "label", "solution"),
+    *("assistant", "gpt", "target"),
+)
+HINT_FIELDS = ("hint", "context")
+CHOICE_FIELDS = ("choices", "options")
+ID_FIELDS = ("id", "question_id", "uid", "sample_id", "key", "__key__", "image_id", "index")
+
+# Marks of an image's place: "<image 1>", "<image-1>", "<image_1>", "<image1>".
+NUMBERED_MARK = re.compile(r"<image[ _-]?(\d{1,3})>", re.I)
+# Marks that stand for an unnumbered one in some sets.
+OTHER_MARKS = re.compile(r"<\|image(?:_pad|_\d+)?\|>|<ImageHere>|<image_placeholder>|<IMAGE>")
+MEDIA_MARK = re.compile(r"(?m)^\s*<(video|audio)>|<(video|audio)>\s*$")  # alone at an end of a line, as sets place it
+# What steers the model, as ``encoding.captions`` drops it: text of a sample must not spell it.
+CONTROL = re.compile(r"<\|[\w-]+\|>|<IMG_CONTEXT>|</?img>|</?s>")

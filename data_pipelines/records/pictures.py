@@ -1,0 +1,159 @@
+"""Images in a record: where they are named or held, and fields that look like images or video but are not read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from data_pipelines.errors import BadSample
+from data_pipelines.records import names
+
+Reference = str | bytes  # the path or address of an image, or the encoded image itself
+
+_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.=+-]+)*?(;base64)?,", re.I)
+_BASE64_IMAGE = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/_\r\n-]{60}")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_HELD = ("bytes", "data", "base64", "b64", "image_bytes", "raw")  # keys of a struct that holds the image itself
+_NAMED = ("path", "url", "file_name", "filename", "file", "src", "uri", "image_url", "image", "image_path", "name")
+_LONGEST_PATH = 4096
+_HOLDERS = (str, bytes, list, tuple, Mapping)
+_TEXTS = frozenset(
+    [
+        *(*names.CAPTION_FIELDS, *names.CONVERSATION_FIELDS, *names.QUESTION_FIELDS, *names.ANSWER_FIELDS),
+        *(*names.SYSTEM_FIELDS, *names.HINT_FIELDS, *names.CHOICE_FIELDS, *names.ID_FIELDS, "input"),
+    ]
+)
+
+
+def given(value: Any) -> bool:
+    """Whether a field holds anything: tables fill what a row lacks with null, NaN, "", [] or structs of nulls."""
+    if value is None or (isinstance(value, float) and value != value):
+        return False
+    if isinstance(value, Mapping):
+        return any(map(given, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(given, value))
+    return value != ""  # bytes are, even if there are none: an empty image
+
+
+def references(value: Any, inner: bool = False) -> list[Reference]:
+    """The images in a field, in order; nulls of a list are left out. Raises BadSample "bad_image_field"."""
+    if isinstance(value, str):
+        return [_of_text(value)]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return [bytes(value)]
+    if isinstance(value, Mapping):
+        return [_of_struct(value)]
+    if isinstance(value, list | tuple):
+        if len(value) > 60 and all(isinstance(item, int) and 0 <= item < 256 for item in value):
+            return [bytes(value)]  # list<uint8>
+        return [found for item in value if given(item) for found in references(item, True)]
+    what = f"{'a list of ' if inner else ''}{type(value).__name__}"
+    raise BadSample("bad_image_field", detail=f"an image must be a path, bytes or a list of these, is {what}")
+
+
+def _of_text(text: str) -> Reference:
+    found = _DATA_URI.match(text)
+    if found is not None:
+        if not found.group(2):
+            raise BadSample("bad_image_field", detail=f"a data URI without base64: {text[:40]!r}")
+        return _decoded(text[found.end() :])
+    if _BASE64_IMAGE.match(text):
+        return _decoded(text)
+    if text[:1] == "[" and text[-1:] == "]" and (inner := re.fullmatch(r"""\[\s*["']([^"']+)["']\s*\]""", text)):
+        return inner.group(1)  # a list of one that was written as text
+    if len(text) > _LONGEST_PATH:
+        raise BadSample("bad_image_field", detail=f"neither a path nor base64 of an image: {text[:40]!r}")
+    return text
+
+
+def _decoded(text: str) -> bytes:
+    text = re.sub(r"\s", "", text).translate(str.maketrans("-_", "+/"))
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadSample("bad_image_field", detail=f"broken base64: {error}") from None
+
+
+def _of_struct(value: Mapping[str, Any]) -> Reference:
+    source = value.get("source")
+    if isinstance(source, Mapping):
+        return _of_struct(source)
+    for key in _HELD:
+        if given(held := value.get(key)):
+            return _decoded(held) if isinstance(held, str) and not held.startswith("data:") else references(held)[0]
+    for key in _NAMED:
+        if given(held := value.get(key)):
+            return references(held)[0]
+    raise BadSample("bad_image_field", detail=f"an image with neither bytes nor path; its keys: {', '.join(value)}")
+
+
+def image_fields(record: Mapping[str, Any], fields: Sequence[str] = names.IMAGE_FIELDS) -> Iterator[tuple[str, Any]]:
+    """(name, value) of the filled fields that hold images; ``record`` has names in lower case."""
+    for name in fields:
+        if name in record and given(record[name]):
+            yield name, record[name]
+    numbered = sorted((int(found.group(1)), name) for name in record if (found := names.NUMBERED_IMAGE.fullmatch(name)))
+    if values := [record[name] for _, name in numbered if given(record[name])]:
+        yield numbered[0][1], values
+    for name in names.FILE_FIELDS:
+        value = record.get(name)
+        if isinstance(value, str) and names.IMAGE_NAME.search(value):
+            yield name, value
+
+
+@functools.lru_cache(maxsize=4096)
+def _medium(name: str) -> str:
+    """ "video", "audio", "text" for a field of that name, "" for others."""
+    if names.VIDEO_FIELD.fullmatch(name):
+        return "video"
+    if names.AUDIO_FIELD.fullmatch(name):
+        return "audio"
+    return "text" if name in _TEXTS else ""
+
+
+def check_unread(record: Mapping[str, Any], images: bool) -> None:
+    """Raises BadSample "unread_video", "unread_audio", or (without ``images``) "unread_image_field".
+
+    Training on the rest of such a record would teach answers about what the model has not seen.
+    """
+    for name, value in record.items():
+        medium = _medium(name)
+        if medium == "text" or not isinstance(value, _HOLDERS):
+            continue
+        if medium and given(value):
+            raise BadSample(f"unread_{medium}", detail=f"{name}: {str(value)[:80]}")
+        path = _path_in(value)
+        for medium, pattern in (("video", names.VIDEO_NAME), ("audio", names.AUDIO_NAME)):
+            if pattern.search(path):
+                raise BadSample(f"unread_{medium}", detail=f"{name}: {path[:80]}")
+        if not images and _looks_like_an_image(value):
+            raise BadSample("unread_image_field", detail=f"{name}: {str(value)[:80]}; say what it is with image_key")
+
+
+def _path_in(value: Any) -> str:
+    """The path in a field, a list or a struct that holds one; "" if it holds none."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in _NAMED if isinstance(value.get(key), str)), "")
+    is_path = isinstance(value, str) and len(value) <= _LONGEST_PATH and value.count(" ") < 3 and "\n" not in value
+    return value if is_path else ""
+
+
+def _looks_like_an_image(value: Any) -> bool:
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    if isinstance(value, Mapping):
+        held = next((value[key] for key in _HELD if given(value.get(key))), None)
+        return _looks_like_an_image(held) if held is not None else bool(names.IMAGE_NAME.search(_path_in(value)))
+    if isinstance(value, bytes):
+        return value.startswith(_MAGIC)
+    if isinstance(value, str):
+        named = names.IMAGE_NAME.search(_path_in(value))
+        return bool(named or value[:11] == "data:image/" or _BASE64_IMAGE.match(value))
+    return False

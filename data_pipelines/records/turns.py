@@ -1,0 +1,157 @@
+"""Conversations of public data sets as turns of (speaker, text): spellings, typed content, marks of images."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipelines.errors import BadSample
+from data_pipelines.records import names
+from data_pipelines.records.pictures import Reference, given, references
+
+IMAGE = "<image>"  # stands for an image in the text of a sample
+Turn = tuple[str, str]
+Place = Reference | int | None  # of an image in typed content: itself, its number among the sample's, the next one
+
+_IMAGE_TYPES = frozenset(["image", "image_url", "input_image", "img", "picture", "image_path"])
+
+
+def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...], list[Place]]:
+    """(turns, the images that typed content places in them). ``value``: a list of turns or of (question, answer)s.
+
+    Raises BadSample "bad_conversation", "nothing_to_train", "unread_video", "unread_audio", "bad_image_field".
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadSample("bad_conversation", detail=f"neither a list of turns nor JSON of one ({error})") from None
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value:
+        raise BadSample("bad_conversation", detail="conversations must be a list with at least one turn")
+    places: list[Place] = []
+    turns = [turn for item in value for turn in _turns_of(item, places)]
+    if system and (not turns or turns[0][0] != "system"):
+        turns.insert(0, ("system", system))
+    if not any(text.strip() for _, text in turns):
+        raise BadSample("bad_conversation", detail="all turns are empty")
+    turns = [(speaker, neutral(text)) for speaker, text in turns]
+    check_answered(turns)
+    return tuple(turns), places
+
+
+def _turns_of(item: Any, places: list[Place]) -> list[Turn]:
+    """One turn, or the two of a question with its answer."""
+    if isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(text, str) for text in item):
+        return [("human", item[0]), ("gpt", item[1])]
+    if not isinstance(item, Mapping):
+        raise BadSample("bad_conversation", detail=f"turn is a {type(item).__name__}")
+    role = next((item[name] for name in names.ROLE_FIELDS if given(item.get(name))), None)
+    if role is None and (pair := _pair(item)):
+        return [(speaker, _content(text, places)) for speaker, text in pair]
+    speaker = names.ROLES.get(role.strip("<>|: ").lower()) if isinstance(role, str) else None
+    if speaker is None:
+        raise BadSample("bad_conversation", detail=f"unknown speaker {str(role)[:40]!r}")
+    filled = (item[name] for name in names.TEXT_FIELDS if item.get(name) is not None)
+    text = next(filled, None)
+    if text is None:
+        raise BadSample("bad_conversation", detail=f"a turn of {role!r} without text; its keys: {', '.join(item)}")
+    return [(speaker, _content(text, places))]
+
+
+def _pair(item: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The question and the answer in one object, such as {"user": ..., "assistant": ...}; [] if they are not there."""
+    question = next((item[name] for name in names.QUESTION_FIELDS if isinstance(item.get(name), str)), None)
+    answer = next((item[name] for name in names.ANSWER_FIELDS if isinstance(item.get(name), str)), None)
+    return [] if question is None or answer is None else [("human", question), ("gpt", answer)]
+
+
+def _content(content: Any, places: list[Place]) -> str:
+    """The text of a turn; the images of typed content are added to ``places``, and ``<image>`` stands for each."""
+    if isinstance(content, str):
+        return content
+    parts = [content] if isinstance(content, Mapping) else content
+    if not isinstance(parts, list | tuple):
+        parts = [_string(content, "turn text")]
+    texts: list[tuple[str, bool]] = []  # with whether it is the mark of an image
+    for part in parts:
+        if isinstance(part, Mapping):
+            texts.append(_part(part, places))
+        elif part is not None:
+            texts.append((_string(part, "a part of a turn"), False))
+    if any(marks := [mark for _, mark in texts]):  # then a mark that somebody typed is none
+        texts = [(text if mark else text.replace(IMAGE, " "), mark) for (text, _), mark in zip(texts, marks)]
+    return "\n".join(text for text, _ in texts)
+
+
+def _string(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise BadSample("bad_conversation", detail=f"{what} is a {type(value).__name__}")
+    return value
+
+
+def _part(part: Mapping[str, Any], places: list[Place]) -> tuple[str, bool]:
+    """(text, whether it is the mark of an image) of a part of typed content."""
+    kind = str(
+        part.get("type") or next((name for name in ("text", *_IMAGE_TYPES) if given(part.get(name))), "")
+    ).lower()
+    if "video" in kind or "audio" in kind:
+        raise BadSample("unread_video" if "video" in kind else "unread_audio", detail=f"a part of type {kind!r}")
+    if kind in _IMAGE_TYPES:
+        payload = {name: value for name, value in part.items() if name not in ("type", "text", "index", "detail")}
+        number = part.get("index")
+        places.append(references(payload)[0] if given(payload) else number if isinstance(number, int) else None)
+        return IMAGE, True
+    text = next((part[name] for name in ("text", "content", "value") if isinstance(part.get(name), str)), None)
+    return _string(text, f"the text of a part of type {kind!r}"), False
+
+
+def neutral(text: str) -> str:
+    """``text`` without what steers the model, and with every mark of an image but numbered ones as ``<image>``."""
+    if "<" in text:
+        text = names.CONTROL.sub(" ", names.OTHER_MARKS.sub(IMAGE, text))
+    return text
+
+
+def check_answered(turns: Sequence[Turn]) -> None:
+    """Raises BadSample if no answer to a question can be trained on."""
+    first = next((number for number, (speaker, _) in enumerate(turns) if speaker == "human"), len(turns))
+    if any(IMAGE in text for speaker, text in turns[:first] if speaker == "gpt") and any(
+        speaker == "gpt" and text.strip() for speaker, text in turns[first:]
+    ):
+        raise BadSample(
+            "bad_conversation", detail="the image stands in the assistant's first turn: exchanged speakers?"
+        )
+    if not any(speaker == "gpt" and text.strip() for speaker, text in turns[first:]):
+        if first == len(turns):
+            raise BadSample("bad_conversation", detail="no question")
+        raise BadSample("nothing_to_train", detail="no question has an answer: are the speakers exchanged?")
+
+
+def number_images(turns: Sequence[Turn], count: int) -> tuple[tuple[Turn, ...], list[int]]:
+    """(turns in which ``<image>`` stands for marks such as ``<image 2>``, the numbers of the images in their order).
+
+    A mark that occurs again becomes the words "image 2". Raises BadSample "image_count_mismatch" if the marks do not
+    name each of the ``count`` images.
+    """
+    found = [int(number) for _, text in turns for number in names.NUMBERED_MARK.findall(text)]
+    placed = sum(text.count(IMAGE) for _, text in turns)
+    if not found or (placed and placed == count):  # in the second case the numbers only mention images
+        return tuple(turns), list(range(count))
+    base = 0 if 0 in found else 1
+    order = list(dict.fromkeys(number - base for number in found))
+    if sorted(order) != list(range(count)) or placed:
+        marks = ", ".join(f"<image {number}>" for number in dict.fromkeys(found))
+        raise BadSample("image_count_mismatch", detail=f"{marks} in the text, {count} images")
+    seen: set[int] = set()
+
+    def mark(match: re.Match[str]) -> str:
+        number = int(match.group(1))
+        first = number not in seen
+        seen.add(number)
+        return IMAGE if first else f"image {number}"
+
+    return tuple((speaker, names.NUMBERED_MARK.sub(mark, text)) for speaker, text in turns), order

@@ -1,0 +1,85 @@
+"""What the report of a check says of each bad sample, and errors where every sample is bad."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines import check
+from data_pipelines.errors import DataError
+from data_pipelines.sources.source import open_source
+from tests.data_pipelines.shard_tools import TALK, encoded, write_jsonl, write_tar
+from tests.made_sets import config, packed
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def report(path: Path, *more: str) -> tuple[int, dict[str, dict]]:
+    """(exit code, the report's lines by key)."""
+    code = check.main([str(path), f"--report={path.parent / 'report'}", *more])
+    return code, {found["key"]: found for found in map(json.loads, (path.parent / "report").read_text().splitlines())}
+
+
+def test_every_bad_sample_has_detail_path_line_and_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.jpg").write_bytes(encoded())
+    (tmp_path / "page.jpg").write_bytes(b"<html>")
+    path = write_jsonl(
+        tmp_path / "chat.jsonl",
+        {"id": "fine", "image": "x.jpg", "conversations": TALK},
+        {"id": "gone", "image": "im/gone.jpg", "conversations": TALK},
+        {"question_id": 7, "image": "x.jpg", "conversations": [{"from": "martian", "value": "?"}]},
+        {"id": "html", "image": "page.jpg", "conversations": TALK},
+        {"id": "two", "image": ["x.jpg", "x.jpg"], "conversations": TALK},
+    )
+    path.write_text(path.read_text() + '{"id": 9, "image"\n')
+    code, found = report(path)
+    assert code == 0 and f"report: {tmp_path / 'report'}" in capsys.readouterr().out
+    expected = {  # line: (reason, id, part of the detail)
+        2: ("missing_image", "gone", str(tmp_path / "im/gone.jpg")),
+        3: ("bad_conversation", "7", "martian"),
+        4: ("not_an_image", "html", "<html>"),
+        5: ("image_count_mismatch", "two", "1 <image> in the text, 2 images"),
+        6: ("broken_json", None, "line 1 column"),
+    }
+    assert found.keys() == {f"chat.jsonl:{line}" for line in expected}
+    for line, (reason, own, detail) in expected.items():
+        entry = found[f"chat.jsonl:{line}"]
+        assert (entry["reason"], entry.get("id"), entry["line"], entry["path"]) == (reason, own, line, str(path))
+        assert detail in entry["detail"]
+    assert report(path, "--strict")[0] == 1
+    assert report(write_tar(tmp_path / "a.tar", [("a.jpg", encoded()), ("a.txt", b"words")]), "--strict")[0] == 0
+
+
+def test_details_of_tars_and_tables(tmp_path: Path) -> None:
+    members = [("a.jpg", b"GIF?"), ("a.json", b'{"id": "own", "caption": "c"}'), ("b.jpg", encoded()), ("b.json", b"{")]
+    _, found = report(write_tar(tmp_path / "t.tar", members))
+    assert found["t/a"]["id"] == "own" and "GIF?" in found["t/a"]["detail"]
+    assert "line 1 column" in found["t/b"]["detail"] and "line" not in found["t/b"]
+    pq.write_table(pa.table({"id": ["p"], "image": ["im/gone.jpg"], "caption": ["c"]}), tmp_path / "p.parquet")
+    _, found = report(tmp_path / "p.parquet")
+    assert found["p/row0"]["id"] == "p" and str(tmp_path / "im/gone.jpg") in found["p/row0"]["detail"]
+
+
+def test_errors_say_why_every_sample_is_bad(tmp_path: Path, golden_dir: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(encoded())
+    path = write_jsonl(tmp_path / "a.jsonl", *[{"image": ["x.jpg", "x.jpg"], "conversations": TALK}] * 5)
+    data = packed(config(golden_dir, {"name": "a", "spec": {"kind": "jsonl", "paths": str(path)}}), tmp_path)
+    why = r"image_count_mismatch 5, e\.g\. a\.jsonl:\d \(1 <image> in the text, 2 images\)"
+    with pytest.raises(DataError, match=why):
+        data.batch(0)
+    path = write_jsonl(tmp_path / "b.jsonl", *[{"image": "x.jpg", "conversations": TALK[:1]}] * 3)
+    with pytest.raises(DataError, match=r"nothing_to_train': 3.*b\.jsonl:1 \(no question has an answer"):
+        open_source({"kind": "jsonl", "paths": str(path)})
+    long = write_jsonl(tmp_path / "c.jsonl", {"image": "x.jpg", "caption": "words " * 99})
+    settings = config(golden_dir, {"name": "c", "spec": {"kind": "jsonl", "paths": str(long)}}, text_tokens=16)
+    with pytest.raises(
+        DataError, match=r"see data.visual_tokens and data.text_tokens\): too_long 1, e\.g\. c\.jsonl:1"
+    ):
+        packed(settings, tmp_path).batch(0)
