@@ -12,7 +12,10 @@ from data_pipelines.special_tokens import IMAGE_CONTEXT
 _SPACES = re.compile(r"\s+")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffd]")
 _TAGS = re.compile(
-    r"<br\s*/?>|</?(?:a|b|i|u|p|div|span|strong|em|font|h[1-6]|li|ul|ol|td|tr|table|img|sup|sub)(?:\s[^<>]*)?/?>", re.I
+    # A tag's name is followed by attributes, or by nothing: "a <b and c> d" is no tag.
+    r"<br\s*/?>|</?(?:a|b|i|u|p|div|span|strong|em|font|h[1-6]|li|ul|ol|td|tr|table|img|sup|sub)"
+    r"(?:\s+[\w:.-]+\s*=[^<>]*|(?:\s+(?:nowrap|ismap|reversed|compact|hidden))+)?\s*/?>",
+    re.I,
 )
 _RESERVED = re.compile(rf"<\|\w+\|>|{IMAGE}|{IMAGE_CONTEXT}|</?s>|</?quad>")
 

@@ -119,8 +119,8 @@ class SampleBuilder:
 
     def _patches(self, raw: RawSample, rng_seed: int, out: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
         """Visual tokens of all images of a sample, and how many each has."""
-        tiling = self.tiling.shared(len(raw.images))
-        rng = np.random.default_rng(rng_seed) if self.config.jpeg_augment else None
+        tiling = self.tiling.limited(raw.max_tiles).shared(len(raw.images))
+        rng = np.random.default_rng(rng_seed) if self.config.jpeg_augment or raw.jpeg_augment else None
         images: list[np.ndarray] = []
         used = 0
         for data in raw.images:
@@ -167,12 +167,15 @@ class SampleBuilder:
             return self.chat.document(raw.text, counts)
         return self.chat.conversation(self.turns(raw, len(counts), prompt), counts)
 
-    def visual_tokens(self, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def visual_tokens(
+        self, counts: np.ndarray, sizes: np.ndarray, most_tiles: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of visual tokens from image sizes.
 
         Args:
           counts: int [n], images of each sample.
           sizes: int [sum(counts), 2] width and height.
+          most_tiles: int [n], 0 = as the config says; None = for all.
 
         Returns:
           tokens int32 [n] and reason code int32 [n], an index of ``SIZE_REASONS``: 0 = fine.
@@ -183,9 +186,10 @@ class SampleBuilder:
         np.bitwise_or.at(codes, owner, self.limits.refuse(wide[:, 0], wide[:, 1]).astype(np.int32))
         per_image = np.zeros(len(sizes), np.int64)
         good = codes[owner] == 0
-        for images in np.unique(counts[counts > 0]):
-            of_these = good & (counts[owner] == images)
+        limits = np.zeros(len(counts), np.int32) if most_tiles is None else most_tiles
+        for limit, images in sorted(set(zip(limits[counts > 0].tolist(), counts[counts > 0].tolist()))):
+            of_these = good & (counts[owner] == images) & (limits[owner] == limit)
             if of_these.any():
-                per_image[of_these] = self.tiling.shared(int(images)).tokens(sizes[of_these])
+                per_image[of_these] = self.tiling.limited(limit).shared(images).tokens(sizes[of_these])
         tokens = np.bincount(owner, per_image, minlength=len(counts)).astype(np.int32)
         return tokens, codes

@@ -25,6 +25,10 @@ class Tiling:
     max_tiles: int = 6
     thumbnail: bool = True
 
+    def limited(self, most: int) -> Tiling:
+        """With at most ``most`` tiles for an image; 0 = as it is."""
+        return dataclasses.replace(self, max_tiles=most, min_tiles=min(self.min_tiles, most)) if most else self
+
     def shared(self, images: int) -> Tiling:
         """The tiling of each image of a sample with that many: they share ``max_tiles``."""
         limit = max(1, self.max_tiles // max(1, images))

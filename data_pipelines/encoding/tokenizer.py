@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.io import copies, paths
+from data_pipelines.special_tokens import IMAGE_TOKENS
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
 CACHED_CHARS = 200  # longer texts are not likely to recur
@@ -23,7 +24,7 @@ class Tokenizer:
 
     Attributes:
       bos, eos: ids of the begin and end tokens; None where the tokenizer has none.
-      digest: hash of the files, for identities.
+      digest: hash of the files, for identities. file: the model or tokenizer.json.
     """
 
     def __init__(self, path: str | Path):
@@ -33,7 +34,7 @@ class Tokenizer:
 
         Raises DataError if no tokenizer is there or it cannot be read.
         """
-        file = _find(_local(path))
+        self.file = file = _find(_local(path))
         self.added = _added_tokens(file.parent)
         self.digest = hashlib.sha256(file.read_bytes() + json.dumps(self.added, sort_keys=True).encode()).hexdigest()[
             :16
@@ -61,7 +62,15 @@ class Tokenizer:
             return self.added[token]
         if (number := self._base.find(token)) is not None:
             return number
-        raise DataError(f"tokenizer: no token {token!r}; {did_you_mean(token, self.added)}")
+        if token in IMAGE_TOKENS:
+            missing = [name for name in IMAGE_TOKENS if name not in self.added]
+            ids = json.dumps({name: self.vocab_size + number for number, name in enumerate(missing)})
+            raise DataError(
+                f"tokenizer {self.file}: no token {token!r}, which images need; add what is missing to "
+                f"added_tokens.json beside it: {ids}, and give the model a vocabulary of at least "
+                f"{self.vocab_size + len(missing)}"
+            )
+        raise DataError(f"tokenizer {self.file}: no token {token!r}; {did_you_mean(token, self.added)}")
 
     def encode(self, text: str) -> Sequence[int]:
         """Ids of ``text``, without begin or end token."""

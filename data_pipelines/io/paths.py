@@ -15,8 +15,8 @@ from typing import Any
 from data_pipelines.errors import DataError, StorageError
 from data_pipelines.io.storage import is_missing, patiently, storage_error
 
-_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
-_BRACES = re.compile(r"\{([^{}]*)\}")
+_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(://|::.*://)")  # "data::x.jpg" is a name
+_BRACES = re.compile(r"\{([^{},]*,[^{}]*|\d+\.\.\d+)\}")
 # What file systems report about a file's content; the times only where there is nothing better, since a listing and a
 # query of the single file may give them in different precision.
 _CONTENT_MARKS = frozenset(["etag", "md5hash", "crc32c", "generation", "uid"])
@@ -79,7 +79,9 @@ def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
         paths = [paths]
     found: dict[str, None] = {}
     for pattern in paths:
-        spelled = list(_expand_braces(os.fspath(pattern)))
+        pattern = os.fspath(pattern)
+        literal = [] if is_remote(pattern) or "{" not in pattern else patiently(functools.partial(_glob, pattern))
+        spelled = [pattern] if literal else list(_expand_braces(pattern))  # names may hold braces
         if len(spelled) > 1 and is_remote(spelled[0]):
             for folder in {parent(path) for path in spelled}:
                 with contextlib.suppress(DataError):  # a web server need not list its folders
@@ -172,10 +174,26 @@ def _remote_folders(url: str) -> set[str]:
 
 
 def _local_folders(path: str) -> set[str]:
-    def failed(error: OSError) -> None:
-        raise storage_error(os.fspath(error.filename or path), error)
-
-    return {folder for folder, _, files in os.walk(local_path(path), onerror=failed) if files}
+    """Links to folders are followed last, so that a folder in reach is found under its own name."""
+    found, seen = set(), set()
+    folders, links = [local_path(path)], []
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # a link that leads back, or to a folder in reach
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.is_dir():
+                        found.add(folder)
+                    else:
+                        (links if entry.is_symlink() else folders).append(os.path.join(folder, entry.name))
+        except OSError as error:
+            raise storage_error(os.fspath(error.filename or path), error) from None
+        links.sort()
+    return found
 
 
 def join(folder: str, name: str) -> str:

@@ -189,6 +189,8 @@ def source_spec(patterns: Sequence[str], kind: str | None, options: Mapping[str,
     kinds = sorted({shard.kind for shard in shards})
     if len(kinds) > 1:
         raise DataError(f"shards of several kinds ({', '.join(kinds)}): build them one kind at a time, see --kind")
+    if any(shard.encoding for shard in shards):
+        raise DataError("max_dynamic_patch and data_augment of a meta file cannot be built in: build its sets alone")
     same = len({shard.options for shard in shards}) == 1  # not so where a meta file gives each annotation its own root
     spec = {"kind": kinds[0], "paths": [shard.path for shard in shards] if same else list(patterns)}
     spec |= shards[0].options.given() if same else {}

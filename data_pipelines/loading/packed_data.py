@@ -91,7 +91,7 @@ class PackedData:
         extra = f"{_VERSION} {facts}" + (f" {begin}" if begin else "")
         self.identity = config.digest(*BATCH_FIELDS, extra=f"{extra} {geometry}")
         self.report = Report(self.cache_dir / "skipped" / f"{self.identity}.jsonl")
-        file = self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}-2.npy"
+        file = self.cache_dir / "plans" / f"{config.digest(*PLAN_FIELDS, extra=extra)}-3.npy"
         self.plan = Plan(config, units, file, geometry, begin, self._describe)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -249,7 +249,8 @@ class PackedData:
         settings = self.config.sources[source]
         try:
             raw = self.sources[source].read(index)
-            seed = fold(self.config.seed, block.epoch, source, index) if self.config.jpeg_augment else 0
+            augment = self.config.jpeg_augment or raw.jpeg_augment
+            seed = fold(self.config.seed, block.epoch, source, index) if augment else 0
             planned = int(block.visual[unit]), int(block.text[unit])
             sample = self.builder.build(raw, seed, pick_prompt(settings.prompts, index), piece, out[: planned[0]])
             if sample.lengths != planned:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from data_pipelines.records.raw_sample import RawSample
     from data_pipelines.sources.source import Source
 
-_VERSION = 2  # of the files
+_VERSION = 3  # of the files
 CHUNK = 65_536  # samples counted at a time; also what is lost when counting is interrupted
 _FETCHES = 16  # texts fetched at a time from remote shards: mostly waiting
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def count(
     """Token counts of the samples of ``chunk``, as in ``Lengths``: counts and reasons."""
     indices = np.arange(chunk.start, chunk.stop)
     images, sizes = source.image_sizes(indices)
-    visual, codes = builder.visual_tokens(images, sizes)
+    visual, codes = builder.visual_tokens(images, sizes, source.most_tiles(indices))
     reasons: dict[str, int] = {}
     counts = np.stack([visual, np.zeros_like(visual)], axis=1).astype(np.int32)
     for at, (index, text) in enumerate(zip(indices.tolist(), _texts(source, indices.tolist()))):

@@ -152,7 +152,7 @@ def _one(caption: Any, reading: Reading) -> Any:
         texts = [text for item in caption if isinstance(text := _one(item, reading), str) and text.strip()]
         return texts[hash64(f"{reading.seed} {reading.key}".encode()) % len(texts)] if texts else None
     if isinstance(caption, Mapping):
-        return next((caption[name] for name in names.CAPTION_FIELDS if given(caption.get(name))), None)
+        return next((caption[name] for name in (*names.CAPTION_FIELDS, "raw") if given(caption.get(name))), None)
     return caption
 
 

@@ -34,6 +34,7 @@ class RawSample:
       caption: of an image-text pair.
       conversations: turns (speaker, text), the speaker being "human", "gpt" or "system".
       text: plain text; with images a document in which ``<image>`` stands for each.
+      max_tiles: most tiles of its images, 0 = what the config says. jpeg_augment: as if the config said so.
       id: the record's own, for reports.
       image_refs: the images as the text part names (a path, an address) or holds them (bytes), until they are read.
     """
@@ -44,6 +45,8 @@ class RawSample:
     conversations: tuple[tuple[str, str], ...] = ()
     text: str | None = None
     image_refs: tuple[str | bytes, ...] = ()
+    max_tiles: int = 0
+    jpeg_augment: bool = False
     id: str = dataclasses.field(default="", compare=False)
 
     @property

@@ -135,6 +135,9 @@ class CaptionedSource:
     def image_sizes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.source.image_sizes(indices)
 
+    def most_tiles(self, indices: np.ndarray) -> np.ndarray:
+        return self.source.most_tiles(indices)
+
     def fingerprint(self) -> str:
         return self.source.fingerprint()
 

@@ -10,9 +10,16 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.io import paths
+from data_pipelines.sources.conversion.converted import plain_name
 from data_pipelines.sources.formats.files import folders_of_samples
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indices.shard import Shard
+
+_SHARDS = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".tsv"),
+    *(".array_record", ".arrow", ".feather"),
+)
+_METADATA = ("metadata.jsonl", "metadata.csv")  # which hold the texts of the images beside and below them
 
 
 def make_shard(kind: str, path: str, **options: Any) -> Shard:
@@ -23,8 +30,9 @@ def make_shard(kind: str, path: str, **options: Any) -> Shard:
 def kind_of(path: str) -> str:
     """The kind of source that a path's name suggests. Raises DataError."""
     if paths.is_dir(path):
-        return "tfds" if paths.exists(paths.join(path, "dataset_info.json")) else "files"
-    name = re.sub(r"-\d+-of-\d+$", "", path.lower())
+        prepared, saved = (paths.exists(paths.join(path, name)) for name in ("dataset_info.json", "state.json"))
+        return "tfds" if prepared and not saved else "files"  # the latter is a Hugging Face set saved to disk
+    name = re.sub(r"-\d+-of-\d+$", "", plain_name(path).lower())
     for kind, form in FORMATS.items():
         if name.endswith(form.suffixes) and form.suffixes:
             return kind
@@ -62,9 +70,10 @@ def _shards_in(path: str) -> list[tuple[str, str]]:
     files = [paths.join(folder, name) for folder in folders for name, _, _ in paths.list_dir(folder)]
     # img2dataset puts a table of metadata beside each shard: 00000.parquet beside 00000.tar or the folder 00000.
     stems = {file.removesuffix(".tar") for file in files if file.endswith(".tar")} | set(folders)
-    shards = [(f, kind_of(f)) for f in files if f.endswith((".tar", ".jsonl", ".array_record"))]
+    shards = [(f, kind_of(f)) for f in files if f.endswith(_SHARDS) or paths.basename(f) == _METADATA[1]]
     shards += [(f, "parquet") for f in files if f.endswith(".parquet") and f.removesuffix(".parquet") not in stems]
-    loose = folders_of_samples(folders)
+    described = tuple(f"{paths.parent(f)}/" for f in files if paths.basename(f) in _METADATA)
+    loose = [folder for folder in folders_of_samples(folders) if not f"{folder}/".startswith(described)]
     return sorted([*shards, *((folder, "files") for folder in loose)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,6 +81,12 @@ class IndexedSource:
         counts = np.asarray(self.table["image_count"][indices])
         return counts, np.asarray(self.table["image_size"][ranges(self.table["image_end"][indices] - counts, counts)])
 
+    def most_tiles(self, indices: np.ndarray) -> np.ndarray:
+        if not any(shard.max_tiles for shard in self.shards):
+            return np.zeros(len(indices), np.int32)
+        limits = np.array([shard.max_tiles for shard in self.shards], np.int32)
+        return limits[np.searchsorted(self._ends, np.asarray(indices, np.int64), side="right")]
+
     def key(self, index: int) -> str:
         return self._key(self._shard(index), int(index))
 
@@ -108,7 +115,8 @@ class IndexedSource:
             )
         except BadSample as error:
             raise BadSample(error.reason, key, error.detail) from None
-        return RawSample(key, sample.images, sample.caption, sample.conversations, sample.text, id=sample.id)
+        encoding = {"max_tiles": shard.max_tiles, "jpeg_augment": shard.jpeg_augment}
+        return dataclasses.replace(sample, key=key, image_refs=(), **encoding)
 
     def _once(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         """One try. A sample that the index offers is only bad if its shard is the one that was indexed."""

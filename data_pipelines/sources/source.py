@@ -35,6 +35,7 @@ from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
 from data_pipelines.sources.selection import table
 from data_pipelines.sources.selection.filters import Filters
 from data_pipelines.sources.selection.select import CONTRADICTION, Selection, repeat, select, unique
+from data_pipelines.sources.selection.share import Share
 
 _log = logging.getLogger(__name__)
 _PROBLEMS_LOGGED = 20  # at most, of a source
@@ -72,6 +73,10 @@ class Source(Protocol):
 
     def image_sizes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Upright sizes from the index: (counts int32 [k], sizes int32 [sum(counts), 2] width and height)."""
+        ...
+
+    def most_tiles(self, indices: np.ndarray) -> np.ndarray:
+        """int32 [k]: most tiles of an image of each sample; 0 = as the config says."""
         ...
 
     def fingerprint(self) -> str:
@@ -136,7 +141,7 @@ def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
     found = list(format.find(paths.expand(spec["paths"]), options))
     names = shard_names([shard.path for shard, _ in found])
     shards = [dataclasses.replace(shard, name=shard_name) for (shard, _), shard_name in zip(found, names)]
-    offer = _Offer(shards, [times for _, times in found], filters, captions, spec.get("index_dir"), ask_again)
+    offer = _Offer(shards, [share for _, share in found], filters, captions, spec.get("index_dir"), ask_again)
     columns, header = offer.table()
     shards = [
         dataclasses.replace(shard, mark=mark, content=content)
@@ -180,10 +185,10 @@ def _log_problems(problems: Mapping[str, Sequence[str]]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Offer:
-    """What decides which samples of which shards a source offers; ``repeats``: how often each shard is offered."""
+    """What decides which samples of which shards a source offers; ``shares``: how much of each shard is offered."""
 
     shards: Sequence[Shard]
-    repeats: Sequence[float]
+    shares: Sequence[Share]
     filters: Filters
     captions: Captions | None
     index_dir: str | None
@@ -224,8 +229,8 @@ class _Offer:
 
     def _identity(self) -> str:
         shards = [
-            [shard.path, shard.name, shard.options.given(), times, stamp]
-            for shard, times, stamp in zip(self.shards, self.repeats, self.stamps)
+            [shard.path, shard.name, shard.options.given(), shard.encoding, dataclasses.astuple(share), stamp]
+            for shard, share, stamp in zip(self.shards, self.shares, self.stamps)
         ]
         captions = self.captions.digest if self.captions else ""
         return json_digest([shards, self.shards[0].kind, self.filters.options, captions, table.VERSION])
@@ -245,6 +250,8 @@ class _Offer:
                 problems[shard.path] = index.problems
             for part in (shard.name, index.meta["digest"], selection.rows.tobytes()):
                 content.add(part)
+            if shard.encoding:
+                content.add(shard.encoding)
             builder.add(selection)
             for reason, (key, detail) in index.examples().items():
                 examples.setdefault(reason, f"{shard.name}{separator}{key}" + (f" ({detail})" if detail else ""))
@@ -270,12 +277,12 @@ class _Offer:
         """What is offered of each shard; unusable samples are added to ``dropped``."""
         names = [shard.name for shard in self.shards]
         masks = unique(self._indices(), names, self.filters, self.captions) if self.filters.wants_unique else None
-        for shard, times, index in zip(self.shards, self.repeats, self._indices()):
+        for shard, share, index in zip(self.shards, self.shares, self._indices()):
             selection, _, lost = select(index, shard.name, self.filters, self.captions)
             dropped.update(lost)
             if masks is not None:
                 selection = selection.where(next(masks))
-            yield shard, index, repeat(selection, times)
+            yield shard, index, repeat(selection, share)
 
     def _indices(self) -> Iterator[ShardIndex]:
         """The shards' indices in order, a few fetched ahead, so that their number does not matter for memory."""

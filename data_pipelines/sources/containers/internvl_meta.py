@@ -1,43 +1,81 @@
-"""InternVL's meta files, which list annotation files: {NAME: {"root", "annotation", "repeat_time"}}."""
+"""InternVL's meta files, which list annotation files, and LLaVA-OneVision's YAML mixes, which do so too.
+
+InternVL: {NAME: {"root", "annotation" (a path or several), "repeat_time", "data_augment", "max_dynamic_patch"}}.
+LLaVA-OneVision: {"datasets": [{"json_path", "sampling_strategy"}]}, a strategy being "all", "first:N", "end:N" or
+"random:N", where N is a number of samples or a percentage ("10%").
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, check_keys, did_you_mean
 from data_pipelines.io import blobs, paths
+from data_pipelines.sources.selection.share import Share
+
+_KEYS = ("annotation", "root", "repeat_time", "data_augment", "max_dynamic_patch", "length")
+_LIST_KEYS = ("json_path", "sampling_strategy")
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class MetaEntry:
-    """One data set of a meta file, its paths resolved; ``repeat_time``: how often, or what part of it, is offered."""
+    """One annotation file of a meta file, its paths resolved.
+
+    Attributes:
+      annotation, root: the file and the folder of its images; no root = the folder of the file.
+      share: how much of it is offered.
+      max_tiles: of its images, 0 = what the config says. jpeg_augment: whether its tiles are re-encoded at random.
+    """
 
     annotation: str
-    root: str
-    repeat_time: float
+    root: str | None
+    share: Share
+    max_tiles: int = 0
+    jpeg_augment: bool = False
 
 
 def meta_entries(path: str) -> list[MetaEntry] | None:
-    """The data sets that a meta file lists, or None if ``path`` is not one.
+    """The annotation files that a meta file lists, or None if ``path`` is not one.
 
     Its relative paths are looked up from the working folder, as InternVL does, then from the meta file's own folder.
-    Raises DataError if an annotation is missing or repeat_time is not a positive number.
+    Unknown keys, and what is no data set, are logged. Raises DataError if an annotation is missing or a value is wrong.
     """
+    if path.endswith((".yaml", ".yml")):
+        return list(_mix(path))
     value = _read_meta(path)
     if value is None:
         return None
-    entries = []
-    for name, entry in value.items():
-        times = entry.get("repeat_time", 1)
-        if not isinstance(times, int | float) or not times > 0:
-            raise DataError(f"{path}: repeat_time of {name!r} must be a positive number, is {times!r}")
-        annotation = _resolve(path, str(entry["annotation"]))
+    return [entry for name, settings in value.items() for entry in _entries(path, name, settings)]
+
+
+def _entries(path: str, name: str, settings: Any) -> Iterator[MetaEntry]:
+    if not isinstance(settings, Mapping) or name.startswith("_"):
+        _log.warning("%s: %r is no data set (it has no annotation): left out", path, name)
+        return
+    if "annotation" not in settings:
+        raise DataError(f"{path}: {name!r} has no annotation; its keys: {', '.join(settings) or 'none'}")
+    for key in settings.keys() - set(_KEYS):
+        _log.warning("%s: unknown key %r of %r is not obeyed; %s", path, key, name, did_you_mean(key, _KEYS))
+    times, tiles = settings.get("repeat_time", 1), settings.get("max_dynamic_patch") or 0
+    if isinstance(times, bool) or not isinstance(times, int | float) or not times > 0:
+        raise DataError(f"{path}: repeat_time of {name!r} must be a positive number, is {times!r}")
+    if isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 0:
+        raise DataError(f"{path}: max_dynamic_patch of {name!r} must be a positive integer, is {tiles!r}")
+    files = settings["annotation"]
+    for file in files if isinstance(files, list) else [files]:
+        annotation = _resolve(path, str(file))
         if not paths.exists(annotation):
-            raise DataError(f"{path}: annotation of {name!r} not found: {entry['annotation']}")
-        entries.append(MetaEntry(annotation, _resolve(path, str(entry.get("root") or "")), float(times)))
-    return entries
+            raise DataError(f"{path}: annotation of {name!r} not found: {file}")
+        root = _resolve(path, str(settings.get("root") or ""))
+        if not paths.is_remote(root) and not paths.exists(root):
+            _log.warning("%s: root of %r not found: %s", path, name, root)
+        yield MetaEntry(annotation, root, Share(float(times)), tiles, bool(settings.get("data_augment")))
 
 
 def _resolve(meta: str, path: str) -> str:
@@ -46,7 +84,7 @@ def _resolve(meta: str, path: str) -> str:
     return path
 
 
-def _read_meta(path: str) -> dict[str, dict[str, Any]] | None:
+def _read_meta(path: str) -> dict[str, Any] | None:
     if not path.endswith(".json"):
         return None
     with blobs.scan_view(path) as view:
@@ -57,6 +95,24 @@ def _read_meta(path: str) -> dict[str, dict[str, Any]] | None:
         except ValueError:
             return None  # JSONL that happens to be named .json
     entries = list(value.values()) if isinstance(value, dict) else []
-    if not entries or not all(isinstance(entry, dict) and "annotation" in entry for entry in entries):
-        return None
-    return value
+    return value if any(isinstance(entry, dict) and "annotation" in entry for entry in entries) else None
+
+
+def _mix(path: str) -> Iterator[MetaEntry]:
+    """The files of a YAML mix; their images lie in their own folders, unless the source has an image_root."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(blobs.read_bytes(path))
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    listed = value.get("datasets") if isinstance(value, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(each, dict) and "json_path" in each for each in listed):
+        raise DataError(f"{path}: not a mix: 'datasets' must list objects with 'json_path'")
+    for each in listed:
+        check_keys(each, _LIST_KEYS, f"{path}: datasets")
+        strategy = str(each.get("sampling_strategy") or "all")
+        if not re.fullmatch(r"all|(first|end|random):\d+(\.\d+)?%?", strategy):
+            raise DataError(f"{path}: sampling_strategy {strategy!r} must be all, first:N, end:N or random:N")
+        for file in paths.expand(_resolve(path, str(each["json_path"]))):
+            yield MetaEntry(file, None, Share(part="" if strategy == "all" else strategy))

@@ -7,7 +7,12 @@ stems, up to the last dot, are the keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from data_pipelines.errors import DataError
+from data_pipelines.io.digests import hash64
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -16,6 +21,60 @@ IMAGE_EXTENSIONS = frozenset(
     ]
 )
 CAPTION_EXTENSIONS = frozenset(["txt", "caption", "text"])
+_LAST_CAPTIONS = frozenset(["cap", "alt"])  # where there is no other
+_MASKS = frozenset(
+    [
+        *("seg", "segmentation", "semseg", "mask", "masks", "matte", "sam", "depth", "normal", "normals"),
+        *("edge", "edges", "canny", "saliency"),
+    ]
+)
+_JUNK = ("/._", "/.DS_Store", "/Thumbs.db", "/desktop.ini", "/__MACOSX/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which members are a sample's images and its caption.
+
+    Attributes:
+      images: extensions of the images, such as "jpg" or "input.png"; empty = all images but masks beside others.
+      captions: (extension, weight) of the captions, of which a sample's key and ``seed`` draw one; empty = any.
+    """
+
+    images: tuple[str, ...] = ()
+    captions: tuple[tuple[str, float], ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def of(cls, images: Any, captions: Any, seed: int | None) -> Choice:
+        """From the options image_ext (one or several) and caption_ext (the same, or weights by extension).
+
+        Raises DataError.
+        """
+        images = [images] if isinstance(images, str) else list(images or ())
+        captions = [captions] if isinstance(captions, str) else captions or ()
+        pairs = (
+            list(captions.items())
+            if isinstance(captions, Mapping)
+            else [each if isinstance(each, tuple) else (each, 1.0) for each in captions]
+        )
+        if not all(isinstance(name, str) for name in (*images, *(name for name, _ in pairs))):
+            raise DataError(f"image_ext and caption_ext must name extensions, are {images!r} and {captions!r}")
+        if not all(isinstance(weight, int | float) and weight >= 0 for _, weight in pairs):
+            raise DataError(f"the weights of caption_ext must be numbers of at least 0, are {captions!r}")
+        spelled = [name.lower().lstrip(".") for name in images]
+        return cls(tuple(spelled), tuple((n.lower().lstrip("."), float(w)) for n, w in pairs), seed or 0)
+
+
+ANY = Choice()
+
+
+def is_junk(name: str) -> bool:
+    """Whether a member is one that systems leave behind: AppleDouble files, .DS_Store, Thumbs.db."""
+    return any(mark in f"/{name}" for mark in _JUNK)
+
+
+def _matches(extension: str, wanted: str) -> bool:
+    return extension == wanted or extension.endswith(f".{wanted}")
 
 
 def split_key(path: str) -> tuple[str, str]:
@@ -28,39 +87,78 @@ def split_key(path: str) -> tuple[str, str]:
 class Group:
     """The members of one sample, as (offset, bytes) each."""
 
-    __slots__ = ("caption", "extensions", "images", "json", "key", "problem")
+    __slots__ = ("caption", "extensions", "images", "json", "key", "masks", "problem")
 
     def __init__(self, key: str):
         self.key = key
         self.problem = ""  # what is ambiguous in its names
         self.extensions: dict[str, tuple[int, int]] = {}
         self.images: list[tuple[int, int]] = []
+        self.masks: list[str] = []  # extensions of the images that are none of the sample
         self.caption: tuple[int, int] | None = None
         self.json: tuple[int, int] | None = None
 
-    def add(self, extension: str, place: tuple[int, int]) -> None:
-        self.extensions[extension] = place
-        last = extension.rpartition(".")[2]
-        if last in IMAGE_EXTENSIONS:
-            self.images.append(place)
-        elif last in CAPTION_EXTENSIONS:
-            self.caption = self.caption or place
-        elif last == "json":
-            self.json = self.json or place
+    def settle(self, choice: Choice) -> Group:
+        """Decides which of the members are images, caption and JSON."""
+        last = {extension: extension.rpartition(".")[2] for extension in self.extensions}
+        if choice.images:
+            images = [e for e in self.extensions if any(_matches(e, wanted) for wanted in choice.images)]
+        else:
+            images = [extension for extension, kind in last.items() if kind in IMAGE_EXTENSIONS]
+            if len(images) > 1:
+                self.masks = [extension for extension in images if not _MASKS.isdisjoint(extension.split(".")[:-1])]
+                self.masks = self.masks if len(self.masks) < len(images) else []
+        self.images = [self.extensions[extension] for extension in images if extension not in self.masks]
+        caption = (
+            self._drawn(choice)
+            if choice.captions
+            else next(
+                (e for kinds in (CAPTION_EXTENSIONS, _LAST_CAPTIONS) for e, kind in last.items() if kind in kinds), None
+            )
+        )
+        self.caption = None if caption is None else self.extensions[caption]
+        self.json = next((self.extensions[extension] for extension, kind in last.items() if kind == "json"), None)
+        return self
+
+    def _drawn(self, choice: Choice) -> str | None:
+        """The extension of one of the captions that are wanted and there."""
+        found = [(e, w) for name, w in choice.captions for e in self.extensions if _matches(e, name) and w > 0]
+        at = hash64(f"{choice.seed} {self.key}".encode("utf-8", "surrogateescape")) / 2**64
+        left = at * sum(weight for _, weight in found)
+        for extension, weight in found:
+            left -= weight
+            if left < 0:
+                return extension
+        return found[-1][0] if found else None
 
 
-def group_members(found: Iterable[tuple[str, int, int]]) -> list[Group]:
-    """Samples made of (path, offset, bytes) members. A second member of the same name begins a sample of its own."""
+def group_members(
+    found: Iterable[tuple[str, int, int]], choice: Choice = ANY, problems: list[str] | None = None
+) -> list[Group]:
+    """Samples made of (path, offset, bytes) members. A second member of the same name begins a sample of its own.
+
+    What is left out though it might be expected is counted in ``problems``, as "ignored".
+    """
+    ignored: dict[str, list[str]] = {"left behind by a system": [], "images that are masks (see image_ext)": []}
+    junk, masks = ignored.values()
     groups: list[Group] = []
     latest: dict[str, Group] = {}
     for name, offset, size in found:
+        if is_junk(name):
+            junk.append(name)
+            continue
         key, extension = split_key(name)
         group = latest.get(key)
         if group is None or extension in group.extensions:
             group = latest[key] = Group(key)
             groups.append(group)
-        group.add(extension, (offset, size))
-    return [part for group in groups for part in _split(group)]
+        group.extensions[extension] = offset, size
+    result = [part.settle(choice) for group in groups for part in _split(group)]
+    masks += [f"{group.key}.{extension}" for group in result for extension in group.masks]
+    for what, names in ignored.items():
+        if names and problems is not None:
+            problems.append(f"ignored: {len(names)} files {what}, such as {names[0]}")
+    return result
 
 
 def _stem(extension: str) -> str:
@@ -81,7 +179,9 @@ def _split(group: Group) -> list[Group]:
     for extension, place in group.extensions.items():
         stem = _stem(extension)
         part = stems.setdefault(stem, Group(f"{group.key}.{stem}" if stem else group.key))
-        part.add(extension, place)
+        part.extensions[extension] = place
+    for part in stems.values():
+        part.settle(ANY)
     whole = [stem for stem, part in stems.items() if part.images and (part.caption or part.json)]
     if not any(whole):  # no text but the key's own has an image of its stem
         return [group]

@@ -5,22 +5,83 @@ A scan never stops early: after a damaged header it continues at the next valid 
 
 from __future__ import annotations
 
+import dataclasses
+import posixpath
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from data_pipelines.io.blobs import ScanView
 
 BLOCK = 512
+_MOST_LINKS = 16  # that lead to one another
 _MAX_PAX = 1 << 20  # bytes of an extended header; a longer one is not read
 
 
-def members(view: ScanView, problems: list[str]) -> Iterator[tuple[str, int, int]]:
-    """(path, offset, size) of every regular member that can be found, in order.
+class Member(NamedTuple):
+    """A member's path, and the place of its data; ``link``: the member that holds the data, for links."""
+
+    name: str
+    offset: int
+    size: int
+    link: str = ""
+
+
+@dataclasses.dataclass
+class _Extended:
+    """What extended headers say of the next member; a size below 0 = nothing."""
+
+    path: str = ""
+    link: str = ""
+    size: int = -1
+    sparse: str = ""
+
+    def add(self, kind: bytes, data: bytes) -> None:
+        if kind == b"L":
+            self.path = data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        elif kind == b"K":
+            self.link = data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        elif kind == b"x":
+            pax = _pax(data)
+            self.path, self.link = pax.get("path", self.path), pax.get("linkpath", self.link)
+            if re.fullmatch("[0-9]{1,20}", pax.get("size", "")):
+                self.size = int(pax["size"])
+            if any(key.startswith("GNU.sparse.") for key in pax):
+                self.sparse = pax.get("GNU.sparse.name") or self.path or "?"
+
+
+def members(view: ScanView, problems: list[str]) -> Iterator[Member]:
+    """Every regular member that can be found, in order; links have the place of the member that they lead to.
 
     A member cut off by the end of the file is given too (offset + size beyond ``view.size``). What is wrong with the
     archive is appended to ``problems``.
     """
-    position, path, pax_size, damaged = 0, "", -1, False
+    regular: list[Member] = []
+    links: list[tuple[str, str]] = []
+    for member, target in _entries(view, problems):
+        if target is None:
+            regular.append(member)
+            yield member
+        else:
+            links.append((member.name, target))
+    places = {posixpath.normpath(member.name): member for member in regular} if links else {}
+    targets = {posixpath.normpath(name): target for name, target in links}
+    for name, target in links:
+        end = target
+        for _ in range(_MOST_LINKS):
+            if end in places or end not in targets:
+                break
+            end = targets[end]
+        if end in places:
+            yield places[end]._replace(name=name, link=end)
+        else:
+            outside = end.startswith(("/", ".."))
+            problems.append(f"link {name} -> {end}: {'leads outside' if outside else 'no such member of'} the archive")
+
+
+def _entries(view: ScanView, problems: list[str]) -> Iterator[tuple[Member, str | None]]:
+    """(member, None), and for a link the path that it leads to."""
+    position, extended, damaged = 0, _Extended(), False
     while position + BLOCK <= view.size:
         block = view.read(position, BLOCK)
         if not block.strip(b"\0"):  # end marker, or padding between concatenated archives
@@ -30,24 +91,25 @@ def members(view: ScanView, problems: list[str]) -> Iterator[tuple[str, int, int
         if found is None:
             if not damaged:
                 problems.append(f"corrupt_header at byte {position}")
-            damaged, path, pax_size = True, "", -1
+            damaged, extended = True, _Extended()
             position = _next_header(view, position + BLOCK)
             continue
         name, size, kind = found
         data, damaged = position + BLOCK, False
         if kind in (b"x", b"g", b"L", b"K"):
-            if kind == b"x" and size <= _MAX_PAX:
-                pax = _pax(view.read(data, size))
-                path = pax.get("path", path)
-                if re.fullmatch("[0-9]{1,20}", pax.get("size", "")):
-                    pax_size = int(pax["size"])
-            elif kind == b"L" and size <= _MAX_PAX:
-                path = view.read(data, size).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            if size <= _MAX_PAX:
+                extended.add(kind, view.read(data, size))
         else:
-            size = pax_size if pax_size >= 0 else size
-            if kind in (b"0", b"\0", b"7") and not name.endswith("/"):
-                yield (path or name).removeprefix("./"), data, size
-            path, pax_size = "", -1
+            size = extended.size if extended.size >= 0 else size
+            path = (extended.path or name).removeprefix("./")
+            if kind == b"S" or extended.sparse:
+                problems.append(f"sparse member {extended.sparse or path} is not read: pack it without --sparse")
+            elif kind in (b"0", b"\0", b"7") and not path.endswith("/"):
+                yield Member(path, data, size), None
+            elif kind in (b"1", b"2"):
+                yield Member(path, data, 0), _target(path, extended.link or _link_name(block), kind)
+                size = 0 if kind == b"2" else size
+            extended = _Extended()
         if data + size > view.size:
             # Either the file is cut off here or the size is false; in the second case more headers follow.
             problems.append(
@@ -58,6 +120,15 @@ def members(view: ScanView, problems: list[str]) -> Iterator[tuple[str, int, int
             position = data + -(-size // BLOCK) * BLOCK
     if view.size % BLOCK:
         problems.append(f"truncated: the file's size {view.size} is not a multiple of {BLOCK}")
+
+
+def _link_name(block: bytes) -> str:
+    return block[157:257].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _target(path: str, link: str, kind: bytes) -> str:
+    """The path that a link leads to: a hard one names a member, a symbolic one starts from its own folder."""
+    return posixpath.normpath(link if kind == b"1" else posixpath.join(posixpath.dirname(path), link))
 
 
 def _number(field: bytes) -> int:

@@ -13,6 +13,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.io import blobs, paths, publish
 from data_pipelines.io.storage import Questions
 from data_pipelines.records.layouts import parse
+from data_pipelines.records.names import VIDEO_NAME
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.containers.img2dataset import stats_problems
 from data_pipelines.sources.containers.members import IMAGE_EXTENSIONS, Group, group_members, split_key
@@ -23,6 +24,7 @@ from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.unchanged import changed
+from data_pipelines.sources.selection.share import Share
 
 # Files that are kept beside samples: statistics, indices, shards of other kinds.
 _NO_MEMBERS = ("_stats.json", ".parquet", ".npz", ".tar", ".jsonl", ".array_record")
@@ -33,7 +35,7 @@ class FilesFormat(FileFormat):
 
     kind, options = "files", TarOptions
 
-    def find(self, folders: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, float]]:
+    def find(self, folders: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
         """Every folder at or below the paths that holds images."""
         for path in folders:
             if not paths.is_dir(path):
@@ -51,7 +53,8 @@ class FilesFormat(FileFormat):
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         view = _FolderView(shard.path)
-        groups = [part for group in group_members(view.members()) for part in _split_images(group, view)]
+        found = group_members(view.members(), shard.options.choice, builder.problems)
+        groups = [part for group in found for part in _split_images(group, view) if _is_sample(part)]
         for group in groups:
             builder.add(draft_of(group, view, shard.options, view.name))
         builder.problems.extend(stats_problems(shard.path, len(groups)))
@@ -104,6 +107,12 @@ class _FolderView(blobs.ScanView):
     def name(self, offset: int) -> str:
         """Of the file that begins at ``offset``."""
         return self.entries[offset >> 40][0]
+
+
+def _is_sample(group: Group) -> bool:
+    """Whether there is an image, a text or a video in it: a README beside images is no sample."""
+    video = any(VIDEO_NAME.search(f".{extension}") for extension in group.extensions)
+    return bool(group.images or group.caption or group.json or video)
 
 
 def _split_images(group: Group, view: _FolderView) -> list[Group]:

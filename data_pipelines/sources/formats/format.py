@@ -11,11 +11,13 @@ from data_pipelines.io.digests import digest
 from data_pipelines.records import names
 from data_pipelines.records.layouts import Reading, parse
 from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.sources.conversion.converted import converted
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Options, Shard
 from data_pipelines.sources.indices.shard_index import ShardIndex
 from data_pipelines.sources.indices.unchanged import changed
+from data_pipelines.sources.selection.share import Share
 
 
 class Format(Protocol):
@@ -33,8 +35,8 @@ class Format(Protocol):
     options: type[Options]
     key_separator: str
 
-    def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, float]]:
-        """(shard, how often it is offered) of the paths. Raises DataError."""
+    def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
+        """(shard, how much of it is offered) of the paths. Raises DataError."""
         ...
 
     def shard(self, path: str, options: Mapping[str, Any]) -> Shard:
@@ -80,8 +82,15 @@ class FileFormat:
     options: type[Options]
     key_separator = "/"
 
-    def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, float]]:
-        yield from ((self.shard(path, options), 1.0) for path in paths)
+    def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
+        yield from ((self.converted(path, options), Share()) for path in paths)
+
+    def converted(self, path: str, options: Mapping[str, Any]) -> Shard:
+        """The shard of a path, or of what it had to be converted to. Raises DataError, StorageError."""
+        place = converted(path, self.kind)
+        if place != path and not options.get("image_root"):
+            options = {**options, "image_root": paths.parent(path)}
+        return self.shard(place, options)
 
     def shard(self, path: str, options: Mapping[str, Any]) -> Shard:
         names = {field.name for field in dataclasses.fields(self.options)}

@@ -38,6 +38,7 @@ from data_pipelines.sources.indices.index_builder import Draft, ImagePart, Index
 from data_pipelines.sources.indices.shard import Options, Shard
 from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
 from data_pipelines.sources.indices.unchanged import changed
+from data_pipelines.sources.selection.share import Share
 
 _IMAGE_FIELD = re.compile(
     rb'"(?:(?:image|img|pic|photo)\w{0,20}|file_?name|url)"\s{0,100}:\s{0,100}("(?:[^"\\]|\\.)*"|\[[^\[\]{}]*\])'
@@ -68,16 +69,20 @@ class JsonlOptions(Options):
 class JsonlFormat(FileFormat):
     """Lines of JSONL files or elements of JSON lists, whose images are files of their own. Keys are FILE:NUMBER."""
 
-    kind, suffixes, options, key_separator = "jsonl", (".jsonl", ".json"), JsonlOptions, ":"
+    kind, options, key_separator = "jsonl", JsonlOptions, ":"
+    suffixes = (".jsonl", ".json", ".ndjson", ".yaml", ".yml", ".csv", ".tsv")
 
-    def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, float]]:
+    def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
         """Meta files are replaced by what they list."""
         for path in paths:
             entries = meta_entries(path)
             if entries is None:
-                yield self.shard(path, options), 1.0
+                yield self.converted(path, options), Share()
             for entry in entries or ():
-                yield self.shard(entry.annotation, {**options, "image_root": entry.root}), entry.repeat_time
+                root = options.get("image_root") if entry.root is None else entry.root
+                shard = self.converted(entry.annotation, {**options, "image_root": root})
+                changes = {"max_tiles": entry.max_tiles, "jpeg_augment": entry.jpeg_augment}
+                yield dataclasses.replace(shard, **changes), entry.share
 
     def stamp(self, shard: Shard) -> str:
         """Changes when the file does, or any of some 100 images (8 of remote files) that are drawn from all over it.

@@ -6,6 +6,7 @@ A sample is all members with the same key, see ``containers.members``.
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,11 @@ from data_pipelines.io.blobs import ScanView, scan_view
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.layouts import from_record, parse, record_id
-from data_pipelines.records.names import CONVERSATION_FIELDS
+from data_pipelines.records.names import CONVERSATION_FIELDS, VIDEO_NAME
 from data_pipelines.records.pictures import given
 from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, parse_json
 from data_pipelines.sources.containers.img2dataset import stats_problems
-from data_pipelines.sources.containers.members import Group, group_members
+from data_pipelines.sources.containers.members import Choice, Group, group_members
 from data_pipelines.sources.containers.tar import BLOCK, header, members
 from data_pipelines.sources.formats.format import ByteRangeFormat, read_ranges, reading_of
 from data_pipelines.sources.indices.entry import Entry
@@ -43,12 +44,27 @@ class TarOptions(Options):
     Attributes:
       caption_key: the field of KEY.json that holds the caption (default: the caption is in KEY.txt).
       caption_seed: which of several captions a sample gets (default: 0).
+      image_ext: extension of the images, or several: "jpg", "input.png" (default: all images but masks).
+      caption_ext: extension of the captions, or several of which each sample gets one, drawn by its key and
+        caption_seed, with {EXTENSION: WEIGHT} as often as the weights say (default: the first of txt, caption, text).
       hash_images: whether images without a stored hash are hashed, for the filter unique_images.
     """
 
     caption_key: str | None = None
     caption_seed: int | None = None
+    image_ext: tuple[str, ...] | None = None
+    caption_ext: tuple[tuple[str, float], ...] | None = None
     hash_images: bool = False
+
+    def __post_init__(self) -> None:
+        choice = self.choice
+        object.__setattr__(self, "image_ext", choice.images or None)
+        object.__setattr__(self, "caption_ext", choice.captions or None)
+
+    @property
+    def choice(self) -> Choice:
+        """Raises DataError."""
+        return Choice.of(self.image_ext, self.caption_ext, self.caption_seed)
 
 
 class TarFormat(ByteRangeFormat):
@@ -58,17 +74,20 @@ class TarFormat(ByteRangeFormat):
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         with scan_view(shard.path) as view:
-            groups = group_members(members(view, builder.problems))
+            found = list(members(view, builder.problems))
+            held = {member.offset: member.link for member in found if member.link}
+            groups = group_members((m[:3] for m in found), shard.options.choice, builder.problems)
             for group in groups:
-                builder.add(draft_of(group, view, shard.options))
+                builder.add(draft_of(group, view, shard.options, lambda offset: held.get(offset, "")))
         builder.problems.extend(stats_problems(shard.path, len(groups)))
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         """As other byte ranges, each with the header before it, which must be that of the sample."""
         places = [*(entry.image_places() if images else ()), *([entry.text_place()] if text and entry.row else ())]
         found = read_ranges(shard, [(offset - BLOCK, length + BLOCK) for offset, length in places])
-        for data, (offset, _) in zip(found, places):
-            _check_member(shard, data[:BLOCK], entry, offset)
+        held = [*(entry.image_names() if images else ()), *([entry.text_name()] if text and entry.row else ())]
+        for data, (offset, _), member in zip(found, places, held):
+            _check_member(shard, data[:BLOCK], entry, offset, member)
         parts = [data[BLOCK:] for data in found]
         sample = RawSample()
         if text:
@@ -80,14 +99,18 @@ class TarFormat(ByteRangeFormat):
 _unlike: set[str] = set()  # archives that are unchanged though their headers have other names than their members
 
 
-def _check_member(shard: Shard, block: bytes, entry: Entry, offset: int) -> None:
-    """Raises StorageError unless ``block`` is the header of a member of the sample, as it was when it was indexed."""
+def _check_member(shard: Shard, block: bytes, entry: Entry, offset: int, member: str) -> None:
+    """Raises StorageError unless ``block`` is the header of a member of the sample, as it was when it was indexed.
+
+    ``member``: the path of that which a link leads to; empty = one of the sample's own.
+    """
     found = header(block)
     if found is None:
         raise changed(shard.path, f"no member of {entry.key} at byte {offset}")
     name = found[0].removeprefix("./")
     exact = name.isascii() and len(name) < 100  # otherwise the name is in an extended header
-    if exact and not name.startswith(f"{entry.key}.") and shard.path not in _unlike:
+    right = posixpath.normpath(name) == member if member else name.startswith(f"{entry.key}.")
+    if exact and not right and shard.path not in _unlike:
         if not shard.content or blobs.content_mark(shard.path) != shard.content:
             raise changed(shard.path, f"{name} instead of {entry.key} at byte {offset}")
         _unlike.add(shard.path)
@@ -115,7 +138,9 @@ def draft_of(
     with draft.judged():
         images = [_image_part(view, offset, size, file_name(offset)) for offset, size in group.images]
         if not images and (draft.record is None or draft.record.caption is not None):
-            raise BadSample("no_image")
+            others = ", ".join(group.extensions)
+            video = any(VIDEO_NAME.search(f".{extension}") for extension in group.extensions)
+            raise BadSample("unread_video" if video else "no_image", detail=f"members: {others}")
         draft.image_hash = _image_hash(view, images, metadata.get("sha256"), options.hash_images)
         draft.images = images
     return draft

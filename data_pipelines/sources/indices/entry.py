@@ -46,8 +46,10 @@ class Entry:
         return self._columns.strings("text_name")[self._index] if "text_name" in self._columns else ""
 
     def image_names(self) -> list[str]:
-        """File names of the images."""
-        names = self._columns.strings("image_name") if "image_name" in self._columns else ()
+        """File names of the images; empty where there are none."""
+        if "image_name" not in self._columns:
+            return [""] * self.image_count
+        names = self._columns.strings("image_name")
         return [names[i] for i in self._images()]
 
     def _images(self) -> range:

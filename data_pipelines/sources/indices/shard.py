@@ -26,6 +26,7 @@ class Shard:
       name: its part of the samples' keys; empty as long as it is not part of a source.
       mark: the stamp of a local file when its index was opened; empty = it is not compared.
       content: the ``content_mark`` of a local file when it was indexed; empty = it is not compared.
+      max_tiles: most tiles of its images, 0 = as the config says. jpeg_augment: as if the config said it of this shard.
     """
 
     kind: str
@@ -34,3 +35,10 @@ class Shard:
     name: str = ""
     mark: str = ""
     content: str = ""
+    max_tiles: int = 0
+    jpeg_augment: bool = False
+
+    @property
+    def encoding(self) -> str:
+        """What of it decides how its samples are encoded, for identities; empty if it leaves that to the config."""
+        return f"{self.max_tiles} {self.jpeg_augment}" if self.max_tiles or self.jpeg_augment else ""

@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.sources.captions import Captions
 from data_pipelines.sources.indices.shard_index import ORIGINS, ShardIndex
 from data_pipelines.sources.selection.filters import Filters
+from data_pipelines.sources.selection.share import Share
 
 _TEXT_COLUMNS = {"text_chars": "chars", "script": "script", "text_hash": "text_hash"}  # of an index: of captions
 # Reasons of samples that a joined caption makes usable.
@@ -90,13 +91,6 @@ def _join(
     return rows[good], joined[good], +lost
 
 
-def repeat(selection: Selection, times: float) -> Selection:
-    """All samples as often as the whole part of ``times`` says, and evenly spread ones for its fraction."""
-    if times == 1:
-        return selection
-    count = len(selection.rows)
-    part = round((times - int(times)) * count)
-    chosen = np.concatenate([*[np.arange(count)] * int(times), np.arange(part) * count // max(part, 1)]).astype(
-        np.int64
-    )
-    return selection.where(chosen)
+def repeat(selection: Selection, share: Share) -> Selection:
+    """What ``share`` offers of the samples."""
+    return selection if share == Share() else selection.where(share.rows(len(selection.rows)))

@@ -34,3 +34,15 @@ def test_captions_are_cleaned():
 )
 def test_captions_are_cut_at_the_limit_and_not_before(text, limit, kept):
     assert clean_caption(text, max_chars=limit) == kept
+
+
+@pytest.mark.parametrize("text", ["a <b and c> d", "if i <a or x> b", "x <p, q> y", "|<a|b>|", "1 <2 and 3> 2"])
+def test_signs_of_mathematics_are_kept(text):
+    assert clean_caption(text) == text
+
+
+@pytest.mark.parametrize(
+    "tag", ["<b>", "</B >", "<a href='x'>", '<img src="x" alt="y z"/>', "<td nowrap>", "<p class=x id=y>", "<br/>"]
+)
+def test_tags_are_dropped(tag):
+    assert clean_caption(f"one {tag} two") == "one two"

@@ -57,3 +57,31 @@ def test_stamps_change_with_the_file(tmp_path: Path) -> None:
     fs.rm("/stamps", recursive=True)
     with pytest.raises(StorageError):
         paths.stamp("memory://stamps/a")
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    for name in ("data/real/x", "elsewhere/deep/y"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "data" / "linked").symlink_to("../elsewhere")
+    (tmp_path / "data" / "a_second_name").symlink_to("real")  # of a folder that is found without it
+    (tmp_path / "elsewhere" / "round").symlink_to("../data")
+    (tmp_path / "data" / "nowhere").symlink_to("gone")
+    found = paths.walk(str(tmp_path / "data"))
+    assert found == [str(tmp_path / "data" / name) for name in ("", "linked/deep", "real")] or found == [
+        str(tmp_path / "data" / name) for name in ("linked/deep", "real")
+    ]
+
+
+def test_braces_in_names_are_part_of_them(tmp_path: Path) -> None:
+    for folder in ("{a}", "{a,b}", "x{1..2}"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.tar").write_bytes(b"")
+        for pattern in ("", "/0.tar", "/*.tar"):
+            path = str(tmp_path / folder) + pattern
+            assert paths.expand(path) == [path.replace("*", "0")]
+    assert len(paths.expand(str(tmp_path / "{a}" / "{0,0}.tar"))) == 1
+
+
+def test_colons_do_not_make_an_address() -> None:
+    assert not paths.is_remote("data::x.jpg") and paths.is_remote("simplecache::http://x/y.jpg")

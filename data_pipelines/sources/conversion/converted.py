@@ -1,0 +1,90 @@
+"""Shards in forms without random access (compressed, CSV, one JSON object, Arrow), converted once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_pipelines.errors import DataError
+from data_pipelines.io import blobs, paths, publish
+from data_pipelines.io.digests import digest
+from data_pipelines.io.processes import locked
+from data_pipelines.io.storage import storage
+from data_pipelines.sources.conversion import json_shapes, tables
+
+_VERSION = "1"  # of what conversions write
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".tgz": "gzip"}
+_CHUNK = 1 << 22
+_log = logging.getLogger(__name__)
+
+
+def plain_name(path: str) -> str:
+    """The name of a file without the suffix of its compression: "a.jsonl" of "a.jsonl.gz", "a.tar" of "a.tgz"."""
+    name = paths.basename(path)
+    suffix = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)] + (".tar" if suffix == ".tgz" else "")
+
+
+def converted(path: str, kind: str) -> str:
+    """``path``, or the file in the cache folder that a shard of ``kind`` was converted to.
+
+    Raises DataError that names the file and what is wrong with it; StorageError.
+    """
+    if paths.is_dir(path):
+        return path
+    name, compression = plain_name(path), _compression(path)
+    if compression is not None:
+        path = _made(path, name, lambda out: _unpack(path, compression, out))
+    if kind == "jsonl" and name.lower().endswith((".csv", ".tsv")):
+        return _made(path, f"{name}.jsonl", lambda out: tables.csv_lines(path, out))
+    if kind == "jsonl" and (records := json_shapes.records_of(path)) is not None:
+        return _made(path, name, lambda out: _write_lines(records, out))
+    if kind == "parquet" and name.lower().endswith((".arrow", ".feather")):
+        return _made(path, name, lambda out: tables.arrow_to_parquet(path, out))
+    return path
+
+
+def _compression(path: str) -> str | None:
+    """What a file is compressed with: a local one by its first bytes, a remote one by its name."""
+    if paths.is_remote(path):
+        return next((codec for suffix, codec in _SUFFIXES.items() if path.lower().endswith(suffix)), None)
+    start = blobs.Blob(path).read(0, 4)
+    return next((codec for magic, codec in _MAGIC.items() if start.startswith(magic)), None)
+
+
+def _made(path: str, name: str, write: Callable[[BinaryIO], None]) -> str:
+    """Where the conversion of ``path`` is kept, made if it is not there yet."""
+    identity = digest(_VERSION, path if paths.is_remote(path) else paths.local_path(path), paths.stamp(path))[:16]
+    place = paths.cache_dir() / "converted" / identity / name
+    with storage(str(place), "free some space, or set MONO_JAX_CACHE"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with locked(place.with_name(f"{name}.lock")):  # one process at a time
+            if not place.exists():
+                _log.warning("%s: cannot be read at random; converted once to %s", path, place)
+                _write(place, write)
+    return str(place)
+
+
+def _write(place: Path, write: Callable[[BinaryIO], None]) -> None:
+    with publish.new_file(place) as new, new.open("wb") as out:
+        write(out)
+
+
+def _unpack(path: str, codec: str, out: BinaryIO) -> None:
+    import pyarrow as pa
+
+    with blobs.open_file(path) as file:
+        try:
+            with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec) as stream:
+                while chunk := stream.read(_CHUNK):
+                    out.write(chunk)
+        except (pa.ArrowException, OSError, EOFError) as error:
+            raise DataError(f"{path}: not a whole {codec} file ({' '.join(str(error).split())})") from None
+
+
+def _write_lines(records: Iterator[Any], out: BinaryIO) -> None:
+    for record in records:
+        out.write(json_shapes.line_of(record))
