@@ -11,7 +11,7 @@ import simplejpeg
 from PIL import Image
 
 from data_pipelines.errors import BadSample
-from data_pipelines.records.image_header import ImageHeader, formats, read_header
+from data_pipelines.records.image_header import ImageHeader, formats, read_header, without_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,12 @@ class ImageLimits:
         elongated = (width > height * self.max_aspect) | (height > width * self.max_aspect)
         return large * 1 + small * 2 + elongated * 4
 
+    def named(self, code: int) -> str:
+        """The key of the limit that ``refuse`` has found exceeded, with its value."""
+        if code & 1:
+            return f"data.max_image_pixels is {self.max_pixels}"
+        return f"data.min_image_side is {self.min_side}" if code & 2 else f"data.max_aspect is {self.max_aspect:g}"
+
 
 _LARGE, _SMALL, _LONG = "image_too_large", "image_too_small", "image_too_elongated"
 # By the sum of what `ImageLimits.refuse` finds wrong; the first of several counts.
@@ -49,10 +55,10 @@ def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     Raises BadSample: "empty_image", "not_an_image", "bad_image_header", "image_too_many_bytes" or a size reason.
     """
     if len(data) > limits.max_bytes:
-        raise BadSample("image_too_many_bytes", detail=f"{len(data)} bytes, limit {limits.max_bytes}")
+        raise BadSample("image_too_many_bytes", detail=f"{len(data)} bytes; data.max_image_bytes is {limits.max_bytes}")
     header = read_header(data)
     if code := limits.refuse(*header.size):
-        raise BadSample(SIZE_REASONS[code], detail=f"{header.width}x{header.height}")
+        raise BadSample(SIZE_REASONS[code], detail=f"{header.width}x{header.height}; {limits.named(code)}")
     return header
 
 
@@ -74,10 +80,21 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
     if header.format == "jpeg" and _is_plain_jpeg(data):
         width, height = (at_least or (0, 0))[:: -1 if header.orientation >= 5 else 1]
         try:
-            return _upright(simplejpeg.decode_jpeg(data, min_width=width, min_height=height), header.orientation)
+            return _upright(_jpeg(data, width, height), header.orientation)
         except ValueError as error:
             raise BadSample(_damage(str(error)), detail=str(error)) from None
     return _decode_with_pillow(data, limits, header.orientation)
+
+
+def _jpeg(data: bytes, width: int, height: int) -> np.ndarray:
+    """A JPEG, also one that lacks nothing but the mark of its end. Raises ValueError."""
+    try:
+        return simplejpeg.decode_jpeg(data, min_width=width, min_height=height)
+    except ValueError as error:
+        if _damage(str(error)) != "truncated_image":
+            raise
+        end = data.removesuffix(b"\xff") + b"\xff\xd9"
+        return simplejpeg.decode_jpeg(end, min_width=width, min_height=height)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -108,12 +125,13 @@ def _decode_with_pillow(data: bytes, limits: ImageLimits, orientation: int) -> n
     """``orientation``: what the header says. Pillow's own reading of it would differ, since it asks XMP too."""
     try:
         with warnings.catch_warnings():
+            Image.MAX_IMAGE_PIXELS = None  # `limits` are the limit
             warnings.simplefilter("ignore")  # sizes are judged by `limits`; oddities in metadata do not matter here
-            with Image.open(io.BytesIO(data), formats=formats()) as image:
+            with Image.open(io.BytesIO(without_texts(data)), formats=formats()) as image:
                 image.load()
                 # Some headers lie, and some formats hold several sizes: what was decoded counts.
                 if code := limits.refuse(*image.size):
-                    raise BadSample(SIZE_REASONS[code], detail=f"{image.width}x{image.height}")
+                    raise BadSample(SIZE_REASONS[code], detail=f"{image.width}x{image.height}; {limits.named(code)}")
                 # Pillow has turned a TIFF upright on loading.
                 return _upright(np.asarray(_rgb(image)), 1 if image.format == "TIFF" else orientation)
     except BadSample:

@@ -28,6 +28,12 @@ def is_remote(path: str) -> bool:
     return bool(_URL.match(path)) and not path.startswith("file://")
 
 
+def web_host(path: str) -> str:
+    """The host of an address in the web (http, https); empty for other paths."""
+    found = re.match(r"https?://([^/?#]+)", path)
+    return found.group(1).lower() if found else ""
+
+
 def local_path(path: str) -> str:
     """A local path with file:// and ~ resolved."""
     return os.path.expanduser(path.removeprefix("file://"))

@@ -11,6 +11,7 @@ import errno
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ _LONGEST_PAUSE = 30.0  # seconds between two questions
 _LOG_SECONDS = 60.0  # between two lines while storage is waited for
 _NAP = 0.1  # seconds
 _AWAY = 3  # files in a row that cannot be asked for: then storage as a whole is away
+_HOSTS_AWAY = 64  # hosts of the web in a row: then the network is
 _log = logging.getLogger(__name__)
 _random = random.Random()  # of its own: pauses must not touch anybody's seeded numbers
 _closing = 0  # contexts of ``impatient`` that are entered
@@ -159,22 +161,32 @@ class Questions:
     """Reads many small files where some may not answer: those are told apart from storage that is away as a whole."""
 
     def __init__(self) -> None:
-        self._in_a_row = 0
+        self._in_a_row: Counter[str] = Counter()  # questions without an answer, by host, since the last answer of any
+        self._dead: Counter[str] = Counter()  # the same since the last answer of that host
 
-    def ask(self, function: Callable[[], T]) -> T:
-        """``function()``, retried. Raises StorageError: of this file only, or, ``exhausted``, of all storage."""
+    def ask(self, function: Callable[[], T], host: str = "") -> T:
+        """``function()``, retried. Raises StorageError: of this file only, or, ``exhausted``, of all storage.
+
+        ``host``: of an address in the web, where a host may be gone for good: it is not retried for ever, and only
+        many hosts without an answer mean that the network is away.
+        """
         try:
-            result = _retried(function)
+            result = function() if host and self._dead[host] >= _AWAY else _retried(function)
         except StorageError as error:
             if error.missing:
-                self._in_a_row = 0
+                self._answered(host)
                 raise
-            self._in_a_row += 1
-            if self._in_a_row < _AWAY:
+            self._in_a_row[host] += 1
+            self._dead[host] += 1
+            if len(self._in_a_row) < _HOSTS_AWAY if host else self._in_a_row[host] < _AWAY:
                 raise
             result = patiently(function)
-        self._in_a_row = 0
+        self._answered(host)
         return result
+
+    def _answered(self, host: str) -> None:
+        self._in_a_row.clear()
+        self._dead.pop(host, None)
 
 
 def _retried(function: Callable[[], T]) -> T:

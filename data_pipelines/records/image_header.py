@@ -15,6 +15,7 @@ _ORIENTATION = 0x0112
 # Start-of-frame markers: all of C0..CF but DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; training has limits of its own
+_TEXT_CHUNKS = frozenset([b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rarities.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
@@ -111,6 +112,25 @@ def _png(data: bytes) -> ImageHeader:
     return ImageHeader("png", width, height, orientation)
 
 
+def without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile, which say nothing about its pixels; anything else as it is.
+
+    Pillow inflates them, and refuses the whole image where one is larger than its own limit, or damaged.
+    """
+    if data[:8] != _PNG:
+        return data
+    position, kept, start = 8, [], 0
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind in _TEXT_CHUNKS:
+            kept.append(data[start:position])
+            start = position + 12 + length
+        position += 12 + length
+        if kind == b"IEND":
+            break
+    return b"".join([*kept, data[start:]]) if kept else data
+
+
 def _exif_orientation(tiff: bytes) -> int:
     """Orientation tag of a TIFF structure's first directory; 1 if absent or broken."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
@@ -145,6 +165,7 @@ def _other(data: bytes) -> ImageHeader:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is judged by whoever decodes
+            Image.MAX_IMAGE_PIXELS = None  # the limit is that of the config
             with Image.open(io.BytesIO(data), formats=formats()) as image:
                 width, height = image.size
                 if image.format == "TIFF":  # whose size Pillow gives upright

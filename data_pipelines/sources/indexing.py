@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from data_pipelines.errors import DataError
 from data_pipelines.io import paths
 from data_pipelines.io.storage import patiently
 from data_pipelines.sources.formats.registry import FORMATS
@@ -58,6 +59,8 @@ def make_index(shard: Shard, stamp: str = "") -> ShardIndex:
 
 
 def _scanned(shard: Shard, stamp: str) -> ShardIndex:
+    if shard.fault:
+        raise DataError(shard.fault)
     form, builder = FORMATS[shard.kind], IndexBuilder()
     contents = form.contents(shard)
     form.scan(shard, builder)

@@ -9,14 +9,14 @@ from data_pipelines.io.storage import Questions
 from data_pipelines.sources.indices.shard_index import UNASKED
 
 
-def ask(questions: Questions, read: Callable[[], bytes], missing: str) -> bytes:
-    """What ``read`` gives.
+def ask(questions: Questions, read: Callable[[], bytes], missing: str, host: str = "") -> bytes:
+    """What ``read`` gives; ``host``: see ``Questions.ask``.
 
     Raises BadSample ``missing`` if storage says that there is no such file, BadSample ``UNASKED`` if it does not answer
     for this one, and StorageError if it does not answer at all.
     """
     try:
-        return questions.ask(read)
+        return questions.ask(read, host)
     except ValueError as error:  # a NUL character in the path
         raise BadSample(missing, detail=str(error)) from None
     except StorageError as error:

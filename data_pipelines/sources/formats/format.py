@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from data_pipelines.errors import DataError, StorageError
 from data_pipelines.io import blobs, paths
 from data_pipelines.io.digests import digest
 from data_pipelines.records import names
@@ -86,8 +87,13 @@ class FileFormat:
         yield from ((self.converted(path, options), Share()) for path in paths)
 
     def converted(self, path: str, options: Mapping[str, Any]) -> Shard:
-        """The shard of a path, or of what it had to be converted to. Raises DataError, StorageError."""
-        place = converted(path, self.kind)
+        """The shard of a path, or of what it had to be converted to."""
+        try:
+            place = converted(path, self.kind)
+        except StorageError:  # whoever reads the shard finds out, and waits
+            return self.shard(path, options)
+        except DataError as error:
+            return dataclasses.replace(self.shard(path, options), fault=str(error))
         if place != path and not options.get("image_root"):
             options = {**options, "image_root": paths.parent(path)}
         return self.shard(place, options)

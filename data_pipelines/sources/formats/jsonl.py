@@ -16,8 +16,11 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import random
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,7 @@ from data_pipelines.errors import BadSample, StorageError
 from data_pipelines.io import blobs, paths
 from data_pipelines.io.digests import digest, hash64
 from data_pipelines.io.json_lines import lines
+from data_pipelines.io.processes import ahead
 from data_pipelines.io.storage import Questions, patiently
 from data_pipelines.records import image_header
 from data_pipelines.records.layouts import from_record, parse, record_id
@@ -44,7 +48,10 @@ _IMAGE_FIELD = re.compile(
     rb'"(?:(?:image|img|pic|photo)\w{0,20}|file_?name|url)"\s{0,100}:\s{0,100}("(?:[^"\\]|\\.)*"|\[[^\[\]{}]*\])'
 )
 _LONGEST_PATH = 4096  # a longer one is the image itself
+_FETCHES = 32  # records whose remote images are asked for at a time
+_PROGRESS_SECONDS = 60.0
 _SAMPLED = 1 << 14  # bytes searched for an image's path
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +106,13 @@ class JsonlFormat(FileFormat):
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """Reads each image once. Keys are numbers of lines (or elements), from 1."""
-        questions = Questions()
         with blobs.scan_view(shard.path) as view:
             if is_list(view):
                 elements = ((number, *place) for number, place in enumerate(list_elements(view, builder.problems), 1))
             else:
                 elements = lines(view)
-            for number, offset, length in elements:
-                builder.add(_draft(shard, view, questions, number, offset, length))
+            for draft in _drafts(shard, view, elements):
+                builder.add(draft)
 
     def ask_again(self, shard: Shard, index: ShardIndex, builder: IndexBuilder) -> None:
         """Reads the images of those samples only."""
@@ -117,7 +123,7 @@ class JsonlFormat(FileFormat):
             for row in range(len(index)):
                 if row in unasked:
                     place = int(index.keys[row]), int(offsets[row]), int(lengths[row])
-                    builder.add(_draft(shard, view, questions, *place))
+                    builder.add(_draft(shard, questions, *place, _record(view, *place)))
                 else:
                     builder.copy(index, row)
 
@@ -135,13 +141,40 @@ class JsonlFormat(FileFormat):
         return dataclasses.replace(record if text else RawSample(), images=found)
 
 
-def _draft(shard: Shard, view: blobs.ScanView, questions: Questions, number: int, offset: int, length: int) -> Draft:
-    small = length <= MAX_TEXT_BYTES
-    draft = Draft(str(number), text=TextPart(offset, length if small else 0, Form.JSON))
+def _drafts(shard: Shard, view: blobs.ScanView, elements: Iterator[tuple[int, int, int]]) -> Iterator[Draft]:
+    """What is found out about each element; remote images are asked for in parallel, with a line of progress a minute.
+
+    Raises StorageError.
+    """
+    questions = Questions()
+    calls = ((shard, questions, *element, _record(view, *element)) for element in elements)
+    if not paths.is_remote(root_of(shard)) and b"://" not in view.read(0, _SAMPLED):
+        yield from (_draft(*call) for call in calls)
+        return
+    lost: Counter[str] = Counter()
+    said = time.monotonic()
+    for number, future in enumerate(ahead(_draft, calls, _FETCHES), 1):
+        draft = future.result()
+        lost.update([draft.reason] if draft.reason else [])
+        yield draft
+        if time.monotonic() - said >= _PROGRESS_SECONDS:
+            said = time.monotonic()
+            _log.warning(
+                "%s: %d records and their images read; not usable: %s", shard.path, number, dict(lost) or "none"
+            )
+
+
+def _record(view: blobs.ScanView, number: int, offset: int, length: int) -> bytes | None:
+    """The bytes of an element; None if it is too large."""
+    return view.read(offset, length) if length <= MAX_TEXT_BYTES else None
+
+
+def _draft(shard: Shard, questions: Questions, number: int, offset: int, length: int, record: bytes | None) -> Draft:
+    draft = Draft(str(number), text=TextPart(offset, 0 if record is None else length, Form.JSON))
     with draft.judged():
-        if not small:
-            raise BadSample("text_too_large")
-        value = parse_json(view.read(offset, length))
+        if record is None:
+            raise BadSample("text_too_large", detail=f"{length} bytes, at most {MAX_TEXT_BYTES} are read")
+        value = parse_json(record)
         draft.scores, draft.origin = scores_of(value), origin_of(value)
         draft.id = record_id(value)
         draft.record = from_record(value, reading_of(shard.options, draft.key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from data_pipelines.io import blobs, paths
@@ -23,8 +24,12 @@ def new_images(shard: Shard, refs: Sequence[Reference], questions: Questions) ->
     """The images, to be indexed. Raises BadSample "missing_image", ``UNASKED`` or "image_too_many_bytes"."""
     images = []
     for ref in refs:
-        path = "" if isinstance(ref, bytes) else paths.join(root_of(shard), ref)
-        images.append(ref if isinstance(ref, bytes) else ask(questions, lambda path=path: _read(path), "missing_image"))
+        if isinstance(ref, bytes):
+            images.append(ref)
+        else:
+            path = paths.join(root_of(shard), ref)
+            read = functools.partial(_read, path)
+            images.append(ask(questions, read, "missing_image", paths.web_host(path)))
         image_header.check_length(len(images[-1]))
     return images
 

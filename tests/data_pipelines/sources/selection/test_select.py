@@ -8,6 +8,7 @@ import pytest
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder
 from data_pipelines.sources.selection.filters import Filters
 from data_pipelines.sources.selection.select import Selection, repeat, select, unique
+from data_pipelines.sources.selection.share import Share
 
 
 def index_of(*drafts: Draft):
@@ -22,7 +23,7 @@ def index_of(*drafts: Draft):
 )
 def test_repeats(times: float, rows: list[int]) -> None:
     selection = Selection(index_of(), np.array([4, 5, 7, 9]))
-    assert repeat(selection, times).rows.tolist() == rows
+    assert repeat(selection, Share(times)).rows.tolist() == rows
 
 
 def test_only_usable_samples_that_pass_are_offered() -> None:
