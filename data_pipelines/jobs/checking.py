@@ -20,6 +20,7 @@ from data_pipelines.io.processes import in_processes
 from data_pipelines.io.storage import Patience, set_patience
 from data_pipelines.jobs.arguments import Faults, patience
 from data_pipelines.records.raw_sample import Form, RawSample
+from data_pipelines.sources.containers.members import IGNORED
 from data_pipelines.sources.finding import shard_names, shards_of
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indexed import IndexedSource
@@ -211,7 +212,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             faults.add(result.path, result.fault)
             samples += result.samples
             for problem in result.problems:
-                problems += 1
+                problems += not problem.startswith(IGNORED)
                 print(f"{result.path}: {problem}")
                 report.write(json.dumps({"shard": result.path, "problem": problem}) + "\n")
             for sample in result.bad:

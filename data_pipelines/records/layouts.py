@@ -64,7 +64,9 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
     Raises BadSample: "no_caption", "empty_text", "caption_not_utf8", "bad_conversation", "nothing_to_train",
     "image_count_mismatch", "bad_image_field", "unread_image_field", "unread_video", "unread_audio".
     """
-    lowered = {name.lower(): value for name, value in record.items()} | dict(record)
+    lowered = (
+        record if all(map(str.islower, record)) else {name.lower(): record[name] for name in record} | dict(record)
+    )
     fields = list(image_fields(lowered, reading.image_fields)) if reading.images is None else []
     interleaved = _interleaved(lowered)
     conversation = next((lowered[name] for name in names.CONVERSATION_FIELDS if given(lowered.get(name))), None)
@@ -151,7 +153,7 @@ def _one(caption: Any, reading: Reading) -> Any:
     if isinstance(caption, list | tuple):
         texts = [text for item in caption if isinstance(text := _one(item, reading), str) and text.strip()]
         return texts[hash64(f"{reading.seed} {reading.key}".encode()) % len(texts)] if texts else None
-    if isinstance(caption, Mapping):
+    if isinstance(caption, dict):
         return next((caption[name] for name in (*names.CAPTION_FIELDS, "raw") if given(caption.get(name))), None)
     return caption
 
@@ -162,9 +164,9 @@ def question_and_answer(record: Mapping[str, Any]) -> list[Any] | None:
     answer = next((record[name] for name in names.ANSWER_FIELDS if given(record.get(name))), None)
     if question is None or answer is None:
         return None
-    if isinstance(question, list) and isinstance(answer, list) and all(isinstance(t, Mapping) for t in question):
+    if isinstance(question, list) and isinstance(answer, list) and all(isinstance(t, dict) for t in question):
         return [*question, *answer]  # TRL's prompt and completion
-    if isinstance(question, Mapping):  # by language
+    if isinstance(question, dict):  # by language
         question = next((text for text in question.values() if isinstance(text, str)), "")
     if not isinstance(question, str):
         raise BadSample("bad_conversation", detail=f"the question is a {type(question).__name__}")
@@ -190,7 +192,7 @@ def _choices(record: Mapping[str, Any]) -> dict[str, str]:
                 value = ast.literal_eval(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 value = None
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {str(letter): str(choice) for letter, choice in value.items() if given(choice)}
     return dict(zip(string.ascii_uppercase, map(str, value))) if isinstance(value, list | tuple) else {}
 
@@ -200,7 +202,7 @@ def _answer(answer: Any, letters: Sequence[str]) -> str:
     if isinstance(answer, list | tuple):
         texts = [_answer(item, letters) for item in answer if given(item)]
         return Counter(texts).most_common(1)[0][0]
-    if isinstance(answer, Mapping):
+    if isinstance(answer, dict):
         inner = (answer[name] for name in ("answer", "text", "value") if given(answer.get(name)))
         return _answer(next(inner, ""), letters)
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(letters):

@@ -20,7 +20,7 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\
 _HELD = ("bytes", "data", "base64", "b64", "image_bytes", "raw")  # keys of a struct that holds the image itself
 _NAMED = ("path", "url", "file_name", "filename", "file", "src", "uri", "image_url", "image", "image_path", "name")
 _LONGEST_PATH = 4096
-_HOLDERS = (str, bytes, list, tuple, Mapping)
+_HOLDERS = (str, bytes, list, tuple, dict)
 _TEXTS = frozenset(
     [
         *(*names.CAPTION_FIELDS, *names.CONVERSATION_FIELDS, *names.QUESTION_FIELDS, *names.ANSWER_FIELDS),
@@ -33,7 +33,7 @@ def given(value: Any) -> bool:
     """Whether a field holds anything: tables fill what a row lacks with null, NaN, "", [] or structs of nulls."""
     if value is None or (isinstance(value, float) and value != value):
         return False
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(map(given, value.values()))
     if isinstance(value, list | tuple):
         return any(map(given, value))
@@ -46,7 +46,7 @@ def references(value: Any, inner: bool = False) -> list[Reference]:
         return [_of_text(value)]
     if isinstance(value, bytes | bytearray | memoryview):
         return [bytes(value)]
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return [_of_struct(value)]
     if isinstance(value, list | tuple):
         if len(value) > 60 and all(isinstance(item, int) and 0 <= item < 256 for item in value):
@@ -81,7 +81,7 @@ def _decoded(text: str) -> bytes:
 
 def _of_struct(value: Mapping[str, Any]) -> Reference:
     source = value.get("source")
-    if isinstance(source, Mapping):
+    if isinstance(source, dict):
         return _of_struct(source)
     for key in _HELD:
         if given(held := value.get(key)):
@@ -94,16 +94,30 @@ def _of_struct(value: Mapping[str, Any]) -> Reference:
 
 def image_fields(record: Mapping[str, Any], fields: Sequence[str] = names.IMAGE_FIELDS) -> Iterator[tuple[str, Any]]:
     """(name, value) of the filled fields that hold images; ``record`` has names in lower case."""
-    for name in fields:
-        if name in record and given(record[name]):
+    places = _places(tuple(fields))
+    for _, name in sorted((places[name], name) for name in record.keys() & places.keys()):
+        if given(record[name]):
             yield name, record[name]
-    numbered = sorted((int(found.group(1)), name) for name in record if (found := names.NUMBERED_IMAGE.fullmatch(name)))
+    numbered = sorted((number, name) for name in record if (number := _number(name)) >= 0)
     if values := [record[name] for _, name in numbered if given(record[name])]:
         yield numbered[0][1], values
     for name in names.FILE_FIELDS:
         value = record.get(name)
         if isinstance(value, str) and names.IMAGE_NAME.search(value):
             yield name, value
+
+
+@functools.lru_cache
+def _places(fields: tuple[str, ...]) -> dict[str, int]:
+    """The rank of each field."""
+    return {name: place for place, name in reversed(list(enumerate(fields)))}
+
+
+@functools.lru_cache(maxsize=4096)
+def _number(name: str) -> int:
+    """Of a numbered image field; -1 for other fields."""
+    found = names.NUMBERED_IMAGE.fullmatch(name)
+    return int(found.group(1)) if found else -1
 
 
 @functools.lru_cache(maxsize=4096)
@@ -139,7 +153,7 @@ def _path_in(value: Any) -> str:
     """The path in a field, a list or a struct that holds one; "" if it holds none."""
     while isinstance(value, list | tuple) and value:
         value = value[0]
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         value = next((value[key] for key in _NAMED if isinstance(value.get(key), str)), "")
     is_path = isinstance(value, str) and len(value) <= _LONGEST_PATH and value.count(" ") < 3 and "\n" not in value
     return value if is_path else ""
@@ -148,7 +162,7 @@ def _path_in(value: Any) -> str:
 def _looks_like_an_image(value: Any) -> bool:
     while isinstance(value, list | tuple) and value:
         value = value[0]
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         held = next((value[key] for key in _HELD if given(value.get(key))), None)
         return _looks_like_an_image(held) if held is not None else bool(names.IMAGE_NAME.search(_path_in(value)))
     if isinstance(value, bytes):

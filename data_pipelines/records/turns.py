@@ -28,7 +28,7 @@ def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...],
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise BadSample("bad_conversation", detail=f"neither a list of turns nor JSON of one ({error})") from None
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list | tuple) or not value:
         raise BadSample("bad_conversation", detail="conversations must be a list with at least one turn")
@@ -45,9 +45,13 @@ def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...],
 
 def _turns_of(item: Any, places: list[Place]) -> list[Turn]:
     """One turn, or the two of a question with its answer."""
+    if type(item) is dict:  # as most are: without looking at all spellings
+        role, text = item.get("from"), item.get("value")
+        if type(role) is str and type(text) is str and role in names.ROLES:
+            return [(names.ROLES[role], text)]
     if isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(text, str) for text in item):
         return [("human", item[0]), ("gpt", item[1])]
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise BadSample("bad_conversation", detail=f"turn is a {type(item).__name__}")
     role = next((item[name] for name in names.ROLE_FIELDS if given(item.get(name))), None)
     if role is None and (pair := _pair(item)):
@@ -73,12 +77,12 @@ def _content(content: Any, places: list[Place]) -> str:
     """The text of a turn; the images of typed content are added to ``places``, and ``<image>`` stands for each."""
     if isinstance(content, str):
         return content
-    parts = [content] if isinstance(content, Mapping) else content
+    parts = [content] if isinstance(content, dict) else content
     if not isinstance(parts, list | tuple):
         parts = [_string(content, "turn text")]
     texts: list[tuple[str, bool]] = []  # with whether it is the mark of an image
     for part in parts:
-        if isinstance(part, Mapping):
+        if isinstance(part, dict):
             texts.append(_part(part, places))
         elif part is not None:
             texts.append((_string(part, "a part of a turn"), False))

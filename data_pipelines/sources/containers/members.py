@@ -28,6 +28,7 @@ _MASKS = frozenset(
         *("edge", "edges", "canny", "saliency"),
     ]
 )
+IGNORED = "ignored: "  # how a problem begins that is none: what has been left out on purpose
 _JUNK = ("/._", "/.DS_Store", "/Thumbs.db", "/desktop.ini", "/__MACOSX/")
 
 
@@ -157,7 +158,7 @@ def group_members(
     masks += [f"{group.key}.{extension}" for group in result for extension in group.masks]
     for what, names in ignored.items():
         if names and problems is not None:
-            problems.append(f"ignored: {len(names)} files {what}, such as {names[0]}")
+            problems.append(f"{IGNORED}{len(names)} files {what}, such as {names[0]}")
     return result
 
 
