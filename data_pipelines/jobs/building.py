@@ -192,7 +192,7 @@ def source_spec(patterns: Sequence[str], kind: str | None, options: Mapping[str,
     if any(shard.encoding for shard in shards):
         raise DataError("max_dynamic_patch and data_augment of a meta file cannot be built in: build its sets alone")
     same = len({shard.options for shard in shards}) == 1  # not so where a meta file gives each annotation its own root
-    spec = {"kind": kinds[0], "paths": [shard.path for shard in shards] if same else list(patterns)}
+    spec = {"kind": kinds[0], "paths": [shard.source for shard in shards] if same else list(patterns)}
     spec |= shards[0].options.given() if same else {}
     given = {name: options[name] for name in ("captions", "filters", "index_dir") if options.get(name)}
     return {**spec, **given}

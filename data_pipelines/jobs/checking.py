@@ -114,12 +114,12 @@ def check_shard(shard: Shard, settings: CheckSettings) -> ShardCheck:
     try:
         return _checked(shard, builder)
     except StorageError as error:
-        return ShardCheck(shard.path, fault=error)
+        return ShardCheck(shard.source, fault=error)
 
 
 def _checked(shard: Shard, builder: SampleBuilder) -> ShardCheck:
     """As ``check_shard``; raises StorageError."""
-    result = ShardCheck(shard.path)
+    result = ShardCheck(shard.source)
     try:
         shard = with_mark(shard)
         index = make_index(shard)
@@ -188,14 +188,14 @@ def _build_image(source: IndexedSource, builder: SampleBuilder, index: ShardInde
 
 def check_shards(shards: Sequence[Shard], settings: CheckSettings, workers: int = 1) -> Iterator[ShardCheck]:
     """Results of all shards in order, made by ``workers`` processes."""
-    names = shard_names([shard.path for shard in shards])
+    names = shard_names([shard.source for shard in shards])
     shards = [dataclasses.replace(shard, name=name) for shard, name in zip(shards, names)]
     if workers <= 1 or len(shards) <= 1:
         yield from (check_shard(shard, settings) for shard in shards)
         return
     results = in_processes(check_shard, [(shard, settings) for shard in shards], workers)
     for shard, result in zip(shards, results):
-        yield result or ShardCheck(shard.path, problems=["unreadable: the reading process died (out of memory?)"])
+        yield result or ShardCheck(shard.source, problems=["unreadable: the reading process died (out of memory?)"])
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

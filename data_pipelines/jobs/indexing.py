@@ -43,10 +43,10 @@ def report_shard(
     try:
         index, made = load_or_make(shard, index_dir, force)
     except StorageError as error:
-        return ShardReport(shard.path, fault=error)
+        return ShardReport(shard.source, fault=error)
     except DataError as error:
-        return ShardReport(shard.path, problems=[f"unreadable: {error}"])
-    return ShardReport(shard.path, len(index), len(index.usable), index.dropped(), index.problems, made)
+        return ShardReport(shard.source, problems=[f"unreadable: {error}"])
+    return ShardReport(shard.source, len(index), len(index.usable), index.dropped(), index.problems, made)
 
 
 def index_shards(
@@ -62,7 +62,7 @@ def index_shards(
         return
     reports = in_processes(report_shard, [(shard, index_dir, force, patience) for shard in shards], workers)
     for shard, report in zip(shards, reports):
-        yield report or ShardReport(shard.path, problems=["unreadable: the indexing process died (out of memory?)"])
+        yield report or ShardReport(shard.source, problems=["unreadable: the indexing process died (out of memory?)"])
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -94,4 +94,5 @@ def shard_names(shards: Sequence[str]) -> list[str]:
 
 
 def _stem(name: str) -> str:
+    name = paths.join(paths.parent(name), plain_name(name))
     return name.removesuffix(".tar").removesuffix(".parquet").removesuffix(".array_record")

@@ -139,7 +139,7 @@ def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
     captions = open_captions(spec["captions"]) if spec.get("captions") else None
     options = {**spec, "hash_images": True} if "unique_images" in filters.options else spec
     found = list(format.find(paths.expand(spec["paths"]), options))
-    names = shard_names([shard.path for shard, _ in found])
+    names = shard_names([shard.source for shard, _ in found])
     shards = [dataclasses.replace(shard, name=shard_name) for (shard, _), shard_name in zip(found, names)]
     offer = _Offer(shards, [share for _, share in found], filters, captions, spec.get("index_dir"), ask_again)
     columns, header = offer.table()
@@ -247,7 +247,7 @@ class _Offer:
         builder = table.TableBuilder(make_folder)
         for shard, index, selection in self._selections(dropped):
             if index.problems:
-                problems[shard.path] = index.problems
+                problems[shard.source] = index.problems
             for part in (shard.name, index.meta["digest"], selection.rows.tobytes()):
                 content.add(part)
             if shard.encoding:

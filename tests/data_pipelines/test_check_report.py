@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -83,3 +84,12 @@ def test_errors_say_why_every_sample_is_bad(tmp_path: Path, golden_dir: Path) ->
         DataError, match=r"see data.visual_tokens and data.text_tokens\): too_long 1, e\.g\. c\.jsonl:1"
     ):
         packed(settings, tmp_path).batch(0)
+
+
+def test_a_shard_that_cannot_be_converted_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(encoded())
+    write_jsonl(tmp_path / "good.jsonl", {"image": "x.jpg", "conversations": TALK})
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "words"}' * 99)[:-9])
+    code = check.main([str(tmp_path / "*.jsonl*"), f"--report={tmp_path / 'report'}", "--strict"])
+    (found,) = map(json.loads, (tmp_path / "report").read_text().splitlines())
+    assert code == 1 and "cut.jsonl.gz: not a whole gzip file" in found["problem"]

@@ -94,9 +94,10 @@ class FileFormat:
             return self.shard(path, options)
         except DataError as error:
             return dataclasses.replace(self.shard(path, options), fault=str(error))
-        if place != path and not options.get("image_root"):
-            options = {**options, "image_root": paths.parent(path)}
-        return self.shard(place, options)
+        if place == path:
+            return self.shard(path, options)
+        root = options.get("image_root") or paths.parent(path)
+        return dataclasses.replace(self.shard(place, {**options, "image_root": root}), origin=path)
 
     def shard(self, path: str, options: Mapping[str, Any]) -> Shard:
         names = {field.name for field in dataclasses.fields(self.options)}

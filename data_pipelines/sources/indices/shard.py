@@ -26,6 +26,7 @@ class Shard:
       name: its part of the samples' keys; empty as long as it is not part of a source.
       mark: the stamp of a local file when its index was opened; empty = it is not compared.
       content: the ``content_mark`` of a local file when it was indexed; empty = it is not compared.
+      origin: the file that it was converted from; empty = itself.
       fault: why it could not be converted to a form that can be read; empty = it could, or need not.
       max_tiles: most tiles of its images, 0 = as the config says. jpeg_augment: as if the config said it of this shard.
     """
@@ -36,9 +37,15 @@ class Shard:
     name: str = ""
     mark: str = ""
     content: str = ""
+    origin: str = ""
     fault: str = ""
     max_tiles: int = 0
     jpeg_augment: bool = False
+
+    @property
+    def source(self) -> str:
+        """The file that people know it by."""
+        return self.origin or self.path
 
     @property
     def encoding(self) -> str:

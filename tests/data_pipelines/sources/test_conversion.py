@@ -160,3 +160,16 @@ def test_what_cannot_be_converted_is_named(folder: Path, name: str, data: bytes,
     with pytest.raises(DataError, match=message):
         opened(folder / name)
     assert not list((folder.parent / "cache").rglob("*.tmp"))
+
+
+def test_identity_does_not_depend_on_places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of equal names in several folders, and the same set elsewhere."""
+    found = []
+    for place in ("one", "two"):
+        for name in "ab":
+            (folder / place / name).mkdir(parents=True)
+            (folder / place / name / "x.csv.gz").write_bytes(gzip.compress(b"text\nwords\n"))
+        source = open_source({"kind": "jsonl", "paths": str(folder / place / "*" / "x.csv.gz")})
+        assert [source.key(number) for number in range(2)] == ["a/x.csv:1", "b/x.csv:1"]
+        found.append(source.fingerprint())
+    assert found[0] == found[1]
