@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipelines.errors import BadSample, DataError
-from data_pipelines.records.raw_sample import from_object
+from data_pipelines.records.layouts import Reading, from_record
 from mono_jax.evaluation.benchmarks.reading import columns
 from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
 from mono_jax.evaluation.benchmarks.reading.rows import Row
@@ -131,7 +131,7 @@ def box(row: Row, pictures: tuple[Picture, ...]) -> Example:
 def conversation(row: Row, pictures: tuple[Picture, ...]) -> Example:
     """A LLaVA record: turns up to the last answer, which is right. "kind" is its category."""
     try:
-        record = from_object(row.values)
+        record = from_record(row.values, Reading(images=len(pictures)))
     except BadSample as error:
         raise DataError(f"{row.place}: {error.reason} {error.detail}: a LLaVA record is needed") from None
     turns = record.conversations
