@@ -210,6 +210,8 @@ def _marks(shard: Shard, mark: Callable[[str], str]) -> list[str]:
     names, questions, marks = random.Random(0).sample(names, min(most, len(names))), Questions(), []
     for name in names:
         path = paths.join(root_of(shard), name)
+        if paths.web_host(path) and not paths.is_remote(shard.path):
+            continue  # the web is not asked for marks of single images
         try:
             marks.append(questions.ask(functools.partial(mark, path)))
         except ValueError:  # a NUL character in the path

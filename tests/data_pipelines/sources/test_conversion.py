@@ -82,8 +82,8 @@ def test_one_object_is_one_record(folder: Path) -> None:
 
 
 def test_a_long_wrapped_line(folder: Path) -> None:
-    (folder / "a.json").write_text(json.dumps({"version": "1", "data": RECORDS * 20_000}))
-    assert len(opened(folder / "a.json")) == 60_000
+    (folder / "a.json").write_text(json.dumps({"version": "1", "data": RECORDS * 2_000}))
+    assert len(opened(folder / "a.json")) == 6_000
 
 
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
