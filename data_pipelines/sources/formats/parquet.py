@@ -7,6 +7,7 @@ rewritten once by ``data_pipelines.build``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -103,12 +104,13 @@ class ParquetFormat(FileFormat):
         from data_pipelines.sources.containers.parquet import forget_readers
 
         forget_readers()
+        _kept_layout.cache_clear()
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         """All requested columns in one read: images may be in, or in the order of, the text."""
-        from data_pipelines.sources.containers.parquet import read_row, schema
+        from data_pipelines.sources.containers.parquet import read_row
 
-        layout = _layout_of(shard, schema(shard.path))
+        layout = _kept_layout(shard)
         images = images and entry.image_count > 0
         columns = tuple(dict.fromkeys([*(layout.texts if text or images else ()), *(layout.images if images else ())]))
         value = read_row(shard.path, entry.row, columns) if columns else {}
@@ -124,6 +126,13 @@ class ParquetFormat(FileFormat):
             record = RawSample(image_refs=tuple(_refs(value, layout)))
         found = indexed_images(shard, record.image_refs, [length for _, length in entry.image_places()])
         return dataclasses.replace(record if text else RawSample(), images=found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_layout(shard: Shard) -> _Layout:
+    from data_pipelines.sources.containers.parquet import schema
+
+    return _layout_of(shard, schema(shard.path))
 
 
 def _is_id(field: pa.Field) -> bool:
