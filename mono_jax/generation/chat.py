@@ -33,6 +33,8 @@ from mono_jax.storage.places import Place
 from mono_jax.weights.model_folder import find_model, load_model, local_files, model_config, read_origin
 from mono_jax.weights.prompt_format import PromptFormat
 
+PROMPT_FLAGS = ("template", "system_message", "max_tiles")  # of commands; None = as the model's folder says
+
 
 @dataclasses.dataclass
 class Answer:
@@ -196,7 +198,7 @@ def open_model(args: Any, model: str, mesh: Mesh | None) -> Opened:
     files = local_files(folder)
     tokenizer = _open_tokenizer(args.tokenizer or files)
     config, params = load_model(folder, shardings=mesh, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
-    form = prompt_format(folder, **{name: getattr(args, name) for name in ("template", "system_message", "max_tiles")})
+    form = prompt_format(folder, **{name: getattr(args, name) for name in PROMPT_FLAGS})
     generator = Generator(config, params, args.dtype, max_length=args.max_length, mesh=mesh)
     return Opened(generator, tokenizer, form, folder, files)
 

@@ -14,6 +14,7 @@ from data_pipelines.encoding.tiling import Tiling, patch_cells
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from mono_jax.evaluation.benchmarks.reading.example import Example
+from mono_jax.generation.chat import end_tokens
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
@@ -31,12 +32,12 @@ class Asker:
         tokenizer: Tokenizer,
         chat: ChatEncoder,
         tiling: Tiling,
-        stop_tokens: Sequence[int],
         limits: ImageLimits | None = None,
+        pixel_path: str = "exact",
     ):
-        """``stop_tokens``: any of them ends an answer."""
-        self._generator, self._tokenizer, self._chat = generator, tokenizer, chat
-        self._tiling, self._stops, self._limits = tiling, tuple(stop_tokens), limits or ImageLimits()
+        self._generator, self._tokenizer, self._chat, self._tiling = generator, tokenizer, chat, tiling
+        self._limits, self._pixel_path = limits or ImageLimits(), pixel_path
+        self._stops = tuple(sorted(end_tokens(tokenizer)))
 
     def prompt(self, example: Example) -> Prompt:
         """Ids and pixels, by the code that makes training samples. Raises DataError that names the example."""
@@ -44,7 +45,7 @@ class Asker:
         patches = []
         for picture in example.pictures:
             try:
-                patches.append(image_patches(picture.read(), tiling, self._limits))
+                patches.append(image_patches(picture.read(), tiling, self._limits, self._pixel_path))
             except BadSample as error:
                 bad = BadSample(error.reason, picture.name, error.detail)
                 raise DataError(f"example {example.id}, {bad}: replace the picture") from None
@@ -61,7 +62,6 @@ class Asker:
         self, examples: Sequence[Example], max_new_tokens: int, batch_size: int
     ) -> Iterator[list[tuple[Example, str]]]:
         """Batch after batch of examples with their answers, in an order of their own."""
-        sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=self._stops)
         size = WINDOW * batch_size
         with ThreadPoolExecutor(_THREADS) as pool:
             windows = [examples[start : start + size] for start in range(0, len(examples), size)]
@@ -70,12 +70,19 @@ class Asker:
                 prompts = [each.result() for each in coming or ()]
                 following = windows[number + 1 : number + 2]
                 coming = _submit(pool, self.prompt, following[0]) if following else None
-                order = np.argsort([len(prompt.input_ids) for prompt in prompts], kind="stable")
-                for start in range(0, len(order), batch_size):
-                    part = order[start : start + batch_size]
-                    generated = self._generator.generate([prompts[i] for i in part], sampling)
-                    texts = [self._tokenizer.decode(each.tokens).strip() for each in generated]
-                    yield [(window[i], text) for i, text in zip(part, texts)]
+                for part in self.generate(prompts, max_new_tokens, batch_size):
+                    yield [(window[i], text) for i, text in part]
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int
+    ) -> Iterator[list[tuple[int, str]]]:
+        """Batch after batch of (number of a prompt, answer); prompts of similar length share one."""
+        sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=self._stops)
+        order = np.argsort([len(prompt.input_ids) for prompt in prompts], kind="stable")  # padded to the longest
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            generated = self._generator.generate([prompts[i] for i in part], sampling)
+            yield [(int(i), self._tokenizer.decode(each.tokens).strip()) for i, each in zip(part, generated)]
 
 
 def _submit(pool: ThreadPoolExecutor, function: Callable[[Example], Prompt], window: Sequence[Example]) -> list:

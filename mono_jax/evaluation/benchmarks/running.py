@@ -26,7 +26,7 @@ from mono_jax.evaluation.benchmarks.scoring import Scored, differences
 from mono_jax.evaluation.judges import find_judge
 from mono_jax.evaluation.metrics.judged import Memory
 from mono_jax.evaluation.metrics.registry import JUDGED
-from mono_jax.generation.chat import Opened, end_tokens, open_model, tiling_of
+from mono_jax.generation.chat import PROMPT_FLAGS, Opened, open_model, prompt_format, tiling_of
 from mono_jax.parallel.agreement import barrier, first_process_first, together
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.storage.places import Place
@@ -92,7 +92,7 @@ def _answers(
 ) -> list[tuple[Task, dict[str, str]]]:
     """The answers of one model to all tasks; the model is loaded only if any is missing."""
     opened, known = None, identity(find_model(model))
-    form = open_form(args, find_model(model))
+    form = prompt_format(find_model(model), **{name: getattr(args, name) for name in PROMPT_FLAGS})
     found = []
     for task in tasks:
         decides = {
@@ -130,18 +130,11 @@ def _answers(
     return found
 
 
-def open_form(args: Any, folder: Place) -> Any:
-    """The prompt format that the model is asked in."""
-    from mono_jax.generation.chat import prompt_format
-
-    return prompt_format(folder, **{name: getattr(args, name) for name in ("template", "system_message", "max_tiles")})
-
-
 def asker_of(opened: Opened) -> Asker:
     """Greedy answers in the model's own prompt format."""
     chat = ChatEncoder(opened.tokenizer, opened.form.template, opened.form.system_message)
     tiling = tiling_of(opened.generator.config, opened.form)
-    return Asker(opened.generator, opened.tokenizer, chat, tiling, sorted(end_tokens(opened.tokenizer)))
+    return Asker(opened.generator, opened.tokenizer, chat, tiling)
 
 
 def identity(folder: Place) -> str:
