@@ -9,15 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_pipelines.encoding.patches import image_patches
 from data_pipelines.encoding.samples import SampleBuilder
-from data_pipelines.encoding.tiling import patch_cells
 from data_pipelines.errors import DataError
-from data_pipelines.special_tokens import END_TOKENS
+from mono_jax.evaluation.benchmarks.answering import Asker
+from mono_jax.evaluation.metrics.short_answers import same
 from mono_jax.generation.decode import Generator
-from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.parallel.agreement import together
 
@@ -52,12 +48,8 @@ def read_questions(path: str | Path, image_root: str | Path) -> list[Question]:
 
 
 def to_prompt(builder: SampleBuilder, question: Question) -> Prompt:
-    """Ids and pixels, made by the very code that makes training samples."""
-    patches = image_patches(
-        question.image.read_bytes(), builder.tiling, builder.limits, builder.config.pixel_path, None
-    )
-    ids, _ = builder.chat.conversation(question.turns, [len(patches)], answer=True)
-    return Prompt(ids, patches, patch_cells(builder.geometry, len(patches)))
+    """Ids and pixels, made by the very code that makes training samples. Raises BadSample or OSError."""
+    return _asker(None, builder).ask(question.turns, [(question.image.name, question.image.read_bytes())])
 
 
 def answer(
@@ -68,19 +60,18 @@ def answer(
     batch: int = BATCH,
 ) -> list[str]:
     """Greedy answers, in the order of the questions; ``batch`` of them at once."""
-    tokenizer = builder.tokenizer
-    stops = [*(tokenizer.id(name) for name in END_TOKENS), tokenizer.eos]
-    sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=tuple(s for s in stops if s is not None))
     with together():
         prompts = [to_prompt(builder, question) for question in questions]
-    # Prompts of similar length together: a batch is padded to its longest.
-    order = np.argsort([len(prompt.input_ids) for prompt in prompts], kind="stable")
     answers = [""] * len(prompts)
-    for start in range(0, len(order), batch):
-        part = order[start : start + batch]
-        for index, result in zip(part, generator.generate([prompts[i] for i in part], sampling)):
-            answers[index] = tokenizer.decode(result.tokens).strip()
+    for part in _asker(generator, builder).generate(prompts, max_new_tokens, batch):
+        for number, text in part:
+            answers[number] = text
     return answers
+
+
+def _asker(generator: Generator | None, builder: SampleBuilder) -> Asker:
+    pixel_path = builder.config.pixel_path
+    return Asker(generator, builder.tokenizer, builder.chat, builder.tiling, builder.limits, pixel_path)
 
 
 def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Any]:
@@ -92,7 +83,7 @@ def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, An
 
     def scores(pairs: list[tuple[str, str]]) -> dict[str, Any]:
         truths = collections.Counter(truth for truth, _ in pairs)
-        right = sum(truth.strip().lower() == given.strip().lower() for truth, given in pairs)
+        right = sum(same(truth, given) for truth, given in pairs)
         common, times = truths.most_common(1)[0]
         count = len(pairs)
         return {"accuracy": right / count, "majority": times / count, "majority_answer": common, "questions": count}

@@ -28,31 +28,35 @@ class Asker:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Generator | None,
         tokenizer: Tokenizer,
         chat: ChatEncoder,
         tiling: Tiling,
         limits: ImageLimits | None = None,
         pixel_path: str = "exact",
     ):
+        """``generator``: None = only prompts are made."""
         self._generator, self._tokenizer, self._chat, self._tiling = generator, tokenizer, chat, tiling
         self._limits, self._pixel_path = limits or ImageLimits(), pixel_path
         self._stops = tuple(sorted(end_tokens(tokenizer)))
 
     def prompt(self, example: Example) -> Prompt:
         """Ids and pixels, by the code that makes training samples. Raises DataError that names the example."""
-        tiling = self._tiling.shared(len(example.pictures)) if example.pictures else self._tiling
-        patches = []
-        for picture in example.pictures:
-            try:
-                patches.append(image_patches(picture.read(), tiling, self._limits, self._pixel_path))
-            except BadSample as error:
-                bad = BadSample(error.reason, picture.name, error.detail)
-                raise DataError(f"example {example.id}, {bad}: replace the picture") from None
         try:
-            ids, _ = self._chat.conversation(example.turns, [len(each) for each in patches], answer=True)
+            return self.ask(example.turns, [(picture.name, picture.read()) for picture in example.pictures])
         except BadSample as error:
-            raise DataError(f"example {example.id}: {error.reason} {error.detail}") from None
+            raise DataError(f"example {example.id}: {error}: change or remove it") from None
+
+    def ask(self, turns: Sequence[tuple[str, str]], pictures: Sequence[tuple[str, bytes]]) -> Prompt:
+        """The prompt of ``turns`` about (name, encoded picture) pairs. Raises BadSample that names the picture."""
+        tiling = self._tiling.shared(len(pictures)) if pictures else self._tiling
+        patches = []
+        for name, data in pictures:
+            try:
+                patches.append(image_patches(data, tiling, self._limits, self._pixel_path))
+            except BadSample as error:
+                raise BadSample(error.reason, name, error.detail) from None
+        ids, _ = self._chat.conversation(turns, [len(each) for each in patches], answer=True)
         if not patches:
             return Prompt(ids)
         cells = [patch_cells(tiling.geometry, len(each)) for each in patches]

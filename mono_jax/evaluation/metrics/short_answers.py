@@ -9,9 +9,14 @@ ANLS_THRESHOLD = 0.5  # a similarity below it counts as 0
 FORMULAS = "Handwritten Mathematical Expression Recognition"  # OCRBench's category without spaces in its comparison
 
 
+def same(truth: str, answer: str) -> bool:
+    """Whether two texts are equal, case and outer spaces aside."""
+    return truth.strip().lower() == answer.strip().lower()
+
+
 def exact_match(example: Answered) -> float:
-    """1 if the answer is one of the truths, upper case and outer spaces aside."""
-    return float(example.answer.strip().lower() in {truth.strip().lower() for truth in example.truths})
+    """1 if the answer is one of the truths, case and outer spaces aside."""
+    return float(any(same(truth, example.answer) for truth in example.truths))
 
 
 def gqa(example: Answered) -> float:
