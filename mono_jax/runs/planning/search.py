@@ -64,9 +64,13 @@ def search(
     return best | {"search": {"seconds": round(seconds, 1), "candidates": found, "compiled": plans}}
 
 
-def _rank(entry: Mapping[str, Any]) -> tuple[bool, float, int]:
-    """The fastest that fits comes first; of equals, as far as arithmetic can tell them apart, the smallest."""
-    return not entry["fits"], -round(entry["roofline_mfu"], 3), entry["hbm_bytes_per_device"]
+def _rank(entry: Mapping[str, Any]) -> tuple[bool, bool, float, int]:
+    """The fastest that fits comes first; of equals, as far as arithmetic can tell them apart, the smallest.
+
+    "offload" comes after the others that fit: what its traffic with the host costs is not counted.
+    """
+    fits, speed = entry["fits"], round(entry["roofline_mfu"], 3)
+    return not fits, entry["remat"] == "offload", -speed, entry["hbm_bytes_per_device"]
 
 
 def _program(run: RunConfig, target: Target) -> Program:
