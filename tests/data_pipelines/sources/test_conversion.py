@@ -51,11 +51,11 @@ def zstd(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("a.jsonl.gz", gzip.compress(LINES.encode())),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("a.jsonl.zst", zstd(LINES.encode())),
         ("a.jsonl.bz2", bz2.compress(LINES.encode())),
-        ("a.jsonl", gzip.compress(LINES.encode())),
-        ("a.json.gz", gzip.compress(json.dumps(RECORDS).encode())),
+        ("a.jsonl", gzip.compress(LINES.encode(), mtime=0)),
+        ("a.json.gz", gzip.compress(json.dumps(RECORDS).encode(), mtime=0)),
         ("a.jsonl", LINES.encode("utf-16")),
         ("a.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
         ("a.json", json.dumps({"version": 1, "data": RECORDS}).encode()),
@@ -148,8 +148,8 @@ def test_compressed_tars(folder: Path, name: str, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.jsonl.gz", gzip.compress(LINES.encode())[:-20], "a.jsonl.gz: not a whole gzip file"),
-        ("a.tar", gzip.compress(tar_bytes(pairs(3)))[:-20], "a.tar: not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-20], "a.jsonl.gz: not a whole gzip file"),
+        ("a.tar", gzip.compress(tar_bytes(pairs(3)), mtime=0)[:-20], "a.tar: not a whole gzip file"),
         ("a.json", b'{\n"data": [\n{"a": 1},\n{"b" 2}]}', r"a.json:4: broken JSON"),
         ("a.json", '{\n"data": [\n{"a": "é"}]}'.encode("latin-1"), r"a.json:3: neither UTF-8 nor UTF-16"),
         ("a.arrow", b"ARROW1 nothing", "a.arrow: not a whole Arrow file"),
