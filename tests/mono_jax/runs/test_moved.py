@@ -54,7 +54,7 @@ def test_a_finished_stage_stays_finished_elsewhere(tmp_path: Path, golden_dir: P
     """Its sets, tokenizer and weights are in the workdir; the pictures of its gallery are found where they are now."""
     trained = []
 
-    def run_stage(run, workdir, base_dir, shared_cache):
+    def run_stage(run, workdir, base_dir, shared_cache, base_losses):
         trained.append(run.init)
         return {"step": 1, "loss": 2.0, "model": str(workdir.place / "model"), "skipped_updates": 0, "data": {}}
 
