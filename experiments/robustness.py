@@ -36,12 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--limit", type=cli.positive, default=100, metavar="N", help="the first so many questions (%(default)s)")
     add("--batch_size", type=cli.positive, default=16, help="questions answered at once (%(default)s)")
     add("--max_new_tokens", type=cli.positive, default=32, help="longest answer (%(default)s)")
-    add("--max_tiles", type=cli.positive, help="most tiles of an image (the model's own)")
-    add("--template", help="chat template (the model's own)")
-    add("--system_message", help='the system turn (the template\'s own); "" = none')
-    add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")
-    add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, on a CPU float32")
-    add("--max_length", type=cli.positive, default=32768, help="most tokens of a prompt and its answer (%(default)s)")
+    cli.add_prompt_flags(parser)
     args = parser.parse_args(argv)
     cli.alone("robustness.py")
     from mono_jax.runs.robustness.run import run  # after parsing: --help needs none of it

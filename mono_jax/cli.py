@@ -20,6 +20,7 @@ from mono_jax.errors import ClusterError, MonoJaxError
 __all__ = [
     "USER_ERROR",
     "add_cluster_flags",
+    "add_prompt_flags",
     "alone",
     "byte_size",
     "fail",
@@ -44,6 +45,17 @@ def add_cluster_flags(to: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (JAX_COORDINATOR_ADDRESS)")
     group.add_argument("--processes", type=int, metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
     group.add_argument("--process", type=int, metavar="I", help="which one this is, 0 to N - 1 (JAX_PROCESS_ID)")
+
+
+def add_prompt_flags(to: argparse.ArgumentParser) -> None:
+    """How a model is asked, which its folder says too; see ``mono_jax.generation.chat.open_model``."""
+    add = to.add_argument
+    add("--max_tiles", type=positive, help="most tiles of an image (the model's own)")
+    add("--template", help="chat template (the model's own)")
+    add("--system_message", help='the system turn (the template\'s own); "" = none')
+    add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")
+    add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, on a CPU float32")
+    add("--max_length", type=positive, default=32768, help="most tokens of a prompt and its answer (%(default)s)")
 
 
 def joined(args: argparse.Namespace) -> contextlib.AbstractContextManager[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections import Counter
@@ -13,6 +12,7 @@ from PIL import Image
 
 from data_pipelines.batch import Batch, TileGeometry
 from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.io.html_pages import data_url, opening
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #222; --page: #fff; --soft: #666; --line: #ccc; --learnt: #c4e8b5 }
@@ -59,9 +59,7 @@ def page(
       skipped: (key, reason, detail) of bad samples.
     """
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
+        opening(title, _STYLE),
         f"<h1>{html.escape(title)}</h1>{_table(facts)}",
         "<p class='legend'><b>Green</b>: the model is trained to predict these tokens. <i>[image]</i>: where the visual"
         " tokens of the tiles above the text stand. Bars: how the samples of a row share its slots; what is empty is"
@@ -156,7 +154,7 @@ def _tile(patches: np.ndarray, cells: np.ndarray, edge: int) -> np.ndarray:
 def _image(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
-    return f"<img alt='tile' src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return f"<img alt='tile' src='{data_url(buffer.getvalue(), 'jpeg')}'>"
 
 
 def _text(ids: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer) -> str:

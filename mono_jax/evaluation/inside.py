@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,13 +167,21 @@ def _units(expert: Mapping[str, Any], x: jax.Array, tokens: jax.Array) -> dict[s
     return jax.lax.map(lambda each: layer(*each), (kernels, x))
 
 
-def together(samples: Sequence[Sample]) -> tuple[Measures, np.ndarray, Units, Units]:
-    """Means of the attention measures and gaps over samples, and the units of both experts over all tokens."""
+class Seen(NamedTuple):
+    """What all samples showed: means of the attention measures and gaps, and the experts' units over all tokens."""
+
+    attention: Measures
+    gap: np.ndarray
+    visual: Units
+    text: Units
+
+
+def together(samples: Sequence[Sample]) -> Seen:
     names = samples[0].attention
     attention = {name: np.mean([sample.attention[name] for sample in samples], axis=0) for name in names}
     gap = np.mean([sample.gap for sample in samples], axis=0)
     units = [functools.reduce(Units.__add__, [getattr(s, which) for s in samples]) for which in ("visual", "text")]
-    return attention, gap, *units
+    return Seen(attention, gap, *units)
 
 
 _PAIRS = {"visual_feed_forward": "feed_forward", "visual_attention": "attention"}

@@ -47,8 +47,13 @@ class Asker:
         except BadSample as error:
             raise DataError(f"example {example.id}: {error}: change or remove it") from None
 
-    def ask(self, turns: Sequence[tuple[str, str]], pictures: Sequence[tuple[str, bytes]]) -> Prompt:
-        """The prompt of ``turns`` about (name, encoded picture) pairs. Raises BadSample that names the picture."""
+    def ask(
+        self, turns: Sequence[tuple[str, str]], pictures: Sequence[tuple[str, bytes]], answer: bool = True
+    ) -> Prompt:
+        """The prompt of ``turns`` about (name, encoded picture) pairs; ``answer``: one is to come.
+
+        Raises BadSample that names the picture.
+        """
         tiling = self._tiling.shared(len(pictures)) if pictures else self._tiling
         patches = []
         for name, data in pictures:
@@ -56,7 +61,7 @@ class Asker:
                 patches.append(image_patches(data, tiling, self._limits, self._pixel_path))
             except BadSample as error:
                 raise BadSample(error.reason, name, error.detail) from None
-        ids, _ = self._chat.conversation(turns, [len(each) for each in patches], answer=True)
+        ids, _ = self._chat.conversation(turns, [len(each) for each in patches], answer)
         if not patches:
             return Prompt(ids)
         cells = [patch_cells(tiling.geometry, len(each)) for each in patches]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import html
@@ -14,6 +13,7 @@ from PIL import Image
 
 from data_pipelines.encoding.chat import IMAGE
 from data_pipelines.errors import DataError
+from data_pipelines.io.html_pages import data_url, opening
 from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
 
 _PICTURE = 320  # pixels of the longer side on the page
@@ -86,8 +86,7 @@ def page(result: Mapping[str, Any], shown: Mapping[str, Shown]) -> str:
     """A self-contained HTML page."""
     title = "Evaluation of " + ", ".join(result["models"])
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>",
-        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
+        f"{opening(title, _STYLE)}<h1>{html.escape(title)}</h1>",
         "<p>Shares in percent. Intervals: exact for independent yes-or-no examples, else by resampling groups.</p>",
         _table(list(rows(result))),
     ]
@@ -151,8 +150,8 @@ def _picture(picture: Picture) -> str:
         with Image.open(io.BytesIO(picture.read())) as image:
             small = image.convert("RGB")
         small.thumbnail((_PICTURE, _PICTURE))
-        data = io.BytesIO()
-        small.save(data, "PNG" if max(small.size) < _PICTURE else "JPEG")
         kind = "png" if max(small.size) < _PICTURE else "jpeg"
-        return f"<img alt='' src='data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}'>"
+        data = io.BytesIO()
+        small.save(data, kind)
+        return f"<img alt='' src='{data_url(data.getvalue(), kind)}'>"
     return ""

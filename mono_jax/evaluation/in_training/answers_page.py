@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import html
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_pipelines.io import publish
+from data_pipelines.io.html_pages import data_url, kind_of, opening
 from mono_jax.evaluation.questions import Question
 
 _STYLE = """
@@ -65,8 +65,7 @@ def page(answers: Iterable[Shown], images: Images) -> str:
     for each in answers:
         cards.setdefault((each.task, each.id), []).append(each)
     title = "Answers during training"
-    parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"]
-    parts.append(f"<h1>{title}</h1>")
+    parts = [f"{opening(title, _STYLE)}<h1>{title}</h1>"]
     task = None
     for (name, number), steps in cards.items():
         if name != task:
@@ -79,9 +78,7 @@ def page(answers: Iterable[Shown], images: Images) -> str:
 def _card(steps: Sequence[Shown], image: Path | None) -> str:
     first, picture = steps[0], ""
     if image is not None:  # else it is not asked any more
-        suffix = image.suffix.lower()[1:]
-        kind = {"jpg": "jpeg", "svg": "svg+xml"}.get(suffix, suffix)
-        picture = f"<img alt='' src='data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode()}'>"
+        picture = f"<img alt='' src='{data_url(image.read_bytes(), kind_of(image))}'>"
     rows = "".join(f"<tr><td class='step'>{s.step}</td><td>{html.escape(s.answer)}</td></tr>" for s in steps)
     return (
         f"<div class='card'>{picture}<div>{html.escape(first.asked)}<br><b>{html.escape(first.truth)}</b>"

@@ -11,44 +11,32 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.encoding.chat import ChatEncoder
-from data_pipelines.encoding.decoding import ImageLimits
-from data_pipelines.encoding.patches import image_patches
-from data_pipelines.encoding.tiling import Tiling, patch_cells
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation import inside
+from mono_jax.evaluation.benchmarks.answering import Asker
 from mono_jax.evaluation.questions import Question, read_questions
-from mono_jax.generation.chat import prompt_format
+from mono_jax.generation.chat import prompt_format, tiling_of
 from mono_jax.generation.prompts import Prompt
-from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.runs.console import say_now
 from mono_jax.runs.insight import pictures
 from mono_jax.runs.reporting.page import page
 from mono_jax.runs.reporting.section import Section
 from mono_jax.weights.model_folder import find_model, load_model, local_files
-from mono_jax.weights.prompt_format import PromptFormat
 
 
-class Prompts:
-    """Questions with their right answers, encoded as the model was trained."""
-
-    def __init__(self, config: Architecture, tokenizer: Tokenizer, form: PromptFormat):
-        self._chat = ChatEncoder(tokenizer, form.template, form.system_message)
-        self._tiling = Tiling(config.geometry, form.min_tiles, form.max_tiles, form.thumbnail)
-
-    def __call__(self, question: Question) -> Prompt:
-        """Raises DataError that names the image."""
-        try:
-            patches = image_patches(question.image.read_bytes(), self._tiling, ImageLimits())
-            ids, _ = self._chat.conversation([*question.turns, ("gpt", question.truth)], [len(patches)])
-        except OSError as error:
-            raise DataError(f"{question.image}: {error.strerror}") from None
-        except BadSample as error:
-            raise DataError(f"{question.id} ({question.image}): {error.reason} {error.detail}".rstrip()) from None
-        return Prompt(ids, patches, patch_cells(self._tiling.geometry, len(patches)))
+def _prompt(asker: Asker, question: Question) -> Prompt:
+    """The question with its right answer, as the model was trained. Raises DataError that names the image."""
+    try:
+        pictures = [(question.image.name, question.image.read_bytes())]
+        return asker.ask([*question.turns, ("gpt", question.truth)], pictures, answer=False)
+    except OSError as error:
+        raise DataError(f"{question.image}: {error.strerror}") from None
+    except BadSample as error:
+        raise DataError(f"{question.id} ({question.image}): {error.reason} {error.detail}".rstrip()) from None
 
 
 def run(model: str, file: str, images: str, *, base: str | None, limit: int, html: str | None) -> dict[str, Any]:
@@ -60,22 +48,29 @@ def run(model: str, file: str, images: str, *, base: str | None, limit: int, htm
     config, params = load_model(folder)
     if config.vision is None:
         raise ConfigError(f"{model}: this model takes no images: nothing to look at")
-    prompts = Prompts(config, Tokenizer(local_files(folder)), prompt_format(folder))
+    form = prompt_format(folder)
+    tokenizer = Tokenizer(local_files(folder))
+    chat = ChatEncoder(tokenizer, form.template, form.system_message)
+    asker = Asker(None, tokenizer, chat, tiling_of(config, form))
     asked = list(_first_of_each_kind(read_questions(file, images), limit))
     if not asked:
         raise DataError(f"{file}: no question in it")
     shapes, samples = Model(config), []
     for number, question in enumerate(asked):
-        samples.append(inside.look(shapes, params, prompts(question), maps=number == 0))
+        prompt = _prompt(asker, question)
+        samples.append(inside.look(shapes, params, prompt, maps=number == 0))
+        if number == 0:
+            visual_tokens = np.asarray(prompt.input_ids) == config.image_token_id
         if number % 16 == 15:
             say_now(f"{number + 1} of {len(asked)} questions")
     distances = None
     if config.visual_ffn_experts:
         distances = inside.distances(config, params, None if base is None else load_model(base)[1])
-    figures = _figures(asked, samples, distances)
+    seen, kinds = inside.together(samples), _by_kind(asked, samples)
+    figures = _figures(seen, kinds, distances)
     if html is not None:
-        first = np.asarray(prompts(asked[0]).input_ids) == config.image_token_id
-        sections = list(_sections(model, asked, samples, distances, first))
+        maps = pictures.maps(samples[0].maps, visual_tokens)
+        sections = list(_sections(model, asked, seen, kinds, distances, maps))
         publish.write_text(Path(html), page(f"Inside {model}", sections))
         say_now(f"page: {html}")
     return {"model": model, "questions": len(asked), **figures}
@@ -100,16 +95,16 @@ def _by_kind(asked: Sequence[Question], samples: Sequence[inside.Sample]) -> dic
 
 
 def _figures(
-    asked: Sequence[Question], samples: Sequence[inside.Sample], distances: dict[str, inside.Measures] | None
+    seen: inside.Seen, by_kind: dict[str, inside.Units], distances: dict[str, inside.Measures] | None
 ) -> dict[str, Any]:
-    attention, gap, visual, text = inside.together(samples)
+    attention, gap, visual, text = seen
     experts = {
         name: {"rms": units.rms.tolist(), "dead": units.dead.tolist(), "tokens": units.tokens}
         for name, units in (("visual", visual), ("text", text))
     }
     kinds = {
         kind: {"rms": units.rms.tolist(), "overlap_with_all": units.overlap(visual).tolist(), "tokens": units.tokens}
-        for kind, units in _by_kind(asked, samples).items()
+        for kind, units in by_kind.items()
     }
     moved = {} if distances is None else {"distances": {m: _lists(d) for m, d in distances.items()}}
     overlap = visual.overlap(text).tolist()
@@ -124,11 +119,12 @@ def _lists(measures: inside.Measures) -> dict[str, list[float]]:
 def _sections(
     model: str,
     asked: Sequence[Question],
-    samples: Sequence[inside.Sample],
+    seen: inside.Seen,
+    by_kind: dict[str, inside.Units],
     distances: dict[str, inside.Measures] | None,
-    visual_tokens: np.ndarray,
+    maps: bytes,
 ) -> Iterator[Section]:
-    attention, gap, visual, text = inside.together(samples)
+    attention, gap, visual, text = seen
     counts = f"{len(asked)} questions with their answers, {visual.tokens} visual tokens, {text.tokens} of text."
     yield Section(
         "Attention, layer by layer",
@@ -142,10 +138,7 @@ def _sections(
         f"Mean over heads while reading “{text_asked}” with the answer “{question.truth}”: each row is a "
         "token, bright is what it attends to; white lines are the borders of images."
     ]
-    whole = samples[0].maps
-    if whole is not None:
-        picture = pictures.maps(whole, visual_tokens)
-        yield Section("Attention maps of one question", lines, picture=picture, alt="attention maps by layer")
+    yield Section("Attention maps of one question", lines, picture=maps, alt="attention maps by layer")
     if distances is not None:
         yield Section(
             "How far the experts have moved",
@@ -159,6 +152,6 @@ def _sections(
             "Activations silu(gate) x up. A unit is dead if its largest activation is below "
             f"{inside.DEAD:.0%} of the layer's root mean square."
         ],
-        picture=pictures.units(visual, text, _by_kind(asked, samples)),
+        picture=pictures.units(visual, text, by_kind),
         alt="sizes of activations, dead units and shared units by layer",
     )

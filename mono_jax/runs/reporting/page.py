@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Sequence
-from pathlib import Path
 
+from data_pipelines.io.html_pages import data_url, kind_of, opening
 from mono_jax.runs.reporting.section import Card, Rows, Section
 
 _STYLE = """
@@ -62,10 +61,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """One HTML file that needs no other."""
-    parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>",
-        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
-    ]
+    parts = [f"{opening(title, _STYLE)}<h1>{html.escape(title)}</h1>"]
     for section in sections:
         heading = html.escape(section.title)
         if section.folded:
@@ -81,7 +77,7 @@ def _content(section: Section) -> str:
         parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in section.lines) + "</ul>")
     parts += [f"<p>{html.escape(line)}</p>" for line in section.lines] if len(section.lines) == 1 else []
     if section.picture is not None:
-        alt, source = html.escape(section.alt, quote=True), _data_url(section.picture, "png")
+        alt, source = html.escape(section.alt, quote=True), data_url(section.picture, "png")
         parts.append(f'<img class="figure" alt="{alt}" src="{source}">')
     if section.table:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in section.table[0])
@@ -95,7 +91,7 @@ def _content(section: Section) -> str:
 
 
 def _card(card: Card) -> str:
-    source = _data_url(card.image.read_bytes(), _kind(card.image))
+    source = data_url(card.image.read_bytes(), kind_of(card.image))
     answers = "".join(
         f"<p class='{_verdict(right)}'>{html.escape(label)}: {html.escape(text)}</p>"
         for label, text, right in card.answers
@@ -104,12 +100,3 @@ def _card(card: Card) -> str:
         f"<div class='card'><img alt='' src='{source}'><p class='asked'>{html.escape(card.asked)}</p>"
         f"<p>truth: {html.escape(card.truth)}</p>{answers}</div>"
     )
-
-
-def _kind(image: Path) -> str:
-    suffix = image.suffix.lower()[1:]
-    return "jpeg" if suffix == "jpg" else suffix
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
