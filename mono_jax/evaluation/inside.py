@@ -18,7 +18,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.generation.prompts import Prompt, pack
 from mono_jax.models.architecture import Architecture
-from mono_jax.models.layers import swiglu
+from mono_jax.models.layers import FFNS, SwiGLU
 from mono_jax.models.transformer import Model
 
 DEAD = 0.01  # of the layer's root mean square: a unit whose largest activation is below is dead
@@ -120,7 +120,7 @@ def _measured(model: Model, params: Mapping[str, Any], batch: Mapping[str, jax.A
     layers = params["layers"]
     experts = {"visual": layers.get("visual_feed_forward", layers["feed_forward"]), "text": layers["feed_forward"]}
     for name, tokens in (("visual", visual), ("text", text)):
-        found[name] = _units(experts[name], collected["ffn"][:, 0], tokens)
+        found[name] = _units(experts[name], FFNS[model.config.hidden_act], collected["ffn"][:, 0], tokens)
     return found
 
 
@@ -155,12 +155,12 @@ def _gap(hidden: jax.Array, visual: jax.Array, text: jax.Array) -> jax.Array:
     return jnp.linalg.norm(means[0] - means[1], axis=-1) / mean_norm
 
 
-def _units(expert: Mapping[str, Any], x: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+def _units(expert: Mapping[str, Any], ffn: type[SwiGLU], x: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
     """Sums [L, F] over ``tokens`` of x [L, S, d] of the activations of stacked FFNs."""
 
     def layer(weights: tuple[jax.Array, jax.Array], x: jax.Array) -> dict[str, jax.Array]:
         gate, up = weights
-        h = jnp.abs(swiglu(x @ gate, x @ up)) * tokens[:, None]
+        h = jnp.abs(ffn.gated(x @ gate, x @ up)) * tokens[:, None]
         return {"total": h.sum(axis=0), "square": (h * h).sum(axis=0), "largest": h.max(axis=0)}
 
     kernels = tuple(expert[name]["kernel"].astype(jnp.float32) for name in ("gate", "up"))

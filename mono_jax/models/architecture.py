@@ -21,13 +21,40 @@ from mono_jax.errors import ConfigError, unknown_key
 class RopeScaling:
     """How rotary angles change beyond the lengths that the model was trained on."""
 
-    type: Literal["linear", "dynamic"] = field(
-        help='"linear" (t / factor) or "dynamic" (NTK: the base grows with length)'
+    type: Literal["linear", "dynamic", "llama3", "yarn"] = field(
+        help='"linear" (t / factor), "dynamic" (NTK: the base grows with length), "llama3" (low frequencies divided by '
+        'factor), "yarn" (arXiv 2309.00071)'
     )
     factor: float = field(gt=0, help="of the scaling")
+    original_max_position_embeddings: int | None = field(
+        None, ge=1, help='"llama3", "yarn": the length that the model was trained on before'
+    )
+    low_freq_factor: float | None = field(None, gt=0, help='"llama3": longer wavelengths than original / this scale')
+    high_freq_factor: float | None = field(None, gt=0, help='"llama3": shorter ones than original / this stay')
+    beta_fast: float | None = field(
+        None, gt=0, help='"yarn": faster frequencies (turns in the original) stay; None = 32'
+    )
+    beta_slow: float | None = field(None, gt=0, help='"yarn": slower ones scale in full; None = 1')
+    attention_factor: float | None = field(None, gt=0, help='"yarn": of cosines and sines; None = 0.1 * ln(factor) + 1')
 
     def __post_init__(self) -> None:
         strict.check(self, "rope_scaling", ConfigError)
+        needed = {"llama3": _LLAMA3, "yarn": _YARN[:1]}.get(self.type, ())
+        known = {"llama3": _LLAMA3, "yarn": _YARN}.get(self.type, ())
+        for name in (*_LLAMA3, *_YARN):
+            if name in needed and getattr(self, name) is None:
+                raise ConfigError(f"rope_scaling.{name} is missing: type {self.type!r} needs it")
+            if name not in known and getattr(self, name) is not None:
+                raise ConfigError(f"rope_scaling.{name} belongs to another type than {self.type!r}: remove it")
+
+    def parameters(self) -> dict[str, float]:
+        """All but the type, as far as they are set."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "type" and value is not None}
+
+
+_LLAMA3 = ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+_YARN = ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +130,14 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A language model with, where it has them, eyes and visual experts; the defaults are those of InternLM2-1.8B."""
+    """A language model with, where it has them, eyes and visual experts; the defaults are those of InternLM2-1.8B.
 
+    What another family of language models has and InternLM2 has not is off by default.
+    """
+
+    family: Literal["internlm2", "llama", "mistral", "qwen2", "qwen3", "gemma3"] = field(
+        "internlm2", help="whose Hugging Face names and keys the model has; nothing is computed by it"
+    )
     vocab_size: int = field(92544, ge=1, help="tokens of the vocabulary")
     hidden_size: int = field(2048, ge=1, help="d, width of the residual stream")
     intermediate_size: int = field(8192, ge=1, help="width of the FFNs")
@@ -116,6 +149,23 @@ class Architecture:
     rope_scaling: RopeScaling | None = field(None, help="scaling of the rotary angles; None = none")
     max_position_embeddings: int = field(32768, ge=1, help="length beyond which dynamic scaling sets in")
     bias: bool = field(False, help="biases on wqkv and wo")
+    qkv_bias: bool = field(False, help="biases on wqkv only (Qwen2)")
+    head_size: int | None = field(
+        None, ge=1, help="width of an attention head; None = hidden_size / num_attention_heads"
+    )
+    qk_norm: bool = field(False, help="RMSNorm on each head's queries and keys, before RoPE (Qwen3, Gemma 3)")
+    query_pre_attn_scalar: float | None = field(
+        None, gt=0, help="scores are divided by its root (Gemma 3); None = the width of a head"
+    )
+    sandwich_norms: bool = field(False, help="RMSNorms after attention and FFN too, before the sum (Gemma 3)")
+    unit_offset_norms: bool = field(False, help="RMSNorms multiply by 1 + scale (Gemma 3)")
+    hidden_act: Literal["silu", "gelu_tanh"] = field("silu", help='of the FFNs: "silu" (SwiGLU) or "gelu_tanh" (GeGLU)')
+    scale_embeddings: bool = field(False, help="token embeddings are multiplied by sqrt(hidden_size) (Gemma 3)")
+    sliding_window: int | None = field(None, ge=1, help="tokens that sliding layers see, their own one included")
+    sliding_layers: tuple[int, ...] = field((), ge=0, help="numbers of the layers with a sliding window")
+    rope_local_theta: float | None = field(
+        None, gt=0, help="base of the rotary angles, unscaled, in sliding layers (Gemma 3); None = as in the others"
+    )
     tie_word_embeddings: bool = field(False, help="the LM head is the transposed token embedding")
     vision: VisionConfig | None = field(None, help="the visual side; None = a language model")
     visual_ffn_experts: bool = field(False, help="each layer has a second FFN, for visual tokens (Mono-InternVL)")
@@ -127,20 +177,44 @@ class Architecture:
 
     def __post_init__(self) -> None:
         strict.check(self, "model", ConfigError)
-        for large, small in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):
+        heads = [("num_attention_heads", "num_key_value_heads")]
+        if self.head_size is None:
+            heads.insert(0, ("hidden_size", "num_attention_heads"))
+        for large, small in heads:
             if getattr(self, large) % getattr(self, small):
                 raise ConfigError(
                     f"model.{large} is {getattr(self, large)}: it must be a multiple of model.{small} "
                     f"({getattr(self, small)})"
                 )
         if self.head_dim % 2:
-            raise ConfigError(f"model.hidden_size / num_attention_heads is {self.head_dim}: it must be even (RoPE)")
+            name = "hidden_size / num_attention_heads" if self.head_size is None else "head_size"
+            raise ConfigError(f"model.{name} is {self.head_dim}: it must be even (RoPE)")
+        self._check_windows()
         if (self.visual_ffn_experts or self.visual_attention_experts) and not self.is_monolithic:
             raise ConfigError("model: visual experts need vision.kind 'patch_embed': a modular model has none")
 
+    def _check_windows(self) -> None:
+        layers = self.sliding_layers
+        if (self.sliding_window is None) != (not layers):
+            raise ConfigError("model: sliding_window and sliding_layers need each other")
+        if list(layers) != sorted(set(layers)) or any(n >= self.num_hidden_layers for n in layers):
+            raise ConfigError(
+                f"model.sliding_layers is {list(layers)}: numbers of layers, ascending, below {self.num_hidden_layers}"
+            )
+
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        """D, width of an attention head."""
+        return self.head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_dim(self) -> int:
+        """Width of all query heads together: the input size of wo."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.bias or self.qkv_bias
 
     @property
     def qkv_dim(self) -> int:
@@ -150,6 +224,11 @@ class Architecture:
     @property
     def is_monolithic(self) -> bool:
         return self.vision is not None and self.vision.kind == "patch_embed"
+
+    @property
+    def causal(self) -> bool:
+        """Whether every token sees its sample up to itself, in all layers."""
+        return not self.bidirectional_images and self.sliding_window is None
 
     @property
     def geometry(self) -> TileGeometry:
@@ -165,9 +244,22 @@ class Architecture:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return strict.to_dict(self)
+        """For JSON. What InternLM2 has not is left out where unset: older versions can read the rest."""
+        values = strict.to_dict(self)
+        if self.rope_scaling is not None:
+            values["rope_scaling"] = {"type": self.rope_scaling.type} | self.rope_scaling.parameters()
+        defaults = {spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in _OF_OTHER_FAMILIES}
+        return {
+            key: value for key, value in values.items() if key not in defaults or getattr(self, key) != defaults[key]
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "model") -> Architecture:
         """The inverse of ``to_dict``; raises ConfigError with the dotted name below ``where``."""
         return strict.build(cls, values, where, ConfigError)
+
+
+_OF_OTHER_FAMILIES = (
+    *("family", "qkv_bias", "head_size", "qk_norm", "query_pre_attn_scalar", "sandwich_norms", "unit_offset_norms"),
+    *("hidden_act", "scale_embeddings", "sliding_window", "sliding_layers", "rope_local_theta"),
+)

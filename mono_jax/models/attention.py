@@ -64,4 +64,6 @@ def _cached(slots: Slots, cache: Cache) -> Intervals:
     """What ``slots`` see of the keys in ``cache``, theirs among them."""
     length = slots.intervals.last - jnp.arange(slots.order.shape[1])  # how far ahead each token sees, in sequence order
     reach = slots.positions + jnp.take_along_axis(length, slots.inverse, axis=1)
-    return scattered_intervals((slots.positions, slots.segments), (cache.positions, cache.segments), reach)
+    return scattered_intervals(
+        (slots.positions, slots.segments), (cache.positions, cache.segments), reach, slots.window
+    )

@@ -132,17 +132,24 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Statistics in float32, cast back to the input's dtype, then times the scale [d]."""
+    """Statistics in float32, cast back to the input's dtype, then times the scale [d].
 
-    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs):
+    ``offset`` (Gemma): times 1 + scale, in float32, and cast afterwards.
+    """
+
+    def __init__(self, features: int, eps: float, *, offset: bool = False, rngs: nnx.Rngs):
         del rngs
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.eps, self.offset = eps, offset
+        self.scale = nnx.Param((jnp.zeros if offset else jnp.ones)((features,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """``scale`` [..., d] takes the place of the norm's own."""
+        scale = self.scale[...] if scale is None else scale
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        if self.offset:
+            return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+        return normed.astype(x.dtype) * scale.astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -190,5 +197,20 @@ class SwiGLU(nnx.Module):
         self.up = Linear(features, hidden, wide=wide, rngs=rngs)
         self.down = Linear(hidden, features, wide=wide, rngs=rngs)
 
+    @staticmethod
+    def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+        return swiglu(gate, up)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(by_rows(swiglu(self.gate(x), self.up(x)), TENSOR))
+        return self.down(by_rows(self.gated(self.gate(x), self.up(x)), TENSOR))
+
+
+class GeGLU(SwiGLU):
+    """down(gelu(gate(x)) * up(x)), gelu by its tanh form: the FFN of Gemma."""
+
+    @staticmethod
+    def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+        return jax.nn.gelu(gate, approximate=True) * up
+
+
+FFNS: dict[str, type[SwiGLU]] = {"silu": SwiGLU, "gelu_tanh": GeGLU}  # by Architecture.hidden_act

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mono_jax.axes import CONTEXT, ROWS, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
-from mono_jax.models.layers import Linear, SwiGLU
+from mono_jax.models.layers import GeGLU, Linear, SwiGLU
 from mono_jax.models.slots import Slots
 from pallas_kernels.experts.contract import FfnWeights
 from pallas_kernels.experts.mesh import sharded_ffn, sharded_matmul
@@ -47,6 +47,8 @@ def _grouped(
     text: Linear | SwiGLU, visual: Linear | SwiGLU, x: jax.Array, slots: Slots, execution: Execution
 ) -> jax.Array:
     """The rows of all x in one grouped call a device; blocks do not straddle a boundary, so nothing is permuted."""
+    if isinstance(text, GeGLU):
+        raise ConfigError("execution.experts 'grouped': its kernels compute SwiGLU, this model has GeGLU: use 'static'")
     rows, length, _ = x.shape
     block, parts = execution.experts_block, slots.parts
     if length % (parts * block) or (slots.boundaries is None and slots.visual % (parts * block)):

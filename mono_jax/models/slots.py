@@ -22,7 +22,19 @@ from mono_jax.models.rope import rotary
 from mono_jax.models.sharding import by_rows, ways_of_rows
 from pallas_kernels.attention.api import Parts, SequenceOrder, parts_of
 from pallas_kernels.attention.contract import Intervals
-from pallas_kernels.attention.intervals import packed_intervals
+from pallas_kernels.attention.intervals import packed_intervals, within_window
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What sliding layers have otherwise: attributes of ``Slots`` by the same names."""
+
+    cosines: jax.Array
+    sines: jax.Array
+    intervals: Intervals
+    own: Parts | None
+    window: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +50,9 @@ class Slots:
       visual: visual slots of every row, where that is known when the program is compiled.
       parts: devices that share each row.
       own: what each part has to do, where there are several.
-      causal: no token sees a later one.
+      causal: every token sees its sample up to itself, in all layers.
+      sliding: what layers with a sliding window have otherwise; None where there are none.
+      window: int32 scalar, tokens that this layer sees, the last one its own; None: all of the sample.
       boundaries: int32 [B] where rows have ragged boundaries (each its own number of visual slots), else None.
     """
 
@@ -51,9 +65,21 @@ class Slots:
     intervals: Intervals
     boundaries: jax.Array | None = None
     own: Parts | None = None
+    sliding: Seen | None = None
+    window: jax.Array | None = None
     visual: int = dataclasses.field(default=0, metadata={"static": True})
     parts: int = dataclasses.field(default=1, metadata={"static": True})
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def of_layer(self, is_sliding: jax.Array) -> Slots:
+        """What a layer sees; ``is_sliding``: bool scalar."""
+        if self.sliding is None:
+            return self
+        everything = jnp.full((), jnp.iinfo(jnp.int32).max // 2, jnp.int32)
+        whole = Seen(self.cosines, self.sines, self.intervals, self.own, everything)
+        seen = jax.tree.map(lambda a, b: jnp.where(is_sliding, a, b), self.sliding, whole)
+        named = {spec.name: getattr(seen, spec.name) for spec in dataclasses.fields(seen)}
+        return dataclasses.replace(self, **named, sliding=None)
 
     @property
     def all_text(self) -> bool:
@@ -103,10 +129,19 @@ def make_slots(config: Architecture, batch: Mapping[str, jax.Array], visual: int
     positions, segments, lengths = (
         jnp.take_along_axis(a, inverse, axis=1) for a in (batch["positions"], batch["segments"], lengths)
     )
-    cosines, sines = (by_rows(a) for a in rotary(config, positions, lengths))
-    own = parts_of(SequenceOrder(order, inverse), intervals, parts) if parts > 1 else None
-    angles, causal = (cosines, sines), not config.bidirectional_images
-    return Slots(positions, segments, order, inverse, *angles, intervals, boundaries, own, visual, parts, causal)
+
+    def seen(intervals: Intervals, local: bool) -> tuple[jax.Array, jax.Array, Intervals, Parts | None]:
+        cosines, sines = (by_rows(a) for a in rotary(config, positions, lengths, local=local))
+        own = parts_of(SequenceOrder(order, inverse), intervals, parts) if parts > 1 else None
+        return cosines, sines, intervals, own
+
+    cosines, sines, _, own = seen(intervals, local=False)
+    sliding = None
+    if config.sliding_window is not None:
+        window = jnp.full((), config.sliding_window, jnp.int32)
+        sliding = Seen(*seen(within_window(intervals, config.sliding_window), local=True), window)
+    places = (positions, segments, order, inverse, cosines, sines, intervals)
+    return Slots(*places, boundaries, own, sliding, visual=visual, parts=parts, causal=config.causal)
 
 
 def _check_parts(parts: int, visual: int, text: int, ragged: bool) -> None:

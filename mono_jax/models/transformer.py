@@ -1,4 +1,4 @@
-"""The models: dense InternLM2, Mono-InternVL, Mono-InternVL-1.5 and the modular InternVL, from one set of layers.
+"""The models: dense language models, Mono-InternVL, Mono-InternVL-1.5 and the modular InternVL, from one set of layers.
 
     batch -> embed -> [B, S, d], slots modality-major (V visual, then T text)
           -> layers: x += attention(norm(x)); x += expert of the slot's modality(norm(x))
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -24,7 +25,7 @@ from mono_jax.models.attention import attend, attend_with_probabilities
 from mono_jax.models.cache import Cache
 from mono_jax.models.execution import LAYER_INPUT, LAYER_MIDDLE, Execution
 from mono_jax.models.layer_ranges import segments
-from mono_jax.models.layers import Embedding, Linear, RMSNorm, Structure, SwiGLU
+from mono_jax.models.layers import FFNS, Embedding, Linear, RMSNorm, Structure
 from mono_jax.models.moe import by_modality
 from mono_jax.models.rope import rotate
 from mono_jax.models.sharding import by_rows, from_columns
@@ -48,36 +49,47 @@ class Output(NamedTuple):
     cache: Cache | None = None
 
 
-class Attention(nnx.Module):
-    """Fused QKV projection and output projection; wqkv's outputs are laid out per KV head: (queries..., k, v)."""
-
-    def __init__(self, config: Architecture, wide: bool, *, rngs: nnx.Rngs):
-        options = {"bias": config.bias, "wide": wide, "rngs": rngs}
-        self.wqkv = Linear(config.hidden_size, config.qkv_dim, **options)
-        self.wo = Linear(config.hidden_size, config.hidden_size, **options)
-
-
 class VisualAttention(nnx.Module):
-    """The visual attention expert of Mono-InternVL-1.5: a QKV projection for visual tokens."""
+    """The visual attention expert of Mono-InternVL-1.5: a QKV projection (and its norms) for visual tokens.
+
+    Outputs of wqkv are laid out per KV head: (queries..., k, v).
+    """
 
     def __init__(self, config: Architecture, wide: bool, *, rngs: nnx.Rngs):
-        self.wqkv = Linear(config.hidden_size, config.qkv_dim, bias=config.bias, wide=wide, rngs=rngs)
+        self.wqkv = Linear(config.hidden_size, config.qkv_dim, bias=config.has_qkv_bias, wide=wide, rngs=rngs)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (_norm(config, config.head_dim, rngs) for _ in range(2))
+
+
+class Attention(VisualAttention):
+    """Fused QKV projection and output projection."""
+
+    def __init__(self, config: Architecture, wide: bool, *, rngs: nnx.Rngs):
+        super().__init__(config, wide, rngs=rngs)
+        self.wo = Linear(config.query_dim, config.hidden_size, bias=config.bias, wide=wide, rngs=rngs)
+
+
+def _norm(config: Architecture, features: int, rngs: nnx.Rngs) -> RMSNorm:
+    return RMSNorm(features, config.rms_norm_eps, offset=config.unit_offset_norms, rngs=rngs)
 
 
 class DecoderLayer(nnx.Module):
-    """One layer of InternLM2 with, where the config has them, visual experts beside the text ones."""
+    """One decoder layer with, where the config has them, visual experts beside the text ones."""
 
     def __init__(self, config: Architecture, execution: Execution, *, rngs: nnx.Rngs):
         d, wide = config.hidden_size, execution.wide_gradients
         self.config, self.execution = config, execution
-        self.attention_norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs)
+        ffn = FFNS[config.hidden_act]
+        self.attention_norm = _norm(config, d, rngs)
         self.attention = Attention(config, wide, rngs=rngs)
-        self.ffn_norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs)
-        self.feed_forward = SwiGLU(d, config.intermediate_size, wide=wide, rngs=rngs)
+        self.ffn_norm = _norm(config, d, rngs)
+        self.feed_forward = ffn(d, config.intermediate_size, wide=wide, rngs=rngs)
+        if config.sandwich_norms:
+            self.attention_post_norm, self.ffn_post_norm = (_norm(config, d, rngs) for _ in range(2))
         if config.visual_attention_experts:
             self.visual_attention = VisualAttention(config, wide, rngs=rngs)
         if config.visual_ffn_experts:
-            self.visual_feed_forward = SwiGLU(d, config.intermediate_size, wide=wide, rngs=rngs)
+            self.visual_feed_forward = ffn(d, config.intermediate_size, wide=wide, rngs=rngs)
 
     def __call__(
         self, x: jax.Array, slots: Slots, layer: jax.Array, cache: Cache | None, collect: tuple[str, ...]
@@ -87,8 +99,12 @@ class DecoderLayer(nnx.Module):
         Also returns the cache with this layer's keys and values, and this layer's share of what ``collect`` asks for.
         """
         collected: Collected = {}
+        if sliding := self.config.sliding_layers:
+            slots = slots.of_layer(jnp.isin(layer, np.array(sliding)))
         query, key, value = self._qkv(self.attention_norm(x), slots)
         query, key = (rotate(a, slots.cosines, slots.sines) for a in (query, key))
+        if (scalar := self.config.query_pre_attn_scalar) is not None:
+            query = query * (self.config.head_dim / scalar) ** 0.5  # attention divides by sqrt(D)
         if cache is not None:
             cache = cache.write(layer, key, value)
             key, value = cache.read(layer)
@@ -98,13 +114,16 @@ class DecoderLayer(nnx.Module):
             collected["attention"], mixed = attend_with_probabilities(query, key, value, slots, cache)
         else:
             mixed = attend(self.execution, query, key, value, slots, cache)
-        x = checkpoint_name(x + self.attention.wo(mixed.reshape(x.shape)), LAYER_MIDDLE)
+        mixed = self.attention.wo(mixed.reshape(*x.shape[:2], -1))
+        if self.config.sandwich_norms:
+            mixed = self.attention_post_norm(mixed)
+        x = checkpoint_name(x + mixed, LAYER_MIDDLE)
         visual = self.visual_feed_forward if self.config.visual_ffn_experts else None
         normed = self.ffn_norm(x)
         if "ffn" in collect:
             collected["ffn"] = normed
-        x = x + by_modality(self.feed_forward, visual, normed, slots, self.execution)
-        return x, cache, collected
+        y = by_modality(self.feed_forward, visual, normed, slots, self.execution)
+        return x + (self.ffn_post_norm(y) if self.config.sandwich_norms else y), cache, collected
 
     def _qkv(self, x: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, S, Hq, D], keys and values [B, S, Hkv, D] of normed x [B, S, d], before RoPE."""
@@ -115,7 +134,18 @@ class DecoderLayer(nnx.Module):
         group = config.num_attention_heads // config.num_key_value_heads
         fused = fused.reshape(b, s, config.num_key_value_heads, group + 2, config.head_dim)
         query = fused[:, :, :, :group].reshape(b, s, config.num_attention_heads, config.head_dim)
-        return query, fused[:, :, :, group], fused[:, :, :, group + 1]
+        key, value = fused[:, :, :, group], fused[:, :, :, group + 1]
+        if config.qk_norm:
+            query, key = self._normed("q_norm", query, slots), self._normed("k_norm", key, slots)
+        return query, key, value
+
+    def _normed(self, name: str, x: jax.Array, slots: Slots) -> jax.Array:
+        """x [B, S, heads, D] after the norm ``name`` of each head; visual experts have scales of their own."""
+        norm = getattr(self.attention, name)
+        if not self.config.visual_attention_experts or slots.all_text:
+            return norm(x)
+        visual = getattr(self.visual_attention, name).scale[...]
+        return norm(x, jnp.where(slots.is_visual()[..., None, None], visual, norm.scale[...]))
 
 
 class Ends(nnx.Module):
@@ -125,7 +155,7 @@ class Ends(nnx.Module):
         d, vision, wide = config.hidden_size, config.vision, execution.wide_gradients
         self.config, self.execution = config, execution
         self.embed = Embedding(config.vocab_size, d, wide=wide, rngs=rngs)
-        self.final_norm = RMSNorm(d, config.rms_norm_eps, rngs=rngs)
+        self.final_norm = _norm(config, d, rngs)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(d, config.vocab_size, rngs=rngs)
         if vision is not None:
@@ -144,6 +174,8 @@ class Ends(nnx.Module):
     ) -> tuple[jax.Array, Slots]:
         """x [B, S, d] in slot order, and its slots."""
         text = from_columns(self.embed(batch["tokens"], dtype))
+        if self.config.scale_embeddings:
+            text = text * jnp.asarray(self.config.hidden_size**0.5, dtype)
         if visual is None:
             if self.config.vision is None or batch["patch_cells"].shape[1] == 0:
                 return text, dataclasses.replace(make_slots(self.config, batch, 0), boundaries=None)

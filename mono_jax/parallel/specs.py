@@ -32,7 +32,7 @@ def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
         (r"layers/(attention/wo|(visual_)?feed_forward/down)/kernel", rows),
         (rf"(layers/.*_norm|final_norm)/scale{bias}", P()),
     ]
-    if config.bias:
+    if config.has_qkv_bias:
         table.append((r"layers/(visual_)?attention/wqkv/bias", P(None, TENSOR)))
     if not config.tie_word_embeddings:
         table.append((r"lm_head/kernel", P((*SHARDS, TENSOR))))

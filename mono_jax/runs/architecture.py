@@ -15,6 +15,7 @@ from mono_jax.weights.names import first, param_shapes
 
 # Keys that say what the numbers of a weight mean, even where its shape stays.
 _MEANING = ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings", "visual_ffn_experts")
+_MEANING += ("family", "head_size", "hidden_act", "unit_offset_norms", "scale_embeddings")
 _MEANING += ("visual_attention_experts", "vision.kind", "vision.num_attention_heads", "vision.norm_type")
 
 _ENCODER = (

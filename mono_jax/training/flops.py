@@ -59,7 +59,7 @@ def language_matmuls(config: Architecture, visual: float, text: float) -> Iterat
         yield Matmul(4 * d * ff * layers * tokens, expert)
         yield Matmul(2 * d * ff * layers * tokens, expert, needed=False)
         yield Matmul(2 * d * config.qkv_dim * layers * tokens, attention)
-    yield Matmul(2 * d * d * layers * (visual + text), "attention")
+    yield Matmul(2 * d * config.query_dim * layers * (visual + text), "attention")
     yield Matmul(2 * d * config.vocab_size * text, "token_embeddings")
 
 
@@ -77,7 +77,7 @@ def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[st
 
     total = sum(cost(each.forward, each.group) for each in language_matmuls(config, visual, counts["text"]))
     pairs = counts["pairs"] + (counts["image_pairs"] if config.bidirectional_images else 0)
-    total += 3 * 4 * d * pairs * layers  # scores and their product with v: both operands are activations
+    total += 3 * 4 * config.query_dim * pairs * layers  # scores and their product with v: both operands are activations
     if config.vision is not None:
         vision = config.vision
         shuffled = vision.hidden_size * vision.shuffle**2

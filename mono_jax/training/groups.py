@@ -21,7 +21,7 @@ from mono_jax.training.stages import GROUPS, Stage
 def group_table(config: Architecture) -> list[tuple[str, str]]:
     """(pattern, group) for every parameter of ``config``'s model; see ``tree.match``."""
     table = [
-        (r"layers/(attention_norm|ffn_norm)/.*|final_norm/.*", "norms"),
+        (r"layers/(attention|ffn)(_post)?_norm/.*|final_norm/.*", "norms"),
         (r"layers/attention/.*", "attention"),
         (r"layers/feed_forward/.*", "text_experts"),
         (r"(embed|lm_head)/.*", "token_embeddings"),

@@ -24,6 +24,8 @@ from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.storage.objects import ObjectPath
 from mono_jax.storage.places import Place, place_of, upload
 from mono_jax.weights import upcycle
+from mono_jax.weights.families.table import family_of
+from mono_jax.weights.gguf_files import unpacked
 from mono_jax.weights.hf_config import config_to_hf, with_dtype
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.model_folder import (
@@ -39,7 +41,7 @@ from mono_jax.weights.model_folder import (
 from mono_jax.weights.names import is_stacked
 from mono_jax.weights.writers import SHARD_SIZE, save_params
 
-Kind = Literal["hf", "orbax"]
+Kind = Literal["hf", "orbax", "gguf"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ def convert(
     """Converts the model in ``source``; ``target`` appears when it is whole. Returns what was done, for JSON.
 
     Args:
-      source: a Hugging Face folder, a model folder, or the workdir of a finished run.
+      source: a Hugging Face folder, a GGUF file, a model folder, or the workdir of a finished run.
       source_kind: what ``source`` must be; default: seen from its files.
       target_kind: default: the other kind, or the same with ``upcycling`` or ``grow_vocabulary``.
       names_file: JSON table of checkpoint names that differ from the built-in ones.
@@ -87,6 +89,11 @@ def convert(
 
     Raises MonoJaxError.
     """
+    if source_kind == "gguf" or (source_kind is None and str(source).endswith(".gguf")):
+        options = {"names_file": names_file, "image_token_id": image_token_id, "dtype": dtype, "shard_size": shard_size}
+        options |= {"upcycling": upcycling, "grow_vocabulary": grow_vocabulary, "target_kind": target_kind or "orbax"}
+        with unpacked(Path(str(source))) as folder:
+            return convert(folder, target, source_kind="hf", **options) | {"from": "gguf", "src": str(source)}
     names = read_json(names_file) if names_file else {}
     given, source, target = source, find_model(source), place_of(target)
     kind = _kind_of(source, source_kind)
@@ -181,10 +188,10 @@ def _upcycle(
 def _describe(config: Architecture) -> str:
     """What the model is. No size: the published labels (2B) belong to the published checkpoints only."""
     if config.vision is None:
-        return "InternLM2"
-    if not config.is_monolithic:
-        return "modular InternVL"
-    return "Mono-InternVL" + ("-1.5" if config.visual_attention_experts else "")
+        return family_of(config).title
+    name = "Mono-InternVL" if config.is_monolithic else "modular InternVL"
+    on = "" if config.family == Architecture.family else f" on {family_of(config).title}"
+    return name + ("-1.5" if config.visual_attention_experts else "") + on
 
 
 def _sizes(params: tree.Tree) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax.errors import ConfigError
 from mono_jax.files import read_json
 from mono_jax.models.architecture import Architecture, VisionConfig
-from mono_jax.weights.hf_rope import ROPE_KEYS, rope_from_hf, rope_to_hf
+from mono_jax.weights.families.table import ARCHITECTURES, BY_MODEL_TYPE, family_of
+from mono_jax.weights.hf_rope import ROPE_KEYS
 from mono_jax.weights.hf_section import Section
-from mono_jax.weights.names import TABLE, Names
+from mono_jax.weights.names import Names, patterns
 from mono_jax.weights.prompt_format import PROMPT_KEYS, PromptFormat, prompt_to_hf
 from mono_jax.weights.readers import tensor_names
 
-_ARCHITECTURES = ("InternLM2ForCausalLM", "InternLM2VEForCausalLM", "InternLM2VEAttentionForCausalLM")
 _VISION_KINDS = {"intern_vit_patch": "patch_embed", "intern_vit_6b": "intern_vit"}
 DTYPE_KEYS = ("torch_dtype", "dtype")  # of the weights: the older spelling, and that of transformers 5
 # What a new config.json says of things outside the model: the values of the paper (arXiv 2410.08202) and its release.
@@ -35,21 +35,22 @@ CHAT_DEFAULTS = {
 def config_from_hf(
     values: Mapping[str, Any], *, image_token_id: int | None = None, file: str | Path = "config.json"
 ) -> Architecture:
-    """The Architecture of a Hugging Face config.json (``internvl_chat`` or ``internlm2``).
+    """The Architecture of a Hugging Face config.json (``internvl_chat``, or a language model's).
 
     ``image_token_id``: id of <IMG_CONTEXT>; default: the key of that name, else InternLM2's 92546.
     Raises ConfigError that names ``file``, the key and the fix.
     """
     top = Section(values, str(file))
-    model_type = top.get("model_type", str, valid=("internvl_chat", "internlm2"))
-    if model_type == "internlm2":
-        return _build(file, **_language_keys(top))
+    model_type = top.get("model_type", str, valid=("internvl_chat", *BY_MODEL_TYPE))
+    if model_type in BY_MODEL_TYPE:
+        return _build(file, **BY_MODEL_TYPE[model_type].read(top))
     language = Section(values.get("llm_config"), f"{file}: llm_config")
     architecture = (values["llm_config"].get("architectures") or ["missing"])[0]
-    if architecture not in _ARCHITECTURES:
-        raise ConfigError(
-            f"{language.where}: architectures is {architecture!r}: use one of {', '.join(_ARCHITECTURES)}"
-        )
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(f"{language.where}: architectures is {architecture!r}: use one of {', '.join(ARCHITECTURES)}")
+    family, ffn_experts, attention_experts = ARCHITECTURES[architecture]
+    if (said := language.values.get("model_type")) not in (None, family.model_type):
+        raise ConfigError(f"{language.where}: architectures is {architecture!r}, but model_type {said!r}: change one")
     for key in ("use_backbone_lora", "use_llm_lora"):
         if values.get(key):
             raise ConfigError(f"{file}: {key} is {values[key]!r}: merge the LoRA weights first and set it to 0")
@@ -60,10 +61,10 @@ def config_from_hf(
     default = Architecture.image_token_id
     return _build(
         file,
-        **_language_keys(language),
+        **family.read(language),
         vision=vision,
-        visual_ffn_experts=architecture != _ARCHITECTURES[0],
-        visual_attention_experts=architecture == _ARCHITECTURES[2],
+        visual_ffn_experts=ffn_experts,
+        visual_attention_experts=attention_experts,
         image_token_id=image_token_id if image_token_id is not None else top.get("image_token_id", int, default),
     )
 
@@ -73,25 +74,6 @@ def _build(file: str | Path, **keys: Any) -> Architecture:
         return Architecture(**keys)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-
-
-def _language_keys(section: Section) -> dict[str, Any]:
-    """Keys of InternLM2; absent ones take the defaults of the public InternLM2 configuration."""
-    section.get("hidden_act", str, "silu", valid=("silu",))
-    heads = section.get("num_attention_heads", int)
-    rope_theta, rope_scaling = rope_from_hf(section)
-    section.get("head_dim", int, head_dim := section.get("hidden_size", int) // heads, valid=(head_dim,))
-    return {
-        **{k: section.get(k, int) for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},
-        "num_attention_heads": heads,
-        "num_key_value_heads": section.get("num_key_value_heads", int, heads),
-        "rms_norm_eps": section.get("rms_norm_eps", float, 1e-6),
-        "rope_theta": rope_theta,
-        "rope_scaling": rope_scaling,
-        "max_position_embeddings": section.get("max_position_embeddings", int, 2048),
-        "bias": section.get("bias", bool, True),
-        "tie_word_embeddings": section.get("tie_word_embeddings", bool, False),
-    }
 
 
 def _vision(top: Section, section: Section) -> VisionConfig:
@@ -145,11 +127,12 @@ def config_to_hf(
     ``_name_or_path`` and ``auto_map``: no public code loads it and no published label fits it.
     """
     out: dict[str, Any] = copy.deepcopy(dict(original or {}))
-    model_type = "internlm2" if config.vision is None else "internvl_chat"
+    family = family_of(config)
+    model_type = family.model_type if config.vision is None else "internvl_chat"
     if dtype is not None and out.get("model_type") != model_type:
         out = with_dtype(out, dtype)
     if config.vision is None:
-        _update(out, _hf_language(config, _ARCHITECTURES[0], out))
+        _update(out, _hf_language(config, out))
         return out | prompt_to_hf(prompt, out)
     if config.bidirectional_images:
         raise ConfigError("bidirectional_images has no Hugging Face form: its readers are causal")
@@ -160,8 +143,7 @@ def config_to_hf(
         base = {"llm_config": out} if "model_type" in out else {}
         out = CHAT_DEFAULTS | prompt_keys | base | {key: out[key] for key in DTYPE_KEYS if key in out}
     language, vision = dict(out.get("llm_config") or {}), dict(out.get("vision_config") or {})
-    architecture = _ARCHITECTURES[config.visual_ffn_experts + config.visual_attention_experts]
-    _update(language, _hf_language(config, architecture, language))
+    _update(language, _hf_language(config, language))
     _update(vision, _hf_vision(config.vision))
     _update(out, _hf_top(config, out))
     out |= {"llm_config": language, "vision_config": vision} | prompt_to_hf(prompt, out)
@@ -191,16 +173,10 @@ def _update(section: dict[str, Any], values: Mapping[str, Any]) -> None:
             section[key] = value
 
 
-def _hf_language(config: Architecture, architecture: str, original: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    keys += ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "bias")
-    return {
-        "architectures": [architecture],
-        "model_type": "internlm2",
-        "hidden_act": "silu",
-        **{key: getattr(config, key) for key in (*keys, "tie_word_embeddings")},
-        **rope_to_hf(config, original),
-    }
+def _hf_language(config: Architecture, original: Mapping[str, Any]) -> dict[str, Any]:
+    family = family_of(config)
+    architecture = family.architecture_with(config.visual_ffn_experts, config.visual_attention_experts)
+    return {"architectures": [architecture], **family.write(config, original)}
 
 
 def _hf_vision(vision: VisionConfig) -> dict[str, Any]:
@@ -255,8 +231,7 @@ def read_config(
     if image_token_id is None:
         image_token_id = find_image_token_id(directory)
     config = config_from_hf(read_json(file), image_token_id=image_token_id, file=file)
-    path = "layers/visual_attention/wqkv/kernel"
-    name = (names or {}).get(path, TABLE[path][0]).replace("{n}", "0")
+    name = patterns(config, names)["layers/visual_attention/wqkv/kernel"].replace("{n}", "0").replace("{qkv}", "q")
     if config.visual_ffn_experts and name in tensor_names(directory):
         config = config.replace(visual_attention_experts=True)
     return config

@@ -7,7 +7,7 @@ rope_parameters {rope_type, rope_theta, factor}            transformers 5
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mono_jax.errors import ConfigError
@@ -15,23 +15,38 @@ from mono_jax.models.architecture import Architecture, RopeScaling
 from mono_jax.weights.hf_section import Section
 
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-_THETA = 10000.0  # where no key says otherwise, as in InternLM2's configuration
-_KINDS = ("default", "linear", "dynamic")
+_PARAMETERS = {  # of kinds that have more than a factor
+    "llama3": {"original_max_position_embeddings": int, "low_freq_factor": float, "high_freq_factor": float},
+    "yarn": {
+        "original_max_position_embeddings": int,
+        "beta_fast": float,
+        "beta_slow": float,
+        "attention_factor": float,
+    },
+}
 _TYPE_KEYS = ("rope_type", "type")
 
 
-def rope_from_hf(section: Section) -> tuple[float, RopeScaling | None]:
+def rope_from_hf(
+    section: Section, *, kinds: Sequence[str], default: float, limit: int
+) -> tuple[float, RopeScaling | None]:
     """Base of the angles and their scaling; raises ConfigError for a kind or key that is not known.
 
-    Keys that contradict each other are refused too: what reads them differs between releases of transformers.
+    ``kinds`` of scaling are those that the model's code knows, ``default`` its base where no key says otherwise,
+    ``limit`` its max_position_embeddings. Keys that contradict each other are refused too: what reads them differs
+    between releases of transformers.
     """
     section.get("partial_rotary_factor", float, 1.0, valid=(1.0,))
-    found = {key: _parse(section, key) for key in ROPE_KEYS[1:] if section.values.get(key) is not None}
+    found = {
+        key: _parse(section, key, ("default", *kinds), limit)
+        for key in ROPE_KEYS[1:]
+        if section.values.get(key) is not None
+    }
     thetas = {f"{key}.rope_theta": theta for key, (theta, _) in found.items() if theta is not None}
     if section.values.get("rope_theta") is not None:
         thetas["rope_theta"] = section.get("rope_theta", float)
     scalings = {key: scaling for key, (_, scaling) in found.items()}
-    return _one(section, thetas, _THETA), _one(section, scalings, None)
+    return _one(section, thetas, default), _one(section, scalings, None)
 
 
 def _one(section: Section, values: Mapping[str, Any], default: Any) -> Any:
@@ -42,31 +57,45 @@ def _one(section: Section, values: Mapping[str, Any], default: Any) -> Any:
     return values[first] if values else default
 
 
-def _parse(section: Section, key: str) -> tuple[float | None, RopeScaling | None]:
+def _parse(section: Section, key: str, valid: tuple[str, ...], limit: int) -> tuple[float | None, RopeScaling | None]:
     part = Section(section.values[key], f"{section.where}: {key}")
-    limit = section.values.get("max_position_embeddings")
-    neutral = {"partial_rotary_factor": 1.0, "original_max_position_embeddings": limit}
+    kinds = {name: part.get(name, str, valid=valid) for name in _TYPE_KEYS if part.values.get(name) is not None}
+    kind = next(iter(kinds.values()), "default")
+    parameters = _PARAMETERS.get(kind, {})
+    neutral = {"partial_rotary_factor": 1.0, "original_max_position_embeddings": limit, "truncate": True}
     for name, value in part.values.items():
-        known = name in (*_TYPE_KEYS, "rope_theta", "factor") or value is None
+        known = name in (*_TYPE_KEYS, "rope_theta", "factor", *parameters) or value is None
         if not known and not (name in neutral and value == neutral[name]):
             raise ConfigError(f"{part.where}: {name} is {value!r}: this project does not know it; remove it if you can")
-    kinds = {name: part.get(name, str, valid=_KINDS) for name in _TYPE_KEYS if part.values.get(name) is not None}
     if len(set(kinds.values())) > 1:
         raise ConfigError(f"{part.where}: rope_type and type differ: remove the wrong one")
     theta = part.get("rope_theta", float) if part.values.get("rope_theta") is not None else None
     if not kinds and part.values.get("factor") is not None:
         part.get("rope_type", str)
-    kind = next(iter(kinds.values()), "default")
-    return theta, None if kind == "default" else RopeScaling(kind, part.get("factor", float))
+    if kind == "default":
+        return theta, None
+    values = {name: part.get(name, type_) for name, type_ in parameters.items() if part.values.get(name) is not None}
+    if "original_max_position_embeddings" in parameters:
+        values.setdefault("original_max_position_embeddings", limit)
+    try:
+        return theta, RopeScaling(kind, part.get("factor", float), **values)
+    except ConfigError as error:
+        raise ConfigError(f"{section.where}: {error}") from None
 
 
-def rope_to_hf(config: Architecture, original: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of ``config``, spelt as in the section ``original``; what says the same there stays as it is."""
+def rope_to_hf(
+    config: Architecture, original: Mapping[str, Any], *, kinds: Sequence[str], default: float
+) -> dict[str, Any]:
+    """The keys of ``config``, spelt as in the section ``original``; what says the same there stays as it is.
+
+    ``kinds`` and ``default`` as for ``rope_from_hf``.
+    """
     section = Section(original, "config.json")
     old = [key for key in ROPE_KEYS[1:] if isinstance(original.get(key), Mapping)]
     try:
         same = any(original.get(key) is not None for key in ROPE_KEYS)
-        same = same and rope_from_hf(section) == (config.rope_theta, config.rope_scaling)
+        options = {"kinds": kinds, "default": default, "limit": config.max_position_embeddings}
+        same = same and rope_from_hf(section, **options) == (config.rope_theta, config.rope_scaling)
     except ConfigError:
         same = False
     if same:
@@ -76,7 +105,8 @@ def rope_to_hf(config: Architecture, original: Mapping[str, Any]) -> dict[str, A
         out["rope_theta"] = config.rope_theta
     if not old:
         scaling = config.rope_scaling
-        out["rope_scaling"] = {"type": scaling.type, "factor": scaling.factor} if scaling else None
+        kind = "rope_type" if scaling and scaling.type in _PARAMETERS else "type"  # the newer kinds came with it
+        out["rope_scaling"] = {kind: scaling.type} | scaling.parameters() if scaling else None
     return out
 
 
@@ -87,7 +117,7 @@ def _respelt(config: Architecture, key: str, old: Mapping[str, Any]) -> dict[str
     names = [name for name in _TYPE_KEYS if name in old] or ["rope_type"]
     out = dict.fromkeys(names, scaling.type if scaling else "default")
     if scaling:
-        out["factor"] = scaling.factor
+        out |= scaling.parameters()
     if key == "rope_parameters" or "rope_theta" in old:
         out["rope_theta"] = config.rope_theta
     return out

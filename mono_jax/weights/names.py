@@ -1,8 +1,9 @@
 """Which tensor of a Hugging Face checkpoint is which parameter, and how it is laid out there.
 
-The names are those of the public release of Mono-InternVL (InternLM2's under ``language_model.``). For the visual
-attention experts of Mono-InternVL-1.5 no published names are known; those here are this project's own and can be
-changed with a name table (JSON: ``{"parameter/path": "checkpoint.name.{n}.weight"}``).
+The language model's names are those of its family (``families``), under ``language_model.`` where it has eyes; the
+others are those of the public releases of InternVL and Mono-InternVL. For the visual experts no published names are
+known but for InternLM2's FFNs; those here are this project's own and can be changed with a name table (JSON:
+``{"parameter/path": "checkpoint.name.{n}.weight"}``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError, unknown_key
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
+from mono_jax.weights import qkv
+from mono_jax.weights.families.table import family_of
 
 Names = Mapping[str, str]  # parameter path -> name of its tensor, {n} for the layer
 
@@ -31,60 +34,68 @@ DTYPES = {  # of safetensors files, by the name there
 }
 
 _LM = "language_model."
-_LAYER = _LM + "model.layers.{n}."
 _VIT = "vision_model.encoder.layers.{n}."
 _EMBEDDINGS = "vision_model.embeddings."
 
-# Path of the parameter -> name of its tensor in the checkpoint ({n} = layer), and layout there:
+# Path of a parameter of the visual side -> name of its tensor in the checkpoint ({n} = layer).
+VISION: dict[str, str] = {
+    "vision/class_embedding": _EMBEDDINGS + "class_embedding",
+    "vision/position_embedding": _EMBEDDINGS + "position_embedding",
+    "vision/patch_embedding/kernel": _EMBEDDINGS + "patch_embedding.weight",
+    "vision/patch_embedding/bias": _EMBEDDINGS + "patch_embedding.bias",
+    "vision/layers/norm1/scale": _VIT + "norm1.weight",
+    "vision/layers/norm1/bias": _VIT + "norm1.bias",
+    "vision/layers/norm2/scale": _VIT + "norm2.weight",
+    "vision/layers/norm2/bias": _VIT + "norm2.bias",
+    "vision/layers/attn/qkv/kernel": _VIT + "attn.qkv.weight",
+    "vision/layers/attn/qkv/bias": _VIT + "attn.qkv.bias",
+    "vision/layers/attn/proj/kernel": _VIT + "attn.proj.weight",
+    "vision/layers/attn/proj/bias": _VIT + "attn.proj.bias",
+    "vision/layers/attn/q_norm/scale": _VIT + "attn.q_norm.weight",
+    "vision/layers/attn/k_norm/scale": _VIT + "attn.k_norm.weight",
+    "vision/layers/mlp/fc1/kernel": _VIT + "mlp.fc1.weight",
+    "vision/layers/mlp/fc1/bias": _VIT + "mlp.fc1.bias",
+    "vision/layers/mlp/fc2/kernel": _VIT + "mlp.fc2.weight",
+    "vision/layers/mlp/fc2/bias": _VIT + "mlp.fc2.bias",
+    "vision/layers/ls1/scale": _VIT + "ls1",
+    "vision/layers/ls2/scale": _VIT + "ls2",
+    "projector/norm/scale": "mlp1.0.weight",
+    "projector/norm/bias": "mlp1.0.bias",
+    "projector/fc1/kernel": "mlp1.1.weight",
+    "projector/fc1/bias": "mlp1.1.bias",
+    "projector/fc2/kernel": "mlp1.3.weight",
+    "projector/fc2/bias": "mlp1.3.bias",
+}
+
+
+# Layouts in the checkpoint:
 #   same    as it is
 #   kernel  [out, in], ours [in, out]
 #   conv    [C, 3, P, P], ours [P*P*3, C] with rows ordered (row, column, channel)
 #   batch   leading axes of size 1 until the tensor has three
-TABLE: dict[str, tuple[str, str]] = {
-    "embed/embedding": (_LM + "model.tok_embeddings.weight", "same"),
-    "final_norm/scale": (_LM + "model.norm.weight", "same"),
-    "lm_head/kernel": (_LM + "output.weight", "kernel"),
-    "layers/attention_norm/scale": (_LAYER + "attention_norm.weight", "same"),
-    "layers/ffn_norm/scale": (_LAYER + "ffn_norm.weight", "same"),
-    "layers/attention/wqkv/kernel": (_LAYER + "attention.wqkv.weight", "kernel"),
-    "layers/attention/wqkv/bias": (_LAYER + "attention.wqkv.bias", "same"),
-    "layers/attention/wo/kernel": (_LAYER + "attention.wo.weight", "kernel"),
-    "layers/attention/wo/bias": (_LAYER + "attention.wo.bias", "same"),
-    "layers/visual_attention/wqkv/kernel": (_LAYER + "attention.wqkv_ve.weight", "kernel"),
-    "layers/visual_attention/wqkv/bias": (_LAYER + "attention.wqkv_ve.bias", "same"),
-    "layers/feed_forward/gate/kernel": (_LAYER + "feed_forward.w1.weight", "kernel"),
-    "layers/feed_forward/up/kernel": (_LAYER + "feed_forward.w3.weight", "kernel"),
-    "layers/feed_forward/down/kernel": (_LAYER + "feed_forward.w2.weight", "kernel"),
-    "layers/visual_feed_forward/gate/kernel": (_LAYER + "feed_forward_ve.w1.weight", "kernel"),
-    "layers/visual_feed_forward/up/kernel": (_LAYER + "feed_forward_ve.w3.weight", "kernel"),
-    "layers/visual_feed_forward/down/kernel": (_LAYER + "feed_forward_ve.w2.weight", "kernel"),
-    "vision/class_embedding": (_EMBEDDINGS + "class_embedding", "batch"),
-    "vision/position_embedding": (_EMBEDDINGS + "position_embedding", "batch"),
-    "vision/patch_embedding/kernel": (_EMBEDDINGS + "patch_embedding.weight", "conv"),
-    "vision/patch_embedding/bias": (_EMBEDDINGS + "patch_embedding.bias", "same"),
-    "vision/layers/norm1/scale": (_VIT + "norm1.weight", "same"),
-    "vision/layers/norm1/bias": (_VIT + "norm1.bias", "same"),
-    "vision/layers/norm2/scale": (_VIT + "norm2.weight", "same"),
-    "vision/layers/norm2/bias": (_VIT + "norm2.bias", "same"),
-    "vision/layers/attn/qkv/kernel": (_VIT + "attn.qkv.weight", "kernel"),
-    "vision/layers/attn/qkv/bias": (_VIT + "attn.qkv.bias", "same"),
-    "vision/layers/attn/proj/kernel": (_VIT + "attn.proj.weight", "kernel"),
-    "vision/layers/attn/proj/bias": (_VIT + "attn.proj.bias", "same"),
-    "vision/layers/attn/q_norm/scale": (_VIT + "attn.q_norm.weight", "same"),
-    "vision/layers/attn/k_norm/scale": (_VIT + "attn.k_norm.weight", "same"),
-    "vision/layers/mlp/fc1/kernel": (_VIT + "mlp.fc1.weight", "kernel"),
-    "vision/layers/mlp/fc1/bias": (_VIT + "mlp.fc1.bias", "same"),
-    "vision/layers/mlp/fc2/kernel": (_VIT + "mlp.fc2.weight", "kernel"),
-    "vision/layers/mlp/fc2/bias": (_VIT + "mlp.fc2.bias", "same"),
-    "vision/layers/ls1/scale": (_VIT + "ls1", "same"),
-    "vision/layers/ls2/scale": (_VIT + "ls2", "same"),
-    "projector/norm/scale": ("mlp1.0.weight", "same"),
-    "projector/norm/bias": ("mlp1.0.bias", "same"),
-    "projector/fc1/kernel": ("mlp1.1.weight", "kernel"),
-    "projector/fc1/bias": ("mlp1.1.bias", "same"),
-    "projector/fc2/kernel": ("mlp1.3.weight", "kernel"),
-    "projector/fc2/bias": ("mlp1.3.bias", "same"),
-}
+def _layout(path: str) -> str:
+    if path.startswith("vision/patch_embedding/"):
+        return "conv" if path.endswith("kernel") else "same"
+    if path in ("vision/class_embedding", "vision/position_embedding"):
+        return "batch"
+    return "kernel" if path.endswith("/kernel") else "same"
+
+
+def patterns(config: Architecture, names: Names | None = None) -> dict[str, str]:
+    """Path of a parameter -> name of its tensor, for all that models of ``config``'s family may have.
+
+    {n} stands for the layer, {qkv} for q, k and v where these are three tensors. Raises ConfigError for bad ``names``.
+    """
+    prefix = "" if config.vision is None else _LM
+    table = {path: prefix + name for path, name in family_of(config).tensors.items()} | VISION
+    for path, pattern in (names or {}).items():
+        if path not in table:
+            raise unknown_key("path in the name table", path, table)
+        for part in ("{n}", "{qkv}"):
+            count = table[path].count(part)
+            if not isinstance(pattern, str) or pattern.count(part) != count:
+                raise ConfigError(f"name table: {path}: {pattern!r} must have {'one' if count else 'no'} {part}")
+    return table | dict(names or {})
 
 
 @functools.lru_cache(maxsize=16)
@@ -103,9 +114,10 @@ class Tensor:
     """One row of the table for one config.
 
     Attributes:
-      pattern: its name in the checkpoint, with {n} for the layer where stacked.
+      pattern: its name in the checkpoint, with {n} for the layer where stacked, {qkv} where it is three tensors.
       shape: ours, of one layer where stacked.
       layers: how many are stacked; None for a parameter that is not.
+      heads: of the model, which the three tensors are cut by.
     """
 
     path: str
@@ -114,18 +126,26 @@ class Tensor:
     shape: tuple[int, ...]
     layers: int | None
     patch_size: int
+    heads: qkv.Heads
 
-    def name(self, n: int | None) -> str:
-        """Name of the tensor of layer ``n``."""
-        return self.pattern if n is None else self.pattern.replace("{n}", str(n))
+    def names(self, n: int | None) -> tuple[str, ...]:
+        """Names of the tensors of layer ``n``: one, or those of q, k and v."""
+        name = self.pattern if n is None else self.pattern.replace("{n}", str(n))
+        return tuple(name.replace("{qkv}", part) for part in "qkv") if "{qkv}" in name else (name,)
 
     @property
     def slices(self) -> tuple[int | None, ...]:
         return (None,) if self.layers is None else tuple(range(self.layers))
 
     @property
-    def hf_shape(self) -> tuple[int, ...]:
-        """Shape of one tensor in the checkpoint."""
+    def hf_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape in the checkpoint of each of ``names``."""
+        if "{qkv}" in self.pattern:
+            return tuple((rows, *self._hf_shape[1:]) for rows in self.heads.rows)
+        return (self._hf_shape,)
+
+    @property
+    def _hf_shape(self) -> tuple[int, ...]:
         if self.layout == "kernel":
             return self.shape[::-1]
         if self.layout == "conv":
@@ -135,45 +155,47 @@ class Tensor:
             return (1,) * (3 - len(self.shape)) + self.shape
         return self.shape
 
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """``array`` [*hf_shape] as [*shape]."""
+    def to_ours(self, *arrays: np.ndarray) -> np.ndarray:
+        """The tensors ``names`` as [*shape]."""
+        array = self.heads.fuse(*arrays) if "{qkv}" in self.pattern else arrays[0]
         if self.layout == "kernel":
             return array.T
         if self.layout == "conv":
             array = array.transpose(2, 3, 1, 0)
         return array.reshape(self.shape)
 
-    def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """``array`` [*shape] as [*hf_shape]."""
+    def to_hf(self, array: np.ndarray) -> tuple[np.ndarray, ...]:
+        """``array`` [*shape] as the tensors ``names``."""
+        array = self._to_hf(array)
+        return self.heads.split(array) if "{qkv}" in self.pattern else (array,)
+
+    def _to_hf(self, array: np.ndarray) -> np.ndarray:
         if self.layout == "kernel":
             return array.T
         if self.layout == "conv":
-            out, channels, *patch = self.hf_shape
+            out, channels, *patch = self._hf_shape
             return array.reshape(*patch, channels, out).transpose(3, 2, 0, 1)
-        return array.reshape(self.hf_shape)
+        return array.reshape(self._hf_shape)
 
 
 def tensors(config: Architecture, names: Names | None = None) -> list[Tensor]:
     """The rows of the table that ``config`` has, every parameter exactly once; raises ConfigError for bad ``names``."""
-    for path, pattern in (names or {}).items():
-        if path not in TABLE:
-            raise unknown_key("path in the name table", path, TABLE)
-        if not isinstance(pattern, str) or pattern.count("{n}") != is_stacked(path):
-            raise ConfigError(f"name table: {path}: {pattern!r} must have {'one' if is_stacked(path) else 'no'} {{n}}")
+    table = patterns(config, names)
+    heads = qkv.Heads.of(config)
     rows = []
     for path, shape in param_shapes(config).items():
-        pattern, layout = TABLE[path]
-        if config.vision is None:
-            pattern = pattern.removeprefix(_LM)
+        if path not in table:
+            raise ConfigError(f"{path}: no name in checkpoints of {family_of(config).title} (model.family)")
         stacked = is_stacked(path)
         rows.append(
             Tensor(
                 path=path,
-                pattern=(names or {}).get(path, pattern),
-                layout=layout,
+                pattern=table[path],
+                layout=_layout(path),
                 shape=shape[1:] if stacked else shape,
                 layers=shape[0] if stacked else None,
                 patch_size=config.vision.patch_size if config.vision else 0,
+                heads=heads,
             )
         )
     seen: dict[str, str] = {}
@@ -224,10 +246,10 @@ _FAMILIES = (
     (r"^_orig_mod\.|^module\.", "those of a wrapped PyTorch model (torch.compile, DDP)", "save the inner model"),
     (r"vision_tower\.|multi_modal_projector\.", "those of LLaVA or of transformers' own InternVL", ""),
     (r"^visual\.blocks\.", "Qwen-VL's", ""),
-    (r"self_attn\.(q|k|v|qkv)_proj\.", "those of a Llama, Qwen or Phi language model", ""),
+    (r"self_attn\.(q|k|v|qkv)_proj\.", "those of a Llama, Qwen or Phi language model", "see model_type in config.json"),
     (r"^(transformer\.)?h\.\d+\.", "GPT-2's or Qwen 1's", ""),
 )
-_OTHER_MODEL = "this project reads InternLM2, InternVL-Chat on InternLM2, and Mono-InternVL (see --names of convert.py)"
+_OTHER_MODEL = "this project reads language models, InternVL-Chat and Mono-InternVL (see --names of convert.py)"
 
 
 def foreign_names(names: Iterable[str]) -> str | None:

@@ -21,7 +21,7 @@ from mono_jax.errors import ConfigError, WeightsError
 from mono_jax.files import lfs_error, read_json
 from mono_jax.models.architecture import Architecture
 from mono_jax.weights.lazy import LazyArray
-from mono_jax.weights.names import DTYPES, TABLE, Names, Tensor, first, fit_error, foreign_names, tensors
+from mono_jax.weights.names import DTYPES, Names, Tensor, first, fit_error, foreign_names, patterns, tensors
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -138,19 +138,17 @@ def open_params(directory: str | Path, config: Architecture, *, names: Names | N
 
 def _lazy(row: Tensor, entries: Mapping[str, _Entry]) -> LazyArray:
     def read(n: int | None) -> np.ndarray:
-        return row.to_ours(_read(entries[row.name(n)], row.name(n)))
+        return row.to_ours(*(_read(entries[name], name) for name in row.names(n)))
 
     layers = () if row.layers is None else (row.layers,)
-    dtype = DTYPES[entries[row.name(row.slices[0])].dtype]
+    dtype = DTYPES[entries[row.names(row.slices[0])[0]].dtype]
     return LazyArray(layers + row.shape, dtype, row.layers is not None, read)
 
 
 def _drop_tied_head(directory: Path, entries: dict[str, _Entry], config: Architecture, names: Names | None) -> None:
     """Takes the stored head out of ``entries``; raises WeightsError if it is another matrix than the embedding."""
-    embedding, head = (
-        (names or {}).get(path, TABLE[path][0] if config.vision else TABLE[path][0].removeprefix("language_model."))
-        for path in ("embed/embedding", "lm_head/kernel")
-    )
+    table = patterns(config, names)
+    embedding, head = table["embed/embedding"], table["lm_head/kernel"]
     if head not in entries or embedding not in entries:
         return
     if not np.array_equal(_read(entries[head], head), _read(entries[embedding], embedding)):
@@ -162,16 +160,18 @@ def _drop_tied_head(directory: Path, entries: dict[str, _Entry], config: Archite
 
 
 def _check(directory: Path, entries: Mapping[str, _Entry], rows: list[Tensor]) -> None:
-    expected = {row.name(n): row for row in rows for n in row.slices}
+    expected = {
+        name: (row, shape) for row in rows for n in row.slices for name, shape in zip(row.names(n), row.hf_shapes)
+    }
     missing = [name for name in expected if name not in entries]
     unexpected = [name for name in entries if name not in expected and not _NOT_WEIGHTS.search(name)]
     misshapen = []
-    for name, row in expected.items():
+    for name, (row, shape) in expected.items():
         if (entry := entries.get(name)) is None:
             continue
-        first = entries.get(row.name(row.slices[0]), entry)
-        if entry.shape != row.hf_shape:
-            misshapen.append(f"{name} is {list(entry.shape)}, the config asks for {list(row.hf_shape)}")
+        first = entries.get(row.names(row.slices[0])[0], entry)
+        if entry.shape != shape:
+            misshapen.append(f"{name} is {list(entry.shape)}, the config asks for {list(shape)}")
         elif entry.dtype not in DTYPES:
             misshapen.append(f"{name} is {entry.dtype}, use one of {', '.join(DTYPES)}")
         elif entry.dtype != first.dtype:

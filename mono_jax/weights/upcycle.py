@@ -86,7 +86,8 @@ def upcycle(
     if new.visual_ffn_experts and not config.visual_ffn_experts:
         flat |= _copies(flat, "layers/feed_forward/", "layers/visual_feed_forward/")
     if new.visual_attention_experts and not config.visual_attention_experts:
-        flat |= _copies(flat, "layers/attention/wqkv/", "layers/visual_attention/wqkv/")
+        for name in ("wqkv", "q_norm", "k_norm"):
+            flat |= _copies(flat, f"layers/attention/{name}/", f"layers/visual_attention/{name}/")
     if config.vision is None:
         flat |= _new_vision(new, np.dtype(flat["embed/embedding"].dtype), seed)
     return new, tree.unflatten(flat)
@@ -135,7 +136,8 @@ def _grown(leaf: Any, size: int, axis: int) -> Any:
 
 def _new_vision(config: Architecture, dtype: np.dtype, seed: int) -> dict[str, Any]:
     # The same initialisation as a whole new model of this width; the unneeded language model is kept small.
-    small = config.replace(vocab_size=1, intermediate_size=1, num_hidden_layers=1)
+    windows = {"sliding_window": None, "sliding_layers": ()}
+    small = config.replace(vocab_size=1, intermediate_size=1, num_hidden_layers=1, **windows)
     new = tree.flatten(_init_vision(small, jax.random.key(seed)))
     return {path: np.asarray(leaf).astype(dtype) for path, leaf in new.items()}
 

@@ -44,7 +44,7 @@ def save_params(
     for i, shard in enumerate(shards):
         file = WEIGHTS_FILE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         total += _write_file(directory / file, shard, flat)
-        weight_map |= {row.name(n): file for row, n in shard}
+        weight_map |= {name: file for row, n in shard for name in row.names(n)}
         files.append(file)
     if len(shards) > 1:
         write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -79,9 +79,10 @@ def _write_file(file: Path, shard: Shard, flat: Mapping[str, Any]) -> int:
     offset = 0
     for row, n in shard:
         dtype = np.dtype(flat[row.path].dtype)
-        end = offset + int(np.prod(row.shape)) * dtype.itemsize
-        header[row.name(n)] = {"dtype": names[dtype], "shape": row.hf_shape, "data_offsets": [offset, end]}
-        offset = end
+        for name, shape in zip(row.names(n), row.hf_shapes):
+            end = offset + int(np.prod(shape)) * dtype.itemsize
+            header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [offset, end]}
+            offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with new_file(file) as temporary, temporary.open("wb") as out:
@@ -89,7 +90,8 @@ def _write_file(file: Path, shard: Shard, flat: Mapping[str, Any]) -> int:
         for row, n in shard:
             leaf = flat[row.path]
             array = np.asarray(leaf if n is None else leaf[n])
-            out.write(np.ascontiguousarray(row.to_hf(array)).reshape(-1).view(np.uint8).data)
+            for part in row.to_hf(array):
+                out.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return offset
 
 
@@ -117,5 +119,6 @@ def named_tensors(
     named = {}
     for row in tensors(config, names):
         values = np.asarray(flat[row.path])
-        named |= {row.name(n): row.to_hf(values if n is None else values[n]) for n in row.slices}
+        for n in row.slices:
+            named |= zip(row.names(n), row.to_hf(values if n is None else values[n]))
     return named

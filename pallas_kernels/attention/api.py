@@ -62,7 +62,7 @@ def attend(
       sequence: Q = K = S slots in an order of their own, which the output keeps too.
       implementation: a name ("splash"), an instance, or None: the first one in the device's tuning table that can.
       chunk: queries at a time, for an implementation that works so.
-      causal: whether every interval is known to end at its own query.
+      causal: whether every query is known to see its sample up to itself.
       rows: axes of the mesh in use that split rows.
       heads: axis of the mesh in use that splits heads, if it divides Hkv.
       context: axis of the mesh in use that splits the slots of a row; ``sequence`` must be given then.

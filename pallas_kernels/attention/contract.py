@@ -65,7 +65,7 @@ class Problem:
       dim: head size D.
       dtype: name of the dtype of query, key and value ("bfloat16" or "float32").
       device: key of a tuning table, e.g. "cpu", "tpu_v5e", "nvidia_h200".
-      causal: every interval ends at its own query (Q = K); some kernels know no other rows.
+      causal: every query sees its sample up to itself (Q = K, no window); some kernels know no other rows.
       in_order: keys and queries can be had in sequence order (those of a cache cannot).
     """
 

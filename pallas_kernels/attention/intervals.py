@@ -23,8 +23,17 @@ def packed_intervals(segments: jax.Array, visual: jax.Array | None = None) -> In
     return Intervals(jnp.where(empty, index, first), jnp.where(empty, index, last))
 
 
+def within_window(intervals: Intervals, window: int) -> Intervals:
+    """The intervals of rows in sequence order without keys that lie ``window`` or more before their query."""
+    index = jnp.arange(intervals.first.shape[1], dtype=jnp.int32)
+    return Intervals(jnp.maximum(intervals.first, index - (window - 1)), intervals.last)
+
+
 def scattered_intervals(
-    query_places: tuple[jax.Array, jax.Array], key_places: tuple[jax.Array, jax.Array], reach: jax.Array
+    query_places: tuple[jax.Array, jax.Array],
+    key_places: tuple[jax.Array, jax.Array],
+    reach: jax.Array,
+    window: jax.Array | None = None,
 ) -> Intervals:
     """Intervals of queries and keys that lie anywhere, as in a cache.
 
@@ -32,11 +41,13 @@ def scattered_intervals(
       query_places: positions within the sample and segments, int32 [B, Q]; 0 = empty.
       key_places: likewise [B, K]; positions must be below K (the keys hold whole samples).
       reach: int32 [B, Q], the last position of its sample that each query sees.
+      window: int32 scalar; keys that lie so much or more before their query are not seen. None: all are.
     """
     keys = key_places[0].shape[1]
-    segments = query_places[1]
+    positions, segments = query_places
+    oldest = 0 if window is None else jnp.maximum(positions - (window - 1), 0)
     # A sample's keys get the places segment * K + position.
-    return Intervals(segments * keys, segments * keys + reach, key_places[1] * keys + key_places[0])
+    return Intervals(segments * keys + oldest, segments * keys + reach, key_places[1] * keys + key_places[0])
 
 
 def _start_of_run(values: jax.Array, index: jax.Array) -> jax.Array:

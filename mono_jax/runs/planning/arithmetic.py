@@ -177,7 +177,7 @@ class _Sizes:
         c = self.config
         qkv = c.hidden_size * c.qkv_dim * (1 + c.visual_attention_experts)
         ffn = 3 * c.hidden_size * c.intermediate_size * (1 + c.visual_ffn_experts)
-        return (qkv + c.hidden_size**2 + ffn) / self.tensor
+        return (qkv + c.hidden_size * c.query_dim + ffn) / self.tensor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,7 @@ def attention_problem(program: Program) -> Problem:
         for heads in (config.num_attention_heads, config.num_key_value_heads)
     )
     with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
-        causal, ways = not config.bidirectional_images, program.mesh.shape[CONTEXT]
+        causal, ways = config.causal, program.mesh.shape[CONTEXT]
         return api.describe(query, key, causal=causal, ways=ways)
 
 

@@ -10,12 +10,13 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.presets import PRESETS, preset
 from mono_jax.weights import hf_config, readers
-from mono_jax.weights.names import TABLE, is_stacked, param_shapes, tensors
+from mono_jax.weights.families.table import FAMILIES
+from mono_jax.weights.names import VISION, is_stacked, param_shapes, tensors
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_unique_names(name):
-    named = [row.name(n) for row in tensors(preset(name)) for n in row.slices]
+    named = [name for row in tensors(preset(name)) for n in row.slices for name in row.names(n)]
     assert len(named) == len(set(named))
 
 
@@ -27,11 +28,16 @@ def test_mono_internvl_2b_has_the_published_size():
     assert sum(shape[0] if is_stacked(path) else 1 for path, shape in shapes.items()) == 253
 
 
-def test_every_row_of_the_name_table_is_used_by_some_model():
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_name_of_a_family_is_used_by_some_model(name):
+    family = FAMILIES[name]
     vit = VisionConfig(kind="intern_vit", qk_normalization=True, num_hidden_layers=1)
-    full = preset("tiny_mono_1_5", bias=True)
-    modular = preset("tiny_lm", vision=vit)
-    assert param_shapes(full).keys() | param_shapes(modular).keys() == TABLE.keys()
+    bias = {"bias": "bias" in family.keys}
+    full = preset("tiny_mono_1_5", family=name, **family.parts, **bias)
+    modular = preset("tiny_lm", family=name, vision=vit, **family.parts, **bias)
+    assert param_shapes(full).keys() | param_shapes(modular).keys() == family.tensors.keys() | VISION.keys()
+    for config in (full, modular):
+        assert {row.path for row in tensors(config)} == param_shapes(config).keys()
 
 
 @pytest.mark.parametrize(

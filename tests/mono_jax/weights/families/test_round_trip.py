@@ -1,0 +1,80 @@
+"""Models of every family come back bit for bit: single, sharded, tied, biased, with visual experts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.encoding.tokenizer import Tokenizer
+from mono_jax import tree
+from mono_jax.models.presets import preset
+from mono_jax.weights import readers
+from mono_jax.weights.convert import Upcycling, convert
+from mono_jax.weights.families.table import FAMILIES
+from mono_jax.weights.hf_config import read_config
+from mono_jax.weights.writers import save_hf
+from tests.mono_jax.helpers import random_params
+from tests.mono_jax.weights.hf_folders import assert_same_bytes, read_all
+
+NAMES = [name for name in FAMILIES if name != "internlm2"]
+VISION = {"hidden_size": 16, "patch_size": 4, "image_size": 32}
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_files_come_back_through_a_model_folder(golden_dir: Path, tmp_path: Path, name: str):
+    source = golden_dir / "families" / name
+    convert(source, tmp_path / "ours")
+    for folder, shard_size in (("whole", 1 << 30), ("shards", 20_000)):
+        convert(tmp_path / "ours", tmp_path / folder, shard_size=shard_size)
+        assert_same_bytes(read_all(tmp_path / folder), read_all(source))
+        assert config_of(tmp_path / folder) == config_of(source)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    convert(tmp_path / "shards", tmp_path / "ours_again")
+    assert read_config(tmp_path / "shards") == read_config(source)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_visual_experts_are_copies_that_come_back(golden_dir: Path, tmp_path: Path, name: str, attention: bool):
+    source, mono = golden_dir / "families" / name, tmp_path / "mono"
+    convert(source, mono, target_kind="hf", upcycling=Upcycling(Tokenizer, VISION, attention))
+    old, new = read_all(source), read_all(mono)
+    vocabulary = config_of(source)["vocab_size"]
+    for tensor, values in old.items():
+        found = new.pop(f"language_model.{tensor}")
+        np.testing.assert_array_equal(found[:vocabulary] if "embed" in tensor or "lm_head" in tensor else found, values)
+    experts = {tensor.removeprefix("language_model.") for tensor in new if tensor.startswith("language_model.")}
+    parts = ("mlp", "self_attn") if attention else ("mlp",)
+    copied = {t for t in old if t.split(".")[3:4] and t.split(".")[3] in parts and ".o_proj" not in t}
+    assert len(experts) == len(copied)
+    for tensor in copied:
+        module = "mlp" if ".mlp." in tensor else tensor.split(".")[-2]
+        twin = tensor.replace(f".{module}.", f".{module}_ve.")
+        np.testing.assert_array_equal(new[f"language_model.{twin}"], old[tensor])
+    convert(mono, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "again")
+    assert_same_bytes(read_all(tmp_path / "again"), read_all(mono))
+    assert config_of(tmp_path / "again") == config_of(mono)
+    said = config_of(mono)["llm_config"]["architectures"]
+    assert said == [FAMILIES[name].architecture_with(True, attention)]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_biased_models_made_here(tmp_path: Path, name: str, tied: bool):
+    fields = {"rope_local_theta": 1e4, "query_pre_attn_scalar": 16.0} if name == "gemma3" else {}
+    changes = {"bias": True, "tie_word_embeddings": tied, "head_size": 8, **FAMILIES[name].parts, **fields}
+    config = preset("tiny_lm", family=name, **changes)
+    params = random_params(config)
+    save_hf(tmp_path / "model", config, params)
+    assert read_config(tmp_path / "model").replace(image_token_id=config.image_token_id) == config
+    found = tree.flatten(readers.load_params(tmp_path / "model", config))
+    for path, values in tree.flatten(params).items():
+        np.testing.assert_array_equal(found[path], values, err_msg=path)
