@@ -45,7 +45,9 @@ class Fault:
 
     Attributes:
       kind: comparison, operator, logic, negation, constant, name, arguments or axis.
-      line, column: where, from 1 and from 0. change: "old -> new", on one line. source: the line, stripped.
+      line: of the expression, from 1. column: of the change, in bytes from the start of that line: expressions inside
+        one another (``a * b * c``) may begin at the same place. change: "old -> new", on one line. source: the line,
+        stripped.
       digest: of the file, which tells whether an earlier result still holds.
     """
 
@@ -82,7 +84,8 @@ def faults(file: str, data: bytes) -> list[Fault]:
         old = data[start:stop].decode()
         change = f"{_one_line(old)} -> {_one_line(text)}"
         source = lines[node.lineno - 1].decode().strip()
-        fault = Fault(file, kind, node.lineno, node.col_offset, start, stop, text, change, source, digest)
+        column = start - starts[node.lineno - 1]
+        fault = Fault(file, kind, node.lineno, column, start, stop, text, change, source, digest)
         try:
             differs = ast.dump(ast.parse(fault.planted(data))) != whole
         except SyntaxError:
