@@ -109,7 +109,7 @@ def choose(problem: Problem) -> Any:
       Unavailable: none can; the message says why each of them refused.
     """
     refusals = []
-    for name in _preferred(problem):
+    for name in preferred(problem):
         try:
             candidate = implementation_class(name)(**tuned_parameters(name, problem))
             reason = candidate.unsupported(problem)
@@ -138,7 +138,7 @@ def tuned_parameters(name: str, problem: Problem) -> dict[str, Any]:
     return parameters
 
 
-def _preferred(problem: Problem) -> list[str]:
+def preferred(problem: Problem) -> list[str]:
     """The names in order of preference for a problem of this size."""
     entries = [
         {"name": entry} if isinstance(entry, str) else entry

@@ -21,14 +21,16 @@ from experiments.benchmarks.kernels.options import make_parser
 from experiments.benchmarks.kernels.results import Results, header
 from experiments.benchmarks.kernels.supervisor import supervise as supervise_worker
 from experiments.benchmarks.kernels.timing import Bench
-from experiments.benchmarks.kernels.tuning import tuning_json
+from experiments.benchmarks.kernels.tuning import tuning_tables
+from pallas_kernels.attention.backends.xla import Xla
+from pallas_kernels.attention.backends.xla_blocked import XlaBlocked
 from pallas_kernels.attention.intervals import packed_intervals
 from pallas_kernels.checks import cuda as aot_cuda
 from pallas_kernels.checks.aot import kernel_calls
 from pallas_kernels.checks.run import host_devices
 from pallas_kernels.devices import targeting
 from pallas_kernels.errors import Unavailable
-from pallas_kernels.registry import implementation_class
+from pallas_kernels.registry import implementation_class, tuning_table
 
 QUICK = ["xla_split", "ragged_dot", "dense_both", "gather_scatter"]
 SETTING = {"op": "ffn", "shape": "2b", "rows": 4096, "visual_share": 50, "interleaving": 0, "dtype": "x", "tile": 128}
@@ -59,7 +61,7 @@ def test_rehearsal(tmp_path, capfd):
     assert not [t for t in timings if t["wrong"]] and max(t["max_rel_error"] for t in timings) < 1e-2
     assert "Rehearsal" in (tmp_path / "kernels.md").read_text()
     assert {p.name for p in tmp_path.glob("*.png")} == {"ratio_ffn_tiny.png", "ratio_qkv_tiny.png"}
-    assert json.loads((tmp_path / "tuning_cpu.json").read_text())["order"]
+    assert json.loads((tmp_path / "experts_cpu.json").read_text())["order"]
 
 
 def test_a_kernel_is_checked_tuned_and_timed_in_all_its_forms(tmp_path):
@@ -71,7 +73,7 @@ def test_a_kernel_is_checked_tuned_and_timed_in_all_its_forms(tmp_path):
     rows = {t["about"]["row"]: t for t in results.of_kind("time")}
     assert rows.keys() == {"pallas_tpu", "pallas_tpu permuted", "pallas_tpu unsorted"}
     assert rows["pallas_tpu"]["about"]["parameters"] == tuned["parameters"]
-    entry = tuning_json(results)["parameters"]["pallas_tpu"]["entries"][0]
+    entry = tuning_tables(results)["experts"]["parameters"]["pallas_tpu"]["entries"][0]
     assert entry["parameters"] == tuned["parameters"] and (entry["op"], entry["ff"]) == ("matmul", 256)
 
 
@@ -431,7 +433,42 @@ def test_tuning_table_takes_entries_and_orders_by_time(tmp_path):
     tuned = {"kind": "tuned", "about": {"row": "pallas_tpu", **SETTING}, "parameters": {"vmem": 1}, "median_us": 2.0}
     times = [timing("ragged_dot", 9, direction="both"), timing("dense_both", 5, direction="both")]
     content = {"device_key": "cpu", "date": "2026-01-01", "records": [tuned, *times]}
-    table = tuning_json(Results(tmp_path, content))
+    table = tuning_tables(Results(tmp_path, content))["experts"]
     assert table["order"] == ["dense_both", "ragged", "xla_tiled"]
     (entry,) = table["parameters"]["pallas_tpu"]["entries"]
     assert (entry["op"], entry["d"], entry["ff"], entry["parameters"]) == ("ffn", 2048, 8192, {"vmem": 1})
+
+
+def test_attention_is_ordered_by_time_and_keeps_what_was_tuned(tmp_path):
+    records = [
+        attention_record("attention/xla_blocked", 90.0),
+        attention_record("attention/xla_chunked", 40.0),
+        attention_record("attention/xla_chunked", 30.0, parameters={"chunk": 256}),
+    ]
+    content = {"device_key": "cpu", "date": "2026-01-01", "records": records}
+    before, table = tuning_table("attention", "cpu"), tuning_tables(Results(tmp_path, content))["attention"]
+    names = ["attention/xla_chunked", "attention/xla_blocked"]
+    assert [entry for entry in table["order"] if entry in names] == names
+    assert [e for e in table["order"] if isinstance(e, dict)] == [e for e in before["order"] if isinstance(e, dict)]
+    assert table["parameters"]["attention/xla_chunked"]["default"]["chunk"] == 256
+
+
+def attention_record(row, took, **more):
+    setting = attention.Setting("2b", 11_264, 8, "bfloat16")
+    about = {"row": row, "direction": "both", **dataclasses.asdict(setting), **more}
+    return {"kind": "attention", "about": about, "median_us": took, "wrong": False}
+
+
+def test_slow_attention_is_not_tried_on_longer_rows():
+    calls = []
+
+    def attempt(kind, about, do):
+        calls.append((about["row"], about["rows"]))
+        return {"median_us": {"attention/xla": 100.0, "attention/xla_blocked": 10.0}[about["row"]]}
+
+    times = attention.Times(attempt, timer=None, rehearse=False)
+    kernels = {"attention/xla": Xla(), "attention/xla_blocked": XlaBlocked()}
+    for rows, samples in ((2048, 2), (4096, 3), (1024, 2), (4096, 1)):
+        times.add(kernels, attention.Setting("2b", rows, samples, "bfloat16"))
+    assert {rows for name, rows in calls if name == "attention/xla_blocked"} == {1024, 2048, 4096}
+    assert [rows for name, rows in calls if name == "attention/xla"] == [2048, 2048, 1024, 1024, 4096, 4096]

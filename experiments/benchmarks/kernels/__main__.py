@@ -27,9 +27,9 @@ with the same --out resumes where the first one stopped. The work is done in a p
 is recorded as failed; a process that dies, or makes no progress for --stall_s, costs the point it was at, and
 another takes over; what died is not tried again at other sizes.
 
-Also written: kernels.md (tables, aims, break-even points), plots, and a tuning table. To publish, copy kernels.json to
-experiments/benchmarks/results/ under a name of its own, the tuning table to pallas_kernels/tuning/experts/, and run
---readme.
+Also written: kernels.md (tables, aims, break-even points), plots, and tuning tables. To publish, copy kernels.json to
+experiments/benchmarks/results/ under a name of its own, ROOM_DEVICE.json to pallas_kernels/tuning/ROOM/DEVICE.json, and
+run --readme.
 """
 
 from __future__ import annotations

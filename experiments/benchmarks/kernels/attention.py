@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.kernels.timing import LEAST_INPUTS, REHEARSAL, Timer, compiled
+from experiments.benchmarks.kernels.tuning import differences
 from pallas_kernels.attention.api import SequenceOrder, attend
 from pallas_kernels.attention.backends.xla_blocked import XlaBlocked
 from pallas_kernels.attention.contract import Implementation, Problem
@@ -24,14 +25,15 @@ from pallas_kernels.checks.conformance import relative_error
 from pallas_kernels.checks.run import check
 from pallas_kernels.devices import device_key
 from pallas_kernels.errors import Unavailable
-from pallas_kernels.registry import IMPLEMENTATIONS, implementation_class, room, tuned_parameters
+from pallas_kernels.registry import IMPLEMENTATIONS, implementation_class, preferred, room, tuned_parameters
 
 KIND = "attention"  # of the records
 NAMES = [name for name in IMPLEMENTATIONS if room(name) == "attention"]
 DIRECTIONS = ("forward", "both")  # both: forward and backward
 LENGTHS = tuple(1024 * 2**i for i in range(8))  # up to 131,072
 SAMPLE = 1408  # tokens of a sample in S1.1: 8 fill a row of 10,240 + 1,024
-CHECK_S, TUNING_S = 40.0, 60.0  # per implementation
+CHECK_S, TUNING_S = 15.0, 60.0  # per implementation
+SLOW = 4.0  # times the fastest's time: not tuned, and not timed at greater lengths
 
 # (kind, about, measure) -> the record, from before or made now; None where the budget is spent.
 Attempt = Callable[[str, dict[str, Any], Callable[[], Mapping[str, Any]]], dict[str, Any] | None]
@@ -150,9 +152,10 @@ def measure(timer: Timer, implementation: Implementation, setting: Setting, dire
 
 
 def available(setting: Setting, rehearse: bool, wanted: Sequence[str]) -> tuple[dict[str, Implementation], dict]:
-    """(implementations that serve here, interpreted in a rehearsal; why the others do not)."""
+    """(implementations that serve here, interpreted in a rehearsal, the preferred ones first; why others do not)."""
     found, missing = {}, {}
-    for name in NAMES:
+    order = [name for name in preferred(setting.problem) if name in NAMES]
+    for name in dict.fromkeys([*order, *NAMES]):
         if wanted and name not in wanted:
             continue
         try:
@@ -181,16 +184,51 @@ def run(options: argparse.Namespace, attempt: Attempt, timer: Timer, most: int |
     kernels, missing = available(settings[0], options.dry_run, options.rows)
     for name in kernels:
         attempt("check", {"row": name}, functools.partial(_check, name, options.dry_run))
+    times, first = Times(attempt, timer, options.dry_run), settings[0]
+    times.add(kernels, first)  # with default parameters, so that there is something
     if not options.no_tune and not options.dry_run:
-        kernels = {name: _tuned(name, kernel, settings[0], attempt, timer) for name, kernel in kernels.items()}
+        for name in [name for name in kernels if not times.slow(name, first, "both")]:
+            kernels[name] = _tuned(name, kernels[name], first, attempt, timer)
     for setting in settings[:most]:
-        for direction in DIRECTIONS:
-            for name, kernel in kernels.items():
-                here = dataclasses.replace(setting, dtype=_dtype(kernel, setting, options.dry_run))
-                if kernel.unsupported(here.problem) is None:
-                    about = {"row": name, "direction": direction, **dataclasses.asdict(here)}
-                    attempt(KIND, about, functools.partial(measure, timer, kernel, here, direction))
+        times.add(kernels, setting)
     return missing
+
+
+@dataclasses.dataclass
+class Times:
+    """Times the settings, and leaves out what shorter rows have shown to be too slow."""
+
+    attempt: Attempt
+    timer: Timer
+    rehearse: bool
+    taken: dict[tuple[Setting, str], dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    def add(self, kernels: Mapping[str, Implementation], setting: Setting) -> None:
+        """A record for each kernel and direction, made now or before."""
+        for direction, (name, kernel) in itertools.product(DIRECTIONS, kernels.items()):
+            here = dataclasses.replace(setting, dtype=_dtype(kernel, setting, self.rehearse))
+            if kernel.unsupported(here.problem) or self.slow(name, setting, direction):
+                continue
+            about = {"row": name, "direction": direction, **dataclasses.asdict(here)}
+            if not self.rehearse:
+                default = type(kernel)(**tuned_parameters(name, here.problem))
+                about |= {"parameters": changed} if (changed := differences(kernel, default)) else {}
+            record = self.attempt(KIND, about, functools.partial(measure, self.timer, kernel, here, direction))
+            if record and "failed" not in record:
+                self.taken.setdefault((setting, direction), {})[name] = record["median_us"]
+
+    def slow(self, name: str, setting: Setting, direction: str) -> bool:
+        """Whether it took ``SLOW`` times the fastest's time with a row like this one and not longer."""
+        if self.rehearse:
+            return False
+        alike = (
+            times
+            for (there, way), times in self.taken.items()
+            if way == direction
+            and (there.shape, there.samples > 1) == (setting.shape, setting.samples > 1)
+            and there.rows <= setting.rows
+        )
+        return any(times.get(name, 0.0) > SLOW * min(times.values()) for times in alike)
 
 
 def _check(name: str, rehearse: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jax
 from experiments.benchmarks.kernels import attention, report
 from experiments.benchmarks.kernels.results import Results
 from experiments.benchmarks.kernels.supervisor import supervise
-from experiments.benchmarks.kernels.tuning import tuning_json
+from experiments.benchmarks.kernels.tuning import tuning_tables
 from experiments.benchmarks.kernels.worker import work
 from mono_jax import cli
 from pallas_kernels.checks.run import host_devices
@@ -64,8 +64,8 @@ def show(options: argparse.Namespace) -> int:
 def write_report(results: Results) -> str:
     """Writes kernels.md, the plots and the tuning table next to kernels.json; returns the tables."""
     folder, content = results.folder, results.content
-    table = tuning_json(results)
-    (folder / f"tuning_{table['device']}.json").write_text(json.dumps(table, indent=1) + "\n")
+    for room, table in tuning_tables(results).items():
+        (folder / f"{room}_{table['device']}.json").write_text(json.dumps(table, indent=1) + "\n")
     text = report.full(content).rstrip()
     (folder / "kernels.md").write_text(text + "\n")
     try:

@@ -1,4 +1,4 @@
-"""The device's tuning table with what a run has found."""
+"""The device's tuning tables, one for each room of kernels, with what a run has found."""
 
 from __future__ import annotations
 
@@ -12,31 +12,61 @@ from experiments.benchmarks.kernels.results import Results
 from pallas_kernels.registry import tuning_table
 
 
-def tuning_json(results: Results) -> dict[str, Any]:
-    """The device's tuning table with what was found: entries per size, and the order of preference by measured time."""
-    device = results.content["device_key"]
-    table = json.loads(json.dumps(tuning_table("experts", device)))
-    table |= {"device": device, "source": f"python -m experiments.benchmarks.kernels, {results.content['date']}"}
+def tuning_tables(results: Results) -> dict[str, dict[str, Any]]:
+    """{room: the device's table with the parameters that were found, and the order of preference by measured time}."""
+    tables = {"experts": _experts(results), "attention": _attention(results)}
+    device, date = results.content["device_key"], results.content["date"]
+    about = {"device": device, "source": f"python -m experiments.benchmarks.kernels, {date}"}
+    return {room: about | {key: table[key] for key in ("order", "parameters")} for room, table in tables.items()}
+
+
+def differences(tuned: Any, default: Any) -> dict[str, Any]:
+    """Fields of an implementation that tuning has changed, as JSON has them."""
+    changed = {f.name: getattr(tuned, f.name) for f in dataclasses.fields(tuned)}
+    changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
+    return {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in changed.items()}
+
+
+def _experts(results: Results) -> dict[str, Any]:
+    """An entry for each size that was tuned."""
+    table = _table("experts", results)
     for record in results.of_kind("tuned"):
         about, of_name = record["about"], table["parameters"].setdefault(record["about"]["row"], {})
         setting = Setting(**{f.name: about[f.name] for f in dataclasses.fields(Setting)})
         entry = {"op": setting.kernel_op, "dtype": setting.dtype, "d": setting.d, "ff": setting.width}
         entry |= {"rows": setting.rows, "parameters": record["parameters"], "median_us": record["median_us"]}
         of_name["entries"] = [e for e in of_name.get("entries", []) if not _same_problem(e, entry)] + [entry]
-    table["order"] = _by_speed(table["order"], results.of_kind("time"))
-    return table
+    names = {"ragged_dot": "ragged"}  # rows that are called differently as implementations
+    timed = ((names.get(t["about"]["row"], t["about"]["row"]), t) for t in results.of_kind("time"))
+    return table | {"order": _by_speed(table["order"], ((n, t) for n, t in timed if t["about"]["op"] == "ffn"))}
+
+
+def _attention(results: Results) -> dict[str, Any]:
+    """Parameters of a row of S1.1, for all lengths."""
+    table, records = _table("attention", results), results.of_kind("attention")
+    for record in records:
+        if (found := record["about"].get("parameters")) and not record.get("wrong", True):
+            table["parameters"].setdefault(record["about"]["row"], {}).setdefault("default", {}).update(found)
+    return table | {"order": _by_speed(table["order"], ((r["about"]["row"], r) for r in records))}
+
+
+def _table(room: str, results: Results) -> dict[str, Any]:
+    return json.loads(json.dumps(tuning_table(room, results.content["device_key"])))
 
 
 def _same_problem(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one[key] == other[key] for key in ("op", "dtype", "d", "ff", "rows"))
 
 
-def _by_speed(order: Sequence[str], timings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names in order of their first good time forward and backward; those without one come last."""
+def _by_speed(order: Sequence[Any], timings: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Any]:
+    """The entries with those that were timed in order of their first good time forward and backward.
+
+    They stand before those that were not; entries for small sizes keep their places.
+    """
     times: dict[str, float] = {}
-    names = {"ragged_dot": "ragged"}  # rows that are called differently as implementations
-    for t in timings:
-        if t["about"]["direction"] == "both" and t["about"]["op"] == "ffn" and not t.get("wrong", True):
-            times.setdefault(names.get(t["about"]["row"], t["about"]["row"]), t["median_us"])
-    measured = sorted((name for name in order if name in times), key=times.get)
-    return measured + [name for name in order if name not in measured]
+    for name, record in timings:
+        if record["about"]["direction"] == "both" and not record.get("wrong", True):
+            times.setdefault(name, record["median_us"])
+    plain = [entry for entry in order if isinstance(entry, str)]
+    ranked = iter(sorted(plain, key=lambda name: times.get(name, float("inf"))))
+    return [next(ranked) if isinstance(entry, str) else entry for entry in order]

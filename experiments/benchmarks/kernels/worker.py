@@ -17,6 +17,7 @@ from experiments.benchmarks.kernels.problems import Point, Setting, points, rehe
 from experiments.benchmarks.kernels.report import KERNELS
 from experiments.benchmarks.kernels.results import Results, header
 from experiments.benchmarks.kernels.timing import REHEARSAL, Bench, Effort, Timer
+from experiments.benchmarks.kernels.tuning import differences
 from mono_jax import cli
 from pallas_kernels.checks.conformance import TOLERANCE
 from pallas_kernels.checks.run import check
@@ -24,7 +25,7 @@ from pallas_kernels.errors import Unavailable
 from pallas_kernels.experts.contract import Implementation
 from pallas_kernels.registry import implementation_class, tuned_parameters
 
-CHECK_S = 40.0  # per kernel and dtype
+CHECK_S = 20.0  # per kernel and dtype
 TUNING_SHARE = 0.3  # of the budget
 RESTART = 75  # exit status of a worker whose device is no longer usable
 
@@ -225,7 +226,7 @@ class Worker:
                 setting = dataclasses.replace(point.setting, dtype=self.dtype_of(kernel))
                 about = {"row": name, "direction": direction, **dataclasses.asdict(setting)}
                 if kernel is not None:
-                    about["parameters"] = _differences(self.tuned(name.split()[0], kernel, setting), kernel)
+                    about["parameters"] = differences(self.tuned(name.split()[0], kernel, setting), kernel)
                 bound = self.bound(setting, direction)
                 self.attempt("time", about, lambda a=(make, setting, direction, bound): self.measure(*a))
 
@@ -261,13 +262,6 @@ class Worker:
 def _is_wrong(found: Mapping[str, Any], dtype: str) -> bool:
     """Whether a row computes something else than ``dense_both``, both with the rounding of ``dtype``."""
     return found["max_rel_error"] > 2 * TOLERANCE[dtype]
-
-
-def _differences(tuned: Implementation, default: Implementation) -> dict[str, Any]:
-    """Fields that tuning has changed, as JSON has them."""
-    changed = {f.name: getattr(tuned, f.name) for f in dataclasses.fields(tuned)}
-    changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
-    return {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in changed.items()}
 
 
 def _device_works() -> bool:

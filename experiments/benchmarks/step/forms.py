@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import jax
@@ -28,7 +29,12 @@ OPTIM = OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_
 
 
 class Form(Protocol):
-    """A model, its state and a batch; ``step`` runs to the end of one update and returns the loss before it."""
+    """A model, its state and a batch; ``step`` runs to the end of one update and returns the loss before it.
+
+    ``facts`` of its program, for the report: seconds of compilation, memory.
+    """
+
+    facts: dict[str, float]
 
     def step(self) -> float: ...
 
@@ -45,7 +51,12 @@ class JaxForm:
         step = train.make_train_step(model, optimizer, dtype=dtype)
         self._batch = LocalRows(mesh, work.rows).put(batch)
         jitted = train.jit_train_step(step, model, self._state, self._frozen, mesh)
+        start = time.perf_counter()
         self._step = jitted.lower(self._state, self._frozen, self._batch).compile()
+        memory = self._step.memory_analysis()
+        # The program's memory on the device: the state is donated, so its new values need none of their own.
+        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        self.facts = {"compile_s": time.perf_counter() - start, "program_gib": held / 2**30}
 
     def step(self) -> float:
         self._state, metrics = self._step(self._state, self._frozen, self._batch)
@@ -68,6 +79,7 @@ class TorchForm:
         first, rest = batch["tokens"][:, :1], batch["tokens"][:, 1:]
         images = np.full((work.rows, work.visual), config.image_token_id)
         unlabelled = np.full((work.rows, 2 + work.visual), -100)
+        self.facts = {}
         self._batch = {
             "input_ids": torch.from_numpy(np.concatenate([first, images, rest], axis=1).astype(np.int64)),
             "labels": torch.from_numpy(np.concatenate([unlabelled, rest[:, 1:]], axis=1).astype(np.int64)),

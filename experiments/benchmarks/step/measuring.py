@@ -27,11 +27,12 @@ class Times:
     wall: list[float] = dataclasses.field(default_factory=list)
     cpu: list[float] = dataclasses.field(default_factory=list)
     loss: float = float("nan")
+    facts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def measure(forms: dict[str, Form], steps: int) -> dict[str, Times]:
     """One warm-up step each, then ``steps`` steps each in turns."""
-    times = {name: Times(loss=form.step()) for name, form in forms.items()}
+    times = {name: Times(loss=form.step(), facts=form.facts) for name, form in forms.items()}
     for _ in range(steps):
         for name, form in forms.items():
             wall, cpu = time.perf_counter(), time.process_time()
@@ -74,6 +75,7 @@ def run_group(
                 "model_tflops_per_s": flops / step_s / 1e12,
                 "mfu": flops / step_s / peak if peak else None,
                 "loss": measured.loss,
+                **measured.facts,
                 "walls_s": measured.wall,
                 "cpus_s": measured.cpu,
             }
