@@ -22,7 +22,7 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.errors import GenerationError, PeerError
 from mono_jax.files import lfs_error
-from mono_jax.generation.decode import Generation, Generator
+from mono_jax.generation.decode import Generation, Generator, prefers_separate_layers
 from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import Architecture
@@ -199,7 +199,8 @@ def open_model(args: Any, model: str, mesh: Mesh | None) -> Opened:
     tokenizer = _open_tokenizer(args.tokenizer or files)
     config, params = load_model(folder, shardings=mesh, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
     form = prompt_format(folder, **{name: getattr(args, name) for name in PROMPT_FLAGS})
-    generator = Generator(config, params, args.dtype, max_length=args.max_length, mesh=mesh)
+    layout = {"mesh": mesh, "separate_layers": prefers_separate_layers(mesh)}
+    generator = Generator(config, params, args.dtype, max_length=args.max_length, **layout)
     return Opened(generator, tokenizer, form, folder, files)
 
 

@@ -30,6 +30,7 @@ from mono_jax.generation.prompts import TEXT_BUCKET, Prompt, bucket, check_promp
 from mono_jax.generation.sampling import Request, StaticChoices, choose, make_request, per_row, static_choices
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.cache import Cache
+from mono_jax.models.layer_ranges import separated
 from mono_jax.models.sharding import on_all
 from mono_jax.models.transformer import Model, Params
 from mono_jax.parallel.mesh import on_mesh, row_ways
@@ -64,6 +65,7 @@ class Generator:
       dtype: of the computation, the stored kernels and the cache; None = bfloat16 on accelerators, float32 on the CPU.
       max_length: most tokens (prompts, images and answers of all turns) that the cache of a row may hold.
       mesh: where the parameters are, of one or several processes, which all make the same calls; None = one device.
+      separate_layers: faster on GPUs, see ``layer_ranges.separated``: the arrays of ``params`` are gone afterwards.
 
     >>> generator = Generator(config, params)
     >>> [answer] = generator.generate([Prompt([1, 5, 7])], Sampling(max_new_tokens=20))
@@ -77,11 +79,14 @@ class Generator:
         *,
         max_length: int = 32768,
         mesh: Mesh | None = None,
+        separate_layers: bool = False,
     ) -> None:
         self.config, self.mesh = config, mesh
         self.dtype = jnp.dtype(dtype or default_dtype())
         self.max_length = max_length
         self.params = jax.tree_util.tree_map_with_path(self._stored, dict(params))
+        if separate_layers:
+            self.params = separated(self.params)
 
     def _stored(self, path: tuple[Any, ...], leaf: Any) -> jax.Array:
         """Kernels and embeddings in the dtype they are used in (the same numbers, less memory to read)."""
@@ -209,6 +214,11 @@ class Session:
 def default_dtype() -> Any:
     """bfloat16 on accelerators, float32 on the CPU (where bfloat16 is emulated)."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def prefers_separate_layers(mesh: Mesh | None) -> bool:
+    """Whether ``Generator(separate_layers=True)`` is the faster one here."""
+    return mesh is None and jax.default_backend() == "gpu"
 
 
 def _answers(state: _State, samplings: Sequence[Sampling]) -> list[Generation]:

@@ -107,7 +107,8 @@ def pack(
     spec = BatchSpec(visual, text, config.vision.token_pixels if config.vision else 0)
     batch = spec.empty(rows)
     del batch["targets"], batch["loss_weights"]
-    batch["patches"] = batch["patches"].astype(next((p.patches.dtype for p in prompts if len(p.patches)), np.uint8))
+    dtype = next((p.patches.dtype for p in prompts if len(p.patches)), np.uint8)
+    batch["patches"] = batch["patches"].astype(dtype, copy=False)
     batch["lengths"] = np.zeros_like(batch["positions"])
     ends = np.zeros(rows, np.int32)
     for i, (prompt, offset) in enumerate(zip(prompts, offsets)):

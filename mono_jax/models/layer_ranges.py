@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mono_jax import tree
 
@@ -53,6 +54,30 @@ def joined(params: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]) -
             whole[path] = leaf
     whole |= {path: concatenate([leaf for _, leaf in sorted(parts.items())]) for path, parts in pieces.items()}
     return tree.unflatten(whole)
+
+
+def separated(params: Mapping[str, Any]) -> tree.Tree:
+    """``params`` with every decoder layer a piece of its own, ``layers[i:i + 1]/...``; ``segments`` then gives layers.
+
+    For decoding on GPUs: XLA copies a layer's matrices out of stacked ones every time before it multiplies by them,
+    which reads and writes all weights once more for each token. Stacked arrays are deleted as soon as they are cut, so
+    that one of them at a time is in memory twice.
+    """
+    flat: dict[str, Any] = {}
+    for path, leaf in tree.flatten(params).items():
+        if not path.startswith("layers/"):
+            flat[path] = leaf
+            continue
+        rest = path.removeprefix("layers/")
+        flat |= {f"layers[{i}:{i + 1}]/{rest}": layer for i, layer in enumerate(_layers(leaf))}
+        jax.block_until_ready(flat)
+        leaf.delete()
+    return tree.unflatten(flat)
+
+
+@jax.jit
+def _layers(stacked: jax.Array) -> list[jax.Array]:
+    return jnp.split(stacked, stacked.shape[0])
 
 
 def segments(params: Mapping[str, Any], count: int) -> list[tuple[int, int, tree.Tree]]:

@@ -21,6 +21,7 @@ from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.layers import INIT_STD, LayerNorm, Linear, RMSNorm, scan_layers, stacked
 from mono_jax.models.sharding import by_rows
+from pallas_kernels.devices import device_key, split_mesh
 
 
 def normalise(patches: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -148,11 +149,34 @@ class ViTAttention(nnx.Module):
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
         if hasattr(self, "q_norm"):
             query, key = self.q_norm(query), self.k_norm(key)
-        heads = (*tiles, length, self.heads, width // self.heads)
-        query, key, value = (a.reshape(heads) for a in (query, key, value))
-        # Of rows of tiles: both together would be one axis that devices which share a row cut into many pieces.
-        mixed = jax.vmap(jax.nn.dot_product_attention, in_axes=1, out_axes=1)(query, key, value)
+        heads = (length, self.heads, width // self.heads)
+        if _cudnn_serves(x.dtype, heads[-1]):
+            mixed = _fused_attention(*(a.reshape(-1, *heads) for a in (query, key, value)))
+        else:
+            query, key, value = (a.reshape(*tiles, *heads) for a in (query, key, value))
+            # Of rows of tiles: both together would be one axis that devices which share a row cut into many pieces.
+            mixed = jax.vmap(jax.nn.dot_product_attention, in_axes=1, out_axes=1)(query, key, value)
         return self.proj(mixed.reshape(x.shape))
+
+
+def _cudnn_serves(dtype: jnp.dtype, dim: int) -> bool:
+    """Whether cuDNN has a kernel for attention of whole tiles in ``dtype`` with heads of ``dim``, on one GPU."""
+    here = device_key().startswith("nvidia") and split_mesh() is None
+    return here and dtype == jnp.bfloat16 and dim % 8 == 0 and dim <= 128
+
+
+@jax.custom_vjp
+def _fused_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Attention of [N, length, heads, D] without the scores in memory.
+
+    Where gradients are taken, XLA's: cuDNN adds them up in any order, and a run would not repeat itself.
+    """
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+_fused_attention.defvjp(
+    lambda *operands: jax.vjp(jax.nn.dot_product_attention, *operands), lambda backward, dy: backward(dy)
+)
 
 
 class ViTMlp(nnx.Module):

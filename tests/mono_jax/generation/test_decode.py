@@ -84,6 +84,14 @@ def test_batched_equals_single(mono: Generator) -> None:
         assert_same(mono.generate([one], sampling)[0], answer)
 
 
+def test_separate_layers_give_the_same_answers(mono: Generator) -> None:
+    separate = Generator(mono.config, random_params(mono.config), jnp.float32, separate_layers=True)
+    assert "layers[1:2]" in separate.params and "layers" not in separate.params
+    prompts, sampling = [prompt("tItt", 0), prompt("ttt", 1)], Sampling(5, return_logits=True)
+    for one, other in zip(mono.generate(prompts, sampling), separate.generate(prompts, sampling)):
+        assert_same(one, other)
+
+
 @pytest.mark.parametrize(("name", "count"), [("tiny_mono_1_5", 3), ("tiny_modular", 2)])
 def test_cached_turns_equal_one_long_prompt(models: dict[str, Generator], name: str, count: int) -> None:
     """Images in later turns take the visual experts, and rows go on from their own lengths."""

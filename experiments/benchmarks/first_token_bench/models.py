@@ -1,0 +1,123 @@
+"""The two models, what they are asked, and the work that this is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from mono_jax import tree
+from mono_jax.errors import unknown_key
+from mono_jax.generation.decode import Generator, prefers_separate_layers
+from mono_jax.generation.prompts import Prompt
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.presets import preset
+from mono_jax.models.transformer import Model, Params
+from mono_jax.training.flops import language_matmuls
+
+MONOLITHIC, MODULAR = "monolithic", "modular"
+MODELS = (MONOLITHIC, MODULAR)
+_EYES = ("vision/", "projector/")  # what each model has for itself, beside the visual experts
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A monolithic and a modular model over one language model."""
+
+    monolithic: Architecture
+    modular: Architecture
+    dtype: str
+
+    def architectures(self) -> dict[str, Architecture]:
+        return {MONOLITHIC: self.monolithic, MODULAR: self.modular}
+
+
+PAIRS = {
+    "2b": Pair(preset("mono_internvl_2b"), preset("internvl_1_5_2b"), "bfloat16"),
+    "tiny": Pair(preset("tiny_mono"), preset("tiny_modular"), "float32"),
+}
+
+
+def pair(name: str) -> Pair:
+    """The pair ``name``; raises ConfigError that names the nearest one."""
+    if name not in PAIRS:
+        raise unknown_key("preset", name, PAIRS)
+    return PAIRS[name]
+
+
+def generators(models: Pair, seed: int) -> dict[str, Generator]:
+    """Both models with random weights, made on the device; the arrays of the language model are the same ones."""
+    keys = jax.random.split(jax.random.key(seed))
+    options = {"dtype": models.dtype, "separate_layers": prefers_separate_layers(None)}  # as generate.py
+    mono = Generator(models.monolithic, _random(models.monolithic, keys[0], models.dtype), **options)
+    shared = {path: leaf for path, leaf in tree.flatten(mono.params).items() if not path.startswith(_EYES)}
+    language = {path: leaf for path, leaf in shared.items() if "/visual_" not in path}
+    params = tree.unflatten(language | _eyes(models.modular, keys[1]))
+    return {MONOLITHIC: mono, MODULAR: Generator(models.modular, params, **options)}
+
+
+def _random(config: Architecture, key: jax.Array, dtype: str) -> Params:
+    """Matrices in ``dtype`` from the start: in float32 they would need twice the memory for a moment."""
+
+    def init(key: jax.Array) -> Params:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, Model(config).init(key))
+
+    return jax.jit(init)(key)
+
+
+def _eyes(config: Architecture, key: jax.Array) -> dict[str, jax.Array]:
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {path: leaf for path, leaf in tree.flatten(Model(config).init(key)).items() if path.startswith(_EYES)}
+
+    return jax.jit(init)(key)
+
+
+def tiles_in_all(tiles: int) -> int:
+    """With the thumbnail that an image of several tiles has."""
+    return tiles + (tiles > 1)
+
+
+def make_prompt(config: Architecture, tiles: int, text: int, seed: int) -> Prompt:
+    """A random image of ``tiles`` tiles and ``text`` random tokens around it: two in front, as BOS and ``<img>``."""
+    rng = np.random.default_rng(seed)
+    visual = tiles_in_all(tiles) * config.vision.tile_tokens
+    edge, channels = config.vision.token_pixels, config.vision.num_channels
+    ids = rng.integers(3, config.image_token_id, visual + text)
+    ids[2 : 2 + visual] = config.image_token_id
+    return Prompt(ids, rng.integers(0, 256, (visual, edge, edge, channels), np.uint8))
+
+
+def first_token_flops(config: Architecture, tiles: int, text: int) -> dict[str, float]:
+    """FLOPs (two for each multiply-add) of the matrix products from pixels to the logits of the first token.
+
+    {"vision": from pixels to visual tokens, "language": the rest}. Padding does not count, a causal pair that is not
+    seen neither; class tokens of InternViT do.
+    """
+    tiles = tiles_in_all(tiles)
+    visual, d = tiles * config.vision.tile_tokens, config.hidden_size
+    tokens = visual + text
+    head = 2 * d * config.vocab_size  # of the last token alone
+    layers = sum(m.forward for m in language_matmuls(config, visual, text) if m.group != "token_embeddings")
+    scores = 4 * d * (tokens * (tokens + 1) // 2) * config.num_hidden_layers
+    return {"vision": float(_vision_flops(config, tiles)), "language": float(layers + scores + head)}
+
+
+def _vision_flops(config: Architecture, tiles: int) -> int:
+    vision, d = config.vision, config.hidden_size
+    visual = tiles * vision.tile_tokens
+    patches, width = visual * vision.shuffle**2, vision.hidden_size
+    embedding = 2 * vision.patch_size**2 * vision.num_channels * width * patches
+    shuffled = width * vision.shuffle**2
+    projector = 2 * (shuffled * d + d * d) * visual
+    if vision.kind == "patch_embed":
+        return embedding + projector
+    length = patches // tiles + 1
+    matrices = 2 * width * (4 * width + 2 * vision.intermediate_size) * length
+    return embedding + projector + tiles * vision.num_hidden_layers * (matrices + 4 * width * length**2)
+
+
+def bytes_of(params: Mapping[str, object]) -> int:
+    """Of all parameters."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(dict(params)))
