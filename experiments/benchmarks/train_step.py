@@ -4,6 +4,7 @@ All forms of one stage start from the same weights and see the same batch; their
 beside the times and must agree. Forms (--forms):
 
   static      each expert on its own slots (the default of the models)
+  grouped     the grouped kernels of pallas_kernels (slots in multiples of 128)
   dense_both  both experts on all slots, chosen by mask (the papers' naive form), logits on text slots only
   torch       step/torch_form.py: naive experts, fused attention, logits everywhere; CPU only
 

@@ -35,6 +35,23 @@ def test_all_forms_give_the_same_loss(capsys: pytest.CaptureFixture[str]) -> Non
     assert report["ratios"][0]["wall"] == pytest.approx(report["results"][1]["step_s"] / first["step_s"])
 
 
+def test_grouped_kernels_give_the_same_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--rows=1",
+        "--visual=128",
+        "--text=128",
+        "--forms",
+        "static",
+        "grouped",
+        "--stages",
+        "S1.1",
+        "--steps=1",
+    ]
+    static, grouped = run(capsys, "--preset=tiny", "--remat", "full", *options)["results"]
+    assert grouped["form"] == "grouped" and grouped["loss"] == pytest.approx(static["loss"], abs=1e-5)
+    assert grouped["program_gib"] > 0
+
+
 def test_dry_run_of_the_real_model(capsys: pytest.CaptureFixture[str]) -> None:
     report = run(capsys, "--preset=mono_internvl_2b", "--rows=1", "--dry_run")
     assert report["parameters"] == pytest.approx(3.11e9, rel=1e-3) and report["results"] == []

@@ -24,7 +24,7 @@ from mono_jax.training.state import init_state
 from mono_jax.weights.hf_config import config_to_hf
 from mono_jax.weights.writers import named_tensors
 
-FORMS = ("static", "dense_both", "torch")
+FORMS = ("static", "grouped", "dense_both", "torch")
 OPTIM = OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_decay=0.01)
 
 
