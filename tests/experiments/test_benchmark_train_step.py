@@ -47,7 +47,9 @@ def test_grouped_kernels_give_the_same_loss(capsys: pytest.CaptureFixture[str]) 
         "S1.1",
         "--steps=1",
     ]
-    static, grouped = run(capsys, "--preset=tiny", "--remat", "full", *options)["results"]
+    static, grouped = run(capsys, "--preset=tiny", "--remat", "full", *options, "--forms", "static", "grouped")[
+        "results"
+    ]
     assert grouped["form"] == "grouped" and grouped["loss"] == pytest.approx(static["loss"], abs=1e-5)
     assert grouped["program_gib"] > 0
 
