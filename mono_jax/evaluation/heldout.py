@@ -84,6 +84,7 @@ class HeldoutLoss:
         def sums(trainable: tree.Tree, frozen: tree.Tree, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
             return sums_by_source(slot_losses(model, trainable, frozen, batch, dtype), batch, MODALITIES)
 
+        sums = model.execution.with_products(sums)
         if mesh is None:
             self._sums = jax.jit(sums)
         else:

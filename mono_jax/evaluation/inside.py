@@ -18,7 +18,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.generation.prompts import Prompt, pack
 from mono_jax.models.architecture import Architecture
-from mono_jax.models.layers import FFNS, SwiGLU
+from mono_jax.models.layers import FFNS, SwiGLU, product
 from mono_jax.models.transformer import Model
 
 DEAD = 0.01  # of the layer's root mean square: a unit whose largest activation is below is dead
@@ -160,7 +160,7 @@ def _units(expert: Mapping[str, Any], ffn: type[SwiGLU], x: jax.Array, tokens: j
 
     def layer(weights: tuple[jax.Array, jax.Array], x: jax.Array) -> dict[str, jax.Array]:
         gate, up = weights
-        h = jnp.abs(ffn.gated(x @ gate, x @ up)) * tokens[:, None]
+        h = jnp.abs(ffn.gated(product(x, gate), product(x, up))) * tokens[:, None]
         return {"total": h.sum(axis=0), "square": (h * h).sum(axis=0), "largest": h.max(axis=0)}
 
     kernels = tuple(expert[name]["kernel"].astype(jnp.float32) for name in ("gate", "up"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from data_pipelines import strict
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError
+
+Program = TypeVar("Program", bound=Callable[..., Any])
 
 # "auto", or a name in pallas_kernels.registry without its room.
 AttentionName = Literal[
@@ -55,6 +57,13 @@ class Execution:
         "does not)",
     )
     attention_chunk: int = field(512, ge=1, help='with "xla_chunked": queries whose scores are in memory at once')
+    float32_matmul: Literal["float32", "fastest"] = field(
+        "float32",
+        help='with dtype "float32": how training and its held-out loss multiply matrices, forward and backward; '
+        '"float32" = in float32 on every device; "fastest" = in TF32 (10 bits of mantissa) on NVIDIA GPUs, in one pass '
+        "of bfloat16 (7 bits) on TPUs, in float32 on CPUs. Where the environment sets JAX_DEFAULT_MATMUL_PRECISION, "
+        'that decides in place of "float32", and for every other command',
+    )
     loss_chunk: int = field(0, ge=0, help="text slots of each row whose logits are in memory at once; 0 = all")
 
     def __post_init__(self) -> None:
@@ -69,6 +78,12 @@ class Execution:
     def wide_gradients(self) -> bool:
         """Whether devices add up gradients of matrices in float32, whatever the dtype of the activations."""
         return self.grad_reduce_dtype == "float32"
+
+    def with_products(self, program: Program) -> Program:
+        """``program`` with products as ``float32_matmul`` says; with its backward pass, which is traced last."""
+        import jax  # here, so that configs are read without it
+
+        return jax.default_matmul_precision("default")(program) if self.float32_matmul == "fastest" else program
 
     def remat_scan(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """The body of a scan over layers, with what ``remat`` says recomputed in the backward pass."""

@@ -16,6 +16,7 @@ from flax import nnx
 
 from mono_jax.axes import TENSOR
 from mono_jax.models.sharding import by_rows, ways_of_rows
+from pallas_kernels.precision import product_precision
 
 INIT_STD = 0.02
 
@@ -62,21 +63,27 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
     return INIT_STD * jax.random.normal(rngs.params(), shape, jnp.float32)
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., in] @ kernel [in, out]."""
+    return jnp.matmul(x, kernel, precision=product_precision(x, kernel))
+
+
 @jax.custom_vjp
 def product_with_wide_gradient(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., in] @ kernel [in, out]; the kernel's gradient is added up, over slots and devices, in float32."""
-    return x @ kernel
+    return product(x, kernel)
 
 
 def _product_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ kernel, (x, kernel)
+    return product(x, kernel), (x, kernel)
 
 
 def _product_bwd(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     slots = tuple(range(x.ndim - 1))
-    gradient = jnp.tensordot(x, dy, (slots, slots), preferred_element_type=jnp.float32)
-    return dy @ kernel.T, gradient.astype(kernel.dtype)
+    precision = product_precision(x, dy)
+    gradient = jnp.tensordot(x, dy, (slots, slots), precision=precision, preferred_element_type=jnp.float32)
+    return product(dy, kernel.T), gradient.astype(kernel.dtype)
 
 
 product_with_wide_gradient.defvjp(_product_fwd, _product_bwd)
@@ -95,8 +102,8 @@ class Linear(nnx.Module):
         # Rows flattened: the weight gradient of a [B, S, F] product makes XLA transpose on CPUs. Not where devices
         # share rows: a device's slots do not follow one another then.
         kernel, flat = self.kernel[...].astype(x.dtype), x if ways_of_rows() > 1 else x.reshape(-1, x.shape[-1])
-        product = product_with_wide_gradient if self.wide else jnp.matmul
-        y = product(flat, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        multiply = product_with_wide_gradient if self.wide else product
+        y = multiply(flat, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 

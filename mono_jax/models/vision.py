@@ -22,6 +22,7 @@ from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.layers import INIT_STD, LayerNorm, Linear, RMSNorm, scan_layers, stacked
 from mono_jax.models.sharding import by_rows
 from pallas_kernels.devices import device_key, split_mesh
+from pallas_kernels.precision import library_products
 
 
 def normalise(patches: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -155,7 +156,8 @@ class ViTAttention(nnx.Module):
         else:
             query, key, value = (a.reshape(*tiles, *heads) for a in (query, key, value))
             # Of rows of tiles: both together would be one axis that devices which share a row cut into many pieces.
-            mixed = jax.vmap(jax.nn.dot_product_attention, in_axes=1, out_axes=1)(query, key, value)
+            with library_products(x.dtype):
+                mixed = jax.vmap(jax.nn.dot_product_attention, in_axes=1, out_axes=1)(query, key, value)
         return self.proj(mixed.reshape(x.shape))
 
 
@@ -174,9 +176,12 @@ def _fused_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
-_fused_attention.defvjp(
-    lambda *operands: jax.vjp(jax.nn.dot_product_attention, *operands), lambda backward, dy: backward(dy)
-)
+def _attention_fwd(*operands: jax.Array) -> tuple[jax.Array, Callable[..., Any]]:
+    with library_products(operands[0].dtype):
+        return jax.vjp(jax.nn.dot_product_attention, *operands)
+
+
+_fused_attention.defvjp(_attention_fwd, lambda backward, dy: backward(dy))
 
 
 class ViTMlp(nnx.Module):

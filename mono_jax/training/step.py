@@ -19,6 +19,7 @@ from mono_jax.training.loss import weighted_cross_entropy
 from mono_jax.training.norms import GroupNorms, named
 from mono_jax.training.optim import Optimizer
 from mono_jax.training.state import TrainState, state_shardings
+from pallas_kernels.precision import library_products
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, tree.Tree, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]
@@ -91,7 +92,8 @@ def make_train_step(
         norms = named("grad_norm", group_norms(grads)) if group_norms else {}
         grad_norm = optax.tree.norm(list(norms.values()) if norms else grads)
         opt_state = at_step(state.opt_state, state.step)
-        updates, opt_state = optimizer.transform.update(grads, opt_state, state.trainable)
+        with library_products(dtype):  # Muon's; beside bfloat16 activations, whatever is fast does for them
+            updates, opt_state = optimizer.transform.update(grads, opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         if group_norms:
             norms |= group_norms.of_step(state.trainable, trainable, (state.step + 1) % norms_every == 0)
@@ -112,7 +114,7 @@ def make_train_step(
         metrics |= {f"lr/{group}": schedule(state.step) for group, schedule in optimizer.schedules.items()}
         return new_state, metrics | norms | by_source
 
-    return train_step
+    return model.execution.with_products(train_step)
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:

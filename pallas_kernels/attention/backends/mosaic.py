@@ -328,7 +328,9 @@ def _forward(kernels: MosaicGpu, scale: float, query, key, value, first, last) -
 
 def _backward(kernels: MosaicGpu, scale: float, residuals: Any, d_output: jax.Array) -> tuple[jax.Array | None, ...]:
     *inputs, output, lse = residuals
-    delta = jnp.einsum("bqhd,bqhd->bhq", output.astype(jnp.float32), d_output.astype(jnp.float32))
+    wide = (a.astype(jnp.float32) for a in (output, d_output))
+    # Of bfloat16 numbers: TF32 multiplies them exactly.
+    delta = jnp.einsum("bqhd,bqhd->bhq", *wide, precision="default")
     arguments, options = (*inputs, d_output, lse, delta), {"scale": scale, "interpret": kernels.interpret}
     dquery = query_gradient(*arguments, config=kernels.dquery, **options)
     dkey, dvalue = key_value_gradients(*arguments, config=kernels.dkeys, **options)

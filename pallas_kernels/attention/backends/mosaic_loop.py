@@ -255,7 +255,7 @@ def _interpreted(a: Any, b: Any) -> jax.Array:
     """The interpreter knows neither transposed views nor operands in registers: it multiplies what it reads."""
     a = a if isinstance(a, jax.Array) else a[...]
     b = b.ref[...].T if isinstance(b, Transposed) else b[...]
-    return jnp.dot(a.astype(jnp.float32), b.astype(jnp.float32))
+    return jnp.dot(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
 
 
 def visible(first: jax.Array, last: jax.Array, shape: tuple[int, int], *, keys_from: jax.Array, keys: int) -> jax.Array:

@@ -33,6 +33,8 @@ class Splash(Implementation):
             return f"needs a TPU, this is {problem.device} (tests pass Splash(interpret=True))"
         if problem.queries % LANES:
             return f"needs rows of a multiple of {LANES} slots, got {problem.queries}: change V or T"
+        if problem.dtype == "float32" and not self.interpret:
+            return "multiplies float32 in passes of bfloat16: use pallas_tpu, xla_chunked or xla_blocked"
         return needs_order(problem) or needs_causal_rows(problem)
 
     @classmethod

@@ -30,6 +30,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.attention.contract import LSE, OUTPUT, Implementation, Intervals, Problem, needs_order
 from pallas_kernels.attention.visits import FIRST, LAST, ROW_FIRST, ROW_LAST, WHOLE, Grid, Visits, make_visits
+from pallas_kernels.precision import product_precision
 
 LANES = 128
 MIB = 2**20
@@ -223,9 +224,7 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    # The matrix unit multiplies bfloat16; float32 operands need the passes that keep their precision.
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    dimensions, precision = (((contract[0],), (contract[1],)), ((), ())), product_precision(a, b)
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 

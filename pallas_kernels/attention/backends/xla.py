@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention.contract import OUTPUT, Implementation, Intervals, Problem, visible
+from pallas_kernels.precision import product_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +75,12 @@ def probabilities_and_output(
     grouped = (query * dim**-0.5).reshape(b, q_len, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(b, kv_heads, group * q_len, dim)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", grouped, key, preferred_element_type=jnp.float32)
+    precision = product_precision(query, key, value)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", grouped, key, precision=precision, preferred_element_type=jnp.float32)
     scores = scores.reshape(b, kv_heads, group, q_len, -1)
     scores = jnp.where(visible(intervals, key.shape[2])[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probabilities = jax.nn.softmax(scores, axis=-1)
     mixed = probabilities.astype(value.dtype).reshape(b, kv_heads, group * q_len, -1)
-    output = jnp.einsum("bhqk,bhkd->bhqd", mixed, value)
+    output = jnp.einsum("bhqk,bhkd->bhqd", mixed, value, precision=precision)
     output = output.reshape(b, kv_heads, group, q_len, dim).transpose(0, 3, 1, 2, 4)
     return probabilities.reshape(b, heads, q_len, -1), output.reshape(b, q_len, heads, dim)

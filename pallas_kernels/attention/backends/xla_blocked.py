@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention.contract import LSE, OUTPUT, Implementation, Intervals, Problem, needs_order
 from pallas_kernels.attention.spans import key_spans
+from pallas_kernels.precision import product_precision
 
 _NO_MAXIMUM = -1e30  # below all scores, and finite: a block without visible keys must not make inf - inf
 
@@ -126,7 +127,9 @@ _attention.defvjp(_forward, _backward)
 
 
 def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, a.astype(b.dtype), b, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        equation, a.astype(b.dtype), b, precision=product_precision(b), preferred_element_type=jnp.float32
+    )
 
 
 def _heads_first(array: jax.Array) -> jax.Array:
@@ -173,7 +176,7 @@ class _Rows:
 
     def scores(self, q: jax.Array, k: jax.Array, first: jax.Array, last: jax.Array, j: jax.Array) -> jax.Array:
         """float32 [Hkv, group * block_q, block_kv], -inf where a key is not seen."""
-        s = jnp.einsum("hqd,hkd->hqk", q, k, preferred_element_type=jnp.float32) * self.dim**-0.5
+        s = _product("hqd,hkd->hqk", q, k) * self.dim**-0.5
         index = j * self.block_kv + jnp.arange(self.block_kv, dtype=jnp.int32)
         seen = (first[:, None] <= index) & (index <= last[:, None])
         return jnp.where(jnp.tile(seen, (self.group, 1)), s, -jnp.inf)

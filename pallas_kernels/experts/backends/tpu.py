@@ -33,6 +33,7 @@ from pallas_kernels.experts.contract import (
     swiglu_backward,
     swiglu_forward,
 )
+from pallas_kernels.precision import product_precision
 
 LANES = 128
 MIB = 2**20
@@ -203,9 +204,7 @@ def _divisors(size: int, most: int) -> list[int]:
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    # The matrix unit multiplies bfloat16; float32 operands need the passes that keep their precision.
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    dimensions, precision = (((contract[0],), (contract[1],)), ((), ())), product_precision(a, b)
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.experts.block_map import EMPTY, TEXT, VISUAL, take_rows
 from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem, swiglu_forward
+from pallas_kernels.precision import product_precision
 
 # ======================================================================================================================
 # A static boundary as training has it: plain functions, plain autodiff (the models have their own, on their layers)
@@ -49,7 +50,8 @@ def dense_ffn(x: jax.Array, weights: FfnWeights) -> jax.Array:
 
 def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel over the last axis of x, float32 sums, in the dtype of x."""
-    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+    kernel, precision = kernel.astype(x.dtype), product_precision(x)
+    return jnp.matmul(x, kernel, precision=precision, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
 # ======================================================================================================================
@@ -68,9 +70,15 @@ def _by_block(x: jax.Array, block: int) -> jax.Array:
 
 
 def _matmul(x: jax.Array, kernel: jax.Array, transpose: bool, out_dtype: jnp.dtype | None) -> jax.Array:
-    contracted = ((1,), (1 if transpose else 0,))
-    y = jax.lax.dot_general(x, kernel, (contracted, ((), ())), preferred_element_type=jnp.float32)
+    y = _dot_general(x, kernel, (1, 1 if transpose else 0))
     return y.astype(out_dtype or x.dtype)
+
+
+def _dot_general(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
+    """The float32 product of two matrices over one axis of each."""
+    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+    precision = product_precision(a, b)
+    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 class _Unfused(Implementation):
@@ -135,7 +143,7 @@ class DenseBoth(_Unfused):
 
 
 def _weight_gradient(x: jax.Array, dy: jax.Array, out_dtype: jnp.dtype) -> jax.Array:
-    return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32).astype(out_dtype)
+    return _dot_general(x, dy, (0, 0)).astype(out_dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +204,11 @@ class Ragged(_Unfused):
         stacked = jnp.stack([weights[VISUAL], weights[TEXT]])
         order, counts = self._order(block_expert, (VISUAL, TEXT))
         y = jax.lax.ragged_dot(
-            self._reorder(x, order, block), stacked, counts * block, preferred_element_type=jnp.float32
+            self._reorder(x, order, block),
+            stacked,
+            counts * block,
+            precision=product_precision(x, stacked),
+            preferred_element_type=jnp.float32,
         ).astype(out_dtype or x.dtype)
         # What ragged_dot leaves beyond its groups differs between backends.
         filled = jnp.arange(x.shape[0]) < jnp.sum(counts) * block
@@ -212,7 +224,10 @@ class Ragged(_Unfused):
         dimensions = jax.lax.RaggedDotDimensionNumbers(
             dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
         )
-        dw = jax.lax.ragged_dot_general(x, dy, rows[None], dimensions, preferred_element_type=jnp.float32)
+        precision = product_precision(x, dy)
+        dw = jax.lax.ragged_dot_general(
+            x, dy, rows[None], dimensions, precision=precision, preferred_element_type=jnp.float32
+        )
         return dw[0].astype(out_dtype)
 
     def _order(self, block_expert: jax.Array, experts: tuple[int, int]) -> tuple[jax.Array | None, jax.Array]:
