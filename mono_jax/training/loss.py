@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from mono_jax.axes import CONTEXT, ROWS, SHARDS, TENSOR
 from pallas_kernels.devices import Axes, per_device, split_mesh
-from pallas_kernels.precision import product_precision
+from pallas_kernels.precision import float32_sums
 
 # Two lane tiles of a TPU; any usual size of the tensor axis divides it. XLA:TPU does not scatter the sum of bfloat16
 # gradients with an odd number of columns: each device would hold all of it.
@@ -96,8 +96,7 @@ _gathered.defvjp(_gathered_fwd, _gathered_bwd)
 def _losses(kernel: jax.Array, vocabulary: int, tensor: str | None, hidden: jax.Array, targets: jax.Array) -> jax.Array:
     """float32 [B, T] of hidden [B, T, d]; with ``tensor`` this device's columns of the kernel are one part of all."""
     flat = hidden.reshape(-1, hidden.shape[-1])  # on CPUs faster than a product of [B, T, d]
-    precision = product_precision(flat, kernel)
-    logits = jnp.einsum("nd,dv->nv", flat, kernel, precision=precision, preferred_element_type=jnp.float32)
+    logits = float32_sums("nd,dv->nv", flat, kernel)
     logits = logits.reshape(*targets.shape, -1)
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
     if tensor:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.attention.contract import OUTPUT, Implementation, Intervals, Problem, visible
-from pallas_kernels.precision import product_precision
+from pallas_kernels.precision import float32_sums, product_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def probabilities_and_output(
     grouped = grouped.reshape(b, kv_heads, group * q_len, dim)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     precision = product_precision(query, key, value)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", grouped, key, precision=precision, preferred_element_type=jnp.float32)
+    scores = float32_sums("bhqd,bhkd->bhqk", grouped, key)
     scores = scores.reshape(b, kv_heads, group, q_len, -1)
     scores = jnp.where(visible(intervals, key.shape[2])[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probabilities = jax.nn.softmax(scores, axis=-1)

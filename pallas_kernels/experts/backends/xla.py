@@ -49,9 +49,8 @@ def dense_ffn(x: jax.Array, weights: FfnWeights) -> jax.Array:
 
 
 def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x @ kernel over the last axis of x, float32 sums, in the dtype of x."""
-    kernel, precision = kernel.astype(x.dtype), product_precision(x)
-    return jnp.matmul(x, kernel, precision=precision, preferred_element_type=jnp.float32).astype(x.dtype)
+    """x @ kernel over the last axis of x, in the dtype of x; accelerators add up in float32."""
+    return jnp.matmul(x, kernel.astype(x.dtype), precision=product_precision(x))
 
 
 # ======================================================================================================================
