@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Further packages: EXTRA=torch==2.13.0 also runs the comparisons with the plain PyTorch form.
+# Further packages: EXTRA="torch==2.13.0 transformers==5.24.0 gguf==0.19.0" also runs the comparisons with the plain
+# PyTorch form and with transformers.
 EXTRA ?=
 # Options of `make mutants`, as MUTANTS="--count=200 --seed=1".
 MUTANTS ?=

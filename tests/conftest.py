@@ -66,8 +66,6 @@ MAY_SKIP = (
     "tests/mono_jax/models/test_attention.py::test_the_training_step_compiles",
     "tests/data_pipelines/jobs/test_building.py",
     "tests/mono_jax/evaluation/language/test_lm_eval.py",
-    "tests/mono_jax/weights/families/test_transformers.py",  # what CI has of it are the golden cases
-    "tests/mono_jax/weights/test_gguf_files.py",
 )
 
 
