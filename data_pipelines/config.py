@@ -51,7 +51,9 @@ class DataConfig:
 
     sources: tuple[SourceConfig, ...] = field(help="where samples come from")
     tokenizer: str = field(help="folder or file: tokenizer.model + added_tokens.json, or tokenizer.json")
-    template: str = field("internlm2-chat", help="chat template, a key of data_pipelines.encoding.chat.TEMPLATES")
+    template: str = field(
+        "internlm2-chat", help="chat template: internlm2-chat, or tokenizer (the one that the tokenizer brings)"
+    )
     system_message: str | None = field(None, help='system turn; None = the template\'s own, "" = none')
 
     min_tiles: int = field(1, ge=1, help="least tiles of an image, the thumbnail not counted")

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipelines.encoding.templates.jinja import tokenizer_template
+from data_pipelines.encoding.templates.template import FIXED, Template
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError, did_you_mean
-from data_pipelines.special_tokens import IM_END, IM_START, IMAGE_CONTEXT, IMAGE_END, IMAGE_START
+from data_pipelines.special_tokens import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, OWN_TEMPLATE
 
 IMAGE = "<image>"  # stands for an image in the text of a conversation
 
 
-@dataclasses.dataclass(frozen=True)
-class ChatTemplate:
-    """How turns are written; ``{}`` stands for the text of one."""
-
-    message: str
-    system: str
-    question: str
-    answer_head: str
-    answer_tail: str
-
-
-TEMPLATES = {
-    "internlm2-chat": ChatTemplate(
-        message="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，"
-        "英文名叫InternVL, 是一个有用无害的人工智能助手。",
-        system=f"{IM_START}system\n{{}}{IM_END}",
-        question=f"{IM_START}user\n{{}}{IM_END}",
-        answer_head=f"{IM_START}assistant\n",
-        answer_tail=IM_END,
-    )
-}
+def open_template(name: str, tokenizer: Tokenizer) -> Template:
+    """The template of a name; raises DataError if there is none, or the tokenizer's cannot be used."""
+    if name == OWN_TEMPLATE:
+        return tokenizer_template(tokenizer.file.parent, tokenizer.added)
+    if name not in FIXED:
+        raise DataError(f"data.template is {name!r}; {did_you_mean(name, [*FIXED, OWN_TEMPLATE])}")
+    return FIXED[name]
 
 
 class ChatEncoder:
@@ -43,15 +30,17 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Tokenizer, template: str = "internlm2-chat", system_message: str | None = None):
         """Args:
-        system_message: None = the template's own, "" = no system turn.
+        system_message: None = the template's own, "" = no system turn (which a tokenizer's template may still write).
 
-        Raises DataError if the template is unknown.
+        Raises DataError if the template is unknown or cannot be used.
         """
-        if template not in TEMPLATES:
-            raise DataError(f"data.template is {template!r}; {did_you_mean(template, TEMPLATES)}")
-        self.tokenizer, self.template = tokenizer, TEMPLATES[template]
-        self.system_message = self.template.message if system_message is None else system_message
+        self.tokenizer, self.template = tokenizer, open_template(template, tokenizer)
+        self.system_message = system_message
         self._begin = [] if tokenizer.bos is None else [tokenizer.bos]
+        try:
+            self.template.write([("human", ".")], system_message, answer=True)  # fails now, not at the first sample
+        except BadSample as error:
+            raise DataError(f"data.system_message: the template takes none ({error.detail}): set it to None") from None
 
     @functools.cached_property
     def image_token(self) -> int:
@@ -80,28 +69,28 @@ class ChatEncoder:
           BadSample: "bad_conversation" (no question, or a speaker twice in a row), "image_count_mismatch",
             "image_token_in_text".
         """
-        message, turns = self._ordered(turns)
-        marks = sum(text.count(IMAGE) for _, text in turns)
-        if images and not marks:
+        system, turns = self._ordered(turns)
+        if not any(IMAGE in text for _, text in turns):
             turns[0] = (turns[0][0], f"{IMAGE}\n" * len(images) + turns[0][1])
-        elif marks != len(images):
-            raise BadSample("image_count_mismatch", detail=f"{marks} {IMAGE} in the text, {len(images)} images")
-        left = iter(images)
-        ids, mask = list(self._begin), [0.0] * len(self._begin)
-        if message:
-            self._add(ids, mask, self.template.system.format(message), left)
-        for speaker, text in turns:
-            if speaker == "human":
-                self._add(ids, mask, self.template.question.format(text), left)
-            else:
-                head, tail = self.template.answer_head, self.template.answer_tail
-                self._add(ids, mask, head + text + tail, left, len(self.tokenizer.encode(head)))
-        if answer:
-            self._add(ids, mask, self.template.answer_head, left)
-        array, mask_array = np.array(ids, np.int32), np.array(mask, np.float32)
-        if images or self.image_token_known:
-            self._check_placeholders(array, mask_array, sum(images))
-        return array, mask_array
+        written = self.template.write(turns, system, answer)
+        begin = [] if self.template.begins else self._begin
+        return self._encoded(begin, written.text, written.trained, images)
+
+    def next_question(self, text: str, images: Sequence[int] = ()) -> np.ndarray:
+        """Ids int32 [n] that continue a conversation after the last word of an answer, up to that of the next one.
+
+        Raises BadSample as ``conversation`` does.
+        """
+        text = text.strip()
+        if IMAGE not in text:
+            text = f"{IMAGE}\n" * len(images) + text
+        return self._encoded([], self.template.follow(text), (), images)[0]
+
+    @functools.cached_property
+    def end(self) -> int | None:
+        """Id of the token that ends an answer in the template; None where nothing tells."""
+        name = self.template.end()
+        return None if name is None else self.tokenizer.added.get(name)
 
     @functools.cached_property
     def image_token_known(self) -> bool:
@@ -115,7 +104,7 @@ class ChatEncoder:
             raise BadSample("image_token_in_text", detail=f"{found} {IMAGE_CONTEXT}, {expected} visual tokens")
         mask[placeholders] = 0
 
-    def _ordered(self, turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+    def _ordered(self, turns: Sequence[tuple[str, str]]) -> tuple[str | None, list[tuple[str, str]]]:
         """The system message and the alternating turns, from the first question on, texts stripped."""
         message = self.system_message
         turns = [(speaker, text.strip()) for speaker, text in turns]
@@ -130,37 +119,40 @@ class ChatEncoder:
                 raise BadSample("bad_conversation", detail=f"turn {number + 1} is {speaker}'s, out of turn")
         return message, turns
 
-    def _add(
-        self, ids: list[int], mask: list[float], text: str, images: Iterator[int], head: int | None = None
-    ) -> None:
-        """Appends ``text``; ``head`` = number of its first tokens that are not trained on, None = all of them."""
-        start = len(ids)
+    def _encoded(
+        self, begin: Sequence[int], text: str, trained: Sequence[tuple[int, int]], images: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [n], ``begin`` first, and mask float32 [n] of ``text``.
+
+        trained: (start, stop) characters of what is trained on. Raises BadSample "image_count_mismatch".
+        """
+        if (count := text.count(IMAGE)) != len(images):
+            raise BadSample("image_count_mismatch", detail=f"{count} {IMAGE} in the text, {len(images)} images")
+        ids, mask = list(begin), [False] * len(begin)
+        start = 0
         for number, part in enumerate(text.split(IMAGE)):
             if number:
-                ids.append(self._image_ends[0])
-                ids.extend([self.image_token] * next(images))
-                ids.append(self._image_ends[1])
-            ids.extend(self.tokenizer.encode(part))
-        added = len(ids) - start
-        head = added if head is None else head
-        mask.extend([0.0] * head + [1.0] * (added - head))
+                image = [self._image_ends[0], *[self.image_token] * images[number - 1], self._image_ends[1]]
+                ids += image
+                mask += [any(first < start <= last for first, last in trained)] * len(image)
+            new, marks = self.tokenizer.marked(part, [(first - start, last - start) for first, last in trained])
+            ids += new
+            mask += marks
+            start += len(part) + len(IMAGE)
+        array, mask_array = np.array(ids, np.int32), np.array(mask, np.float32)
+        if images or self.image_token_known:
+            self._check_placeholders(array, mask_array, sum(images))
+        return array, mask_array
 
     def document(self, text: str, images: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Ids and loss mask of a text without template in which ``<image>`` stands for each image.
 
         All of it but the images is trained on. Raises BadSample "image_count_mismatch".
         """
-        if text.count(IMAGE) != len(images):
-            detail = f"{text.count(IMAGE)} {IMAGE} in the text, {len(images)} images"
-            raise BadSample("image_count_mismatch", detail=detail)
-        ids, mask = list(self._begin), [0.0] * len(self._begin)
-        self._add(ids, mask, text, iter(images), head=0)
-        array, mask_array = np.array(ids, np.int32), np.array(mask, np.float32)
-        mask_array[:1] = 0
-        inside = np.isin(array, (self.image_token, self._image_ends[0], self._image_ends[1]))
-        self._check_placeholders(array, mask_array, sum(images))
-        mask_array[inside] = 0
-        return array, mask_array
+        array, mask = self._encoded(self._begin, text, [(0, len(text))], images)
+        mask[:1] = 0
+        mask[np.isin(array, (self.image_token, *self._image_ends))] = 0
+        return array, mask
 
     def plain(self, text: str) -> np.ndarray:
         """Ids of a text without template, before it is cut into pieces: int32 [n]."""

@@ -13,14 +13,19 @@ from data_pipelines.errors import DataError, did_you_mean
 from data_pipelines.io import copies, paths
 from data_pipelines.special_tokens import IMAGE_TOKENS
 
-FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+FILES = (
+    *("tokenizer.model", "tokenizer.json", "added_tokens.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),  # these for chat templates, too
+)
 CACHED_CHARS = 200  # longer texts are not likely to recur
+Spans = Sequence[tuple[int, int]]  # (start, stop) characters of a text, in order
 
 
 class Tokenizer:
     """A SentencePiece model with added tokens, or a Hugging Face ``tokenizer.json``.
 
-    Added tokens are cut out of the text first, and what lies between them is encoded piece by piece.
+    Added tokens that the file itself does not know are cut out of the text first, and what lies between them is encoded
+    piece by piece.
 
     Attributes:
       bos, eos: ids of the begin and end tokens; None where the tokenizer has none.
@@ -47,9 +52,10 @@ class Tokenizer:
             raise DataError(f"tokenizer {file}: cannot be read ({error})") from None
         self.added = {**self._base.added, **self.added}
         self._names = {number: name for name, number in self.added.items()}
-        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) + ")")
+        apart = sorted(self.added.keys() - self._base.added.keys(), key=len, reverse=True)
+        self._split = re.compile("(" + ("|".join(map(re.escape, apart)) or r"(?!)") + ")")
         self.bos, self.eos = self._base.bos, self._base.eos
-        self._cached = functools.lru_cache(maxsize=4096)(self._encode)
+        self._cached = functools.lru_cache(maxsize=4096)(self._base.encode)
 
     @property
     def vocab_size(self) -> int:
@@ -74,17 +80,34 @@ class Tokenizer:
 
     def encode(self, text: str) -> Sequence[int]:
         """Ids of ``text``, without begin or end token."""
-        # Texts that templates repeat are short.
-        return self._cached(text) if len(text) <= CACHED_CHARS else self._encode(text)
-
-    def _encode(self, text: str) -> Sequence[int]:
         ids: list[int] = []
-        for number, part in enumerate(self._split.split(text) if self.added else [text]):
+        for number, part in enumerate(self._split.split(text)):
+            ids += [self.added[part]] if number % 2 else self._part(part)
+        return ids
+
+    def _part(self, text: str) -> Sequence[int]:
+        # Texts that templates repeat are short.
+        return self._cached(text) if len(text) <= CACHED_CHARS else self._base.encode(text)
+
+    def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
+        """Ids of ``text``, and which of them stand for characters in ``spans``, be it only in part."""
+        ids: list[int] = []
+        marks: list[bool] = []
+        start = 0
+        for number, part in enumerate(self._split.split(text)):
+            stop = start + len(part)
+            inside = [(first - start, last - start) for first, last in spans if first < stop and last > start]
             if number % 2:
-                ids.append(self.added[part])
-            elif part:
-                ids.extend(self._base.encode(part))
-        return tuple(ids)
+                new, found = [self.added[part]], [bool(inside)]
+            elif any(first > 0 or last < len(part) for first, last in inside):
+                new, found = self._base.marked(part, inside)
+            else:
+                new = self._part(part)
+                found = [bool(inside)] * len(new)
+            ids += new
+            marks += found
+            start = stop
+        return ids, marks
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, added tokens by name."""
@@ -148,6 +171,25 @@ class _SentencePiece:
         )
         self.encode, self.decode = self._model.encode, self._model.decode
 
+    def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
+        ids = self.encode(text)
+        marks = [False] * len(ids)
+        for first, last in spans:
+            begin, end = 0, len(ids)
+            if first > 0:
+                begin, _ = self._common(text[:first], ids)
+            if last < len(text):
+                end, whole = self._common(text[:last], ids)
+                end += not whole  # the token that ``last`` cuts
+            marks[begin:end] = [True] * (end - begin)
+        return ids, marks
+
+    def _common(self, start: str, ids: list[int]) -> tuple[int, bool]:
+        """How many of ``ids`` are those of ``start``, the beginning of their text, and whether these are all of it."""
+        found = self.encode(start)
+        same = next((n for n, (one, other) in enumerate(zip(found, ids)) if one != other), min(len(found), len(ids)))
+        return same, same == len(found)
+
     def find(self, token: str) -> int | None:
         number = self._model.piece_to_id(token)
         return number if self._model.id_to_piece(number) == token else None
@@ -162,15 +204,23 @@ class _HuggingFace:
         self.added = {token.content: number for number, token in self._model.get_added_tokens_decoder().items()}
         config = file.parent / "tokenizer_config.json"
         named = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-        self.bos = self._special(named.get("bos_token"), "<s>", "<|begin_of_text|>")
-        self.eos = self._special(named.get("eos_token"), "</s>", "<|end_of_text|>", "<|endoftext|>")
+        self.bos = self._special(named, "bos_token", "<s>", "<|begin_of_text|>")
+        self.eos = self._special(named, "eos_token", "</s>", "<|end_of_text|>", "<|endoftext|>")
 
-    def _special(self, named: str | dict | None, *usual: str) -> int | None:
-        named = named.get("content") if isinstance(named, dict) else named
-        return next((number for name in (named, *usual) if name and (number := self.find(name)) is not None), None)
+    def _special(self, config: dict, part: str, *usual: str) -> int | None:
+        """The token that tokenizer_config.json names (null: there is none); without the key, one of the usual names."""
+        named = config.get(part)
+        names = (named.get("content") if isinstance(named, dict) else named,) if part in config else usual
+        return next((number for name in names if name and (number := self.find(name)) is not None), None)
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text, add_special_tokens=False).ids
+
+    def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
+        found = self._model.encode(text, add_special_tokens=False)
+        # A token without characters (a byte of one) counts as what comes next.
+        places = [(begin, max(end, begin + 1)) for begin, end in found.offsets]
+        return found.ids, [any(first < end and last > begin for first, last in spans) for begin, end in places]
 
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids, skip_special_tokens=False)

@@ -70,9 +70,8 @@ class Chat:
         self._has_vision = generator.config.vision is not None
         self._plain = prompt_format.template == NO_TEMPLATE
         if not self._plain:
-            self._opening = ChatEncoder(tokenizer, prompt_format.template, prompt_format.system_message)
-            self._later = ChatEncoder(tokenizer, prompt_format.template, "")
-        stops = set(sampling.stop_tokens) | end_tokens(tokenizer)
+            self._encoder = ChatEncoder(tokenizer, prompt_format.template, prompt_format.system_message)
+        stops = {*sampling.stop_tokens, *end_tokens(tokenizer, None if self._plain else self._encoder)}
         self._sampling = dataclasses.replace(sampling, stop_tokens=tuple(sorted(stops)))
 
     def ask(self, text: str, images: Sequence[str] = (), on_text: Callable[[str], None] | None = None) -> Answer:
@@ -117,16 +116,12 @@ class Chat:
     def _ids(self, text: str, counts: list[int]) -> np.ndarray:
         """A first turn as in training; a later one closes the answer before it and asks again."""
         first = not self._session.lengths[0]
-        begin = [] if self._tokenizer.bos is None else [self._tokenizer.bos]
         if self._plain:
-            return np.array([*(begin if first else []), *self._tokenizer.encode(text)], np.int32)
-        encoder = self._opening if first else self._later
-        ids, _ = encoder.conversation([("human", text)], counts, answer=True)
+            begin = [] if self._tokenizer.bos is None or not first else [self._tokenizer.bos]
+            return np.array([*begin, *self._tokenizer.encode(text)], np.int32)
         if first:
-            return ids
-        return np.concatenate([self._tokenizer.encode(encoder.template.answer_tail), ids[len(begin) :]]).astype(
-            np.int32
-        )
+            return self._encoder.conversation([("human", text)], counts, answer=True)[0]
+        return self._encoder.next_question(text, counts)
 
 
 def tiling_of(config: Architecture, form: PromptFormat) -> Tiling:
@@ -136,9 +131,9 @@ def tiling_of(config: Architecture, form: PromptFormat) -> Tiling:
     return Tiling(config.geometry, form.min_tiles, form.max_tiles, form.thumbnail)
 
 
-def end_tokens(tokenizer: Tokenizer) -> set[int]:
-    """Those of the tokenizer that end an answer."""
-    ends = set() if tokenizer.eos is None else {tokenizer.eos}
+def end_tokens(tokenizer: Tokenizer, encoder: ChatEncoder | None = None) -> set[int]:
+    """Those of the tokenizer, and of a chat's template, that end an answer."""
+    ends = {tokenizer.eos, None if encoder is None else encoder.end} - {None}
     return ends | {tokenizer.added[name] for name in END_TOKENS if name in tokenizer.added}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.special_tokens import IMAGE_CONTEXT
+from data_pipelines.special_tokens import IMAGE_CONTEXT, OWN_TEMPLATE
 from mono_jax.errors import ConfigError
 from mono_jax.files import read_json
 from mono_jax.models.architecture import Architecture, VisionConfig
@@ -133,7 +133,8 @@ def config_to_hf(
         out = with_dtype(out, dtype)
     if config.vision is None:
         _update(out, _hf_language(config, out))
-        return out | prompt_to_hf(prompt, out)
+        # That a tokenizer's own template is used is seen from its files.
+        return out if prompt and prompt.template == OWN_TEMPLATE else out | prompt_to_hf(prompt, out)
     if config.bidirectional_images:
         raise ConfigError("bidirectional_images has no Hugging Face form: its readers are causal")
     if config.visual_attention_experts and not config.visual_ffn_experts:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipelines.special_tokens import OWN_TEMPLATE
 from mono_jax import tree
 from mono_jax.errors import CheckpointError, ConfigError, PeerError, WeightsError
 from mono_jax.files import Damaged, read_json, reason, verify_checksums, write_checksums
@@ -26,6 +27,7 @@ from mono_jax.parallel.specs import param_shardings
 from mono_jax.storage.objects import ObjectPath
 from mono_jax.storage.places import Place, copy_file, local_copy, place_of, remove_tree, write_json
 from mono_jax.weights import hf_config, readers
+from mono_jax.weights.families.table import BY_MODEL_TYPE, INTERNLM2
 from mono_jax.weights.lazy import Bounds, LazyArray
 from mono_jax.weights.names import Names, check_params, first
 from mono_jax.weights.orbax_arrays import open_arrays, write_arrays
@@ -107,6 +109,15 @@ def _refuse_unfinished(path: Place) -> None:
         raise WeightsError(f"{path}: the workdir of several stages: use one of them: {first(stages)}")
 
 
+def _has_template(folder: Place, config_json: Mapping[str, Any]) -> bool:
+    """Whether a language model's tokenizer says how it is asked. InternLM2 is asked as Mono-InternVL is."""
+    family = BY_MODEL_TYPE.get(config_json.get("model_type", ""))
+    if family is None or family is INTERNLM2:
+        return False
+    settings = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (settings.is_file() and "chat_template" in read_json(settings))
+
+
 def read_origin(folder: Place) -> Origin:
     """What ``folder`` (as ``find_model`` gives it) says of its model beside the weights.
 
@@ -125,7 +136,7 @@ def read_origin(folder: Place) -> Origin:
     ):
         prompt = PromptFormat.from_dict({key: value for key, value in data.items() if key in names}, run_file)
     elif config_json is not None:
-        prompt = prompt_from_hf(config_json, hf_file)
+        prompt = prompt_from_hf(config_json, hf_file, OWN_TEMPLATE if _has_template(folder, config_json) else None)
     return Origin(config_json, prompt, values.get("dtype"), values.get("names") or {})
 
 

@@ -16,7 +16,7 @@ from mono_jax.errors import ConfigError
 class PromptFormat:
     """Template and tiling: the keys of ``data_pipelines.config.DataConfig``, with its defaults."""
 
-    template: str = field("internlm2-chat", help="chat template")
+    template: str = field("internlm2-chat", help="chat template; tokenizer = the one that the tokenizer brings")
     system_message: str | None = field(None, help='system turn; None = the template\'s own, "" = none')
     min_tiles: int = field(1, ge=1, help="least tiles of an image, the thumbnail not counted")
     max_tiles: int = field(6, ge=1, help="most tiles of an image")
@@ -54,9 +54,13 @@ _HF_KEYS = {  # Hugging Face's name: ours; no published config has the last
 PROMPT_KEYS = (*_HF_KEYS, "dynamic_image_size")  # of a config.json
 
 
-def prompt_from_hf(values: Mapping[str, Any], file: Path) -> PromptFormat:
-    """The prompt format that a config.json describes; raises ConfigError that names ``file`` and the key."""
-    found = {ours: values[theirs] for theirs, ours in _HF_KEYS.items() if values.get(theirs) is not None}
+def prompt_from_hf(values: Mapping[str, Any], file: Path, template: str | None = None) -> PromptFormat:
+    """The prompt format that a config.json describes; raises ConfigError that names ``file`` and the key.
+
+    template: where it names none; None = the default.
+    """
+    found = {} if template is None else {"template": template}
+    found |= {ours: values[theirs] for theirs, ours in _HF_KEYS.items() if values.get(theirs) is not None}
     if values.get("dynamic_image_size") is False:
         found |= {"min_tiles": 1, "max_tiles": 1}
     return PromptFormat.from_dict(found, file)

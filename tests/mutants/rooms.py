@@ -42,6 +42,9 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "data_pipelines/batch": ("data_pipelines/loading/test_assembly.py",),
     "data_pipelines/packing/lengths": ("data_pipelines/loading/test_packed_data.py",),
     "data_pipelines/loading/packed_data": ("data_pipelines/loading/test_assembly.py",),
+    "data_pipelines/encoding/chat": ("data_pipelines/encoding/templates/test_jinja.py",),
+    "data_pipelines/encoding/templates/template": ("data_pipelines/encoding/test_chat.py",),
+    "data_pipelines/encoding/tokenizer": ("data_pipelines/encoding/templates/test_jinja.py",),
     "data_pipelines/encoding/samples": ("data_pipelines/loading/test_assembly.py",),
 }
 # Too slow to be run for every fault, and no help in finding one.

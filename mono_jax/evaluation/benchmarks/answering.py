@@ -38,7 +38,7 @@ class Asker:
         """``generator``: None = only prompts are made."""
         self._generator, self._tokenizer, self._chat, self._tiling = generator, tokenizer, chat, tiling
         self._limits, self._pixel_path = limits or ImageLimits(), pixel_path
-        self._stops = tuple(sorted(end_tokens(tokenizer)))
+        self._stops = tuple(sorted(end_tokens(tokenizer, chat)))
 
     def prompt(self, example: Example) -> Prompt:
         """Ids and pixels, by the code that makes training samples. Raises DataError that names the example."""

@@ -16,7 +16,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from data_pipelines.encoding.chat import TEMPLATES
+from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.errors import GenerationError
@@ -201,16 +201,11 @@ class MonoJaxLM(TemplateLM):
         """Turns as the model was trained to see them. Raises GenerationError for a model without a template."""
         if self._form.template == NO_TEMPLATE:
             raise GenerationError(f"{self.tokenizer_name}: this model has no chat template")
-        template, system = TEMPLATES[self._form.template], self._form.system_message
-        message = template.message if system is None else system
-        turns = list(chat_history)
+        encoder = ChatEncoder(self._tokenizer, self._form.template, self._form.system_message)
+        system, turns = self._form.system_message, list(chat_history)
         if turns and turns[0]["role"] == "system":
-            message = turns.pop(0)["content"]
-        parts = [template.system.format(message)] if message else []
-        for number, turn in enumerate(turns):
-            if turn["role"] == "assistant":
-                last = number == len(turns) - 1 and not add_generation_prompt  # an answer that goes on
-                parts.append(template.answer_head + turn["content"] + ("" if last else template.answer_tail))
-            else:
-                parts.append(template.question.format(turn["content"]))
-        return "".join(parts) + (template.answer_head if add_generation_prompt else "")
+            system = turns.pop(0)["content"]
+        said = [("gpt" if turn["role"] == "assistant" else "human", turn["content"]) for turn in turns]
+        written = encoder.template.write(said, system, answer=add_generation_prompt)
+        goes_on = turns and turns[-1]["role"] == "assistant" and not add_generation_prompt
+        return written.text[: written.ends[-1]] if goes_on else written.text

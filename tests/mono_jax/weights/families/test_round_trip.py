@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.special_tokens import OWN_TEMPLATE
 from mono_jax import tree
 from mono_jax.models.presets import preset
 from mono_jax.weights import readers
 from mono_jax.weights.convert import Upcycling, convert
 from mono_jax.weights.families.table import FAMILIES
 from mono_jax.weights.hf_config import read_config
+from mono_jax.weights.model_folder import read_origin
+from mono_jax.weights.prompt_format import PromptFormat, prompt_to_hf
 from mono_jax.weights.writers import save_hf
 from tests.mono_jax.helpers import random_params
 from tests.mono_jax.weights.hf_folders import assert_same_bytes, read_all
@@ -64,6 +68,29 @@ def test_visual_experts_are_copies_that_come_back(golden_dir: Path, tmp_path: Pa
     assert config_of(tmp_path / "again") == config_of(mono)
     said = config_of(mono)["llm_config"]["architectures"]
     assert said == [FAMILIES[name].architecture_with(True, attention)]
+
+
+def test_a_chat_template_goes_along_and_tells_how_a_model_is_asked(golden_dir: Path, tmp_path: Path):
+    """With eyes config.json says so; a language model's says nothing: the template is seen beside it."""
+    source = shutil.copytree(golden_dir / "families/qwen3", tmp_path / "source")
+    assert read_origin(source).prompt == PromptFormat()
+    for file in (golden_dir / "chat_templates/qwen3").iterdir():
+        shutil.copyfile(file, source / file.name)
+    convert(source, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "hf")
+    convert(source, tmp_path / "mono", target_kind="hf", upcycling=Upcycling(Tokenizer, VISION, False))
+    for folder in ("source", "ours", "hf", "mono"):
+        assert read_origin(tmp_path / folder).prompt == PromptFormat(OWN_TEMPLATE)
+        assert (tmp_path / folder / "chat_template.jinja").is_file()
+    assert config_of(tmp_path / "hf") == config_of(source) and config_of(tmp_path / "mono")["template"] == OWN_TEMPLATE
+    prompt = PromptFormat("internlm2-chat", "Look.")
+    assert prompt_to_hf(prompt, config_of(tmp_path / "mono"))["template"] == "internlm2-chat"
+    (source / "chat_template.jinja").unlink()
+    settings = config_of(source) | {"chat_template": "{{ messages }}"}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert read_origin(source).prompt == PromptFormat(OWN_TEMPLATE)
+    (source / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
+    assert read_origin(source).prompt == PromptFormat()
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
