@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each form (default 5)")
     for name in ("rows", "visual", "text"):
         parser.add_argument(f"--{name}", type=int, help=f"{name} of the batch instead of the preset's")
+    parser.add_argument("--samples", type=int, help="that share a row (the presets': 1; S1.1 has 7 to 8)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batch (default 0)")
     parser.add_argument("--dry_run", action="store_true", help="say what would run, from shapes only")
     parser.add_argument("--out", type=Path, help="also write the JSON object to this file")

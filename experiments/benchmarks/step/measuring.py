@@ -124,6 +124,7 @@ def describe(work: Workload, chosen: Sequence[str]) -> dict[str, Any]:
         "rows": work.rows,
         "visual": work.visual,
         "text": work.text,
+        "samples": work.samples,
         "dtype": work.dtype,
         "step_tflops": {name: value / 1e12 for name, value in flops.items()},
     }

@@ -27,7 +27,9 @@ def _workload(args: Any) -> Workload:
     for form in args.forms:
         if form not in FORMS:
             raise unknown_key("form", form, FORMS)
-    changes = {name: getattr(args, name) for name in ("rows", "visual", "text") if getattr(args, name) is not None}
+    changes = {
+        name: getattr(args, name) for name in ("rows", "visual", "text", "samples") if getattr(args, name) is not None
+    }
     for name, value in {**changes, "steps": args.steps}.items():
         if value < 1:
             raise ConfigError(f"--{name}={value}: it must be at least 1")

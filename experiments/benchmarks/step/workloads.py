@@ -14,13 +14,14 @@ from mono_jax.models.presets import preset
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model and the batch it trains on: ``rows`` rows of one sample with ``visual`` and ``text`` tokens."""
+    """A model and the batch it trains on: ``rows`` rows of ``visual`` and ``text`` tokens in ``samples`` samples."""
 
     config: Architecture
     rows: int
     visual: int
     text: int
     dtype: str
+    samples: int = 1
 
     @property
     def tokens(self) -> int:
@@ -51,20 +52,25 @@ WORKLOADS = {
 
 
 def make_batch(work: Workload, seed: int = 0) -> Batch:
-    """One sample per row: a BOS token, its image's tiles, then text; every text target counts."""
-    config, rng = work.config, np.random.default_rng(seed)
+    """Samples of equal size: a BOS token, the image's tiles, then text; every text target counts."""
+    config, rng, samples = work.config, np.random.default_rng(seed), work.samples
     tile = config.vision.tile_tokens
-    if work.visual % tile:
-        raise ConfigError(f"--visual={work.visual}: use a multiple of the {tile} tokens of a tile")
+    if work.visual % (tile * samples):
+        raise ConfigError(f"--visual={work.visual}: use a multiple of the {tile} tokens of a tile for each sample")
+    if work.text % samples or work.text // samples < 3:
+        raise ConfigError(f"--text={work.text}: use a multiple of --samples={samples}, three tokens or more for each")
     batch = BatchSpec(work.visual, work.text, config.vision.token_pixels).empty(work.rows)
     batch["patches"][:] = rng.integers(0, 256, batch["patches"].shape, np.uint8)
     batch["patch_cells"][:] = np.tile(np.arange(tile), work.visual // tile)
     batch["tokens"][:] = rng.integers(3, config.image_token_id, (work.rows, work.text))
-    batch["targets"][:, :-1] = batch["tokens"][:, 1:]
+    targets, weights = (batch[name].reshape(work.rows, samples, -1) for name in ("targets", "loss_weights"))
+    targets[..., :-1] = batch["tokens"].reshape(targets.shape)[..., 1:]
     # The BOS token's successor is visual, the last token has none.
-    batch["loss_weights"][:, 1:-1] = 1.0
-    slots = np.arange(work.visual + work.text)
-    batch["order"][:] = np.concatenate([[work.visual], slots[: work.visual], slots[work.visual + 1 :]])
-    batch["positions"][:] = slots
-    batch["segments"][:] = 1
+    weights[..., 1:-1] = 1.0
+    visual = np.arange(work.visual).reshape(samples, -1)
+    text = work.visual + np.arange(work.text).reshape(samples, -1)
+    batch["order"][:] = np.concatenate([text[:, :1], visual, text[:, 1:]], axis=1).reshape(-1)
+    length = (work.visual + work.text) // samples
+    batch["positions"][:] = np.tile(np.arange(length), samples)
+    batch["segments"][:] = np.repeat(np.arange(samples) + 1, length)
     return batch
