@@ -99,11 +99,11 @@ class Tokenizer:
             inside = [(first - start, last - start) for first, last in spans if first < stop and last > start]
             if number % 2:
                 new, found = [self.added[part]], [bool(inside)]
-            elif any(first > 0 or last < len(part) for first, last in inside):
+            elif inside:
                 new, found = self._base.marked(part, inside)
             else:
                 new = self._part(part)
-                found = [bool(inside)] * len(new)
+                found = [False] * len(new)
             ids += new
             marks += found
             start = stop
@@ -218,9 +218,7 @@ class _HuggingFace:
 
     def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
         found = self._model.encode(text, add_special_tokens=False)
-        # A token without characters (a byte of one) counts as what comes next.
-        places = [(begin, max(end, begin + 1)) for begin, end in found.offsets]
-        return found.ids, [any(first < end and last > begin for first, last in spans) for begin, end in places]
+        return found.ids, [any(first < end and last > begin for first, last in spans) for begin, end in found.offsets]
 
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids, skip_special_tokens=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXT = (
     "The grey kite flies over the sea, and the red one over the house. Where is the dog? It is in front of the tree.\n"
@@ -46,8 +46,8 @@ _CHATML = (
 # Family: what its template writes, parts of tokenizer_config.json, added tokens, and the kind of tokenizer.
 FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
     "smollm2": (
-        "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}{% endif %}"
-        + _CHATML,
+        "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\\n' + 'Sei <b>nett, ü' | tojson }}"
+        "{{ '<|im_end|>\\n' }}{% endif %}" + _CHATML,
         {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
         ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         "bytes",
@@ -66,7 +66,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
         ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         "bytes",
     ),
-    "qwen3": (  # earlier answers lose their thoughts, the last has some, be they empty
+    "qwen3": (  # earlier answers lose their thoughts, the last has some, be they empty; lines that write nothing
+        "{% if tools %}\n  {{ tools | tojson }}\n  {% endif %}\n"
+        "  {% for tool in [1] %}\n    {% break %}\n  {% endfor %}\n"
         "{% for m in messages %}{% if m['role'] != 'assistant' %}"
         "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% else %}"
         "{% set said = m['content'].split('</think>')[-1].lstrip('\\n') %}"
@@ -136,6 +138,12 @@ def tokenizer(kind: str, added: tuple[str, ...]) -> Tokenizer:
         show_progress=False,
     )
     made.train_from_iterator(TEXT.splitlines(keepends=True), trainer)
+    if kind != "spaces":  # what tokenizers put in front of texts, but not of what a template writes
+        first_token = next(name for name in added if name in ("<|begin_of_text|>", "<s>", "<|im_start|>"))
+        known = [(first_token, first.index(first_token))]
+        front = processors.TemplateProcessing(f"{first_token} $A", special_tokens=known)
+        level = [processors.ByteLevel(trim_offsets=False)] if kind == "bytes" else []
+        made.post_processor = processors.Sequence([*level, front])
     values = json.loads(made.to_str())
     names = {"<unk>", *added}
     values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] in names]

@@ -156,10 +156,10 @@ def tokenizer_template(folder: Path, added: Collection[str]) -> JinjaTemplate:
             if (file := folder / name).is_file():
                 values |= json.loads(file.read_text("utf-8"))
         found = values.get("chat_template")
-        if (file := folder / "chat_template.jinja").is_file():
-            found = file.read_text("utf-8")
-        elif isinstance(found, list):  # several by name
+        if isinstance(found, list):  # several by name
             found = {each["name"]: each["template"] for each in found}.get("default")
+        if (own := folder / "chat_template.jinja").is_file():
+            file, found = own, own.read_text("utf-8")
         special = {part: _name(value) for part, value in values.items() if part.endswith("_token")}
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from None
@@ -168,8 +168,7 @@ def tokenizer_template(folder: Path, added: Collection[str]) -> JinjaTemplate:
             f"{folder}: this tokenizer has no chat template, neither chat_template.jinja nor the key chat_template of "
             "tokenizer_config.json: set data.template"
         )
-    where = file if file.name == "chat_template.jinja" and file.is_file() else folder / "tokenizer_config.json"
-    return JinjaTemplate(found, {part: name for part, name in special.items() if isinstance(name, str)}, added, where)
+    return JinjaTemplate(found, {part: name for part, name in special.items() if isinstance(name, str)}, added, file)
 
 
 def _name(value: Any) -> Any:

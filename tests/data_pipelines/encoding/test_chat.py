@@ -77,6 +77,7 @@ def test_images_without_a_place_come_first(tokenizer):
 def test_placeholders_are_never_trained_on(tokenizer):
     ids, mask = ChatEncoder(tokenizer).conversation([("human", "draw"), ("gpt", "here: <image>")], [3])
     assert not mask[ids == tokenizer.id("<IMG_CONTEXT>")].any()
+    assert tokenizer.decode(ids[mask > 0]) == "here: <img></img><|im_end|>"
 
 
 def test_pieces_cover_a_text_once(tokenizer):
@@ -97,3 +98,15 @@ def test_documents_have_their_images_where_the_text_says(tokenizer):
     assert mask.tolist() == [0, *[1] * len(before), *[0] * 5, *[1] * len(after)]
     with pytest.raises(BadSample, match="image_count_mismatch"):
         chat.document("no mark", [3])
+
+
+def test_a_conversation_goes_on_as_if_it_had_been_one(tokenizer):
+    chat = ChatEncoder(tokenizer)
+    first, later = [("human", "Where {}?"), ("gpt", "There {}.")], ("human", "What {}?")
+    whole = chat.template.write([*first, later], answer=True)
+    assert [whole.text[:end].rpartition("\n")[2] for end in whole.ends[::2]] == ["Where {}?", "What {}?"]
+    assert whole.text[: whole.ends[1]].endswith("There {}.")
+    assert chat.next_question(" What {}?").tolist() == list(tokenizer.encode(whole.text[whole.ends[1] :]))
+    unplaced = chat.next_question("What?", [2, 1])
+    np.testing.assert_array_equal(unplaced, chat.next_question("<image>\n<image>\nWhat?", [2, 1]))
+    assert chat.end == tokenizer.id("<|im_end|>") and chat.template.write(first).text.endswith("There {}.<|im_end|>")

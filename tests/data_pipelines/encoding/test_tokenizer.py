@@ -1,6 +1,12 @@
+import itertools
+import json
+import shutil
+
 import fsspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.tokenizer import Tokenizer
@@ -74,3 +80,37 @@ def test_a_url_stands_for_its_files(golden_dir, tokenizer, tmp_path, monkeypatch
     store.pipe_file("/nothing/config.json", b"{}")
     with pytest.raises(DataError, match=r"memory://nothing: no tokenizer\.model"):
         Tokenizer("memory://nothing")
+
+
+PARTS = ("Where", " is", " the dog", "?", "\n\nx", "<|eot_id|>", "<|im_end|>", "<extra>", " 42", "ab")
+
+
+@pytest.fixture(scope="module")
+def several(golden_dir, tmp_path_factory):
+    """SentencePiece and two of Hugging Face's, with a token that only added_tokens.json knows."""
+    found = []
+    for name in ("chat", "chat_templates/llama3", "chat_templates/mistral"):
+        folder = shutil.copytree(golden_dir / name, tmp_path_factory.mktemp("tokenizer") / "files")
+        file = folder / "added_tokens.json"
+        added = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps(added | {"<extra>": 2000}))
+        found.append(Tokenizer(folder))
+    return found
+
+
+@given(st.lists(st.tuples(st.sampled_from(PARTS), st.booleans()), max_size=12))
+@settings(deadline=None, max_examples=60)
+def test_marked_tokens_are_those_with_a_marked_character(several, marked_parts):
+    """By what more of the text each further token decodes to."""
+    text, spans = "", []
+    for part, is_marked in marked_parts:
+        spans += [(len(text), len(text) + len(part))] if is_marked else []
+        text += part
+    inside = {place for first, last in spans for place in range(first, last)}
+    for tokenizer in several:
+        ids, marks = tokenizer.marked(text, spans)
+        assert list(tokenizer.encode(text)) == ids and len(marks) == len(ids)
+        ends = [len(tokenizer.decode(ids[:number])) for number in range(len(ids) + 1)]
+        if ends[-1] == len(text):
+            places = [set(range(first, last)) for first, last in itertools.pairwise(ends)]
+            assert marks == [bool(place & inside) for place in places]
