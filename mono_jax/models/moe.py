@@ -47,8 +47,6 @@ def _grouped(
     text: Linear | SwiGLU, visual: Linear | SwiGLU, x: jax.Array, slots: Slots, execution: Execution
 ) -> jax.Array:
     """The rows of all x in one grouped call a device; blocks do not straddle a boundary, so nothing is permuted."""
-    if isinstance(text, GeGLU):
-        raise ConfigError("execution.experts 'grouped': its kernels compute SwiGLU, this model has GeGLU: use 'static'")
     rows, length, _ = x.shape
     block, parts = execution.experts_block, slots.parts
     if length % (parts * block) or (slots.boundaries is None and slots.visual % (parts * block)):
@@ -60,10 +58,17 @@ def _grouped(
     # The first slot of a block decides for all of it; TEXT and VISUAL are 0 and 1.
     experts = jnp.broadcast_to(slots.is_visual()[:, ::block], (rows, length // block)).astype(jnp.int32)
     kernel = None if execution.experts_kernel == "auto" else execution.experts_kernel
-    options = {"rows": ROWS, "slots": CONTEXT, "columns": TENSOR, "block": block, "implementation": kernel}
+    options = {"rows": ROWS, "slots": CONTEXT, "block": block, "implementation": kernel}
     if isinstance(text, SwiGLU):
-        return sharded_ffn(x, experts, _ffn_weights(text, x.dtype), _ffn_weights(visual, x.dtype), **options)
-    y = sharded_matmul(x, experts, text.kernel[...].astype(x.dtype), visual.kernel[...].astype(x.dtype), **options)
+        weights = _ffn_weights(text, x.dtype), _ffn_weights(visual, x.dtype)
+        if not isinstance(text, GeGLU):
+            return sharded_ffn(x, experts, *weights, columns=TENSOR, **options)
+        # The kernels fuse SwiGLU only: this is three grouped matmuls.
+        gates, ups, downs = zip(*weights)
+        gate, up = (sharded_matmul(x, experts, *kernels, columns=TENSOR, **options) for kernels in (gates, ups))
+        return sharded_matmul(text.gated(gate, up), experts, *downs, sums=TENSOR, **options)
+    kernels = (text.kernel[...].astype(x.dtype), visual.kernel[...].astype(x.dtype))
+    y = sharded_matmul(x, experts, *kernels, columns=TENSOR, **options)
     if hasattr(text, "bias"):
         y += jnp.where(slots.is_visual()[..., None], visual.bias[...], text.bias[...]).astype(y.dtype)
     return y

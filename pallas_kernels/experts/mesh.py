@@ -104,21 +104,29 @@ def sharded_matmul(
     rows: Axes,
     slots: str | None = None,
     columns: str | None = None,
+    sums: str | None = None,
     block: int = 128,
     implementation: str | Implementation | None = None,
 ) -> jax.Array:
     """Each row times the kernel [d, f] of its own expert: [B, S, d] -> [B, S, f], or with a block map [N, d] -> [N, f].
 
-    f is split over ``columns``; arguments and errors are as for ``sharded_ffn``.
+    f is split over ``columns``, d over ``sums``, over which partial sums are added; one of the two, or none. Other
+    arguments and errors are as for ``sharded_ffn``.
     """
 
     def run(x: jax.Array, routing: Routing, *kernels: jax.Array) -> jax.Array:
         return _routed(modality_matmul, permuted_matmul, x, routing, kernels, block, {"implementation": implementation})
 
-    split = axis_that_splits(text_kernel.shape[1], columns)
-    kernel, own = PartitionSpec(None, split), _own(rows, slots)
-    out = PartitionSpec(*own, *[None] * (x.ndim - 1 - len(own)), split)
-    return per_device(run, (own, own, kernel, kernel), out)(x, routing, text_kernel, visual_kernel)
+    (features, width), own = text_kernel.shape, _own(rows, slots)
+    split, added = axis_that_splits(width, columns), axis_that_splits(features, sums)
+    kernel, between = PartitionSpec(added, split), [None] * (x.ndim - 1 - len(own))
+    x_split, out = PartitionSpec(*own, *between, added), PartitionSpec(*own, *between, split)
+    if added is None:
+        return per_device(run, (own, own, kernel, kernel), out)(x, routing, text_kernel, visual_kernel)
+    partial_sums = per_device(
+        lambda *arguments: run(*arguments)[None], (x_split, own, kernel, kernel), PartitionSpec(added, *out)
+    )
+    return jnp.sum(partial_sums(x, routing, text_kernel, visual_kernel), axis=0)  # outside: see ``sharded_ffn``
 
 
 def _own(rows: Axes, slots: str | None) -> PartitionSpec:

@@ -12,6 +12,8 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training.step import loss_sum
 from tests.mono_jax.helpers import SPEC, random_batch
 
@@ -63,6 +65,18 @@ def test_grouped_kernels_serve_static_boundaries_and_biases():
     config = preset("tiny_mono_1_5", bias=True)
     grouped = loss_and_gradients(config, batch, experts="grouped", experts_kernel="ragged", experts_block=16)
     assert_same(loss_and_gradients(config, batch), grouped)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_grouped_kernels_serve_geglu(kernel: str):
+    """Also columns of the FFN on other devices than their sums' other half."""
+    batch = random_batch(4)
+    config = preset("tiny_mono_1_5", family="gemma3", hidden_act="gelu_tanh")
+    static = loss_and_gradients(config, batch)
+    options = {"experts": "grouped", "experts_kernel": kernel, "experts_block": 8}
+    assert_same(static, loss_and_gradients(config, batch, **options))
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])):
+        assert_same(static, loss_and_gradients(config, batch, **options))
 
 
 def test_what_cannot_be_served_says_why():

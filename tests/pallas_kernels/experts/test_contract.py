@@ -243,8 +243,8 @@ def test_sharded_matmul():
 
 
 @pytest.mark.parametrize("shape", [None, (2, 4), (1, 1)])
-@pytest.mark.parametrize("op", ["ffn", "matmul"])
-def test_grouped_rows_on_whatever_mesh_is_in_use(shape: tuple[int, int] | None, op: str):
+@pytest.mark.parametrize(("op", "split"), [("ffn", "columns"), ("matmul", "columns"), ("matmul", "sums")])
+def test_grouped_rows_on_whatever_mesh_is_in_use(shape: tuple[int, int] | None, op: str, split: str):
     """Grouped rows of a batch, as the model has them; an axis that is not there, columns that do not divide."""
     case = Case("interleaved_50", "float32", rows=4 * 24, block=8, d=16, ff=30)
     inputs, block_expert = case.inputs(), np.random.default_rng(0).integers(-1, 2, (4, 3)).astype(np.int32)
@@ -254,7 +254,7 @@ def test_grouped_rows_on_whatever_mesh_is_in_use(shape: tuple[int, int] | None, 
     @jax.jit
     def output_and_gradients(x, weights, dy):
         def forward(x, weights):
-            y = run(x.reshape(4, 24, -1), block_expert, *weights, rows=("data", "fsdp"), columns="tensor", block=8)
+            y = run(x.reshape(4, 24, -1), block_expert, *weights, rows=("data", "fsdp"), block=8, **{split: "tensor"})
             return y.reshape(96, -1)
 
         y, backward = jax.vjp(forward, x, weights)
