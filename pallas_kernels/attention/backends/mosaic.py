@@ -295,8 +295,8 @@ class MosaicGpu(Implementation):
     def tuning_space(cls) -> dict[str, list[Any]]:
         return {
             "output": [{"block": 64, "stages": 4}, {"block": 64, "stages": 3}],
-            "dquery": [{"stages": 2}, {"stages": 3}, {"block": 32, "stages": 6}],
-            "dkeys": [{"stages": 2}, {"stages": 3}, {"block": 32, "stages": 6}],
+            "dquery": [{"stages": 2}, {"stages": 3}],
+            "dkeys": [{"stages": 2}, {"stages": 3}],
         }
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals) -> jax.Array:
