@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, least in (("steps", 0), ("start", 0), ("hosts", 1), ("row_multiple", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             cli.fail(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+    cli.alone("inspect_data.py")
     options = vars(args)
     del options["config"]
     json = options.pop("json")

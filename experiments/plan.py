@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--compile_rows", default="", metavar="STAGE@POD,...", help="with --table: compile these rows too"
     )
     args, values = config_file.parse(parser, argv, reference.stage_keys)
+    cli.alone("plan.py")
     from mono_jax.runs import plan  # after parsing: --help needs none of it
 
     if args.table:

@@ -81,7 +81,12 @@ def test_a_cluster_described_by_half_is_refused(flags: tuple, environment: dict[
 
 WITHOUT_CLUSTER = {  # with all that they need before they look for others
     "convert.py": ["a", "b"],
+    "inspect_data.py": ["--config=experiments/configs/demo.py:smoke"],
+    "inspect_model.py": ["--model=a", "--questions=b"],
+    "lm_eval.py": [],
     "parity.py": ["--model_dir=a", "--case=b"],
+    "plan.py": ["--config=experiments/configs/demo.py:smoke", "--target=cpu:8"],
+    "robustness.py": ["--model=a", "--questions=b", "--out=c"],
     **{f"sweep.py {action}": [action, "experiments/sweeps/stages.py", "--workdir=w"] for action in ("gather", "slurm")},
     "sweep.py run without --unit": ["run", "experiments/sweeps/stages.py", "--workdir=w"],
 }
@@ -207,6 +212,7 @@ def test_one_whose_calls_to_the_store_never_return_ends_too():
 
 
 COMMANDS = {
+    "evaluate": ["--model=NEW", "--tasks=pope", "--out=NEW"],
     "train": ["--config=experiments/configs/demo.py:smoke", "--workdir=NEW"],
     "evip": ["--config=experiments/configs/demo.py:smoke", "--workdir=NEW"],
     "generate": ["--model=NEW", "--prompt=a"],
@@ -223,6 +229,12 @@ def test_no_command_runs_several_times_by_itself(command: str, tmp_path, monkeyp
     with pytest.raises(ClusterError, match="SLURM has 8 tasks, but this process was not started by srun"):
         main([argument.replace("NEW", str(tmp_path / "new")) for argument in COMMANDS[command]])
     assert not list(tmp_path.iterdir())
+
+
+def test_every_command_joins_the_others_or_refuses_them():
+    """The tables above leave none out."""
+    commands = {file.name for file in (Path(__file__).parents[3] / "experiments").glob("*.py")} - {"__init__.py"}
+    assert commands == {f"{name}.py" for name in COMMANDS} | {name.partition(" ")[0] for name in WITHOUT_CLUSTER}
 
 
 def test_a_process_by_itself_joins_nothing(capfd: pytest.CaptureFixture[str]):
