@@ -103,7 +103,24 @@ def load(file_and_arg: str) -> ConfigDict:
         raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{file}: get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
-    return config.unlock()
+    return _own(config)
+
+
+def _own(value: Any) -> Any:
+    """A copy in which no two places hold one mapping or list, which a change to one of them would change in both.
+
+    Field references stay: they are there to be shared.
+    """
+    if isinstance(value, ConfigDict):
+        own = ConfigDict()
+        for name, inner in value._fields.items():  # in the order of the file
+            own._fields[name] = _own(inner)
+        return own
+    if isinstance(value, dict):
+        return {name: _own(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_own, value))
+    return value
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:

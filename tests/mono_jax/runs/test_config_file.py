@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,3 +129,40 @@ def test_help_config_prints_the_reference(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stop:
         config_file.parse(cli.parser("test"), ["--help-config"], reference=lambda: "all keys")
     assert stop.value.code == 0 and capsys.readouterr().out == "all keys\n"
+
+
+CONFIGS = ["demo.py", "demo.py:smoke", "real.py", "real.py:smoke", "mono_internvl.py:S2,v5e-16"]
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a config that is no mapping or list."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not isinstance(value, (dict, list)):
+        yield key, value
+    for name, inner in entries:
+        yield from leaves(inner, f"{key}.{name}".lstrip("."))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_override_changes_one_key_alone(name: str):
+    """Configs are written with dicts in several places; what is changed in one of them is not changed in others."""
+    config = f"experiments/configs/{name}"
+    before = dict(leaves(parse(f"--config={config}")))
+    assert len(before) > 10
+    for key in before:
+        after = dict(leaves(parse(f"--config={config}", f"--config.{key}=other")))
+        assert after == before | {key: "other"}
+
+
+def test_field_references_are_shared_and_entries_of_lists_are_not(tmp_path: Path):
+    text = """
+from ml_collections import ConfigDict, FieldReference
+def get_config():
+    rate = FieldReference(0.1)
+    both, entry = {"rate": rate}, {"rows": {"n": 1}}
+    return ConfigDict({"rate": rate, "a": both, "b": both, "sources": [entry, entry]})
+"""
+    (tmp_path / "config.py").write_text(text)
+    values = parse(f"--config={tmp_path / 'config.py'}", "--config.rate=0.5", "--config.sources.0.rows.n=7")
+    assert values["a"] == values["b"] == {"rate": 0.5}
+    assert [source["rows"]["n"] for source in values["sources"]] == [7, 1]
