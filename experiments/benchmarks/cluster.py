@@ -13,6 +13,7 @@ once would share a connection, so that each agreement waits for its step; accele
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,12 +32,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], help="numbers of processes (2 4)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of those above (default: all)")
     parser.add_argument("--folder", type=Path, help="sets and workdirs go here (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
     args = parser.parse_args(argv)
     from experiments.benchmarks.cluster_bench.measure import measure  # after parsing: --help needs none of it
 
     result = measure(args.parts, args.processes, args.folder)
     for part, values in result.items():
         print(f"{part}: {values}")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
     if args.json:
         cli.json_line(result)
 

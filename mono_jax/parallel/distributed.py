@@ -20,6 +20,7 @@ from mono_jax.parallel import watch
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START_TIMEOUT = 300  # seconds until all processes must have come
+_FIRST_PORT, _PORTS = 61440, 4096  # those of which JAX takes one by the job's number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +32,14 @@ class Cluster:
       processes: how many there are.
       process: number of this one.
       found_by: what says so, for messages.
-      one_device_each: whether JAX gives each process of a host one GPU, by its number on the host; else a process
-        takes all that it sees.
+      device: the one GPU of the host that this process takes, where its processes divide them; None = all it sees.
     """
 
     coordinator: str | None
     processes: int | None
     process: int | None
     found_by: str
-    one_device_each: bool = False
+    device: int | None = None
 
 
 def find(
@@ -59,6 +59,8 @@ def find(
         return None  # whatever else there is: this one is meant to be alone
     if (said := tuple(environment.get(name) for name in ENVIRONMENT))[1:] != (None, None):
         return _explicit(said, ENVIRONMENT, "environment variables")
+    if _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:  # mpirun's, in a job of SLURM too
+        return _open_mpi(environment)
     if _number(environment, "SLURM_NTASKS") > 1:
         if not started_by_srun(environment):
             raise ClusterError(
@@ -66,10 +68,8 @@ def find(
                 "train by itself; put srun in front of the command, or ask for one task"
             )
         local = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "2"))
-        return Cluster(None, None, None, "SLURM", _shares_devices(int(local[0]) if local else 2, environment))
-    if _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
-        local = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE")
-        return Cluster(None, None, None, "Open MPI", _shares_devices(local, environment))
+        device = _own_device("SLURM_LOCALID", int(local[0]) if local else 2, environment)
+        return Cluster(None, None, None, "SLURM", device)
     if environment.get("TPU_SKIP_MDS_QUERY") is None and _on_tpu_pod(environment):
         return Cluster(None, None, None, "the TPU pod")
     return None
@@ -99,10 +99,23 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     return int(value) if value.isdigit() else 0
 
 
-def _shares_devices(local_processes: int, environment: Mapping[str, str]) -> bool:
-    """Whether the processes of a host see the same GPUs and must divide them."""
+def _own_device(local_process: str, local_processes: int, environment: Mapping[str, str]) -> int | None:
+    """The number of this process on its host, where those of a host see the same GPUs and must divide them.
+
+    ``local_process``: the variable that holds it.
+    """
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return local_processes > 1 and (not visible or len(visible) >= local_processes)
+    divided = local_processes > 1 and (not visible or len(visible) >= local_processes)
+    return _number(environment, local_process) if divided else None
+
+
+def _open_mpi(environment: Mapping[str, str]) -> Cluster:
+    """Process 0 is expected where mpirun is. JAX finds that up to version 4; since 5 the job is named after it."""
+    size, process, peers = (_number(environment, f"OMPI_COMM_WORLD_{n}") for n in ("SIZE", "RANK", "LOCAL_SIZE"))
+    job = re.fullmatch(r"prte(?:run)?-(.+)-(\d+)@\d+", environment.get("PMIX_NAMESPACE", ""))
+    coordinator = environment.get(ENVIRONMENT[0], f"{job[1]}:{_FIRST_PORT + int(job[2]) % _PORTS}" if job else None)
+    device = _own_device("OMPI_COMM_WORLD_LOCAL_RANK", peers, environment)
+    return Cluster(coordinator, size, process, "Open MPI", device)
 
 
 def _on_tpu_pod(environment: Mapping[str, str]) -> bool:
@@ -136,14 +149,17 @@ def joined(cluster: Cluster | None) -> Iterator[bool]:
             cluster.coordinator,
             cluster.processes,
             cluster.process,
-            local_device_ids=None if cluster.one_device_each else [],
+            local_device_ids=[] if cluster.device is None else [cluster.device],
             cluster_detection_method="deactivate" if explicit else None,
             initialization_timeout=START_TIMEOUT,
             heartbeat_timeout_seconds=10
             * watch.LOST_AFTER,  # the runtime ends processes by SIGABRT, ``watch`` says why
         )
     except Exception as error:
-        raise ClusterError(f"the processes found by {cluster.found_by} did not come together: {error}") from None
+        raise ClusterError(
+            f"the processes found by {cluster.found_by} did not come together: {error}: {ENVIRONMENT[0]}=HOST:PORT "
+            "says where process 0 is"
+        ) from None
     if jax.process_index() != 0:
         watch.explain_aborts()
     with watch.Watch(jax.process_index(), jax.process_count(), socket.gethostname()):

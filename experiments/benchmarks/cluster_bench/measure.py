@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
+import os
+import platform
 import signal
 import tempfile
 import time
@@ -11,7 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.cluster_bench.processes import LONGEST, BenchmarkError, Processes, difference, train
+from experiments.benchmarks.cluster_bench.processes import (
+    DEVICES,
+    LONGEST,
+    BenchmarkError,
+    Processes,
+    difference,
+    train,
+)
 from experiments.benchmarks.faults_bench.trainer import config_values, small_sets, write_config
 from mono_jax.parallel.watch import PEER_LOST
 from mono_jax.training import goodput
@@ -22,6 +32,7 @@ MESHES = {
     "fsdp 12": {"data": 1, "fsdp": 12, "tensor": 1},
     "fsdp 3 x tensor 4": {"data": 1, "fsdp": 3, "tensor": 4},
     "data 3 x fsdp 2 x tensor 2": {"data": 3, "fsdp": 2, "tensor": 2},
+    "fsdp 3 x context 4": {"data": 1, "fsdp": 3, "context": 4},
 }
 STEPS = 8
 LONG = 30  # steps of the run that is stopped and resumed
@@ -36,7 +47,12 @@ def measure(parts: Sequence[str], counts: Sequence[int], folder: Path | None) ->
         values = config_values(small_sets(where / "sets"))
         values["data"]["batch_size"] = 12
         config = write_config(where / "config.py", values | {"steps": STEPS, "checkpoint_every": 4})
-        result: dict[str, Any] = {}
+        result: dict[str, Any] = {
+            "device": f"{DEVICES} simulated devices on {os.cpu_count()} CPU cores, {platform.machine()}",
+            "jax": importlib.metadata.version("jax"),
+            "date": time.strftime("%Y-%m-%d"),
+            "load_before": os.getloadavg()[0],
+        }
         if "meshes" in parts:
             result["meshes"] = {mesh: _meshes(config, where, mesh, counts) for mesh in MESHES}
         if "agreed" in parts:

@@ -32,7 +32,8 @@ class Cluster:
     """``processes`` processes of a command on this machine, with ``devices`` simulated devices in all.
 
     ``config``: None = the command takes ``options`` only, and ``workdir`` names its logs. ``variables``: of the
-    environment of single processes, by number. ``hosts``: one for each process.
+    environment of single processes, by number. ``hosts``: one for each process. ``flags``: whether they say who is who;
+    else the variables do.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Cluster:
         variables: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
         hosts: Hosts | None = None,
         devices: int = DEVICES,
+        flags: bool = True,
     ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -58,7 +60,7 @@ class Cluster:
         for number, file in enumerate(self.outputs):
             named = [f"--coordinator={coordinator}", f"--processes={processes}", f"--process={number}"]
             with file.open("w") as output:
-                arguments, own = [*line, *(named if processes > 1 else [])], env | variables.get(number, {})
+                arguments, own = [*line, *(named if processes > 1 and flags else [])], env | variables.get(number, {})
                 arguments = [*(hosts.command(number) if hosts else []), *arguments]
                 self.processes.append(subprocess.Popen(arguments, env=own, cwd=ROOT, stdout=output, stderr=output))
 

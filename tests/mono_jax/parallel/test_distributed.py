@@ -17,7 +17,10 @@ from mono_jax.parallel.distributed import ENVIRONMENT, Cluster, find, joined
 from mono_jax.parallel.watch import Watch
 from tests.mono_jax.peers import Store
 
-SRUN = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
+SRUN = {"SLURM_NTASKS": "8", "SLURM_PROCID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
+SRUN |= {"SLURM_LOCALID": "3"}
+MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
+MPIRUN |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 
 
 @pytest.mark.parametrize(
@@ -35,16 +38,22 @@ SRUN = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "n[1-2]
         ),
         ({"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
         # Four tasks on each host divide its GPUs, unless each sees its own; one task takes all of them.
-        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, Cluster(None, None, None, "SLURM", True)),
-        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, Cluster(None, None, None, "SLURM", False)),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, Cluster(None, None, None, "SLURM", 3)),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, Cluster(None, None, None, "SLURM")),
         (
             SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "CUDA_VISIBLE_DEVICES": "2"},
-            Cluster(None, None, None, "SLURM", False),
+            Cluster(None, None, None, "SLURM"),
         ),
+        # Up to version 4 JAX reads where mpirun is, since 5 it is in the name of the job.
+        (MPIRUN | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1"}, Cluster(None, 4, 3, "Open MPI", 1)),
+        (MPIRUN | {"PMIX_NAMESPACE": "prterun-node-07-4099@1"}, Cluster("node-07:61443", 4, 3, "Open MPI", 1)),
         (
-            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
-            Cluster(None, None, None, "Open MPI", True),
+            MPIRUN | {"PMIX_NAMESPACE": "prterun-n-5@1", "JAX_COORDINATOR_ADDRESS": "h:1", "CUDA_VISIBLE_DEVICES": "0"},
+            Cluster("h:1", 4, 3, "Open MPI"),
         ),
+        # In a batch script of SLURM, and on a host where mpirun had SLURM start its daemon.
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"} | MPIRUN, Cluster(None, 4, 3, "Open MPI", 1)),
+        (SRUN | MPIRUN, Cluster(None, 4, 3, "Open MPI", 1)),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, Cluster(None, None, None, "the TPU pod")),
         ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, Cluster(None, None, None, "the TPU pod")),
         ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_SKIP_MDS_QUERY": "1"}, None),

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from mono_jax.training.callbacks.stopping import PREEMPTED
+from tests.devices import simulated
 from tests.mono_jax.parallel.clusters import (
     ROOT,
     Cluster,
@@ -42,6 +47,30 @@ def test_any_number_of_processes_trains_alike_on_any_mesh(config, tmp_path, clus
         assert clusters[-1].wait() == [0] * count, clusters[-1].said(0)
     assert_same_run(tmp_path / "one", tmp_path / "several")
     assert clusters[-1].said(0).count("done: step") == 1 and "step 1/" not in clusters[-1].said(1)
+    assert (tmp_path / "several/logs/process-1.log").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["SLURM", "Open MPI"])
+def test_processes_find_each_other_by_what_their_launcher_says(config, tmp_path, clusters, launcher: str):
+    """SLURM's by the variables that srun sets; those of Open MPI are started by mpirun itself."""
+    clusters.append(Cluster(config, tmp_path / "one", 1))
+    assert clusters[-1].wait() == [0], clusters[-1].said(0)
+    if launcher == "SLURM":
+        job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+        job |= {"SLURM_STEP_TASKS_PER_NODE": "2"}
+        tasks = {n: job | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in range(2)}
+        clusters.append(Cluster(config, tmp_path / "several", 2, variables=tasks, flags=False))
+        assert clusters[-1].wait() == [0, 0], clusters[-1].said(0) + clusters[-1].said(1)
+    else:
+        if not (mpirun := shutil.which("mpirun")):
+            pytest.skip("no mpirun here")
+        line = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "experiments/train.py"]
+        env = os.environ | {"XLA_FLAGS": simulated(2), "PYTHONPATH": str(ROOT)}
+        command = [*line, f"--config={config}", f"--workdir={tmp_path / 'several'}"]
+        said = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500, check=False)
+        assert said.returncode == 0 and said.stdout.count("done: step") == 1, said.stdout + said.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "several")
     assert (tmp_path / "several/logs/process-1.log").is_file()
 
 
