@@ -27,6 +27,7 @@ from mono_jax.parallel.agreement import Store, store
 BEAT = 3  # seconds
 _SIDE_BY_SIDE = 5  # seconds that a process which ends by an error waits for others that do too
 LOST_AFTER = 30  # seconds
+_ANSWER = 10  # seconds that an answer of the store takes at most, unless the connection is cut
 PEER_LOST = 76  # exit code: another process is lost; run the same command again to resume (EX_PROTOCOL)
 _BEATS, _ENDED = "mono_jax/beat/", "mono_jax/ended/"
 _ADVICE = "; stopping; the newest checkpoint stands: run again to resume"
@@ -79,10 +80,12 @@ class Watch:
         self._ended: dict[int, dict[str, Any]] = {}
         self._heard = dict.fromkeys(range(processes), time.monotonic())
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._beats = threading.Thread(target=self._talk, name="beats", daemon=True)
 
     def __enter__(self) -> Watch:
         self._heard = dict.fromkeys(self._heard, time.monotonic())
         self._thread.start()
+        self._beats.start()
         return self
 
     def __exit__(
@@ -99,6 +102,7 @@ class Watch:
             self._store.wait_at_barrier("mono_jax/end", timeout_in_ms=1000 * wait)
         self._stop.set()
         self._thread.join()
+        self._beats.join(_ANSWER)  # a thread that comes out of C++ when Python is gone ends the process by a signal
 
     def _tell(self, message: str) -> None:
         with contextlib.suppress(Exception):  # the store may be gone
@@ -107,7 +111,6 @@ class Watch:
 
     def _run(self) -> None:
         """Looks for lost processes; what talks to the store is another thread, which a cut connection holds up."""
-        threading.Thread(target=self._talk, name="beats", daemon=True).start()
         while not self._stop.wait(self._beat):
             if lost := self._lost(time.monotonic()):
                 self._leave(f"{lost}{_ADVICE}")

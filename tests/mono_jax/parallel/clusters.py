@@ -116,8 +116,9 @@ def assert_same_losses(one: Path, other: Path) -> None:
         np.testing.assert_allclose(b["grad_norm"], a["grad_norm"], rtol=1e-4)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, atol: float = 1e-5) -> None:
+    """``atol``: of the weights."""
     assert_same_losses(one, other)
     weights = [tree.flatten(open_model(workdir / "model")[1]) for workdir in (one, other)]
     for path, leaf in weights[0].items():
-        np.testing.assert_allclose(np.asarray(weights[1][path]), np.asarray(leaf), atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(np.asarray(weights[1][path]), np.asarray(leaf), atol=atol, err_msg=path)

@@ -217,7 +217,17 @@ def test_one_whose_calls_to_the_store_never_return_ends_too():
         time.sleep(0.05)
         store.key_value_set = lambda *_, **__: never.wait(30)
         assert peer.gone.wait(5) and peer.left[0].startswith("process 0")
-    never.set()
+        never.set()
+
+
+def test_no_thread_outlives_the_watch():
+    """One that comes out of the store when Python is gone ends a process that did all it should, by a signal."""
+    store, before = Store(), set(threading.enumerate())
+    read = store.key_value_dir_get
+    store.key_value_dir_get = lambda prefix: time.sleep(0.3) or read(prefix)
+    with Peer(store, 0, 1).watch:
+        time.sleep(0.05)
+    assert set(threading.enumerate()) <= before
 
 
 COMMANDS = {

@@ -16,7 +16,6 @@ from tests.devices import simulated
 from tests.mono_jax.parallel.clusters import (
     ROOT,
     Cluster,
-    assert_same_losses,
     assert_same_run,
     clusters,
     config,
@@ -96,14 +95,18 @@ def test_all_stop_when_one_is_asked_and_any_number_resumes(sets, tmp_path, clust
 def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
     """All stages: what is trained, the loss on text between them, the answers; one process speaks and writes."""
     stages = ("s0", "s1_1", "s1_2", "s1_3", "s2")
-    # Where AdamW divides rounding errors by themselves, two runs would drift apart.
+    # AdamW divides a gradient by its own size. Two processes add in another order than one: the rounding errors of a
+    # sum are a part of those gradients that are small beside its terms, and as large a part of their updates. With
+    # eps 1e-8 11 of S0's 2.0 M weights are more than 1e-5 apart after its four steps (their gradients are about
+    # 1e-6), and 1.4 M of S2's 3.5 M after all stages, by up to what a stage moves them (7e-3); losses are 2.5e-4
+    # apart, gradient norms 3e-3. With 1e-2 weights move by up to 6e-3 in a stage, and are 1.2e-7 apart in the end.
     options = [f"--config.stages.{name}.optim.eps=0.01" for name in stages]
     for name, count in (("one", 1), ("two", 2)):
         demo = ROOT / "experiments/configs/demo.py:smoke"
         clusters.append(Cluster(demo, tmp_path / name, count, options, "evip.py"))
         assert clusters[-1].wait() == [0] * count, clusters[-1].said(0) + clusters[-1].said(count - 1)
     for stage in stages:
-        assert_same_losses(tmp_path / "one" / stage, tmp_path / "two" / stage)
+        assert_same_run(tmp_path / "one" / stage, tmp_path / "two" / stage, atol=1e-6)
         one, two = (json.loads((tmp_path / name / stage / "summary.json").read_text()) for name in ("one", "two"))
         assert two["text_loss_after"] == pytest.approx(one["text_loss_after"], abs=1e-5)
         assert two["data"]["samples"] == one["data"]["samples"] and two.get("evaluation") == one.get("evaluation")
