@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.encoding.samples import SampleBuilder
+from data_pipelines.encoding.tokenizer import Spans
 from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io.processes import in_processes
 from data_pipelines.io.storage import Patience, set_patience
@@ -46,6 +48,15 @@ class _Bytes:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
+        # In bytes, of each character and of what follows the last one.
+        starts = list(itertools.accumulate((len(character.encode()) for character in text), initial=0))
+        marks = [False] * starts[-1]
+        for first, last in spans:
+            begin, end = (starts[min(max(place, 0), len(text))] for place in (first, last))
+            marks[begin:end] = [True] * (end - begin)
+        return self.encode(text), marks
 
 
 class Bad(NamedTuple):
