@@ -11,6 +11,7 @@ import simplejpeg
 from PIL import Image
 
 from data_pipelines.errors import BadSample
+from data_pipelines.records import extra_formats
 from data_pipelines.records.image_header import ImageHeader, formats, read_header, without_texts
 
 
@@ -44,6 +45,7 @@ class ImageLimits:
         return f"data.min_image_side is {self.min_side}" if code & 2 else f"data.max_aspect is {self.max_aspect:g}"
 
 
+_PLUGINS = {"heif": "HEIF", "jxl": "JXL"}  # Pillow's names of formats that are only opened where they are expected
 _LARGE, _SMALL, _LONG = "image_too_large", "image_too_small", "image_too_elongated"
 # By the sum of what `ImageLimits.refuse` finds wrong; the first of several counts.
 SIZE_REASONS = ("", _LARGE, _SMALL, _LARGE, _LONG, _LARGE, _SMALL, _LARGE)
@@ -52,7 +54,7 @@ SIZE_REASONS = ("", _LARGE, _SMALL, _LARGE, _LONG, _LARGE, _SMALL, _LARGE)
 def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     """The header of an image worth decoding.
 
-    Raises BadSample: "empty_image", "not_an_image", "bad_image_header", "image_too_many_bytes" or a size reason.
+    Raises BadSample: "image_too_many_bytes", a size reason, or as ``read_header``.
     """
     if len(data) > limits.max_bytes:
         raise BadSample("image_too_many_bytes", detail=f"{len(data)} bytes; data.max_image_bytes is {limits.max_bytes}")
@@ -83,18 +85,19 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
             return _upright(_jpeg(data, width, height), header.orientation)
         except ValueError as error:
             raise BadSample(_damage(str(error)), detail=str(error)) from None
-    return _decode_with_pillow(data, limits, header.orientation)
+    data = extra_formats.draw(data) if header.format == "svg" else data
+    return _decode_with_pillow(data, limits, header)
 
 
 def _jpeg(data: bytes, width: int, height: int) -> np.ndarray:
-    """A JPEG, also one that lacks nothing but the mark of its end. Raises ValueError."""
+    """A JPEG, also one that lacks nothing but the mark of its end, perhaps with zeros instead. Raises ValueError."""
     try:
         return simplejpeg.decode_jpeg(data, min_width=width, min_height=height)
     except ValueError as error:
         if _damage(str(error)) != "truncated_image":
             raise
-        end = data.removesuffix(b"\xff") + b"\xff\xd9"
-        return simplejpeg.decode_jpeg(end, min_width=width, min_height=height)
+    held = data.rstrip(b"\0") if data.endswith(bytes(64)) else data.removesuffix(b"\xff")
+    return simplejpeg.decode_jpeg(held + b"\xff\xd9", min_width=width, min_height=height)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
@@ -121,19 +124,20 @@ def _damage(message: str) -> str:
     return "truncated_image" if truncated else "corrupt_image"
 
 
-def _decode_with_pillow(data: bytes, limits: ImageLimits, orientation: int) -> np.ndarray:
-    """``orientation``: what the header says. Pillow's own reading of it would differ, since it asks XMP too."""
+def _decode_with_pillow(data: bytes, limits: ImageLimits, header: ImageHeader) -> np.ndarray:
+    """``header``: its orientation counts. Pillow's own reading of it would differ, since it asks XMP too."""
     try:
         with warnings.catch_warnings():
             Image.MAX_IMAGE_PIXELS = None  # `limits` are the limit
             warnings.simplefilter("ignore")  # sizes are judged by `limits`; oddities in metadata do not matter here
-            with Image.open(io.BytesIO(without_texts(data)), formats=formats()) as image:
+            with Image.open(io.BytesIO(without_texts(data)), formats=formats(_PLUGINS.get(header.format, ""))) as image:
                 image.load()
                 # Some headers lie, and some formats hold several sizes: what was decoded counts.
                 if code := limits.refuse(*image.size):
                     raise BadSample(SIZE_REASONS[code], detail=f"{image.width}x{image.height}; {limits.named(code)}")
-                # Pillow has turned a TIFF upright on loading.
-                return _upright(np.asarray(_rgb(image)), 1 if image.format == "TIFF" else orientation)
+                # TIFF and JPEG XL have been turned upright on loading, but for what is a JPEG inside.
+                turned = image.format == "TIFF" or (image.format == "JXL" and not image.jpeg)
+                return _upright(np.asarray(_rgb(image)), 1 if turned else header.orientation)
     except BadSample:
         raise
     except Image.DecompressionBombError as error:

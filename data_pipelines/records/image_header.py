@@ -10,6 +10,7 @@ import struct
 import warnings
 
 from data_pipelines.errors import BadSample
+from data_pipelines.records import extra_formats
 
 _ORIENTATION = 0x0112
 # Start-of-frame markers: all of C0..CF but DHT (C4), JPG (C8) and DAC (CC).
@@ -54,7 +55,7 @@ def read_header(data: bytes) -> ImageHeader:
     """The header of an encoded image (the whole file; only its first part is looked at where that suffices).
 
     Raises BadSample: "empty_image" (no bytes), "not_an_image" (HTML, text, unknown format), "bad_image_header",
-    "image_too_large" (beyond what Pillow opens).
+    "image_too_large" (beyond what Pillow opens), "unread_heic" and its like (see ``extra_formats``).
     """
     if not data:
         raise BadSample("empty_image", detail="0 bytes")
@@ -62,6 +63,8 @@ def read_header(data: bytes) -> ImageHeader:
         header = _jpeg(data)
     elif data[:8] == _PNG:
         header = _png(data)
+    elif kind := extra_formats.kind_of(data):
+        header = _extra(kind, data)
     else:
         header = _other(data)
     if header.width <= 0 or header.height <= 0:
@@ -150,15 +153,23 @@ def _exif_orientation(tiff: bytes) -> int:
 
 
 @functools.lru_cache
-def formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this build of Pillow has."""
+def formats(more: str = "") -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this build of Pillow has, and ``more``."""
     from PIL import Image
 
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in (*FORMATS, more) if name in Image.OPEN)
 
 
-def _other(data: bytes) -> ImageHeader:
+def _extra(kind: str, data: bytes) -> ImageHeader:
+    """Of one of ``extra_formats``."""
+    extra_formats.need(kind)
+    if kind == "svg":
+        return dataclasses.replace(_png(extra_formats.draw(data)), format="svg")
+    return ImageHeader("jxl", *extra_formats.jxl_size(data)) if kind == "jxl" else _other(data, "HEIF")
+
+
+def _other(data: bytes, more: str = "") -> ImageHeader:
     """GIF, WebP, BMP, TIFF ... by Pillow, which opens lazily (no pixels are decoded)."""
     from PIL import Image
 
@@ -166,11 +177,12 @@ def _other(data: bytes) -> ImageHeader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is judged by whoever decodes
             Image.MAX_IMAGE_PIXELS = None  # the limit is that of the config
-            with Image.open(io.BytesIO(data), formats=formats()) as image:
+            with Image.open(io.BytesIO(data), formats=formats(more)) as image:
                 width, height = image.size
                 if image.format == "TIFF":  # whose size Pillow gives upright
                     width, height = image.tag_v2[256], image.tag_v2[257]
-                orientation = image.getexif().get(_ORIENTATION, 1)
+                # HEIF's own mark of orientation has been obeyed; EXIF only repeats it.
+                orientation = 1 if image.format == "HEIF" else image.getexif().get(_ORIENTATION, 1)
                 name = (image.format or "unknown").lower()
     except Image.DecompressionBombError as error:
         raise BadSample("image_too_large", detail=str(error)) from None

@@ -18,8 +18,9 @@ IMAGE_FIELDS = (
 NUMBERED_IMAGE = re.compile(r"(?:image|img|picture)_?(\d{1,2})")  # image_1, image_2 ...: as many as are filled
 # Fields that hold an image where their value ends like the name of one.
 FILE_FIELDS = ("file_name", "filename", "file", "file_path", "filepath", "path")
-VIDEO_FIELD = re.compile(r"(?:video|videos|video_clip)(?:_?(?:path|paths|file|files|url|name|bytes))?")
-AUDIO_FIELD = re.compile(r"(?:audio|audios|audio_clip|speech)(?:_?(?:path|paths|file|files|url|name|bytes))?")
+_FILES = "(?:_?(?:path|paths|file|files|url|name|bytes))?"
+VIDEO_FIELD = re.compile(rf"(?:video|videos|video_clip){_FILES}|mp4|webm|mkv|avi")
+AUDIO_FIELD = re.compile(rf"(?:audio|audios|audio_clip|speech){_FILES}|wav|mp3|flac|ogg|m4a")
 
 IMAGE_NAME = re.compile(
     r"\.(?:jpe?g|jpe|jfif|png|apng|gif|webp|avif|bmp|tiff?|heic|heif|jxl|jp2|j2k|ico|tga|ppm|svg)(?:[?#]\S*)?$", re.I

@@ -2,6 +2,7 @@
 
 An index is kept beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that place is
 read-only. It is made again when its shard has changed: another time of change with the same content does not count.
+So it is when a package has been installed for the lack of which images were not read.
 Samples of which parts could not be asked for are asked again.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from data_pipelines.errors import DataError
 from data_pipelines.io import paths
 from data_pipelines.io.storage import patiently
+from data_pipelines.records.extra_formats import now_readable
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indices import shard_index
 from data_pipelines.sources.indices.index_builder import IndexBuilder
@@ -71,6 +73,8 @@ def _fresh(shard: Shard, candidates: Sequence[str], stamp: str) -> ShardIndex | 
     """The kept index, if it is that of the shard as it is now."""
     touched = []
     for index in shard_index.load_whole(candidates, shard.kind):
+        if now_readable(index.reasons):
+            continue
         if index.meta["stamp"] == stamp:
             return index
         if index.meta["contents"]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.digests import hash64
+from data_pipelines.records import names
 
 IMAGE_EXTENSIONS = frozenset(
     [
@@ -20,6 +21,9 @@ IMAGE_EXTENSIONS = frozenset(
         *("bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "ico", "tga", "pcx", "img", "image"),
     ]
 )
+_LAST_IMAGES = frozenset(
+    ["heic", "heif", "hif", "jxl", "svg"]
+)  # where there is no other image: KEY.svg is drawn in KEY.png
 CAPTION_EXTENSIONS = frozenset(["txt", "caption", "text"])
 _LAST_CAPTIONS = frozenset(["cap", "alt"])  # where there is no other
 _MASKS = frozenset(
@@ -78,6 +82,19 @@ def _matches(extension: str, wanted: str) -> bool:
     return extension == wanted or extension.endswith(f".{wanted}")
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's extension is that of an image."""
+    last = split_key(name)[1].rpartition(".")[2]
+    return last in IMAGE_EXTENSIONS or last in _LAST_IMAGES
+
+
+def medium_of(name: str) -> str:
+    """ "video" or "audio" for the name or extension of such a file, "" for others."""
+    if names.VIDEO_NAME.search(f".{name}"):
+        return "video"
+    return "audio" if names.AUDIO_NAME.search(f".{name}") else ""
+
+
 def split_key(path: str) -> tuple[str, str]:
     """(key, extension in lower case) of a member path; both sides of the first dot of its file name."""
     folder, _, name = path.rpartition("/")
@@ -88,11 +105,12 @@ def split_key(path: str) -> tuple[str, str]:
 class Group:
     """The members of one sample, as (offset, bytes) each."""
 
-    __slots__ = ("caption", "extensions", "images", "json", "key", "masks", "problem")
+    __slots__ = ("caption", "extensions", "images", "json", "key", "masks", "medium", "problem")
 
     def __init__(self, key: str):
         self.key = key
         self.problem = ""  # what is ambiguous in its names
+        self.medium = ""  # "video" or "audio" if such a member belongs to it
         self.extensions: dict[str, tuple[int, int]] = {}
         self.images: list[tuple[int, int]] = []
         self.masks: list[str] = []  # extensions of the images that are none of the sample
@@ -106,6 +124,7 @@ class Group:
             images = [e for e in self.extensions if any(_matches(e, wanted) for wanted in choice.images)]
         else:
             images = [extension for extension, kind in last.items() if kind in IMAGE_EXTENSIONS]
+            images = images or [extension for extension, kind in last.items() if kind in _LAST_IMAGES]
             if len(images) > 1:
                 self.masks = [extension for extension in images if not _MASKS.isdisjoint(extension.split(".")[:-1])]
                 self.masks = self.masks if len(self.masks) < len(images) else []
@@ -119,7 +138,14 @@ class Group:
         )
         self.caption = None if caption is None else self.extensions[caption]
         self.json = next((self.extensions[extension] for extension, kind in last.items() if kind == "json"), None)
+        if not (choice.images and self.images):  # otherwise somebody has said which members matter
+            self.medium = next(filter(None, map(medium_of, self.extensions)), "")
         return self
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether there is an image, a text, video or sound in it: a README beside images is no sample."""
+        return bool(self.images or self.caption or self.json or self.medium)
 
     def _drawn(self, choice: Choice) -> str | None:
         """The extension of one of the captions that are wanted and there."""
@@ -140,8 +166,12 @@ def group_members(
 
     What is left out though it might be expected is counted in ``problems``, as "ignored".
     """
-    ignored: dict[str, list[str]] = {"left behind by a system": [], "images that are masks (see image_ext)": []}
-    junk, masks = ignored.values()
+    ignored: dict[str, list[str]] = {
+        "left behind by a system": [],
+        "images that are masks (see image_ext)": [],
+        "that are part of no sample": [],
+    }
+    junk, masks, others = ignored.values()
     groups: list[Group] = []
     latest: dict[str, Group] = {}
     for name, offset, size in found:
@@ -156,9 +186,11 @@ def group_members(
         group.extensions[extension] = offset, size
     result = [part.settle(choice) for group in groups for part in _split(group)]
     masks += [f"{group.key}.{extension}" for group in result for extension in group.masks]
-    for what, names in ignored.items():
-        if names and problems is not None:
-            problems.append(f"{IGNORED}{len(names)} files {what}, such as {names[0]}")
+    others += [f"{g.key}.{e}".rstrip(".") for g in result if not (g.is_sample or g.problem) for e in g.extensions]
+    result = [group for group in result if group.is_sample or group.problem]
+    for what, left in ignored.items():
+        if left and problems is not None:
+            problems.append(f"{IGNORED}{len(left)} files {what}, such as {left[0]}")
     return result
 
 

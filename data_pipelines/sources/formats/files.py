@@ -13,10 +13,9 @@ from data_pipelines.errors import DataError
 from data_pipelines.io import blobs, paths, publish
 from data_pipelines.io.storage import Questions
 from data_pipelines.records.layouts import parse
-from data_pipelines.records.names import VIDEO_NAME
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.containers.img2dataset import stats_problems
-from data_pipelines.sources.containers.members import IMAGE_EXTENSIONS, Group, group_members, split_key
+from data_pipelines.sources.containers.members import Group, group_members, is_image
 from data_pipelines.sources.formats.asking import ask
 from data_pipelines.sources.formats.format import FileFormat, folder_stamp, reading_of
 from data_pipelines.sources.formats.tar import TarOptions, draft_of
@@ -54,7 +53,7 @@ class FilesFormat(FileFormat):
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         view = _FolderView(shard.path)
         found = group_members(view.members(), shard.options.choice, builder.problems)
-        groups = [part for group in found for part in _split_images(group, view) if _is_sample(part)]
+        groups = [part for group in found for part in _split_images(group, view)]
         for group in groups:
             builder.add(draft_of(group, view, shard.options, view.name))
         builder.problems.extend(stats_problems(shard.path, len(groups)))
@@ -78,7 +77,7 @@ def folders_of_samples(folders: Sequence[str]) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-    return _is_member(name) and split_key(name)[1].rpartition(".")[2] in IMAGE_EXTENSIONS
+    return _is_member(name) and is_image(name)
 
 
 def _is_member(name: str) -> bool:
@@ -107,12 +106,6 @@ class _FolderView(blobs.ScanView):
     def name(self, offset: int) -> str:
         """Of the file that begins at ``offset``."""
         return self.entries[offset >> 40][0]
-
-
-def _is_sample(group: Group) -> bool:
-    """Whether there is an image, a text or a video in it: a README beside images is no sample."""
-    video = any(VIDEO_NAME.search(f".{extension}") for extension in group.extensions)
-    return bool(group.images or group.caption or group.json or video)
 
 
 def _split_images(group: Group, view: _FolderView) -> list[Group]:

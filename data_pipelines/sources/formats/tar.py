@@ -16,7 +16,7 @@ from data_pipelines.io.blobs import ScanView, scan_view
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.layouts import from_record, parse, record_id
-from data_pipelines.records.names import CONVERSATION_FIELDS, VIDEO_NAME
+from data_pipelines.records.names import CONVERSATION_FIELDS
 from data_pipelines.records.pictures import given
 from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, parse_json
 from data_pipelines.sources.containers.img2dataset import stats_problems
@@ -127,6 +127,8 @@ def draft_of(
     with draft.judged():
         if group.problem:
             raise BadSample("ambiguous_key", detail=group.problem)
+        if group.medium:
+            raise BadSample(f"unread_{group.medium}", detail=f"members: {', '.join(group.extensions)}")
         metadata = _metadata(view, group, options.caption_key)
         draft.scores, draft.origin = scores_of(metadata), origin_of(metadata)
         draft.text = _text_part(group, metadata, options.caption_key)
@@ -135,12 +137,12 @@ def draft_of(
     if draft.text.length > MAX_TEXT_BYTES:  # perhaps a false size, which no column could hold
         draft.text = draft.text._replace(length=0)
     draft.text_name = file_name(draft.text.offset) if draft.text.form else ""
+    if group.medium:
+        return draft
     with draft.judged():
         images = [_image_part(view, offset, size, file_name(offset)) for offset, size in group.images]
         if not images and (draft.record is None or draft.record.caption is not None):
-            others = ", ".join(group.extensions)
-            video = any(VIDEO_NAME.search(f".{extension}") for extension in group.extensions)
-            raise BadSample("unread_video" if video else "no_image", detail=f"members: {others}")
+            raise BadSample("no_image", detail=f"members: {', '.join(group.extensions)}")
         draft.image_hash = _image_hash(view, images, metadata.get("sha256"), options.hash_images)
         draft.images = images
     return draft

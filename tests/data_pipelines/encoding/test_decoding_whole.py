@@ -32,6 +32,14 @@ def test_what_follows_a_jpeg_does_not_matter(tail):
     np.testing.assert_array_equal(decode(data + tail, ImageLimits()), decode(data, ImageLimits()))
 
 
+def test_zeros_instead_of_the_end_mark():
+    """As files have them whose room was reserved before they were written."""
+    data = encoded(200, 150)
+    np.testing.assert_array_equal(decode(data[:-2] + bytes(3000), ImageLimits()), decode(data, ImageLimits()))
+    with pytest.raises(BadSample, match="truncated_image"):
+        decode(data[:-200] + bytes(3000), ImageLimits())
+
+
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

@@ -1,0 +1,142 @@
+"""Image formats that Pillow does not read by itself: HEIC, JPEG XL and SVG, with the packages of the extra ``images``.
+
+Without them such an image is a bad sample of a reason of its own: "unread_heic", "unread_jxl", "unread_svg".
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import itertools
+import re
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import BadSample
+
+_PACKAGES = {"heic": "pillow_heif", "jxl": "pillow_jxl", "svg": "resvg_py"}
+# The major brands of HEIF files in HEVC; "mif1" and "msf1" say it of AVIF too, which Pillow reads.
+_HEIC = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"])
+_JXL, _JXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
+_SVG = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>\s*)*<(?:\w+:)?svg\b", re.S
+)
+_SVG_HEAD = 1 << 16  # bytes in which <svg must begin
+_SVG_LINK = re.compile(
+    rb"<(?:\w+:)?(?:image|feImage|use)\b[^>]*?\bhref\s*=\s*[\"'](?!\s*#|\s*data:)([^\"']{0,80})", re.S
+)
+SVG_SIDE = 896  # pixels of a drawing's longer side; drawings have no resolution of their own
+_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width : height, by number from 1
+
+
+def kind_of(data: bytes) -> str:
+    """ "heic", "jxl" or "svg" of an encoded image of these formats, "" of others."""
+    if data[4:8] == b"ftyp":
+        length = min(int.from_bytes(data[:4], "big"), 256)
+        brands = {data[8:12], *(data[at : at + 4] for at in range(16, length, 4))}
+        return "heic" if data[8:12] in _HEIC or (b"avif" not in brands and _HEIC & brands) else ""
+    if data[:2] == _JXL or data[:12] == _JXL_BOXES:
+        return "jxl"
+    return "svg" if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" and _SVG.match(data[:_SVG_HEAD]) else ""
+
+
+@functools.cache
+def _package(kind: str) -> Any:
+    """The package that reads a kind, told to Pillow where it is a plugin; None if it is not installed."""
+    if importlib.util.find_spec(_PACKAGES[kind]) is None:
+        return None
+    package = importlib.import_module(_PACKAGES[kind])
+    if kind == "heic":
+        package.register_heif_opener()
+    return package
+
+
+def need(kind: str) -> Any:
+    """The package for a kind. Raises BadSample "unread_<kind>" if it is not installed."""
+    if (package := _package(kind)) is None:
+        name = _PACKAGES[kind].replace("_", "-")
+        raise BadSample(f"unread_{kind}", detail=f"{kind.upper()} needs {name}: pip install -e '.[images]'")
+    return package
+
+
+def now_readable(reasons: Iterable[str]) -> bool:
+    """Whether one of the ``reasons`` in an index was the lack of a package that is there now."""
+    kinds = (reason.removeprefix("unread_") for reason in reasons)
+    return any(_package(kind) is not None for kind in kinds if kind in _PACKAGES)
+
+
+def draw(data: bytes) -> bytes:
+    """An SVG as PNG, its longer side ``SVG_SIDE`` pixels. Text is set in DejaVu Sans, so that all hosts draw alike.
+
+    Raises BadSample "unread_svg", "corrupt_image", or "svg_names_files" for what is not in the file itself.
+    """
+    package = need("svg")
+    if found := _SVG_LINK.search(data):
+        raise BadSample("svg_names_files", detail=f"refers to {found.group(1).decode('utf-8', 'replace')!r}")
+    families = ("font_family", "serif_family", "sans_serif_family", "cursive_family", "fantasy_family")
+    fonts = dict.fromkeys((*families, "monospace_family"), "DejaVu Sans")
+    try:
+        png = package.svg_to_bytes(
+            svg_string=data.decode("utf-8-sig"),
+            width=SVG_SIDE,
+            height=SVG_SIDE,
+            skip_system_fonts=True,
+            font_files=_fonts(),
+            **fonts,
+        )
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise BadSample("corrupt_image", detail=f"SVG: {error}"[:200]) from None
+    return bytes(png)
+
+
+@functools.cache
+def _fonts() -> list[str]:
+    """Those that come with matplotlib."""
+    spec = importlib.util.find_spec("matplotlib")
+    folder = Path(spec.origin).parent / "mpl-data/fonts/ttf"
+    return [str(folder / f"DejaVuSans{style}.ttf") for style in ("", "-Bold", "-Oblique", "-BoldOblique")]
+
+
+def jxl_size(data: bytes) -> tuple[int, int, int]:
+    """(width, height, orientation) of a JPEG XL file, by its header: ISO/IEC 18181-1, SizeHeader and ImageMetadata.
+
+    The size is as stored, before the orientation (as EXIF's, 1..8) turns it. Raises BadSample "bad_image_header".
+    """
+    start = _codestream(data)
+    if data[start : start + 2] != _JXL:
+        raise BadSample("bad_image_header", detail="JPEG XL without a codestream")
+    bits, place = int.from_bytes(data[start + 2 : start + 22], "little"), itertools.count()
+
+    def take(count: int) -> int:
+        return sum((bits >> next(place) & 1) << n for n in range(count))
+
+    def side(small: int) -> int:
+        return 8 * (take(5) + 1) if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    small = take(1)
+    height, ratio = side(small), take(3)
+    width = height * _RATIOS[ratio - 1][0] // _RATIOS[ratio - 1][1] if ratio else side(small)
+    orientation = 1
+    if not take(1) and take(1):  # not all defaults, and extra fields
+        orientation = take(3) + 1
+    return width, height, orientation
+
+
+def _codestream(data: bytes) -> int:
+    """Where the codestream begins, in a container of boxes too; -2 if it does not."""
+    if data[:2] == _JXL:
+        return 0
+    at = 0
+    while at + 16 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        head = 16 if size == 1 else 8
+        if kind in (b"jxlc", b"jxlp"):
+            return at + head + 4 * (kind == b"jxlp")
+        size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
+        if size < head:  # 0 = to the end of the file
+            break
+        at += size
+    return -2
