@@ -13,11 +13,21 @@ IMAGE_FIELDS = (
     *("img_path", "img_paths", "image_file", "image_files", "image_name", "image_url", "image_urls", "img_url"),
     *("image_base64", "image_b64", "img_base64", "img_b64", "image_data", "img_bytes", "img_file", "img_name"),
     *("image_filename", "image_file_name", "image_list", "pic", "pics", "picture", "pictures", "photo", "photos"),
-    *("pixel_values", "screenshot", "image_filepath", "image_local_path", "local_image_path", "decoded_image"),
+    *(
+        "image/encoded",
+        "image/data",
+        "image_raw",
+        "pixel_values",
+        "screenshot",
+        "image_filepath",
+        "image_local_path",
+        "local_image_path",
+        "decoded_image",
+    ),
 )
 NUMBERED_IMAGE = re.compile(r"(?:image|img|picture)_?(\d{1,2})")  # image_1, image_2 ...: as many as are filled
 # Fields that hold an image where their value ends like the name of one.
-FILE_FIELDS = ("file_name", "filename", "file", "file_path", "filepath", "path")
+FILE_FIELDS = ("file_name", "filename", "file", "file_path", "filepath", "path", "image/filename")
 _FILES = "(?:_?(?:path|paths|file|files|url|name|bytes))?"
 VIDEO_FIELD = re.compile(rf"(?:video|videos|video_clip){_FILES}|mp4|webm|mkv|avi")
 AUDIO_FIELD = re.compile(rf"(?:audio|audios|audio_clip|speech){_FILES}|wav|mp3|flac|ogg|m4a")
@@ -49,7 +59,7 @@ ROLES = {
 CAPTION_FIELDS = (
     *("caption", "captions", "re_caption", "recaption", "text", "sentence", "sentences", "description"),
     *("descriptions", "alt_text", "alt", "image_caption", "image_description", "long_caption", "short_caption"),
-    *("detailed_caption", "raw_caption", "title"),
+    *("detailed_caption", "raw_caption", "image/caption", "image/text", "caption/text", "title"),
 )
 QUESTION_FIELDS = ("question", "query", "instruction", "prompt", "problem", "user", "human")
 ANSWER_FIELDS = (

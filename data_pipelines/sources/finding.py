@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.io import paths
-from data_pipelines.sources.conversion.converted import plain_name
+from data_pipelines.sources.conversion.converted import plain_name, suffix_of
 from data_pipelines.sources.formats.files import folders_of_samples
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indices.shard import Shard
 
-_SHARDS = (
-    *(".tar", ".tar.gz", ".tgz", ".tar.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".tsv"),
-    *(".array_record", ".arrow", ".feather"),
+_SHARDS = frozenset(
+    [
+        ".tar",
+        ".tgz",
+        ".jsonl",
+        ".ndjson",
+        ".tsv",
+        ".array_record",
+        ".arrow",
+        ".feather",
+        ".mds",
+        ".tfrecord",
+        ".tfrecords",
+    ]
 )
 _METADATA = ("metadata.jsonl", "metadata.csv")  # which hold the texts of the images beside and below them
 
@@ -32,9 +42,9 @@ def kind_of(path: str) -> str:
     if paths.is_dir(path):
         prepared, saved = (paths.exists(paths.join(path, name)) for name in ("dataset_info.json", "state.json"))
         return "tfds" if prepared and not saved else "files"  # the latter is a Hugging Face set saved to disk
-    name = re.sub(r"-\d+-of-\d+$", "", plain_name(path).lower())
+    suffix = suffix_of(plain_name(path))
     for kind, form in FORMATS.items():
-        if name.endswith(form.suffixes) and form.suffixes:
+        if suffix in form.suffixes:
             return kind
     known = ", ".join(suffix for form in FORMATS.values() for suffix in form.suffixes)
     raise DataError(f"{path}: unknown kind of shard; give a folder or one of {known}, or say which with --kind")
@@ -70,7 +80,9 @@ def _shards_in(path: str) -> list[tuple[str, str]]:
     files = [paths.join(folder, name) for folder in folders for name, _, _ in paths.list_dir(folder)]
     # img2dataset puts a table of metadata beside each shard: 00000.parquet beside 00000.tar or the folder 00000.
     stems = {file.removesuffix(".tar") for file in files if file.endswith(".tar")} | set(folders)
-    shards = [(f, kind_of(f)) for f in files if f.endswith(_SHARDS) or paths.basename(f) == _METADATA[1]]
+    shards = [
+        (f, kind_of(f)) for f in files if suffix_of(plain_name(f)) in _SHARDS or paths.basename(f) == _METADATA[1]
+    ]
     shards += [(f, "parquet") for f in files if f.endswith(".parquet") and f.removesuffix(".parquet") not in stems]
     described = tuple(f"{paths.parent(f)}/" for f in files if paths.basename(f) in _METADATA)
     loose = [folder for folder in folders_of_samples(folders) if not f"{folder}/".startswith(described)]

@@ -46,6 +46,8 @@ CASES = [
     Case("json_shapes/wrapped_pretty.json", 3, 3),
     Case("json_shapes/latin1.jsonl", 1, 0, {"broken_json": 1}, ("latin1.jsonl:1", "can't decode byte 0xe9")),
     Case("json_text_in_tar/t.tar", 3, 3),
+    *(Case(f"mds/{name}.mds", count, count) for name, count in (("pairs", 3), ("talks", 3), ("pixels", 2))),
+    Case("mds", 8, 8),
     Case("meta/annlist.json", 4, 4),
     Case("meta/badroot.json", 4, 0, {"missing_image": 4}, ("nope/0.jpg",)),
     Case("meta/comment.json", 4, 4),
@@ -66,6 +68,8 @@ CASES = [
     Case("tar_oddities/links.tar", 3, 3),
     Case("tar_oddities/mac.tar", 2, 2, named=("ignored: 6 files left behind by a system", "part of no sample")),
     Case("tar_oddities/sparse_pax.tar", 4, 3, {"no_image": 1}, ("sparse member ./1.bmp is not read",)),
+    Case("tfrecord", 3, 3),
+    Case("tfrecord/flickr.tfrecord-00000-of-00001", 3, 3),
     Case("typed_messages/typed.jsonl", 5, 5),
     Case("video_rows/mix.jsonl", 3, 1, {"unread_video": 2}, ("clips/one.mp4",)),
 ]

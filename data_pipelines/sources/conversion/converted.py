@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,11 +14,20 @@ from data_pipelines.io.digests import digest
 from data_pipelines.io.processes import locked
 from data_pipelines.io.storage import storage
 from data_pipelines.sources.conversion import json_shapes, tables
+from data_pipelines.sources.conversion.mds import mds_to_parquet
+from data_pipelines.sources.conversion.tfrecord import tfrecord_to_parquet
 
 _VERSION = "1"  # of what conversions write
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".tgz": "gzip"}
 _CHUNK = 1 << 22
+_TO_PARQUET: dict[str, Callable[[str, BinaryIO], None]] = {
+    ".arrow": tables.arrow_to_parquet,
+    ".feather": tables.arrow_to_parquet,
+    ".mds": mds_to_parquet,
+    ".tfrecord": tfrecord_to_parquet,
+    ".tfrecords": tfrecord_to_parquet,
+}
 _log = logging.getLogger(__name__)
 
 
@@ -26,6 +36,12 @@ def plain_name(path: str) -> str:
     name = paths.basename(path)
     suffix = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)] + (".tar" if suffix == ".tgz" else "")
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in lower case, without a number of shards: ".tfrecord" of "a.tfrecord-00-of-16"."""
+    name = re.sub(r"-\d+-of-\d+$", "", name.lower())
+    return name[name.rfind(".") :] if "." in name else ""
 
 
 def converted(path: str, kind: str) -> str:
@@ -42,9 +58,8 @@ def converted(path: str, kind: str) -> str:
         return _made(path, f"{name}.jsonl", lambda out: tables.csv_lines(path, out))
     if kind == "jsonl" and (records := json_shapes.records_of(path)) is not None:
         return _made(path, name, lambda out: _write_lines(records, out))
-    if kind == "parquet" and name.lower().endswith((".arrow", ".feather")):
-        return _made(path, name, lambda out: tables.arrow_to_parquet(path, out))
-    return path
+    write = _TO_PARQUET.get(suffix_of(name)) if kind == "parquet" else None
+    return path if write is None else _made(path, name, lambda out: write(path, out))
 
 
 def _compression(path: str) -> str | None:

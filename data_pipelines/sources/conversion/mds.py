@@ -7,6 +7,7 @@ column without a fixed one, then the columns' bytes, little-endian.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import struct
@@ -96,10 +97,12 @@ def _kind(encoding: str) -> tuple[Any, Callable[[bytes], Any]] | None:
         return pa.large_binary(), bytes
     if name == "pil":
         return pa.large_binary(), _png_of
-    if name in ("jpeg_array", "jpegarray", "list[jpeg]", "list[png]"):
+    if name in ("jpeg_array", "jpegarray"):
         return pa.list_(pa.large_binary()), _parts
+    if name in ("list[jpeg]", "list[png]"):  # after a uint32 that means nothing
+        return pa.list_(pa.large_binary()), lambda data: _parts(data[4:])
     if name == "list[pil]":
-        return pa.list_(pa.large_binary()), lambda data: [_png_of(part) for part in _parts(data)]
+        return pa.list_(pa.large_binary()), lambda data: [_png_of(part) for part in _parts(data[4:])]
     name = "int64" if name == "int" else name
     if name in _SCALARS:
         dtype = np.dtype(_SCALARS[name])
@@ -111,7 +114,7 @@ def _parts(data: bytes) -> list[bytes]:
     """A uint32 n, n uint32 lengths, the images."""
     (count,) = struct.unpack_from("<I", data)
     ends = np.cumsum([4 + 4 * count, *struct.unpack_from(f"<{count}I", data, 4)]).tolist()
-    return [data[first:last] for first, last in zip(ends, ends[1:])]
+    return [data[first:last] for first, last in itertools.pairwise(ends)]
 
 
 def _png_of(data: bytes) -> bytes:
@@ -122,5 +125,7 @@ def _png_of(data: bytes) -> bytes:
     mode = data[12 : 12 + length].decode()
     image = Image.frombytes(mode, (width, height), data[12 + length :])
     out = io.BytesIO()
-    (image if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")).save(out, "PNG", compress_level=1)
+    (image if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")).save(
+        out, "PNG", compress_level=1
+    )
     return out.getvalue()

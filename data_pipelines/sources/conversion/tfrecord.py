@@ -69,10 +69,10 @@ class _Feature:
         """Bytes are text, which ``write_rows`` marks by the type binary, if most of them can be."""
         import pyarrow as pa
 
-        held = pa.string() if self.most > 1 else pa.binary()
-        kinds = {"float_list": pa.float32(), "int64_list": pa.int64()}
-        inner = kinds.get(self.kind) or (held if 2 * self.texts > self.values else pa.large_binary())
-        return pa.list_(inner) if self.most > 1 else inner
+        kinds = {"float_list": pa.float32(), "int64_list": pa.int64(), "bytes_list": pa.large_binary()}
+        if self.most > 1:
+            return pa.list_(pa.string() if self.texts and self.texts == self.values else kinds[self.kind])
+        return pa.binary() if 2 * self.texts > self.values else kinds[self.kind]
 
 
 def _is_text(value: bytes) -> bool:

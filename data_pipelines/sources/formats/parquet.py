@@ -71,7 +71,8 @@ class _Layout:
 class ParquetFormat(FileFormat):
     """Rows of parquet files. Keys are FILE/KEY, or FILE/rowN where there is no column "key"."""
 
-    kind, suffixes, options = "parquet", (".parquet", ".pq", ".arrow", ".feather"), ParquetOptions
+    kind, options = "parquet", ParquetOptions
+    suffixes = (".parquet", ".pq", ".arrow", ".feather", ".mds", ".tfrecord", ".tfrecords")
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """A sample's offset is its row; the rows of a damaged group count as "corrupt_row_group".
