@@ -30,7 +30,7 @@ def is_remote(path: str) -> bool:
 
 def web_host(path: str) -> str:
     """The host of an address in the web (http, https); empty for other paths."""
-    found = re.match(r"https?://([^/?#]+)", path)
+    found = re.match(r"https?://([^/?#]+)", path) if path.startswith("http") else None
     return found.group(1).lower() if found else ""
 
 

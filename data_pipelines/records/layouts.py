@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import string
 from collections import Counter
@@ -64,12 +65,11 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
     Raises BadSample: "no_caption", "empty_text", "caption_not_utf8", "bad_conversation", "nothing_to_train",
     "image_count_mismatch", "bad_image_field", "unread_image_field", "unread_video", "unread_audio".
     """
-    lowered = (
-        record if all(map(str.islower, record)) else {name.lower(): record[name] for name in record} | dict(record)
-    )
+    lower, conversations = _fields_of(tuple(record))
+    lowered = record if lower else {name.lower(): record[name] for name in record} | dict(record)
     fields = list(image_fields(lowered, reading.image_fields)) if reading.images is None else []
-    interleaved = _interleaved(lowered)
-    conversation = next((lowered[name] for name in names.CONVERSATION_FIELDS if given(lowered.get(name))), None)
+    interleaved = _interleaved(lowered, reading.images)
+    conversation = next((lowered[name] for name in conversations if given(lowered[name])), None)
     if interleaved is not None:
         sample = interleaved
     elif conversation is not None or any(lowered.get(name) is not None for name in ("conversations", "messages")):
@@ -79,7 +79,15 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
         sample = _other(lowered, fields, reading)
     check_unread(lowered, bool(sample.image_refs or reading.images))
     _check_marks(sample)
-    return dataclasses.replace(sample, id=record_id(record))
+    object.__setattr__(sample, "id", record_id(record))  # nobody else has seen it: a copy would cost as much as reading
+    return sample
+
+
+@functools.lru_cache(maxsize=256)
+def _fields_of(keys: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
+    """(whether all keys are in lower case, which may hold a conversation), once for all records of a file."""
+    lowered = {key.lower() for key in keys}
+    return all(map(str.islower, keys)), tuple(name for name in names.CONVERSATION_FIELDS if name in lowered)
 
 
 def _system(record: Mapping[str, Any]) -> str | None:
@@ -90,8 +98,7 @@ def _talk(
     turns: Sequence[tuple[str, str]], places: Sequence[Place], fields: Sequence[tuple[str, Any]], reading: Reading
 ) -> RawSample:
     """A conversation with its images in the order of their marks."""
-    checked_text(" ".join(text for _, text in turns), "bad_conversation")
-    marks = sum(text.count(IMAGE) for _, text in turns)
+    marks = checked_text(" ".join([text for _, text in turns]), "bad_conversation").count(IMAGE)
     if reading.images is not None:
         turns, order = number_images(turns, reading.images)
         if reading.ordered and order != sorted(order):
@@ -210,17 +217,24 @@ def _answer(answer: Any, letters: Sequence[str]) -> str:
     return ("yes" if answer else "no") if isinstance(answer, bool) else str(answer)
 
 
-def _interleaved(record: Mapping[str, Any]) -> RawSample | None:
-    """OBELICS' documents: lists of texts and of images of equal length, each place filled in one of them."""
+def _interleaved(record: Mapping[str, Any], count: int | None) -> RawSample | None:
+    """OBELICS' documents: lists of texts and of images of equal length, each place filled in one of them.
+
+    ``count``: how many images come from elsewhere; they stand where there is no text.
+    """
     texts, images = record.get("texts"), record.get("images")
-    if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images) or not texts:
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str | None) for text in texts):
         return None
-    if not all(isinstance(text, str | None) for text in texts) or not any(texts):
+    if images is None and count:
+        images = [None if given(text) else IMAGE for text in texts]
+        if sum(map(given, images)) != count:
+            return None
+    if not isinstance(images, list) or len(texts) != len(images) or not any(texts):
         return None
     if not all(bool(given(text)) != bool(given(image)) for text, image in zip(texts, images)):
         return None
     parts = [IMAGE if text is None or not text else neutral(text).replace(IMAGE, " ") for text in texts]
-    refs = tuple(reference for image in images if given(image) for reference in references(image))
+    refs = () if count is not None else tuple(r for image in images if given(image) for r in references(image))
     return RawSample(text=checked_text("\n".join(parts), "empty_text"), image_refs=refs)
 
 
@@ -234,5 +248,8 @@ def _check_marks(sample: RawSample) -> None:
 
 def record_id(record: Mapping[str, Any]) -> str:
     """The record's own id; "" if it has none."""
-    found = (record.get(name) for name in names.ID_FIELDS)
-    return next((str(value)[:200] for value in found if isinstance(value, str | int) and value != ""), "")
+    for name in names.ID_FIELDS:
+        value = record.get(name)
+        if isinstance(value, str | int) and value != "":
+            return str(value)[:200]
+    return ""

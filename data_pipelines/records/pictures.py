@@ -31,6 +31,8 @@ _TEXTS = frozenset(
 
 def given(value: Any) -> bool:
     """Whether a field holds anything: tables fill what a row lacks with null, NaN, "", [] or structs of nulls."""
+    if type(value) is str:
+        return value != ""
     if value is None or (isinstance(value, float) and value != value):
         return False
     if isinstance(value, dict):
@@ -62,7 +64,7 @@ def _of_text(text: str) -> Reference:
         if not found.group(2):
             raise BadSample("bad_image_field", detail=f"a data URI without base64: {text[:40]!r}")
         return _decoded(text[found.end() :])
-    if _BASE64_IMAGE.match(text):
+    if len(text) >= 64 and _BASE64_IMAGE.match(text):
         return _decoded(text)
     if text[:1] == "[" and text[-1:] == "]" and (inner := re.fullmatch(r"""\[\s*["']([^"']+)["']\s*\]""", text)):
         return inner.group(1)  # a list of one that was written as text
@@ -94,30 +96,25 @@ def _of_struct(value: Mapping[str, Any]) -> Reference:
 
 def image_fields(record: Mapping[str, Any], fields: Sequence[str] = names.IMAGE_FIELDS) -> Iterator[tuple[str, Any]]:
     """(name, value) of the filled fields that hold images; ``record`` has names in lower case."""
-    places = _places(tuple(fields))
-    for _, name in sorted((places[name], name) for name in record.keys() & places.keys()):
+    ranked, numbered, files = _names_of(tuple(record), tuple(fields))
+    for name in ranked:
         if given(record[name]):
             yield name, record[name]
-    numbered = sorted((number, name) for name in record if (number := _number(name)) >= 0)
-    if values := [record[name] for _, name in numbered if given(record[name])]:
-        yield numbered[0][1], values
-    for name in names.FILE_FIELDS:
-        value = record.get(name)
+    if values := [record[name] for name in numbered if given(record[name])]:
+        yield numbered[0], values
+    for name in files:
+        value = record[name]
         if isinstance(value, str) and names.IMAGE_NAME.search(value):
             yield name, value
 
 
-@functools.lru_cache
-def _places(fields: tuple[str, ...]) -> dict[str, int]:
-    """The rank of each field."""
-    return {name: place for place, name in reversed(list(enumerate(fields)))}
-
-
-@functools.lru_cache(maxsize=4096)
-def _number(name: str) -> int:
-    """Of a numbered image field; -1 for other fields."""
-    found = names.NUMBERED_IMAGE.fullmatch(name)
-    return int(found.group(1)) if found else -1
+@functools.lru_cache(maxsize=256)
+def _names_of(keys: tuple[str, ...], fields: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """(those of ``fields``, numbered ones, those of files) among the keys of a record, each in order of rank."""
+    numbers = {name: int(found.group(1)) for name in keys if (found := names.NUMBERED_IMAGE.fullmatch(name))}
+    ranked = dict.fromkeys(name for name in fields if name in keys)
+    numbered = sorted(numbers, key=lambda name: (numbers[name], name))
+    return tuple(ranked), tuple(numbered), tuple(name for name in names.FILE_FIELDS if name in keys)
 
 
 @functools.lru_cache(maxsize=4096)

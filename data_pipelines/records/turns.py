@@ -123,13 +123,12 @@ def neutral(text: str) -> str:
 def check_answered(turns: Sequence[Turn]) -> None:
     """Raises BadSample if no answer to a question can be trained on."""
     first = next((number for number, (speaker, _) in enumerate(turns) if speaker == "human"), len(turns))
-    if any(IMAGE in text for speaker, text in turns[:first] if speaker == "gpt") and any(
-        speaker == "gpt" and text.strip() for speaker, text in turns[first:]
-    ):
+    answered = any(speaker == "gpt" and text.strip() for speaker, text in turns[first:])
+    if answered and any(speaker == "gpt" and IMAGE in text for speaker, text in turns[:first]):
         raise BadSample(
             "bad_conversation", detail="the image stands in the assistant's first turn: exchanged speakers?"
         )
-    if not any(speaker == "gpt" and text.strip() for speaker, text in turns[first:]):
+    if not answered:
         if first == len(turns):
             raise BadSample("bad_conversation", detail="no question")
         raise BadSample("nothing_to_train", detail="no question has an answer: are the speakers exchanged?")
@@ -141,9 +140,11 @@ def number_images(turns: Sequence[Turn], count: int) -> tuple[tuple[Turn, ...], 
     A mark that occurs again becomes the words "image 2". Raises BadSample "image_count_mismatch" if the marks do not
     name each of the ``count`` images.
     """
-    found = [int(number) for _, text in turns for number in names.NUMBERED_MARK.findall(text)]
+    found = [int(number) for _, text in turns if "<" in text for number in names.NUMBERED_MARK.findall(text)]
+    if not found:
+        return tuple(turns), list(range(count))
     placed = sum(text.count(IMAGE) for _, text in turns)
-    if not found or (placed and placed == count):  # in the second case the numbers only mention images
+    if placed and placed == count:  # in the second case the numbers only mention images
         return tuple(turns), list(range(count))
     base = 0 if 0 in found else 1
     order = list(dict.fromkeys(number - base for number in found))

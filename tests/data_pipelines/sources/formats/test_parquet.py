@@ -55,3 +55,23 @@ def test_parquet_with_structs_lists_and_latin1(tmp_path: Path) -> None:
     source = open_source({"kind": "parquet", "paths": str(tmp_path / "latin.parquet")})
     assert source.dropped() == {"caption_not_utf8": 1}
     assert source.read(0).caption == "good"
+
+
+def test_texts_are_read_alike_without_images(tmp_path: Path) -> None:
+    """Tokens are counted without reading images: of every layout the text must be the one that is trained on."""
+    picture, talk = {"bytes": encoded(), "path": None}, [{"role": "user", "content": "<image 1> and?"}]
+    talk.append({"role": "assistant", "content": "noise"})
+    layouts = {
+        "interleaved": {"texts": [["before", None, "after", None]], "images": [[None, picture, None, picture]]},
+        "image_first": {"texts": [[None, "after"]], "images": [[picture, None]]},
+        "messages": {"messages": [talk], "image": [picture]},
+        "cauldron": {"texts": [[{"user": "what?", "assistant": "noise"}]], "images": [[picture]]},
+        "caption": {"text": ["noise"], "image": [picture]},
+        "question": {"question": ["what?"], "answer": ["noise"], "image": [picture]},
+    }
+    for name, columns in layouts.items():
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table(columns), path)
+        source = open_source({"kind": "parquet", "paths": str(path)})
+        whole, text = source.read(0), source.read_text(0)
+        assert whole.images and (whole.identity, text.images) == (text.identity, ()), name
