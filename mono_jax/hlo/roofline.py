@@ -40,11 +40,15 @@ Kernels = Callable[[Computation, Instruction], Work | None]
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Rates of one device: peak in FLOP/s, HBM bandwidth in bytes/s, seconds of a collective."""
+    """Rates of one device: peak in FLOP/s, HBM bandwidth in bytes/s, seconds of a collective.
+
+    ``products``: largest share of the peak that matmuls reach.
+    """
 
     peak: float
     bandwidth: float
     collective_seconds: Callable[[Collective], float]
+    products: float = 1.0
 
 
 @dataclasses.dataclass
@@ -54,7 +58,7 @@ class Totals:
     Attributes:
       flops: of dots and kernels.
       bytes: to and from HBM, copies included.
-      compute_s: FLOPs at the peak (kernels at their efficiency), nothing else.
+      compute_s: FLOPs at the share of the peak that matmuls and kernels can reach, nothing else.
       memory_s: bytes at the bandwidth.
       collective_s: collectives one after the other.
       exposed_collective_s: what of that the operations do not hide.
@@ -157,7 +161,7 @@ class _Timeline:
         return seconds
 
     def _operation(self, total: Totals, computation: Computation, instruction: Instruction, size: float) -> None:
-        done = Work(work.flops(self.module, computation, instruction), size)
+        done = Work(work.flops(self.module, computation, instruction), size, self.machine.products)
         if work.is_kernel(instruction):
             known = self.kernels(computation, instruction)
             if known is None and not done.flops:

@@ -106,7 +106,7 @@ class Arithmetic:
     def _work_seconds(self, sizes: _Sizes, program: Program, work: Workload, state: _State) -> tuple[float, float]:
         """Seconds of dots and attention at their rates, and of the bytes that no dot hides."""
         chip, c, policy = self.target.chip, sizes.config, POLICIES[program.run.execution.remat]
-        dots = _dot_flops(sizes, again=policy.again) * sizes.microbatches / chip.peak
+        dots = _dot_flops(sizes, again=policy.again) * sizes.microbatches / (chip.peak * chip.products)
         kernels = AttentionWork.of(program, work, device_key(self.target.devices[0]))
         attention = kernels.step_seconds(program, chip.peak, twice=policy.attention_again)
         optimizer = 2 * state.changed

@@ -103,6 +103,7 @@ def _time(program: Program, target: Target, work: Workload, text: str) -> dict[s
         chip.peak if known else float("inf"),
         chip.hbm_bandwidth if known else float("inf"),
         lambda collective: collective_seconds(target, program.mesh, collective),
+        chip.products if known else 1.0,
     )
     kernels = AttentionWork.of(program, work, device_key(target.devices[0]))
     totals = roofline.totals(text, machine, functools.partial(kernels.kernels, program))

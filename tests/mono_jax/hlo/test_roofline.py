@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from mono_jax.hlo.roofline import Machine, Totals, Work, totals
@@ -16,15 +18,23 @@ HEADER = """  %a = s8[4,5]{1,0:S(1)} parameter(0)
 GATHER = "(s8[8]{0:S(1)}, s8[16]{0:S(1)}) all-gather-start(%g), replica_groups={{0,1}}, dimensions={0}"  # 8 bytes: 4 s
 
 
-def bound(lines: str, others: str = "", **options: object) -> Totals:
+def bound(lines: str, others: str = "", machine: Machine = MACHINE, **options: object) -> Totals:
     text = f"HloModule m, is_scheduled=true\n\n{others}\nENTRY %main () -> s8[4] {{\n{HEADER}{lines}\n}}\n"
-    return totals(text, MACHINE, **options)
+    return totals(text, machine, **options)
 
 
 def test_an_operation_takes_the_slower_of_its_two_rates():
     assert bound(f"  ROOT %r = {DOT}").seconds == 2.0
     slow = bound(f"  ROOT %r = {DOT}".replace("s8[4,5]", "f32[4,5]"))
     assert (slow.seconds, slow.compute_s, slow.memory_s) == (8.0, 2.0, 8.0)
+
+
+def test_products_reach_a_share_of_the_peak_and_kernels_their_own():
+    machine = dataclasses.replace(MACHINE, products=0.5)
+    found = bound(f"  ROOT %r = {DOT}", machine=machine)
+    assert (found.seconds, found.compute_s, found.memory_s) == (4.0, 4.0, 2.0)
+    kernel = '  ROOT %k = s8[4]{0:S(1)} custom-call(%a), custom_call_target="tpu_custom_call"'
+    assert bound(kernel, machine=machine, kernels=lambda *_: Work(200.0, 0.0, efficiency=0.25)).seconds == 8.0
 
 
 @pytest.mark.parametrize(("between", "exposed"), [(0, 4.0), (1, 2.0), (2, 0.0), (3, 0.0)])

@@ -57,6 +57,26 @@ def test_memory_is_within_a_tenth_of_the_compiler_s(name: str, config: dict[str,
     assert found.memory / GIB == pytest.approx(gib, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("stage", "remat", "text", "samples", "seconds", "gib"),
+    [
+        ("S1.1", "full", 1024, 1, 0.909, 29.0),
+        ("S2", "full", 1024, 1, 0.985, 53.3),
+        ("S1.1", "none", 1024, 1, 0.827, 83.3),
+        ("S1.1", "names", 1024, 1, 0.924, 34.8),
+        ("S1.1", "none", 896, 7, 0.606, 82.6),
+    ],
+)
+def test_a_plan_beside_what_an_h200_did(stage: str, remat: str, text: int, samples: int, seconds: float, gib: float):
+    """4 rows, ``experiments/benchmarks/train_step.py`` (2026-11-26, jax 0.11.2): the bound is one, and no loose one."""
+    hardware = absent("h200:1x1x1")
+    config = sized(7168, text, 4, stage=stage, execution={"remat": remat})
+    program = Program.build(plan.run_config(config), devices=hardware.devices)
+    found = Arithmetic(program, hardware).estimate(program, workload(program, samples))
+    assert found.memory / GIB == pytest.approx(gib, rel=0.02)
+    assert 0.75 * seconds < found.step_s < seconds
+
+
 def test_what_costs_memory_and_what_saves_it():
     """The order of candidates follows from these: more is saved, more memory and less time."""
     hardware = absent("v5e:4x4")
