@@ -37,7 +37,10 @@ MIB = 1 << 20
 # TPUs keep what they can in vector memory: of larger activations (MiB of one, [tokens, width]) more is moved.
 MOVED = {"tpu": 60.0, "gpu": 125.0}
 MOVED_FOR_MIB, MOST_MOVED = {"tpu": 1.5, "gpu": 0.0}, 170.0
+# Where devices share rows: how often a layer reads or writes the keys and values of whole rows, to put them in order.
+KEYS_MOVED = {"tpu": 13.0, "gpu": 5.0}
 # Of the collectives at least this share is exposed: XLA:TPU waits for some of each layer's weights (the same steps).
+# Those of keys and values are exposed whole: attention waits for them.
 EXPOSED = {"tpu": 0.18, "gpu": 0.0}
 
 
@@ -81,10 +84,10 @@ class Arithmetic:
         state, sizes = self._states[program.mesh], _Sizes.of(program, work)
         batch = sum(_stored(leaf, self._tiled) for leaf in program.abstract_batch().values())
         compute, memory = self._work_seconds(sizes, program, work, state)
-        network = self._network_seconds(sizes, program)
-        exposed = max(network - compute, EXPOSED[self._kind] * network)
+        parameters, keys = self._parameters_seconds(sizes, program), self._keys_seconds(sizes, program)
+        exposed = max(parameters - compute, EXPOSED[self._kind] * parameters) + keys
         temporaries = _temporaries(sizes, program, state)
-        return Estimate(state.bytes + batch, temporaries, compute, memory, network, exposed)
+        return Estimate(state.bytes + batch, temporaries, compute, memory, parameters + keys, exposed)
 
     def _state(self, mesh: Mesh) -> _State:
         places = state_shardings(self.program.model, *self._shapes, mesh)
@@ -113,29 +116,40 @@ class Arithmetic:
         activation = sizes.tokens * c.hidden_size * _BF16
         moved = min(MOVED[self._kind] + MOVED_FOR_MIB[self._kind] * activation / MIB, MOST_MOVED)
         activations = moved * activation * c.num_hidden_layers * sizes.microbatches
-        return dots + attention, (optimizer + activations) / chip.hbm_bandwidth
+        context = program.mesh.shape[CONTEXT]
+        keys = sizes.keys * context * KEYS_MOVED[self._kind] * sizes.microbatches if context > 1 else 0.0
+        return dots + attention, (optimizer + activations + keys) / chip.hbm_bandwidth
 
-    def _network_seconds(self, sizes: _Sizes, program: Program) -> float:
+    def _parameters_seconds(self, sizes: _Sizes, program: Program) -> float:
         """Gathers of the weights, sums of the gradients, and the sums of activations over ``tensor``."""
         c, mesh = sizes.config, program.mesh
         whole, trained = (_BF16 * size / sizes.tensor for size in (self.parameters, self.trained))
-        shards, context = math.prod(mesh.shape[axis] for axis in SHARDS), mesh.shape[CONTEXT]
+        shards = math.prod(mesh.shape[axis] for axis in SHARDS)
         activations = 6 * sizes.tokens * c.hidden_size * _BF16 * c.num_hidden_layers
-        keys = 2 * sizes.tokens * c.num_key_value_heads * c.head_dim / sizes.tensor * _BF16 * c.num_hidden_layers
         parts = [
             ("all-gather", SHARDS, 2 * whole / shards),  # forward and backward
             ("reduce-scatter", SHARDS, trained),
             ("all-reduce", (DATA,), trained / shards),
             ("all-reduce", (TENSOR,), activations),
-            ("all-gather", (CONTEXT,), keys * (1 + POLICIES[program.run.execution.remat].again)),
-            ("reduce-scatter", (CONTEXT,), keys * context),
         ]
-        seconds = sum(
-            collective_seconds(self.target, mesh, Collective(kind, (("bf16", int(size)),), *_along(mesh, axes), True))
-            for kind, axes, size in parts
-            if math.prod(mesh.shape[axis] for axis in axes) > 1
-        )
-        return seconds * sizes.microbatches
+        return sizes.microbatches * sum(self._seconds(mesh, *part) for part in parts)
+
+    def _keys_seconds(self, sizes: _Sizes, program: Program) -> float:
+        """Gathers of keys and values, sums of their gradients: XLA:TPU scatters these for some shapes only."""
+        mesh, again = program.mesh, POLICIES[program.run.execution.remat].again
+        kind = "all-reduce" if self._kind == "tpu" else "reduce-scatter"
+        parts = [
+            ("all-gather", (CONTEXT,), sizes.keys * (1 + again)),
+            (kind, (CONTEXT,), sizes.keys * mesh.shape[CONTEXT]),
+        ]
+        return sizes.microbatches * sum(self._seconds(mesh, *part) for part in parts)
+
+    def _seconds(self, mesh: Mesh, kind: str, axes: tuple[str, ...], size: float) -> float:
+        """Of a collective of ``size`` bytes along ``axes``."""
+        if math.prod(mesh.shape[axis] for axis in axes) == 1:
+            return 0.0
+        groups, ways = _along(mesh, axes)
+        return collective_seconds(self.target, mesh, Collective(kind, (("bf16", int(size)),), groups, ways, True))
 
 
 # ======================================================================================================================
@@ -170,6 +184,12 @@ class _Sizes:
         trained = trained_groups(program.stage, config)
         counts = (rows * work.slots, rows * work.visual, rows * work.text)
         return cls(config, *counts, program.run.grad_accum_steps, mesh["tensor"], trained)
+
+    @property
+    def keys(self) -> float:
+        """Bytes of the keys and values of all layers."""
+        c = self.config
+        return 2 * self.tokens * c.num_key_value_heads * c.head_dim / self.tensor * _BF16 * c.num_hidden_layers
 
     @property
     def layer_weights(self) -> float:

@@ -58,6 +58,25 @@ def test_memory_is_within_a_tenth_of_the_compiler_s(name: str, config: dict[str,
 
 
 @pytest.mark.parametrize(
+    ("name", "config", "mesh", "seconds"),
+    [
+        # The bounds of compiled steps (2026-11-26, jax 0.10.2, libtpu 0.0.52).
+        ("v5e:4x4", sized(7168, 1024, 16), {"fsdp": 16}, 0.611),
+        ("v5e:4x4", sized(40_960, 4096, 4), {"fsdp": 4, "context": 4}, 1.251),
+        ("h200:1x8x1", sized(7168, 1024, 8), {"fsdp": 8}, 0.159),
+        ("h200:1x8x1", sized(40_960, 4096, 2), {"fsdp": 2, "context": 4}, 0.239),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else str(value),
+)
+def test_time_is_near_the_compiled_step_s(name: str, config: dict[str, Any], mesh: dict[str, int], seconds: float):
+    hardware = absent(name)
+    config |= {"mesh": mesh, "execution": {"remat": "full", "loss_chunk": 512}}
+    program = Program.build(plan.run_config(config), devices=hardware.devices)
+    found = Arithmetic(program, hardware).estimate(program, workload(program))
+    assert found.step_s == pytest.approx(seconds, rel=0.05)
+
+
+@pytest.mark.parametrize(
     ("stage", "remat", "text", "samples", "seconds", "gib"),
     [
         ("S1.1", "full", 1024, 1, 0.909, 29.0),
