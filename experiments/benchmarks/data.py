@@ -2,7 +2,8 @@
 
 All variants run in turns in one process on the same images, on one thread, and are timed by the CPU time that they use,
 so that other work on the machine disturbs little. Images are synthetic photographs (noise with the spectrum of natural
-images) in JPEG, unless --shards is given. See data_pixels.py for the baseline.
+images) in JPEG, unless --shards is given. See data_pixels.py for the baseline, data_loaders.py for
+other loaders.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if min(args.images, args.rounds, args.records) < 1:
         cli.fail("--images, --rounds and --records must be at least 1")
-    from experiments.benchmarks import data_images, data_pixels, data_planning
+    from experiments.benchmarks import data_images, data_loaders, data_pixels, data_planning
 
     with tempfile.TemporaryDirectory() as folder:
         shards = args.shards or data_images.write_shard(Path(folder), args.images, tuple(args.size))
         result: dict[str, Any] = {"images": args.images, "rounds": args.rounds, "paths": {}}
         for tiles in args.tiles:
             result["paths"][tiles] = data_pixels.whole_paths(shards, args.tokenizer, tiles, args, Path(folder))
+        print(f"tiles/s per core beside other loaders, at most {args.tiles[-1]} tiles:")
+        result["loaders"] = data_loaders.loaders(shards, args.tiles[-1], args.images, args.rounds, Path(folder))
         result["steps_alone"] = data_pixels.steps_alone(shards, args.tokenizer, args, Path(folder))
         result["reading"] = data_pixels.reading(Path(folder), args.records, args.rounds)
         result["planning"] = data_planning.planning(args.rounds, blocks=args.plan_blocks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import io
-import tarfile
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.encoding.patches import RESIZERS, ExactResizer, image_patches
 from data_pipelines.encoding.tiling import Tiling, cut_tiles
 from data_pipelines.encoding.tokenizer import Tokenizer
-from data_pipelines.errors import DataError
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.recipes.shard_writer import ShardWriter
 from data_pipelines.sources.finding import make_shard
 from data_pipelines.sources.indexing import make_index
 from data_pipelines.sources.source import open_source
 from experiments.benchmarks.data_images import CAPTION, photograph, screenshot
+from experiments.benchmarks.data_loaders import pillow_tiles, pixel_paths, tar_images
 from experiments.benchmarks.data_timing import in_turns, show
 
 LIMITS = ImageLimits()
@@ -39,28 +39,12 @@ LIMITS = ImageLimits()
 
 def baseline(shards: str, tiling: Tiling, count: int, normalise: bool) -> int:
     """The public release's way: tarfile and Pillow, image after image. Returns their number."""
-    done = 0
-    for path in sorted(Path().glob(shards) if not shards.startswith("/") else Path("/").glob(shards[1:])):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if not member.name.endswith((".jpg", ".png")):
-                    continue
-                image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
-                columns, rows = (int(n) for n in tiling.choose(np.array([image.size]))[0])
-                edge = tiling.geometry.tile_size
-                grid = image.resize((columns * edge, rows * edge))
-                corners = [(x * edge, y * edge) for y in range(rows) for x in range(columns)]
-                tiles = [grid.crop((x, y, x + edge, y + edge)) for x, y in corners]
-                if len(tiles) > 1:
-                    tiles.append(image.resize((edge, edge)))
-                if normalise:
-                    for tile in tiles:
-                        values = np.asarray(tile, np.float32) / np.float32(255)
-                        (values - IMAGENET_MEAN) / IMAGENET_STD
-                done += 1
-                if done == count:
-                    return done
-    return done
+    for data in itertools.islice(tar_images(shards), count):
+        for tile in pillow_tiles(data, tiling):
+            if normalise:
+                values = np.asarray(tile, np.float32) / np.float32(255)
+                (values - IMAGENET_MEAN) / IMAGENET_STD
+    return count
 
 
 def config_of(shards: str, tokenizer: str, tiles: int, path: str) -> DataConfig:
@@ -91,18 +75,6 @@ def whole_paths(shards: str, tokenizer: str, tiles: int, args: Any, cache: Path)
     line = ", ".join(f"{name} {rate:.1f} ({rate / rates['baseline']:.2f} x)" for name, rate in rates.items())
     print(f"{tiles} tiles, images/s per core: {line}")
     return rates
-
-
-def pixel_paths() -> list[str]:
-    """Those that can be had: the fast one needs a package."""
-    found = []
-    for path, resizer in RESIZERS.items():
-        try:
-            resizer(np.zeros((8, 8, 3), np.uint8))
-            found.append(path)
-        except DataError as error:
-            print(f"{path} path left out: {error}")
-    return found
 
 
 def make_images(data: PackedData, count: int) -> int:

@@ -26,7 +26,13 @@ def test_rehearsal(golden_dir, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result["paths"]["1"]) >= {"baseline", "baseline_normalised", "exact"}
     assert set(result["reading"]) == {"make_index", "read_sample", "read_text"}
-    rates = [*result["paths"]["1"].values(), *result["reading"].values(), *result["steps_alone"].values()]
+    assert set(result["loaders"]) >= {"ours, exact", "tarfile, Pillow", "webdataset, Pillow"}
+    rates = [
+        *result["loaders"].values(),
+        *result["paths"]["1"].values(),
+        *result["reading"].values(),
+        *result["steps_alone"].values(),
+    ]
     assert min(rates) > 0
     planning = result["planning"]
     assert planning["least_rows"] <= planning["rows"] and 0.9 < planning["visual_occupancy"] <= 1
