@@ -239,8 +239,10 @@ def _interleaved(record: Mapping[str, Any], count: int | None) -> RawSample | No
 
 
 def _check_marks(sample: RawSample) -> None:
-    """Raises BadSample where the text has the mark of a video or of a sound, which nothing stands for."""
+    """Raises BadSample where a question has the mark of a video or a sound, or holds an image as text."""
     for speaker, text in sample.conversations:
+        if speaker == "human" and "data:image/" in text:
+            raise BadSample("unread_image_field", detail="an image is written out within the text of a turn")
         if speaker == "human" and "<" in text and (found := names.MEDIA_MARK.search(text)):
             medium = found.group(1) or found.group(2)
             raise BadSample(f"unread_{medium}", detail=f"<{medium}> in the text")

@@ -27,10 +27,10 @@ IMAGE_FIELDS = (
 )
 NUMBERED_IMAGE = re.compile(r"(?:image|img|picture)_?(\d{1,2})")  # image_1, image_2 ...: as many as are filled
 # Fields that hold an image where their value ends like the name of one.
-FILE_FIELDS = ("file_name", "filename", "file", "file_path", "filepath", "path", "image/filename")
+FILE_FIELDS = ("file_name", "filename", "file", "file_path", "filepath", "path", "image/filename", "image_id")
 _FILES = "(?:_?(?:path|paths|file|files|url|name|bytes))?"
-VIDEO_FIELD = re.compile(rf"(?:video|videos|video_clip){_FILES}|mp4|webm|mkv|avi")
-AUDIO_FIELD = re.compile(rf"(?:audio|audios|audio_clip|speech){_FILES}|wav|mp3|flac|ogg|m4a")
+VIDEO_FIELD = re.compile(rf"(?:video|videos|video_clip|mp4|webm|mkv|avi){_FILES}")
+AUDIO_FIELD = re.compile(rf"(?:audio|audios|audio_clip|speech|wav|mp3|flac|ogg|m4a){_FILES}")
 
 IMAGE_NAME = re.compile(
     r"\.(?:jpe?g|jpe|jfif|png|apng|gif|webp|avif|bmp|tiff?|heic|heif|jxl|jp2|j2k|ico|tga|ppm|svg)(?:[?#]\S*)?$", re.I
@@ -74,6 +74,7 @@ ID_FIELDS = ("id", "question_id", "uid", "sample_id", "key", "__key__", "image_i
 NUMBERED_MARK = re.compile(r"<image[ _-]?(\d{1,3})>", re.I)
 # Marks that stand for an unnumbered one in some sets.
 OTHER_MARKS = re.compile(r"<\|image(?:_pad|_\d+)?\|>|<ImageHere>|<image_placeholder>|<IMAGE>")
+IMAGE_TAG = re.compile(r"<img>\s*([^<>\n]{1,1000}?)\s*</img>")  # the path of an image, in its place
 MEDIA_MARK = re.compile(r"(?m)^\s*<(video|audio)>|<(video|audio)>\s*$")  # alone at an end of a line, as sets place it
 # What steers the model, as ``encoding.captions`` drops it: text of a sample must not spell it.
 CONTROL = re.compile(r"<\|[\w-]+\|>|<IMG_CONTEXT>|</?img>|</?s>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import functools
@@ -45,7 +46,8 @@ def given(value: Any) -> bool:
 def references(value: Any, inner: bool = False) -> list[Reference]:
     """The images in a field, in order; nulls of a list are left out. Raises BadSample "bad_image_field"."""
     if isinstance(value, str):
-        return [_of_text(value)]
+        listed = _listed(value)
+        return [_of_text(value)] if listed is None else [_of_text(text) for text in listed]
     if isinstance(value, bytes | bytearray | memoryview):
         return [bytes(value)]
     if isinstance(value, dict):
@@ -58,6 +60,17 @@ def references(value: Any, inner: bool = False) -> list[Reference]:
     raise BadSample("bad_image_field", detail=f"an image must be a path, bytes or a list of these, is {what}")
 
 
+def _listed(text: str) -> list[str] | None:
+    """The texts of a list that was written as text, by JSON or Python; None for other texts."""
+    if text[:2] not in ('["', "['") or text[-1:] != "]":
+        return None
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
+
+
 def _of_text(text: str) -> Reference:
     found = _DATA_URI.match(text)
     if found is not None:
@@ -66,8 +79,6 @@ def _of_text(text: str) -> Reference:
         return _decoded(text[found.end() :])
     if len(text) >= 64 and _BASE64_IMAGE.match(text):
         return _decoded(text)
-    if text[:1] == "[" and text[-1:] == "]" and (inner := re.fullmatch(r"""\[\s*["']([^"']+)["']\s*\]""", text)):
-        return inner.group(1)  # a list of one that was written as text
     if len(text) > _LONGEST_PATH:
         raise BadSample("bad_image_field", detail=f"neither a path nor base64 of an image: {text[:40]!r}")
     return text
@@ -97,6 +108,8 @@ def _of_struct(value: Mapping[str, Any]) -> Reference:
 def image_fields(record: Mapping[str, Any], fields: Sequence[str] = names.IMAGE_FIELDS) -> Iterator[tuple[str, Any]]:
     """(name, value) of the filled fields that hold images; ``record`` has names in lower case."""
     ranked, numbered, files = _names_of(tuple(record), tuple(fields))
+    if numbered and numbered[0] == "image" and sum(given(record[name]) for name in numbered) > 1:
+        yield "image", [record[name] for name in numbered if given(record[name])]
     for name in ranked:
         if given(record[name]):
             yield name, record[name]
@@ -113,6 +126,8 @@ def _names_of(keys: tuple[str, ...], fields: tuple[str, ...]) -> tuple[tuple[str
     """(those of ``fields``, numbered ones, those of files) among the keys of a record, each in order of rank."""
     numbers = {name: int(found.group(1)) for name in keys if (found := names.NUMBERED_IMAGE.fullmatch(name))}
     ranked = dict.fromkeys(name for name in fields if name in keys)
+    if "image" in keys and min(numbers.values(), default=0) > 1:  # image, image2, image3
+        numbers["image"] = 1
     numbered = sorted(numbers, key=lambda name: (numbers[name], name))
     return tuple(ranked), tuple(numbered), tuple(name for name in names.FILE_FIELDS if name in keys)
 
@@ -138,33 +153,35 @@ def check_unread(record: Mapping[str, Any], images: bool) -> None:
             continue
         if medium and given(value):
             raise BadSample(f"unread_{medium}", detail=f"{name}: {str(value)[:80]}")
-        path = _path_in(value)
-        for medium, pattern in (("video", names.VIDEO_NAME), ("audio", names.AUDIO_NAME)):
-            if pattern.search(path):
-                raise BadSample(f"unread_{medium}", detail=f"{name}: {path[:80]}")
-        if not images and _looks_like_an_image(value):
-            raise BadSample("unread_image_field", detail=f"{name}: {str(value)[:80]}; say what it is with image_key")
+        for held in _inner(value):
+            path = _as_path(held)
+            for medium, pattern in (("video", names.VIDEO_NAME), ("audio", names.AUDIO_NAME)):
+                if path and pattern.search(path):
+                    raise BadSample(f"unread_{medium}", detail=f"{name}: {path[:80]}")
+            if not images and _looks_like_an_image(held):
+                raise BadSample(
+                    "unread_image_field", detail=f"{name}: {str(value)[:80]}; say what it is with image_key"
+                )
 
 
-def _path_in(value: Any) -> str:
-    """The path in a field, a list or a struct that holds one; "" if it holds none."""
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
-    if isinstance(value, dict):
-        value = next((value[key] for key in _NAMED if isinstance(value.get(key), str)), "")
-    is_path = isinstance(value, str) and len(value) <= _LONGEST_PATH and value.count(" ") < 3 and "\n" not in value
-    return value if is_path else ""
+def _inner(value: Any, depth: int = 4) -> Iterator[str | bytes]:
+    """The texts and bytes in a field, in lists (of which the first item counts) and in objects."""
+    if isinstance(value, str | bytes):
+        yield value
+    elif isinstance(value, list | tuple) and value and depth:
+        yield from _inner(value[0], depth - 1)
+    elif isinstance(value, dict) and depth:
+        for item in value.values():
+            yield from _inner(item, depth - 1)
 
 
-def _looks_like_an_image(value: Any) -> bool:
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
-    if isinstance(value, dict):
-        held = next((value[key] for key in _HELD if given(value.get(key))), None)
-        return _looks_like_an_image(held) if held is not None else bool(names.IMAGE_NAME.search(_path_in(value)))
+def _as_path(text: str | bytes) -> str:
+    """``text`` if it may be a path, otherwise ""."""
+    is_path = isinstance(text, str) and len(text) <= _LONGEST_PATH and text.count(" ") < 3 and "\n" not in text
+    return text if is_path else ""
+
+
+def _looks_like_an_image(value: str | bytes) -> bool:
     if isinstance(value, bytes):
         return value.startswith(_MAGIC)
-    if isinstance(value, str):
-        named = names.IMAGE_NAME.search(_path_in(value))
-        return bool(named or value[:11] == "data:image/" or _BASE64_IMAGE.match(value))
-    return False
+    return bool(names.IMAGE_NAME.search(_as_path(value)) or value[:11] == "data:image/" or _BASE64_IMAGE.match(value))

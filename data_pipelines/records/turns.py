@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from data_pipelines.errors import BadSample
 from data_pipelines.records import names
-from data_pipelines.records.pictures import Reference, given, references
+from data_pipelines.records.pictures import Reference, check_unread, given, image_fields, references
 
 IMAGE = "<image>"  # stands for an image in the text of a sample
 Turn = tuple[str, str]
@@ -33,7 +34,7 @@ def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...],
     if not isinstance(value, list | tuple) or not value:
         raise BadSample("bad_conversation", detail="conversations must be a list with at least one turn")
     places: list[Place] = []
-    turns = [turn for item in value for turn in _turns_of(item, places)]
+    turns = [(speaker, _tagged(speaker, text, places)) for item in value for speaker, text in _turns_of(item, places)]
     if system and (not turns or turns[0][0] != "system"):
         turns.insert(0, ("system", system))
     if not any(text.strip() for _, text in turns):
@@ -45,7 +46,7 @@ def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...],
 
 def _turns_of(item: Any, places: list[Place]) -> list[Turn]:
     """One turn, or the two of a question with its answer."""
-    if type(item) is dict:  # as most are: without looking at all spellings
+    if type(item) is dict and len(item) == 2:  # as most are: without looking at all spellings
         role, text = item.get("from"), item.get("value")
         if type(role) is str and type(text) is str and role in names.ROLES:
             return [(names.ROLES[role], text)]
@@ -63,7 +64,35 @@ def _turns_of(item: Any, places: list[Place]) -> list[Turn]:
     text = next(filled, None)
     if text is None:
         raise BadSample("bad_conversation", detail=f"a turn of {role!r} without text; its keys: {', '.join(item)}")
-    return [(speaker, _content(text, places))]
+    before = len(places)
+    text = _content(text, places)
+    return [(speaker, text if len(places) > before else _with_own_images(item, text, places))]
+
+
+def _with_own_images(item: Mapping[str, Any], text: str, places: list[Place]) -> str:
+    """The text of a turn that has images in a field of its own, which stand before it unless marks place them."""
+    others = {name.lower(): value for name, value in item.items()}
+    for name in (*names.ROLE_FIELDS, *names.TEXT_FIELDS):
+        others.pop(name, None)
+    own = [found for _, value in itertools.islice(image_fields(others), 1) for found in references(value)]
+    check_unread(others, bool(own))
+    marks = text.count(IMAGE)
+    if own and marks not in (0, len(own)):
+        raise BadSample("image_count_mismatch", detail=f"{marks} {IMAGE} in a turn with {len(own)} images")
+    places += own
+    return text if marks else f"{IMAGE}\n" * len(own) + text
+
+
+def _tagged(speaker: str, text: str, places: list[Place]) -> str:
+    """``text`` with a mark for each ``<img>PATH</img>`` of a question, as Qwen-VL's sets name their images."""
+    if speaker != "human" or "<img>" not in text:
+        return text
+
+    def mark(found: re.Match[str]) -> str:
+        places.append(found.group(1))
+        return IMAGE
+
+    return names.IMAGE_TAG.sub(mark, text)
 
 
 def _pair(item: Mapping[str, Any]) -> list[tuple[str, Any]]:

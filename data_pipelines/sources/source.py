@@ -23,6 +23,7 @@ from data_pipelines.io import chunk_cache, paths, publish
 from data_pipelines.io.digests import Digest, json_digest
 from data_pipelines.io.processes import ahead
 from data_pipelines.io.storage import storage
+from data_pipelines.records.extra_formats import now_readable
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.captions import CaptionedSource, Captions, open_captions
 from data_pipelines.sources.finding import shard_names
@@ -211,7 +212,8 @@ class _Offer:
         _ = self.marks
         kept = paths.cache_dir() / "sources" / self._identity()
         found = Columns.load_whole(kept)
-        if found is not None and not (self.ask_again and UNASKED in found[1]["dropped"]):
+        lost = [] if found is None else found[1]["dropped"]
+        if found is not None and not (self.ask_again and (UNASKED in lost or now_readable(lost))):
             return found
         with storage(str(kept), "free some space, or set MONO_JAX_CACHE"):
             publish.remove_stale(kept.parent)

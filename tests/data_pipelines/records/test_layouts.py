@@ -170,6 +170,50 @@ def test_several_captions_give_each_sample_one() -> None:
     assert drawn != [from_record(record, Reading(key=str(key), seed=1)).caption for key in range(200)]
 
 
+ANSWER = {"from": "gpt", "value": "noise"}
+MARKED = (("human", "<image>\nwhat?"), ("gpt", "noise"))
+
+
+@pytest.mark.parametrize(
+    ("record", "refs", "turns"),
+    [
+        ({"image_id": "a.jpg", "conversations": TALK}, 1, None),
+        ({"image": "a.jpg", "image2": "b.jpg", "image3": None, "conversations": TALK}, 2, None),
+        ({"image": "a.jpg", "image_2": "b.jpg", "conversations": TALK}, 2, None),
+        ({"image": "a.jpg", "image1": "b.jpg", "conversations": TALK}, 1, None),
+        ({"image": "['a.jpg', \"b'.jpg\"]", "conversations": TALK}, 2, None),
+        ({"image": '["a.jpg", "b.jpg"]', "conversations": TALK}, 2, None),
+        ({"image": "[1].jpg", "conversations": TALK}, 1, None),
+        ({"conversations": [{"from": "human", "value": "what?", "image": "a.jpg"}, ANSWER]}, 1, MARKED),
+        ({"messages": [{"role": "user", "content": "what?", "images": ["a.jpg"]}, ANSWER]}, 1, MARKED),
+        ({"messages": [{"role": "user", "content": "<image>\nwhat?", "images": ["a.jpg"]}, ANSWER]}, 1, MARKED),
+        ({"conversations": [{"from": "human", "value": "<img>im/a.jpg</img>\nwhat?"}, ANSWER]}, 1, MARKED),
+        (
+            {"image": "a.jpg", "conversations": [{"from": "human", "value": "<img> a.jpg </img>\nwhat?"}, ANSWER]},
+            1,
+            MARKED,
+        ),
+    ],
+)
+def test_no_image_is_passed_over(record: dict, refs: int, turns: tuple | None) -> None:
+    sample = from_record(record)
+    assert len(sample.image_refs) == refs
+    assert turns is None or sample.conversations == turns
+    # The same images from elsewhere, as in an archive or where only texts are read.
+    assert from_record(record, Reading(images=refs)).conversations == sample.conversations
+
+
+def test_images_of_several_turns_keep_their_order() -> None:
+    first = {"role": "user", "content": "what?", "images": ["a.jpg", "b.jpg"]}
+    second = {"role": "user", "content": "and <image>?", "image": {"path": "c.jpg"}}
+    third = {"role": "user", "content": "<img>d.jpg</img> too?"}
+    answer = {"role": "assistant", "content": "noise"}
+    sample = from_record({"messages": [first, answer, second, answer, third, answer]})
+    assert sample.image_refs == ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    questions = [text for speaker, text in sample.conversations if speaker == "human"]
+    assert questions == ["<image>\n<image>\nwhat?", "and <image>?", "<image> too?"]
+
+
 def test_interleaved_documents() -> None:
     record = {"texts": ["before", None, "after <image>"], "images": [None, "a.jpg", None]}
     assert from_record(record) == RawSample(text="before\n<image>\nafter  ", image_refs=("a.jpg",))
@@ -188,6 +232,21 @@ def test_interleaved_documents() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}, ASSISTANT]}, "unread_video"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, ASSISTANT]}, "unread_audio"),
         ({"thing": "a/b.jpg", "conversations": TALK}, "unread_image_field"),
+        ({"metadata": {"w": 3, "img_path": "a.jpg"}, "conversations": TALK}, "unread_image_field"),
+        ({"metadata": {"source": {"clip": ["a.mp4"]}}, "conversations": TALK}, "unread_video"),
+        ({"wav_path": "a", "conversations": TALK}, "unread_audio"),
+        ({"mp4": b"0000", "conversations": TALK}, "unread_video"),
+        ({"conversations": [{**TALK[0], "attachments": ["a.jpg"]}, TALK[1]]}, "unread_image_field"),
+        ({"conversations": [{**TALK[0], "video": "a.mp4"}, TALK[1]]}, "unread_video"),
+        ({"conversations": [{**TALK[0], "audio": "a"}, TALK[1]]}, "unread_audio"),
+        (
+            {"conversations": [{"from": "human", "value": "data:image/png;base64,aaaa what?"}, TALK[1]]},
+            "unread_image_field",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "<image> ?", "images": ["a", "b"]}, TALK[1]]},
+            "image_count_mismatch",
+        ),
         ({"url": "http://x/a.png?size=1", "text": "words"}, "unread_image_field"),
         ({"blob": JPEG, "conversations": TALK}, "unread_image_field"),
         ({"frames": [{"bytes": JPEG}], "conversations": TALK}, "unread_image_field"),
