@@ -37,6 +37,7 @@ _TEXT_FIELDS = frozenset(
         *(*names.ANSWER_FIELDS, *names.HINT_FIELDS, *names.CHOICE_FIELDS, "input", *"abcdefghij"),
     ]
 )
+_ORIGINS = ("url", "key", "sha256", "exif", "status", "error_message")  # img2dataset's: they say where images are from
 _FAILURES = ("failed_to_download", "failed_to_resize")  # values of img2dataset's column "status"
 
 
@@ -61,11 +62,14 @@ class ParquetOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """The columns of a file that matter: of images, of texts, and of video and sound, which are only looked at."""
+    """The columns of a file that matter: of images, of texts, and others that may hold what would not be read.
+
+    The others are only looked at while indexing.
+    """
 
     images: tuple[str, ...]
     texts: tuple[str, ...]
-    media: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 class ParquetFormat(FileFormat):
@@ -88,7 +92,7 @@ class ParquetFormat(FileFormat):
                 return
             schema = parquet.schema_arrow
             layout = _layout_of(shard, schema)
-            wanted = {"key", "status", "sha256", "url", *layout.images, *layout.texts, *layout.media}
+            wanted = {"key", "status", "sha256", "url", *layout.images, *layout.texts, *layout.others}
             wanted |= {name for name in schema.names if scores_of({name: 0.0}) or _is_id(schema.field(name))}
             columns = [name for name in schema.names if name in wanted]
             with_images = 0
@@ -158,13 +162,27 @@ def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
     texts = [name for name in schema.names if name.lower() in _TEXT_FIELDS]
     media = (names.VIDEO_FIELD, names.AUDIO_FIELD)
     seen = tuple(name for name in schema.names if any(pattern.fullmatch(name.lower()) for pattern in media))
-    layout = _Layout(images, (options.caption_key,) if options.caption_key else tuple(texts), seen)
+    used = {*images, *texts, *(_ORIGINS if images else ())}
+    others = tuple(field.name for field in schema if field.name not in used and _may_name_media(field.type, not images))
+    layout = _Layout(images, (options.caption_key,) if options.caption_key else tuple(texts), (*seen, *others))
     talks = {name.lower() for name in layout.texts} & {"text", *names.CONVERSATION_FIELDS, *names.QUESTION_FIELDS}
     if not layout.images and not talks and not seen:
         raise DataError(f"{shard.path}: no column of images; set image_key to one of: {', '.join(schema.names)}")
     if not layout.texts and not seen:
         raise DataError(f"{shard.path}: no column of texts; set caption_key to one of: {', '.join(schema.names)}")
     return layout
+
+
+def _may_name_media(kind: pa.DataType, held: bool) -> bool:
+    """Whether a column of this type may hold paths, or (``held``) images themselves."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _may_name_media(kind.value_type, held)
+    if pa.types.is_struct(kind):
+        return any(_may_name_media(child.type, held) for child in kind)
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or (held and is_bytes)
 
 
 def _held(shard: Shard, schema: pa.Schema) -> tuple[str, ...]:
@@ -206,6 +224,8 @@ def _draft(
     refs: Sequence[Reference] = ()
     with draft.judged():
         draft.record = from_record(_row(value, layout), _reading(shard, layout, draft.key))
+    if (draft.reason or "").startswith("unread_"):
+        return draft, False
     with draft.judged():
         refs = draft.record.image_refs if draft.record is not None else _refs(value, layout)
         no_text = draft.reason in ("no_caption", "caption_not_utf8")
@@ -222,7 +242,7 @@ def _draft(
 
 def _row(value: Mapping[str, Any], layout: _Layout) -> dict[str, Any]:
     """The row as a record: its text, image and media columns; with a caption_key no other text."""
-    kept = {*layout.images, *layout.texts, *layout.media}
+    kept = {*layout.images, *layout.texts, *layout.others}
     return {name: cell for name, cell in value.items() if name in kept}
 
 

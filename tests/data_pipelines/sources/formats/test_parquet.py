@@ -75,3 +75,38 @@ def test_texts_are_read_alike_without_images(tmp_path: Path) -> None:
         source = open_source({"kind": "parquet", "paths": str(path)})
         whole, text = source.read(0), source.read_text(0)
         assert whole.images and (whole.identity, text.images) == (text.identity, ()), name
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("thing", "a/b.jpg", "unread_image_field"),
+        ("thing", ["a/b.png"], "unread_image_field"),
+        ("thing", {"w": 3, "img_path": "a.webp"}, "unread_image_field"),
+        ("thing", "data:image/png;base64," + "A" * 80, "unread_image_field"),
+        ("frames", [{"name": "a.jpg"}], "unread_image_field"),
+        ("url", "http://a.b/c.jpg", "unread_image_field"),
+        ("clip", "a.mp4", "unread_video"),
+        ("meta", {"source": {"path": "a.webm"}}, "unread_video"),
+        ("image", "a.mp4", "unread_video"),
+        ("video", "a", "unread_video"),
+        ("wav_path", "a", "unread_audio"),
+        ("source", "a web page", None),
+        ("source", None, None),
+        ("embedding", [0.5] * 9, None),
+    ],
+)
+def test_columns_that_nobody_reads(column: str, value: object, reason: str | None, tmp_path: Path) -> None:
+    """As in JSONL, what looks like an image, video or sound under an unknown name is never passed over."""
+    talk = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "noise"}]
+    rows = [{"conversations": talk, column: value}, {"conversations": talk, column: None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = open_source({"kind": "parquet", "paths": str(tmp_path / "a.parquet")})
+    assert (len(source), source.dropped()) == ((1, {reason: 1}) if reason else (2, {}))
+
+
+def test_origins_beside_images_do_not_matter(tmp_path: Path) -> None:
+    columns = {"jpg": [encoded()], "caption": ["noise"], "url": ["http://a.b/thumbnail?of=c.mp4"], "mask": [b"\0" * 99]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    source = open_source({"kind": "parquet", "paths": str(tmp_path / "a.parquet")})
+    assert (len(source), source.dropped()) == (1, {})
