@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import BadSample
-from data_pipelines.records import names
+from data_pipelines.records import extra_formats, names
 
 Reference = str | bytes  # the path or address of an image, or the encoded image itself
 
@@ -158,7 +158,7 @@ def check_unread(record: Mapping[str, Any], images: bool) -> None:
             for medium, pattern in (("video", names.VIDEO_NAME), ("audio", names.AUDIO_NAME)):
                 if path and pattern.search(path):
                     raise BadSample(f"unread_{medium}", detail=f"{name}: {path[:80]}")
-            if not images and _looks_like_an_image(held):
+            if not images and looks_like_an_image(held):
                 raise BadSample(
                     "unread_image_field", detail=f"{name}: {str(value)[:80]}; say what it is with image_key"
                 )
@@ -181,7 +181,8 @@ def _as_path(text: str | bytes) -> str:
     return text if is_path else ""
 
 
-def _looks_like_an_image(value: str | bytes) -> bool:
+def looks_like_an_image(value: str | bytes) -> bool:
+    """Whether these are the first bytes of an image, or a text that names or holds one."""
     if isinstance(value, bytes):
-        return value.startswith(_MAGIC)
+        return value.startswith(_MAGIC) or bool(extra_formats.kind_of(value))
     return bool(names.IMAGE_NAME.search(_as_path(value)) or value[:11] == "data:image/" or _BASE64_IMAGE.match(value))

@@ -17,7 +17,7 @@ from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.layouts import from_record, parse, record_id
 from data_pipelines.records.names import CONVERSATION_FIELDS
-from data_pipelines.records.pictures import given
+from data_pipelines.records.pictures import given, looks_like_an_image
 from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, parse_json
 from data_pipelines.sources.containers.img2dataset import stats_problems
 from data_pipelines.sources.containers.members import Choice, Group, group_members
@@ -143,9 +143,17 @@ def draft_of(
         images = [_image_part(view, offset, size, file_name(offset)) for offset, size in group.images]
         if not images and (draft.record is None or draft.record.caption is not None):
             raise BadSample("no_image", detail=f"members: {', '.join(group.extensions)}")
+        if not images and (hidden := _hidden_images(view, group)):
+            raise BadSample("unread_image_field", detail=f"members {', '.join(hidden)}: say so with image_ext")
         draft.image_hash = _image_hash(view, images, metadata.get("sha256"), options.hash_images)
         draft.images = images
     return draft
+
+
+def _hidden_images(view: ScanView, group: Group) -> list[str]:
+    """Extensions of the members that begin as images do; asked where a text would be trained on by itself."""
+    others = {e: place for e, place in group.extensions.items() if place not in (group.json, group.caption)}
+    return [e for e, (offset, size) in others.items() if size > 64 and looks_like_an_image(view.read(offset, 64))]
 
 
 def _metadata(view: ScanView, group: Group, caption_key: str | None) -> dict[str, Any]:

@@ -240,3 +240,14 @@ def test_agrees_with_webdataset(tmp_path: Path) -> None:
         assert ours.key == f"w/{theirs['__key__']}"
         assert ours.images == (theirs["jpg"],)
         assert ours.caption == theirs["txt"].decode()
+
+
+@pytest.mark.parametrize("extension", ["image_0", "input", "heic.bin", "frame.0"])
+@pytest.mark.parametrize("data", [encoded(), encoded(format="PNG"), b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)])
+def test_images_of_unknown_names_are_not_passed_over(extension: str, data: bytes, tmp_path: Path) -> None:
+    """A conversation would otherwise be trained on without its image."""
+    talk = {"conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "noise"}]}
+    text = json.dumps(talk).encode()
+    members = [(f"a.{extension}", data), ("a.json", text), ("b.json", text), ("b.cls", b"BMW"), ("c.json", text)]
+    source = open_source({"kind": "tar", "paths": str(write_tar(tmp_path / "a.tar", members))})
+    assert (len(source), source.dropped()) == (2, {"unread_image_field": 1})
