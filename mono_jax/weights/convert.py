@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from mono_jax.storage.places import Place, place_of, upload
 from mono_jax.weights import upcycle
 from mono_jax.weights.families.table import family_of
 from mono_jax.weights.gguf_files import unpacked
-from mono_jax.weights.hf_config import config_to_hf, with_dtype
+from mono_jax.weights.hf_config import config_to_hf, has_published_layout, with_dtype
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.model_folder import (
     MODEL_FILE,
@@ -39,9 +39,16 @@ from mono_jax.weights.model_folder import (
     save_model,
 )
 from mono_jax.weights.names import is_stacked
+from mono_jax.weights.prompt_format import PromptFormat
 from mono_jax.weights.writers import SHARD_SIZE, save_params
 
 Kind = Literal["hf", "orbax", "gguf"]
+
+
+class OwnLayout(Protocol):
+    """Writes what stands beside the weights in the layout of our own (``mono_jax.hf_export.layout.write_files``)."""
+
+    def __call__(self, folder: Path, config: Architecture, prompt: PromptFormat, dtype: str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +80,8 @@ def convert(
     shard_size: int = SHARD_SIZE,
     upcycling: Upcycling | None = None,
     grow_vocabulary: int | None = None,
+    layout: Literal["auto", "published", "own"] = "auto",
+    own_layout: OwnLayout | None = None,
 ) -> dict[str, Any]:
     """Converts the model in ``source``; ``target`` appears when it is whole. Returns what was done, for JSON.
 
@@ -86,12 +95,15 @@ def convert(
       shard_size: bytes of the largest safetensors file.
       upcycling: visual experts for a model without them; its vocabulary grows as far as the tokens need.
       grow_vocabulary: new size of the vocabulary of a model that stays the same otherwise.
+      layout: of a Hugging Face folder; "auto" = the published one where there is one, or tensors have ``names``.
+      own_layout: writes that of our own; None = there is the published one only.
 
     Raises MonoJaxError.
     """
     if source_kind == "gguf" or (source_kind is None and str(source).endswith(".gguf")):
         options = {"names_file": names_file, "image_token_id": image_token_id, "dtype": dtype, "shard_size": shard_size}
         options |= {"upcycling": upcycling, "grow_vocabulary": grow_vocabulary, "target_kind": target_kind or "orbax"}
+        options |= {"layout": layout, "own_layout": own_layout}
         with unpacked(Path(str(source))) as folder:
             return convert(folder, target, source_kind="hf", **options) | {"from": "gguf", "src": str(source)}
     names = read_json(names_file) if names_file else {}
@@ -118,20 +130,27 @@ def convert(
     if dtype:
         params = tree.unflatten({path: leaf.astype(np.dtype(dtype)) for path, leaf in flat.items()})
         origin = dataclasses.replace(origin, dtype=dtype)
-    report |= {"model": _describe(config), **_sizes(params)}
+    own = target_kind == "hf" and own_layout is not None and layout != "published"
+    own = own and (layout == "own" or not (names or has_published_layout(config)))
+    report |= {"model": _describe(config), **({"layout": "own"} if own else {}), **_sizes(params)}
     started = time.perf_counter()
     with _published(target, report["bytes"]) as folder:
         params = _with_progress(params)
-        values = _config_json(config, origin, dtype, params["embed"]["embedding"].dtype)
-        if target_kind == "hf":
+        stored = params["embed"]["embedding"].dtype
+        if own:
+            save_params(folder, config, params, shard_size=shard_size)
+        elif target_kind == "hf":
             save_params(folder, config, params, names=names, shard_size=shard_size)
-            write_json(folder / "config.json", values)
+            write_json(folder / "config.json", _config_json(config, origin, dtype, stored))
         else:
+            values = _config_json(config, origin, dtype, stored)
             save_model(folder, config, params, origin=dataclasses.replace(origin, config_json=values, names=names))
         for file in companion_files(source):
             shutil.copyfile(file, folder / file.name)
         if added_tokens is not None:
             write_json(folder / "added_tokens.json", added_tokens)
+        if own:
+            own_layout(folder, config, origin.prompt or PromptFormat(), str(np.dtype(stored)))
     return report | {"seconds": round(time.perf_counter() - started, 2)}
 
 

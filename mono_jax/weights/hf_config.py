@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import strict
 from data_pipelines.special_tokens import IMAGE_CONTEXT, OWN_TEMPLATE
 from mono_jax.errors import ConfigError
 from mono_jax.files import read_json
@@ -21,6 +22,7 @@ from mono_jax.weights.prompt_format import PROMPT_KEYS, PromptFormat, prompt_to_
 from mono_jax.weights.readers import tensor_names
 
 _VISION_KINDS = {"intern_vit_patch": "patch_embed", "intern_vit_6b": "intern_vit"}
+OWN_MODEL_TYPE = "mono_jax"  # of the layout of our own, whose code is ``mono_jax.hf_export``
 DTYPE_KEYS = ("torch_dtype", "dtype")  # of the weights: the older spelling, and that of transformers 5
 # What a new config.json says of things outside the model: the values of the paper (arXiv 2410.08202) and its release.
 CHAT_DEFAULTS = {
@@ -35,13 +37,16 @@ CHAT_DEFAULTS = {
 def config_from_hf(
     values: Mapping[str, Any], *, image_token_id: int | None = None, file: str | Path = "config.json"
 ) -> Architecture:
-    """The Architecture of a Hugging Face config.json (``internvl_chat``, or a language model's).
+    """The Architecture of a Hugging Face config.json (``internvl_chat``, a language model's, or ``mono_jax``).
 
     ``image_token_id``: id of <IMG_CONTEXT>; default: the key of that name, else InternLM2's 92546.
     Raises ConfigError that names ``file``, the key and the fix.
     """
     top = Section(values, str(file))
-    model_type = top.get("model_type", str, valid=("internvl_chat", *BY_MODEL_TYPE))
+    model_type = top.get("model_type", str, valid=("internvl_chat", OWN_MODEL_TYPE, *BY_MODEL_TYPE))
+    if model_type == OWN_MODEL_TYPE:
+        config = Architecture.from_dict(top.get("architecture", dict), f"{file}: architecture")
+        return config if image_token_id is None else config.replace(image_token_id=image_token_id)
     if model_type in BY_MODEL_TYPE:
         return _build(file, **BY_MODEL_TYPE[model_type].read(top))
     language = Section(values.get("llm_config"), f"{file}: llm_config")
@@ -127,6 +132,8 @@ def config_to_hf(
     ``_name_or_path`` and ``auto_map``: no public code loads it and no published label fits it.
     """
     out: dict[str, Any] = copy.deepcopy(dict(original or {}))
+    if out.get("model_type") == OWN_MODEL_TYPE:
+        out = {key: out[key] for key in (*PROMPT_KEYS, *DTYPE_KEYS) if key in out}
     family = family_of(config)
     model_type = family.model_type if config.vision is None else "internvl_chat"
     if dtype is not None and out.get("model_type") != model_type:
@@ -153,6 +160,32 @@ def config_to_hf(
             section.pop("_name_or_path", None)
             section.pop("auto_map", None)
     return out
+
+
+def has_published_layout(config: Architecture) -> bool:
+    """Whether ``config_to_hf`` makes a config.json that code of others loads."""
+    own = config.visual_attention_experts or config.bidirectional_images or config.family != Architecture.family
+    return config.vision is None or not config.is_monolithic or not own
+
+
+def own_config(config: Architecture, prompt: PromptFormat, dtype: str) -> dict[str, Any]:
+    """config.json of the layout of our own. Raises ConfigError for a modular model, which its code does not know."""
+    if config.vision is not None and not config.is_monolithic:
+        raise ConfigError("vision.kind 'intern_vit' has the published layout only: --layout=published")
+    classes = dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"modeling_mono_jax.{_OWN_CLASS}")
+    if config.vision is not None:
+        classes["AutoModelForImageTextToText"] = classes["AutoModel"]
+    return {
+        "architectures": [_OWN_CLASS],
+        "model_type": OWN_MODEL_TYPE,
+        "auto_map": {"AutoConfig": "configuration_mono_jax.MonoJaxConfig", **classes},
+        "torch_dtype": dtype,
+        "architecture": strict.to_dict(config) | {"rope_scaling": config.to_dict()["rope_scaling"]},
+        **(CHAT_DEFAULTS | prompt_to_hf(prompt, CHAT_DEFAULTS)),
+    }
+
+
+_OWN_CLASS = "MonoJaxForCausalLM"
 
 
 def with_dtype(values: Mapping[str, Any], dtype: Any) -> dict[str, Any]:

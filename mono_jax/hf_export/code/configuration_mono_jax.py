@@ -1,0 +1,38 @@
+"""Configuration of a model that mono-jax exported: its architecture is one section of config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+# What transformers asks a configuration for, and the architecture has.
+SHARED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "max_position_embeddings", "image_token_id"),
+)
+
+
+def _shared(name: str) -> property:
+    def read(self: MonoJaxConfig) -> Any:
+        return self.architecture.get(name)
+
+    def write(self: MonoJaxConfig, value: Any) -> None:
+        self.architecture[name] = value
+
+    return property(read, write)
+
+
+class MonoJaxConfig(PretrainedConfig):
+    """``architecture``: the fields of mono-jax's ``Architecture``, by its names."""
+
+    model_type = "mono_jax"
+
+    def __init__(self, architecture: dict[str, Any] | None = None, **kwargs: Any):
+        self.architecture = dict(architecture or {})
+        # A tied head is no module of its own here, so that there is nothing for transformers to tie.
+        super().__init__(**{**kwargs, "tie_word_embeddings": False})
+
+
+for _name in SHARED:
+    setattr(MonoJaxConfig, _name, _shared(_name))

@@ -1,0 +1,199 @@
+"""Texts with images, as mono-jax trains on them: tiles, placeholders and chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers import AutoTokenizer, BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
+
+IMAGE, START, CONTEXT, END = "<image>", "<img>", "<IMG_CONTEXT>", "</img>"
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SETTINGS = "processor_config.json"
+
+
+class MonoJaxProcessor(ProcessorMixin):
+    """Prompts and images to what the model takes.
+
+    >>> messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    >>> prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    >>> inputs = processor(text=prompt, images=[image], return_tensors="pt")
+    """
+
+    attributes = ("tokenizer",)
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        tile_size: int = 448,
+        token_pixels: int = 28,
+        min_tiles: int = 1,
+        max_tiles: int = 6,
+        thumbnail: bool = True,
+        chat_template: str | None = None,
+    ):
+        self.tokenizer, self.chat_template = tokenizer, chat_template
+        self.tile_size, self.token_pixels = tile_size, token_pixels
+        self.min_tiles, self.max_tiles, self.thumbnail = min_tiles, max_tiles, thumbnail
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> MonoJaxProcessor:
+        """Releases of transformers read processors in several ways, some without the settings: read here."""
+        hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        hub_options = {key: kwargs[key] for key in hub if kwargs.get(key) is not None}
+        settings = json.loads(Path(cached_file(pretrained_model_name_or_path, SETTINGS, **hub_options)).read_text())
+        settings = {key: value for key, value in settings.items() if key not in ("auto_map", "processor_class")}
+        trust = kwargs.get("trust_remote_code", True)  # whoever runs this file trusts the folder
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=trust, **hub_options)
+        return cls(tokenizer, **settings)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> list[str]:
+        """Tokenizer and settings; the code of this file goes with the model's."""
+        self.tokenizer.save_pretrained(save_directory)
+        names = ("tile_size", "token_pixels", "min_tiles", "max_tiles", "thumbnail")
+        settings = {name: getattr(self, name) for name in names}
+        settings |= {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": CLASS}}
+        file = Path(save_directory) / SETTINGS
+        file.write_text(json.dumps(settings, indent=2))
+        return [str(file)]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        return_tensors: str | None = "pt",
+        padding: bool | str = True,
+    ) -> BatchFeature:
+        """input_ids, attention_mask and, with images, pixel_values [tiles, 3, T, T].
+
+        images: one, a list (for one text), or a list for each text. ``<image>`` stands for each in the text; where a
+        text has none, its images come first. Images of one text share ``max_tiles``.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [""])
+        tiles: list[np.ndarray] = []
+        rows = []
+        for one, group in zip(texts, self._groups(images, len(texts))):
+            cut = [self.tiles(image, len(group)) for image in group]
+            rows.append(self._ids(one, [len(each) for each in cut]))
+            tiles += cut
+        padding = padding if len(rows) > 1 else False
+        inputs = dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, return_tensors=return_tensors))
+        if tiles:
+            inputs["pixel_values"] = np.concatenate(tiles)
+        return BatchFeature(inputs, tensor_type=return_tensors)
+
+    @staticmethod
+    def _groups(images: Any, texts: int) -> list[list[Any]]:
+        if images is None:
+            return [[] for _ in range(texts)]
+        images = images if isinstance(images, (list, tuple)) else [images]
+        nested = any(isinstance(each, (list, tuple)) for each in images)
+        groups = [list(each) for each in images] if nested else [list(images)]
+        if len(groups) != texts:
+            raise ValueError(f"images are for {len(groups)} texts, there are {texts}: give a list of images for each")
+        return groups
+
+    def _ids(self, text: str, counts: list[int]) -> list[int]:
+        """Ids of a text, its images as placeholders; what stands between images is encoded piece by piece."""
+        if IMAGE not in text:
+            text = f"{IMAGE}\n" * len(counts) + text
+        parts = text.split(IMAGE)
+        if len(parts) - 1 != len(counts):
+            raise ValueError(f"{len(parts) - 1} {IMAGE} in the text, but {len(counts)} images")
+        start, context, end = (self.tokenizer.convert_tokens_to_ids(name) for name in (START, CONTEXT, END))
+        per_tile, ids = (self.tile_size // self.token_pixels) ** 2, []
+        for number, part in enumerate(parts):
+            ids += [start, *[context] * (counts[number - 1] * per_tile), end] if number else []
+            ids += self.tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+        return ids
+
+    def tiles(self, image: Any, images: int = 1) -> np.ndarray:
+        """float32 [tiles, 3, T, T], normalised: row by row, the thumbnail last. ``images`` share the most tiles."""
+        picture, size = _rgb(image), self.tile_size
+        columns, rows = self.grid(*picture.size, max(1, self.max_tiles // images))
+        whole = picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+        boxes = [(x * size, y * size, (x + 1) * size, (y + 1) * size) for y in range(rows) for x in range(columns)]
+        parts = [whole.crop(box) for box in boxes]
+        if self.thumbnail and len(parts) > 1:
+            parts.append(picture.resize((size, size), Image.Resampling.BICUBIC))
+        pixels = np.stack([np.asarray(part, np.float32) for part in parts]) / 255.0
+        normalised = (pixels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
+        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+
+    def grid(self, width: int, height: int, most: int) -> tuple[int, int]:
+        """(columns, rows) nearest in aspect ratio; of equal ones the largest that the image more than half fills."""
+        least = min(self.min_tiles, most)
+        grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
+        grids.sort(key=lambda grid: grid[0] * grid[1])
+        distances = [abs(width / height - c / r) for c, r in grids]
+        nearest = [grid for grid, distance in zip(grids, distances) if distance == min(distances)]
+        filled = [(c, r) for c, r in nearest if width * height > 0.5 * self.tile_size**2 * c * r]
+        return filled[-1] if filled else nearest[0]
+
+    def apply_chat_template(
+        self, conversation: list, tokenize: bool = False, images: Any = None, **kwargs: Any
+    ) -> str | list[str] | BatchFeature:
+        """The prompt of a conversation (or of each of several); with ``tokenize`` what the model takes.
+
+        Contents are texts, or lists of {"type": "text", "text": ...} and {"type": "image"}, which may hold an "image".
+        """
+        several = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        found: list[list[Any]] = []
+        prompts = []
+        options = {key: value for key, value in kwargs.items() if key in ("add_generation_prompt", "chat_template")}
+        for messages in conversation if several else [conversation]:
+            held: list[Any] = []
+            flat = [{**message, "content": _as_text(message["content"], held)} for message in messages]
+            prompts.append(self.tokenizer.apply_chat_template(flat, tokenize=False, **options))
+            found.append(held)
+        if not tokenize:
+            return prompts if several else prompts[0]
+        if images is None:
+            images = found if any(found) else None
+        return self(images=images, text=prompts, return_tensors=kwargs.get("return_tensors", "pt"))
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        return self.tokenizer.decode(*args, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+
+CLASS = f"{Path(__file__).stem}.{MonoJaxProcessor.__name__}"
+
+
+def _as_text(content: Any, held: list[Any]) -> str:
+    """The text of a message; images that it holds are appended to ``held``."""
+    if isinstance(content, str):
+        return content.strip()
+    texts = []
+    for part in content:
+        if part["type"] == "image":
+            texts.append(f"{IMAGE}\n")
+            held += [part["image"]] if "image" in part else []
+        else:
+            texts.append(part["text"])
+    return "".join(texts).strip()
+
+
+def _rgb(image: Any) -> Image.Image:
+    """A PIL image, array or file as RGB: upright, on white where it is transparent."""
+    if isinstance(image, (str, Path)):
+        image = Image.open(image)
+    elif not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    image = ImageOps.exif_transpose(image)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
