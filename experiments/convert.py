@@ -6,7 +6,7 @@
 
 Weights are streamed layer by layer, so a model far larger than memory converts. DST appears when it is whole. The
 language model may be InternLM2, Llama, Mistral, Qwen2 (2.5), Qwen3 or Gemma 3 (text): config.json says which.
-What leaves in the layout of our own (--layout) brings its PyTorch code along: docs/serving.md.
+The layout of our own brings its PyTorch code along: docs/serving.md.
 
 --embed_experts makes a Mono-InternVL model of a dense one (upcycling): every layer's visual FFN starts as a copy of
 its text FFN, patch embedding and projector start at random (--seed), and the vocabulary grows by the chat and image
@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("dst", metavar="DST", help="the folder or URL to write; must not exist, or be empty")
     add("--from", dest="source_kind", choices=(*forms, "gguf"), help="what SRC is (default: seen from its files)")
     add("--to", dest="target_kind", choices=forms, help="what DST becomes (default: the other; a changed model: same)")
-    layouts = {"choices": ("auto", "published", "own"), "default": "auto"}
-    add("--layout", **layouts, help="of --to=hf: auto = the published one where there is one, else our own (auto)")
+    add("--layout", choices=("auto", "published", "own"), default="auto", help="of hf; auto: published, or else own")
     add("--names", dest="names_file", metavar="FILE", type=Path, help="JSON table of tensor names other than ours")
     add("--shard_size", type=cli.byte_size, default="5GB", help="largest exported file, e.g. 500MB (5GB)")
     add("--dtype", choices=("bfloat16", "float16", "float32"), help="cast all weights (default: none, bit for bit)")
@@ -54,17 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.attention_experts and not args.embed_experts:
         parser.error("--attention_experts needs --embed_experts")
     cli.alone("convert.py")
-    from data_pipelines.encoding.tokenizer import Tokenizer
-    from mono_jax.hf_export.layout import write_files
-    from mono_jax.weights import convert
+    from mono_jax.hf_export.asked import convert_as_asked
+    from mono_jax.weights.convert import summary
 
-    flags = vars(args)
-    vision = {key.split(".")[1]: flags[key] for key in flags if key.startswith("vision.") and flags[key] is not None}
-    upcycling = convert.Upcycling(Tokenizer, vision, args.attention_experts, args.seed) if args.embed_experts else None
-    names = ("source_kind", "target_kind", "names_file", "image_token_id", "dtype", "shard_size", "grow_vocabulary")
-    options = {name: flags[name] for name in (*names, "layout")} | {"upcycling": upcycling, "own_layout": write_files}
-    report = convert.convert(args.src, args.dst, **options)
-    cli.json_line(report) if args.json else print(convert.summary(report))
+    report = convert_as_asked(vars(args))
+    cli.json_line(report) if args.json else print(summary(report))
 
 
 if __name__ == "__main__":

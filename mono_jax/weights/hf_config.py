@@ -43,7 +43,7 @@ def config_from_hf(
     Raises ConfigError that names ``file``, the key and the fix.
     """
     top = Section(values, str(file))
-    model_type = top.get("model_type", str, valid=("internvl_chat", OWN_MODEL_TYPE, *BY_MODEL_TYPE))
+    model_type = top.get("model_type", str, valid=("internvl_chat", *BY_MODEL_TYPE, OWN_MODEL_TYPE))
     if model_type == OWN_MODEL_TYPE:
         config = Architecture.from_dict(top.get("architecture", dict), f"{file}: architecture")
         return config if image_token_id is None else config.replace(image_token_id=image_token_id)
