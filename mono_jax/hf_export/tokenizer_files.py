@@ -133,6 +133,11 @@ def _write_tokenizer_json(tokenizer: Tokenizer) -> None:
         vocabulary |= missing
     entries = [{"id": number, "content": name, **_PIECE} for name, number in missing.items()]
     values["added_tokens"] = sorted([*(values.get("added_tokens") or []), *entries], key=lambda token: token["id"])
+    merges = values["model"].get("merges") or []
+    if all(isinstance(pair, list) and not any(" " in part for part in pair) for pair in merges):
+        values["model"] |= (
+            {"merges": [" ".join(pair) for pair in merges]} if merges else {}
+        )  # all releases of tokenizers read this form
     text = json.dumps(values, ensure_ascii=False)
     found = tokenizers.Tokenizer.from_str(text)
     for name, number in tokenizer.added.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ class MonoJaxProcessor(ProcessorMixin):
         return cls(tokenizer, **settings)
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> list[str]:
-        """Tokenizer and settings; the code of this file goes with the model's."""
+        """Tokenizer, settings and this file."""
         self.tokenizer.save_pretrained(save_directory)
+        shutil.copyfile(__file__, Path(save_directory) / Path(__file__).name)
         names = ("tile_size", "token_pixels", "min_tiles", "max_tiles", "thumbnail")
         settings = {name: getattr(self, name) for name in names}
         settings |= {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": CLASS}}

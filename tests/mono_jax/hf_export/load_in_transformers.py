@@ -71,6 +71,12 @@ def computed(folder: Path, images: list[Image.Image], tokens: int) -> dict[str, 
     several = greedy(model, inputs, tokens, num_beams=2, num_return_sequences=2).sequences
     found["beams"] = several[:, inputs["input_ids"].shape[1] :].numpy()
     found |= turns(model, processor, images, tokens)
+    for part in (model, processor):
+        part.save_pretrained(folder.parent / "saved")
+    again = AutoModelForCausalLM.from_pretrained(folder.parent / "saved", trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder.parent / "saved", trust_remote_code=True)
+    inputs = processor.apply_chat_template(messages(images), add_generation_prompt=True, tokenize=True)
+    found["saved"] = again(**inputs).logits[0, inputs["input_ids"][0] != placeholder].numpy()
     half = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.bfloat16).eval()
     for count in (0, 1, 3):
         inputs = processor.apply_chat_template(messages(images[:count]), add_generation_prompt=True, tokenize=True)

@@ -109,6 +109,8 @@ def test_ids_logits_and_tokens_are_ours(exported: dict[str, Exported], images: l
         logits = theirs[f"logits{count}"]
         assert len(ours[row]) == len(logits) + (0 if dynamic else TOKENS)
         np.testing.assert_allclose(logits, ours[row][: len(logits)], rtol=TOLERANCE, atol=TOLERANCE)
+        if count == 3:  # saved by transformers, and loaded again
+            np.testing.assert_array_equal(theirs["saved"], logits)
         for way in (chosen[row], theirs[f"uncached{count}"], theirs["batch"][row]):
             assert list(way) == list(wanted[row])
 
