@@ -60,8 +60,9 @@ def computed(folder: Path, images: list[Image.Image], tokens: int) -> dict[str, 
         found[f"greedy{count}"] = alone.sequences[0, inputs["input_ids"].shape[1] :].numpy()
         uncached = greedy(model, inputs, tokens, use_cache=False)
         found[f"uncached{count}"] = uncached.sequences[0, inputs["input_ids"].shape[1] :].numpy()
-        beams = greedy(model, inputs, tokens, num_beams=2, num_return_sequences=2).sequences
-        found[f"beams{count}"] = beams[:, inputs["input_ids"].shape[1] :].numpy()
+        beams = greedy(model, inputs, tokens, num_beams=2, num_return_sequences=2, output_scores=True)
+        found[f"beams{count}"] = beams.sequences[:, inputs["input_ids"].shape[1] :].numpy()
+        found[f"scores{count}"] = beams.sequences_scores.numpy()
         prompts.append(processor.apply_chat_template(conversation, add_generation_prompt=True))
     for hook in hooks:
         hook.remove()
