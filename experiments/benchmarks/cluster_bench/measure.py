@@ -46,7 +46,8 @@ def measure(parts: Sequence[str], counts: Sequence[int], folder: Path | None) ->
         where.mkdir(parents=True, exist_ok=True)
         values = config_values(small_sets(where / "sets"))
         values["data"]["batch_size"] = 12
-        config = write_config(where / "config.py", values | {"steps": STEPS, "checkpoint_every": 4})
+        values |= {"steps": STEPS, "checkpoint_every": 4, "compilation_cache": str(where / "programs")}
+        config = write_config(where / "config.py", values)
         result: dict[str, Any] = {
             "device": f"{DEVICES} simulated devices on {os.cpu_count()} CPU cores, {platform.machine()}",
             "jax": importlib.metadata.version("jax"),

@@ -39,7 +39,9 @@ class Processes:
         for number, log in enumerate(self.logs):
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+                # Nine tenths of such a run are compiling: no optimisations.
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
+                "--xla_backend_optimization_level=0",
                 "PYTHONPATH": os.getcwd(),
             }
             if count > 1:
