@@ -85,7 +85,7 @@ def _with_own_images(item: Mapping[str, Any], text: str, places: list[Place]) ->
 
 def _tagged(speaker: str, text: str, places: list[Place]) -> str:
     """``text`` with a mark for each ``<img>PATH</img>`` of a question, as Qwen-VL's sets name their images."""
-    if speaker != "human" or "<img>" not in text:
+    if speaker != "human" or not names.IMAGE_TAG.search(text):
         return text
 
     def mark(found: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,14 +63,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory, golden_dir: Path, images:
         family, changes = VARIANTS.get(name, (name, {}))
         made[name] = export(tmp_path_factory.mktemp(name), golden_dir, family, **changes)
     folder = tmp_path_factory.mktemp("elsewhere")
+    folders = [str(each.folder) for each in made.values()]
+    print(elsewhere(folder, load_in_transformers.__file__, str(TOKENS), str(images[0].parent), *folders))
+    return made
+
+
+def elsewhere(folder: Path, *arguments: str) -> str:
+    """What python with ``arguments`` prints in ``folder``, without this project."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder), "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [OTHER_PYTHON or sys.executable, load_in_transformers.__file__, str(TOKENS), str(images[0].parent)]
-    folders = [str(each.folder) for each in made.values()]
-    run = subprocess.run([*command, *folders], env=environment, cwd=folder, capture_output=True, text=True)
+    command = [OTHER_PYTHON or sys.executable, *arguments]
+    run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    print(run.stdout)
-    return made
+    return run.stdout
 
 
 def found(model: Exported) -> dict[str, np.ndarray]:
@@ -114,6 +120,14 @@ def test_ids_logits_and_tokens_are_ours(exported: dict[str, Exported], images: l
             np.testing.assert_array_equal(theirs["saved"], logits)
         for way in (chosen[row], theirs[f"uncached{count}"], theirs["batch"][row]):
             assert list(way) == list(wanted[row])
+
+
+def test_the_example_of_the_guide_runs(exported: dict[str, Exported], images: list[Path], tmp_path: Path):
+    guide = Path(__file__).parents[3] / "docs" / "serving.md"
+    (example,) = re.findall(r"```py\n(.*?)```", guide.read_text(encoding="utf-8"), re.S)
+    (tmp_path / "exported").symlink_to(exported["qwen3"].folder)
+    (tmp_path / "cat.jpg").write_bytes(images[0].read_bytes())
+    assert elsewhere(tmp_path, "-c", example).strip()
 
 
 @pytest.mark.parametrize("name", NAMES)
