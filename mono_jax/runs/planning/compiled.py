@@ -35,9 +35,7 @@ def plan(program: Program, target: Target, work: Workload) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     memory, limit = memory_of(compiled), None if target.chip is None else target.chip.hbm_bytes
     result = (
-        _frame(program, target, work)
-        | {"needs": needs(program, compiled)}
-        | _time(program, target, work, compiled.as_text())
+        _frame(program, target, work) | {"needs": needs(program, compiled)} | _time_of(program, target, work, compiled)
     )
     if memory is not None:
         fits = limit is None or memory.total <= limit
@@ -93,6 +91,17 @@ def _refused(message: str, seconds: float) -> dict[str, Any]:
         "hbm_bytes_per_device": int(float(needed[1]) * _UNITS[needed[2]]) if needed else None,
         "compile_s": round(seconds, 1),
     }
+
+
+def _time_of(program: Program, target: Target, work: Workload, compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """``_time``, or the reason why there is none: a libtpu may write programs that an older jaxlib cannot read."""
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        why = str(error).splitlines()[0][:200]
+        unread = f"no traffic and no times are known: this jaxlib cannot read the compiler's program ({why})"
+        return {"assumptions": [work.assumption, unread]}
+    return _time(program, target, work, text)
 
 
 def _time(program: Program, target: Target, work: Workload, text: str) -> dict[str, Any]:

@@ -139,6 +139,19 @@ def test_what_does_not_fit_is_a_result(at: str, monkeypatch: pytest.MonkeyPatch)
     assert any(line.startswith("refused") for line in printed) and not any("()" in line for line in printed)
 
 
+def test_a_program_that_cannot_be_read_still_has_its_memory(monkeypatch: pytest.MonkeyPatch):
+    """A libtpu may write what an older jaxlib does not know (seen with v5p: async updates of three operands)."""
+
+    def unread(_: Any) -> str:
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update instruction\nmore")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unread)
+    found = planned("cpu:8", values(model={"preset": "tiny_lm"}, stage="S0", data={"visual_tokens": 0}))
+    assert found.keys() >= KEYS and found["argument_bytes"] > 0 and found["step_s"] is None
+    lines = list(table.lines(found))
+    assert any("cannot read" in line and "async-update" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("message", "size"),
     [
