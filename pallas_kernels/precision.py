@@ -72,13 +72,8 @@ def _backward(equation: str, saved: tuple[jax.Array, jax.Array, _Wanted], dy: ja
     if isinstance(dy, jax.custom_derivatives.SymbolicZero):
         return None, None
     dy = dy.astype(a.dtype)
-    of_a, of_b = (
-        jax.linear_transpose(f, like)
-        for f, like in (
-            (lambda a: _products(equation, a, b, a.dtype), a),
-            (lambda b: _products(equation, a, b, b.dtype), b),
-        )
-    )
+    of_a = jax.linear_transpose(lambda a: _products(equation, a, b, a.dtype), a)
+    of_b = jax.linear_transpose(lambda b: _products(equation, a, b, b.dtype), b)
     return of_a(dy)[0] if wanted.a else None, of_b(dy)[0] if wanted.b else None
 
 

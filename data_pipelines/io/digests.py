@@ -52,3 +52,23 @@ def without_checksum(data: bytes) -> bytes:
 def json_digest(value: Any) -> str:
     """The ``digest`` of ``value`` as JSON, whatever the order of its keys."""
     return digest(json.dumps(value, sort_keys=True))
+
+
+def _crc_table() -> tuple[int, ...]:
+    """Of CRC-32C (RFC 3720, appendix B.4), bits reversed."""
+    table = list(range(256))
+    for _ in range(8):
+        table = [value >> 1 ^ 0x82F63B78 * (value & 1) for value in table]
+    return tuple(table)
+
+
+_TABLE = _crc_table()
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of TFRecord files, TensorBoard's among them: CRC-32C, rotated and shifted by a constant."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

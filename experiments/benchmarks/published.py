@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.benchmarks.tables import section
+from experiments.benchmarks.tables import fill, section
 from mono_jax import cli
 
 README = Path(__file__).parents[2] / "README.md"
@@ -19,8 +19,7 @@ BEGIN, END = "<!-- measured on accelerators -->", "<!-- end of measured -->"
 
 def main(argv: list[str] | None = None) -> None:
     cli.parser(__doc__).parse_args(argv)
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{section()}\n{END}{rest.split(END)[1]}")
+    fill(README, BEGIN, END, section())
 
 
 if __name__ == "__main__":

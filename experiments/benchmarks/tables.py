@@ -53,3 +53,9 @@ def section() -> str:
     parts = ["\n".join(steps(json.loads(f.read_text()))) for f in sorted(RESULTS.glob("train_step_*.json"))]
     parts += ["\n".join(first_tokens(json.loads(f.read_text()))) for f in sorted(RESULTS.glob("first_token_*.json"))]
     return "\n\n".join(parts)
+
+
+def fill(file: Path, begin: str, end: str, text: str) -> None:
+    """Puts ``text`` between the markers of a Markdown file."""
+    before, rest = file.read_text().split(begin)
+    file.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")

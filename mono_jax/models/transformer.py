@@ -31,7 +31,7 @@ from mono_jax.models.rope import rotate
 from mono_jax.models.sharding import by_rows, from_columns
 from mono_jax.models.slots import Slots, make_slots
 from mono_jax.models.vision import Projector, VisionTower
-from pallas_kernels.precision import product_precision
+from pallas_kernels.precision import float32_sums
 
 Params = dict[str, Any]
 Collected = dict[str, Any]
@@ -292,9 +292,7 @@ class Model:
 
     def logits(self, params: Mapping[str, Any], hidden: jax.Array) -> jax.Array:
         """float32 [..., vocabulary] of ``hidden`` [..., d]."""
-        kernel = self.output_kernel(params).astype(hidden.dtype)
-        precision = product_precision(hidden, kernel)
-        return jnp.einsum("...d,dv->...v", hidden, kernel, precision=precision, preferred_element_type=jnp.float32)
+        return float32_sums("...d,dv->...v", hidden, self.output_kernel(params).astype(hidden.dtype))
 
 
 def _without_padding(batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pallas_kernels.checks import attention, conformance
 from pallas_kernels.checks.aot_table import aot_checks
-from pallas_kernels.errors import Unavailable
+from pallas_kernels.errors import Unavailable, one_line
 from pallas_kernels.registry import implementation_class, room
 
 SECONDS = 60.0  # per implementation and dtype
@@ -54,7 +54,7 @@ def _check_values(
             cases = suite.runs(instance, dtype, all_masks)
             result["errors"][dtype] = _largest_error(cases, seconds, result["cases"])
         except Exception as error:  # a check reports what breaks, it does not break itself
-            result["failed"].append(f"{dtype}: {_one_line(error)}")
+            result["failed"].append(f"{dtype}: {one_line(error)}")
             continue
         if not result["errors"][dtype] < tolerance:
             result["failed"].append(f"{dtype}: error {result['errors'][dtype]:.2e}, allowed {tolerance:.0e}")
@@ -86,7 +86,7 @@ def _check_compilations(implementation: str, result: dict[str, Any]) -> None:
             result["not_compiled"][target] = str(reason)
         except Exception as error:  # as above: the compilers raise all kinds
             failed_targets.add(target)
-            result["failed"].append(f"{target}: {name}: {_one_line(error)}")
+            result["failed"].append(f"{target}: {name}: {one_line(error)}")
     compiled = dict.fromkeys(key.split(":")[0] for key in result["compiled"])
     result["compiled_for"] = [t for t in compiled if t not in failed_targets and t not in result["not_compiled"]]
 
@@ -97,10 +97,6 @@ def host_devices() -> dict[str, str]:
     if "xla_force_host_platform_device_count" not in flags:
         flags = f"{flags} --xla_force_host_platform_device_count=8".strip()
     return {"XLA_FLAGS": flags}
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _table(results: Mapping[str, Mapping[str, Any]]) -> str:

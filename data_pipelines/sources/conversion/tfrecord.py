@@ -10,17 +10,15 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-
 from data_pipelines.errors import DataError
 from data_pipelines.io import blobs
+from data_pipelines.io.digests import masked_crc32c
 from data_pipelines.sources.conversion.parquet_writer import write_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _LONGEST = 1 << 30  # bytes of a record
-_POLYNOMIAL = 0x82F63B78  # CRC-32C, reversed
 
 
 def tfrecord_to_parquet(path: str, out: BinaryIO) -> None:
@@ -110,26 +108,8 @@ def _records(path: str, view: blobs.ScanView) -> Iterator[bytes]:
     while at < view.size:
         head = view.read(at, 12)
         length, mark = struct.unpack("<QI", head) if len(head) == 12 else (0, -1)
-        if mark != _masked_crc(head[:8]) or length > _LONGEST or at + 16 + length > view.size:
+        # A record's own bytes are checked by what they hold.
+        if mark != masked_crc32c(head[:8]) or length > _LONGEST or at + 16 + length > view.size:
             raise DataError(f"{path}: not a whole TFRecord file (record {number} at byte {at} of {view.size})")
         yield view.read(at + 12, length)
         at, number = at + 16 + length, number + 1
-
-
-def _crc_table() -> list[int]:
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, table >> 1 ^ np.uint32(_POLYNOMIAL), table >> 1)
-    return table.tolist()
-
-
-_TABLE = _crc_table()
-
-
-def _masked_crc(data: bytes) -> int:
-    """Of a record's length; the records' own bytes are checked by what they hold."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from data_pipelines.io import publish
 from experiments.benchmarks.first_token_bench import measuring
 from experiments.benchmarks.first_token_bench.measuring import Point
 from experiments.benchmarks.first_token_bench.models import (
@@ -30,6 +31,7 @@ from experiments.benchmarks.kernels.results import header
 from mono_jax.errors import ConfigError
 from mono_jax.generation.decode import Generator
 from mono_jax.training.flops import peak_flops
+
 
 FILE = "first_token.json"
 # Against InternVL-1.5-2B, at most, on other hardware and software (arXiv 2410.08202 and 2507.12566).
@@ -126,10 +128,8 @@ def _save(report: Mapping[str, Any], folder: Path | None) -> None:
     """A machine may be taken away at any time: the file is whole, always."""
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{FILE}.part"
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    part.replace(folder / FILE)
+    with publish.new_file(folder / FILE) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n")
 
 
 # ======================================================================================================================

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.benchmarks.kernels import attention
+from experiments.benchmarks.tables import RESULTS, fill
 
-RESULTS = Path(__file__).parents[1] / "results"
 README = Path(__file__).parents[3] / "pallas_kernels" / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 NOTHING = (
@@ -337,7 +337,4 @@ def summary(content: Mapping[str, Any], name: str) -> str:
 
 def write_readme() -> None:
     """Puts ``readme_section`` between the markers of pallas_kernels/README.md."""
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    README.write_text(f"{before}{BEGIN}\n{readme_section()}\n{END}{after}")
+    fill(README, BEGIN, END, readme_section())

@@ -21,7 +21,7 @@ from experiments.benchmarks.kernels.tuning import differences
 from mono_jax import cli
 from pallas_kernels.checks.conformance import TOLERANCE
 from pallas_kernels.checks.run import check
-from pallas_kernels.errors import Unavailable
+from pallas_kernels.errors import Unavailable, one_line
 from pallas_kernels.experts.contract import Implementation
 from pallas_kernels.registry import implementation_class, tuned_parameters
 
@@ -93,8 +93,8 @@ class Worker:
         try:
             return self.results.end(do())
         except Exception as error:  # one point that fails must not cost the others their time on the device
-            print(f"  {_one_line(error)}", file=sys.stderr, flush=True)
-            record = self.results.end({"failed": _one_line(error)})
+            print(f"  {one_line(error)}", file=sys.stderr, flush=True)
+            record = self.results.end({"failed": one_line(error)})
         if not _device_works():
             raise SystemExit(RESTART)
         return record
@@ -270,10 +270,6 @@ def _device_works() -> bool:
         return float(jnp.sum(jnp.ones(8))) == 8
     except Exception:
         return False
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def work(options: argparse.Namespace) -> None:

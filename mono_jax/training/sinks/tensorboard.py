@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.io import publish
+from data_pipelines.io.digests import masked_crc32c
 from mono_jax.training.appender import Appender, Say
 from mono_jax.training.metrics import numbers
 
@@ -94,23 +95,4 @@ def _float(field: int, value: float) -> bytes:
 def _framed(data: bytes) -> bytes:
     """A TFRecord: length, its checksum, the data, its checksum."""
     length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", _masked_crc(length)) + data + struct.pack("<I", _masked_crc(data))
-
-
-def _crc_table() -> tuple[int, ...]:
-    """Of CRC-32C (RFC 3720, appendix B.4), bits reversed."""
-    table = list(range(256))
-    for _ in range(8):
-        table = [value >> 1 ^ 0x82F63B78 * (value & 1) for value in table]
-    return tuple(table)
-
-
-_TABLE = _crc_table()
-
-
-def _masked_crc(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
