@@ -32,7 +32,6 @@ from mono_jax.errors import ConfigError
 from mono_jax.generation.decode import Generator
 from mono_jax.training.flops import peak_flops
 
-
 FILE = "first_token.json"
 # Against InternVL-1.5-2B, at most, on other hardware and software (arXiv 2410.08202 and 2507.12566).
 PUBLISHED = {"Mono-InternVL": 0.67, "Mono-InternVL-1.5": 0.69}
