@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +21,9 @@ from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
 Say = Callable[[str], None]
 
+# Where one of these is set, somebody has chosen how much of a GPU's memory a process takes.
+MEMORY_CHOICES = {"XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"}
+
 
 @dataclasses.dataclass
 class _Job:
@@ -31,8 +35,8 @@ class _Job:
 class Scheduler(OnSignals):
     """Keeps up to ``jobs`` units running, each as ``command`` + [its name], with its output in its log.txt.
 
-    A unit whose next stage another one is training is started when that stage is there. Where CUDA_VISIBLE_DEVICES
-    names several GPUs, each job sees its share of them.
+    A unit whose next stage another one is training is started when that stage is there. Jobs share the GPUs, see
+    ``share_of_gpus``.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -76,7 +80,7 @@ class Scheduler(OnSignals):
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | share_of_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""), slot, self._jobs),
+                    env=os.environ | share_of_gpus(os.environ, slot, self._jobs),
                     start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
                 )
             self._active.append(_Job(plan, process, slot))
@@ -112,11 +116,22 @@ class Scheduler(OnSignals):
             job.process.terminate()
 
 
-def share_of_gpus(visible: str, slot: int, jobs: int) -> dict[str, str]:
-    """CUDA_VISIBLE_DEVICES of job ``slot`` of ``jobs``: a share of ``visible``; {} where there are too few to share."""
-    names = [name for name in visible.split(",") if name]
+def share_of_gpus(environment: Mapping[str, str], slot: int, jobs: int) -> dict[str, str]:
+    """What job ``slot`` of ``jobs`` has of the GPUs that CUDA_VISIBLE_DEVICES names, as variables.
+
+    With as many GPUs as jobs or more each gets GPUs of its own. With fewer several jobs have one between them, and each
+    the same part of its memory, of which the first would else take nearly all; XLA_PYTHON_CLIENT_MEM_FRACTION or
+    XLA_PYTHON_CLIENT_PREALLOCATE, if set, stay as they are.
+    """
+    names = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     each = len(names) // jobs
-    return {"CUDA_VISIBLE_DEVICES": ",".join(names[slot * each : (slot + 1) * each])} if each else {}
+    if each:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(names[slot * each : (slot + 1) * each])}
+    share = {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} if names else {}
+    if jobs > 1 and not MEMORY_CHOICES & environment.keys():
+        on_one = math.ceil(jobs / len(names)) if names else jobs
+        share["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / on_one:.4f}"
+    return share
 
 
 def last_line(log: Path) -> str:

@@ -104,9 +104,29 @@ def test_a_signal_ends_the_units_and_the_next_start_goes_on(planned: list[Plan],
     assert len(scheduler(workdir, planned, jobs=3, seconds=0).run(planned)["finished"]) == 5
 
 
-def test_shares_of_gpus_and_last_lines(tmp_path: Path):
-    assert share_of_gpus("0,1,2,3,4", 1, 2) == {"CUDA_VISIBLE_DEVICES": "2,3"}
-    assert share_of_gpus("0", 1, 2) == share_of_gpus("", 0, 1) == {}
+@pytest.mark.parametrize(
+    "visible, slot, jobs, gpus, memory",
+    [
+        ("0,1,2,3,4", 1, 2, "2,3", None),
+        ("0,1", 2, 3, "0", "0.4500"),  # two on the first of two
+        ("0", 1, 2, "0", "0.4500"),
+        ("", 0, 4, None, "0.2250"),  # whatever JAX finds
+        ("", 0, 1, None, None),
+        ("3", 0, 1, "3", None),
+    ],
+)
+def test_jobs_share_gpus_and_their_memory(visible: str, slot: int, jobs: int, gpus: str | None, memory: str | None):
+    share = share_of_gpus({"CUDA_VISIBLE_DEVICES": visible}, slot, jobs)
+    wanted = {"CUDA_VISIBLE_DEVICES": gpus, "XLA_PYTHON_CLIENT_MEM_FRACTION": memory}
+    assert share == {key: value for key, value in wanted.items() if value is not None}
+
+
+@pytest.mark.parametrize("key", ["XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"])
+def test_memory_that_somebody_chose_stays(key: str):
+    assert share_of_gpus({"CUDA_VISIBLE_DEVICES": "", key: "0.1"}, 0, 4) == {}
+
+
+def test_last_lines(tmp_path: Path):
     (tmp_path / "log").write_bytes(b"first\nlast \xff\n\n")
     assert last_line(tmp_path / "log") == "last �" and last_line(tmp_path / "none") == ""
 
