@@ -130,7 +130,7 @@ def share_of_gpus(environment: Mapping[str, str], slot: int, jobs: int) -> dict[
     share = {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} if names else {}
     if jobs > 1 and not MEMORY_CHOICES & environment.keys():
         on_one = math.ceil(jobs / len(names)) if names else jobs
-        share["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / on_one:.4f}"
+        share["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.75 / on_one:.4f}"  # 0.75: what JAX takes for one process
     return share
 
 

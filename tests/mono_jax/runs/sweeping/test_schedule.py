@@ -108,9 +108,9 @@ def test_a_signal_ends_the_units_and_the_next_start_goes_on(planned: list[Plan],
     "visible, slot, jobs, gpus, memory",
     [
         ("0,1,2,3,4", 1, 2, "2,3", None),
-        ("0,1", 2, 3, "0", "0.4500"),  # two on the first of two
-        ("0", 1, 2, "0", "0.4500"),
-        ("", 0, 4, None, "0.2250"),  # whatever JAX finds
+        ("0,1", 2, 3, "0", "0.3750"),  # two on the first of two
+        ("0", 1, 2, "0", "0.3750"),
+        ("", 0, 4, None, "0.1875"),  # whatever JAX finds
         ("", 0, 1, None, None),
         ("3", 0, 1, "3", None),
     ],
