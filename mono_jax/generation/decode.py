@@ -197,6 +197,8 @@ class Session:
         for i, (prompt, sampling) in enumerate(zip(prompts, samplings)):
             where = f"prompt {i}: " if len(prompts) > 1 else ""
             prompt = check_prompt(config, prompt, where)
+            if sampling.stop or sampling.logprobs is not None or sampling.penalises:
+                raise GenerationError(f"{where}stop strings, logprobs and penalties are for the engine of serving")
             context, new = self.lengths[i], len(prompt.input_ids)
             if context + new + sampling.max_new_tokens > limit:
                 earlier = f"{context} tokens of earlier turns + " if context else ""

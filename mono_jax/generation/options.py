@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.files import read_json
 
 NO_TEMPLATE = "none"
+MAX_LOGPROBS = 20  # tokens at each place whose log-probabilities may be asked for, as in OpenAI's API
 _DRAWING = ("temperature", "top_k", "top_p")
 SAMPLING_FLAGS = ("max_new_tokens", *_DRAWING, "seed")  # of generate.py; None = as the model's folder says
 
@@ -27,6 +29,13 @@ class Sampling:
       stop_tokens: any of these ends the answer.
       banned_tokens: never generated; the image placeholder never is, in any case.
       return_logits: keep the logits of every step (float32, rows x steps x vocabulary).
+      repetition_penalty: logits of tokens of the context and of the answer are divided by it where positive, else
+        multiplied (Keskar et al., arXiv 1909.05858); 1 = none.
+      presence_penalty, frequency_penalty: taken from the logit of a token that the answer has already, once, and for
+        each time that it has it (as in OpenAI's API); 0 = none.
+      stop: strings, any of which ends the answer; it is not part of the text. logprobs: how many of the likeliest
+        tokens come with each token and its log-probability, None = none. Both are for ``mono_jax.serving``: a
+        ``Generator`` knows no text.
     """
 
     max_new_tokens: int = 256
@@ -37,6 +46,11 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
     banned_tokens: tuple[int, ...] = ()
     return_logits: bool = False
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -47,6 +61,19 @@ class Sampling:
             raise GenerationError(f"top_k is {self.top_k}: use 0 (all tokens) or a number above it")
         if not 0 < self.top_p <= 1:
             raise GenerationError(f"top_p is {self.top_p}: it must be greater than 0 and at most 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise GenerationError(f"repetition_penalty is {self.repetition_penalty}: use 1 (none) or a number above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise GenerationError(f"{name} is {getattr(self, name)}: use 0 (none) or another finite number")
+        if "" in self.stop:
+            raise GenerationError("stop holds an empty string, which every text has: leave it out")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise GenerationError(f"logprobs is {self.logprobs}: it must be from 0 to {MAX_LOGPROBS}")
+
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 def default_sampling(folder: Path, **given: Any) -> Sampling:
