@@ -27,6 +27,7 @@ from data_pipelines.sources.finding import shard_names, shards_of
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indexed import IndexedSource
 from data_pipelines.sources.indexing import make_index, with_mark
+from data_pipelines.sources.indices.index_builder import NOTED
 from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.shard_index import ShardIndex
 from data_pipelines.sources.selection.select import Selection
@@ -223,7 +224,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             faults.add(result.path, result.fault)
             samples += result.samples
             for problem in result.problems:
-                problems += not problem.startswith(IGNORED)
+                problems += not problem.startswith((IGNORED, NOTED))
                 print(f"{result.path}: {problem}")
                 report.write(json.dumps({"shard": result.path, "problem": problem}) + "\n")
             for sample in result.bad:

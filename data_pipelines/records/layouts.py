@@ -18,7 +18,7 @@ from typing import Any
 from data_pipelines.errors import BadSample
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import names
-from data_pipelines.records.pictures import Reference, check_unread, given, image_fields, references
+from data_pipelines.records.pictures import Reference, check_unread, given, image_fields, placed_link, references
 from data_pipelines.records.raw_sample import Form, RawSample, checked_text, decode_text, parse_json
 from data_pipelines.records.turns import IMAGE, Place, neutral, number_images, read_turns
 
@@ -63,7 +63,8 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
     """The text in a record, and its images as ``image_refs`` unless they come from elsewhere.
 
     Raises BadSample: "no_caption", "empty_text", "caption_not_utf8", "bad_conversation", "nothing_to_train",
-    "image_count_mismatch", "bad_image_field", "unread_image_field", "unread_video", "unread_audio".
+    "image_count_mismatch", "bad_image_field", "unread_image_field", "unread_image_tag", "unread_document",
+    "unread_video", "unread_audio".
     """
     lower, conversations = _fields_of(tuple(record))
     lowered = record if lower else {name.lower(): record[name] for name in record} | dict(record)
@@ -77,8 +78,9 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
         sample = _talk(turns, places, fields, reading)
     else:
         sample = _other(lowered, fields, reading)
-    check_unread(lowered, bool(sample.image_refs or reading.images))
-    _check_marks(sample)
+    with_images = bool(sample.image_refs or reading.images)
+    check_unread(lowered, with_images)
+    _check_marks(sample, with_images)
     object.__setattr__(sample, "id", record_id(record))  # nobody else has seen it: a copy would cost as much as reading
     return sample
 
@@ -150,6 +152,8 @@ def _other(record: Mapping[str, Any], fields: Sequence[tuple[str, Any]], reading
     if not images and ("caption" not in record or given(record.get("text"))) and "text" in record:
         return RawSample(text=checked_text(record["text"], "empty_text"))
     caption = next((record[name] for name in names.CAPTION_FIELDS if given(record.get(name))), caption)
+    if not given(caption) and (asked := next((n for n in names.QUESTION_FIELDS if given(record.get(n))), "")):
+        raise BadSample("nothing_to_train", detail=f"{asked!r} without an answer")
     if not given(caption) and "caption" not in record:
         raise BadSample("no_caption", detail=f"no caption, question or conversation in: {', '.join(record)}"[:300])
     return RawSample(caption=checked_text(_one(caption, reading), "no_caption"), image_refs=refs)
@@ -238,9 +242,12 @@ def _interleaved(record: Mapping[str, Any], count: int | None) -> RawSample | No
     return RawSample(text=checked_text("\n".join(parts), "empty_text"), image_refs=refs)
 
 
-def _check_marks(sample: RawSample) -> None:
-    """Raises BadSample where a question has the mark of a video or a sound, or holds an image as text."""
+def _check_marks(sample: RawSample, with_images: bool) -> None:
+    """Raises BadSample where a question has the mark of a video or a sound, or holds or shows an image as text."""
     for speaker, text in sample.conversations:
+        if speaker == "human" and not with_images and (tag := placed_link(text)):
+            advice = "name it in a field 'image', with <image> in its place"
+            raise BadSample("unread_image_tag", detail=f"{tag[:80]}; {advice}")
         if speaker == "human" and "data:image/" in text:
             raise BadSample("unread_image_field", detail="an image is written out within the text of a turn")
         if speaker == "human" and "<" in text and (found := names.MEDIA_MARK.search(text)):

@@ -31,12 +31,14 @@ FILE_FIELDS = ("file_name", "filename", "file", "file_path", "filepath", "path",
 _FILES = "(?:_?(?:path|paths|file|files|url|name|bytes))?"
 VIDEO_FIELD = re.compile(rf"(?:video|videos|video_clip|mp4|webm|mkv|avi){_FILES}")
 AUDIO_FIELD = re.compile(rf"(?:audio|audios|audio_clip|speech|wav|mp3|flac|ogg|m4a){_FILES}")
+DOCUMENT_FIELD = re.compile(rf"(?:pdf|pdfs|document|documents|doc){_FILES}")  # where its value is the name of one
 
 IMAGE_NAME = re.compile(
     r"\.(?:jpe?g|jpe|jfif|png|apng|gif|webp|avif|bmp|tiff?|heic|heif|jxl|jp2|j2k|ico|tga|ppm|svg)(?:[?#]\S*)?$", re.I
 )
 VIDEO_NAME = re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm|flv|wmv|mpe?g|3gp|ogv)(?:[?#]\S*)?$", re.I)
 AUDIO_NAME = re.compile(r"\.(?:wav|mp3|flac|ogg|opus|m4a|aac|wma)(?:[?#]\S*)?$", re.I)
+DOCUMENT_NAME = re.compile(r"\.(?:pdf|djvu|docx?|pptx?|xlsx?)(?:[?#]\S*)?$", re.I)
 
 CONVERSATION_FIELDS = (
     *("conversations", "messages", "conversation", "dialog", "dialogue", "dialogs", "dialogues", "chat", "turns"),
@@ -76,5 +78,11 @@ NUMBERED_MARK = re.compile(r"<image[ _-]?(\d{1,3})>", re.I)
 OTHER_MARKS = re.compile(r"<\|image(?:_pad|_\d+)?\|>|<ImageHere>|<image_placeholder>|<IMAGE>")
 IMAGE_TAG = re.compile(r"<img>\s*([^<>\n]{1,1000}?)\s*</img>")  # the path of an image, in its place
 MEDIA_MARK = re.compile(r"(?m)^\s*<(video|audio)>|<(video|audio)>\s*$")  # alone at an end of a line, as sets place it
+# An image in Markdown or HTML, and the code in which it would be none.
+IMAGE_LINK = re.compile(
+    r"!\[[^\]\n]{0,1000}\]\(\s{0,9}[^\s()][^()\n]{0,4000}\)|<img\s(?:[^<>]{0,4000}\s)?src\s{0,9}=[^<>]{1,4000}>", re.I
+)
+CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
+OTHER_TAG = re.compile(r"</?(?!img\b)[a-z][^<>]*>", re.I)  # of HTML that is asked about
 # What steers the model, as ``encoding.captions`` drops it: text of a sample must not spell it.
 CONTROL = re.compile(r"<\|[\w-]+\|>|<IMG_CONTEXT>|</?img>|</?s>")

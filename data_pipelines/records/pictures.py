@@ -134,16 +134,15 @@ def _names_of(keys: tuple[str, ...], fields: tuple[str, ...]) -> tuple[tuple[str
 
 @functools.lru_cache(maxsize=4096)
 def _medium(name: str) -> str:
-    """ "video", "audio", "text" for a field of that name, "" for others."""
-    if names.VIDEO_FIELD.fullmatch(name):
-        return "video"
-    if names.AUDIO_FIELD.fullmatch(name):
-        return "audio"
+    """ "video", "audio", "document", "text" for a field of that name, "" for others."""
+    fields = (("video", names.VIDEO_FIELD), ("audio", names.AUDIO_FIELD), ("document", names.DOCUMENT_FIELD))
+    if found := next((medium for medium, pattern in fields if pattern.fullmatch(name)), ""):
+        return found
     return "text" if name in _TEXTS else ""
 
 
 def check_unread(record: Mapping[str, Any], images: bool) -> None:
-    """Raises BadSample "unread_video", "unread_audio", or (without ``images``) "unread_image_field".
+    """Raises BadSample "unread_video", "unread_audio", or (without ``images``) "unread_document", "unread_image_field".
 
     Training on the rest of such a record would teach answers about what the model has not seen.
     """
@@ -151,10 +150,13 @@ def check_unread(record: Mapping[str, Any], images: bool) -> None:
         medium = _medium(name)
         if medium == "text" or not isinstance(value, _HOLDERS):
             continue
-        if medium and given(value):
+        if medium in ("video", "audio") and given(value):
             raise BadSample(f"unread_{medium}", detail=f"{name}: {str(value)[:80]}")
+        of_document = medium == "document"
         for held in _inner(value):
             path = _as_path(held)
+            if of_document and not images and _is_document(held):
+                raise BadSample("unread_document", detail=f"{name}: {str(held)[:80]}; draw its pages as images")
             for medium, pattern in (("video", names.VIDEO_NAME), ("audio", names.AUDIO_NAME)):
                 if path and pattern.search(path):
                     raise BadSample(f"unread_{medium}", detail=f"{name}: {path[:80]}")
@@ -175,6 +177,11 @@ def _inner(value: Any, depth: int = 4) -> Iterator[str | bytes]:
             yield from _inner(item, depth - 1)
 
 
+def _is_document(held: str | bytes) -> bool:
+    named = isinstance(held, str) and " " not in held and names.DOCUMENT_NAME.search(_as_path(held))
+    return bool(named) or held[:5] in ("%PDF-", b"%PDF-")
+
+
 def _as_path(text: str | bytes) -> str:
     """``text`` if it may be a path, otherwise ""."""
     is_path = isinstance(text, str) and len(text) <= _LONGEST_PATH and text.count(" ") < 3 and "\n" not in text
@@ -186,3 +193,28 @@ def looks_like_an_image(value: str | bytes) -> bool:
     if isinstance(value, bytes):
         return value.startswith(_MAGIC) or bool(extra_formats.kind_of(value))
     return bool(names.IMAGE_NAME.search(_as_path(value)) or value[:11] == "data:image/" or _BASE64_IMAGE.match(value))
+
+
+def image_link(text: str) -> str:
+    """The first image that ``text`` shows by a tag of Markdown or HTML, not counting what stands in code; or ""."""
+    if "](" not in text and "<img" not in text.lower():
+        return ""
+    found = names.IMAGE_LINK.search(names.CODE.sub(" ", text))
+    return found.group() if found else ""
+
+
+def placed_link(text: str) -> str:
+    """As ``image_link``, if it stands as sets place the image that is asked about: in a line or at an end of the text.
+
+    Pages and programs that somebody asks about hold such tags among others of HTML: these are text.
+    """
+    if not image_link(text):
+        return ""
+    text = names.CODE.sub(" ", text).strip()
+    for found in names.IMAGE_LINK.finditer(text):
+        before, after = text[: found.start()].rstrip(" \t"), text[found.end() :].lstrip(" \t")
+        alone = before[-1:] in ("", "\n") and after[:1] in ("", "\n")
+        at_an_end = not before or not after
+        if (alone or at_an_end) and not (found.group()[0] == "<" and names.OTHER_TAG.search(text)):
+            return found.group()
+    return ""

@@ -73,11 +73,13 @@ def decode_text(data: bytes, what: str = "caption") -> str:
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises BadSample "broken_json"."""
+    """A JSON object; a list of turns is one of a conversation. Raises BadSample "broken_json"."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError covers JSON and UTF-8 errors
         raise BadSample("broken_json", detail=str(error)) from None
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return {"conversations": value}
     if not isinstance(value, dict):
         raise BadSample("broken_json", detail=f"{type(value).__name__} instead of an object")
     return value

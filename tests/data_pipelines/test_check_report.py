@@ -93,3 +93,15 @@ def test_a_shard_that_cannot_be_converted_is_a_problem_of_its_own(tmp_path: Path
     code = check.main([str(tmp_path / "*.jsonl*"), f"--report={tmp_path / 'report'}", "--strict"])
     (found,) = map(json.loads, (tmp_path / "report").read_text().splitlines())
     assert code == 1 and "cut.jsonl.gz: not a whole gzip file" in found["problem"]
+
+
+def test_tags_of_images_in_texts_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tag = "![it](x.jpg)"
+    texts = [{"text": f"a page with {tag}"}, {"text": "an <image> in words"}, {"text": f"`{tag}`"}]
+    talks = [{"question": "show it", "answer": tag}, {"question": "say it", "answer": "it"}]
+    path = write_jsonl(tmp_path / "a.jsonl", *texts, *talks)
+    code = check.main([str(path), f"--report={tmp_path / 'report'}", "--strict"])
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "noted: 3 samples without images show some by a tag, which stays text, such as 1 (![it](x.jpg))" in out
+    assert "0 problems: 5 of 5 samples are fine" in out

@@ -19,6 +19,7 @@ from data_pipelines.io import blobs, paths
 from data_pipelines.sources.selection.share import Share
 
 _KEYS = ("annotation", "root", "repeat_time", "data_augment", "max_dynamic_patch", "length")
+_SIGNS = frozenset(["annotation", "root", "repeat_time", "max_dynamic_patch"])  # at least one is in every data set
 _LIST_KEYS = ("json_path", "sampling_strategy")
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ def _read_meta(path: str) -> dict[str, Any] | None:
         except ValueError:
             return None  # JSONL that happens to be named .json
     entries = list(value.values()) if isinstance(value, dict) else []
-    return value if any(isinstance(entry, dict) and "annotation" in entry for entry in entries) else None
+    listed = [entry for entry in entries if isinstance(entry, dict)]
+    only_sets = bool(listed) and len(listed) == len(entries) and not any(_SIGNS.isdisjoint(entry) for entry in listed)
+    return value if only_sets or any("annotation" in entry for entry in listed) else None
 
 
 def _mix(path: str) -> Iterator[MetaEntry]:

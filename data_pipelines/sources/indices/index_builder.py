@@ -13,8 +13,10 @@ import numpy as np
 
 from data_pipelines.errors import BadSample
 from data_pipelines.io.digests import digest, hash64
+from data_pipelines.records.pictures import image_link
 from data_pipelines.records.raw_sample import Form, RawSample
 from data_pipelines.records.scripts import script_of
+from data_pipelines.records.turns import IMAGE
 from data_pipelines.sources.indices.columns import Strings
 from data_pipelines.sources.indices.shard_index import (
     IMAGE_COLUMNS,
@@ -46,6 +48,7 @@ class TextPart(NamedTuple):
 
 NO_TEXT = TextPart()
 _LONGEST_DETAIL = 400  # characters
+NOTED = "noted: "  # how a problem begins that is none: what is read, but perhaps not as somebody expects
 
 
 @dataclasses.dataclass
@@ -102,6 +105,7 @@ class IndexBuilder:
         self._seen: set[bytes] = set()
         self._reasons: dict[str, int] = {}
         self.problems: list[str] = []
+        self._links: dict[str, str] = {}  # the image that a text shows by a tag, by the sample's key
         self._copied: ShardIndex | None = None
         self._image_ends = np.zeros(0, np.int64)
 
@@ -116,6 +120,8 @@ class IndexBuilder:
         self._details.append(_encoded(detail[:_LONGEST_DETAIL]) if reason else b"")
         self._ids.append(_encoded(draft.id) if reason else b"")
         content = draft.record.content if draft.record else ""
+        if reason is None and not draft.images and (link := _shown(draft.record, content)):
+            self._links[draft.key] = link
         identity = (content if draft.text.form == Form.TEXT else draft.record.identity) if content else ""
         values = {
             "reason": 0 if reason is None else self._reasons.setdefault(reason, len(self._reasons) + 1),
@@ -166,6 +172,9 @@ class IndexBuilder:
 
     def build(self, meta: Mapping[str, Any]) -> ShardIndex:
         """The index of all samples; ``meta`` holds its kind and the stamp of its shard."""
+        for key, link in list(self._links.items())[:1]:
+            count = f"{len(self._links)} samples without images show some by a tag, which stays text"
+            self.problems.append(f"{NOTED}{count}, such as {key} ({link[:80]})")
         columns = {name: np.asarray(values, SAMPLE_COLUMNS[name]) for name, values in self._rows.items()}
         columns |= {name: np.asarray(values, IMAGE_COLUMNS[name]) for name, values in self._image_rows.items()}
         columns["image_size"] = columns["image_size"].reshape(-1, 2)
@@ -179,6 +188,13 @@ class IndexBuilder:
         )
         header = {"version": VERSION, "digest": content, **meta}
         return ShardIndex(keys, *names, columns, list(self._reasons), self.problems, header)
+
+
+def _shown(record: RawSample | None, content: str) -> str:
+    """The tag of an image in a text that has none; "" where there is no such tag."""
+    if record is not None and record.text is not None and IMAGE in content:
+        return IMAGE
+    return image_link(content)
 
 
 def _encoded(name: str) -> bytes:

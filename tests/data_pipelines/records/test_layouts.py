@@ -11,6 +11,7 @@ import pytest
 from data_pipelines.errors import BadSample
 from data_pipelines.records import names
 from data_pipelines.records.layouts import Reading, from_record
+from data_pipelines.records.pictures import image_link
 from data_pipelines.records.raw_sample import RawSample
 from tests.data_pipelines.shard_tools import encoded
 
@@ -21,6 +22,10 @@ SAID = (("human", "what?"), ("gpt", "noise"))
 SEEN = (("human", "<image>\nwhat?"), ("gpt", "noise"))
 USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}
 ASSISTANT = {"role": "assistant", "content": [{"type": "text", "text": "noise"}]}
+
+
+def asked(question: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, TALK[1]]
 
 
 @pytest.mark.parametrize("name", [*names.IMAGE_FIELDS, "file_name", "path", "Image", "image_1"])
@@ -253,6 +258,15 @@ def test_interleaved_documents() -> None:
         ({"image": 5, "conversations": TALK}, "bad_image_field"),
         ({"image": "data:image/svg+xml,<svg>", "conversations": TALK}, "bad_image_field"),
         ({"image": "data:image/png;base64,???", "conversations": TALK}, "bad_image_field"),
+        ({"conversations": asked("![it](x.jpg)\nwhat?")}, "unread_image_tag"),
+        ({"conversations": asked("what?\n  ![](https://x/y 'title')  ")}, "unread_image_tag"),
+        ({"messages": [["what is in ![it](x.jpg)", "noise"]]}, "unread_image_tag"),
+        ({"conversations": asked('<img alt="it" src="x.jpg"/> what?')}, "unread_image_tag"),
+        ({"question": "what?\n<IMG SRC=x.jpg>\nNo?", "answer": "noise"}, "unread_image_tag"),
+        ({"pdf": "a.pdf", "conversations": TALK}, "unread_document"),
+        ({"document": b"%PDF-1.7 ", "conversations": TALK}, "unread_document"),
+        ({"image": "a.jpg", "question": "what?", "answer": ""}, "nothing_to_train"),
+        ({"question": "what?", "image": None}, "nothing_to_train"),
         ({"conversations": TALK[:1]}, "nothing_to_train"),
         ({"conversations": [TALK[0], {"from": "gpt", "value": " "}]}, "nothing_to_train"),
         ({"conversations": [{"from": "gpt", "value": "what?"}, {"from": "human", "value": "x"}]}, "nothing_to_train"),
@@ -278,6 +292,32 @@ def test_what_is_not_read_has_a_reason(record: dict, reason: str) -> None:
 )
 def test_plain_text_stays_plain_text(record: dict) -> None:
     assert from_record(record) == RawSample(text=record["text"])
+
+
+# What stands in text as text does; where it is shown by a tag, the index counts it.
+LINKED = [
+    ("why does ![it](x.jpg) not show?", "![it](x.jpg)"),
+    ('<p>mend</p>\n<img src="x.jpg">\n</div>', '<img src="x.jpg">'),
+    ("how do I write `![it](x.jpg)`?", ""),
+    ("mend\n```html\n<img src='x.jpg'>\n```", ""),
+    ("```\n![](x.jpg)", ""),
+    ("![it] (x.jpg) and <image src=x>", ""),
+]
+
+
+@pytest.mark.parametrize(("question", "link"), LINKED)
+def test_tags_of_images_in_text_that_is_about_them(question: str, link: str) -> None:
+    assert from_record({"conversations": asked(question)}).conversations[0][1] == question
+    assert image_link(question) == link
+
+
+def test_tags_beside_images_and_in_answers_and_text() -> None:
+    tag = "![it](x.jpg)"
+    assert from_record({"conversations": asked(f"<image>\n{tag}"), "image": "a.jpg"}).image_refs == ("a.jpg",)
+    assert from_record({"conversations": [TALK[0], {"from": "gpt", "value": tag}]}).conversations[1][1] == tag
+    assert from_record({"text": tag}) == RawSample(text=tag)
+    assert from_record({"text": "words", "document": "reports/a.pdf", "image": "a.jpg"}).caption == "words"
+    assert from_record({"text": "words", "document": "all the words", "doc": "see a.pdf"}).text == "words"
 
 
 def test_identity_tells_forms_and_speakers_apart() -> None:

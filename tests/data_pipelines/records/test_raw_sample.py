@@ -18,6 +18,11 @@ from data_pipelines.records.raw_sample import Form, RawSample
         (Form.TEXT, b"words", RawSample(text="words")),
         (Form.JSON, {"caption": "c", "image": "x.jpg"}, RawSample(caption="c", image_refs=("x.jpg",))),
         (Form.JSON, {"text": "t"}, RawSample(text="t")),
+        (
+            Form.JSON,
+            [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}],
+            RawSample(conversations=(("human", "?"), ("gpt", "!"))),
+        ),
     ],
 )
 def test_texts(form: Form, data: object, expected: RawSample) -> None:

@@ -75,6 +75,8 @@ def test_lists_of_annotations_and_comments(folder: Path, caplog: pytest.LogCaptu
     assert "unknown key 'max_dynamic_patches' of 'x' is not obeyed; did you mean 'max_dynamic_patch'?" in caplog.text
     with pytest.raises(DataError, match="'y' has no annotation; its keys: root"):
         open_source(meta(folder, x=mix, y={}))
+    with pytest.raises(DataError, match="'y' has no annotation; its keys: root, annotations"):
+        open_source(meta(folder, y={"root": ".", "annotations": "a.jsonl"}))
     with pytest.raises(DataError, match="max_dynamic_patch of 'x' must be"):
         open_source(meta(folder, x={"annotation": "a.jsonl", "max_dynamic_patch": "12"}))
 
