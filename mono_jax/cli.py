@@ -10,19 +10,25 @@ import argparse
 import contextlib
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar, get_args
 
 from data_pipelines import cli as command
 from data_pipelines.cli import USER_ERROR, fail, json_line
 from data_pipelines.cli import make_parser as parser
+from data_pipelines.strict.fields import default_of, fields_of, kinds_of, rule_of
 from mono_jax.errors import ClusterError, MonoJaxError
+
+Config = TypeVar("Config")
 
 __all__ = [
     "USER_ERROR",
     "add_cluster_flags",
+    "add_config_flags",
+    "add_format_flags",
     "add_prompt_flags",
     "alone",
     "byte_size",
+    "config_of",
     "fail",
     "joined",
     "json_line",
@@ -47,15 +53,42 @@ def add_cluster_flags(to: argparse.ArgumentParser) -> None:
     group.add_argument("--process", type=int, metavar="I", help="which one this is, 0 to N - 1 (JAX_PROCESS_ID)")
 
 
-def add_prompt_flags(to: argparse.ArgumentParser) -> None:
+def add_format_flags(to: argparse.ArgumentParser) -> None:
     """How a model is asked, which its folder says too; see ``mono_jax.generation.chat.open_model``."""
     add = to.add_argument
     add("--max_tiles", type=positive, help="most tiles of an image (the model's own)")
     add("--template", help="chat template (the model's own)")
     add("--system_message", help='the system turn (the template\'s own); "" = none')
     add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")
+
+
+def add_prompt_flags(to: argparse.ArgumentParser) -> None:
+    """``add_format_flags``, and how the model computes."""
+    add_format_flags(to)
+    add = to.add_argument
     add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, on a CPU float32")
     add("--max_length", type=positive, default=32768, help="most tokens of a prompt and its answer (%(default)s)")
+
+
+def add_config_flags(to: Any, cls: type) -> None:
+    """A flag for each field of a config of numbers, strings and truths; ``config_of`` reads them.
+
+    to: a parser, or a group of one.
+    """
+    for name, spec in fields_of(cls).items():
+        default, rule = default_of(spec), rule_of(spec)
+        about: dict[str, Any] = {"default": default, "help": rule.help.replace("%", "%%") + " (%(default)s)"}
+        if isinstance(default, bool):
+            to.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **about)
+        else:
+            choices = get_args(kinds_of(cls)[name]) or None  # of a Literal
+            metavar = None if choices else "N" if isinstance(default, int | float) else "TEXT"
+            to.add_argument(f"--{name}", type=type(default), choices=choices, metavar=metavar, **about)
+
+
+def config_of(args: argparse.Namespace, cls: type[Config]) -> Config:
+    """The config that the flags describe; raises what ``cls`` raises for values that cannot be."""
+    return cls(**{name: getattr(args, name) for name in fields_of(cls)})
 
 
 def joined(args: argparse.Namespace) -> contextlib.AbstractContextManager[bool]:

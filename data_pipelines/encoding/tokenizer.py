@@ -78,6 +78,10 @@ class Tokenizer:
             )
         raise DataError(f"tokenizer {self.file}: no token {token!r}; {did_you_mean(token, self.added)}")
 
+    def name(self, number: int) -> str:
+        """The name of a token by its id, which is below ``vocab_size``."""
+        return self._names.get(number) or self._base.name(number)
+
     def encode(self, text: str) -> Sequence[int]:
         """Ids of ``text``, without begin or end token."""
         ids: list[int] = []
@@ -169,7 +173,11 @@ class _SentencePiece:
         self.bos, self.eos = (
             number if number >= 0 else None for number in (self._model.bos_id(), self._model.eos_id())
         )
-        self.encode, self.decode = self._model.encode, self._model.decode
+        self.encode, self.name = self._model.encode, self._model.id_to_piece
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids beyond the model, which a vocabulary may have been padded with, have no text."""
+        return self._model.decode([number for number in ids if number < self.size])
 
     def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
         ids = self.encode(text)
@@ -225,3 +233,6 @@ class _HuggingFace:
 
     def find(self, token: str) -> int | None:
         return self._model.token_to_id(token)
+
+    def name(self, number: int) -> str:
+        return self._model.id_to_token(number)

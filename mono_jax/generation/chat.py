@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import image_patches
-from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
@@ -25,6 +25,7 @@ from mono_jax.files import lfs_error
 from mono_jax.generation.decode import Generation, Generator, prefers_separate_layers
 from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
+from mono_jax.generation.questions import with_pixels
 from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.agreement import from_first, together
 from mono_jax.parallel.mesh import make_mesh
@@ -107,11 +108,7 @@ class Chat:
             raise GenerationError(f"{images[0]}: images need a chat template, not --template={NO_TEMPLATE}")
         tiling = self._tiling.shared(len(images)) if images else self._tiling
         patches = [_read_image(image, tiling, self._limits) for image in images]
-        ids = self._ids(text, [len(of_image) for of_image in patches])
-        if not patches:
-            return Prompt(ids)
-        cell = np.concatenate([patch_cells(tiling.geometry, len(of_image)) for of_image in patches])
-        return Prompt(ids, np.concatenate(patches), cell)
+        return with_pixels(self._ids(text, [len(of_image) for of_image in patches]), patches, tiling)
 
     def _ids(self, text: str, counts: list[int]) -> np.ndarray:
         """A first turn as in training; a later one closes the answer before it and asks again."""

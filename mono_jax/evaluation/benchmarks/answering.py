@@ -9,8 +9,7 @@ import numpy as np
 
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.decoding import ImageLimits
-from data_pipelines.encoding.patches import image_patches
-from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from mono_jax.evaluation.benchmarks.reading.example import Example
@@ -18,6 +17,7 @@ from mono_jax.generation.chat import end_tokens
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
+from mono_jax.generation.questions import Picture, Questions
 
 WINDOW = 8  # batches whose prompts are in memory at once, and sorted by length
 _THREADS = 4
@@ -36,8 +36,8 @@ class Asker:
         pixel_path: str = "exact",
     ):
         """``generator``: None = only prompts are made."""
-        self._generator, self._tokenizer, self._chat, self._tiling = generator, tokenizer, chat, tiling
-        self._limits, self._pixel_path = limits or ImageLimits(), pixel_path
+        self._generator, self._tokenizer = generator, tokenizer
+        self._questions = Questions(chat, tiling, limits, pixel_path)
         self._stops = tuple(sorted(end_tokens(tokenizer, chat)))
 
     def prompt(self, example: Example) -> Prompt:
@@ -47,25 +47,12 @@ class Asker:
         except BadSample as error:
             raise DataError(f"example {example.id}: {error}: change or remove it") from None
 
-    def ask(
-        self, turns: Sequence[tuple[str, str]], pictures: Sequence[tuple[str, bytes]], answer: bool = True
-    ) -> Prompt:
+    def ask(self, turns: Sequence[tuple[str, str]], pictures: Sequence[Picture], answer: bool = True) -> Prompt:
         """The prompt of ``turns`` about (name, encoded picture) pairs; ``answer``: one is to come.
 
         Raises BadSample that names the picture.
         """
-        tiling = self._tiling.shared(len(pictures)) if pictures else self._tiling
-        patches = []
-        for name, data in pictures:
-            try:
-                patches.append(image_patches(data, tiling, self._limits, self._pixel_path))
-            except BadSample as error:
-                raise BadSample(error.reason, name, error.detail) from None
-        ids, _ = self._chat.conversation(turns, [len(each) for each in patches], answer)
-        if not patches:
-            return Prompt(ids)
-        cells = [patch_cells(tiling.geometry, len(each)) for each in patches]
-        return Prompt(ids, np.concatenate(patches), np.concatenate(cells))
+        return self._questions.prompt(turns, pictures, answer)
 
     def answers(
         self, examples: Sequence[Example], max_new_tokens: int, batch_size: int

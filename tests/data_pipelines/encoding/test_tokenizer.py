@@ -39,6 +39,8 @@ def test_hugging_face_file_gives_the_same_interface(tmp_path):
     assert np.count_nonzero(ids == tokenizer.id("<IMG_CONTEXT>")) == 2
     assert tokenizer.decode(ids[mask > 0]) == "yes: é<|im_end|>"
     assert tokenizer.vocab_size == model.get_vocab_size()
+    assert [tokenizer.name(number) for number in (1, 7)] == ["<s>", "<IMG_CONTEXT>"]
+    assert tokenizer.decode([tokenizer.vocab_size + 5, *tokenizer.encode("kite")]) == "kite"
 
 
 def test_added_tokens_may_stand_in_tokenizer_config(tmp_path, golden_dir):
@@ -52,6 +54,17 @@ def test_added_tokens_may_stand_in_tokenizer_config(tmp_path, golden_dir):
 def test_decode_gives_text_back(tokenizer):
     text = "Where is <ref>the dog</ref>? 谢谢<|im_end|>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_ids_beyond_the_tokenizer_have_no_text(tokenizer):
+    """A model's vocabulary may be padded."""
+    ids = tokenizer.encode("a <ref>b")
+    assert tokenizer.decode([ids[0], tokenizer.vocab_size + 1, *ids[1:], tokenizer.vocab_size]) == "a <ref>b"
+
+
+def test_tokens_have_names(tokenizer):
+    assert [tokenizer.name(number) for number in (tokenizer.bos, tokenizer.eos)] == ["<s>", "</s>"]
+    assert tokenizer.name(tokenizer.id("<IMG_CONTEXT>")) == "<IMG_CONTEXT>"
 
 
 def test_missing_things_are_named(tmp_path, tokenizer):

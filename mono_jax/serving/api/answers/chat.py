@@ -1,0 +1,101 @@
+"""/v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from mono_jax.serving.api.answers import logprobs, shapes
+from mono_jax.serving.api.answers.pieces import Trimmed
+from mono_jax.serving.api.answers.stream import EventStream, Frames
+from mono_jax.serving.api.errors import ApiError
+from mono_jax.serving.api.requests import images, sampling
+from mono_jax.serving.api.requests.prompts import conversation
+from mono_jax.serving.api.requests.schemas import ChatRequest
+from mono_jax.serving.api.service import Service
+from mono_jax.serving.api.tickets.running import Running, while_connected, whole
+from mono_jax.serving.contract import Request
+
+
+async def answer(service: Service, asked: ChatRequest, http: HttpRequest) -> Response:
+    """The response, whole or streamed. Raises ApiError."""
+    service.check_model(asked.model)
+    service.check_choices(asked.n or 1)
+    requests = await _requests(service, asked)
+    running = service.running(requests, "messages")
+    prompt_tokens = len(requests[0].prompt.input_ids)
+    if not asked.stream:
+        return JSONResponse(await while_connected(http.receive, _whole(service, running, asked, prompt_tokens)))
+    await running.__aenter__()
+    frames = _frames(service, running, asked, prompt_tokens)
+    return EventStream(frames, service.config.send_timeout_s, lambda: service.close_answers(running))
+
+
+async def _requests(service: Service, asked: ChatRequest) -> list[Request]:
+    """One for each answer, about the same prompt."""
+    said = conversation(asked.messages)
+    service.prompts.check(said)
+    if len(said.urls) > service.config.max_images:
+        most = service.config.max_images
+        raise ApiError(400, f"{len(said.urls)} images: this server takes {most} at most", param="messages")
+    pictures = await images.load(said.urls, service.fetcher)
+    prompt = await service.make(service.prompts.chat, said, pictures)
+    first = sampling.of_chat(service.engine.sampling, asked)
+    return [Request(prompt, sampling.of_choice(first, number)) for number in range(asked.n or 1)]
+
+
+async def _whole(service: Service, running: Running, asked: ChatRequest, prompt_tokens: int) -> dict[str, Any]:
+    try:
+        async with running:
+            choices = await whole(running)
+    finally:
+        service.close_answers(running)
+    tokenizer = service.engine.tokenizer
+    return {
+        **shapes.head("chatcmpl", "chat.completion", service.engine.name),
+        "choices": [
+            {
+                "index": number,
+                "message": {"role": "assistant", "content": choice.text.strip(), "refusal": None},
+                "logprobs": logprobs.of_chat(tokenizer, [], choice.logprobs) if asked.logprobs else None,
+                "finish_reason": choice.finish,
+            }
+            for number, choice in enumerate(choices)
+        ],
+        "usage": shapes.usage(prompt_tokens, sum(running.tokens), running.cached),
+    }
+
+
+async def _frames(service: Service, running: Running, asked: ChatRequest, prompt_tokens: int) -> Frames:
+    """Chunks. White space around an answer is left out, as ``experiments/generate.py`` does."""
+    head = shapes.head("chatcmpl", "chat.completion.chunk", service.engine.name)
+    usage = {"usage": None} if asked.include_usage else {}
+
+    def chunk(number: int, delta: dict[str, Any], found: Any = None, finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": number, "delta": delta, "logprobs": found, "finish_reason": finish}
+        return {**head, "choices": [choice], **usage}
+
+    shown = [Trimmed() for _ in running.tokens]
+    tokens: list[list[int]] = [[] for _ in running.tokens]
+    begun: set[int] = set()
+    async for piece in running.pieces(ping=True):
+        if piece is None:
+            yield None
+            continue
+        number, event = piece
+        if number not in begun:
+            begun.add(number)
+            yield chunk(number, {"role": "assistant", "content": "", "refusal": None})
+        found = None
+        if asked.logprobs and event.logprobs:
+            found = logprobs.of_chat(service.engine.tokenizer, tokens[number], event.logprobs)
+        tokens[number] += event.tokens
+        if (text := shown[number].add(event.text)) or found:
+            yield chunk(number, {"content": text}, found)
+        if event.finish is not None:
+            yield chunk(number, {}, finish=event.finish)
+    if asked.include_usage:
+        used = shapes.usage(prompt_tokens, sum(running.tokens), running.cached)
+        yield {**head, "choices": [], "usage": used}

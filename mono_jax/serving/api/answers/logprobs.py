@@ -1,0 +1,54 @@
+"""Log-probabilities in the two shapes that OpenAI's API has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from data_pipelines.encoding.tokenizer import Tokenizer
+from mono_jax.serving.api.answers.pieces import token_texts
+from mono_jax.serving.contract import TokenLogprobs
+
+_LEAST = -9999.0  # JSON has no infinity
+
+
+def of_chat(tokenizer: Tokenizer, before: Sequence[int], found: Iterable[TokenLogprobs]) -> dict[str, Any]:
+    """That of /v1/chat/completions; ``before``: the answer's tokens up to here."""
+    found = list(found)
+    texts = token_texts(tokenizer, [*before, *(each.token for each in found)])[len(before) :]
+    content = [
+        _entry(text, each.logprob)
+        | {"top_logprobs": [_entry(tokenizer.decode([token]), value) for token, value in each.top]}
+        for text, each in zip(texts, found)
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _entry(text: str, logprob: float) -> dict[str, Any]:
+    known = "\ufffd" not in text  # else bytes of a character that stands in several tokens
+    return {"token": text, "logprob": max(_LEAST, logprob), "bytes": list(text.encode()) if known else None}
+
+
+def of_completion(
+    tokenizer: Tokenizer, ids: Sequence[int], found: Sequence[TokenLogprobs | None], start: int = 0, offset: int = 0
+) -> dict[str, Any]:
+    """That of /v1/completions for the tokens ``ids[start:]``, whose text begins at ``offset``.
+
+    ``found``: one for each of these tokens; None for one that has no probability.
+    """
+    texts = token_texts(tokenizer, ids)[start:]
+    offsets, values, tops = [], [], []
+    for text, each in zip(texts, found):
+        offsets.append(offset)
+        offset += len(text)
+        values.append(None if each is None else max(_LEAST, each.logprob))
+        tops.append(None if each is None else _by_text(tokenizer, each))
+    return {"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def _by_text(tokenizer: Tokenizer, each: TokenLogprobs) -> dict[str, float]:
+    """The likeliest, and the token itself; of tokens with the same text the likelier one counts."""
+    texts: dict[str, float] = {}
+    for token, value in (*each.top, (each.token, each.logprob)):
+        texts.setdefault(tokenizer.decode([token]), max(_LEAST, value))
+    return texts

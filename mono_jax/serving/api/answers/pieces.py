@@ -1,0 +1,36 @@
+"""Pieces of text: of single tokens, and of answers that are shown trimmed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_pipelines.encoding.tokenizer import Tokenizer
+
+_CONTEXT = 4  # tokens before one that its text may depend on: spaces, bytes of a character
+
+
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text that each of ``ids`` adds to those before it."""
+    texts = []
+    for number in range(len(ids)):
+        before = tokenizer.decode(ids[max(0, number - _CONTEXT) : number])
+        so_far = tokenizer.decode(ids[max(0, number - _CONTEXT) : number + 1])
+        texts.append(so_far[len(before) :] if so_far.startswith(before) else tokenizer.decode(ids[number : number + 1]))
+    return texts
+
+
+class Trimmed:
+    """A text that comes in pieces, without the white space around it: what may be its end is held back."""
+
+    def __init__(self) -> None:
+        self._held, self._begun = "", False
+
+    def add(self, text: str) -> str:
+        """What can be shown now."""
+        text = self._held + text
+        if not self._begun:
+            text = text.lstrip()
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        self._begun = self._begun or bool(shown)
+        return shown

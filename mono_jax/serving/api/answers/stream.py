@@ -1,0 +1,54 @@
+"""Server-sent events, to clients of whom nothing is known: slow ones and gone ones end, and nobody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mono_jax.serving.api.errors import ApiError, body
+from mono_jax.serving.api.tickets.running import while_connected
+
+Frames = AsyncIterator[dict[str, Any] | None]
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second one is for nginx
+
+
+class EventStream(Response):
+    """Sends what ``frames`` yields, as JSON, and "[DONE]" at the end; None becomes a comment, which clients skip.
+
+    An ApiError in the middle is the last frame. ``close`` is called in any case.
+    """
+
+    def __init__(self, frames: Frames, send_timeout_s: float, close: Callable[[], None]):
+        super().__init__(media_type="text/event-stream", headers=_HEADERS)
+        del self.headers["content-length"]
+        self._frames, self._send_timeout_s, self._close = frames, send_timeout_s, close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._stream(send))
+        except ApiError:
+            return  # the client is gone
+        finally:
+            self._close()
+
+    async def _stream(self, send: Send) -> None:
+        async def write(data: bytes, more: bool = True) -> None:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for frame in self._frames:
+                await write(b": waiting\n\n" if frame is None else _data(frame))
+            await write(b"data: [DONE]\n\n", more=False)
+        except ApiError as error:
+            await write(_data(body(error)), more=False)
+
+
+def _data(frame: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

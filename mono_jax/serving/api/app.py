@@ -1,0 +1,132 @@
+"""The HTTP application: which path does what."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, Response
+
+from mono_jax.serving.api import errors
+from mono_jax.serving.api.answers import chat, completions, shapes
+from mono_jax.serving.api.errors import ApiError
+from mono_jax.serving.api.guard import Guard
+from mono_jax.serving.api.requests.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from mono_jax.serving.api.service import Service
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+# The page talks to this server only, and nobody frames it.
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": shapes.ErrorBody, "description": what}
+    for status, what in {
+        400: "the request is wrong: the message says what, param where",
+        401: "no key, or a wrong one",
+        404: "no such model",
+        408: "the body did not come in time",
+        413: "the body is too large",
+        429: "too many requests: come again",
+        500: "a fault of the server",
+        503: "the server is being stopped, or gave the answer up",
+        504: "the time for a request is over",
+    }.items()
+}
+
+
+def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
+    """The application of ``service``; ``keys``: API keys, none = open to all."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    app = FastAPI(title="mono-jax", docs_url=None, redoc_url=None, lifespan=lifespan)
+    errors.install(app)
+    _add_answers(app, service)
+    _add_models(app, service)
+    _add_tokens(app, service)
+    _add_state(app, service)
+    paths = {route.path for route in app.routes}
+    app.add_middleware(Guard, service=service, paths=paths, keys=keys)
+    return app
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", response_model=shapes.ChatCompletion, responses=_ERRORS)
+    async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
+        return await chat.answer(service, body, request)
+
+    @app.post("/v1/completions", response_model=shapes.TextCompletion, responses=_ERRORS)
+    async def text_completions(body: CompletionRequest, request: HttpRequest) -> Response:
+        return await completions.answer(service, body, request)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    def card() -> shapes.ModelCard:
+        engine = service.engine
+        return shapes.ModelCard(id=engine.name, created=service.started, max_model_len=engine.config.max_length)
+
+    @app.get("/v1/models", responses={401: _ERRORS[401]})
+    async def models() -> shapes.ModelList:
+        return shapes.ModelList(data=[card()])
+
+    @app.get("/v1/models/{name:path}", responses={status: _ERRORS[status] for status in (401, 404)})
+    async def model(name: str) -> shapes.ModelCard:
+        service.check_model(name)
+        return card()
+
+
+def _add_tokens(app: FastAPI, service: Service) -> None:
+    """The tokenizer's own endpoints, by which lm-eval counts tokens without having the tokenizer."""
+    tokenizer = service.engine.tokenizer
+    special = {tokenizer.name(number): number for number in (tokenizer.bos, tokenizer.eos) if number is not None}
+
+    @app.get("/tokenizer_info", responses={401: _ERRORS[401]})
+    async def tokenizer_info() -> shapes.TokenizerInfo:
+        names = {number: name for name, number in special.items()}
+        return shapes.TokenizerInfo(
+            tokenizer_class="mono_jax", bos_token=names.get(tokenizer.bos), eos_token=names.get(tokenizer.eos)
+        )
+
+    @app.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: TokenizeRequest) -> shapes.Tokens:
+        service.check_model(body.model)
+        if body.prompt in special:  # SentencePiece would spell it
+            ids = [special[body.prompt]]
+        else:
+            ids = await service.make(service.prompts.encode, body.prompt, body.add_special_tokens)
+        return shapes.Tokens(tokens=ids, count=len(ids), max_model_len=service.engine.config.max_length)
+
+    @app.post("/detokenize", responses=_ERRORS)
+    async def detokenize(body: DetokenizeRequest) -> shapes.Text:
+        service.check_model(body.model)
+        wrong = [token for token in body.tokens if token >= service.engine.architecture.vocab_size]
+        if wrong:
+            raise ApiError(400, f"token {wrong[0]} is outside the vocabulary", param="tokens")
+        return shapes.Text(prompt=await service.make(tokenizer.decode, body.tokens))
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", response_class=HTMLResponse)
+    async def index() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY})
+
+    @app.get("/health", responses={503: {"model": shapes.Health, "description": "takes no more requests"}})
+    async def health(response: Response) -> shapes.Health:
+        response.status_code = 503 if service.gate.closed else 200
+        return shapes.Health(status="stopping" if service.gate.closed else "ok", model=service.engine.name)
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,105 @@
+"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}, with the status that says the kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from data_pipelines.errors import BadSample
+from mono_jax.errors import GenerationError
+from mono_jax.serving.contract import Full, TooLong
+
+CLIENT_CLOSED = 499  # no standard status; of a request whose client is gone, for logs and metrics
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(HTTPException):
+    """A request that cannot be served.
+
+    ``param``: what of the request is wrong. ``code``: for programs. ``retry_s``: when to come again. ``close``: the
+    connection, of which not all was read.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_s: int | None = None,
+        close: bool = False,
+    ):
+        headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
+        super().__init__(status, message, headers | ({"Connection": "close"} if close else {}))
+        self.param, self.code = param, code
+
+
+def body(error: HTTPException) -> dict[str, Any]:
+    """The JSON of an error."""
+    kind = _TYPES.get(error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error")
+    param, code = getattr(error, "param", None), getattr(error, "code", None)
+    return {"error": {"message": str(error.detail), "type": kind, "param": param, "code": code}}
+
+
+def response(error: HTTPException) -> JSONResponse:
+    return JSONResponse(body(error), error.status_code, headers=error.headers)
+
+
+def of_engine(error: GenerationError | BadSample, param: str) -> ApiError:
+    """What the engine, or making a prompt, refused."""
+    if isinstance(error, Full):
+        return ApiError(429, str(error), code="queue_full", retry_s=1)
+    if isinstance(error, TooLong):
+        return ApiError(400, str(error), param=param, code="context_length_exceeded")
+    if isinstance(error, BadSample):
+        # Limits are keys of a data config there, of this server here.
+        detail = error.detail.replace("data.max_image_pixels", "the limit").replace("data.", "the limit ")
+        where = f"{error.key}: " if error.key else ""
+        return ApiError(400, f"{where}{error.reason}" + (f" ({detail})" if detail else ""), param=param)
+    return ApiError(400, str(error), param=param)
+
+
+def install(app: FastAPI) -> None:
+    """Every error of ``app`` in OpenAI's shape."""
+
+    async def expected(request: Request, error: HTTPException) -> JSONResponse:
+        if not isinstance(error, ApiError):  # no such path, no such method
+            error.detail = f"{request.method} {request.url.path}: {error.detail}"
+        return response(error)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        return response(_of_validation(error.errors()))
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return response(ApiError(500, f"{type(error).__name__}: this is a fault of the server, see its log"))
+
+    app.add_exception_handler(HTTPException, expected)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _of_validation(faults: Sequence[dict[str, Any]]) -> ApiError:
+    """Of pydantic's faults, one for each reading of the request, that of the reading which went farthest."""
+    fault = max(faults, key=lambda each: (len(each["loc"]), [part for part in each["loc"] if isinstance(part, int)]))
+    context = fault.get("ctx", {})
+    param = context.get("param") or _place(fault["loc"]) or None
+    message = fault["msg"]
+    if fault["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {context.get('error', message)}", code="invalid_json")
+    return ApiError(400, f"{param}: {message}" if param else message, param=param, code=fault["type"])
+
+
+def _place(location: Sequence[str | int]) -> str:
+    """Where in the request: without the names of types, and of tags, that pydantic puts between."""
+    parts: list[str] = []
+    for part in map(str, location):
+        is_type = "[" in part or part in ("body", "str", "int") or part[:1].isupper()
+        if not is_type and part != (parts or [None])[-1]:
+            parts.append(part)
+    return ".".join(parts)

@@ -1,0 +1,93 @@
+"""Stands before the endpoints: keys, sizes, times, how many at a time. Counts what leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mono_jax.serving.api.errors import ApiError, response
+from mono_jax.serving.api.service import Service
+
+OPEN = ("/", "/health", "/metrics")  # what needs no key
+
+
+class Guard:
+    """An ASGI middleware. ``paths``: those that are counted by name. ``keys``: any of them opens; none: all is open."""
+
+    def __init__(self, app: ASGIApp, service: Service, paths: Collection[str], keys: Collection[str]):
+        self._app, self._service, self._paths = app, service, frozenset(paths)
+        self._keys = [key.encode() for key in keys]
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        self._inside += 1
+        try:
+            self._check(scope)
+            await self._app(scope, self._limited(receive), counted)
+        except ApiError as error:
+            await response(error)(scope, receive, counted)
+        finally:
+            self._inside -= 1
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._service.metrics.requests.labels(path, str(status or 500)).inc()
+            self._service.metrics.seconds.observe(time.perf_counter() - start)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises ApiError for what is not let in."""
+        if scope["path"] in OPEN:
+            return
+        config, headers = self._service.config, dict(scope["headers"])
+        if self._keys and not self._has_key(headers.get(b"authorization", b"")):
+            raise ApiError(401, "give the API key: Authorization: Bearer KEY", code="invalid_api_key")
+        self._service.gate.check()
+        if self._inside > config.max_requests:
+            raise ApiError(429, f"{config.max_requests} requests are here already", code="too_many_requests", retry_s=1)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > config.max_body:
+            raise self._too_large()
+
+    def _has_key(self, header: bytes) -> bool:
+        kind, _, given = header.partition(b" ")
+        return kind.lower() == b"bearer" and any(hmac.compare_digest(given.strip(), key) for key in self._keys)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413, f"the request has more than {self._service.config.max_body} bytes", code="too_large", close=True
+        )
+
+    def _limited(self, receive: Receive) -> Receive:
+        """``receive`` that raises ApiError when the body is too long, or does not come."""
+        taken, whole, config = 0, False, self._service.config
+        deadline = time.monotonic() + config.body_timeout_s
+
+        async def limited() -> Message:
+            nonlocal taken, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                why = f"the body did not come in {config.body_timeout_s:g} s"
+                raise ApiError(408, why, code="timeout", close=True) from None
+            taken += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if taken > config.max_body:
+                raise self._too_large()
+            return message
+
+        return limited

@@ -1,0 +1,92 @@
+"""What Prometheus reads at /metrics: the API's own counts and times, and the engine's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mono_jax.serving.contract import ServingEngine, Stats
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+_QUANTILES = (0.5, 0.9, 0.99)
+PREFIX = "mono_jax"
+
+
+class Metrics:
+    """Those of one server. ``registry``: to be written out by ``prometheus_client.generate_latest``."""
+
+    def __init__(self, engine: ServingEngine):
+        disable_created_metrics()  # times of creation, as many lines as there are counts
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            f"{PREFIX}_http_requests", "HTTP requests that ended", ["path", "status"], registry=self.registry
+        )
+        self.seconds = self._histogram("http_request_seconds", "from a request's head to the last byte of its answer")
+        self.first_token = self._histogram("time_to_first_token_seconds", "from submitting to the first token")
+        self.token_gap = self._histogram("time_per_output_token_seconds", "mean of each answer, after its first token")
+        self.registry.register(_OfEngine(engine))
+
+    def _histogram(self, name: str, what: str) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", what, buckets=_SECONDS, registry=self.registry)
+
+
+class _OfEngine(Collector):
+    """``Stats`` at the time of asking."""
+
+    def __init__(self, engine: ServingEngine):
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats()
+        yield _gauge("queue_requests", "requests that wait", stats.queued)
+        yield _gauge("running_requests", "requests that are answered: the batch", stats.running)
+        yield _gauge("rows", "most requests that are answered at a time", stats.max_rows)
+        yield _gauge("cache_slots_used", "tokens for which requests hold room in the cache", stats.slots_used)
+        yield _gauge(
+            "cache_slots_reusable", "tokens of free pages whose prefix may be found again", stats.slots_reusable
+        )
+        yield _gauge("cache_slots", "tokens for which the cache has room", stats.slots)
+        yield _gauge("host_share", "share of steps in which the device waits for the scheduler", stats.host_share)
+        yield _gauge("warm_up_seconds", "seconds of the warm-up", stats.warm_up_s)
+        yield _counter("prompt_tokens", "tokens of prompts", stats.tokens_in)
+        yield _counter("prompt_tokens_cached", "tokens of prompts that were not computed again", stats.tokens_cached)
+        yield _counter("generated_tokens", "tokens of answers", stats.tokens_out)
+        yield _counter("steps", "steps of all running answers", stats.steps)
+        yield _counter("prefill_chunks", "chunks of prompts", stats.chunks)
+        yield _counter("refused", "requests for which the queue had no room", stats.refused)
+        yield _counter(
+            "compilations", "programs compiled after the warm-up: 0 unless there is a fault", stats.compilations
+        )
+        yield _ended(stats)
+        yield _latest("step_seconds", "latest steps of all running answers", stats.step_s)
+        yield _latest("queue_seconds", "latest waits before a prompt was read", stats.queue_s)
+        yield _latest(
+            "engine_first_token_seconds", "latest times from submitting to the first token", stats.first_token_s
+        )
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", what, value)
+
+
+def _counter(name: str, what: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}_{name}", what, value)
+
+
+def _ended(stats: Stats) -> Metric:
+    family = CounterMetricFamily(f"{PREFIX}_answers", "answers that ended, by how", labels=["finish"])
+    for finish, count in sorted(stats.requests.items()):
+        family.add_metric([finish], count)
+    return family
+
+
+def _latest(name: str, what: str, values: Sequence[float]) -> Metric:
+    """Quantiles of the latest values, of which an engine keeps a few thousand."""
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", what, labels=["quantile"])
+    for quantile, value in zip(_QUANTILES, np.quantile(values, _QUANTILES) if len(values) else ()):
+        family.add_metric([str(quantile)], float(value))
+    return family

@@ -1,0 +1,100 @@
+"""Fetches images from URLs that strangers name: from public addresses only, whatever names and redirects say."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from mono_jax.serving.api.errors import ApiError
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_REDIRECTS = 5
+_PIECE = 1 << 16
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the internet's; IPv6 that carries an IPv4 address is judged by that one too."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        inside = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if ip in _NAT64:
+            inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inside is not None and not is_public(str(inside)):
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+class _Refused(OSError):
+    """An address that may not be asked."""
+
+
+class Fetcher:
+    """Fetches whole files, at most ``max_bytes`` in ``timeout_s``. ``allowed``: which addresses may be connected to.
+
+    What counts is the address of each connection: a name is looked up once, and what it resolves to is what is
+    judged and connected to; so is the target of each redirect.
+    """
+
+    def __init__(self, max_bytes: int, timeout_s: float, allowed: Callable[[str], bool] = is_public):
+        self._max_bytes, self._timeout_s, self._allowed = max_bytes, timeout_s, allowed
+        self._session: aiohttp.ClientSession | None = None
+
+    def _socket(self, address: Any) -> socket.socket:
+        family, kind, protocol, _, place = address
+        if not self._allowed(place[0]):
+            raise _Refused(f"{place[0]} is not a public address")
+        return socket.socket(family, kind, protocol)
+
+    async def fetch(self, url: str, name: str) -> bytes:
+        """The file; raises ApiError 400 that names the image."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(socket_factory=self._socket, limit=32)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._fetched(self._session, url, name)
+        except TimeoutError:
+            raise _unfetched(name, f"not there in {self._timeout_s:g} s") from None
+        except aiohttp.InvalidURL:
+            raise _unfetched(name, "not a URL") from None
+        except aiohttp.TooManyRedirects:
+            raise _unfetched(name, f"more than {_REDIRECTS} redirects") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _unfetched(name, _reason(error)) from None
+
+    async def _fetched(self, session: aiohttp.ClientSession, url: str, name: str) -> bytes:
+        async with session.get(url, max_redirects=_REDIRECTS, headers={"Accept": "image/*"}) as reply:
+            if reply.status != 200:
+                raise _unfetched(name, f"the server answered {reply.status}")
+            data = bytearray()
+            async for piece in reply.content.iter_chunked(_PIECE):
+                data += piece
+                if len(data) > self._max_bytes:
+                    raise _unfetched(name, f"more than {self._max_bytes} bytes")
+            return bytes(data)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _unfetched(name: str, why: str) -> ApiError:
+    return ApiError(400, f"{name} could not be fetched: {why}", param="messages", code="image_not_fetched")
+
+
+def _reason(error: BaseException) -> str:
+    """Why, without telling a stranger more of this network than that an address was refused."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, _Refused):
+            return str(inner)
+        inner = getattr(inner, "os_error", None) or inner.__cause__
+    return "no connection"

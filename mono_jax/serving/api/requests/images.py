@@ -1,0 +1,58 @@
+"""Images of a request: inline as data URIs, or by URL where that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+
+from data_pipelines.records import extra_formats
+from mono_jax.generation.questions import Picture
+from mono_jax.serving.api.errors import ApiError
+from mono_jax.serving.api.requests.fetching import Fetcher
+
+
+async def load(urls: Sequence[str], fetcher: Fetcher | None) -> list[Picture]:
+    """The encoded files at ``urls``, named by number. ``fetcher``: None = only data URIs are taken.
+
+    Raises ApiError 400 that names the image.
+    """
+    names = [f"image {number}" for number in range(1, len(urls) + 1)]
+    tasks = [asyncio.ensure_future(_file(url, name, fetcher)) for url, name in zip(urls, names)]
+    try:
+        return [(name, await task) for name, task in zip(names, tasks)]
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _file(url: str, name: str, fetcher: Fetcher | None) -> bytes:
+    scheme = url[: url.find(":")].lower() if ":" in url[:16] else ""
+    if scheme == "data":
+        data = _inline(url, name)
+    elif scheme not in ("http", "https"):
+        raise _wrong(name, "give its URL as data:image/png;base64,... with the file in base64")
+    elif fetcher is None:
+        raise _wrong(name, "this server fetches no URLs (--image_urls lets it): send the file as a data: URI")
+    else:
+        data = await fetcher.fetch(url, name)
+    if extra_formats.kind_of(data) == "svg":  # a program that draws, and may name files of this machine
+        raise _wrong(name, "SVG is not taken from clients: send PNG, JPEG or WebP")
+    return data
+
+
+def _inline(url: str, name: str) -> bytes:
+    """The file in a data URI."""
+    head, comma, text = url.partition(",")
+    kind, *options = head[len("data:") :].split(";")
+    if not comma or "base64" not in options or not (kind == "" or kind.startswith("image/")):
+        raise _wrong(name, "a data URI must begin with data:image/...;base64,")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):  # ValueError: letters beyond ASCII
+        raise _wrong(name, "what follows base64, is not base64") from None
+
+
+def _wrong(name: str, why: str) -> ApiError:
+    return ApiError(400, f"{name}: {why}", param="messages", code="invalid_image")

@@ -1,0 +1,108 @@
+"""From messages and texts to prompts, as the model was trained to be asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipelines.encoding.chat import IMAGE, ChatEncoder
+from data_pipelines.encoding.decoding import ImageLimits
+from data_pipelines.errors import BadSample
+from mono_jax.generation.chat import tiling_of
+from mono_jax.generation.options import NO_TEMPLATE
+from mono_jax.generation.prompts import Prompt
+from mono_jax.generation.questions import Picture, Questions
+from mono_jax.serving.api.errors import ApiError, of_engine
+from mono_jax.serving.api.requests.schemas import ImagePart, Message
+from mono_jax.serving.contract import ServingEngine
+
+_SPEAKERS = {"system": "system", "developer": "system", "user": "human", "assistant": "gpt"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Turns, as templates take them, and where their images are, in order."""
+
+    turns: list[tuple[str, str]]
+    urls: list[str]
+
+
+def conversation(messages: Sequence[Message]) -> Conversation:
+    """What ``messages`` say.
+
+    An image stands where its part stands, on a line of its own; in a message whose text has as many ``<image>`` as
+    there are image parts, the text says where. Raises ApiError 400 that names the message.
+    """
+    turns, urls = [], []
+    for number, message in enumerate(messages):
+        where = f"messages.{number}"
+        text, of_message = _read(message, where)
+        if of_message and message.role != "user":
+            raise ApiError(400, f"{where}: images belong into user messages", param=where)
+        turns.append((_SPEAKERS[message.role], text))
+        urls += of_message
+    systems = sum(speaker == "system" for speaker, _ in turns)
+    if systems > (turns[0][0] == "system"):
+        raise ApiError(400, "only the first message may be a system message: put them into one", param="messages")
+    if turns[-1][0] != "human":
+        raise ApiError(400, "the last message must be the user's", param=f"messages.{len(turns) - 1}.role")
+    return Conversation(turns, urls)
+
+
+def _read(message: Message, where: str) -> tuple[str, list[str]]:
+    """The text of a message, with ``<image>`` where its images stand, and their URLs."""
+    if isinstance(message.content, str):
+        parts, urls, marked = [message.content], [], message.content.count(IMAGE)
+    else:
+        urls = [part.url for part in message.content if isinstance(part, ImagePart)]
+        texts = [part.text for part in message.content if not isinstance(part, ImagePart)]
+        marked = sum(text.count(IMAGE) for text in texts)
+        parts = texts if marked else [IMAGE if isinstance(p, ImagePart) else p.text for p in message.content]
+    if marked and marked != len(urls):
+        raise ApiError(
+            400, f"{where}: {marked} {IMAGE} in the text, {len(urls)} images: give as many, or no {IMAGE}", param=where
+        )
+    return "\n".join(parts), urls
+
+
+class PromptMaker:
+    """Makes prompts for the model of an engine; from any thread."""
+
+    def __init__(self, engine: ServingEngine, limits: ImageLimits):
+        """Raises DataError for a template that cannot be used."""
+        self._tokenizer, self._vocabulary = engine.tokenizer, engine.architecture.vocab_size
+        self._has_vision = engine.architecture.vision is not None
+        self._questions: Questions | None = None
+        form = engine.form
+        if form.template != NO_TEMPLATE:
+            encoder = ChatEncoder(engine.tokenizer, form.template, form.system_message)
+            self._questions = Questions(encoder, tiling_of(engine.architecture, form), limits)
+
+    def check(self, asked: Conversation) -> None:
+        """Raises ApiError 400 for what this model cannot take, before anything is fetched."""
+        if self._questions is None:
+            raise ApiError(400, "this model has no chat template: use /v1/completions", code="no_chat_template")
+        if asked.urls and not self._has_vision:
+            raise ApiError(400, "this model takes no images", param="messages", code="no_images")
+
+    def chat(self, asked: Conversation, pictures: Sequence[Picture]) -> Prompt:
+        """Raises ApiError 400 that names the image or the turn."""
+        try:
+            return self._questions.prompt(asked.turns, pictures)
+        except BadSample as error:
+            raise of_engine(error, "messages") from None
+
+    def plain(self, prompt: str | list[int]) -> Prompt:
+        """A text as it stands, with the begin token in front if the model has one; ids as they are."""
+        ids = self.encode(prompt, begin=True) if isinstance(prompt, str) else prompt
+        if max(ids, default=0) >= self._vocabulary:
+            raise ApiError(400, f"token {max(ids)} is outside the vocabulary of {self._vocabulary}", param="prompt")
+        if not ids:
+            raise ApiError(400, "the prompt is empty, and this model has no begin token", param="prompt")
+        return Prompt(np.array(ids, np.int32))
+
+    def encode(self, text: str, begin: bool) -> list[int]:
+        begins = [self._tokenizer.bos] if begin and self._tokenizer.bos is not None else []
+        return [*begins, *self._tokenizer.encode(text)]

@@ -1,0 +1,51 @@
+"""From a request's parameters to ``Sampling``: what is not said is as the model's folder says."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from typing import Any
+
+from mono_jax.errors import GenerationError
+from mono_jax.generation.options import Sampling
+from mono_jax.serving.api.errors import ApiError
+from mono_jax.serving.api.requests.schemas import ChatRequest, CompletionRequest, SamplingBody
+
+COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
+
+
+def of_chat(default: Sampling, body: ChatRequest) -> Sampling:
+    """That of a chat request's first answer."""
+    longest = body.max_completion_tokens or body.max_tokens
+    return _sampling(default, body, longest, (body.top_logprobs or 0) if body.logprobs else None)
+
+
+def of_completion(default: Sampling, body: CompletionRequest) -> Sampling:
+    """That of a completion's first answer."""
+    longest = COMPLETION_TOKENS if body.max_tokens is None else max(1, body.max_tokens)
+    return _sampling(default, body, longest, body.logprobs)
+
+
+def of_choice(first: Sampling, number: int) -> Sampling:
+    """That of another answer to the same request."""
+    return dataclasses.replace(first, seed=first.seed + number)
+
+
+def _sampling(default: Sampling, body: SamplingBody, longest: int | None, logprobs: int | None) -> Sampling:
+    given: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": None if body.top_k is None else max(0, body.top_k),
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "repetition_penalty": body.repetition_penalty,
+        "max_new_tokens": longest,
+        "stop": body.stops or None,
+        "logprobs": logprobs,
+        # Drawing twice gives two answers unless a client names a seed.
+        "seed": secrets.randbits(32) if body.seed is None else body.seed,
+    }
+    try:
+        return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
+    except GenerationError as error:
+        raise ApiError(400, str(error), param=str(error).split()[0]) from None

@@ -1,0 +1,181 @@
+"""Requests as OpenAI's clients send them.
+
+What is not known is an error, and so is what is known to OpenAI but cannot be done here, unless it asks for nothing.
+A few parameters that do not concern the answer are taken and have no effect.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from data_pipelines.errors import did_you_mean
+
+MAX_MESSAGES = 1024
+MAX_STOPS = 16
+_NO_EFFECT = {
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    "parallel_tool_calls",
+}
+# What OpenAI knows and this server cannot do; each value asks for nothing.
+_NOT_HERE: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": (),
+    "web_search_options": (),
+    "suffix": ("",),
+    "best_of": (1,),
+}
+
+
+class Body(BaseModel):
+    """Types are taken as they are: "1" is no number, and true is not 1."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kept = {}
+        for name, value in values.items():
+            if name in cls.model_fields:
+                kept[name] = value
+            elif name in _NOT_HERE and issubclass(cls, SamplingBody):
+                if value is not None and value not in _NOT_HERE[name]:
+                    raise PydanticCustomError(
+                        "unsupported_parameter", "this server does not support it", {"param": name}
+                    )
+            elif not (name in _NO_EFFECT and issubclass(cls, SamplingBody)):
+                nearest = did_you_mean(name[:80], cls.model_fields)
+                raise PydanticCustomError("unknown_parameter", "unknown; " + _escaped(nearest), {"param": name[:80]})
+        return kept
+
+
+def _escaped(text: str) -> str:
+    """Braces stand for values in pydantic's messages."""
+    return text.replace("{", "(").replace("}", ")")
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class SamplingBody(Body):
+    """How tokens are chosen; None = as the model's folder says."""
+
+    model: str | None = Field(None, description="as /v1/models names it")
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 or -1 = all")
+    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    n: int | None = Field(None, ge=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end the answer."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(dict.fromkeys(stop for stop in stops if stop))
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("invalid", "only with stream = true", {"param": "stream_options"})
+        return self
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Body):
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
+        None, description="no effect: tiles are the model's"
+    )
+
+
+class ImagePart(Body):
+    type: Literal["image_url"]
+    image_url: ImageUrl | str
+
+    @property
+    def url(self) -> str:
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    name: str | None = Field(None, description="no effect")
+    refusal: None = None
+
+
+class ChatRequest(SamplingBody):
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, description="comes before max_tokens")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _with_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("invalid", "only with logprobs = true", {"param": "top_logprobs"})
+        return self
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
+
+
+class CompletionRequest(SamplingBody):
+    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    max_tokens: int | None = Field(None, ge=0, description="16 if nothing is said; 0 with echo: nothing is generated")
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise PydanticCustomError("invalid", "0 only with echo = true", {"param": "max_tokens"})
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt on its own."""
+        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return list(self.prompt) if several else [self.prompt]
+
+
+class TokenizeRequest(Body):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(Body):
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]]

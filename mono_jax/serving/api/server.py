@@ -1,0 +1,68 @@
+"""Runs the application: a socket, uvicorn, and a stop that lets answers end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Collection
+
+import uvicorn
+
+from mono_jax.errors import ConfigError
+from mono_jax.serving.api.app import create_app
+from mono_jax.serving.api.service import Service
+
+_AFTER_CUT_S = 5  # for answers that were cut to reach their clients
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 = any free one. Raises ConfigError if it is taken or the host is not here."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"--host={host} --port={port}: {error.strerror or error}: choose another port or host"
+        ) from None
+
+
+class Server(uvicorn.Server):
+    """When it is stopped: no new requests, time for running ones, then they are cut with the reason."""
+
+    def __init__(self, service: Service, keys: Collection[str] = (), ready: Callable[[], None] | None = None):
+        """``ready``: called once requests are served."""
+        drain = service.config.drain_s
+        super().__init__(
+            uvicorn.Config(
+                create_app(service, keys),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                ws="none",
+                timeout_graceful_shutdown=int(drain + _AFTER_CUT_S),
+            )
+        )
+        self._service, self._ready = service, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready is not None:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.gate.close()
+        timer = asyncio.get_running_loop().call_later(self._service.config.drain_s, self._service.gate.cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+
+def run(server: Server, place: socket.socket) -> None:
+    """Serves until SIGTERM or SIGINT; of two SIGINTs the second one ends it at once."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has ended
+    server.run(sockets=[place])

@@ -1,0 +1,154 @@
+"""Answers under way: from the engine's thread to the loop, and their end, whichever way it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from mono_jax.errors import GenerationError
+from mono_jax.serving.api.errors import CLIENT_CLOSED, ApiError, of_engine
+from mono_jax.serving.api.tickets.gate import Gate
+from mono_jax.serving.contract import Event, Request, ServingEngine, Ticket
+
+T = TypeVar("T")
+Piece = tuple[int, Event]  # number of the answer, and what is new of it
+_PING_S = 15.0  # proxies cut connections on which nothing moves
+
+
+class Running:
+    """The answers to one client's request. Leaving the context cancels those that have not ended.
+
+    Attributes:
+      started: ``time.perf_counter`` when they were submitted. first_token_s: seconds to the first token of all; None
+        so far.
+      tokens: of each answer so far, without those that ended it. cached: tokens of prompts that were reused.
+    """
+
+    def __init__(self, engine: ServingEngine, requests: Sequence[Request], gate: Gate, timeout_s: float, param: str):
+        self._engine, self._requests, self._gate, self._param = engine, requests, gate, param
+        self._timeout_s = timeout_s
+        self._events: asyncio.Queue[Piece | ApiError] = asyncio.Queue()
+        self._tickets: dict[int, Ticket] = {}
+        self.tokens, self.cached = [0] * len(requests), 0
+        self.first_token_s: float | None = None
+        self.started = time.perf_counter()
+
+    async def __aenter__(self) -> Self:
+        """Submits them all, or none: raises ApiError, as ``submit`` raises."""
+        self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+        self._gate.enter(self)
+        try:
+            for number, request in enumerate(self._requests):
+                hear = functools.partial(_hear, asyncio.get_running_loop(), self._events, number)
+                self._tickets[number] = self._engine.submit(request, hear)
+        except GenerationError as error:
+            self.cancel()
+            raise of_engine(error, self._param) from None
+        except BaseException:
+            self.cancel()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """What still runs is given up."""
+        self._gate.leave(self)
+        for ticket in self._tickets.values():
+            ticket.cancel()
+        self._tickets.clear()
+
+    def cut(self, why: ApiError) -> None:
+        """Makes ``pieces`` raise."""
+        self._events.put_nowait(why)
+
+    async def pieces(self, ping: bool = False) -> AsyncIterator[Piece | None]:
+        """What comes, until all answers have ended; ``ping``: None after each while in which nothing came.
+
+        Raises ApiError: 500 for an answer that failed, 503 for one that the server gave up, 504 after the time.
+        """
+        while self._tickets:
+            left = self._deadline - asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(max(0.0, min(left, _PING_S) if ping else left)):
+                    piece = await self._events.get()
+            except TimeoutError:
+                if not ping or left <= _PING_S:
+                    raise ApiError(504, f"not done in {self._timeout_s:g} s", code="timeout") from None
+                yield None
+                continue
+            if isinstance(piece, ApiError):
+                raise piece
+            number, event = piece
+            if event.finish is not None:
+                self._tickets.pop(number, None)
+            if event.finish == "error":
+                raise ApiError(500, event.message, code="generation_failed")
+            if event.finish == "cancelled":
+                raise ApiError(503, event.message or "the answer was given up", code="cancelled", retry_s=1)
+            if event.tokens and self.first_token_s is None:
+                self.first_token_s = time.perf_counter() - self.started
+            self.tokens[number] += len(event.tokens)
+            self.cached += event.cached_tokens
+            yield piece
+
+
+def _hear(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], number: int, event: Event) -> None:
+    """Called in the engine's thread."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(events.put_nowait, (number, event))
+
+
+@dataclasses.dataclass
+class Choice:
+    """One answer, whole."""
+
+    text: str = ""
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[Any] = dataclasses.field(default_factory=list)
+    finish: str | None = None
+
+    def add(self, event: Event) -> None:
+        self.text += event.text
+        self.tokens += event.tokens
+        self.logprobs += event.logprobs or ()
+        self.finish = event.finish
+
+
+async def whole(running: Running) -> list[Choice]:
+    """Each answer, when all have ended."""
+    choices = [Choice() for _ in running.tokens]
+    async for piece in running.pieces():
+        choices[piece[0]].add(piece[1])
+    return choices
+
+
+async def while_connected(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client goes: raises ApiError 499 then.
+
+    receive: of the ASGI request, whose body has been read.
+    """
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise ApiError(CLIENT_CLOSED, "the client is gone")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,234 @@
+"""What clients are answered: whole and streamed, one and several, with log-probabilities and with an echo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
+
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.decoding import ImageLimits
+from mono_jax.generation.chat import tiling_of
+from mono_jax.generation.prompts import Prompt
+from mono_jax.generation.questions import Questions
+from mono_jax.serving.api.answers.pieces import Trimmed, token_texts
+from tests.mono_jax.serving.api.running_server import Client, message, picture
+from tests.mono_jax.serving.api.scripted import ScriptedEngine, digest, logprob
+
+
+def prompt_of(engine: ScriptedEngine, turns: list[tuple[str, str]], pictures: list[bytes]) -> Prompt:
+    """As training and generate.py make it."""
+    encoder = ChatEncoder(engine.tokenizer, engine.form.template, engine.form.system_message)
+    questions = Questions(encoder, tiling_of(engine.architecture, engine.form), ImageLimits())
+    return questions.prompt(turns, [(str(number), data) for number, data in enumerate(pictures)])
+
+
+def test_a_question_about_pictures_is_put_as_in_training(client: Client, engine: ScriptedEngine):
+    pictures = [picture(1), picture(2, 64, 32)]
+    prompt = prompt_of(engine, [("system", "Be brief."), ("human", "<image>\n<image>\nWhat?")], pictures)
+    body = {"messages": [{"role": "system", "content": "Be brief."}, message(*pictures, "What?")], "seed": 7}
+    status, answer = client.post("/v1/chat/completions", body)
+    assert status == 200
+    [choice] = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": f"seen {digest(prompt)} seed 7", "refusal": None}
+    assert choice["finish_reason"] == "stop" and choice["logprobs"] is None
+    tokens = len(engine.tokenizer.encode(f" seen {digest(prompt)} seed 7 \n"))
+    assert answer["usage"] == {
+        "prompt_tokens": len(prompt.input_ids),
+        "completion_tokens": tokens,
+        "total_tokens": len(prompt.input_ids) + tokens,
+        "prompt_tokens_details": {"cached_tokens": 3},
+    }
+    assert (answer["object"], answer["model"]) == ("chat.completion", "scripted")
+
+
+A, B = picture(1), picture(2)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([A, "What?"], "<image>\nWhat?"),
+        (["What?", A], "What?\n<image>"),
+        (["One", A, "two", B], "One\n<image>\ntwo\n<image>"),
+        ([A, B, "<image> and <image>: what differs?"], "<image> and <image>: what differs?"),
+        (["<image> is", A, "not <image>", B], "<image> is\nnot <image>"),
+        (["One", "two"], "One\ntwo"),
+    ],
+)
+def test_pictures_stand_where_their_parts_or_the_text_say(
+    content: list[Any], text: str, client: Client, engine: ScriptedEngine
+):
+    prompt = prompt_of(engine, [("human", text)], [part for part in content if isinstance(part, bytes)])
+    status, answer = client.chat(*content, seed=0)
+    assert status == 200, answer
+    assert answer["choices"][0]["message"]["content"] == f"seen {digest(prompt)} seed 0"
+
+
+def test_a_conversation_goes_on(client: Client, engine: ScriptedEngine):
+    turns = [("human", "<image>\nWhat?"), ("gpt", "A cat."), ("human", "<image>\nAnd this?")]
+    messages = [message(A, "What?"), {"role": "assistant", "content": "A cat."}, message(B, "And this?")]
+    _, answer = client.post("/v1/chat/completions", {"messages": messages, "seed": 0})
+    prompt = prompt_of(engine, turns, [A, B])
+    assert answer["choices"][0]["message"]["content"] == f"seen {digest(prompt)} seed 0"
+
+
+def test_streamed_is_what_whole_is(client: Client):
+    body = {"messages": [message(A, "What?")], "n": 3, "seed": 5, "logprobs": True, "top_logprobs": 2}
+    _, whole = client.post("/v1/chat/completions", body)
+    *frames, usage, end = client.stream("/v1/chat/completions", body | {"stream_options": {"include_usage": True}})
+    assert end == "[DONE]"
+    assert usage["choices"] == [] and usage["usage"] == whole["usage"]
+    assert {(frame["id"], frame["object"]) for frame in frames} == {(usage["id"], "chat.completion.chunk")}
+    assert [choice["message"]["content"][-6:] for choice in whole["choices"]] == ["seed 5", "seed 6", "seed 7"]
+    for choice in whole["choices"]:
+        of_choice = [frame["choices"][0] for frame in frames if frame["choices"][0]["index"] == choice["index"]]
+        assert of_choice[0]["delta"]["role"] == "assistant"
+        assert "".join(each["delta"].get("content", "") for each in of_choice) == choice["message"]["content"]
+        assert [each["finish_reason"] for each in of_choice if each["finish_reason"]] == [choice["finish_reason"]]
+        found = [entry for each in of_choice if each["logprobs"] for entry in each["logprobs"]["content"]]
+        assert found == choice["logprobs"]["content"]
+
+
+def test_logprobs_of_a_chat(client: Client, engine: ScriptedEngine):
+    _, answer = client.chat("Hi", logprobs=True, top_logprobs=2, max_tokens=4, seed=0)
+    content = answer["choices"][0]["logprobs"]["content"]
+    said = engine.tokenizer.encode(f" seen {digest(prompt_of(engine, [('human', 'Hi')], []))} seed 0 \n")[:4]
+    expected = [logprob(token, place, 2) for place, token in enumerate(said, 1)]
+    assert [entry["logprob"] for entry in content] == [each.logprob for each in expected]
+    assert "".join(entry["token"] for entry in content).strip() == answer["choices"][0]["message"]["content"]
+    assert [[top["logprob"] for top in entry["top_logprobs"]] for entry in content] == [
+        [value for _, value in each.top] for each in expected
+    ]
+    assert all(bytes(entry["bytes"]).decode() == entry["token"] for entry in content)
+
+
+@pytest.mark.parametrize("by_ids", [False, True])
+def test_an_echo_with_logprobs_has_those_of_the_prompt(by_ids: bool, client: Client, engine: ScriptedEngine):
+    text = "once upon"
+    ids = [engine.tokenizer.bos, *engine.tokenizer.encode(text)]
+    body = {"prompt": ids if by_ids else text, "echo": True, "logprobs": 1, "max_tokens": 2, "seed": 0}
+    _, answer = client.post("/v1/completions", body)
+    [choice] = answer["choices"]
+    found = choice["logprobs"]
+    assert choice["text"].startswith(text)
+    assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
+    scores = [logprob(token, place, 1) for place, token in enumerate(ids)][1:]
+    assert found["token_logprobs"][1 : len(ids)] == [each.logprob for each in scores]
+    # As lm-eval tells whether a token is the likeliest one.
+    greedy = [max(top.values()) == own for top, own in zip(found["top_logprobs"][1:], found["token_logprobs"][1:])]
+    assert greedy[: len(scores)] == [each.top[0][0] == each.token for each in scores]
+    assert len(found["tokens"]) == len(ids) + 2 == len(found["text_offset"])
+    for token, offset in zip(found["tokens"], found["text_offset"]):
+        assert choice["text"][offset : offset + len(token)] == token
+
+
+def test_an_echo_alone(client: Client, engine: ScriptedEngine):
+    submitted = len(engine.ended)
+    _, answer = client.post("/v1/completions", {"prompt": "once", "echo": True, "logprobs": 0, "max_tokens": 0})
+    [choice] = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("once", "length")
+    assert len(choice["logprobs"]["tokens"]) == 1 + len(engine.tokenizer.encode("once"))
+    assert answer["usage"]["completion_tokens"] == 0 and len(engine.ended) == submitted
+
+
+def test_one_token_with_logprobs_is_one_even_where_it_ends_the_answer(client: Client, engine: ScriptedEngine):
+    """lm-eval takes the last of the list to be the generated one, and leaves it out."""
+    engine.script, plain = lambda prompt, sampling: "<|im_end|>", engine.script
+    try:
+        body = {"prompt": [5, 6, 7], "echo": True, "logprobs": 1, "max_tokens": 1}
+        _, whole = client.post("/v1/completions", body)
+        frames = client.stream("/v1/completions", body)
+    finally:
+        engine.script = plain
+    [choice] = whole["choices"]
+    assert len(choice["logprobs"]["token_logprobs"]) == 4
+    assert (choice["text"], choice["finish_reason"]) == (engine.tokenizer.decode([5, 6, 7]), "stop")
+    streamed = [value for frame in frames[:-1] for value in frame["choices"][0]["logprobs"]["token_logprobs"]]
+    assert streamed == choice["logprobs"]["token_logprobs"]
+
+
+def test_several_prompts_and_answers_are_numbered(client: Client, engine: ScriptedEngine):
+    prompts = [[5, 6], [7, 8, 9]]
+    body = {"prompt": prompts, "n": 2, "seed": 1, "max_tokens": 40}
+    _, whole = client.post("/v1/completions", body)
+    expected = [f" seen {digest(Prompt(np.array(ids)))} seed {seed} \n" for ids in prompts for seed in (1, 2)]
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in whole["choices"]] == expected
+    texts = dict.fromkeys(range(4), "")
+    for frame in client.stream("/v1/completions", body)[:-1]:
+        texts[frame["choices"][0]["index"]] += frame["choices"][0]["text"]
+    assert list(texts.values()) == expected
+    assert whole["usage"]["prompt_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        ({}, {"temperature": 0.0, "max_new_tokens": 64}),
+        ({"temperature": 0.5, "top_p": 0.9, "top_k": 3}, {"temperature": 0.5, "top_p": 0.9, "top_k": 3}),
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"stop": "a"}, {"stop": ("a",)}),
+        ({"stop": ["a", "b", "a", ""]}, {"stop": ("a", "b")}),
+        ({"max_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, {"max_new_tokens": 6}),
+        ({"presence_penalty": 1, "frequency_penalty": -1}, {"presence_penalty": 1, "frequency_penalty": -1}),
+        ({"repetition_penalty": 1.2, "seed": -3}, {"repetition_penalty": 1.2, "seed": -3}),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": False}, {"logprobs": None}),
+        ({"user": "me", "metadata": {"a": "b"}, "tools": [], "response_format": {"type": "text"}}, {}),
+    ],
+)
+def test_parameters_reach_the_engine(
+    asked: dict[str, Any], used: dict[str, Any], client: Client, engine: ScriptedEngine
+):
+    seen = []
+    engine.script, plain = lambda prompt, sampling: seen.append(sampling) or "yes", engine.script
+    try:
+        status, answer = client.chat("Hi", **asked)
+    finally:
+        engine.script = plain
+    assert status == 200, answer
+    assert {name: getattr(seen[0], name) for name in used} == used
+    assert seen[0].stop_tokens == engine.sampling.stop_tokens
+
+
+def test_without_a_seed_every_answer_is_drawn_anew(client: Client):
+    answers = {client.chat("Hi")[1]["choices"][0]["message"]["content"] for _ in range(3)}
+    assert len(answers) == 3
+
+
+@pytest.mark.parametrize("text", ["  a b \n", "", " \n ", "a", "\ta\n\nb  "])
+def test_trimmed_pieces_are_the_trimmed_text(text: str):
+    for cut in range(len(text) + 1):
+        trimmed = Trimmed()
+        assert trimmed.add(text[:cut]) + trimmed.add(text[cut:]) == text.strip()
+
+
+def test_texts_of_tokens_add_up(engine: ScriptedEngine):
+    ids = list(engine.tokenizer.encode("hello you and  you"))
+    assert "".join(token_texts(engine.tokenizer, ids)) == engine.tokenizer.decode(ids)
+
+
+def test_tokens_are_counted_without_the_tokenizer(client: Client, engine: ScriptedEngine):
+    _, info = client.get("/tokenizer_info")
+    assert (info["bos_token"], info["eos_token"]) == ("<s>", "</s>")
+    for text in ("hello you", "</s>", "<|im_end|>x"):
+        _, with_begin = client.post("/tokenize", {"prompt": text})
+        _, plain = client.post("/tokenize", {"prompt": text, "add_special_tokens": False})
+        special = {"</s>": [engine.tokenizer.eos]}
+        assert plain["tokens"] == special.get(text, list(engine.tokenizer.encode(text)))
+        assert with_begin["tokens"] == special.get(text, [engine.tokenizer.bos, *plain["tokens"]])
+        assert plain["count"] == len(plain["tokens"])
+    ids = list(engine.tokenizer.encode("hello you"))
+    assert client.post("/detokenize", {"tokens": ids})[1] == {"prompt": "hello you"}
+
+
+def test_the_model_is_named(client: Client):
+    _, listed = client.get("/v1/models")
+    assert [card["id"] for card in listed["data"]] == ["scripted"]
+    assert client.get("/v1/models/scripted")[1] == listed["data"][0]
+    assert client.get("/health") == (200, {"status": "ok", "model": "scripted"})

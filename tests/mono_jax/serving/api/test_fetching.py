@@ -1,0 +1,198 @@
+"""Images by URL: from public addresses only, after redirects and whatever names resolve to; in size and in time."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
+
+import aiohttp
+
+from mono_jax.serving.api.errors import ApiError
+from mono_jax.serving.api.requests.fetching import Fetcher, is_public
+from tests.mono_jax.serving.api.running_server import image_part, picture, serving
+from tests.mono_jax.serving.api.scripted import ScriptedEngine
+
+PICTURE = picture(3)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("127.0.0.1", False),
+        ("127.8.8.8", False),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("172.16.5.4", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("224.0.0.1", False),
+        ("239.1.1.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("192.0.2.1", False),
+        ("198.18.0.1", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("fd00:ec2::254", False),
+        ("ff02::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:169.254.169.254", False),
+        ("::ffff:a00:1", False),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("2002:7f00:1::", False),
+        ("2002:a9fe:a9fe::1", False),
+        ("2001:db8::1", False),
+        ("localhost", False),
+        ("", False),
+    ],
+)
+def test_addresses_of_the_internet_are_told_from_others(address: str, public: bool):
+    assert is_public(address) is public
+
+
+class _Site(http.server.BaseHTTPRequestHandler):
+    """/picture, /large, /slow, /missing, and /to?URL, which redirects."""
+
+    def do_GET(self) -> None:
+        path, _, target = self.path.partition("?")
+        self.server.asked.append((path, dict(self.headers)))
+        if path == "/to":
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.end_headers()
+            return
+        if path == "/missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.end_headers()
+        if path == "/slow":
+            self.server.released.wait(30)
+        self.wfile.write(PICTURE if path != "/large" else bytes(1 << 20))
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[http.server.ThreadingHTTPServer]:
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), _Site)
+    server.asked, server.released = [], threading.Event()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.released.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fetched(url: str, allowed: Callable[[str], bool], timeout_s: float = 20.0) -> bytes | str:
+    """The file, or why not."""
+
+    async def whole() -> bytes:
+        fetcher = Fetcher(1 << 16, timeout_s, allowed)
+        try:
+            return await fetcher.fetch(url, "image 1")
+        finally:
+            await fetcher.close()
+
+    try:
+        return asyncio.run(whole())
+    except ApiError as error:
+        assert error.status_code == 400
+        return error.detail
+
+
+def first_only(address: str) -> bool:
+    """As if 127.0.0.1 were the internet, and all else a network inside."""
+    return address == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("http://127.0.0.1:PORT/picture", PICTURE),
+        ("http://127.0.0.1:PORT/to?/picture", PICTURE),
+        ("http://127.0.0.1:PORT/to?http://127.0.0.2:PORT/picture", "127.0.0.2 is not a public address"),
+        ("http://127.0.0.1:PORT/to?http://127.2:PORT/picture", ""),  # which ways to write numbers are taken differs
+        ("http://127.0.0.2:PORT/picture", "127.0.0.2 is not a public address"),
+        ("http://2130706434:PORT/picture", ""),
+        ("http://0x7f000002:PORT/picture", "127.0.0.2 is not a public address"),
+        ("http://0:PORT/picture", ""),
+        ("http://[::1]:PORT/picture", "::1 is not a public address"),
+        ("http://[::ffff:127.0.0.2]:PORT/picture", "::ffff:7f00:2 is not a public address"),
+        ("http://127.0.0.1:PORT/to?file:///etc/passwd", "no connection"),
+        ("http://127.0.0.1:PORT/to?/to?/to?/to?/to?/to?/picture", "more than 5 redirects"),
+        ("http://127.0.0.1:PORT/missing", "the server answered 404"),
+        ("http://127.0.0.1:PORT/large", "more than 65536 bytes"),
+        ("http://127.0.0.1:1/picture", "no connection"),
+        ("http://nowhere.invalid/picture", "no connection"),
+        ("http:///picture", "not a URL"),
+    ],
+)
+def test_urls_lead_to_public_addresses_only(url: str, found: bytes | str, site: http.server.ThreadingHTTPServer):
+    port = str(site.server_address[1])
+    site.asked.clear()
+    result = fetched(url.replace("PORT", port), first_only)
+    if isinstance(found, bytes):
+        assert result == found
+    else:
+        assert result.startswith("image 1 could not be fetched: ") and result.endswith(found)
+        assert "/picture" not in [path for path, _ in site.asked]
+
+
+def test_a_name_counts_by_what_it_resolves_to(site: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch):
+    """Also where a name resolves to another address each time it is asked for."""
+    port = site.server_address[1]
+    answers = ["127.0.0.1", "127.0.0.2"]
+
+    async def resolve(self: Any, host: str, *args: Any, **options: Any) -> list[dict[str, Any]]:
+        place = {"hostname": host, "host": answers.pop(0), "port": port, "family": socket.AF_INET, "proto": 0}
+        return [{**place, "flags": socket.AI_NUMERICHOST}]
+
+    monkeypatch.setattr(aiohttp.resolver.DefaultResolver, "resolve", resolve)
+    for found in (PICTURE, "image 1 could not be fetched: 127.0.0.2 is not a public address"):
+        assert fetched(f"http://pictures.example:{port}/picture", first_only) == found
+
+
+def test_a_slow_site_is_given_up(site: http.server.ThreadingHTTPServer):
+    url = f"http://127.0.0.1:{site.server_address[1]}/slow"
+    assert fetched(url, first_only, timeout_s=0.2) == "image 1 could not be fetched: not there in 0.2 s"
+
+
+def test_nothing_of_the_environment_is_told(site: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch):
+    """No proxy of ours is asked, and no header of ours is sent."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    fetched(f"http://user:word@127.0.0.1:{site.server_address[1]}/picture", first_only)
+    _, headers = site.asked[-1]
+    assert "Cookie" not in headers and headers["Accept"] == "image/*"
+
+
+def test_by_default_the_loopback_is_refused(site: http.server.ThreadingHTTPServer, engine: ScriptedEngine):
+    part = image_part(b"")
+    part["image_url"]["url"] = f"http://localhost:{site.server_address[1]}/picture"
+    body = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}], "seed": 0}
+    asked = len(site.asked)
+    with serving(engine, fetching=lambda: Fetcher(1 << 16, 10)) as client:
+        status, answer = client.post("/v1/chat/completions", body)
+    assert status == 400 and "is not a public address" in answer["error"]["message"]
+    assert len(site.asked) == asked
+    with serving(engine, fetching=lambda: Fetcher(1 << 16, 10, first_only)) as client:
+        status, answer = client.post("/v1/chat/completions", body)
+        assert answer["choices"] == client.chat(PICTURE, "?", seed=0)[1]["choices"]

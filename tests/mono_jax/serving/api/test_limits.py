@@ -1,0 +1,265 @@
+"""Clients that are too many, too large, too slow, gone, or unknown, and the end of the server: nobody else notices."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from mono_jax.serving.api.settings import ApiConfig
+from tests.mono_jax.serving.api.running_server import Client, message, picture, serving
+from tests.mono_jax.serving.api.scripted import ScriptedEngine
+
+CHAT = "/v1/chat/completions"
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def held(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
+    """The engine, which answers nobody until ``release``."""
+    engine.hold()
+    yield engine
+    engine.release()
+    wait_for(lambda: not engine.under_way)
+
+
+def send(client: Client, body: Any, path: str = CHAT) -> socket.socket:
+    """A connection on which a request was sent, and nothing read."""
+    data = json.dumps(body).encode()
+    connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+def rest(connection: socket.socket) -> str:
+    """All that comes until the server closes the connection."""
+    text = b""
+    with connection:
+        while piece := connection.recv(1 << 16):
+            text += piece
+    return text.decode()
+
+
+@pytest.mark.parametrize("parameters", [{"stream": True}, {}, {"n": 3}, {"stream": True, "n": 3}])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_the_answer_to_a_client_that_is_gone_is_given_up(
+    path: str, parameters: dict[str, Any], client: Client, held: ScriptedEngine
+):
+    cancelled = held.ended.get("cancelled", 0)
+    what = {"messages": [message("Hi")]} if path == CHAT else {"prompt": "Hi"}
+    connection = send(client, what | parameters, path)
+    wait_for(lambda: len(held.under_way) == parameters.get("n", 1))
+    connection.close()
+    wait_for(lambda: not held.under_way)
+    assert held.ended["cancelled"] - cancelled == parameters.get("n", 1)
+
+
+def test_a_client_that_goes_in_the_middle_of_an_answer(client: Client, held: ScriptedEngine):
+    held.hold(after=3)
+    cancelled = held.ended.get("cancelled", 0)
+    connection = send(client, {"messages": [message("Hi")], "stream": True})
+    text = b""
+    while text.count(b"data: ") < 4:  # its begin, and three tokens
+        text += connection.recv(1000)
+    connection.close()
+    wait_for(lambda: not held.under_way)
+    assert held.ended["cancelled"] == cancelled + 1
+
+
+def test_a_client_that_does_not_read_ends_and_others_do_not_wait(engine: ScriptedEngine):
+    engine.script, plain = lambda prompt, sampling: "word " * 100, engine.script
+    # Each token is several megabytes, more than sockets hold.
+    engine.tokenizer, words = _Loud(engine.tokenizer), engine.tokenizer
+    try:
+        with serving(engine, ApiConfig(send_timeout_s=0.5, drain_s=0)) as client:
+            connection = send(client, {"messages": [message("Hi")], "stream": True})
+            wait_for(lambda: engine.under_way)
+            engine.script, engine.tokenizer = plain, words
+            assert client.chat("Hi")[0] == 200
+            wait_for(lambda: client.service.gate._inside == set())
+            connection.close()
+    finally:
+        engine.script, engine.tokenizer = plain, words
+
+
+class _Loud:
+    """A tokenizer whose every token is long."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, ids: Any) -> str:
+        return "x" * (len(ids) << 21)
+
+
+def test_a_body_that_is_too_large_is_not_read(engine: ScriptedEngine):
+    with serving(engine, ApiConfig(max_body=10_000, drain_s=0)) as client:
+        status, answer = client.post(CHAT, b" " * 10_001)
+        assert (status, answer["error"]["code"]) == (413, "too_large")
+        chunked = iter([b" " * 6000] * 2)
+        connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        connection.sendall(head.encode())
+        for piece in chunked:
+            connection.sendall(b"1770\r\n" + piece + b"\r\n")
+        assert rest(connection).startswith("HTTP/1.1 413 ")
+        assert client.chat("Hi")[0] == 200
+
+
+def test_a_body_that_does_not_come_is_given_up(engine: ScriptedEngine):
+    with serving(engine, ApiConfig(body_timeout_s=0.2, drain_s=0)) as client:
+        connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"
+        connection.sendall(head.encode())
+        assert client.chat("Hi")[0] == 200
+        assert rest(connection).startswith("HTTP/1.1 408 ")
+
+
+def test_more_requests_than_allowed_are_refused(held: ScriptedEngine):
+    with serving(held, ApiConfig(max_requests=2, drain_s=0)) as client:
+        inside = [send(client, {"messages": [message("Hi")]}) for _ in range(2)]
+        wait_for(lambda: len(held.under_way) == 2)
+        status, answer = client.chat("Hi")
+        assert (status, answer["error"]["code"], client.headers["retry-after"]) == (429, "too_many_requests", "1")
+        assert client.get("/health")[0] == client.get("/metrics")[0] == client.get("/")[0] == 200
+        held.release()
+        wait_for(lambda: not held.under_way)
+        for connection in inside:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+            connection.close()
+        assert client.chat("Hi")[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_ends_after_its_time(stream: bool, held: ScriptedEngine):
+    with serving(held, ApiConfig(timeout_s=0.2, drain_s=0)) as client:
+        if stream:
+            [frame] = client.stream(CHAT, {"messages": [message("Hi")]})
+        else:
+            status, frame = client.chat("Hi")
+            assert status == 504
+        assert frame["error"]["code"] == "timeout" and frame["error"]["message"] == "not done in 0.2 s"
+        wait_for(lambda: not held.under_way)
+
+
+def test_what_is_kept_waiting_is_kept_connected(held: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, client: Client):
+    monkeypatch.setattr("mono_jax.serving.api.tickets.running._PING_S", 0.05)
+    connection = send(client, {"messages": [message("Hi")], "stream": True})
+    text = b""
+    while text.count(b": waiting\n\n") < 2:
+        text += connection.recv(1000)
+    held.release()
+    while b"[DONE]" not in text:
+        text += connection.recv(1000)
+    connection.close()
+
+
+def test_keys(engine: ScriptedEngine):
+    with serving(engine, keys=["one", "two"]) as client:
+        for header in ({}, {"Authorization": "Bearer three"}, {"Authorization": "one"}, {"Authorization": "Basic one"}):
+            status, answer = client.chat_with(header)
+            assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+        for key in ("one", "two"):
+            assert client.chat_with({"Authorization": f"Bearer {key}"})[0] == 200
+        assert client.get("/v1/models")[0] == client.post("/tokenize", {"prompt": "a"})[0] == 401
+        assert client.get("/openapi.json")[0] == 401
+        assert client.get("/health")[0] == client.get("/")[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_stops_lets_answers_end_then_cuts_them(stream: bool, held: ScriptedEngine):
+    with serving(held, ApiConfig(drain_s=0.5)) as client, ThreadPoolExecutor() as pool:
+        parameters = {"messages": [message("Hi")], "stream": stream}
+        running = pool.submit(client.post, CHAT, parameters)
+        wait_for(lambda: held.under_way)
+        # A connection that stays open, as clients' pools hold them: its next request is refused.
+        client.server.should_exit = True
+        wait_for(lambda: client.service.gate.closed)
+        status, answer = running.result()
+        assert status == (200 if stream else 503)
+        error = json.loads(answer.removeprefix("data: "))["error"] if stream else answer["error"]
+        assert (error["code"], error["message"]) == ("stopping", "the server is being stopped")
+
+
+def test_a_server_that_stops_waits_for_answers(held: ScriptedEngine):
+    with serving(held, ApiConfig(drain_s=60)) as client, ThreadPoolExecutor() as pool:
+        running = [pool.submit(client.chat, "Hi", seed=seed) for seed in range(3)]
+        wait_for(lambda: len(held.under_way) == 3)
+        client.server.should_exit = True
+        wait_for(lambda: client.service.gate.closed)
+        held.release()
+        texts = [each.result()[1]["choices"][0]["message"]["content"] for each in running]
+        assert [text[-6:] for text in texts] == ["seed 0", "seed 1", "seed 2"]
+
+
+def test_many_at_a_time_get_their_own_answers(client: Client, engine: ScriptedEngine):
+    """128 clients, pictures in every other question: no error, and nobody gets another's answer."""
+    alone = {}
+    for number in range(16):
+        alone[number] = client.chat(picture(number), f"Which? {number}", seed=number)[1]["choices"]
+    assert len({choices[0]["message"]["content"] for choices in alone.values()}) == 16
+    lock, faults = threading.Lock(), []
+
+    def ask(number: int) -> None:
+        own = number % 16
+        status, answer = client.chat(picture(own), f"Which? {own}", seed=own)
+        if status != 200 or answer["choices"] != alone[own]:
+            with lock:
+                faults.append((number, status, answer))
+
+    with ThreadPoolExecutor(128) as pool:
+        list(pool.map(ask, range(256)))
+    assert faults == []
+
+
+def metrics_of(client: Client) -> dict[str, float]:
+    """Samples by name and labels, parsed by Prometheus's own library."""
+    families = text_string_to_metric_families(client.get("/metrics")[1])
+    return {
+        sample.name + "".join(f" {value}" for _, value in sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_metrics(engine: ScriptedEngine):
+    with serving(engine) as client:
+        client.chat("Hi", max_tokens=5)
+        client.stream(CHAT, {"messages": [message("Hi")]})
+        client.chat("Hi", wrong=1)
+        client.get("/nothing")
+        found = metrics_of(client)
+    assert found[f"mono_jax_http_requests_total {CHAT} 200"] == 2
+    assert found[f"mono_jax_http_requests_total {CHAT} 400"] == 1
+    assert found["mono_jax_http_requests_total other 404"] == 1
+    assert (
+        found["mono_jax_time_to_first_token_seconds_count"]
+        == found["mono_jax_time_per_output_token_seconds_count"]
+        == 2
+    )
+    assert found["mono_jax_http_request_seconds_count"] == 4
+    assert found["mono_jax_rows"] == engine.config.max_rows and found["mono_jax_queue_requests"] == 0
+    assert found["mono_jax_cache_slots"] == engine.config.max_slots and found["mono_jax_step_seconds 0.5"] == 0.5
+    assert found["mono_jax_answers_total stop"] == engine.ended["stop"]

@@ -1,0 +1,208 @@
+"""Requests that cannot be served: each has its status, and names what is wrong."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
+
+from data_pipelines.encoding.tokenizer import Tokenizer
+from mono_jax.models.architecture import Architecture
+from mono_jax.models.presets import preset
+from mono_jax.serving.api.settings import ApiConfig
+from mono_jax.serving.contract import Full
+from mono_jax.weights.prompt_format import PromptFormat
+from tests.mono_jax.serving.api.running_server import Client, image_part, message, picture, serving
+from tests.mono_jax.serving.api.scripted import ScriptedEngine
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+HI = {"role": "user", "content": "Hi"}
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+
+
+def inline(data: bytes) -> dict[str, Any]:
+    return {"messages": [message(data, "What?")]}
+
+
+def chat(**parameters: Any) -> dict[str, Any]:
+    return {"messages": [HI], **parameters}
+
+
+def roles(*names: str) -> dict[str, Any]:
+    return {"messages": [{"role": name, "content": "x"} for name in names]}
+
+
+# path, body, param of the error, a part of its message
+WRONG = [
+    (CHAT, b"", None, ""),
+    (CHAT, b"{", None, "not JSON"),
+    (CHAT, b"\xff\xfe", None, ""),
+    (CHAT, b"[]", None, ""),
+    (CHAT, b"null", None, ""),
+    (CHAT, b'{"messages": ' + b"[" * 3000, None, ""),
+    (CHAT, {}, "messages", "required"),
+    (CHAT, {"messages": []}, "messages", ""),
+    (CHAT, {"messages": "Hi"}, "messages", ""),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+    (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages.0.content", ""),
+    (CHAT, {"messages": [HI | {"role": "robot"}]}, "messages.0.role", ""),
+    (CHAT, {"messages": [HI | {"content": [{"type": "video"}]}]}, "messages.0.content.0", "video"),
+    (CHAT, {"messages": [HI | {"content": [{"type": "text"}]}]}, "messages.0.content.0.text", "required"),
+    (CHAT, {"messages": [HI | {"tool_calls": []}]}, "tool_calls", "unknown"),
+    (CHAT, roles("assistant"), "messages.0.role", "last message"),
+    (CHAT, roles("user", "assistant"), "messages.1.role", "last message"),
+    (CHAT, roles("user", "user"), "messages", "out of turn"),
+    (CHAT, roles("user", "system", "user"), "messages", "only the first"),
+    (CHAT, roles("system"), "messages.0.role", "last message"),
+    (CHAT, chat(temprature=1), "temprature", "did you mean 'temperature'"),
+    (CHAT, chat(temperature="1"), "temperature", "number"),
+    (CHAT, chat(temperature=-1), "temperature", "greater than or equal to 0"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "temperature": NaN}', "temperature", ""),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "presence_penalty": Infinity}', "presence_penalty", ""),
+    (CHAT, chat(top_p=0), "top_p", ""),
+    (CHAT, chat(max_tokens=0), "max_tokens", ""),
+    (CHAT, chat(max_tokens=True), "max_tokens", "integer"),
+    (CHAT, chat(n=0), "n", ""),
+    (CHAT, chat(n=129), "n", "128 at most"),
+    (CHAT, chat(stop=["x"] * 17), "stop", ""),
+    (CHAT, chat(stop=[1]), "stop.0", ""),
+    (CHAT, chat(stream="yes"), "stream", ""),
+    (CHAT, chat(stream_options={"include_usage": True}), "stream_options", "stream"),
+    (CHAT, chat(top_logprobs=3), "top_logprobs", "logprobs"),
+    (CHAT, chat(logprobs=True, top_logprobs=21), "top_logprobs", ""),
+    (CHAT, chat(tools=[{"type": "function"}]), "tools", "does not support"),
+    (CHAT, chat(response_format={"type": "json_object"}), "response_format", "does not support"),
+    (CHAT, chat(logit_bias={"5": 1}), "logit_bias", "does not support"),
+    (CHAT, chat(max_tokens=100_000), "messages", "max_length"),
+    (CHAT, {"messages": [HI | {"content": "word " * 3000}]}, "messages", "max_length"),
+    (CHAT, {"messages": [message("<image> here")]}, "messages.0", "1 <image> in the text, 0 images"),
+    (CHAT, {"messages": [HI | {"content": "<image>"}]}, "messages.0", "0 images"),
+    (CHAT, {"messages": [HI | {"content": "a <IMG_CONTEXT> b"}]}, "messages", "image_token_in_text"),
+    (CHAT, {"messages": [{"role": "system", "content": [image_part(b"x")]}, HI]}, "messages.0", "user messages"),
+    (CHAT, {"messages": [message(*[picture(0)] * 17)]}, "messages", "16 at most"),
+    (CHAT, image("https://example.com/a.png"), "messages", "--image_urls"),
+    (CHAT, image("file:///etc/passwd"), "messages", "data:image"),
+    (CHAT, image("/etc/passwd"), "messages", "data:image"),
+    (CHAT, image(""), "messages", "data:image"),
+    (CHAT, image("data:image/png;base64,%%%"), "messages", "not base64"),
+    (CHAT, image("data:image/png;base64,é"), "messages", "not base64"),
+    (CHAT, image("data:image/png,abc"), "messages", "base64"),
+    (CHAT, image("data:text/html;base64,aGk="), "messages", "data:image"),
+    (CHAT, inline(b""), "messages", "image 1: empty_image"),
+    (CHAT, inline(b"<html>"), "messages", "image 1: not_an_image"),
+    (CHAT, inline(picture(0)[:200]), "messages", "image 1: truncated_image"),
+    (CHAT, inline(b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"), "messages", "SVG"),
+    (CHAT, {"messages": [message(picture(0), b"x", "?")]}, "messages", "image 2: not_an_image"),
+    (TEXT, {}, "prompt", "required"),
+    (TEXT, {"prompt": []}, "prompt", ""),
+    (TEXT, {"prompt": [[]]}, "prompt.0", ""),
+    (TEXT, {"prompt": ["a", 1]}, "prompt.1", ""),
+    (TEXT, {"prompt": [-1]}, "prompt.0", ""),
+    (TEXT, {"prompt": [10**6]}, "prompt", "vocabulary"),
+    (TEXT, {"prompt": ["a"] * 65, "n": 2}, "n", "128 at most"),
+    (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens", "echo"),
+    (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "does not support"),
+    (TEXT, {"prompt": [[5], [10**6]], "echo": True, "logprobs": 1, "max_tokens": 0}, "prompt", "vocabulary"),
+    (TEXT, {"prompt": [5] * 2000, "echo": True, "logprobs": 1, "max_tokens": 1}, "prompt", "max_length"),
+    ("/tokenize", {"prompt": 1}, "prompt", ""),
+    ("/detokenize", {"tokens": [10**6]}, "tokens", "vocabulary"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param", "said"), WRONG)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_wrong_is_named(path: str, body: Any, param: str | None, said: str, stream: bool, client: Client):
+    if stream and isinstance(body, dict) and path in (CHAT, TEXT) and "stream" not in body:
+        body = body | {"stream": True}
+    status, answer = client.post(path, body)
+    if stream and param == "stream_options":
+        assert status == 200  # then it is right
+        return
+    assert status == 400, answer
+    error = answer["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert error["param"] == param and said in error["message"], error
+    assert len(error["message"]) < 400
+    assert client.chat("Hi")[0] == 200
+
+
+def test_statuses_that_are_not_400(client: Client, engine: ScriptedEngine):
+    assert client.post(CHAT, chat(model="gpt-4"))[0] == 404
+    assert client.get("/v1/models/gpt-4")[0] == 404
+    status, answer = client.get("/v1/nothing")
+    assert (status, answer["error"]["message"]) == (404, "GET /v1/nothing: Not Found")
+    status, answer = client.get(CHAT)
+    assert (status, answer["error"]["type"]) == (405, "invalid_request_error")
+    status, answer = client.post(CHAT, b"{}", headers={"Content-Type": "text/plain"})
+    assert status == 400, answer  # no page of another site can send it without being asked
+    engine.refuse = Full("256 requests wait")
+    try:
+        status, answer = client.post(CHAT, chat())
+    finally:
+        engine.refuse = None
+    assert (status, answer["error"]["code"], client.headers["retry-after"]) == (429, "queue_full", "1")
+
+
+def test_of_several_answers_all_are_submitted_or_none(client: Client, engine: ScriptedEngine):
+    engine.hold()
+    try:
+        room = engine.config.max_rows + engine.config.max_queue
+        engine.config = type(engine.config)(max_rows=1, max_queue=1, max_length=1024)
+        assert client.post(CHAT, chat(n=3))[0] == 429
+    finally:
+        engine.config = type(engine.config)(max_rows=room - 256, max_queue=256, max_length=1024)
+        engine.release()
+    assert client.post(CHAT, chat(n=3))[0] == 200
+    assert engine.under_way == []
+
+
+def test_faults_of_the_server_say_so(client: Client, engine: ScriptedEngine):
+    engine.refuse = ZeroDivisionError("inside")
+    try:
+        status, answer = client.post(CHAT, chat())
+    finally:
+        engine.refuse = None
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert "inside" not in answer["error"]["message"]
+
+
+def test_pixels_and_sides_are_limited(engine: ScriptedEngine):
+    with serving(engine, ApiConfig(max_pixels=1000, drain_s=0)) as client:
+        assert client.chat(picture(0, 30, 30), "?")[0] == 200
+        status, answer = client.chat(picture(0, 40, 40), "?")
+        assert status == 400 and "image_too_large (40x40; the limit is 1000)" in answer["error"]["message"]
+        assert client.chat(picture(0, 1, 1), "?")[0] == 200  # people's own pictures; training leaves spacers out
+
+
+def test_models_without_images_or_template(chat_tokenizer: Tokenizer, small: Architecture):
+    text_only = preset("tiny_mono", vocab_size=chat_tokenizer.vocab_size, vision=None, visual_ffn_experts=False)
+    engine = ScriptedEngine(chat_tokenizer, text_only)
+    engine.start()
+    with serving(engine) as client:
+        assert client.chat("Hi")[0] == 200
+        assert "takes no images" in client.chat(picture(0), "Hi")[1]["error"]["message"]
+    engine.close()
+    engine = ScriptedEngine(chat_tokenizer, small, PromptFormat(template="none"))
+    engine.start()
+    with serving(engine) as client:
+        status, answer = client.chat("Hi")
+        assert status == 400 and "/v1/completions" in answer["error"]["message"]
+        assert client.post(TEXT, {"prompt": "Hi"})[0] == 200
+    engine.close()
+
+
+def test_a_data_uri_as_a_plain_string_is_taken(client: Client):
+    url = f"data:image/png;base64,{base64.b64encode(picture(0)).decode()}"
+    content = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "?"}]
+    as_object = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}}, {"type": "text", "text": "?"}]
+    answers = [
+        client.post(CHAT, {"messages": [HI | {"content": each}], "seed": 0})[1]["choices"]
+        for each in (content, as_object)
+    ]
+    assert answers[0] == answers[1]
