@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from data_pipelines.errors import DataError, StorageError
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.strict import to_dict
 from mono_jax import tree
+from mono_jax.evaluation.blind import Blindness, blinded
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.agreement import first_process_first, gathered, together
@@ -117,12 +118,16 @@ class HeldoutSources:
         mesh: Mesh,
         cache: Path,
         say: Say = print,
+        blind: Sequence[Blindness] = (),
     ):
         """``data``: of the rows; ``sources``: {name: spec, or path of a text file}; ``batches``: of each at most.
+
+        ``blind``: how images are taken away for losses beside those of the sources as they are.
 
         Raises DataError.
         """
         self._loss, self._batches, self._say = HeldoutLoss(model, dtype, mesh), batches, say
+        self._blind = tuple(blind)
         self._rows = LocalRows(mesh, data.batch_size)
         with first_process_first():  # which counts what the others then find in the cache
             self._data = {name: _opened(data, name, spec, model.config, cache) for name, spec in sources.items()}
@@ -133,13 +138,24 @@ class HeldoutSources:
         """{name: loss}. Bad samples are left out and named. Raises StorageError; DataError if none is left."""
         return {name: self._measure(name, trainable, frozen) for name in self._data}
 
-    def _measure(self, name: str, trainable: tree.Tree, frozen: tree.Tree) -> Loss:
+    def blind(self, trainable: tree.Tree, frozen: tree.Tree, seeing: Mapping[str, Loss]) -> dict[str, dict[str, Loss]]:
+        """{name: {blindness: loss}} of the sources with images, those whose losses ``seeing`` say so."""
+        return {
+            name: {blindness: self._sum(name, trainable, frozen, blindness) for blindness in self._blind}
+            for name, loss in seeing.items()
+            if self._blind and loss.weights["image"]
+        }
+
+    def _sum(self, name: str, trainable: tree.Tree, frozen: tree.Tree, blindness: Blindness | None = None) -> Loss:
         errors: list[Exception] = []
-        data = self._data[name]
         with together():
-            loss = self._loss(trainable, frozen, self._read(data, errors))
+            loss = self._loss(trainable, frozen, self._read(self._data[name], errors, blindness))
             if errors:
                 raise errors[0]
+        return loss
+
+    def _measure(self, name: str, trainable: tree.Tree, frozen: tree.Tree) -> Loss:
+        data, loss = self._data[name], self._sum(name, trainable, frozen)
         if name not in self._told:
             self._told.add(name)
             self._name_bad(name, data)
@@ -158,12 +174,15 @@ class HeldoutSources:
             shown = ", ".join(f"{key}: {' '.join(filter(None, why))}" for key, why in list(bad.items())[:5])
             self._say(f"held-out {name}: {len(bad)} samples are left out: {shown}{', ...' if len(bad) > 5 else ''}")
 
-    def _read(self, data: PackedData, errors: list[Exception]) -> Iterator[Mapping[str, Any]]:
+    def _read(
+        self, data: PackedData, errors: list[Exception], blindness: Blindness | None = None
+    ) -> Iterator[Mapping[str, Any]]:
         """One of several processes that cannot read takes part with empty batches, since the others wait for it."""
         number = 0
         try:
             with contextlib.closing(data.iterate(0, self._rows.numbers)) as batches:
                 for number, batch in itertools.islice(batches, self._batches):
+                    batch = batch if blindness is None else blinded(batch, blindness)
                     yield self._rows.put(with_modalities(batch))
                     number += 1
         except Exception as error:

@@ -12,6 +12,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.sources.selection.filters import check_filters
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.evaluation.blind import Blindness
 from mono_jax.evaluation.in_training.task_config import TaskConfig
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
@@ -39,6 +40,11 @@ class EvaluationConfig:
         "their losses comparable, and few of them cost little",
     )
     batches: int | None = field(None, ge=1, help="of each source at most; None = all")
+    blind: tuple[Blindness, ...] = field(
+        (),
+        help='losses of sources with images, measured once more without them: "noise" in their place, or those of an '
+        '"other" sample of the row; "sight/NAME/noise" is the loss that is saved by seeing',
+    )
     tasks: Mapping[str, TaskConfig] = field(
         default_factory=dict,
         help='{name: questions that are answered}: the score of each is recorded as "tasks/NAME"; {} = none',
@@ -47,7 +53,7 @@ class EvaluationConfig:
     keep_best: str | None = field(
         None,
         help='value whose best step keeps its checkpoint beside the newest, by its name in the records: "heldout/NAME" '
-        'and the like (the lowest counts), "tasks/NAME" (the highest)',
+        'and the like (the lowest counts), "tasks/NAME" and "sight/NAME/BLINDNESS" (the highest)',
     )
 
     def __post_init__(self) -> None:
@@ -66,7 +72,8 @@ class EvaluationConfig:
         losses = [f"heldout/{name}{part}" for name in self.sources for part in ("", "/text", "/image")]
         kept = [f"retention/{name}/{unit}" for name in self.sources for unit in ("ratio", "nats")]
         parts = ["modality/text", "modality/image"] if self.sources else []
-        return [*losses, *parts, *kept, *(f"tasks/{name}" for name in self.tasks)]
+        sight = [f"sight/{name}/{blindness}" for name in self.sources for blindness in self.blind]
+        return [*losses, *parts, *kept, *sight, *(f"tasks/{name}" for name in self.tasks)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +266,15 @@ class EvipConfig:
         default_factory=dict,
         help="{stage: filters} for all sources that the stage has from the sets, beside their own; {'s1_2': "
         "{'max_caption_chars': 30}} learns from short captions",
+    )
+    heldout_batches: int | None = field(
+        None,
+        ge=1,
+        help="batches of 8 pieces of 256 tokens of the held-out text that are measured before and after each stage; "
+        "None = all",
+    )
+    heldout_questions: int | None = field(
+        None, ge=1, help="of each held-out set, asked after a stage, the first ones; None = all"
     )
     gallery: int = field(12, ge=0, help="held-out images shown in the report")
     answer_tokens: int = field(32, ge=1, help="longest answer to a held-out question, tokens")

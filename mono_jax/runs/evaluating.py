@@ -25,7 +25,7 @@ from mono_jax.training.loop import Progress
 from mono_jax.training.metrics import Say
 
 FOLDER = Path("evaluation")  # of the workdir
-MEASURED = ("heldout/", "modality/", "retention/", "tasks/")  # how the names of values begin
+MEASURED = ("heldout/", "modality/", "retention/", "sight/", "tasks/")  # how the names of values begin
 BASE_LOSSES = FOLDER / "base.json"  # see ``Retention``
 
 
@@ -35,6 +35,7 @@ class Measuring:
     heldout/NAME               mean loss (nats a token) on a source; heldout/NAME/MODALITY where it has both
     modality/text, .../image   the same over all sources, by modality (``heldout.MODALITIES``)
     retention/NAME/ratio, .../nats   of a source of plain text: over, and minus, the loss of the base
+    sight/NAME/noise, .../other   of a source with images: what the loss grows by without them (``evaluation.blind``)
     tasks/NAME                 score of a task, in percent or its metric's points
     """
 
@@ -47,7 +48,7 @@ class Measuring:
         data = _rows(program)
         self._heldout = HeldoutSources(
             data, settings.sources, settings.batches, program.model, program.dtype, program.mesh,
-            Path(run.cache_dir or workdir.cache), say,
+            Path(run.cache_dir or workdir.cache), say, settings.blind,
         )  # fmt: skip
         identities = self._heldout.identities if run.init else {}  # random weights are no base
         self._retention = Retention(self._files / BASE_LOSSES, base_losses, identities)
@@ -69,6 +70,8 @@ class Measuring:
         """Raises StorageError, DataError or GenerationError."""
         losses = self._losses(progress)
         values = loss_values(losses) | self._retention.values(losses)
+        blind = self._heldout.blind(progress.state.trainable, progress.frozen, losses)
+        values |= sight_values(losses, blind)
         if self._asking is not None:
             scores, answers = self._asking(self._model, progress.state.trainable, progress.frozen)
             values |= scores
@@ -105,6 +108,15 @@ def loss_values(losses: Mapping[str, Loss]) -> dict[str, float]:
     return values
 
 
+def sight_values(seeing: Mapping[str, Loss], blind: Mapping[str, Mapping[str, Loss]]) -> dict[str, float]:
+    """ "sight/NAME/BLINDNESS": nats a token by which the loss after an image grows if the image is taken away."""
+    return {
+        f"sight/{name}/{blindness}": loss.by_modality()["image"] - seeing[name].by_modality()["image"]
+        for name, losses in blind.items()
+        for blindness, loss in losses.items()
+    }
+
+
 def _rows(program: Program) -> DataConfig:
     """The run's data config with what the evaluation has of its own. Raises ConfigError if the mesh cannot cut it."""
     run = program.run
@@ -138,7 +150,7 @@ def evaluating(
         recorder.add,
         say,
         metric=settings.keep_best,
-        lower_is_better=not (settings.keep_best or "").startswith("tasks/"),
+        lower_is_better=not (settings.keep_best or "").startswith(("tasks/", "sight/")),
         best=best,
         before=measuring.base,
     )

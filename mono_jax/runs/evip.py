@@ -271,9 +271,8 @@ class Evip:
         values |= {"visual_tokens": 0, "text_tokens": 256, "batch_size": -(-8 // row_ways(mesh)) * row_ways(mesh)}
         values |= {"sources": [{"spec": {"kind": "text", "paths": self.manifest["heldout"]["text"]}}]}
         data, dtype = DataConfig.from_dict(values), jnp.dtype(run.dtype)
-        cache = self.cache()
-        text = {"text": self.manifest["heldout"]["text"]}
-        heldout = HeldoutSources(data, text, None, Model(config), dtype, mesh, cache, self.say)
+        text, most = {"text": self.manifest["heldout"]["text"]}, self.config.heldout_batches
+        heldout = HeldoutSources(data, text, most, Model(config), dtype, mesh, self.cache(), self.say)
         loss = heldout(params, {})["text"].mean
         self.say(f"held-out text loss of {model}: {loss:.6f}")
         return loss
@@ -286,6 +285,7 @@ class Evip:
         heldout, results = self.manifest["heldout"], {}
         for name in names:
             asked = questions.read_questions(heldout[name]["path"], heldout[name]["image_root"])
+            asked = asked[: self.config.heldout_questions]
             answers = questions.answer(generator, builder, asked, self.config.answer_tokens)
             grades = questions.grade(asked, answers)
             self.say(

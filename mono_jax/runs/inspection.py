@@ -79,10 +79,12 @@ def run(
 
 
 def _stage_values(values: Mapping[str, Any], folder: Path, stage: str | None) -> dict[str, Any]:
-    """ "data" and "vision" of one stage of a sequence; sets that it asks for are built in ``folder``."""
+    """ "data" of one stage of a sequence and "vision", or "init" of a base that sees; sets are built in ``folder``."""
     config = EvipConfig.from_dict(values)
     stage = stage or next(iter(config.stages))
     if stage not in config.stages:
         raise unknown_key("stage of the config", stage, config.stages)
     run = Evip.open(config, folder).stage_config(stage, "")
+    if config.init and model_config(config.init).vision is not None:
+        return {"data": run.data, "init": config.init}
     return {"data": run.data, "vision": strict.to_dict(config.vision)}

@@ -18,6 +18,7 @@ from data_pipelines.errors import DataError, StorageError
 from data_pipelines.loading.packed_data import PackedData
 from mono_jax.errors import ConfigError, PeerError
 from mono_jax.evaluation import heldout
+from mono_jax.evaluation.blind import blinded
 from mono_jax.evaluation.heldout import HeldoutLoss, HeldoutSources, Loss, with_modalities
 from mono_jax.evaluation.questions import answer, grade, read_questions
 from mono_jax.generation.decode import Generator
@@ -36,6 +37,7 @@ def configured(sets: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """In S1.1 the text ability is frozen: the loss on text stays as it is, so the first evaluation is the best."""
     text, pairs = sets["heldout"]["text"], sets["stages"]["s1_2"]["sources"][0]["spec"]
     evaluation = {"every": 3, "sources": {"text": text, "pairs": pairs}, "batches": 2, "keep_best": "heldout/text"}
+    evaluation["blind"] = ("noise", "other")
     evaluation |= {"tasks": {"questions": {"examples": 5, "max_new_tokens": 3, **asked(sets)}}, "examples": 2}
     return settings(sets, steps=8, keep=2, evaluation=evaluation | changes)
 
@@ -74,6 +76,7 @@ def test_losses_by_modality_and_scores_are_recorded(finished: tuple[Path, dict[s
     records = [r for r in read_metrics(finished[0] / "metrics.jsonl") if "heldout/text" in r]
     for record in records:
         assert record["modality/text"] == record["heldout/text"] and record["modality/image"] == record["heldout/pairs"]
+        assert [name for name in record if name.startswith("sight/")] == ["sight/pairs/noise", "sight/pairs/other"]
         assert 0 <= record["tasks/questions"] <= 100
         assert not any(name.startswith("retention/") for name in record), "random weights are no base"
 
@@ -124,13 +127,20 @@ def test_the_value_is_that_of_the_model(
     """Measured again from the model folder, on batches read one by one."""
     workdir, result = finished
     config, params = load_model(result["model"])
-    values = configured(sets)["data"]
-    spec = {"kind": "text", "paths": sets["heldout"]["text"]}
-    values |= {"sources": [{"name": "text", "spec": spec}], "shuffle": "none", "seed": 0, "epochs": 1}
-    data = PackedData(DataConfig.from_dict(values), tmp_path, config.geometry)
-    batches = [with_modalities(data.batch(step)) for step in range(2)]
-    loss = HeldoutLoss(Model(config), jnp.float32)(params, {}, batches).mean
-    assert loss == pytest.approx(measured(workdir)[8][0], abs=1e-6)
+    total = HeldoutLoss(Model(config), jnp.float32)
+    pairs = sets["stages"]["s1_2"]["sources"][0]["spec"]
+    batches = {}
+    for name, spec in {"text": {"kind": "text", "paths": sets["heldout"]["text"]}, "pairs": pairs}.items():
+        values = configured(sets)["data"] | {"sources": [{"name": name, "spec": spec}]}
+        values |= {"shuffle": "none", "seed": 0, "epochs": 1}
+        data = PackedData(DataConfig.from_dict(values), tmp_path, config.geometry)
+        batches[name] = [with_modalities(data.batch(step)) for step in range(2)]
+    loss = {name: total(params, {}, of_source).mean for name, of_source in batches.items()}
+    assert (loss["text"], loss["pairs"]) == pytest.approx(measured(workdir)[8], abs=1e-6)
+    last = read_metrics(workdir / "metrics.jsonl")[-1]
+    for blindness in ("noise", "other"):
+        blind = total(params, {}, [blinded(batch, blindness) for batch in batches["pairs"]]).mean
+        assert blind - loss["pairs"] == pytest.approx(last[f"sight/pairs/{blindness}"], abs=1e-6) != 0
 
 
 def test_a_resumed_run_measures_the_same_and_knows_its_best(

