@@ -84,7 +84,7 @@ def _stage_values(values: Mapping[str, Any], folder: Path, stage: str | None) ->
     stage = stage or next(iter(config.stages))
     if stage not in config.stages:
         raise unknown_key("stage of the config", stage, config.stages)
-    run = Evip.open(config, folder).stage_config(stage, "")
+    run = Evip.open(config, folder).stage_config(stage, config.init)
     if config.init and model_config(config.init).vision is not None:
         return {"data": run.data, "init": config.init}
     return {"data": run.data, "vision": strict.to_dict(config.vision)}
