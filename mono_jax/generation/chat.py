@@ -22,10 +22,11 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.errors import GenerationError, PeerError
 from mono_jax.files import lfs_error
-from mono_jax.generation.decode import Generation, Generator, prefers_separate_layers
+from mono_jax.generation.decode import Generator, prefers_separate_layers
 from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import with_pixels
+from mono_jax.generation.text import TextStream
 from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.agreement import from_first, together
 from mono_jax.parallel.mesh import make_mesh
@@ -87,17 +88,27 @@ class Chat:
         start = time.perf_counter()
         with together():
             prompt = self._prompt(text, images)
-        stream = _Stream(self._tokenizer, on_text)
-        [generation] = self._session.turn([prompt], self._sampling, on_tokens=lambda rows: stream.add(rows[0]))
+        stream, first = TextStream(self._tokenizer), []
+
+        def show(piece: str) -> None:
+            if on_text is not None and piece:
+                on_text(piece)
+
+        def add(rows: list[list[int]]) -> None:
+            first.append(time.perf_counter())
+            show(stream.add(rows[0]))
+
+        [generation] = self._session.turn([prompt], self._sampling, on_tokens=add)
+        show(stream.finish())
         return Answer(
             prompt=text,
             images=[str(image) for image in images],
-            text=stream.finish(generation),
+            text=self._tokenizer.decode(generation.tokens).strip(),
             finish=generation.finish,
             new_tokens=len(generation.tokens),
             prompt_tokens=len(prompt.input_ids),
             visual_tokens=0 if prompt.patches is None else len(prompt.patches),
-            seconds_to_first_token=round(stream.first - start, 4),
+            seconds_to_first_token=round(first[0] - start, 4),
             seconds=round(time.perf_counter() - start, 4),
         )
 
@@ -144,34 +155,6 @@ def _read_image(file: str, tiling: Tiling, limits: ImageLimits) -> np.ndarray:
         raise DataError(f"{BadSample(error.reason, str(file), error.detail)}: give another image") from None
 
 
-class _Stream:
-    """Tokens to text as they come; a character whose bytes have not all come is held back."""
-
-    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None] | None):
-        self._tokenizer, self._on_text = tokenizer, on_text
-        self._tokens: list[int] = []
-        self._shown = ""
-        self.first = 0.0
-
-    def add(self, tokens: list[int]) -> None:
-        self.first = self.first or time.perf_counter()
-        self._tokens += tokens
-        text = self._tokenizer.decode(self._tokens)
-        if not text.endswith("\ufffd"):
-            self._show(text)
-
-    def _show(self, text: str) -> None:
-        if self._on_text is not None and text.startswith(self._shown):
-            self._on_text(text[len(self._shown) :])
-            self._shown = text
-
-    def finish(self, generation: Generation) -> str:
-        """The whole text; shows what was held back."""
-        text = self._tokenizer.decode(generation.tokens)
-        self._show(text)
-        return text.strip()
-
-
 @dataclasses.dataclass
 class Opened:
     """A model with what it is asked by. ``folder``, ``files``: as ``find_model`` and ``local_files`` give them."""
@@ -183,17 +166,33 @@ class Opened:
     files: Path
 
 
-def open_model(args: Any, model: str, mesh: Mesh | None) -> Opened:
-    """The model in the folder ``model`` on ``mesh``; what the flags leave out is as the folder says."""
+def model_flags(args: Any) -> dict[str, Any]:
+    """What ``open_model`` takes of a command's flags."""
+    return {name: getattr(args, name) for name in ("tokenizer", "dtype", "max_length", *PROMPT_FLAGS)}
+
+
+def open_model(
+    model: str,
+    mesh: Mesh | None,
+    *,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    max_length: int = 32768,
+    **form: Any,
+) -> Opened:
+    """The model in the folder ``model`` on ``mesh``.
+
+    tokenizer, form: as the folder says where they are None or left out; the names of ``form`` are ``PROMPT_FLAGS``.
+    dtype, max_length: see ``Generator``.
+    """
     folder = find_model(model)
     model_config(folder)  # tells of a wrong folder before anything else is looked for
     files = local_files(folder)
-    tokenizer = _open_tokenizer(args.tokenizer or files)
-    config, params = load_model(folder, shardings=mesh, image_token_id=tokenizer.added.get(IMAGE_CONTEXT))
-    form = prompt_format(folder, **{name: getattr(args, name) for name in PROMPT_FLAGS})
+    opened = _open_tokenizer(tokenizer or files)
+    config, params = load_model(folder, shardings=mesh, image_token_id=opened.added.get(IMAGE_CONTEXT))
     layout = {"mesh": mesh, "separate_layers": prefers_separate_layers(mesh)}
-    generator = Generator(config, params, args.dtype, max_length=args.max_length, **layout)
-    return Opened(generator, tokenizer, form, folder, files)
+    generator = Generator(config, params, dtype, max_length=max_length, **layout)
+    return Opened(generator, opened, prompt_format(folder, **form), folder, files)
 
 
 def open_chat(args: Any) -> Chat:
@@ -201,7 +200,8 @@ def open_chat(args: Any) -> Chat:
 
     The devices of several processes, which all make the same calls, share the model.
     """
-    opened = open_model(args, args.model, make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.process_count() > 1 else None)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.process_count() > 1 else None
+    opened = open_model(args.model, mesh, **model_flags(args))
     sampling = default_sampling(opened.files, **{name: getattr(args, name) for name in SAMPLING_FLAGS})
     return Chat(opened.generator, opened.tokenizer, opened.form, sampling)
 

@@ -27,7 +27,16 @@ from jax.sharding import Mesh
 from mono_jax.errors import GenerationError
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import TEXT_BUCKET, Prompt, bucket, check_prompt, pack
-from mono_jax.generation.sampling import Request, StaticChoices, choose, make_request, per_row, static_choices
+from mono_jax.generation.sampling import (
+    Occurrences,
+    Request,
+    StaticChoices,
+    choose,
+    make_request,
+    penalised,
+    per_row,
+    static_choices,
+)
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.cache import Cache
 from mono_jax.models.layer_ranges import separated
@@ -128,6 +137,7 @@ class Session:
         self._cache: Cache | None = None
         self._cached = np.zeros(rows, np.int64)
         self._pending: list[list[int]] = [[] for _ in range(rows)]  # generated, not yet in the cache
+        self._context: list[set[int]] = [set() for _ in range(rows)]  # tokens of earlier turns, for penalties
         self._broken = False
 
     @property
@@ -167,7 +177,8 @@ class Session:
         used = 0 if self._cache is None else int(self._cached.max())
         capacity = bucket(used + batch["order"].shape[1] + longest, TEXT_BUCKET)
         cache = None if self._cache is None else programs.compact(self._cache, capacity=capacity)
-        state = programs.prefill(params, batch, ends, cache, request, capacity=capacity, shapes=shapes)
+        seen = self._seen(prompts) if shapes.penalises else None
+        state = programs.prefill(params, batch, ends, cache, request, seen, capacity=capacity, shapes=shapes)
         sent = [0] * rows
         while True:
             if on_tokens is not None:
@@ -185,8 +196,17 @@ class Session:
         self._cached = np.asarray(state.lengths[:rows], np.int64)
         answers = _answers(state, samplings)
         self._pending = [answer.tokens[-1:] if answer.finish == "length" else [] for answer in answers]
+        for context, prompt, answer in zip(self._context, prompts, answers):
+            context.update(np.asarray(prompt.input_ids).tolist(), answer.tokens)
         self._broken = False
         return answers
+
+    def _seen(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """bool [rows, vocabulary]: the tokens in the context of each row."""
+        seen = np.zeros((self._rows, self._generator.config.vocab_size), bool)
+        for row, context, prompt in zip(seen, self._context, prompts):
+            row[[*context]] = row[prompt.input_ids] = True
+        return seen
 
     def _checked(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> list[Prompt]:
         """The prompts with what is pending in front; raises GenerationError unless all of them can be served."""
@@ -197,8 +217,8 @@ class Session:
         for i, (prompt, sampling) in enumerate(zip(prompts, samplings)):
             where = f"prompt {i}: " if len(prompts) > 1 else ""
             prompt = check_prompt(config, prompt, where)
-            if sampling.stop or sampling.logprobs is not None or sampling.penalises:
-                raise GenerationError(f"{where}stop strings, logprobs and penalties are for the engine of serving")
+            if sampling.stop or sampling.logprobs is not None:
+                raise GenerationError(f"{where}stop strings and logprobs are for the engine of mono_jax.serving")
             context, new = self.lengths[i], len(prompt.input_ids)
             if context + new + sampling.max_new_tokens > limit:
                 earlier = f"{context} tokens of earlier turns + " if context else ""
@@ -247,6 +267,7 @@ class _State(NamedTuple):
       step: int32 scalar, columns of ``tokens`` in use.
       finite: bool scalar, all logits so far were finite.
       logits: float32 [B, N, vocabulary], or None.
+      seen: of each row's tokens, where any row has penalties.
     """
 
     cache: Cache
@@ -257,6 +278,7 @@ class _State(NamedTuple):
     step: jax.Array
     finite: jax.Array
     logits: jax.Array | None
+    seen: Occurrences | None
 
 
 class _Programs(NamedTuple):
@@ -282,11 +304,15 @@ def _programs(config: Architecture, dtype: Any, mesh: Mesh | None) -> _Programs:
         ends: jax.Array,
         cache: Cache | None,
         request: Request,
+        seen: jax.Array | None,
         *,
         capacity: int,
         shapes: StaticChoices,
     ) -> _State:
-        """Runs whole prompts and chooses the first token; logits of the last text slot only are made."""
+        """Runs whole prompts and chooses the first token; logits of the last text slot only are made.
+
+        ``seen`` bool [B, vocabulary]: tokens of each row's context, where any row has penalties.
+        """
         output = model(params, batch, dtype, cache=cache, collect=("cache",))
         hidden = jnp.take_along_axis(output.hidden, ends[:, None, None], axis=1)[:, 0]
         logits = model.logits(params, hidden)
@@ -300,6 +326,7 @@ def _programs(config: Architecture, dtype: Any, mesh: Mesh | None) -> _Programs:
             step=jnp.zeros((), jnp.int32),
             finite=jnp.ones((), bool),
             logits=jnp.zeros((rows, shapes.answer, vocabulary), jnp.float32) if shapes.with_logits else None,
+            seen=None if seen is None else Occurrences(seen, jnp.zeros(seen.shape, jnp.int32)),
         )
         return _readable(_advance(state, logits, request, shapes))
 
@@ -336,7 +363,11 @@ def _readable(state: _State) -> _State:
 
 def _advance(state: _State, logits: jax.Array, request: Request, shapes: StaticChoices) -> _State:
     """Chooses and stores the next token of each row."""
-    token = choose(logits, state.lengths, request, draws=shapes.draws, filters=shapes.filters)
+    seen = state.seen
+    wanted = logits if seen is None else penalised(logits, request, seen)
+    token = choose(wanted, state.lengths, request, draws=shapes.draws, filters=shapes.filters)
+    if seen is not None:
+        seen = seen._replace(answer=seen.answer.at[jnp.arange(token.size), token].add(1))
     counts = state.counts + ~state.done
     stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
     return state._replace(
@@ -348,4 +379,5 @@ def _advance(state: _State, logits: jax.Array, request: Request, shapes: StaticC
         logits=state.logits
         if state.logits is None
         else jax.lax.dynamic_update_index_in_dim(state.logits, logits, state.step, axis=1),
+        seen=seen,
     )

@@ -26,15 +26,28 @@ class Request(NamedTuple):
     seed: jax.Array
     stop_tokens: jax.Array
     banned_tokens: jax.Array
+    repetition_penalty: jax.Array
+    presence_penalty: jax.Array
+    frequency_penalty: jax.Array
 
 
 class StaticChoices(NamedTuple):
-    """What is compiled in: size of the answer buffer; whether logits are kept, anything is drawn, anything filtered."""
+    """What is compiled in: size of the answer buffer; whether logits are kept; whether tokens are drawn, filtered, or
+    penalised for any row.
+    """
 
     answer: int
     with_logits: bool
     draws: bool
     filters: bool
+    penalises: bool
+
+
+class Occurrences(NamedTuple):
+    """The tokens that each row has already: ``context`` bool [B, vocabulary], ``answer`` int32 (how many times)."""
+
+    context: jax.Array
+    answer: jax.Array
 
 
 def per_row(sampling: Sampling | Sequence[Sampling], rows: int) -> list[Sampling]:
@@ -52,11 +65,15 @@ def static_choices(samplings: Sequence[Sampling]) -> StaticChoices:
         with_logits=any(s.return_logits for s in samplings),
         draws=bool(drawn),
         filters=any(s.top_k > 0 or s.top_p < 1 for s in drawn),
+        penalises=any(s.penalises for s in samplings),
     )
 
 
-def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int) -> Request:
-    """Samplings as arrays; rows added by rounding up have ``max_new_tokens`` 0."""
+def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int, width: int | None = None) -> Request:
+    """Samplings as arrays; rows added by rounding up have ``max_new_tokens`` 0.
+
+    ``width``: of the tables of stop and banned tokens; None = as the samplings need it.
+    """
     image = () if config.vision is None else (config.image_token_id,)
     idle = rows - len(samplings)
 
@@ -64,7 +81,7 @@ def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int)
         return np.array(values + [fill] * idle, dtype)
 
     def table(lists: list[tuple[int, ...]]) -> np.ndarray:
-        result = np.full((rows, bucket(max(4, *map(len, lists)))), -1, np.int32)
+        result = np.full((rows, width or bucket(max(4, *map(len, lists)))), -1, np.int32)
         for row, values in zip(result, lists):
             row[: len(values)] = values
         return result
@@ -77,7 +94,21 @@ def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int)
         column([s.seed % 2**32 for s in samplings], np.uint32),
         table([s.stop_tokens for s in samplings]),
         table([s.banned_tokens + image for s in samplings]),
+        column([s.repetition_penalty for s in samplings], np.float32, 1.0),
+        column([s.presence_penalty for s in samplings], np.float32),
+        column([s.frequency_penalty for s in samplings], np.float32),
     )
+
+
+def penalised(logits: jax.Array, request: Request, seen: Occurrences) -> jax.Array:
+    """float32 [B, vocabulary]: the logits less the penalties of tokens that the rows have already."""
+    repetition, presence, frequency = (
+        penalty[:, None]
+        for penalty in (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
+    )
+    repeated = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    logits = jnp.where(seen.context | (seen.answer > 0), repeated, logits)
+    return logits - presence * (seen.answer > 0) - frequency * seen.answer
 
 
 def choose(logits: jax.Array, positions: jax.Array, request: Request, *, draws: bool, filters: bool) -> jax.Array:

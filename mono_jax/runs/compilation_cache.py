@@ -86,16 +86,20 @@ def folder_of(setting: bool | str, cache_dir: Path | str) -> Path | None:
 
 
 @contextlib.contextmanager
-def kept_programs(folder: Path | None, say: Say) -> Iterator[Programs]:
+def kept_programs(folder: Path | None, say: Say, least_s: float | None = None) -> Iterator[Programs]:
     """Within it JAX keeps compiled programs below ``folder``; None = nowhere.
 
+    ``least_s``: seconds that a program must take to be kept; None = as JAX has it, a second.
     What the user said to JAX counts for more: its own folder, or that there is no cache. Contexts may be nested.
     """
     before = jax.config.jax_compilation_cache_dir, compilation_cache._cache
+    least_before = jax.config.jax_persistent_cache_min_compile_time_secs
     users = before[0] is not None and not isinstance(before[1], _Entries)
     own = None if users or folder is None else _Entries(folder / _machine(), say)
     if not users:
         _use(own and str(own._path), own)
+    if least_s is not None:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_s)
     enabled = jax.config.jax_enable_compilation_cache
     programs = Programs((Path(before[0]) if users else folder) if enabled else None)
     jax.monitoring.register_event_listener(programs._event)
@@ -105,6 +109,7 @@ def kept_programs(folder: Path | None, say: Say) -> Iterator[Programs]:
     finally:
         jax.monitoring.unregister_event_listener(programs._event)
         jax.monitoring.unregister_event_duration_listener(programs._duration)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_before)
         if not users:
             _use(*before)
 

@@ -129,7 +129,7 @@ class Stats:
       first_token_s, step_s, queue_s: the latest values in seconds: from submit to first token; of a step of all
         answers; from submit to the begin of reading. The oldest of a few thousand are dropped.
       steps, chunks: steps of answers, and chunks of prompts.
-      host_share: share of the time of steps in which the device waits for the scheduler.
+      host_share: share of the time in which there is work that the scheduler is busy (the device works meanwhile).
       compilations: programs compiled since the warm-up; 0 unless there is a fault.
       warm_up_s: seconds that the warm-up took; programs: how many it made.
     """

@@ -26,7 +26,7 @@ from experiments import generate as command
 from mono_jax import cli
 from mono_jax.errors import ConfigError
 from mono_jax.generation import chat
-from mono_jax.generation.decode import Generation, Generator
+from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import VisionConfig
@@ -137,19 +137,6 @@ def test_plain_text_goes_on_as_it_stands(
 ) -> None:
     result = run(capsys, f"--model={folder}", "--template=none", "--prompt=once upon a time", "--temperature=1.5")
     assert result["turns"][0]["prompt_tokens"] == 1 + len(tokenizer.encode("once upon a time"))
-
-
-def test_text_is_streamed_whole(tokenizer: Tokenizer) -> None:
-    """What is shown piece by piece is the text; a character of several byte tokens is not shown in part."""
-    ids = tokenizer.encode("naïve 模型 x<ref>y")
-    parts: list[str] = []
-    stream = chat._Stream(tokenizer, parts.append)
-    for token in ids:
-        stream.add([token])
-    text = stream.finish(Generation(ids, "length"))
-    assert "".join(parts).strip() == text == "naïve 模型 x<ref>y"
-    assert "\ufffd" not in "".join(parts)
-    assert len(parts) > 4
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from mono_jax.evaluation.benchmarks.scoring import Scored, differences
 from mono_jax.evaluation.judges import find_judge
 from mono_jax.evaluation.metrics.judged import Memory
 from mono_jax.evaluation.metrics.registry import JUDGED
-from mono_jax.generation.chat import PROMPT_FLAGS, Opened, open_model, prompt_format, tiling_of
+from mono_jax.generation.chat import PROMPT_FLAGS, Opened, model_flags, open_model, prompt_format, tiling_of
 from mono_jax.parallel.agreement import barrier, first_process_first, together
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.storage.places import Place
@@ -110,7 +110,7 @@ def _answers(
         mine = [example for example in asked[jax.process_index() :: jax.process_count()] if example.id not in there]
         barrier()  # nobody adds answers before all have read which are there
         if len(there) < len(asked):
-            opened = opened or open_model(args, model, local_mesh(model))
+            opened = opened or open_model(model, local_mesh(model), **model_flags(args))
             asker = asker_of(opened)
             say(f"{label}, {task.name}: {len(asked)} examples, {len(there)} answered before")
             done = 0

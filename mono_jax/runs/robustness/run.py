@@ -14,7 +14,7 @@ from mono_jax.evaluation.benchmarks import running
 from mono_jax.evaluation.questions import Question, read_questions
 from mono_jax.evaluation.robustness.broken import BROKEN
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
-from mono_jax.generation.chat import Chat, Opened, open_model
+from mono_jax.generation.chat import Chat, Opened, model_flags, open_model
 from mono_jax.generation.options import Sampling
 from mono_jax.runs.console import say_now
 from mono_jax.runs.reporting.page import page
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     asked = read_questions(args.questions, args.images)[: args.limit]
     if not asked:
         raise DataError(f"{args.questions}: no question in it")
-    broken = try_broken(open_model(args, args.model, None), out / "broken", asked[0])
+    broken = try_broken(open_model(args.model, None, **model_flags(args)), out / "broken", asked[0])
     files = sets.write(out / "sets", asked, args.changes)
     tasks = ",".join(f"{name}:questions={file}" for name, file in files.items())
     options = {"model": [args.model], "tasks": tasks, "data": str(args.images), "out": str(out / "answers"),

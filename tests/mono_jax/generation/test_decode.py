@@ -321,6 +321,12 @@ def test_a_prompt_longer_than_the_cache(mono: Generator) -> None:
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"stop": ("",)},
+        {"logprobs": 21},
+        {"logprobs": -1},
     ],
 )
 def test_bad_sampling(changes: dict[str, Any]) -> None:
@@ -344,3 +350,50 @@ def test_damaged_weights_are_told(mono: Generator) -> None:
         session.turn([prompt("ttt")], Sampling(4))
     with pytest.raises(GenerationError, match="start a new session"):
         session.turn([prompt("ttt")], Sampling(4))
+
+
+# ------------------------------------------------------------------ penalties
+
+
+PENALTIES = [
+    {"repetition_penalty": 1.4},
+    {"repetition_penalty": 0.7},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": -0.8},
+    {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.9},
+]
+
+
+def penalised_by_hand(logits: np.ndarray, context: list[int], answer: list[int], sampling: Sampling) -> np.ndarray:
+    """The definitions, token by token: arXiv 1909.05858 (context and answer), and OpenAI's API (answer)."""
+    logits = logits.astype(np.float64)
+    for token in {*context, *answer}:
+        logits[token] *= sampling.repetition_penalty if logits[token] < 0 else 1 / sampling.repetition_penalty
+    for token in set(answer):
+        logits[token] -= sampling.presence_penalty + answer.count(token) * sampling.frequency_penalty
+    return logits
+
+
+def test_penalties(mono: Generator) -> None:
+    """Greedy answers take the likeliest token after penalties, in a batch with rows without any, over two turns."""
+    samplings = [Sampling(14, return_logits=True, **changes) for changes in [*PENALTIES, {}]]
+    session = mono.session(len(samplings))
+    contexts: list[list[int]] = [[] for _ in samplings]
+    changed = 0
+    for turn in range(2):
+        prompts = [prompt("tItt" if turn == 0 else "ttt", seed) for seed in range(len(samplings))]
+        for row, answer in enumerate(session.turn(prompts, samplings)):
+            contexts[row] += np.asarray(prompts[row].input_ids).tolist()
+            for n, token in enumerate(answer.tokens):
+                wanted = penalised_by_hand(answer.logits[n], contexts[row], answer.tokens[:n], samplings[row])
+                wanted[IMAGE] = -np.inf
+                assert token == wanted.argmax()
+                changed += token != np.where(np.arange(wanted.size) == IMAGE, -np.inf, answer.logits[n]).argmax()
+            contexts[row] += answer.tokens
+    assert changed > 10
+
+
+def test_what_a_generator_does_not_know(mono: Generator) -> None:
+    for sampling in (Sampling(2, stop=("x",)), Sampling(2, logprobs=0)):
+        with pytest.raises(GenerationError, match="for the engine"):
+            mono.generate([prompt("t")], sampling)

@@ -1,0 +1,64 @@
+"""Tokens to text as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_pipelines.encoding.tokenizer import Tokenizer
+
+_UNFINISHED = "\ufffd"  # how a character decodes whose bytes have not all come
+
+
+class TextStream:
+    """The text of an answer, piece by piece; the pieces in order are the text.
+
+    Held back is what may change yet: a character whose bytes have not all come, and the beginning of a stop string.
+
+    Attributes:
+      stopped_by: the stop string that ended the text, in front of which it is cut off; None = none did.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._tokens: list[int] = []
+        # Only tokens from ``_start`` on are decoded again; those up to ``_read`` are in the text already, and decoded
+        # with the new ones because spaces and bytes depend on what stands before them.
+        self._start = self._read = 0
+        self._held = ""
+        self.stopped_by: str | None = None
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """The new text after ``tokens``."""
+        new = ""
+        for token in tokens:
+            self._tokens.append(token)
+            new += self._decoded(whole=False)
+        return self._released(new, end=False)
+
+    def finish(self) -> str:
+        """What was held back."""
+        return self._released(self._decoded(whole=True), end=True)
+
+    def _decoded(self, whole: bool) -> str:
+        before = self._tokenizer.decode(self._tokens[self._start : self._read])
+        now = self._tokenizer.decode(self._tokens[self._start :])
+        if now.endswith(_UNFINISHED) and not whole:
+            return ""
+        self._start, self._read = self._read, len(self._tokens)
+        return now[len(before) :]
+
+    def _released(self, new: str, end: bool) -> str:
+        if self.stopped_by is not None:
+            return ""
+        text = self._held + new
+        if (found := min(((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=None)) is not None:
+            self._held, self.stopped_by = "", found[1]
+            return text[: found[0]]
+        keep = 0 if end else max((_overlap(text, s) for s in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of ``text`` with which ``stop`` may begin."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,0 +1,241 @@
+"""The engine: requests in from any thread, tokens out from its own.
+
+Bounds: rows, pages, queue and the length of requests are ``EngineConfig``'s, and all memory of the device is taken at
+the start. Programs are compiled before the first request, none later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.tokenizer import Tokenizer
+from mono_jax.errors import ConfigError, GenerationError
+from mono_jax.generation.chat import end_tokens, open_model
+from mono_jax.generation.decode import Generator
+from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
+from mono_jax.generation.prompts import check_prompt
+from mono_jax.generation.text import TextStream
+from mono_jax.models.architecture import Architecture
+from mono_jax.parallel.mesh import make_mesh, row_ways
+from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.runs.compilation_cache import kept_programs
+from mono_jax.serving.chunks import Reading
+from mono_jax.serving.contract import EngineConfig, Event, Full, OnEvent, Request, Stats, TokenLogprobs, TooLong
+from mono_jax.serving.loop import Loop
+from mono_jax.serving.memory import TOKENS_PER_TABLE
+from mono_jax.serving.pages import Contents
+from mono_jax.serving.programs import Programs
+from mono_jax.serving.records import Compilations
+from mono_jax.serving.task import Task
+from mono_jax.weights.prompt_format import PromptFormat
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """A ``ServingEngine`` with a model. ``Engine.open`` makes one from a folder.
+
+    Args:
+      generator: the model, on one device or on a mesh of one process that splits no rows.
+      name, tokenizer, form, sampling: see ``ServingEngine``.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        *,
+        form: PromptFormat | None = None,
+        sampling: Sampling | None = None,
+        name: str = "model",
+    ):
+        if generator.mesh is not None and row_ways(generator.mesh) > 1:
+            raise ConfigError("the engine splits heads and columns over devices, not rows: use a mesh of `tensor` only")
+        self.name, self.config, self.tokenizer = name, config, tokenizer
+        self.architecture: Architecture = generator.config
+        self.form, self.sampling = form or PromptFormat(), sampling or Sampling()
+        self._programs = Programs(generator, config)
+        self._loop, self._compilations = Loop(self._programs, config), Compilations()
+        self._lock = threading.Condition()
+        self._arrived: list[Task] = []
+        self._warm_up: dict[str, Any] = {}
+        self._closing: str | None = "the engine has not been started"  # why no request is taken
+        self._cut = False
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, model: str, config: EngineConfig, *, name: str | None = None, **options: Any) -> Engine:
+        """An engine for the model in the folder ``model``, as a client knows it: by ``name``, else the folder's.
+
+        options: "tokenizer", "template", "system_message", "max_tiles", as ``open_model`` takes them, and what is
+        given of ``SAMPLING_FLAGS``. Raises ConfigError, DataError or WeightsError that says what to change.
+        """
+        given = {flag: options.pop(flag, None) for flag in SAMPLING_FLAGS}
+        dtype = None if config.dtype == "auto" else config.dtype
+        opened = open_model(model, _mesh(config.tensor), dtype=dtype, max_length=config.max_length, **options)
+        sampling = default_sampling(opened.files, **given)
+        plain = opened.form.template == NO_TEMPLATE
+        encoder = None if plain else ChatEncoder(opened.tokenizer, opened.form.template, opened.form.system_message)
+        stops = {*sampling.stop_tokens, *end_tokens(opened.tokenizer, encoder)}
+        sampling = dataclasses.replace(sampling, stop_tokens=tuple(sorted(stops)))
+        name = name or Path(model.rstrip("/")).name
+        return cls(opened.generator, opened.tokenizer, config, form=opened.form, sampling=sampling, name=name)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # For clients, from any thread
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Compiles what is needed, then serves in a thread of its own; see ``EngineConfig.programs``."""
+        start = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            if self.config.programs:
+                # Those that compile quickly too: there are many.
+                stack.enter_context(kept_programs(Path(self.config.programs), _say, least_s=0.0))
+            count = self._programs.compile()
+        self._warm_up = {"warm_up_s": time.perf_counter() - start, "programs": count}
+        self._compilations.listen()
+        self._closing = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, on_event: OnEvent) -> Task:
+        return self._submitted(self._task(request, on_event))
+
+    def score(self, request: Request) -> Sequence[TokenLogprobs | None]:
+        ended, events = threading.Event(), []
+
+        def on_event(event: Event) -> None:
+            events.append(event)
+            ended.set()
+
+        task = self._task(request, on_event)
+        task.scores = [None] * task.tokens
+        self._submitted(task)
+        ended.wait()
+        if events[-1].finish != "length":
+            raise GenerationError(events[-1].message)
+        return task.scores
+
+    def stats(self) -> Stats:
+        scheduler, page = self._loop.scheduler, self.config.page
+        pages = scheduler.pages
+        return Stats(
+            queued=len(scheduler.queue) + len(self._arrived),
+            running=scheduler.running,
+            max_rows=self.config.max_rows,
+            slots_used=pages.used * page,
+            slots=pages.count * page,
+            slots_reusable=pages.reusable * page,
+            compilations=self._compilations.count,
+            **self._loop.records.values(),
+            **self._warm_up,
+        )
+
+    def close(self, drain: bool = True) -> None:
+        with self._lock:
+            self._closing = self._closing or "the engine is closing"
+            self._cut = not drain
+            self._lock.notify()
+        if self._thread is not None:
+            self._thread.join()
+        self._compilations.stop()
+
+    def _task(self, request: Request, on_event: OnEvent) -> Task:
+        """The request, checked; raises TooLong or GenerationError."""
+        config, sampling = self.config, request.sampling
+        prompt = check_prompt(self.architecture, request.prompt, "")
+        if len(prompt.patches) and prompt.patches.dtype != np.uint8:
+            raise GenerationError(f"patches are {prompt.patches.dtype}: the engine takes pixels, uint8")
+        for name in ("stop_tokens", "banned_tokens"):
+            if (count := len(getattr(sampling, name))) >= TOKENS_PER_TABLE:
+                raise GenerationError(f"{count} {name}: a request may have fewer than {TOKENS_PER_TABLE}")
+        if sampling.return_logits:
+            raise GenerationError("return_logits is for Generator; a request may have logprobs")
+        tokens = len(prompt.input_ids)
+        if tokens + sampling.max_new_tokens > config.max_length:
+            raise TooLong(
+                f"{tokens} prompt tokens + {sampling.max_new_tokens} new tokens are more than the {config.max_length} "
+                "that a request may have: shorten the prompt, use fewer image tiles or new tokens, or raise max_length"
+            )
+        sizes = self._programs.sizes
+        reading = Reading(self.architecture, prompt, sizes.chunks, sizes.block)
+        if reading.longest_image() > sizes.chunks[-1]:
+            raise TooLong(
+                f"an image of {reading.longest_image()} tokens, which this model sees whole, is larger than a chunk of "
+                f"{sizes.chunks[-1]}: use fewer tiles, or raise prefill_chunk"
+            )
+        contents = Contents(self.architecture, prompt, config.page)
+        text = TextStream(self.tokenizer, sampling.stop)
+        return Task(prompt, sampling, on_event, reading, contents, text)
+
+    def _submitted(self, task: Task) -> Task:
+        with self._lock:
+            scheduler, config = self._loop.scheduler, self.config
+            waiting = len(self._arrived) + len(scheduler.queue)
+            if self._closing is None and waiting < config.max_queue + config.max_rows - scheduler.running:
+                self._arrived.append(task)
+                self._lock.notify()
+                return task
+            self._loop.records.refused += 1
+            raise Full(
+                self._closing or f"{waiting} requests wait already, as many as max_queue allows: try again later"
+            )
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The engine's thread
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._work():
+                pass
+        except Exception as error:  # of the device, out of memory for example: nothing can be served any more
+            _log.exception("the engine has stopped")
+            message = f"the engine has stopped: {type(error).__name__}: {error}".splitlines()[0]
+            with self._lock:
+                self._closing = message
+                arrived, self._arrived = self._arrived, []
+            for task in [*self._loop.scheduler.tasks(), *arrived]:
+                task.end("error", message)
+
+    def _work(self) -> bool:
+        """A turn with what arrived; False when the engine closes and nothing is left to do."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._arrived or self._closing is not None or not self._loop.idle)
+            arrived, self._arrived = self._arrived, []
+            cut = self._closing if self._cut else None
+            if self._closing is not None and not arrived and self._loop.idle:
+                return False
+        self._loop.turn(arrived, cut)
+        return True
+
+
+def _mesh(tensor: int) -> Mesh | None:
+    """The mesh of ``EngineConfig.tensor``; raises ConfigError if there are not as many devices."""
+    devices = jax.devices()
+    count = len(devices) if tensor == -1 else tensor
+    if jax.process_count() > 1:
+        raise ConfigError("the engine runs in one process: start one for each host, behind a load balancer")
+    if not 0 < count <= len(devices):
+        raise ConfigError(
+            f"engine.tensor is {tensor}: there are {len(devices)} devices; use 1 to {len(devices)}, or -1"
+        )
+    return None if count == 1 else make_mesh(MeshConfig(data=1, fsdp=1, tensor=count), devices[:count])
+
+
+def _say(line: str) -> None:
+    _log.warning("%s", line)

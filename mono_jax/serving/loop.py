@@ -1,0 +1,173 @@
+"""One turn after another of reading prompts and choosing tokens, with the device always one turn ahead of the host.
+
+    each turn: dispatch  chunks of prompts (up to ``prefill_chunk`` slots), then a step of all answers
+               collect   the results of the turn before, while the device computes this one
+
+The device's memory goes from call to call, and rows that are done stay so on the device, so that a turn can be
+dispatched before the one before it is known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from mono_jax.serving.chunks import Chunk, Part
+from mono_jax.serving.contract import EngineConfig, Finish
+from mono_jax.serving.memory import Chosen, Logprobs
+from mono_jax.serving.programs import Programs
+from mono_jax.serving.records import Records
+from mono_jax.serving.scheduler import Scheduler
+from mono_jax.serving.task import Task, of_token
+
+NOT_FINITE = "the model gave logits that are not finite: check the weights, or use dtype float32"
+
+
+class _Read(NamedTuple):
+    """A chunk that was dispatched."""
+
+    task: Task
+    part: Part
+    chunk: Chunk
+    found: tuple[Chosen, Logprobs]
+
+
+class _Step(NamedTuple):
+    """A step that was dispatched."""
+
+    tasks: list[Task]
+    found: Chosen
+
+
+class Loop:
+    """Belongs to one thread; other threads may read counts.
+
+    Attributes:
+      scheduler: who is served. records: what was done.
+    """
+
+    def __init__(self, programs: Programs, config: EngineConfig):
+        self._programs, self._page = programs, config.page
+        self.scheduler, self.records = Scheduler(config), Records()
+        self._dispatched: list[_Read | _Step] = []
+        self._stepped_s = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return self.scheduler.idle and not self._dispatched
+
+    def turn(self, arrived: Sequence[Task] = (), cut: str | None = None) -> None:
+        """``arrived``: new requests. ``cut``: why all requests shall end now; None = they need not."""
+        start, scheduler = time.perf_counter(), self.scheduler
+        scheduler.queue.extend(arrived)
+        for task in scheduler.tasks():
+            if task.cancelled or cut is not None:
+                self._end(task, "cancelled", cut or "cancelled by the client")
+        before, self._dispatched = self._dispatched, [*self._read(), *self._step()]
+        waited = 0.0
+        for one in before:
+            waiting = time.perf_counter()
+            found = one.found if isinstance(one, _Step) or one.task.scores is not None else (one.found[0], None)
+            found = jax.device_get(found)
+            waited += time.perf_counter() - waiting
+            self._collect(one._replace(found=found))
+        self.records.waited_s += waited
+        self.records.busy_s += time.perf_counter() - start - waited
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Dispatching
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> list[_Read]:
+        """Chunks of prompts, as many as one turn may read."""
+        reads: list[_Read] = []
+        room = self._programs.sizes.chunks[-1]
+        while (task := self.scheduler.reading or self._admit()) is not None:
+            part = task.reading.part(task.read)
+            if part.size > room:
+                break
+            room -= part.size
+            self._embed(task, part)
+            chunk = task.reading.chunk(part, task.row, task.scores is not None)
+            found = self._programs.read(chunk, -(-part.stop // self._page))
+            reads.append(_Read(task, part, chunk, found))
+            task.read, task.dispatched = part.stop, int(part.stop == task.tokens)
+            self.records.chunks += 1
+            self.scheduler.was_read(task)
+        return reads
+
+    def _admit(self) -> Task | None:
+        task = self.scheduler.admit()
+        if task is not None:
+            self._programs.admit(task.row, task.pages, task.sampling, task.reading.ids)
+            self.records.admitted(task)
+        return task
+
+    def _embed(self, task: Task, part: Part) -> None:
+        """The visual tokens of ``part``, as far as they are not in the device's features."""
+        tile = self._programs.tile_tokens
+        if part.feature == part.feature_stop:
+            return
+        if not task.embedded:  # what stands before was found in the cache
+            task.embedded = part.feature // tile * tile
+        while (found := task.patches(tile, part.feature_stop, self._programs.sizes.tiles[-1] * tile)) is not None:
+            self._programs.embed(*found)
+
+    def _step(self) -> list[_Step]:
+        tasks = self.scheduler.steps()
+        if not tasks:
+            return []
+        longest = max(task.tokens + task.dispatched for task in tasks)
+        found = self._programs.step([task.row for task in tasks], -(-longest // self._page))
+        for task in tasks:
+            task.dispatched += 1
+        self.records.steps += 1
+        return [_Step(tasks, found)]
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Collecting
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _collect(self, one: _Read | _Step) -> None:
+        now = time.perf_counter()
+        if isinstance(one, _Step):
+            self.records.step_s.append(now - self._stepped_s)
+            for number, task in enumerate(one.tasks):
+                self._token(task, one.found, number)
+        elif one.task.scores is not None:
+            self._scores(one)
+        elif one.chunk.is_last:
+            self._token(one.task, one.found[0], 0)
+        self._stepped_s = now
+
+    def _token(self, task: Task, found: Chosen, at: int) -> None:
+        """Token number ``at``, if its request has not ended meanwhile."""
+        if task.finish is not None:
+            return
+        if not found.finite[at]:
+            self._end(task, "error", NOT_FINITE)
+            return
+        token, count = int(found.tokens[at]), task.sampling.logprobs
+        task.token(token, bool(found.done[at]), None if count is None else of_token(token, found.logprobs, at, count))
+        self.records.tokens_out += 1
+        if task.finish is not None:
+            self._release(task)
+
+    def _scores(self, one: _Read) -> None:
+        if one.task.finish is not None:
+            return
+        chosen, scores = one.found
+        one.task.score(one.part, scores, one.chunk.targets)
+        if one.chunk.is_last:
+            self._end(one.task, *(("length",) if chosen.finite[0] else ("error", NOT_FINITE)))
+
+    def _end(self, task: Task, finish: Finish, message: str = "") -> None:
+        task.end(finish, message)
+        self._release(task)
+
+    def _release(self, task: Task) -> None:
+        self.scheduler.release(task)
+        self.records.ended(task)

@@ -1,0 +1,187 @@
+"""What an engine keeps on the device: the pages of the cache, the image that is being read, the rows of requests."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mono_jax.axes import TENSOR
+from mono_jax.generation.options import MAX_LOGPROBS, Sampling
+from mono_jax.generation.sampling import Occurrences, Request, choose, make_request, penalised
+from mono_jax.models.architecture import Architecture
+
+TOKENS_PER_TABLE = 64  # most stop tokens, and most banned ones, of a request
+
+
+class Rows(NamedTuple):
+    """Requests that are answered, [R + 1]; the last row is nobody's, and always done.
+
+    Attributes:
+      token: int32, the last one of each row, not yet in the cache. length: int32, tokens in the cache.
+      count: int32, tokens of the answer. done: bool. pages: int32 [R + 1, P], of the cache.
+      wants_logprobs: bool. request: as arrays. seen: which tokens each row has, for penalties.
+    """
+
+    token: jax.Array
+    length: jax.Array
+    count: jax.Array
+    done: jax.Array
+    pages: jax.Array
+    wants_logprobs: jax.Array
+    request: Request
+    seen: Occurrences
+
+
+class Memory(NamedTuple):
+    """Keys and values [L, N, page, Hkv, D]; features [F, d], visual tokens of the prompt that is being read; rows."""
+
+    keys: jax.Array
+    values: jax.Array
+    features: jax.Array
+    rows: Rows
+
+
+class Logprobs(NamedTuple):
+    """Of one token each: its log-probability float32 [n], and the likeliest tokens [n, MAX_LOGPROBS] with theirs."""
+
+    chosen: jax.Array
+    tokens: jax.Array
+    top: jax.Array
+
+
+class Chosen(NamedTuple):
+    """The next token of rows: int32 [B]; done, finite: bool [B]. ``logprobs`` are zeros where no row wants them."""
+
+    tokens: jax.Array
+    done: jax.Array
+    finite: jax.Array
+    logprobs: Logprobs
+
+
+def empty_memory(
+    config: Architecture, dtype: jnp.dtype, *, rows: int, pages: int, page: int, length: int, features: int
+) -> Memory:
+    """Nothing is answered. ``pages``: of the cache, nobody's included; ``length``: pages that a row may have."""
+    layers, heads = config.num_hidden_layers, config.num_key_value_heads
+    shape = (layers, pages, page, heads, config.head_dim)
+    request = make_request(config, [Sampling()] * (rows + 1), rows + 1, TOKENS_PER_TABLE)
+    numbers = jnp.zeros(rows + 1, jnp.int32)
+    vocabulary = (rows + 1, config.vocab_size)
+    table = Rows(
+        numbers,
+        numbers,
+        numbers,
+        jnp.ones(rows + 1, bool),
+        jnp.zeros((rows + 1, length), jnp.int32),
+        jnp.zeros(rows + 1, bool),
+        jax.tree.map(jnp.asarray, request),
+        Occurrences(jnp.zeros(vocabulary, bool), jnp.zeros(vocabulary, jnp.int32)),
+    )
+    width = config.hidden_size if config.vision is not None else 0
+    return Memory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((features, width), dtype), table)
+
+
+def memory_shardings(config: Architecture, memory: Memory, mesh: Mesh) -> Memory:
+    """Pages are split by heads, as far as they divide; the rest is whole on every device."""
+    whole = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), memory)
+    if config.num_key_value_heads % mesh.shape[TENSOR]:
+        return whole
+    heads = NamedSharding(mesh, PartitionSpec(None, None, None, TENSOR))
+    return whole._replace(keys=heads, values=heads)
+
+
+def admitted(
+    rows: Rows, row: jax.Array, pages: jax.Array, wants_logprobs: jax.Array, request: Request, context: jax.Array
+) -> Rows:
+    """With a new request in ``row``: its pages [P], itself as arrays of one row, and the tokens of its prompt."""
+    request = jax.tree.map(lambda old, new: old.at[row].set(new[0]), rows.request, request)
+    seen = Occurrences(rows.seen.context.at[row].set(context), rows.seen.answer.at[row].set(0))
+    return rows._replace(
+        count=rows.count.at[row].set(0),
+        done=rows.done.at[row].set(False),
+        pages=rows.pages.at[row].set(pages),
+        wants_logprobs=rows.wants_logprobs.at[row].set(wants_logprobs),
+        request=request,
+        seen=seen,
+    )
+
+
+def advanced(
+    rows: Rows, index: jax.Array, logits: jax.Array, lengths: jax.Array, goes_on: jax.Array
+) -> tuple[Rows, Chosen]:
+    """Chooses and keeps the next token of the rows ``index`` [B] from logits [B, vocabulary].
+
+    Args:
+      lengths: int32 [B], tokens in the cache: the place of the new token.
+      goes_on: bool [B]; other rows stay as they are.
+    """
+    request = jax.tree.map(lambda a: a[index], rows.request)
+    seen = rows.seen
+    has_penalties = (
+        (request.repetition_penalty != 1) | (request.presence_penalty != 0) | (request.frequency_penalty != 0)
+    )
+    wanted = jax.lax.cond(
+        has_penalties.any(),
+        lambda: penalised(logits, request, Occurrences(seen.context[index], seen.answer[index])),
+        lambda: logits,
+    )
+    token = _choose(wanted, lengths, request)
+    finite = jnp.isfinite(logits).all(axis=-1)
+    count = rows.count[index] + 1
+    stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
+    done = stopped | (count >= request.max_new_tokens) | ~finite
+    logprobs = jax.lax.cond(
+        (rows.wants_logprobs[index] & goes_on).any(),
+        lambda: logprobs_of(logits, token),
+        lambda: _no_logprobs(token.size),
+    )
+
+    def kept(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[index].set(jnp.where(goes_on, new, old[index]))
+
+    rows = rows._replace(
+        token=kept(rows.token, token),
+        length=kept(rows.length, lengths),
+        count=kept(rows.count, count),
+        done=kept(rows.done, done),
+        seen=seen._replace(answer=seen.answer.at[index, token].add(goes_on)),
+    )
+    return rows, Chosen(token, done, finite, logprobs)
+
+
+def _choose(logits: jax.Array, positions: jax.Array, request: Request) -> jax.Array:
+    """``choose``, with no more work than the rows at hand need."""
+    draws = request.temperature > 0
+    filters = draws & ((request.top_k > 0) | (request.top_p < 1))
+    kinds = [(False, False), (True, False), (True, True)]
+    branches = [lambda d=d, f=f: choose(logits, positions, request, draws=d, filters=f) for d, f in kinds]
+    return jax.lax.switch(draws.any().astype(jnp.int32) + filters.any(), branches)
+
+
+def logprobs_of(logits: jax.Array, tokens: jax.Array) -> Logprobs:
+    """Of ``tokens`` [n] under float32 logits [n, vocabulary]."""
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1) - total
+    top, likeliest = jax.lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[-1]))
+    missing = ((0, 0), (0, MAX_LOGPROBS - top.shape[-1]))
+    return Logprobs(chosen[:, 0], jnp.pad(likeliest, missing), jnp.pad(top - total, missing))
+
+
+def _no_logprobs(count: int) -> Logprobs:
+    return Logprobs(
+        jnp.zeros(count), jnp.zeros((count, MAX_LOGPROBS), jnp.int32), jnp.zeros((count, MAX_LOGPROBS), jnp.float32)
+    )
+
+
+def scored(logits_of: object, hidden: jax.Array, targets: jax.Array, wanted: jax.Array, chunk: int) -> Logprobs:
+    """Of targets int32 [n] after hidden [n, d], ``chunk`` of them at a time; zeros where they are not ``wanted``."""
+
+    def of_all() -> Logprobs:
+        parts = (hidden.reshape(-1, chunk, hidden.shape[-1]), jnp.maximum(targets, 0).reshape(-1, chunk))
+        found = jax.lax.map(lambda part: logprobs_of(logits_of(part[0]), part[1]), parts)
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
+
+    return jax.lax.cond(wanted, of_all, lambda: _no_logprobs(targets.size))

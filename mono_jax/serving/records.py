@@ -1,0 +1,59 @@
+"""What an engine did, for ``Stats``."""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import Any
+
+import jax
+
+from mono_jax.serving.contract import Finish
+from mono_jax.serving.task import Task
+
+KEPT = 4096  # latest values of each kind of time
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Records:
+    """Counts and times; written by the engine's thread."""
+
+    def __init__(self) -> None:
+        self.requests: collections.Counter[Finish] = collections.Counter()
+        self.refused = self.tokens_in = self.tokens_cached = self.tokens_out = self.steps = self.chunks = 0
+        self.first_token_s, self.step_s, self.queue_s = (collections.deque[float](maxlen=KEPT) for _ in range(3))
+        self.busy_s = self.waited_s = 0.0  # of the engine's thread while there is work: in Python, for the device
+
+    def admitted(self, task: Task) -> None:
+        self.tokens_in += task.tokens
+        self.tokens_cached += task.cached
+        self.queue_s.append(time.perf_counter() - task.submitted_s)
+
+    def ended(self, task: Task) -> None:
+        self.requests[task.finish] += 1
+        if task.first_token_s:
+            self.first_token_s.append(task.first_token_s)
+
+    def values(self) -> dict[str, Any]:
+        """The fields of ``Stats`` that are known here."""
+        names = ("refused", "tokens_in", "tokens_cached", "tokens_out", "steps", "chunks")
+        counts = {name: getattr(self, name) for name in names} | {"requests": dict(self.requests)}
+        times = {name: tuple(getattr(self, name).copy()) for name in ("first_token_s", "step_s", "queue_s")}
+        total = self.busy_s + self.waited_s
+        return counts | times | {"host_share": self.busy_s / total if total else 0.0}
+
+
+class Compilations:
+    """Counts the programs that JAX compiles in this process while it listens."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _heard(self, name: str, seconds: float, **_: Any) -> None:
+        self.count += name == _COMPILED
+
+    def listen(self) -> None:
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def stop(self) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._heard)

@@ -1,0 +1,132 @@
+"""A request under way, on the host: what of it is read, dispatched and answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from mono_jax.generation.options import Sampling
+from mono_jax.generation.prompts import Prompt
+from mono_jax.generation.text import TextStream
+from mono_jax.serving.chunks import Part, Reading
+from mono_jax.serving.contract import Event, Finish, OnEvent, TokenLogprobs
+from mono_jax.serving.memory import Logprobs
+from mono_jax.serving.pages import Contents
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(eq=False)
+class Task:
+    """Also the ``Ticket`` of its client. Fields change in the engine's thread only, but for ``cancelled``.
+
+    Attributes:
+      prompt: as ``check_prompt`` gives it. reading: its chunks. contents: of its pages.
+      scores: for ``score``: by place in the prompt; None for a request that is answered.
+      row, pages: held since it was admitted. cached: tokens of the prompt that were found in the cache.
+      read: tokens of the prompt that are read or found; embedded: visual tokens that are in the device's features.
+      dispatched: tokens of the answer that the device was asked for; answer: those that came.
+      finish: None until it has ended.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    on_event: OnEvent
+    reading: Reading
+    contents: Contents
+    text: TextStream
+    scores: list[TokenLogprobs | None] | None = None
+    cancelled: bool = False
+    row: int = -1
+    pages: list[int] = dataclasses.field(default_factory=list)
+    cached: int = 0
+    read: int = 0
+    embedded: int = 0
+    dispatched: int = 0
+    answer: list[int] = dataclasses.field(default_factory=list)
+    finish: Finish | None = None
+    submitted_s: float = dataclasses.field(default_factory=time.perf_counter)
+    first_token_s: float = 0.0
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt."""
+        return len(self.reading.ids)
+
+    @property
+    def most_tokens(self) -> int:
+        """In the cache at any time: the last token of an answer never is."""
+        return self.tokens + (0 if self.scores is not None else self.sampling.max_new_tokens - 1)
+
+    @property
+    def is_read(self) -> bool:
+        return self.read == self.tokens
+
+    def patches(self, tile_tokens: int, upto: int, most: int) -> tuple[np.ndarray, np.ndarray, int] | None:
+        """Pixels and cells of the next tiles that are needed before visual token ``upto``, and where they begin.
+
+        At most ``most`` tokens, whole tiles but for the prompt's last one; None: all are embedded.
+        """
+        if self.embedded >= upto:
+            return None
+        start = self.embedded
+        stop = min(start + most, -(-upto // tile_tokens) * tile_tokens, len(self.prompt.patches))
+        self.embedded = stop
+        return self.prompt.patches[start:stop], self.prompt.patch_cells[start:stop], start
+
+    def token(self, token: int, done: bool, logprobs: TokenLogprobs | None) -> None:
+        """Takes a token of the answer."""
+        first = not self.answer
+        if first:
+            self.first_token_s = time.perf_counter() - self.submitted_s
+        self.answer.append(token)
+        is_stop = token in self.sampling.stop_tokens
+        text = "" if is_stop else self.text.add([token])
+        finish: Finish | None = None
+        if done or self.text.stopped_by is not None:
+            finish = "stop" if is_stop or self.text.stopped_by is not None else "length"
+            text += self.text.finish()
+            finish = "stop" if self.text.stopped_by is not None else finish
+        listed = () if is_stop else (token,)
+        self.send(
+            Event(
+                tokens=listed,
+                text=text,
+                logprobs=None if logprobs is None else (logprobs,) * len(listed),
+                finish=finish,
+                cached_tokens=self.cached if first else 0,
+                stopped_by=self.text.stopped_by,
+            )
+        )
+
+    def score(self, part: Part, found: Logprobs, targets: np.ndarray) -> None:
+        """Takes the scores of a chunk."""
+        slots = np.flatnonzero(targets >= 0)
+        for place, slot in zip(self.reading.scored(part), slots):
+            self.scores[place] = of_token(int(targets[slot]), found, slot, self.sampling.logprobs or 0)
+
+    def end(self, finish: Finish, message: str = "") -> None:
+        """Ends it before its time; the text that was held back is not sent."""
+        if self.finish is None:
+            self.send(Event(finish=finish, message=message))
+
+    def send(self, event: Event) -> None:
+        self.finish = event.finish
+        try:
+            self.on_event(event)
+        except Exception:  # a client's: it must not end the others'
+            _log.exception("a client's on_event failed; its request is cancelled")
+            self.cancelled = True
+
+
+def of_token(token: int, found: Logprobs, at: int, count: int) -> TokenLogprobs:
+    """Those of number ``at``; ``found``: NumPy arrays."""
+    top: Sequence[tuple[int, float]] = zip(found.tokens[at, :count].tolist(), found.top[at, :count].tolist())
+    return TokenLogprobs(token, float(found.chosen[at]), tuple(top))

@@ -1,0 +1,80 @@
+"""The pieces of a streamed text are the text, and never part of a character or of a stop string."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.encoding.tokenizer import Tokenizer
+from mono_jax.generation.text import TextStream
+from tests.mono_jax.serving.served import Letters
+
+TOKENIZERS = [
+    "chat",
+    *(f"chat_templates/{name}" for name in ("gemma3", "llama2", "llama3", "mistral", "qwen3", "smollm2")),
+]
+TEXTS = [
+    "naïve 模型 x<ref>y",
+    "  two  spaces \n\n and\tlines ",
+    "🙂🙃 emoji 👩‍👩‍👧 of several characters",
+    "a",
+    " leading",
+    "ﬁ ligature é é",
+]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_pieces_are_the_text(golden_dir: Path, name: str) -> None:
+    tokenizer = Tokenizer(golden_dir / name)
+    for text in TEXTS:
+        ids = list(tokenizer.encode(text))
+        stream = TextStream(tokenizer)
+        pieces = [stream.add([token]) for token in ids]
+        assert not any("\ufffd" in piece for piece in pieces), text
+        assert "".join([*pieces, stream.finish()]) == tokenizer.decode(ids), text
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_any_tokens(golden_dir: Path, name: str) -> None:
+    """Models write bytes that are no characters, and added tokens anywhere; pieces of several tokens are as good."""
+    tokenizer = Tokenizer(golden_dir / name)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ids = rng.integers(3, tokenizer.vocab_size, 30).tolist()
+        known = [token for token in ids if _decodes(tokenizer, token)]
+        stream, text, rest = TextStream(tokenizer), "", list(known)
+        while rest:
+            count = int(rng.integers(1, 4))
+            text += stream.add(rest[:count])
+            rest = rest[count:]
+        assert text + stream.finish() == tokenizer.decode(known)
+
+
+def _decodes(tokenizer: Tokenizer, token: int) -> bool:
+    try:
+        tokenizer.decode([token])
+    except Exception:  # ids between the base and the added tokens
+        return False
+    return True
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stop_strings(seed: int) -> None:
+    """The text ends before the first stop string; nothing of it is shown before, whatever pieces it comes in."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 4, 40).tolist()  # letters a to d
+    stops = ["".join("abcd"[i] for i in rng.integers(0, 4, rng.integers(1, 6))) for _ in range(3)]
+    text = Letters.decode(ids)
+    cut = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+    stream, shown = TextStream(Letters(), stops), ""
+    for token in ids:
+        shown += stream.add([token])
+        assert text[:cut].startswith(shown)
+        if stream.stopped_by is not None:
+            break
+    shown += stream.finish()
+    assert shown == text[:cut]
+    assert (stream.stopped_by is None) == (cut is None)
+    assert cut is None or text[cut:].startswith(stream.stopped_by)

@@ -1,0 +1,344 @@
+"""The engine answers as Generator does, in any company, order and chunks, with and without reuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mono_jax.errors import ConfigError, GenerationError
+from mono_jax.generation.decode import Generation, Generator
+from mono_jax.generation.options import Sampling
+from mono_jax.generation.prompts import Prompt
+from mono_jax.models.architecture import Architecture, RopeScaling
+from mono_jax.models.presets import preset
+from mono_jax.parallel.mesh import make_mesh
+from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.parallel.specs import param_shardings
+from mono_jax.serving.contract import EngineConfig, Event, Full, Request, TooLong
+from mono_jax.serving.engine import Engine
+from mono_jax.serving.loop import Loop
+from mono_jax.serving.programs import Programs
+from tests.mono_jax.generation.test_decode import IMAGE, prompt
+from tests.mono_jax.helpers import random_params
+from tests.mono_jax.serving.served import CONFIG, Client, Letters, alone, check, random_requests
+
+REQUESTS = 40
+NTK = RopeScaling("dynamic", 2.0)
+
+
+@dataclasses.dataclass
+class Served:
+    """A model, its programs, requests and what ``Generator`` answers to them."""
+
+    generator: Generator
+    programs: Programs
+    requests: list[Request]
+    expected: list[Generation]
+
+    def engine(self, config: EngineConfig = CONFIG) -> Engine:
+        """One that takes the programs that are there; ``config`` must give the same sizes."""
+        engine = Engine(self.generator, Letters(), config)
+        engine._programs = self.programs
+        engine._loop = Loop(self.programs, config)
+        return engine
+
+
+def served(config: Architecture, dtype: Any = jnp.float32, mesh: Any = None) -> Served:
+    params: Any = random_params(config)
+    if mesh is not None:
+        params = jax.device_put(params, param_shardings(config, params, mesh))
+    generator = Generator(config, params, dtype, mesh=mesh)
+    programs = Programs(generator, CONFIG)
+    programs.compile()
+    requests = random_requests(REQUESTS, seed=1)
+    return Served(generator, programs, requests, alone(generator, requests))
+
+
+@pytest.fixture(scope="module")
+def mono() -> Served:
+    """Visual experts in attention and FFN; prompts longer than the trained length, which dynamic RoPE stretches."""
+    return served(preset("tiny_mono_1_5", rope_scaling=NTK, max_position_embeddings=48))
+
+
+def run(served: Served, seed: int, cancels: float = 0.0, **changes: Any) -> tuple[list[Client], Loop]:
+    """All requests in a random order, arriving in random turns; a share of them is cancelled in random turns."""
+    rng = np.random.default_rng(seed)
+    engine = served.engine(dataclasses.replace(CONFIG, **changes))
+    loop, clients = engine._loop, [Client(request) for request in served.requests]
+    arrivals = {int(number): int(rng.integers(0, 60)) for number in rng.permutation(len(clients))}
+    tasks = {}
+    turn = 0
+    while arrivals or not loop.idle:
+        arrived = [number for number, at in arrivals.items() if at <= turn]
+        for number in arrived:
+            del arrivals[number]
+            tasks[number] = engine._task(clients[number].request, clients[number].events.append)
+        loop.turn([tasks[number] for number in arrived])
+        for task in tasks.values():
+            if task.finish is None and rng.random() < cancels:
+                task.cancel()
+        assert loop.scheduler.running <= CONFIG.max_rows
+        turn += 1
+    return clients, loop
+
+
+def check_all(served: Served, clients: Sequence[Client]) -> None:
+    for client, expected in zip(clients, served.expected):
+        check(client, expected)
+
+
+@pytest.mark.parametrize(
+    ("seed", "cancels", "changes"),
+    [
+        (0, 0.0, {"reuse_prefixes": False}),
+        (1, 0.0, {}),
+        (2, 0.05, {}),
+        (3, 0.0, {"max_slots": 128}),  # one long request at a time: the others wait
+    ],
+    ids=["no_reuse", "reuse", "cancels", "full_cache"],
+)
+def test_answers_are_those_of_generator(mono: Served, seed: int, cancels: float, changes: dict[str, Any]) -> None:
+    clients, loop = run(mono, seed, cancels, **changes)
+    check_all(mono, clients)
+    cancelled = sum(client.finish == "cancelled" for client in clients)
+    assert (cancelled > 0) == (cancels > 0)
+    cached = sum(client.events[0].cached_tokens for client in clients)
+    assert (cached >= 40) == (changes.get("reuse_prefixes", True))
+    pages = loop.scheduler.pages
+    assert pages.used == 0
+    assert len(pages._free) + pages.reusable == pages.count
+    assert sum(loop.records.requests.values()) == REQUESTS
+
+
+def test_the_requests_are_lively(mono: Served) -> None:
+    """The tests here would prove little if all requests were alike."""
+    samplings = [request.sampling for request in mono.requests]
+    images = {0 if r.prompt.patches is None else len(r.prompt.patches) // 16 for r in mono.requests}
+    assert images == {0, 1, 2, 3}
+    assert {answer.finish for answer in mono.expected} == {"stop", "length"}
+    assert len({tuple(answer.tokens) for answer in mono.expected}) > 30
+    assert any(s.penalises for s in samplings) and any(s.temperature == 0 for s in samplings)
+    lengths = [len(request.prompt.input_ids) for request in mono.requests]
+    assert min(lengths) < 32 < max(lengths)  # one chunk, several
+    assert any(length > 48 for length in lengths)  # stretched
+
+
+def test_images_of_others_are_not_reused(mono: Served) -> None:
+    """Equal ids, other pixels; and equal pixels at another place of the prompt."""
+    ids = prompt("ttttttttItt").input_ids
+    images = [prompt("I", seed).patches for seed in (3, 4)]
+    moved = np.concatenate([ids[:1], ids])
+    requests = [Request(Prompt(p, images[i]), Sampling(6)) for p, i in ((ids, 0), (ids, 1), (moved, 0), (ids, 0))]
+    engine = mono.engine()
+    clients = [Client(request) for request in requests]
+    for client in clients:
+        engine._loop.turn([engine._task(client.request, client.events.append)])
+        while not engine._loop.idle:
+            engine._loop.turn()
+    for client, expected in zip(clients, alone(mono.generator, requests)):
+        check(client, expected)
+    assert [client.events[0].cached_tokens for client in clients] == [0, 8, 0, 24]
+
+
+def test_a_question_about_an_answer_reuses_it(mono: Served) -> None:
+    """Of a chat's next turn only what is new is read, as far as pages are full."""
+    engine = mono.engine()
+
+    def ask(start: Prompt) -> Client:
+        client = Client(Request(start, Sampling(12)))
+        engine._loop.turn([engine._task(client.request, client.events.append)])
+        while not engine._loop.idle:
+            engine._loop.turn()
+        return client
+
+    first = prompt("ttttt")
+    answer = ask(first)
+    again = Prompt(np.concatenate([first.input_ids, answer.tokens, prompt("ttt", 1).input_ids]))
+    later = ask(again)
+    assert later.events[0].cached_tokens == 16  # of 5 + 11, whose keys are known
+    check(later, alone(mono.generator, [later.request])[0])
+
+
+def test_scores_are_log_probabilities(mono: Served) -> None:
+    """Of every token of the prompt after those before it, by a forward pass over the whole of it."""
+    engine = mono.engine()
+    start = prompt("tt" + "I" + "t" * 22)
+    task = engine._task(Request(start, Sampling(1, logprobs=2)), lambda event: None)
+    task.scores = [None] * task.tokens
+    engine._loop.turn([task])
+    while not engine._loop.idle:
+        engine._loop.turn()
+    ids = np.asarray(start.input_ids)
+    # The logits of the first token after each beginning of the prompt.
+    places = [1, *range(19, 40)]
+    begins = [Prompt(ids[:n], start.patches if n > 2 else None) for n in places]
+    expected = mono.generator.generate(begins, Sampling(1, return_logits=True))
+    assert [n for n, score in enumerate(task.scores) if score is not None] == places
+    for n, answer in zip(places, expected):
+        logprobs = answer.logits[0] - np.logaddexp.reduce(answer.logits[0])
+        score = task.scores[n]
+        assert score.token == ids[n]
+        np.testing.assert_allclose(score.logprob, logprobs[ids[n]], atol=2e-4)
+        np.testing.assert_allclose([value for _, value in score.top], np.sort(logprobs)[::-1][:2], atol=2e-4)
+
+
+def test_nothing_is_compiled_and_threads_get_their_answers(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the engine's own thread, from several threads of clients; then a drain."""
+    engine = mono.engine()
+    monkeypatch.setattr(mono.programs, "compile", lambda: 0)
+    engine.start()
+    clients = [Client(request) for request in mono.requests]
+
+    def submit(mine: Sequence[Client]) -> None:
+        for client in mine:
+            engine.submit(client.request, client.events.append)
+
+    threads = [threading.Thread(target=submit, args=(clients[n::4],)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine.close(drain=True)
+    check_all(mono, clients)
+    stats = engine.stats()
+    assert stats.compilations == 0
+    assert (stats.queued, stats.running, stats.slots_used) == (0, 0, 0)
+    assert sum(stats.requests.values()) == REQUESTS == len(stats.first_token_s)
+    assert stats.tokens_in == sum(len(client.request.prompt.input_ids) for client in clients)
+    with pytest.raises(Full, match="closing"):
+        engine.submit(clients[0].request, print)
+
+
+def test_a_cut_tells_why(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = mono.engine()
+    monkeypatch.setattr(mono.programs, "compile", lambda: 0)
+    engine.start()
+    ended, client = threading.Event(), Client(Request(prompt("ttt"), Sampling(100)))
+
+    def on_event(event: Event) -> None:
+        client.events.append(event)
+        ended.set()
+
+    engine.submit(client.request, on_event)
+    ended.wait()
+    engine.close(drain=False)
+    assert (client.finish, client.events[-1].message) in [("cancelled", "the engine is closing"), ("length", "")]
+
+
+def test_requests_that_cannot_be_served(mono: Served) -> None:
+    engine = mono.engine()
+    with pytest.raises(Full, match="not been started"):
+        engine.submit(Request(prompt("t"), Sampling(3)), print)
+    engine._closing = None
+    cases = [
+        (
+            prompt("ttt"),
+            Sampling(126),
+            TooLong,
+            r"^3 prompt tokens \+ 126 new tokens are more than the 128 .*max_length",
+        ),
+        (Prompt([1, IMAGE, 2]), Sampling(3), GenerationError, "1 image placeholders"),
+        (prompt("t"), Sampling(3, stop_tokens=tuple(range(64))), GenerationError, "64 stop_tokens"),
+        (prompt("t"), Sampling(3, return_logits=True), GenerationError, "return_logits"),
+        (Prompt(prompt("It").input_ids, np.zeros((16, 8, 8, 3), np.float32)), Sampling(3), GenerationError, "uint8"),
+    ]
+    for start, sampling, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            engine.submit(Request(start, sampling), print)
+    for _ in range(CONFIG.max_queue + CONFIG.max_rows):
+        engine.submit(Request(prompt("t"), Sampling(3)), print)
+    with pytest.raises(Full, match="104 requests wait already"):
+        engine.submit(Request(prompt("t"), Sampling(3)), print)
+    assert engine.stats().refused == 2
+
+
+def test_a_client_that_fails_costs_nobody_else_anything(mono: Served) -> None:
+    engine = mono.engine()
+
+    def fails(event: Event) -> None:
+        raise RuntimeError("gone")
+
+    clients = [Client(request) for request in mono.requests[:3]]
+    tasks = [engine._task(client.request, client.events.append) for client in clients]
+    bad = engine._task(Request(prompt("tt"), Sampling(20)), fails)
+    engine._loop.turn([bad, *tasks])
+    while not engine._loop.idle:
+        engine._loop.turn()
+    assert bad.finish == "cancelled" and len(bad.answer) < 20
+    check_all(mono, clients)
+
+
+def test_logits_that_are_not_finite_end_one_request_and_no_other(mono: Served) -> None:
+    """The pages of the one that failed are used again by others."""
+    engine = mono.engine()
+    params = jax.tree.map(lambda a: a, mono.generator.params)
+    table = params["embed"]["embedding"]
+    params["embed"] = {"embedding": table.at[95].set(jnp.nan)}  # no other request has token 95
+    broken = dataclasses.replace(mono, generator=Generator(mono.generator.config, params, jnp.float32))
+    before, mono.programs.generator = mono.programs.generator, broken.generator
+    try:
+        bad = Client(Request(Prompt([95] * 40), Sampling(5)))
+        engine._loop.turn([engine._task(bad.request, bad.events.append)])
+        requests = [number for number, answer in enumerate(mono.expected) if 95 not in answer.tokens]
+        clients = {number: Client(mono.requests[number]) for number in requests[:12]}
+        engine._loop.turn([engine._task(client.request, client.events.append) for client in clients.values()])
+        while not engine._loop.idle:
+            engine._loop.turn()
+    finally:
+        mono.programs.generator = before
+    assert bad.finish == "error" and "not finite" in bad.events[-1].message
+    for number, client in clients.items():
+        check(client, mono.expected[number])
+
+
+# ------------------------------------------------------------------ other models
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "tiny_modular": {},
+    "tiny_mono": {"bidirectional_images": True},
+    "tiny_lm": {},
+    "tiny_mono_1_5": {"sliding_window": 20, "sliding_layers": (0,), "qk_norm": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models(name: str) -> None:
+    model = served(preset(name, **OTHERS[name]))
+    clients, _ = run(model, seed=5, cancels=0.01)
+    check_all(model, clients)
+
+
+@pytest.mark.slow
+def test_on_a_mesh() -> None:
+    """Heads, columns and the pages of the cache over two devices."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=2), jax.devices()[:2])
+    model = served(preset("tiny_mono_1_5"), mesh=mesh)
+    clients, _ = run(model, seed=6, cancels=0.01)
+    check_all(model, clients)
+    assert not model.programs._memory.keys.sharding.is_fully_replicated
+
+
+@pytest.mark.slow
+def test_in_bfloat16() -> None:
+    """Rounding decides between near tokens: most answers are equal, and all of the same lengths are given."""
+    model = served(preset("tiny_mono"), jnp.bfloat16)
+    clients, _ = run(model, seed=7)
+    same = sum(client.tokens == answer.tokens for client, answer in zip(clients, model.expected))
+    assert same > REQUESTS / 2
+    assert all(client.finish in ("stop", "length") for client in clients)
+
+
+def test_rows_are_not_split() -> None:
+    config = preset("tiny_lm")
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=1), jax.devices()[:2])
+    with pytest.raises(ConfigError, match="not rows"):
+        Engine(Generator(config, random_params(config), mesh=mesh), Letters(), CONFIG)
