@@ -50,8 +50,8 @@ class Client:
         return self.events[-1].finish if self.events else None
 
 
-def random_requests(count: int, seed: int) -> list[Request]:
-    """With 0 to 3 images of few kinds and common beginnings, so that prefixes recur, and every kind of sampling."""
+def random_requests(count: int, seed: int, most_images: int = 3) -> list[Request]:
+    """With images of few kinds and common beginnings, so that prefixes recur, and every kind of sampling."""
     rng = np.random.default_rng(seed)
     images = [rng.integers(0, 256, (16, 8, 8, 3), np.uint8) for _ in range(3)]
     system = rng.integers(3, 90, 11).tolist()
@@ -59,7 +59,7 @@ def random_requests(count: int, seed: int) -> list[Request]:
     for _ in range(count):
         ids: list[int] = list(system) if rng.random() < 0.6 else []
         patches = []
-        for _ in range(rng.integers(0, 4)):
+        for _ in range(rng.integers(0, most_images + 1)):
             ids += rng.integers(3, 90, rng.integers(0, 4)).tolist() + [IMAGE] * 16
             patches.append(images[rng.integers(3)])
         ids += rng.integers(3, 90, rng.integers(1, 24)).tolist()

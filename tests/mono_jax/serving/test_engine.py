@@ -57,7 +57,7 @@ def served(config: Architecture, dtype: Any = jnp.float32, mesh: Any = None) -> 
     generator = Generator(config, params, dtype, mesh=mesh)
     programs = Programs(generator, CONFIG)
     programs.compile()
-    requests = random_requests(REQUESTS, seed=1)
+    requests = random_requests(REQUESTS, 1, most_images=0 if config.vision is None else 3)
     return Served(generator, programs, requests, alone(generator, requests))
 
 
