@@ -17,6 +17,7 @@ from data_pipelines.encoding.patches import RESIZERS, image_patches
 from data_pipelines.encoding.tiling import Tiling, patch_cells
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
+from data_pipelines.records.video.reference import frame_lines
 
 if TYPE_CHECKING:
     from data_pipelines.records.raw_sample import RawSample
@@ -119,13 +120,16 @@ class SampleBuilder:
 
     def _patches(self, raw: RawSample, rng_seed: int, out: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
         """Visual tokens of all images of a sample, and how many each has."""
-        tiling = self.tiling.limited(raw.max_tiles).shared(len(raw.images))
+        frames = raw.frames or (0,) * len(raw.images)
+        tiling = self.tiling.limited(raw.max_tiles).shared(frames.count(0))
+        of_frames = self.tiling.limited(raw.frame_tiles)
         rng = np.random.default_rng(rng_seed) if self.config.jpeg_augment or raw.jpeg_augment else None
         images: list[np.ndarray] = []
         used = 0
-        for data in raw.images:
+        for data, frame in zip(raw.images, frames, strict=True):
             room = None if out is None else out[used:]
-            images.append(image_patches(data, tiling, self.limits, self.config.pixel_path, rng, room))
+            tiles = of_frames if frame else tiling
+            images.append(image_patches(data, tiles, self.limits, self.config.pixel_path, rng, room))
             used += len(images[-1])
             self.check_fits(used, 0)
         counts = [len(image) for image in images]
@@ -142,6 +146,8 @@ class SampleBuilder:
             raise BadSample("no_caption")
         if not images:
             raise BadSample("no_image")
+        if raw.frames:
+            prompt = f"{frame_lines(raw.frames)}\n{prompt}"
         return ("human", prompt), ("gpt", clean_caption(raw.caption, self.config.max_caption_chars))
 
     def check_fits(self, visual: int, text: int) -> None:
@@ -168,7 +174,11 @@ class SampleBuilder:
         return self.chat.conversation(self.turns(raw, len(counts), prompt), counts)
 
     def visual_tokens(
-        self, counts: np.ndarray, sizes: np.ndarray, most_tiles: np.ndarray | None = None
+        self,
+        counts: np.ndarray,
+        sizes: np.ndarray,
+        most_tiles: np.ndarray | None = None,
+        frame_tiles: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of visual tokens from image sizes.
 
@@ -176,6 +186,7 @@ class SampleBuilder:
           counts: int [n], images of each sample.
           sizes: int [sum(counts), 2] width and height.
           most_tiles: int [n], 0 = as the config says; None = for all.
+          frame_tiles: int [sum(counts)], most tiles of each frame of a video; 0 = an image; None = all are images.
 
         Returns:
           tokens int32 [n] and reason code int32 [n], an index of ``SIZE_REASONS``: 0 = fine.
@@ -187,9 +198,14 @@ class SampleBuilder:
         per_image = np.zeros(len(sizes), np.int64)
         good = codes[owner] == 0
         limits = np.zeros(len(counts), np.int32) if most_tiles is None else most_tiles
-        for limit, images in sorted(set(zip(limits[counts > 0].tolist(), counts[counts > 0].tolist()))):
-            of_these = good & (counts[owner] == images) & (limits[owner] == limit)
+        frame_tiles = np.zeros(len(sizes), np.int32) if frame_tiles is None else frame_tiles
+        shared = np.bincount(owner, frame_tiles == 0, minlength=len(counts)).astype(np.int64)
+        for limit, images in sorted(set(zip(limits[shared > 0].tolist(), shared[shared > 0].tolist()))):
+            of_these = good & (frame_tiles == 0) & (shared[owner] == images) & (limits[owner] == limit)
             if of_these.any():
                 per_image[of_these] = self.tiling.limited(limit).shared(images).tokens(sizes[of_these])
+        for limit in sorted(set(frame_tiles.tolist()) - {0}):
+            of_these = good & (frame_tiles == limit)
+            per_image[of_these] = self.tiling.limited(limit).tokens(sizes[of_these])
         tokens = np.bincount(owner, per_image, minlength=len(counts)).astype(np.int32)
         return tokens, codes

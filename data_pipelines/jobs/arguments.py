@@ -21,6 +21,11 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image_key", help="jsonl, parquet, tfds: field or column that holds the image")
     parser.add_argument("--image_ext", nargs="+", help="tar, files: extensions of the images, such as jpg or input.png")
     parser.add_argument("--caption_ext", nargs="+", help="tar, files: extensions of the captions; one is drawn")
+    parser.add_argument("--video_frames", type=int, help="most frames of a video (default: 8)")
+    parser.add_argument(
+        "--video_fps", type=float, help="frames a second of a video (default: as many as --video_frames)"
+    )
+    parser.add_argument("--video_tiles", type=int, help="most tiles of a frame (default: 1)")
     parser.add_argument("--split", help="tfds: split (default: train)")
     parser.add_argument("--chunk_bytes", type=int, help="text: greatest length of a piece")
     parser.add_argument("--retries", type=int, default=5, help="of what cannot be read, with pauses that double")

@@ -83,6 +83,8 @@ def convert(sample: RawSample, tokenizer: Tokenizer | None = None, limits: Image
     without any template. Raises BadSample.
     """
     try:
+        if sample.frames:
+            raise BadSample("unexpected_video", detail="records of build hold no videos")
         for image in sample.images:
             decode(image, limits or ImageLimits())
         texts = [text for _, text in sample.conversations]

@@ -106,7 +106,8 @@ def count(
     """Token counts of the samples of ``chunk``, as in ``Lengths``: counts and reasons."""
     indices = np.arange(chunk.start, chunk.stop)
     images, sizes = source.image_sizes(indices)
-    visual, codes = builder.visual_tokens(images, sizes, source.most_tiles(indices))
+    limits = source.most_tiles(indices), source.frame_tiles(indices)
+    visual, codes = builder.visual_tokens(images, sizes, *limits)
     reasons: dict[str, int] = {}
     counts = np.stack([visual, np.zeros_like(visual)], axis=1).astype(np.int32)
     for at, (index, text) in enumerate(zip(indices.tolist(), _texts(source, indices.tolist()))):

@@ -1,6 +1,6 @@
-"""Image formats that Pillow does not read by itself: HEIC, JPEG XL and SVG, with the packages of the extra ``images``.
+"""What Pillow does not read by itself: HEIC, JPEG XL and SVG, with the packages of the extra ``images``, and video.
 
-Without them such an image is a bad sample of a reason of its own: "unread_heic", "unread_jxl", "unread_svg".
+Without them such a sample is bad for a reason of its own: "unread_heic", "unread_jxl", "unread_svg", "unread_video".
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data_pipelines.errors import BadSample
 
-_PACKAGES = {"heic": "pillow_heif", "jxl": "pillow_jxl", "svg": "resvg_py"}
+_PACKAGES = {"heic": "pillow_heif", "jxl": "pillow_jxl", "svg": "resvg_py", "video": "av"}
 # The major brands of HEIF files in HEVC; "mif1" and "msf1" say it of AVIF too, which Pillow reads.
 _HEIC = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"])
 _JXL, _JXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
@@ -54,12 +54,19 @@ def _package(kind: str) -> Any:
     return package
 
 
-def need(kind: str) -> Any:
-    """The package for a kind. Raises BadSample "unread_<kind>" if it is not installed."""
+def need(kind: str, found: str = "") -> Any:
+    """The package for a kind. Raises BadSample "unread_<kind>", which tells ``found`` too, if it is missing."""
     if (package := _package(kind)) is None:
-        name = _PACKAGES[kind].replace("_", "-")
-        raise BadSample(f"unread_{kind}", detail=f"{kind.upper()} needs {name}: pip install -e '.[images]'")
+        name, extra = _PACKAGES[kind].replace("_", "-"), "video" if kind == "video" else "images"
+        advice = f"{kind.upper()} needs {name}: pip install -e '.[{extra}]'"
+        raise BadSample(f"unread_{kind}", detail=f"{found}; {advice}" if found else advice)
     return package
+
+
+def refuse_video(found: str) -> NoReturn:
+    """Raises BadSample for a video where none is looked for: the reason that it has without the package anyhow."""
+    need("video", found)
+    raise BadSample("unexpected_video", detail=found)
 
 
 def now_readable(reasons: Iterable[str]) -> bool:

@@ -17,10 +17,11 @@ from typing import Any
 
 from data_pipelines.errors import BadSample
 from data_pipelines.io.digests import hash64
-from data_pipelines.records import names
+from data_pipelines.records import extra_formats, names
 from data_pipelines.records.pictures import Reference, check_unread, given, image_fields, placed_link, references
-from data_pipelines.records.raw_sample import Form, RawSample, checked_text, decode_text, parse_json
-from data_pipelines.records.turns import IMAGE, Place, neutral, number_images, read_turns
+from data_pipelines.records.raw_sample import IMAGE, Form, RawSample, Video, checked_text, decode_text, parse_json
+from data_pipelines.records.turns import Place, neutral, number_images, read_turns
+from data_pipelines.records.video.reference import VIDEO, need_videos, place_videos, videos_in
 
 _BY_LETTER = "Answer with the option's letter from the given choices directly."
 
@@ -33,6 +34,7 @@ class Reading:
       caption_key: the field that holds the caption; None = the first of ``names.CAPTION_FIELDS``.
       image_fields: the fields that may hold images, the first filled one counts.
       images: how many images come with the record from elsewhere (members of an archive); None: it names its own.
+      videos: the same of videos, which follow the images; None: none are read.
       ordered: whether those are in an order that the text cannot change.
       key: of the sample; of several captions it picks one, with ``seed``.
     """
@@ -40,6 +42,7 @@ class Reading:
     caption_key: str | None = None
     image_fields: Sequence[str] = names.IMAGE_FIELDS
     images: int | None = None
+    videos: int | None = None
     ordered: bool = True
     key: str = ""
     seed: int = 0
@@ -64,22 +67,27 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
 
     Raises BadSample: "no_caption", "empty_text", "caption_not_utf8", "bad_conversation", "nothing_to_train",
     "image_count_mismatch", "bad_image_field", "unread_image_field", "unread_image_tag", "unread_document",
-    "unread_video", "unread_audio".
+    "unread_video", "unread_audio", "unexpected_video", "bad_video_field", "video_count_mismatch".
     """
     lower, conversations = _fields_of(tuple(record))
     lowered = record if lower else {name.lower(): record[name] for name in record} | dict(record)
     fields = list(image_fields(lowered, reading.image_fields)) if reading.images is None else []
+    videos = videos_in(lowered) if reading.images is None else []
     interleaved = _interleaved(lowered, reading.images)
     conversation = next((lowered[name] for name in conversations if given(lowered[name])), None)
     if interleaved is not None:
         sample = interleaved
     elif conversation is not None or any(lowered.get(name) is not None for name in ("conversations", "messages")):
         turns, places = read_turns(conversation, _system(lowered))
-        sample = _talk(turns, places, fields, reading)
+        sample = _talk(turns, places, fields, videos, reading)
     else:
-        sample = _other(lowered, fields, reading)
-    with_images = bool(sample.image_refs or reading.images)
-    check_unread(lowered, with_images)
+        sample = _other(lowered, fields, videos, reading)
+    found = next((ref for ref in sample.image_refs if isinstance(ref, Video)), None)
+    if found is not None:
+        need_videos(reading.videos is not None, f"a video: {str(found.source)[:80]}")
+    with_videos = found is not None or bool(reading.videos)
+    with_images = bool(sample.image_refs or reading.images or with_videos)
+    check_unread(lowered, with_images, with_videos)
     _check_marks(sample, with_images)
     object.__setattr__(sample, "id", record_id(record))  # nobody else has seen it: a copy would cost as much as reading
     return sample
@@ -97,20 +105,37 @@ def _system(record: Mapping[str, Any]) -> str | None:
 
 
 def _talk(
-    turns: Sequence[tuple[str, str]], places: Sequence[Place], fields: Sequence[tuple[str, Any]], reading: Reading
+    turns: Sequence[tuple[str, str]],
+    places: Sequence[Place],
+    fields: Sequence[tuple[str, Any]],
+    videos: Sequence[Video],
+    reading: Reading,
 ) -> RawSample:
-    """A conversation with its images in the order of their marks."""
+    """A conversation with its images and videos in the order of their marks."""
     marks = checked_text(" ".join([text for _, text in turns]), "bad_conversation").count(IMAGE)
     if reading.images is not None:
-        turns, order = number_images(turns, reading.images)
-        if reading.ordered and order != sorted(order):
-            raise BadSample("image_count_mismatch", detail="the text names images in another order than they are kept")
-        return RawSample(conversations=tuple(turns))
+        return RawSample(conversations=_kept(turns, reading.images, reading.videos or 0, reading.ordered))
+    videos = [place for place in places if isinstance(place, Video)] or videos
+    places = [place for place in places if not isinstance(place, Video)]
     found = _chosen(fields, marks)
     if places and len(places) == marks:
         found = _placed(places, found)
     turns, order = number_images(turns, len(found))
-    return RawSample(conversations=tuple(turns), image_refs=tuple(found[number] for number in order))
+    found = [found[number] for number in order]
+    if videos:
+        turns, found = place_videos(turns, found, videos)
+    return RawSample(conversations=tuple(turns), image_refs=tuple(found))
+
+
+def _kept(turns: Sequence[tuple[str, str]], images: int, videos: int, ordered: bool) -> tuple[tuple[str, str], ...]:
+    """The turns of a record whose images and videos come from elsewhere, in that order."""
+    turns, order = number_images(turns, images)
+    if videos:
+        turns, refs = place_videos(turns, [""] * images, [Video("")] * videos)
+        order += [images + isinstance(ref, Video) for ref in refs]
+    if ordered and order != sorted(order):
+        raise BadSample("image_count_mismatch", detail="the text names images in another order than they are kept")
+    return tuple(turns)
 
 
 def _chosen(fields: Sequence[tuple[str, Any]], marks: int) -> list[Reference]:
@@ -136,10 +161,12 @@ def _placed(places: Sequence[Place], listed: Sequence[Reference]) -> list[Refere
     return result if taken == len(listed) else [*result, *listed[taken:]]
 
 
-def _other(record: Mapping[str, Any], fields: Sequence[tuple[str, Any]], reading: Reading) -> RawSample:
+def _other(
+    record: Mapping[str, Any], fields: Sequence[tuple[str, Any]], videos: Sequence[Video], reading: Reading
+) -> RawSample:
     """A caption, a question with its answer, or plain text."""
-    refs = tuple(references(fields[0][1])) if fields else ()
-    images = reading.images if reading.images is not None else len(refs)
+    refs = (*(references(fields[0][1]) if fields else ()), *videos)
+    images = reading.images + (reading.videos or 0) if reading.images is not None else len(refs)
     caption = record.get(reading.caption_key or "caption")
     if given(caption) or (reading.caption_key and images):
         return RawSample(caption=checked_text(_one(caption, reading), "no_caption"), image_refs=refs)
@@ -148,7 +175,7 @@ def _other(record: Mapping[str, Any], fields: Sequence[tuple[str, Any]], reading
         question = question_and_answer(record)
     if question is not None:
         turns, places = read_turns(question, _system(record))
-        return _talk(turns, places, fields, reading)
+        return _talk(turns, places, fields, videos, reading)
     if not images and ("caption" not in record or given(record.get("text"))) and "text" in record:
         return RawSample(text=checked_text(record["text"], "empty_text"))
     caption = next((record[name] for name in names.CAPTION_FIELDS if given(record.get(name))), caption)
@@ -252,7 +279,9 @@ def _check_marks(sample: RawSample, with_images: bool) -> None:
             raise BadSample("unread_image_field", detail="an image is written out within the text of a turn")
         if speaker == "human" and "<" in text and (found := names.MEDIA_MARK.search(text)):
             medium = found.group(1) or found.group(2)
-            raise BadSample(f"unread_{medium}", detail=f"<{medium}> in the text")
+            if medium == "video":
+                extra_formats.refuse_video(f"{VIDEO} in the text, no video in the record")
+            raise BadSample("unread_audio", detail="<audio> in the text")
 
 
 def record_id(record: Mapping[str, Any]) -> str:

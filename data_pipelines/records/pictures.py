@@ -12,8 +12,9 @@ from typing import Any
 
 from data_pipelines.errors import BadSample
 from data_pipelines.records import extra_formats, names
+from data_pipelines.records.raw_sample import Video
 
-Reference = str | bytes  # the path or address of an image, or the encoded image itself
+Reference = str | bytes | Video  # the path or address of an image, or the encoded image itself; or a video
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.=+-]+)*?(;base64)?,", re.I)
 _BASE64_IMAGE = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/_\r\n-]{60}")
@@ -141,8 +142,9 @@ def _medium(name: str) -> str:
     return "text" if name in _TEXTS else ""
 
 
-def check_unread(record: Mapping[str, Any], images: bool) -> None:
-    """Raises BadSample "unread_video", "unread_audio", or (without ``images``) "unread_document", "unread_image_field".
+def check_unread(record: Mapping[str, Any], images: bool, videos: bool = False) -> None:
+    """Raises BadSample "unread_audio", (without ``images``) "unread_document", "unread_image_field", (without
+    ``videos``) "unread_video" or "unexpected_video".
 
     Training on the rest of such a record would teach answers about what the model has not seen.
     """
@@ -150,16 +152,19 @@ def check_unread(record: Mapping[str, Any], images: bool) -> None:
         medium = _medium(name)
         if medium == "text" or not isinstance(value, _HOLDERS):
             continue
-        if medium in ("video", "audio") and given(value):
-            raise BadSample(f"unread_{medium}", detail=f"{name}: {str(value)[:80]}")
+        if medium == "audio" and given(value):
+            raise BadSample("unread_audio", detail=f"{name}: {str(value)[:80]}")
+        if medium == "video" and given(value) and not videos:
+            extra_formats.refuse_video(f"{name}: {str(value)[:80]}")
         of_document = medium == "document"
         for held in _inner(value):
             path = _as_path(held)
             if of_document and not images and _is_document(held):
                 raise BadSample("unread_document", detail=f"{name}: {str(held)[:80]}; draw its pages as images")
-            for medium, pattern in (("video", names.VIDEO_NAME), ("audio", names.AUDIO_NAME)):
-                if path and pattern.search(path):
-                    raise BadSample(f"unread_{medium}", detail=f"{name}: {path[:80]}")
+            if path and names.AUDIO_NAME.search(path):
+                raise BadSample("unread_audio", detail=f"{name}: {path[:80]}")
+            if path and not videos and names.VIDEO_NAME.search(path):
+                extra_formats.refuse_video(f"{name}: {path[:80]}")
             if not images and looks_like_an_image(held):
                 raise BadSample(
                     "unread_image_field", detail=f"{name}: {str(value)[:80]}; say what it is with image_key"

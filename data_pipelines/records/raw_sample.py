@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from data_pipelines.errors import BadSample
 
 MAX_TEXT_BYTES = 16 << 20  # a longer text part is not read: no caption or conversation is that long
 
+IMAGE = "<image>"  # stands for an image in the text of a sample
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -25,6 +27,15 @@ class Form(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class Video:
+    """A video as a record names it (a path, an address) or holds it (bytes); the part from ``start`` to ``stop`` s."""
+
+    source: str | bytes
+    start: float = 0.0
+    stop: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
 class RawSample:
     """Encoded images and the text that belongs to them: one of ``caption``, ``conversations`` and ``text``.
 
@@ -34,9 +45,12 @@ class RawSample:
       caption: of an image-text pair.
       conversations: turns (speaker, text), the speaker being "human", "gpt" or "system".
       text: plain text; with images a document in which ``<image>`` stands for each.
+      frames: of each image its number within a video, from 1; 0 = an image. Empty where there is no video.
+      frame_tiles: most tiles of a frame.
       max_tiles: most tiles of its images, 0 = what the config says. jpeg_augment: as if the config said so.
       id: the record's own, for reports.
-      image_refs: the images as the text part names (a path, an address) or holds them (bytes), until they are read.
+      image_refs: the images as the text part names (a path, an address) or holds them (bytes), and videos, until they
+        are read.
     """
 
     key: str = ""
@@ -44,7 +58,9 @@ class RawSample:
     caption: str | None = None
     conversations: tuple[tuple[str, str], ...] = ()
     text: str | None = None
-    image_refs: tuple[str | bytes, ...] = ()
+    image_refs: tuple[str | bytes | Video, ...] = ()
+    frames: tuple[int, ...] = ()
+    frame_tiles: int = 1
     max_tiles: int = 0
     jpeg_augment: bool = False
     id: str = dataclasses.field(default="", compare=False)

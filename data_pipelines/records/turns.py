@@ -11,10 +11,11 @@ from typing import Any
 from data_pipelines.errors import BadSample
 from data_pipelines.records import names
 from data_pipelines.records.pictures import Reference, check_unread, given, image_fields, references
+from data_pipelines.records.raw_sample import IMAGE
+from data_pipelines.records.video.reference import VIDEO, Turn, videos_in, videos_of
 
-IMAGE = "<image>"  # stands for an image in the text of a sample
-Turn = tuple[str, str]
-Place = Reference | int | None  # of an image in typed content: itself, its number among the sample's, the next one
+# Of an image or a video in typed content: itself; of an image also its number among the sample's, or the next one.
+Place = Reference | int | None
 
 _IMAGE_TYPES = frozenset(["image", "image_url", "input_image", "img", "picture", "image_path"])
 
@@ -75,11 +76,13 @@ def _with_own_images(item: Mapping[str, Any], text: str, places: list[Place]) ->
     for name in (*names.ROLE_FIELDS, *names.TEXT_FIELDS):
         others.pop(name, None)
     own = [found for _, value in itertools.islice(image_fields(others), 1) for found in references(value)]
-    check_unread(others, bool(own))
+    videos = videos_in(others)
+    check_unread(others, bool(own), bool(videos))
     marks = text.count(IMAGE)
     if own and marks not in (0, len(own)):
         raise BadSample("image_count_mismatch", detail=f"{marks} {IMAGE} in a turn with {len(own)} images")
-    places += own
+    places += [*own, *videos]
+    text = text if VIDEO in text else f"{VIDEO}\n" * len(videos) + text
     return text if marks else f"{IMAGE}\n" * len(own) + text
 
 
@@ -103,20 +106,23 @@ def _pair(item: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _content(content: Any, places: list[Place]) -> str:
-    """The text of a turn; the images of typed content are added to ``places``, and ``<image>`` stands for each."""
+    """The text of a turn; images and videos of typed content are added to ``places``, their marks stand for them."""
     if isinstance(content, str):
         return content
     parts = [content] if isinstance(content, dict) else content
     if not isinstance(parts, list | tuple):
         parts = [_string(content, "turn text")]
-    texts: list[tuple[str, bool]] = []  # with whether it is the mark of an image
+    texts: list[tuple[str, bool]] = []  # with whether it is a mark
     for part in parts:
         if isinstance(part, dict):
             texts.append(_part(part, places))
         elif part is not None:
             texts.append((_string(part, "a part of a turn"), False))
     if any(marks := [mark for _, mark in texts]):  # then a mark that somebody typed is none
-        texts = [(text if mark else text.replace(IMAGE, " "), mark) for (text, _), mark in zip(texts, marks)]
+        typed = (
+            text if mark else text.replace(IMAGE, " ").replace(VIDEO, " ") for (text, _), mark in zip(texts, marks)
+        )
+        texts = list(zip(typed, marks))
     return "\n".join(text for text, _ in texts)
 
 
@@ -127,12 +133,16 @@ def _string(value: Any, what: str) -> str:
 
 
 def _part(part: Mapping[str, Any], places: list[Place]) -> tuple[str, bool]:
-    """(text, whether it is the mark of an image) of a part of typed content."""
+    """(text, whether it is the mark of an image or a video) of a part of typed content."""
     kind = str(
         part.get("type") or next((name for name in ("text", *_IMAGE_TYPES) if given(part.get(name))), "")
     ).lower()
-    if "video" in kind or "audio" in kind:
-        raise BadSample("unread_video" if "video" in kind else "unread_audio", detail=f"a part of type {kind!r}")
+    if "audio" in kind:
+        raise BadSample("unread_audio", detail=f"a part of type {kind!r}")
+    if "video" in kind:
+        payload = {name: value for name, value in part.items() if name not in ("type", "text")}
+        places += videos_in(payload) or (videos_of(payload, payload) if given(payload) else [])
+        return VIDEO, True
     if kind in _IMAGE_TYPES:
         payload = {name: value for name, value in part.items() if name not in ("type", "text", "index", "detail")}
         number = part.get("index")

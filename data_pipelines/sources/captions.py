@@ -20,7 +20,7 @@ from data_pipelines.sources.caption_files import SALTS, VERSION, write_table
 from data_pipelines.sources.indices.columns import Columns, Strings
 
 if TYPE_CHECKING:
-    from data_pipelines.sources.source import Source
+    from data_pipelines.sources.indexed import IndexedSource
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def open_captions(patterns: str | Sequence[str]) -> Captions:
 class CaptionedSource:
     """A source whose samples have joined captions in place of their own texts (see ``source.Source``)."""
 
-    def __init__(self, source: Source, captions: Captions, table: Columns):
+    def __init__(self, source: IndexedSource, captions: Captions, table: Columns):
         """table: its column "caption_row" (int64 [n]) holds each sample's row of ``captions``."""
         self.name, self.is_remote = source.name, source.is_remote
         self.source = source
@@ -124,7 +124,8 @@ class CaptionedSource:
         return self._with_caption(self.source.read_images(index), index)
 
     def read_text(self, index: int) -> RawSample:
-        return self._with_caption(RawSample(self.source.key(index)), index)
+        frames = self.source.frames(int(index))
+        return self._with_caption(RawSample(self.source.key(index), frames=frames), index)
 
     def read_images(self, index: int) -> RawSample:
         return self.source.read_images(index)
@@ -137,6 +138,9 @@ class CaptionedSource:
 
     def most_tiles(self, indices: np.ndarray) -> np.ndarray:
         return self.source.most_tiles(indices)
+
+    def frame_tiles(self, indices: np.ndarray) -> np.ndarray:
+        return self.source.frame_tiles(indices)
 
     def fingerprint(self) -> str:
         return self.source.fingerprint()

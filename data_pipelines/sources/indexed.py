@@ -15,6 +15,7 @@ from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io import paths
 from data_pipelines.io.storage import patiently, storage_error
 from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.records.video.reference import with_frames
 from data_pipelines.sources.formats.format import Format
 from data_pipelines.sources.indices.columns import Columns, Strings, ranges
 from data_pipelines.sources.indices.entry import Entry
@@ -87,6 +88,20 @@ class IndexedSource:
         limits = np.array([shard.max_tiles for shard in self.shards], np.int32)
         return limits[np.searchsorted(self._ends, np.asarray(indices, np.int64), side="right")]
 
+    def frames(self, index: int) -> tuple[int, ...]:
+        """``RawSample.frames`` of a sample."""
+        found = Entry(self.table, index).frames() if "image_frame" in self.table else ()
+        return tuple(found) if any(found) else ()
+
+    def frame_tiles(self, indices: np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices, np.int64)
+        counts = np.asarray(self.table["image_count"][indices])
+        if "image_frame" not in self.table:
+            return np.zeros(counts.sum(), np.int32)
+        is_frame = self.table["image_frame"][ranges(self.table["image_end"][indices] - counts, counts)] > 0
+        limits = np.array([shard.frame_tiles for shard in self.shards], np.int32)
+        return np.repeat(limits[np.searchsorted(self._ends, indices, side="right")], counts) * is_frame
+
     def key(self, index: int) -> str:
         return self._key(self._shard(index), int(index))
 
@@ -115,7 +130,8 @@ class IndexedSource:
             )
         except BadSample as error:
             raise BadSample(error.reason, key, error.detail) from None
-        encoding = {"max_tiles": shard.max_tiles, "jpeg_augment": shard.jpeg_augment}
+        encoding = {"max_tiles": shard.max_tiles, "jpeg_augment": shard.jpeg_augment, "frame_tiles": shard.frame_tiles}
+        sample = with_frames(sample, self.frames(index))
         return dataclasses.replace(sample, key=key, image_refs=(), **encoding)
 
     def _once(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:

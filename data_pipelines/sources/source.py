@@ -80,6 +80,10 @@ class Source(Protocol):
         """int32 [k]: most tiles of an image of each sample; 0 = as the config says."""
         ...
 
+    def frame_tiles(self, indices: np.ndarray) -> np.ndarray:
+        """int32 [sum of the samples' images]: most tiles of each image that is a frame of a video; 0 = it is none."""
+        ...
+
     def fingerprint(self) -> str:
         """Identity of the content: the same on every host and under every absolute path."""
         ...

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.io import storage
+from data_pipelines.records import extra_formats
 from tests.made_sets import picture, write_conversations, write_pairs
 
 
@@ -45,3 +46,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage that does not answer is neither retried nor waited for, unless a test says so."""
     monkeypatch.setattr(storage, "_patience", storage.Patience(retries=0))
+
+
+@pytest.fixture
+def no_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra "video" is not installed."""
+    package = extra_formats._package
+    monkeypatch.setattr(extra_formats, "_package", lambda kind: None if kind == "video" else package(kind))

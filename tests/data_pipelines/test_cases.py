@@ -90,6 +90,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.usefixtures("no_pyav")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.path)
 def test_check(case: Case, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / case.path
@@ -101,6 +102,7 @@ def test_check(case: Case, folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert all(json.dumps(part)[1:-1] in report for part in case.named), report
 
 
+@pytest.mark.usefixtures("no_pyav")
 @pytest.mark.parametrize("case", [case for case in CASES if case.fine and not case.more], ids=lambda case: case.path)
 def test_open(case: Case, folder: Path) -> None:
     """Training opens the same, and every picture that lies beside a sample is read with it."""

@@ -105,12 +105,13 @@ def split_key(path: str) -> tuple[str, str]:
 class Group:
     """The members of one sample, as (offset, bytes) each."""
 
-    __slots__ = ("caption", "extensions", "images", "json", "key", "masks", "medium", "problem")
+    __slots__ = ("caption", "extensions", "images", "json", "key", "masks", "medium", "problem", "videos")
 
     def __init__(self, key: str):
         self.key = key
         self.problem = ""  # what is ambiguous in its names
-        self.medium = ""  # "video" or "audio" if such a member belongs to it
+        self.medium = ""  # "video" or "audio" if such a member belongs to it; of both "audio", which is not read
+        self.videos: list[tuple[int, int]] = []
         self.extensions: dict[str, tuple[int, int]] = {}
         self.images: list[tuple[int, int]] = []
         self.masks: list[str] = []  # extensions of the images that are none of the sample
@@ -139,7 +140,9 @@ class Group:
         self.caption = None if caption is None else self.extensions[caption]
         self.json = next((self.extensions[extension] for extension, kind in last.items() if kind == "json"), None)
         if not (choice.images and self.images):  # otherwise somebody has said which members matter
-            self.medium = next(filter(None, map(medium_of, self.extensions)), "")
+            media = {extension: medium_of(extension) for extension in self.extensions}
+            self.videos = [self.extensions[extension] for extension, medium in media.items() if medium == "video"]
+            self.medium = "audio" if "audio" in media.values() else "video" if self.videos else ""
         return self
 
     @property

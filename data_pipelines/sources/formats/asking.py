@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from data_pipelines.errors import BadSample, StorageError
 from data_pipelines.io.storage import Questions
 from data_pipelines.sources.indices.shard_index import UNASKED
 
+T = TypeVar("T")
 
-def ask(questions: Questions, read: Callable[[], bytes], missing: str, host: str = "") -> bytes:
+
+def ask(questions: Questions, read: Callable[[], T], missing: str, host: str = "") -> T:
     """What ``read`` gives; ``host``: see ``Questions.ask``.
 
     Raises BadSample ``missing`` if storage says that there is no such file, BadSample ``UNASKED`` if it does not answer

@@ -6,7 +6,7 @@ Every folder that holds files is one shard; its samples are distinguished by nam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
@@ -14,11 +14,12 @@ from data_pipelines.io import blobs, paths, publish
 from data_pipelines.io.storage import Questions
 from data_pipelines.records.layouts import parse
 from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.records.video.frames import VideoFile, VideoHeader, read_header
 from data_pipelines.sources.containers.img2dataset import stats_problems
-from data_pipelines.sources.containers.members import Group, group_members, is_image
+from data_pipelines.sources.containers.members import Group, group_members, is_image, medium_of
 from data_pipelines.sources.formats.asking import ask
 from data_pipelines.sources.formats.format import FileFormat, folder_stamp, reading_of
-from data_pipelines.sources.formats.tar import TarOptions, draft_of
+from data_pipelines.sources.formats.tar import TarOptions, draft_of, frames_in
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Shard
@@ -35,11 +36,11 @@ class FilesFormat(FileFormat):
     kind, options = "files", TarOptions
 
     def find(self, folders: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
-        """Every folder at or below the paths that holds images."""
+        """Every folder at or below the paths that holds images or videos."""
         for path in folders:
             if not paths.is_dir(path):
                 raise DataError(f"{path}: not a folder, as kind 'files' needs")
-            shards = folders_of_samples(paths.walk(path))
+            shards = [folder for folder in paths.walk(path) if _holds(folder, lambda n: _is_image(n) or medium_of(n))]
             if not shards:
                 raise DataError(f"{path}: no images in it")
             yield from super().find(shards, options)
@@ -55,7 +56,7 @@ class FilesFormat(FileFormat):
         found = group_members(view.members(), shard.options.choice, builder.problems)
         groups = [part for group in found for part in _split_images(group, view)]
         for group in groups:
-            builder.add(draft_of(group, view, shard.options, view.name))
+            builder.add(draft_of(group, view, shard.options, view.video_header, view.name))
         builder.problems.extend(stats_problems(shard.path, len(groups)))
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
@@ -63,17 +64,23 @@ class FilesFormat(FileFormat):
         if text:
             length = entry.text_place()[1]
             data = _read_file(shard, entry.text_name(), length) if entry.text_name() else b""
-            sample = parse(entry.text_form, data, reading_of(shard.options, entry.key, entry.image_count))
+            sample = parse(entry.text_form, data, reading_of(shard.options, entry.key, *entry.counts()))
         if not images:
             return sample
-        lengths = (length for _, length in entry.image_places())
-        found = tuple(_read_file(shard, name, length) for name, length in zip(entry.image_names(), lengths))
-        return dataclasses.replace(sample, images=found)
+        members = entry.members()
+        stills = [_read_file(shard, member.name, member.length) for member in members if not member.frames]
+        videos = (_video(shard, member.name, member.length) for member in members if member.frames)
+        return dataclasses.replace(sample, images=(*stills, *frames_in(videos, shard.options.sampling)))
 
 
 def folders_of_samples(folders: Sequence[str]) -> list[str]:
     """Those of the folders that hold images."""
-    return [folder for folder in folders if any(_is_image(name) for name, _, _ in paths.list_dir(folder))]
+    return [folder for folder in folders if _holds(folder, _is_image)]
+
+
+def _holds(folder: str, wanted: Callable[[str], object]) -> bool:
+    """Whether a file of a folder has a name as ``wanted``."""
+    return any(wanted(name) for name, _, _ in paths.list_dir(folder))
 
 
 def _is_image(name: str) -> bool:
@@ -103,6 +110,10 @@ class _FolderView(blobs.ScanView):
         path = paths.join(self.path, self.name(offset))
         return ask(self._questions, lambda: blobs.read_bytes(path, length), "unreadable")
 
+    def video_header(self, offset: int, size: int) -> VideoHeader:
+        path = paths.join(self.path, self.name(offset))
+        return ask(self._questions, lambda: read_header(VideoFile(path)), "unreadable")
+
     def name(self, offset: int) -> str:
         """Of the file that begins at ``offset``."""
         return self.entries[offset >> 40][0]
@@ -117,6 +128,14 @@ def _split_images(group: Group, view: _FolderView) -> list[Group]:
         parts.append(Group(view.name(offset)))
         parts[-1].images.append((offset, size))
     return parts
+
+
+def _video(shard: Shard, name: str, length: int) -> VideoFile:
+    """As ``_read_file``, to be read at random."""
+    file = VideoFile(path := paths.join(shard.path, name))
+    if file.size != length:
+        raise changed(path, f"{file.size} bytes, {length} were indexed")
+    return file
 
 
 def _read_file(shard: Shard, name: str, length: int) -> bytes:

@@ -15,7 +15,7 @@ from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.conversion.converted import converted
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
-from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.shard import Options, Shard, VideoOptions
 from data_pipelines.sources.indices.shard_index import ShardIndex
 from data_pipelines.sources.indices.unchanged import changed
 from data_pipelines.sources.selection.share import Share
@@ -101,7 +101,7 @@ class FileFormat:
 
     def shard(self, path: str, options: Mapping[str, Any]) -> Shard:
         names = {field.name for field in dataclasses.fields(self.options)}
-        given = {name: value for name, value in options.items() if name in names and value not in (None, False)}
+        given = {name: value for name, value in options.items() if name in names and value is not None}
         return Shard(self.kind, path, self.options(**given))
 
     def stamp(self, shard: Shard) -> str:
@@ -141,13 +141,17 @@ def read_ranges(shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:
     return found
 
 
-def reading_of(options: Options, key: str, images: int | None = None) -> Reading:
-    """How the record of the sample ``key`` is read. ``images``: that come with it from elsewhere; None = its own."""
+def reading_of(options: Options, key: str, images: int | None = None, videos: int = 0) -> Reading:
+    """How the record of the sample ``key`` is read.
+
+    images, videos: how many come with it from elsewhere; None = it names its own.
+    """
     image_key = getattr(options, "image_key", None)
     return Reading(
         getattr(options, "caption_key", None),
         (image_key.lower(), image_key) if image_key else names.IMAGE_FIELDS,
         images,
+        videos if isinstance(options, VideoOptions) else None,
         key=key,
         seed=getattr(options, "caption_seed", None) or 0,
     )

@@ -30,16 +30,16 @@ from data_pipelines.io.digests import digest, hash64
 from data_pipelines.io.json_lines import lines
 from data_pipelines.io.processes import ahead
 from data_pipelines.io.storage import Questions, patiently
-from data_pipelines.records import image_header
 from data_pipelines.records.layouts import from_record, parse, record_id
 from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, parse_json
+from data_pipelines.records.video.reference import with_frames
 from data_pipelines.sources.containers.internvl_meta import meta_entries
 from data_pipelines.sources.containers.json_list import is_list, list_elements
 from data_pipelines.sources.formats.format import FileFormat, read_ranges, reading_of
 from data_pipelines.sources.formats.referenced import indexed_images, new_images, root_of
 from data_pipelines.sources.indices.entry import Entry
-from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, origin_of, scores_of
-from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.index_builder import Draft, IndexBuilder, TextPart, origin_of, scores_of
+from data_pipelines.sources.indices.shard import Shard, VideoOptions
 from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
 from data_pipelines.sources.indices.unchanged import changed
 from data_pipelines.sources.selection.share import Share
@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonlOptions(Options):
+class JsonlOptions(VideoOptions):
     """Options of instruction data.
 
     Attributes:
@@ -137,7 +137,7 @@ class JsonlFormat(FileFormat):
             raise
         if not images:
             return record
-        found = indexed_images(shard, record.image_refs, [length for _, length in entry.image_places()])
+        found = indexed_images(shard, record.image_refs, entry)
         return dataclasses.replace(record if text else RawSample(), images=found)
 
 
@@ -178,10 +178,10 @@ def _draft(shard: Shard, questions: Questions, number: int, offset: int, length:
         draft.scores, draft.origin = scores_of(value), origin_of(value)
         draft.id = record_id(value)
         draft.record = from_record(value, reading_of(shard.options, draft.key))
-        data = new_images(shard, draft.record.image_refs, questions)
-        draft.images = [ImagePart(0, len(image), image_header.read_header(image).size) for image in data]
-        if shard.options.hash_images and data:
-            draft.image_hash = hash64(b"".join(data))
+        draft.images, contents = new_images(shard, draft.record.image_refs, questions)
+        draft.record = with_frames(draft.record, [image.frame for image in draft.images])
+        if shard.options.hash_images and contents:
+            draft.image_hash = hash64(b"".join(contents))
     return draft
 
 

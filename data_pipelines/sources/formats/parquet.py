@@ -15,16 +15,17 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.blobs import open_file
 from data_pipelines.io.digests import hash64
 from data_pipelines.io.storage import Questions
-from data_pipelines.records import image_header, names
+from data_pipelines.records import names
 from data_pipelines.records.layouts import Reading, from_record, record_id
 from data_pipelines.records.pictures import Reference, image_fields, references
 from data_pipelines.records.raw_sample import Form, RawSample
+from data_pipelines.records.video.reference import CLIP_FIELDS, with_frames
 from data_pipelines.sources.containers.img2dataset import stats_problems
 from data_pipelines.sources.formats.format import FileFormat, reading_of
 from data_pipelines.sources.formats.referenced import indexed_images, new_images
 from data_pipelines.sources.indices.entry import Entry
-from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, origin_of, scores_of
-from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.index_builder import Draft, IndexBuilder, TextPart, origin_of, scores_of
+from data_pipelines.sources.indices.shard import Shard, VideoOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +43,7 @@ _FAILURES = ("failed_to_download", "failed_to_resize")  # values of img2dataset'
 
 
 @dataclasses.dataclass(frozen=True)
-class ParquetOptions(Options):
+class ParquetOptions(VideoOptions):
     """Options of parquet files.
 
     Attributes:
@@ -62,13 +63,14 @@ class ParquetOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """The columns of a file that matter: of images, of texts, and others that may hold what would not be read.
+    """The columns of a file that matter: of images, of texts, of videos, and others that may hold what is not read.
 
     The others are only looked at while indexing.
     """
 
     images: tuple[str, ...]
     texts: tuple[str, ...]
+    videos: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
 
@@ -92,7 +94,7 @@ class ParquetFormat(FileFormat):
                 return
             schema = parquet.schema_arrow
             layout = _layout_of(shard, schema)
-            wanted = {"key", "status", "sha256", "url", *layout.images, *layout.texts, *layout.others}
+            wanted = {"key", "status", "sha256", "url", *layout.images, *layout.texts, *layout.videos, *layout.others}
             wanted |= {name for name in schema.names if scores_of({name: 0.0}) or _is_id(schema.field(name))}
             columns = [name for name in schema.names if name in wanted]
             with_images = 0
@@ -116,10 +118,14 @@ class ParquetFormat(FileFormat):
         from data_pipelines.sources.containers.parquet import read_row
 
         layout = _kept_layout(shard)
-        images = images and entry.image_count > 0
-        columns = tuple(dict.fromkeys([*(layout.texts if text or images else ()), *(layout.images if images else ())]))
+        images, videos = images and entry.image_count > 0, any(entry.frames())
+        of_images = layout.images if images or videos else ()
+        parts = [layout.texts if text or images else (), of_images, layout.videos if videos else ()]
+        columns = tuple(dict.fromkeys(name for part in parts for name in part))
         value = read_row(shard.path, entry.row, columns) if columns else {}
         reading = _reading(shard, layout, entry.key)
+        if not images and videos and text:  # their frames take the places of the marks in it
+            return from_record(_row(value, layout), reading)
         if not images:
             reading = dataclasses.replace(reading, images=entry.image_count, ordered=False)
             return from_record(_row(value, layout), reading) if text else RawSample()
@@ -129,7 +135,7 @@ class ParquetFormat(FileFormat):
             if text:
                 raise
             record = RawSample(image_refs=tuple(_refs(value, layout)))
-        found = indexed_images(shard, record.image_refs, [length for _, length in entry.image_places()])
+        found = indexed_images(shard, record.image_refs, entry)
         return dataclasses.replace(record if text else RawSample(), images=found)
 
 
@@ -160,11 +166,12 @@ def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
         wanted = (*_IMAGE_FIELDS, *numbered, *names.FILE_FIELDS)
         images = tuple(lowered[name] for name in wanted if name in lowered) or _held(shard, schema)
     texts = [name for name in schema.names if name.lower() in _TEXT_FIELDS]
-    media = (names.VIDEO_FIELD, names.AUDIO_FIELD)
-    seen = tuple(name for name in schema.names if any(pattern.fullmatch(name.lower()) for pattern in media))
-    used = {*images, *texts, *(_ORIGINS if images else ())}
+    videos = tuple(n for n in schema.names if names.VIDEO_FIELD.fullmatch(n.lower()) or n.lower() in CLIP_FIELDS)
+    seen = tuple(name for name in schema.names if names.AUDIO_FIELD.fullmatch(name.lower()))
+    used = {*images, *texts, *videos, *(_ORIGINS if images else ())}
     others = tuple(field.name for field in schema if field.name not in used and _may_name_media(field.type, not images))
-    layout = _Layout(images, (options.caption_key,) if options.caption_key else tuple(texts), (*seen, *others))
+    layout = _Layout(images, (options.caption_key,) if options.caption_key else tuple(texts), videos, (*seen, *others))
+    seen += videos
     talks = {name.lower() for name in layout.texts} & {"text", *names.CONVERSATION_FIELDS, *names.QUESTION_FIELDS}
     if not layout.images and not talks and not seen:
         raise DataError(f"{shard.path}: no column of images; set image_key to one of: {', '.join(schema.names)}")
@@ -231,8 +238,8 @@ def _draft(
         no_text = draft.reason in ("no_caption", "caption_not_utf8")
         if layout.images and not refs and (no_text or (draft.record and draft.record.caption is not None)):
             raise BadSample(value.get("status") if value.get("status") in _FAILURES else "no_image")
-        data = new_images(shard, refs, questions)
-        draft.images = [ImagePart(row, len(each), image_header.read_header(each).size) for each in data]
+        draft.images, data = new_images(shard, refs, questions, row)
+        draft.record = draft.record and with_frames(draft.record, [image.frame for image in draft.images])
         if data and isinstance(value.get("sha256"), str):
             draft.image_hash = hash64(value["sha256"].encode())
         elif data and shard.options.hash_images:
@@ -242,7 +249,7 @@ def _draft(
 
 def _row(value: Mapping[str, Any], layout: _Layout) -> dict[str, Any]:
     """The row as a record: its text, image and media columns; with a caption_key no other text."""
-    kept = {*layout.images, *layout.texts, *layout.others}
+    kept = {*layout.images, *layout.texts, *layout.videos, *layout.others}
     return {name: cell for name, cell in value.items() if name in kept}
 
 

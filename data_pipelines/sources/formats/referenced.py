@@ -1,15 +1,20 @@
-"""Images that a record names or holds: read while a shard is indexed, and again as the index knows them."""
+"""Images and videos that a record names or holds: read while a shard is indexed, and again as the index knows them."""
 
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Sequence
 
 from data_pipelines.io import blobs, paths
 from data_pipelines.io.storage import Questions
 from data_pipelines.records import image_header
 from data_pipelines.records.pictures import Reference
+from data_pipelines.records.raw_sample import Video
+from data_pipelines.records.video.frames import Sampling, VideoFile, read_frames, read_header
 from data_pipelines.sources.formats.asking import ask
+from data_pipelines.sources.indices.entry import Entry
+from data_pipelines.sources.indices.index_builder import ImagePart
 from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.unchanged import changed
 
@@ -20,28 +25,80 @@ def root_of(shard: Shard) -> str:
     return paths.parent(shard.path) if root is None else root
 
 
-def new_images(shard: Shard, refs: Sequence[Reference], questions: Questions) -> list[bytes]:
-    """The images, to be indexed. Raises BadSample "missing_image", ``UNASKED`` or "image_too_many_bytes"."""
-    images = []
+def new_images(
+    shard: Shard, refs: Sequence[Reference], questions: Questions, row: int = 0
+) -> tuple[list[ImagePart], list[bytes]]:
+    """(the images and frames, to be indexed, at offset ``row``; what their hash is made of).
+
+    Raises BadSample "missing_image", "missing_video", ``UNASKED``, "image_too_many_bytes", or as ``read_header`` of
+    images and of videos.
+    """
+    parts: list[ImagePart] = []
+    contents: list[bytes] = []
     for ref in refs:
-        if isinstance(ref, bytes):
-            images.append(ref)
+        path = "" if isinstance(ref, bytes) else _path(shard, ref)
+        if isinstance(ref, Video):
+            look = functools.partial(_frames_of, ref, path, shard.options.sampling, row)
+            found, content = ask(questions, look, "missing_video", paths.web_host(path))
+            parts += found
         else:
-            path = paths.join(root_of(shard), ref)
             read = functools.partial(_read, path)
-            images.append(ask(questions, read, "missing_image", paths.web_host(path)))
-        image_header.check_length(len(images[-1]))
-    return images
+            content = ref if isinstance(ref, bytes) else ask(questions, read, "missing_image", paths.web_host(path))
+            image_header.check_length(len(content))
+            parts.append(ImagePart(row, len(content), image_header.read_header(content).size))
+        contents.append(content)
+    return parts, contents
 
 
-def indexed_images(shard: Shard, refs: Sequence[Reference], lengths: Sequence[int]) -> tuple[bytes, ...]:
-    """The images, as the index knows them. Raises StorageError if one is gone, or has another length."""
-    if len(lengths) != len(refs):
-        raise changed(shard.path, f"{len(refs)} images, {len(lengths)} were indexed")
-    return tuple(_indexed(shard, ref, length) for ref, length in zip(refs, lengths))
+def indexed_images(shard: Shard, refs: Sequence[Reference], entry: Entry) -> tuple[bytes, ...]:
+    """The images and frames, as the index knows them. Raises StorageError if one is gone, or has another length."""
+    places = iter(list(zip(entry.image_places(), entry.frames())))
+    found: list[bytes] = []
+    for ref in refs:
+        (_, length), _ = next(places, ((0, -1), 0))
+        if isinstance(ref, Video):
+            frames = _indexed_frames(shard, ref, length)
+            for _ in frames[1:]:
+                next(places, None)
+            found += frames
+        else:
+            found.append(_indexed(shard, ref, length))
+    if len(found) != entry.image_count:
+        raise changed(shard.path, f"{len(found)} images, {entry.image_count} were indexed")
+    return tuple(found)
 
 
-def _indexed(shard: Shard, ref: Reference, length: int) -> bytes:
+def _path(shard: Shard, ref: str | Video) -> str:
+    """Of what a record names; empty for a video that it holds."""
+    name = ref.source if isinstance(ref, Video) else ref
+    return paths.join(root_of(shard), name) if isinstance(name, str) else ""
+
+
+def _video(ref: Video, path: str) -> VideoFile | io.BytesIO:
+    return VideoFile(path) if isinstance(ref.source, str) else io.BytesIO(ref.source)
+
+
+def _frames_of(ref: Video, path: str, sampling: Sampling, row: int) -> tuple[list[ImagePart], bytes]:
+    with _video(ref, path) as file:
+        header = read_header(file)
+        length = file.seek(0, io.SEEK_END)
+        count = len(sampling.times(header, ref))
+        parts = [ImagePart(row, length, header.size, frame=number) for number in range(1, count + 1)]
+        if isinstance(ref.source, bytes):
+            return parts, ref.source
+        return parts, (blobs.content_mark(path) or paths.stamp(path)).encode()
+
+
+def _indexed_frames(shard: Shard, ref: Video, length: int) -> list[bytes]:
+    path = _path(shard, ref)
+    with _video(ref, path) as file:
+        size = file.seek(0, io.SEEK_END)
+        if size != length:
+            raise changed(path or shard.path, f"{size} bytes, {length} were indexed")
+        return read_frames(file, shard.options.sampling.times(read_header(file), ref))
+
+
+def _indexed(shard: Shard, ref: str | bytes, length: int) -> bytes:
     path = shard.path if isinstance(ref, bytes) else paths.join(root_of(shard), ref)
     data = ref if isinstance(ref, bytes) else _read(path)
     if len(data) != length:

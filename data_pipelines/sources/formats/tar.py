@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from data_pipelines.errors import BadSample
 from data_pipelines.io import blobs
 from data_pipelines.io.blobs import ScanView, scan_view
 from data_pipelines.io.digests import hash64
-from data_pipelines.records import image_header
+from data_pipelines.records import extra_formats, image_header
 from data_pipelines.records.layouts import from_record, parse, record_id
 from data_pipelines.records.names import CONVERSATION_FIELDS
 from data_pipelines.records.pictures import given, looks_like_an_image
-from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, parse_json
+from data_pipelines.records.raw_sample import MAX_TEXT_BYTES, Form, RawSample, Video, parse_json
+from data_pipelines.records.video.frames import Sampling, VideoFile, VideoHeader, read_frames, read_header
+from data_pipelines.records.video.reference import with_frames
 from data_pipelines.sources.containers.img2dataset import stats_problems
 from data_pipelines.sources.containers.members import Choice, Group, group_members
 from data_pipelines.sources.containers.tar import BLOCK, header, members
 from data_pipelines.sources.formats.format import ByteRangeFormat, read_ranges, reading_of
-from data_pipelines.sources.indices.entry import Entry
+from data_pipelines.sources.indices.entry import Entry, Member
 from data_pipelines.sources.indices.index_builder import (
     NO_TEXT,
     Draft,
@@ -33,12 +35,12 @@ from data_pipelines.sources.indices.index_builder import (
     origin_of,
     scores_of,
 )
-from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.shard import Shard, VideoOptions
 from data_pipelines.sources.indices.unchanged import changed
 
 
 @dataclasses.dataclass(frozen=True)
-class TarOptions(Options):
+class TarOptions(VideoOptions):
     """Options of tars and of loose files.
 
     Attributes:
@@ -57,6 +59,7 @@ class TarOptions(Options):
     hash_images: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choice = self.choice
         object.__setattr__(self, "image_ext", choice.images or None)
         object.__setattr__(self, "caption_ext", choice.captions or None)
@@ -73,27 +76,43 @@ class TarFormat(ByteRangeFormat):
     kind, suffixes, options = "tar", (".tar",), TarOptions
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
+        def video_header(offset: int, size: int) -> VideoHeader:
+            return read_header(VideoFile(shard.path, offset, size))
+
         with scan_view(shard.path) as view:
             found = list(members(view, builder.problems))
             held = {member.offset: member.link for member in found if member.link}
             groups = group_members((m[:3] for m in found), shard.options.choice, builder.problems)
             for group in groups:
-                builder.add(draft_of(group, view, shard.options, lambda offset: held.get(offset, "")))
+                builder.add(draft_of(group, view, shard.options, video_header, lambda offset: held.get(offset, "")))
         builder.problems.extend(stats_problems(shard.path, len(groups)))
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        """As other byte ranges, each with the header before it, which must be that of the sample."""
-        places = [*(entry.image_places() if images else ()), *([entry.text_place()] if text and entry.row else ())]
-        found = read_ranges(shard, [(offset - BLOCK, length + BLOCK) for offset, length in places])
-        held = [*(entry.image_names() if images else ()), *([entry.text_name()] if text and entry.row else ())]
-        for data, (offset, _), member in zip(found, places, held):
-            _check_member(shard, data[:BLOCK], entry, offset, member)
+        """As other byte ranges, each with the header before it, which must be that of the sample.
+
+        Of videos only what their frames need is read.
+        """
+        wanted = entry.members() if images else []
+        if text and entry.row:
+            wanted.append(Member(*entry.text_place(), entry.text_name()))
+        found = read_ranges(shard, [(m.offset - BLOCK, BLOCK + (0 if m.frames else m.length)) for m in wanted])
+        for data, member in zip(found, wanted):
+            _check_member(shard, data[:BLOCK], entry, member.offset, member.name)
         parts = [data[BLOCK:] for data in found]
         sample = RawSample()
         if text:
-            reading = reading_of(shard.options, entry.key, entry.image_count)
+            reading = reading_of(shard.options, entry.key, *entry.counts())
             sample = parse(entry.text_form, parts.pop() if entry.row else b"", reading)
-        return dataclasses.replace(sample, images=tuple(parts)) if parts else sample
+        stills = [part for part, member in zip(parts, wanted) if not member.frames]
+        videos = (VideoFile(shard.path, m.offset, m.length) for m in wanted if m.frames)
+        found = (*stills, *frames_in(videos, shard.options.sampling))
+        return dataclasses.replace(sample, images=found) if found else sample
+
+
+def frames_in(videos: Iterable[VideoFile], sampling: Sampling) -> Iterator[bytes]:
+    """The frames of all videos of a sample."""
+    for file in videos:
+        yield from read_frames(file, sampling.times(read_header(file), Video("")))
 
 
 _unlike: set[str] = set()  # archives that are unchanged though their headers have other names than their members
@@ -117,18 +136,27 @@ def _check_member(shard: Shard, block: bytes, entry: Entry, offset: int, member:
 
 
 def draft_of(
-    group: Group, view: ScanView, options: TarOptions, file_name: Callable[[int], str] = lambda offset: ""
+    group: Group,
+    view: ScanView,
+    options: TarOptions,
+    video_header: Callable[[int, int], VideoHeader],
+    file_name: Callable[[int], str],
 ) -> Draft:
     """What the members of a sample hold.
 
-    ``file_name`` gives the name to be kept of the member at an offset, where members are files.
+    Args:
+      video_header: gives that of the member at an offset, of a number of bytes.
+      file_name: gives the name to be kept of the member at an offset, where members are files.
     """
     draft, metadata = Draft(group.key), {}
     with draft.judged():
         if group.problem:
             raise BadSample("ambiguous_key", detail=group.problem)
-        if group.medium:
-            raise BadSample(f"unread_{group.medium}", detail=f"members: {', '.join(group.extensions)}")
+        found = f"members: {', '.join(group.extensions)}"
+        if group.medium == "audio":
+            raise BadSample("unread_audio", detail=found)
+        if group.medium == "video":
+            extra_formats.need("video", found)
         metadata = _metadata(view, group, options.caption_key)
         draft.scores, draft.origin = scores_of(metadata), origin_of(metadata)
         draft.text = _text_part(group, metadata, options.caption_key)
@@ -137,15 +165,22 @@ def draft_of(
     if draft.text.length > MAX_TEXT_BYTES:  # perhaps a false size, which no column could hold
         draft.text = draft.text._replace(length=0)
     draft.text_name = file_name(draft.text.offset) if draft.text.form else ""
-    if group.medium:
+    if (draft.reason or "").startswith("unread_"):
         return draft
     with draft.judged():
         images = [_image_part(view, offset, size, file_name(offset)) for offset, size in group.images]
+        for offset, size in group.videos:
+            header, name = video_header(offset, size), file_name(offset)
+            frames = range(1, len(options.sampling.times(header, Video(""))) + 1)
+            images += [ImagePart(offset, size, header.size, name, frame) for frame in frames]
+        draft.record = draft.record and with_frames(draft.record, [image.frame for image in images])
         if not images and (draft.record is None or draft.record.caption is not None):
             raise BadSample("no_image", detail=f"members: {', '.join(group.extensions)}")
         if not images and (hidden := _hidden_images(view, group)):
             raise BadSample("unread_image_field", detail=f"members {', '.join(hidden)}: say so with image_ext")
-        draft.image_hash = _image_hash(view, images, metadata.get("sha256"), options.hash_images)
+        draft.image_hash = _image_hash(
+            view, [image for image in images if image.frame < 2], metadata.get("sha256"), options.hash_images
+        )
         draft.images = images
     return draft
 
@@ -178,7 +213,7 @@ def _record(
     view: ScanView, group: Group, text: TextPart, metadata: Mapping[str, Any], options: TarOptions
 ) -> RawSample:
     if text.form == Form.JSON:
-        return from_record(metadata, reading_of(options, group.key, len(group.images)))
+        return from_record(metadata, reading_of(options, group.key, len(group.images), len(group.videos)))
     return parse(text.form, _read_text(view, text.offset, text.length) if group.caption else b"")
 
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import NamedTuple
+
 from data_pipelines.sources.indices.columns import Columns
+
+
+class Member(NamedTuple):
+    """The place of an image (``frames`` = 0), a video or a text; ``name``: of a file."""
+
+    offset: int
+    length: int
+    name: str = ""
+    frames: int = 0
 
 
 class Entry:
@@ -40,6 +52,24 @@ class Entry:
         """(offset, length) of the images in bytes."""
         offsets, lengths = self._columns["image_offset"], self._columns["image_length"]
         return [(int(offsets[i]), int(lengths[i])) for i in self._images()]
+
+    def frames(self) -> list[int]:
+        """Of each image its number within a video, from 1; 0 = an image."""
+        if "image_frame" not in self._columns:
+            return [0] * self.image_count
+        return self._columns["image_frame"][self._images()].tolist()
+
+    def members(self) -> list[Member]:
+        """The files, or members of an archive, that its images and videos are."""
+        parts = list(zip(self.image_places(), self.image_names(), self.frames()))
+        starts = [number for number, (*_, frame) in enumerate(parts) if frame < 2]
+        frames = [stop - start if parts[start][2] else 0 for start, stop in itertools.pairwise([*starts, len(parts)])]
+        return [Member(*parts[start][0], parts[start][1], count) for start, count in zip(starts, frames)]
+
+    def counts(self) -> tuple[int, int]:
+        """Numbers of images and of videos."""
+        frames = self.frames()
+        return frames.count(0), frames.count(1)
 
     def text_name(self) -> str:
         """File name of the text part; empty where there is none."""

@@ -14,9 +14,8 @@ import numpy as np
 from data_pipelines.errors import BadSample
 from data_pipelines.io.digests import digest, hash64
 from data_pipelines.records.pictures import image_link
-from data_pipelines.records.raw_sample import Form, RawSample
+from data_pipelines.records.raw_sample import IMAGE, Form, RawSample
 from data_pipelines.records.scripts import script_of
-from data_pipelines.records.turns import IMAGE
 from data_pipelines.sources.indices.columns import Strings
 from data_pipelines.sources.indices.shard_index import (
     IMAGE_COLUMNS,
@@ -30,12 +29,16 @@ from data_pipelines.sources.indices.shard_index import (
 
 @dataclasses.dataclass(frozen=True)
 class ImagePart:
-    """One encoded image of a sample: its place, its upright size and (kind "files") its file name."""
+    """One encoded image of a sample: its place, its upright size and (kind "files") its file name.
+
+    ``frame``: its number within a video, from 1, whose place and name it has then; 0 = an image.
+    """
 
     offset: int
     length: int
     size: tuple[int, int]
     name: str = ""
+    frame: int = 0
 
 
 class TextPart(NamedTuple):
@@ -142,6 +145,7 @@ class IndexBuilder:
             self._image_rows["image_offset"].append(image.offset)
             self._image_rows["image_length"].append(image.length)
             self._image_rows["image_size"].append(image.size)
+            self._image_rows["image_frame"].append(image.frame)
             self._image_names.append(_encoded(image.name))
 
     def copy(self, index: ShardIndex, row: int) -> None:
@@ -180,10 +184,11 @@ class IndexBuilder:
         columns["image_size"] = columns["image_size"].reshape(-1, 2)
         keys = Strings.of(self._keys)
         names = [Strings.of(n if any(n) else []) for n in self._strings()]
+        silent = set(ORIGINS) if columns["image_frame"].any() else {*ORIGINS, "image_frame"}
         # Identity of the content: the places and the text of everything, but no path, host or time.
         content = digest(
             keys.data.tobytes(),
-            *(columns[name].tobytes() for name in sorted(columns.keys() - set(ORIGINS))),
+            *(columns[name].tobytes() for name in sorted(columns.keys() - silent)),
             json.dumps([list(self._reasons), meta["kind"]]),
         )
         header = {"version": VERSION, "digest": content, **meta}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from data_pipelines.errors import DataError
+from data_pipelines.records.video.frames import Sampling
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -13,6 +16,32 @@ class Options:
     def given(self) -> dict[str, Any]:
         """The options that differ from "not given", which is what an index depends on."""
         return {name: value for name, value in vars(self).items() if value not in (None, False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoOptions(Options):
+    """Options of formats that read videos.
+
+    Attributes:
+      video_frames: most frames of a video (default: 8).
+      video_fps: frames a second (default: always ``video_frames`` at equal distances).
+      video_tiles: most tiles of a frame, the thumbnail not counted (default: 1).
+    """
+
+    video_frames: int | None = None
+    video_fps: float | None = None
+    video_tiles: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises DataError."""
+        _ = self.sampling
+        tiles = 1 if self.video_tiles is None else self.video_tiles
+        if isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1:
+            raise DataError(f"video_tiles must be a positive number, is {tiles!r}")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(Sampling.frames if self.video_frames is None else self.video_frames, self.video_fps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,4 +79,10 @@ class Shard:
     @property
     def encoding(self) -> str:
         """What of it decides how its samples are encoded, for identities; empty if it leaves that to the config."""
-        return f"{self.max_tiles} {self.jpeg_augment}" if self.max_tiles or self.jpeg_augment else ""
+        frames = f"frames {self.frame_tiles}" if self.frame_tiles > 1 else ""
+        return f"{self.max_tiles} {self.jpeg_augment}{frames}" if self.max_tiles or self.jpeg_augment else frames
+
+    @property
+    def frame_tiles(self) -> int:
+        """Most tiles of a frame of a video."""
+        return getattr(self.options, "video_tiles", None) or 1

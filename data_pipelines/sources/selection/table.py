@@ -17,10 +17,10 @@ from data_pipelines.sources.indices.shard_index import ShardIndex
 from data_pipelines.sources.selection.select import Selection
 
 TABLE_ROWS = 1 << 20
-VERSION = 7  # of tables on disk
+VERSION = 8  # of tables on disk
 
 _SAMPLE = ("image_count", "text_offset", "text_length", "text_form")
-_IMAGE = ("image_offset", "image_length", "image_size")
+_IMAGE = ("image_offset", "image_length", "image_size", "image_frame")
 _STRINGS = ("keys", "image_name", "text_name")
 
 
@@ -32,14 +32,16 @@ class TableBuilder:
         self._columns = GrowingColumns(TABLE_ROWS, make_folder)
         self._rows = self._images = 0
         self._characters = dict.fromkeys(_STRINGS, 0)
-        self._unused = {"repeat", "caption_row"}  # as long as no shard has anything in them
+        self._unused = {"repeat", "caption_row", "image_frame"}  # as long as no shard has anything in them
 
     def add(self, selection: Selection) -> None:
         index, rows = selection.index, selection.rows
         images = _images_of(index, rows)
         repeat = _occurrence(rows)
         joined = np.full(len(rows), -1, np.int64) if selection.captions is None else selection.captions
-        self._unused -= ({"repeat"} if repeat.any() else set()) | ({"caption_row"} if (joined >= 0).any() else set())
+        frames = index.columns["image_frame"][images]
+        filled = {"repeat": repeat.any(), "caption_row": (joined >= 0).any(), "image_frame": frames.any()}
+        self._unused -= {name for name, is_filled in filled.items() if is_filled}
         image_ends = np.cumsum(index.columns["image_count"][rows], dtype=np.int64) + self._images
         self._rows, self._images = self._rows + len(rows), self._images + len(images)
         arrays = {

@@ -143,6 +143,7 @@ def test_index_after_an_installation(tmp_path: Path, monkeypatch: pytest.MonkeyP
 MEDIA = [("mp4", "unread_video"), ("WEBM", "unread_video"), ("wav", "unread_audio"), ("mp3", "unread_audio")]
 
 
+@pytest.mark.usefixtures("no_pyav")
 @pytest.mark.parametrize("extension,reason", MEDIA)
 @pytest.mark.parametrize("others", [("txt",), ("json",), ("jpg", "txt"), ("jpg", "json"), ()])
 def test_media_beside(extension: str, reason: str, others: tuple[str, ...], tmp_path: Path) -> None:

@@ -276,6 +276,7 @@ def test_interleaved_documents() -> None:
         ({"image": "a.jpg", "note": 3}, "no_caption"),
     ],
 )
+@pytest.mark.usefixtures("no_pyav")
 def test_what_is_not_read_has_a_reason(record: dict, reason: str) -> None:
     with pytest.raises(BadSample) as error:
         from_record(record)

@@ -28,6 +28,7 @@ from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.program import Program
+from tests.data_pipelines.video_tools import video
 from tests.made_sets import SENTENCE, picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
@@ -272,6 +273,15 @@ def svg(folder: Path) -> Made:
     return Made({"kind": "tar", "paths": tar(folder / "a.tar", pairs(drawings, "svg"))}, exact=False)
 
 
+def videos(folder: Path) -> Made:
+    pytest.importorskip("av")
+    for n in range(COUNT):
+        (folder / f"{n}.mp4").write_bytes(video(count=4 + n, size=(64, 48 + 8 * (n % 3)), rotation=90 * (n % 2)))
+    talks = [[{"from": "human", "value": "<video>\nwhat is it?"}, talk[1]] for talk in TALKS]
+    records = [{"video": f"{n}.mp4", "conversations": talk} for n, talk in enumerate(talks)]
+    return Made({"kind": "jsonl", "paths": lines(folder / "a.jsonl", records), "video_frames": 4}, exact=False)
+
+
 def again(format: str, **options: Any) -> list[bytes]:
     """The pictures in another format."""
     result = []
@@ -285,7 +295,7 @@ def again(format: str, **options: Any) -> list[bytes]:
 FORMATS: list[Callable[[Path], Made]] = [
     *(img2dataset, json_in_tar, compressed_tar, files, parquet, hugging_face, interleaved, arrow, llava, typed),
     *(json_list, compressed_jsonl, coco, image_folder, vlmevalkit, internvl, onevision, array_record, tfds),
-    *(mds, tfrecord, text, heic, jxl, svg),
+    *(mds, tfrecord, text, heic, jxl, svg, videos),
 ]
 
 

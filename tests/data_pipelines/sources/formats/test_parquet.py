@@ -96,6 +96,7 @@ def test_texts_are_read_alike_without_images(tmp_path: Path) -> None:
         ("embedding", [0.5] * 9, None),
     ],
 )
+@pytest.mark.usefixtures("no_pyav")
 def test_columns_that_nobody_reads(column: str, value: object, reason: str | None, tmp_path: Path) -> None:
     """As in JSONL, what looks like an image, video or sound under an unknown name is never passed over."""
     talk = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "noise"}]

@@ -1,0 +1,130 @@
+"""Videos in a record: which file each is, which part of it is meant, and the marks of their places in the text."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from data_pipelines.errors import BadSample
+from data_pipelines.records import extra_formats, names
+from data_pipelines.records.pictures import Reference, given, references
+from data_pipelines.records.raw_sample import IMAGE, RawSample, Video
+
+VIDEO = "<video>"  # stands for a video in the text of a record
+_MARK = re.compile(f"{VIDEO}|{IMAGE}")
+_CLIPS = (("video_start", "video_end"), ("start_time", "end_time"))  # seconds, besides InternVL's "clip": [0.5, 3.0]
+CLIP_FIELDS = frozenset(["clip", *(name for pair in _CLIPS for name in pair)])
+Turn = tuple[str, str]
+
+
+def videos_in(record: Mapping[str, Any]) -> list[Video]:
+    """The videos that a record names or holds; its names are in lower case. Raises BadSample "unexpected_video"."""
+    fields, files = _fields_of(tuple(record))
+    held = (value for name in fields if isinstance(value := record[name], str | bytes | list | tuple | dict))
+    named = (value for name in files if isinstance(value := record[name], str) and names.VIDEO_NAME.search(value))
+    value = next((value for value in itertools.chain(held, named) if given(value)), None)
+    return [] if value is None else videos_of(value, record)
+
+
+@functools.lru_cache(maxsize=256)
+def _fields_of(keys: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys that are fields of videos, and those of files of any kind; once for all records of a file."""
+    fields = tuple(name for name in keys if names.VIDEO_FIELD.fullmatch(name))
+    return fields, tuple(name for name in names.FILE_FIELDS if name in keys)
+
+
+def videos_of(value: Any, record: Mapping[str, Any]) -> list[Video]:
+    """The videos in a field, or in a part of typed content. Raises BadSample "unexpected_video", "bad_video_field"."""
+    try:
+        found = references(value)
+    except BadSample as error:
+        raise BadSample("bad_video_field", detail=error.detail) from None
+    if any(isinstance(each, str) and names.IMAGE_NAME.search(each) and each[-4:].lower() != ".gif" for each in found):
+        raise BadSample(
+            "unexpected_video", detail=f"images instead of a video: {str(found)[:80]}; list them as 'images'"
+        )
+    clip = _clip(record) if len(found) == 1 else None
+    return [Video(each, *clip) if clip else Video(each) for each in found if not isinstance(each, Video)]
+
+
+def _clip(record: Mapping[str, Any]) -> tuple[float, float] | None:
+    """(first, last) second of the part that is meant, if the record says so."""
+    pairs = [record.get("clip"), *([record.get(first), record.get(last)] for first, last in _CLIPS)]
+    for pair in pairs:
+        if isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair)) and 0 <= pair[0] < pair[1]:
+            return float(pair[0]), float(pair[1])
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def need_videos(readable: bool, detail: str) -> None:
+    """Raises BadSample unless videos can be read. ``readable``: whether the format reads any."""
+    if not readable:
+        extra_formats.refuse_video(detail)
+    extra_formats.need("video", detail)
+
+
+def place_videos(
+    turns: Sequence[Turn], images: Sequence[Reference], videos: Sequence[Video]
+) -> tuple[list[Turn], list[Reference]]:
+    """(turns in which ``<image>`` stands for videos too, images and videos in the order of these marks).
+
+    What has no mark stands before the first question. Where a record has only videos, its ``<image>``s are theirs.
+
+    Raises BadSample "video_count_mismatch", "image_count_mismatch".
+    """
+    marks = _MARK.findall("\n".join(text for _, text in turns))
+    if not images and VIDEO not in marks and len(marks) == len(videos):
+        marks = [VIDEO] * len(marks)
+    for mark, found, reason in ((VIDEO, videos, "video_count_mismatch"), (IMAGE, images, "image_count_mismatch")):
+        if marks.count(mark) not in (0, len(found)):
+            raise BadSample(reason, detail=f"{marks.count(mark)} {mark} in the text, {len(found)} in the record")
+    missing = [mark for mark, found in ((IMAGE, images), (VIDEO, videos)) if mark not in marks for _ in found]
+    left = {IMAGE: iter(images), VIDEO: iter(videos)}
+    ordered = [next(left[mark]) for mark in [*missing, *marks]]
+    turns = [(speaker, text.replace(VIDEO, IMAGE)) for speaker, text in turns]
+    first = next((number for number, (speaker, _) in enumerate(turns) if speaker == "human"), None)
+    if missing and first is not None:
+        turns[first] = "human", f"{IMAGE}\n" * len(missing) + turns[first][1]
+    return turns, ordered
+
+
+def with_frames(sample: RawSample, frames: Sequence[int]) -> RawSample:
+    """The sample with a line "Frame1: <image>" for each frame of a video in the place of the video's mark.
+
+    Args:
+      frames: of each of its images the number within its video, from 1; 0 = an image.
+    """
+    if not any(frames):
+        return sample
+    groups = _groups(frames)
+    turns = [(speaker, _with_lines(text, groups)) for speaker, text in sample.conversations]
+    return dataclasses.replace(sample, conversations=tuple(turns), frames=tuple(frames))
+
+
+def _groups(frames: Sequence[int]) -> Iterator[str]:
+    """What stands for each image and each video."""
+    starts = [at for at, number in enumerate(frames) if number < 2]
+    return (frame_lines(frames[start:stop]) for start, stop in itertools.pairwise([*starts, len(frames)]))
+
+
+def frame_lines(frames: Sequence[int]) -> str:
+    """The marks of images and frames in lines, as InternVL writes them."""
+    return "\n".join(f"Frame{number}: {IMAGE}" if number else IMAGE for number in frames)
+
+
+def _with_lines(text: str, groups: Iterator[str]) -> str:
+    first, *others = text.split(IMAGE)
+    parts = [first]
+    for other in others:
+        lines = next(groups, IMAGE)
+        ends = "\n" if lines != IMAGE and not other.startswith("\n") else ""
+        parts += [lines, ends, other]
+    return "".join(parts)
