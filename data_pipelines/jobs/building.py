@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from data_pipelines.io import blobs, copies, paths
 from data_pipelines.io.digests import digest
 from data_pipelines.io.storage import set_patience
 from data_pipelines.jobs.arguments import patience
+from data_pipelines.jobs.pipelines import run_pipeline
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.containers.array_record import pack
 from data_pipelines.sources.finding import shards_of
@@ -152,37 +153,12 @@ def _write_records(path: str, records: Iterator[bytes]) -> None:
         writer.close()
 
 
-def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sum of counts, key by key; associative, as Beam's combining demands."""
     total: Counter[str] = Counter()
     for each in counts:
         total.update(each)
     return dict(total)
-
-
-def run_pipeline(tasks: Sequence[Task], output: str, beam_arguments: Sequence[str] = ()) -> dict[str, int]:
-    """Runs the tasks as a Beam pipeline and returns the sum of their counts. Raises DataError if Beam is missing."""
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError:
-        needed = "pip install -r data_pipelines/requirements-build.txt (in an environment of its own)"
-        raise DataError(f"build needs Apache Beam: {needed}") from None
-    summary = paths.join(output, "build_stats.json")
-    with beam.Pipeline(options=PipelineOptions(list(beam_arguments), save_main_session=False)) as pipeline:
-        _ = (
-            pipeline
-            | "Files" >> beam.Create(list(tasks))
-            | "Spread" >> beam.Reshuffle()
-            | "Build" >> beam.Map(build_file)
-            | "Sum" >> beam.CombineGlobally(add_counts)
-            | "Summary" >> beam.Map(_write_summary, summary)
-        )
-    return json.loads(blobs.read_bytes(summary))
-
-
-def _write_summary(counts: Mapping[str, int], path: str) -> None:
-    copies.write_bytes(path, json.dumps(counts).encode())
 
 
 def source_spec(patterns: Sequence[str], kind: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +183,8 @@ def run(options: argparse.Namespace, beam_arguments: Sequence[str]) -> dict[str,
     spec = source_spec(options.shards, options.kind, vars(options))
     tasks = plan(spec, options.output, options.samples_per_file, options.tokenizer)
     dropped = dict(_source(tasks[0].spec).dropped())
-    counts = run_pipeline(tasks, options.output, beam_arguments)
+    summary = paths.join(options.output, "build_stats.json")
+    counts = run_pipeline(tasks, build_file, add_counts, summary, beam_arguments)
     written, samples = counts.pop("written", 0), counts.pop("samples", 0)
     skipped = add_counts([dropped, counts])
     seconds = round(time.monotonic() - start, 3)

@@ -1,4 +1,4 @@
-"""Indexing many shards by several processes, and what was found in them.
+"""Indexing many shards by several processes, or by an Apache Beam pipeline, and what was found in them.
 
 An interrupted run resumes where it stopped, since finished indices are kept.
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError, StorageError
+from data_pipelines.io import paths
 from data_pipelines.io.processes import in_processes
 from data_pipelines.io.storage import Patience, set_patience
 from data_pipelines.jobs.arguments import Faults, patience
+from data_pipelines.jobs.pipelines import run_pipeline
 from data_pipelines.sources.finding import shards_of
 from data_pipelines.sources.indexing import load_or_make
 from data_pipelines.sources.indices.shard import Shard
@@ -32,6 +35,18 @@ class ShardReport:
     problems: list[str] = dataclasses.field(default_factory=list)
     made: bool = False
     fault: StorageError | None = None
+
+    def counts(self) -> dict[str, Any]:
+        """What is added up over shards, in JSON's types."""
+        fault = self.fault
+        return {
+            "samples": self.samples,
+            "usable": self.usable,
+            "indexed": int(self.made),
+            "skipped": dict(self.skipped),
+            "problems": {self.path: list(self.problems)} if self.problems else {},
+            "unread": {self.path: fault.detail if fault.path == self.path else str(fault)} if fault else {},
+        }
 
 
 def report_shard(
@@ -65,27 +80,68 @@ def index_shards(
         yield report or ShardReport(shard.source, problems=["unreadable: the indexing process died (out of memory?)"])
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace, beam_arguments: Sequence[str] = ()) -> dict[str, Any]:
     """Indexes what the command line names and prints a summary; returns what ``--json`` prints.
 
     "unread" lists the shards that storage did not give. Raises DataError; StorageError if it gives none at all.
     """
-    start, faults, wait = time.monotonic(), Faults(), patience(options)
+    start, wait = time.monotonic(), patience(options)
     set_patience(wait)
     shards = shards_of(options.shards, options.kind, vars(options))
-    samples, usable, made, skipped, problems = 0, 0, 0, Counter(), {}
+    if options.runner:
+        found = _by_beam(shards, options, [f"--runner={options.runner}", *beam_arguments], wait)
+    else:
+        found = _by_processes(shards, options, wait)
+    seconds, usable = round(time.monotonic() - start, 3), f"{found['usable']} of {found['samples']} samples usable"
+    print(f"{len(shards)} shards ({found['indexed']} indexed now): {usable}, {seconds} s")
+    for reason, count in Counter(found["skipped"]).most_common():
+        print(f"  {reason}: {count}")
+    unread = found.pop("unread")
+    summary = {"shards": len(shards), **found, "seconds": seconds}
+    return {**summary, "unread": unread} if unread else summary
+
+
+def _by_processes(shards: Sequence[Shard], options: argparse.Namespace, wait: Patience) -> dict[str, Any]:
+    """What is found in all shards, by processes of this machine. Raises StorageError if storage is away."""
+    faults, found = Faults(), []
     for report in index_shards(shards, options.workers, options.index_dir, options.force, wait):
         faults.add(report.path, report.fault)
-        samples, usable, made = samples + report.samples, usable + report.usable, made + report.made
-        skipped.update(report.skipped)
-        if report.problems:
-            problems[report.path] = report.problems
         for problem in report.problems:
             print(f"{report.path}: {problem}")
-    seconds = round(time.monotonic() - start, 3)
-    print(f"{len(shards)} shards ({made} indexed now): {usable} of {samples} samples usable, {seconds} s")
-    for reason, count in skipped.most_common():
-        print(f"  {reason}: {count}")
-    summary: dict[str, Any] = {"shards": len(shards), "samples": samples, "usable": usable, "skipped": dict(skipped)}
-    summary |= {"seconds": seconds, "indexed": made, "problems": problems}
-    return {**summary, "unread": faults.found} if faults.found else summary
+        found.append(report.counts())
+    return add_reports(found)
+
+
+def _by_beam(
+    shards: Sequence[Shard], options: argparse.Namespace, arguments: Sequence[str], wait: Patience
+) -> dict[str, Any]:
+    """The same by a Beam pipeline; indices that are there and fresh are left as they are."""
+    if not options.index_dir:
+        raise DataError("--runner needs --index_dir: a folder or URL that all workers write to, named in the spec too")
+    work = functools.partial(_counts_of, index_dir=options.index_dir, force=options.force, patience=wait)
+    found = run_pipeline(shards, work, add_reports, paths.join(options.index_dir, "index_stats.json"), arguments)
+    for path, problems in found["problems"].items():
+        print("\n".join(f"{path}: {problem}" for problem in problems))
+    for path, fault in found["unread"].items():
+        print(f"{path}: could not be read: {fault}")
+    if len(found["unread"]) == len(shards):
+        raise StorageError(*next(iter(found["unread"].items())))
+    return found
+
+
+def _counts_of(shard: Shard, index_dir: str, force: bool, patience: Patience) -> dict[str, Any]:
+    return report_shard(shard, index_dir, force, patience).counts()
+
+
+def add_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of ``ShardReport.counts``."""
+    total = ShardReport("").counts()
+    for report in reports:
+        for name, value in report.items():
+            if not isinstance(value, Mapping):
+                total[name] += value
+            elif name == "skipped":
+                total[name] = dict(Counter(total[name]) + Counter(value))
+            else:
+                total[name] |= value
+    return total

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import cli, index
-from data_pipelines.errors import StorageError
+from data_pipelines.errors import DataError, StorageError
 from data_pipelines.io import blobs
+from data_pipelines.jobs.indexing import ShardReport, add_reports
+from data_pipelines.sources.indices.shard_index import ShardIndex
 from tests.data_pipelines.shard_tools import pairs, write_tar
 
 
@@ -81,3 +83,48 @@ def test_storage_that_is_away_ends_the_command(tmp_path: Path, monkeypatch, caps
         cli.run(lambda: index.main([str(tmp_path), "--workers=1", "--retries=0"]))
     assert code.value.code == 1
     assert capsys.readouterr().err == f"error: {tmp_path / '2.tar'}: Input/output error\n"
+
+
+def test_sums_of_reports_do_not_depend_on_their_order() -> None:
+    """As Beam adds them: parts first, then the parts' sums, none of them twice."""
+    reports = [
+        ShardReport("a", 3, 2, {"no_image": 1}, ["cut"], True),
+        ShardReport("b", 5, 4, {"no_image": 1}),
+        ShardReport("c", fault=StorageError("c", "gone")),
+    ]
+    counts = [report.counts() for report in reports]
+    whole = add_reports(counts)
+    assert whole == add_reports([add_reports(counts[2:]), add_reports([]), add_reports(counts[1::-1])])
+    assert whole["samples"] == 8 and whole["indexed"] == 1 and whole["skipped"] == {"no_image": 2}
+    assert whole["problems"] == {"a": ["cut"]} and whole["unread"] == {"c": "gone"}
+    assert counts == [report.counts() for report in reports]
+
+
+def test_runner_wants_a_common_folder_and_other_options_are_no_words_for_beam(tmp_path: Path, capsys) -> None:
+    shard = write_tar(tmp_path / "0.tar", pairs(1))
+    with pytest.raises(DataError, match="--runner needs --index_dir"):
+        index.main([str(shard), "--runner=DirectRunner"])
+    with pytest.raises(SystemExit):
+        index.main([str(shard), "--direct_num_workers=2"])
+    assert "unrecognized arguments: --direct_num_workers=2" in capsys.readouterr().err
+
+
+def test_beam_makes_the_same_indices_and_resumes(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("apache_beam", reason="an optional extra with an environment of its own")
+    for number in range(4):
+        write_tar(tmp_path / f"{number}.tar", [*pairs(3 + number), ("x.txt", b"alone")])
+    alone, beam = tmp_path / "alone", tmp_path / "beam"
+    shards = tmp_path / "{0..3}.tar"
+    expected = index_line(capsys, shards, f"--index_dir={alone}", "--workers=1")
+    by_beam = (shards, f"--index_dir={beam}", "--runner=DirectRunner", "--direct_num_workers=1")
+    found = index_line(capsys, *by_beam)
+    assert found.pop("seconds") > 0 and expected.pop("seconds") >= 0
+    assert found == expected and found["indexed"] == 4 and found["skipped"] == {"no_image": 4}
+    names = sorted(path.name for path in alone.iterdir())
+    assert sorted(path.name for path in beam.iterdir()) == sorted([*names, "index_stats.json"])
+    for name in names:
+        first, second = (ShardIndex.from_bytes((folder / name).read_bytes()) for folder in (alone, beam))
+        assert first.meta["digest"] == second.meta["digest"]
+    assert index_line(capsys, *by_beam)["indexed"] == 0
+    (beam / names[0]).unlink()  # as where a run was interrupted
+    assert index_line(capsys, *by_beam)["indexed"] == 1

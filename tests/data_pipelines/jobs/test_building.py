@@ -11,6 +11,7 @@ from data_pipelines import build
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.jobs import building
+from data_pipelines.jobs.pipelines import run_pipeline
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.sources.containers.array_record import unpack
 from data_pipelines.sources.source import open_source
@@ -117,4 +118,4 @@ def test_pipeline(tmp_path: Path, capsys) -> None:
 def test_without_beam_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
     with pytest.raises(DataError, match="requirements-build"):
-        building.run_pipeline([], str(tmp_path))
+        run_pipeline([], building.build_file, building.add_counts, str(tmp_path / "sum"))
