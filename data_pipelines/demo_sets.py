@@ -24,11 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(
             f"--{field.name}", type=int, default=field.default, metavar="N", help=f"{unit} (default {field.default})"
         )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that paint (default 1)")
     options = parser.parse_args(arguments)
     sizes = DemoSizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(DemoSizes)})
     from data_pipelines.recipes.demo.sets import build_demo_sets
 
-    manifest = build_demo_sets(options.out, seed=options.seed, sizes=sizes, progress=print)
+    manifest = build_demo_sets(options.out, seed=options.seed, sizes=sizes, workers=options.workers, progress=print)
     if options.json:
         cli.json_line(manifest)
 

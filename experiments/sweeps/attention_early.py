@@ -1,6 +1,6 @@
 """From which stage on attention trains: S1.1, S1.2, S1.3 as published, or S2."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 TRAINS = ["visual_embedding", "visual_experts", "attention"]
 

@@ -1,6 +1,6 @@
 """Attention in S1.3: trained as published, or frozen (Mono-InternVL, table 9)."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 
 def sweep(add):

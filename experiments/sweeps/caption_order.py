@@ -1,6 +1,6 @@
 """The order of the captions of S1.2: mixed, short ones first, long ones first; and either kind alone."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 LENGTH = 40  # characters; about half of the captions are longer
 SHORT, LONG = {"max_caption_chars": LENGTH}, {"min_caption_chars": LENGTH + 1}

@@ -1,6 +1,6 @@
 """How much data each stage needs: a quarter, a half, all and twice the steps of one stage (figure 4)."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 
 def sweep(add):

@@ -1,6 +1,6 @@
 """Layers of the base language model."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 
 def sweep(add):

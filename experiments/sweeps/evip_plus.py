@@ -1,6 +1,6 @@
 """EViP and EViP++ (visual attention experts), at equal data and at 42 % of it (Mono-InternVL-1.5)."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 STAGES = ("s1_1", "s1_2", "s1_3", "s2")
 
 

@@ -1,6 +1,6 @@
 """Experts of their own for visual tokens, or one FFN for both modalities (Mono-InternVL-1.5, table X)."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 # Without visual experts, pre-training has the patch embedding alone to train, or everything.
 EMBEDDING = {"stages.s1_1.trains": ["visual_embedding"], "stages.s1_2.trains": ["visual_embedding"]}

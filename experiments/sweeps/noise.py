@@ -1,6 +1,6 @@
 """How much noise pre-training bears: alt texts of other pictures in S1.1, and clean captions in their place."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 
 def sweep(add):

@@ -1,6 +1,6 @@
 """Pixels of a visual token: 16, 32 or 64 a side, on pictures of 64."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 
 def sweep(add):

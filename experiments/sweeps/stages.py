@@ -1,6 +1,6 @@
 """Which stages are needed, and in which order."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 PRE_TRAINING = ("s1_1", "s1_2", "s1_3")
 

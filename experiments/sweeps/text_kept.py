@@ -1,6 +1,6 @@
 """What keeps the language: text replayed, less of the text side trained, a lower rate for it."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 VISUAL = ["visual_embedding", "visual_experts"]
 GATE_UP = ["text_experts/gate", "text_experts/up"]
@@ -10,12 +10,24 @@ TEXT_SIDE = ("attention", "text_experts", "norms", "token_embeddings")
 def sweep(add):
     add("published", seeds=3)
     for share in (0.1, 0.3):
-        add(f"replay_{share}", {"replay": {stage: {"s0": share} for stage in ("s1_3", "s2")}}, seeds=3)
+        add(f"replay_{share}", replayed(share), seeds=3)
     for name, trained in {"attention": ["attention"], "gate_and_up": GATE_UP, "visual": []}.items():
         both = {f"stages.{stage}.trains": [*VISUAL, *trained] for stage in ("s1_3", "s2")}
         add(f"{name}_only", both, seeds=3)
-    rate = 0.1 * add.base.stages.s2.optim.learning_rate
-    lower = {"stages.s1_3.optim.groups": {"attention": {"learning_rate": rate}}}
-    lower |= {"stages.s2.optim.groups": {group: {"learning_rate": rate} for group in TEXT_SIDE}}
-    add("lower_rate", lower, seeds=3)
-    add("lower_rate-replay_0.1", lower | {"replay": {stage: {"s0": 0.1} for stage in ("s1_3", "s2")}}, seeds=3)
+    for factor in (0.1, 0.3):
+        add(f"rate_x{factor}", slowed(add.base, factor), seeds=3)
+    for factor in (0.3, 0.6):
+        for share in (0.15, 0.3):
+            add(f"rate_x{factor}-replay_{share}", slowed(add.base, factor) | replayed(share), seeds=3)
+
+
+def replayed(share):
+    """A share of the samples is the base's own text."""
+    return {"replay": {stage: {"s0": share} for stage in ("s1_3", "s2")}}
+
+
+def slowed(base, factor):
+    """The text side learns at a part of the rate of the visual side."""
+    s1_3, s2 = (factor * base.stages[stage].optim.learning_rate for stage in ("s1_3", "s2"))
+    changes = {"stages.s1_3.optim.groups": {"attention": {"learning_rate": s1_3}}}
+    return changes | {"stages.s2.optim.groups": {group: {"learning_rate": s2} for group in TEXT_SIDE}}

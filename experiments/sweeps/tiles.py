@@ -1,6 +1,6 @@
 """Visual tokens of an image, stage by stage: growing as published (1,280 to 6,400 patches), many, few, shrinking."""
 
-CONFIG = "experiments/configs/demo.py"
+CONFIG = "experiments/configs/demo.py:published"
 
 # Pictures of 64 pixels in tiles of 32 with 4 tokens each: 4 tokens, or 4 tiles and a thumbnail with 20.
 TILES = {"vision.image_size": 32, "vision.patch_size": 8, "sets.edge": 64, "data.visual_tokens": 60}

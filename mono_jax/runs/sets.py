@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipelines import strict
-from data_pipelines.recipes.demo.sets import build_demo_sets
+from data_pipelines.recipes.demo.sets import PAINTED, build_demo_sets
 from data_pipelines.recipes.demo.sizes import DemoSizes
 from data_pipelines.recipes.manifest import load_manifest
 from mono_jax.errors import ConfigError, unknown_key
@@ -37,6 +38,7 @@ def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[
             mismatched=own.mismatched,
             token_pixels=config.vision.token_pixels,
             vocabulary=own.vocabulary,
+            workers=_painters(sizes),
             progress=say,
         )
 
@@ -84,3 +86,9 @@ def made_sets(config: EvipConfig) -> tuple[DemoSetsConfig, DemoSizes] | None:
     own = {field.name: options.pop(field.name) for field in dataclasses.fields(DemoSetsConfig) if field.name in options}
     made = strict.build(DemoSetsConfig, own, "config.sets", ConfigError)
     return made, strict.build(DemoSizes, options, "config.sets", ConfigError)
+
+
+def _painters(sizes: DemoSizes) -> int:
+    """Processes that paint: one for each core where there is much to do, which is worth the seconds that they start."""
+    samples = sum(dataclasses.asdict(sizes).values()) - sizes.text_bytes
+    return 1 if samples < 10_000 else min(len(PAINTED), len(os.sched_getaffinity(0)))

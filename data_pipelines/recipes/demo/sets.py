@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ def build_demo_sets(
     token_pixels: int = 16,
     vocabulary: int = 1024,
     mismatched: float = 0.02,
+    workers: int = 1,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
     """Builds the demo sets, or what is missing of them, and returns the manifest with absolute paths.
@@ -60,6 +63,7 @@ def build_demo_sets(
       token_pixels: edge of the square that one visual token covers; divides ``edge``.
       vocabulary: pieces of the tokenizer, without the added tokens.
       mismatched: share of the alt texts of S1.1 that belong to another picture.
+      workers: processes that paint; more than one only under ``if __name__ == "__main__"``. The sets are the same.
       progress: called with one line for each part that is built.
 
     Raises:
@@ -73,25 +77,39 @@ def build_demo_sets(
     build = DemoBuild(Path(out_dir), seed, sizes, edge, vocabulary, mismatched)
     settings = {"version": VERSION, **dataclasses.asdict(build)}
     del settings["root"]
-    writers = {
-        "text": write_text,
-        "s0": write_s0,
-        "s1_1": write_s1_1,
-        "s1_2": write_s1_2,
-        "s1_3": write_s1_3,
-        "s2": write_s2,
-        "heldout": write_heldout,
-        "tokenizer": write_tokenizer,
-    }
+    part = functools.partial(_part, build, settings)
     try:
-        counts = {
-            name: build_part(build.root, name, settings, functools.partial(write, build), progress)
-            for name, write in writers.items()
-        }
+        counts = {"text": part("text", progress)}
+        counts |= _painted(part, workers, progress)
+        counts |= {"tokenizer": part("tokenizer", progress)}
     except ImportError as error:
         raise DataError(f"the demo sets need the package {error.name}: pip install -r requirements.txt") from error
     write_manifest(build.root, _manifest(build, token_pixels, counts))
     return load_manifest(build.root)
+
+
+def _part(build: DemoBuild, settings: Mapping[str, Any], name: str, progress: Progress) -> Counts:
+    return build_part(build.root, name, settings, functools.partial(_WRITERS[name], build), progress)
+
+
+def _painted(part: Callable[[str, Progress], Counts], workers: int, progress: Progress) -> dict[str, Counts]:
+    """The parts with pictures and chats, each by one process; the largest is begun first."""
+    if workers == 1:
+        return {name: part(name, progress) for name in PAINTED}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        painted = {name: pool.submit(_quietly, part, name) for name in PAINTED}
+        counts = {}
+        for name, future in painted.items():
+            counts[name], lines = future.result()
+            for line in lines:
+                progress(line)
+    return counts
+
+
+def _quietly(part: Callable[[str, Progress], Counts], name: str) -> tuple[Counts, list[str]]:
+    """A part and the lines that its building said."""
+    lines: list[str] = []
+    return part(name, lines.append), lines
 
 
 def write_text(build: DemoBuild, folder: Path) -> Counts:
@@ -110,6 +128,20 @@ def write_text(build: DemoBuild, folder: Path) -> Counts:
 def write_tokenizer(build: DemoBuild, folder: Path) -> Counts:
     """A tokenizer trained on everything that the other parts train on."""
     return train_tokenizer(folder, _sentences(build), build.vocabulary)
+
+
+# Each is a function of the build alone, but for the prose of "text", which comes before, and the tokenizer, after.
+PAINTED = ("s2", "s0", "s1_1", "s1_2", "s1_3", "heldout")
+_WRITERS = {
+    "text": write_text,
+    "s0": write_s0,
+    "s1_1": write_s1_1,
+    "s1_2": write_s1_2,
+    "s1_3": write_s1_3,
+    "s2": write_s2,
+    "heldout": write_heldout,
+    "tokenizer": write_tokenizer,
+}
 
 
 def _sentences(build: DemoBuild) -> Iterator[str]:
