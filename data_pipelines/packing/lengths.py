@@ -69,16 +69,16 @@ class Lengths:
         name = f"{source.fingerprint()[:24]}-{length_digest(config, builder)}-{_VERSION}"
         file = cache_dir / "lengths" / f"{name}.npy"
         with storage(str(file), "free some space, remove what is in its place, or use another cache_dir"):
-            if (kept := _kept(file, len(source))) is not None:
-                return cls(*kept)
+            if (found := kept(file, len(source))) is not None:
+                return cls(*found)
             try:
                 _count_into(file, source, config, builder, workers)
             except FileNotFoundError:  # another process has counted too, was sooner, and removed the parts
                 if not file.is_file():
                     raise
-            if (kept := _kept(file, len(source))) is None:
+            if (found := kept(file, len(source))) is None:
                 raise DataError(f"{file}: cannot be kept; use another cache_dir")
-            return cls(*kept)
+            return cls(*found)
 
 
 def length_digest(config: SourceConfig, builder: SampleBuilder) -> str:
@@ -160,7 +160,7 @@ class _Joined:
         return {"reasons": names, "bad": {names[c]: n for c, n in self._bad.items()}, "plain": self._plain}
 
 
-def _kept(file: Path, samples: int) -> tuple[np.ndarray, dict[str, Any]] | None:
+def kept(file: Path, samples: int) -> tuple[np.ndarray, dict[str, Any]] | None:
     """What was counted earlier; None if there is nothing whole. Raises OSError."""
     try:
         meta = json.loads(without_checksum(file.with_suffix(".json").read_bytes()))
@@ -198,17 +198,24 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
     else:
         for chunk, part in todo:
             _save(part, *count(source, config.prompts, builder, chunk))
-    joined, checksum = _Joined(map(_load, files)), 0
-    # Written piece by piece: it may not fit in memory, and a map of a file on a full disk would kill the process.
+    write(file, len(source), map(_load, files))
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def write(file: Path, samples: int, chunks: Iterable[tuple[np.ndarray, list[str]]]) -> None:
+    """Writes what ``kept`` reads: counts and reasons of consecutive samples, as ``count`` gives them. Raises OSError.
+
+    Piece by piece: it may not fit in memory, and a map of a file on a full disk would kill the process.
+    """
+    joined, checksum = _Joined(chunks), 0
     with publish.new_file(file) as new, new.open("wb") as stream:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False}
-        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (len(source), 2)})
+        np.lib.format.write_array_header_1_0(stream, {**header, "shape": (samples, 2)})
         for counts in joined:
             stream.write(counts.tobytes())
             checksum = _checksum(counts, checksum)
         meta = {**joined.meta(), "checksum": checksum}
         publish.write_bytes(file.with_suffix(".json"), with_checksum(json.dumps(meta).encode()))
-    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _save(file: Path, counts: np.ndarray, reasons: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,6 +41,13 @@ class _SyntheticLengths:
 
     def __getitem__(self, at: np.ndarray) -> np.ndarray:
         return self._some[at & (len(self._some) - 1)]
+
+
+def synthetic_counts(samples: int, chunk: int) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """The same, piece by piece, as ``lengths.count`` gives them."""
+    found = _SyntheticLengths(samples)
+    for start in range(0, samples, chunk):
+        yield found[np.arange(start, min(samples, start + chunk))], []
 
 
 def planning(rounds: int, samples: int = 922_000_000, blocks: int = 8) -> dict[str, float]:

@@ -8,7 +8,7 @@ Columns (n samples, m images in all; the images of a sample are neighbours):
     image_offset   int64   [m]       bytes from the start of the shard (row number in parquet and record files)
     image_length   int64   [m]       bytes
     image_size     int32   [m, 2]    width and height of the upright image (EXIF orientation applied)
-    image_frame    int32   [m]       number of a frame within its video, from 1; 0 = an image
+    image_frame    uint16  [m]       number of a frame within its video, from 1; 0 = an image
     image_name     m byte strings    file names (kind "files" only, otherwise empty)
     text_name      n byte strings    the same for the text part
     image_hash     uint64  [n]       of the encoded images; 0 = not known
@@ -46,7 +46,7 @@ SUFFIX = ".index.npz"
 UNASKED = "could_not_be_asked"  # reason of samples whose files did not answer: asked again at the next opening
 SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
 ORIGINS = ("url_hash", "sha256_hash")  # no part of the content's digest
-IMAGE_COLUMNS = {"image_offset": np.int64, "image_length": np.int64, "image_size": np.int32, "image_frame": np.int32}
+IMAGE_COLUMNS = {"image_offset": np.int64, "image_length": np.int64, "image_size": np.int32, "image_frame": np.uint16}
 SAMPLE_COLUMNS = {
     "reason": np.uint8,
     "image_count": np.int32,
