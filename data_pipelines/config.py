@@ -67,6 +67,10 @@ class DataConfig:
     max_image_bytes: int = field(50_000_000, ge=1, help="limit of an encoded image")
     min_image_side: int = field(8, ge=1, help="least width and height of an image, pixels")
     max_aspect: float = field(50.0, ge=1, help="limit of an image's longer edge / shorter edge")
+    truncated_jpegs: bool = field(
+        False,
+        help="decode JPEGs that are cut off as far as they go, what they lack being grey, instead of skipping them",
+    )
     max_caption_chars: int = field(1000, ge=1, help="longer captions are cut at a word")
 
     visual_tokens: int = field(8192, ge=0, help="V, visual slots of a row")
@@ -154,7 +158,8 @@ class DataConfig:
 
     def digest(self, *fields: str, extra: str = "") -> str:
         """Hash (16 hex digits) of the named fields and of ``extra``."""
-        values = [{name: getattr(self, name) for name in fields}, extra]
+        named = {name: getattr(self, name) for name in fields}
+        values = [{name: value for name, value in named.items() if value or name not in _ADDED}, extra]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -172,5 +177,7 @@ PLAN_FIELDS = (
 # Fields that decide every byte of a batch.
 BATCH_FIELDS = (
     *PLAN_FIELDS,
-    *("pixel_path", "jpeg_augment", "max_image_bytes", "batch_size", "epochs", "loss_weighting"),
+    *("pixel_path", "jpeg_augment", "max_image_bytes", "truncated_jpegs", "batch_size", "epochs", "loss_weighting"),
 )
+# Fields that came later: where they are off, the identities of earlier runs stand.
+_ADDED = frozenset(["truncated_jpegs"])

@@ -24,12 +24,14 @@ class ImageLimits:
       max_bytes: of the encoded file.
       min_side: the shorter edge in pixels; smaller ones are spacers and tracking pixels.
       max_aspect: longer edge / shorter edge; beyond are rules and gradients.
+      truncated_jpegs: whether JPEGs that are cut off are decoded as far as they go; what they lack is grey.
     """
 
     max_pixels: int = 50_000_000
     max_bytes: int = 50_000_000
     min_side: int = 8
     max_aspect: float = 50.0
+    truncated_jpegs: bool = False
 
     def refuse(self, width: int | np.ndarray, height: int | np.ndarray) -> int | np.ndarray:
         """0 for sizes that are fine, else an index of ``SIZE_REASONS``; numbers or int64 arrays."""
@@ -82,20 +84,25 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
     if header.format == "jpeg" and _is_plain_jpeg(data):
         width, height = (at_least or (0, 0))[:: -1 if header.orientation >= 5 else 1]
         try:
-            return _upright(_jpeg(data, width, height), header.orientation)
+            return _upright(_jpeg(data, width, height, limits.truncated_jpegs), header.orientation)
         except ValueError as error:
             raise BadSample(_damage(str(error)), detail=str(error)) from None
     data = extra_formats.draw(data) if header.format == "svg" else data
     return _decode_with_pillow(data, limits, header)
 
 
-def _jpeg(data: bytes, width: int, height: int) -> np.ndarray:
-    """A JPEG, also one that lacks nothing but the mark of its end, perhaps with zeros instead. Raises ValueError."""
+def _jpeg(data: bytes, width: int, height: int, cut: bool) -> np.ndarray:
+    """A JPEG, also one that lacks nothing but the mark of its end, perhaps with zeros instead, or (``cut``) more of it.
+
+    Raises ValueError.
+    """
     try:
         return simplejpeg.decode_jpeg(data, min_width=width, min_height=height)
     except ValueError as error:
         if _damage(str(error)) != "truncated_image":
             raise
+    if cut:
+        return simplejpeg.decode_jpeg(data, min_width=width, min_height=height, strict=False)
     held = data.rstrip(b"\0") if data.endswith(bytes(64)) else data.removesuffix(b"\xff")
     return simplejpeg.decode_jpeg(held + b"\xff\xd9", min_width=width, min_height=height)
 

@@ -66,7 +66,11 @@ class SampleBuilder:
         self.chat = ChatEncoder(self.tokenizer, config.template, config.system_message)
         self.tiling = Tiling(geometry, config.min_tiles, config.max_tiles, config.thumbnail)
         self.limits = ImageLimits(
-            config.max_image_pixels, config.max_image_bytes, config.min_image_side, config.max_aspect
+            config.max_image_pixels,
+            config.max_image_bytes,
+            config.min_image_side,
+            config.max_aspect,
+            config.truncated_jpegs,
         )
         self.most_tokens = config.most_tokens(geometry.tokens_per_tile)
         self.longest_piece = min(config.max_piece or config.text_tokens, config.text_tokens, self.most_tokens)

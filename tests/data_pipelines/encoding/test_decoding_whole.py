@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.errors import BadSample
@@ -24,6 +25,25 @@ def test_a_jpeg_without_its_end_mark_is_whole(cut):
 def test_a_jpeg_that_lacks_more_is_truncated(cut):
     with pytest.raises(BadSample, match="truncated_image"):
         decode(encoded(200, 150)[:-cut], ImageLimits())
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_can_be_decoded_as_far_as_it_goes(progressive, monkeypatch):
+    """As Pillow does with its own switch."""
+    buffer, limits = io.BytesIO(), ImageLimits(truncated_jpegs=True)
+    Image.fromarray(decode(encoded(200, 160), ImageLimits())).save(buffer, "JPEG", progressive=progressive)
+    data = buffer.getvalue()
+    for share in (0.4, 0.6):  # between the headers of scans
+        cut = data[: int(share * len(data))]
+        with monkeypatch.context() as patch, Image.open(io.BytesIO(cut)) as image:
+            patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+            np.testing.assert_array_equal(decode(cut, limits), np.asarray(image))
+        with pytest.raises(BadSample, match="truncated_image"):
+            decode(cut, ImageLimits())
+    np.testing.assert_array_equal(decode(data, limits), decode(data, ImageLimits()))
+    for broken in (encoded(200, 150, "PNG")[:-2000], data[:30], b"\xff\xd8\xff" + bytes(200)):
+        with pytest.raises(BadSample):
+            decode(broken, limits)
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 1000, b"\xff\xd9", b"\0\0\0\x18ftypmp42"])
