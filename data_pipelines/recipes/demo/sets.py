@@ -63,7 +63,7 @@ def build_demo_sets(
       token_pixels: edge of the square that one visual token covers; divides ``edge``.
       vocabulary: pieces of the tokenizer, without the added tokens.
       mismatched: share of the alt texts of S1.1 that belong to another picture.
-      workers: processes that paint; more than one only under ``if __name__ == "__main__"``. The sets are the same.
+      workers: processes that paint; more than one only where the main module is guarded. The sets are the same.
       progress: called with one line for each part that is built.
 
     Raises:
