@@ -11,13 +11,14 @@ import jax.numpy as jnp
 
 from mono_jax.axes import CONTEXT, ROWS, TENSOR
 from mono_jax.errors import ConfigError
-from mono_jax.models.cache import Cache
 from mono_jax.models.execution import Execution
+from mono_jax.models.paged_cache import AnyCache, PagedCache
 from mono_jax.models.slots import Slots
 from pallas_kernels.attention import api
 from pallas_kernels.attention.backends import xla
 from pallas_kernels.attention.contract import Intervals
 from pallas_kernels.attention.intervals import scattered_intervals
+from pallas_kernels.attention.order import permute
 from pallas_kernels.errors import Unavailable
 
 
@@ -27,12 +28,13 @@ def attend(
     key: jax.Array,
     value: jax.Array,
     slots: Slots,
-    cache: Cache | None = None,
+    cache: AnyCache | None = None,
 ) -> jax.Array:
     """Softmax attention (float32 softmax) of query [B, Q, Hq, D] over key and value [B, K, Hkv, D].
 
     Keys are those of the same ``slots`` (a packed row attends to itself), or of ``cache`` where one is given: its slots
-    lie in any order, so that it is read by one of XLA's forms whatever ``execution.attention`` names for rows. The
+    lie in any order, so that it is read by one of XLA's forms whatever ``execution.attention`` names for rows; but the
+    chunk of a prompt reads pages, which lie in sequence order, by any form that takes fewer queries than keys. The
     output is [B, Q, Hq, D] in the dtype of ``query``. Empty slots give finite values without meaning.
     Raises ConfigError if ``execution.attention`` names an implementation that cannot serve these rows, and for a cache
     where several devices share rows.
@@ -42,6 +44,11 @@ def attend(
     if cache is not None:
         if slots.parts > 1:
             raise ConfigError(f"mesh.context is {slots.parts}: keys of a cache are not shared by devices; set it to 1")
+        if isinstance(cache, PagedCache) and query.shape[1] > 1:
+            order, inverse = slots.sequence
+            query = permute(query, order, inverse)
+            mixed = api.attend(query, key, value, _paged(slots), implementation=named, **options)
+            return permute(mixed, inverse, order)
         named = named if named in ("xla", "xla_chunked") else None
         return api.attend(query, key, value, _cached(slots, cache), implementation=named, **options)
     try:
@@ -53,17 +60,34 @@ def attend(
 
 
 def attend_with_probabilities(
-    query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots, cache: Cache | None = None
+    query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots, cache: AnyCache | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Probabilities float32 [B, Hq, Q, K], all in memory, and the output of ``attend``."""
     intervals = api.of_slots(slots.intervals, slots.sequence) if cache is None else _cached(slots, cache)
     return xla.probabilities_and_output(query, key, value, intervals)
 
 
-def _cached(slots: Slots, cache: Cache) -> Intervals:
+def _ahead(slots: Slots) -> jax.Array:
+    """int32 [B, S]: how many later tokens each one sees, in sequence order."""
+    return slots.intervals.last - jnp.arange(slots.order.shape[1])
+
+
+def _paged(slots: Slots) -> Intervals:
+    """What ``slots`` see of the keys of their row, which count from its first token; all in sequence order.
+
+    Empty slots, which stand behind all tokens, see what the last token sees.
+    """
+    positions, segments = (jnp.take_along_axis(a, slots.order, axis=1) for a in (slots.positions, slots.segments))
+    last = jnp.where(segments > 0, positions + _ahead(slots), 0)
+    first = jnp.zeros_like(last)
+    if slots.window is not None:
+        first = jnp.where(segments > 0, jnp.maximum(positions - (slots.window - 1), 0), 0)
+    return Intervals(*(jax.lax.cummax(bound, axis=1) for bound in (first, last)))
+
+
+def _cached(slots: Slots, cache: AnyCache) -> Intervals:
     """What ``slots`` see of the keys in ``cache``, theirs among them."""
-    length = slots.intervals.last - jnp.arange(slots.order.shape[1])  # how far ahead each token sees, in sequence order
-    reach = slots.positions + jnp.take_along_axis(length, slots.inverse, axis=1)
+    reach = slots.positions + jnp.take_along_axis(_ahead(slots), slots.inverse, axis=1)
     return scattered_intervals(
         (slots.positions, slots.segments), (cache.positions, cache.segments), reach, slots.window
     )

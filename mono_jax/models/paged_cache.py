@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mono_jax.models.cache import Cache
 from mono_jax.models.slots import Slots
 
 
@@ -79,3 +80,6 @@ class PagedCache:
             a.at[layer, self.pages].get(mode="promise_in_bounds").reshape(rows, -1, *a.shape[3:])
             for a in (self.keys, self.values)
         )
+
+
+AnyCache = Cache | PagedCache

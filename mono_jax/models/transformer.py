@@ -27,6 +27,7 @@ from mono_jax.models.execution import LAYER_INPUT, LAYER_MIDDLE, Execution
 from mono_jax.models.layer_ranges import segments
 from mono_jax.models.layers import FFNS, Embedding, Linear, RMSNorm, Structure
 from mono_jax.models.moe import by_modality
+from mono_jax.models.paged_cache import AnyCache
 from mono_jax.models.rope import rotate
 from mono_jax.models.sharding import by_rows, from_columns
 from mono_jax.models.slots import Slots, make_slots
@@ -47,7 +48,7 @@ class Output(NamedTuple):
 
     hidden: jax.Array
     collected: Collected
-    cache: Cache | None = None
+    cache: AnyCache | None = None
 
 
 class VisualAttention(nnx.Module):
@@ -93,8 +94,8 @@ class DecoderLayer(nnx.Module):
             self.visual_feed_forward = ffn(d, config.intermediate_size, wide=wide, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, slots: Slots, layer: jax.Array, cache: Cache | None, collect: tuple[str, ...]
-    ) -> tuple[jax.Array, Cache | None, Collected]:
+        self, x: jax.Array, slots: Slots, layer: jax.Array, cache: AnyCache | None, collect: tuple[str, ...]
+    ) -> tuple[jax.Array, AnyCache | None, Collected]:
         """x [B, S, d] to x; ``layer`` is this one's number in ``cache``.
 
         Also returns the cache with this layer's keys and values, and this layer's share of what ``collect`` asks for.
@@ -231,7 +232,7 @@ class Model:
         dtype: jnp.dtype = jnp.bfloat16,
         *,
         collect: tuple[str, ...] = (),
-        cache: Cache | None = None,
+        cache: AnyCache | None = None,
         visual: jax.Array | None = None,
     ) -> Output:
         """Runs the model on a batch of packed rows.
@@ -265,10 +266,10 @@ class Model:
         params: Mapping[str, Any],
         x: jax.Array,
         slots: Slots,
-        cache: Cache | None,
+        cache: AnyCache | None,
         collect: tuple[str, ...],
-    ) -> tuple[jax.Array, Cache | None, Collected]:
-        def body(carry: tuple[jax.Array, Cache | None], xs: tuple[Params, jax.Array]) -> tuple[Any, Collected]:
+    ) -> tuple[jax.Array, AnyCache | None, Collected]:
+        def body(carry: tuple[jax.Array, AnyCache | None], xs: tuple[Params, jax.Array]) -> tuple[Any, Collected]:
             x, cache = carry
             params, layer = xs
             x = checkpoint_name(by_rows(x), LAYER_INPUT)
