@@ -59,8 +59,8 @@ def scan_layers(layers: nnx.Module, x: jax.Array, count: int, wrap: Callable[[An
     return jax.lax.scan(wrap(body), x, jax.tree.map(lambda a: a[:count], state))[0]
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
-    return INIT_STD * jax.random.normal(rngs.params(), shape, jnp.float32)
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float = INIT_STD) -> jax.Array:
+    return std * jax.random.normal(rngs.params(), shape, jnp.float32)
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -90,7 +90,10 @@ product_with_wide_gradient.defvjp(_product_fwd, _product_bwd)
 
 
 class Linear(nnx.Module):
-    """y [..., out] = x [..., in] @ kernel [in, out] (+ bias [out]); ``wide``: see ``product_with_wide_gradient``."""
+    """y [..., out] = x [..., in] @ kernel [in, out] (+ bias [out]) (+ what a low-rank adapter adds: ``adapt``).
+
+    ``wide``: see ``product_with_wide_gradient``.
+    """
 
     def __init__(self, features_in: int, features_out: int, *, bias: bool = False, wide: bool = False, rngs: nnx.Rngs):
         self.wide = wide
@@ -98,12 +101,31 @@ class Linear(nnx.Module):
         if bias:
             self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
 
+    def adapt(self, rank: int, scale: float, *, rngs: nnx.Rngs) -> None:
+        """Adds scale (x A) B to the output, A [in, rank] random and B [rank, out] zeros; see ``models.adapters``."""
+        features_in, features_out = self.kernel.shape
+        self.scale = scale
+        self.lora_a = Linear(features_in, rank, wide=self.wide, rngs=rngs)
+        self.lora_a.kernel = nnx.Param(_normal(rngs, (features_in, rank), features_in**-0.5))
+        self.lora_b = Linear(rank, features_out, wide=self.wide, rngs=rngs)
+        self.lora_b.kernel = nnx.Param(jnp.zeros((rank, features_out), jnp.float32))
+
+    def weight(self, dtype: jnp.dtype) -> jax.Array:
+        """The one matrix [in, out] that x is multiplied by, an adapter's product added."""
+        kernel = self.kernel[...].astype(dtype)
+        if not hasattr(self, "lora_a"):
+            return kernel
+        low, high = (part.kernel[...].astype(dtype) for part in (self.lora_a, self.lora_b))
+        return kernel + self.scale * product(low, high)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         # Rows flattened: the weight gradient of a [B, S, F] product makes XLA transpose on CPUs. Not where devices
         # share rows: a device's slots do not follow one another then.
         kernel, flat = self.kernel[...].astype(x.dtype), x if ways_of_rows() > 1 else x.reshape(-1, x.shape[-1])
         multiply = product_with_wide_gradient if self.wide else product
         y = multiply(flat, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        if hasattr(self, "lora_a"):
+            y += self.scale * self.lora_b(self.lora_a(x))
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 

@@ -67,7 +67,7 @@ def _grouped(
         gates, ups, downs = zip(*weights)
         gate, up = (sharded_matmul(x, experts, *kernels, columns=TENSOR, **options) for kernels in (gates, ups))
         return sharded_matmul(text.gated(gate, up), experts, *downs, sums=TENSOR, **options)
-    kernels = (text.kernel[...].astype(x.dtype), visual.kernel[...].astype(x.dtype))
+    kernels = (text.weight(x.dtype), visual.weight(x.dtype))
     y = sharded_matmul(x, experts, *kernels, columns=TENSOR, **options)
     if hasattr(text, "bias"):
         y += jnp.where(slots.is_visual()[..., None], visual.bias[...], text.bias[...]).astype(y.dtype)
@@ -75,4 +75,4 @@ def _grouped(
 
 
 def _ffn_weights(expert: SwiGLU, dtype: jnp.dtype) -> FfnWeights:
-    return FfnWeights(*(part.kernel[...].astype(dtype) for part in (expert.gate, expert.up, expert.down)))
+    return FfnWeights(*(part.weight(dtype) for part in (expert.gate, expert.up, expert.down)))

@@ -20,6 +20,8 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from mono_jax import tree
+from mono_jax.models.adapters import Adapters, is_adapter, merged
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.attention import attend, attend_with_probabilities
 from mono_jax.models.cache import Cache
@@ -78,7 +80,7 @@ def _norm(config: Architecture, features: int, rngs: nnx.Rngs) -> RMSNorm:
 class DecoderLayer(nnx.Module):
     """One decoder layer with, where the config has them, visual experts beside the text ones."""
 
-    def __init__(self, config: Architecture, execution: Execution, *, rngs: nnx.Rngs):
+    def __init__(self, config: Architecture, execution: Execution, adapters: Adapters | None = None, *, rngs: nnx.Rngs):
         d, wide = config.hidden_size, execution.wide_gradients
         self.config, self.execution = config, execution
         ffn = FFNS[config.hidden_act]
@@ -92,6 +94,8 @@ class DecoderLayer(nnx.Module):
             self.visual_attention = VisualAttention(config, wide, rngs=rngs)
         if config.visual_ffn_experts:
             self.visual_feed_forward = ffn(d, config.intermediate_size, wide=wide, rngs=rngs)
+        if adapters is not None:
+            adapters.attach(self, rngs)
 
     def __call__(
         self, x: jax.Array, slots: Slots, layer: jax.Array, cache: AnyCache | None, collect: tuple[str, ...]
@@ -201,21 +205,31 @@ class Ends(nnx.Module):
 class Model:
     """The pure functions of one architecture, computed as ``execution`` says; it holds no arrays.
 
+    ``adapters``: low-rank ones beside kernels of the decoder layers, more parameters; None in a model that is finished.
+
     >>> model = Model(preset("tiny_mono"))
     >>> params = model.init(jax.random.key(0))
     >>> logits = model.logits(params, model(params, batch).hidden)
     """
 
-    def __init__(self, config: Architecture, execution: Execution | None = None):
-        self.config, self.execution = config, execution or Execution()
+    def __init__(self, config: Architecture, execution: Execution | None = None, adapters: Adapters | None = None):
+        self.config, self.execution, self.adapters = config, execution or Execution(), adapters
         self._ends = Structure(lambda rngs: Ends(config, self.execution, rngs=rngs))
-        self._layer = Structure(lambda rngs: DecoderLayer(config, self.execution, rngs=rngs))
+        self._layer = Structure(lambda rngs: DecoderLayer(config, self.execution, adapters, rngs=rngs))
 
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters."""
         ends, layers = jax.random.split(key)
         stacked = self._layer.init_stacked(layers, self.config.num_hidden_layers)
         return self._ends.init(ends) | {"layers": stacked}
+
+    def init_adapters(self, key: jax.Array) -> Params:
+        """Of ``init``'s result the adapters."""
+        return tree.unflatten({path: leaf for path, leaf in tree.flatten(self.init(key)).items() if is_adapter(path)})
+
+    def plain(self, params: Mapping[str, Any]) -> Params:
+        """``params`` of the same model without adapters: they are added to their kernels."""
+        return params if self.adapters is None else merged(params, self.adapters.scale)
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of ``init``'s result; nothing is computed."""

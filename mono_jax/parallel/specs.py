@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mono_jax import tree
 from mono_jax.axes import COLUMNS, SHARDS, TENSOR
+from mono_jax.models.adapters import is_adapter, is_first, kernel_of
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical
 
@@ -54,10 +55,15 @@ def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
 def param_shardings(config: Architecture, params: Mapping[str, Any], mesh: Mesh) -> tree.Tree:
     """NamedShardings in the shape of ``params`` (arrays or their shapes, also pieces of stacked layers).
 
-    An axis that does not divide a dimension, or what others leave of it, is dropped there.
+    An axis that does not divide a dimension, or what others leave of it, is dropped there. Adapters lie like the rows
+    (A) and the columns (B) of their kernels.
     """
     flat = tree.flatten(params)
-    specs = tree.match(spec_table(config), {canonical(path) for path in flat}, "sharding table")
+    own = {canonical(path) for path in flat if not is_adapter(path)}
+    specs = tree.match(spec_table(config), own, "sharding table")
+    for path in filter(is_adapter, map(canonical, flat)):
+        rows, columns = (*specs[kernel_of(path)][1:], None, None)[:2]
+        specs[path] = P(None, rows) if is_first(path) else P(None, None, columns)
     return tree.unflatten(
         {path: NamedSharding(mesh, _fit(specs[canonical(path)], leaf.shape, mesh)) for path, leaf in flat.items()}
     )

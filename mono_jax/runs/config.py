@@ -14,11 +14,13 @@ from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation.blind import Blindness
 from mono_jax.evaluation.in_training.task_config import TaskConfig
+from mono_jax.models.adapters import Adapters
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
 from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.training.lora import LoraConfig, adapters_of
 from mono_jax.training.optim_config import OptimConfig
-from mono_jax.training.stages import STAGES, Stage, get_stage
+from mono_jax.training.stages import LORA, STAGES, Stage, get_stage
 
 Dtype = Literal["bfloat16", "float32"]
 ModelChanges = strict.Part[Architecture, "preset"]
@@ -114,8 +116,10 @@ class RunConfig:
     )
     trains: tuple[str, ...] | None = field(
         None,
-        help="GROUP, GROUP/NAME, GROUP[a:b] (layers a to b - 1) that train; None = the stage's",
+        help="GROUP, GROUP/NAME, GROUP[a:b] (layers a to b - 1) that train; lora = low-rank adapters; None = the "
+        "stage's",
     )
+    lora: LoraConfig = field(default_factory=LoraConfig, help="low-rank adapters, where `trains` names lora")
     steps: int | None = field(None, ge=1, on_resume="free", help="updates; or give `epochs`")
     epochs: float | None = field(None, gt=0, on_resume="free", help="passes over the data; or give `steps`")
     optim: OptimConfig = field(default_factory=OptimConfig, on_resume="free", help="optimizer and schedule")
@@ -209,6 +213,11 @@ class RunConfig:
                     raise ConfigError(f"config.{key}: [{first}, {last}]: the first step comes first")
         if self.trains is not None and not self.trains:
             raise ConfigError("config.trains is empty: name at least one parameter group")
+        adapted = LORA in (self.trains or ())
+        if adapted and "*" in self.trains:
+            raise ConfigError("config.trains: '*' trains every kernel, so that none needs an adapter: name groups")
+        if not adapted and self.lora != LoraConfig():
+            raise ConfigError("config.lora is given, but config.trains does not name 'lora'")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -221,6 +230,10 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return strict.to_dict(self)
+
+    def adapters(self, config: Architecture) -> Adapters | None:
+        """What ``lora`` and ``trains`` make of ``config``'s model; raises ConfigError if they do not fit it."""
+        return adapters_of(self.lora, self.resolved_stage(), config)
 
     def resolved_stage(self) -> Stage:
         """The stage with what this config says of it."""

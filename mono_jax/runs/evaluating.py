@@ -11,6 +11,7 @@ import jax
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.strict import to_dict
+from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.heldout import HeldoutSources, Loss
 from mono_jax.evaluation.in_training import answers_page
@@ -43,7 +44,7 @@ class Measuring:
         """Opens the sources and tasks. Raises DataError or ConfigError if one cannot be used."""
         run = program.run
         settings, config = run.evaluation, program.model.config
-        self._model, self._files, self._say = config, workdir.files, say
+        self._model, self._files, self._say = program.model, workdir.files, say
         self._examples = settings.examples
         data = _rows(program)
         self._heldout = HeldoutSources(
@@ -73,7 +74,9 @@ class Measuring:
         blind = self._heldout.blind(progress.state.trainable, progress.frozen, losses)
         values |= sight_values(losses, blind)
         if self._asking is not None:
-            scores, answers = self._asking(self._model, progress.state.trainable, progress.frozen)
+            scores, answers = self._asking(
+                self._model.config, self._model.plain(tree.merge(progress.state.trainable, progress.frozen))
+            )
             values |= scores
             self._show(progress.done, self._asking, answers)
         return values

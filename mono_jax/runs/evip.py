@@ -8,7 +8,6 @@ WORKDIR/data/        sets that the config asks to be built      STAGE/       one
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,13 +36,13 @@ from mono_jax.runs.compilation_cache import folder_of, kept_programs
 from mono_jax.runs.config import EvipConfig, RunConfig, one_of_several
 from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.evaluating import BASE_LOSSES
+from mono_jax.runs.parameter_counts import parameter_counts
 from mono_jax.runs.program import Program
 from mono_jax.runs.sets import prepare_sets, with_heldout
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import Workdir
 from mono_jax.storage.places import Place
 from mono_jax.training import stages
-from mono_jax.training.groups import groups_of, trained_groups
 from mono_jax.training.metrics import Say
 from mono_jax.training.timeline import measuring, timeline_file
 from mono_jax.weights.hf_config import config_to_hf
@@ -320,28 +319,6 @@ def _on_mesh(model: str, run: RunConfig) -> tuple[Architecture, tree.Tree, Mesh]
     """The model of a folder, laid out on the mesh of ``run`` as in training, but for rows that fit one device."""
     mesh = unshared(Program.build(run, run.steps or 1).mesh)
     return *load_model(model, shardings=mesh), mesh
-
-
-def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) -> dict[str, Any]:
-    """What trained and what stayed frozen, by shapes and dtypes: parameters by group, and bytes of optimizer state."""
-    groups = groups_of(config, params)
-    trained = trained_groups(run.resolved_stage(), config)
-    sizes: dict[str, int] = {}
-    frozen_bytes = 0
-    for path, leaf in tree.flatten(params).items():
-        size, group = math.prod(leaf.shape), groups[path]
-        sizes[group] = sizes.get(group, 0) + size
-        if group not in trained:
-            frozen_bytes += size * jnp.dtype(leaf.dtype if run.frozen_dtype == "source" else run.frozen_dtype).itemsize
-    trainable = sum(size for group, size in sizes.items() if group in trained)
-    return {
-        "groups": {group: {"parameters": size, "trained": group in trained} for group, size in sorted(sizes.items())},
-        "trainable": trainable,
-        "frozen": sum(sizes.values()) - trainable,
-        "optimizer_bytes": 8 * trainable,  # AdamW: two float32 moments
-        "master_bytes": 4 * trainable,
-        "frozen_bytes": frozen_bytes,
-    }
 
 
 def single_stage(values: Mapping[str, Any], workdir: Workdir, folder: str | None = None) -> RunConfig:

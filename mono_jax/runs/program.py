@@ -19,6 +19,7 @@ from data_pipelines.config import DataConfig
 from mono_jax import tree
 from mono_jax.axes import CONTEXT
 from mono_jax.errors import ConfigError
+from mono_jax.models.adapters import is_adapter
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import batch_spec, make_mesh, row_ways
@@ -66,7 +67,8 @@ class Program:
         steps = steps or run.steps
         if steps is None:
             raise ConfigError("config.steps is missing: how many steps an epoch has follows from the data only")
-        stage, model = run.resolved_stage(), Model(architecture or architecture_of(run), run.execution)
+        stage, config = run.resolved_stage(), architecture or architecture_of(run)
+        model = Model(config, run.execution, run.adapters(config))
         optimizer = make_optimizer(stage, model.config, model.abstract_params(), steps, run.optim)
         devices = list(jax.devices() if devices is None else devices)
         state_bytes = _state_bytes(*split(stage, model.config, model.abstract_params()))
@@ -129,6 +131,8 @@ class Program:
         whole = param_shardings(self.model.config, self.model.abstract_params(), self.mesh)
         if self.run.init:
             params = self._placed(whole)
+            if self.model.adapters is not None:
+                params = tree.merge(params, self._new_adapters(whole))
         else:
             params = jax.jit(self.model.init, out_shardings=whole)(jax.random.key(self.run.seed))
         init = partial(init_state, self.stage, self.model, self.optimizer, frozen_dtype=self.frozen_dtype)
@@ -145,6 +149,11 @@ class Program:
                 for path, leaf in tree.flatten(lazy).items()
             }
         )
+
+    def _new_adapters(self, shardings: tree.Tree) -> tree.Tree:
+        places = {path: place for path, place in tree.flatten(shardings).items() if is_adapter(path)}
+        init = jax.jit(self.model.init_adapters, out_shardings=tree.unflatten(places))
+        return init(jax.random.key(self.run.seed))
 
     def frozen_source(self, frozen: tree.Tree) -> tree.Tree:
         """``frozen`` (as at step 0) as it is stored: as in ``init``, read when it is needed; random weights as is."""

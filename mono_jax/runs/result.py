@@ -12,6 +12,7 @@ import numpy as np
 from mono_jax import tree
 from mono_jax.checkpoints.base import open_base
 from mono_jax.errors import ConfigError
+from mono_jax.models.adapters import added, is_adapter, pairs
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical, joined
 from mono_jax.runs.program import Program
@@ -44,13 +45,18 @@ def leaving_params(
     """Every parameter of the model, whole, in the dtype that it leaves in; what the devices lack is read when needed.
 
     ``descends_from``: dtype of the base of a model that has been trained before. A parameter of which some layers
-    trained gets a dtype that holds both kinds exactly.
+    trained gets a dtype that holds both kinds exactly. Adapters are added to their kernels.
     """
     flat: dict[str, Any] = {}
     wish = program.run.save_dtype
-    for path, leaf in tree.flatten(state.trainable).items():
+
+    def trained(path: str, leaf: jax.Array) -> jax.Array:
         source = descends_from or program.stored_dtypes.get(canonical(path), np.float32)
-        flat[path] = _cast(leaf, source if wish == "source" else wish)
+        return _cast(leaf, source if wish == "source" else wish)
+
+    for path, leaf in tree.flatten(state.trainable).items():
+        if not is_adapter(path):
+            flat[path] = trained(path, leaf)
     kept = tree.flatten(frozen)
     stored = open_base(base.parent, base.name) if kept else {}
     for path, leaf in kept.items():
@@ -60,6 +66,9 @@ def leaving_params(
             flat[path] = stored[path]
         else:  # a range of layers: joined with the others on the devices
             flat[path] = place(stored[path], None, leaf.sharding)
+    for path, (a, b) in pairs(state.trainable).items():  # one kernel after another: float32 costs memory
+        kernel = place(stored[path], None, kept[path].sharding)
+        flat[path] = trained(path, added(kernel, a, b, program.model.adapters.scale))
     return joined(tree.unflatten(flat), concatenate)
 
 

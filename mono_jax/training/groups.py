@@ -14,8 +14,9 @@ from typing import Any
 from mono_jax import tree
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.models import layer_ranges
+from mono_jax.models.adapters import is_adapter
 from mono_jax.models.architecture import Architecture
-from mono_jax.training.stages import GROUPS, Stage
+from mono_jax.training.stages import GROUPS, LORA, Stage
 
 
 def group_table(config: Architecture) -> list[tuple[str, str]]:
@@ -41,7 +42,9 @@ def group_table(config: Architecture) -> list[tuple[str, str]]:
 
 def groups_of(config: Architecture, params: Mapping[str, Any]) -> dict[str, str]:
     """{path: group} of every parameter; raises ConfigError if a path has no group or more than one."""
-    return tree.match(group_table(config), tree.flatten(params), "parameter groups")
+    paths = tree.flatten(params)
+    own = [path for path in paths if not is_adapter(path)]
+    return tree.match(group_table(config), own, "parameter groups") | dict.fromkeys(filter(is_adapter, paths), LORA)
 
 
 _SELECTION = re.compile(r"(?P<group>\w+)(?:/(?P<name>\w+))?(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
@@ -56,18 +59,20 @@ class Selection:
     layers: tuple[int, int] | None = None
 
     @classmethod
-    def parse(cls, text: str, layers: int) -> Selection:
-        """Raises ConfigError for an unknown group, or a range outside a model of ``layers`` layers."""
+    def parse(cls, text: str, layers: int, where: str = "trains") -> Selection:
+        """Raises ConfigError, about the key ``where``, for an unknown group or a range outside ``layers`` layers."""
         found = _SELECTION.fullmatch(text)
         if found is None:
-            raise ConfigError(f"trains: {text!r} is not of the form GROUP, GROUP/NAME, GROUP[a:b] or GROUP/NAME[a:b]")
+            raise ConfigError(f"{where}: {text!r} is not of the form GROUP, GROUP/NAME, GROUP[a:b] or GROUP/NAME[a:b]")
         if found["group"] not in GROUPS:
-            raise unknown_key("parameter group", found["group"], GROUPS)
+            raise unknown_key(f"parameter group in {where}", found["group"], GROUPS)
+        if found["group"] == LORA and text != LORA:
+            raise ConfigError(f"trains: {text!r}: which kernels have adapters, lora.targets says; write {LORA!r}")
         if found["start"] is None:
             return cls(found["group"], found["name"] or "")
         start, stop = int(found["start"] or 0), int(found["stop"] or layers)
         if not 0 <= start < stop <= layers:
-            raise ConfigError(f"trains: {text!r}: the model has the layers 0 to {layers - 1}")
+            raise ConfigError(f"{where}: {text!r}: the model has the layers 0 to {layers - 1}")
         return cls(found["group"], found["name"] or "", (start, stop))
 
     def takes(self, path: str, group: str) -> bool:
@@ -77,7 +82,7 @@ class Selection:
 
 def selections(stage: Stage, config: Architecture) -> list[Selection]:
     """What ``stage`` trains of ``config``'s model; raises ConfigError if the model lacks a group."""
-    present = {group for _, group in group_table(config)}
+    present = {group for _, group in group_table(config)} | {LORA} & {*stage.trains}
     if "*" in stage.trains:
         return [Selection(group) for group in sorted(present)]
     found = [Selection.parse(text, config.num_hidden_layers) for text in stage.trains]
@@ -111,7 +116,8 @@ def split(stage: Stage, config: Architecture, params: Mapping[str, Any]) -> tupl
         used |= set(hits)
         for piece, array, trains in _pieces(path, leaf, hits):
             (trainable if trains else frozen)[piece] = array
-    if unused := [selection for selection in chosen if selection not in used]:
+    # Adapters are not among the parameters that a run starts from.
+    if unused := [selection for selection in chosen if selection not in used and selection.group != LORA]:
         raise ConfigError(f"trains: group {unused[0].group} has no parameter named {unused[0].name!r}")
     return tree.unflatten(trainable), tree.unflatten(frozen)
 

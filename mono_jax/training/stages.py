@@ -24,7 +24,9 @@ GROUPS: dict[str, str] = {
     "text_experts": "FFNs of the language model",
     "norms": "RMSNorms of the language model",
     "token_embeddings": "token embeddings and LM head",
+    "lora": "low-rank adapters beside kernels of decoder layers that stay frozen (training.lora)",
 }
+LORA = "lora"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,14 +69,12 @@ class Asking:
             raise DataError(f"{where}.metric: {task.metric}: {error}") from None
         return questions
 
-    def __call__(
-        self, config: Architecture, trainable: tree.Tree, frozen: tree.Tree
-    ) -> tuple[dict[str, float], dict[str, list[str]]]:
+    def __call__(self, config: Architecture, params: tree.Tree) -> tuple[dict[str, float], dict[str, list[str]]]:
         """({"tasks/NAME": score}, {NAME: answers}); further scores are "tasks/NAME/SCORE".
 
         Raises GenerationError, and DataError or OSError of an image.
         """
-        generator = self._generator(config, trainable, frozen)
+        generator = self._generator(config, params)
         values: dict[str, float] = {}
         answers = {}
         for name, task in self._tasks.items():
@@ -86,9 +84,8 @@ class Asking:
             values |= {f"tasks/{name}": headline[1]} | {f"tasks/{name}/{score}": value for score, value in further}
         return values, answers
 
-    def _generator(self, config: Architecture, trainable: tree.Tree, frozen: tree.Tree) -> Generator:
+    def _generator(self, config: Architecture, params: tree.Tree) -> Generator:
         """Of parameters that stay where they are; masters are rounded to the dtype that training computes in."""
-        params = tree.merge(trainable, frozen)
         # Rows are not shared by devices here, so the mesh has other axes; each device holds what it held.
         params = jax.device_put(params, param_shardings(config, params, self._mesh))
         return Generator(config, params, self._dtype, mesh=self._mesh)

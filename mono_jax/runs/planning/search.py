@@ -108,7 +108,8 @@ def _with(program: Program, target: Target, entry: dict[str, Any]) -> Program:
     sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
     sizes = (entry[key] for key in ("visual_tokens", "text_tokens", "batch_size", "grad_accum_steps", "remat"))
     changed = _changed(sharded, mesh, *sizes)
-    return dataclasses.replace(changed, model=Model(program.model.config, changed.run.execution))
+    model = Model(program.model.config, changed.run.execution, program.model.adapters)
+    return dataclasses.replace(changed, model=model)
 
 
 def _meshes(devices: int, program: Program) -> Iterator[MeshConfig]:

@@ -15,6 +15,7 @@ from PIL import Image
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import DataError
+from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.in_training import answers_page
 from mono_jax.evaluation.in_training.asking import Asking, scores
@@ -54,7 +55,7 @@ def test_answers_are_one_device_s_on_any_mesh(sets: dict[str, Any], axes: tuple[
     params = jax.device_put(params, param_shardings(config, params, mesh))
     trainable, frozen = split(get_stage(trains), config, params)
     task = TaskConfig(entry["path"], entry["image_root"], examples=5, max_new_tokens=4, batch_size=3)
-    found, answers = Asking({"vqa": task}, builder, jnp.float32, mesh)(config, trainable, frozen)
+    found, answers = Asking({"vqa": task}, builder, jnp.float32, mesh)(config, tree.merge(trainable, frozen))
     assert found == {"tasks/vqa": 0.0} and len(set(answers["vqa"])) > 1
     assert answers == ANSWERS.setdefault("one device", answers)
 
