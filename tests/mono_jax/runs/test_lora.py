@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from mono_jax import tree
+from mono_jax.checkpoints.integrity import tree_hash
+from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
 from mono_jax.models.adapters import is_adapter, pairs
 from mono_jax.models.transformer import Model
@@ -27,10 +29,7 @@ from tests.mono_jax.runs.test_result import hf_folder, settings, stored
 pytestmark = pytest.mark.usefixtures("one_device")
 
 TARGETS = ("attention/wqkv", "visual_experts")
-ADAPTED = {
-    f"layers/{name}/kernel"
-    for name in ("attention/wqkv", *(f"visual_feed_forward/{n}" for n in ("gate", "up", "down")))
-}
+ADAPTED = {"layers/attention/wqkv/kernel"} | {f"layers/visual_feed_forward/{n}/kernel" for n in ("gate", "up", "down")}
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +49,6 @@ def run(values: dict[str, Any], workdir: Path, base: Path) -> Path:
 
 def adapters(workdir: Path, values: dict[str, Any]) -> tuple[Program, tree.Tree]:
     """The trained parameters of the newest checkpoint."""
-    from mono_jax.checkpoints.manager import Checkpoints
-
     program = Program.build(RunConfig.from_dict(values))
     abstract, _ = program.abstract_state()
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -101,9 +98,9 @@ def test_it_resumes_and_shares_the_base(finished: tuple[Path, Path, dict[str, An
     assert all(again[path].tobytes() == leaf.tobytes() for path, leaf in whole.items())
     metadata = [json.loads(line)["step"] for line in (copy / "metrics.jsonl").read_text().splitlines()]
     assert metadata == [1, 2, 3, 4]
-    run(values | {"lora": {"rank": 1}, "steps": 1}, tmp_path / "other", base)
-    assert len([folder for folder in base.iterdir() if folder.is_dir()]) == 1
-    with pytest.raises(ConfigError, match="another lora.rank"):
+    other = Program.build(RunConfig.from_dict(values | {"lora": {"rank": 1}}))
+    assert [folder.name for folder in base.iterdir() if folder.is_dir()] == [tree_hash(other.frozen_source({}))]
+    with pytest.raises(ConfigError, match=r"another lora\.rank"):
         run(values | {"lora": {"rank": 1, "targets": TARGETS}, "steps": 6}, copy, base)
 
 

@@ -54,7 +54,10 @@ def with_adapters(model: Model, base: tree.Tree, *, zero: bool) -> tree.Tree:
     return tree.merge(base, tree.unflatten(new))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+FEW = ("internlm2", "qwen2", "gemma3")  # the others differ by less
+
+
+@pytest.mark.parametrize("name", [*FEW, *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES if n not in FEW)])
 def test_a_model_begins_as_it_was_and_leaves_as_one_matrix(name: str):
     """B of zeros changes no bit; of any adapters, the merged model computes the same but for rounding."""
     config = CONFIG if name == "internlm2" else mono(name)
@@ -108,13 +111,12 @@ def test_adapters_alone_train_with_state_of_their_own_size():
     assert moved == trains
 
 
-@pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)
-def test_meshes_compute_the_same(axes: tuple[int, ...]):
+def test_a_mesh_computes_the_same():
     model, batch = adapted(CONFIG, remat="full"), random_batch(8)
     params = with_adapters(model, random_params(CONFIG, size=0.1), zero=False)
     run = lambda p, b: jax.value_and_grad(lambda p: loss_sum(model, p, {}, b, F32))(p)  # noqa: E731
     loss, gradients = jax.device_get(jax.jit(run)(params, batch))
-    mesh = mesh_of(*axes)
+    mesh = mesh_of(2, 2, 2)
     places = param_shardings(CONFIG, params, mesh)
     placed, rows = jax.device_put(params, places), LocalRows(mesh, 8).put(batch)
     found = jax.device_get(jax.jit(on_mesh(run, mesh), out_shardings=(None, places))(placed, rows))
