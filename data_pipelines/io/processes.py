@@ -98,16 +98,20 @@ def _submitted(
 def ahead(function: Callable[..., T], calls: Iterable[tuple], threads: int) -> Iterator[concurrent.futures.Future[T]]:
     """Futures of ``function(*call)`` in order, begun by threads that mostly wait for remote storage.
 
-    Four a thread are begun ahead, so that the number of calls does not matter for memory.
+    Four a thread are begun ahead, so that the number of calls does not matter for memory. Closed early, the iterator
+    waits for those that run, and leaves out the others.
     """
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()
-        for call in calls:
-            waiting.append(pool.submit(function, *call))
-            if len(waiting) == 4 * threads:
+        try:
+            for call in calls:
+                waiting.append(pool.submit(function, *call))
+                if len(waiting) == 4 * threads:
+                    yield waiting.popleft()
+            while waiting:
                 yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
 from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io import paths
-from data_pipelines.io.processes import end_with_parent
+from data_pipelines.io.processes import ahead, end_with_parent
 from data_pipelines.io.storage import Patience, give_up, patiently, set_patience
 from data_pipelines.loading.assembly import fill_row
 from data_pipelines.loading.report import BadSamples, Report
@@ -33,7 +34,11 @@ from data_pipelines.packing.standing import Begin
 from data_pipelines.packing.units import Units
 from data_pipelines.sources.source import Source, open_source
 
+if TYPE_CHECKING:
+    from data_pipelines.records.raw_sample import RawSample
+
 COUNT_ALONE = 4_000_000  # samples that are planned sooner than worker processes start
+_FETCHES = 16  # samples read at a time from remote shards: mostly waiting
 _VERSION = 3  # of the rules by which batches are made; goes into the identity
 
 
@@ -197,24 +202,43 @@ class PackedData:
         # Zeroing all pixels first would take a tenth of the time; what the samples leave over is zeroed below.
         patches = np.empty((len(places), *static.fields()["patches"][0]), np.uint8)
         batch, bad, count, planned = static.empty(len(places), patches), [], 0, 0
-        for row, place in enumerate(places):
-            samples, sources, used = [], [], 0
-            if place is not None:
-                block, number = self.plan.block(place[0]), place[1]
-                if number == 0:
-                    drops = self.plan.drops(place[0])
-                    bad.extend((self._key(source, sample), reason, "") for source, sample, reason in drops)
-                    planned += len(drops)
-                for unit in range(block.starts[number], block.starts[number + 1]):
-                    samples.append(self._build(block, unit, patches[row, used:], bad))
-                    sources.append(int(block.source[unit]))
-                    used += 0 if samples[-1] is None else len(samples[-1].patches)
-            patches[row, used:] = 0
-            fill_row(batch, row, samples, self.spec.visual_tokens, self.config.loss_weighting, sources)
-            count += sum(sample is not None for sample in samples)
+        with contextlib.closing(self._reads(places)) as reads:
+            for row, place in enumerate(places):
+                samples, sources, used = [], [], 0
+                if place is not None:
+                    block, number = self.plan.block(place[0]), place[1]
+                    if number == 0:
+                        drops = self.plan.drops(place[0])
+                        bad.extend((self._key(source, sample), reason, "") for source, sample, reason in drops)
+                        planned += len(drops)
+                    for unit in range(block.starts[number], block.starts[number + 1]):
+                        samples.append(self._build(block, unit, next(reads), patches[row, used:], bad))
+                        sources.append(int(block.source[unit]))
+                        used += 0 if samples[-1] is None else len(samples[-1].patches)
+                patches[row, used:] = 0
+                fill_row(batch, row, samples, self.spec.visual_tokens, self.config.loss_weighting, sources)
+                count += sum(sample is not None for sample in samples)
         if self.spec.boundary_block:
             batch = ragged(batch, self.spec.sequence, self.spec.boundary_block)
         return batch, count, bad, len(bad) - planned
+
+    def _reads(self, places: Sequence[Place]) -> Iterator[Callable[[], RawSample]]:
+        """For each sample of the rows, in order, a function that reads it; remote ones are read ahead, several at a time.
+
+        A remote read is mostly waiting, and one after the other they would take as many round trips as there are samples.
+        """
+        blocks = ((self.plan.block(place[0]), place[1]) for place in places if place is not None)
+        units = (
+            (block, unit) for block, number in blocks for unit in range(block.starts[number], block.starts[number + 1])
+        )
+        calls = ((int(block.source[unit]), int(block.sample[unit])) for block, unit in units)
+        if any(source.is_remote for source in self.sources):
+            yield from (future.result for future in ahead(self._read, calls, _FETCHES))
+        else:
+            yield from (functools.partial(self._read, *call) for call in calls)
+
+    def _read(self, source: int, index: int) -> RawSample:
+        return self.sources[source].read(index)
 
     def sample_keys(self, step: int) -> list[str]:
         """Keys of the samples of a global step, row by row, bad ones included."""
@@ -240,15 +264,17 @@ class PackedData:
             return f"{key} ({error.detail})" if error.detail else key
         return key
 
-    def _build(self, block: Block, unit: int, out: np.ndarray, bad: BadSamples) -> Sample | None:
-        """One sample of a block, its patches in the front of ``out``; None if it is bad: then ``bad`` grows.
+    def _build(
+        self, block: Block, unit: int, read: Callable[[], RawSample], out: np.ndarray, bad: BadSamples
+    ) -> Sample | None:
+        """The sample that ``read`` gives, its patches in the front of ``out``; None if it is bad: then ``bad`` grows.
 
         Raises StorageError if it cannot be read, or if its shard is not the one that was indexed.
         """
         source, index, piece = int(block.source[unit]), int(block.sample[unit]), int(block.piece[unit])
         settings = self.config.sources[source]
         try:
-            raw = self.sources[source].read(index)
+            raw = read()
             augment = self.config.jpeg_augment or raw.jpeg_augment
             seed = fold(self.config.seed, block.epoch, source, index) if augment else 0
             planned = int(block.visual[unit]), int(block.text[unit])

@@ -154,7 +154,9 @@ class ColumnFiles:
         self._layouts[name] = array.dtype.str, (length + len(array), *array.shape[1:])
 
     def finish(self, header: Mapping[str, Any], unused: Collection[str] = ()) -> None:
-        """Writes what ``Columns.load`` needs, which loads all columns but ``unused`` ones."""
+        """Writes what ``Columns.load`` needs, and removes the files of ``unused`` columns."""
+        for name in unused:
+            (self._folder / name).unlink(missing_ok=True)
         layouts = {name: layout for name, layout in self._layouts.items() if name not in unused}
         text = json.dumps({"header": header, "arrays": layouts, "checksums": self._checksums})
         (self._folder / _HEADER).write_bytes(with_checksum(text.encode()))

@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from data_pipelines.batch import boundaries
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, StorageError
 from data_pipelines.inspection.batches import batch_hash
 from data_pipelines.loading import packed_data
 from data_pipelines.loading.packed_data import PackedData
@@ -169,3 +171,35 @@ def test_user_errors_are_one_line(golden_dir, pairs, cache):
         plain.mkdir()
         (plain / "tokenizer.model").write_bytes((golden_dir / "chat/tokenizer.model").read_bytes())
         packed(config(golden_dir, tars(pairs), tokenizer=str(plain)), cache)
+
+
+def test_remote_samples_are_read_several_at_a_time(golden_dir, pairs, cache, monkeypatch):
+    """The batch is the same, and an error ends it without the reads that have not begun."""
+    data = packed(config(golden_dir, tars(pairs)), cache)
+    alone, (source,) = batch_hash(data.batch(0)), data.sources
+    read, lock, running, most, begun = source.read, threading.Lock(), set(), [0], []
+
+    def slow(index):
+        with lock:
+            running.add(index)
+            begun.append(index)
+            most[0] = max(most[0], len(running))
+        time.sleep(0.02)
+        with lock:
+            running.discard(index)
+        return read(index)
+
+    monkeypatch.setattr(source, "read", slow)
+    assert batch_hash(data.batch(0)) == alone and most == [1]
+    monkeypatch.setattr(source, "is_remote", True)
+    assert batch_hash(data.batch(0)) == alone and most[0] > 4
+    begun.clear()
+
+    def away(index):
+        begun.append(index)
+        raise StorageError("x", "gone")
+
+    monkeypatch.setattr(source, "read", away)
+    with pytest.raises(StorageError):
+        data.assemble(data._places(0, range(8)))
+    assert len(begun) <= 64
