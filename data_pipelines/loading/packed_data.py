@@ -223,9 +223,9 @@ class PackedData:
         return batch, count, bad, len(bad) - planned
 
     def _reads(self, places: Sequence[Place]) -> Iterator[Callable[[], RawSample]]:
-        """For each sample of the rows, in order, a function that reads it; remote ones are read ahead, several at a time.
+        """For each sample of the rows, in order, a function that reads it.
 
-        A remote read is mostly waiting, and one after the other they would take as many round trips as there are samples.
+        Remote ones are read ahead, several at a time: one after the other would mean a round trip for each sample.
         """
         blocks = ((self.plan.block(place[0]), place[1]) for place in places if place is not None)
         units = (
