@@ -1,0 +1,57 @@
+"""``experiments/serve.py``: from a model's folder to a server, and its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import ipaddress
+import os
+from typing import Any
+
+from mono_jax import cli
+from mono_jax.errors import ConfigError
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "aiohttp")  # of the extra "serve"
+KEY = "MONO_JAX_API_KEY"
+
+
+def check_packages() -> None:
+    """Raises ConfigError that names the extra if one of its packages is not installed."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"serving needs {', '.join(missing)}: pip install '.[serve]'")
+
+
+def serve(args: Any) -> dict[str, Any]:
+    """Serves until it is stopped; returns what ``--json`` prints."""
+    check_packages()
+    from mono_jax.generation.chat import PROMPT_FLAGS
+    from mono_jax.serving.api.requests.fetching import Fetcher
+    from mono_jax.serving.api.server import Server, listen, run
+    from mono_jax.serving.api.service import Service
+    from mono_jax.serving.api.settings import ApiConfig
+    from mono_jax.serving.contract import EngineConfig
+    from mono_jax.serving.engine import Engine
+
+    config, api = cli.config_of(args, EngineConfig), cli.config_of(args, ApiConfig)
+    keys = args.api_key or [key for key in os.environ.get(KEY, "").split(",") if key]
+    place = listen(args.host, args.port)  # a port that is taken is known now, not after the warm-up
+    prompt = {name: getattr(args, name) for name in PROMPT_FLAGS}
+    engine = Engine.open(args.model, config, name=args.name, tokenizer=args.tokenizer, **prompt)
+    engine.start()
+    try:
+        fetcher = Fetcher(api.max_body, api.fetch_timeout_s) if api.image_urls else None
+        service = Service(engine, api, fetcher)
+        host, port = place.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+        def ready() -> None:
+            print(f"{engine.name} is served at {url}/v1, with a page at {url}/", flush=True)
+            if not keys and not ipaddress.ip_address(host).is_loopback:
+                print(f"anyone who reaches {host} may ask: --api_key or {KEY} asks for a key", flush=True)
+
+        run(Server(service, keys, ready), place)
+    finally:
+        engine.close(drain=False)
+    stats = dataclasses.asdict(engine.stats())
+    wanted = ("requests", "refused", "tokens_in", "tokens_cached", "tokens_out", "compilations")
+    return {"model": engine.name, "url": url, **{name: stats[name] for name in wanted}}
