@@ -29,12 +29,11 @@ from mono_jax.generation import chat
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
-from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.weights.model_folder import Origin, find_model, load_model, save_model
 from mono_jax.weights.prompt_format import PromptFormat
-from mono_jax.weights.writers import save_hf
+from tests.tiny_folder import tiny_folder
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +42,8 @@ def tokenizer(golden_dir: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def folder(golden_dir: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of a tiny model that answers at random: 32-pixel tiles of 16 tokens, at most 2 of them."""
-    config = preset(
-        "tiny_mono",
-        vocab_size=tokenizer.vocab_size,
-        image_token_id=tokenizer.id("<IMG_CONTEXT>"),
-        vision=VisionConfig(hidden_size=32, patch_size=4, image_size=32),
-    )
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape) * 0.25), Model(config).abstract_params())
-    path = tmp_path_factory.mktemp("model")
-    save_hf(path, config, params)
-    values = json.loads((path / "config.json").read_text())
-    values |= {"min_dynamic_patch": 1, "max_dynamic_patch": 2, "template": "internlm2-chat"}
-    (path / "config.json").write_text(json.dumps(values))
-    for name in ("tokenizer.model", "added_tokens.json"):
-        (path / name).write_bytes((golden_dir / "chat" / name).read_bytes())
-    return path
+def folder(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(golden_dir, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         504: "the time for a request is over",
     }.items()
 }
+_EVENT = {"data": {"type": "string", "description": "a chunk, or an error, as JSON; at last [DONE]"}}
+_STREAM = {"schema": {"type": "object", "description": "with stream = true", "properties": _EVENT}}
+_ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": _STREAM}}, **_ERRORS}
 
 
 def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
@@ -61,11 +64,11 @@ def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", response_model=shapes.ChatCompletion, responses=_ERRORS)
+    @app.post("/v1/chat/completions", response_model=shapes.ChatCompletion, responses=_ANSWERS)
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
         return await chat.answer(service, body, request)
 
-    @app.post("/v1/completions", response_model=shapes.TextCompletion, responses=_ERRORS)
+    @app.post("/v1/completions", response_model=shapes.TextCompletion, responses=_ANSWERS)
     async def text_completions(body: CompletionRequest, request: HttpRequest) -> Response:
         return await completions.answer(service, body, request)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
@@ -23,9 +24,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(
-            f"--host={host} --port={port}: {error.strerror or error}: choose another port or host"
-        ) from None
+        # Of what create_server adds nothing is new; getaddrinfo's numbers are not errno's.
+        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        raise ConfigError(f"--host={host} --port={port}: {why}: choose another port or host") from None
 
 
 class Server(uvicorn.Server):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from data_pipelines.encoding.tokenizer import Tokenizer
-from mono_jax.models.architecture import Architecture, VisionConfig
-from mono_jax.models.presets import preset
+from mono_jax.models.architecture import Architecture
+from tests.mono_jax.serving.api.scripted import ScriptedEngine
+from tests.tiny_folder import tiny_config
 
 if TYPE_CHECKING:
     from tests.mono_jax.serving.api.running_server import Client
-    from tests.mono_jax.serving.api.scripted import ScriptedEngine
 
 
 @pytest.fixture(scope="session")
@@ -24,19 +24,11 @@ def chat_tokenizer(golden_dir: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def small(chat_tokenizer: Tokenizer) -> Architecture:
-    """32-pixel tiles of 16 tokens."""
-    return preset(
-        "tiny_mono",
-        vocab_size=chat_tokenizer.vocab_size,
-        image_token_id=chat_tokenizer.id("<IMG_CONTEXT>"),
-        vision=VisionConfig(hidden_size=32, patch_size=4, image_size=32),
-    )
+    return tiny_config(chat_tokenizer)
 
 
 @pytest.fixture(scope="module")
 def engine(chat_tokenizer: Tokenizer, small: Architecture) -> Iterator[ScriptedEngine]:
-    from tests.mono_jax.serving.api.scripted import ScriptedEngine
-
     engine = ScriptedEngine(chat_tokenizer, small)
     engine.start()
     yield engine

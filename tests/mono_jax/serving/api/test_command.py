@@ -1,0 +1,65 @@
+"""experiments/serve.py: a real model answers over HTTP what Generator answers, to many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
+
+from experiments import serve as command
+from mono_jax.errors import MonoJaxError
+from mono_jax.serving.api.server import listen
+from tests.mono_jax.serving.api.real_server import RealServer, expected, messages, questions, serving_folder
+from tests.tiny_folder import tiny_folder
+
+ASKED = questions(32)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--port=PORT"], "--host=127.0.0.1 --port=PORT: Address already in use: choose another port or host"),
+        (["--port=0", "--host=300.0.0.1"], "--host=300.0.0.1 --port=0: "),
+        (["--port=0", "--max_slots=5"], "engine.max_length is 8192"),
+        (["--port=0", "--timeout_s=0"], "api.timeout_s is 0.0"),
+        (["--port=0"], "nowhere: no such folder"),
+    ],
+)
+def test_faults_are_named_before_a_model_is_read(flags: list[str], said: str):
+    with listen("127.0.0.1", 0) as place:
+        port = str(place.getsockname()[1])
+        with pytest.raises(MonoJaxError) as error:
+            command.main(["--model=nowhere", *(flag.replace("PORT", port) for flag in flags)])
+    assert said.replace("PORT", port) in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def server(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    with serving_folder(tiny_folder(golden_dir, tmp_path_factory.mktemp("tiny"))) as server:
+        yield server
+
+
+def ask(server: RealServer, number: int) -> str:
+    """The answer, streamed in every other case."""
+    body: dict[str, Any] = {"messages": messages(ASKED[number]), "max_tokens": 8, "temperature": 0}
+    if number % 2:
+        frames = server.stream("/v1/chat/completions", body)
+        return "".join(choice["delta"].get("content", "") for f in frames[:-1] for choice in f["choices"])
+    status, answer = server.post("/v1/chat/completions", body)
+    assert status == 200, answer
+    return answer["choices"][0]["message"]["content"]
+
+
+def test_32_at_a_time_are_answered_as_generator_answers(server: RealServer):
+    with ThreadPoolExecutor(len(ASKED)) as pool:
+        found = list(pool.map(lambda number: ask(server, number), range(len(ASKED))))
+    assert found == expected(server.folder, ASKED)
+    assert len(set(found)) > 8
+    metrics = server.get("/metrics")[1]
+    assert "mono_jax_running_requests 0.0" in metrics and "mono_jax_compilations_total 0.0" in metrics
+    assert server.get("/v1/models")[1]["data"][0]["id"] == server.folder.name
