@@ -72,6 +72,11 @@ class Sampling:
             raise GenerationError(f"logprobs is {self.logprobs}: it must be from 0 to {MAX_LOGPROBS}")
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest tokens are taken, and nothing else is wanted."""
+        return self.temperature == 0 and not self.penalises and self.logprobs is None
+
+    @property
     def penalises(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 

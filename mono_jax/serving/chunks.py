@@ -73,15 +73,25 @@ class Reading:
         return int((edges[:, 1] - edges[:, 0]).max(initial=0))
 
     def part(self, start: int) -> Part:
-        """The longest chunk from token ``start`` on."""
-        stop = min(start + self._sizes[-1], len(self.ids))
-        ends = np.arange(start + 1, stop + 1)
-        slots = self._slots(start, ends)
-        stop = start + int(np.searchsorted(slots, self._sizes[-1], side="right"))
+        """The chunk from token ``start`` on: as long as it may be.
+
+        At the end of a prompt a smaller one that is full comes before one that would be padding for a quarter and more.
+        """
+        stop = self._stop(start, self._sizes[-1])
+        needed = self._slots(start, stop)
+        size = next(size for size in self._sizes if size >= needed)
+        full = max((smaller for smaller in self._sizes if smaller <= needed), default=0)
+        if full and needed <= 0.75 * size and not self._whole_images:
+            stop, size = self._stop(start, full), full
+        return Part(start, stop, int(self._before[start]), int(self._before[stop]), size)
+
+    def _stop(self, start: int, size: int) -> int:
+        """The end of the longest chunk that fits into ``size`` slots."""
+        ends = np.arange(start + 1, min(start + size, len(self.ids)) + 1)
+        stop = start + int(np.searchsorted(self._slots(start, ends), size, side="right"))
         if self._whole_images and stop < len(self.ids) and self._visual[stop - 1] and self._visual[stop]:
             stop -= int(np.argmin(self._visual[start:stop][::-1]))  # before the image
-        size = next(size for size in self._sizes if size >= self._slots(start, stop))
-        return Part(start, stop, int(self._before[start]), int(self._before[stop]), size)
+        return stop
 
     def _slots(self, start: int, stop: np.ndarray | int) -> np.ndarray | int:
         visual = self._before[stop] - self._before[start]

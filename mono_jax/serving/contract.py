@@ -129,7 +129,8 @@ class Stats:
       first_token_s, step_s, queue_s: the latest values in seconds: from submit to first token; of a step of all
         answers; from submit to the begin of reading. The oldest of a few thousand are dropped.
       steps, chunks: steps of answers, and chunks of prompts.
-      host_share: share of the time in which there is work that the scheduler is busy (the device works meanwhile).
+      working_s: seconds in which there was work. host_share: the share of them in which the scheduler was busy (the
+        device works meanwhile).
       compilations: programs compiled since the warm-up; 0 unless there is a fault.
       warm_up_s: seconds that the warm-up took; programs: how many it made.
     """
@@ -150,6 +151,7 @@ class Stats:
     queue_s: tuple[float, ...] = ()
     steps: int = 0
     chunks: int = 0
+    working_s: float = 0.0
     host_share: float = 0.0
     compilations: int = 0
     warm_up_s: float = 0.0

@@ -36,7 +36,7 @@ from mono_jax.serving.contract import EngineConfig, Event, Full, OnEvent, Reques
 from mono_jax.serving.loop import Loop
 from mono_jax.serving.memory import TOKENS_PER_TABLE
 from mono_jax.serving.pages import Contents
-from mono_jax.serving.programs import Programs
+from mono_jax.serving.programs import Programs, Sizes
 from mono_jax.serving.records import Compilations
 from mono_jax.serving.task import Task
 from mono_jax.weights.prompt_format import PromptFormat
@@ -50,6 +50,7 @@ class Engine:
     Args:
       generator: the model, on one device or on a mesh of one process that splits no rows.
       name, tokenizer, form, sampling: see ``ServingEngine``.
+      sizes: see ``Programs``.
     """
 
     def __init__(
@@ -61,14 +62,15 @@ class Engine:
         form: PromptFormat | None = None,
         sampling: Sampling | None = None,
         name: str = "model",
+        sizes: Sizes | None = None,
     ):
         if generator.mesh is not None and row_ways(generator.mesh) > 1:
             raise ConfigError("the engine splits heads and columns over devices, not rows: use a mesh of `tensor` only")
         self.name, self.config, self.tokenizer = name, config, tokenizer
         self.architecture: Architecture = generator.config
         self.form, self.sampling = form or PromptFormat(), sampling or Sampling()
-        self._programs = Programs(generator, config)
-        self._loop, self._compilations = Loop(self._programs, config), Compilations()
+        self.programs = Programs(generator, config, sizes)
+        self._loop, self._compilations = Loop(self.programs, config), Compilations()
         self._lock = threading.Condition()
         self._arrived: list[Task] = []
         self._warm_up: dict[str, Any] = {}
@@ -105,7 +107,7 @@ class Engine:
             if self.config.programs:
                 # Those that compile quickly too: there are many.
                 stack.enter_context(kept_programs(Path(self.config.programs), _say, least_s=0.0))
-            count = self._programs.compile()
+            count = self.programs.compile()
         self._warm_up = {"warm_up_s": time.perf_counter() - start, "programs": count}
         self._compilations.listen()
         self._closing = None
@@ -171,7 +173,7 @@ class Engine:
                 f"{tokens} prompt tokens + {sampling.max_new_tokens} new tokens are more than the {config.max_length} "
                 "that a request may have: shorten the prompt, use fewer image tiles or new tokens, or raise max_length"
             )
-        sizes = self._programs.sizes
+        sizes = self.programs.sizes
         reading = Reading(self.architecture, prompt, sizes.chunks, sizes.block)
         if reading.longest_image() > sizes.chunks[-1]:
             raise TooLong(

@@ -121,7 +121,8 @@ class Loop:
         if not tasks:
             return []
         longest = max(task.tokens + task.dispatched for task in tasks)
-        found = self._programs.step([task.row for task in tasks], -(-longest // self._page))
+        plain = all(task.sampling.is_plain for task in tasks)
+        found = self._programs.step([task.row for task in tasks], -(-longest // self._page), plain)
         for task in tasks:
             task.dispatched += 1
         self.records.steps += 1

@@ -110,15 +110,44 @@ def admitted(
 
 
 def advanced(
-    rows: Rows, index: jax.Array, logits: jax.Array, lengths: jax.Array, goes_on: jax.Array
+    rows: Rows, index: jax.Array, logits: jax.Array, lengths: jax.Array, goes_on: jax.Array, *, plain: bool
 ) -> tuple[Rows, Chosen]:
     """Chooses and keeps the next token of the rows ``index`` [B] from logits [B, vocabulary].
 
     Args:
       lengths: int32 [B], tokens in the cache: the place of the new token.
       goes_on: bool [B]; other rows stay as they are.
+      plain: all rows take the likeliest token, without penalties or log-probabilities. (What other rows need is chosen
+        by branches of the program, for each of which a GPU lets the host wait.)
     """
     request = jax.tree.map(lambda a: a[index], rows.request)
+    if plain:
+        token, seen = choose(logits, lengths, request, draws=False, filters=False), rows.seen
+        logprobs = _no_logprobs(token.size)
+    else:
+        token, seen, logprobs = _chosen(rows, index, logits, lengths, goes_on, request)
+    finite = jnp.isfinite(logits).all(axis=-1)
+    count = rows.count[index] + 1
+    stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
+    done = stopped | (count >= request.max_new_tokens) | ~finite
+
+    def kept(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[index].set(jnp.where(goes_on, new, old[index]))
+
+    rows = rows._replace(
+        token=kept(rows.token, token),
+        length=kept(rows.length, lengths),
+        count=kept(rows.count, count),
+        done=kept(rows.done, done),
+        seen=seen,
+    )
+    return rows, Chosen(token, done, finite, logprobs)
+
+
+def _chosen(
+    rows: Rows, index: jax.Array, logits: jax.Array, lengths: jax.Array, goes_on: jax.Array, request: Request
+) -> tuple[jax.Array, Occurrences, Logprobs]:
+    """The tokens of the rows ``index``, what has been seen with them, and their log-probabilities."""
     seen = rows.seen
     has_penalties = (
         (request.repetition_penalty != 1) | (request.presence_penalty != 0) | (request.frequency_penalty != 0)
@@ -129,27 +158,12 @@ def advanced(
         lambda: logits,
     )
     token = _choose(wanted, lengths, request)
-    finite = jnp.isfinite(logits).all(axis=-1)
-    count = rows.count[index] + 1
-    stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
-    done = stopped | (count >= request.max_new_tokens) | ~finite
     logprobs = jax.lax.cond(
         (rows.wants_logprobs[index] & goes_on).any(),
         lambda: logprobs_of(logits, token),
         lambda: _no_logprobs(token.size),
     )
-
-    def kept(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[index].set(jnp.where(goes_on, new, old[index]))
-
-    rows = rows._replace(
-        token=kept(rows.token, token),
-        length=kept(rows.length, lengths),
-        count=kept(rows.count, count),
-        done=kept(rows.done, done),
-        seen=seen._replace(answer=seen.answer.at[index, token].add(goes_on)),
-    )
-    return rows, Chosen(token, done, finite, logprobs)
+    return token, seen._replace(answer=seen.answer.at[index, token].add(goes_on)), logprobs
 
 
 def _choose(logits: jax.Array, positions: jax.Array, request: Request) -> jax.Array:

@@ -55,6 +55,7 @@ class Sizes:
     Attributes:
       rows: of a step. step_pages, chunk_pages: of the longest row. chunks: slots. tiles: embedded at once.
       block: slots that share an expert; chunks are its multiples.
+      plain: whether steps have programs of their own for rows that all take the likeliest token (``advanced``).
     """
 
     rows: tuple[int, ...]
@@ -63,6 +64,7 @@ class Sizes:
     chunk_pages: tuple[int, ...]
     tiles: tuple[int, ...]
     block: int
+    plain: bool
 
     @classmethod
     def of(cls, config: EngineConfig, tile_tokens: int, on_cpu: bool) -> Sizes:
@@ -79,11 +81,8 @@ class Sizes:
             chunk_pages=quadrupled,
             tiles=_upto(max(1, largest // tile_tokens)) if tile_tokens else (),
             block=block,
+            plain=not on_cpu,
         )
-
-    @property
-    def count(self) -> int:
-        return len(self.rows) * len(self.step_pages) + len(self.chunks) * len(self.chunk_pages) + len(self.tiles) + 1
 
 
 def _upto(last: int, first: int = 1, factor: int = 2) -> tuple[int, ...]:
@@ -103,11 +102,12 @@ class Programs:
     Nothing is compiled by a call: a size without a program is an error.
     """
 
-    def __init__(self, generator: Generator, config: EngineConfig):
+    def __init__(self, generator: Generator, config: EngineConfig, sizes: Sizes | None = None):
+        """``sizes``: None = those that serve all that ``config`` allows, on this kind of device."""
         self.generator = generator
         architecture, vision = generator.config, generator.config.vision
         self.tile_tokens = 0 if vision is None else vision.tile_tokens
-        self.sizes = Sizes.of(config, self.tile_tokens, jax.default_backend() == "cpu")
+        self.sizes = sizes or Sizes.of(config, self.tile_tokens, jax.default_backend() == "cpu")
         self._model = Model(architecture, Execution(experts="grouped", experts_block=self.sizes.block))
         features = 0
         if self.tile_tokens:  # of the longest prompt, and what a tile or a chunk may take beyond its end
@@ -157,14 +157,18 @@ class Programs:
         self._memory, found = program(self.generator.params, self._memory, chunk)
         return found
 
-    def step(self, rows: list[int], pages: int) -> Chosen:
-        """The next token of each of ``rows``; ``pages``: of the longest one."""
+    def step(self, rows: list[int], pages: int, plain: bool) -> Chosen:
+        """The next token of each of ``rows``; ``pages``: of the longest one; ``plain``: all take the likeliest one."""
         size = fitting(self.sizes.rows, len(rows))
         index = np.full(size, self._memory.rows.done.size - 1, np.int32)
         index[: len(rows)] = rows
-        program = self._compiled["step", size, fitting(self.sizes.step_pages, pages)]
+        program = self._compiled["step", plain and self.sizes.plain, size, fitting(self.sizes.step_pages, pages)]
         self._memory, found = program(self.generator.params, self._memory, index)
         return found
+
+    def wait(self) -> None:
+        """Until the device has done all that it was asked for."""
+        jax.block_until_ready(self._memory)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Compiling
@@ -193,9 +197,10 @@ class Programs:
         for size, pages in itertools.product(self.sizes.chunks, self.sizes.chunk_pages):
             read = functools.partial(self._read, pages=pages)
             jobs["read", size, pages] = lambda f=read, s=size: compiled(f, True, params, memory, _chunk_shapes(s))
-        for rows, pages in itertools.product(self.sizes.rows, self.sizes.step_pages):
-            step = functools.partial(self._step, pages=pages)
-            jobs["step", rows, pages] = lambda f=step, r=rows: compiled(f, True, params, memory, _i32(r))
+        kinds = (False, True) if self.sizes.plain else (False,)
+        for plain, rows, pages in itertools.product(kinds, self.sizes.rows, self.sizes.step_pages):
+            step = functools.partial(self._step, pages=pages, plain=plain)
+            jobs["step", plain, rows, pages] = lambda f=step, r=rows: compiled(f, True, params, memory, _i32(r))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             self._compiled = dict(zip(jobs, pool.map(lambda job: job(), jobs.values())))
         return len(jobs)
@@ -233,7 +238,9 @@ class Programs:
         cache = PagedCache.of_rows(memory.keys, memory.values, memory.rows.pages[chunk.row][None, :pages])
         output = model(params, batch, self.generator.dtype, cache=cache, visual=visual)
         logits = model.logits(params, output.hidden[:, chunk.end])
-        rows, chosen = advanced(memory.rows, chunk.row[None], logits, chunk.length[None], chunk.is_last[None])
+        rows, chosen = advanced(
+            memory.rows, chunk.row[None], logits, chunk.length[None], chunk.is_last[None], plain=False
+        )
         at_once = max(n for n in range(1, SCORES_AT_ONCE + 1) if size % n == 0)
         scores = scored(
             functools.partial(model.logits, params), output.hidden[0], chunk.targets, chunk.is_scored, at_once
@@ -241,7 +248,9 @@ class Programs:
         memory = memory._replace(keys=output.cache.keys, values=output.cache.values, rows=rows)
         return memory, on_all((chosen, scores))
 
-    def _step(self, params: Params, memory: Memory, index: jax.Array, *, pages: int) -> tuple[Memory, Chosen]:
+    def _step(
+        self, params: Params, memory: Memory, index: jax.Array, *, pages: int, plain: bool
+    ) -> tuple[Memory, Chosen]:
         rows = memory.rows
         lengths, goes_on = rows.length[index], ~rows.done[index]
         batch = {
@@ -255,7 +264,7 @@ class Programs:
         cache = PagedCache.of_rows(memory.keys, memory.values, rows.pages[index, :pages])
         output = self._model(params, batch, self.generator.dtype, cache=cache)
         logits = self._model.logits(params, output.hidden[:, 0])
-        rows, chosen = advanced(rows, index, logits, lengths + 1, goes_on)
+        rows, chosen = advanced(rows, index, logits, lengths + 1, goes_on, plain=plain)
         memory = memory._replace(keys=output.cache.keys, values=output.cache.values, rows=rows)
         return memory, on_all(chosen)
 

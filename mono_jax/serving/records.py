@@ -40,7 +40,7 @@ class Records:
         counts = {name: getattr(self, name) for name in names} | {"requests": dict(self.requests)}
         times = {name: tuple(getattr(self, name).copy()) for name in ("first_token_s", "step_s", "queue_s")}
         total = self.busy_s + self.waited_s
-        return counts | times | {"host_share": self.busy_s / total if total else 0.0}
+        return counts | times | {"working_s": total, "host_share": self.busy_s / total if total else 0.0}
 
 
 class Compilations:

@@ -12,7 +12,7 @@ from mono_jax import tree
 from mono_jax.errors import unknown_key
 from mono_jax.generation.decode import Generator, prefers_separate_layers
 from mono_jax.generation.prompts import Prompt
-from mono_jax.models.architecture import Architecture
+from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model, Params
 from mono_jax.training.flops import language_matmuls
@@ -34,8 +34,28 @@ class Pair:
         return {MONOLITHIC: self.monolithic, MODULAR: self.modular}
 
 
+def _pair_over(base: Architecture, encoder: VisionConfig, dtype: str) -> Pair:
+    """With patch embeddings of the same tiles in place of ``encoder``."""
+    eyes = dataclasses.replace(encoder, kind="patch_embed")
+    return Pair(base.replace(vision=eyes, visual_ffn_experts=True), base.replace(vision=encoder), dtype)
+
+
+# For CPUs: weights that no cache holds, tiles as at 2B, and about the same share of FLOPs in the encoder.
+_SMALL = Architecture(
+    vocab_size=4096,
+    hidden_size=768,
+    intermediate_size=2048,
+    num_hidden_layers=8,
+    num_attention_heads=12,
+    num_key_value_heads=4,
+    image_token_id=4000,
+)
+_SMALL_VISION = VisionConfig(
+    kind="intern_vit", hidden_size=384, num_hidden_layers=5, num_attention_heads=6, intermediate_size=1536
+)
 PAIRS = {
     "2b": Pair(preset("mono_internvl_2b"), preset("internvl_1_5_2b"), "bfloat16"),
+    "small": _pair_over(_SMALL, _SMALL_VISION, "float32"),
     "tiny": Pair(preset("tiny_mono"), preset("tiny_modular"), "float32"),
 }
 

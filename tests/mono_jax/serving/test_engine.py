@@ -24,7 +24,7 @@ from mono_jax.parallel.specs import param_shardings
 from mono_jax.serving.contract import EngineConfig, Event, Full, Request, TooLong
 from mono_jax.serving.engine import Engine
 from mono_jax.serving.loop import Loop
-from mono_jax.serving.programs import Programs
+from mono_jax.serving.programs import Programs, Sizes
 from tests.mono_jax.generation.test_decode import IMAGE, prompt
 from tests.mono_jax.helpers import random_params
 from tests.mono_jax.serving.served import CONFIG, Client, Letters, alone, check, random_requests
@@ -45,7 +45,7 @@ class Served:
     def engine(self, config: EngineConfig = CONFIG) -> Engine:
         """One that takes the programs that are there; ``config`` must give the same sizes."""
         engine = Engine(self.generator, Letters(), config)
-        engine._programs = self.programs
+        engine.programs = self.programs
         engine._loop = Loop(self.programs, config)
         return engine
 
@@ -55,7 +55,10 @@ def served(config: Architecture, dtype: Any = jnp.float32, mesh: Any = None) -> 
     if mesh is not None:
         params = jax.device_put(params, param_shardings(config, params, mesh))
     generator = Generator(config, params, dtype, mesh=mesh)
-    programs = Programs(generator, CONFIG)
+    sizes = Sizes.of(CONFIG, 0 if config.vision is None else config.vision.tile_tokens, on_cpu=True)
+    programs = Programs(
+        generator, CONFIG, dataclasses.replace(sizes, rows=(1, 4), chunks=(16, 32), block=16, plain=True)
+    )
     programs.compile()
     requests = random_requests(REQUESTS, 1, most_images=0 if config.vision is None else 3)
     return Served(generator, programs, requests, alone(generator, requests))

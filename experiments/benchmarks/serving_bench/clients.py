@@ -1,0 +1,90 @@
+"""Clients of an engine, and of a generator one after another: what they wait for."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mono_jax.generation.decode import Generator
+from mono_jax.generation.prompts import Prompt
+from mono_jax.serving.contract import Event, Request
+from mono_jax.serving.engine import Engine
+
+
+class NoText:
+    """A tokenizer for random weights, whose answers are no text."""
+
+    @staticmethod
+    def decode(ids: Sequence[int]) -> str:
+        del ids
+        return ""
+
+
+def serve(engine: Engine, requests: Sequence[Request], concurrency: int) -> dict[str, Any]:
+    """All requests, ``concurrency`` of them under way at a time.
+
+    "first_token_s" and "between_tokens_s" are of each request; "seconds" is the wall time of all.
+    """
+    free, lock = threading.Semaphore(concurrency), threading.Lock()
+    first: list[float] = []
+    between: list[float] = []
+    tokens: list[list[int]] = [[] for _ in requests]
+
+    def client(number: int, start: float) -> Any:
+        marks: list[float] = []
+
+        def on_event(event: Event) -> None:
+            tokens[number].extend(event.tokens)
+            marks.extend([time.perf_counter()] * len(event.tokens))
+            if event.finish is None:
+                return
+            if event.finish != "length":
+                raise AssertionError(f"request {number} ended by {event.finish!r}: {event.message}")
+            with lock:
+                first.append(marks[0] - start)
+                between.extend([] if len(marks) < 2 else [(marks[-1] - marks[0]) / (len(marks) - 1)])
+            free.release()
+
+        return on_event
+
+    start, compiled = time.perf_counter(), engine.stats().compilations
+    for number, request in enumerate(requests):
+        free.acquire()
+        engine.submit(request, client(number, time.perf_counter()))
+    for _ in range(concurrency):
+        free.acquire()
+    seconds = time.perf_counter() - start
+    count = sum(map(len, tokens))
+    found = {"seconds": seconds, "tokens_per_s": count / seconds, "first_token_s": statistics.median(first)}
+    between_s = statistics.median(between) if between else None
+    found |= {"between_tokens_s": between_s, "compilations": engine.stats().compilations - compiled}
+    return found | {"turns": {"first_token_s": first}, "tokens": tokens}
+
+
+def one_by_one(generator: Generator, requests: Sequence[Request]) -> dict[str, Any]:
+    """The same by ``Generator``, streamed, one after another: as ``serve`` with one client."""
+    first: list[float] = []
+    tokens: list[list[int]] = []
+    start = time.perf_counter()
+    for request in requests:
+        marks: list[float] = []
+        begin = time.perf_counter()
+        [answer] = generator.generate(
+            [request.prompt], request.sampling, on_tokens=lambda _, marks=marks: marks.append(time.perf_counter())
+        )
+        first.append(marks[0] - begin)
+        tokens.append(answer.tokens)
+    seconds = time.perf_counter() - start
+    count = sum(map(len, tokens))
+    found = {"seconds": seconds, "tokens_per_s": count / seconds, "first_token_s": statistics.median(first)}
+    return found | {"tokens": tokens}
+
+
+def batched(generator: Generator, prompts: Sequence[Prompt], sampling: Any) -> float:
+    """Seconds that all take in one batch that begins and ends together."""
+    start = time.perf_counter()
+    generator.generate(prompts, [sampling] * len(prompts))
+    return time.perf_counter() - start

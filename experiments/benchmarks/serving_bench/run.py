@@ -1,0 +1,261 @@
+"""A whole run of the benchmark: its order, its JSON file and its table."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data_pipelines.io import publish
+from experiments.benchmarks.first_token_bench.measuring import one_line
+from experiments.benchmarks.first_token_bench.models import (
+    MODELS,
+    MODULAR,
+    MONOLITHIC,
+    first_token_flops,
+    generators,
+    make_prompt,
+    pair,
+    tiles_in_all,
+)
+from experiments.benchmarks.first_token_bench.run import PUBLISHED
+from experiments.benchmarks.kernels.results import header
+from experiments.benchmarks.serving_bench.clients import NoText, one_by_one, serve
+from experiments.benchmarks.serving_bench.exported import compare
+from experiments.benchmarks.serving_bench.splitting import device_parts, host_parts
+from mono_jax.generation.decode import Generator
+from mono_jax.generation.options import Sampling
+from mono_jax.serving.contract import EngineConfig, Request
+from mono_jax.serving.engine import Engine
+from mono_jax.serving.programs import Sizes
+
+FILE = "serving.json"
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures what the arguments of ``serving.py`` ask for; returns what ``--json`` prints."""
+    on_cpu = jax.default_backend() == "cpu"
+    args.preset = args.preset or ("small" if on_cpu else "2b")
+    args.tiles = args.tiles or ([1] if on_cpu else [2, 6, 14])
+    args.text = args.text or (64 if on_cpu else 256)
+    models = pair(args.preset)
+    about = ("preset", "tiles", "text", "new_tokens", "concurrency", "rounds", "seed")
+    flops = {
+        str(tiles): {name: first_token_flops(c, tiles, args.text) for name, c in models.architectures().items()}
+        for tiles in args.tiles
+    }
+    report = header(False) | {name: getattr(args, name) for name in about}
+    report |= {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "dtype": models.dtype}
+    report |= {"flops": flops, "published_reduction": PUBLISHED, "points": []}
+    both = generators(models, args.seed)
+    engines = {name: _engine(generator, args) for name, generator in both.items()}
+    for name, engine in engines.items():
+        engine.start()
+        stats = engine.stats()
+        report.setdefault("warm_up", {})[name] = {"seconds": stats.warm_up_s, "programs": stats.programs}
+    for kind, tiles, measure in _points(args, both, engines):
+        point = {"kind": kind, "tiles": tiles, "input_tokens": _input_tokens(both[MONOLITHIC], tiles, args.text)}
+        try:
+            point |= measure()
+        except Exception as error:  # of this point, out of memory for example: the others still count
+            point["failed"] = one_line(error)
+        report["points"].append(point)
+        print(_line(point), flush=True)
+        _save(report, args.out)
+    for engine in engines.values():
+        engine.close()
+    _save(report, args.out)
+    print(_flops_line(report))
+    return report
+
+
+def _engine(generator: Generator, args: argparse.Namespace) -> Engine:
+    """With programs for the sizes that are measured only, and nothing reused: every request is computed."""
+    longest = max(_input_tokens(generator, tiles, args.text) for tiles in args.tiles) + args.new_tokens
+    page, rows = 16, max(args.concurrency)
+    length = -(-longest // page) * page
+    config = EngineConfig(
+        max_rows=rows,
+        max_slots=(rows + 1) * length,
+        max_length=length,
+        page=page,
+        prefill_chunk=args.prefill_chunk,
+        reuse_prefixes=False,
+        programs=args.programs,
+    )
+    sizes = Sizes.of(config, generator.config.vision.tile_tokens, jax.default_backend() == "cpu")
+    return Engine(generator, NoText(), config, sizes=sizes)
+
+
+def _input_tokens(generator: Generator, tiles: int, text: int) -> int:
+    return tiles_in_all(tiles) * generator.config.vision.tile_tokens + text
+
+
+def _points(
+    args: argparse.Namespace, both: Mapping[str, Generator], engines: Mapping[str, Engine]
+) -> list[tuple[str, int, Callable[[], dict[str, Any]]]]:
+    points: list[tuple[str, int, Callable[[], dict[str, Any]]]] = []
+    for tiles in args.tiles:
+        points.append(("first_token", tiles, lambda t=tiles: _first_token(engines, t, args)))
+        points.append(("split", tiles, lambda t=tiles: _split(engines, t, args)))
+        points += [
+            (f"concurrency_{n}", tiles, lambda t=tiles, n=n: _throughput(engines, t, n, args)) for n in args.concurrency
+        ]
+    points.append(("one_by_one", args.tiles[0], lambda: _one_by_one(both, engines, args)))
+    if args.transformers:
+        points.append(("transformers", args.tiles[0], lambda: _transformers(both, engines, args)))
+    points.append(("finished", args.tiles[0], lambda: _finished(engines[MONOLITHIC], args)))
+    return points
+
+
+# ======================================================================================================================
+# Points
+# ======================================================================================================================
+
+
+def _requests(engine: Engine, tiles: int, count: int, new_tokens: int, seed: int, text: int) -> list[Request]:
+    """Each its own image and text."""
+    sampling = Sampling(max_new_tokens=new_tokens)
+    prompts = [make_prompt(engine.architecture, tiles, text, seed + number) for number in range(count)]
+    return [Request(prompt, sampling) for prompt in prompts]
+
+
+def _first_token(engines: Mapping[str, Engine], tiles: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Of one request at a time, the two models in turns."""
+    turns: dict[str, list[float]] = {name: [] for name in engines}
+    for number in range(args.rounds):
+        for name, engine in engines.items():
+            found = serve(engine, _requests(engine, tiles, 1, 1, args.seed + number, args.text), 1)
+            turns[name].append(found["first_token_s"])
+    medians = {name: {"first_token_s": statistics.median(times), "turns": times} for name, times in turns.items()}
+    return medians | {"reduction": _less(medians, "first_token_s")}
+
+
+def _split(engines: Mapping[str, Engine], tiles: int, args: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    for number in range(args.rounds):
+        for name, engine in engines.items():
+            parts[name].append(device_parts(engine, make_prompt(engine.architecture, tiles, args.text, number)))
+    for name, engine in engines.items():
+        medians = {key: statistics.median(part[key] for part in parts[name]) for key in parts[name][0]}
+        found[name] = host_parts(engine, tiles, args.rounds) | medians
+    return found
+
+
+def _throughput(
+    engines: Mapping[str, Engine], tiles: int, concurrency: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, engine in engines.items():
+        before = engine.stats()
+        requests = _requests(engine, tiles, max(concurrency, args.requests), args.new_tokens, args.seed, args.text)
+        found[name] = serve(engine, requests, concurrency) | _overhead(before, engine.stats())
+        del found[name]["tokens"]
+    return found | {"reduction": _less(found, "first_token_s")}
+
+
+def _overhead(before: Any, after: Any) -> dict[str, float]:
+    """Share of the time in which the scheduler is busy, and the median step."""
+    working = after.working_s - before.working_s
+    busy = after.host_share * after.working_s - before.host_share * before.working_s
+    steps = after.step_s[-(after.steps - before.steps) :]
+    return {"host_share": busy / working, "step_s": statistics.median(steps) if steps else 0.0}
+
+
+def _one_by_one(
+    both: Mapping[str, Generator], engines: Mapping[str, Engine], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Generator, one request after another, against the engine with all of them at once: in turns, equal answers."""
+    tiles, most = args.tiles[0], max(args.concurrency)
+    found: dict[str, Any] = {}
+    for name, engine in engines.items():
+        requests = _requests(engine, tiles, most, args.new_tokens, args.seed, args.text)
+        one_by_one(both[name], requests[:1])  # compiles
+        alone = one_by_one(both[name], requests)
+        together = serve(engine, requests, most)
+        same = sum(a == b for a, b in zip(alone.pop("tokens"), together.pop("tokens")))
+        ratio = together["tokens_per_s"] / alone["tokens_per_s"]
+        found[name] = {"alone": alone, "together": together, "ratio": ratio, "equal_answers": same, "requests": most}
+    return found
+
+
+def _transformers(
+    both: Mapping[str, Generator], engines: Mapping[str, Engine], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The monolithic model exported, by transformers on the same processors (accelerators aside)."""
+    requests = _requests(
+        engines[MONOLITHIC], args.tiles[0], max(args.concurrency), args.new_tokens, args.seed, args.text
+    )
+    return compare(args.transformers, both[MONOLITHIC], requests, args.new_tokens)
+
+
+def _finished(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
+    """Steps while requests finish, one after another: the medians of each quarter of them."""
+    rows = max(args.concurrency)
+    before = engine.stats()
+    requests = _requests(engine, args.tiles[0], 4 * rows, 16, args.seed, args.text)
+    serve(engine, requests, rows)
+    after = engine.stats()
+    steps = after.step_s[-(after.steps - before.steps) :]
+    quarter = len(steps) // 4
+    medians = [statistics.median(steps[n * quarter : (n + 1) * quarter]) for n in range(4)]
+    return {"requests": len(requests), "steps": len(steps), "step_s_by_quarter": medians}
+
+
+def _less(found: Mapping[str, Any], key: str) -> float:
+    return 1 - found[MONOLITHIC][key] / found[MODULAR][key]
+
+
+# ======================================================================================================================
+# Output
+# ======================================================================================================================
+
+
+def _save(report: Mapping[str, Any], folder: Path | None) -> None:
+    """A machine may be taken away at any time: the file is whole, always."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        publish.write_json(folder / FILE, report)
+
+
+def _line(point: Mapping[str, Any]) -> str:
+    """A point in a line; monolithic / modular."""
+    about = f"{point['kind']} of {point['tiles']} tiles, {point['input_tokens']} tokens in: "
+    if "failed" in point:
+        return about + f"failed: {point['failed']}"
+
+    def both(key: str, scale: float = 1e3) -> str:
+        return " / ".join(f"{point[name][key] * scale:.4g}" for name in MODELS if name in point)
+
+    if point["kind"] == "first_token":
+        return about + f"{both('first_token_s')} ms, {point['reduction']:.1%} less"
+    if point["kind"] == "split":
+        parts = {key: both(key) for key in ("decode_s", "tile_s", "embed_s", "prefill_s")}
+        return about + ", ".join(f"{key.removesuffix('_s')} {value} ms" for key, value in parts.items())
+    if point["kind"] == "one_by_one":
+        return about + f"{both('ratio', 1)} times its tokens/s with all at once; equal {both('equal_answers', 1)}"
+    if point["kind"] == "transformers":
+        speeds = " and ".join(f"{point[name]['tokens_per_s']:.4g}" for name in ("alone", "together"))
+        return about + f"{speeds} tokens/s alone and together, equal {point['equal_answers']}"
+    if point["kind"] == "finished":
+        steps = ", ".join(f"{value * 1e3:.4g}" for value in point["step_s_by_quarter"])
+        return about + f"steps of {steps} ms in the quarters of {point['requests']} requests"
+    return about + (
+        f"first token {both('first_token_s')} ms, {both('tokens_per_s', 1)} tokens/s, step {both('step_s')} ms, "
+        f"scheduler {both('host_share', 100)} %"
+    )
+
+
+def _flops_line(report: Mapping[str, Any]) -> str:
+    parts = []
+    for tiles, of_models in report["flops"].items():
+        ours, theirs = (sum(of_models[name].values()) for name in (MONOLITHIC, MODULAR))
+        parts.append(f"{tiles} tiles {1 - ours / theirs:.1%}")
+    published = ", ".join(f"{name} {share:.0%}" for name, share in PUBLISHED.items())
+    return f"{report['device']}, {report['dtype']}; less by FLOPs: {', '.join(parts)}; published, at most: {published}"
