@@ -1,0 +1,139 @@
+"""Writes the tables and pictures of docs/findings.md from docs/findings/*.csv.
+
+python docs/make_findings.py
+python docs/make_findings.py RESULTS.csv ...    # keeps what the page shows of sweeps' results.csv first
+
+A table's first row is the group that the others are compared with.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from experiments.benchmarks.tables import fill
+from mono_jax.runs.sweeping.estimate import Estimate
+from mono_jax.runs.sweeping.gather import difference
+from mono_jax.runs.sweeping.plots import metric_plots
+
+FOLDER = Path(__file__).parent / "findings"
+PAGE = Path(__file__).parent / "findings.md"
+KEPT = ("unit", "group", "seed", "s0/text_loss_after")
+AFTER = ("text_loss_after", "captions", "questions", "easy_vqa", "heldout/captions")
+
+Row = Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A column: its title, the value of a unit (None = not measured), decimals, whether the picture has it."""
+
+    title: str
+    value: Callable[[Row], float | None]
+    decimals: int = 1
+    drawn: bool = True
+
+
+def column(name: str, factor: float = 1) -> Callable[[Row], float | None]:
+    """The number of that name, times ``factor``."""
+    return lambda row: float(row[name]) * factor if row.get(name) else None
+
+
+def text_change(stage: str) -> Callable[[Row], float | None]:
+    """By how many percent the loss on held-out text is above that of the base."""
+
+    def change(row: Row) -> float | None:
+        after = row.get(f"{stage}/text_loss_after")
+        return 100 * (float(after) / float(row["s0/text_loss_after"]) - 1) if after else None
+
+    return change
+
+
+METRICS = (
+    Metric("answers, %", column("s2/questions", 100)),
+    Metric("easy-VQA, %", column("s2/easy_vqa", 100), drawn=False),
+    Metric("captions, %", column("s2/captions", 100), drawn=False),
+    Metric("caption loss", column("s2/heldout/captions"), 3),
+    Metric("text loss, % above base", text_change("s2")),
+    Metric("after S1.3: caption loss", column("s1_3/heldout/captions"), 3),
+    Metric("after S1.3: text loss, %", text_change("s1_3"), drawn=False),
+)
+
+
+def read(file: Path) -> dict[str, list[Row]]:
+    """The units of a results.csv by group, in its order."""
+    groups: dict[str, list[Row]] = {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            groups.setdefault(row["group"], []).append(row)
+    return groups
+
+
+def keep(source: Path) -> None:
+    """Copies the columns that the page shows, and answers by kind, of a sweep's results.csv in a folder of its name."""
+    rows = [row for group in read(source).values() for row in group]
+    stages = ("s1_1", "s1_2", "s1_3", "s2")
+    wanted = {f"{stage}/{name}" for stage in stages for name in AFTER}
+    names = [n for n in rows[0] if n in KEPT or n in wanted or (n.startswith("s2/questions/") and "common" not in n)]
+    with (FOLDER / f"{source.resolve().parent.name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({n: _short(row[n]) for n in names} for row in rows)
+
+
+def _short(text: str) -> str:
+    try:
+        return f"{float(text):.5g}" if "." in text else text
+    except ValueError:
+        return text
+
+
+def tables(groups: Mapping[str, Sequence[Row]]) -> dict[Metric, dict[str, dict[int | None, float]]]:
+    """{metric: {group: {seed: value}}} of the metrics that were measured."""
+    found = {}
+    for metric in METRICS:
+        values = {
+            group: {int(row["seed"]): value for row in rows if (value := metric.value(row)) is not None}
+            for group, rows in groups.items()
+        }
+        if any(values.values()):
+            found[metric] = values
+    return found
+
+
+def table(groups: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Markdown: means and 95 % intervals; an arrow where the difference to the first group leaves out 0."""
+    found, first = tables(groups), next(iter(groups))
+    lines = ["| | seeds | " + " | ".join(metric.title for metric in found) + " |", "|---" * (len(found) + 2) + "|"]
+    for group, rows in groups.items():
+        cells = [_cell(metric, values, group, first) for metric, values in found.items()]
+        lines.append(f"| {group} | {len(rows)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(metric: Metric, values: Mapping[str, Mapping[int | None, float]], group: str, first: str) -> str:
+    if not values[group]:
+        return ""
+    estimate, apart = Estimate.of(list(values[group].values())), difference(values, group, first)
+    text = f"{estimate.mean:.{metric.decimals}f}"
+    text += "" if estimate.half is None else f" ± {estimate.half:.{metric.decimals}f}"
+    return text + ("" if not apart or not apart.is_clear else " ↑" if apart.mean > 0 else " ↓")
+
+
+def main(files: Sequence[str]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for file in files:
+        keep(Path(file))
+    for file in sorted(FOLDER.glob("*.csv")):
+        groups = read(file)
+        drawn = {m.title: {g: list(v.values()) for g, v in t.items()} for m, t in tables(groups).items() if m.drawn}
+        (FOLDER / f"{file.stem}.png").write_bytes(metric_plots(drawn))
+        lines = [*table(groups), "", f"![{file.stem}](findings/{file.stem}.png)"]
+        fill(PAGE, f"<!-- {file.stem} -->", f"<!-- end of {file.stem} -->", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
