@@ -82,10 +82,9 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
         sample = _talk(turns, places, fields, videos, reading)
     else:
         sample = _other(lowered, fields, videos, reading)
-    found = next((ref for ref in sample.image_refs if isinstance(ref, Video)), None)
-    if found is not None:
-        need_videos(reading.videos is not None, f"a video: {str(found.source)[:80]}")
-    with_videos = found is not None or bool(reading.videos)
+    found = [ref for ref in sample.image_refs if isinstance(ref, Video)]
+    need_videos(found, reading.videos is not None)
+    with_videos = bool(found or reading.videos)
     with_images = bool(sample.image_refs or reading.images or with_videos)
     check_unread(lowered, with_images, with_videos)
     _check_marks(sample, with_images)

@@ -28,9 +28,12 @@ class Form(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video as a record names it (a path, an address) or holds it (bytes); the part from ``start`` to ``stop`` s."""
+    """A video as a record names it (a path, an address) or holds it (bytes); the part from ``start`` to ``stop`` s.
 
-    source: str | bytes
+    ``source`` may also be the paths of images, which are its frames.
+    """
+
+    source: str | bytes | tuple[str, ...]
     start: float = 0.0
     stop: float = math.inf
 

@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             result["paths"][tiles] = data_pixels.whole_paths(shards, args.tokenizer, tiles, args, Path(folder))
         print(f"tiles/s per core beside other loaders, at most {args.tiles[-1]} tiles:")
         result["loaders"] = data_loaders.loaders(shards, args.tiles[-1], args.images, args.rounds, Path(folder))
+        print("the same from an object store of 20 ms latency, by the clock:")
+        result["remote"] = data_loaders.remote_loaders(shards, args.tiles[-1], args.images, args.rounds, Path(folder))
         result["steps_alone"] = data_pixels.steps_alone(shards, args.tokenizer, args, Path(folder))
         result["reading"] = data_pixels.reading(Path(folder), args.records, args.rounds)
         result["planning"] = data_planning.planning(args.rounds, blocks=args.plan_blocks)

@@ -7,10 +7,13 @@ for the grid and for the thumbnail, since its filters have one output.
 
 from __future__ import annotations
 
-import glob
 import io
 import itertools
+import os
+import sys
 import tarfile
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,14 +25,20 @@ from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import RESIZERS, image_patches
 from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.errors import DataError
+from data_pipelines.io.processes import ahead
 from data_pipelines.sources.source import Source, open_source
+from experiments.benchmarks.data_store import store, upload
 from experiments.benchmarks.data_timing import in_turns, show
 
+LATENCY_S = 0.02  # of the object store
 _SUFFIXES = (".jpg", ".png")
+_number = itertools.count()
 
 
-def loaders(shards: str, tiles: int, images: int, rounds: int, folder: Path) -> dict[str, float]:
-    """Tiles per second of CPU time from the shards' first images, at most ``tiles`` and a thumbnail of each."""
+def loaders(
+    shards: str, tiles: int, images: int, rounds: int, folder: Path, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Tiles per second from the shards' first images, at most ``tiles`` and a thumbnail of each."""
     tiling, source = Tiling(max_tiles=tiles), open_source({"kind": "tar", "paths": shards})
     images = min(images, len(source))
     actions: dict[str, Callable[[], int]] = {
@@ -39,17 +48,36 @@ def loaders(shards: str, tiles: int, images: int, rounds: int, folder: Path) -> 
     for name, others in {"webdataset, Pillow": _webdataset, "litdata, Pillow": _litdata, "SPDL": _spdl}.items():
         try:
             actions[name] = others(shards, tiling, images, folder)
-        except (ImportError, RuntimeError) as error:  # SPDL's where FFmpeg's libraries are not there
+        except (ImportError, RuntimeError) as error:  # the latter SPDL's where FFmpeg's libraries are not there
             print(f"  {name} left out: {str(error)[:100]}")
     if len(made := {action() for action in actions.values()}) != 1:
         raise RuntimeError(f"not all loaders make equally many tiles: {sorted(made)}")
-    return show(in_turns(actions, 0, rounds))
+    return show(in_turns(actions, 0, rounds, clock))
+
+
+def remote_loaders(shards: str, tiles: int, images: int, rounds: int, folder: Path) -> dict[str, float]:
+    """The same from an object store whose every answer takes 20 ms, by the clock: waiting counts there.
+
+    Ours reads at random, several at a time, as the trainer does; the others read shards from beginning to end.
+    """
+    with store(LATENCY_S) as bucket:
+        upload(str(Path(shards).parent), f"{bucket}/shards")
+        return loaders(f"{bucket}/shards/{Path(shards).name}", tiles, images, rounds, folder, time.perf_counter)
+
+
+def _urls(shards: str) -> list[str]:
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(shards)
+    return [fs.unstrip_protocol(path) if "://" in shards else path for path in sorted(fs.glob(inner))]
 
 
 def tar_images(shards: str) -> Iterator[bytes]:
     """The encoded images of the shards, by tarfile."""
-    for path in sorted(glob.glob(shards)):
-        with tarfile.open(path) as tar:
+    import fsspec
+
+    for path in _urls(shards):
+        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
             yield from (tar.extractfile(member).read() for member in tar if member.name.endswith(_SUFFIXES))
 
 
@@ -80,7 +108,12 @@ def _corners(columns: int, rows: int, edge: int) -> list[tuple[int, int]]:
 
 
 def _ours(source: Source, tiling: Tiling, path: str, images: int) -> int:
-    made = (len(image_patches(source.read(n).images[0], tiling, ImageLimits(), path)) for n in range(images))
+    order = np.random.default_rng(0).permutation(images).tolist()
+    if source.is_remote:
+        samples = (future.result() for future in ahead(source.read, ((n,) for n in order), 16))
+    else:
+        samples = map(source.read, order)
+    made = (len(image_patches(sample.images[0], tiling, ImageLimits(), path)) for sample in samples)
     return sum(made) // tiling.geometry.tokens_per_tile
 
 
@@ -89,10 +122,13 @@ def _with_pillow(images: Iterable[bytes], tiling: Tiling) -> int:
 
 
 def _webdataset(shards: str, tiling: Tiling, images: int, folder: Path) -> Callable[[], int]:
+    import fsspec
     import webdataset
 
+    sys.modules["webdataset.gopen"].gopen_schemes["s3"] = lambda url, *_, **__: fsspec.open(url, "rb").open()
+
     def read() -> Iterator[bytes]:
-        samples = webdataset.WebDataset(sorted(glob.glob(shards)), shardshuffle=False, empty_check=False)
+        samples = webdataset.WebDataset(_urls(shards), shardshuffle=False, empty_check=False)
         return (sample.get("jpg") or sample["png"] for sample in itertools.islice(samples, images))
 
     return lambda: _with_pillow(read(), tiling)
@@ -100,15 +136,32 @@ def _webdataset(shards: str, tiling: Tiling, images: int, folder: Path) -> Calla
 
 def _litdata(shards: str, tiling: Tiling, images: int, folder: Path) -> Callable[[], int]:
     import litdata
+    from litdata.streaming import downloader
     from litdata.streaming.cache import Cache
 
-    cache = Cache(str(folder / "litdata"), chunk_bytes=1 << 26)
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # it takes stores for encrypted ones
+
+    folder = folder / f"litdata{next(_number)}"
+    cache = Cache(str(folder), chunk_bytes=1 << 26)
     for number, data in enumerate(itertools.islice(tar_images(shards), images)):
         cache[number] = {"image": data}
     cache.done()
     cache.merge()
-    dataset = litdata.StreamingDataset(str(folder / "litdata"))
-    return lambda: _with_pillow((dataset[number]["image"] for number in range(images)), tiling)
+    if "://" not in shards:
+        dataset = litdata.StreamingDataset(str(folder))
+        return lambda: _with_pillow((dataset[number]["image"] for number in range(images)), tiling)
+    url = f"{shards.rpartition('/')[0]}-litdata"
+    upload(str(folder), url)
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
+    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], **keys}
+
+    def streamed() -> int:
+        """With an empty cache: what a first epoch does."""
+        with tempfile.TemporaryDirectory() as cache:
+            found = litdata.StreamingDataset(url, cache_dir=cache, storage_options=options)
+            return _with_pillow((sample["image"] for sample in found), tiling)
+
+    return streamed
 
 
 def _spdl(shards: str, tiling: Tiling, images: int, folder: Path) -> Callable[[], int]:

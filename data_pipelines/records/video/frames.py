@@ -53,6 +53,11 @@ class Sampling:
         if self.fps is not None and (not isinstance(self.fps, int | float) or not self.fps > 0):
             raise DataError(f"video_fps must be a positive number, is {self.fps!r}")
 
+    def stills(self, frames: Sequence[str]) -> list[str]:
+        """Of the frames that are files, those in the middles of equal parts; they have no times."""
+        count = min(self.frames, len(frames))
+        return [frames[(2 * number + 1) * len(frames) // (2 * count)] for number in range(count)]
+
     def times(self, header: VideoHeader, video: Video) -> list[float]:
         """Seconds from the start: the middles of equal parts. Raises BadSample "empty_video", "video_too_large"."""
         start, stop = video.start, min(video.stop, header.seconds)

@@ -39,16 +39,23 @@ def _fields_of(keys: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 def videos_of(value: Any, record: Mapping[str, Any]) -> list[Video]:
     """The videos in a field, or in a part of typed content. Raises BadSample "unexpected_video", "bad_video_field"."""
+    if isinstance(value, list | tuple) and value and all(isinstance(item, list | tuple) for item in value):
+        return [video for item in value for video in videos_of(item, {})]
     try:
         found = references(value)
     except BadSample as error:
         raise BadSample("bad_video_field", detail=error.detail) from None
-    if any(isinstance(each, str) and names.IMAGE_NAME.search(each) and each[-4:].lower() != ".gif" for each in found):
-        raise BadSample(
-            "unexpected_video", detail=f"images instead of a video: {str(found)[:80]}; list them as 'images'"
-        )
+    stills = [each for each in found if isinstance(each, str) and _names_a_still(each)]
+    if stills and len(stills) == len(found) and not isinstance(value, str):
+        return [Video(tuple(stills))]
+    if stills:
+        raise BadSample("unexpected_video", detail=f"an image instead of a video: {stills[0][:80]}")
     clip = _clip(record) if len(found) == 1 else None
     return [Video(each, *clip) if clip else Video(each) for each in found if not isinstance(each, Video)]
+
+
+def _names_a_still(path: str) -> bool:
+    return bool(names.IMAGE_NAME.search(path)) and not path.lower().endswith(".gif")
 
 
 def _clip(record: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -64,11 +71,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def need_videos(readable: bool, detail: str) -> None:
-    """Raises BadSample unless videos can be read. ``readable``: whether the format reads any."""
-    if not readable:
-        extra_formats.refuse_video(detail)
-    extra_formats.need("video", detail)
+def need_videos(videos: Sequence[Video], readable: bool) -> None:
+    """Raises BadSample unless these videos can be read. ``readable``: whether the format reads any."""
+    for video in videos:
+        detail = f"a video: {str(video.source)[:80]}"
+        if not readable:
+            extra_formats.refuse_video(detail)
+        if not isinstance(video.source, tuple):
+            extra_formats.need("video", detail)
 
 
 def place_videos(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 from data_pipelines.io import blobs, paths
 from data_pipelines.io.storage import Questions
@@ -35,7 +36,7 @@ def new_images(
     """
     parts: list[ImagePart] = []
     contents: list[bytes] = []
-    for ref in refs:
+    for ref, frame in _frames_apart(shard, refs):
         path = "" if isinstance(ref, bytes) else _path(shard, ref)
         if isinstance(ref, Video):
             look = functools.partial(_frames_of, ref, path, shard.options.sampling, row)
@@ -45,27 +46,35 @@ def new_images(
             read = functools.partial(_read, path)
             content = ref if isinstance(ref, bytes) else ask(questions, read, "missing_image", paths.web_host(path))
             image_header.check_length(len(content))
-            parts.append(ImagePart(row, len(content), image_header.read_header(content).size))
+            parts.append(ImagePart(row, len(content), image_header.read_header(content).size, frame=frame))
         contents.append(content)
     return parts, contents
 
 
 def indexed_images(shard: Shard, refs: Sequence[Reference], entry: Entry) -> tuple[bytes, ...]:
     """The images and frames, as the index knows them. Raises StorageError if one is gone, or has another length."""
-    places = iter(list(zip(entry.image_places(), entry.frames())))
+    places = iter(entry.image_places())
     found: list[bytes] = []
-    for ref in refs:
-        (_, length), _ = next(places, ((0, -1), 0))
+    for ref, _ in _frames_apart(shard, refs):
+        _, length = next(places, (0, -1))
         if isinstance(ref, Video):
             frames = _indexed_frames(shard, ref, length)
-            for _ in frames[1:]:
-                next(places, None)
             found += frames
+            next(itertools.islice(places, len(frames) - 1, len(frames) - 1), None)  # the others' places
         else:
             found.append(_indexed(shard, ref, length))
     if len(found) != entry.image_count:
         raise changed(shard.path, f"{len(found)} images, {entry.image_count} were indexed")
     return tuple(found)
+
+
+def _frames_apart(shard: Shard, refs: Sequence[Reference]) -> Iterator[tuple[Reference, int]]:
+    """(image or video, 0), and for a video of images each of its frames that are looked at with its number, from 1."""
+    for ref in refs:
+        if isinstance(ref, Video) and isinstance(ref.source, tuple):
+            yield from ((name, number) for number, name in enumerate(shard.options.sampling.stills(ref.source), 1))
+        else:
+            yield ref, 0
 
 
 def _path(shard: Shard, ref: str | Video) -> str:

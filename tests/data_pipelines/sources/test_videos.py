@@ -81,7 +81,14 @@ def files(folder: Path) -> dict[str, Any]:
 
 
 def packed(golden_dir: Path, folder: Path, spec: dict[str, Any], **changes: Any) -> PackedData:
-    slots = {"visual_tokens": 96, "text_tokens": 400, "batch_size": 2, "epochs": None}
+    slots = {
+        "visual_tokens": 96,
+        "text_tokens": 400,
+        "batch_size": 2,
+        "epochs": None,
+        "retries": 0,
+        "storage_wait_s": 0,
+    }
     return PackedData(config(golden_dir, {"name": "v", "spec": spec}, **slots, **changes), folder / "kept", GEOMETRY)
 
 
@@ -153,6 +160,25 @@ def test_frames_have_a_budget_of_their_own_beside_images(golden_dir: Path, tmp_p
     assert len(sample.patches) == (3 + 1 + 2) * GEOMETRY.tokens_per_tile  # max_tiles, a thumbnail, two frames
     data.batch(0)
     assert data.report.skipped == {}
+
+
+def test_frames_that_are_files(golden_dir: Path, tmp_path: Path, no_pyav: None) -> None:
+    names = [f"{number}.jpg" for number in range(10)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(encoded(40 + number, 30, seed=number))
+    (tmp_path / "x.jpg").write_bytes(encoded(90, 60, seed=11))
+    talk = [{"from": "human", "value": "<video> and <image>?"}, ASKED[1]]
+    path = write_jsonl(tmp_path / "a.jsonl", {"video": names, "image": "x.jpg", "conversations": talk})
+    data = packed(golden_dir, tmp_path, {"kind": "jsonl", "paths": str(path), "video_frames": 3})
+    sample = data.sources[0].read(0)
+    assert sample.images == tuple((tmp_path / name).read_bytes() for name in ("1.jpg", "5.jpg", "8.jpg", "x.jpg"))
+    assert sample.frames == (1, 2, 3, 0)
+    assert sample.conversations[0][1] == "Frame1: <image>\nFrame2: <image>\nFrame3: <image>\n and <image>?"
+    data.batch(0)
+    assert data.report.skipped == {}
+    (tmp_path / "5.jpg").write_bytes(b"other")
+    with pytest.raises(StorageError, match=r"5\.jpg: changed since it was indexed"):
+        data.sources[0].read(0)
 
 
 def test_captions_follow_the_frames(golden_dir: Path, tmp_path: Path) -> None:

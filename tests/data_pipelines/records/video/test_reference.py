@@ -54,6 +54,13 @@ TEXT = {"type": "text", "text": "what?"}
         (asked([PART, {"type": "image", "image": "c.jpg"}, TEXT]), "<image>\n<image>\nwhat?", (A, "c.jpg")),
         (asked("what?", video=b"held"), "<image>\nwhat?", (Video(b"held"),)),
         (asked("what?", video={"bytes": None, "path": "a.mp4"}), "<image>\nwhat?", (A,)),
+        (asked("what?", video=["1.jpg", "2.jpg"]), "<image>\nwhat?", (Video(("1.jpg", "2.jpg")),)),
+        (asked([PART | {"video": ["1.jpg"]}, TEXT]), "<image>\nwhat?", (Video(("1.jpg",)),)),  # Qwen
+        (
+            asked("what?", videos=[["1.jpg"], ["2.jpg"]]),
+            "<image>\n<image>\nwhat?",
+            (Video(("1.jpg",)), Video(("2.jpg",))),
+        ),
         ({"file_name": "a.mp4", "question": "what?", "answer": "noise"}, "<image>\nwhat?", (A,)),
     ],
 )
@@ -73,7 +80,8 @@ def test_captions() -> None:
         (asked("<video> <video>", video="a.mp4"), "video_count_mismatch"),
         (asked("<image> <image>", video="a.mp4"), "image_count_mismatch"),
         (asked("<video>\nwhat?"), "unexpected_video"),
-        (asked("what?", video=["1.jpg", "2.jpg"]), "unexpected_video"),
+        (asked("what?", video=["1.jpg", "a.mp4"]), "unexpected_video"),
+        (asked("what?", video="1.jpg"), "unexpected_video"),
         (asked("what?", video={"fps": 3}), "bad_video_field"),
         (asked("what?", thing="a.mp4"), "unexpected_video"),
         (asked("what?", image="a.mp4"), "unexpected_video"),
