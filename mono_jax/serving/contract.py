@@ -29,6 +29,10 @@ class Full(GenerationError):
     """Too many requests wait already: the client may come again later (HTTP 429 or 503)."""
 
 
+class Closed(Full):
+    """The engine takes no requests, now or later: it is closed, or a fault of the device has ended it (HTTP 503)."""
+
+
 class TooLong(GenerationError):
     """A request that could never be served: it is longer than a row or the whole cache may be (HTTP 400)."""
 
@@ -166,6 +170,7 @@ class ServingEngine(Protocol):
       architecture, tokenizer, form: of the model: how images are cut and prompts are written.
       sampling: how tokens are chosen where a request does not say; its stop tokens end every answer.
       config: the engine's sizes.
+      closed: why no request is taken, and none will be; None while they are.
     """
 
     name: str
@@ -175,14 +180,16 @@ class ServingEngine(Protocol):
     sampling: Sampling
     config: EngineConfig
 
+    @property
+    def closed(self) -> str | None: ...
+
     def start(self) -> None:
         """Compiles what is needed, then serves in a thread of its own. Returns when requests are served at once."""
 
     def submit(self, request: Request, on_event: OnEvent) -> Ticket:
         """Takes a request; events come from the engine's thread, the last one with ``finish``.
 
-        Raises ``Full``, ``TooLong``, or GenerationError for a prompt that does not fit the model; of a closed engine
-        ``Full``.
+        Raises ``Full``, ``Closed``, ``TooLong``, or GenerationError for a prompt that does not fit the model.
         """
 
     def score(self, request: Request) -> Sequence[TokenLogprobs | None]:

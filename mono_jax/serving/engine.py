@@ -32,7 +32,7 @@ from mono_jax.parallel.mesh import make_mesh, row_ways
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.runs.compilation_cache import kept_programs
 from mono_jax.serving.chunks import Reading
-from mono_jax.serving.contract import EngineConfig, Event, Full, OnEvent, Request, Stats, TokenLogprobs, TooLong
+from mono_jax.serving.contract import Closed, EngineConfig, Event, Full, OnEvent, Request, Stats, TokenLogprobs, TooLong
 from mono_jax.serving.loop import Loop
 from mono_jax.serving.memory import TOKENS_PER_TABLE
 from mono_jax.serving.pages import Contents
@@ -99,6 +99,10 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------------------
     # For clients, from any thread
     # ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> str | None:
+        return self._closing
 
     def start(self) -> None:
         """Compiles what is needed, then serves in a thread of its own; see ``EngineConfig.programs``."""
@@ -193,9 +197,9 @@ class Engine:
                 self._lock.notify()
                 return task
             self._loop.records.refused += 1
-            raise Full(
-                self._closing or f"{waiting} requests wait already, as many as max_queue allows: try again later"
-            )
+            if self._closing is not None:
+                raise Closed(self._closing)
+            raise Full(f"{waiting} requests wait already, as many as max_queue allows: try again later")
 
     # ------------------------------------------------------------------------------------------------------------------
     # The engine's thread

@@ -127,8 +127,10 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", responses={503: {"model": shapes.Health, "description": "takes no more requests"}})
     async def health(response: Response) -> shapes.Health:
-        response.status_code = 503 if service.gate.closed else 200
-        return shapes.Health(status="stopping" if service.gate.closed else "ok", model=service.engine.name)
+        reason = service.engine.closed
+        status = "stopping" if service.gate.closed else "ok" if reason is None else "failed"
+        response.status_code = 200 if status == "ok" else 503
+        return shapes.Health(status=status, model=service.engine.name, reason=reason)
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:

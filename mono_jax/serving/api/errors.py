@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from data_pipelines.errors import BadSample
 from mono_jax.errors import GenerationError
-from mono_jax.serving.contract import Full, TooLong
+from mono_jax.serving.contract import Closed, Full, TooLong
 
 CLIENT_CLOSED = 499  # no standard status; of a request whose client is gone, for logs and metrics
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -53,6 +53,8 @@ def response(error: HTTPException) -> JSONResponse:
 
 def of_engine(error: GenerationError | BadSample, param: str) -> ApiError:
     """What the engine, or making a prompt, refused."""
+    if isinstance(error, Closed):
+        return ApiError(503, str(error), code="engine_closed")
     if isinstance(error, Full):
         return ApiError(429, str(error), code="queue_full", retry_s=1)
     if isinstance(error, TooLong):

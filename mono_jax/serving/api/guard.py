@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mono_jax.serving.api.errors import ApiError, response
 from mono_jax.serving.api.service import Service
+from mono_jax.serving.api.settings import ApiConfig
 
 OPEN = ("/", "/health", "/metrics")  # what needs no key
 
@@ -21,7 +22,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service, paths: Collection[str], keys: Collection[str]):
         self._app, self._service, self._paths = app, service, frozenset(paths)
         self._keys = [key.encode() for key in keys]
-        self._inside = 0
+        self._inside, self._bytes = 0, 0  # requests that are here, and bytes of their bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -34,14 +35,16 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
+        body = _Body(receive, self._service.config, self._room)
         self._inside += 1
         try:
             self._check(scope)
-            await self._app(scope, self._limited(receive), counted)
+            await self._app(scope, body, counted)
         except ApiError as error:
             await response(error)(scope, receive, counted)
         finally:
             self._inside -= 1
+            self._bytes -= body.taken
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._service.metrics.requests.labels(path, str(status or 500)).inc()
             self._service.metrics.seconds.observe(time.perf_counter() - start)
@@ -58,36 +61,49 @@ class Guard:
             raise ApiError(429, f"{config.max_requests} requests are here already", code="too_many_requests", retry_s=1)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > config.max_body:
-            raise self._too_large()
+            raise _too_large(config)
 
     def _has_key(self, header: bytes) -> bool:
         kind, _, given = header.partition(b" ")
         return kind.lower() == b"bearer" and any(hmac.compare_digest(given.strip(), key) for key in self._keys)
 
-    def _too_large(self) -> ApiError:
-        return ApiError(
-            413, f"the request has more than {self._service.config.max_body} bytes", code="too_large", close=True
-        )
+    def _room(self, more: int) -> None:
+        """Counts bytes that came; raises ApiError if too many are here."""
+        self._bytes += more
+        if self._bytes > self._service.config.max_bytes:
+            why = "the requests that are here have too many bytes already"
+            raise ApiError(429, why, code="too_many_bytes", retry_s=1, close=True)
 
-    def _limited(self, receive: Receive) -> Receive:
-        """``receive`` that raises ApiError when the body is too long, or does not come."""
-        taken, whole, config = 0, False, self._service.config
-        deadline = time.monotonic() + config.body_timeout_s
 
-        async def limited() -> Message:
-            nonlocal taken, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    message = await receive()
-            except TimeoutError:
-                why = f"the body did not come in {config.body_timeout_s:g} s"
-                raise ApiError(408, why, code="timeout", close=True) from None
-            taken += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if taken > config.max_body:
-                raise self._too_large()
-            return message
+class _Body:
+    """An ASGI ``receive`` that raises ApiError when the body is too long, does not come, or has no room.
 
-        return limited
+    Attributes:
+      taken: bytes so far. ``room`` is called with each piece's.
+    """
+
+    def __init__(self, receive: Receive, config: ApiConfig, room: Callable[[int], None]):
+        self._receive, self._config, self._room = receive, config, room
+        self._deadline = time.monotonic() + config.body_timeout_s
+        self.taken, self._whole = 0, False
+
+    async def __call__(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            why = f"the body did not come in {self._config.body_timeout_s:g} s"
+            raise ApiError(408, why, code="timeout", close=True) from None
+        size = len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        self.taken += size
+        self._room(size)
+        if self.taken > self._config.max_body:
+            raise _too_large(self._config)
+        return message
+
+
+def _too_large(config: ApiConfig) -> ApiError:
+    return ApiError(413, f"the request has more than {config.max_body} bytes", code="too_large", close=True)

@@ -14,6 +14,7 @@ class ApiConfig:
     """Limits of requests, and times."""
 
     max_body: int = field(32 << 20, ge=1, help="most bytes of a request")
+    max_bytes: int = field(1 << 30, ge=1, help="most bytes of all requests that are here at a time; more are refused")
     max_images: int = field(16, ge=0, help="most images of a request")
     max_pixels: int = field(50_000_000, ge=1, help="most pixels of an image, width x height")
     max_choices: int = field(128, ge=1, help="most answers of a request: prompts x n")
@@ -29,3 +30,5 @@ class ApiConfig:
 
     def __post_init__(self) -> None:
         strict.check(self, "api", ConfigError)
+        if self.max_body > self.max_bytes:
+            raise ConfigError(f"api.max_body is {self.max_body}: it must be at most api.max_bytes ({self.max_bytes})")

@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 FinishReason = Literal["stop", "length"]
 
@@ -97,8 +97,9 @@ class TokenizerInfo(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "stopping"]
+    status: Literal["ok", "stopping", "failed"]
     model: str
+    reason: str | None = Field(None, description="why the engine answers no more")
 
 
 def head(prefix: str, kind: str, model: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class ScriptedEngine:
         self.ended: dict[str, int] = {}
         self.changed = threading.Condition()
         self._held: int | None = None
-        self._closed = False
+        self._closed, self.closed = False, None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:

@@ -231,4 +231,4 @@ def test_the_model_is_named(client: Client):
     _, listed = client.get("/v1/models")
     assert [card["id"] for card in listed["data"]] == ["scripted"]
     assert client.get("/v1/models/scripted")[1] == listed["data"][0]
-    assert client.get("/health") == (200, {"status": "ok", "model": "scripted"})
+    assert client.get("/health") == (200, {"status": "ok", "model": "scripted", "reason": None})

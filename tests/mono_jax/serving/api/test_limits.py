@@ -152,6 +152,22 @@ def test_more_requests_than_allowed_are_refused(held: ScriptedEngine):
         assert client.chat("Hi")[0] == 200
 
 
+def test_bytes_of_all_requests_are_limited(held: ScriptedEngine):
+    body = {"messages": [message(picture(0), "Hi")]}
+    size = len(json.dumps(body))
+    with serving(held, ApiConfig(max_body=2 * size, max_bytes=2 * size, drain_s=0)) as client:
+        inside = [send(client, body) for _ in range(2)]
+        wait_for(lambda: len(held.under_way) == 2)
+        status, answer = client.post(CHAT, body)
+        assert (status, answer["error"]["code"]) == (429, "too_many_bytes")
+        held.release()
+        for connection in inside:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+            connection.close()
+        for _ in range(3):  # those that are done, and refused ones, take no room
+            assert client.post(CHAT, body)[0] == 200
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_ends_after_its_time(stream: bool, held: ScriptedEngine):
     with serving(held, ApiConfig(timeout_s=0.2, drain_s=0)) as client:

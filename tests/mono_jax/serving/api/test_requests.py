@@ -13,7 +13,7 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.presets import preset
 from mono_jax.serving.api.settings import ApiConfig
-from mono_jax.serving.contract import Full
+from mono_jax.serving.contract import Closed, Full
 from mono_jax.weights.prompt_format import PromptFormat
 from tests.mono_jax.serving.api.running_server import Client, image_part, message, picture, serving
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
@@ -160,6 +160,17 @@ def test_of_several_answers_all_are_submitted_or_none(client: Client, engine: Sc
         engine.release()
     assert client.post(CHAT, chat(n=3))[0] == 200
     assert engine.under_way == []
+
+
+def test_an_engine_that_has_ended_is_told_from_a_full_one(client: Client, engine: ScriptedEngine):
+    engine.refuse, engine.closed = Closed("out of memory"), "out of memory"
+    try:
+        status, answer = client.post(CHAT, chat())
+        assert (status, answer["error"]["code"], answer["error"]["message"]) == (503, "engine_closed", "out of memory")
+        health = {"status": "failed", "model": "scripted", "reason": "out of memory"}
+        assert client.get("/health") == (503, health)
+    finally:
+        engine.refuse = engine.closed = None
 
 
 def test_faults_of_the_server_say_so(client: Client, engine: ScriptedEngine):
