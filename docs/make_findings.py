@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.benchmarks.tables import fill
-from mono_jax.runs.sweeping.estimate import Estimate
 from mono_jax.runs.sweeping.gather import difference
 from mono_jax.runs.sweeping.plots import metric_plots
+from mono_jax.runs.sweeping.seeds import MeanOfSeeds
 
 FOLDER = Path(__file__).parent / "findings"
 PAGE = Path(__file__).parent / "findings.md"
@@ -117,7 +117,7 @@ def table(groups: Mapping[str, Sequence[Row]]) -> list[str]:
 def _cell(metric: Metric, values: Mapping[str, Mapping[int | None, float]], group: str, first: str) -> str:
     if not values[group]:
         return ""
-    estimate, apart = Estimate.of(list(values[group].values())), difference(values, group, first)
+    estimate, apart = MeanOfSeeds.of(list(values[group].values())), difference(values, group, first)
     text = f"{estimate.mean:.{metric.decimals}f}"
     text += "" if estimate.half is None else f" ± {estimate.half:.{metric.decimals}f}"
     return text + ("" if not apart or not apart.is_clear else " ↑" if apart.mean > 0 else " ↓")

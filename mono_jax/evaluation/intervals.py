@@ -24,7 +24,7 @@ _CHUNK = 2_000_000  # numbers that are drawn at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Score:
     """A score with its interval.
 
     Attributes:
@@ -77,7 +77,7 @@ def of_share(right: int, number: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def estimate(measure: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+def estimate(measure: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Score:
     """The score of ``measure`` and its interval; the same numbers for the same seed."""
     units = len(measure.units)
     method = "exact" if measure.is_proportion else "bootstrap"
@@ -89,7 +89,7 @@ def estimate(measure: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Est
         low, high = _interval(
             np.concatenate([*map(measure.value, _resampled(measure.sums, measure.strata, resamples, seed))])
         )
-    return Estimate(measure.score, measure.examples, units, low, high, method, measure.unit_of_score)
+    return Score(measure.score, measure.examples, units, low, high, method, measure.unit_of_score)
 
 
 def difference(first: Measure, second: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Difference:

@@ -45,7 +45,7 @@ EXPOSED = {"tpu": 0.18, "gpu": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class StepCost:
     """Of one device and one step; bytes, seconds, FLOPs."""
 
     arguments: float
@@ -77,7 +77,7 @@ class Arithmetic:
         self._shapes = program.abstract_state()
         self._states: dict[Mesh, _State] = {}
 
-    def estimate(self, program: Program, work: Workload) -> Estimate:
+    def estimate(self, program: Program, work: Workload) -> StepCost:
         """Of ``program`` with the execution, microbatches and mesh that it has."""
         if program.mesh not in self._states:
             self._states[program.mesh] = self._state(program.mesh)
@@ -87,7 +87,7 @@ class Arithmetic:
         parameters, keys = self._parameters_seconds(sizes, program), self._keys_seconds(sizes, program)
         exposed = max(parameters - compute, EXPOSED[self._kind] * parameters) + keys
         temporaries = _temporaries(sizes, program, state)
-        return Estimate(state.bytes + batch, temporaries, compute, memory, parameters + keys, exposed)
+        return StepCost(state.bytes + batch, temporaries, compute, memory, parameters + keys, exposed)
 
     def _state(self, mesh: Mesh) -> _State:
         places = state_shardings(self.program.model, *self._shapes, mesh)

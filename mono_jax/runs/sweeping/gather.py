@@ -15,12 +15,12 @@ from typing import Any
 from data_pipelines.io import publish
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.runs.sweeping.chain import Plan
-from mono_jax.runs.sweeping.estimate import Estimate
 from mono_jax.runs.sweeping.plots import metric_plot
+from mono_jax.runs.sweeping.seeds import MeanOfSeeds
 from mono_jax.runs.sweeping.status import result_of, state_of
 from mono_jax.runs.sweeping.units import Sweep
 
-Compared = tuple[Estimate, Estimate | None]  # a group by itself, and less the first group
+Compared = tuple[MeanOfSeeds, MeanOfSeeds | None]  # a group by itself, and less the first group
 
 
 def gather(
@@ -72,18 +72,18 @@ def _by_group(sweep: Sweep, results: Mapping[str, Any], metric: str) -> dict[str
     return {group: values for group, values in table.items() if values}
 
 
-def difference(table: Mapping[str, Mapping[int | None, float]], group: str, baseline: str) -> Estimate | None:
+def difference(table: Mapping[str, Mapping[int | None, float]], group: str, baseline: str) -> MeanOfSeeds | None:
     """``group`` minus ``baseline`` over the seeds that both have; None where there are none, or it is the baseline."""
     if group == baseline or group not in table or baseline not in table:
         return None
     own, other = table[group], table[baseline]
     pairs = [own[seed] - other[seed] for seed in own if seed in other]
-    return Estimate.of(pairs) if pairs else None
+    return MeanOfSeeds.of(pairs) if pairs else None
 
 
 def _compared(table: Mapping[str, Mapping[int | None, float]], baseline: str) -> dict[str, Compared]:
     return {
-        group: (Estimate.of(list(values.values())), difference(table, group, baseline))
+        group: (MeanOfSeeds.of(list(values.values())), difference(table, group, baseline))
         for group, values in table.items()
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mono_jax.runs.reporting.figures import plt, png
-from mono_jax.runs.sweeping.estimate import Estimate
+from mono_jax.runs.sweeping.seeds import MeanOfSeeds
 
 Groups = Mapping[str, Sequence[float]]
 
@@ -34,6 +34,6 @@ def metric_plots(metrics: Mapping[str, Groups]) -> bytes:
 
 
 def _row(axis: plt.Axes, place: int, values: Sequence[float]) -> None:
-    estimate = Estimate.of(values)
+    estimate = MeanOfSeeds.of(values)
     axis.plot(values, [place] * len(values), "o", color="#9ecae1", markersize=5, zorder=1)
     axis.errorbar(estimate.mean, place, xerr=estimate.half, fmt="D", color="#08519c", markersize=5, capsize=3, zorder=2)

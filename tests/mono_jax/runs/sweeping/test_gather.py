@@ -13,9 +13,9 @@ from scipy import stats
 
 from mono_jax.errors import CheckpointError, ConfigError
 from mono_jax.runs.sweeping.chain import Plan, plans
-from mono_jax.runs.sweeping.estimate import Estimate
 from mono_jax.runs.sweeping.gather import difference, gather
 from mono_jax.runs.sweeping.places import is_trained, lay_out, share, shared_folder
+from mono_jax.runs.sweeping.seeds import MeanOfSeeds
 from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import Sweep, read_sweep
 from mono_jax.runs.workdir import locked
@@ -35,14 +35,14 @@ def finish(workdir: Path, plan: Plan, **metrics: float) -> None:
 
 def test_intervals_are_those_of_t_tests():
     values, others = np.random.default_rng(0).normal(3, 2, (2, 5))
-    estimate, interval = Estimate.of(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    estimate, interval = MeanOfSeeds.of(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
     np.testing.assert_allclose([estimate.mean - estimate.half, estimate.mean + estimate.half], interval)
     table = {"a": dict(enumerate(values)), "b": dict(enumerate(others)) | {9: 1.0}}
     apart, paired = difference(table, "b", "a"), stats.ttest_rel(others, values).confidence_interval(0.95)
     np.testing.assert_allclose([apart.mean - apart.half, apart.mean + apart.half], paired)
     assert apart.is_clear == (not paired.low <= 0 <= paired.high) and apart.n == 5
-    assert difference(table, "a", "a") is None and Estimate.of([2.0]) == Estimate(2.0, None, 1)
-    assert not Estimate.of([2.0]).is_clear and Estimate.of([1.0, 1.1]).is_clear
+    assert difference(table, "a", "a") is None and MeanOfSeeds.of([2.0]) == MeanOfSeeds(2.0, None, 1)
+    assert not MeanOfSeeds.of([2.0]).is_clear and MeanOfSeeds.of([1.0, 1.1]).is_clear
 
 
 def test_results_of_what_is_finished_and_names_of_what_is_not(sweep: Sweep, tmp_path: Path):

@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class MeanOfSeeds:
     """The mean of ``n`` values and the half-width of its 95 % interval (Student's t), None for a single one."""
 
     mean: float
@@ -21,7 +21,7 @@ class Estimate:
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
+    def of(cls, values: Sequence[float]) -> MeanOfSeeds:
         """``values`` must not be empty."""
         n, mean = len(values), statistics.fmean(values)
         if n < 2:
