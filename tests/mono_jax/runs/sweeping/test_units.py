@@ -94,7 +94,10 @@ def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
         ({"data.batch_size": 3}, set()),
         ({"stages": ["s0", "s2"]}, {"s0"}),
         ({"stages": ["s0", "s1_1"]}, {"s0"}),  # the last stage saves in the base's dtype, the others their masters
-        ({"gallery": 3, "answer_tokens": 8}, {"s0", "s1_1", "s2"}),  # how a model is asked
+        (
+            {"gallery": 3, "answer_tokens": 8, "heldout_batches": 2, "heldout_questions": 9},
+            {"s0", "s1_1", "s2"},
+        ),  # how a model is asked
     ],
 )
 def test_what_is_decided_by_the_same_is_shared(config: Path, changes: dict[str, Any], kept: set[str]):
