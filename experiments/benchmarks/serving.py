@@ -10,7 +10,7 @@ beyond one, a thumbnail: 2, 6 and 14 tiles with 256 text tokens are the rows of 
   concurrency_N  N requests at a time: first token, tokens/s, a step, the scheduler's share
   one_by_one     tokens/s of all at once against Generator, one request after another; answers are compared
   transformers   its generate on the exported monolithic model, alone and all in one batch (--transformers)
-  finished       steps while four times as many requests finish, in quarters
+  finished       a step of as many answers as there are rows, the more requests have finished
 
 Presets (--preset): 2b (random weights, bfloat16: about 7 GB), small (for CPUs: the same tiles, about the same share of
 FLOPs in the encoder), tiny.

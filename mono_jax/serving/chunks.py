@@ -58,7 +58,10 @@ class Reading:
     """A prompt that is cut into chunks from where it is known."""
 
     def __init__(self, config: Architecture, prompt: Prompt, sizes: tuple[int, ...], block: int):
-        """``prompt``: as ``check_prompt`` gives it; ``sizes``: of chunks, ascending, multiples of ``block``."""
+        """``prompt``: as ``check_prompt`` gives it; ``sizes``: of chunks, ascending.
+
+        Sizes are multiples of ``block``, or below it: such a chunk is one block, all of its tokens visual, or none.
+        """
         self.ids = np.asarray(prompt.input_ids, np.int32)
         self._sizes, self._block = sizes, block
         self._visual = (self.ids == config.image_token_id) & (config.vision is not None)
@@ -78,29 +81,35 @@ class Reading:
         At the end of a prompt a smaller one that is full comes before one that would be padding for a quarter and more.
         """
         stop = self._stop(start, self._sizes[-1])
-        needed = self._slots(start, stop)
-        size = next(size for size in self._sizes if size >= needed)
-        full = max((smaller for smaller in self._sizes if smaller <= needed), default=0)
-        if full and needed <= 0.75 * size and not self._whole_images:
-            stop, size = self._stop(start, full), full
+        size = self._fitting(start, stop)
+        if stop - start <= 0.75 * size and not self._whole_images:
+            for smaller in (s for s in reversed(self._sizes) if s <= stop - start):
+                if (end := self._stop(start, smaller)) - start > 0.75 * smaller:
+                    stop, size = end, smaller
+                    break
         return Part(start, stop, int(self._before[start]), int(self._before[stop]), size)
+
+    def _fitting(self, start: int, stop: int) -> int:
+        return next(size for size in self._sizes if self._slots(start, stop, size) <= size)
 
     def _stop(self, start: int, size: int) -> int:
         """The end of the longest chunk that fits into ``size`` slots."""
         ends = np.arange(start + 1, min(start + size, len(self.ids)) + 1)
-        stop = start + int(np.searchsorted(self._slots(start, ends), size, side="right"))
+        stop = start + int(np.searchsorted(self._slots(start, ends, size), size, side="right"))
         if self._whole_images and stop < len(self.ids) and self._visual[stop - 1] and self._visual[stop]:
             stop -= int(np.argmin(self._visual[start:stop][::-1]))  # before the image
         return stop
 
-    def _slots(self, start: int, stop: np.ndarray | int) -> np.ndarray | int:
-        visual = self._before[stop] - self._before[start]
-        return -(-visual // self._block) * self._block + (stop - start - visual)
+    def _slots(self, start: int, stop: np.ndarray | int, size: int) -> np.ndarray | int:
+        """Slots of a chunk of ``size`` that the tokens from ``start`` to ``stop`` - 1 take."""
+        visual, block = self._before[stop] - self._before[start], min(self._block, size)
+        return -(-visual // block) * block + (stop - start - visual)
 
     def chunk(self, part: Part, row: int, is_scored: bool) -> Chunk:
         ids, is_visual = self.ids[part.start : part.stop], self._visual[part.start : part.stop]
         count, size = len(ids), part.size
-        boundary = -(-(part.feature_stop - part.feature) // self._block) * self._block
+        block = min(self._block, size)
+        boundary = -(-(part.feature_stop - part.feature) // block) * block
         slots = np.where(is_visual, np.cumsum(is_visual) - 1, boundary + np.cumsum(~is_visual) - 1)
         fields = {name: np.zeros((1, size), np.int32) for name in ("order", "positions", "segments")}
         fields["order"][0] = np.concatenate([slots, np.setdiff1d(np.arange(size), slots)])

@@ -54,7 +54,7 @@ class Sizes:
 
     Attributes:
       rows: of a step. step_pages, chunk_pages: of the longest row. chunks: slots. tiles: embedded at once.
-      block: slots that share an expert; chunks are its multiples.
+      block: slots that share an expert; chunks are its multiples, or below it one block.
       plain: whether steps have programs of their own for rows that all take the likeliest token (``advanced``).
     """
 
@@ -68,8 +68,11 @@ class Sizes:
 
     @classmethod
     def of(cls, config: EngineConfig, tile_tokens: int, on_cpu: bool) -> Sizes:
-        """Sizes double, but for lengths on CPUs and of chunks: they quadruple, to compile less."""
-        block = min(32 if on_cpu else 128, config.prefill_chunk)
+        """Sizes double, but for lengths on CPUs and of chunks: they quadruple, to compile less.
+
+        Kernels of accelerators want whole blocks, and read all weights for a short chunk, too.
+        """
+        block = min(128, config.prefill_chunk)
         largest = -(-config.prefill_chunk // block) * block
         longest = -(-config.max_length // config.page)
         least = -(-LEAST_LENGTH // config.page)
@@ -77,7 +80,7 @@ class Sizes:
         return cls(
             rows=_upto(config.max_rows),
             step_pages=quadrupled if on_cpu else _upto(longest, least),
-            chunks=_upto(largest, block),
+            chunks=_upto(largest, min(32, block) if on_cpu else block),
             chunk_pages=quadrupled,
             tiles=_upto(max(1, largest // tile_tokens)) if tile_tokens else (),
             block=block,
@@ -108,7 +111,7 @@ class Programs:
         architecture, vision = generator.config, generator.config.vision
         self.tile_tokens = 0 if vision is None else vision.tile_tokens
         self.sizes = sizes or Sizes.of(config, self.tile_tokens, jax.default_backend() == "cpu")
-        self._model = Model(architecture, Execution(experts="grouped", experts_block=self.sizes.block))
+        self._model = Model(architecture)
         features = 0
         if self.tile_tokens:  # of the longest prompt, and what a tile or a chunk may take beyond its end
             features = config.max_length + self.tile_tokens * self.sizes.tiles[-1] + self.sizes.chunks[-1]
@@ -223,7 +226,8 @@ class Programs:
     def _read(
         self, params: Params, memory: Memory, chunk: Chunk, *, pages: int
     ) -> tuple[Memory, tuple[Chosen, Logprobs]]:
-        model, size = self._model, chunk.tokens.size
+        size = chunk.tokens.size
+        model = Model(self.generator.config, Execution(experts="grouped", experts_block=min(self.sizes.block, size)))
         visual = None
         if self.tile_tokens:
             visual = jax.lax.dynamic_slice_in_dim(memory.features, chunk.feature, size)[None]

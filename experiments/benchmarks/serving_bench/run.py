@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from data_pipelines.io import publish
 from experiments.benchmarks.first_token_bench.measuring import one_line
@@ -30,6 +31,7 @@ from experiments.benchmarks.serving_bench.exported import compare
 from experiments.benchmarks.serving_bench.splitting import device_parts, host_parts
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
+from mono_jax.generation.prompts import Prompt
 from mono_jax.serving.contract import EngineConfig, Request
 from mono_jax.serving.engine import Engine
 from mono_jax.serving.programs import Sizes
@@ -171,17 +173,21 @@ def _overhead(before: Any, after: Any) -> dict[str, float]:
 def _one_by_one(
     both: Mapping[str, Generator], engines: Mapping[str, Engine], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Generator, one request after another, against the engine with all of them at once: in turns, equal answers."""
+    """Generator, one request after another, against the engine with all of them at once, which come in between."""
     tiles, most = args.tiles[0], max(args.concurrency)
     found: dict[str, Any] = {}
     for name, engine in engines.items():
         requests = _requests(engine, tiles, most, args.new_tokens, args.seed, args.text)
         one_by_one(both[name], requests[:1])  # compiles
-        alone = one_by_one(both[name], requests)
+        half = -(-most // 2)
+        parts = [one_by_one(both[name], requests[:half])]
         together = serve(engine, requests, most)
-        same = sum(a == b for a, b in zip(alone.pop("tokens"), together.pop("tokens")))
-        ratio = together["tokens_per_s"] / alone["tokens_per_s"]
-        found[name] = {"alone": alone, "together": together, "ratio": ratio, "equal_answers": same, "requests": most}
+        parts += [one_by_one(both[name], requests[half:])] if half < most else []
+        alone = [tokens for part in parts for tokens in part.pop("tokens")]
+        same = sum(a == b for a, b in zip(alone, together.pop("tokens")))
+        rate = sum(map(len, alone)) / sum(part["seconds"] for part in parts)
+        found[name] = {"alone": parts, "alone_tokens_per_s": rate, "together": together}
+        found[name] |= {"ratio": together["tokens_per_s"] / rate, "equal_answers": same, "requests": most}
     return found
 
 
@@ -196,16 +202,19 @@ def _transformers(
 
 
 def _finished(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
-    """Steps while requests finish, one after another: the medians of each quarter of them."""
-    rows = max(args.concurrency)
-    before = engine.stats()
-    requests = _requests(engine, args.tiles[0], 4 * rows, 16, args.seed, args.text)
-    serve(engine, requests, rows)
-    after = engine.stats()
-    steps = after.step_s[-(after.steps - before.steps) :]
-    quarter = len(steps) // 4
-    medians = [statistics.median(steps[n * quarter : (n + 1) * quarter]) for n in range(4)]
-    return {"requests": len(requests), "steps": len(steps), "step_s_by_quarter": medians}
+    """Steps of as many answers as there are rows, to short texts, again and again: the median of each time."""
+    rows, config = max(args.concurrency), engine.architecture
+    rng = np.random.default_rng(args.seed)
+    sampling = Sampling(max_new_tokens=24)
+    medians = []
+    for _ in range(args.rounds):
+        before = engine.stats()
+        prompts = [Prompt(rng.integers(3, config.image_token_id, 16)) for _ in range(rows)]
+        serve(engine, [Request(prompt, sampling) for prompt in prompts], rows)
+        after = engine.stats()
+        medians.append(statistics.median(after.step_s[-(after.steps - before.steps) :]))
+    finished = sum(engine.stats().requests.values())
+    return {"rows": rows, "finished": [finished - rows * n for n in range(args.rounds, 0, -1)], "step_s": medians}
 
 
 def _less(found: Mapping[str, Any], key: str) -> float:
@@ -244,8 +253,9 @@ def _line(point: Mapping[str, Any]) -> str:
         speeds = " and ".join(f"{point[name]['tokens_per_s']:.4g}" for name in ("alone", "together"))
         return about + f"{speeds} tokens/s alone and together, equal {point['equal_answers']}"
     if point["kind"] == "finished":
-        steps = ", ".join(f"{value * 1e3:.4g}" for value in point["step_s_by_quarter"])
-        return about + f"steps of {steps} ms in the quarters of {point['requests']} requests"
+        steps = ", ".join(f"{step * 1e3:.4g} ms" for step in point["step_s"])
+        after = ", ".join(map(str, point["finished"]))
+        return f"a step of {point['rows']} short answers, {after} requests after the start: {steps}"
     return about + (
         f"first token {both('first_token_s')} ms, {both('tokens_per_s', 1)} tokens/s, step {both('step_s')} ms, "
         f"scheduler {both('host_share', 100)} %"
