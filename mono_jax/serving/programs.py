@@ -68,7 +68,7 @@ class Sizes:
 
     @classmethod
     def of(cls, config: EngineConfig, tile_tokens: int, on_cpu: bool) -> Sizes:
-        """Sizes double, but for lengths on CPUs and of chunks: they quadruple, to compile less.
+        """Rows and chunks double, with one between large chunks; lengths double, on CPUs and of chunks they quadruple.
 
         Kernels of accelerators want whole blocks, and read all weights for a short chunk, too.
         """
@@ -77,10 +77,12 @@ class Sizes:
         longest = -(-config.max_length // config.page)
         least = -(-LEAST_LENGTH // config.page)
         quadrupled = _upto(longest, least, 4)
+        doubled = _upto(largest, min(32, block) if on_cpu else block)
+        between = {3 * size // 2 for size in doubled if 2 * block <= size < largest / 1.5}
         return cls(
             rows=_upto(config.max_rows),
             step_pages=quadrupled if on_cpu else _upto(longest, least),
-            chunks=_upto(largest, min(32, block) if on_cpu else block),
+            chunks=tuple(sorted({*doubled, *between})),
             chunk_pages=quadrupled,
             tiles=_upto(max(1, largest // tile_tokens)) if tile_tokens else (),
             block=block,
