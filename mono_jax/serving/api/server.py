@@ -15,6 +15,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.serving.api.app import create_app
 from mono_jax.serving.api.service import Service
 
+_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections, which would find them closed
 _AFTER_CUT_S = 5  # for answers that were cut to reach their clients
 
 
@@ -42,6 +43,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 ws="none",
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(drain + _AFTER_CUT_S),
             )
         )

@@ -108,10 +108,10 @@ def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """Tokens of images are among those of the prompt."""
+    """Tokens of images are among those of the prompt, which count once, however many answers there are to it."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": min(cached_tokens, prompt_tokens)},
     }
