@@ -47,11 +47,10 @@ class Running:
             for number, request in enumerate(self._requests):
                 hear = functools.partial(_hear, asyncio.get_running_loop(), self._events, number)
                 self._tickets[number] = self._engine.submit(request, hear)
-        except GenerationError as error:
+        except BaseException as error:
             self.cancel()
-            raise of_engine(error, self._param) from None
-        except BaseException:
-            self.cancel()
+            if isinstance(error, GenerationError):
+                raise of_engine(error, self._param) from None
             raise
         return self
 

@@ -9,6 +9,7 @@ import http.client
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -82,6 +83,14 @@ def picture(number: int, width: int = 40, height: int = 40) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
     return buffer.getvalue()
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    """Returns once it is true; fails after a minute."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager

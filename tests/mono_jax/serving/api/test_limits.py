@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,17 +16,10 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed: pip ins
 from prometheus_client.parser import text_string_to_metric_families
 
 from mono_jax.serving.api.settings import ApiConfig
-from tests.mono_jax.serving.api.running_server import Client, message, picture, serving
+from tests.mono_jax.serving.api.running_server import Client, message, picture, serving, wait_for
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
 
 CHAT = "/v1/chat/completions"
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from mono_jax.models.presets import preset
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.contract import Closed, Full
 from mono_jax.weights.prompt_format import PromptFormat
-from tests.mono_jax.serving.api.running_server import Client, image_part, message, picture, serving
+from tests.mono_jax.serving.api.running_server import Client, image_part, message, picture, serving, wait_for
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -149,17 +150,19 @@ def test_statuses_that_are_not_400(client: Client, engine: ScriptedEngine):
     assert (status, answer["error"]["code"], client.headers["retry-after"]) == (429, "queue_full", "1")
 
 
-def test_of_several_answers_all_are_submitted_or_none(client: Client, engine: ScriptedEngine):
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_several_answers_all_are_submitted_or_none(stream: bool, client: Client, engine: ScriptedEngine):
+    roomy, cancelled = engine.config, engine.ended.get("cancelled", 0)
     engine.hold()
     try:
-        room = engine.config.max_rows + engine.config.max_queue
-        engine.config = type(engine.config)(max_rows=1, max_queue=1, max_length=1024)
-        assert client.post(CHAT, chat(n=3))[0] == 429
+        engine.config = dataclasses.replace(roomy, max_rows=1, max_queue=1)
+        assert client.post(CHAT, chat(n=3, stream=stream))[0] == 429
+        wait_for(lambda: not engine.under_way)  # two of the three
     finally:
-        engine.config = type(engine.config)(max_rows=room - 256, max_queue=256, max_length=1024)
+        engine.config = roomy
         engine.release()
+    assert engine.ended["cancelled"] == cancelled + 2
     assert client.post(CHAT, chat(n=3))[0] == 200
-    assert engine.under_way == []
 
 
 def test_an_engine_that_has_ended_is_told_from_a_full_one(client: Client, engine: ScriptedEngine):
