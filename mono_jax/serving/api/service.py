@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from data_pipelines.encoding.decoding import ImageLimits
 from mono_jax.errors import GenerationError
+from mono_jax.generation.prompts import Prompt
 from mono_jax.serving.api.errors import ApiError, of_engine
 from mono_jax.serving.api.metrics import Metrics
 from mono_jax.serving.api.requests.fetching import Fetcher
@@ -50,6 +51,10 @@ class Service:
             raise ApiError(
                 400, f"{number} answers are asked for: this server gives {self.config.max_choices} at most", param="n"
             )
+
+    def room(self, prompt: Prompt) -> int:
+        """Tokens that an answer to ``prompt`` may have; may be negative."""
+        return self.engine.config.max_length - len(prompt.input_ids)
 
     async def make(self, function: Callable[..., T], *arguments: Any) -> T:
         """``function(*arguments)`` in a thread: decoding images and encoding texts take a while."""

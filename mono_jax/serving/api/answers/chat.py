@@ -43,7 +43,8 @@ async def _requests(service: Service, asked: ChatRequest) -> list[Request]:
     pictures = await images.load(said.urls, service.fetcher)
     prompt = await service.make(service.prompts.chat, said, pictures)
     first = sampling.of_chat(service.engine.sampling, asked)
-    return [Request(prompt, sampling.of_choice(first, number)) for number in range(asked.n or 1)]
+    room = service.room(prompt) if asked.longest is None else None
+    return [Request(prompt, sampling.of_choice(first, number, room)) for number in range(asked.n or 1)]
 
 
 async def _whole(service: Service, running: Running, asked: ChatRequest, prompt_tokens: int) -> dict[str, Any]:

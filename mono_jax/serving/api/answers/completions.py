@@ -54,11 +54,11 @@ class _Completion:
         """Makes the prompts."""
         service, asked = self._service, self._asked
         self._prompts = [await service.make(service.prompts.plain, prompt) for prompt in asked.prompts]
-        requests = [
-            Request(prompt, samplings.of_choice(self._sampling, number))
-            for prompt in self._prompts
-            for number in range(self._n)
-        ]
+        requests = []
+        for prompt in self._prompts:
+            room = service.room(prompt) if asked.max_tokens is None else None
+            of_prompt = [samplings.of_choice(self._sampling, number, room) for number in range(self._n)]
+            requests += [Request(prompt, sampling) for sampling in of_prompt]
         self.running: Running = service.running([] if asked.max_tokens == 0 else requests, "prompt")
 
     async def echo(self) -> None:

@@ -16,8 +16,7 @@ COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 
 def of_chat(default: Sampling, body: ChatRequest) -> Sampling:
     """That of a chat request's first answer."""
-    longest = body.max_completion_tokens or body.max_tokens
-    return _sampling(default, body, longest, (body.top_logprobs or 0) if body.logprobs else None)
+    return _sampling(default, body, body.longest, (body.top_logprobs or 0) if body.logprobs else None)
 
 
 def of_completion(default: Sampling, body: CompletionRequest) -> Sampling:
@@ -26,9 +25,14 @@ def of_completion(default: Sampling, body: CompletionRequest) -> Sampling:
     return _sampling(default, body, longest, body.logprobs)
 
 
-def of_choice(first: Sampling, number: int) -> Sampling:
-    """That of another answer to the same request."""
-    return dataclasses.replace(first, seed=first.seed + number)
+def of_choice(first: Sampling, number: int, room: int | None) -> Sampling:
+    """That of another answer to the same request.
+
+    room: tokens that the engine has left for it; None = the client said how many it wants, and is told if they are
+    too many.
+    """
+    longest = first.max_new_tokens if room is None else max(1, min(first.max_new_tokens, room))
+    return dataclasses.replace(first, seed=first.seed + number, max_new_tokens=longest)
 
 
 def _sampling(default: Sampling, body: SamplingBody, longest: int | None, logprobs: int | None) -> Sampling:

@@ -141,6 +141,11 @@ class ChatRequest(SamplingBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of an answer; None = nothing was said."""
+        return self.max_completion_tokens or self.max_tokens
+
     @model_validator(mode="after")
     def _with_logprobs(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:

@@ -30,7 +30,7 @@ def said(prompt: Prompt, sampling: Sampling) -> str:
 
 
 class Answering:
-    """One request: the tokens of its answer come one at a time, by ``step``."""
+    """One request: the tokens of its answer come one or two at a time, by ``step``."""
 
     def __init__(self, engine: ScriptedEngine, request: Request, on_event: OnEvent):
         self.engine, self.request, self.on_event = engine, request, on_event
@@ -48,14 +48,18 @@ class Answering:
         """Whether it goes on."""
         if self.cancelled:
             return self._end(Event(finish="cancelled", message="cancelled"))
-        new = self.tokens[self.sent : self.sent + 1]
+        new = self.tokens[self.sent : self.sent + 1 + self.sent % 2]
         before, self.sent = self.engine.tokenizer.decode(self.tokens[: self.sent]), self.sent + len(new)
         text = self.engine.tokenizer.decode(self.tokens[: self.sent])[len(before) :]
         last = self.sent == len(self.tokens)
         finish = ("stop" if self.whole else "length") if last else None
         count = self.request.sampling.logprobs
-        found = None if count is None else tuple(logprob(token, self.sent, count) for token in new)
-        event = Event(tuple(new), text, found, finish, cached_tokens=3 if self.sent == 1 else 0)
+        found = (
+            None
+            if count is None
+            else tuple(logprob(token, place, count) for place, token in enumerate(new, self.sent - len(new) + 1))
+        )
+        event = Event(tuple(new), text, found, finish, cached_tokens=3 if self.sent == len(new) else 0)
         return self._end(event) if last else self._go_on(event)
 
     def _go_on(self, event: Event) -> bool:

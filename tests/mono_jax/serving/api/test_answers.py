@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ from data_pipelines.encoding.decoding import ImageLimits
 from mono_jax.generation.chat import tiling_of
 from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import Questions
+from mono_jax.serving.api.answers import logprobs
 from mono_jax.serving.api.answers.pieces import Trimmed, token_texts
+from mono_jax.serving.contract import TokenLogprobs
 from tests.mono_jax.serving.api.running_server import Client, message, picture
 from tests.mono_jax.serving.api.scripted import ScriptedEngine, digest, logprob
 
@@ -126,6 +130,20 @@ def test_an_echo_with_logprobs_has_those_of_the_prompt(by_ids: bool, client: Cli
         assert choice["text"][offset : offset + len(token)] == token
 
 
+def test_of_tokens_with_the_same_text_the_likelier_counts():
+    """So that the largest of the likeliest is the likeliest, which lm-eval compares with the token's own."""
+
+    class SameText:
+        @staticmethod
+        def decode(ids: Sequence[int]) -> str:
+            return "\ufffd" * len(ids)
+
+    found = [TokenLogprobs(3, -math.inf, ((7, -0.5), (8, -2.0)))]
+    shape = logprobs.of_completion(SameText(), [3], found)
+    assert shape["top_logprobs"] == [{"\ufffd": -0.5}] and shape["token_logprobs"] == [-9999.0]
+    assert logprobs.of_chat(SameText(), [], found)["content"][0]["bytes"] is None
+
+
 def test_an_echo_alone(client: Client, engine: ScriptedEngine):
     submitted = len(engine.ended)
     _, answer = client.post("/v1/completions", {"prompt": "once", "echo": True, "logprobs": 0, "max_tokens": 0})
@@ -194,6 +212,22 @@ def test_parameters_reach_the_engine(
     assert status == 200, answer
     assert {name: getattr(seen[0], name) for name in used} == used
     assert seen[0].stop_tokens == engine.sampling.stop_tokens
+
+
+def test_an_answer_of_no_given_length_has_the_room_that_is_left(client: Client, engine: ScriptedEngine):
+    seen = []
+    engine.script, plain = lambda prompt, sampling: seen.append(sampling.max_new_tokens) or "yes", engine.script
+    try:
+        for length in (1000, 1023):
+            assert client.post("/v1/completions", {"prompt": [5] * length})[0] == 200
+        for length, most in ((1000, 30), (1024, None)):
+            status, answer = client.post("/v1/completions", {"prompt": [5] * length, "max_tokens": most})
+            assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        _, answer = client.chat("x " * 420)  # the model's own default is 64
+        left = 1024 - answer["usage"]["prompt_tokens"]
+        assert seen == [16, 1, left] and left < 64
+    finally:
+        engine.script = plain
 
 
 def test_without_a_seed_every_answer_is_drawn_anew(client: Client):

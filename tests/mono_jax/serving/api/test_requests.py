@@ -98,7 +98,12 @@ WRONG = [
     (CHAT, inline(b""), "messages", "image 1: empty_image"),
     (CHAT, inline(b"<html>"), "messages", "image 1: not_an_image"),
     (CHAT, inline(picture(0)[:200]), "messages", "image 1: truncated_image"),
-    (CHAT, inline(b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"), "messages", "SVG"),
+    (
+        CHAT,
+        inline(b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"),
+        "messages",
+        "SVG is not taken from clients",
+    ),
     (CHAT, {"messages": [message(picture(0), b"x", "?")]}, "messages", "image 2: not_an_image"),
     (TEXT, {}, "prompt", "required"),
     (TEXT, {"prompt": []}, "prompt", ""),
