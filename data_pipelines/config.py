@@ -59,8 +59,17 @@ class DataConfig:
     min_tiles: int = field(1, ge=1, help="least tiles of an image, the thumbnail not counted")
     max_tiles: int = field(6, ge=1, help="most tiles of an image; a sample's n images get max(1, max_tiles // n) each")
     thumbnail: bool = field(True, help="append the whole image as one more tile where there are several")
-    pixel_path: Literal["exact", "fast"] = field(
-        "exact", help="Pillow's bicubic, equal to the reference, or scaled JPEG decoding and SIMD resizing"
+    pixel_path: Literal["exact", "fast", "device"] = field(
+        "exact",
+        help="Pillow's bicubic, equal to the reference; scaled JPEG decoding and SIMD resizing; or decoding only, and "
+        "the accelerator makes the tiles, equal to the reference too",
+    )
+    crop_size: int = field(
+        1024,
+        ge=1,
+        help="pixel_path=device: edge in pixels of the room for the part of an image that a tile depends on; tiles of "
+        "larger parts are made here",
+        on_resume="free",
     )
     jpeg_augment: bool = field(False, help="re-encode each tile as JPEG at a random quality 75..100")
     max_image_pixels: int = field(50_000_000, ge=1, help="limit of width x height, judged before decoding")

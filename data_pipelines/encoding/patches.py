@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data_pipelines.encoding.crops import Crops
 from data_pipelines.encoding.decoding import ImageLimits, check_header, decode
 from data_pipelines.encoding.tiling import Tiling, cut_tiles, grid_of
 from data_pipelines.errors import BadSample, DataError
@@ -53,7 +54,8 @@ class FastResizer:
         return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-RESIZERS = {"exact": ExactResizer, "fast": FastResizer}
+# Where there is no room for crops, "device" is made here, to the same bytes.
+RESIZERS = {"exact": ExactResizer, "fast": FastResizer, "device": ExactResizer}
 
 
 def image_patches(
@@ -62,14 +64,14 @@ def image_patches(
     limits: ImageLimits,
     pixel_path: str = "exact",
     augment: np.random.Generator | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: np.ndarray | Crops | None = None,
+) -> np.ndarray | Crops:
     """An encoded image as visual tokens: tiles in reading order, the thumbnail last.
 
     Args:
-      pixel_path: "exact" or "fast".
+      pixel_path: "exact", "fast" or "device".
       augment: source of the random JPEG qualities; None = no augmentation.
-      out: uint8 [at least v, P, P, 3], contiguous: where to write; None = new memory.
+      out: uint8 [at least v, P, P, 3], contiguous, or crops: where to write; None = new memory.
 
     Returns:
       uint8 [v, P, P, 3], v = ``tiling.tokens`` of the image's size.
@@ -87,7 +89,7 @@ def image_patches(
     if wanted is None:
         columns, rows = grid_of(image.shape[1], image.shape[0], tiling)
     sizes = [(columns, rows)] + [(1, 1)] * (tiling.thumbnail and columns * rows > 1)
-    resize: Callable[[int, int], np.ndarray] = RESIZERS[pixel_path](image)
+    resizer = functools.cache(lambda: RESIZERS[pixel_path](image))  # which copies the image
     count = sum(across * down for across, down in sizes) * geometry.tokens_per_tile
     if out is None:
         out = np.empty((count, geometry.token_pixels, geometry.token_pixels, 3), np.uint8)
@@ -95,13 +97,17 @@ def image_patches(
         raise BadSample("length_mismatch", detail=f"{count} visual tokens, room for {len(out)}: is the index stale?")
     start = 0
     for across, down in sizes:
+        room = out[start : (start := start + across * down * geometry.tokens_per_tile)]
+        if isinstance(room, Crops) and augment is None and room.cut(image, across, down):
+            continue
         same = image.shape == (down * tile, across * tile, 3)
-        canvas = image if same else resize(across * tile, down * tile)
+        canvas = image if same else resizer()(across * tile, down * tile)
         if augment is not None:
             canvas = _recompressed(canvas, tile, augment)
-        stop = start + across * down * geometry.tokens_per_tile
-        cut_tiles(canvas, geometry, out[start:stop])
-        start = stop
+        if isinstance(room, Crops):
+            room.put(canvas)
+        else:
+            cut_tiles(canvas, geometry, room)
     return out[:count]
 
 

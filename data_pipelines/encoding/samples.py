@@ -12,6 +12,7 @@ from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
 from data_pipelines.config import CAPTION_PROMPT, DataConfig
 from data_pipelines.encoding.captions import clean_caption
 from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.crops import Crops
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import RESIZERS, image_patches
 from data_pipelines.encoding.tiling import Tiling, patch_cells
@@ -40,7 +41,7 @@ class Sample:
     input_ids: np.ndarray
     visual: np.ndarray
     loss_mask: np.ndarray
-    patches: np.ndarray
+    patches: np.ndarray | Crops
     patch_cells: np.ndarray
 
     @property
@@ -89,7 +90,7 @@ class SampleBuilder:
         rng_seed: int = 0,
         prompt: str = CAPTION_PROMPT,
         piece: int = 0,
-        out: np.ndarray | None = None,
+        out: np.ndarray | Crops | None = None,
     ) -> Sample:
         """The sample in ``raw``.
 
@@ -110,7 +111,7 @@ class SampleBuilder:
         except BadSample as error:
             raise error if error.key else BadSample(error.reason, raw.key, error.detail) from None
 
-    def _build(self, raw: RawSample, rng_seed: int, prompt: str, piece: int, out: np.ndarray | None) -> Sample:
+    def _build(self, raw: RawSample, rng_seed: int, prompt: str, piece: int, out: np.ndarray | Crops | None) -> Sample:
         patches, counts = self._patches(raw, rng_seed, out)
         images = len(counts)
         if raw.text is not None and not images:
@@ -122,7 +123,9 @@ class SampleBuilder:
         self.check_fits(sum(counts), len(ids) - sum(counts))
         return Sample(raw.key, ids, visual, mask, patches, patch_cells(self.geometry, len(patches)))
 
-    def _patches(self, raw: RawSample, rng_seed: int, out: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
+    def _patches(
+        self, raw: RawSample, rng_seed: int, out: np.ndarray | Crops | None
+    ) -> tuple[np.ndarray | Crops, list[int]]:
         """Visual tokens of all images of a sample, and how many each has."""
         frames = raw.frames or (0,) * len(raw.images)
         tiling = self.tiling.limited(raw.max_tiles).shared(frames.count(0))

@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipelines.batch import DEFAULT_GEOMETRY, Batch, TileGeometry, ragged
 from data_pipelines.config import BATCH_FIELDS, PLAN_FIELDS, DataConfig
+from data_pipelines.encoding.crops import Crops
 from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io import paths
@@ -200,11 +201,14 @@ class PackedData:
         """The rows at these places, without touching the report: a batch, and what ``Report.add`` is given."""
         static = dataclasses.replace(self.spec, boundary_block=0)
         # Zeroing all pixels first would take a tenth of the time; what the samples leave over is zeroed below.
-        patches = np.empty((len(places), *static.fields()["patches"][0]), np.uint8)
+        patches, crops = np.empty((len(places), *static.fields()["patches"][0]), np.uint8), {}
+        if self.config.pixel_path == "device":
+            crops = Crops.fields(len(places), self.spec.visual_tokens, self.config.crop_size, self.geometry)
         batch, bad, count, planned = static.empty(len(places), patches), [], 0, 0
         with contextlib.closing(self._reads(places)) as reads:
             for row, place in enumerate(places):
                 samples, sources, used = [], [], 0
+                room = Crops.of(crops, row) if crops else patches[row]
                 if place is not None:
                     block, number = self.plan.block(place[0]), place[1]
                     if number == 0:
@@ -212,12 +216,17 @@ class PackedData:
                         bad.extend((self._key(source, sample), reason, "") for source, sample, reason in drops)
                         planned += len(drops)
                     for unit in range(block.starts[number], block.starts[number + 1]):
-                        samples.append(self._build(block, unit, next(reads), patches[row, used:], bad))
+                        samples.append(self._build(block, unit, next(reads), room[used:], bad))
                         sources.append(int(block.source[unit]))
                         used += 0 if samples[-1] is None else len(samples[-1].patches)
-                patches[row, used:] = 0
+                if crops:
+                    room[used:].weights[:] = 0
+                else:
+                    patches[row, used:] = 0
                 fill_row(batch, row, samples, self.spec.visual_tokens, self.config.loss_weighting, sources)
                 count += sum(sample is not None for sample in samples)
+        if crops:
+            batch = crops | {name: array for name, array in batch.items() if name != "patches"}
         if self.spec.boundary_block:
             batch = ragged(batch, self.spec.sequence, self.spec.boundary_block)
         return batch, count, bad, len(bad) - planned

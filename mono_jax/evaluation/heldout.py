@@ -198,6 +198,9 @@ def _opened(data: DataConfig, name: str, spec: Any, config: Architecture, cache:
     spec = {"kind": "text", "paths": spec} if isinstance(spec, str) else spec
     values = to_dict(data) | {"sources": [{"name": name, "spec": spec}], "epochs": 1, "shuffle": "none", "seed": 0}
     values |= {"workers": 0, "jpeg_augment": False, "source_ids": False}
+    values |= (
+        {"pixel_path": "exact"} if data.pixel_path == "device" else {}
+    )  # the same bytes; pictures are swapped here
     try:
         return PackedData(DataConfig.from_dict(values), cache, config.geometry)
     except StorageError:

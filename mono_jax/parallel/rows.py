@@ -19,6 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from data_pipelines.batch import Batch
 from mono_jax.axes import CONTEXT
+from mono_jax.errors import ConfigError
+from mono_jax.parallel.crops import with_patches
 from mono_jax.parallel.mesh import BATCH, OF_SLOTS, batch_spec
 
 
@@ -45,8 +47,12 @@ class LocalRows:
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """The global batch on the mesh; ``batch`` holds rows ``numbers`` of it, [len(numbers), ...]."""
         ways = self._mesh.shape[CONTEXT]
+        if ways > 1 and "crop_pixels" in batch:
+            raise ConfigError(
+                "data.pixel_path='device' makes tiles of whole rows, which mesh.context splits: use 'exact'"
+            )
         batch = reordered(batch, ways) if ways > 1 else batch
-        return {name: self._global(name, array, ways) for name, array in batch.items()}
+        return with_patches({name: self._global(name, array, ways) for name, array in batch.items()}, self._mesh)
 
     def _global(self, name: str, array: np.ndarray, ways: int) -> jax.Array:
         columns = dealt(array.shape[1], ways) if ways > 1 and name in OF_SLOTS else None

@@ -68,6 +68,8 @@ def run(
         values = _stage_values(values, Path(cache_dir) if cache_dir else paths.cache_dir(), stage)
     settings = values.get("data", values)
     settings = settings if isinstance(settings, DataConfig) else DataConfig.from_dict(settings)
+    if settings.pixel_path == "device":
+        settings = dataclasses.replace(settings, pixel_path="exact")  # the same bytes, made here
     data = PackedData(settings, cache_dir, tile_geometry(values))
     result = {"identity": data.identity}
     result |= inspect(data, start, steps, hosts, Path(html) if html else None, html_rows)

@@ -63,7 +63,7 @@ def test_a_config_survives_json():
 
 def test_only_speed_may_change_on_resume():
     """Every other field decides the batches, or what its source is."""
-    free = {"workers", "prefetch", "retries", "storage_wait_s"}
+    free = {"workers", "prefetch", "retries", "storage_wait_s", "crop_size"}
     names = {field.name for field in dataclasses.fields(DataConfig)}
     assert names - free - set(BATCH_FIELDS) == {"sources", "tokenizer", "source_ids"}
     for key, value in (("workers", 3), ("prefetch", 5), ("seed", 1)):

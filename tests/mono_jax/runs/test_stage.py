@@ -96,6 +96,16 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict
         assert np.array_equal(leaf, before[path]), path
 
 
+def test_tiles_made_on_the_device_train_the_same_weights(
+    finished: tuple[Path, dict[str, Any]], sets: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, result = finished
+    device = {"pixel_path": "device", "crop_size": 256}
+    again = run(settings(sets, data={**INSIDE["data"], **device}), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(whole)
+    assert same_weights(result["model"], again["model"])
+
+
 def test_records_show_what_happens_inside(finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]):
     """Norms of what trains, the loss of each source, a trace; asked for or not, the losses are the same (see below)."""
     workdir, _ = finished

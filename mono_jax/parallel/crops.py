@@ -1,0 +1,80 @@
+"""Tiles made on the accelerator from parts of decoded images: Pillow's bicubic filter as two matmuls, bit for bit.
+
+Weights are integers of 23 bits (``data_pipelines.encoding.crops``). In digits of 8 bits they are exact in bfloat16, as
+pixels are, and so are sums of their products in float32: three matmuls for each axis give exact sums.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from mono_jax.parallel.mesh import batch_spec
+
+_BITS = 22  # of a weight after the point
+_FIELDS = ("crop_pixels", "crop_starts", "crop_weights")
+
+
+def with_patches(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """The batch with ``patches`` in place of crops, if it holds any."""
+    if _FIELDS[0] not in batch:
+        return dict(batch)
+    made = _patches(NamedSharding(mesh, batch_spec("patches")))(*(batch[name] for name in (*_FIELDS, "patch_cells")))
+    return {"patches": made} | {name: array for name, array in batch.items() if name not in _FIELDS}
+
+
+@functools.lru_cache(maxsize=8)
+def _patches(sharding: NamedSharding) -> jax.stages.Wrapped:
+    return jax.jit(patches_of, out_shardings=sharding)
+
+
+def patches_of(pixels: jax.Array, starts: jax.Array, weights: jax.Array, cells: jax.Array) -> jax.Array:
+    """uint8 [B, V, P, P, 3] from pixels uint8 [B, N, C, C, 3], starts and weights int32 [B, N, 2, edge, P (, K)], and
+    the cells int32 [B, V] of the tokens, of which edge * edge belong to each of the N tiles.
+
+    One tile of each row at a time, since all their matrices would be large.
+    """
+    rows, tiles, _, edge, side = starts.shape
+    tokens = tiles * edge * edge
+
+    def tile(parts: tuple[jax.Array, ...]) -> jax.Array:
+        image, first, weight, cell = parts
+        wide = _filtered(_matrix(first[:, 1], weight[:, 1], image.shape[2]), image.swapaxes(1, 2)).swapaxes(1, 2)
+        made = _filtered(_matrix(first[:, 0], weight[:, 0], image.shape[1]), wide)
+        made = made.reshape(rows, edge, side, edge, side, 3).swapaxes(2, 3).reshape(rows, edge * edge, side, side, 3)
+        return jnp.take_along_axis(made, cell[..., None, None, None], axis=1)
+
+    by_tile = cells[:, :tokens].reshape(rows, tiles, edge * edge)
+    made = jax.lax.map(tile, tuple(jnp.moveaxis(part, 1, 0) for part in (pixels, starts, weights, by_tile)))
+    made = jnp.moveaxis(made, 0, 1).reshape(rows, tokens, side, side, 3)
+    return jnp.pad(made, ((0, 0), (0, cells.shape[1] - tokens), (0, 0), (0, 0), (0, 0)))
+
+
+def _matrix(first: jax.Array, weights: jax.Array, size: int) -> jax.Array:
+    """int32 [B, out, size] from first int32 [B, edge, P] and weights [B, edge, P, K]."""
+    rows, taps = len(first), weights.shape[-1]
+    first, weights = first.reshape(rows, -1), weights.reshape(rows, -1, taps)
+    places = first[..., None] + jnp.arange(taps)
+    batch, line = jnp.arange(rows)[:, None, None], jnp.arange(first.shape[1])[None, :, None]
+    empty = jnp.zeros((rows, first.shape[1], size), jnp.int32)
+    return empty.at[batch, line, places].add(weights, mode="drop")
+
+
+def _filtered(matrix: jax.Array, image: jax.Array) -> jax.Array:
+    """uint8 [B, out, x, 3]: the lines of image uint8 [B, size, x, 3], summed by matrix int32 [B, out, size]."""
+    total, left = jnp.full((), 1 << (_BITS - 1), jnp.int32), matrix
+    for shift in (0, 8, 16):
+        digit = left if shift == 16 else ((left + 128) & 255) - 128
+        left = (left - digit) >> 8
+        products = jnp.einsum(
+            "boy,byxc->boxc",
+            digit.astype(jnp.bfloat16),
+            image.astype(jnp.bfloat16),
+            preferred_element_type=jnp.float32,
+        )
+        total += products.astype(jnp.int32) << shift
+    return jnp.clip(total >> _BITS, 0, 255).astype(jnp.uint8)
