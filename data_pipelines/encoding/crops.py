@@ -88,7 +88,8 @@ class Crops:
     def put(self, canvas: np.ndarray) -> None:
         """Fills these tiles with an image of whole tiles that are not to be filtered."""
         tile = self.starts[0, 0].size
-        self.cut(canvas, canvas.shape[1] // tile, canvas.shape[0] // tile)
+        if not self.cut(canvas, canvas.shape[1] // tile, canvas.shape[0] // tile):
+            raise ValueError(f"room for {self.pixels.shape[1]} pixels, a tile has {tile}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class _Part:
 
     start: int
     stop: int
-    starts: np.ndarray  # int32 [tile]
+    starts: np.ndarray  # int32 [tile], of the sums, from ``start`` on; below 0 where the first weights are 0
     weights: np.ndarray  # int32 [tile, taps]
 
 
@@ -106,7 +107,9 @@ def _part(size: int, out: int, first: int, tile: int) -> _Part:
     """Of outputs ``first`` to ``first + tile`` - 1 of ``out``, made of ``size`` pixels."""
     starts, weights = bicubic(size, out)
     starts, weights = starts[first : first + tile], weights[first : first + tile]
-    start, stop = int(starts.min()), int((starts + (weights != 0).cumsum(axis=1).argmax(axis=1) + 1).max())
+    used = weights != 0
+    start = int((starts + used.argmax(axis=1)).min())
+    stop = int((starts + used.shape[1] - used[:, ::-1].argmax(axis=1)).max())
     return _Part(start, stop, starts - start, weights)
 
 

@@ -80,6 +80,8 @@ class SampleBuilder:
                 f"data.text_tokens, data.max_piece or data.boundary_block leaves {self.longest_piece} tokens for a "
                 f"piece of text: more than {self.chat.begin_length} are needed"
             )
+        if config.pixel_path == "device" and config.crop_size < geometry.tile_size:
+            raise DataError(f"data.crop_size is {config.crop_size}: it must be at least {geometry.tile_size}, a tile")
         RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # fails now if its package is missing
         if config.visual_tokens:
             _ = self.chat.image_token  # fails now, not at the first image, if the tokenizer lacks it

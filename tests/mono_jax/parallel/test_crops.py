@@ -14,6 +14,7 @@ from data_pipelines.encoding.crops import Crops, bicubic
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import image_patches
 from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
 from mono_jax.parallel.crops import patches_of
 from mono_jax.parallel.mesh import make_mesh
@@ -22,7 +23,6 @@ from mono_jax.parallel.rows import LocalRows
 from tests.made_sets import config, packed, tars, write_pairs
 
 RNG = np.random.default_rng(0)
-ROOM = 160
 
 
 def png(width: int, height: int) -> bytes:
@@ -36,15 +36,16 @@ SIZES = [(40, 30), (100, 95), (56, 56), (112, 56), (200, 60), (60, 200), (70, 90
 made = jax.jit(patches_of)
 
 
+@pytest.mark.parametrize("room", [56, 160])
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_every_byte_is_that_of_the_exact_path(version: str) -> None:
+def test_every_byte_is_that_of_the_exact_path(version: str, room: int) -> None:
     geometry = TileGeometry(56, 14, version)
     tiling, tokens = Tiling(geometry, max_tiles=4), 5 * geometry.tokens_per_tile
     on_device = 0
     for size in SIZES:
         image = png(*size)
         exact = image_patches(image, tiling, ImageLimits())
-        batch = Crops.fields(1, tokens + 3, ROOM, geometry)  # as many slots as do not make whole tiles
+        batch = Crops.fields(1, tokens + 3, room, geometry)  # as many slots as do not make whole tiles
         batch["crop_pixels"][:] = 255
         crops = Crops.of(batch, 0)
         found = image_patches(image, tiling, ImageLimits(), "device", out=crops)
@@ -55,7 +56,7 @@ def test_every_byte_is_that_of_the_exact_path(version: str) -> None:
         np.testing.assert_array_equal(patches[: len(exact)], exact)
         assert not patches[len(exact) :].any()
         on_device += int((batch["crop_weights"][0] != 0).sum(axis=-1).max() > 1)
-    assert on_device == 6  # the others are as they are, too large, or tall and shrink: made here
+    assert on_device == (6 if room > 56 else 3)  # others are as they are, too large, or tall and shrink: made here
 
 
 @pytest.mark.parametrize(("size", "out"), [(40, 56), (90, 56), (300, 168), (56, 56), (7, 448), (3000, 448)])
@@ -99,6 +100,11 @@ def test_batches_are_those_of_the_exact_path(sets: dict, golden_dir, tmp_path, b
         assert placed["patches"].sharding.is_equivalent_to(LocalRows(mesh, 4).put(first)["patches"].sharding, 5)
     assert exact.report.skipped == device.report.skipped
     assert any((device.batch(step)["crop_weights"] != 0).sum(-1).max() > 1 for step in range(2))
+
+
+def test_there_is_room_for_a_tile(sets: dict, golden_dir, tmp_path) -> None:
+    with pytest.raises(DataError, match=r"data\.crop_size is 55: it must be at least 56"):
+        packed(config(golden_dir, sets, pixel_path="device", crop_size=55), tmp_path)
 
 
 def test_devices_that_share_rows_are_refused(sets: dict, golden_dir, tmp_path) -> None:
