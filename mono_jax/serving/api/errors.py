@@ -90,7 +90,7 @@ def _of_validation(faults: Sequence[dict[str, Any]]) -> ApiError:
     """Of pydantic's faults, one for each reading of the request, that of the reading which went farthest."""
     fault = max(faults, key=lambda each: (len(each["loc"]), [part for part in each["loc"] if isinstance(part, int)]))
     context = fault.get("ctx", {})
-    param = context.get("param") or _place(fault["loc"]) or None
+    param = _place([*fault["loc"], *([context["param"]] if "param" in context else [])]) or None
     message = fault["msg"]
     if fault["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {context.get('error', message)}", code="invalid_json")

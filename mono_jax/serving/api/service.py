@@ -43,7 +43,7 @@ class Service:
         """Raises ApiError 404 for another model."""
         if name not in (None, self.engine.name):
             raise ApiError(
-                404, f"model {name!r} is not here: {self.engine.name!r} is", param="model", code="model_not_found"
+                404, f"model {name[:80]!r} is not here: {self.engine.name!r} is", param="model", code="model_not_found"
             )
 
     def check_choices(self, number: int) -> None:

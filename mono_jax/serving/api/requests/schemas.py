@@ -51,21 +51,30 @@ class Body(BaseModel):
         kept = {}
         for name, value in values.items():
             if name in cls.model_fields:
+                _check_text(name, value)
                 kept[name] = value
             elif name in _NOT_HERE and issubclass(cls, SamplingBody):
                 if value is not None and value not in _NOT_HERE[name]:
-                    raise PydanticCustomError(
-                        "unsupported_parameter", "this server does not support it", {"param": name}
-                    )
+                    raise _fault("unsupported_parameter", "this server does not support it", name)
             elif not (name in _NO_EFFECT and issubclass(cls, SamplingBody)):
-                nearest = did_you_mean(name[:80], cls.model_fields)
-                raise PydanticCustomError("unknown_parameter", "unknown; " + _escaped(nearest), {"param": name[:80]})
+                name = name[:80].encode("utf-8", "backslashreplace").decode()
+                raise _fault("unknown_parameter", f"unknown; {did_you_mean(name, cls.model_fields)}", name)
         return kept
 
 
-def _escaped(text: str) -> str:
-    """Braces stand for values in pydantic's messages."""
-    return text.replace("{", "(").replace("}", ")")
+def _fault(kind: str, message: str, param: str) -> PydanticCustomError:
+    """``param``: which one of its model. Braces would stand for values in pydantic's messages."""
+    return PydanticCustomError(kind, message.replace("{", "(").replace("}", ")"), {"param": param})
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Raises for halves of surrogate pairs, which JSON can write, and nothing else can."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise _fault("invalid_text", "half of a surrogate pair is no character", name) from None
 
 
 class StreamOptions(Body):
@@ -102,7 +111,7 @@ class SamplingBody(Body):
     @model_validator(mode="after")
     def _streamed(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("invalid", "only with stream = true", {"param": "stream_options"})
+            raise _fault("invalid", "only with stream = true", "stream_options")
         return self
 
 
@@ -149,7 +158,7 @@ class ChatRequest(SamplingBody):
     @model_validator(mode="after")
     def _with_logprobs(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise PydanticCustomError("invalid", "only with logprobs = true", {"param": "top_logprobs"})
+            raise _fault("invalid", "only with logprobs = true", "top_logprobs")
         return self
 
 
@@ -165,7 +174,7 @@ class CompletionRequest(SamplingBody):
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
-            raise PydanticCustomError("invalid", "0 only with echo = true", {"param": "max_tokens"})
+            raise _fault("invalid", "0 only with echo = true", "max_tokens")
         return self
 
     @property

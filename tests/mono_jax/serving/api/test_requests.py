@@ -55,7 +55,7 @@ WRONG = [
     (CHAT, {"messages": [HI | {"role": "robot"}]}, "messages.0.role", ""),
     (CHAT, {"messages": [HI | {"content": [{"type": "video"}]}]}, "messages.0.content.0", "video"),
     (CHAT, {"messages": [HI | {"content": [{"type": "text"}]}]}, "messages.0.content.0.text", "required"),
-    (CHAT, {"messages": [HI | {"tool_calls": []}]}, "tool_calls", "unknown"),
+    (CHAT, {"messages": [HI | {"tool_calls": []}]}, "messages.0.tool_calls", "unknown"),
     (CHAT, roles("assistant"), "messages.0.role", "last message"),
     (CHAT, roles("user", "assistant"), "messages.1.role", "last message"),
     (CHAT, roles("user", "user"), "messages", "out of turn"),
@@ -66,6 +66,9 @@ WRONG = [
     (CHAT, chat(temperature=-1), "temperature", "greater than or equal to 0"),
     (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "temperature": NaN}', "temperature", ""),
     (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "presence_penalty": Infinity}', "presence_penalty", ""),
+    (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "messages.0.content", ""),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "stop": "\\udfff"}', "stop", ""),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "\\ud800": 1}', "\\ud800", "unknown"),
     (CHAT, chat(top_p=0), "top_p", ""),
     (CHAT, chat(max_tokens=0), "max_tokens", ""),
     (CHAT, chat(max_tokens=True), "max_tokens", "integer"),
@@ -136,6 +139,14 @@ def test_what_is_wrong_is_named(path: str, body: Any, param: str | None, said: s
     assert error["param"] == param and said in error["message"], error
     assert len(error["message"]) < 400
     assert client.chat("Hi")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "text", ["a\0b", "\ufffd\ufffe", "\U0010ffff", "\u202e", " ", "</s><s>", "<|im_end|>", "e\u0301" * 9]
+)
+def test_odd_texts_are_taken(text: str, client: Client):
+    assert client.chat(text)[0] == client.post(TEXT, {"prompt": text, "echo": True, "logprobs": 1})[0] == 200
+    assert client.post("/tokenize", {"prompt": text})[0] == 200
 
 
 def test_statuses_that_are_not_400(client: Client, engine: ScriptedEngine):
