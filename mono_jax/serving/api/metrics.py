@@ -50,11 +50,12 @@ class _OfEngine(Collector):
             "cache_slots_reusable", "tokens of free pages whose prefix may be found again", stats.slots_reusable
         )
         yield _gauge("cache_slots", "tokens for which the cache has room", stats.slots)
-        yield _gauge("host_share", "share of steps in which the device waits for the scheduler", stats.host_share)
+        yield _gauge("host_share", "share of the working seconds in which the scheduler was busy", stats.host_share)
         yield _gauge("warm_up_seconds", "seconds of the warm-up", stats.warm_up_s)
         yield _counter("prompt_tokens", "tokens of prompts", stats.tokens_in)
         yield _counter("prompt_tokens_cached", "tokens of prompts that were not computed again", stats.tokens_cached)
         yield _counter("generated_tokens", "tokens of answers", stats.tokens_out)
+        yield _counter("working_seconds", "seconds in which there was something to compute", stats.working_s)
         yield _counter("steps", "steps of all running answers", stats.steps)
         yield _counter("prefill_chunks", "chunks of prompts", stats.chunks)
         yield _counter("refused", "requests for which the queue had no room", stats.refused)
