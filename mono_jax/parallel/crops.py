@@ -43,9 +43,12 @@ def patches_of(pixels: jax.Array, starts: jax.Array, weights: jax.Array, cells: 
 
     def tile(parts: tuple[jax.Array, ...]) -> jax.Array:
         image, first, weight, cell = parts
-        wide = _filtered(_matrix(first[:, 1], weight[:, 1], image.shape[2]), image.swapaxes(1, 2)).swapaxes(1, 2)
-        made = _filtered(_matrix(first[:, 0], weight[:, 0], image.shape[1]), wide)
-        made = made.reshape(rows, edge, side, edge, side, 3).swapaxes(2, 3).reshape(rows, edge * edge, side, side, 3)
+        size = image.shape[1]
+        image = jnp.moveaxis(image, 3, 1).reshape(rows, 3 * size, size)  # planes, one below the other
+        wide = _filtered(image, _matrix(first[:, 1], weight[:, 1], size)).reshape(rows, 3, size, edge * side)
+        wide = wide.swapaxes(2, 3).reshape(rows, 3 * edge * side, size)
+        made = _filtered(wide, _matrix(first[:, 0], weight[:, 0], size)).reshape(rows, 3, edge, side, edge, side)
+        made = made.transpose(0, 4, 2, 5, 3, 1).reshape(rows, edge * edge, side, side, 3)
         return jnp.take_along_axis(made, cell[..., None, None, None], axis=1)
 
     by_tile = cells[:, :tokens].reshape(rows, tiles, edge * edge)
@@ -64,17 +67,13 @@ def _matrix(first: jax.Array, weights: jax.Array, size: int) -> jax.Array:
     return empty.at[batch, line, places].add(weights, mode="drop")
 
 
-def _filtered(matrix: jax.Array, image: jax.Array) -> jax.Array:
-    """uint8 [B, out, x, 3]: the lines of image uint8 [B, size, x, 3], summed by matrix int32 [B, out, size]."""
+def _filtered(lines: jax.Array, matrix: jax.Array) -> jax.Array:
+    """uint8 [B, n, out]: sums of the pixels of each line of uint8 [B, n, size] by matrix int32 [B, out, size]."""
+    lines = lines.astype(jnp.bfloat16)
     total, left = jnp.full((), 1 << (_BITS - 1), jnp.int32), matrix
     for shift in (0, 8, 16):
         digit = left if shift == 16 else ((left + 128) & 255) - 128
         left = (left - digit) >> 8
-        products = jnp.einsum(
-            "boy,byxc->boxc",
-            digit.astype(jnp.bfloat16),
-            image.astype(jnp.bfloat16),
-            preferred_element_type=jnp.float32,
-        )
+        products = jnp.einsum("bnx,box->bno", lines, digit.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
         total += products.astype(jnp.int32) << shift
     return jnp.clip(total >> _BITS, 0, 255).astype(jnp.uint8)
