@@ -57,6 +57,8 @@ def get_config(size: str = "full") -> ConfigDict:
             },
         }
     )
+    if size != "published":  # a little of the base's own text keeps its language (docs/findings.md)
+        config.replay = {"s1_3": {"s0": 0.03}, "s2": {"s0": 0.03}}
     if size == "smoke":
         for name in ("s0_chat", "s1_1", "s1_2", "s1_3", "s2"):
             config.sets[name] = 200
