@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class TileGeometry:
     tile_size: int = 448
     token_pixels: int = 28
     ps_version: Literal["v1", "v2"] = "v2"
+    native: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.token_pixels < 1 or self.tile_size < 1 or self.tile_size % self.token_pixels:
@@ -60,6 +61,30 @@ class TileGeometry:
     @property
     def tokens_per_tile(self) -> int:
         return self.edge**2
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeGeometry(TileGeometry):
+    """No tiles: an image is rows and columns of tokens, as many as its own pixels make. A tile is a measure of budgets.
+
+    A token's ``patch_cells`` is then four bytes, from the highest: its row, its column, and the rows and columns of its
+    image less one.
+    """
+
+    native: ClassVar[bool] = True
+    MOST: ClassVar[int] = 256  # rows or columns of an image
+
+
+def native_cells(columns: int, rows: int) -> np.ndarray:
+    """``patch_cells`` of an image in native resolution, row by row: int32 [rows * columns]."""
+    row, column = np.divmod(np.arange(rows * columns, dtype=np.uint32), np.uint32(columns))
+    return (row << 24 | column << 16 | np.uint32((rows - 1) << 8 | columns - 1)).astype(np.uint32).view(np.int32)
+
+
+def of_native_cells(cells: Any) -> tuple[Any, Any, Any, Any]:
+    """(row, column, rows, columns) of ``native_cells``, an array of NumPy or JAX."""
+    row, column, rows, columns = (cells >> shift & 255 for shift in (24, 16, 8, 0))
+    return row, column, rows + 1, columns + 1
 
 
 DEFAULT_GEOMETRY = TileGeometry()  # of the public release
@@ -93,7 +118,7 @@ class BatchSpec:
         """Shape (without the leading row axis B) and dtype of every field.
 
         patches        uint8   [V, P, P, 3]  raw RGB pixels of each visual token
-        patch_cells    int32   [V]           cell of the token in its tile's grid, row by row
+        patch_cells    int32   [V]           cell of the token in its tile's grid, row by row; or ``native_cells``
         tokens         int32   [T]           input ids of the text slots
         targets        int32   [T]           id of the token that follows in the sequence
         loss_weights   float32 [T]           weight of the target's loss, 0 = not trained on

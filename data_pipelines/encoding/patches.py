@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import threading
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data_pipelines.batch import TileGeometry
 from data_pipelines.encoding.crops import Crops
 from data_pipelines.encoding.decoding import ImageLimits, check_header, decode
-from data_pipelines.encoding.tiling import Tiling, cut_tiles, grid_of
+from data_pipelines.encoding.tiling import Tiling, cut_tiles, grid_of, image_cells
 from data_pipelines.errors import BadSample, DataError
 
 
@@ -58,14 +60,19 @@ class FastResizer:
 RESIZERS = {"exact": ExactResizer, "fast": FastResizer, "device": ExactResizer}
 
 
-def image_patches(
+def image_patches(data: bytes, tiling: Tiling, limits: ImageLimits, *args: Any, **options: Any) -> np.ndarray:
+    """The pixels of ``image_tokens``, which takes the same arguments."""
+    return image_tokens(data, tiling, limits, *args, **options)[0]
+
+
+def image_tokens(
     data: bytes,
     tiling: Tiling,
     limits: ImageLimits,
     pixel_path: str = "exact",
     augment: np.random.Generator | None = None,
     out: np.ndarray | Crops | None = None,
-) -> np.ndarray | Crops:
+) -> tuple[np.ndarray | Crops, np.ndarray]:
     """An encoded image as visual tokens: tiles in reading order, the thumbnail last.
 
     Args:
@@ -74,12 +81,14 @@ def image_patches(
       out: uint8 [at least v, P, P, 3], contiguous, or crops: where to write; None = new memory.
 
     Returns:
-      uint8 [v, P, P, 3], v = ``tiling.tokens`` of the image's size.
+      Pixels uint8 [v, P, P, 3] and ``patch_cells`` int32 [v], v = ``tiling.tokens`` of the image's size.
 
     Raises:
       BadSample: as ``decode``, and "length_mismatch" if ``out`` is too small.
     """
-    geometry = tiling.geometry
+    geometry, thumbnail = tiling.geometry, tiling.thumbnail
+    if geometry.native:  # a token is a tile of its own
+        geometry, thumbnail = TileGeometry(geometry.token_pixels, geometry.token_pixels), False
     tile = geometry.tile_size
     wanted = None
     if pixel_path == "fast":
@@ -88,7 +97,7 @@ def image_patches(
     image = decode(data, limits, wanted)
     if wanted is None:
         columns, rows = grid_of(image.shape[1], image.shape[0], tiling)
-    sizes = [(columns, rows)] + [(1, 1)] * (tiling.thumbnail and columns * rows > 1)
+    sizes = [(columns, rows)] + [(1, 1)] * (thumbnail and columns * rows > 1)
     resizer = functools.cache(lambda: RESIZERS[pixel_path](image))  # which copies the image
     count = sum(across * down for across, down in sizes) * geometry.tokens_per_tile
     if out is None:
@@ -103,12 +112,12 @@ def image_patches(
         same = image.shape == (down * tile, across * tile, 3)
         canvas = image if same else resizer()(across * tile, down * tile)
         if augment is not None:
-            canvas = _recompressed(canvas, tile, augment)
+            canvas = _recompressed(canvas, max(canvas.shape) if tiling.geometry.native else tile, augment)
         if isinstance(room, Crops):
             room.put(canvas)
         else:
             cut_tiles(canvas, geometry, room)
-    return out[:count]
+    return out[:count], image_cells(tiling, columns, rows)
 
 
 def _recompressed(canvas: np.ndarray, tile: int, rng: np.random.Generator) -> np.ndarray:

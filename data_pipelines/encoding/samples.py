@@ -14,8 +14,8 @@ from data_pipelines.encoding.captions import clean_caption
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.crops import Crops
 from data_pipelines.encoding.decoding import ImageLimits
-from data_pipelines.encoding.patches import RESIZERS, image_patches
-from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.encoding.patches import RESIZERS, image_tokens
+from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.records.video.reference import frame_lines
@@ -80,6 +80,8 @@ class SampleBuilder:
                 f"data.text_tokens, data.max_piece or data.boundary_block leaves {self.longest_piece} tokens for a "
                 f"piece of text: more than {self.chat.begin_length} are needed"
             )
+        if config.pixel_path == "device" and geometry.native:
+            raise DataError("data.pixel_path='device' makes tiles: vision.native has none, use 'exact' or 'fast'")
         if config.pixel_path == "device" and config.crop_size < geometry.tile_size:
             raise DataError(f"data.crop_size is {config.crop_size}: it must be at least {geometry.tile_size}, a tile")
         RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # fails now if its package is missing
@@ -114,7 +116,7 @@ class SampleBuilder:
             raise error if error.key else BadSample(error.reason, raw.key, error.detail) from None
 
     def _build(self, raw: RawSample, rng_seed: int, prompt: str, piece: int, out: np.ndarray | Crops | None) -> Sample:
-        patches, counts = self._patches(raw, rng_seed, out)
+        patches, cells, counts = self._patches(raw, rng_seed, out)
         images = len(counts)
         if raw.text is not None and not images:
             ids, mask = self.chat.piece(self.chat.plain(raw.text), piece, self.longest_piece)
@@ -123,29 +125,33 @@ class SampleBuilder:
             ids, mask = self._encoded(raw, counts, prompt)
             visual = (ids == self.chat.image_token) if images else np.zeros(len(ids), bool)
         self.check_fits(sum(counts), len(ids) - sum(counts))
-        return Sample(raw.key, ids, visual, mask, patches, patch_cells(self.geometry, len(patches)))
+        return Sample(raw.key, ids, visual, mask, patches, cells)
 
     def _patches(
         self, raw: RawSample, rng_seed: int, out: np.ndarray | Crops | None
-    ) -> tuple[np.ndarray | Crops, list[int]]:
-        """Visual tokens of all images of a sample, and how many each has."""
+    ) -> tuple[np.ndarray | Crops, np.ndarray, list[int]]:
+        """Visual tokens of all images of a sample, their cells, and how many tokens each image has."""
         frames = raw.frames or (0,) * len(raw.images)
         tiling = self.tiling.limited(raw.max_tiles).shared(frames.count(0))
         of_frames = self.tiling.limited(raw.frame_tiles)
         rng = np.random.default_rng(rng_seed) if self.config.jpeg_augment or raw.jpeg_augment else None
         images: list[np.ndarray] = []
+        cells = [np.zeros(0, np.int32)]
         used = 0
         for data, frame in zip(raw.images, frames, strict=True):
             room = None if out is None else out[used:]
             tiles = of_frames if frame else tiling
-            images.append(image_patches(data, tiles, self.limits, self.config.pixel_path, rng, room))
+            pixels, places = image_tokens(data, tiles, self.limits, self.config.pixel_path, rng, room)
+            images.append(pixels)
+            cells.append(places)
             used += len(images[-1])
             self.check_fits(used, 0)
         counts = [len(image) for image in images]
         if out is not None:
-            return out[:used], counts
+            return out[:used], np.concatenate(cells), counts
         empty = np.zeros((0, self.geometry.token_pixels, self.geometry.token_pixels, 3), np.uint8)
-        return (images[0] if len(images) == 1 else np.concatenate([empty, *images])), counts
+        patches = images[0] if len(images) == 1 else np.concatenate([empty, *images])
+        return patches, np.concatenate(cells), counts
 
     def turns(self, raw: RawSample, images: int, prompt: str) -> tuple[tuple[str, str], ...]:
         """The conversation in ``raw``; a caption becomes the answer to ``prompt``."""

@@ -7,12 +7,15 @@ import functools
 
 import numpy as np
 
-from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
+from data_pipelines.batch import DEFAULT_GEOMETRY, NativeGeometry, TileGeometry, native_cells
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
     """How an image becomes tiles ("dynamic resolution" of the public release), and tiles become visual tokens.
+
+    In native resolution (``geometry.native``) there are none: an image keeps its size and shape, rounded to whole
+    tokens, and is made smaller if it has more of them than ``max_tiles`` tiles.
 
     Attributes:
       geometry: of a tile.
@@ -41,9 +44,12 @@ class Tiling:
           sizes: [n, 2] (width, height) in pixels.
 
         Returns:
-          int32 [n, 2] (columns, rows): the grid whose aspect ratio is nearest the image's; of equally near ones the
-          largest of which the image has more than half the pixels, or else the smallest.
+          int32 [n, 2] (columns, rows): in native resolution of tokens. Else of tiles: the grid whose aspect ratio is
+          nearest the image's; of equally near ones the largest of which the image has more than half the pixels, or
+          else the smallest.
         """
+        if self.geometry.native:
+            return _native_grids(sizes, self.geometry.token_pixels, self.max_tiles * self.geometry.tokens_per_tile)
         grids = _grids(self.min_tiles, self.max_tiles)
         width, height = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
         distance = np.abs(width / height - grids[:, 0] / grids[:, 1])
@@ -57,6 +63,8 @@ class Tiling:
         """Visual tokens of images of these sizes ([n, 2] width, height): int32 [n]."""
         columns, rows = self.choose(sizes).T
         tiles = columns * rows
+        if self.geometry.native:
+            return tiles
         return (tiles + (self.thumbnail & (tiles > 1))).astype(np.int32) * self.geometry.tokens_per_tile
 
 
@@ -65,6 +73,26 @@ def _grids(low: int, high: int) -> np.ndarray:
     """All (columns, rows) with low <= columns * rows <= high in increasing number of tiles: int32 [n, 2]."""
     grids = [(c, r) for c in range(1, high + 1) for r in range(1, high // c + 1) if c * r >= low]
     return np.array(sorted(grids, key=lambda grid: grid[0] * grid[1]), np.int32)
+
+
+def _native_grids(sizes: np.ndarray, pixels: int, most: int) -> np.ndarray:
+    """(columns, rows) of tokens of ``pixels`` that images [n, 2] (width, height) have with at most ``most`` of them."""
+    in_tokens = sizes.astype(np.float64) / pixels
+    fits = np.sqrt(most / in_tokens.prod(axis=1))
+    fits = np.minimum(fits, NativeGeometry.MOST / in_tokens.max(axis=1))[:, None]
+    # Rounded to whole tokens; down where more of them would be too many.
+    near, below = np.round(in_tokens), np.floor(in_tokens * np.minimum(fits, 1) + 1e-9)
+    whole = (near.prod(axis=1) <= most) & (near.max(axis=1) <= NativeGeometry.MOST)
+    grids = np.maximum(np.where(whole[:, None], near, below), 1)
+    return np.minimum(grids, most).astype(np.int32)
+
+
+def image_cells(tiling: Tiling, columns: int, rows: int) -> np.ndarray:
+    """``patch_cells`` of an image for which ``tiling`` chose a grid: int32 [v]."""
+    if tiling.geometry.native:
+        return native_cells(columns, rows)
+    tiles = columns * rows
+    return patch_cells(tiling.geometry, (tiles + (tiling.thumbnail and tiles > 1)) * tiling.geometry.tokens_per_tile)
 
 
 def patch_cells(geometry: TileGeometry, tokens: int) -> np.ndarray:

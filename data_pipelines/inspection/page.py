@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.batch import Batch, TileGeometry
+from data_pipelines.batch import Batch, TileGeometry, of_native_cells
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.io.html_pages import data_url, opening
 
@@ -134,21 +134,27 @@ def _sample(
     colour = _COLOURS[segment % len(_COLOURS)]
     head = f"<div class='sample' style='border-color:{colour}'>"
     head += f"<div class='soft'>sample {segment}: {len(visual)} visual, {len(text)} text tokens</div>"
-    edge = geometry.edge
-    tiles = row["patches"][visual].reshape(-1, edge * edge, geometry.token_pixels, geometry.token_pixels, 3)
-    cells = row["patch_cells"][visual].reshape(-1, edge * edge)
-    images = "".join(_image(_tile(tile, cell, edge)) for tile, cell in zip(tiles, cells))
+    pictures = _pictures(row["patches"][visual], row["patch_cells"][visual], geometry)
+    images = "".join(map(_image, pictures))
     # A token is trained on if the text token before it has a weight.
     trained = np.concatenate([[False], row["loss_weights"][text][:-1] > 0]) if len(text) else np.zeros(0, bool)
     return f"{head}{images}<div class='text'>{_text(row['tokens'][text], trained, tokenizer)}</div></div>"
 
 
-def _tile(patches: np.ndarray, cells: np.ndarray, edge: int) -> np.ndarray:
-    """Puts visual tokens back to where they were cut out: uint8 [edge * P, edge * P, 3]."""
-    size = patches.shape[1]
-    tile = np.zeros((edge, edge, size, size, 3), np.uint8)
-    tile[cells // edge, cells % edge] = patches
-    return tile.transpose(0, 2, 1, 3, 4).reshape(edge * size, edge * size, 3)
+def _pictures(patches: np.ndarray, cells: np.ndarray, geometry: TileGeometry) -> Iterator[np.ndarray]:
+    """The tiles, or the images in native resolution, that visual tokens were cut out of: uint8 [height, width, 3]."""
+    size, start = geometry.token_pixels, 0
+    while start < len(cells):
+        if geometry.native:
+            _, _, rows, columns = map(int, of_native_cells(cells[start]))
+        else:
+            rows = columns = geometry.edge
+        own = slice(start, start + rows * columns)
+        row, column = of_native_cells(cells[own])[:2] if geometry.native else np.divmod(cells[own], columns)
+        picture = np.zeros((rows, columns, size, size, 3), np.uint8)
+        picture[row, column] = patches[own]
+        yield picture.transpose(0, 2, 1, 3, 4).reshape(rows * size, columns * size, 3)
+        start = own.stop
 
 
 def _image(pixels: np.ndarray) -> str:

@@ -83,7 +83,7 @@ class Lengths:
 
 def length_digest(config: SourceConfig, builder: SampleBuilder) -> str:
     """Hash of all that decides the counts but the source's content."""
-    size = f"{builder.geometry.tile_size} {builder.geometry.token_pixels}"
+    size = f"{builder.geometry.tile_size} {builder.geometry.token_pixels}{' native' * builder.geometry.native}"
     extra = "\n".join([size, builder.tokenizer.digest + builder.chat.template.digest, *config.prompts])
     return builder.config.digest(*LENGTH_FIELDS, extra=extra)
 

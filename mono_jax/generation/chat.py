@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.decoding import ImageLimits
-from data_pipelines.encoding.patches import image_patches
+from data_pipelines.encoding.patches import image_tokens
 from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
@@ -118,8 +118,8 @@ class Chat:
         if images and self._plain:
             raise GenerationError(f"{images[0]}: images need a chat template, not --template={NO_TEMPLATE}")
         tiling = self._tiling.shared(len(images)) if images else self._tiling
-        patches = [_read_image(image, tiling, self._limits) for image in images]
-        return with_pixels(self._ids(text, [len(of_image) for of_image in patches]), patches, tiling)
+        read = [_read_image(image, tiling, self._limits) for image in images]
+        return with_pixels(self._ids(text, [len(patches) for patches, _ in read]), read)
 
     def _ids(self, text: str, counts: list[int]) -> np.ndarray:
         """A first turn as in training; a later one closes the answer before it and asks again."""
@@ -145,10 +145,10 @@ def end_tokens(tokenizer: Tokenizer, encoder: ChatEncoder | None = None) -> set[
     return ends | {tokenizer.added[name] for name in END_TOKENS if name in tokenizer.added}
 
 
-def _read_image(file: str, tiling: Tiling, limits: ImageLimits) -> np.ndarray:
-    """uint8 [v, P, P, 3]; errors name the file."""
+def _read_image(file: str, tiling: Tiling, limits: ImageLimits) -> tuple[np.ndarray, np.ndarray]:
+    """As ``image_tokens``; errors name the file."""
     try:
-        return image_patches(Path(file).read_bytes(), tiling, limits)
+        return image_tokens(Path(file).read_bytes(), tiling, limits)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
     except BadSample as error:

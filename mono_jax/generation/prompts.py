@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.batch import BatchSpec
+from data_pipelines.batch import BatchSpec, native_cells, of_native_cells
 from mono_jax.errors import GenerationError
 from mono_jax.models.architecture import Architecture
 
@@ -83,6 +83,8 @@ def check_prompt(config: Architecture, prompt: Prompt, where: str) -> Prompt:
 def _check_cells(config: Architecture, cells: np.ndarray | None, count: int, where: str) -> np.ndarray:
     """int32 [count]; None = whole tiles in the order of ``ps_version``. A modular model takes whole tiles only."""
     vision = config.vision
+    if vision.native:
+        return _check_native_cells(cells, count, where)
     tile, edge = vision.tile_tokens, vision.tile // vision.token_pixels
     if (cells is None or not config.is_monolithic) and count % tile:
         raise GenerationError(f"{where}{count} visual tokens are not whole tiles of {tile} tokens")
@@ -93,6 +95,24 @@ def _check_cells(config: Architecture, cells: np.ndarray | None, count: int, whe
     if cells.shape != (count,) or (count and not 0 <= cells.min() <= cells.max() < tile):
         raise GenerationError(f"{where}patch_cells must be {count} numbers from 0 to {tile - 1}, one per visual token")
     return cells
+
+
+def _check_native_cells(cells: np.ndarray | None, count: int, where: str) -> np.ndarray:
+    """int32 [count], of whole images."""
+    given = np.zeros(0, np.int32) if cells is None else np.asarray(cells, np.int32)
+    start = 0
+    while start < len(given):
+        _, _, rows, columns = map(int, of_native_cells(given[start]))
+        image = given[start : start + rows * columns]
+        if not np.array_equal(image, native_cells(columns, rows)):
+            break
+        start += len(image)
+    if len(given) != count or start < len(given):
+        raise GenerationError(
+            f"{where}patch_cells must be those of whole images ({count} visual tokens), as by "
+            "data_pipelines.batch.native_cells: this model sees native resolution"
+        )
+    return given
 
 
 def pack(

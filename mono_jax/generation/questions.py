@@ -8,8 +8,8 @@ import numpy as np
 
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.decoding import ImageLimits
-from data_pipelines.encoding.patches import image_patches
-from data_pipelines.encoding.tiling import Tiling, patch_cells
+from data_pipelines.encoding.patches import image_tokens
+from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.errors import BadSample
 from mono_jax.generation.prompts import Prompt
 
@@ -31,19 +31,19 @@ class Questions:
         Raises BadSample: as ``image_patches``, naming the picture, and as ``conversation``.
         """
         tiling = self._tiling.shared(len(pictures)) if pictures else self._tiling
-        patches = []
+        images = []
         for name, data in pictures:
             try:
-                patches.append(image_patches(data, tiling, self._limits, self._pixel_path))
+                images.append(image_tokens(data, tiling, self._limits, self._pixel_path))
             except BadSample as error:
                 raise BadSample(error.reason, name, error.detail) from None
-        ids, _ = self.encoder.conversation(turns, [len(each) for each in patches], answer)
-        return with_pixels(ids, patches, tiling)
+        ids, _ = self.encoder.conversation(turns, [len(patches) for patches, _ in images], answer)
+        return with_pixels(ids, images)
 
 
-def with_pixels(ids: np.ndarray, patches: Sequence[np.ndarray], tiling: Tiling) -> Prompt:
-    """The prompt of ``ids`` and the visual tokens of each image in it, uint8 [v, P, P, 3]."""
-    if not patches:
+def with_pixels(ids: np.ndarray, images: Sequence[tuple[np.ndarray, np.ndarray]]) -> Prompt:
+    """The prompt of ``ids`` and of the ``image_tokens`` of each image in it."""
+    if not images:
         return Prompt(ids)
-    cells = [patch_cells(tiling.geometry, len(of_image)) for of_image in patches]
+    patches, cells = zip(*images)
     return Prompt(ids, np.concatenate(patches), np.concatenate(cells))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from data_pipelines import strict
-from data_pipelines.batch import DEFAULT_GEOMETRY, TileGeometry
+from data_pipelines.batch import DEFAULT_GEOMETRY, NativeGeometry, TileGeometry
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
 
@@ -72,6 +72,11 @@ class VisionConfig:
         ge=1,
         help="edge of the batch's tiles, pixels; another one than image_size interpolates; None = equal",
     )
+    native: bool = field(
+        False,
+        help="native resolution: an image is not cut into tiles but keeps its size and shape, in whole tokens, up to "
+        "data.max_tiles tiles' worth of them; the positional embedding is interpolated to each image's grid",
+    )
     num_channels: int = field(3, ge=1, help="of the pixels")
     downsample_ratio: float = field(
         0.5, ge=0.01, le=1, help="of the pixel shuffle: 0.5 merges 2x2 patches into one token, 1 merges none"
@@ -94,6 +99,8 @@ class VisionConfig:
         for name, size in (("image_size", self.image_size), ("tile_size", self.tile)):
             if size % self.token_pixels:
                 raise ConfigError(f"vision.{name} is {size}: it must be a multiple of {self.token_pixels} (one token)")
+        if self.native and (self.kind == "intern_vit" or self.ps_version != "v2"):
+            raise ConfigError("vision.native goes with kind 'patch_embed' and ps_version 'v2' only")
         if self.kind == "intern_vit" and self.hidden_size % self.num_attention_heads:
             raise ConfigError("vision.hidden_size must be a multiple of vision.num_attention_heads")
 
@@ -105,7 +112,8 @@ class VisionConfig:
     @property
     def geometry(self) -> TileGeometry:
         """How the tiles of the batch are cut into visual tokens."""
-        return TileGeometry(self.tile, self.token_pixels, self.ps_version)
+        kind = NativeGeometry if self.native else TileGeometry
+        return kind(self.tile, self.token_pixels, self.ps_version)
 
     @property
     def shuffle(self) -> int:
@@ -248,6 +256,8 @@ class Architecture:
         values = strict.to_dict(self)
         if self.rope_scaling is not None:
             values["rope_scaling"] = {"type": self.rope_scaling.type} | self.rope_scaling.parameters()
+        if self.vision is not None and not self.vision.native:
+            del values["vision"]["native"]
         defaults = {spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in _OF_OTHER_FAMILIES}
         return {
             key: value for key, value in values.items() if key not in defaults or getattr(self, key) != defaults[key]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
+from data_pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, of_native_cells
 from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.layers import INIT_STD, LayerNorm, Linear, RMSNorm, scan_layers, stacked
 from mono_jax.models.sharding import by_rows
@@ -32,17 +32,21 @@ def normalise(patches: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return ((patches.astype(jnp.float32) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD).astype(dtype)
 
 
+def cubic(distance: Any, numpy: Any = np) -> Any:
+    """The cubic kernel with a = -0.75 at ``distance`` >= 0, by NumPy or ``jax.numpy``."""
+    a = -0.75
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (distance - 1) * (distance - 2) ** 2  # in factors: nothing cancels in float32
+    return numpy.where(distance <= 1, near, numpy.where(distance < 2, far, 0.0))
+
+
 def bicubic_matrix(size_out: int, size_in: int) -> np.ndarray:
     """float32 [out, in]: cubic interpolation (a = -0.75), half-pixel centres, borders clamped, no antialiasing."""
-    a = -0.75
     centres = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
     base = np.floor(centres).astype(int)
     matrix = np.zeros((size_out, size_in))
     for offset in range(-1, 3):
-        distance = np.abs(centres - (base + offset))
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-        weight = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+        weight = cubic(np.abs(centres - (base + offset)))
         np.add.at(matrix, (np.arange(size_out), np.clip(base + offset, 0, size_in - 1)), weight)
     return matrix.astype(np.float32)
 
@@ -61,6 +65,35 @@ def cell_embedding(table: jax.Array, config: VisionConfig) -> jax.Array:
         square = jnp.einsum("yi,xj,ijc->yxc", matrix, matrix, square, precision="highest")
     cells = square.reshape(tile_grid // shuffle, shuffle, tile_grid // shuffle, shuffle, width)
     return cells.transpose(0, 2, 1, 3, 4).reshape(-1, shuffle * shuffle, width)
+
+
+def native_embedding(table: jax.Array, cells: jax.Array, config: VisionConfig) -> jax.Array:
+    """Positional embedding float32 [B, V, s*s, C] of tokens at ``native_cells`` int32 [B, V].
+
+    Each image's grid reads the stored one as a tile of its size would (``cell_embedding``).
+    """
+    grid, shuffle, width = config.grid, config.shuffle, table.shape[-1]
+
+    def weights(place: jax.Array, count: jax.Array) -> jax.Array:
+        """float32 [B, V, s, G]: of the stored grid's lines, for the patches of a token at ``place`` of ``count``."""
+        # Centres are (2 p + 1) G / 2n - 1/2 for patch p of n: whole numbers over 2n, so that nothing is rounded twice.
+        patches = count[..., None] * shuffle
+        centres = (2 * (place[..., None] * shuffle + jnp.arange(shuffle)) + 1) * grid - patches
+        near = (centres // (2 * patches))[..., None] + jnp.arange(-1, 3)  # [B, V, s, 4]
+        lines = jax.nn.one_hot(jnp.clip(near, 0, grid - 1), grid)
+        double = 2 * patches[..., None]
+        shares = cubic((jnp.abs(centres[..., None] - near * double) / double).astype(jnp.float32), jnp)
+        return jnp.einsum("bvst,bvstg->bvsg", shares, lines, precision="highest")
+
+    @jax.checkpoint  # [B, V, s*s, G*G] weights are not kept for the backward pass
+    def read(table: jax.Array) -> jax.Array:
+        row, column, rows, columns = of_native_cells(cells)
+        down, across = weights(row, rows), weights(column, columns)
+        both = down[:, :, :, None, :, None] * across[:, :, None, :, None, :]
+        both = both.reshape(*cells.shape, shuffle**2, grid**2)
+        return jnp.matmul(both, table[1:].astype(jnp.float32).reshape(grid**2, width), precision="highest")
+
+    return read(table)
 
 
 class PatchEmbedding(Linear):
@@ -95,11 +128,17 @@ class VisionTower(nnx.Module):
         x = normalise(patches, dtype).reshape(b, v, s, p, s, p * config.num_channels)
         # Sliced, not transposed: for that TPUs pad pixels to many times their size.
         x = jnp.stack([x[:, :, i, :, j].reshape(b, v, -1) for i, j in np.ndindex(s, s)], axis=2)
-        position = by_rows(jnp.take(cell_embedding(self.position_embedding[...], config), cells, axis=0))
+        position = by_rows(self._positions(cells))
         x = by_rows(self.patch_embedding(x)) + position.astype(dtype)
         if config.kind == "intern_vit":
             x = self._encode(x.reshape(b, -1, config.tile_tokens * s * s, config.hidden_size), wrap)
         return x.reshape(b, v, -1)
+
+    def _positions(self, cells: jax.Array) -> jax.Array:
+        """float32 [B, V, s*s, C]."""
+        if self.config.native:
+            return native_embedding(self.position_embedding[...], cells, self.config)
+        return jnp.take(cell_embedding(self.position_embedding[...], self.config), cells, axis=0)
 
     def _encode(self, x: jax.Array, wrap: Callable[[Any], Any]) -> jax.Array:
         """x [B, tiles, patches, C] through InternViT up to ``select_layer``, with class tokens in front meanwhile."""

@@ -142,6 +142,8 @@ def config_to_hf(
         _update(out, _hf_language(config, out))
         # That a tokenizer's own template is used is seen from its files.
         return out if prompt and prompt.template == OWN_TEMPLATE else out | prompt_to_hf(prompt, out)
+    if config.vision.native:
+        raise ConfigError("vision.native has no Hugging Face form: its readers cut tiles")
     if config.bidirectional_images:
         raise ConfigError("bidirectional_images has no Hugging Face form: its readers are causal")
     if config.visual_attention_experts and not config.visual_ffn_experts:
@@ -172,6 +174,8 @@ def own_config(config: Architecture, prompt: PromptFormat, dtype: str) -> dict[s
     """config.json of the layout of our own. Raises ConfigError for a modular model, which its code does not know."""
     if config.vision is not None and not config.is_monolithic:
         raise ConfigError("vision.kind 'intern_vit' has the published layout only: --layout=published")
+    if config.vision is not None and config.vision.native:
+        raise ConfigError("vision.native has no Hugging Face form: its readers cut tiles")
     classes = dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"modeling_mono_jax.{_OWN_CLASS}")
     if config.vision is not None:
         classes["AutoModelForImageTextToText"] = classes["AutoModel"]
@@ -180,7 +184,7 @@ def own_config(config: Architecture, prompt: PromptFormat, dtype: str) -> dict[s
         "model_type": OWN_MODEL_TYPE,
         "auto_map": {"AutoConfig": "configuration_mono_jax.MonoJaxConfig", **classes},
         "torch_dtype": dtype,
-        "architecture": strict.to_dict(config) | {"rope_scaling": config.to_dict()["rope_scaling"]},
+        "architecture": strict.to_dict(config) | {key: config.to_dict()[key] for key in ("rope_scaling", "vision")},
         **(CHAT_DEFAULTS | prompt_to_hf(prompt, CHAT_DEFAULTS)),
     }
 
