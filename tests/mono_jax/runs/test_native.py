@@ -41,7 +41,8 @@ def test_it_trains_answers_and_is_not_exported_as_what_it_is_not(sets: dict[str,
     picture = tmp_path / "wide.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 130, 3), np.uint8)).save(picture)
     generate.main([f"--model={model}", f"--image={picture}", "--prompt=what is this", "--max_new_tokens=2", "--json"])
-    assert "answer" in json.loads(capsys.readouterr().out.splitlines()[-1])
+    [turn] = json.loads(capsys.readouterr().out.splitlines()[-1])["turns"]
+    assert turn["visual_tokens"] == 8 * 3  # of 16 pixels
     for layout in ("published", "own"):
         with pytest.raises(ConfigError, match=r"vision\.native has no Hugging Face form"):
             convert(str(model), tmp_path / layout, target_kind="hf", layout=layout, own_layout=write_files)
