@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_pipelines.batch import of_native_cells
 from data_pipelines.config import DataConfig
+from data_pipelines.errors import DataError
 from data_pipelines.loading.packed_data import PackedData
 from experiments import generate
 from mono_jax.errors import ConfigError
@@ -37,6 +38,10 @@ def test_it_trains_answers_and_is_not_exported_as_what_it_is_not(sets: dict[str,
     assert rows * columns <= 2 * config.vision.tile_tokens and not data.report.bad
     geometry = config.replace(vision=dataclasses.replace(config.vision, native=False)).geometry
     assert PackedData(DataConfig.from_dict(values["data"]), tmp_path / "cache", geometry).identity != data.identity
+
+    on_device = DataConfig.from_dict(values["data"] | {"pixel_path": "device"})
+    with pytest.raises(DataError, match=r"vision\.native has none"):
+        PackedData(on_device, tmp_path / "cache", config.geometry)
 
     picture = tmp_path / "wide.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 130, 3), np.uint8)).save(picture)
