@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -299,6 +301,46 @@ def test_logits_that_are_not_finite_end_one_request_and_no_other(mono: Served) -
     assert bad.finish == "error" and "not finite" in bad.events[-1].message
     for number, client in clients.items():
         check(client, mono.expected[number])
+
+
+def test_programs_are_kept_on_disk(tmp_path: Path) -> None:
+    """The second start reads all of them, and its answers are the same."""
+    config = EngineConfig(max_rows=1, max_slots=32, max_length=32, page=8, prefill_chunk=32, programs=str(tmp_path))
+    sizes = Sizes(rows=(1,), step_pages=(4,), chunks=(32,), chunk_pages=(4,), tiles=(), block=32, plain=False)
+    generator = Generator(preset("tiny_lm"), random_params(preset("tiny_lm")), jnp.float32)
+    found: list[str] = []
+
+    def heard(name: str, **_: Any) -> None:
+        found.extend([name] if name == "/jax/compilation_cache/cache_hits" else [])
+
+    answers, hits = [], []
+    jax.monitoring.register_event_listener(heard)
+    try:
+        for _ in range(2):
+            found.clear()
+            engine = Engine(generator, Letters(), config, sizes=sizes)
+            engine.start()
+            hits.append(len(found))
+            client = Client(Request(prompt("ttt"), Sampling(6)))
+            engine.submit(client.request, client.events.append)
+            engine.close(drain=True)
+            assert engine.stats().compilations == 0
+            answers.append(client.tokens)
+    finally:
+        jax.monitoring.unregister_event_listener(heard)
+    assert hits[0] == 0 and hits[1] >= engine.stats().programs == 3
+    assert answers[0] == answers[1] and len(answers[0]) == 6
+
+
+def test_steps_run_the_text_experts_alone() -> None:
+    """A step of a model with visual experts has the FLOPs of one without."""
+    flops = {}
+    for name in ("tiny_mono", "tiny_mono_1_5", "tiny_lm"):
+        programs = Programs(Generator(preset(name), random_params(preset(name)), jnp.float32), CONFIG)
+        shapes = jax.eval_shape(lambda p=programs: (p.generator.params, p._empty(), jnp.zeros(4, jnp.int32)))
+        step = functools.partial(programs._step, pages=16, plain=True)
+        flops[name] = jax.jit(step).lower(*shapes).cost_analysis()["flops"]
+    assert flops["tiny_mono"] == flops["tiny_mono_1_5"] == pytest.approx(flops["tiny_lm"], rel=1e-3)
 
 
 # ------------------------------------------------------------------ other models
