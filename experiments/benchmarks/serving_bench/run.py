@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -202,19 +203,23 @@ def _transformers(
 
 
 def _finished(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
-    """Steps of as many answers as there are rows, to short texts, again and again: the median of each time."""
+    """Steps of as many answers as there are rows, to short texts, again and again: each time the median step, and the
+    host's processor time for a step (prompts are read in it too), which other processes do not lengthen.
+    """
     rows, config = max(args.concurrency), engine.architecture
     rng = np.random.default_rng(args.seed)
     sampling = Sampling(max_new_tokens=24)
-    medians = []
+    medians, processor = [], []
     for _ in range(args.rounds):
-        before = engine.stats()
+        before, start = engine.stats(), time.process_time()
         prompts = [Prompt(rng.integers(3, config.image_token_id, 16)) for _ in range(rows)]
         serve(engine, [Request(prompt, sampling) for prompt in prompts], rows)
         after = engine.stats()
+        processor.append((time.process_time() - start) / (after.steps - before.steps))
         medians.append(statistics.median(after.step_s[-(after.steps - before.steps) :]))
     finished = sum(engine.stats().requests.values())
-    return {"rows": rows, "finished": [finished - rows * n for n in range(args.rounds, 0, -1)], "step_s": medians}
+    counts = [finished - rows * n for n in range(args.rounds, 0, -1)]
+    return {"rows": rows, "finished": counts, "step_s": medians, "processor_s": processor}
 
 
 def _less(found: Mapping[str, Any], key: str) -> float:
@@ -253,7 +258,8 @@ def _line(point: Mapping[str, Any]) -> str:
         speeds = " and ".join(f"{point[name]['tokens_per_s']:.4g}" for name in ("alone", "together"))
         return about + f"{speeds} tokens/s alone and together, equal {point['equal_answers']}"
     if point["kind"] == "finished":
-        steps = ", ".join(f"{step * 1e3:.4g} ms" for step in point["step_s"])
+        pairs = zip(point["step_s"], point["processor_s"])
+        steps = ", ".join(f"{step * 1e3:.4g} ms ({cpu * 1e3:.4g} of processors)" for step, cpu in pairs)
         after = ", ".join(map(str, point["finished"]))
         return f"a step of {point['rows']} short answers, {after} requests after the start: {steps}"
     return about + (
