@@ -171,6 +171,19 @@ def test_a_question_about_an_answer_reuses_it(mono: Served) -> None:
     check(later, alone(mono.generator, [later.request])[0])
 
 
+def test_a_prompt_that_is_known_whole_is_read_to_its_end(mono: Served) -> None:
+    """Pages hold all of it, and still its last token has to choose the first one of the answer."""
+    engine = mono.engine()
+    clients = [Client(Request(prompt("t" * 16), Sampling(6, temperature=1.0, seed=seed))) for seed in (1, 2, 1)]
+    for client in clients:
+        engine._loop.turn([engine._task(client.request, client.events.append)])
+        while not engine._loop.idle:
+            engine._loop.turn()
+    assert [client.events[0].cached_tokens for client in clients] == [0, 8, 8]
+    for client, expected in zip(clients, alone(mono.generator, [client.request for client in clients])):
+        check(client, expected)
+
+
 def test_scores_are_log_probabilities(mono: Served) -> None:
     """Of every token of the prompt after those before it, by a forward pass over the whole of it."""
     engine = mono.engine()
