@@ -44,6 +44,7 @@ def build_parser() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    cli.alone("serve.py")
     from mono_jax.serving.start import serve  # after parsing: --help needs none of it
 
     result = serve(args)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from mono_jax.parallel.mesh import batch_spec
+from pallas_kernels.precision import product_precision
 
 _BITS = 22  # of a weight after the point
 _FIELDS = ("crop_pixels", "crop_starts", "crop_weights")
@@ -74,6 +75,9 @@ def _filtered(lines: jax.Array, matrix: jax.Array) -> jax.Array:
     for shift in (0, 8, 16):
         digit = left if shift == 16 else ((left + 128) & 255) - 128
         left = (left - digit) >> 8
-        products = jnp.einsum("bnx,box->bno", lines, digit.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+        digit, exact = digit.astype(jnp.bfloat16), jnp.float32
+        products = jnp.einsum(
+            "bnx,box->bno", lines, digit, preferred_element_type=exact, precision=product_precision(lines, digit)
+        )
         total += products.astype(jnp.int32) << shift
     return jnp.clip(total >> _BITS, 0, 255).astype(jnp.uint8)
