@@ -25,6 +25,7 @@ KEPT = ("unit", "group", "seed", "s0/text_loss_after")
 AFTER = ("text_loss_after", "captions", "questions", "easy_vqa", "heldout/captions")
 
 Row = Mapping[str, str]
+Values = Mapping[str, Mapping[int | None, float]]  # {group: {seed: value}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +105,9 @@ def tables(groups: Mapping[str, Sequence[Row]]) -> dict[Metric, dict[str, dict[i
     return found
 
 
-def table(groups: Mapping[str, Sequence[Row]]) -> list[str]:
+def table(groups: Mapping[str, Sequence[Row]], found: Mapping[Metric, Values]) -> list[str]:
     """Markdown: means and 95 % intervals; an arrow where the difference to the first group leaves out 0."""
-    found, first = tables(groups), next(iter(groups))
+    first = next(iter(groups))
     lines = ["| | seeds | " + " | ".join(metric.title for metric in found) + " |", "|---" * (len(found) + 2) + "|"]
     for group, rows in groups.items():
         cells = [_cell(metric, values, group, first) for metric, values in found.items()]
@@ -114,7 +115,7 @@ def table(groups: Mapping[str, Sequence[Row]]) -> list[str]:
     return lines
 
 
-def _cell(metric: Metric, values: Mapping[str, Mapping[int | None, float]], group: str, first: str) -> str:
+def _cell(metric: Metric, values: Values, group: str, first: str) -> str:
     if not values[group]:
         return ""
     estimate, apart = MeanOfSeeds.of(list(values[group].values())), difference(values, group, first)
@@ -129,9 +130,10 @@ def main(files: Sequence[str]) -> None:
         keep(Path(file))
     for file in sorted(FOLDER.glob("*.csv")):
         groups = read(file)
-        drawn = {m.title: {g: list(v.values()) for g, v in t.items()} for m, t in tables(groups).items() if m.drawn}
+        found = tables(groups)
+        drawn = {m.title: {g: list(v.values()) for g, v in values.items()} for m, values in found.items() if m.drawn}
         (FOLDER / f"{file.stem}.png").write_bytes(metric_plots(drawn))
-        lines = [*table(groups), "", f"![{file.stem}](findings/{file.stem}.png)"]
+        lines = [*table(groups, found), "", f"![{file.stem}](findings/{file.stem}.png)"]
         fill(PAGE, f"<!-- {file.stem} -->", f"<!-- end of {file.stem} -->", "\n".join(lines))
 
 

@@ -48,7 +48,8 @@ def test_arrows_mark_differences_whose_interval_leaves_out_0(make: ModuleType, t
     file.parent.mkdir()
     file.write_text("\n".join(["unit,group,seed,s0/text_loss_after,s2/text_loss_after,s2/questions", *rows]))
     make.keep(file)
-    table = make.table(make.read(make.FOLDER / "made.csv"))
+    groups = make.read(make.FOLDER / "made.csv")
+    table = make.table(groups, make.tables(groups))
     assert table[0] == "| | seeds | answers, % | text loss, % above base |"
     assert table[2:] == [
         "| first | 3 | 11.0 ± 2.5 | 11.0 ± 2.5 |",

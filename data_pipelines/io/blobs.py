@@ -125,7 +125,39 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class PatientFile:
+class Positioned:
+    """A file object for reading at any place, but for ``_bytes``; ``size``: of what it reads."""
+
+    size: int
+    _position = 0
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset`` on, at least one, all within ``size``."""
+        raise NotImplementedError
+
+    def read(self, length: int | None = -1) -> bytes:
+        """``length`` bytes, fewer at the end of the file; None or below 0: all that are left."""
+        left = max(0, self.size - self._position)
+        length = left if length is None or length < 0 else min(length, left)
+        data = self._bytes(self._position, length) if length else b""
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class PatientFile(Positioned):
     """A seekable file object that is opened again, and waited for, when it cannot be read.
 
     ``size`` is that of the file when it was opened: a file that ends before that has been cut meanwhile. Raises
@@ -136,7 +168,7 @@ class PatientFile:
         """options: of ``open`` for a local file, of the file system's ``open`` for a remote one."""
         self._path, self._options = path, options
         self._file: Any = None
-        self._position, self.closed = 0, False
+        self.closed = False
         patiently(self._opened, forget=self._forget)
         self.size = int(self._file.size) if is_remote(path) else os.fstat(self._file.fileno()).st_size
 
@@ -168,27 +200,8 @@ class PatientFile:
             raise StorageError(self._path, f"cut while it was read: {offset + len(data)} of {self.size} bytes are left")
         return data
 
-    def read(self, length: int | None = -1) -> bytes:
-        """``length`` bytes, fewer at the end of the file; None or below 0: all that are left."""
-        left = max(0, self.size - self._position)
-        length = left if length is None or length < 0 else min(length, left)
-        offset = self._position
-        data = patiently(lambda: self._read(offset, length), forget=self._forget) if length else b""
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    def _bytes(self, offset: int, length: int) -> bytes:
+        return patiently(lambda: self._read(offset, length), forget=self._forget)
 
     def writable(self) -> bool:
         return False

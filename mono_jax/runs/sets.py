@@ -91,4 +91,4 @@ def made_sets(config: EvipConfig) -> tuple[DemoSetsConfig, DemoSizes] | None:
 def _painters(sizes: DemoSizes) -> int:
     """Processes that paint: one for each core where there is much to do, which is worth the seconds that they start."""
     samples = sum(dataclasses.asdict(sizes).values()) - sizes.text_bytes
-    return 1 if samples < 10_000 else min(len(PAINTED), len(os.sched_getaffinity(0)))
+    return 1 if samples < 10_000 else min(len(PAINTED), os.cpu_count() or 1)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from data_pipelines.errors import BadSample, DataError, StorageError
-from data_pipelines.io.blobs import Blob
+from data_pipelines.io.blobs import Blob, Positioned
 from data_pipelines.io.paths import is_remote
 from data_pipelines.records.raw_sample import Video
 
@@ -94,33 +94,17 @@ class VideoHeader:
         return self.width, self.height
 
 
-class VideoFile(io.RawIOBase):
+class VideoFile(Positioned, io.RawIOBase):
     """A file, or a part of one, as PyAV reads it. Raises StorageError where it cannot be read."""
 
     def __init__(self, path: str, start: int = 0, length: int | None = None):
         """start, length: the bytes of a member of an archive; None = to the end."""
-        self._blob, self._start, self._at = Blob(path), start, 0
+        self._blob, self._start = Blob(path), start
         self.size = self._blob.size - start if length is None else length
         self.buffer_size = _READ[is_remote(path)]
 
-    def read(self, length: int = -1) -> bytes:
-        left = max(0, self.size - self._at)
-        data = self._blob.read(self._start + self._at, left if length < 0 else min(length, left))
-        self._at += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    def _bytes(self, offset: int, length: int) -> bytes:
+        return self._blob.read(self._start + offset, length)
 
 
 def read_header(file: BinaryIO | VideoFile) -> VideoHeader:

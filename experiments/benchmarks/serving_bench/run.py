@@ -35,7 +35,6 @@ from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.serving.contract import EngineConfig, Request
 from mono_jax.serving.engine import Engine
-from mono_jax.serving.programs import Sizes
 
 FILE = "serving.json"
 
@@ -91,8 +90,7 @@ def _engine(generator: Generator, args: argparse.Namespace) -> Engine:
         reuse_prefixes=False,
         programs=args.programs,
     )
-    sizes = Sizes.of(config, generator.config.vision.tile_tokens, jax.default_backend() == "cpu")
-    return Engine(generator, NoText(), config, sizes=sizes)
+    return Engine(generator, NoText(), config)
 
 
 def _input_tokens(generator: Generator, tiles: int, text: int) -> int:
