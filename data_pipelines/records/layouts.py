@@ -18,9 +18,17 @@ from typing import Any
 from data_pipelines.errors import BadSample
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import extra_formats, names
-from data_pipelines.records.pictures import Reference, check_unread, given, image_fields, placed_link, references
+from data_pipelines.records.pictures import (
+    Reference,
+    check_ids,
+    check_unread,
+    given,
+    image_fields,
+    placed_link,
+    references,
+)
 from data_pipelines.records.raw_sample import IMAGE, Form, RawSample, Video, checked_text, decode_text, parse_json
-from data_pipelines.records.turns import Place, neutral, number_images, read_turns
+from data_pipelines.records.turns import Place, loose_marks, neutral, number_images, read_turns
 from data_pipelines.records.video.reference import VIDEO, need_videos, place_videos, videos_in
 
 _BY_LETTER = "Answer with the option's letter from the given choices directly."
@@ -87,6 +95,9 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
     with_videos = bool(found or reading.videos)
     with_images = bool(sample.image_refs or reading.images or with_videos)
     check_unread(lowered, with_images, with_videos)
+    if not with_images and sample.caption is None:
+        turns = conversation if isinstance(conversation, list | tuple) else ()
+        check_ids([lowered, *(turn for turn in turns if isinstance(turn, dict))], bool(sample.conversations))
     _check_marks(sample, with_images)
     object.__setattr__(sample, "id", record_id(record))  # nobody else has seen it: a copy would cost as much as reading
     return sample
@@ -119,7 +130,7 @@ def _talk(
     found = _chosen(fields, marks)
     if places and len(places) == marks:
         found = _placed(places, found)
-    turns, order = number_images(turns, len(found))
+    turns, order = number_images(loose_marks(turns, len(found)), len(found))
     found = [found[number] for number in order]
     if videos:
         turns, found = place_videos(turns, found, videos)
@@ -128,7 +139,7 @@ def _talk(
 
 def _kept(turns: Sequence[tuple[str, str]], images: int, videos: int, ordered: bool) -> tuple[tuple[str, str], ...]:
     """The turns of a record whose images and videos come from elsewhere, in that order."""
-    turns, order = number_images(turns, images)
+    turns, order = number_images(loose_marks(turns, images), images)
     if videos:
         turns, refs = place_videos(turns, [""] * images, [Video("")] * videos)
         order += [images + isinstance(ref, Video) for ref in refs]
@@ -212,7 +223,9 @@ def question_and_answer(record: Mapping[str, Any]) -> list[Any] | None:
     choices = _choices(record)
     parts += [f"{letter}. {choice}" for letter, choice in choices.items()] + ([_BY_LETTER] if choices else [])
     text = _answer(answer, list(choices))
-    return [{"from": "human", "value": "\n".join(filter(None, parts))}, {"from": "gpt", "value": text}]
+    earlier = record.get(names.HISTORY_FIELD)
+    earlier = list(earlier) if isinstance(earlier, list | tuple) else []
+    return [*earlier, {"from": "human", "value": "\n".join(filter(None, parts))}, {"from": "gpt", "value": text}]
 
 
 def _choices(record: Mapping[str, Any]) -> dict[str, str]:
@@ -280,7 +293,7 @@ def _check_marks(sample: RawSample, with_images: bool) -> None:
             medium = found.group(1) or found.group(2)
             if medium == "video":
                 extra_formats.refuse_video(f"{VIDEO} in the text, no video in the record")
-            raise BadSample("unread_audio", detail="<audio> in the text")
+            raise BadSample("unread_audio", detail=f"<{medium}> in the text")
 
 
 def record_id(record: Mapping[str, Any]) -> str:

@@ -25,6 +25,11 @@ IMAGE_FIELDS = (
         "decoded_image",
     ),
 )
+# Other spellings of such names: imagePath, img_file_path, photo_url ...
+IMAGE_FIELD = re.compile(
+    r"(?:image|img|pic|picture|photo|screenshot)s?[_ ./-]?"
+    r"(?:(?:local[_-]?)?paths?|(?:file[_-]?)?(?:names?|paths?)|files?|ur[li]s?|src|links?|bytes|binary|base64|b64|data|list|raw)?"
+)
 NUMBERED_IMAGE = re.compile(r"(?:image|img|picture)_?(\d{1,2})")  # image_1, image_2 ...: as many as are filled
 # Fields that hold an image where their value ends like the name of one.
 FILE_FIELDS = ("file_name", "filename", "file", "file_path", "filepath", "path", "image/filename", "image_id")
@@ -42,26 +47,31 @@ DOCUMENT_NAME = re.compile(r"\.(?:pdf|djvu|docx?|pptx?|xlsx?)(?:[?#]\S*)?$", re.
 
 CONVERSATION_FIELDS = (
     *("conversations", "messages", "conversation", "dialog", "dialogue", "dialogs", "dialogues", "chat", "turns"),
-    *("qa_pairs", "qas", "texts"),
+    *("qa_pairs", "qas", "qa", "texts", "contents"),
 )
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 ROLE_FIELDS = ("from", "role", "speaker", "author", "sender")
-TEXT_FIELDS = ("value", "content", "text", "message", "utterance")
+TEXT_FIELDS = ("value", "content", "text", "message", "utterance", "parts")
 ROLES = {
     **dict.fromkeys(["human", "user", "usr", "question", "questioner", "prompter", "customer", "instruction"], "human"),
-    **dict.fromkeys(["prompt", "query", "q", "person"], "human"),
+    **dict.fromkeys(["prompt", "query", "q", "person", "input", "client", "patient", "用户", "人类", "问"], "human"),
     **dict.fromkeys(["gpt", "assistant", "chatgpt", "gpt4", "gpt-4", "gpt4v", "gpt-4v", "gpt-4o"], "gpt"),
     **dict.fromkeys(
         ["bing", "bard", "model", "bot", "chatbot", "ai", "llm", "vlm", "claude", "gemini", "llama", "agent"], "gpt"
     ),
-    **dict.fromkeys(["answer", "answerer", "response", "output", "a"], "gpt"),
-    **dict.fromkeys(["system", "sys", "developer"], "system"),
+    **dict.fromkeys(["answer", "answerer", "response", "output", "a", "machine", "doctor", "助手", "答"], "gpt"),
+    **dict.fromkeys(["system", "sys", "developer", "system_prompt", "系统"], "system"),
 }
+# How the names of models begin that some sets give as the speaker: "gpt-3.5-turbo", "qwen2-vl", "assistant_gpt4v".
+MODEL = re.compile(
+    r"(?:(?:chat)?gpt|assistant|ai|bot|chatbot|claude|gemini|gemma|llama|llava|vicuna|qwen|intern(?:vl|lm)|mistral|mixtral"
+    r"|pixtral|deepseek|phi|grok|minicpm|cogvlm|(?:chat)?glm|molmo|aria)(?![a-z])"
+)
 
 CAPTION_FIELDS = (
     *("caption", "captions", "re_caption", "recaption", "text", "sentence", "sentences", "description"),
     *("descriptions", "alt_text", "alt", "image_caption", "image_description", "long_caption", "short_caption"),
-    *("detailed_caption", "raw_caption", "image/caption", "image/text", "caption/text", "title"),
+    *("detailed_caption", "raw_caption", "image/caption", "image/text", "caption/text", "title", "txt", "comment"),
 )
 QUESTION_FIELDS = ("question", "query", "instruction", "prompt", "problem", "user", "human")
 ANSWER_FIELDS = (
@@ -70,14 +80,27 @@ ANSWER_FIELDS = (
 )
 HINT_FIELDS = ("hint", "context")
 CHOICE_FIELDS = ("choices", "options")
+HISTORY_FIELD = "history"  # the turns before a question and its answer
 ID_FIELDS = ("id", "question_id", "uid", "sample_id", "key", "__key__", "image_id", "index")
 
-# Marks of an image's place: "<image 1>", "<image-1>", "<image_1>", "<image1>".
-NUMBERED_MARK = re.compile(r"<image[ _-]?(\d{1,3})>", re.I)
+# Fields that say which image or video a row is about, where it comes without it.
+MEDIA_ID = re.compile(
+    r"(?:\w+_)?(?:(image|img|photo|picture|figure)|video|vid|youtube|yt)_?(?:id|ids|idx|key|hash|sha256)", re.I
+)
+# Marks of an image's place: "<image 1>", "<image-1>", "<image_1>", "<image1>", "<image:1>".
+NUMBERED_MARK = re.compile(r"<image[ _:#-]?(\d{1,3})>", re.I)
 # Marks that stand for an unnumbered one in some sets.
-OTHER_MARKS = re.compile(r"<\|image(?:_pad|_\d+)?\|>|<ImageHere>|<image_placeholder>|<IMAGE>")
+OTHER_MARKS = re.compile(
+    r"<\|(?:image|img)(?:[_ -]?(?:pad|token|placeholder|\d+))?\|>|<image[_ -]?(?:here|content|placeholder|token)>"
+    r"|<(?:im|image)_start>\s*<image>\s*<(?:im|image)_end>|<image>\s*</image>|<image\s*/?>|<start_of_image>",
+    re.I,
+)
+# Words that mark an image's place if there are as many of them as images, and are words otherwise.
+LOOSE_MARK = re.compile(r"\[(?:img|image|picture)[ _-]?\d{0,2}\]|\{\{?image\}\}?|<<image>>|<(?:picture|pic)>", re.I)
+OTHER_MEDIA = re.compile(r"<\|(?:(video)|audio)(?:[_ -]?(?:pad|token|placeholder|\d+))?\|>", re.I)
 IMAGE_TAG = re.compile(r"<img>\s*([^<>\n]{1,1000}?)\s*</img>")  # the path of an image, in its place
-MEDIA_MARK = re.compile(r"(?m)^\s*<(video|audio)>|<(video|audio)>\s*$")  # alone at an end of a line, as sets place it
+# Alone at an end of a line, as sets place it.
+MEDIA_MARK = re.compile(r"(?m)^\s*<(video|audio|speech|sound)>|<(video|audio|speech|sound)>\s*$")
 # An image in Markdown or HTML, and the code in which it would be none.
 IMAGE_LINK = re.compile(
     r"!\[[^\]\n]{0,1000}\]\(\s{0,9}[^\s()][^()\n]{0,4000}\)|<img\s(?:[^<>]{0,4000}\s)?src\s{0,9}=[^<>]{1,4000}>", re.I

@@ -27,6 +27,7 @@ _TEXTS = frozenset(
     [
         *(*names.CAPTION_FIELDS, *names.CONVERSATION_FIELDS, *names.QUESTION_FIELDS, *names.ANSWER_FIELDS),
         *(*names.SYSTEM_FIELDS, *names.HINT_FIELDS, *names.CHOICE_FIELDS, *names.ID_FIELDS, "input"),
+        names.HISTORY_FIELD,
     ]
 )
 
@@ -127,6 +128,8 @@ def _names_of(keys: tuple[str, ...], fields: tuple[str, ...]) -> tuple[tuple[str
     """(those of ``fields``, numbered ones, those of files) among the keys of a record, each in order of rank."""
     numbers = {name: int(found.group(1)) for name in keys if (found := names.NUMBERED_IMAGE.fullmatch(name))}
     ranked = dict.fromkeys(name for name in fields if name in keys)
+    if len(fields) > 1:  # nobody has said which
+        ranked |= dict.fromkeys(name for name in keys if names.IMAGE_FIELD.fullmatch(name))
     if "image" in keys and min(numbers.values(), default=0) > 1:  # image, image2, image3
         numbers["image"] = 1
     numbered = sorted(numbers, key=lambda name: (numbers[name], name))
@@ -169,6 +172,28 @@ def check_unread(record: Mapping[str, Any], images: bool, videos: bool = False) 
                 raise BadSample(
                     "unread_image_field", detail=f"{name}: {str(value)[:80]}; say what it is with image_key"
                 )
+
+
+def check_ids(records: Sequence[Mapping[str, Any]], talk: bool) -> None:
+    """Raises BadSample "unread_image_field" or "unread_video" if a field says which image the text is about.
+
+    Args:
+      records: a record without images and videos, and its turns.
+      talk: whether its text is a conversation; plain text may well come from a video.
+    """
+    for record in records:
+        for name, medium in _ids_of(tuple(record)):
+            if given(value := record[name]) and isinstance(value, str | int) and (talk or medium == "image"):
+                advice = "is not here: name it in a field of its own, or leave this one out"
+                reason = "unread_image_field" if medium == "image" else "unread_video"
+                raise BadSample(reason, detail=f"{name}: {str(value)[:80]}; the {medium} {advice}")
+
+
+@functools.lru_cache(maxsize=256)
+def _ids_of(keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(name, "image" or "video") of the fields that say which one a record is about."""
+    found = [(name, names.MEDIA_ID.fullmatch(name)) for name in keys]
+    return tuple((name, "image" if match.group(1) else "video") for name, match in found if match)
 
 
 def _inner(value: Any, depth: int = 4) -> Iterator[str | bytes]:

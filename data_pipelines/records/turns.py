@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import itertools
 import json
 import re
@@ -25,13 +27,7 @@ def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...],
 
     Raises BadSample "bad_conversation", "nothing_to_train", "unread_video", "unread_audio", "bad_image_field".
     """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise BadSample("bad_conversation", detail=f"neither a list of turns nor JSON of one ({error})") from None
-    if isinstance(value, dict):
-        value = [value]
+    value = _listed(value)
     if not isinstance(value, list | tuple) or not value:
         raise BadSample("bad_conversation", detail="conversations must be a list with at least one turn")
     places: list[Place] = []
@@ -45,6 +41,41 @@ def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...],
     return tuple(turns), places
 
 
+def _listed(value: Any) -> Any:
+    """The list of turns in a field: also one that was written as text, by columns, as the only item of a list."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            if (value := _literal(value)) is None:
+                reason = f"neither a list of turns nor JSON of one ({error})"
+                raise BadSample("bad_conversation", detail=reason) from None
+    if isinstance(value, dict):
+        columns = bool(value) and all(isinstance(column, list | tuple) for column in value.values())
+        return [dict(zip(value, row)) for row in zip(*value.values())] if columns else [value]
+    if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], list | tuple):
+        return value[0] if value[0] and all(isinstance(turn, dict) for turn in value[0]) else value
+    return value
+
+
+def _literal(text: str) -> Any:
+    """What Python or NumPy wrote as text; None if it is no list or dict."""
+    try:
+        found = ast.literal_eval(re.sub(r"\}\s+\{", "}, {", text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return found if isinstance(found, list | dict) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def speaker_of(role: str) -> str | None:
+    """ "human", "gpt" or "system" for any public spelling of a speaker; None for others."""
+    name = role.strip("<>|:[]# \n").lower()
+    if name not in names.ROLES:
+        name = re.sub(r"[\s_-]*\d+$", "", name)  # user1, Bot 2
+    return names.ROLES.get(name) or ("gpt" if names.MODEL.match(name) else None)
+
+
 def _turns_of(item: Any, places: list[Place]) -> list[Turn]:
     """One turn, or the two of a question with its answer."""
     if type(item) is dict and len(item) == 2:  # as most are: without looking at all spellings
@@ -55,10 +86,14 @@ def _turns_of(item: Any, places: list[Place]) -> list[Turn]:
         return [("human", item[0]), ("gpt", item[1])]
     if not isinstance(item, dict):
         raise BadSample("bad_conversation", detail=f"turn is a {type(item).__name__}")
+    if not all(map(str.islower, item)):
+        item = {name.lower(): value for name, value in item.items()} | item
     role = next((item[name] for name in names.ROLE_FIELDS if given(item.get(name))), None)
     if role is None and (pair := _pair(item)):
         return [(speaker, _content(text, places)) for speaker, text in pair]
-    speaker = names.ROLES.get(role.strip("<>|: ").lower()) if isinstance(role, str) else None
+    if role is None:
+        raise BadSample("bad_conversation", detail=f"a turn without a speaker; its keys: {', '.join(item)}"[:300])
+    speaker = speaker_of(role) if isinstance(role, str) else None
     if speaker is None:
         raise BadSample("bad_conversation", detail=f"unknown speaker {str(role)[:40]!r}")
     filled = (item[name] for name in names.TEXT_FIELDS if item.get(name) is not None)
@@ -100,8 +135,8 @@ def _tagged(speaker: str, text: str, places: list[Place]) -> str:
 
 def _pair(item: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The question and the answer in one object, such as {"user": ..., "assistant": ...}; [] if they are not there."""
-    question = next((item[name] for name in names.QUESTION_FIELDS if isinstance(item.get(name), str)), None)
-    answer = next((item[name] for name in names.ANSWER_FIELDS if isinstance(item.get(name), str)), None)
+    question = next((item[name] for name in (*names.QUESTION_FIELDS, "q") if isinstance(item.get(name), str)), None)
+    answer = next((item[name] for name in (*names.ANSWER_FIELDS, "a") if isinstance(item.get(name), str)), None)
     return [] if question is None or answer is None else [("human", question), ("gpt", answer)]
 
 
@@ -155,8 +190,19 @@ def _part(part: Mapping[str, Any], places: list[Place]) -> tuple[str, bool]:
 def neutral(text: str) -> str:
     """``text`` without what steers the model, and with every mark of an image but numbered ones as ``<image>``."""
     if "<" in text:
+        text = names.OTHER_MEDIA.sub(lambda found: VIDEO if found.group(1) else "<audio>", text)
         text = names.CONTROL.sub(" ", names.OTHER_MARKS.sub(IMAGE, text))
     return text
+
+
+def loose_marks(turns: Sequence[Turn], count: int) -> Sequence[Turn]:
+    """The turns with ``<image>`` for words such as "[IMG]", if these are ``count`` and there are no other marks."""
+    if not count or sum(text.count(IMAGE) + len(names.NUMBERED_MARK.findall(text)) for _, text in turns):
+        return turns
+    found = sum(len(names.LOOSE_MARK.findall(text)) for speaker, text in turns if speaker == "human")
+    if found != count:
+        return turns
+    return [(who, names.LOOSE_MARK.sub(IMAGE, text) if who == "human" else text) for who, text in turns]
 
 
 def check_answered(turns: Sequence[Turn]) -> None:

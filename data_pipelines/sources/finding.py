@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.io import paths
+from data_pipelines.io import blobs, paths
+from data_pipelines.sources.containers.members import is_image, medium_of, split_key
 from data_pipelines.sources.conversion.converted import plain_name, suffix_of
+from data_pipelines.sources.conversion.json_shapes import is_set
+from data_pipelines.sources.conversion.tables import holds_records
 from data_pipelines.sources.formats.files import folders_of_samples
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indices.shard import Shard
@@ -29,7 +32,13 @@ _SHARDS = frozenset(
         ".tfrecords",
     ]
 )
-_METADATA = ("metadata.jsonl", "metadata.csv")  # which hold the texts of the images beside and below them
+_MOST_LOOKED_AT = 100  # JSON and CSV files of a folder that may hold the records of a set
+_LOOKED_AT = 1 << 26  # bytes of each
+_METADATA = (
+    "metadata.jsonl",
+    "metadata.csv",
+    "metadata.parquet",
+)  # which hold the texts of the images beside and below them
 
 
 def make_shard(kind: str, path: str, **options: Any) -> Shard:
@@ -67,8 +76,20 @@ def shards_of(patterns: Iterable[str], kind: str | None, options: Mapping[str, A
                 if len(found) == 1:
                     raise
     if not shards:
-        raise DataError(f"{', '.join(map(str, patterns))}: no shards found; say what it is with --kind")
+        raise DataError(f"{', '.join(map(str, patterns))}: no shards found{_instead(patterns)}")
     return list(shards)
+
+
+def _instead(patterns: Iterable[str]) -> str:
+    """What there is instead in the first folder that holds anything, and what to do."""
+    advice = "; say what it is with --kind"
+    for path in (path for pattern in patterns for path in paths.expand(pattern) if paths.is_dir(path)):
+        for folder in paths.walk(path):
+            if found := [paths.join(folder, name) for name, _, _ in paths.list_dir(folder)]:
+                return (
+                    f": {len(found)} files such as {found[0]}; name files themselves, or say what they are with --kind"
+                )
+    return advice
 
 
 def _shards_in(path: str) -> list[tuple[str, str]]:
@@ -80,13 +101,27 @@ def _shards_in(path: str) -> list[tuple[str, str]]:
     files = [paths.join(folder, name) for folder in folders for name, _, _ in paths.list_dir(folder)]
     # img2dataset puts a table of metadata beside each shard: 00000.parquet beside 00000.tar or the folder 00000.
     stems = {file.removesuffix(".tar") for file in files if file.endswith(".tar")} | set(folders)
-    shards = [
-        (f, kind_of(f)) for f in files if suffix_of(plain_name(f)) in _SHARDS or paths.basename(f) == _METADATA[1]
-    ]
+    shards = [(f, kind_of(f)) for f in files if suffix_of(plain_name(f)) in _SHARDS]
+    shards += [(f, "jsonl") for folder in folders for f in _record_files(folder)]
     shards += [(f, "parquet") for f in files if f.endswith(".parquet") and f.removesuffix(".parquet") not in stems]
     described = tuple(f"{paths.parent(f)}/" for f in files if paths.basename(f) in _METADATA)
     loose = [folder for folder in folders_of_samples(folders) if not f"{folder}/".startswith(described)]
     return sorted([*shards, *((folder, "files") for folder in loose)])
+
+
+def _record_files(folder: str) -> Iterator[str]:
+    """The JSON and CSV files of a folder that hold records, not those that belong to an image beside them."""
+    names = [name for name, _, _ in paths.list_dir(folder)]
+    keys = {split_key(name)[0] for name in names if is_image(name) or medium_of(name)}
+    found = [name for name in names if suffix_of(plain_name(name)) in (".json", ".csv")]
+    for name in [name for name in found if split_key(name)[0] not in keys][:_MOST_LOOKED_AT]:
+        path = paths.join(folder, name)
+        if plain_name(name) != name:  # compressed
+            yield path
+            continue
+        start = blobs.Blob(path).read(0, _LOOKED_AT)
+        if is_set(start) if name.lower().endswith(".json") else holds_records(path, start):
+            yield path
 
 
 def shard_names(shards: Sequence[str]) -> list[str]:

@@ -66,6 +66,8 @@ def _scanned(shard: Shard, stamp: str) -> ShardIndex:
     form, builder = FORMATS[shard.kind], IndexBuilder()
     contents = form.contents(shard)
     form.scan(shard, builder)
+    if not len(builder) and not builder.problems:
+        builder.problems.append("empty: there is no sample in it")
     return builder.build({"kind": shard.kind, "stamp": stamp, "contents": contents})
 
 

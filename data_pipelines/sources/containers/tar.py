@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from data_pipelines.io.blobs import ScanView
@@ -67,16 +67,25 @@ def members(view: ScanView, problems: list[str]) -> Iterator[Member]:
     places = {posixpath.normpath(member.name): member for member in regular} if links else {}
     targets = {posixpath.normpath(name): target for name, target in links}
     for name, target in links:
-        end = target
-        for _ in range(_MOST_LINKS):
-            if end in places or end not in targets:
-                break
-            end = targets[end]
+        end = _followed(target, targets)
         if end in places:
             yield places[end]._replace(name=name, link=end)
-        else:
+        elif end is None:
+            problems.append(f"link {name} -> {target}: a circle of links")
+        elif not any(place.startswith(f"{end}/") for place in places):  # a linked folder is no member
             outside = end.startswith(("/", ".."))
             problems.append(f"link {name} -> {end}: {'leads outside' if outside else 'no such member of'} the archive")
+
+
+def _followed(path: str, targets: Mapping[str, str]) -> str | None:
+    """Where a path leads if it, or folders in it, are links to ``targets``; None if it leads in a circle."""
+    for _ in range(_MOST_LINKS):
+        parts = path.split("/")
+        linked = next((n for n in range(len(parts), 0, -1) if "/".join(parts[:n]) in targets), 0)
+        if not linked:
+            return path
+        path = posixpath.normpath("/".join([targets["/".join(parts[:linked])], *parts[linked:]]))
+    return None
 
 
 def _entries(view: ScanView, problems: list[str]) -> Iterator[tuple[Member, str | None]]:

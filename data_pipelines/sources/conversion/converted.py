@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import lzma
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +18,38 @@ from data_pipelines.sources.conversion import json_shapes, tables
 from data_pipelines.sources.conversion.mds import mds_to_parquet
 from data_pipelines.sources.conversion.tfrecord import tfrecord_to_parquet
 
-_VERSION = "1"  # of what conversions write
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
-_SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".tgz": "gzip"}
+_VERSION = "2"  # of what conversions write
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+_SUFFIXES = {
+    ".gz": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bz2",
+    ".xz": "xz",
+    ".lz4": "lz4",
+    ".tgz": "gzip",
+    ".txz": "xz",
+}
+# How files begin that are no shard under whatever name.
+_FOREIGN = {
+    b"PK\3\4": "a zip archive: unpack it",
+    b"7z\xbc\xaf": "a 7-Zip archive: unpack it",
+    b"Rar!": "a RAR archive: unpack it",
+    b"\x89HDF": "an HDF5 file, which is not read",
+    b"SQLite format 3": "an SQLite database, which is not read",
+    b"version https://git-lfs": "a pointer of Git LFS instead of the file: run 'git lfs pull'",
+    b"<!DOCTYPE": "a page of the web: the download failed",
+    b"<!doctype": "a page of the web: the download failed",
+    b"<html": "a page of the web: the download failed",
+    b"<?xml": "an XML file, perhaps the answer of a store: the download failed",
+}
+_LONGEST_MAGIC = max(map(len, (*_MAGIC, *_FOREIGN)))
 _CHUNK = 1 << 22
 _TO_PARQUET: dict[str, Callable[[str, BinaryIO], None]] = {
     ".arrow": tables.arrow_to_parquet,
@@ -35,7 +65,7 @@ def plain_name(path: str) -> str:
     """The name of a file without the suffix of its compression: "a.jsonl" of "a.jsonl.gz", "a.tar" of "a.tgz"."""
     name = paths.basename(path)
     suffix = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
-    return name[: len(name) - len(suffix)] + (".tar" if suffix == ".tgz" else "")
+    return name[: len(name) - len(suffix)] + (".tar" if suffix in (".tgz", ".txz") else "")
 
 
 def suffix_of(name: str) -> str:
@@ -66,7 +96,9 @@ def _compression(path: str) -> str | None:
     """What a file is compressed with: a local one by its first bytes, a remote one by its name."""
     if paths.is_remote(path):
         return next((codec for suffix, codec in _SUFFIXES.items() if path.lower().endswith(suffix)), None)
-    start = blobs.Blob(path).read(0, 4)
+    start = blobs.Blob(path).read(0, _LONGEST_MAGIC)
+    if what := next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), ""):
+        raise DataError(f"{path}: {what}")
     return next((codec for magic, codec in _MAGIC.items() if start.startswith(magic)), None)
 
 
@@ -88,15 +120,22 @@ def _write(place: Path, write: Callable[[BinaryIO], None]) -> None:
         write(out)
 
 
+def _plain(file: blobs.PatientFile, codec: str) -> Any:
+    """A file object of what a file holds without its compression."""
+    import pyarrow as pa
+
+    return lzma.LZMAFile(file) if codec == "xz" else pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)
+
+
 def _unpack(path: str, codec: str, out: BinaryIO) -> None:
     import pyarrow as pa
 
     with blobs.open_file(path) as file:
         try:
-            with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec) as stream:
+            with _plain(file, codec) as stream:
                 while chunk := stream.read(_CHUNK):
                     out.write(chunk)
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, lzma.LZMAError, OSError, EOFError) as error:
             raise DataError(f"{path}: not a whole {codec} file ({' '.join(str(error).split())})") from None
 
 

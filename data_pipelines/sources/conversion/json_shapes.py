@@ -1,8 +1,12 @@
-"""JSON files that are neither lines nor a list: wrapped lists, COCO, one object, objects in a row, UTF-16."""
+"""JSON files that are neither lines nor a list: wrapped lists, COCO, tables by column, one object, objects in a row.
+
+They may be in UTF-16 or UTF-32, with a byte order mark or without.
+"""
 
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -10,16 +14,29 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.io import blobs
-from data_pipelines.records.names import CAPTION_FIELDS, CONVERSATION_FIELDS, FILE_FIELDS, IMAGE_FIELDS
+from data_pipelines.records.names import (
+    CAPTION_FIELDS,
+    CONVERSATION_FIELDS,
+    FILE_FIELDS,
+    IMAGE_FIELDS,
+    IMAGE_NAME,
+    QUESTION_FIELDS,
+    ROLE_FIELDS,
+)
 
 _HEAD = 1 << 18  # bytes looked at to see whether a file holds lines
 _LARGEST = 1 << 32  # bytes of a file that is parsed as a whole
-_WRAPPERS = ("data", "samples", "annotations", "records", "rows", "items", "examples", "instances", "dataset", "train")
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WRAPPERS = (
+    *("data", "samples", "annotations", "records", "rows", "items", "examples", "instances", "dataset", "questions"),
+    *("train", "training", "validation", "val", "test"),
+)
+KNOWN = frozenset((*CONVERSATION_FIELDS, *CAPTION_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS, *FILE_FIELDS))
+_KEYED = re.compile(r'\{\s*"([^"]{1,1000})"\s*:\s*[{"\[]')  # an object of records, or of captions by image
 _WRAPPED = re.compile(
     r'\{\s*(?:"[^"]{0,100}"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[-\w.]+|\{[^{}]*\})\s*,\s*)*"([^"]{1,100})"\s*:\s*\[\s*\{'
 )
 _SPACES = re.compile(r"\s*")
+_BETWEEN = re.compile(r"[\s,]*")
 
 
 def line_of(record: Any) -> bytes:
@@ -34,7 +51,7 @@ def records_of(path: str) -> Iterator[Any] | None:
     """
     blob = blobs.blob(path)
     head = blob.read(0, _HEAD)
-    if not head.startswith(_UTF16):
+    if json.detect_encoding(head) in ("utf-8", "utf-8-sig"):
         head = head.removeprefix(codecs.BOM_UTF8).lstrip()
         if head[:1] != b"{" or _holds_lines(head, blob.size):
             return None
@@ -45,29 +62,62 @@ def records_of(path: str) -> Iterator[Any] | None:
     return _parsed(path, blob.read(0, blob.size))
 
 
+def is_set(data: bytes) -> bool:
+    """Whether a JSON file holds many records, or captions by image; not one record or conversation.
+
+    ``data``: the file, or the beginning of a longer one.
+    """
+    if json.detect_encoding(data) not in ("utf-8", "utf-8-sig"):
+        return True
+    text = data.decode("utf-8-sig", "replace").lstrip()
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text[text[:1] == "[" :].lstrip())
+    except (ValueError, RecursionError):
+        return False
+    if text[:1] == "[":
+        return isinstance(value, dict) and not any(name in ROLE_FIELDS for name in map(str.lower, value))
+    return isinstance(value, dict) and _of_one_object(value) is not None
+
+
 def _holds_lines(head: bytes, size: int) -> bool:
     """Whether a file that begins with an object holds one in each line."""
-    first, newline, _ = head.partition(b"\n")
+    line, newline, others = head.partition(b"\n")
+    text = line.decode("utf-8", "replace").rstrip()
     try:
-        value = json.loads(first)
+        value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError) as error:
         if not newline:  # a line longer than the head
-            found = _WRAPPED.match(first[:65536].decode("utf-8", "replace"))
-            return found is None or found.group(1) not in (*_WRAPPERS, "images", "info", "licenses")
-        ended = (
-            isinstance(error, json.JSONDecodeError) and error.pos >= len(first.decode("utf-8", "replace").rstrip()) - 1
-        )
-        return not ended  # an object that goes on in the next line is no line
-    return not isinstance(value, dict) or _wrapped(value) is None
+            found, keyed = _WRAPPED.match(text[:65536]), _KEYED.match(text[:65536])
+            known = found is not None and found.group(1) in (*_WRAPPERS, "images", "info", "licenses")
+            return not known and (keyed is None or keyed.group(1).lower() in KNOWN)
+        # An object that goes on in the next line is no line.
+        return not (isinstance(error, json.JSONDecodeError) and error.pos >= len(text) - 1)
+    if text[end:].strip()[:1] in ("{", ","):  # several objects in a line, or objects in a list without brackets
+        return False
+    alone = not others.strip() and len(head) >= size - len(codecs.BOM_UTF8)
+    return (_of_one_object(value) if alone else _wrapped(value)) is None
 
 
 def _parsed(path: str, data: bytes) -> Iterator[Any]:
     """All objects in the data, those that wrap others replaced by them."""
+    encoding = json.detect_encoding(data)
     try:
-        text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: neither UTF-8 nor UTF-16 ({error.reason} at byte {error.start})") from None
+        what = f"not {encoding.upper()} ({error.reason} at byte {error.start})"
+        raise DataError(f"{path}:{line}: {what}; write the file as UTF-8") from None
+    objects = _objects(path, text)
+    first, second = next(objects, None), next(objects, None)
+    if second is None and isinstance(first, dict):
+        found = _of_one_object(first)
+        return iter([first] if found is None else found)
+    values = itertools.chain([] if first is None else [first], [] if second is None else [second], objects)
+    return (record for value in values for record in _unwrapped(value))
+
+
+def _objects(path: str, text: str) -> Iterator[Any]:
+    """The values in a text, one after another. Raises DataError."""
     decoder, position = json.JSONDecoder(), _SPACES.match(text).end()
     while position < len(text):
         try:
@@ -76,9 +126,47 @@ def _parsed(path: str, data: bytes) -> Iterator[Any]:
             at = getattr(error, "pos", position)
             why = getattr(error, "msg", "nested too deeply")
             raise DataError(f"{path}:{text.count(chr(10), 0, at) + 1}: broken JSON ({why})") from None
-        wrapped = _wrapped(value) if isinstance(value, dict) else value if isinstance(value, list) else None
-        yield from [value] if wrapped is None else wrapped
-        position = re.compile(r"[\s,]*").match(text, position).end()
+        yield value
+        position = _BETWEEN.match(text, position).end()
+
+
+def _unwrapped(value: Any) -> list[Any]:
+    wrapped = _wrapped(value) if isinstance(value, dict) else value if isinstance(value, list) else None
+    return [value] if wrapped is None else wrapped
+
+
+def _of_one_object(value: Mapping[str, Any]) -> list[Any] | None:
+    """The records in the only object of a file; None if it is one itself.
+
+    Lists wrapped in one or two objects, tables by column (those of pandas too), records by id, captions by image.
+    """
+    if (wrapped := _wrapped(value)) is not None:
+        return wrapped
+    for name in _WRAPPERS:
+        if isinstance(inner := value.get(name), dict):
+            lists = [found for each in _WRAPPERS if _are(dict, found := inner.get(each))]
+            return [record for found in lists for record in found] if lists else _of_one_object(inner)
+    if _are(str, columns := value.get("columns")) and _are(list, rows := value.get("data")):
+        return [dict(zip(columns, row)) for row in rows]  # pandas' orient="split"
+    parts = list(value.values())
+    known = not KNOWN.isdisjoint(name.lower() for name in value)
+    if known and _are(list, parts) and len({len(part) for part in parts}) == 1 < len(parts[0]):
+        scalars = not any(isinstance(item, dict | list) for part in parts for item in part)
+        return [dict(zip(value, row)) for row in zip(*parts)] if scalars else None
+    if _are(dict, parts):
+        if known and len({tuple(part) for part in parts}) == 1:  # pandas' default: {COLUMN: {ROW: CELL}}
+            return [{name: part[row] for name, part in value.items()} for row in parts[0]]
+        records = all(not KNOWN.isdisjoint(name.lower() for name in part) for part in parts)
+        return [{"id": key, **part} for key, part in value.items()] if records else None
+    captions = all(isinstance(part, str) or _are(str, part) for part in parts)
+    if parts and captions and all(IMAGE_NAME.search(name) for name in value):
+        return [{"image": name, "caption": part} for name, part in value.items()]
+    return None
+
+
+def _are(kind: type, items: Any) -> bool:
+    """Whether this is a list of such things, and not empty."""
+    return isinstance(items, list) and bool(items) and all(isinstance(item, kind) for item in items)
 
 
 def _wrapped(value: Mapping[str, Any]) -> list[Any] | None:

@@ -6,15 +6,18 @@ import csv
 import io
 import json
 import re
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from data_pipelines.errors import DataError, StorageError
 from data_pipelines.io import blobs
+from data_pipelines.records import names
 from data_pipelines.sources.conversion import json_shapes
 
 _MOST_CELL = 1 << 28  # bytes
 _INDEX = 64  # characters: an "image" no longer than this is the index of another row that holds the image
 _ROW_GROUP = 256
+_HEAD = 1 << 16  # bytes in which the header stands
+_DELIMITERS = (",", "\t", ";", "|")
 
 
 class _Raw(io.RawIOBase):
@@ -32,14 +35,32 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
+class _Header(NamedTuple):
+    """The columns of a table, and how its lines are read; ``before``: blank lines and Excel's "sep=;" before these."""
+
+    columns: list[str]
+    delimiter: str
+    encoding: str
+    before: int
+
+
 def csv_lines(path: str, out: BinaryIO) -> None:
-    """Writes the rows of a CSV or TSV file as lines of JSON, empty cells left out. Raises DataError."""
+    """Writes the rows of a CSV or TSV file as lines of JSON, empty cells left out.
+
+    Delimiters are commas, tabs, semicolons or bars, whichever divides the header most; its names come without spaces
+    around them. Raises DataError that names the file, the line and what is wrong.
+    """
     csv.field_size_limit(_MOST_CELL)
     with blobs.open_file(path) as file:
-        text = io.TextIOWrapper(io.BufferedReader(_Raw(file), 1 << 20), "utf-8-sig", newline="")
-        rows = csv.DictReader(text, delimiter="\t" if path.lower().endswith(".tsv") else ",")
+        header = _header(path, file.read(_HEAD))
+        file.seek(0)
+        text = io.TextIOWrapper(io.BufferedReader(_Raw(file), 1 << 20), header.encoding, newline="")
+        for _ in range(header.before):
+            text.readline()
+        rows = csv.DictReader(text, header.columns or None, delimiter=header.delimiter, skipinitialspace=True)
         held: dict[str, str] = {}
         try:
+            next(rows, None)  # the header itself
             for row in rows:
                 record = {name: cell for name, cell in row.items() if name and cell not in (None, "")}
                 image = record.get("image", "")
@@ -48,8 +69,50 @@ def csv_lines(path: str, out: BinaryIO) -> None:
                 elif image in held:
                     record["image"] = held[image]
                 out.write(json_shapes.line_of({name: _cell(cell) for name, cell in record.items()}))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}:{rows.line_num + 1}: not a whole CSV file ({error})") from None
+        except csv.Error as error:
+            raise DataError(f"{path}:{rows.line_num + header.before}: not a whole CSV file ({error})") from None
+        except UnicodeDecodeError as error:
+            encoding, what = header.encoding.removesuffix("-sig").upper(), error.object[error.start : error.end]
+            where = f"{path}:{_first_not(path, header.encoding)}"
+            raise DataError(f"{where}: not {encoding} ({error.reason}: {what!r}); write the file as UTF-8") from None
+
+
+def _header(path: str, head: bytes) -> _Header:
+    """How a file begins. Raises DataError if its first line names an image, not columns."""
+    encoding = json.detect_encoding(head)
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
+    lines = head.decode(encoding, "replace").splitlines() or [""]
+    before = next((n for n, line in enumerate(lines) if not re.fullmatch(r"(?:sep=.)?\s*", line)), 0)
+    order = sorted(_DELIMITERS, key=lambda each: each != ("\t" if path.lower().endswith(".tsv") else ","))
+    found = [next(csv.reader([lines[before]], delimiter=each, skipinitialspace=True), []) for each in order]
+    columns = max(found, key=len)
+    columns, delimiter = [name.strip() for name in columns], order[found.index(columns)]
+    if any(names.IMAGE_NAME.search(name) for name in columns):
+        example = delimiter.join(["image", "caption"])
+        raise DataError(f"{path}:{before + 1}: names an image, not the columns: put a line such as {example!r} first")
+    return _Header(columns, delimiter, encoding, before)
+
+
+def holds_records(path: str, head: bytes) -> bool:
+    """Whether the columns of a table have names that records have; ``head``: how it begins."""
+    try:
+        columns = _header(path, head[:_HEAD]).columns
+    except DataError:
+        return True  # whoever reads it says what is wrong
+    return not json_shapes.KNOWN.isdisjoint(map(str.lower, columns))
+
+
+def _first_not(path: str, encoding: str) -> int:
+    """The number of the first line that cannot be decoded."""
+    lines = blobs.read_bytes(path).split(b"\n")
+    if encoding != "utf-8-sig":
+        return 1
+    for number, line in enumerate(lines, 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
+    return len(lines)
 
 
 def _cell(cell: str) -> Any:

@@ -16,7 +16,8 @@ from data_pipelines.records.layouts import parse
 from data_pipelines.records.raw_sample import RawSample
 from data_pipelines.records.video.frames import VideoFile, VideoHeader, read_header
 from data_pipelines.sources.containers.img2dataset import stats_problems
-from data_pipelines.sources.containers.members import Group, group_members, is_image, medium_of
+from data_pipelines.sources.containers.members import IGNORED, Group, group_members, is_image, medium_of
+from data_pipelines.sources.conversion.json_shapes import is_set
 from data_pipelines.sources.formats.asking import ask
 from data_pipelines.sources.formats.format import FileFormat, folder_stamp, reading_of
 from data_pipelines.sources.formats.tar import TarOptions, draft_of, frames_in
@@ -40,8 +41,7 @@ class FilesFormat(FileFormat):
         for path in folders:
             if not paths.is_dir(path):
                 raise DataError(f"{path}: not a folder, as kind 'files' needs")
-            shards = [folder for folder in paths.walk(path) if _holds(folder, lambda n: _is_image(n) or medium_of(n))]
-            if not shards:
+            if not (shards := folders_of_samples(paths.walk(path))):
                 raise DataError(f"{path}: no images in it")
             yield from super().find(shards, options)
 
@@ -54,7 +54,11 @@ class FilesFormat(FileFormat):
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         view = _FolderView(shard.path)
         found = group_members(view.members(), shard.options.choice, builder.problems)
-        groups = [part for group in found for part in _split_images(group, view)]
+        sets = [group for group in found if _is_set(group, view)]
+        if sets:
+            problem = f"{len(sets)} files of records, such as {view.name(sets[0].json[0])}: read them as kind 'jsonl'"
+            builder.problems.append(IGNORED + problem)
+        groups = [part for group in found if group not in sets for part in _split_images(group, view)]
         for group in groups:
             builder.add(draft_of(group, view, shard.options, view.video_header, view.name))
         builder.problems.extend(stats_problems(shard.path, len(groups)))
@@ -74,8 +78,8 @@ class FilesFormat(FileFormat):
 
 
 def folders_of_samples(folders: Sequence[str]) -> list[str]:
-    """Those of the folders that hold images."""
-    return [folder for folder in folders if _holds(folder, _is_image)]
+    """Those of the folders that hold images, videos or sounds."""
+    return [folder for folder in folders if _holds(folder, _is_medium)]
 
 
 def _holds(folder: str, wanted: Callable[[str], object]) -> bool:
@@ -83,8 +87,8 @@ def _holds(folder: str, wanted: Callable[[str], object]) -> bool:
     return any(wanted(name) for name, _, _ in paths.list_dir(folder))
 
 
-def _is_image(name: str) -> bool:
-    return _is_member(name) and is_image(name)
+def _is_medium(name: str) -> bool:
+    return _is_member(name) and bool(is_image(name) or medium_of(name))
 
 
 def _is_member(name: str) -> bool:
@@ -117,6 +121,12 @@ class _FolderView(blobs.ScanView):
     def name(self, offset: int) -> str:
         """Of the file that begins at ``offset``."""
         return self.entries[offset >> 40][0]
+
+
+def _is_set(group: Group, view: _FolderView) -> bool:
+    """Whether a sample is a JSON file of many records, which lies beside images."""
+    lone = group.json and not (group.images or group.videos or group.caption or group.problem)
+    return bool(lone) and is_set(view.read(*group.json))
 
 
 def _split_images(group: Group, view: _FolderView) -> list[Group]:

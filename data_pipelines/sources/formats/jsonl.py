@@ -179,6 +179,8 @@ def _draft(shard: Shard, questions: Questions, number: int, offset: int, length:
         draft.id = record_id(value)
         draft.record = from_record(value, reading_of(shard.options, draft.key))
         draft.images, contents = new_images(shard, draft.record.image_refs, questions)
+        if not draft.images and draft.record.caption is not None:
+            raise BadSample("no_image", detail=f"a caption, and no image in: {', '.join(value)}"[:300])
         draft.record = with_frames(draft.record, [image.frame for image in draft.images])
         if shard.options.hash_images and contents:
             draft.image_hash = hash64(b"".join(contents))

@@ -36,6 +36,7 @@ _TEXT_FIELDS = frozenset(
     [
         *(*names.CONVERSATION_FIELDS, *names.SYSTEM_FIELDS, *names.CAPTION_FIELDS, *names.QUESTION_FIELDS),
         *(*names.ANSWER_FIELDS, *names.HINT_FIELDS, *names.CHOICE_FIELDS, "input", *"abcdefghij"),
+        names.HISTORY_FIELD,
     ]
 )
 _ORIGINS = ("url", "key", "sha256", "exif", "status", "error_message")  # img2dataset's: they say where images are from
@@ -134,7 +135,7 @@ class ParquetFormat(FileFormat):
         except BadSample:  # a joined caption replaces the text
             if text:
                 raise
-            record = RawSample(image_refs=tuple(_refs(value, layout)))
+            record = RawSample(image_refs=tuple(_refs(shard, value, layout)))
         found = indexed_images(shard, record.image_refs, entry)
         return dataclasses.replace(record if text else RawSample(), images=found)
 
@@ -154,6 +155,8 @@ def _is_id(field: pa.Field) -> bool:
 
 def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
     """Raises DataError that names the file if there is nothing to read or a named column is missing."""
+    import pyarrow as pa
+
     options = shard.options
     for key in (options.image_key, options.caption_key):
         if key and key not in schema.names:
@@ -163,13 +166,17 @@ def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
         images = (options.image_key,)
     else:
         numbered = [name for name in sorted(lowered) if names.NUMBERED_IMAGE.fullmatch(name)]
-        wanted = (*_IMAGE_FIELDS, *numbered, *names.FILE_FIELDS)
-        images = tuple(lowered[name] for name in wanted if name in lowered) or _held(shard, schema)
+        spelled = [name for name in lowered if names.IMAGE_FIELD.fullmatch(name)]
+        named = [lowered[n] for n in dict.fromkeys([*_IMAGE_FIELDS, *spelled, *numbered]) if n in lowered]
+        files = [lowered[name] for name in names.FILE_FIELDS if name in lowered]
+        # A column of nulls only, whose type is null, must not stop the search.
+        filled = [name for name in named if not pa.types.is_null(schema.field(name).type)]
+        images = (*(filled or _held(shard, schema) or named), *files)
     texts = [name for name in schema.names if name.lower() in _TEXT_FIELDS]
     videos = tuple(n for n in schema.names if names.VIDEO_FIELD.fullmatch(n.lower()) or n.lower() in CLIP_FIELDS)
     seen = tuple(name for name in schema.names if names.AUDIO_FIELD.fullmatch(name.lower()))
     used = {*images, *texts, *videos, *(_ORIGINS if images else ())}
-    others = tuple(field.name for field in schema if field.name not in used and _may_name_media(field.type, not images))
+    others = tuple(field.name for field in schema if field.name not in used and _may_show_media(field))
     layout = _Layout(images, (options.caption_key,) if options.caption_key else tuple(texts), videos, (*seen, *others))
     seen += videos
     talks = {name.lower() for name in layout.texts} & {"text", *names.CONVERSATION_FIELDS, *names.QUESTION_FIELDS}
@@ -180,16 +187,20 @@ def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
     return layout
 
 
-def _may_name_media(kind: pa.DataType, held: bool) -> bool:
-    """Whether a column of this type may hold paths, or (``held``) images themselves."""
+def _may_show_media(field: pa.Field) -> bool:
+    """Whether a column may hold paths of media, media themselves, or say which one a row is about."""
+    return bool(names.MEDIA_ID.fullmatch(field.name)) or _may_hold_media(field.type)
+
+
+def _may_hold_media(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _may_name_media(kind.value_type, held)
+        return _may_hold_media(kind.value_type)
     if pa.types.is_struct(kind):
-        return any(_may_name_media(child.type, held) for child in kind)
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or (held and is_bytes)
+        return any(_may_hold_media(child.type) for child in kind)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return is_text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _held(shard: Shard, schema: pa.Schema) -> tuple[str, ...]:
@@ -211,9 +222,16 @@ def _held(shard: Shard, schema: pa.Schema) -> tuple[str, ...]:
     return found
 
 
+def _image_fields(shard: Shard, layout: _Layout) -> tuple[str, ...]:
+    """The names of the columns that hold images, whatever their value looks like, in lower case."""
+    if shard.options.image_key:
+        return (shard.options.image_key.lower(),)
+    own = tuple(name for name in map(str.lower, layout.images) if name not in names.FILE_FIELDS)
+    return own if len(own) == 1 else _IMAGE_FIELDS
+
+
 def _reading(shard: Shard, layout: _Layout, key: str) -> Reading:
-    fields = layout.images if len(layout.images) == 1 else _IMAGE_FIELDS
-    return dataclasses.replace(reading_of(shard.options, key), image_fields=tuple(name.lower() for name in fields))
+    return dataclasses.replace(reading_of(shard.options, key), image_fields=_image_fields(shard, layout))
 
 
 def _draft(
@@ -234,10 +252,12 @@ def _draft(
     if (draft.reason or "").startswith("unread_"):
         return draft, False
     with draft.judged():
-        refs = draft.record.image_refs if draft.record is not None else _refs(value, layout)
+        refs = draft.record.image_refs if draft.record is not None else _refs(shard, value, layout)
         no_text = draft.reason in ("no_caption", "caption_not_utf8")
         if layout.images and not refs and (no_text or (draft.record and draft.record.caption is not None)):
-            raise BadSample(value.get("status") if value.get("status") in _FAILURES else "no_image")
+            failed = value.get("status") in _FAILURES
+            detail = value.get("error_message") if failed else f"nothing in: {', '.join(layout.images)}"
+            raise BadSample(value["status"] if failed else "no_image", detail=str(detail or "")[:300])
         draft.images, data = new_images(shard, refs, questions, row)
         draft.record = draft.record and with_frames(draft.record, [image.frame for image in draft.images])
         if data and isinstance(value.get("sha256"), str):
@@ -253,8 +273,7 @@ def _row(value: Mapping[str, Any], layout: _Layout) -> dict[str, Any]:
     return {name: cell for name, cell in value.items() if name in kept}
 
 
-def _refs(value: Mapping[str, Any], layout: _Layout) -> list[Reference]:
+def _refs(shard: Shard, value: Mapping[str, Any], layout: _Layout) -> list[Reference]:
     """The images in the image columns of a row, whatever its text is. Raises BadSample "bad_image_field"."""
     lowered = {name.lower(): cell for name, cell in value.items() if name in layout.images}
-    fields = tuple(name.lower() for name in layout.images) if len(layout.images) == 1 else _IMAGE_FIELDS
-    return next((references(cell) for _, cell in image_fields(lowered, fields)), [])
+    return next((references(cell) for _, cell in image_fields(lowered, _image_fields(shard, layout))), [])

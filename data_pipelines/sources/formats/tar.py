@@ -214,20 +214,25 @@ def _record(
 ) -> RawSample:
     if text.form == Form.JSON:
         return from_record(metadata, reading_of(options, group.key, len(group.images), len(group.videos)))
-    return parse(text.form, _read_text(view, text.offset, text.length) if group.caption else b"")
+    if not group.caption:
+        raise BadSample("no_caption", detail=f"no text among its members: {', '.join(group.extensions)}"[:300])
+    return parse(text.form, _read_text(view, text.offset, text.length))
+
+
+def _check_whole(view: ScanView, offset: int, size: int) -> None:
+    if offset + size > view.size:
+        raise BadSample("truncated", detail=f"a member of {size} bytes at byte {offset} of {view.size}")
 
 
 def _read_text(view: ScanView, offset: int, size: int) -> bytes:
-    if offset + size > view.size:
-        raise BadSample("truncated")
+    _check_whole(view, offset, size)
     if size > MAX_TEXT_BYTES:
         raise BadSample("text_too_large", detail=f"{size} bytes")
     return view.read(offset, size)
 
 
 def _image_part(view: ScanView, offset: int, size: int, name: str) -> ImagePart:
-    if offset + size > view.size:
-        raise BadSample("truncated")
+    _check_whole(view, offset, size)
     image_header.check_length(size)
     return ImagePart(offset, size, image_header.read_header(view.read(offset, size)).size, name)
 

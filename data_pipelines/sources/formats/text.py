@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.blobs import scan_view
+from data_pipelines.records import names
 from data_pipelines.records.layouts import parse
 from data_pipelines.records.raw_sample import Form
 from data_pipelines.sources.formats.format import ByteRangeFormat
@@ -14,6 +16,8 @@ from data_pipelines.sources.indices.shard import Options, Shard
 
 CHUNK_BYTES = 2048
 _BLANK = bytes(range(33))  # spaces and control characters
+_LOOKED_AT = 1 << 12  # bytes of a file that may be a table
+_IMAGE_CELL = re.compile(rf"(?:{names.IMAGE_NAME.pattern.removesuffix('$')})(?:#\d+)?$", re.I)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,8 @@ class TextFormat(ByteRangeFormat):
         if not isinstance(length, int) or length < 16:
             raise DataError(f"{shard.path}: chunk_bytes must be an integer of at least 16, is {length!r}")
         with scan_view(shard.path) as view:
+            if line := _of_a_table(view.read(0, _LOOKED_AT)):
+                raise DataError(f"{shard.path}: a table of images, not text ({line!r}): name it .csv or .tsv")
             position, number = 0, 0
             while position < view.size:
                 data = view.read(position, length)
@@ -49,6 +55,14 @@ class TextFormat(ByteRangeFormat):
                         draft.record = parse(Form.TEXT, data)
                     builder.add(draft)
                 position += len(data)
+
+
+def _of_a_table(head: bytes) -> str:
+    """One of the lines at the beginning of a file, if most of them name an image beside something else; or ""."""
+    lines = [line for line in head.decode("utf-8", "replace").splitlines()[:20] if line.strip()]
+    cells = [(line, re.split(r"[,;|\t]", line)) for line in lines]
+    found = [line for line, parts in cells if len(parts) > 1 and _IMAGE_CELL.search(parts[0].strip())]
+    return found[0][:80] if found and 2 * len(found) >= len(lines) else ""
 
 
 def _cut(data: bytes) -> int:

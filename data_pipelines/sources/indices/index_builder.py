@@ -112,6 +112,9 @@ class IndexBuilder:
         self._copied: ShardIndex | None = None
         self._image_ends = np.zeros(0, np.int64)
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
     def add(self, draft: Draft) -> None:
         """Adds a sample."""
         key, reason, detail = _encoded(draft.key), draft.reason, draft.detail

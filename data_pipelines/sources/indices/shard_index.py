@@ -41,7 +41,7 @@ from data_pipelines.io.digests import digest, json_digest, with_checksum, withou
 from data_pipelines.io.storage import patiently
 from data_pipelines.sources.indices.columns import Strings
 
-VERSION = 6  # of what an index holds and of how shards are scanned
+VERSION = 7  # of what an index holds and of how shards are scanned
 SUFFIX = ".index.npz"
 UNASKED = "could_not_be_asked"  # reason of samples whose files did not answer: asked again at the next opening
 SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")

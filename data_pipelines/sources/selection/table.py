@@ -17,7 +17,7 @@ from data_pipelines.sources.indices.shard_index import ShardIndex
 from data_pipelines.sources.selection.select import Selection
 
 TABLE_ROWS = 1 << 20
-VERSION = 8  # of tables on disk
+VERSION = 9  # of tables on disk
 
 _SAMPLE = ("image_count", "text_offset", "text_length", "text_form")
 _IMAGE = ("image_offset", "image_length", "image_size", "image_frame")

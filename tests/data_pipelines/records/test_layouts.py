@@ -13,12 +13,14 @@ from data_pipelines.records import names
 from data_pipelines.records.layouts import Reading, from_record
 from data_pipelines.records.pictures import image_link
 from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.records.turns import speaker_of
 from tests.data_pipelines.shard_tools import encoded
 
 JPEG = encoded()
 BASE64 = base64.b64encode(JPEG).decode()
 TALK = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "noise"}]
 SAID = (("human", "what?"), ("gpt", "noise"))
+YES = ("gpt", "yes")
 SEEN = (("human", "<image>\nwhat?"), ("gpt", "noise"))
 USER = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}
 ASSISTANT = {"role": "assistant", "content": [{"type": "text", "text": "noise"}]}
@@ -28,7 +30,10 @@ def asked(question: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": question}, TALK[1]]
 
 
-@pytest.mark.parametrize("name", [*names.IMAGE_FIELDS, "file_name", "path", "Image", "image_1"])
+SPELLED = ["imagePath", "images_url", "img_file_path", "photo_src", "picture.uri", "image-path", "screenshot_b64"]
+
+
+@pytest.mark.parametrize("name", [*names.IMAGE_FIELDS, *SPELLED, "file_name", "path", "Image", "image_1"])
 @pytest.mark.parametrize(
     ("value", "refs"),
     [
@@ -84,9 +89,29 @@ def test_speakers(speaker: str, spelling: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("spelling", "speaker"),
+    [
+        *((name, "gpt") for name in ("gpt-3.5-turbo", "GPT4o", "Qwen2-VL", "internvl2", "assistant_gpt4v", "Bot 2")),
+        *((name, "human") for name in ("user1", "User 2", "human_1:", "### Human")),
+        *((name, None) for name in ("tool", "function_call", "observation", "speaker1", "airline", "glmer", "1", "")),
+    ],
+)
+def test_speakers_with_numbers_and_names_of_models(spelling: str, speaker: str | None) -> None:
+    assert speaker_of(spelling) == speaker
+
+
+@pytest.mark.parametrize(
     ("record", "turns"),
     [
         ({"conversations": json.dumps(TALK)}, SAID),
+        ({"conversations": str(TALK)}, SAID),
+        ({"conversations": str(TALK).replace("}, {", "}\n {")}, SAID),  # as NumPy prints it
+        ({"conversations": {"from": ["human", "gpt"], "value": ["what?", "noise"]}}, SAID),
+        ({"conversations": [TALK]}, SAID),
+        ({"conversations": [{"From": "Human", "Value": "what?"}, {"From": "GPT", "Value": "noise"}]}, SAID),
+        ({"contents": [{"role": "user", "parts": [{"text": "what?"}]}, {"role": "model", "parts": ["noise"]}]}, SAID),
+        ({"qa": [{"q": "what?", "a": "noise"}]}, SAID),
+        ({"instruction": "now?", "output": "yes", "history": [["what?", "noise"]]}, (*SAID, ("human", "now?"), YES)),
         ({"conversation": TALK}, SAID),
         ({"messages": [["what?", "noise"]]}, SAID),
         ({"texts": [{"user": "what?", "assistant": "noise", "source": "s"}]}, SAID),
@@ -140,7 +165,44 @@ def test_typed_content_numbers_its_images() -> None:
     assert from_record(record).conversations[0] == ("human", "<image>\nor\n<image>")
 
 
-@pytest.mark.parametrize("mark", ["<image{}>", "<image-{}>", "<image_{}>", "<image {}>"])
+MARKS = [
+    "<|image|>",
+    "<|image_1|>",
+    "<|vision_start|><|image_pad|><|vision_end|>",
+    "<ImageHere>",
+    "<img><ImageHere></img>",
+]
+MARKS += [
+    "<IMAGE>",
+    "<Image>",
+    "<image/>",
+    "<image />",
+    "<image></image>",
+    "<im_start><image><im_end>",
+    "<ImageContent>",
+]
+MARKS += ["<image_placeholder>", "<image_token>", "<start_of_image>"]
+LOOSE = ["[IMG]", "[image]", "[Image 1]", "{image}", "{{image}}", "<picture>"]
+
+
+@pytest.mark.parametrize("mark", [*MARKS, *LOOSE])
+def test_marks_of_all_spellings(mark: str) -> None:
+    for reading in (Reading(), Reading(images=2)):
+        sample = from_record({"images": ["a.jpg", "b.jpg"], "conversations": asked(f"{mark} or {mark}?")}, reading)
+        (_, question), _ = sample.conversations
+        assert question.split() == ["<image>", "or", "<image>?"] or question.split() == [
+            "<image>",
+            "or",
+            "<image>",
+            "?",
+        ]
+    talk = {"conversations": asked(f"{mark}?")}
+    if mark in LOOSE:  # words, where they are not as many as images
+        assert from_record(talk).conversations[0][1] == f"{mark}?"
+        assert from_record({**talk, "images": ["a.jpg", "b.jpg"]}).conversations[0][1] == f"{mark}?"
+
+
+@pytest.mark.parametrize("mark", ["<image{}>", "<image-{}>", "<image_{}>", "<image {}>", "<image:{}>"])
 @pytest.mark.parametrize("base", [0, 1])
 def test_numbered_marks_place_their_images(mark: str, base: int) -> None:
     first, second = mark.format(base), mark.format(base + 1)
@@ -255,6 +317,14 @@ def test_interleaved_documents() -> None:
         ({"url": "http://x/a.png?size=1", "text": "words"}, "unread_image_field"),
         ({"blob": JPEG, "conversations": TALK}, "unread_image_field"),
         ({"frames": [{"bytes": JPEG}], "conversations": TALK}, "unread_image_field"),
+        ({"image_id": 262148, "question": "what?", "answer": "noise"}, "unread_image_field"),
+        ({"coco_image_id": "COCO_1", "conversations": TALK}, "unread_image_field"),
+        ({"image_id": 5, "text": "words"}, "unread_image_field"),
+        ({"qas": [{"image_id": 5, "question": "what?", "answer": "noise"}]}, "unread_image_field"),
+        ({"video_id": "v_1", "question": "what?", "answer": "noise"}, "unread_video"),
+        ({"conversations": asked("<speech>\nwhat?")}, "unread_audio"),
+        ({"conversations": asked("<|AUDIO|>\nwhat?")}, "unread_audio"),
+        ({"conversations": asked("<|vision_start|><|video_pad|><|vision_end|> what?")}, "unread_video"),
         ({"image": 5, "conversations": TALK}, "bad_image_field"),
         ({"image": "data:image/svg+xml,<svg>", "conversations": TALK}, "bad_image_field"),
         ({"image": "data:image/png;base64,???", "conversations": TALK}, "bad_image_field"),
@@ -272,6 +342,7 @@ def test_interleaved_documents() -> None:
         ({"conversations": [{"from": "gpt", "value": "what?"}, {"from": "human", "value": "x"}]}, "nothing_to_train"),
         ({"conversations": [{"from": "gpt", "value": "<image>?"}, *TALK]}, "bad_conversation"),
         ({"conversations": [{"from": "function", "value": "x"}, *TALK]}, "bad_conversation"),
+        ({"conversations": [{"value": "x"}, *TALK]}, "bad_conversation"),
         ({"conversations": "what?"}, "bad_conversation"),
         ({"image": "a.jpg", "note": 3}, "no_caption"),
     ],
@@ -289,6 +360,7 @@ def test_what_is_not_read_has_a_reason(record: dict, reason: str) -> None:
         {"text": "see a.jpg", "url": "http://x/page.html", "path": "src/a.py"},
         {"text": "the <video> tag", "clip": 0.3, "video": False},
         {"text": "words", "question": "q", "answer": "a"},
+        {"text": "what was said", "video_id": "v_1", "image_id": None},
     ],
 )
 def test_plain_text_stays_plain_text(record: dict) -> None:

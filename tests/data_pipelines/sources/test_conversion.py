@@ -7,6 +7,7 @@ import bz2
 import csv
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ COCO = {
     "images": [{"id": 10 + n, "file_name": "im/x.jpg"} for n in range(3)],
     "annotations": [{"id": n, "image_id": 10 + n, "caption": RECORDS[n]["caption"]} for n in range(3)],
 }
+KEYED = {"im/x.jpg": RECORDS[0]["caption"], "im/./x.jpg": RECORDS[1]["caption"], "im//x.jpg": [RECORDS[2]["caption"]]}
 SPLITS = {"images": [{"filepath": "im/x.jpg", "sentences": [{"raw": r["caption"]}]} for r in RECORDS], "dataset": "x"}
 
 
@@ -66,6 +68,18 @@ def zstd(data: bytes) -> bytes:
         ("a.json", json.dumps(COCO).encode()),
         ("a.json", json.dumps(COCO, indent=2).encode()),
         ("a.json", json.dumps(SPLITS).encode()),
+        ("a.jsonl.xz", lzma.compress(LINES.encode())),
+        ("a.jsonl.lz4", pa.compress(LINES.encode(), codec="lz4", asbytes=True)),
+        *(("a.json", LINES.encode(codec)) for codec in ("utf-16-le", "utf-16-be", "utf-32", "utf-32-be")),
+        ("a.jsonl", "".join(map(json.dumps, RECORDS)).encode()),
+        ("a.jsonl", "\r".join(map(json.dumps, RECORDS)).encode()),
+        ("a.jsonl", ",\n".join(map(json.dumps, RECORDS)).encode()),
+        ("a.json", json.dumps({"data": {"train": RECORDS[:2], "val": RECORDS[2:]}}).encode()),
+        ("a.json", json.dumps({str(record["id"]): record for record in RECORDS}).encode()),
+        ("a.json", json.dumps(KEYED, indent=1).encode()),
+        ("a.json", json.dumps({name: [record[name] for record in RECORDS] for name in RECORDS[0]}).encode()),
+        ("a.json", json.dumps({name: {str(r["id"]): r[name] for r in RECORDS} for name in RECORDS[0]}).encode()),
+        ("a.json", json.dumps({"columns": list(RECORDS[0]), "data": [list(r.values()) for r in RECORDS]}).encode()),
     ],
 )
 def test_json_of_every_shape(folder: Path, name: str, data: bytes) -> None:
@@ -86,6 +100,18 @@ def test_a_long_wrapped_line(folder: Path) -> None:
     assert len(opened(folder / "a.json")) == 6_000
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", ", "])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n", "sep={}\n"])
+@pytest.mark.parametrize("codec", ["utf-8", "utf-16"])
+def test_tables_of_every_spelling(folder: Path, delimiter: str, name: str, start: str, codec: str) -> None:
+    rows = [["image", "caption"], ["im/x.jpg", '"a, b; c | d"'], ["im/x.jpg", "é"]]
+    text = start.format(delimiter.strip(" ")) + "".join(delimiter.join(row) + "\r\n" for row in rows)
+    (folder / name).write_bytes(text.removeprefix("\ufeff" if codec == "utf-16" else "").encode(codec))
+    source = opened(folder / name, "jsonl")
+    assert [source.read(n).caption for n in range(len(source))] == ["a, b; c | d", "é"]
+
+
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
 def test_rows_of_csv(folder: Path, suffix: str, delimiter: str) -> None:
     image = base64.b64encode(JPEG).decode()
@@ -97,6 +123,37 @@ def test_rows_of_csv(folder: Path, suffix: str, delimiter: str) -> None:
     assert [source.read(n).images for n in range(2)] == [(JPEG,)] * 2
     assert source.read(1).conversations == (("human", "and here?"), ("gpt", "a, b"))
     assert source.read(0).conversations[0][1].startswith("which?\nA. cat\nB. dog\n")
+
+
+TALK = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "noise"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kinds"),
+    [
+        ("llava.json", json.dumps([{"image": "im/x.jpg", "conversations": TALK}]), ["jsonl", "files"]),
+        ("captions.json", json.dumps({"im/x.jpg": "one"}), ["jsonl", "files"]),
+        ("captions.csv", "image;caption\nim/x.jpg;one\n", ["jsonl", "files"]),
+        ("widths.csv", "width,height\n3,4\n", ["files"]),
+        ("config.json", json.dumps({"version": 1, "tiles": {"size": 4}}), ["files"]),
+        ("talk.json", json.dumps(TALK), ["files"]),
+        ("im/x.json", json.dumps([{"image": "x.jpg", "caption": "one"}]), ["files"]),
+        ("clips/1.mp4", "", ["files", "files"]),
+    ],
+)
+def test_what_a_folder_holds(folder: Path, name: str, text: str, kinds: list[str]) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    assert sorted(shard.kind for shard in shards_of([str(folder)], None, {})) == sorted(kinds)
+
+
+def test_records_beside_loose_images_are_no_sample(folder: Path) -> None:
+    (folder / "im" / "x.txt").write_text("words")
+    (folder / "im" / "records.json").write_text(json.dumps(RECORDS))
+    source = open_source({"kind": "files", "paths": str(folder)})
+    assert (len(source), source.dropped()) == (1, {})
+    (problem,) = next(iter(source.problems().values()))
+    assert problem == "ignored: 1 files of records, such as records.json: read them as kind 'jsonl'"
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
@@ -151,7 +208,21 @@ def test_compressed_tars(folder: Path, name: str, caplog: pytest.LogCaptureFixtu
         ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-20], "a.jsonl.gz: not a whole gzip file"),
         ("a.tar", gzip.compress(tar_bytes(pairs(3)), mtime=0)[:-20], "a.tar: not a whole gzip file"),
         ("a.json", b'{\n"data": [\n{"a": 1},\n{"b" 2}]}', r"a.json:4: broken JSON"),
-        ("a.json", '{\n"data": [\n{"a": "é"}]}'.encode("latin-1"), r"a.json:3: neither UTF-8 nor UTF-16"),
+        ("a.json", '{\n"data": [\n{"a": "é"}]}'.encode("latin-1"), r"a.json:3: not UTF-8 .*; write the file as UTF-8"),
+        ("a.csv", "image,caption\na.jpg,é\n".encode("latin-1"), r"a.csv:2: not UTF-8 \(.*\); write the file as UTF-8"),
+        (
+            "a.csv",
+            b"a.jpg,one\nb.jpg,two\n",
+            "a.csv:1: names an image, not the columns: put a line such as 'image,caption'",
+        ),
+        ("a.jsonl.xz", lzma.compress(LINES.encode())[:-20], "a.jsonl.xz: not a whole xz file"),
+        ("a.tar", b"PK\3\4....", "a.tar: a zip archive: unpack it"),
+        ("a.jsonl", b"<!DOCTYPE html>", "a.jsonl: a page of the web: the download failed"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1", "a.parquet: a pointer of Git LFS"),
+        ("a.txt", b"image,caption\na.jpg,one\n", "a.txt: a table of images, not text .*name it .csv or .tsv"),
+        ("a.txt", b"1.jpg#0\tone\n1.jpg#1\ttwo\n", "a.txt: a table of images"),
+        ("a.jsonl", b"", "empty: there is no sample in it"),
+        ("a.csv", b"image,caption\n", "empty: there is no sample in it"),
         ("a.arrow", b"ARROW1 nothing", "a.arrow: not a whole Arrow file"),
     ],
 )

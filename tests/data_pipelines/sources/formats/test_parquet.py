@@ -106,6 +106,33 @@ def test_columns_that_nobody_reads(column: str, value: object, reason: str | Non
     assert (len(source), source.dropped()) == ((1, {reason: 1}) if reason else (2, {}))
 
 
+def test_columns_of_nulls_do_not_stop_the_search(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "noise"}]
+    columns = {"conversations": [talk], "image": pa.nulls(1), "scan": [encoded()]}
+    pq.write_table(pa.table(columns), tmp_path / "null.parquet")
+    assert len(open_source({"kind": "parquet", "paths": str(tmp_path / "null.parquet")}).read(0).images) == 1
+    pq.write_table(pa.table({**columns, "image": pa.nulls(1, pa.string())}), tmp_path / "string.parquet")
+    with pytest.raises(DataError, match=r"unread_image_field: string/row0 \(scan: .*; say what it is with image_key"):
+        open_source({"kind": "parquet", "paths": str(tmp_path / "string.parquet")})
+    talks = {"conversations": [talk], "image_id": [5]}
+    pq.write_table(pa.table(talks), tmp_path / "id.parquet")
+    with pytest.raises(DataError, match=r"unread_image_field: id/row0 \(image_id: 5; the image is not here"):
+        open_source({"kind": "parquet", "paths": str(tmp_path / "id.parquet")})
+
+
+def test_columns_of_files_hold_images_only_where_they_name_some(tmp_path: Path) -> None:
+    """As they do in JSONL: also where there is no other column that may hold images."""
+    (tmp_path / "a.jpg").write_bytes(encoded())
+    code = {"text": ["code", "more"], "path": ["src/a.py", "a.jpg"]}
+    scans = {"text": ["one", "two"], "file_name": ["a.tif", "b.tif"], "scan": [encoded(), None]}
+    for name, columns, images in (("code", code, [0, 1]), ("scans", scans, [1])):
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        source = open_source({"kind": "parquet", "paths": str(tmp_path / f"{name}.parquet")})
+        samples = [source.read(number) for number in range(len(source))]
+        assert [len(sample.images) for sample in samples] == images
+    assert source.dropped() == {"missing_image": 1}
+
+
 def test_origins_beside_images_do_not_matter(tmp_path: Path) -> None:
     columns = {"jpg": [encoded()], "caption": ["noise"], "url": ["http://a.b/thumbnail?of=c.mp4"], "mask": [b"\0" * 99]}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
