@@ -57,6 +57,12 @@ class Execution:
         "does not)",
     )
     attention_chunk: int = field(512, ge=1, help='with "xla_chunked": queries whose scores are in memory at once')
+    context_parallel: Literal["all_gather", "ulysses"] = field(
+        "all_gather",
+        help='how devices along mesh.context share the attention of a row: "all_gather" = each gathers the keys and '
+        'values of the row for its own queries; "ulysses" = they exchange slots for heads, so that each has some heads '
+        "of the whole row; mesh.context * mesh.tensor must divide the heads of keys then",
+    )
     float32_matmul: Literal["float32", "fastest"] = field(
         "float32",
         help='with dtype "float32": how training and its held-out loss multiply matrices, forward and backward; '

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from data_pipelines.config import DataConfig
 from mono_jax import tree
-from mono_jax.axes import CONTEXT
+from mono_jax.axes import CONTEXT, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.adapters import is_adapter
 from mono_jax.models.architecture import Architecture
@@ -74,6 +74,7 @@ class Program:
         state_bytes = _state_bytes(*split(stage, model.config, model.abstract_params()))
         mesh = make_mesh(run.mesh, devices, state_bytes=state_bytes, memory=memory_of(devices[0]))
         check_columns(run.data, model.config, mesh.shape[CONTEXT])
+        _check_heads(run, model.config, mesh)
         rows, ways = run.data.batch_size, row_ways(mesh)
         if rows % (ways * run.grad_accum_steps):
             raise ConfigError(
@@ -197,6 +198,17 @@ def check_columns(data: DataConfig, config: Architecture, ways: int) -> None:
                 f"data.{key} is {slots}: with mesh.context {ways} each device gets two equal runs{tiles} of a row's, "
                 f"so it must be a multiple of {2 * ways * unit}: change it, or mesh.context"
             )
+
+
+def _check_heads(run: RunConfig, config: Architecture, mesh: Mesh) -> None:
+    """Raises ConfigError if devices that share rows are to exchange heads and cannot have equally many."""
+    heads, tensor, ways = config.num_key_value_heads, mesh.shape[TENSOR], mesh.shape[CONTEXT]
+    own = heads // tensor if heads % tensor == 0 else heads
+    if run.execution.context_parallel == "ulysses" and own % ways:
+        raise ConfigError(
+            f"execution.context_parallel is 'ulysses': mesh.context {ways} must divide the {own} heads of keys that a "
+            f"device has with mesh.tensor {tensor}: change the mesh, or use 'all_gather'"
+        )
 
 
 def _state_bytes(trainable: tree.Tree, frozen: tree.Tree) -> int:

@@ -1,7 +1,8 @@
 """Packed attention behind one function; ``contract`` says what it computes.
 
-On a mesh each device computes its own rows and heads. With context parallelism several devices share a row: each
-gathers the keys and values of all of them, puts them into sequence order, and computes its own queries.
+On a mesh each device computes its own rows and heads. With context parallelism several devices share a row. Either each
+gathers the keys and values of all of them, puts them into sequence order, and computes its own queries; or they exchange
+slots for heads, so that each has some heads of the whole row, and back (DeepSpeed Ulysses, arXiv 2309.14509).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jax.sharding import PartitionSpec
 from pallas_kernels.attention.contract import Implementation, Intervals, Problem
 from pallas_kernels.attention.order import permute
 from pallas_kernels.devices import Axes, axis_that_splits, device_key, devices_along, per_device
+from pallas_kernels.errors import Unavailable
 from pallas_kernels.registry import resolve
 
 
@@ -50,6 +52,7 @@ def attend(
     rows: Axes = (),
     heads: str | None = None,
     context: str | None = None,
+    ulysses: bool = False,
     parts: Parts | None = None,
 ) -> jax.Array:
     """Softmax attention of query [B, Q, Hq, D] over the keys [B, K, Hkv, D] that each query sees.
@@ -66,7 +69,8 @@ def attend(
       rows: axes of the mesh in use that split rows.
       heads: axis of the mesh in use that splits heads, if it divides Hkv.
       context: axis of the mesh in use that splits the slots of a row; ``sequence`` must be given then.
-      parts: ``parts_of`` its devices, worked out once for all layers.
+      ulysses: devices along ``context`` exchange slots for heads; else they gather keys and values.
+      parts: ``parts_of`` its devices where they gather, worked out once for all layers.
 
     Returns:
       [B, Q, Hq, D] in the dtype of query. Empty slots give finite values of no meaning.
@@ -75,11 +79,13 @@ def attend(
       Unavailable: the implementation that is asked for, or every one, cannot serve this call; the message says why.
     """
     ways = devices_along(context)
-    problem = describe(query, key, causal=causal, in_order=intervals.places is None, ways=ways)
+    problem = describe(query, key, causal=causal, in_order=intervals.places is None, ways=1 if ulysses else ways)
     chosen = choose(problem, implementation)
     if chunk is not None:
         chosen = chosen.with_chunk(chunk)
     by_head = PartitionSpec(rows, context, axis_that_splits(key.shape[2], heads))
+    if ways > 1 and ulysses:
+        return _over_heads(chosen, query, key, value, intervals, sequence, by_head)
     if ways > 1:
         parts = parts_of(sequence, intervals, ways) if parts is None else parts
         return _over_context(chosen, query, key, value, intervals, sequence, parts, by_head)
@@ -89,9 +95,7 @@ def attend(
     def run(query, key, value, intervals, sequence):
         if sequence is None:
             return chosen(query, key, value, intervals)
-        order, inverse = sequence
-        ordered = (permute(a, order, inverse) for a in (query, key, value))
-        return permute(chosen(*ordered, intervals), inverse, order)
+        return _in_order(chosen, query, key, value, intervals, sequence)
 
     by_row = PartitionSpec(rows)
     split = per_device(run, (by_head, by_head, by_head, by_row, by_row), by_head)
@@ -134,10 +138,59 @@ def _over_context(
     return per_device(in_order, (by_head, by_head, by_head, whole, own), by_head)(query, key, value, sequence, parts)
 
 
+def _over_heads(
+    chosen: Implementation,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    intervals: Intervals,
+    sequence: SequenceOrder,
+    by_head: PartitionSpec,
+) -> jax.Array:
+    """Each device some heads of whole rows."""
+    rows, context, _ = by_head
+    check_heads(key.shape[2] // devices_along(by_head[2]), devices_along(context))
+
+    def run(query, key, value, intervals, sequence):
+        whole = (jax.lax.all_to_all(a, context, split_axis=2, concat_axis=1, tiled=True) for a in (query, key, value))
+        if chosen.any_order:
+            mixed = chosen(*whole, of_slots(intervals, sequence))
+        else:
+            mixed = _in_order(chosen, *whole, intervals, sequence)
+        return jax.lax.all_to_all(mixed, context, split_axis=1, concat_axis=2, tiled=True)
+
+    by_row = PartitionSpec(rows)
+    split = per_device(run, (by_head, by_head, by_head, by_row, by_row), by_head)
+    return split(query, key, value, intervals, sequence)
+
+
+def check_heads(kv_heads: int, ways: int) -> None:
+    """Raises Unavailable if ``ways`` devices cannot exchange ``kv_heads`` heads of keys, those of one device."""
+    if kv_heads % ways:
+        raise Unavailable(
+            f"ulysses: {ways} devices cannot have equal numbers of {kv_heads} heads of keys each; "
+            "let them gather keys and values"
+        )
+
+
+def _in_order(
+    chosen: Implementation,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    intervals: Intervals,
+    sequence: SequenceOrder,
+) -> jax.Array:
+    """Of slots in an order of their own, by an implementation that takes sequence order only."""
+    order, inverse = sequence
+    ordered = (permute(a, order, inverse) for a in (query, key, value))
+    return permute(chosen(*ordered, intervals), inverse, order)
+
+
 def describe(query: jax.Array, key: jax.Array, *, causal: bool, in_order: bool = True, ways: int = 1) -> Problem:
     """The problem of attention of ``query`` over ``key`` (arrays or their shapes) on the device that is traced for.
 
-    ``ways``: devices that share the queries of a row.
+    ``ways``: devices that share the queries of a row (not those that exchange heads, which have whole rows).
     """
     batch, queries, heads, dim = query.shape
     sizes = (batch, queries // ways, key.shape[1], heads, key.shape[2], dim)

@@ -37,8 +37,10 @@ MIB = 1 << 20
 # TPUs keep what they can in vector memory: of larger activations (MiB of one, [tokens, width]) more is moved.
 MOVED = {"tpu": 60.0, "gpu": 125.0}
 MOVED_FOR_MIB, MOST_MOVED = {"tpu": 1.5, "gpu": 0.0}, 170.0
-# Where devices share rows: how often a layer reads or writes the keys and values of whole rows, to put them in order.
+# Where devices share rows: how often a layer reads or writes the keys and values of whole rows, to put them in order;
+# where they exchange heads, queries, keys, values and outputs.
 KEYS_MOVED = {"tpu": 13.0, "gpu": 5.0}
+HEADS_MOVED = {"tpu": 13.0, "gpu": 5.0}
 # Of the collectives at least this share is exposed: XLA:TPU waits for some of each layer's weights (the same steps).
 # Those of keys and values are exposed whole: attention waits for them.
 EXPOSED = {"tpu": 0.18, "gpu": 0.0}
@@ -84,7 +86,7 @@ class Arithmetic:
         state, sizes = self._states[program.mesh], _Sizes.of(program, work)
         batch = sum(_stored(leaf, self._tiled) for leaf in program.abstract_batch().values())
         compute, memory = self._work_seconds(sizes, program, work, state)
-        parameters, keys = self._parameters_seconds(sizes, program), self._keys_seconds(sizes, program)
+        parameters, keys = self._parameters_seconds(sizes, program), self._shared_rows_seconds(sizes, program)
         exposed = max(parameters - compute, EXPOSED[self._kind] * parameters) + keys
         temporaries = _temporaries(sizes, program, state)
         return StepCost(state.bytes + batch, temporaries, compute, memory, parameters + keys, exposed)
@@ -116,9 +118,17 @@ class Arithmetic:
         activation = sizes.tokens * c.hidden_size * _BF16
         moved = min(MOVED[self._kind] + MOVED_FOR_MIB[self._kind] * activation / MIB, MOST_MOVED)
         activations = moved * activation * c.num_hidden_layers * sizes.microbatches
-        context = program.mesh.shape[CONTEXT]
-        keys = sizes.keys * context * KEYS_MOVED[self._kind] * sizes.microbatches if context > 1 else 0.0
-        return dots + attention, (optimizer + activations + keys) / chip.hbm_bandwidth
+        ordered = self._ordered(sizes, program) * sizes.microbatches
+        return dots + attention, (optimizer + activations + ordered) / chip.hbm_bandwidth
+
+    def _ordered(self, sizes: _Sizes, program: Program) -> float:
+        """Bytes that are moved to put what devices get of each other's slots into sequence order."""
+        ways = program.mesh.shape[CONTEXT]
+        if ways == 1:
+            return 0.0
+        if _exchanges_heads(program):
+            return (2 * sizes.queries + sizes.keys) * HEADS_MOVED[self._kind]
+        return sizes.keys * ways * KEYS_MOVED[self._kind]
 
     def _parameters_seconds(self, sizes: _Sizes, program: Program) -> float:
         """Gathers of the weights, sums of the gradients, and the sums of activations over ``tensor``."""
@@ -134,14 +144,20 @@ class Arithmetic:
         ]
         return sizes.microbatches * sum(self._seconds(mesh, *part) for part in parts)
 
-    def _keys_seconds(self, sizes: _Sizes, program: Program) -> float:
-        """Gathers of keys and values, sums of their gradients: XLA:TPU scatters these for some shapes only."""
+    def _shared_rows_seconds(self, sizes: _Sizes, program: Program) -> float:
+        """Of what devices that share rows send each other for attention.
+
+        Gathers of keys and values, sums of their gradients, which XLA:TPU scatters for some shapes only; or exchanges of
+        queries, keys, values, outputs and the gradients of all.
+        """
         mesh, again = program.mesh, POLICIES[program.run.execution.remat].again
         kind = "all-reduce" if self._kind == "tpu" else "reduce-scatter"
         parts = [
             ("all-gather", (CONTEXT,), sizes.keys * (1 + again)),
             (kind, (CONTEXT,), sizes.keys * mesh.shape[CONTEXT]),
         ]
+        if _exchanges_heads(program):
+            parts = [("all-to-all", (CONTEXT,), (2 * sizes.queries + sizes.keys) * (2 + again))]
         return sizes.microbatches * sum(self._seconds(mesh, *part) for part in parts)
 
     def _seconds(self, mesh: Mesh, kind: str, axes: tuple[str, ...], size: float) -> float:
@@ -190,6 +206,12 @@ class _Sizes:
         """Bytes of the keys and values of all layers."""
         c = self.config
         return 2 * self.tokens * c.num_key_value_heads * c.head_dim / self.tensor * _BF16 * c.num_hidden_layers
+
+    @property
+    def queries(self) -> float:
+        """Bytes of the queries of all layers."""
+        c = self.config
+        return self.keys * c.num_attention_heads / (2 * c.num_key_value_heads)
 
     @property
     def layer_weights(self) -> float:
@@ -271,10 +293,12 @@ def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
     head = c.vocab_size * c.hidden_size / sizes.tensor * width * (1 + (HEAD in sizes.trained))  # and its gradient
     # Backward through an FFN of one modality: gate, up, their product, and the gradients of these.
     ffn = 6 * max(sizes.visual, sizes.text) * c.intermediate_size / sizes.tensor * width
-    # Keys and values of whole rows as they come and in order, and the gradients of both.
-    keys = 4 * 2 * sizes.tokens * context * c.num_key_value_heads * c.head_dim / sizes.tensor * width
+    # What attention has of the others' slots, as it comes and in order, and the gradients of both.
+    heads = c.num_attention_heads + c.num_key_value_heads
+    heads = heads if _exchanges_heads(program) else c.num_key_value_heads * context
+    shared = 4 * 2 * sizes.tokens * heads * c.head_dim / sizes.tensor * width
     layer = sizes.layer_weights * width + 8 * sizes.tokens * c.hidden_size * width
-    layer += max(ffn, keys if context > 1 else 0.0)
+    layer += max(ffn, shared if context > 1 else 0.0)
     chunk = min(execution.loss_chunk or sizes.text, sizes.text)
     logits = 2 * chunk * c.vocab_size / sizes.tensor * _F32
     return saved + gradients + head + max(layer, logits)
@@ -283,6 +307,10 @@ def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
 # ======================================================================================================================
 # Work and network
 # ======================================================================================================================
+
+
+def _exchanges_heads(program: Program) -> bool:
+    return program.run.execution.context_parallel == "ulysses"
 
 
 def _dot_flops(sizes: _Sizes, *, again: bool) -> float:

@@ -15,11 +15,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from mono_jax.axes import CONTEXT
 from mono_jax.hlo.module import Computation, Instruction
 from mono_jax.hlo.roofline import Work
 from mono_jax.parallel.rows import dealt
-from mono_jax.runs.planning.needs import attention
+from mono_jax.runs.planning.needs import attention, ways_of_queries
 from mono_jax.runs.planning.workload import Workload
 from mono_jax.runs.program import Program
 from pallas_kernels.attention.contract import Implementation, Intervals
@@ -72,7 +71,7 @@ class AttentionWork:
         """Of one layer and microbatch on one device of ``program``'s mesh."""
         config, mesh = program.model.config, program.mesh
         rows = program.run.data.batch_size / mesh.devices.size / program.run.grad_accum_steps
-        work, ways = self.workload, mesh.shape[CONTEXT]
+        work, ways = self.workload, ways_of_queries(program)
         pairs = visited_pairs(self.implementation, work.visual, work.text, work.samples, ways, phase)
         return PRODUCTS[phase] * 2.0 * config.num_attention_heads * config.head_dim * pairs * rows
 

@@ -68,8 +68,12 @@ def attention_problem(program: Program) -> Problem:
         for heads in (config.num_attention_heads, config.num_key_value_heads)
     )
     with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
-        causal, ways = config.causal, program.mesh.shape[CONTEXT]
-        return api.describe(query, key, causal=causal, ways=ways)
+        return api.describe(query, key, causal=config.causal, ways=ways_of_queries(program))
+
+
+def ways_of_queries(program: Program) -> int:
+    """Devices that share the queries of a row; those that exchange heads have all of them."""
+    return 1 if program.run.execution.context_parallel == "ulysses" else program.mesh.shape[CONTEXT]
 
 
 def kernel(implementation: Implementation, slots: int) -> str:

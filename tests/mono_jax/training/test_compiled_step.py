@@ -179,6 +179,20 @@ def test_devices_that_share_rows_send_each_other_keys_and_values():
     assert scattered == pytest.approx(sizes(*TRAINED) * 2 * 7 / 8, rel=0.02)
 
 
+def test_devices_that_exchange_heads_send_each_other_queries_keys_values_and_outputs():
+    """Each of them forward, once more where the layer is made again, and its gradient; nothing is gathered."""
+    axes = (1, 4, 1, 2)
+    found = facts_of(V5E, axes, "S1.1", **SHARED, context_parallel="ulysses")
+    among = [t for t in found.transfers if t.devices == axes[3] and t.dims[0][-1] == CONFIG.head_dim]
+    assert {(t.kind, t.dtype, t.times) for t in among} == {("all-to-all", "bf16", CONFIG.num_hidden_layers)}
+    slots = 2 * LONG.sequence // 2  # of one device: its half of two rows
+    heads = 2 * (CONFIG.num_attention_heads + CONFIG.num_key_value_heads)
+    expected = 3 * slots * heads * CONFIG.head_dim * 2 * CONFIG.num_hidden_layers  # bytes; half of them stay
+    assert sum(t.bytes for t in among) == expected / 2
+    gathered = [t for t in found.transfers if t.devices == axes[3] and t.kind == "all-gather"]
+    assert not gathered
+
+
 def test_devices_that_share_rows_hold_no_scores():
     """No array of a row's slots by slots, nor of one device's by all."""
     found = re.findall(r"[a-z]+\d+\[([\d,]+)\]", text_of(V5E, CONTEXT, "S1.1", **SHARED))

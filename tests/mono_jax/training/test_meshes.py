@@ -33,6 +33,7 @@ GROUPED = {"experts": "grouped", "experts_kernel": "ragged", "experts_block": 8}
 DENSE_BOTH = {"experts": "dense_both"}
 WIDE = {"grad_reduce_dtype": "float32"}
 BLOCKED = {"attention": "xla_blocked"}
+ULYSSES = {"context_parallel": "ulysses"}
 # The whole model, and one whose vocabulary and FFN no axis divides, with everything that is optional.
 TINY = {name: preset(name) for name in ("tiny_mono", "tiny_mono_1_5", "tiny_modular")}
 TINY["images"] = preset("tiny_mono_1_5", bidirectional_images=True)
@@ -87,6 +88,8 @@ def on_devices(name: str, dtype: Any, axes: tuple[int, ...], changes: dict[str, 
         ("odd", (1, 4, 2), WIDE),
         ("odd", (1, 2, 3), {}),
         ("tiny_mono", (1, 2, 1, 4), BLOCKED | WIDE),
+        ("tiny_mono", (1, 2, 1, 2), ULYSSES | GROUPED),
+        ("images", (1, 1, 1, 2), ULYSSES | BLOCKED),
         ("images", (1, 2, 2, 2), DENSE_BOTH | {"attention": "xla_chunked", "attention_chunk": 5}),
         pytest.param("images", (1, 1, 1, 8), BLOCKED, marks=pytest.mark.slow),
         pytest.param("odd", (1, 2, 2, 2), {}, marks=pytest.mark.slow),

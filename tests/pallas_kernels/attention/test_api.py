@@ -69,14 +69,34 @@ def test_kernels_split_rows_and_heads_over_a_mesh():
     assert max(found) < TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("implementation", [Xla(), XlaBlocked(32, 48)], ids=lambda i: i.name)
-def test_devices_that_share_rows_compute_what_one_does(implementation: Implementation):
-    """One form for slots in any order, one that wants them in sequence order; outputs and all gradients."""
+@pytest.mark.parametrize(
+    ("implementation", "options"),
+    [
+        (Xla(), {}),
+        (XlaBlocked(32, 48), {}),
+        (Xla(), {"ulysses": True}),
+        (Splash(interpret=True), {"ulysses": True}),
+    ],
+    ids=lambda value: "ulysses" if value else getattr(value, "name", "gathered"),
+)
+def test_devices_that_share_rows_compute_what_one_does(implementation: Implementation, options: dict):
+    """One form for slots in any order, one that wants them in sequence order; outputs and all gradients.
+
+    Devices that exchange heads have whole rows, so that forms for causal rows serve them too.
+    """
     mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 2, 2), ("data", "context", "tensor"))
+    case = AttentionCase(heads=8, kv_heads=4) if options else AttentionCase()
     with jax.set_mesh(mesh):
-        options = {"rows": ("data", "fsdp"), "heads": "tensor", "context": "context"}
-        found = errors_in_slots(AttentionCase(), implementation, **options)
+        options |= {"rows": ("data", "fsdp"), "heads": "tensor", "context": "context"}
+        found = errors_in_slots(case, implementation, **options)
     assert max(found) < TOLERANCE["float32"]
+
+
+def test_heads_that_devices_cannot_exchange_are_refused():
+    with jax.set_mesh(Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("data", "context"))):
+        options = {"rows": ("data", "fsdp"), "context": "context", "ulysses": True}
+        with pytest.raises(Unavailable, match="4 devices cannot have equal numbers of 2 heads of keys each"):
+            errors_in_slots(AttentionCase(), Xla(), **options)
 
 
 def test_permutation_and_its_transpose_are_gathers():

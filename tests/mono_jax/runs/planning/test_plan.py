@@ -212,6 +212,10 @@ def test_a_stage_of_several_needs_no_sets():
             {"stage": "full", "model": {"preset": "tiny_modular"}},
             r"data\.visual_tokens is 64: .* of tiles of 16 slots .* of 128",
         ),
+        (
+            {"execution": {"context_parallel": "ulysses"}},
+            r"mesh\.context 4 must divide the 2 heads of keys that a device has with mesh\.tensor 1",
+        ),
     ],
 )
 def test_rows_that_devices_cannot_share_are_refused(changes: dict[str, Any], message: str):
