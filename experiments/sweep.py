@@ -9,6 +9,7 @@ FILE is Python: CONFIG names a config of train.py or evip.py, sweep(add) lists t
         add("frozen", {"stages.s1_3.stage": "S1.3-frozen-attention"}, seeds=3)
 
 Stages that units have in common are trained once. The same command goes on where it ended; what is finished stays.
+Several files are one queue, whose sweeps share their stages; each has a folder by its name in --workdir.
 
   expand   check every unit and print them; nothing is trained
   run      train what is missing, as --jobs processes; --unit=NAME or --index=N: one unit, in this process
@@ -27,6 +28,7 @@ from mono_jax import cli
 EXAMPLES = """examples:
   python experiments/sweep.py expand experiments/sweeps/tuning.py --config=experiments/configs/demo.py:smoke
   python experiments/sweep.py run experiments/sweeps/attention_s1_3.py --workdir=runs/attention --jobs=2
+  python experiments/sweep.py run experiments/sweeps/tuning.py experiments/sweeps/stages.py --workdir=runs --jobs=16
   python experiments/sweep.py gather experiments/sweeps/attention_s1_3.py --workdir=runs/attention --metrics s2/
   python experiments/sweep.py slurm experiments/sweeps/stages.py --workdir=/shared/stages --sbatch=--gpus-per-node=8
 """
@@ -35,7 +37,7 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument("action", choices=("expand", "run", "slurm", "status", "gather"))
-    parser.add_argument("file", type=Path, metavar="FILE", help="the sweep")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the sweep, or several")
     parser.add_argument("--workdir", type=Path, help="everything goes here (all actions but expand)")
     parser.add_argument("--shared", type=Path, metavar="DIR", help="run, slurm: stages that several sweeps share")
     parser.add_argument("--config", metavar="FILE[:ARG]", help="in place of the sweep's, e.g. a small one to try it")
@@ -50,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.workdir is None and args.action != "expand":
         parser.error("the following arguments are required: --workdir")
+    if args.unit is not None and len(args.files) > 1:
+        parser.error("--unit and --index are of one sweep: give one FILE")
     from mono_jax.runs.sweeping import commands  # after parsing: --help needs none of it
 
     code, result = commands.act(args, __file__)

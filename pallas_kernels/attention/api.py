@@ -1,8 +1,8 @@
 """Packed attention behind one function; ``contract`` says what it computes.
 
-On a mesh each device computes its own rows and heads. With context parallelism several devices share a row. Either each
-gathers the keys and values of all of them, puts them into sequence order, and computes its own queries; or they exchange
-slots for heads, so that each has some heads of the whole row, and back (DeepSpeed Ulysses, arXiv 2309.14509).
+On a mesh each device computes its own rows and heads. With context parallelism several devices share a row. Either
+each gathers the keys and values of all of them, puts them into sequence order, and computes its own queries; or they
+exchange slots for heads, so that each has some heads of the whole row, and back (DeepSpeed Ulysses, arXiv 2309.14509).
 """
 
 from __future__ import annotations

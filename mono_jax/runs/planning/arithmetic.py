@@ -147,8 +147,8 @@ class Arithmetic:
     def _shared_rows_seconds(self, sizes: _Sizes, program: Program) -> float:
         """Of what devices that share rows send each other for attention.
 
-        Gathers of keys and values, sums of their gradients, which XLA:TPU scatters for some shapes only; or exchanges of
-        queries, keys, values, outputs and the gradients of all.
+        Gathers of keys and values, sums of their gradients, which XLA:TPU scatters for some shapes only; or exchanges
+        of queries, keys, values, outputs and the gradients of all.
         """
         mesh, again = program.mesh, POLICIES[program.run.execution.remat].again
         kind = "all-reduce" if self._kind == "tpu" else "reduce-scatter"

@@ -13,50 +13,89 @@ from typing import Any
 
 from data_pipelines.io import publish
 from mono_jax import cli
+from mono_jax.errors import ConfigError
 from mono_jax.runs.console import say_now
 from mono_jax.runs.sweeping import slurm as slurm_job
 from mono_jax.runs.sweeping.chain import Plan, plan, plans
 from mono_jax.runs.sweeping.gather import gather
 from mono_jax.runs.sweeping.places import share
 from mono_jax.runs.sweeping.running import run_unit
-from mono_jax.runs.sweeping.schedule import Scheduler
+from mono_jax.runs.sweeping.schedule import Scheduler, Task
 from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import Sweep, read_sweep
 from mono_jax.runs.workdir import locked
 from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A sweep, the folder of what it makes, and the command that runs a unit of it, once the unit is added."""
+
+    sweep: Sweep
+    workdir: Path | None
+    command: tuple[str, ...]
+
+
 def act(args: argparse.Namespace, program: str) -> tuple[int, dict[str, Any] | None]:
     """Does what the arguments of ``program`` ask for: its exit code and, in the first process, the result.
 
-    Raises MonoJaxError or DataError.
+    Of several sweeps it is {name of the file: result}, but for "run", which has one. Raises MonoJaxError or DataError.
     """
-    sweep, workdir = read_sweep(args.file, args.config), args.workdir
-    command = [sys.executable, program, "run", str(args.file), f"--workdir={workdir}"]
-    command += [] if args.config is None else [f"--config={args.config}"]
-    if args.action != "run" or args.unit is None:
-        cli.alone(f"sweep.py {args.action}" + (" without --unit" if args.action == "run" else ""), args)
+    asked = _asked(args, program)
+    if args.action == "run":
+        return _run(args, asked)
+    cli.alone(f"sweep.py {args.action}", args)
+    results = {}
+    for each in asked:
+        if len(asked) > 1:
+            say_now(f"{each.sweep.file}:")
+        results[each.sweep.file.stem] = _act(args, each)
+    return 0, results if len(asked) > 1 else next(iter(results.values()))
+
+
+def _act(args: argparse.Namespace, asked: Asked) -> dict[str, Any]:
+    sweep, workdir = asked.sweep, asked.workdir
     if args.action == "expand":
-        return 0, expand(sweep)
-    if args.shared is not None and args.action in ("run", "slurm"):
-        share(workdir, args.shared)
+        return expand(sweep)
     if args.action == "status":
-        return 0, status(sweep, workdir)
+        return status(sweep, workdir)
     if args.action == "gather":
-        return 0, gather(sweep, plans(sweep), workdir, args.metrics, say_now)
-    if args.action == "slurm":
-        return 0, slurm(sweep, workdir, args.jobs, args.sbatch, args.submit, [*command, "--index"])
+        return gather(sweep, plans(sweep), workdir, args.metrics, say_now)
+    return slurm(sweep, workdir, args.jobs, args.sbatch, args.submit, [*asked.command, "--index"])
+
+
+def _run(args: argparse.Namespace, asked: Sequence[Asked]) -> tuple[int, dict[str, Any] | None]:
+    if args.unit is None:
+        cli.alone("sweep.py run without --unit", args)
     with cli.joined(args) if args.unit is not None else contextlib.nullcontext(True) as first:
         try:
             if args.unit is not None:
-                result = run_unit(plan(sweep.unit(args.unit)), workdir)
+                result = run_unit(plan(asked[0].sweep.unit(args.unit)), asked[0].workdir)
             else:
-                result = run(sweep, workdir, args.jobs or 1, [*command, "--unit"])
+                result = run(asked, args.jobs or 1)
         except Preempted as stop:
             if first:
                 print(stop, file=sys.stderr)
             return PREEMPTED, None
     return int(bool(result.get("failed"))), result if first else None
+
+
+def _asked(args: argparse.Namespace, program: str) -> list[Asked]:
+    """One for each file; several have folders by their names in the workdir, and one folder of shared stages."""
+    stems = [file.stem for file in args.files]
+    if len(set(stems)) < len(stems):
+        raise ConfigError(f"{', '.join(map(str, args.files))}: two files of one name would use one folder: rename one")
+    found = []
+    for file in args.files:
+        workdir, shared = args.workdir, args.shared
+        if workdir is not None and len(stems) > 1:
+            workdir, shared = workdir / file.stem, shared or workdir / "shared"
+        if shared is not None and args.action in ("run", "slurm"):
+            share(workdir, shared)
+        command = [sys.executable, program, "run", str(file), f"--workdir={workdir}"]
+        command += [] if args.config is None else [f"--config={args.config}"]
+        found.append(Asked(read_sweep(file, args.config), workdir, tuple(command)))
+    return found
 
 
 def expand(sweep: Sweep) -> dict[str, Any]:
@@ -74,12 +113,25 @@ def expand(sweep: Sweep) -> dict[str, Any]:
     return {"title": sweep.title, "units": _described(planned), "stages": stages, "to_train": len(trained)}
 
 
-def run(sweep: Sweep, workdir: Path, jobs: int, command: Sequence[str]) -> dict[str, Any]:
-    """Runs all units as processes, ``command`` + [name]. Raises CheckpointError if another process does already."""
-    planned = plans(sweep)
-    with locked(workdir):
-        _write_manifest(workdir, sweep, planned)
-        return Scheduler(workdir, command, jobs, say_now).run(planned)
+def run(asked: Sequence[Asked], jobs: int) -> dict[str, Any]:
+    """Runs all units as processes: of several sweeps the first seeds of all come first, then the second ones.
+
+    Raises CheckpointError if another process does already.
+    """
+    tasks: list[Task] = []
+    with contextlib.ExitStack() as stack:
+        for each in asked:
+            planned = plans(each.sweep)
+            stack.enter_context(locked(each.workdir))
+            _write_manifest(each.workdir, each.sweep, planned)
+            prefix = f"{each.sweep.file.stem}/" if len(asked) > 1 else ""
+            tasks += [
+                Task(prefix + plan.unit.name, plan, each.workdir, (*each.command, "--unit", plan.unit.name))
+                for plan in planned
+            ]
+        if len(asked) > 1:
+            tasks.sort(key=lambda task: task.plan.unit.seed or 0)
+        return Scheduler(jobs, say_now).run(tasks)
 
 
 def slurm(

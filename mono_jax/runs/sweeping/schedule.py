@@ -1,4 +1,4 @@
-"""Runs the units of a sweep as processes of their own, several at once if asked."""
+"""Runs the units of sweeps as processes of their own, several at once if asked."""
 
 from __future__ import annotations
 
@@ -25,34 +25,52 @@ Say = Callable[[str], None]
 MEMORY_CHOICES = {"XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A unit, run as ``command`` in its sweep's ``workdir``; ``name`` is what messages call it."""
+
+    name: str
+    plan: Plan
+    workdir: Path
+    command: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return unit_folder(self.workdir, self.plan.unit.name)
+
+    @property
+    def is_finished(self) -> bool:
+        return state_of(self.workdir, self.plan).state == FINISHED
+
+
 @dataclasses.dataclass
 class _Job:
-    plan: Plan
+    task: Task
     process: subprocess.Popen[bytes]
     slot: int
 
 
 class Scheduler(OnSignals):
-    """Keeps up to ``jobs`` units running, each as ``command`` + [its name], with its output in its log.txt.
+    """Keeps up to ``jobs`` tasks running, each with its output in its unit's log.txt.
 
-    A unit whose next stage another one is training is started when that stage is there. Jobs share the GPUs, see
-    ``share_of_gpus``.
+    A unit whose next stage another one is training is started when that stage is there; sweeps whose units run together
+    have one folder of shared stages. Jobs share the GPUs, see ``share_of_gpus``.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, workdir: Path, command: Sequence[str], jobs: int, say: Say):
-        self._workdir, self._command, self._jobs, self._say = workdir, list(command), jobs, say
+    def __init__(self, jobs: int, say: Say):
+        self._jobs, self._say = jobs, say
         self._active: list[_Job] = []
         self._stop = False
 
-    def run(self, plans: Sequence[Plan]) -> dict[str, list[str]]:
+    def run(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
         """Runs what is not finished: {"finished": names, "failed": names}. Raises Preempted after a signal."""
-        waiting = [plan for plan in plans if state_of(self._workdir, plan).state != FINISHED]
+        waiting = [task for task in tasks if not task.is_finished]
         outcome: dict[str, list[str]] = {"finished": [], "failed": []}
-        outcome["finished"] = [plan.unit.name for plan in plans if plan not in waiting]
+        outcome["finished"] = [task.name for task in tasks if task not in waiting]
         if outcome["finished"]:
-            self._say(f"{len(outcome['finished'])} of {len(plans)} units are finished")
+            self._say(f"{len(outcome['finished'])} of {len(tasks)} units are finished")
         with self:
             try:
                 while self._active or (waiting and not self._stop):
@@ -64,32 +82,31 @@ class Scheduler(OnSignals):
                 self._end()
         if self._stop:
             raise Preempted(
-                f"stopped with {len(outcome['finished'])} of {len(plans)} units finished: run again to go on"
+                f"stopped with {len(outcome['finished'])} of {len(tasks)} units finished: run again to go on"
             )
         return outcome
 
-    def _start(self, waiting: list[Plan]) -> None:
-        while len(self._active) < self._jobs and (plan := next(filter(self._is_ready, waiting), None)):
-            waiting.remove(plan)
+    def _start(self, waiting: list[Task]) -> None:
+        while len(self._active) < self._jobs and (task := next(filter(self._is_ready, waiting), None)):
+            waiting.remove(task)
             slot = min(set(range(self._jobs)) - {job.slot for job in self._active})
-            folder = unit_folder(self._workdir, plan.unit.name)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / LOG).open("ab") as log:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            with (task.folder / LOG).open("ab") as log:
                 process = subprocess.Popen(
-                    [*self._command, plan.unit.name],
+                    task.command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=os.environ | share_of_gpus(os.environ, slot, self._jobs),
                     start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
                 )
-            self._active.append(_Job(plan, process, slot))
-            self._say(f"{plan.unit.name}: started ({folder / LOG})")
+            self._active.append(_Job(task, process, slot))
+            self._say(f"{task.name}: started ({task.folder / LOG})")
 
-    def _is_ready(self, plan: Plan) -> bool:
+    def _is_ready(self, task: Task) -> bool:
         """Whether no running unit is yet to train what this one needs first."""
-        lacks = next((link for link in plan.stages if not is_trained(self._workdir, link)), None)
-        return all(lacks not in job.plan.stages for job in self._active)
+        lacks = next((link for link in task.plan.stages if not is_trained(task.workdir, link)), None)
+        return all(lacks not in job.task.plan.stages for job in self._active)
 
     def _collect(self, outcome: dict[str, list[str]]) -> None:
         for job in list(self._active):
@@ -97,7 +114,7 @@ class Scheduler(OnSignals):
             if code is None:
                 continue
             self._active.remove(job)
-            name, folder = job.plan.unit.name, unit_folder(self._workdir, job.plan.unit.name)
+            name, folder = job.task.name, job.task.folder
             if code == 0:
                 outcome["finished"].append(name)
                 self._say(f"{name}: finished")

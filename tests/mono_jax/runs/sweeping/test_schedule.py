@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from mono_jax.errors import ClusterError
-from mono_jax.runs.sweeping import slurm
+from mono_jax.errors import ClusterError, ConfigError
+from mono_jax.runs.sweeping import commands, slurm
 from mono_jax.runs.sweeping.chain import Plan, plans
-from mono_jax.runs.sweeping.schedule import Scheduler, last_line, share_of_gpus
+from mono_jax.runs.sweeping.places import share
+from mono_jax.runs.sweeping.schedule import Scheduler, Task, last_line, share_of_gpus
 from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import read_sweep
 from mono_jax.training.callbacks.stopping import Preempted
@@ -50,14 +52,19 @@ def planned(sweep_file: Path) -> list[Plan]:
     return plans(read_sweep(sweep_file))
 
 
-def scheduler(workdir: Path, planned: list[Plan], jobs: int, seconds: float = 0.05, fails: str = "") -> Scheduler:
-    workdir.mkdir(exist_ok=True)
+def run(workdir: Path, planned: list[Plan], jobs: int, seconds: float = 0.05, fails: str = "") -> dict[str, list[str]]:
+    return Scheduler(jobs, print).run(tasks(workdir, planned, seconds, fails))
+
+
+def tasks(workdir: Path, planned: list[Plan], seconds: float = 0.05, fails: str = "") -> list[Task]:
+    workdir.mkdir(exist_ok=True, parents=True)
     described = {
         plan.unit.name: {"stages": {s.folder: s.digest for s in plan.stages}, "seconds": seconds, "fails": fails}
         for plan in planned
     }
     (workdir / "plans.json").write_text(json.dumps(described))
-    return Scheduler(workdir, [sys.executable, "-c", WORKER, str(workdir)], jobs, print)
+    command = (sys.executable, "-c", WORKER, str(workdir))
+    return [Task(plan.unit.name, plan, workdir, (*command, plan.unit.name)) for plan in planned]
 
 
 def events(workdir: Path) -> list[list[str]]:
@@ -67,7 +74,7 @@ def events(workdir: Path) -> list[list[str]]:
 def test_several_at_once_and_nothing_twice(planned: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     workdir = tmp_path / "work"
-    outcome = scheduler(workdir, planned, jobs=2).run(planned)
+    outcome = run(workdir, planned, jobs=2)
     assert sorted(outcome["finished"]) == sorted(plan.unit.name for plan in planned) and outcome["failed"] == []
     active, most, made = set(), 0, []
     for event, name, gpus in events(workdir):
@@ -77,17 +84,17 @@ def test_several_at_once_and_nothing_twice(planned: list[Plan], tmp_path: Path, 
     stages = {link for plan in planned for link in plan.stages}
     assert most == 2 and len(made) == len(stages), "each shared stage is made once"
     started = len(events(workdir))
-    assert len(scheduler(workdir, planned, jobs=2).run(planned)["finished"]) == 5
+    assert len(run(workdir, planned, jobs=2)["finished"]) == 5
     assert len(events(workdir)) == started, "finished units are left alone"
 
 
 def test_failures_are_named_and_tried_again(planned: list[Plan], tmp_path: Path):
     workdir = tmp_path / "work"
-    outcome = scheduler(workdir, planned, jobs=1, fails="high-seed0").run(planned)
+    outcome = run(workdir, planned, jobs=1, fails="high-seed0")
     assert outcome["failed"] == ["high-seed0"] and len(outcome["finished"]) == 4
     state = state_of(workdir, planned[2])
     assert (state.state, state.note) == ("failed", "ValueError: no luck")
-    assert scheduler(workdir, planned, jobs=1).run(planned)["failed"] == []
+    assert run(workdir, planned, jobs=1)["failed"] == []
 
 
 def test_a_signal_ends_the_units_and_the_next_start_goes_on(planned: list[Plan], tmp_path: Path):
@@ -100,8 +107,45 @@ def test_a_signal_ends_the_units_and_the_next_start_goes_on(planned: list[Plan],
 
     threading.Thread(target=stop).start()
     with pytest.raises(Preempted, match="0 of 5 units finished: run again"):
-        scheduler(workdir, planned, jobs=2, seconds=600).run(planned)
-    assert len(scheduler(workdir, planned, jobs=3, seconds=0).run(planned)["finished"]) == 5
+        run(workdir, planned, jobs=2, seconds=600)
+    assert len(run(workdir, planned, jobs=3, seconds=0)["finished"]) == 5
+
+
+def test_several_sweeps_are_one_queue(sweep_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The first seeds of all come first; each has a folder by its name, and all share their stages."""
+    other = sweep_file.with_name("others.py")
+    other.write_text(sweep_file.read_text().replace('"short"', '"brief"'))
+    seen: list[Task] = []
+
+    def record(self: Scheduler, tasks: list[Task]) -> dict[str, list[str]]:
+        seen.extend(tasks)
+        return {"finished": [], "failed": []}
+
+    monkeypatch.setattr(Scheduler, "run", record)
+    work = tmp_path / "work"
+    chosen = {"action": "run", "files": [sweep_file, other], "workdir": work, "jobs": 2}
+    absent = dict.fromkeys(("shared", "config", "unit", "coordinator", "processes", "process"))
+    args = argparse.Namespace(**chosen, **absent)
+    assert commands.act(args, "sweep.py") == (0, {"finished": [], "failed": []})
+    names = [task.name for task in seen]
+    assert names[:3] == ["rates/low-seed0", "rates/high-seed0", "rates/short"] and names[3] == "others/low-seed0"
+    assert {task.plan.unit.seed for task in seen[6:]} == {1} and len(names) == 10
+    own = (str(other), f"--workdir={work / 'others'}", "--unit", "low-seed0")
+    assert seen[3].command == (sys.executable, "sweep.py", "run", *own)
+    assert (work / "rates/shared").resolve() == (work / "others/shared").resolve() == work / "shared"
+    args.files = [sweep_file, sweep_file]
+    with pytest.raises(ConfigError, match="two files of one name would use one folder"):
+        commands.act(args, "sweep.py")
+
+
+def test_units_of_two_sweeps_make_a_common_stage_once(planned: list[Plan], tmp_path: Path):
+    queue = []
+    for name in ("one", "two"):
+        queue += tasks(tmp_path / name, planned)
+        share(tmp_path / name, tmp_path / "shared")
+    assert len(Scheduler(3, print).run(queue)["finished"]) == 10
+    made = [event for name in ("one", "two") for event in events(tmp_path / name) if event[0].startswith("made-")]
+    assert len(made) == len({link for plan in planned for link in plan.stages})
 
 
 @pytest.mark.parametrize(
