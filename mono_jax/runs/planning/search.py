@@ -89,15 +89,17 @@ def _candidates(program: Program, target: Target, sizes: Sequence[tuple[int, int
             ways = mesh.data * mesh.fsdp
             rows = max(round(rows / ways), 1) * ways
             for parts in _divisors(rows // ways, most=64):
-                for remat in _policies():
-                    yield _changed(sharded, mesh, visual, text, rows, parts, remat)
+                for remat, shared in itertools.product(_policies(), _ways_to_share(program, mesh)):
+                    yield _changed(sharded, mesh, visual, text, rows, parts, remat, shared)
 
 
-def _changed(program: Program, mesh: MeshConfig, visual: int, text: int, rows: int, parts: int, remat: str) -> Program:
+def _changed(
+    program: Program, mesh: MeshConfig, visual: int, text: int, rows: int, parts: int, remat: str, shared: str
+) -> Program:
     """``program`` with another run; its model is the old one, which the arithmetic does not ask."""
     run = program.run
     data = dataclasses.replace(run.data, visual_tokens=visual, text_tokens=text, batch_size=rows)
-    execution = dataclasses.replace(run.execution, remat=remat)
+    execution = dataclasses.replace(run.execution, remat=remat, context_parallel=shared)
     run = dataclasses.replace(run, data=data, execution=execution, mesh=mesh, grad_accum_steps=parts)
     return dataclasses.replace(program, run=run)
 
@@ -106,8 +108,8 @@ def _with(program: Program, target: Target, entry: dict[str, Any]) -> Program:
     """The whole program of a candidate."""
     mesh = MeshConfig(**entry["mesh"])
     sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
-    sizes = (entry[key] for key in ("visual_tokens", "text_tokens", "batch_size", "grad_accum_steps", "remat"))
-    changed = _changed(sharded, mesh, *sizes)
+    keys = ("visual_tokens", "text_tokens", "batch_size", "grad_accum_steps", "remat", "context_parallel")
+    changed = _changed(sharded, mesh, *(entry[key] for key in keys))
     model = Model(program.model.config, changed.run.execution, program.model.adapters)
     return dataclasses.replace(changed, model=model)
 
@@ -124,6 +126,14 @@ def _meshes(devices: int, program: Program) -> Iterator[MeshConfig]:
         for fsdp in _divisors(devices // inner, most // context) if devices % inner == 0 else ():
             if config.hidden_size % (fsdp * context) == 0:
                 yield MeshConfig(data=devices // inner // fsdp, fsdp=fsdp, tensor=tensor, context=context)
+
+
+def _ways_to_share(program: Program, mesh: MeshConfig) -> Sequence[str]:
+    """Of ``execution.context_parallel``: the run's own where no row is shared, else those that its heads allow."""
+    if mesh.context == 1:
+        return (program.run.execution.context_parallel,)
+    divides = program.model.config.num_key_value_heads % (mesh.context * mesh.tensor) == 0
+    return ("all_gather", "ulysses") if divides else ("all_gather",)
 
 
 def _may_share(visual: int, text: int, ways: int) -> bool:
@@ -166,6 +176,7 @@ def _sized(sums: arithmetic.Arithmetic, program: Program, samples: float | None)
         "mesh": dataclasses.asdict(run.mesh),
         "grad_accum_steps": run.grad_accum_steps,
         "remat": run.execution.remat,
+        "context_parallel": run.execution.context_parallel,
         "visual_tokens": run.data.visual_tokens,
         "text_tokens": run.data.text_tokens,
         "batch_size": run.data.batch_size,

@@ -26,8 +26,11 @@ def _ranking(search: Mapping[str, Any]) -> Iterator[str]:
     yield "  ".join(f"{name:>12}" for name in head)
     for entry in found[:SHOWN]:
         real, mfu = entry.get("compiled_hbm_bytes"), entry.get("compiled_mfu")
+        mesh = entry["mesh"]
+        shared = f" {entry['context_parallel']}" if mesh["context"] > 1 else ""
         cells = [
-            *entry["mesh"].values(),
+            *(mesh[axis] for axis in ("data", "fsdp", "tensor")),
+            f"{mesh['context']}{shared}",
             entry["grad_accum_steps"],
             entry["remat"],
             f"{entry['visual_tokens']}+{entry['text_tokens']}",

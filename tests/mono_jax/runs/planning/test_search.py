@@ -18,6 +18,7 @@ from .test_plan import values
 
 GIB = 1 << 30
 MODEL = {"preset": "mono_internvl_2b"}
+ULYSSES = {"context_parallel": "ulysses"}
 
 
 def absent(name: str) -> Target:
@@ -63,6 +64,7 @@ def test_memory_is_within_a_tenth_of_the_compiler_s(name: str, config: dict[str,
         # The bounds of compiled steps (2026-11-26, jax 0.10.2, libtpu 0.0.52).
         ("v5e:4x4", sized(7168, 1024, 16), {"fsdp": 16}, 0.611),
         ("v5e:4x4", sized(40_960, 4096, 4), {"fsdp": 4, "context": 4}, 1.251),
+        ("v5e:4x4", sized(40_960, 4096, 4, execution=ULYSSES), {"fsdp": 4, "context": 4}, 0.989),
         ("h200:1x8x1", sized(7168, 1024, 8), {"fsdp": 8}, 0.159),
         ("h200:1x8x1", sized(40_960, 4096, 2), {"fsdp": 2, "context": 4}, 0.239),
     ],
@@ -70,7 +72,8 @@ def test_memory_is_within_a_tenth_of_the_compiler_s(name: str, config: dict[str,
 )
 def test_time_is_near_the_compiled_step_s(name: str, config: dict[str, Any], mesh: dict[str, int], seconds: float):
     hardware = absent(name)
-    config |= {"mesh": mesh, "execution": {"remat": "full", "loss_chunk": 512}}
+    execution = {"remat": "full", "loss_chunk": 512} | config.get("execution", {})
+    config = config | {"mesh": mesh, "execution": execution}
     program = Program.build(plan.run_config(config), devices=hardware.devices)
     found = Arithmetic(program, hardware).estimate(program, workload(program))
     assert found.step_s == pytest.approx(seconds, rel=0.05)
@@ -154,8 +157,14 @@ def test_long_rows_may_be_shared():
     hardware = absent("v5e:2x2")
     program = search._program(plan.run_config(values()), hardware)
     found = search._candidates(program, hardware, [(40_960, 4096, 4), (40_960, 4100, 4), (8192, 1024, 4)])
-    shared = {(c.run.data.text_tokens, c.run.mesh.context, c.run.mesh.fsdp) for c in found if c.run.mesh.context > 1}
-    assert shared == {(4096, 2, 1), (4096, 2, 2), (4096, 4, 1)}
+    shared = {
+        (c.run.data.text_tokens, c.run.mesh.context, c.run.mesh.fsdp, c.run.execution.context_parallel)
+        for c in found
+        if c.run.mesh.context > 1
+    }
+    # Two heads of keys: four devices cannot exchange them.
+    ulysses = {(4096, 2, 1, "ulysses"), (4096, 2, 2, "ulysses")}
+    assert shared == ulysses | {(4096, *ways, "all_gather") for ways in ((2, 1), (2, 2), (4, 1))}
 
 
 def test_no_search_where_no_speed_is_known():
