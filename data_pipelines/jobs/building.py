@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import logging
 import tempfile
@@ -14,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from data_pipelines.encoding.captions import clean_caption
 from data_pipelines.encoding.decoding import ImageLimits, decode
@@ -25,6 +28,7 @@ from data_pipelines.io.storage import set_patience
 from data_pipelines.jobs.arguments import patience
 from data_pipelines.jobs.pipelines import run_pipeline
 from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.records.video.frames import RAW_FRAME
 from data_pipelines.sources.containers.array_record import pack
 from data_pipelines.sources.finding import shards_of
 from data_pipelines.sources.source import Source, open_source
@@ -84,10 +88,9 @@ def convert(sample: RawSample, tokenizer: Tokenizer | None = None, limits: Image
     without any template. Raises BadSample.
     """
     try:
-        if sample.frames:
-            raise BadSample("unexpected_video", detail="records of build hold no videos")
         for image in sample.images:
             decode(image, limits or ImageLimits())
+        sample = dataclasses.replace(sample, images=tuple(map(_encoded, sample.images)))
         texts = [text for _, text in sample.conversations]
         if sample.caption is not None:
             texts = [clean_caption(sample.caption)]
@@ -99,6 +102,15 @@ def convert(sample: RawSample, tokenizer: Tokenizer | None = None, limits: Image
         return pack(sample)
     tokens = [list(tokenizer.encode(text)) for text in texts]
     return pack(sample, {"tokens": tokens if sample.conversations else tokens[0]})
+
+
+def _encoded(image: bytes) -> bytes:
+    """The image as it is; as PNG if it is a frame of a video, which comes as raw pixels."""
+    if not image.startswith(RAW_FRAME):
+        return image
+    out = io.BytesIO()
+    Image.open(io.BytesIO(image)).save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def build_file(task: Task) -> dict[str, int]:

@@ -9,16 +9,15 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from data_pipelines.batch import Batch
+from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.io.processes import end_with_parent
 from data_pipelines.io.storage import give_up, impatient
 from data_pipelines.loading.report import BadSamples
-
-if TYPE_CHECKING:
-    from data_pipelines.loading.packed_data import PackedData
+from data_pipelines.packing.plan import Plan
 
 MAX_DEATHS = 3  # of worker processes in a row without a batch in between
 _ENDLESS = 2**48  # rows; where the last epoch ends is known only after all its blocks are counted
@@ -39,6 +38,18 @@ class Made(NamedTuple):
     error: Exception | None = None
 
 
+class Data(Protocol):
+    """What rows are made of, see ``packed_data.PackedData``."""
+
+    config: DataConfig
+    batch_size: int
+    plan: Plan
+
+    def assemble(self, places: Sequence[Place]) -> tuple[Batch, int, BadSamples, int]:
+        """The rows at these places: a batch, and what ``Report.add`` is given."""
+        ...
+
+
 class Rows:
     """Source whose element r is the place of global row r, which is row r % B of step r // B.
 
@@ -46,7 +57,7 @@ class Rows:
     while grain's stacking of finished rows would copy every pixel once more.
     """
 
-    def __init__(self, data: PackedData):
+    def __init__(self, data: Data):
         self._data = data
 
     def __len__(self) -> int:
@@ -62,7 +73,7 @@ class Assemble:
     Never raises: elements that grain holds ready would be lost, and an error that cannot be pickled hangs a worker.
     """
 
-    def __init__(self, data: PackedData, rows: Sequence[int]):
+    def __init__(self, data: Data, rows: Sequence[int]):
         self._data, self._rows = data, rows
 
     def __call__(self, places: Sequence[Place]) -> Made:
@@ -81,7 +92,7 @@ def _portable(error: Exception) -> Exception:
         return DataError(f"{type(error).__name__}: {error}")
 
 
-def made_ahead(data: PackedData, step: int, rows: Sequence[int]) -> Iterator[Made]:
+def made_ahead(data: Data, step: int, rows: Sequence[int]) -> Iterator[Made]:
     """Rows ``rows`` of the batches from ``step`` on, made ahead by a thread or by worker processes.
 
     If a worker is killed, all are restarted at the step that is missing: grain cannot replace one.
@@ -133,7 +144,7 @@ def _start_worker(*_: object) -> None:
     end_with_parent()
 
 
-def _iterator(data: PackedData, step: int, rows: Sequence[int]) -> Any:
+def _iterator(data: Data, step: int, rows: Sequence[int]) -> Any:
     import grain
     from absl import flags
 

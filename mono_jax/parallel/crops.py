@@ -24,13 +24,14 @@ def with_patches(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Ar
     """The batch with ``patches`` in place of crops, if it holds any."""
     if _FIELDS[0] not in batch:
         return dict(batch)
-    made = _patches(NamedSharding(mesh, batch_spec("patches")))(*(batch[name] for name in (*_FIELDS, "patch_cells")))
+    made = tiles_program(mesh)(*(batch[name] for name in (*_FIELDS, "patch_cells")))
     return {"patches": made} | {name: array for name, array in batch.items() if name not in _FIELDS}
 
 
 @functools.lru_cache(maxsize=8)
-def _patches(sharding: NamedSharding) -> jax.stages.Wrapped:
-    return jax.jit(patches_of, out_shardings=sharding)
+def tiles_program(mesh: Mesh) -> jax.stages.Wrapped:
+    """``patches_of``, compiled for a mesh when it is first called."""
+    return jax.jit(patches_of, out_shardings=NamedSharding(mesh, batch_spec("patches")))
 
 
 def patches_of(pixels: jax.Array, starts: jax.Array, weights: jax.Array, cells: jax.Array) -> jax.Array:

@@ -190,6 +190,8 @@ def check_columns(data: DataConfig, config: Architecture, ways: int) -> None:
     """Raises ConfigError if ``ways`` devices along ``context`` cannot share rows of ``data``."""
     if ways == 1 or data.boundary_block:  # which ``models.slots`` refuses
         return
+    if data.pixel_path == "device":
+        raise ConfigError("data.pixel_path='device' makes tiles of whole rows, which mesh.context splits: use 'exact'")
     tile = config.vision.tile_tokens if config.vision is not None and config.vision.kind == "intern_vit" else 1
     for key, slots, unit in (("visual_tokens", data.visual_tokens, tile), ("text_tokens", data.text_tokens, 1)):
         if slots % (2 * ways * unit):

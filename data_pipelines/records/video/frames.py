@@ -11,7 +11,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,9 @@ _JUMP_SECONDS = 4.0  # without an index, a frame that is not nearer than this is
 _BEFORE_SECONDS = 10.0
 _LAST = 64  # entries of an index that are compared with the file's length
 _LACKING = 0.1  # share of a video without which it counts as cut off
+
+RAW_FRAME = b"P6 "  # how a frame begins: a PPM
+Still = TypeVar("Still")  # an image, or the path of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Sampling:
         if self.fps is not None and (not isinstance(self.fps, int | float) or not self.fps > 0):
             raise DataError(f"video_fps must be a positive number, is {self.fps!r}")
 
-    def stills(self, frames: Sequence[str]) -> list[str]:
-        """Of the frames that are files, those in the middles of equal parts; they have no times."""
+    def stills(self, frames: Sequence[Still]) -> list[Still]:
+        """Of the frames that are images of their own, those in the middles of equal parts; they have no times."""
         count = min(self.frames, len(frames))
         return [frames[(2 * number + 1) * len(frames) // (2 * count)] for number in range(count)]
 
@@ -273,4 +276,4 @@ def _pixels(frame: VideoFrame) -> np.ndarray:
 
 def _ppm(pixels: np.ndarray) -> bytes:
     height, width = pixels.shape[:2]
-    return b"P6 %d %d 255\n" % (width, height) + np.ascontiguousarray(pixels).tobytes()
+    return RAW_FRAME + b"%d %d 255\n" % (width, height) + np.ascontiguousarray(pixels).tobytes()

@@ -119,6 +119,21 @@ def with_frames(sample: RawSample, frames: Sequence[int]) -> RawSample:
     return dataclasses.replace(sample, conversations=tuple(turns), frames=tuple(frames))
 
 
+def without_frames(sample: RawSample) -> RawSample:
+    """The inverse of ``with_frames``: one mark for each video. Its images stay, and so do their numbers."""
+    if not any(sample.frames):
+        return sample
+    groups, turns = _groups(sample.frames), []
+    lines = next(groups, None)
+    for speaker, text in sample.conversations:
+        position = 0
+        while lines is not None and (at := text.find(lines, position)) >= 0:
+            text = text[:at] + IMAGE + text[at + len(lines) :]
+            position, lines = at + len(IMAGE), next(groups, None)
+        turns.append((speaker, text))
+    return dataclasses.replace(sample, conversations=tuple(turns))
+
+
 def _groups(frames: Sequence[int]) -> Iterator[str]:
     """What stands for each image and each video."""
     starts = [at for at, number in enumerate(frames) if number < 2]

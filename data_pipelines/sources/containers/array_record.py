@@ -1,10 +1,11 @@
 """ArrayRecord files as ``data_pipelines.build`` writes them: one sample a record, images as they were encoded.
 
-A record is the magic b"MJR1", the header's length as uint32 (little endian), the header (a JSON object with "key",
-"images" = byte lengths, and "caption", "conversations" or "text"; optionally scores, "sha256" and "tokens"), and the
-images one after the other. "tokens" holds the ids of the text part, for readers that want them; sizes are not stored,
-since the index reads them from the images themselves. The library reads local files only, so a remote file is copied to
-the cache folder when it is first read.
+A record is the magic b"MJR1", the header's length as uint32 (little endian), the header, and the images one after the
+other. The header is a JSON object with "key", "images" = byte lengths, and "caption", "conversations" or "text";
+optionally scores, "sha256" and "tokens". Where there are frames of videos it has "frames" = of each image its number
+within a video, from 1, 0 = an image; a video has one mark in the text. "tokens" holds the ids of the text part, for
+readers that want them; sizes are not stored, since the index reads them from the images themselves. The library reads
+local files only, so a remote file is copied to the cache folder when it is first read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from data_pipelines.io.copies import local_copy
 from data_pipelines.io.storage import storage
 from data_pipelines.records.layouts import Reading, from_record
 from data_pipelines.records.raw_sample import RawSample, checked_text, parse_json
+from data_pipelines.records.video.reference import with_frames, without_frames
 
 MAGIC = b"MJR1"
 _FILES_KEPT = 32  # readers per thread
@@ -30,6 +32,8 @@ _FILES_KEPT = 32  # readers per thread
 def pack(sample: RawSample, extra: Mapping[str, Any] | None = None) -> bytes:
     """A record that holds ``sample`` and further JSON fields."""
     header: dict[str, Any] = {**(extra or {}), "key": sample.key, "images": [len(image) for image in sample.images]}
+    if any(sample.frames):
+        header["frames"], sample = list(sample.frames), without_frames(sample)
     if sample.conversations:
         header["conversations"] = [{"from": role, "value": text} for role, text in sample.conversations]
     elif sample.caption is not None:
@@ -43,7 +47,8 @@ def pack(sample: RawSample, extra: Mapping[str, Any] | None = None) -> bytes:
 def unpack(record: bytes) -> tuple[dict[str, Any], RawSample]:
     """(header, sample) of a record. Raises BadSample: "bad_record", or the reason of its text part."""
     header, images = split(record)
-    return header, dataclasses.replace(text_of(header), key=header["key"], images=images)
+    sample = dataclasses.replace(text_of(header), key=header["key"], images=images)
+    return header, with_frames(sample, frames_of(header))
 
 
 def split(record: bytes) -> tuple[dict[str, Any], tuple[bytes, ...]]:
@@ -64,9 +69,18 @@ def split(record: bytes) -> tuple[dict[str, Any], tuple[bytes, ...]]:
     return header, tuple(images)
 
 
+def frames_of(header: Mapping[str, Any]) -> list[int]:
+    """``RawSample.frames`` of the images of a record, 0 for each that is none. Raises BadSample "bad_record"."""
+    count = len(header.get("images", ()))
+    frames = header.get("frames") or [0] * count
+    if not isinstance(frames, list) or len(frames) != count or not all(isinstance(n, int) and n >= 0 for n in frames):
+        raise BadSample("bad_record", detail=f"'frames' must number the {count} images")
+    return frames
+
+
 def text_of(header: Mapping[str, Any]) -> RawSample:
     """The text part of a record. Raises BadSample."""
-    images = len(header.get("images", ()))
+    images = sum(number < 2 for number in frames_of(header))  # marks: one for all frames of a video
     if "text" in header and "caption" not in header and "conversations" not in header:
         return RawSample(text=checked_text(header["text"], "empty_text"))
     texts = {name: header[name] for name in ("caption", "conversations") if name in header}

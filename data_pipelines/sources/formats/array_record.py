@@ -11,18 +11,19 @@ from data_pipelines.errors import BadSample
 from data_pipelines.io.digests import hash64
 from data_pipelines.records import image_header
 from data_pipelines.records.raw_sample import Form, RawSample
-from data_pipelines.sources.containers.array_record import Reader, forget_readers, reader, split, text_of
+from data_pipelines.records.video.reference import with_frames
+from data_pipelines.sources.containers.array_record import Reader, forget_readers, frames_of, reader, split, text_of
 from data_pipelines.sources.formats.format import FileFormat
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, origin_of, scores_of
-from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.shard import FrameOptions, Shard
 
 _BATCH, _BATCH_BYTES = 16, 1 << 26  # records read at a time while indexing, fewer if they are large
 _local = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
-class ArrayRecordOptions(Options):
+class ArrayRecordOptions(FrameOptions):
     """``hash_images``: whether images without a stored hash are hashed, for the filter unique_images."""
 
     hash_images: bool = False
@@ -86,8 +87,12 @@ def _draft(row: int, data: bytes | None, hash_images: bool) -> Draft:
         draft.key = str(header.get("key") or row)
         draft.scores, draft.origin = scores_of(header), origin_of(header)
         draft.image_hash = _image_hash(images, header.get("sha256"), hash_images)
-        draft.images = [ImagePart(row, len(image), image_header.read_header(image).size) for image in images]
-        draft.record = text_of(header)
+        frames = frames_of(header)
+        draft.images = [
+            ImagePart(row, len(image), image_header.read_header(image).size, frame=frame)
+            for image, frame in zip(images, frames)
+        ]
+        draft.record = with_frames(text_of(header), frames)
     return draft
 
 

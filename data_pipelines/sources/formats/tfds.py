@@ -16,25 +16,27 @@ from typing import Any
 from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io.copies import local_folder
 from data_pipelines.io.digests import hash64
-from data_pipelines.records import image_header
+from data_pipelines.records import image_header, names
 from data_pipelines.records.layouts import from_record
 from data_pipelines.records.raw_sample import Form, RawSample
+from data_pipelines.records.video.reference import with_frames
 from data_pipelines.sources.formats.format import FileFormat, folder_stamp
 from data_pipelines.sources.formats.parquet import IMAGE_COLUMNS
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, scores_of
-from data_pipelines.sources.indices.shard import Options, Shard
+from data_pipelines.sources.indices.shard import Shard, VideoOptions
 
 _CAPTION_FIELDS = ("caption", "captions", "text", "description", "title")
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsOptions(Options):
+class TfdsOptions(VideoOptions):
     """Options of TFDS datasets.
 
     Attributes:
       split: the split that is read (default: "train").
-      image_key: feature of the images (default: the first of parquet's IMAGE_COLUMNS that exists).
+      image_key: feature of the images (default: the first of parquet's IMAGE_COLUMNS that exists); of the frames of a
+        video where its name is that of a video.
       caption_key: "feature" or "feature/inner" of the captions (default: the first usual one that exists).
       hash_images: whether images are hashed, for the filter unique_images.
     """
@@ -66,26 +68,30 @@ class TfdsFormat(FileFormat):
         """
         source, image, caption = _dataset(shard.path, shard.options)
         for row in range(len(source)):
-            builder.add(_draft(source, row, image, caption, shard.options.hash_images))
+            builder.add(_draft(source, row, image, caption, shard.options))
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
         source, image, caption = _dataset(shard.path, shard.options)
         example = _example(source, entry.row)
         record = _caption(example, caption) if text else RawSample()
-        return dataclasses.replace(record, images=_image_parts(example, image) if images else ())
+        return dataclasses.replace(record, images=_image_parts(example, image, shard.options) if images else ())
 
 
-def _draft(source: Any, row: int, image: str | None, caption: str, hash_images: bool) -> Draft:
+def _draft(source: Any, row: int, image: str | None, caption: str, options: TfdsOptions) -> Draft:
     draft = Draft(str(row), text=TextPart(row, 0, Form.JSON))
     with draft.judged():
         example = _example(source, row)
         draft.scores = scores_of({name: v.item() if hasattr(v, "item") else v for name, v in example.items()})
-        data = _image_parts(example, image)
-        draft.image_hash = hash64(b"".join(data)) if hash_images and data else 0
-        draft.images = [ImagePart(row, len(each), image_header.read_header(each).size) for each in data]
-        draft.record = _caption(example, caption)
+        data = _image_parts(example, image, options)
+        draft.image_hash = hash64(b"".join(data)) if options.hash_images and data else 0
+        first = 1 if image and names.VIDEO_FIELD.fullmatch(image.lower()) else 0  # frames have numbers from 1 on
+        draft.images = [
+            ImagePart(row, len(each), image_header.read_header(each).size, frame=first and number)
+            for number, each in enumerate(data, 1)
+        ]
+        draft.record = with_frames(_caption(example, caption), [part.frame for part in draft.images])
         if image and not data:
-            raise BadSample("no_image")
+            raise BadSample("no_image", detail=f"nothing in {image!r}")
     return draft
 
 
@@ -104,11 +110,24 @@ def _open(path: str, split: str, thread: tuple[int, int]) -> tuple[Any, Mapping[
     try:
         builder = tfds.builder_from_directory(local_folder(path))
         features = builder.info.features
-        images = {name: tfds.decode.SkipDecoding() for name, f in features.items() if _holds_images(tfds, f)}
+        images = {name: _as_stored() for name, f in features.items() if _holds_images(tfds, f)}
         return builder.as_data_source(split, decoders=images), features
     except Exception as error:  # tfds raises many kinds
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "tensorflow" in message:
+            message += ": features of video and sound need it; keep frames as Sequence(Image()) under the name 'video'"
         raise DataError(f"{path}: split {split!r} cannot be opened as a TFDS data source ({message})") from None
+
+
+def _as_stored() -> Any:
+    """A decoder that leaves images encoded, in sequences too, which that of TFDS does not know without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class AsStored(tfds.decode.SkipDecoding):
+        def decode_batch_example_np(self, batch: Any) -> Any:
+            return batch
+
+    return AsStored()
 
 
 def _holds_images(tfds: Any, feature: Any) -> bool:
@@ -164,8 +183,11 @@ def _caption(example: Mapping[str, Any], name: str) -> RawSample:
     return from_record({"caption": value})
 
 
-def _image_parts(example: Mapping[str, Any], name: str | None) -> tuple[bytes, ...]:
+def _image_parts(example: Mapping[str, Any], name: str | None, options: TfdsOptions) -> tuple[bytes, ...]:
+    """The images of an example, or those frames of its video that are looked at."""
     value = example.get(name) if name else None
     if isinstance(value, bytes):
         return (value,)
-    return tuple(item for item in value if isinstance(item, bytes)) if value is not None else ()
+    found = [item for item in value if isinstance(item, bytes)] if value is not None else []
+    is_video = name is not None and names.VIDEO_FIELD.fullmatch(name.lower())
+    return tuple(options.sampling.stills(found) if is_video else found)

@@ -19,25 +19,38 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoOptions(Options):
-    """Options of formats that read videos.
+class FrameOptions(Options):
+    """Options of formats that hold frames of videos.
 
     Attributes:
-      video_frames: most frames of a video (default: 8).
-      video_fps: frames a second (default: always ``video_frames`` at equal distances).
       video_tiles: most tiles of a frame, the thumbnail not counted (default: 1).
     """
 
-    video_frames: int | None = None
-    video_fps: float | None = None
     video_tiles: int | None = None
 
     def __post_init__(self) -> None:
         """Raises DataError."""
-        _ = self.sampling
         tiles = 1 if self.video_tiles is None else self.video_tiles
         if isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1:
             raise DataError(f"video_tiles must be a positive number, is {tiles!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoOptions(FrameOptions):
+    """Options of formats that read videos, or choose among their frames.
+
+    Attributes:
+      video_frames: most frames of a video (default: 8).
+      video_fps: frames a second (default: always ``video_frames`` at equal distances).
+    """
+
+    video_frames: int | None = None
+    video_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises DataError."""
+        super().__post_init__()
+        _ = self.sampling
 
     @property
     def sampling(self) -> Sampling:

@@ -20,6 +20,7 @@ from mono_jax import tree
 from mono_jax.axes import CONTEXT, DATA, ROWS, SHARDS, TENSOR
 from mono_jax.hlo.collectives import Collective
 from mono_jax.models.architecture import Architecture
+from mono_jax.runs.planning import pixels
 from mono_jax.runs.planning.kernels import AttentionWork
 from mono_jax.runs.planning.targets import Target, collective_seconds
 from mono_jax.runs.planning.workload import Workload
@@ -84,8 +85,12 @@ class Arithmetic:
         if program.mesh not in self._states:
             self._states[program.mesh] = self._state(program.mesh)
         state, sizes = self._states[program.mesh], _Sizes.of(program, work)
-        batch = sum(_stored(leaf, self._tiled) for leaf in program.abstract_batch().values())
+        leaves = program.abstract_batch()
+        batch = sum(_stored(leaf, self._tiled) for leaf in leaves.values())
+        if crops := pixels.abstract_crops(program):  # and the patches made of them for the next step
+            batch += sum(_stored(leaf, self._tiled) for leaf in (*crops.values(), leaves["patches"]))
         compute, memory = self._work_seconds(sizes, program, work, state)
+        compute += pixels.flops_of(program) / (self.target.chip.peak * self.target.chip.products)
         parameters, keys = self._parameters_seconds(sizes, program), self._shared_rows_seconds(sizes, program)
         exposed = max(parameters - compute, EXPOSED[self._kind] * parameters) + keys
         temporaries = _temporaries(sizes, program, state)

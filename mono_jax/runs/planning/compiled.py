@@ -11,6 +11,7 @@ import jax
 
 from mono_jax.hlo import roofline
 from mono_jax.hlo.roofline import Machine, Totals
+from mono_jax.runs.planning import pixels
 from mono_jax.runs.planning.kernels import AttentionWork
 from mono_jax.runs.planning.needs import GIB, memory_of, needs
 from mono_jax.runs.planning.targets import Target, collective_seconds
@@ -29,15 +30,15 @@ def plan(program: Program, target: Target, work: Workload) -> dict[str, Any]:
     """
     start = time.perf_counter()
     try:
-        compiled = program.compile_step()
+        compiled, tiles = program.compile_step(), pixels.compile_tiles(program)
     except jax.errors.JaxRuntimeError as error:
         return _frame(program, target, work) | _refused(str(error), time.perf_counter() - start)
     seconds = time.perf_counter() - start
     memory, limit = memory_of(compiled), None if target.chip is None else target.chip.hbm_bytes
-    result = (
-        _frame(program, target, work) | {"needs": needs(program, compiled)} | _time_of(program, target, work, compiled)
-    )
+    result = _frame(program, target, work) | {"needs": needs(program, compiled)}
+    result |= _time_of(program, target, work, compiled, tiles)
     if memory is not None:
+        memory = pixels.with_step(memory, tiles)
         fits = limit is None or memory.total <= limit
         result |= {
             "fits": fits,
@@ -75,6 +76,8 @@ def _frame(program: Program, target: Target, work: Workload) -> dict[str, Any]:
         "reason": None,
         "needs": None,
         "step_s": None,
+        "pixels_flops": None,
+        "pixels_s": None,
         "steps": program.steps,
         "samples_per_row": work.samples,
         "assumptions": [work.assumption],
@@ -93,19 +96,28 @@ def _refused(message: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def _time_of(program: Program, target: Target, work: Workload, compiled: jax.stages.Compiled) -> dict[str, Any]:
+def _time_of(
+    program: Program,
+    target: Target,
+    work: Workload,
+    compiled: jax.stages.Compiled,
+    tiles: jax.stages.Compiled | None,
+) -> dict[str, Any]:
     """``_time``, or the reason why there is none: a libtpu may write programs that an older jaxlib cannot read."""
     try:
-        text = compiled.as_text()
+        text, before = compiled.as_text(), None if tiles is None else tiles.as_text()
     except jax.errors.JaxRuntimeError as error:
         why = str(error).splitlines()[0][:200]
         unread = f"no traffic and no times are known: this jaxlib cannot read the compiler's program ({why})"
         return {"assumptions": [work.assumption, unread]}
-    return _time(program, target, work, text)
+    return _time(program, target, work, text, before)
 
 
-def _time(program: Program, target: Target, work: Workload, text: str) -> dict[str, Any]:
-    """The keys that the compiled program's text gives: traffic always, times where the chip is known."""
+def _time(program: Program, target: Target, work: Workload, text: str, before: str | None) -> dict[str, Any]:
+    """The keys that the compiled program's text gives: traffic always, times where the chip is known.
+
+    ``before``: the text of the program that makes the tiles before each step.
+    """
     chip = target.chip
     known = chip is not None and chip.hbm_bandwidth is not None
     machine = Machine(
@@ -116,10 +128,15 @@ def _time(program: Program, target: Target, work: Workload, text: str) -> dict[s
     )
     kernels = AttentionWork.of(program, work, device_key(target.devices[0]))
     totals = roofline.totals(text, machine, functools.partial(kernels.kernels, program))
+    making: dict[str, Any] = {}
+    if before is not None:
+        tiles = roofline.totals(before, machine)
+        totals.add(tiles, 1)
+        making = {"pixels_flops": tiles.flops, "pixels_s": tiles.seconds if known else None}
     traffic: dict[str, float] = {}
     for (kind, _), (_, size) in sorted(totals.collectives.items()):
         traffic[kind] = traffic.get(kind, 0.0) + size
-    result = {"collective_bytes": traffic, "assumptions": [work.assumption, *_assumptions(totals)]}
+    result = {"collective_bytes": traffic, "assumptions": [work.assumption, *_assumptions(totals)]} | making
     if not known or not totals.seconds:
         return result
     parts = {

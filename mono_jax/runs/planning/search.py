@@ -81,10 +81,11 @@ def _program(run: RunConfig, target: Target) -> Program:
 
 
 def _candidates(program: Program, target: Target, sizes: Sequence[tuple[int, int, int]]) -> Iterator[Program]:
+    on_device = program.run.data.pixel_path == "device"  # of rows that no two devices share
     for mesh in _meshes(len(target.devices), program):
         sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
         for visual, text, rows in sizes:
-            if mesh.context > 1 and not _may_share(visual, text, mesh.context):
+            if mesh.context > 1 and (on_device or not _may_share(visual, text, mesh.context)):
                 continue
             ways = mesh.data * mesh.fsdp
             rows = max(round(rows / ways), 1) * ways

@@ -55,6 +55,11 @@ def _plan(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"runs     {plan['needs']}"
     if plan["reason"]:
         yield f"refused  {plan['reason']}"
+    if plan["pixels_flops"] is not None:
+        span = (
+            "" if plan["pixels_s"] is None else f", at least {_span(plan['pixels_s'])}, which the time below includes"
+        )
+        yield f"pixels   tiles made before each step: {plan['pixels_flops'] / 1e12:.3g} TFLOP a device{span}"
     for kind, size in plan["collective_bytes"].items():
         yield f"network  {kind}: {size / 1e9:.3f} GB a device and step"
     if plan["step_s"] is not None:

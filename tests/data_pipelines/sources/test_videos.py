@@ -17,6 +17,7 @@ from PIL import Image
 from data_pipelines.encoding import decoding
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import DataError, StorageError
+from data_pipelines.jobs import building
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.records import extra_formats
 from data_pipelines.sources.source import open_source
@@ -80,6 +81,18 @@ def files(folder: Path) -> dict[str, Any]:
     return {"kind": "files", "paths": str(folder)}
 
 
+def built(folder: Path) -> dict[str, Any]:
+    """What ``build`` writes of them: the frames that are looked at."""
+    spec = {**jsonl(folder), "video_frames": 4}
+    for task in building.plan(spec, str(folder / "built"), 8):
+        assert building.build_file(task) == {"samples": 3, "written": 3}
+    return {"kind": "array_record", "paths": str(folder / "built" / "*.array_record")}
+
+
+def with_four_frames(spec: dict[str, Any]) -> dict[str, Any]:
+    return spec if spec["kind"] == "array_record" else {**spec, "video_frames": 4}
+
+
 def packed(golden_dir: Path, folder: Path, spec: dict[str, Any], **changes: Any) -> PackedData:
     slots = {
         "visual_tokens": 96,
@@ -96,9 +109,9 @@ def pixels(frame: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(frame)))
 
 
-@pytest.mark.parametrize("write", [jsonl, parquet, parquet_of_paths, tar, files])
+@pytest.mark.parametrize("write", [jsonl, parquet, parquet_of_paths, tar, files, built])
 def test_frames_and_their_lines(write: Callable[[Path], dict[str, Any]], tmp_path: Path) -> None:
-    source = open_source({**write(tmp_path / "set"), "video_frames": 4})
+    source = open_source(with_four_frames(write(tmp_path / "set")))
     assert (len(source), source.dropped()) == (3, {})
     samples = [source.read(number) for number in range(3)]
     for sample, (name, data) in zip(samples, VIDEOS.items(), strict=True):
@@ -115,7 +128,7 @@ def test_frames_and_their_lines(write: Callable[[Path], dict[str, Any]], tmp_pat
     assert counts.tolist() == [4, 4, 3] and sizes.tolist() == [[96, 48]] * 4 + [[64, 48]] * 4 + [[48, 64]] * 3
 
 
-@pytest.mark.parametrize("write", [jsonl, tar])
+@pytest.mark.parametrize("write", [jsonl, tar, built])
 @pytest.mark.parametrize("tiles", [1, 3])
 def test_rows_are_planned_without_decoding_and_hold_what_each_sample_is_alone(
     write: Callable[[Path], dict[str, Any]],
@@ -124,7 +137,7 @@ def test_rows_are_planned_without_decoding_and_hold_what_each_sample_is_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = {**write(tmp_path / "set"), "video_frames": 4, "video_tiles": tiles}
+    spec = {**with_four_frames(write(tmp_path / "set")), "video_tiles": tiles}
     data = packed(golden_dir, tmp_path, spec)
     with monkeypatch.context() as patch:
         patch.setattr(extra_formats, "_package", lambda kind: pytest.fail("planned from the index"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from data_pipelines.errors import BadSample
 from data_pipelines.records import extra_formats
 from data_pipelines.records.layouts import Reading, from_record
 from data_pipelines.records.raw_sample import RawSample, Video
-from data_pipelines.records.video.reference import with_frames
+from data_pipelines.records.video.reference import with_frames, without_frames
 
 READS = Reading(videos=0)
 A, B = Video("a.mp4"), Video("b.mp4")
@@ -117,6 +118,9 @@ def test_lines_of_frames(text: str, frames: tuple[int, ...], lines: str) -> None
     sample = with_frames(RawSample(conversations=(("human", text), ("gpt", "noise"))), frames)
     assert sample.conversations == (("human", lines), ("gpt", "noise"))
     assert sample.frames == (frames if any(frames) else ())
+    stored = without_frames(sample)  # as build keeps it: one mark for each
+    assert stored.conversations[0][1].count("<image>") == sum(number < 2 for number in frames)
+    assert with_frames(dataclasses.replace(stored, frames=()), frames) == sample
 
 
 def test_videos_that_come_with_a_record() -> None:

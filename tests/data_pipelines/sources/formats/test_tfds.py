@@ -36,7 +36,16 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
             image = io.BytesIO(encoded(20 + i, 10, "PNG"))
             yield i, {{"image": image, "captions": [{{"text": "t%d" % i, "id": i}}] * 2}}
 
-Tiny(data_dir={str(tmp_path)!r}, file_format="array_record").download_and_prepare()
+class Clips(Tiny):
+    def _info(self):
+        features = {{"video": tfds.features.Sequence(tfds.features.Image()), "caption": tfds.features.Text()}}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+    def _generate_examples(self):
+        for i in range(2):
+            yield i, {{"video": [io.BytesIO(encoded(20 + n, 10, "PNG")) for n in range(9)], "caption": "clip"}}
+
+for made in (Tiny, Clips):
+    made(data_dir={str(tmp_path)!r}, file_format="array_record").download_and_prepare()
 from data_pipelines.sources.source import open_source
 source = open_source({{"kind": "tfds", "paths": {str(tmp_path / "tiny" / "1.0.0")!r}, "split": "val"}})
 samples = [source.read(i) for i in range(3)]
@@ -48,6 +57,9 @@ fs = fsspec.filesystem("memory")
 fs.put({str(tmp_path / "tiny" / "1.0.0")!r}, "/bucket/1.0.0", recursive=True)
 remote = open_source({{"kind": "tfds", "paths": "memory://bucket/1.0.0", "split": "val"}})
 assert [remote.read(i) for i in range(3)] == samples
+clips = {{"kind": "tfds", "paths": {str(tmp_path / "clips" / "1.0.0")!r}, "split": "val", "video_frames": 3}}
+clip = open_source(clips).read(0)
+assert clip.images == tuple(encoded(20 + n, 10, "PNG") for n in (1, 4, 7)) and clip.frames == (1, 2, 3), clip.frames
 assert "tensorflow" not in sys.modules
 """
 

@@ -12,10 +12,11 @@ import pytest
 from mono_jax.errors import ConfigError
 from mono_jax.hlo.facts import facts
 from mono_jax.runs import plan
-from mono_jax.runs.planning import compiled, table
+from mono_jax.runs.planning import compiled, pixels, table
+from mono_jax.runs.planning.needs import Memory
 from mono_jax.runs.planning.targets import target
 from mono_jax.runs.planning.workload import workload
-from mono_jax.runs.program import Program
+from mono_jax.runs.program import Program, check_columns
 from mono_jax.training.chips import CHIPS
 from mono_jax.training.flops import count_tokens, step_flops
 from mono_jax.training.loss import VOCABULARY_MULTIPLE
@@ -53,7 +54,8 @@ def planned(name: str, config: dict[str, Any], **options: Any) -> dict[str, Any]
 
 @pytest.mark.parametrize("name", ["cpu:8", "v5e:2x2", "h200:1x8x1"])
 def test_a_plan_of_the_step_itself(name: str):
-    found = planned(name, values(mesh={"fsdp": 4}, execution={"remat": "full"}))
+    on_device = {"pixel_path": "device", "crop_size": 64} if name == "v5e:2x2" else {}
+    found = planned(name, values(mesh={"fsdp": 4}, execution={"remat": "full"}, data=on_device))
     assert found.keys() >= KEYS
     assert found["fits"] is True
     assert found["argument_bytes"] + found["temp_bytes"] <= found["hbm_bytes_per_device"]
@@ -77,6 +79,32 @@ def test_a_plan_of_the_step_itself(name: str):
         assert found["samples_per_s"] == pytest.approx(8 * 4 / found["step_s"])
         assert not any("not known" in line for line in found["assumptions"])
     assert any("MFU" in line for line in table.lines(found)) == (name != "cpu:8")
+    assert any("tiles made before each step" in line for line in table.lines(found)) == bool(on_device)
+    # Two rows a device, of 4 tiles of 32 pixels from crops of 64, in three digits.
+    assert found["pixels_flops"] == (
+        pytest.approx(2 * 4 * 3 * 6 * 64 * 32 * (64 + 32), rel=0.05) if on_device else None
+    )
+
+
+def test_tiles_made_on_the_device_are_part_of_the_plan():
+    """Their program's memory is what it brings, and the ranking by arithmetic counts what the compiler does."""
+    devices = target("cpu:8").devices[:2]
+    config = plan.run_config(values(data={"pixel_path": "device", "crop_size": 64}, mesh={"data": 1, "fsdp": 2}))
+    program = Program.build(config, devices=devices)
+    tiles = pixels.compile_tiles(program)
+    brought = sum(math.prod(a.sharding.shard_shape(a.shape)) for a in pixels.abstract_crops(program).values())
+    found = compiled.memory_of(tiles)
+    # Pixels are bytes; starts and weights, which are int32, and the cells come on top.
+    assert found.arguments > brought and found.arguments > 4 * 4 * 64 * 64 * 3
+    assert facts(tiles.as_text()).flops == pytest.approx(pixels.flops_of(program), rel=0.05)
+    step = Memory(1000, 50, 10)
+    both = pixels.with_step(step, tiles)
+    assert both == Memory(1000 + found.arguments, max(50, found.temporaries), 10 + found.others)
+    assert pixels.with_step(step, None) == step
+    exact = Program.build(plan.run_config(values(mesh={"data": 1, "fsdp": 2})), devices=devices)
+    assert (pixels.compile_tiles(exact), pixels.flops_of(exact)) == (None, 0.0)
+    with pytest.raises(ConfigError, match=r"data.pixel_path='device' .* mesh.context splits: use 'exact'"):
+        check_columns(config.data, program.model.config, 2)
 
 
 def test_the_compiled_step_s_memory_and_work():

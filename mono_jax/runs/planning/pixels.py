@@ -1,0 +1,56 @@
+"""The program that makes a batch's tiles on the accelerator (``data.pixel_path="device"``) before each step."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import NamedSharding
+
+from data_pipelines.encoding.crops import Crops
+from mono_jax.parallel.crops import tiles_program
+from mono_jax.parallel.mesh import batch_spec
+from mono_jax.runs.planning.needs import Memory, memory_of
+from mono_jax.runs.program import Program
+from pallas_kernels.devices import lowering_platform
+
+
+def abstract_crops(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what a batch brings instead of patches; empty for other pixel paths."""
+    data, geometry = program.run.data, program.model.config.geometry
+    if data.pixel_path != "device" or not data.visual_tokens:
+        return {}
+    fields = Crops.fields(1, data.visual_tokens, data.crop_size, geometry)
+    shapes = {name: ((data.batch_size, *array.shape[1:]), array.dtype) for name, array in fields.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(program.mesh, batch_spec(name)))
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def compile_tiles(program: Program) -> jax.stages.Compiled | None:
+    """The executable, made ahead of time; None for other pixel paths. Raises what the compiler raises."""
+    if not (crops := abstract_crops(program)):
+        return None
+    traced = tiles_program(program.mesh).trace(*crops.values(), program.abstract_batch()["patch_cells"])
+    return traced.lower(lowering_platforms=(lowering_platform(program.mesh.devices.flat[0]),)).compile()
+
+
+def with_step(step: Memory, tiles: jax.stages.Compiled | None) -> Memory:
+    """The memory of steps, while one of which runs the next batch's crops and patches are there.
+
+    The temporaries of the two programs are never there at once.
+    """
+    found = None if tiles is None else memory_of(tiles)
+    if found is None:
+        return step
+    held = step.arguments + found.arguments
+    return Memory(held, max(step.temporaries, found.temporaries), step.others + found.others)
+
+
+def flops_of(program: Program) -> float:
+    """Of making the tiles of a device's rows: two matmuls a tile, in three digits each."""
+    if not (crops := abstract_crops(program)):
+        return 0.0
+    shape = crops["crop_pixels"].sharding.shard_shape(crops["crop_pixels"].shape)
+    rows, tiles, size = shape[:3]
+    tile = program.model.config.geometry.tile_size
+    return 3 * rows * tiles * 2.0 * 3 * size * tile * (size + tile)
