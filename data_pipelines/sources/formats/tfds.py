@@ -81,7 +81,8 @@ def _draft(source: Any, row: int, image: str | None, caption: str, options: Tfds
     draft = Draft(str(row), text=TextPart(row, 0, Form.JSON))
     with draft.judged():
         example = _example(source, row)
-        draft.scores = scores_of({name: v.item() if hasattr(v, "item") else v for name, v in example.items()})
+        numbers = {name: v.item() if getattr(v, "size", 0) == 1 else v for name, v in example.items()}
+        draft.scores = scores_of(numbers)
         data = _image_parts(example, image, options)
         draft.image_hash = hash64(b"".join(data)) if options.hash_images and data else 0
         first = 1 if image and names.VIDEO_FIELD.fullmatch(image.lower()) else 0  # frames have numbers from 1 on
