@@ -1,4 +1,4 @@
-"""Builds the real sets: pictures with captions, questions about pictures, and English text for every stage.
+"""Builds the real sets: pictures with captions, questions about pictures, English text for every stage, language tasks.
 
 They are made of packages that public registries hold.
 """
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         vocabulary=options.vocabulary,
         progress=lambda line: print(line, flush=True),
     )
-    if result["sets"]:
+    if result["manifest"]:
         stages = load_manifest(options.out)["stages"]
         print("samples: " + ", ".join(f"{stage} {stages[stage]['samples']}" for stage in STAGES))
     if options.json:

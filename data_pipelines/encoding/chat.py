@@ -69,6 +69,7 @@ class ChatEncoder:
           BadSample: "bad_conversation" (no question, or a speaker twice in a row), "image_count_mismatch",
             "image_token_in_text".
         """
+        self._check_template()
         system, turns = self._ordered(turns)
         if not any(IMAGE in text for _, text in turns):
             turns[0] = (turns[0][0], f"{IMAGE}\n" * len(images) + turns[0][1])
@@ -96,6 +97,15 @@ class ChatEncoder:
     def image_token_known(self) -> bool:
         """False for a tokenizer without image tokens."""
         return IMAGE_CONTEXT in self.tokenizer.added
+
+    def _check_template(self) -> None:
+        """Raises DataError for a tokenizer that would spell the template's tokens."""
+        for name in self.template.tokens:
+            if not self.tokenizer.has(name):
+                raise DataError(
+                    f"tokenizer {self.tokenizer.file}: no token {name!r}, which the chat template writes: set "
+                    f"data.template to {OWN_TEMPLATE!r} for the tokenizer's own"
+                )
 
     def _check_placeholders(self, ids: np.ndarray, mask: np.ndarray, expected: int) -> None:
         placeholders = ids == self.image_token

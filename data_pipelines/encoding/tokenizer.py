@@ -78,6 +78,9 @@ class Tokenizer:
             )
         raise DataError(f"tokenizer {self.file}: no token {token!r}; {did_you_mean(token, self.added)}")
 
+    def has(self, token: str) -> bool:
+        return token in self.added or self._base.find(token) is not None
+
     def name(self, number: int) -> str:
         """The name of a token by its id, which is below ``vocab_size``."""
         return self._names.get(number) or self._base.name(number)

@@ -70,4 +70,5 @@ def _processor(config: Architecture, prompt: PromptFormat) -> dict[str, Any]:
         "min_tiles": tiling.min_tiles,
         "max_tiles": tiling.max_tiles,
         "thumbnail": tiling.thumbnail,
+        **({"native": True} if tiling.geometry.native else {}),
     }

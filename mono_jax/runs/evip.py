@@ -45,7 +45,7 @@ from mono_jax.storage.places import Place
 from mono_jax.training import stages
 from mono_jax.training.metrics import Say
 from mono_jax.training.timeline import measuring, timeline_file
-from mono_jax.weights.hf_config import config_to_hf
+from mono_jax.weights.hf_config import config_beside
 from mono_jax.weights.model_folder import (
     MODEL_FILE,
     Origin,
@@ -188,7 +188,7 @@ class Evip:
                 image_token_id=tokenizer.id(IMAGE_CONTEXT),
             )
             dtype = origin.dtype or str(params["embed"]["embedding"].dtype)
-            values = config_to_hf(config, origin.config_json, dtype, prompt=origin.prompt)
+            values = config_beside(config, origin.config_json, dtype, prompt=origin.prompt)
             origin = Origin(values, origin.prompt, dtype, names)
             save_model(target, config, params, extra_files=companion_files(find_model(init)), origin=origin)
             self.say(f"visual experts embedded: {target}")

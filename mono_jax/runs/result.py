@@ -11,14 +11,13 @@ import numpy as np
 
 from mono_jax import tree
 from mono_jax.checkpoints.base import open_base
-from mono_jax.errors import ConfigError
 from mono_jax.models.adapters import added, is_adapter, pairs
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical, joined
 from mono_jax.runs.program import Program
 from mono_jax.storage.places import Place, place_of
 from mono_jax.training.state import TrainState, concatenate
-from mono_jax.weights.hf_config import DTYPE_KEYS, config_to_hf, with_dtype
+from mono_jax.weights.hf_config import DTYPE_KEYS, config_beside, with_dtype
 from mono_jax.weights.model_folder import Origin, companion_files, find_model, place, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
 
@@ -79,11 +78,8 @@ def _cast(leaf: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _config_json(config: Architecture, origin: Origin, dtype: str, prompt: PromptFormat) -> dict[str, Any] | None:
-    try:
-        values = config_to_hf(config, origin.config_json, dtype, prompt=prompt)
-        return values if any(key in values for key in DTYPE_KEYS) else with_dtype(values, dtype)
-    except ConfigError:  # an architecture that Hugging Face has no form for
-        return None
+    values = config_beside(config, origin.config_json, dtype, prompt=prompt)
+    return values if values is None or any(key in values for key in DTYPE_KEYS) else with_dtype(values, dtype)
 
 
 def _companions(init: str, tokenizer: str) -> list[Path]:

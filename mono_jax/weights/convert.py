@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from data_pipelines.io.publish import new_folder, remove_stale, write_json
-from data_pipelines.special_tokens import IMAGE_CONTEXT
+from data_pipelines.special_tokens import IMAGE_CONTEXT, OWN_TEMPLATE
 from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError
 from mono_jax.files import read_json
@@ -26,7 +26,7 @@ from mono_jax.storage.places import Place, place_of, upload
 from mono_jax.weights import upcycle
 from mono_jax.weights.families.table import family_of
 from mono_jax.weights.gguf_files import unpacked
-from mono_jax.weights.hf_config import config_to_hf, has_published_layout, with_dtype
+from mono_jax.weights.hf_config import config_beside, config_to_hf, has_published_layout, with_dtype
 from mono_jax.weights.lazy import LazyArray
 from mono_jax.weights.model_folder import (
     MODEL_FILE,
@@ -119,7 +119,8 @@ def convert(
     if upcycling and grow_vocabulary:
         raise ConfigError("grow_vocabulary: embedding experts grows the vocabulary by itself: give one of the two")
     if upcycling:
-        config, params, added_tokens = _upcycle(source, config, params, upcycling, image_token_id)
+        chat = (origin.prompt or PromptFormat()).template != OWN_TEMPLATE
+        config, params, added_tokens = _upcycle(source, config, params, upcycling, image_token_id, chat)
     elif grow_vocabulary:
         config, params = upcycle.grow_vocabulary(config, params, grow_vocabulary)
     if upcycling or grow_vocabulary:
@@ -143,7 +144,8 @@ def convert(
             save_params(folder, config, params, names=names, shard_size=shard_size)
             write_json(folder / "config.json", _config_json(config, origin, dtype, stored))
         else:
-            values = _config_json(config, origin, dtype, stored)
+            values = config_beside(config, origin.config_json, stored, prompt=origin.prompt)
+            values = with_dtype(values, dtype) if values and dtype else values
             save_model(folder, config, params, origin=dataclasses.replace(origin, config_json=values, names=names))
         for file in companion_files(source):
             shutil.copyfile(file, folder / file.name)
@@ -181,9 +183,9 @@ def _kind_of(source: Place, expected: Kind | None) -> Kind:
 
 
 def _upcycle(
-    source: Place, config: Architecture, params: tree.Tree, upcycling: Upcycling, image_token_id: int | None
+    source: Place, config: Architecture, params: tree.Tree, upcycling: Upcycling, image_token_id: int | None, chat: bool
 ) -> tuple[Architecture, tree.Tree, dict[str, int]]:
-    """Config and weights of the Mono-InternVL model, and the added tokens of its tokenizer."""
+    """Config and weights of the Mono-InternVL model, and the added tokens of its tokenizer (``chat``: see there)."""
     if upcycling.vision and config.vision is not None:
         raise ConfigError(f"--vision.{next(iter(upcycling.vision))}: {source} has a patch embedding already")
     known, vocab_size = {}, config.vocab_size
@@ -191,7 +193,7 @@ def _upcycle(
     if any((files / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         tokenizer = upcycling.open_tokenizer(files)
         known, vocab_size = tokenizer.added, max(vocab_size, tokenizer.vocab_size)
-    tokens, vocab_size = upcycle.add_tokens(known, vocab_size)
+    tokens, vocab_size = upcycle.add_tokens(known, vocab_size, chat)
     new, params = upcycle.upcycle(
         config,
         params,

@@ -143,11 +143,11 @@ def config_to_hf(
         # That a tokenizer's own template is used is seen from its files.
         return out if prompt and prompt.template == OWN_TEMPLATE else out | prompt_to_hf(prompt, out)
     if config.vision.native:
-        raise ConfigError("vision.native has no Hugging Face form: its readers cut tiles")
+        raise ConfigError("vision.native has no published layout, whose readers cut tiles: --layout=own")
     if config.bidirectional_images:
-        raise ConfigError("bidirectional_images has no Hugging Face form: its readers are causal")
+        raise ConfigError("bidirectional_images has no published layout, whose readers are causal: --layout=own")
     if config.visual_attention_experts and not config.visual_ffn_experts:
-        raise ConfigError("visual_attention_experts without visual_ffn_experts has no Hugging Face form")
+        raise ConfigError("visual_attention_experts without visual_ffn_experts has no published layout: --layout=own")
     if out.get("model_type") != model_type:
         prompt_keys = {key: out.pop(key) for key in PROMPT_KEYS if key in out}
         base = {"llm_config": out} if "model_type" in out else {}
@@ -166,16 +166,30 @@ def config_to_hf(
 
 def has_published_layout(config: Architecture) -> bool:
     """Whether ``config_to_hf`` makes a config.json that code of others loads."""
-    own = config.visual_attention_experts or config.bidirectional_images or config.family != Architecture.family
-    return config.vision is None or not config.is_monolithic or not own
+    if config.vision is None or not config.is_monolithic:
+        return True
+    own = config.visual_attention_experts or config.bidirectional_images or config.vision.native
+    return not own and config.family == Architecture.family
+
+
+def config_beside(
+    config: Architecture,
+    original: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    *,
+    prompt: PromptFormat | None = None,
+) -> dict[str, Any] | None:
+    """The config.json beside a model of ours: that of ``config_to_hf``, None where there is no published layout."""
+    try:
+        return config_to_hf(config, original, dtype, prompt=prompt)
+    except ConfigError:
+        return None
 
 
 def own_config(config: Architecture, prompt: PromptFormat, dtype: str) -> dict[str, Any]:
     """config.json of the layout of our own. Raises ConfigError for a modular model, which its code does not know."""
     if config.vision is not None and not config.is_monolithic:
         raise ConfigError("vision.kind 'intern_vit' has the published layout only: --layout=published")
-    if config.vision is not None and config.vision.native:
-        raise ConfigError("vision.native has no Hugging Face form: its readers cut tiles")
     classes = dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"modeling_mono_jax.{_OWN_CLASS}")
     if config.vision is not None:
         classes["AutoModelForImageTextToText"] = classes["AutoModel"]

@@ -25,16 +25,17 @@ INTERNLM2_VOCABULARY = 92544
 _ROWS = 4096  # of the embedding that are averaged at a time
 
 
-def add_tokens(known: Mapping[str, int], vocab_size: int) -> tuple[dict[str, int], int]:
-    """Ids of the added tokens of a tokenizer with the chat and image tokens, and the size of the new vocabulary.
+def add_tokens(known: Mapping[str, int], vocab_size: int, chat: bool = True) -> tuple[dict[str, int], int]:
+    """Ids of the added tokens of a tokenizer with the image tokens, and the size of the new vocabulary.
 
     ``known``: added tokens that the tokenizer has. They keep their ids; the others follow after ``vocab_size``, in the
     order of the public release, but for InternLM2's chat tokens, which are unnamed rows of its own vocabulary.
+    ``chat``: InternLM2's chat tokens too, for a model without a chat template of its own.
     """
     tokens = dict(known)
-    if vocab_size == INTERNLM2_VOCABULARY:
+    if chat and vocab_size == INTERNLM2_VOCABULARY:
         tokens = {name: number for name, number in CHAT_TOKENS.items() if name not in tokens} | tokens
-    for name in (*reversed(CHAT_TOKENS), *IMAGE_TOKENS):
+    for name in (*(reversed(CHAT_TOKENS) if chat else ()), *IMAGE_TOKENS):
         if name not in tokens:
             tokens[name] = vocab_size
             vocab_size += 1

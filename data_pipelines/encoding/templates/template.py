@@ -32,10 +32,12 @@ class Template(abc.ABC):
     Attributes:
       begins: whether the text of ``write`` is whole, so that no begin token is put in front.
       digest: of whatever decides the text beside the template's name; "" for those that never change.
+      tokens: that the tokenizer must have. A tokenizer's own template asks for none that it lacks.
     """
 
     begins = False
     digest = ""
+    tokens: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def write(self, turns: Turns, system: str | None = None, answer: bool = False) -> Written:
@@ -68,6 +70,7 @@ class FixedTemplate(Template):
     question: str
     answer_head: str
     answer_tail: str
+    tokens: tuple[str, ...]
 
     def write(self, turns: Turns, system: str | None = None, answer: bool = False) -> Written:
         message = self.message if system is None else system
@@ -98,5 +101,6 @@ FIXED: dict[str, Template] = {
         question=f"{IM_START}user\n{{}}{IM_END}",
         answer_head=f"{IM_START}assistant\n",
         answer_tail=IM_END,
+        tokens=(IM_START, IM_END),
     )
 }

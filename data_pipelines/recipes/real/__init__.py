@@ -5,6 +5,7 @@
     s1_3/{detection,ocr}/00000.tar                composed: exact boxes, known text (captions are those of s1_2)
     s2/NAME/train.jsonl, images/                  conversations in LLaVA's form
     text/NAME/train.txt, heldout.txt              English text
+    lm_eval/NAME/                                 tasks for lm-evaluation-harness
     heldout/                                      a fiftieth of the pairs and of the text; questions: in s2
     tokenizer/, manifest.json, packages/          the last one may be deleted once the sets are built
 

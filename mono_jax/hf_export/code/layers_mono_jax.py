@@ -211,15 +211,33 @@ class PatchEmbedding(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + grid**2, v.hidden_size))
         self.patch_embedding = nn.Conv2d(v.num_channels, v.hidden_size, v.patch_size, v.patch_size)
 
-    def forward(self, tiles: Tensor) -> Tensor:
-        """tiles [N, 3, T, T] as visual tokens [N, tokens, s * s * C], each made of s x s patches."""
+    def forward(self, tiles: Tensor, cells: Tensor | None) -> Tensor:
+        """tiles [N, 3, T, T] as visual tokens [N, tokens, s * s * C], each made of s x s patches.
+
+        In native resolution each token is a tile; ``cells`` int [N, 4]: (row, column, rows, columns) in its image.
+        """
         v = self.v
         x = self.patch_embedding(tiles.to(self.patch_embedding.weight.dtype))
-        grid = v.image_size // v.patch_size
-        positions = self.position_embedding[:, 1:].transpose(1, 2).unflatten(-1, (grid, grid))
-        if x.shape[-1] != grid:
-            positions = F.interpolate(positions.float(), x.shape[-2:], mode="bicubic", align_corners=False)
         s = round(1 / v.downsample_ratio)
+        positions = self.native_positions(cells, s) if getattr(v, "native", False) else self.positions(*x.shape[-2:])
         x = (x + positions.to(x.dtype)).unflatten(3, (-1, s)).unflatten(2, (-1, s))  # [N, C, h, s, w, s]
         order = (0, 2, 4, 3, 5, 1) if v.ps_version == "v2" else (0, 4, 2, 3, 5, 1)
         return x.permute(order).flatten(3).flatten(1, 2)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """[1, C, rows, columns] of patches; float32 where the stored grid is interpolated."""
+        grid = self.v.image_size // self.v.patch_size
+        stored = self.position_embedding[:, 1:].transpose(1, 2).unflatten(-1, (grid, grid))
+        if (rows, columns) == (grid, grid):
+            return stored
+        return F.interpolate(stored.float(), (rows, columns), mode="bicubic", align_corners=False)
+
+    def native_positions(self, cells: Tensor, s: int) -> Tensor:
+        """float32 [N, C, s, s]: those of each token among its image's."""
+        found = self.position_embedding.new_empty(len(cells), self.v.hidden_size, s, s, dtype=torch.float32)
+        for rows, columns in cells[:, 2:].unique(dim=0).tolist():
+            whole = self.positions(rows * s, columns * s)[0].float().unflatten(2, (columns, s)).unflatten(1, (rows, s))
+            chosen = (cells[:, 2] == rows) & (cells[:, 3] == columns)
+            row, column = cells[chosen, :2].T
+            found[chosen] = whole.permute(1, 3, 0, 2, 4)[row, column]  # [C, rows, s, columns, s]
+        return found

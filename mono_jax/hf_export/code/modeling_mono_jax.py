@@ -65,7 +65,9 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
             self.language_model = language
             v = SimpleNamespace(**a.vision)
             width = v.hidden_size * round(1 / v.downsample_ratio) ** 2
-            self.tile_tokens = ((v.tile_size or v.image_size) // round(v.patch_size / v.downsample_ratio)) ** 2
+            self.native = getattr(v, "native", False)
+            tile = (v.tile_size or v.image_size) // round(v.patch_size / v.downsample_ratio)
+            self.tile_tokens = 1 if self.native else tile**2  # in native resolution a token is a tile of its own
             self.vision_model = nn.Module()
             self.vision_model.embeddings = PatchEmbedding(v)
             self.mlp1 = nn.Sequential(
@@ -89,7 +91,9 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         setattr(self._language, SPELLINGS[self.a.family]["head"], value)
 
-    def embed(self, input_ids: Tensor, visual: Tensor, pixel_values: Tensor | None) -> Tensor:
+    def embed(
+        self, input_ids: Tensor, visual: Tensor, pixel_values: Tensor | None, pixel_cells: Tensor | None
+    ) -> Tensor:
         """x [B, Q, d]; the rows of ``visual`` (bool [B, Q]) come from the tiles, in order."""
         x = self.get_input_embeddings()(input_ids)
         if self.a.scale_embeddings:
@@ -100,7 +104,10 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
             raise ValueError(f"{wanted} image placeholders in input_ids, but {tiles} tiles of {given} visual tokens")
         if not wanted:
             return x
-        return x.masked_scatter(visual[..., None], self.mlp1(self.vision_model.embeddings(pixel_values)).to(x.dtype))
+        if self.native and (pixel_cells is None or len(pixel_cells) != tiles):
+            raise ValueError("pixel_cells: this model sees native resolution; give those of the processor")
+        pixels = self.vision_model.embeddings(pixel_values, pixel_cells)
+        return x.masked_scatter(visual[..., None], self.mlp1(pixels).to(x.dtype))
 
     def seen(self, mask: Tensor, visual: Tensor, sliding: bool) -> Seen:
         """``mask`` [B, K]: 1 where a key is no padding; ``visual`` bool [B, Q]: of the last Q, the new ones."""
@@ -126,6 +133,7 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        pixel_cells: Tensor | None = None,
         past_key_values: Any = None,
         cache: Any = None,
         labels: Tensor | None = None,
@@ -138,6 +146,8 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         """input_ids [B, Q] are the tokens after those in the cache; attention_mask [B, K] covers all.
 
         pixel_values [tiles, 3, T, T]: normalised tiles of the images whose placeholders stand in input_ids, row by row.
+        In native resolution [tokens, 3, P, P], and pixel_cells int [tokens, 4] says where each token stands: its row,
+        its column, and how many rows and columns its image has.
         labels [B, Q]: the ids themselves, -100 where they are not trained on.
         """
         a = self.a
@@ -152,7 +162,7 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         visual = (
             input_ids == a.image_token_id if a.vision is not None else torch.zeros_like(input_ids, dtype=torch.bool)
         )
-        x = self.embed(input_ids, visual, pixel_values)
+        x = self.embed(input_ids, visual, pixel_values, pixel_cells)
         flat, places = visual.flatten(), Places()
         if bool(flat.any()):
             places = Places((~flat).nonzero()[:, 0], flat.nonzero()[:, 0])
@@ -179,6 +189,7 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         cache: Any = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        pixel_cells: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The tokens that are not in the cache yet, and the tiles of the images among them.
@@ -192,25 +203,31 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             columns = (input_ids == self.a.image_token_id).nonzero()[:, 1]
             if len(columns) == len(pixel_values) * self.tile_tokens:
-                pixel_values = pixel_values[columns[:: self.tile_tokens] >= input_ids.shape[1] - new]
+                of_fresh = columns[:: self.tile_tokens] >= input_ids.shape[1] - new
+                pixel_values = pixel_values[of_fresh]
+                pixel_cells = None if pixel_cells is None else pixel_cells[of_fresh]
             if not (fresh == self.a.image_token_id).any():
-                pixel_values = None
+                pixel_values = pixel_cells = None
         keys = ("use_cache", "logits_to_keep", "output_hidden_states")
-        inputs = {"input_ids": fresh, "attention_mask": attention_mask, "pixel_values": pixel_values, "cache": cache}
+        inputs = {"input_ids": fresh, "attention_mask": attention_mask, "cache": cache}
+        inputs |= {"pixel_values": pixel_values, "pixel_cells": pixel_cells}
         return inputs | {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """Several answers to each row: the tiles of a row are repeated together."""
-        tiles = kwargs.pop("pixel_values", None)
-        if tiles is not None and expand_size > 1:
-            counts = (input_ids == self.a.image_token_id).sum(1) // self.tile_tokens
-            tiles = torch.cat([part.repeat(expand_size, 1, 1, 1) for part in tiles.split(counts.tolist())])
+        tiles = {key: kwargs.pop(key, None) for key in ("pixel_values", "pixel_cells")}
+        tiles = {key: values for key, values in tiles.items() if values is not None}
+        if tiles and expand_size > 1:
+            counts = ((input_ids == self.a.image_token_id).sum(1) // self.tile_tokens).tolist()
+            for key, values in tiles.items():
+                parts = values.split(counts)
+                tiles[key] = torch.cat([part for part in parts for _ in range(expand_size)])
         ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        return ids, kwargs if tiles is None else {**kwargs, "pixel_values": tiles}
+        return ids, {**kwargs, **tiles}
 
     @staticmethod
     def _reorder_cache(past_key_values: Any, beam_idx: Tensor) -> Any:

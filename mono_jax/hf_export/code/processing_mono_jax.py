@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 IMAGE, START, CONTEXT, END = "<image>", "<img>", "<IMG_CONTEXT>", "</img>"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETTINGS = "processor_config.json"
+MOST_ACROSS = 256  # rows or columns of tokens of an image in native resolution
 
 
 class MonoJaxProcessor(ProcessorMixin):
@@ -37,11 +38,13 @@ class MonoJaxProcessor(ProcessorMixin):
         min_tiles: int = 1,
         max_tiles: int = 6,
         thumbnail: bool = True,
+        native: bool = False,
         chat_template: str | None = None,
     ):
+        """``native``: no tiles, an image keeps its size, in whole tokens, up to those of ``max_tiles`` tiles."""
         self.tokenizer, self.chat_template = tokenizer, chat_template
         self.tile_size, self.token_pixels = tile_size, token_pixels
-        self.min_tiles, self.max_tiles, self.thumbnail = min_tiles, max_tiles, thumbnail
+        self.min_tiles, self.max_tiles, self.thumbnail, self.native = min_tiles, max_tiles, thumbnail, native
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> MonoJaxProcessor:
@@ -58,7 +61,7 @@ class MonoJaxProcessor(ProcessorMixin):
         """Tokenizer, settings and this file."""
         self.tokenizer.save_pretrained(save_directory)
         shutil.copyfile(__file__, Path(save_directory) / Path(__file__).name)
-        names = ("tile_size", "token_pixels", "min_tiles", "max_tiles", "thumbnail")
+        names = ("tile_size", "token_pixels", "min_tiles", "max_tiles", "thumbnail", "native")
         settings = {name: getattr(self, name) for name in names}
         settings |= {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": CLASS}}
         file = Path(save_directory) / SETTINGS
@@ -74,20 +77,24 @@ class MonoJaxProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """input_ids, attention_mask and, with images, pixel_values [tiles, 3, T, T].
 
+        In native resolution pixel_values [tokens, 3, P, P] and pixel_cells [tokens, 4] (row, column, rows, columns).
+
         images: one, a list (for one text), or a list for each text. ``<image>`` stands for each in the text; where a
         text has none, its images come first. Images of one text share ``max_tiles``.
         """
         texts = [text] if isinstance(text, str) else list(text or [""])
-        tiles: list[np.ndarray] = []
+        cut: list[tuple[np.ndarray, np.ndarray]] = []
         rows = []
         for one, group in zip(texts, self._groups(images, len(texts))):
-            cut = [self.tiles(image, len(group)) for image in group]
-            rows.append(self._ids(one, [len(each) for each in cut]))
-            tiles += cut
+            parts = [(self.native_tokens if self.native else self.tiles)(image, len(group)) for image in group]
+            rows.append(self._ids(one, [len(pixels) for pixels, _ in parts]))
+            cut += parts
         padding = padding if len(rows) > 1 else False
         inputs = dict(self.tokenizer.pad({"input_ids": rows}, padding=padding, return_tensors=return_tensors))
-        if tiles:
-            inputs["pixel_values"] = np.concatenate(tiles)
+        if cut:
+            inputs["pixel_values"] = np.concatenate([pixels for pixels, _ in cut])
+            if self.native:
+                inputs["pixel_cells"] = np.concatenate([cells for _, cells in cut])
         return BatchFeature(inputs, tensor_type=return_tensors)
 
     @staticmethod
@@ -109,24 +116,37 @@ class MonoJaxProcessor(ProcessorMixin):
         if len(parts) - 1 != len(counts):
             raise ValueError(f"{len(parts) - 1} {IMAGE} in the text, but {len(counts)} images")
         start, context, end = (self.tokenizer.convert_tokens_to_ids(name) for name in (START, CONTEXT, END))
-        per_tile, ids = (self.tile_size // self.token_pixels) ** 2, []
+        per_tile, ids = 1 if self.native else (self.tile_size // self.token_pixels) ** 2, []
         for number, part in enumerate(parts):
             ids += [start, *[context] * (counts[number - 1] * per_tile), end] if number else []
             ids += self.tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
         return ids
 
-    def tiles(self, image: Any, images: int = 1) -> np.ndarray:
+    def tiles(self, image: Any, images: int = 1) -> tuple[np.ndarray, None]:
         """float32 [tiles, 3, T, T], normalised: row by row, the thumbnail last. ``images`` share the most tiles."""
         picture, size = _rgb(image), self.tile_size
         columns, rows = self.grid(*picture.size, max(1, self.max_tiles // images))
-        whole = picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
-        boxes = [(x * size, y * size, (x + 1) * size, (y + 1) * size) for y in range(rows) for x in range(columns)]
-        parts = [whole.crop(box) for box in boxes]
+        parts = _cut(picture, size, columns, rows)
         if self.thumbnail and len(parts) > 1:
             parts.append(picture.resize((size, size), Image.Resampling.BICUBIC))
-        pixels = np.stack([np.asarray(part, np.float32) for part in parts]) / 255.0
-        normalised = (pixels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
-        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+        return _normalised(parts), None
+
+    def native_tokens(self, image: Any, images: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [tokens, 3, P, P], normalised, row by row, and int64 [tokens, 4]: row, column, rows, columns."""
+        picture, size = _rgb(image), self.token_pixels
+        most = max(1, self.max_tiles // images) * (self.tile_size // size) ** 2
+        columns, rows = self.native_grid(*picture.size, most)
+        cells = [(row, column, rows, columns) for row in range(rows) for column in range(columns)]
+        return _normalised(_cut(picture, size, columns, rows)), np.array(cells, np.int64)
+
+    def native_grid(self, width: int, height: int, most: int) -> tuple[int, int]:
+        """(columns, rows) of tokens nearest to the image's size, made smaller where it has more than ``most``."""
+        size = np.array([width, height], np.float64) / self.token_pixels
+        near, longest = np.round(size), MOST_ACROSS
+        if near.prod() > most or near.max() > longest:
+            near = np.floor(size * min(np.sqrt(most / size.prod()), longest / size.max(), 1.0) + 1e-9)
+        columns, rows = np.minimum(np.maximum(near, 1), most).astype(int).tolist()
+        return columns, rows
 
     def grid(self, width: int, height: int, most: int) -> tuple[int, int]:
         """(columns, rows) nearest in aspect ratio; of equal ones the largest that the image more than half fills."""
@@ -168,7 +188,7 @@ class MonoJaxProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values"]
+        return ["input_ids", "attention_mask", "pixel_values", "pixel_cells"]
 
 
 CLASS = f"{Path(__file__).stem}.{MonoJaxProcessor.__name__}"
@@ -186,6 +206,20 @@ def _as_text(content: Any, held: list[Any]) -> str:
         else:
             texts.append(part["text"])
     return "".join(texts).strip()
+
+
+def _cut(picture: Image.Image, size: int, columns: int, rows: int) -> list[Image.Image]:
+    """The picture, resized to so many squares, row by row."""
+    whole = picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    corners = [(x * size, y * size) for y in range(rows) for x in range(columns)]
+    return [whole.crop((x, y, x + size, y + size)) for x, y in corners]
+
+
+def _normalised(parts: list[Image.Image]) -> np.ndarray:
+    """float32 [n, 3, size, size]."""
+    pixels = np.stack([np.asarray(part, np.float32) for part in parts]) / 255.0
+    normalised = (pixels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
 
 def _rgb(image: Any) -> Image.Image:

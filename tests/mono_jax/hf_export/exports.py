@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.decoding import ImageLimits
-from data_pipelines.encoding.patches import image_patches
+from data_pipelines.encoding.patches import image_tokens
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.io.publish import write_json
 from data_pipelines.special_tokens import IMAGE_CONTEXT, OWN_TEMPLATE
@@ -59,10 +59,10 @@ class Exported:
 
     def prompt(self, text: str, images: Sequence[Path]) -> Prompt:
         tiling = tiling_of(self.config, self.form).shared(len(images))
-        patches = [image_patches(file.read_bytes(), tiling, ImageLimits()) for file in images]
+        parts = [image_tokens(file.read_bytes(), tiling, ImageLimits()) for file in images]
         encoder = ChatEncoder(self.tokenizer, self.form.template, self.form.system_message)
-        ids, _ = encoder.conversation([("human", text)], [len(each) for each in patches], answer=True)
-        return Prompt(ids, np.concatenate(patches) if patches else None)
+        ids, _ = encoder.conversation([("human", text)], [len(cells) for _, cells in parts], answer=True)
+        return Prompt(ids, *map(np.concatenate, zip(*parts))) if parts else Prompt(ids)
 
     def logits(self, prompts: Sequence[Prompt], dtype: Any = jnp.float32) -> list[np.ndarray]:
         """Of each prompt float32 [text tokens, vocabulary]; all run as one batch."""
@@ -79,7 +79,8 @@ def export(folder: Path, golden: Path, name: str, *, layout: str = "auto", **cha
     files, template, fields = CASES[name]
     source = golden / files if files == "chat" else golden / "chat_templates" / files
     known = Tokenizer(source)
-    tokens, size = add_tokens(known.added, known.vocab_size + 3)  # a vocabulary that ends after the tokenizer's
+    # A vocabulary that ends after the tokenizer's.
+    tokens, size = add_tokens(known.added, known.vocab_size + 3, template != OWN_TEMPLATE)
     fields = {"visual_ffn_experts": True, "visual_attention_experts": True, "vision": VISION} | SIZES | fields | changes
     parts = {**FAMILIES[name].parts, "vocab_size": size, "image_token_id": tokens[IMAGE_CONTEXT]}
     config = preset("tiny_lm", family=name, **parts | fields)

@@ -95,7 +95,7 @@ def turns(model: Any, processor: Any, images: list[Image.Image], tokens: int) ->
     cache = answer.cache if getattr(answer, "cache", None) is not None else answer.past_key_values
     more = processor(text=AGAIN, images=images[:2])
     ids = torch.cat([answer.sequences, more["input_ids"]], dim=1)
-    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": more["pixel_values"]}
+    whole = {**more, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     name = "cache" if hasattr(answer, "cache") else "past_key_values"
     found = {"second_ids": ids[0].numpy()}
     for key, options in (("second_whole", {}), ("second_cached", {name: cache})):

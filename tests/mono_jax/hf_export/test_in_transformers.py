@@ -37,6 +37,7 @@ COUNTS = (0, 1, 3)  # images of a prompt
 VARIANTS = {  # beside CASES: name -> family, changes
     "no_experts": ("llama", {"visual_attention_experts": False, "visual_ffn_experts": False}),
     "bidirectional": ("gemma3", {"bidirectional_images": True}),
+    "native": ("qwen2", {"vision": dataclasses.replace(VISION, native=True), "bidirectional_images": True}),
     "published": (
         "internlm2",
         {
@@ -143,7 +144,7 @@ def test_each_expert_computes_its_own_tokens_only(exported: dict[str, Exported],
         assert list(theirs[f"rows{count}"]) == [number for number in rows if number]
 
 
-@pytest.mark.parametrize("name", ["internlm2", "bidirectional"])
+@pytest.mark.parametrize("name", ["internlm2", "bidirectional", "native"])
 def test_images_in_a_later_turn(exported: dict[str, Exported], images: list[Path], name: str):
     """With the cache of the turn before, as by us, and (where angles stay as they were) without it."""
     model, theirs = exported[name], found(exported[name])
@@ -155,8 +156,9 @@ def test_images_in_a_later_turn(exported: dict[str, Exported], images: list[Path
     [answer] = session.turn([first], sampling)
     start = len(first.input_ids) + len(answer.tokens)
     np.testing.assert_array_equal(theirs["second_ids"][:start], [*first.input_ids, *answer.tokens])
-    patches = model.prompt(load_in_transformers.QUESTION, images[:2]).patches
-    [answer] = session.turn([Prompt(theirs["second_ids"][start:], patches)], sampling)
+    shown = model.prompt(load_in_transformers.QUESTION, images[:2])
+    turn = dataclasses.replace(shown, input_ids=theirs["second_ids"][start:])
+    [answer] = session.turn([turn], sampling)
     assert list(answer.tokens) == list(theirs["second_cached"])
 
 
@@ -173,9 +175,10 @@ def test_tokens_in_bfloat16(exported: dict[str, Exported], images: list[Path], n
         np.testing.assert_array_equal(np.array(likeliest(model.config, logits))[sure], tokens[sure])
 
 
-def test_beams_take_the_tiles_of_their_own_row(exported: dict[str, Exported], images: list[Path]):
+@pytest.mark.parametrize("name", ["qwen3", "native"])
+def test_beams_take_the_tiles_of_their_own_row(exported: dict[str, Exported], images: list[Path], name: str):
     """The mean log-probability of each beam is what we give its tokens; in a batch the beams are the same."""
-    model, theirs = exported["qwen3"], found(exported["qwen3"])
+    model, theirs = exported[name], found(exported[name])
     for row, count in enumerate(COUNTS):
         np.testing.assert_array_equal(theirs["beams"][2 * row : 2 * row + 2], theirs[f"beams{count}"])
     prompt = model.prompt(load_in_transformers.QUESTION, images)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from data_pipelines.strict.fields import rule_of
 from mono_jax import tree
 from mono_jax.errors import ConfigError, WeightsError
 from mono_jax.generation.options import default_sampling
 from mono_jax.hf_export.layout import CODE, write_files
 from mono_jax.hf_export.tokenizer_files import write_tokenizer
+from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.weights import readers
 from mono_jax.weights.convert import convert
-from mono_jax.weights.hf_config import has_published_layout, own_config, read_config
+from mono_jax.weights.hf_config import config_to_hf, has_published_layout, own_config, read_config
 from mono_jax.weights.model_folder import read_origin
 from mono_jax.weights.prompt_format import PromptFormat
 from tests.mono_jax.hf_export.exports import CASES, export
@@ -71,6 +76,49 @@ def test_generation_is_asked_for_as_by_us(golden_dir: Path, tmp_path: Path):
     assert values["suppress_tokens"] == [model.config.image_token_id] and values["do_sample"] is False
     ends = {model.tokenizer.eos, *(model.tokenizer.added[name] for name in ("<|im_start|>", "<|im_end|>"))}
     assert {*default_sampling(model.folder).stop_tokens} == {*values["eos_token_id"]} == ends
+
+
+# Fields that the code has no use for: names of a spelling, and what is refused with vision.kind 'intern_vit'.
+UNREAD = {"kind"} | {
+    spec.name for spec in dataclasses.fields(VisionConfig) if rule_of(spec).help.startswith("InternViT: ")
+}
+
+
+@pytest.mark.parametrize("section", [Architecture, VisionConfig])
+def test_the_code_reads_every_option_of_a_model(section: type):
+    """What a model's computation may depend on, the exported code asks for; and the exported config.json says it."""
+    source = "".join(file.read_text() for file in CODE.glob("*.py"))
+    asked = set(re.findall(r"\b[av](?:\.|, \")(\w+)", source))
+    names = {spec.name for spec in dataclasses.fields(section)}
+    assert names - asked - UNREAD == set()
+    config = preset("tiny_mono_1_5", family="qwen3", qk_norm=True)
+    native = config.replace(vision=dataclasses.replace(config.vision, native=True))
+    said = own_config(native, PromptFormat(), "float32")["architecture"]
+    assert names <= set(said if section is Architecture else said["vision"])
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ("vision.native", {"vision": dataclasses.replace(preset("tiny_mono").vision, native=True)}),
+        ("bidirectional_images", {"bidirectional_images": True}),
+        ("visual_attention_experts", {"visual_attention_experts": True, "visual_ffn_experts": False}),
+    ],
+)
+def test_what_no_published_layout_says_comes_back_by_our_own(
+    golden_dir: Path, tmp_path: Path, change: str, fields: dict[str, Any]
+):
+    config = preset("tiny_mono", **fields)
+    assert not has_published_layout(config)
+    with pytest.raises(ConfigError, match=f"{change} .*no published layout.*--layout=own"):
+        config_to_hf(config)
+    model = export(tmp_path, golden_dir, "internlm2", **fields)
+    assert read_config(model.folder) == model.config
+    convert(model.folder, tmp_path / "again")
+    convert(tmp_path / "again", tmp_path / "hf2", own_layout=write_files)
+    assert_same_bytes(read_all(tmp_path / "hf2"), read_all(model.folder))
+    for name in ("config.json", "processor_config.json"):
+        assert (tmp_path / "hf2" / name).read_bytes() == (model.folder / name).read_bytes()
 
 
 def test_a_modular_model_is_refused():

@@ -137,6 +137,6 @@ def test_the_switch_is_stored_only_where_it_is_on(tmp_path: Path):
         assert load_model(folder)[0] == config
 
 
-def test_it_has_no_hugging_face_form():
-    with pytest.raises(ConfigError, match="bidirectional_images has no Hugging Face form"):
+def test_it_has_no_published_layout():
+    with pytest.raises(ConfigError, match="bidirectional_images has no published layout"):
         config_to_hf(WHOLE)

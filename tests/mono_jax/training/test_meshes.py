@@ -26,6 +26,7 @@ from mono_jax.training import optim, stages
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.state import init_state, state_shardings
 from mono_jax.training.step import jit_train_step, loss_sum, make_train_step
+from mono_jax.weights.families.table import FAMILIES
 from tests.mono_jax.helpers import SPEC, random_batch, random_params
 
 P = jax.sharding.PartitionSpec
@@ -34,9 +35,13 @@ DENSE_BOTH = {"experts": "dense_both"}
 WIDE = {"grad_reduce_dtype": "float32"}
 BLOCKED = {"attention": "xla_blocked"}
 ULYSSES = {"context_parallel": "ulysses"}
+CHUNKED = {"attention": "xla_chunked", "attention_chunk": 5}
 # The whole model, and one whose vocabulary and FFN no axis divides, with everything that is optional.
 TINY = {name: preset(name) for name in ("tiny_mono", "tiny_mono_1_5", "tiny_modular")}
 TINY["images"] = preset("tiny_mono_1_5", bidirectional_images=True)
+_WINDOW = {"sliding_window": 7, "sliding_layers": (0,), "head_size": 8}
+for _name, _local in (("mistral", {}), ("gemma3", {"rope_local_theta": 1e4, "query_pre_attn_scalar": 24.0})):
+    TINY[_name] = preset("tiny_mono_1_5", family=_name, **FAMILIES[_name].parts, **_WINDOW, **_local)
 TINY["odd"] = preset("tiny_mono_1_5", vocab_size=129, intermediate_size=98, bias=True, tie_word_embeddings=True)
 
 
@@ -90,7 +95,15 @@ def on_devices(name: str, dtype: Any, axes: tuple[int, ...], changes: dict[str, 
         ("tiny_mono", (1, 2, 1, 4), BLOCKED | WIDE),
         ("tiny_mono", (1, 2, 1, 2), ULYSSES | GROUPED),
         ("images", (1, 1, 1, 2), ULYSSES | BLOCKED),
-        ("images", (1, 2, 2, 2), DENSE_BOTH | {"attention": "xla_chunked", "attention_chunk": 5}),
+        ("images", (1, 2, 2, 2), DENSE_BOTH | CHUNKED),
+        ("gemma3", (1, 2, 2, 2), {}),
+        pytest.param("gemma3", (1, 8, 1), WIDE, marks=pytest.mark.slow),
+        pytest.param("gemma3", (1, 1, 4), GROUPED, marks=pytest.mark.slow),
+        pytest.param("gemma3", (2, 1, 1, 4), BLOCKED, marks=pytest.mark.slow),
+        pytest.param("gemma3", (1, 1, 1, 8), DENSE_BOTH | CHUNKED, marks=pytest.mark.slow),
+        pytest.param("gemma3", (1, 2, 1, 2), ULYSSES | BLOCKED, marks=pytest.mark.slow),
+        pytest.param("mistral", (2, 2, 2), BLOCKED, marks=pytest.mark.slow),
+        pytest.param("mistral", (1, 2, 1, 4), GROUPED | CHUNKED, marks=pytest.mark.slow),
         pytest.param("images", (1, 1, 1, 8), BLOCKED, marks=pytest.mark.slow),
         pytest.param("odd", (1, 2, 2, 2), {}, marks=pytest.mark.slow),
     ],

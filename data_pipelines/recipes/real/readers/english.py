@@ -39,18 +39,21 @@ def read_dictionary(root: Path) -> Iterator[Document]:
     yield from _in_documents(split_paragraphs(text))
 
 
-def read_wordnet_senses(root: Path) -> Iterator[tuple[str, str]]:
-    """(word, definition) of every sense in WordNet (WordNet licence)."""
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (root / f"usr/share/wordnet/data.{part}").read_text(encoding="latin-1").splitlines():
+WORDNET_PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}  # by the ends of its files
+
+
+def read_wordnet_senses(root: Path) -> Iterator[tuple[str, str, str]]:
+    """(part of speech, word, definition) of every sense in WordNet (WordNet licence)."""
+    for end, part in WORDNET_PARTS.items():
+        for line in (root / f"usr/share/wordnet/data.{end}").read_text(encoding="latin-1").splitlines():
             fields, bar, gloss = line.partition("|")
             if bar and not line.startswith(" "):
-                yield fields.split()[4].split("(")[0].replace("_", " "), gloss.split('; "')[0].strip()
+                yield part, fields.split()[4].split("(")[0].replace("_", " "), gloss.split('; "')[0].strip()
 
 
 def read_wordnet(root: Path) -> Iterator[Document]:
     """The longer definitions of WordNet (WordNet licence), a paragraph each."""
-    yield from _in_documents([f"{word}: {gloss}" for word, gloss in read_wordnet_senses(root) if len(gloss) >= 20])
+    yield from _in_documents([f"{word}: {gloss}" for _, word, gloss in read_wordnet_senses(root) if len(gloss) >= 20])
 
 
 def _in_documents(paragraphs: list[str]) -> Iterator[Document]:

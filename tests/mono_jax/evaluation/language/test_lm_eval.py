@@ -19,6 +19,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.recipes.real.catalogue import Options
+from data_pipelines.recipes.real.language_tasks import RECIPES, word_questions
 from mono_jax.errors import GenerationError
 from mono_jax.evaluation.language.lm_eval_model import MonoJaxLM
 from mono_jax.generation.options import Sampling
@@ -26,6 +28,7 @@ from mono_jax.generation.prompts import Prompt
 from mono_jax.models.presets import preset
 from mono_jax.weights.model_folder import Origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
+from tests.data_pipelines.recipes.real.wordnet import write_wordnet
 from tests.mono_jax.helpers import random_params
 
 ROOT = Path(__file__).parents[4]
@@ -203,6 +206,22 @@ def test_the_harness_runs_its_kinds_of_tasks(lm: MonoJaxLM, tasks: Path):
     sums = lm.loglikelihood_rolling([request("loglikelihood_rolling", page) for page in pages], disable_tqdm=True)
     size = sum(len(page.encode()) for page in pages)
     assert perplexity["bits_per_byte,none"] == pytest.approx(-sum(sums) / size / np.log(2), rel=1e-6)
+
+
+def test_the_task_of_the_real_sets_runs(lm: MonoJaxLM, tmp_path: Path):
+    """Accuracy is the share of words whose right definition is the likeliest of four."""
+    root = write_wordnet(tmp_path / "packages")
+    RECIPES["word_meaning"](Options(limit=8), tmp_path, [root])
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = simple_evaluate(lm, tasks=["word_meaning"], task_manager=manager, bootstrap_iters=0)
+    likeliest = []
+    for question in (questions := word_questions(root, 8, seed=0)):
+        context = f'The {question["part"]} "{question["word"]}" means:'
+        likeliest.append(int(np.argmax([by_hand(lm, context, f" {choice}")[0] for choice in question["choices"]])))
+    right = np.mean([place == question["answer"] for place, question in zip(likeliest, questions)])
+    assert found["results"]["word_meaning"]["acc,none"] == right
+    kept = [sample["filtered_resps"] for sample in found["samples"]["word_meaning"]]
+    assert [int(np.argmax([value for value, _ in each])) for each in kept] == likeliest
 
 
 # Runs a script as if torch were not installed.

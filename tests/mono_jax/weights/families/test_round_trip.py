@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.tokenizer import Tokenizer
-from data_pipelines.special_tokens import OWN_TEMPLATE
+from data_pipelines.errors import DataError
+from data_pipelines.special_tokens import CHAT_TOKENS, IMAGE_TOKENS, OWN_TEMPLATE
 from mono_jax import tree
 from mono_jax.models.presets import preset
 from mono_jax.weights import readers
@@ -91,6 +93,37 @@ def test_a_chat_template_goes_along_and_tells_how_a_model_is_asked(golden_dir: P
     assert read_origin(source).prompt == PromptFormat(OWN_TEMPLATE)
     (source / "config.json").write_text(json.dumps({"model_type": "internlm2"}))
     assert read_origin(source).prompt == PromptFormat()
+
+
+TOKENIZERS = {"llama": "llama3", "mistral": "mistral", "qwen2": "smollm2", "qwen3": "qwen3", "gemma3": "gemma3"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_with_a_template_of_its_own_gets_image_tokens_only(golden_dir: Path, tmp_path: Path, name: str):
+    """Without one it is asked as Mono-InternVL is, and gets the tokens for that too; a wrong template is refused."""
+    source = shutil.copytree(golden_dir / "families" / name, tmp_path / "source")
+    for file in (golden_dir / "chat_templates" / TOKENIZERS[name]).iterdir():
+        shutil.copyfile(file, source / file.name)
+    before = Tokenizer(source)
+    convert(source, tmp_path / "own", target_kind="hf", upcycling=Upcycling(Tokenizer, VISION))
+    after = Tokenizer(tmp_path / "own")
+    assert after.added == before.added | {token: after.id(token) for token in IMAGE_TOKENS}
+    size = max(before.vocab_size, config_of(source)["vocab_size"])
+    new = sorted(after.id(token) for token in IMAGE_TOKENS if token not in before.added)
+    assert new == [size + number for number in range(len(new))]
+    assert read_config(tmp_path / "own").vocab_size == size + len(new)
+    ChatEncoder(after, OWN_TEMPLATE).conversation([("human", "a"), ("gpt", "b")])
+    if not set(CHAT_TOKENS) <= set(before.added):
+        with pytest.raises(DataError, match=r"no token '<\|im_start\|>'.*set data.template to 'tokenizer'"):
+            ChatEncoder(after, "internlm2-chat").conversation([("human", "a"), ("gpt", "b")])
+    (source / "chat_template.jinja").unlink()
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(source, tmp_path / "fixed", target_kind="hf", upcycling=Upcycling(Tokenizer, VISION))
+    fixed = Tokenizer(tmp_path / "fixed")
+    assert {*CHAT_TOKENS, *IMAGE_TOKENS} <= set(fixed.added)
+    ChatEncoder(fixed, "internlm2-chat").conversation([("human", "a"), ("gpt", "b")])
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])

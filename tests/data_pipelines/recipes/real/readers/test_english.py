@@ -28,4 +28,4 @@ def test_text_readers(tmp_path: Path) -> None:
         write_text(
             tmp_path / f"usr/share/wordnet/data.{part}", "  1 licence | text\n" + (line if part == "noun" else "")
         )
-    assert list(english.read_wordnet_senses(tmp_path)) == [("living thing", "a thing that is alive")]
+    assert list(english.read_wordnet_senses(tmp_path)) == [("noun", "living thing", "a thing that is alive")]
