@@ -31,8 +31,13 @@ def saved(folder: Path, sets: dict[str, Any], **changes: Any) -> str:
     return str(folder)
 
 
-def test_figures_and_a_page_with_pictures(sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    model, asked, page = saved(tmp_path / "model", sets), sets["heldout"]["questions"], tmp_path / "inside.html"
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_figures_and_a_page_with_pictures(
+    sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], native: bool
+):
+    vision = VisionConfig(hidden_size=32, patch_size=8, image_size=64, native=native)
+    model, asked = saved(tmp_path / "model", sets, vision=vision), sets["heldout"]["questions"]
+    page = tmp_path / "inside.html"
     flags = [f"--model={model}", f"--base={model}", f"--questions={asked['path']}", f"--images={asked['image_root']}"]
     command.main([*flags, "--limit=1", f"--html={page}", "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

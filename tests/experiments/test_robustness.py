@@ -12,13 +12,16 @@ from experiments import robustness as command
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.robustness.broken import BROKEN
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
+from mono_jax.models.architecture import VisionConfig
 from tests.experiments.test_inspect_model import saved
 
 
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_curve_for_each_change_and_an_outcome_for_each_file(
-    sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], native: bool
 ):
-    model, asked, out = saved(tmp_path / "model", sets), sets["heldout"]["questions"], tmp_path / "out"
+    vision = VisionConfig(hidden_size=32, patch_size=8, image_size=64, native=native)
+    model, asked, out = saved(tmp_path / "model", sets, vision=vision), sets["heldout"]["questions"], tmp_path / "out"
     flags = [f"--model={model}", f"--questions={asked['path']}", f"--images={asked['image_root']}", f"--out={out}"]
     chosen = ("blurred", "other_pictures")
     command.main([*flags, "--limit=2", "--max_new_tokens=2", "--json", "--changes", *chosen])

@@ -33,6 +33,12 @@ class MonoJaxConfig(PretrainedConfig):
         # A tied head is no module of its own here, so that there is nothing for transformers to tie.
         super().__init__(**{**kwargs, "tie_word_embeddings": False})
 
+    @property
+    def head_dim(self) -> int | None:
+        """Width of an attention head; None for a configuration without an architecture."""
+        a = self.architecture
+        return (a and (a["head_size"] or a["hidden_size"] // a["num_attention_heads"])) or None
+
 
 for _name in SHARED:
     setattr(MonoJaxConfig, _name, _shared(_name))

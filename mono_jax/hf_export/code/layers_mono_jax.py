@@ -155,13 +155,17 @@ class Attention(nn.Module):
         kv = a.num_key_value_heads
         query, key, value = heads.split([a.num_attention_heads, kv, kv], dim=2)
         query, key = rotate(query, seen.cosines, seen.sines), rotate(key, seen.cosines, seen.sines)
+        return getattr(self, self.out)(self.mix(query, key, value, seen, cache, layer).flatten(2))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, seen: Seen, cache: Any, layer: int) -> Tensor:
+        """Attention of query [B, Q, Hq, D] over the cache, to which key and value [B, Q, Hkv, D] are added."""
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if cache is not None:
             key, value = cache.update(key, value, layer)
-        groups = a.num_attention_heads // kv
+        groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen.mask, scale=self.scale)
-        return getattr(self, self.out)(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2)
 
 
 class Layer(nn.Module):

@@ -95,9 +95,7 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         self, input_ids: Tensor, visual: Tensor, pixel_values: Tensor | None, pixel_cells: Tensor | None
     ) -> Tensor:
         """x [B, Q, d]; the rows of ``visual`` (bool [B, Q]) come from the tiles, in order."""
-        x = self.get_input_embeddings()(input_ids)
-        if self.a.scale_embeddings:
-            x = x * torch.tensor(self.a.hidden_size**0.5, dtype=x.dtype)
+        x = self.embed_text(input_ids)
         tiles, wanted = 0 if pixel_values is None else len(pixel_values), int(visual.sum())
         given = tiles * getattr(self, "tile_tokens", 0)
         if given != wanted or (tiles and not given):
@@ -106,8 +104,20 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
             return x
         if self.native and (pixel_cells is None or len(pixel_cells) != tiles):
             raise ValueError("pixel_cells: this model sees native resolution; give those of the processor")
-        pixels = self.vision_model.embeddings(pixel_values, pixel_cells)
-        return x.masked_scatter(visual[..., None], self.mlp1(pixels).to(x.dtype))
+        return x.masked_scatter(visual[..., None], self.embed_images(pixel_values, pixel_cells).to(x.dtype))
+
+    def embed_text(self, input_ids: Tensor) -> Tensor:
+        x = self.get_input_embeddings()(input_ids)
+        return x * torch.tensor(self.a.hidden_size**0.5, dtype=x.dtype) if self.a.scale_embeddings else x
+
+    def embed_images(self, pixel_values: Tensor, pixel_cells: Tensor | None) -> Tensor:
+        """[tiles, tokens of a tile, d]."""
+        return self.mlp1(self.vision_model.embeddings(pixel_values, pixel_cells))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """float32 [..., vocabulary] of normalised hidden states."""
+        head = self.get_output_embeddings()
+        return F.linear(x, self.get_input_embeddings().weight if head is None else head.weight).float()
 
     def seen(self, mask: Tensor, visual: Tensor, sliding: bool) -> Seen:
         """``mask`` [B, K]: 1 where a key is no padding; ``visual`` bool [B, Q]: of the last Q, the new ones."""
@@ -173,9 +183,7 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
             x = layer(x, seen[n in a.sliding_layers], places, cache)
             hidden.append(x)
         x = hidden[-1] = self._language.model.norm(x)
-        head = self.get_output_embeddings()
-        kernel = self.get_input_embeddings().weight if head is None else head.weight
-        logits = F.linear(x[:, -logits_to_keep:], kernel).float()
+        logits = self.logits(x[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device))

@@ -1,0 +1,10 @@
+"""A plugin with which vLLM runs the folders that ``experiments/convert.py --to=hf --layout=own`` writes."""
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes."""
+    from vllm import ModelRegistry
+
+    name = "MonoJaxForCausalLM"
+    if name not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(name, "mono_jax_vllm.model:MonoJaxForVLLM")
