@@ -19,13 +19,14 @@ from experiments import generate
 from mono_jax.errors import ConfigError
 from mono_jax.hf_export.layout import write_files
 from mono_jax.weights.convert import convert
+from mono_jax.weights.hf_config import read_config
 from mono_jax.weights.model_folder import model_config
 from tests.mono_jax.runs.test_result import hf_folder, run, settings
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-def test_it_trains_answers_and_is_not_exported_as_what_it_is_not(sets: dict[str, Any], tmp_path: Path, capsys: Any):
+def test_it_trains_answers_and_is_exported_as_what_it_is(sets: dict[str, Any], tmp_path: Path, capsys: Any):
     init = hf_folder(tmp_path / "init", sets, "float32")
     values = settings(sets, init, model={"vision": {"native": True}})
     model = run(values, tmp_path / "run")
@@ -48,6 +49,10 @@ def test_it_trains_answers_and_is_not_exported_as_what_it_is_not(sets: dict[str,
     generate.main([f"--model={model}", f"--image={picture}", "--prompt=what is this", "--max_new_tokens=2", "--json"])
     [turn] = json.loads(capsys.readouterr().out.splitlines()[-1])["turns"]
     assert turn["visual_tokens"] == 8 * 3  # of 16 pixels
-    for layout in ("published", "own"):
-        with pytest.raises(ConfigError, match=r"vision\.native has no Hugging Face form"):
-            convert(str(model), tmp_path / layout, target_kind="hf", layout=layout, own_layout=write_files)
+    with pytest.raises(ConfigError, match=r"vision\.native has no published layout"):
+        convert(str(model), tmp_path / "published", target_kind="hf", layout="published", own_layout=write_files)
+    convert(str(model), tmp_path / "own", target_kind="hf", own_layout=write_files)
+    assert (
+        json.loads((tmp_path / "own/processor_config.json").read_text())["native"]
+        and read_config(tmp_path / "own") == config
+    )
