@@ -21,6 +21,7 @@ from data_pipelines.errors import BadSample, DataError, StorageError
 from data_pipelines.io.processes import in_processes
 from data_pipelines.io.storage import Patience, set_patience
 from data_pipelines.jobs.arguments import Faults, patience
+from data_pipelines.jobs.check_table import Table
 from data_pipelines.records.raw_sample import Form, RawSample
 from data_pipelines.sources.containers.members import IGNORED
 from data_pipelines.sources.finding import shard_names, shards_of
@@ -80,6 +81,7 @@ class ShardCheck:
     """What was found in one shard; ``fault``: why storage did not give it."""
 
     path: str
+    kind: str = ""
     samples: int = 0
     bad: list[Bad] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -126,12 +128,12 @@ def check_shard(shard: Shard, settings: CheckSettings) -> ShardCheck:
     try:
         return _checked(shard, builder)
     except StorageError as error:
-        return ShardCheck(shard.source, fault=error)
+        return ShardCheck(shard.source, shard.kind, fault=error)
 
 
 def _checked(shard: Shard, builder: SampleBuilder) -> ShardCheck:
     """As ``check_shard``; raises StorageError."""
-    result = ShardCheck(shard.source)
+    result = ShardCheck(shard.source, shard.kind)
     try:
         shard = with_mark(shard)
         index = make_index(shard)
@@ -144,6 +146,8 @@ def _checked(shard: Shard, builder: SampleBuilder) -> ShardCheck:
     result.samples, result.problems = len(index), list(index.problems)
     only_images = shard.kind == "files" and not np.any(index.columns["text_form"] != Form.NONE)
     rows = np.arange(len(index)) if only_images else index.usable
+    if only_images and len(rows):
+        result.kind = f"{shard.kind}, images only"
     result.bad = list(_unusable(shard, index, rows))
     if len(rows):
         table = TableBuilder()
@@ -207,7 +211,8 @@ def check_shards(shards: Sequence[Shard], settings: CheckSettings, workers: int 
         return
     results = in_processes(check_shard, [(shard, settings) for shard in shards], workers)
     for shard, result in zip(shards, results):
-        yield result or ShardCheck(shard.source, problems=["unreadable: the reading process died (out of memory?)"])
+        died = ["unreadable: the reading process died (out of memory?)"]
+        yield result or ShardCheck(shard.source, shard.kind, problems=died)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -218,29 +223,35 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     set_patience(patience(options))
     shards = shards_of(options.shards, options.kind, vars(options))
     settings = CheckSettings(options.tokenizer, options.visual, options.text, options.max_tiles, patience(options))
-    samples, bad, problems, faults = 0, Counter(), 0, Faults()
+    table, faults = Table(), Faults()
     with open(options.report, "w", encoding="utf-8", errors="backslashreplace") as report:
         for result in check_shards(shards, settings, options.workers):
             faults.add(result.path, result.fault)
-            samples += result.samples
+            row = table.row(result.path, result.kind)
+            row.shards, row.samples = row.shards + 1, row.samples + result.samples
             for problem in result.problems:
-                problems += not problem.startswith((IGNORED, NOTED))
-                print(f"{result.path}: {problem}")
+                row.problems += not problem.startswith((IGNORED, NOTED))
+                print(problem if problem.startswith(result.path) else f"{result.path}: {problem}")
                 report.write(json.dumps({"shard": result.path, "problem": problem}) + "\n")
             for sample in result.bad:
-                bad[sample.reason] += 1
+                row.bad[sample.reason] += 1
+                row.examples.setdefault(sample.reason, f"{sample.key} ({sample.detail})".removesuffix(" ()"))
                 report.write(json.dumps(sample.to_dict(result.path)) + "\n")
-    lost = sum(bad.values())
-    print(f"{len(shards)} shards, {problems} problems: {samples - lost} of {samples} samples are fine")
+    print("\n".join(table.lines()))
+    found = table.to_list()
+    samples, fine, problems = (sum(row[name] for row in found) for name in ("samples", "fine", "problems"))
+    print(f"{len(shards)} shards, {problems} problems: {fine} of {samples} samples are fine")
+    bad: Counter[str] = sum((Counter(row["bad"]) for row in found), Counter())
     for reason, count in bad.most_common():
         print(f"  {reason}: {count}")
     print(f"report: {Path(options.report).resolve()}")
     result = {
         "samples": samples,
-        "ok": samples - lost,
-        "bad": dict(bad),
+        "ok": fine,
+        "bad": dict(bad.most_common()),
         "report": str(Path(options.report).resolve()),
         "shards": len(shards),
         "problems": problems,
+        "folders": found,
     }
     return {**result, "unread": faults.found} if faults.found else result

@@ -103,6 +103,36 @@ def test_check(case: Case, folder: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("no_pyav")
+def test_all_folders_in_one_table(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every kind of set in one run: a row each, with the numbers and the reasons that each has by itself."""
+    code = check.main([str(folder), "--json", "--strict", f"--report={tmp_path / 'report'}"])
+    *lines, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    rows = {(Path(row["folder"]).name, row["kind"]): row for row in result["folders"]}
+    assert code == 1 and {kind for _, kind in rows} == {"files", "files, images only", "jsonl", "parquet", "tar"}
+    assert sum(row["samples"] for row in rows.values()) == result["samples"]
+    for name, kind in (
+        ("all_mismatch", "jsonl"),
+        ("cap_extension", "tar"),
+        ("hf_parquet", "parquet"),
+        ("mds", "parquet"),
+    ):
+        alone = [case for case in CASES if case.path.startswith(f"{name}/")]
+        row = rows[name, kind]
+        assert (row["samples"], row["fine"]) == (sum(c.samples for c in alone), sum(c.fine for c in alone))
+    assert rows["video_rows", "jsonl"]["bad"] == {"unread_video": 2}
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"in {folder} "))
+    assert lines[start].split()[2:] == ["kind", "shards", "samples", "fine", "problems"]
+    at = next(number for number, line in enumerate(lines) if line.split()[:2] == ["all_mismatch", "jsonl"])
+    assert lines[at].split() == ["all_mismatch", "jsonl", "1", "5", "0", "0"]
+    assert (
+        lines[at + 1]
+        .strip()
+        .startswith("5 image_count_mismatch: all_mismatch/d.jsonl:1 (2 <image> in the text, 1 images)")
+    )
+
+
+@pytest.mark.usefixtures("no_pyav")
 @pytest.mark.parametrize("case", [case for case in CASES if case.fine and not case.more], ids=lambda case: case.path)
 def test_open(case: Case, folder: Path) -> None:
     """Training opens the same, and every picture that lies beside a sample is read with it."""

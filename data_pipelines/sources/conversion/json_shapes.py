@@ -71,12 +71,14 @@ def is_set(data: bytes) -> bool:
         return True
     text = data.decode("utf-8-sig", "replace").lstrip()
     try:
-        value, _ = json.JSONDecoder().raw_decode(text[text[:1] == "[" :].lstrip())
+        inner = text[text[:1] == "[" :].lstrip()
+        value, end = json.JSONDecoder().raw_decode(inner)
     except (ValueError, RecursionError):
         return False
     if text[:1] == "[":
         return isinstance(value, dict) and not any(name in ROLE_FIELDS for name in map(str.lower, value))
-    return isinstance(value, dict) and _of_one_object(value) is not None
+    several = inner[end:].lstrip(" \t\r\n,")[:1] == "{"
+    return isinstance(value, dict) and (several or _of_one_object(value) is not None)
 
 
 def _holds_lines(head: bytes, size: int) -> bool:
