@@ -213,7 +213,9 @@ class PackedData:
                     block, number = self.plan.block(place[0]), place[1]
                     if number == 0:
                         drops = self.plan.drops(place[0])
-                        bad.extend((self._key(source, sample), reason, "") for source, sample, reason in drops)
+                        bad.extend(
+                            (self._key(source, i), reason, self._detail(source, i)) for source, i, reason in drops
+                        )
                         planned += len(drops)
                     for unit in range(block.starts[number], block.starts[number + 1]):
                         samples.append(self._build(block, unit, next(reads), room[used:], bad))
@@ -265,13 +267,30 @@ class PackedData:
         return self.sources[source].key(sample)
 
     def _describe(self, source: int, sample: int) -> str:
-        """The key of a sample, and what is found when its tokens are counted again."""
-        key, images = self._key(source, sample), int(self.sources[source].image_sizes(np.array([sample]))[0][0])
+        """The key of a sample that no row holds, and why."""
+        key, why = self._key(source, sample), self._why(source, sample)
+        return f"{key} ({why})" if why else key
+
+    def _why(self, source: int, sample: int) -> str:
+        """How many tokens it has, or what is found when they are counted again. Raises StorageError."""
+        visual, text = self.plan.units[source].lengths.counts[sample].tolist()
+        if visual >= 0:
+            room = f"{self.config.visual_tokens} and {self.config.text_tokens}"
+            return f"{visual} visual and {abs(text)} text tokens, a row has room for {room}"
         try:
+            images = int(self.sources[source].image_sizes(np.array([sample]))[0][0])
             self.builder.text_tokens(self.sources[source].read_text(sample), images)
         except BadSample as error:
-            return f"{key} ({error.detail})" if error.detail else key
-        return key
+            return error.detail
+        return ""
+
+    def _detail(self, source: int, sample: int) -> str:
+        """``_why``, if that costs no request, and storage gives it: nothing else of such a sample is needed."""
+        if self.sources[source].is_remote:
+            return ""
+        with contextlib.suppress(StorageError):
+            return self._why(source, sample)
+        return ""
 
     def _build(
         self, block: Block, unit: int, read: Callable[[], RawSample], out: np.ndarray, bad: BadSamples
