@@ -48,6 +48,9 @@ class _Bytes:
     def id(self, token: str) -> int:
         return self.added[token]
 
+    def has(self, token: str) -> bool:
+        return token in self.added
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
