@@ -68,6 +68,7 @@ class ChatEncoder:
         Raises:
           BadSample: "bad_conversation" (no question, or a speaker twice in a row), "image_count_mismatch",
             "image_token_in_text".
+          DataError: the tokenizer lacks tokens of the template (``missing``).
         """
         self._check_template()
         system, turns = self._ordered(turns)
@@ -98,14 +99,17 @@ class ChatEncoder:
         """False for a tokenizer without image tokens."""
         return IMAGE_CONTEXT in self.tokenizer.added
 
+    @functools.cached_property
+    def missing(self) -> tuple[str, ...]:
+        """Tokens of the template that the tokenizer would spell: conversations cannot be written."""
+        return tuple(name for name in self.template.tokens if not self.tokenizer.has(name))
+
     def _check_template(self) -> None:
-        """Raises DataError for a tokenizer that would spell the template's tokens."""
-        for name in self.template.tokens:
-            if not self.tokenizer.has(name):
-                raise DataError(
-                    f"tokenizer {self.tokenizer.file}: no token {name!r}, which the chat template writes: set "
-                    f"data.template to {OWN_TEMPLATE!r} for the tokenizer's own"
-                )
+        if self.missing:
+            raise DataError(
+                f"tokenizer {self.tokenizer.file}: no token {self.missing[0]!r}, which the chat template writes: set "
+                f"data.template (--template) to {OWN_TEMPLATE!r} for the tokenizer's own"
+            )
 
     def _check_placeholders(self, ids: np.ndarray, mask: np.ndarray, expected: int) -> None:
         placeholders = ids == self.image_token

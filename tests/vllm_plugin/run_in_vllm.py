@@ -1,6 +1,6 @@
 """Asks vLLM, with the plugin, what an exported folder answers, and writes answers.json beside the folder.
 
-Run by the interpreter of an environment that has vLLM, the plugin on its path: run_in_vllm.py TOKENS IMAGES FOLDER
+Run by the interpreter of an environment that has vLLM, the plugin in it: run_in_vllm.py TOKENS IMAGES FOLDER
 IMAGES is a folder of three images, of which prompts have none, the first, and all.
 """
 
@@ -10,7 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-from mono_jax_vllm import register
 from mono_jax_vllm.images import PLACEHOLDER
 from PIL import Image
 from transformers import AutoTokenizer
@@ -19,7 +18,6 @@ from vllm import LLM, SamplingParams
 QUESTION = "What is to be seen <here>?"
 
 if __name__ == "__main__":
-    register()
     tokens, images, folder = int(sys.argv[1]), sorted(Path(sys.argv[2]).glob("*.png")), Path(sys.argv[3])
     opened = [Image.open(file).convert("RGB") for file in images]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def in_vllm(images: Path, folder: Path) -> subprocess.CompletedProcess:
     environment = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PYTHONPATH")}
-    environment |= {"PYTHONPATH": str(ROOT / "vllm_plugin"), "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    paths = f"{ROOT / 'vllm_plugin'}{os.pathsep}{announced(folder.parent / 'site')}"
+    environment |= {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment |= {"HF_HOME": str(folder.parent), "VLLM_LOGGING_LEVEL": "ERROR"}
     command = [PYTHON, str(Path(__file__).with_name("run_in_vllm.py")), str(TOKENS), str(images), str(folder)]
     return subprocess.run(command, env=environment, cwd=folder.parent, capture_output=True, text=True)
+
+
+def announced(folder: Path) -> Path:
+    """``folder`` with what an installation of the plugin would leave there for vLLM to find."""
+    project = tomllib.loads((ROOT / "vllm_plugin/pyproject.toml").read_text())["project"]
+    information = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    [(group, names)] = project["entry-points"].items()
+    lines = [f"[{group}]", *(f"{name} = {target}" for name, target in names.items())]
+    (information / "entry_points.txt").write_text("\n".join(lines))
+    return folder
 
 
 def greedy(model: Exported, prompt: Prompt) -> list[int]:

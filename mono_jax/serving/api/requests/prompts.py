@@ -78,7 +78,8 @@ class PromptMaker:
         form = engine.form
         if form.template != NO_TEMPLATE:
             encoder = ChatEncoder(engine.tokenizer, form.template, form.system_message)
-            self._questions = Questions(encoder, tiling_of(engine.architecture, form), limits)
+            if not encoder.missing:
+                self._questions = Questions(encoder, tiling_of(engine.architecture, form), limits)
 
     def check(self, asked: Conversation) -> None:
         """Raises ApiError 400 for what this model cannot take, before anything is fetched."""

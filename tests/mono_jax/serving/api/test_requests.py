@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,7 +211,7 @@ def test_pixels_and_sides_are_limited(engine: ScriptedEngine):
         assert client.chat(picture(0, 1, 1), "?")[0] == 200  # people's own pictures; training leaves spacers out
 
 
-def test_models_without_images_or_template(chat_tokenizer: Tokenizer, small: Architecture):
+def test_models_without_images_or_template(chat_tokenizer: Tokenizer, small: Architecture, golden_dir: Path):
     text_only = preset("tiny_mono", vocab_size=chat_tokenizer.vocab_size, vision=None, visual_ffn_experts=False)
     engine = ScriptedEngine(chat_tokenizer, text_only)
     engine.start()
@@ -218,13 +219,15 @@ def test_models_without_images_or_template(chat_tokenizer: Tokenizer, small: Arc
         assert client.chat("Hi")[0] == 200
         assert "takes no images" in client.chat(picture(0), "Hi")[1]["error"]["message"]
     engine.close()
-    engine = ScriptedEngine(chat_tokenizer, small, PromptFormat(template="none"))
-    engine.start()
-    with serving(engine) as client:
-        status, answer = client.chat("Hi")
-        assert status == 400 and "/v1/completions" in answer["error"]["message"]
-        assert client.post(TEXT, {"prompt": "Hi"})[0] == 200
-    engine.close()
+    llama = Tokenizer(golden_dir / "chat_templates/llama3")  # which lacks the tokens of InternLM2's template
+    for tokenizer, form in ((chat_tokenizer, PromptFormat(template="none")), (llama, PromptFormat())):
+        engine = ScriptedEngine(tokenizer, small, form)
+        engine.start()
+        with serving(engine) as client:
+            status, answer = client.chat("Hi")
+            assert status == 400 and "/v1/completions" in answer["error"]["message"]
+            assert client.post(TEXT, {"prompt": "Hi"})[0] == 200
+        engine.close()
 
 
 def test_a_data_uri_as_a_plain_string_is_taken(client: Client):

@@ -114,7 +114,7 @@ def test_a_model_with_a_template_of_its_own_gets_image_tokens_only(golden_dir: P
     assert read_config(tmp_path / "own").vocab_size == size + len(new)
     ChatEncoder(after, OWN_TEMPLATE).conversation([("human", "a"), ("gpt", "b")])
     if not set(CHAT_TOKENS) <= set(before.added):
-        with pytest.raises(DataError, match=r"no token '<\|im_start\|>'.*set data.template to 'tokenizer'"):
+        with pytest.raises(DataError, match=r"no token '<\|im_start\|>'.*set data.template.*to 'tokenizer'"):
             ChatEncoder(after, "internlm2-chat").conversation([("human", "a"), ("gpt", "b")])
     (source / "chat_template.jinja").unlink()
     settings = json.loads((source / "tokenizer_config.json").read_text())
