@@ -105,7 +105,7 @@ def test_from_a_language_model_to_one_that_sees(
     exported = tree.flatten(load_model(tmp_path / "hf")[1])
     assert exported.keys() == after.keys() and all(np.array_equal(exported[path], after[path]) for path in after)
     values = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert values["llm_config"]["architectures"] == [FAMILIES[family].architecture_with(True, True)]
+    assert values["model_type"] == "mono_jax" and values["architecture"]["family"] == family
     assert values["template"] == template.get("template", "internlm2-chat")
     timing = {"seconds", "seconds_to_first_token"}
     again = answer(tmp_path / "hf", picture, capsys)
