@@ -68,7 +68,12 @@ def _entries(path: str, name: str, settings: Any) -> Iterator[MetaEntry]:
         raise DataError(f"{path}: repeat_time of {name!r} must be a positive number, is {times!r}")
     if isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 0:
         raise DataError(f"{path}: max_dynamic_patch of {name!r} must be a positive integer, is {tiles!r}")
+    augment = settings.get("data_augment")
+    if not isinstance(augment, bool | None):
+        raise DataError(f"{path}: data_augment of {name!r} must be true or false, is {augment!r}")
     files = settings["annotation"]
+    if not files:
+        raise DataError(f"{path}: annotation of {name!r} is empty: {files!r}")
     for file in files if isinstance(files, list) else [files]:
         annotation = _resolve(path, str(file))
         if not paths.exists(annotation):
@@ -76,7 +81,7 @@ def _entries(path: str, name: str, settings: Any) -> Iterator[MetaEntry]:
         root = _resolve(path, str(settings.get("root") or ""))
         if not paths.is_remote(root) and not paths.exists(root):
             _log.warning("%s: root of %r not found: %s", path, name, root)
-        yield MetaEntry(annotation, root, Share(float(times)), tiles, bool(settings.get("data_augment")))
+        yield MetaEntry(annotation, root, Share(float(times)), tiles, bool(augment))
 
 
 def _resolve(meta: str, path: str) -> str:

@@ -24,6 +24,7 @@ from PIL import Image
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.jobs import building
 from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax.runs.config import RunConfig
@@ -184,6 +185,18 @@ def image_folder(folder: Path) -> Made:
     return Made({"kind": "jsonl", "paths": table(folder / "metadata.csv", rows, ",")})
 
 
+def semicolons(folder: Path) -> Made:
+    loose(folder)
+    rows = [{"image_name": f"{n}.png", "comment": text} for n, text in enumerate(TEXTS)]
+    return Made({"kind": "jsonl", "paths": table(folder / "a.csv", rows, ";")})
+
+
+def captions_by_image(folder: Path) -> Made:
+    loose(folder)
+    (folder / "a.json").write_text(json.dumps({f"{n}.png": text for n, text in enumerate(TEXTS)}))
+    return Made({"kind": "jsonl", "paths": str(folder / "a.json")})
+
+
 def vlmevalkit(folder: Path) -> Made:
     rows = [
         {"index": n, "image": base64.b64encode(png).decode(), "question": "what is it?", "answer": text}
@@ -282,6 +295,13 @@ def videos(folder: Path) -> Made:
     return Made({"kind": "jsonl", "paths": lines(folder / "a.jsonl", records), "video_frames": 4}, exact=False)
 
 
+def built_videos(folder: Path) -> Made:
+    """Their frames, as ``build`` writes them."""
+    for task in building.plan(videos(folder).spec, str(folder / "built"), 8):
+        building.build_file(task)
+    return Made({"kind": "array_record", "paths": str(folder / "built" / "*.array_record")}, exact=False)
+
+
 def again(format: str, **options: Any) -> list[bytes]:
     """The pictures in another format."""
     result = []
@@ -294,8 +314,8 @@ def again(format: str, **options: Any) -> list[bytes]:
 
 FORMATS: list[Callable[[Path], Made]] = [
     *(img2dataset, json_in_tar, compressed_tar, files, parquet, hugging_face, interleaved, arrow, llava, typed),
-    *(json_list, compressed_jsonl, coco, image_folder, vlmevalkit, internvl, onevision, array_record, tfds),
-    *(mds, tfrecord, text, heic, jxl, svg, videos),
+    *(json_list, compressed_jsonl, coco, captions_by_image, image_folder, semicolons, vlmevalkit, internvl, onevision),
+    *(array_record, tfds, mds, tfrecord, text, heic, jxl, svg, videos, built_videos),
 ]
 
 

@@ -77,8 +77,11 @@ def test_lists_of_annotations_and_comments(folder: Path, caplog: pytest.LogCaptu
         open_source(meta(folder, x=mix, y={}))
     with pytest.raises(DataError, match="'y' has no annotation; its keys: root, annotations"):
         open_source(meta(folder, y={"root": ".", "annotations": "a.jsonl"}))
-    with pytest.raises(DataError, match="max_dynamic_patch of 'x' must be"):
-        open_source(meta(folder, x={"annotation": "a.jsonl", "max_dynamic_patch": "12"}))
+    with pytest.raises(DataError, match=r"annotation of 'x' is empty: \[\]"):
+        open_source(meta(folder, x={"annotation": []}))
+    for key, wrong in (("max_dynamic_patch", "12"), ("data_augment", "false"), ("repeat_time", "2")):
+        with pytest.raises(DataError, match=f"{key} of 'x' must be .*, is '{wrong}'"):
+            open_source(meta(folder, x={"annotation": "a.jsonl", key: wrong}))
 
 
 @pytest.mark.parametrize(
