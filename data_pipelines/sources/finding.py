@@ -50,7 +50,9 @@ def kind_of(path: str) -> str:
     """The kind of source that a path's name suggests. Raises DataError."""
     if paths.is_dir(path):
         prepared, saved = (paths.exists(paths.join(path, name)) for name in ("dataset_info.json", "state.json"))
-        return "tfds" if prepared and not saved else "files"  # the latter is a Hugging Face set saved to disk
+        # Hugging Face's sets have such a file too, beside their Arrow files.
+        arrow = prepared and any(name.endswith(".arrow") for name, _, _ in paths.list_dir(path))
+        return "tfds" if prepared and not saved and not arrow else "files"
     suffix = suffix_of(plain_name(path))
     for kind, form in FORMATS.items():
         if suffix in form.suffixes:

@@ -12,7 +12,7 @@ from data_pipelines.io.digests import digest
 from data_pipelines.records import names
 from data_pipelines.records.layouts import Reading, parse
 from data_pipelines.records.raw_sample import RawSample
-from data_pipelines.sources.conversion.converted import converted
+from data_pipelines.sources.conversion.converted import converted, plain_name, suffix_of
 from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import IndexBuilder
 from data_pipelines.sources.indices.shard import Options, Shard, VideoOptions
@@ -84,7 +84,22 @@ class FileFormat:
     key_separator = "/"
 
     def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
-        yield from ((self.converted(path, options), Share()) for path in paths)
+        for path in paths:
+            yield from ((self.converted(file, options), Share()) for file in self.files_of(path))
+
+    def files_of(self, path: str) -> list[str]:
+        """The shards that a path stands for: itself, or of a folder the files in it and below that are named so.
+
+        Raises DataError if there are none.
+        """
+        if not self.suffixes or suffix_of(plain_name(path)) in self.suffixes or not paths.is_dir(path):
+            return [path]
+        folders = paths.walk(path)
+        files = [paths.join(folder, name) for folder in folders for name, _, _ in paths.list_dir(folder)]
+        found = [file for file in files if suffix_of(plain_name(file)) in self.suffixes]
+        if not found:
+            raise DataError(f"{path}: a folder without files of kind {self.kind!r} ({', '.join(self.suffixes)})")
+        return sorted(found)
 
     def converted(self, path: str, options: Mapping[str, Any]) -> Shard:
         """The shard of a path, or of what it had to be converted to."""

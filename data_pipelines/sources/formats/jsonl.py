@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import random
@@ -81,10 +82,10 @@ class JsonlFormat(FileFormat):
 
     def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
         """Meta files are replaced by what they list."""
-        for path in paths:
-            entries = meta_entries(path)
+        for file in itertools.chain.from_iterable(map(self.files_of, paths)):
+            entries = meta_entries(file)
             if entries is None:
-                yield self.converted(path, options), Share()
+                yield self.converted(file, options), Share()
             for entry in entries or ():
                 root = options.get("image_root") if entry.root is None else entry.root
                 shard = self.converted(entry.annotation, {**options, "image_root": root})

@@ -179,6 +179,7 @@ def test_folders_saved_by_hugging_face(folder: Path) -> None:
         source = opened(folder / name, "parquet")
         assert [source.read(n).caption for n in range(3)] == ["a", "b", "c"] and source.read(2).images == (JPEG,)
     (folder / "dataset_info.json").write_text("{}")
+    assert [shard.kind for shard in shards_of([str(folder)], None, {})].count("parquet") == 3
     (folder / "state.json").write_text("{}")
     assert [shard.kind for shard in shards_of([str(folder)], None, {})].count("parquet") == 3
 

@@ -8,6 +8,7 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.sources.finding import kind_of, make_shard, shard_names, shards_of
+from data_pipelines.sources.source import open_source
 from tests.data_pipelines.shard_tools import encoded, pairs, write_jsonl, write_tar
 
 
@@ -36,6 +37,20 @@ def test_folders_stand_for_what_is_in_them(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=r"\*\.xyz: no shards found"):
         shards_of([str(tmp_path / "*.xyz")], None, {})
+
+
+@pytest.mark.parametrize("kind", ["tar", "jsonl", "text"])
+def test_a_folder_stands_for_the_files_of_its_kind(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    (folder / "below").mkdir(parents=True)
+    write_tar(folder / "below" / "a.tar", pairs(2))
+    write_jsonl(folder / "a.jsonl", {"text": "words"})
+    (folder / "a.txt").write_text("words")
+    source = open_source({"kind": kind, "paths": str(folder)})
+    assert len(source) == {"tar": 2, "jsonl": 1, "text": 1}[kind]
+    with pytest.raises(DataError, match=r"set: a folder without files of kind 'array_record' \(\.array_record, "):
+        open_source({"kind": "array_record", "paths": str(folder)})
 
 
 def test_options_of_other_kinds_are_left_out() -> None:
