@@ -14,6 +14,10 @@ beyond one, a thumbnail: 2, 6 and 14 tiles with 256 text tokens are the rows of 
 
 Presets (--preset): 2b (random weights, bfloat16: about 7 GB), small (for CPUs: the same tiles, about the same share of
 FLOPs in the encoder), tiny.
+
+With --plan nothing is measured: for each of --tiles, the programs from pixels to the first token are compiled for chips
+that need not be there (v5e:1x1, h100:1x1x1 ...; compilers as for plan.py), the one of generate.py and those that the
+engine calls, and bounds of both models compared, operation by operation: FLOPs or bytes at the data sheet's rates.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         "examples:\n"
         "  python experiments/benchmarks/serving.py --out=serving --json\n"
-        "  python experiments/benchmarks/serving.py --preset=tiny --new_tokens=8 --rounds=2 --concurrency 1 4",
+        "  python experiments/benchmarks/serving.py --preset=tiny --new_tokens=8 --rounds=2 --concurrency 1 4\n"
+        "  JAX_PLATFORMS=cpu python experiments/benchmarks/serving.py --plan v5e:1x1 --json",
     )
     add = parser.add_argument
     add("--preset", help="see above (default: small on a CPU, else 2b)")
@@ -43,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--programs", default="", metavar="DIR", help="folder for compiled programs (default: none)")
     add("--transformers", metavar="PYTHON", help="interpreter of an environment with torch and transformers")
     add("--seed", type=int, default=0, help="of weights, pixels and tokens (default %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="folder for serving.json, which is written after every point")
+    add("--out", type=Path, metavar="DIR", help="folder for serving.json, written after every point (plan.json)")
+    add("--plan", nargs="+", metavar="CHIP", help="compile for these chips instead, and say the bound")
     args = parser.parse_args(argv)
-    from experiments.benchmarks.serving_bench.run import run  # after parsing: --help needs none of it
+    from experiments.benchmarks.serving_bench import planning, run  # after parsing: --help needs none of it
 
-    report = run(args)
+    report = planning.plan(args) if args.plan else run.run(args)
     if args.json:
         cli.json_line(report)
 

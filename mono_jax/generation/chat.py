@@ -22,12 +22,13 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.special_tokens import END_TOKENS, IMAGE_CONTEXT
 from mono_jax.errors import GenerationError, PeerError
 from mono_jax.files import lfs_error
-from mono_jax.generation.decode import Generator, prefers_separate_layers
+from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import with_pixels
 from mono_jax.generation.text import TextStream
 from mono_jax.models.architecture import Architecture
+from mono_jax.models.layer_ranges import prefers_separate_layers
 from mono_jax.parallel.agreement import from_first, together
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.parallel.mesh_config import MeshConfig
@@ -190,7 +191,7 @@ def open_model(
     files = local_files(folder)
     opened = _open_tokenizer(tokenizer or files)
     config, params = load_model(folder, shardings=mesh, image_token_id=opened.added.get(IMAGE_CONTEXT))
-    layout = {"mesh": mesh, "separate_layers": prefers_separate_layers(mesh)}
+    layout = {"mesh": mesh, "separate_layers": prefers_separate_layers(mesh, params)}
     generator = Generator(config, params, dtype, max_length=max_length, **layout)
     return Opened(generator, opened, prompt_format(folder, **form), folder, files)
 

@@ -70,7 +70,8 @@ class Generator:
     """Generates with one model. Cheap to make: programs are compiled once per architecture, dtype and shape.
 
     Args:
-      config, params: the model; params as nested dict of JAX or NumPy arrays.
+      config, params: the model; params as nested dict of JAX or NumPy arrays, or of their shapes where nothing is
+        computed (``traced``).
       dtype: of the computation, the stored kernels and the cache; None = bfloat16 on accelerators, float32 on the CPU.
       max_length: most tokens (prompts, images and answers of all turns) that the cache of a row may hold.
       mesh: where the parameters are, of one or several processes, which all make the same calls; None = one device.
@@ -100,6 +101,8 @@ class Generator:
     def _stored(self, path: tuple[Any, ...], leaf: Any) -> jax.Array:
         """Kernels and embeddings in the dtype they are used in (the same numbers, less memory to read)."""
         at_use = path[-1].key in ("kernel", "embedding")
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf.update(dtype=self.dtype) if at_use else leaf
         return jnp.asarray(leaf.astype(self.dtype) if at_use else leaf)
 
     def session(self, rows: int = 1) -> Session:
@@ -117,6 +120,15 @@ class Generator:
         if not prompts:
             return []
         return self.session(len(prompts)).turn(prompts, sampling, on_tokens=on_tokens)
+
+    def traced(self, prompt: Prompt, sampling: Sampling) -> jax.stages.Traced:
+        """The program from a prompt to its first token, as ``generate`` runs it; nothing is computed."""
+        prompts = [check_prompt(self.config, prompt, "")]
+        batch, ends = pack(self.config, prompts, np.zeros(1, np.int64), 1)
+        request, shapes = make_request(self.config, [sampling], 1), static_choices([sampling])
+        capacity = bucket(batch["order"].shape[1] + sampling.max_new_tokens, TEXT_BUCKET)
+        prefill = _programs(self.config, self.dtype, self.mesh).prefill
+        return prefill.trace(self.params, batch, ends, None, request, None, capacity=capacity, shapes=shapes)
 
 
 class Session:
@@ -236,11 +248,6 @@ class Session:
 def default_dtype() -> Any:
     """bfloat16 on accelerators, float32 on the CPU (where bfloat16 is emulated)."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-
-
-def prefers_separate_layers(mesh: Mesh | None) -> bool:
-    """Whether ``Generator(separate_layers=True)`` is the faster one here."""
-    return mesh is None and jax.default_backend() == "gpu"
 
 
 def _answers(state: _State, samplings: Sequence[Sampling]) -> list[Generation]:

@@ -5,13 +5,14 @@ Asynchronous copies and collectives run beside them, each kind one after the oth
 between their start and their end is *exposed*. A synchronous collective is exposed whole. Not modelled: vector units,
 latencies, how well a matmul fills the matrix unit (kernels aside, for which the caller may say so), links shared by
 collectives of different axes, and one HBM shared by copies and operations. Of the branches of a conditional the slowest
-counts.
+counts, unless the caller knows that it is the fastest.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from mono_jax.hlo import collectives, traffic, work
 from mono_jax.hlo.collectives import Collective
@@ -94,15 +95,15 @@ class Totals:
             entry[1] += size * times
 
 
-def totals(text: str, machine: Machine, kernels: Kernels | None = None) -> Totals:
-    """Of a compiled module's text."""
+def totals(text: str, machine: Machine, kernels: Kernels | None = None, branch: Callable[..., Any] = max) -> Totals:
+    """Of a compiled module's text. ``branch``: ``max`` or ``min``: which branch of a conditional is taken, by time."""
     module = read(text)
-    return _Timeline(module, machine, kernels or (lambda *_: None)).of(Scope(module, module.entry))
+    return _Timeline(module, machine, kernels or (lambda *_: None), branch).of(Scope(module, module.entry))
 
 
 class _Timeline:
-    def __init__(self, module: Module, machine: Machine, kernels: Kernels):
-        self.module, self.machine, self.kernels = module, machine, kernels
+    def __init__(self, module: Module, machine: Machine, kernels: Kernels, branch: Callable[..., Any]):
+        self.module, self.machine, self.kernels, self.branch = module, machine, kernels, branch
 
     def of(self, scope: Scope) -> Totals:
         """One run of a computation: a clock for the operations, one for each of the two things that run beside them."""
@@ -137,10 +138,10 @@ class _Timeline:
         return total
 
     def _called(self, scope: Scope, instruction: Instruction) -> list[tuple[Totals, int | None]]:
-        """What ``instruction`` runs besides itself, and how often; of branches the slowest."""
+        """What ``instruction`` runs besides itself, and how often; of branches one."""
         found = [(self.of(inner), trips) for inner, trips in scope.calls(instruction)]
         if instruction.opcode == "conditional" and found:
-            return [max(found, key=lambda branch: branch[0].seconds)]
+            return [self.branch(found, key=lambda branch: branch[0].seconds)]
         return found
 
     def _wait(self, total: Totals, what: str, until: float) -> None:

@@ -20,6 +20,7 @@ _FREE = {
 }
 _VIEWS = ("bitcast", "reshape", "transpose", "copy", "convert")
 _SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # in place, and which operand is the update
 COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
     *("collective-broadcast", "ragged-all-to-all"),
@@ -36,8 +37,8 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
     operands = computation.operands(instruction)
     if opcode in _SLICES:
         return _moved(instruction) + (_moved(instruction) if _in_hbm(operands[0]) else 0) + _read(operands[1:])
-    if opcode in ("dynamic-update-slice", "scatter"):
-        update = operands[1 if opcode == "dynamic-update-slice" else -1]
+    if opcode in _UPDATES:
+        update = operands[_UPDATES[opcode]]
         return _read([update]) + (_stored(update) if _in_hbm(instruction) else 0)
     if opcode.endswith("-start"):  # of a copy or a collective: (source, destination, flags)
         parts = instruction.shape[:2] if isinstance(instruction.shape, tuple) else (instruction.shape,)
@@ -65,7 +66,7 @@ def _read_of(module: Module, body: Computation, name: str) -> float:
             continue  # a buffer in flight: its bytes are the network's, and counted where the transfer starts
         if user.opcode in _SLICES and user.operands[0] == name:
             total += _stored(user)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+        elif user.opcode in _UPDATES and user.operands[0] == name:
             continue  # written in place
         elif user.opcode in _VIEWS:
             total += min(whole, _read_of(module, body, user.name)) if body.users.get(user.name) else whole
@@ -85,8 +86,8 @@ def _written(module: Module, body: Computation, root: Instruction, shape: shapes
         root = body.by_name[root.operands[0]]
     if root.opcode == "parameter" or root.opcode in COLLECTIVES:
         return 0.0  # passed on
-    if root.opcode == "dynamic-update-slice":
-        return float(_stored(body.by_name[root.operands[1]]))
+    if root.opcode in _UPDATES:
+        return float(_stored(body.by_name[root.operands[_UPDATES[root.opcode]]]))
     if (inner := module.fused(root)) is not None and inner.root.opcode != "tuple":
         return _written(module, inner, inner.root, shape)
     return _bytes(shapes.arrays(shape))

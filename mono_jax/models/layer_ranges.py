@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mono_jax import tree
 
+_LARGE = 1 << 24  # numbers in decoder layers
 _PIECE = re.compile(r"layers\[(\d+):(\d+)\]")
 
 
@@ -59,9 +61,9 @@ def joined(params: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]) -
 def separated(params: Mapping[str, Any]) -> tree.Tree:
     """``params`` with every decoder layer a piece of its own, ``layers[i:i + 1]/...``; ``segments`` then gives layers.
 
-    For decoding on GPUs: XLA copies a layer's matrices out of stacked ones every time before it multiplies by them,
-    which reads and writes all weights once more for each token. Stacked arrays are deleted as soon as they are cut, so
-    that one of them at a time is in memory twice.
+    For decoding on GPUs and CPUs: XLA copies a layer's matrices out of stacked ones every time before it multiplies by
+    them, which reads and writes all weights once more for each token. Stacked arrays are deleted as soon as they are
+    cut, so that one of them at a time is in memory twice. (Leaves may be shapes of arrays.)
     """
     flat: dict[str, Any] = {}
     for path, leaf in tree.flatten(params).items():
@@ -69,10 +71,24 @@ def separated(params: Mapping[str, Any]) -> tree.Tree:
             flat[path] = leaf
             continue
         rest = path.removeprefix("layers/")
-        flat |= {f"layers[{i}:{i + 1}]/{rest}": layer for i, layer in enumerate(_layers(leaf))}
-        jax.block_until_ready(flat)
-        leaf.delete()
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            layers = [leaf.update(shape=(1, *leaf.shape[1:]))] * leaf.shape[0]
+        else:
+            layers = jax.block_until_ready(_layers(leaf))
+            leaf.delete()
+        flat |= {f"layers[{i}:{i + 1}]/{rest}": layer for i, layer in enumerate(layers)}
     return tree.unflatten(flat)
+
+
+def prefers_separate_layers(mesh: Mesh | None, params: Mapping[str, Any]) -> bool:
+    """Whether ``separated`` parameters are the faster ones here.
+
+    On CPUs it is for layers that no cache holds; it takes longer to compile.
+    """
+    if mesh is not None:
+        return False
+    size = sum(leaf.size for leaf in jax.tree.leaves(params.get("layers", {})))
+    return jax.default_backend() == "gpu" or (jax.default_backend() == "cpu" and size >= _LARGE)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ An engine answers requests in any company as ``Generator`` answers each of them 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 from data_pipelines import strict
@@ -67,11 +67,13 @@ class EngineConfig:
 class Request:
     """``sampling.seed`` is the request's own; n answers are n requests with seeds of their own.
 
-    ``sampling.stop_tokens`` must hold the tokens that end an answer: ``ServingEngine.sampling`` has them.
+    ``sampling.stop_tokens`` must hold the tokens that end an answer: ``ServingEngine.sampling`` has them. ``scores``:
+    the prompt's tokens are wanted with their log-probabilities and the ``sampling.logprobs`` likeliest, and no answer.
     """
 
     prompt: Prompt
     sampling: Sampling
+    scores: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Event:
       message: why, if ``finish`` is "error" or "cancelled".
       cached_tokens: tokens of the prompt that were reused; in the first event with tokens, else 0.
       stopped_by: the stop string that ended the answer.
+      scores: in the last event of a request for them: of each token of the prompt after those before it; None for the
+        first one and for visual tokens.
     """
 
     tokens: tuple[int, ...] = ()
@@ -107,6 +111,7 @@ class Event:
     message: str = ""
     cached_tokens: int = 0
     stopped_by: str | None = None
+    scores: tuple[TokenLogprobs | None, ...] | None = None
 
 
 OnEvent = Callable[[Event], None]  # must return at once, and not raise
@@ -190,11 +195,6 @@ class ServingEngine(Protocol):
         """Takes a request; events come from the engine's thread, the last one with ``finish``.
 
         Raises ``Full``, ``Closed``, ``TooLong``, or GenerationError for a prompt that does not fit the model.
-        """
-
-    def score(self, request: Request) -> Sequence[TokenLogprobs | None]:
-        """For each token of the prompt its log-probability after those before it, and the ``sampling.logprobs``
-        likeliest; None for the first one and for visual tokens. Blocks until it is done; raises as ``submit``.
         """
 
     def stats(self) -> Stats:

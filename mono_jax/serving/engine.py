@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.errors import ConfigError, GenerationError
-from mono_jax.generation.chat import end_tokens, open_model
+from mono_jax.generation.chat import end_tokens, open_model, tiling_of
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
 from mono_jax.generation.prompts import check_prompt
@@ -32,7 +31,7 @@ from mono_jax.parallel.mesh import make_mesh, row_ways
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.runs.compilation_cache import kept_programs
 from mono_jax.serving.chunks import Reading
-from mono_jax.serving.contract import Closed, EngineConfig, Event, Full, OnEvent, Request, Stats, TokenLogprobs, TooLong
+from mono_jax.serving.contract import Closed, EngineConfig, Full, OnEvent, Request, Stats, TooLong
 from mono_jax.serving.loop import Loop
 from mono_jax.serving.memory import TOKENS_PER_TABLE
 from mono_jax.serving.pages import Contents
@@ -88,6 +87,7 @@ class Engine:
         given = {flag: options.pop(flag, None) for flag in SAMPLING_FLAGS}
         dtype = None if config.dtype == "auto" else config.dtype
         opened = open_model(model, _mesh(config.tensor), dtype=dtype, max_length=config.max_length, **options)
+        _check_images(opened.generator.config, opened.form, config)
         sampling = default_sampling(opened.files, **given)
         plain = opened.form.template == NO_TEMPLATE
         encoder = None if plain else ChatEncoder(opened.tokenizer, opened.form.template, opened.form.system_message)
@@ -120,21 +120,6 @@ class Engine:
 
     def submit(self, request: Request, on_event: OnEvent) -> Task:
         return self._submitted(self._task(request, on_event))
-
-    def score(self, request: Request) -> Sequence[TokenLogprobs | None]:
-        ended, events = threading.Event(), []
-
-        def on_event(event: Event) -> None:
-            events.append(event)
-            ended.set()
-
-        task = self._task(request, on_event)
-        task.scores = [None] * task.tokens
-        self._submitted(task)
-        ended.wait()
-        if events[-1].finish != "length":
-            raise GenerationError(events[-1].message)
-        return task.scores
 
     def stats(self) -> Stats:
         scheduler, page = self._loop.scheduler, self.config.page
@@ -171,10 +156,10 @@ class Engine:
                 raise GenerationError(f"{count} {name}: a request may have fewer than {TOKENS_PER_TABLE}")
         if sampling.return_logits:
             raise GenerationError("return_logits is for Generator; a request may have logprobs")
-        tokens = len(prompt.input_ids)
-        if tokens + sampling.max_new_tokens > config.max_length:
+        tokens, new = len(prompt.input_ids), 0 if request.scores else sampling.max_new_tokens
+        if tokens + new > config.max_length:
             raise TooLong(
-                f"{tokens} prompt tokens + {sampling.max_new_tokens} new tokens are more than the {config.max_length} "
+                f"{tokens} prompt tokens + {new} new tokens are more than the {config.max_length} "
                 "that a request may have: shorten the prompt, use fewer image tiles or new tokens, or raise max_length"
             )
         sizes = self.programs.sizes
@@ -186,7 +171,8 @@ class Engine:
             )
         contents = Contents(self.architecture, prompt, config.page)
         text = TextStream(self.tokenizer, sampling.stop)
-        return Task(prompt, sampling, on_event, reading, contents, text)
+        scores = [None] * tokens if request.scores else None
+        return Task(prompt, sampling, on_event, reading, contents, text, scores)
 
     def _submitted(self, task: Task) -> Task:
         with self._lock:
@@ -241,6 +227,19 @@ def _mesh(tensor: int) -> Mesh | None:
             f"engine.tensor is {tensor}: there are {len(devices)} devices; use 1 to {len(devices)}, or -1"
         )
     return None if count == 1 else make_mesh(MeshConfig(data=1, fsdp=1, tensor=count), devices[:count])
+
+
+def _check_images(model: Architecture, form: PromptFormat, config: EngineConfig) -> None:
+    """Raises ConfigError if a model sees images whole that no chunk of a prompt holds."""
+    if model.vision is None or not model.bidirectional_images:
+        return
+    tiling = tiling_of(model, form)
+    tiles = form.max_tiles + (form.thumbnail and form.max_tiles > 1 and not model.vision.native)
+    if (tokens := tiles * tiling.geometry.tokens_per_tile) > config.prefill_chunk:
+        raise ConfigError(
+            f"engine.prefill_chunk is {config.prefill_chunk}: this model sees images whole, and one may have {tokens} "
+            f"tokens ({tiles} tiles): raise prefill_chunk to {tokens}, or lower --max_tiles"
+        )
 
 
 def _say(line: str) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 
 from mono_jax.serving.chunks import Chunk, Part
-from mono_jax.serving.contract import EngineConfig, Finish
+from mono_jax.serving.contract import EngineConfig, Event, Finish
 from mono_jax.serving.memory import Chosen, Logprobs
 from mono_jax.serving.programs import Programs
 from mono_jax.serving.records import Records
@@ -162,8 +162,13 @@ class Loop:
             return
         chosen, scores = one.found
         one.task.score(one.part, scores, one.chunk.targets)
-        if one.chunk.is_last:
-            self._end(one.task, *(("length",) if chosen.finite[0] else ("error", NOT_FINITE)))
+        if not one.chunk.is_last:
+            return
+        if not chosen.finite[0]:
+            self._end(one.task, "error", NOT_FINITE)
+            return
+        one.task.send(Event(finish="length", scores=tuple(one.task.scores)))
+        self._release(one.task)
 
     def _end(self, task: Task, finish: Finish, message: str = "") -> None:
         task.end(finish, message)

@@ -44,6 +44,8 @@ from mono_jax.serving.memory import (
     scored,
 )
 
+Key = tuple[Any, ...]  # of a program: its kind and its sizes
+ADMIT: Key = ("admit",)
 LEAST_LENGTH = 128  # tokens of the shortest rows that have a program of their own
 SCORES_AT_ONCE = 32  # places whose logits are in memory at once
 
@@ -128,7 +130,7 @@ class Programs:
             features=features,
         )
         self._memory: Memory | None = None
-        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._compiled: dict[Key, Any] = {}
 
     # ------------------------------------------------------------------------------------------------------------------
     # Calls
@@ -144,21 +146,21 @@ class Programs:
             seen[context] = True
         request = make_request(config, [sampling], 1, TOKENS_PER_TABLE)
         wants = np.bool_(sampling.logprobs is not None)
-        self._memory = self._compiled["admit",](self._memory, np.int32(row), table, wants, request, seen)
+        self._memory = self._compiled[ADMIT](self._memory, np.int32(row), table, wants, request, seen)
 
     def embed(self, patches: np.ndarray, cells: np.ndarray, start: int) -> None:
         """Visual tokens ``start`` and following of the prompt that is read."""
         vision = self.generator.config.vision
-        tiles = fitting(self.sizes.tiles, -(-len(patches) // self.tile_tokens))
+        tiles = (key := self.embed_key(len(patches)))[1]
         pixels = np.zeros((1, tiles * self.tile_tokens, *_patch(vision)), np.uint8)
         padded = np.zeros((1, tiles * self.tile_tokens), np.int32)
         pixels[0, : len(patches)], padded[0, : len(cells)] = patches, cells
-        program = self._compiled["embed", tiles]
+        program = self._compiled[key]
         self._memory = program(self.generator.params, self._memory, pixels, padded, np.int32(start))
 
     def read(self, chunk: Chunk, pages: int) -> tuple[Chosen, Logprobs]:
         """What a prompt's last chunk chooses, and scores; ``pages``: of the row up to the chunk's end."""
-        program = self._compiled["read", chunk.tokens.size, fitting(self.sizes.chunk_pages, pages)]
+        program = self._compiled[self.read_key(chunk.tokens.size, pages)]
         self._memory, found = program(self.generator.params, self._memory, chunk)
         return found
 
@@ -171,6 +173,14 @@ class Programs:
         self._memory, found = program(self.generator.params, self._memory, index)
         return found
 
+    def embed_key(self, tokens: int) -> Key:
+        """Of the program that ``embed`` calls for so many visual tokens."""
+        return ("embed", fitting(self.sizes.tiles, -(-tokens // self.tile_tokens)))
+
+    def read_key(self, slots: int, pages: int) -> Key:
+        """Of the program that ``read`` calls."""
+        return ("read", slots, fitting(self.sizes.chunk_pages, pages))
+
     def wait(self) -> None:
         """Until the device has done all that it was asked for."""
         jax.block_until_ready(self._memory)
@@ -181,40 +191,56 @@ class Programs:
 
     def compile(self) -> int:
         """Makes the memory and all programs, several at a time; returns how many programs there are."""
-        generator, mesh = self.generator, self.generator.mesh
-        abstract = jax.eval_shape(self._empty)
-        places = None if mesh is None else memory_shardings(generator.config, abstract, mesh)
-        self._memory = jax.jit(self._empty, out_shardings=places)()
-        params, memory = jax.tree.map(_shape, (generator.params, self._memory))
-
-        def compiled(function: Callable[..., Any], with_results: bool, *arguments: Any) -> Any:
-            out = places if not with_results or mesh is None else (places, None)
-            donated = 1 if arguments[0] is params else 0
-            function = function if mesh is None else on_mesh(function, mesh)
-            jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
-            return jitted.lower(*arguments).compile()
-
-        jobs = {("admit",): lambda: compiled(self._admit, False, memory, *self._admit_shapes(memory))}
-        for tiles in self.sizes.tiles:
-            count = tiles * self.tile_tokens
-            shapes = (_i32(1, count, *_patch(generator.config.vision), dtype=np.uint8), _i32(1, count), _i32())
-            jobs["embed", tiles] = lambda shapes=shapes: compiled(self._embed, False, params, memory, *shapes)
-        for size, pages in itertools.product(self.sizes.chunks, self.sizes.chunk_pages):
-            read = functools.partial(self._read, pages=pages)
-            jobs["read", size, pages] = lambda f=read, s=size: compiled(f, True, params, memory, _chunk_shapes(s))
-        kinds = (False, True) if self.sizes.plain else (False,)
-        for plain, rows, pages in itertools.product(kinds, self.sizes.rows, self.sizes.step_pages):
-            step = functools.partial(self._step, pages=pages, plain=plain)
-            jobs["step", plain, rows, pages] = lambda f=step, r=rows: compiled(f, True, params, memory, _i32(r))
+        self._memory = jax.jit(self._empty, out_shardings=self._places)()
+        memory, keys = jax.tree.map(_shape, self._memory), self._keys()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            self._compiled = dict(zip(jobs, pool.map(lambda job: job(), jobs.values())))
-        return len(jobs)
+            compiled = pool.map(lambda key: self.traced(key, memory).lower().compile(), keys)
+            self._compiled = dict(zip(keys, compiled))
+        return len(keys)
 
-    def _admit_shapes(self, memory: Memory) -> tuple[Any, ...]:
+    def traced(self, key: Key, memory: Memory | None = None) -> jax.stages.Traced:
+        """The program of ``key``, for parameters and ``memory`` that may be shapes; nothing is computed."""
+        generator = self.generator
+        memory = jax.eval_shape(self._empty) if memory is None else memory
+        params = jax.tree.map(_shape, generator.params)
+        function, arguments, has_results = self._program(key, memory)
+        donated = 0 if key == ADMIT else 1
+        arguments = (memory, *arguments) if key == ADMIT else (params, memory, *arguments)
+        out = self._places if generator.mesh is None or not has_results else (self._places, None)
+        function = function if generator.mesh is None else on_mesh(function, generator.mesh)
+        return jax.jit(function, donate_argnums=donated, out_shardings=out).trace(*arguments)
+
+    @functools.cached_property
+    def _places(self) -> Memory | None:
+        mesh = self.generator.mesh
+        return None if mesh is None else memory_shardings(self.generator.config, jax.eval_shape(self._empty), mesh)
+
+    def _keys(self) -> list[Key]:
+        kinds = (False, True) if self.sizes.plain else (False,)
+        return [
+            ADMIT,
+            *(("embed", tiles) for tiles in self.sizes.tiles),
+            *(("read", *sizes) for sizes in itertools.product(self.sizes.chunks, self.sizes.chunk_pages)),
+            *(("step", *sizes) for sizes in itertools.product(kinds, self.sizes.rows, self.sizes.step_pages)),
+        ]
+
+    def _program(self, key: Key, memory: Memory) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
+        """Its function, the shapes of its arguments but for parameters and memory, and if it has other results."""
         config = self.generator.config
-        request = jax.tree.map(_shape, make_request(config, [Sampling()], 1, TOKENS_PER_TABLE))
-        flag, context = _i32(dtype=bool), _i32(config.vocab_size, dtype=bool)
-        return _i32(), _i32(memory.rows.pages.shape[1]), flag, request, context
+        match key:
+            case ("admit",):
+                request = jax.tree.map(_shape, make_request(config, [Sampling()], 1, TOKENS_PER_TABLE))
+                flag, context = _i32(dtype=bool), _i32(config.vocab_size, dtype=bool)
+                return self._admit, (_i32(), _i32(memory.rows.pages.shape[1]), flag, request, context), False
+            case ("embed", tiles):
+                count = tiles * self.tile_tokens
+                pixels = _i32(1, count, *_patch(config.vision), dtype=np.uint8)
+                return self._embed, (pixels, _i32(1, count), _i32()), False
+            case ("read", size, pages):
+                return functools.partial(self._read, pages=pages), (_chunk_shapes(size),), True
+            case ("step", plain, rows, pages):
+                return functools.partial(self._step, pages=pages, plain=plain), (_i32(rows),), True
+        raise KeyError(key)
 
     @staticmethod
     def _admit(memory: Memory, *arguments: Any) -> Memory:

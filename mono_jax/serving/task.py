@@ -26,7 +26,7 @@ class Task:
 
     Attributes:
       prompt: as ``check_prompt`` gives it. reading: its chunks. contents: of its pages.
-      scores: for ``score``: by place in the prompt; None for a request that is answered.
+      scores: of a request for them, by place in the prompt; None for a request that is answered.
       row, pages: held since it was admitted. cached: tokens of the prompt that were found in the cache.
       read: tokens of the prompt that are read or found; embedded: visual tokens that are in the device's features.
       dispatched: tokens of the answer that the device was asked for; answer: those that came.

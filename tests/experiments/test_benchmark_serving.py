@@ -9,7 +9,8 @@ import pytest
 
 from experiments.benchmarks import serving
 from experiments.benchmarks.first_token_bench.models import MODELS
-from experiments.benchmarks.serving_bench import run
+from experiments.benchmarks.serving_bench import planning, run
+from mono_jax.errors import ConfigError
 
 
 @pytest.mark.slow
@@ -30,6 +31,44 @@ def test_every_point_is_measured_and_written(tmp_path: Path, capsys: pytest.Capt
         assert points["concurrency_3"][name]["tokens_per_s"] > 0
         assert points["concurrency_3"][name]["compilations"] == 0
     assert len(points["finished"]["step_s"]) == 2
+
+
+@pytest.fixture
+def v5e() -> str:
+    from mono_jax.runs.planning.targets import target
+
+    try:
+        return target("v5e:1x1").name
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_a_plan_has_the_work_of_both_models(v5e: str, tmp_path: Path) -> None:
+    """By FLOPs of the compiled programs, against those counted from shapes; padding and blocks come on top."""
+    sizes = ("--tiles", "1", "4", "--text=40", "--new_tokens=8", "--prefill_chunk=128", f"--out={tmp_path}")
+    serving.main(["--preset=tiny", "--plan", v5e, *sizes])
+    report = json.loads((tmp_path / planning.FILE).read_text())
+    assert [(p["tiles"], p["input_tokens"]) for p in report["points"]] == [(1, 56), (4, 120)]
+    for point in report["points"]:
+        for way in planning.WAYS:
+            for name in MODELS:
+                found = point[way][name]
+                assert found["silent_kernels"] == found["unknown_loops"] == []
+                assert 1.0 <= found["flops"] / point["flops"][name] < (2.0 if way == "whole" else 6.0)
+                assert max(found["compute_s"], found["memory_s"]) <= found["seconds"]
+            times = [point[way][name]["seconds"] for name in MODELS]
+            assert point[way]["reduction"] == pytest.approx(1 - times[0] / times[1])
+        assert point["served"][MODELS[0]]["calls"] == {
+            "embed": -(-(point["tiles"] + (point["tiles"] > 1)) // 8),
+            "read": 2,
+        }
+
+
+def test_a_plan_is_for_one_chip_that_is_known() -> None:
+    for name, message in (("cpu:1", "one chip with a data sheet"), ("v7:1x1", "use one such as")):
+        with pytest.raises(ConfigError, match=message):
+            serving.main(["--plan", name])
 
 
 def test_what_failed_is_told() -> None:

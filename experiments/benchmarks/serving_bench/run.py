@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             point["failed"] = one_line(error)
         report["points"].append(point)
         print(_line(point), flush=True)
-        _save(report, args.out)
+        save(report, args.out)
     for engine in engines.values():
         engine.close()
-    _save(report, args.out)
+    save(report, args.out)
     print(_flops_line(report))
     return report
 
@@ -229,11 +229,11 @@ def _less(found: Mapping[str, Any], key: str) -> float:
 # ======================================================================================================================
 
 
-def _save(report: Mapping[str, Any], folder: Path | None) -> None:
+def save(report: Mapping[str, Any], folder: Path | None, file: str = FILE) -> None:
     """A machine may be taken away at any time: the file is whole, always."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        publish.write_json(folder / FILE, report)
+        publish.write_json(folder / file, report)
 
 
 def _line(point: Mapping[str, Any]) -> str:

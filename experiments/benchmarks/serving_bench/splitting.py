@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -13,8 +14,9 @@ from data_pipelines.encoding.patches import image_patches
 from data_pipelines.encoding.tiling import Tiling
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt, check_prompt
-from mono_jax.serving.chunks import Reading
+from mono_jax.serving.chunks import Part, Reading
 from mono_jax.serving.engine import Engine
+from mono_jax.serving.programs import Programs
 
 
 def host_parts(engine: Engine, tiles: int, rounds: int) -> dict[str, float]:
@@ -44,25 +46,32 @@ def device_parts(engine: Engine, prompt: Prompt) -> dict[str, float]:
     """
     programs, config = engine.programs, engine.config
     prompt = check_prompt(engine.architecture, prompt, "")
-    sizes, tile = programs.sizes, programs.tile_tokens
-    reading = Reading(engine.architecture, prompt, sizes.chunks, sizes.block)
-    tokens = len(reading.ids)
-    programs.admit(0, list(range(1, -(-tokens // config.page) + 1)), Sampling(max_new_tokens=1), reading.ids)
+    tokens = len(prompt.input_ids)
+    programs.admit(0, list(range(1, -(-tokens // config.page) + 1)), Sampling(max_new_tokens=1), prompt.input_ids)
     programs.wait()
     seconds = {"embed_s": 0.0, "prefill_s": 0.0}
-    read = embedded = 0
-    while read < tokens:
-        part = reading.part(read)
+    for call in calls(programs, prompt):
         start = time.perf_counter()
+        if isinstance(call, range):
+            programs.embed(prompt.patches[call.start : call.stop], prompt.patch_cells[call.start : call.stop], call[0])
+        else:
+            reading, part = call
+            programs.read(reading.chunk(part, 0, False), -(-part.stop // config.page))
+        programs.wait()
+        seconds["embed_s" if isinstance(call, range) else "prefill_s"] += time.perf_counter() - start
+    return seconds
+
+
+def calls(programs: Programs, prompt: Prompt) -> Iterator[range | tuple[Reading, Part]]:
+    """What the engine calls for a prompt that nothing of is known, in order: visual tokens to embed, parts to read."""
+    sizes, tile = programs.sizes, programs.tile_tokens
+    reading = Reading(programs.generator.config, prompt, sizes.chunks, sizes.block)
+    read = embedded = 0
+    while read < len(reading.ids):
+        part = reading.part(read)
         while embedded < part.feature_stop:
             stop = min(embedded + sizes.tiles[-1] * tile, -(-part.feature_stop // tile) * tile)
-            programs.embed(prompt.patches[embedded:stop], prompt.patch_cells[embedded:stop], embedded)
+            yield range(embedded, stop)
             embedded = stop
-        programs.wait()
-        middle = time.perf_counter()
-        programs.read(reading.chunk(part, 0, False), -(-part.stop // config.page))
-        programs.wait()
-        seconds["embed_s"] += middle - start
-        seconds["prefill_s"] += time.perf_counter() - middle
+        yield reading, part
         read = part.stop
-    return seconds

@@ -77,9 +77,7 @@ class AttentionWork:
 
     def share(self, phase: str) -> float:
         """Of the peak that the kernel can reach; 1 where it is not known: a bound still."""
-        shares = SHARES.get(self.chip, {}).get(self.implementation.name, {}).get(phase, {})
-        block = _block(self.implementation, self.workload.slots)
-        return shares[min(shares, key=lambda known: abs(known - block))] if shares else 1.0
+        return share(self.implementation, self.workload.slots, self.chip, phase)
 
     def step_seconds(self, program: Program, peak: float, *, twice: bool) -> float:
         """Of one step of one device at ``peak``; ``twice``: the forward kernel runs again in the backward pass."""
@@ -92,6 +90,13 @@ class AttentionWork:
         del computation
         phase = phase_of(instruction)
         return None if phase is None else Work(self.flops(program, phase), 0.0, self.share(phase))
+
+
+def share(implementation: Implementation, slots: int, chip: str, phase: str) -> float:
+    """Of the chip's peak that a kernel can reach on rows of ``slots``; 1 where it is not known: a bound still."""
+    shares = SHARES.get(chip, {}).get(implementation.name, {}).get(phase, {})
+    block = _block(implementation, slots)
+    return shares[min(shares, key=lambda known: abs(known - block))] if shares else 1.0
 
 
 def phase_of(kernel: Instruction) -> str | None:
@@ -119,15 +124,22 @@ def _pairs(implementation: Implementation, visual: int, text: int, samples: floa
         return float(slots) ** 2
     if name == "splash":  # below the diagonal, whatever the samples
         return slots * (slots + block) / 2.0
+    if name in ("pallas_tpu", "mosaic_gpu"):
+        parts = _intervals(visual, text, samples, ways)
+        return float(ways * max(pairs_of(implementation, own, slots, phase) for own in parts))
+    return min(slots * (length + 2 * block) / 2.0, float(slots) ** 2)  # of a sample, and what its last blocks overhang
+
+
+def pairs_of(implementation: Implementation, intervals: Intervals, keys: int, phase: str = "forward") -> int:
+    """Pairs that a phase computes of the queries that see ``intervals``; of other kernels than ours those seen."""
+    name = _name(implementation)
     if name == "pallas_tpu":
         from pallas_kernels.attention.visits import count_pairs
 
-        grid = implementation.grid(1, slots // ways, slots)
-        return float(ways * max(count_pairs(own, grid) for own in _intervals(visual, text, samples, ways)))
+        return count_pairs(intervals, implementation.grid(*intervals.first.shape, keys))
     if name == "mosaic_gpu":
-        parts = _intervals(visual, text, samples, ways)
-        return float(ways * max(_mosaic_pairs(implementation, own, slots, phase) for own in parts))
-    return min(slots * (length + 2 * block) / 2.0, float(slots) ** 2)  # of a sample, and what its last blocks overhang
+        return _mosaic_pairs(implementation, intervals, keys, phase)
+    return int((intervals.last - intervals.first + 1).sum())
 
 
 def _mosaic_pairs(implementation: Implementation, intervals: Intervals, keys: int, phase: str) -> int:

@@ -18,6 +18,7 @@ from mono_jax.serving.api.errors import ApiError
 from mono_jax.serving.api.guard import Guard
 from mono_jax.serving.api.requests.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from mono_jax.serving.api.service import Service
+from mono_jax.serving.api.tickets.running import while_connected
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 # The page talks to this server only, and nobody frames it.
@@ -66,11 +67,11 @@ def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
 def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=shapes.ChatCompletion, responses=_ANSWERS)
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
-        return await chat.answer(service, body, request)
+        return await while_connected(request.receive, chat.answer(service, body))
 
     @app.post("/v1/completions", response_model=shapes.TextCompletion, responses=_ANSWERS)
     async def text_completions(body: CompletionRequest, request: HttpRequest) -> Response:
-        return await completions.answer(service, body, request)
+        return await while_connected(request.receive, completions.answer(service, body))
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

@@ -11,19 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from data_pipelines.encoding.decoding import ImageLimits
-from mono_jax.errors import GenerationError
 from mono_jax.generation.prompts import Prompt
-from mono_jax.serving.api.errors import ApiError, of_engine
+from mono_jax.serving.api.errors import ApiError
 from mono_jax.serving.api.metrics import Metrics
 from mono_jax.serving.api.requests.fetching import Fetcher
 from mono_jax.serving.api.requests.prompts import PromptMaker
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.api.tickets.gate import Gate
 from mono_jax.serving.api.tickets.running import Running
-from mono_jax.serving.contract import Request, ServingEngine, TokenLogprobs
+from mono_jax.serving.contract import Request, ServingEngine
 
 T = TypeVar("T")
-_SCORERS = 8  # prompts that may be scored at a time; each of them holds a thread
 
 
 class Service:
@@ -37,7 +35,6 @@ class Service:
         limits = ImageLimits(max_pixels=config.max_pixels, max_bytes=config.max_body, min_side=1, max_aspect=200.0)
         self.prompts = PromptMaker(engine, limits)
         self._workers = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "prompts")
-        self._scorers = ThreadPoolExecutor(_SCORERS, "scores")
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for another model."""
@@ -60,19 +57,6 @@ class Service:
         """``function(*arguments)`` in a thread: decoding images and encoding texts take a while."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
 
-    async def scores(self, requests: Sequence[Request], param: str) -> list[Sequence[TokenLogprobs | None]]:
-        """``ServingEngine.score`` of each; raises ApiError."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self.config.timeout_s):
-                return await asyncio.gather(
-                    *(loop.run_in_executor(self._scorers, self.engine.score, request) for request in requests)
-                )
-        except TimeoutError:
-            raise ApiError(504, f"not done in {self.config.timeout_s:g} s", code="timeout") from None
-        except GenerationError as error:
-            raise of_engine(error, param) from None
-
     def running(self, requests: Sequence[Request], param: str) -> Running:
         return Running(self.engine, requests, self.gate, self.config.timeout_s, param)
 
@@ -89,7 +73,5 @@ class Service:
     async def close(self) -> None:
         if self.fetcher is not None:
             await self.fetcher.close()
-        for pool in (self._workers, self._scorers):
-            await asyncio.get_running_loop().run_in_executor(
-                None, functools.partial(pool.shutdown, cancel_futures=True)
-            )
+        stop = functools.partial(self._workers.shutdown, cancel_futures=True)
+        await asyncio.get_running_loop().run_in_executor(None, stop)

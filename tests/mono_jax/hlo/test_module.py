@@ -192,6 +192,15 @@ FUSIONS = """%slices (p0: f32[24,8,128], p1: s32[], p2: f32[8,128]) -> f32[8,128
   %z.1 = s32[] constant(0)
   ROOT %u = f32[24,8,128]{2,1,0} dynamic-update-slice(%q0, %q1, %q2, %z.1, %z.1)
 }
+
+%scatters (t0: f32[24,8,128], t1: f32[1,8,128], t2: s32[]) -> f32[24,8,128] {
+  %t0 = f32[24,8,128]{2,1,0} parameter(0)
+  %t1 = f32[1,8,128]{2,1,0} parameter(1)
+  %t2 = s32[] parameter(2)
+  %n = s32[1,1]{1,0} bitcast(%t2)
+  %z.2 = f32[1,8,128]{2,1,0} negate(%t1)
+  ROOT %x = f32[24,8,128]{2,1,0} scatter(%t0, %n, %z.2), update_window_dims={1,2}, to_apply=%last
+}
 """
 LAYER = 8 * 128 * 4
 
@@ -202,7 +211,9 @@ LAYER = 8 * 128 * 4
         ("f32[8,128]{1,0} fusion(%stack, %i, %vmem), kind=kLoop, calls=%slices", 2 * LAYER + 4),  # one layer of 24
         ("f32[8,128]{1,0:S(1)} fusion(%stack, %i, %vmem), kind=kLoop, calls=%slices", LAYER + 4),
         ("f32[24,8,128]{2,1,0} fusion(%stack, %one, %i), kind=kLoop, calls=%updates", 2 * LAYER + 4),
+        ("f32[24,8,128]{2,1,0} fusion(%stack, %one, %i), kind=kInput, calls=%scatters", 2 * LAYER + 4),
         ("f32[24,8,128]{2,1,0} dynamic-update-slice(%stack, %one, %i, %i, %i)", 2 * LAYER),
+        ("f32[24,8,128]{2,1,0} scatter(%stack, %i, %one), to_apply=%last", 2 * LAYER),
         ("f32[1,8,128]{2,1,0} dynamic-slice(%stack, %i, %i, %i), dynamic_slice_sizes={1,8,128}", 2 * LAYER + 12),
         ("f32[24,8,128]{2,1,0} copy(%stack)", 48 * LAYER),
         ("f32[24,1024]{1,0} bitcast(%stack)", 0),

@@ -115,7 +115,7 @@ def test_a_kernel_s_work_is_what_it_or_the_caller_says():
     assert (known.flops, known.seconds, known.silent_kernels) == (200.0, 8.0, [])
 
 
-def test_of_branches_the_slowest_counts():
+def test_of_branches_the_slowest_counts_or_the_fastest():
     """A kernel for the usual rows and a slow form for the others are not both run."""
     branches = "".join(
         f"%branch{count} (p: (s8[4,5], s8[5,5])) -> s8[4,5] {{\n"
@@ -131,3 +131,5 @@ def test_of_branches_the_slowest_counts():
   ROOT %c = s8[4,5]{1,0} conditional(%i, %t, %t), branch_computations={%branch0, %branch2}"""
     found = bound(lines, branches)
     assert (found.seconds, found.flops) == (6.0, 600.0)
+    found = bound(lines, branches, branch=min)
+    assert (found.seconds, found.flops) == (2.0, 200.0)

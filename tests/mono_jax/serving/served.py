@@ -6,14 +6,24 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.batch import native_cells
 from mono_jax.generation.decode import Generation, Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
+from mono_jax.models.architecture import Architecture
+from mono_jax.parallel.specs import param_shardings
 from mono_jax.serving.contract import EngineConfig, Event, Request
+from mono_jax.serving.engine import Engine
+from mono_jax.serving.loop import Loop
+from mono_jax.serving.programs import Programs, Sizes
 from tests.mono_jax.generation.test_decode import IMAGE
+from tests.mono_jax.helpers import random_params
 
+REQUESTS = 40
 CONFIG = EngineConfig(max_rows=4, max_slots=480, max_length=128, max_queue=100, page=8, prefill_chunk=32)
 
 
@@ -50,20 +60,28 @@ class Client:
         return self.events[-1].finish if self.events else None
 
 
-def random_requests(count: int, seed: int, most_images: int = 3) -> list[Request]:
-    """With images of few kinds and common beginnings, so that prefixes recur, and every kind of sampling."""
+def random_requests(
+    count: int, seed: int, most_images: int = 3, grids: Sequence[tuple[int, int]] = ()
+) -> list[Request]:
+    """With images of few kinds and common beginnings, so that prefixes recur, and every kind of sampling.
+
+    ``grids``: columns and rows of three images in native resolution; else they are tiles of 4 x 4 tokens.
+    """
     rng = np.random.default_rng(seed)
-    images = [rng.integers(0, 256, (16, 8, 8, 3), np.uint8) for _ in range(3)]
+    cells = [native_cells(*grid) for grid in grids] or [np.arange(16, dtype=np.int32)] * 3
+    images = [rng.integers(0, 256, (len(of_image), 8, 8, 3), np.uint8) for of_image in cells]
     system = rng.integers(3, 90, 11).tolist()
     requests = []
     for _ in range(count):
         ids: list[int] = list(system) if rng.random() < 0.6 else []
-        patches = []
+        shown = []
         for _ in range(rng.integers(0, most_images + 1)):
-            ids += rng.integers(3, 90, rng.integers(0, 4)).tolist() + [IMAGE] * 16
-            patches.append(images[rng.integers(3)])
+            before = rng.integers(3, 90, rng.integers(0, 4)).tolist()
+            shown.append(int(rng.integers(3)))
+            ids += before + [IMAGE] * len(images[shown[-1]])
         ids += rng.integers(3, 90, rng.integers(1, 24)).tolist()
-        prompt = Prompt(np.array(ids, np.int32), np.concatenate(patches) if patches else None)
+        pixels = [np.concatenate([of_image[i] for i in shown]) for of_image in (images, cells)] if shown else []
+        prompt = Prompt(np.array(ids, np.int32), *pixels)
         requests.append(Request(prompt, random_sampling(rng)))
     return requests
 
@@ -120,3 +138,64 @@ def check(client: Client, expected: Generation) -> None:
         np.testing.assert_allclose([value for _, value in one.top], best, atol=2e-4)
         np.testing.assert_allclose([logprobs[number] for number, _ in one.top], best, atol=2e-4)
     assert len(client.logprobs) == len(client.tokens)
+
+
+@dataclasses.dataclass
+class Served:
+    """A model, its programs, requests and what ``Generator`` answers to them."""
+
+    generator: Generator
+    programs: Programs
+    requests: list[Request]
+    expected: list[Generation]
+
+    def engine(self, config: EngineConfig = CONFIG) -> Engine:
+        """One that takes the programs that are there; ``config`` must give the same sizes."""
+        engine = Engine(self.generator, Letters(), config)
+        engine.programs = self.programs
+        engine._loop = Loop(self.programs, config)
+        return engine
+
+
+def served(
+    config: Architecture, dtype: Any = jnp.float32, mesh: Any = None, requests: list[Request] | None = None
+) -> Served:
+    """A random model; ``requests``: by default random ones."""
+    params: Any = random_params(config)
+    if mesh is not None:
+        params = jax.device_put(params, param_shardings(config, params, mesh))
+    generator = Generator(config, params, dtype, mesh=mesh)
+    sizes = Sizes.of(CONFIG, 0 if config.vision is None else config.vision.tile_tokens, on_cpu=True)
+    programs = Programs(
+        generator, CONFIG, dataclasses.replace(sizes, rows=(1, 4), chunks=(16, 32), block=16, plain=True)
+    )
+    programs.compile()
+    requests = requests or random_requests(REQUESTS, 1, 0 if config.vision is None else 3)
+    return Served(generator, programs, requests, alone(generator, requests))
+
+
+def run(served: Served, seed: int, cancels: float = 0.0, **changes: Any) -> tuple[list[Client], Loop]:
+    """All requests in a random order, arriving in random turns; a share of them is cancelled in random turns."""
+    rng = np.random.default_rng(seed)
+    engine = served.engine(dataclasses.replace(CONFIG, **changes))
+    loop, clients = engine._loop, [Client(request) for request in served.requests]
+    arrivals = {int(number): int(rng.integers(0, 60)) for number in rng.permutation(len(clients))}
+    tasks = {}
+    turn = 0
+    while arrivals or not loop.idle:
+        arrived = [number for number, at in arrivals.items() if at <= turn]
+        for number in arrived:
+            del arrivals[number]
+            tasks[number] = engine._task(clients[number].request, clients[number].events.append)
+        loop.turn([tasks[number] for number in arrived])
+        for task in tasks.values():
+            if task.finish is None and rng.random() < cancels:
+                task.cancel()
+        assert loop.scheduler.running <= CONFIG.max_rows
+        turn += 1
+    return clients, loop
+
+
+def check_all(served: Served, clients: Sequence[Client]) -> None:
+    for client, expected in zip(clients, served.expected):
+        check(client, expected)

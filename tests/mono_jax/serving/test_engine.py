@@ -14,89 +14,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mono_jax.errors import ConfigError, GenerationError
-from mono_jax.generation.decode import Generation, Generator
+from mono_jax.errors import GenerationError
+from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
-from mono_jax.models.architecture import Architecture, RopeScaling
+from mono_jax.models.architecture import RopeScaling
 from mono_jax.models.presets import preset
-from mono_jax.parallel.mesh import make_mesh
-from mono_jax.parallel.mesh_config import MeshConfig
-from mono_jax.parallel.specs import param_shardings
 from mono_jax.serving.contract import EngineConfig, Event, Full, Request, TooLong
 from mono_jax.serving.engine import Engine
-from mono_jax.serving.loop import Loop
 from mono_jax.serving.programs import Programs, Sizes
 from tests.mono_jax.generation.test_decode import IMAGE, prompt
 from tests.mono_jax.helpers import random_params
-from tests.mono_jax.serving.served import CONFIG, Client, Letters, alone, check, random_requests
+from tests.mono_jax.serving.served import (
+    CONFIG,
+    REQUESTS,
+    Client,
+    Letters,
+    Served,
+    alone,
+    check,
+    check_all,
+    run,
+    served,
+)
 
-REQUESTS = 40
 NTK = RopeScaling("dynamic", 2.0)
-
-
-@dataclasses.dataclass
-class Served:
-    """A model, its programs, requests and what ``Generator`` answers to them."""
-
-    generator: Generator
-    programs: Programs
-    requests: list[Request]
-    expected: list[Generation]
-
-    def engine(self, config: EngineConfig = CONFIG) -> Engine:
-        """One that takes the programs that are there; ``config`` must give the same sizes."""
-        engine = Engine(self.generator, Letters(), config)
-        engine.programs = self.programs
-        engine._loop = Loop(self.programs, config)
-        return engine
-
-
-def served(config: Architecture, dtype: Any = jnp.float32, mesh: Any = None) -> Served:
-    params: Any = random_params(config)
-    if mesh is not None:
-        params = jax.device_put(params, param_shardings(config, params, mesh))
-    generator = Generator(config, params, dtype, mesh=mesh)
-    sizes = Sizes.of(CONFIG, 0 if config.vision is None else config.vision.tile_tokens, on_cpu=True)
-    programs = Programs(
-        generator, CONFIG, dataclasses.replace(sizes, rows=(1, 4), chunks=(16, 32), block=16, plain=True)
-    )
-    programs.compile()
-    requests = random_requests(REQUESTS, 1, most_images=0 if config.vision is None else 3)
-    return Served(generator, programs, requests, alone(generator, requests))
 
 
 @pytest.fixture(scope="module")
 def mono() -> Served:
     """Visual experts in attention and FFN; prompts longer than the trained length, which dynamic RoPE stretches."""
     return served(preset("tiny_mono_1_5", rope_scaling=NTK, max_position_embeddings=48))
-
-
-def run(served: Served, seed: int, cancels: float = 0.0, **changes: Any) -> tuple[list[Client], Loop]:
-    """All requests in a random order, arriving in random turns; a share of them is cancelled in random turns."""
-    rng = np.random.default_rng(seed)
-    engine = served.engine(dataclasses.replace(CONFIG, **changes))
-    loop, clients = engine._loop, [Client(request) for request in served.requests]
-    arrivals = {int(number): int(rng.integers(0, 60)) for number in rng.permutation(len(clients))}
-    tasks = {}
-    turn = 0
-    while arrivals or not loop.idle:
-        arrived = [number for number, at in arrivals.items() if at <= turn]
-        for number in arrived:
-            del arrivals[number]
-            tasks[number] = engine._task(clients[number].request, clients[number].events.append)
-        loop.turn([tasks[number] for number in arrived])
-        for task in tasks.values():
-            if task.finish is None and rng.random() < cancels:
-                task.cancel()
-        assert loop.scheduler.running <= CONFIG.max_rows
-        turn += 1
-    return clients, loop
-
-
-def check_all(served: Served, clients: Sequence[Client]) -> None:
-    for client, expected in zip(clients, served.expected):
-        check(client, expected)
 
 
 @pytest.mark.parametrize(
@@ -188,23 +136,42 @@ def test_scores_are_log_probabilities(mono: Served) -> None:
     """Of every token of the prompt after those before it, by a forward pass over the whole of it."""
     engine = mono.engine()
     start = prompt("tt" + "I" + "t" * 22)
-    task = engine._task(Request(start, Sampling(1, logprobs=2)), lambda event: None)
-    task.scores = [None] * task.tokens
-    engine._loop.turn([task])
+    client = Client(Request(start, Sampling(1000, logprobs=2), scores=True))  # no new token is made
+    engine._loop.turn([engine._task(client.request, client.events.append)])
     while not engine._loop.idle:
         engine._loop.turn()
+    [event] = client.events
+    assert (event.finish, event.tokens, engine._loop.scheduler.pages.used) == ("length", (), 0)
     ids = np.asarray(start.input_ids)
     # The logits of the first token after each beginning of the prompt.
     places = [1, *range(19, 40)]
     begins = [Prompt(ids[:n], start.patches if n > 2 else None) for n in places]
     expected = mono.generator.generate(begins, Sampling(1, return_logits=True))
-    assert [n for n, score in enumerate(task.scores) if score is not None] == places
+    assert [n for n, score in enumerate(event.scores) if score is not None] == places
     for n, answer in zip(places, expected):
         logprobs = answer.logits[0] - np.logaddexp.reduce(answer.logits[0])
-        score = task.scores[n]
+        score = event.scores[n]
         assert score.token == ids[n]
         np.testing.assert_allclose(score.logprob, logprobs[ids[n]], atol=2e-4)
         np.testing.assert_allclose([value for _, value in score.top], np.sort(logprobs)[::-1][:2], atol=2e-4)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_scores_are_given_up_like_answers(turns: int, mono: Served) -> None:
+    """In the queue, while the prompt is read, and when its last chunk is dispatched; the others notice nothing."""
+    engine = mono.engine(dataclasses.replace(CONFIG, max_queue=50))
+    clients = [Client(request) for request in mono.requests[:4]]
+    gone = Client(Request(prompt("t" * 120), Sampling(1), scores=True))
+    task = engine._task(gone.request, gone.events.append)
+    engine._loop.turn([task, *(engine._task(client.request, client.events.append) for client in clients)])
+    for _ in range(turns):
+        engine._loop.turn()
+    task.cancel()
+    while not engine._loop.idle:
+        engine._loop.turn()
+    assert (gone.finish, len(gone.events), gone.events[-1].scores) == ("cancelled", 1, None)
+    assert engine._loop.scheduler.pages.used == 0
+    check_all(mono, clients)
 
 
 def test_nothing_is_compiled_and_threads_get_their_answers(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,49 +321,3 @@ def test_steps_run_the_text_experts_alone() -> None:
         step = functools.partial(programs._step, pages=16, plain=True)
         flops[name] = jax.jit(step).lower(*shapes).cost_analysis()["flops"]
     assert flops["tiny_mono"] == flops["tiny_mono_1_5"] == pytest.approx(flops["tiny_lm"], rel=1e-3)
-
-
-# ------------------------------------------------------------------ other models
-
-
-OTHERS: dict[str, dict[str, Any]] = {
-    "tiny_modular": {},
-    "tiny_mono": {"bidirectional_images": True},
-    "tiny_lm": {},
-    "tiny_mono_1_5": {"sliding_window": 20, "sliding_layers": (0,), "qk_norm": True},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_models(name: str) -> None:
-    model = served(preset(name, **OTHERS[name]))
-    clients, _ = run(model, seed=5, cancels=0.01)
-    check_all(model, clients)
-
-
-@pytest.mark.slow
-def test_on_a_mesh() -> None:
-    """Heads, columns and the pages of the cache over two devices."""
-    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=2), jax.devices()[:2])
-    model = served(preset("tiny_mono_1_5"), mesh=mesh)
-    clients, _ = run(model, seed=6, cancels=0.01)
-    check_all(model, clients)
-    assert not model.programs._memory.keys.sharding.is_fully_replicated
-
-
-@pytest.mark.slow
-def test_in_bfloat16() -> None:
-    """Rounding decides between near tokens: most answers are equal, and all of the same lengths are given."""
-    model = served(preset("tiny_mono"), jnp.bfloat16)
-    clients, _ = run(model, seed=7)
-    same = sum(client.tokens == answer.tokens for client, answer in zip(clients, model.expected))
-    assert same > REQUESTS / 2
-    assert all(client.finish in ("stop", "length") for client in clients)
-
-
-def test_rows_are_not_split() -> None:
-    config = preset("tiny_lm")
-    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=1), jax.devices()[:2])
-    with pytest.raises(ConfigError, match="not rows"):
-        Engine(Generator(config, random_params(config), mesh=mesh), Letters(), CONFIG)

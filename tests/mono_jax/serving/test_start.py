@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from mono_jax import cli
 from mono_jax.errors import ConfigError
-from mono_jax.serving import start
+from mono_jax.models.presets import preset
+from mono_jax.serving import engine, start
 from mono_jax.serving.contract import EngineConfig
+from mono_jax.weights.prompt_format import PromptFormat
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -27,3 +31,15 @@ def test_configs_become_flags_and_back():
         cli.config_of(parser.parse_args(["--max_rows=0"]), EngineConfig)
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype=int8"])
+
+
+def test_images_that_no_chunk_holds_are_refused_at_the_start():
+    """Of a model that sees an image whole: two tiles and a thumbnail of 16 tokens each."""
+    model, form = preset("tiny_mono", bidirectional_images=True), PromptFormat(max_tiles=2)
+    native = model.replace(vision=dataclasses.replace(model.vision, native=True))
+    for config, most in ((model, 48), (native, 32)):
+        message = rf"engine\.prefill_chunk is {most - 1}: .* {most} tokens .*: raise prefill_chunk to {most}, or lower"
+        with pytest.raises(ConfigError, match=message):
+            engine._check_images(config, form, EngineConfig(prefill_chunk=most - 1))
+        engine._check_images(config, form, EngineConfig(prefill_chunk=most))
+    engine._check_images(preset("tiny_mono"), form, EngineConfig(prefill_chunk=16))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from mono_jax.serving.api.answers import logprobs, shapes
@@ -15,11 +14,11 @@ from mono_jax.serving.api.requests import images, sampling
 from mono_jax.serving.api.requests.prompts import conversation
 from mono_jax.serving.api.requests.schemas import ChatRequest
 from mono_jax.serving.api.service import Service
-from mono_jax.serving.api.tickets.running import Running, while_connected, whole
+from mono_jax.serving.api.tickets.running import Running, whole
 from mono_jax.serving.contract import Request
 
 
-async def answer(service: Service, asked: ChatRequest, http: HttpRequest) -> Response:
+async def answer(service: Service, asked: ChatRequest) -> Response:
     """The response, whole or streamed. Raises ApiError."""
     service.check_model(asked.model)
     service.check_choices(asked.n or 1)
@@ -27,7 +26,7 @@ async def answer(service: Service, asked: ChatRequest, http: HttpRequest) -> Res
     running = service.running(requests, "messages")
     prompt_tokens = len(requests[0].prompt.input_ids)
     if not asked.stream:
-        return JSONResponse(await while_connected(http.receive, _whole(service, running, asked, prompt_tokens)))
+        return JSONResponse(await _whole(service, running, asked, prompt_tokens))
     await running.__aenter__()
     frames = _frames(service, running, asked, prompt_tokens)
     return EventStream(frames, service.config.send_timeout_s, lambda: service.close_answers(running))

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from mono_jax.generation.options import Sampling
@@ -16,18 +15,18 @@ from mono_jax.serving.api.answers.stream import EventStream, Frames
 from mono_jax.serving.api.requests import sampling as samplings
 from mono_jax.serving.api.requests.schemas import CompletionRequest
 from mono_jax.serving.api.service import Service
-from mono_jax.serving.api.tickets.running import Choice, Running, while_connected
+from mono_jax.serving.api.tickets.running import Choice, Running, scores
 from mono_jax.serving.contract import Event, Request, TokenLogprobs
 
 
-async def answer(service: Service, asked: CompletionRequest, http: HttpRequest) -> Response:
+async def answer(service: Service, asked: CompletionRequest) -> Response:
     """The response, whole or streamed. Raises ApiError."""
     service.check_model(asked.model)
     service.check_choices(len(asked.prompts) * (asked.n or 1))
     work = _Completion(service, asked)
     await work.prepare()
     if not asked.stream:
-        return JSONResponse(await while_connected(http.receive, work.whole()))
+        return JSONResponse(await work.whole())
     await work.echo()
     await work.running.__aenter__()
     return EventStream(work.frames(), service.config.send_timeout_s, lambda: service.close_answers(work.running))
@@ -69,8 +68,8 @@ class _Completion:
         decode = self._service.engine.tokenizer.decode
         self._echoes = [text if isinstance(text, str) else decode(text) for text in self._asked.prompts]
         if self._asked.logprobs is not None:
-            requests = [Request(prompt, self._sampling) for prompt in self._prompts]
-            self._scores = await self._service.scores(requests, "prompt")
+            requests = [Request(prompt, self._sampling, scores=True) for prompt in self._prompts]
+            self._scores = await scores(self._service.running(requests, "prompt"))
 
     async def whole(self) -> dict[str, Any]:
         choices = [Choice(finish="length") for _ in range(len(self._prompts) * self._n)]

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from mono_jax.errors import GenerationError
 from mono_jax.serving.api.errors import CLIENT_CLOSED, ApiError, of_engine
 from mono_jax.serving.api.tickets.gate import Gate
-from mono_jax.serving.contract import Event, Request, ServingEngine, Ticket
+from mono_jax.serving.contract import Event, Request, ServingEngine, Ticket, TokenLogprobs
 
 T = TypeVar("T")
 Piece = tuple[int, Event]  # number of the answer, and what is new of it
@@ -129,6 +129,15 @@ async def whole(running: Running) -> list[Choice]:
     async for piece in running.pieces():
         choices[piece[0]].add(piece[1])
     return choices
+
+
+async def scores(running: Running) -> list[Sequence[TokenLogprobs | None]]:
+    """Those of each prompt."""
+    found: dict[int, Sequence[TokenLogprobs | None]] = {}
+    async with running:
+        async for number, event in running.pieces():
+            found[number] = event.scores
+    return [found[number] for number in range(len(found))]
 
 
 async def while_connected(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:

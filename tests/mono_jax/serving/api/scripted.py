@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ class Answering:
         """Whether it goes on."""
         if self.cancelled:
             return self._end(Event(finish="cancelled", message="cancelled"))
+        if self.request.scores:
+            ids, count = map(int, self.request.prompt.input_ids[1:]), self.request.sampling.logprobs or 0
+            scores = (None, *(logprob(token, place, count) for place, token in enumerate(ids, 1)))
+            return self._end(Event(finish="length", scores=scores))
         new = self.tokens[self.sent : self.sent + 1 + self.sent % 2]
         before, self.sent = self.engine.tokenizer.decode(self.tokens[: self.sent]), self.sent + len(new)
         text = self.engine.tokenizer.decode(self.tokens[: self.sent])[len(before) :]
@@ -140,7 +144,7 @@ class ScriptedEngine:
         if len(self.under_way) >= self.config.max_rows + self.config.max_queue:
             raise Full("the queue is full")
         check_prompt(self.architecture, request.prompt, "")
-        length = len(request.prompt.input_ids) + request.sampling.max_new_tokens
+        length = len(request.prompt.input_ids) + (0 if request.scores else request.sampling.max_new_tokens)
         if length > self.config.max_length:
             raise TooLong(f"{length} tokens: max_length is {self.config.max_length}: shorten the prompt")
         one = Answering(self, request, on_event)
@@ -148,11 +152,6 @@ class ScriptedEngine:
             self.under_way.append(one)
             self.changed.notify()
         return one
-
-    def score(self, request: Request) -> Sequence[TokenLogprobs | None]:
-        check_prompt(self.architecture, request.prompt, "")
-        ids = [int(token) for token in request.prompt.input_ids]
-        return [None, *(logprob(token, i, request.sampling.logprobs or 0) for i, token in enumerate(ids[1:], 1))]
 
     def stats(self) -> Stats:
         running = len(self.under_way)

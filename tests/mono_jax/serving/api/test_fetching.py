@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import http.server
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ import aiohttp
 
 from mono_jax.serving.api.errors import ApiError
 from mono_jax.serving.api.requests.fetching import Fetcher, is_public
-from tests.mono_jax.serving.api.running_server import image_part, picture, serving
+from tests.mono_jax.serving.api.running_server import image_part, picture, serving, wait_for
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
 
 PICTURE = picture(3)
@@ -174,6 +176,33 @@ def test_a_name_counts_by_what_it_resolves_to(site: http.server.ThreadingHTTPSer
 def test_a_slow_site_is_given_up(site: http.server.ThreadingHTTPServer):
     url = f"http://127.0.0.1:{site.server_address[1]}/slow"
     assert fetched(url, first_only, timeout_s=0.2) == "image 1 could not be fetched: not there in 0.2 s"
+
+
+def test_an_image_for_a_client_that_is_gone_is_not_waited_for(
+    site: http.server.ThreadingHTTPServer, engine: ScriptedEngine
+):
+    part = image_part(b"")
+    part["image_url"]["url"] = f"http://127.0.0.1:{site.server_address[1]}/slow"
+    fetcher = Fetcher(1 << 16, 1000, first_only)
+    under_way: set[str] = set()
+    fetch = fetcher.fetch
+
+    async def watched(url: str, where: str) -> bytes:
+        under_way.add(url)
+        try:
+            return await fetch(url, where)
+        finally:
+            under_way.clear()
+
+    fetcher.fetch = watched
+    with serving(engine, fetching=lambda: fetcher) as client:
+        body = json.dumps({"messages": [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]})
+        connection = http.client.HTTPConnection("127.0.0.1", client.port)
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        wait_for(lambda: under_way)
+        connection.close()
+        wait_for(lambda: not under_way)
+    assert not site.released.is_set()
 
 
 def test_nothing_of_the_environment_is_told(site: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch):

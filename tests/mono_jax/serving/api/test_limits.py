@@ -49,18 +49,29 @@ def rest(connection: socket.socket) -> str:
     return text.decode()
 
 
-@pytest.mark.parametrize("parameters", [{"stream": True}, {}, {"n": 3}, {"stream": True, "n": 3}])
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+ECHO = {"prompt": ["Hi", "You"], "echo": True, "logprobs": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "count"),
+    [
+        *((CHAT, {"messages": [message("Hi")]} | more, n) for more, n in (({}, 1), ({"n": 3}, 3))),
+        *(("/v1/completions", {"prompt": "Hi"} | more, n) for more, n in (({}, 1), ({"n": 3}, 3))),
+        ("/v1/completions", ECHO, 2),
+        ("/v1/completions", ECHO | {"max_tokens": 0}, 2),
+    ],
+    ids=["chat", "chat_n", "text", "text_n", "echo", "scores"],
+)
+@pytest.mark.parametrize("stream", [False, True])
 def test_the_answer_to_a_client_that_is_gone_is_given_up(
-    path: str, parameters: dict[str, Any], client: Client, held: ScriptedEngine
+    stream: bool, path: str, body: dict[str, Any], count: int, client: Client, held: ScriptedEngine
 ):
     cancelled = held.ended.get("cancelled", 0)
-    what = {"messages": [message("Hi")]} if path == CHAT else {"prompt": "Hi"}
-    connection = send(client, what | parameters, path)
-    wait_for(lambda: len(held.under_way) == parameters.get("n", 1))
+    connection = send(client, body | {"stream": stream}, path)
+    wait_for(lambda: len(held.under_way) == count)
     connection.close()
-    wait_for(lambda: not held.under_way)
-    assert held.ended["cancelled"] - cancelled == parameters.get("n", 1)
+    wait_for(lambda: not held.under_way and client.service.gate._inside == set())
+    assert held.ended["cancelled"] - cancelled == count
 
 
 def test_a_client_that_goes_in_the_middle_of_an_answer(client: Client, held: ScriptedEngine):
@@ -160,11 +171,14 @@ def test_bytes_of_all_requests_are_limited(held: ScriptedEngine):
             assert client.post(CHAT, body)[0] == 200
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_request_ends_after_its_time(stream: bool, held: ScriptedEngine):
+@pytest.mark.parametrize("kind", ["whole", "stream", "scores"])
+def test_a_request_ends_after_its_time(kind: str, held: ScriptedEngine):
     with serving(held, ApiConfig(timeout_s=0.2, drain_s=0)) as client:
-        if stream:
+        if kind == "stream":
             [frame] = client.stream(CHAT, {"messages": [message("Hi")]})
+        elif kind == "scores":
+            status, frame = client.post("/v1/completions", ECHO | {"max_tokens": 0})
+            assert status == 504
         else:
             status, frame = client.chat("Hi")
             assert status == 504
