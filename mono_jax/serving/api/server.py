@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Collection
+from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mono_jax.errors import ConfigError
 from mono_jax.serving.api.app import create_app
@@ -30,6 +34,38 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host={host} --port={port}: {why}: choose another port or host") from None
 
 
+class _Protocol(H11Protocol):
+    """Closes connections on which the head of a request does not come in time: uvicorn would keep them for ever."""
+
+    def __init__(self, head_s: float, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._head_s, self._timer = head_s, None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(error)
+
+    def _wait(self) -> None:
+        """Counts from the first byte, or from the begin of a connection, until a head is whole."""
+        if self.conn.their_state is not h11.IDLE:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self._head_s, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 class Server(uvicorn.Server):
     """When it is stopped: no new requests, time for running ones, then they are cut with the reason."""
 
@@ -42,6 +78,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                http=functools.partial(_Protocol, service.config.body_timeout_s),
                 ws="none",
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(drain + _AFTER_CUT_S),

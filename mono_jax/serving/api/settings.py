@@ -24,7 +24,9 @@ class ApiConfig:
     )
     fetch_timeout_s: float = field(10.0, gt=0, help="seconds for fetching an image")
     timeout_s: float = field(600.0, gt=0, help="seconds for a request, waiting included; then it ends")
-    body_timeout_s: float = field(60.0, gt=0, help="seconds in which a client must have sent its request")
+    body_timeout_s: float = field(
+        60.0, gt=0, help="seconds in which a client must have sent the head of a request, and then its body"
+    )
     send_timeout_s: float = field(60.0, gt=0, help="seconds in which a client must take a piece of an answer")
     drain_s: float = field(30.0, ge=0, help="seconds that running answers have to end when the server is stopped")
 

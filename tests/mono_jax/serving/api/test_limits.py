@@ -131,6 +131,32 @@ def test_a_body_that_is_too_large_is_not_read(engine: ScriptedEngine):
         assert client.chat("Hi")[0] == 200
 
 
+@pytest.mark.parametrize("sent", [b"", b"POST ", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
+def test_a_connection_on_which_no_request_comes_is_closed(sent: bytes, engine: ScriptedEngine):
+    """Also after a whole request; meanwhile others are answered, and what has its head is not cut."""
+    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving(engine, ApiConfig(body_timeout_s=0.5, drain_s=0)) as client:
+        for before in (b"", whole):
+            connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
+            connection.sendall(before)
+            if before:
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            if sent or not before:  # an idle connection is kept
+                connection.sendall(sent)
+                assert client.chat("Hi")[0] == 200
+                assert rest(connection) == ""
+            connection.close()
+        engine.hold()
+        try:
+            running = send(client, {"messages": [message("Hi")]})
+            wait_for(lambda: engine.under_way)
+            threading.Event().wait(0.7)
+        finally:
+            engine.release()
+        assert running.recv(100).startswith(b"HTTP/1.1 200 ")
+        running.close()
+
+
 def test_a_body_that_does_not_come_is_given_up(engine: ScriptedEngine):
     with serving(engine, ApiConfig(body_timeout_s=0.2, drain_s=0)) as client:
         connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
