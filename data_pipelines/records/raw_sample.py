@@ -14,6 +14,7 @@ from data_pipelines.errors import BadSample
 MAX_TEXT_BYTES = 16 << 20  # a longer text part is not read: no caption or conversation is that long
 
 IMAGE = "<image>"  # stands for an image in the text of a sample
+_ADVICE = "write the file as UTF-8"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -88,7 +89,7 @@ def decode_text(data: bytes, what: str = "caption") -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadSample(f"{what}_not_utf8", detail=str(error)) from None
+        raise BadSample(f"{what}_not_utf8", detail=f"{error}; {_ADVICE}") from None
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -96,7 +97,8 @@ def parse_json(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError covers JSON and UTF-8 errors
-        raise BadSample("broken_json", detail=str(error)) from None
+        advice = f"; {_ADVICE}" if isinstance(error, UnicodeDecodeError) else ""
+        raise BadSample("broken_json", detail=f"{error}{advice}") from None
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         return {"conversations": value}
     if not isinstance(value, dict):
