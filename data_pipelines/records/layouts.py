@@ -221,8 +221,9 @@ def question_and_answer(record: Mapping[str, Any]) -> list[Any] | None:
     hint = next((record[name] for name in names.HINT_FIELDS if isinstance(record.get(name), str)), "")
     parts = [hint, question, record["input"] if isinstance(record.get("input"), str) else ""]
     choices = _choices(record)
-    parts += [f"{letter}. {choice}" for letter, choice in choices.items()] + ([_BY_LETTER] if choices else [])
     text = _answer(answer, list(choices))
+    text = next((letter for letter, choice in choices.items() if text not in choices and choice == text), text)
+    parts += [f"{letter}. {choice}" for letter, choice in choices.items()] + [_BY_LETTER] * (text in choices)
     earlier = record.get(names.HISTORY_FIELD)
     earlier = list(earlier) if isinstance(earlier, list | tuple) else []
     return [*earlier, {"from": "human", "value": "\n".join(filter(None, parts))}, {"from": "gpt", "value": text}]

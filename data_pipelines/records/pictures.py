@@ -17,7 +17,7 @@ from data_pipelines.records.raw_sample import Video
 Reference = str | bytes | Video  # the path or address of an image, or the encoded image itself; or a video
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.=+-]+)*?(;base64)?,", re.I)
-_BASE64_IMAGE = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/_\r\n-]{60}")
+_BASE64_IMAGE = re.compile(r"(?:[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/_\r\n-]{60}")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _HELD = ("bytes", "data", "base64", "b64", "image_bytes", "raw")  # keys of a struct that holds the image itself
 _NAMED = ("path", "url", "file_name", "filename", "file", "src", "uri", "image_url", "image", "image_path", "name")

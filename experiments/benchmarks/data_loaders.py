@@ -42,7 +42,7 @@ def loaders(
     tiling, source = Tiling(max_tiles=tiles), open_source({"kind": "tar", "paths": shards})
     images = min(images, len(source))
     actions: dict[str, Callable[[], int]] = {
-        f"ours, {path}": partial(_ours, source, tiling, path, images) for path in pixel_paths()
+        f"ours, {path}": partial(_ours, source, tiling, path, images) for path in host_paths()
     }
     actions["tarfile, Pillow"] = lambda: _with_pillow(itertools.islice(tar_images(shards), images), tiling)
     for name, others in {"webdataset, Pillow": _webdataset, "litdata, Pillow": _litdata, "SPDL": _spdl}.items():
@@ -101,6 +101,11 @@ def pixel_paths() -> list[str]:
         except DataError as error:
             print(f"{path} path left out: {error}")
     return found
+
+
+def host_paths() -> list[str]:
+    """Those of them that make tiles on the host."""
+    return [path for path in pixel_paths() if path != "device"]
 
 
 def _corners(columns: int, rows: int, edge: int) -> list[tuple[int, int]]:

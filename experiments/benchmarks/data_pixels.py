@@ -31,7 +31,7 @@ from data_pipelines.sources.finding import make_shard
 from data_pipelines.sources.indexing import make_index
 from data_pipelines.sources.source import open_source
 from experiments.benchmarks.data_images import CAPTION, photograph, screenshot
-from experiments.benchmarks.data_loaders import pillow_tiles, pixel_paths, tar_images
+from experiments.benchmarks.data_loaders import host_paths, pillow_tiles, pixel_paths, tar_images
 from experiments.benchmarks.data_timing import in_turns, show
 
 LIMITS = ImageLimits()
@@ -106,7 +106,7 @@ def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str
             "decode_pillow": lambda: [Image.open(io.BytesIO(file)).convert("RGB") for file in files],
             "decode_scaled": lambda: [decode(file, LIMITS, (448, 448)) for file in files],
             "cut_tiles_3x2": lambda: [cut_tiles(grid, tiling.geometry, patches) for grid in grids],
-            **{f"resize_{path}_3x2": functools.partial(resize_all, path) for path in pixel_paths()},
+            **{f"resize_{path}_3x2": functools.partial(resize_all, path) for path in host_paths()},
         },
         len(files),
         args.rounds,

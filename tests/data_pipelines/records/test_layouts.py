@@ -41,6 +41,7 @@ SPELLED = ["imagePath", "images_url", "img_file_path", "photo_src", "picture.uri
         (["a.jpg", None, "b.png"], ("a.jpg", "b.png")),
         (f"data:image/jpeg;base64,{BASE64}", (JPEG,)),
         (BASE64, (JPEG,)),
+        (BASE64.translate(str.maketrans("+/", "-_")), (JPEG,)),
         (JPEG, (JPEG,)),
         (list(JPEG), (JPEG,)),
         ({"bytes": JPEG, "path": None}, (JPEG,)),
@@ -134,9 +135,11 @@ def test_conversations_and_questions(record: dict, turns: tuple) -> None:
 @pytest.mark.parametrize(
     "options", [{"A": "cat", "B": "dog", "C": None}, {"choices": ["cat", "dog"]}, {"options": "['cat', 'dog']"}]
 )
-@pytest.mark.parametrize("answer", ["B", 1])
+@pytest.mark.parametrize("answer", ["B", 1, "dog", ["dog"]])
 def test_multiple_choice(options: dict, answer: object) -> None:
     question = "Look.\nwhich?\nA. cat\nB. dog\nAnswer with the option's letter from the given choices directly."
+    asked = from_record({"question": "which?", "answer": "a bird", **options}).conversations
+    assert asked == (("human", "which?\nA. cat\nB. dog"), ("gpt", "a bird"))  # no letter
     record = {"index": 0, "image": BASE64, "hint": "Look.", "question": "which?", "answer": answer, **options}
     assert from_record(record) == RawSample(conversations=(("human", question), ("gpt", "B")), image_refs=(JPEG,))
 
