@@ -36,8 +36,7 @@ TOKENS = 6
 COUNTS = (0, 1, 3)  # images of a prompt
 VARIANTS = {  # beside CASES: name -> family, changes
     "no_experts": ("llama", {"visual_attention_experts": False, "visual_ffn_experts": False}),
-    "bidirectional": ("gemma3", {"bidirectional_images": True}),
-    "native": ("qwen2", {"vision": dataclasses.replace(VISION, native=True), "bidirectional_images": True}),
+    "native": ("gemma3", {"vision": dataclasses.replace(VISION, native=True), "bidirectional_images": True}),
     "published": (
         "internlm2",
         {
