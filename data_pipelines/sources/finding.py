@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, StorageError
 from data_pipelines.io import blobs, paths
+from data_pipelines.sources.containers.internvl_meta import meta_entries
 from data_pipelines.sources.containers.members import is_image, medium_of, split_key
 from data_pipelines.sources.conversion.converted import plain_name, suffix_of
 from data_pipelines.sources.conversion.json_shapes import is_set
@@ -73,13 +75,25 @@ def shards_of(patterns: Iterable[str], kind: str | None, options: Mapping[str, A
         for path in found:
             try:
                 for each, its_kind in [(path, kind)] if kind else _shards_in(path):
-                    shards.update((shard, None) for shard, _ in FORMATS[its_kind].find([each], options))
+                    shards.update((shard, None) for shard in _found(each, its_kind, options, within=each != path))
             except DataError:
                 if len(found) == 1:
                     raise
     if not shards:
         raise DataError(f"{', '.join(map(str, patterns))}: no shards found{_instead(patterns)}")
     return list(shards)
+
+
+def _found(path: str, kind: str, options: Mapping[str, Any], within: bool) -> Iterator[Shard]:
+    """The shards of a path. ``within`` a folder one that cannot be opened is a shard with a fault. Raises DataError."""
+    try:
+        yield from [shard for shard, _ in FORMATS[kind].find([path], options)]
+    except StorageError:
+        raise
+    except DataError as error:
+        if not within:
+            raise
+        yield dataclasses.replace(make_shard(kind, path, **options), fault=str(error))
 
 
 def _instead(patterns: Iterable[str]) -> str:
@@ -104,26 +118,46 @@ def _shards_in(path: str) -> list[tuple[str, str]]:
     # img2dataset puts a table of metadata beside each shard: 00000.parquet beside 00000.tar or the folder 00000.
     stems = {file.removesuffix(".tar") for file in files if file.endswith(".tar")} | set(folders)
     shards = [(f, kind_of(f)) for f in files if suffix_of(plain_name(f)) in _SHARDS]
-    shards += [(f, "jsonl") for folder in folders for f in _record_files(folder)]
+    records = dict(found for folder in folders for found in _record_files(folder))
+    listed = {paths.local_path(each) for annotations in records.values() for each in annotations}
+    shards += [(file, "jsonl") for file in records]
+    shards = [(file, kind) for file, kind in shards if paths.is_remote(file) or paths.local_path(file) not in listed]
     shards += [(f, "parquet") for f in files if f.endswith(".parquet") and f.removesuffix(".parquet") not in stems]
     described = tuple(f"{paths.parent(f)}/" for f in files if paths.basename(f) in _METADATA)
     loose = [folder for folder in folders_of_samples(folders) if not f"{folder}/".startswith(described)]
     return sorted([*shards, *((folder, "files") for folder in loose)])
 
 
-def _record_files(folder: str) -> Iterator[str]:
-    """The JSON and CSV files of a folder that hold records, not those that belong to an image beside them."""
+def _record_files(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """(file, the annotations that it lists) of the JSON, CSV and YAML files of a folder that hold or list records.
+
+    Not of those that belong to an image beside them.
+    """
     names = [name for name, _, _ in paths.list_dir(folder)]
     keys = {split_key(name)[0] for name in names if is_image(name) or medium_of(name)}
-    found = [name for name in names if suffix_of(plain_name(name)) in (".json", ".csv")]
+    found = [name for name in names if suffix_of(plain_name(name)) in (".json", ".csv", ".yaml", ".yml")]
     for name in [name for name in found if split_key(name)[0] not in keys][:_MOST_LOOKED_AT]:
         path = paths.join(folder, name)
         if plain_name(name) != name:  # compressed
-            yield path
+            yield path, []
             continue
         start = blobs.Blob(path).read(0, _LOOKED_AT)
-        if is_set(start) if name.lower().endswith(".json") else holds_records(path, start):
-            yield path
+        if name.lower().endswith(".csv"):
+            holds, annotations = holds_records(path, start), []
+        else:
+            holds, annotations = _listed(path, start)
+        if holds or annotations:
+            yield path, annotations
+
+
+def _listed(path: str, start: bytes) -> tuple[bool, list[str]]:
+    """(whether a JSON or YAML file is part of a set, the annotations that it lists if it is a meta file or a mix)."""
+    if path.lower().endswith(".json") and is_set(start):
+        return True, []
+    try:
+        return False, [entry.annotation for entry in meta_entries(path) or ()]
+    except DataError:  # whoever opens it says what is wrong with it
+        return path.endswith(".json") or b"json_path" in start, []
 
 
 def shard_names(shards: Sequence[str]) -> list[str]:

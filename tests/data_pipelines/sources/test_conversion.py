@@ -136,6 +136,10 @@ TALK = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "noise"}]
         ("captions.csv", "image;caption\nim/x.jpg;one\n", ["jsonl", "files"]),
         ("widths.csv", "width,height\n3,4\n", ["files"]),
         ("config.json", json.dumps({"version": 1, "tiles": {"size": 4}}), ["files"]),
+        ("meta.json", json.dumps({"a": {"annotation": "talks.jsonl", "root": "im"}}), ["jsonl", "files"]),
+        ("meta.json", json.dumps({"a": {"annotation": "nowhere.jsonl", "root": "im"}}), ["jsonl", "jsonl", "files"]),
+        ("mix.yaml", "datasets:\n- json_path: talks.jsonl\n", ["jsonl", "files"]),
+        ("other.yaml", "a: 1\n", ["jsonl", "files"]),
         ("talk.json", json.dumps(TALK), ["files"]),
         ("im/x.json", json.dumps([{"image": "x.jpg", "caption": "one"}]), ["files"]),
         ("clips/1.mp4", "", ["files", "files"]),
@@ -144,6 +148,8 @@ TALK = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "noise"}]
 def test_what_a_folder_holds(folder: Path, name: str, text: str, kinds: list[str]) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
+    if name in ("meta.json", "mix.yaml", "other.yaml"):
+        (folder / "talks.jsonl").write_text(json.dumps({"image": "x.jpg", "conversations": TALK}))
     assert sorted(shard.kind for shard in shards_of([str(folder)], None, {})) == sorted(kinds)
 
 
