@@ -93,7 +93,7 @@ def _found(path: str, kind: str, options: Mapping[str, Any], within: bool) -> It
     except DataError as error:
         if not within:
             raise
-        yield dataclasses.replace(make_shard(kind, path, **options), fault=str(error))
+        yield dataclasses.replace(FORMATS[kind].shard(path, options), fault=str(error))
 
 
 def _instead(patterns: Iterable[str]) -> str:

@@ -150,7 +150,7 @@ def test_what_a_folder_holds(folder: Path, name: str, text: str, kinds: list[str
     (folder / name).write_text(text)
     if name in ("meta.json", "mix.yaml", "other.yaml"):
         (folder / "talks.jsonl").write_text(json.dumps({"image": "x.jpg", "conversations": TALK}))
-    assert sorted(shard.kind for shard in shards_of([str(folder)], None, {})) == sorted(kinds)
+    assert sorted(shard.kind for shard in shards_of([str(folder)], None, {"kind": None})) == sorted(kinds)
 
 
 def test_records_beside_loose_images_are_no_sample(folder: Path) -> None:
