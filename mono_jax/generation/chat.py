@@ -179,19 +179,20 @@ def open_model(
     tokenizer: str | None = None,
     dtype: str | None = None,
     max_length: int = 32768,
+    grouped: bool = False,
     **form: Any,
 ) -> Opened:
     """The model in the folder ``model`` on ``mesh``.
 
     tokenizer, form: as the folder says where they are None or left out; the names of ``form`` are ``PROMPT_FLAGS``.
-    dtype, max_length: see ``Generator``.
+    dtype, max_length: see ``Generator``. grouped: see ``prefers_separate_layers``.
     """
     folder = find_model(model)
     model_config(folder)  # tells of a wrong folder before anything else is looked for
     files = local_files(folder)
     opened = _open_tokenizer(tokenizer or files)
     config, params = load_model(folder, shardings=mesh, image_token_id=opened.added.get(IMAGE_CONTEXT))
-    layout = {"mesh": mesh, "separate_layers": prefers_separate_layers(mesh, params)}
+    layout = {"mesh": mesh, "separate_layers": prefers_separate_layers(mesh, params, grouped=grouped)}
     generator = Generator(config, params, dtype, max_length=max_length, **layout)
     return Opened(generator, opened, prompt_format(folder, **form), folder, files)
 

@@ -80,15 +80,23 @@ def separated(params: Mapping[str, Any]) -> tree.Tree:
     return tree.unflatten(flat)
 
 
-def prefers_separate_layers(mesh: Mesh | None, params: Mapping[str, Any]) -> bool:
-    """Whether ``separated`` parameters are the faster ones here.
+def prefers_separate_layers(
+    mesh: Mesh | None, params: Mapping[str, Any], *, grouped: bool = False, platform: str | None = None
+) -> bool:
+    """Whether ``separated`` parameters are the faster ones; they take longer to compile for.
 
-    On CPUs it is for layers that no cache holds; it takes longer to compile.
+    On CPUs they are for layers that no cache holds; on TPUs for kernels alone, into which stacked matrices are copied.
+
+    Args:
+      grouped: experts are run by the grouped kernels (``Execution.experts``).
+      platform: "cpu", "gpu" or "tpu"; None = the one in use.
     """
     if mesh is not None:
         return False
-    size = sum(leaf.size for leaf in jax.tree.leaves(params.get("layers", {})))
-    return jax.default_backend() == "gpu" or (jax.default_backend() == "cpu" and size >= _LARGE)
+    platform, layers = platform or jax.default_backend(), params.get("layers", {})
+    if platform == "tpu":
+        return grouped and any(name.startswith("visual_") for name in layers)
+    return platform == "gpu" or sum(leaf.size for leaf in jax.tree.leaves(layers)) >= _LARGE
 
 
 @jax.jit

@@ -86,7 +86,8 @@ class Engine:
         """
         given = {flag: options.pop(flag, None) for flag in SAMPLING_FLAGS}
         dtype = None if config.dtype == "auto" else config.dtype
-        opened = open_model(model, _mesh(config.tensor), dtype=dtype, max_length=config.max_length, **options)
+        layout = {"max_length": config.max_length, "grouped": True}  # as ``Programs`` run experts
+        opened = open_model(model, _mesh(config.tensor), dtype=dtype, **layout, **options)
         _check_images(opened.generator.config, opened.form, config)
         sampling = default_sampling(opened.files, **given)
         plain = opened.form.template == NO_TEMPLATE

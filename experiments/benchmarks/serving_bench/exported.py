@@ -16,6 +16,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.prompts import check_prompt
 from mono_jax.hf_export.layout import write_files
+from mono_jax.models.layer_ranges import joined
 from mono_jax.serving.contract import Request
 from mono_jax.weights.convert import convert
 from mono_jax.weights.model_folder import save_model
@@ -33,7 +34,7 @@ def compare(python: str, generator: Generator, requests: Sequence[Request], new_
     pixels = tiles.transpose(0, 5, 1, 3, 2, 4).reshape(-1, 3, size, size)
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs, file = Path(folder) / "ours", Path(folder) / "theirs", Path(folder) / "requests.npz"
-        save_model(ours, config, generator.params)
+        save_model(ours, config, joined(generator.params, np.concatenate))
         convert(str(ours), str(theirs), own_layout=write_files, layout="own")
         np.savez(file, ids=np.stack([prompt.input_ids for prompt in prompts]), pixels=pixels.astype(np.float32))
         here = str(Path(__file__).parent)

@@ -38,6 +38,7 @@ from mono_jax.hlo.module import Computation, Instruction
 from mono_jax.hlo.roofline import Machine, Totals, Work
 from mono_jax.hlo.shapes import Array
 from mono_jax.models.architecture import Architecture
+from mono_jax.models.layer_ranges import prefers_separate_layers
 from mono_jax.models.transformer import Model
 from mono_jax.runs.planning.kernels import PRODUCTS, pairs_of, phase_of, share
 from mono_jax.runs.planning.targets import Target, target
@@ -102,14 +103,18 @@ class _Planner:
         self._key = device_key(self._device)
         place = SingleDeviceSharding(self._device)
         params = jax.tree.map(lambda leaf: leaf.update(sharding=place), Model(config).abstract_params())
-        # As generate.py has them there.
-        self._generator = Generator(config, params, dtype, separate_layers=self._device.platform == "gpu")
+        # As generate.py and serve.py have them there.
+        platform = {"cuda": "gpu"}.get(self._device.platform, self._device.platform)
+        self._generator, served = (
+            Generator(config, params, dtype, separate_layers=prefers_separate_layers(None, params, **options))
+            for options in ({"platform": platform}, {"platform": platform, "grouped": True})
+        )
         tokens = tiles_in_all(max(args.tiles)) * config.vision.tile_tokens + args.text
         length = -(-(tokens + args.new_tokens) // 16) * 16
         engine = EngineConfig(max_rows=16, max_slots=17 * length, max_length=length, prefill_chunk=args.prefill_chunk)
         self._page = engine.page
         sizes = Sizes.of(engine, config.vision.tile_tokens, on_cpu=False)
-        self._programs = Programs(self._generator, engine, sizes)
+        self._programs = Programs(served, engine, sizes)
         self._texts: dict[Any, str] = {}
 
     def whole(self, tiles: int) -> dict[str, Any]:
