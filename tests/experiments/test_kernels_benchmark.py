@@ -77,6 +77,7 @@ def test_a_kernel_is_checked_tuned_and_timed_in_all_its_forms(tmp_path):
     assert entry["parameters"] == tuned["parameters"] and (entry["op"], entry["ff"]) == ("matmul", 256)
 
 
+@pytest.mark.slow
 def test_attention(tmp_path, capfd):
     rows = ["attention/xla", "attention/xla_blocked", "attention/cudnn"]
     assert main([f"--out={tmp_path}", "--dry_run", "--worker", "--ops", "attention", "--rows", *rows]) == 0

@@ -136,7 +136,13 @@ def compiled_step(devices: list[jax.Device], platform: str, execution: Execution
     return step.trace(*placed, batch).lower(lowering_platforms=(platform,)).compile().as_text()
 
 
-@pytest.mark.parametrize("changes", [{}, {"experts": "grouped", "experts_kernel": "pallas_tpu", "experts_block": 128}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"experts": "grouped", "experts_kernel": "pallas_tpu", "experts_block": 128},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
     """With the kernels that are chosen there; XLA's partitioner cannot split them, so each device runs its own."""
     try:

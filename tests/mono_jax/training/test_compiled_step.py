@@ -134,7 +134,7 @@ def test_gradients_of_weights_are_scattered(axes: tuple[int, int, int]):
     assert not added & {(D, FFN // tensor), (FFN // tensor, D)}
 
 
-@pytest.mark.parametrize("axes", [FSDP, DATA_FSDP])
+@pytest.mark.parametrize("axes", [FSDP, pytest.param(DATA_FSDP, marks=pytest.mark.slow)])
 def test_gradients_are_added_up_in_float32_if_asked(axes: tuple[int, int, int]):
     """Of all matrices; what is gathered in float32 is no weight, at most the gradients of embedded tokens."""
     narrow, wide = (facts_of(V5E, axes, "S2", grad_reduce_dtype=dtype) for dtype in ("compute", "float32"))

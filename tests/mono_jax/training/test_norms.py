@@ -40,7 +40,10 @@ def by_group(values: tree.Tree) -> dict[str, float]:
         return {group: float(optax.tree.norm([jnp.asarray(leaf) for leaf in found])) for group, found in leaves.items()}
 
 
-@pytest.mark.parametrize("trains", [get_stage("S1.1").trains, RANGE], ids=["S1.1", "a range of layers"])
+@pytest.mark.parametrize(
+    "trains",
+    [pytest.param(get_stage("S1.1").trains, id="S1.1", marks=pytest.mark.slow), pytest.param(RANGE, id="a range")],
+)
 def test_norms_are_those_of_the_gathered_trees(trains: tuple[str, ...]):
     stage, model = dataclasses.replace(get_stage("S1.1"), trains=trains), Model(CONFIG)
     mesh, batch = make_mesh(MeshConfig(data=2, fsdp=4)), random_batch(8)

@@ -80,7 +80,10 @@ def compiled_dots(config: Architecture, stage: str, remat: str) -> int:
     return len(re.findall(r" dot\(", jax.jit(step).lower(state, frozen, random_batch(2)).compile().as_text()))
 
 
-@pytest.mark.parametrize(("name", "remat"), [("tiny_mono", "none"), ("tiny_mono", "full"), ("tiny_mono_1_5", "none")])
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [("tiny_mono", "full"), ("tiny_mono_1_5", "none"), pytest.param("tiny_mono", "none", marks=pytest.mark.slow)],
+)
 def test_the_compiled_step_has_no_weight_gradient_of_a_frozen_kernel(name: str, remat: str):
     config = preset(name)
     everything = compiled_dots(config, "S2", remat)

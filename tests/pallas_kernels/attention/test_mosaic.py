@@ -41,12 +41,11 @@ def races_found() -> bool:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(
-            AttentionCase("border_after_one_token", 200, heads=2, kv_heads=1), id="groups", marks=pytest.mark.slow
-        ),
+        pytest.param(AttentionCase("border_after_one_token", 200, heads=2, kv_heads=1), id="groups"),
         pytest.param(AttentionCase("padding", 300, (100, 100), heads=1, kv_heads=1, images=True), id="part"),
     ],
 )
+@pytest.mark.slow
 def test_tiles_and_rings(case: AttentionCase):
     """Several tiles, rings that wrap around, blocks of other samples left out, rows that are no whole tiles."""
     small = Config(block=32, stages=2)

@@ -140,7 +140,11 @@ def test_a_connection_on_which_no_request_comes_is_closed(sent: bytes, engine: S
             connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
             connection.sendall(before)
             if before:
-                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+                answer = b""
+                while not answer.endswith(b"}"):  # its head and its body may come apart
+                    answer += (piece := connection.recv(1 << 16))
+                    assert piece
+                assert answer.startswith(b"HTTP/1.1 200 ")
             if sent or not before:  # an idle connection is kept
                 connection.sendall(sent)
                 assert client.chat("Hi")[0] == 200
