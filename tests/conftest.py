@@ -55,7 +55,8 @@ def sets(sets_dir: Path) -> dict[str, Any]:
 
 
 # What no CI machine has: compilers and simulators of accelerators, Beam, which wants an environment of its own, the
-# language harness, vLLM, other clients, a browser and experiment trackers; and what a container may forbid: to mount a disk.
+# language harness, vLLM, other clients, a browser and experiment trackers; and what a container may forbid: to mount a
+# disk.
 MAY_SKIP = (
     "tests/faults/test_full_disk.py",
     "tests/pallas_kernels/",

@@ -17,8 +17,6 @@ from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.training.step import loss_sum
 from tests.mono_jax.helpers import SPEC, random_batch
 
-KERNELS = ("dense_both", "ragged")  # those that need no accelerator and no static boundary
-NAMES = ("tiny_mono", "tiny_mono_1_5")
 
 
 def loss_and_gradients(config, batch, **execution):
