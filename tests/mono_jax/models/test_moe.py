@@ -18,7 +18,6 @@ from mono_jax.training.step import loss_sum
 from tests.mono_jax.helpers import SPEC, random_batch
 
 
-
 def loss_and_gradients(config, batch, **execution):
     model = Model(config, Execution(**execution))
     params = jax.jit(model.init)(jax.random.key(0))
