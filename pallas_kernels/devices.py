@@ -43,6 +43,14 @@ def lowering_platform(device: jax.Device) -> str:
     return {"gpu": "cuda"}.get(device.platform, device.platform)
 
 
+def compiled_for(device: jax.Device, traced: jax.stages.Traced) -> jax.stages.Compiled:
+    """The executable of a traced program for a device, or a mesh of its kind, that may be absent.
+
+    Raises what the compiler raises.
+    """
+    return traced.lower(lowering_platforms=(lowering_platform(device),)).compile()
+
+
 def device_key(device: AbstractDevice | jax.Device | None = None) -> str:
     """Key of a device's tuning table: "cpu", "tpu_v5e", "nvidia_h200", ... By default the device that is traced for."""
     device = device or device_in_use()

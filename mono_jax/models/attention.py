@@ -52,11 +52,11 @@ def attend(
         named = named if named in ("xla", "xla_chunked") else None
         return api.attend(query, key, value, _cached(slots, cache), implementation=named, **options)
     try:
-        ulysses = execution.context_parallel == "ulysses"
-        options |= {"causal": slots.causal, "context": CONTEXT, "ulysses": ulysses, "parts": slots.own}
+        options |= {"causal": slots.causal, "context": CONTEXT, "parts": slots.own}
+        options["ulysses"] = execution.exchanges_heads
         return api.attend(query, key, value, slots.intervals, slots.sequence, implementation=named, **options)
     except Unavailable as error:
-        shared = slots.parts > 1 and execution.context_parallel == "all_gather"
+        shared = slots.parts > 1 and not execution.exchanges_heads
         shared = f" (mesh.context is {slots.parts}: each device has a part of the queries)" if shared else ""
         raise ConfigError(f"execution.attention: {error}{shared}") from None
 

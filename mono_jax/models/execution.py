@@ -81,6 +81,11 @@ class Execution:
             )
 
     @property
+    def exchanges_heads(self) -> bool:
+        """Whether devices that share rows exchange slots for heads, so that each has whole rows in attention."""
+        return self.context_parallel == "ulysses"
+
+    @property
     def wide_gradients(self) -> bool:
         """Whether devices add up gradients of matrices in float32, whatever the dtype of the activations."""
         return self.grad_reduce_dtype == "float32"

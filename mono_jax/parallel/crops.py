@@ -17,6 +17,7 @@ from mono_jax.parallel.mesh import batch_spec
 from pallas_kernels.precision import product_precision
 
 _BITS = 22  # of a weight after the point
+WHOLE_ROWS = "data.pixel_path='device' makes tiles of whole rows, which mesh.context splits: use 'exact'"
 _FIELDS = ("crop_pixels", "crop_starts", "crop_weights")
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from data_pipelines.batch import Batch
 from mono_jax.axes import CONTEXT
 from mono_jax.errors import ConfigError
-from mono_jax.parallel.crops import with_patches
+from mono_jax.parallel.crops import WHOLE_ROWS, with_patches
 from mono_jax.parallel.mesh import BATCH, OF_SLOTS, batch_spec
 
 
@@ -48,9 +48,7 @@ class LocalRows:
         """The global batch on the mesh; ``batch`` holds rows ``numbers`` of it, [len(numbers), ...]."""
         ways = self._mesh.shape[CONTEXT]
         if ways > 1 and "crop_pixels" in batch:
-            raise ConfigError(
-                "data.pixel_path='device' makes tiles of whole rows, which mesh.context splits: use 'exact'"
-            )
+            raise ConfigError(WHOLE_ROWS)
         batch = reordered(batch, ways) if ways > 1 else batch
         return with_patches({name: self._global(name, array, ways) for name, array in batch.items()}, self._mesh)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.adapters import is_adapter
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.transformer import Model
+from mono_jax.parallel.crops import WHOLE_ROWS
 from mono_jax.parallel.mesh import batch_spec, make_mesh, row_ways
 from mono_jax.parallel.specs import param_shardings
 from mono_jax.runs.architecture import architecture_of
@@ -33,7 +35,7 @@ from mono_jax.training.stages import Stage
 from mono_jax.training.state import TrainState, abstract_state, init_state
 from mono_jax.training.step import Step, jit_train_step, make_train_step
 from mono_jax.weights.model_folder import open_model, place
-from pallas_kernels.devices import lowering_platform
+from pallas_kernels.devices import compiled_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +119,14 @@ class Program:
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a batch."""
-        data, spec = self.run.data, self.run.data.batch_spec(self.model.config.geometry)
+        return self.abstract_fields(self.run.data.batch_spec(self.model.config.geometry).fields())
+
+    def abstract_fields(self, fields: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a batch of rows that have ``fields``: {name: (shape, dtype)}."""
+        rows = self.run.data.batch_size
         return {
-            name: jax.ShapeDtypeStruct(
-                (data.batch_size, *shape), dtype, sharding=NamedSharding(self.mesh, batch_spec(name))
-            )
-            for name, (shape, dtype) in spec.fields().items()
+            name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=NamedSharding(self.mesh, batch_spec(name)))
+            for name, (shape, dtype) in fields.items()
         }
 
     def fresh_state(self) -> tuple[TrainState, tree.Tree]:
@@ -181,9 +185,8 @@ class Program:
         Raises what the compiler raises, "out of memory" for one.
         """
         state, frozen = self.abstract_state()
-        platform = lowering_platform(self.mesh.devices.flat[0])
         traced = self.train_step(state, frozen).trace(state, frozen, self.abstract_batch())
-        return traced.lower(lowering_platforms=(platform,)).compile()
+        return compiled_for(self.mesh.devices.flat[0], traced)
 
 
 def check_columns(data: DataConfig, config: Architecture, ways: int) -> None:
@@ -191,7 +194,7 @@ def check_columns(data: DataConfig, config: Architecture, ways: int) -> None:
     if ways == 1 or data.boundary_block:  # which ``models.slots`` refuses
         return
     if data.pixel_path == "device":
-        raise ConfigError("data.pixel_path='device' makes tiles of whole rows, which mesh.context splits: use 'exact'")
+        raise ConfigError(WHOLE_ROWS)
     tile = config.vision.tile_tokens if config.vision is not None and config.vision.kind == "intern_vit" else 1
     for key, slots, unit in (("visual_tokens", data.visual_tokens, tile), ("text_tokens", data.text_tokens, 1)):
         if slots % (2 * ways * unit):
@@ -204,13 +207,19 @@ def check_columns(data: DataConfig, config: Architecture, ways: int) -> None:
 
 def _check_heads(run: RunConfig, config: Architecture, mesh: Mesh) -> None:
     """Raises ConfigError if devices that share rows are to exchange heads and cannot have equally many."""
-    heads, tensor, ways = config.num_key_value_heads, mesh.shape[TENSOR], mesh.shape[CONTEXT]
-    own = heads // tensor if heads % tensor == 0 else heads
-    if run.execution.context_parallel == "ulysses" and own % ways:
+    tensor, ways = mesh.shape[TENSOR], mesh.shape[CONTEXT]
+    own = key_heads_of_device(config, tensor)
+    if run.execution.exchanges_heads and own % ways:
         raise ConfigError(
             f"execution.context_parallel is 'ulysses': mesh.context {ways} must divide the {own} heads of keys that a "
             f"device has with mesh.tensor {tensor}: change the mesh, or use 'all_gather'"
         )
+
+
+def key_heads_of_device(config: Architecture, tensor: int) -> int:
+    """Heads of keys that a device has where ``tensor`` devices share them, which they do only if they divide them."""
+    heads = config.num_key_value_heads
+    return heads // tensor if heads % tensor == 0 else heads
 
 
 def _state_bytes(trainable: tree.Tree, frozen: tree.Tree) -> int:

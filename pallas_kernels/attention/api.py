@@ -84,22 +84,12 @@ def attend(
     if chunk is not None:
         chosen = chosen.with_chunk(chunk)
     by_head = PartitionSpec(rows, context, axis_that_splits(key.shape[2], heads))
-    if ways > 1 and ulysses:
-        return _over_heads(chosen, query, key, value, intervals, sequence, by_head)
-    if ways > 1:
+    if ways > 1 and not ulysses:
         parts = parts_of(sequence, intervals, ways) if parts is None else parts
         return _over_context(chosen, query, key, value, intervals, sequence, parts, by_head)
-    if chosen.any_order:
+    if ways == 1 and chosen.any_order:
         return chosen(query, key, value, intervals if sequence is None else of_slots(intervals, sequence))
-
-    def run(query, key, value, intervals, sequence):
-        if sequence is None:
-            return chosen(query, key, value, intervals)
-        return _in_order(chosen, query, key, value, intervals, sequence)
-
-    by_row = PartitionSpec(rows)
-    split = per_device(run, (by_head, by_head, by_head, by_row, by_row), by_head)
-    return split(query, key, value, intervals, sequence)
+    return _whole_rows(chosen, (query, key, value), intervals, sequence, by_head)
 
 
 def _over_context(
@@ -138,53 +128,41 @@ def _over_context(
     return per_device(in_order, (by_head, by_head, by_head, whole, own), by_head)(query, key, value, sequence, parts)
 
 
-def _over_heads(
+def _whole_rows(
     chosen: Implementation,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    arrays: tuple[jax.Array, jax.Array, jax.Array],
     intervals: Intervals,
-    sequence: SequenceOrder,
+    sequence: SequenceOrder | None,
     by_head: PartitionSpec,
 ) -> jax.Array:
-    """Each device some heads of whole rows."""
-    rows, context, _ = by_head
-    check_heads(key.shape[2] // devices_along(by_head[2]), devices_along(context))
+    """Of query, key and value, each device some heads of whole rows; devices that share rows exchange slots for heads.
 
-    def run(query, key, value, intervals, sequence):
-        whole = (jax.lax.all_to_all(a, context, split_axis=2, concat_axis=1, tiled=True) for a in (query, key, value))
-        if chosen.any_order:
-            mixed = chosen(*whole, of_slots(intervals, sequence))
-        else:
-            mixed = _in_order(chosen, *whole, intervals, sequence)
-        return jax.lax.all_to_all(mixed, context, split_axis=1, concat_axis=2, tiled=True)
-
-    by_row = PartitionSpec(rows)
-    split = per_device(run, (by_head, by_head, by_head, by_row, by_row), by_head)
-    return split(query, key, value, intervals, sequence)
-
-
-def check_heads(kv_heads: int, ways: int) -> None:
-    """Raises Unavailable if ``ways`` devices cannot exchange ``kv_heads`` heads of keys, those of one device."""
+    Raises Unavailable where these cannot have equal numbers of heads.
+    """
+    rows, context, heads = by_head
+    ways, kv_heads = devices_along(context), arrays[1].shape[2] // devices_along(heads)
     if kv_heads % ways:
         raise Unavailable(
             f"ulysses: {ways} devices cannot have equal numbers of {kv_heads} heads of keys each; "
             "let them gather keys and values"
         )
 
+    def exchanged(x, split, joined):
+        return x if ways == 1 else jax.lax.all_to_all(x, context, split_axis=split, concat_axis=joined, tiled=True)
 
-def _in_order(
-    chosen: Implementation,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    intervals: Intervals,
-    sequence: SequenceOrder,
-) -> jax.Array:
-    """Of slots in an order of their own, by an implementation that takes sequence order only."""
-    order, inverse = sequence
-    ordered = (permute(a, order, inverse) for a in (query, key, value))
-    return permute(chosen(*ordered, intervals), inverse, order)
+    def run(arrays, intervals, sequence):
+        whole = [exchanged(a, 2, 1) for a in arrays]
+        if sequence is None:
+            mixed = chosen(*whole, intervals)
+        elif chosen.any_order:
+            mixed = chosen(*whole, of_slots(intervals, sequence))
+        else:
+            order, inverse = sequence
+            mixed = permute(chosen(*(permute(a, order, inverse) for a in whole), intervals), inverse, order)
+        return exchanged(mixed, 1, 2)
+
+    by_row = PartitionSpec(rows)
+    return per_device(run, (by_head, by_row, by_row), by_head)(arrays, intervals, sequence)
 
 
 def describe(query: jax.Array, key: jax.Array, *, causal: bool, in_order: bool = True, ways: int = 1) -> Problem:

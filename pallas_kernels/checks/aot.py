@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from pallas_kernels.attention.api import attend
 from pallas_kernels.attention.contract import Implementation as AttentionImplementation
 from pallas_kernels.attention.contract import Intervals
-from pallas_kernels.devices import lowering_platform, targeting
+from pallas_kernels.devices import compiled_for, targeting
 from pallas_kernels.experts.contract import FfnWeights, Implementation
 from pallas_kernels.experts.mesh import sharded_block_map, sharded_ffn
 
@@ -86,7 +86,7 @@ def compile_ffn(
     arguments = (shaped((rows, d), dtype, "data"), weights, weights, shaped(*routing, "data"))
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2) if trained == "both" else (0, 2)))
     with device_or_mesh:
-        return gradient.trace(*arguments).lower(lowering_platforms=(lowering_platform(devices[0]),)).compile()
+        return compiled_for(devices[0], gradient.trace(*arguments))
 
 
 def compile_attention(
@@ -120,8 +120,7 @@ def compile_attention(
     query, key, bound = shaped(queries, heads, dim), shaped(keys, kv_heads, dim), shaped(queries, dtype=jnp.int32)
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
     with targeting(device):
-        traced = gradient.trace(query, key, key, Intervals(bound, bound), query)
-        return traced.lower(lowering_platforms=(lowering_platform(device),)).compile()
+        return compiled_for(device, gradient.trace(query, key, key, Intervals(bound, bound), query))
 
 
 def expect_no_scores(compiled: jax.stages.Compiled, queries: int, keys: int) -> None:

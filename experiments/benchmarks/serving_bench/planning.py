@@ -40,13 +40,13 @@ from mono_jax.hlo.shapes import Array
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import prefers_separate_layers
 from mono_jax.models.transformer import Model
-from mono_jax.runs.planning.kernels import PRODUCTS, pairs_of, phase_of, share
+from mono_jax.runs.planning.kernels import flops_of, pairs_of, phase_of, share
 from mono_jax.runs.planning.targets import Target, target
 from mono_jax.serving.contract import EngineConfig
 from mono_jax.serving.programs import Programs, Sizes
 from pallas_kernels.attention import api
 from pallas_kernels.attention.contract import Intervals
-from pallas_kernels.devices import device_key, lowering_platform, targeting
+from pallas_kernels.devices import compiled_for, device_key, targeting
 
 FILE = "plan.json"
 WAYS = ("whole", "served")
@@ -150,7 +150,7 @@ class _Planner:
         if key not in self._texts:
             start = time.perf_counter()
             with targeting(self._device):
-                compiled = traced().lower(lowering_platforms=(lowering_platform(self._device),)).compile()
+                compiled = compiled_for(self._device, traced())
             self._texts[key] = compiled.as_text()
             print(f"{self._on.name}: {key} compiled in {time.perf_counter() - start:.0f} s", flush=True)
         return self._texts[key]
@@ -184,8 +184,7 @@ class _Planner:
             chosen = api.choose(api.describe(query, key, causal=causal))
         bounds = jnp.asarray(last[None], jnp.int32)
         pairs = pairs_of(chosen, Intervals(jnp.zeros_like(bounds), bounds), keys)
-        flops = PRODUCTS["forward"] * 2.0 * heads[0] * d * pairs
-        return Work(flops, 0.0, share(chosen, len(last), self._key, "forward"))
+        return Work(flops_of(config, "forward", pairs), 0.0, share(chosen, len(last), self._key, "forward"))
 
     def _of_tiles(self, dims: list[tuple[int, ...]]) -> Work | None:
         """Of a layer of the encoder; None for attention of anything else."""

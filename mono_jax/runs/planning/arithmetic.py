@@ -131,7 +131,7 @@ class Arithmetic:
         ways = program.mesh.shape[CONTEXT]
         if ways == 1:
             return 0.0
-        if _exchanges_heads(program):
+        if program.run.execution.exchanges_heads:
             return (2 * sizes.queries + sizes.keys) * HEADS_MOVED[self._kind]
         return sizes.keys * ways * KEYS_MOVED[self._kind]
 
@@ -161,7 +161,7 @@ class Arithmetic:
             ("all-gather", (CONTEXT,), sizes.keys * (1 + again)),
             (kind, (CONTEXT,), sizes.keys * mesh.shape[CONTEXT]),
         ]
-        if _exchanges_heads(program):
+        if program.run.execution.exchanges_heads:
             parts = [("all-to-all", (CONTEXT,), (2 * sizes.queries + sizes.keys) * (2 + again))]
         return sizes.microbatches * sum(self._seconds(mesh, *part) for part in parts)
 
@@ -300,7 +300,7 @@ def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
     ffn = 6 * max(sizes.visual, sizes.text) * c.intermediate_size / sizes.tensor * width
     # What attention has of the others' slots, as it comes and in order, and the gradients of both.
     heads = c.num_attention_heads + c.num_key_value_heads
-    heads = heads if _exchanges_heads(program) else c.num_key_value_heads * context
+    heads = heads if execution.exchanges_heads else c.num_key_value_heads * context
     shared = 4 * 2 * sizes.tokens * heads * c.head_dim / sizes.tensor * width
     layer = sizes.layer_weights * width + 8 * sizes.tokens * c.hidden_size * width
     layer += max(ffn, shared if context > 1 else 0.0)
@@ -312,10 +312,6 @@ def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
 # ======================================================================================================================
 # Work and network
 # ======================================================================================================================
-
-
-def _exchanges_heads(program: Program) -> bool:
-    return program.run.execution.context_parallel == "ulysses"
 
 
 def _dot_flops(sizes: _Sizes, *, again: bool) -> float:

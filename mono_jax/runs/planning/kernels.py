@@ -17,6 +17,7 @@ import numpy as np
 
 from mono_jax.hlo.module import Computation, Instruction
 from mono_jax.hlo.roofline import Work
+from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.rows import dealt
 from mono_jax.runs.planning.needs import attention, ways_of_queries
 from mono_jax.runs.planning.workload import Workload
@@ -69,11 +70,10 @@ class AttentionWork:
 
     def flops(self, program: Program, phase: str) -> float:
         """Of one layer and microbatch on one device of ``program``'s mesh."""
-        config, mesh = program.model.config, program.mesh
-        rows = program.run.data.batch_size / mesh.devices.size / program.run.grad_accum_steps
+        rows = program.run.data.batch_size / program.mesh.devices.size / program.run.grad_accum_steps
         work, ways = self.workload, ways_of_queries(program)
         pairs = visited_pairs(self.implementation, work.visual, work.text, work.samples, ways, phase)
-        return PRODUCTS[phase] * 2.0 * config.num_attention_heads * config.head_dim * pairs * rows
+        return flops_of(program.model.config, phase, pairs * rows)
 
     def share(self, phase: str) -> float:
         """Of the peak that the kernel can reach; 1 where it is not known: a bound still."""
@@ -90,6 +90,11 @@ class AttentionWork:
         del computation
         phase = phase_of(instruction)
         return None if phase is None else Work(self.flops(program, phase), 0.0, self.share(phase))
+
+
+def flops_of(config: Architecture, phase: str, pairs: float) -> float:
+    """Of a phase of a layer's attention that computes ``pairs`` of a query and a key, all heads."""
+    return PRODUCTS[phase] * 2.0 * config.num_attention_heads * config.head_dim * pairs
 
 
 def share(implementation: Implementation, slots: int, chip: str, phase: str) -> float:

@@ -73,7 +73,7 @@ def attention_problem(program: Program) -> Problem:
 
 def ways_of_queries(program: Program) -> int:
     """Devices that share the queries of a row; those that exchange heads have all of them."""
-    return 1 if program.run.execution.context_parallel == "ulysses" else program.mesh.shape[CONTEXT]
+    return 1 if program.run.execution.exchanges_heads else program.mesh.shape[CONTEXT]
 
 
 def kernel(implementation: Implementation, slots: int) -> str:

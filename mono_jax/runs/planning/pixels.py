@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import jax
-from jax.sharding import NamedSharding
 
 from data_pipelines.encoding.crops import Crops
 from mono_jax.parallel.crops import tiles_program
-from mono_jax.parallel.mesh import batch_spec
 from mono_jax.runs.planning.needs import Memory, memory_of
 from mono_jax.runs.program import Program
-from pallas_kernels.devices import lowering_platform
+from pallas_kernels.devices import compiled_for
 
 
 def abstract_crops(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
@@ -19,11 +17,7 @@ def abstract_crops(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     if data.pixel_path != "device" or not data.visual_tokens:
         return {}
     fields = Crops.fields(1, data.visual_tokens, data.crop_size, geometry)
-    shapes = {name: ((data.batch_size, *array.shape[1:]), array.dtype) for name, array in fields.items()}
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(program.mesh, batch_spec(name)))
-        for name, (shape, dtype) in shapes.items()
-    }
+    return program.abstract_fields({name: (array.shape[1:], array.dtype) for name, array in fields.items()})
 
 
 def compile_tiles(program: Program) -> jax.stages.Compiled | None:
@@ -31,7 +25,7 @@ def compile_tiles(program: Program) -> jax.stages.Compiled | None:
     if not (crops := abstract_crops(program)):
         return None
     traced = tiles_program(program.mesh).trace(*crops.values(), program.abstract_batch()["patch_cells"])
-    return traced.lower(lowering_platforms=(lowering_platform(program.mesh.devices.flat[0]),)).compile()
+    return compiled_for(program.mesh.devices.flat[0], traced)
 
 
 def with_step(step: Memory, tiles: jax.stages.Compiled | None) -> Memory:

@@ -17,7 +17,7 @@ from mono_jax.runs.config import RunConfig
 from mono_jax.runs.planning import arithmetic, compiled
 from mono_jax.runs.planning.targets import Target
 from mono_jax.runs.planning.workload import workload
-from mono_jax.runs.program import Program
+from mono_jax.runs.program import Program, key_heads_of_device
 
 LENGTHS = (4096, 8192, 11_264, 16_384, 32_768)  # slots of a row, multiples of 1,024 as kernels want them
 SHARED_FROM = 32_768  # slots of a row that several devices may share; shorter ones fit into one
@@ -133,7 +133,7 @@ def _ways_to_share(program: Program, mesh: MeshConfig) -> Sequence[str]:
     """Of ``execution.context_parallel``: the run's own where no row is shared, else those that its heads allow."""
     if mesh.context == 1:
         return (program.run.execution.context_parallel,)
-    divides = program.model.config.num_key_value_heads % (mesh.context * mesh.tensor) == 0
+    divides = key_heads_of_device(program.model.config, mesh.tensor) % mesh.context == 0
     return ("all_gather", "ulysses") if divides else ("all_gather",)
 
 

@@ -87,14 +87,14 @@ def _asked(args: argparse.Namespace, program: str) -> list[Asked]:
         raise ConfigError(f"{', '.join(map(str, args.files))}: two files of one name would use one folder: rename one")
     found = []
     for file in args.files:
-        workdir, shared = args.workdir, args.shared
+        sweep, workdir, shared = read_sweep(file, args.config), args.workdir, args.shared
         if workdir is not None and len(stems) > 1:
             workdir, shared = workdir / file.stem, shared or workdir / "shared"
         if shared is not None and args.action in ("run", "slurm"):
             share(workdir, shared)
         command = [sys.executable, program, "run", str(file), f"--workdir={workdir}"]
         command += [] if args.config is None else [f"--config={args.config}"]
-        found.append(Asked(read_sweep(file, args.config), workdir, tuple(command)))
+        found.append(Asked(sweep, workdir, tuple(command)))
     return found
 
 
