@@ -104,9 +104,9 @@ def holds_records(path: str, head: bytes) -> bool:
 
 def _first_not(path: str, encoding: str) -> int:
     """The number of the first line that cannot be decoded."""
-    lines = blobs.read_bytes(path).split(b"\n")
     if encoding != "utf-8-sig":
         return 1
+    lines = blobs.read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             line.decode()
