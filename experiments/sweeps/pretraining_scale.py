@@ -1,0 +1,17 @@
+"""What a stage of pre-training gains from more data, measured before S2: a quarter, a half and twice its steps.
+
+The cheap half of ``data_scale.py``: without S2 a unit is a third of the work, and the loss on held-out captions is a
+steadier figure than right answers.
+"""
+
+CONFIG = "experiments/configs/demo.py:published"
+
+
+def sweep(add):
+    stages = add.base.stages
+    pretraining = {"stages": ["s0", "s1_1", "s1_2", "s1_3"]}
+    add("all", pretraining, seeds=3)
+    for stage in ("s1_1", "s1_2", "s1_3"):
+        for share in (0.25, 0.5, 2):
+            steps = {f"stages.{stage}.steps": round(share * stages[stage].steps)}
+            add(f"{stage}_x{share:g}", pretraining | steps, seeds=3)
