@@ -28,7 +28,7 @@ from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import with_pixels
 from mono_jax.generation.text import TextStream
 from mono_jax.models.architecture import Architecture
-from mono_jax.models.layer_ranges import prefers_separate_layers
+from mono_jax.models.layer_ranges import preferred_layout
 from mono_jax.parallel.agreement import from_first, together
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.parallel.mesh_config import MeshConfig
@@ -185,15 +185,15 @@ def open_model(
     """The model in the folder ``model`` on ``mesh``.
 
     tokenizer, form: as the folder says where they are None or left out; the names of ``form`` are ``PROMPT_FLAGS``.
-    dtype, max_length: see ``Generator``. grouped: see ``prefers_separate_layers``.
+    dtype, max_length: see ``Generator``. grouped: see ``preferred_layout``.
     """
     folder = find_model(model)
     model_config(folder)  # tells of a wrong folder before anything else is looked for
     files = local_files(folder)
     opened = _open_tokenizer(tokenizer or files)
     config, params = load_model(folder, shardings=mesh, image_token_id=opened.added.get(IMAGE_CONTEXT))
-    layout = {"mesh": mesh, "separate_layers": prefers_separate_layers(mesh, params, grouped=grouped)}
-    generator = Generator(config, params, dtype, max_length=max_length, **layout)
+    layout = preferred_layout(mesh, params, grouped=grouped)
+    generator = Generator(config, params, dtype, max_length=max_length, mesh=mesh, layout=layout)
     return Opened(generator, opened, prompt_format(folder, **form), folder, files)
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mono_jax import tree
 from mono_jax.errors import GenerationError
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import TEXT_BUCKET, Prompt, bucket, check_prompt, pack
@@ -39,7 +40,8 @@ from mono_jax.generation.sampling import (
 )
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.cache import Cache
-from mono_jax.models.layer_ranges import separated
+from mono_jax.models.layer_ranges import Layout, arranged
+from mono_jax.models.layers import Transposed
 from mono_jax.models.sharding import on_all
 from mono_jax.models.transformer import Model, Params
 from mono_jax.parallel.mesh import on_mesh, row_ways
@@ -75,7 +77,7 @@ class Generator:
       dtype: of the computation, the stored kernels and the cache; None = bfloat16 on accelerators, float32 on the CPU.
       max_length: most tokens (prompts, images and answers of all turns) that the cache of a row may hold.
       mesh: where the parameters are, of one or several processes, which all make the same calls; None = one device.
-      separate_layers: faster on GPUs, see ``layer_ranges.separated``: the arrays of ``params`` are gone afterwards.
+      layout: see ``layer_ranges.arranged``; but for "stacked" the arrays of ``params`` are gone afterwards.
 
     >>> generator = Generator(config, params)
     >>> [answer] = generator.generate([Prompt([1, 5, 7])], Sampling(max_new_tokens=20))
@@ -89,18 +91,19 @@ class Generator:
         *,
         max_length: int = 32768,
         mesh: Mesh | None = None,
-        separate_layers: bool = False,
+        layout: Layout = "stacked",
     ) -> None:
         self.config, self.mesh = config, mesh
         self.dtype = jnp.dtype(dtype or default_dtype())
         self.max_length = max_length
-        self.params = jax.tree_util.tree_map_with_path(self._stored, dict(params))
-        if separate_layers:
-            self.params = separated(self.params)
+        stored = {path: self._stored(path, leaf) for path, leaf in tree.flatten(dict(params)).items()}
+        self.params = arranged(tree.unflatten(stored), layout)
 
-    def _stored(self, path: tuple[Any, ...], leaf: Any) -> jax.Array:
+    def _stored(self, path: str, leaf: Any) -> Any:
         """Kernels and embeddings in the dtype they are used in (the same numbers, less memory to read)."""
-        at_use = path[-1].key in ("kernel", "embedding")
+        if isinstance(leaf, Transposed):
+            return leaf.astype(self.dtype)
+        at_use = path.rpartition("/")[2] in ("kernel", "embedding")
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf.update(dtype=self.dtype) if at_use else leaf
         return jnp.asarray(leaf.astype(self.dtype) if at_use else leaf)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mono_jax.axes import CONTEXT, ROWS, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
-from mono_jax.models.paged_cache import AnyCache, PagedCache
+from mono_jax.models.paged_cache import AnyCache, PagedCache, reads_page_by_page
 from mono_jax.models.slots import Slots
 from pallas_kernels.attention import api
 from pallas_kernels.attention.backends import xla
@@ -29,13 +29,15 @@ def attend(
     value: jax.Array,
     slots: Slots,
     cache: AnyCache | None = None,
+    layer: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention (float32 softmax) of query [B, Q, Hq, D] over key and value [B, K, Hkv, D].
 
-    Keys are those of the same ``slots`` (a packed row attends to itself), or of ``cache`` where one is given: its slots
-    lie in any order, so that it is read by one of XLA's forms whatever ``execution.attention`` names for rows; but the
-    chunk of a prompt reads pages, which lie in sequence order, by any form that takes fewer queries than keys. The
-    output is [B, Q, Hq, D] in the dtype of ``query``. Empty slots give finite values without meaning.
+    Keys are those of the same ``slots`` (a packed row attends to itself), or those of ``layer`` in ``cache`` where one
+    is given, which has these among them: its slots lie in any order, so that it is read by one of XLA's forms whatever
+    ``execution.attention`` names for rows; but the chunk of a prompt reads pages, which lie in sequence order, by any
+    form that takes fewer queries than keys, and single queries on a CPU read page after page. The output is
+    [B, Q, Hq, D] in the dtype of ``query``. Empty slots give finite values without meaning.
     Raises ConfigError if ``execution.attention`` names an implementation that cannot serve these rows, and for a cache
     where several devices share rows.
     """
@@ -44,6 +46,9 @@ def attend(
     if cache is not None:
         if slots.parts > 1:
             raise ConfigError(f"mesh.context is {slots.parts}: keys of a cache are not shared by devices; set it to 1")
+        if isinstance(cache, PagedCache) and query.shape[1] == 1 and reads_page_by_page():
+            return cache.attend(layer, query, slots.positions, slots.window)
+        key, value = cache.read(layer)
         if isinstance(cache, PagedCache) and query.shape[1] > 1:
             order, inverse = slots.sequence
             query = permute(query, order, inverse)
@@ -62,9 +67,16 @@ def attend(
 
 
 def attend_with_probabilities(
-    query: jax.Array, key: jax.Array, value: jax.Array, slots: Slots, cache: AnyCache | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    slots: Slots,
+    cache: AnyCache | None = None,
+    layer: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Probabilities float32 [B, Hq, Q, K], all in memory, and the output of ``attend``."""
+    if cache is not None:
+        key, value = cache.read(layer)
     intervals = api.of_slots(slots.intervals, slots.sequence) if cache is None else _cached(slots, cache)
     return xla.probabilities_and_output(query, key, value, intervals)
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mono_jax import tree
+from mono_jax.models.layers import Transposed
+
+Layout = Literal["stacked", "separate", "separate_transposed"]
 
 _LARGE = 1 << 24  # numbers in decoder layers
 _PIECE = re.compile(r"layers\[(\d+):(\d+)\]")
@@ -46,10 +48,14 @@ def _rows(leaf: Any, start: int, stop: int) -> Any:
 
 
 def joined(params: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]) -> tree.Tree:
-    """``params`` with every piece back in its whole parameter; ``concatenate`` joins arrays along axis 0."""
+    """``params`` with every piece back in its whole parameter; ``concatenate`` joins arrays along axis 0.
+
+    ``arranged`` parameters come back as they were.
+    """
     whole: dict[str, Any] = {}
     pieces: dict[str, dict[int, Any]] = {}
     for path, leaf in tree.flatten(params).items():
+        leaf = leaf.matrix if isinstance(leaf, Transposed) else leaf
         if piece := _PIECE.match(path):
             pieces.setdefault(canonical(path), {})[int(piece[1])] = leaf
         else:
@@ -58,32 +64,35 @@ def joined(params: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]) -
     return tree.unflatten(whole)
 
 
-def separated(params: Mapping[str, Any]) -> tree.Tree:
-    """``params`` with every decoder layer a piece of its own, ``layers[i:i + 1]/...``; ``segments`` then gives layers.
+def arranged(params: Mapping[str, Any], layout: Layout) -> tree.Tree:
+    """``params`` in the form that decodes fastest somewhere; ``preferred_layout`` says where.
 
-    For decoding on GPUs and CPUs: XLA copies a layer's matrices out of stacked ones every time before it multiplies by
-    them, which reads and writes all weights once more for each token. Stacked arrays are deleted as soon as they are
-    cut, so that one of them at a time is in memory twice. (Leaves may be shapes of arrays.)
+    "separate": every decoder layer is a piece of its own, ``layers[i:i + 1]/...``; ``segments`` then gives layers. XLA
+    copies a layer's matrices out of stacked ones every time before it multiplies by them, which reads and writes all
+    weights once more for each token. "separate_transposed": their kernels and the LM head's are ``Transposed`` as well.
+
+    Arrays that are cut or turned are deleted at once, so that one of them at a time is in memory twice. (Leaves may be
+    shapes of arrays.) What is arranged already stays as it is.
     """
+    if layout == "stacked":
+        return dict(params)
     flat: dict[str, Any] = {}
     for path, leaf in tree.flatten(params).items():
-        if not path.startswith("layers/"):
-            flat[path] = leaf
-            continue
-        rest = path.removeprefix("layers/")
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            layers = [leaf.update(shape=(1, *leaf.shape[1:]))] * leaf.shape[0]
+        turns = layout == "separate_transposed" and path.endswith("/kernel") and not isinstance(leaf, Transposed)
+        if path.startswith("layers/"):
+            rest = path.removeprefix("layers/")
+            flat |= {f"layers[{i}:{i + 1}]/{rest}": layer for i, layer in enumerate(_layers(leaf, turns))}
+        elif path == "lm_head/kernel" and turns:
+            flat[path] = _transposed(leaf)
         else:
-            layers = jax.block_until_ready(_layers(leaf))
-            leaf.delete()
-        flat |= {f"layers[{i}:{i + 1}]/{rest}": layer for i, layer in enumerate(layers)}
+            flat[path] = leaf
     return tree.unflatten(flat)
 
 
-def prefers_separate_layers(
+def preferred_layout(
     mesh: Mesh | None, params: Mapping[str, Any], *, grouped: bool = False, platform: str | None = None
-) -> bool:
-    """Whether ``separated`` parameters are the faster ones; they take longer to compile for.
+) -> Layout:
+    """The form of parameters that decodes fastest; separate layers take longer to compile for.
 
     On CPUs they are for layers that no cache holds; on TPUs for kernels alone, into which stacked matrices are copied.
 
@@ -92,16 +101,36 @@ def prefers_separate_layers(
       platform: "cpu", "gpu" or "tpu"; None = the one in use.
     """
     if mesh is not None:
-        return False
+        return "stacked"
     platform, layers = platform or jax.default_backend(), params.get("layers", {})
-    if platform == "tpu":
-        return grouped and any(name.startswith("visual_") for name in layers)
-    return platform == "gpu" or sum(leaf.size for leaf in jax.tree.leaves(layers)) >= _LARGE
+    if platform == "cpu":
+        is_large = sum(leaf.size for leaf in jax.tree.leaves(layers)) >= _LARGE
+        return "separate_transposed" if is_large else "stacked"
+    has_experts = any(name.startswith("visual_") for name in layers)
+    return "separate" if platform == "gpu" or (grouped and has_experts) else "stacked"
 
 
-@jax.jit
-def _layers(stacked: jax.Array) -> list[jax.Array]:
-    return jnp.split(stacked, stacked.shape[0])
+def _layers(stacked: Any, turned: bool) -> list[Any]:
+    """The layers [1, ...] of ``stacked`` [L, ...], which is deleted."""
+    if isinstance(stacked, jax.ShapeDtypeStruct):
+        layer = stacked.update(shape=(1, *stacked.shape[1:]))
+        return [_transposed(layer) if turned else layer] * stacked.shape[0]
+    layers = jax.block_until_ready(jax.jit(lambda a: [_turned(a, turned)[i : i + 1] for i in range(len(a))])(stacked))
+    stacked.delete()
+    return [Transposed(layer) for layer in layers] if turned else layers
+
+
+def _turned(array: jax.Array, turned: bool) -> jax.Array:
+    return array.swapaxes(-1, -2) if turned else array
+
+
+def _transposed(kernel: Any) -> Transposed:
+    """``kernel`` [..., in, out], which is deleted, with its array the other way round."""
+    if isinstance(kernel, jax.ShapeDtypeStruct):
+        return Transposed(kernel.update(shape=(*kernel.shape[:-2], kernel.shape[-1], kernel.shape[-2])))
+    turned = jax.block_until_ready(kernel.swapaxes(-1, -2))
+    kernel.delete()
+    return Transposed(turned)
 
 
 def segments(params: Mapping[str, Any], count: int) -> list[tuple[int, int, tree.Tree]]:

@@ -27,7 +27,7 @@ from mono_jax.models.attention import attend, attend_with_probabilities
 from mono_jax.models.cache import Cache
 from mono_jax.models.execution import LAYER_INPUT, LAYER_MIDDLE, Execution
 from mono_jax.models.layer_ranges import segments
-from mono_jax.models.layers import FFNS, Embedding, Linear, RMSNorm, Structure
+from mono_jax.models.layers import FFNS, Embedding, Kernel, Linear, RMSNorm, Structure, Transposed
 from mono_jax.models.moe import by_modality
 from mono_jax.models.paged_cache import AnyCache
 from mono_jax.models.rope import rotate
@@ -113,13 +113,12 @@ class DecoderLayer(nnx.Module):
             query = query * (self.config.head_dim / scalar) ** 0.5  # attention divides by sqrt(D)
         if cache is not None:
             cache = cache.write(layer, key, value)
-            key, value = cache.read(layer)
         elif "cache" in collect:
             collected["cache"] = (key, value)
         if "attention" in collect:
-            collected["attention"], mixed = attend_with_probabilities(query, key, value, slots, cache)
+            collected["attention"], mixed = attend_with_probabilities(query, key, value, slots, cache, layer)
         else:
-            mixed = attend(self.execution, query, key, value, slots, cache)
+            mixed = attend(self.execution, query, key, value, slots, cache, layer)
         mixed = self.attention.wo(mixed.reshape(*x.shape[:2], -1))
         if self.config.sandwich_norms:
             mixed = self.attention_post_norm(mixed)
@@ -197,7 +196,7 @@ class Ends(nnx.Module):
         # Slots after the text (source beyond the end) hold padding, whatever is there.
         return jnp.take_along_axis(x, source[..., None], axis=1, mode="clip"), slots
 
-    def output_kernel(self) -> jax.Array:
+    def output_kernel(self) -> Kernel:
         """[d, vocabulary]: the LM head's kernel, or the transposed embedding where they are tied."""
         return self.embed.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
 
@@ -301,13 +300,16 @@ class Model:
             cache = Cache(*collected.pop("cache"), slots.positions, slots.segments, used)
         return x, cache, collected
 
-    def output_kernel(self, params: Mapping[str, Any]) -> jax.Array:
+    def output_kernel(self, params: Mapping[str, Any]) -> Kernel:
         """[d, vocabulary]: the matrix from hidden states to logits."""
         return self.ends(params).output_kernel()
 
     def logits(self, params: Mapping[str, Any], hidden: jax.Array) -> jax.Array:
         """float32 [..., vocabulary] of ``hidden`` [..., d]."""
-        return float32_sums("...d,dv->...v", hidden, self.output_kernel(params).astype(hidden.dtype))
+        kernel = self.output_kernel(params).astype(hidden.dtype)
+        if isinstance(kernel, Transposed):
+            return kernel.times(hidden, jnp.float32)
+        return float32_sums("...d,dv->...v", hidden, kernel)
 
 
 def _without_padding(batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -26,7 +26,7 @@ from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.sampling import make_request
 from mono_jax.models.execution import Execution
-from mono_jax.models.paged_cache import PagedCache
+from mono_jax.models.paged_cache import PagedCache, reads_page_by_page
 from mono_jax.models.sharding import on_all
 from mono_jax.models.transformer import Model, Params
 from mono_jax.parallel.mesh import on_mesh
@@ -43,6 +43,7 @@ from mono_jax.serving.memory import (
     memory_shardings,
     scored,
 )
+from pallas_kernels.devices import platform
 
 Key = tuple[Any, ...]  # of a program: its kind and its sizes
 ADMIT: Key = ("admit",)
@@ -69,10 +70,11 @@ class Sizes:
     plain: bool
 
     @classmethod
-    def of(cls, config: EngineConfig, tile_tokens: int, on_cpu: bool) -> Sizes:
+    def of(cls, config: EngineConfig, tile_tokens: int, *, on_cpu: bool, page_by_page: bool) -> Sizes:
         """Rows and chunks double, with one between large chunks; lengths double, on CPUs and of chunks they quadruple.
 
-        Kernels of accelerators want whole blocks, and read all weights for a short chunk, too.
+        Steps that read page by page are as long as their longest row, whatever they were made for. Kernels of
+        accelerators want whole blocks, and read all weights for a short chunk, too.
         """
         block = min(128, config.prefill_chunk)
         largest = -(-config.prefill_chunk // block) * block
@@ -80,10 +82,11 @@ class Sizes:
         least = -(-LEAST_LENGTH // config.page)
         quadrupled = _upto(longest, least, 4)
         doubled = _upto(largest, min(32, block) if on_cpu else block)
+        stepped = quadrupled if on_cpu else _upto(longest, least)
         between = {3 * size // 2 for size in doubled if 2 * block <= size < largest / 1.5}
         return cls(
             rows=_upto(config.max_rows),
-            step_pages=quadrupled if on_cpu else _upto(longest, least),
+            step_pages=(longest,) if page_by_page else stepped,
             chunks=tuple(sorted({*doubled, *between})),
             chunk_pages=quadrupled,
             tiles=_upto(max(1, largest // tile_tokens)) if tile_tokens else (),
@@ -114,7 +117,7 @@ class Programs:
         self.generator = generator
         architecture, vision = generator.config, generator.config.vision
         self.tile_tokens = 0 if vision is None else vision.tile_tokens
-        self.sizes = sizes or Sizes.of(config, self.tile_tokens, jax.default_backend() == "cpu")
+        self.sizes = sizes or self._sizes(config)
         self._model = Model(architecture)
         features = 0
         if self.tile_tokens:  # of the longest prompt, and what a tile or a chunk may take beyond its end
@@ -209,6 +212,13 @@ class Programs:
         out = self._places if generator.mesh is None or not has_results else (self._places, None)
         function = function if generator.mesh is None else on_mesh(function, generator.mesh)
         return jax.jit(function, donate_argnums=donated, out_shardings=out).trace(*arguments)
+
+    def _sizes(self, config: EngineConfig) -> Sizes:
+        def of_this_device() -> Sizes:
+            return Sizes.of(config, self.tile_tokens, on_cpu=platform() == "cpu", page_by_page=reads_page_by_page())
+
+        mesh = self.generator.mesh
+        return of_this_device() if mesh is None else on_mesh(of_this_device, mesh)()
 
     @functools.cached_property
     def _places(self) -> Memory | None:

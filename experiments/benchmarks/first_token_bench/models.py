@@ -13,7 +13,7 @@ from mono_jax.errors import unknown_key
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import Architecture, VisionConfig
-from mono_jax.models.layer_ranges import prefers_separate_layers
+from mono_jax.models.layer_ranges import preferred_layout
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model, Params
 from mono_jax.training.flops import language_matmuls
@@ -72,7 +72,7 @@ def generators(models: Pair, seed: int) -> dict[str, Generator]:
     """Both models with random weights, made on the device; the arrays of the language model are the same ones."""
     keys = jax.random.split(jax.random.key(seed))
     params = _random(models.monolithic, keys[0], models.dtype)
-    options = {"dtype": models.dtype, "separate_layers": prefers_separate_layers(None, params)}  # as generate.py
+    options = {"dtype": models.dtype, "layout": preferred_layout(None, params)}  # as generate.py
     mono = Generator(models.monolithic, params, **options)
     shared = {path: leaf for path, leaf in tree.flatten(mono.params).items() if not path.startswith(_EYES)}
     language = {path: leaf for path, leaf in shared.items() if "/visual_" not in path}

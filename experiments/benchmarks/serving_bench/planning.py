@@ -38,7 +38,7 @@ from mono_jax.hlo.module import Computation, Instruction
 from mono_jax.hlo.roofline import Machine, Totals, Work
 from mono_jax.hlo.shapes import Array
 from mono_jax.models.architecture import Architecture
-from mono_jax.models.layer_ranges import prefers_separate_layers
+from mono_jax.models.layer_ranges import preferred_layout
 from mono_jax.models.transformer import Model
 from mono_jax.runs.planning.kernels import flops_of, pairs_of, phase_of, share
 from mono_jax.runs.planning.targets import Target, target
@@ -106,14 +106,14 @@ class _Planner:
         # As generate.py and serve.py have them there.
         platform = {"cuda": "gpu"}.get(self._device.platform, self._device.platform)
         self._generator, served = (
-            Generator(config, params, dtype, separate_layers=prefers_separate_layers(None, params, **options))
+            Generator(config, params, dtype, layout=preferred_layout(None, params, **options))
             for options in ({"platform": platform}, {"platform": platform, "grouped": True})
         )
         tokens = tiles_in_all(max(args.tiles)) * config.vision.tile_tokens + args.text
         length = -(-(tokens + args.new_tokens) // 16) * 16
         engine = EngineConfig(max_rows=16, max_slots=17 * length, max_length=length, prefill_chunk=args.prefill_chunk)
         self._page = engine.page
-        sizes = Sizes.of(engine, config.vision.tile_tokens, on_cpu=False)
+        sizes = Sizes.of(engine, config.vision.tile_tokens, on_cpu=False, page_by_page=False)
         self._programs = Programs(served, engine, sizes)
         self._texts: dict[Any, str] = {}
 

@@ -16,13 +16,14 @@ from mono_jax.generation.decode import Generation, Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt, bucket
 from mono_jax.generation.sampling import choose, make_request
-from mono_jax.models.layer_ranges import prefers_separate_layers
+from mono_jax.models.layer_ranges import Layout, preferred_layout
 from mono_jax.models.presets import PRESETS, preset
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.parallel.mesh_config import MeshConfig
 from tests.mono_jax.helpers import random_params
 
 IMAGE = 100  # placeholder of the tiny presets
+LAYOUTS: tuple[Layout, ...] = ("stacked", "separate", "separate_transposed")
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,9 @@ def test_batched_equals_single(mono: Generator) -> None:
 def test_a_program_is_traced_from_shapes(mono: Generator) -> None:
     """For plans: no array is made, and layers lie apart as they would."""
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), random_params(mono.config))
-    for separate in (False, True):
-        made = Generator(mono.config, random_params(mono.config), jnp.bfloat16, separate_layers=separate)
-        described = Generator(mono.config, shapes, jnp.bfloat16, separate_layers=separate)
+    for layout in LAYOUTS:
+        made = Generator(mono.config, random_params(mono.config), jnp.bfloat16, layout=layout)
+        described = Generator(mono.config, shapes, jnp.bfloat16, layout=layout)
         assert jax.tree.map(lambda a: (a.shape, a.dtype), made.params) == jax.tree.map(
             lambda a: (a.shape, a.dtype), described.params
         )
@@ -106,16 +107,19 @@ def test_layers_lie_apart_where_that_is_faster() -> None:
         {"layers": {"visual_feed_forward": jax.ShapeDtypeStruct((2, n, 1 << 10), np.float32)}} for n in (8, 1 << 13)
     )
     text = {"layers": {"feed_forward": large["layers"]["visual_feed_forward"]}}
-    cases = [("cpu", small, False), ("cpu", large, True), ("gpu", small, True), ("tpu", large, False)]
-    assert [prefers_separate_layers(None, params, platform=on) for on, params, _ in cases] == [c[2] for c in cases]
-    assert prefers_separate_layers(None, large, grouped=True, platform="tpu")
-    assert not prefers_separate_layers(None, text, grouped=True, platform="tpu")
+    assert preferred_layout(None, small, platform="cpu") == "stacked"
+    assert preferred_layout(None, large, platform="cpu") == "separate_transposed"
+    assert preferred_layout(None, small, platform="gpu") == "separate"
+    assert preferred_layout(None, large, platform="tpu") == "stacked"
+    assert preferred_layout(None, large, grouped=True, platform="tpu") == "separate"
+    assert preferred_layout(None, text, grouped=True, platform="tpu") == "stacked"
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=2), jax.devices()[:2])
-    assert not prefers_separate_layers(mesh, large, platform="gpu")
+    assert preferred_layout(mesh, large, platform="gpu") == "stacked"
 
 
-def test_separate_layers_give_the_same_answers(mono: Generator) -> None:
-    separate = Generator(mono.config, random_params(mono.config), jnp.float32, separate_layers=True)
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_separate_layers_give_the_same_answers(mono: Generator, layout: Layout) -> None:
+    separate = Generator(mono.config, random_params(mono.config), jnp.float32, layout=layout)
     assert "layers[1:2]" in separate.params and "layers" not in separate.params
     prompts, sampling = [prompt("tItt", 0), prompt("ttt", 1)], Sampling(5, return_logits=True)
     for one, other in zip(mono.generate(prompts, sampling), separate.generate(prompts, sampling)):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mono_jax import tree
-from mono_jax.models.layer_ranges import canonical, cut, joined, segments, separated
+from mono_jax.models.layer_ranges import Layout, arranged, canonical, cut, joined, segments
+from mono_jax.models.layers import Transposed
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from tests.mono_jax.helpers import random_batch, random_params
@@ -54,15 +55,18 @@ def test_segments_cover_every_layer_of_every_parameter_once(ranges: dict[str, tu
         np.testing.assert_array_equal(np.concatenate([tree.flatten(layers)[path] for _, _, layers in runs]), leaf)
 
 
-def test_separated_layers_are_those_of_the_stack() -> None:
+@pytest.mark.parametrize("layout", ["separate", "separate_transposed"])
+def test_separated_layers_are_those_of_the_stack(layout: Layout) -> None:
     params = {name: jax.tree.map(jnp.asarray, value) for name, value in random_params(CONFIG).items()}
     expected = jax.tree.map(np.array, params)
     stacks = jax.tree.leaves(params["layers"])
-    apart = separated(params)
+    apart = arranged(params, layout)
     assert set(apart) - set(params) == {f"layers[{i}:{i + 1}]" for i in range(5)}
     jax.tree.map(np.testing.assert_array_equal, joined(apart, np.concatenate), expected)
     assert all(stack.is_deleted() for stack in stacks)
-    once, twice = (jax.tree.leaves(each) for each in (apart, separated(apart)))
+    kernel = tree.flatten(apart)["lm_head/kernel"]
+    assert isinstance(kernel, Transposed) == (layout == "separate_transposed")
+    once, twice = (jax.tree.leaves(each) for each in (apart, arranged(apart, layout)))
     assert all(one is other for one, other in zip(once, twice, strict=True))  # nothing is left to do
 
 

@@ -17,6 +17,8 @@ from mono_jax.models.layers import (
     RMSNorm,
     Structure,
     SwiGLU,
+    Transposed,
+    product,
     scan_layers,
     stacked,
     swiglu,
@@ -90,3 +92,23 @@ def test_only_the_first_layers_are_run_one_after_another(count: int):
     for kernel in kernels[:count]:
         expected = expected @ kernel
     np.testing.assert_allclose(scan_layers(layers, X, count, lambda body: body), expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [1, 2, Transposed.FEW_ROWS, Transposed.FEW_ROWS + 1])
+def test_a_transposed_kernel_is_the_same_kernel(rows: int) -> None:
+    """With few rows and with many; with leading axes, in another dtype, and through a layer with a bias."""
+    kernel = RNG.normal(size=(2, 8, 24)).astype(np.float32)
+    x = RNG.normal(size=(rows, 1, 8)).astype(np.float32)
+    transposed = Transposed(jnp.asarray(kernel.swapaxes(1, 2)))
+    assert transposed.shape == kernel.shape and transposed[1:].shape == (1, 8, 24)
+    np.testing.assert_array_equal(transposed.matrix, kernel)
+    expected = x.astype(np.float64) @ kernel[1].astype(np.float64)
+    np.testing.assert_allclose(jax.jit(product)(x, transposed[1]), expected, atol=1e-5)
+    bias = RNG.normal(size=24).astype(np.float32)
+    layer = made(lambda rngs: Linear(8, 24, bias=True, rngs=rngs), kernel=transposed[1], bias=bias)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected + bias, atol=1e-5)
+    narrow = transposed[1].astype(jnp.bfloat16)
+    wide = narrow.times(jnp.asarray(x, jnp.bfloat16), jnp.float32)
+    assert wide.dtype == jnp.float32 and narrow.times(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+    exact = np.asarray(x, jnp.bfloat16).astype(np.float64) @ np.asarray(narrow.matrix).astype(np.float64)
+    np.testing.assert_allclose(wide, exact, atol=1e-5)

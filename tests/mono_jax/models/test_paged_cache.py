@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 from mono_jax.generation.prompts import Prompt, check_prompt, pack
+from mono_jax.models import attention
 from mono_jax.models.execution import Execution
-from mono_jax.models.paged_cache import PagedCache
+from mono_jax.models.paged_cache import PagedCache, reads_page_by_page
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
+from mono_jax.parallel.mesh import make_mesh, on_mesh
+from mono_jax.parallel.mesh_config import MeshConfig
+from pallas_kernels.devices import targeting
 from tests.mono_jax.generation.test_decode import prompt
 from tests.mono_jax.helpers import random_params
 
@@ -43,7 +48,7 @@ def test_chunks_over_pages_equal_the_whole_prompt(attention: Any, changes: dict[
 
     pages = np.random.default_rng(0).permutation(np.arange(1, 17)).reshape(2, 8).astype(np.int32)
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
-    keys = jnp.full((layers, 17, PAGE, heads, config.head_dim), jnp.nan)
+    keys = jnp.full((layers, 17, heads, PAGE, config.head_dim), jnp.nan)
     values = jnp.zeros(keys.shape)
     hidden: list[list[jax.Array]] = [[], []]
     cuts = [np.zeros(2, int), np.array([18, 20]), lengths]  # between images
@@ -63,3 +68,63 @@ def test_chunks_over_pages_equal_the_whole_prompt(attention: Any, changes: dict[
         got = jnp.concatenate(hidden[row])
         np.testing.assert_allclose(got, expected[row, : len(got)], atol=2e-5)
     assert not jnp.isnan(keys[:, pages[0, : lengths[0] // PAGE]]).any()
+
+
+@pytest.mark.parametrize("window", [None, 1, 11, 64])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any) -> None:
+    """Against float64 over each row's own keys: rows of one token, of full and of part pages, two that share a page.
+
+    Keys are NaN and values large where no row has a token, and one row has none at all.
+    """
+    rng = np.random.default_rng(0)
+    lengths = np.array([1, PAGE, 3 * PAGE - 1, 0, 2 * PAGE + 3])
+    pages = rng.permutation(np.arange(1, 21)).reshape(5, 4)
+    pages[4, 0] = pages[2, 0]
+    keys, values = np.full((2, 21, 2, PAGE, 4), np.nan), np.full((2, 21, 2, PAGE, 4), 1e6)
+    for row, length in enumerate(lengths):
+        for place in range(length):
+            at = (slice(None), pages[row, place // PAGE], slice(None), place % PAGE)
+            keys[at], values[at] = rng.normal(size=(2, 2, 2, 4))
+    keys, values, query = (jnp.asarray(a, dtype) for a in (keys, values, rng.normal(size=(5, 1, 6, 4))))
+    positions = jnp.maximum(jnp.asarray(lengths) - 1, 0)[:, None]
+    cache = PagedCache.of_rows(keys, values, jnp.asarray(pages, jnp.int32))
+    cache = dataclasses.replace(cache, lengths=jnp.asarray(lengths, jnp.int32))
+    got = jax.jit(cache.attend)(jnp.int32(1), query, positions, None if window is None else jnp.int32(window))
+    assert got.dtype == dtype and jnp.isfinite(got).all()
+    for row, length in enumerate(lengths):
+        seen = range(max(0, length - (window or length)), length)
+        own = [(pages[row, place // PAGE], place % PAGE) for place in seen]
+        for head in range(6 if own else 0):
+            key, value = (
+                np.stack([np.asarray(a, np.float64)[1, p, head // 3, o] for p, o in own]) for a in (keys, values)
+            )
+            scores = key @ np.asarray(query, np.float64)[row, 0, head] / 2
+            weights = np.exp(scores - scores.max())
+            expected = weights @ value / weights.sum()
+            np.testing.assert_allclose(got[row, 0, head], expected, atol=1e-5 if dtype == jnp.float32 else 3e-2)
+
+
+def test_one_cpu_reads_page_by_page_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's program has no copy of all pages where one CPU runs it; chunks, meshes and accelerators have."""
+    config = preset("tiny_mono")
+    shape = (config.num_hidden_layers, 9, config.num_key_value_heads, PAGE, config.head_dim)
+    copied = f"2,4,{config.num_key_value_heads},{PAGE},{config.head_dim}]"
+
+    def gathers_all() -> bool:
+        def step(tokens: jax.Array) -> jax.Array:
+            cache = PagedCache.of_rows(jnp.zeros(shape), jnp.zeros(shape), jnp.ones((2, 4), jnp.int32))
+            ones = jnp.ones((2, 1), jnp.int32)
+            batch = {"tokens": tokens, "order": 0 * ones, "positions": 9 * ones, "segments": ones, "lengths": 10 * ones}
+            batch["patch_cells"] = jnp.zeros((2, 0), jnp.int32)
+            return Model(config)(random_params(config), batch, jnp.float32, cache=cache).hidden
+
+        return copied in str(jax.make_jaxpr(step)(jnp.ones((2, 1), jnp.int32)))
+
+    assert not gathers_all()
+    monkeypatch.setattr(attention, "reads_page_by_page", lambda: False)
+    assert gathers_all()
+    with targeting("nvidia_h100"):
+        assert not reads_page_by_page()
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=2), jax.devices()[:2])
+    assert not on_mesh(reads_page_by_page, mesh)()

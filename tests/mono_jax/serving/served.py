@@ -164,8 +164,9 @@ def served(
     params: Any = random_params(config)
     if mesh is not None:
         params = jax.device_put(params, param_shardings(config, params, mesh))
-    generator = Generator(config, params, dtype, mesh=mesh)
-    sizes = Sizes.of(CONFIG, 0 if config.vision is None else config.vision.tile_tokens, on_cpu=True)
+    generator = Generator(config, params, dtype, mesh=mesh, layout="stacked" if mesh else "separate_transposed")
+    tile_tokens = 0 if config.vision is None else config.vision.tile_tokens
+    sizes = Sizes.of(CONFIG, tile_tokens, on_cpu=True, page_by_page=mesh is None)
     programs = Programs(
         generator, CONFIG, dataclasses.replace(sizes, rows=(1, 4), chunks=(16, 32), block=16, plain=True)
     )
