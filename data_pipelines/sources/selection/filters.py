@@ -49,10 +49,9 @@ def check_filters(options: Mapping[str, Any], what: str, scores: Sequence[str] =
     check_keys(options, (*bounds, *_OTHERS), f"{what}: filters")
     for name in bounds.keys() & options.keys():
         value = options[name]
-        if isinstance(value, str) and _percent(value) is None:
-            raise DataError(f'{what}: filter {name} is {value!r}: give a number, or a share from "0%" to "100%"')
-        if isinstance(value, bool) or not isinstance(value, int | float | str | None):
-            raise DataError(f"{what}: filter {name} must be a number, is {value!r}")
+        is_number = isinstance(value, int | float | None) and not isinstance(value, bool)
+        if not is_number and not (isinstance(value, str) and _percent(value) is not None):
+            raise DataError(f'{what}: filter {name} must be a number or a share, "0%" to "100%", is {value!r}')
     for script in options.get("scripts") or ():
         if script not in SCRIPTS:
             raise DataError(f"{what}: filter scripts: unknown script {script!r}; {did_you_mean(script, SCRIPTS)}")
