@@ -184,7 +184,7 @@ def with_scores(
     with first_process_first():
         for values, source in zip(sources, data.sources):
             parts = (open_source(source.spec).fingerprint(), length_digest(source, builder), *form)
-            file = cache / "scores" / f"{source.name}-{digest(*parts)[:16]}.jsonl"
+            file = cache / "scores" / f"{digest(*parts)[:24]}.jsonl"
             if not file.is_file():
                 scorer = scorer or Scorer(model, data, cache, say, dtype)
                 write(file, scorer(source))
