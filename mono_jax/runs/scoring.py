@@ -25,7 +25,7 @@ import numpy as np
 from data_pipelines.config import BATCH_FIELDS, DataConfig, SourceConfig
 from data_pipelines.encoding.captions import clean_caption
 from data_pipelines.encoding.samples import SampleBuilder
-from data_pipelines.errors import BadSample
+from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
 from data_pipelines.io.digests import digest
 from data_pipelines.io.processes import ahead
@@ -71,12 +71,20 @@ class Scorer:
         self._dtype = jnp.dtype(dtype or default_dtype())
 
     def __call__(self, source: SourceConfig) -> Scores:
-        """Of all samples that the source offers but bad ones, which a line counts. Raises DataError or StorageError."""
+        """Of all samples that the source offers but bad ones, which a line counts.
+
+        Raises DataError if none can be scored or a loss is not finite; StorageError.
+        """
         bad: Counter[str] = Counter()
         of_all = self._of_texts if self._config.vision is None else self._of_rows
         scores = of_all(source, bad)
         mean = np.mean([score["loss"] for score in scores.values()]) if scores else np.nan
         left_out = "".join(f"; {count} without: {reason}" for reason, count in sorted(bad.items()))
+        if not np.isfinite(mean):
+            why = (
+                "the losses are not finite: check the weights, or use dtype float32" if scores else "no sample is left"
+            )
+            raise DataError(f"{source.name}: not scored by {self._model}: {why}{left_out}")
         self._say(f"{source.name}: {len(scores)} samples scored by {self._model}, mean loss {mean:.4f}{left_out}")
         return scores
 
@@ -169,7 +177,7 @@ def score(model: str, data: DataConfig, out: Path, cache: Path, say: Say, dtype:
     for source in data.sources:
         scores, file = scorer(source), out / f"{source.name}.jsonl"
         write(file, scores)
-        loss = float(np.mean([score["loss"] for score in scores.values()])) if scores else None
+        loss = float(np.mean([score["loss"] for score in scores.values()]))
         result[source.name] = {"file": str(file), "samples": len(scores), "loss": loss}
     return {"model": model, "sources": result}
 

@@ -13,6 +13,7 @@ import pytest
 from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import Sample, SampleBuilder
 from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.errors import DataError
 from data_pipelines.sources.source import open_source
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 from mono_jax.errors import ConfigError
@@ -145,6 +146,14 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, data: DataConfi
     config = preset("tiny_mono")  # whose vocabulary is smaller than the tokenizer's
     save_model(tmp_path / "model", config, jax.tree.map(np.asarray, random_params(config)))
     with pytest.raises(ConfigError, match="vocabulary has"):
+        Scorer(str(tmp_path / "model"), data, tmp_path / "cache", print)(data.sources[0])
+
+
+def test_losses_that_are_no_numbers_are_refused(tmp_path: Path, data: DataConfig):
+    config = model_of(tmp_path / "model", data, "tiny_lm")
+    params = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), random_params(config))
+    save_model(tmp_path / "model", config, params)
+    with pytest.raises(DataError, match=r"pairs: not scored by .*model: the losses are not finite"):
         Scorer(str(tmp_path / "model"), data, tmp_path / "cache", print)(data.sources[0])
 
 
