@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="folder or URL of the files to be written")
     parser.add_argument("--samples_per_file", type=int, default=10_000)
     parser.add_argument("--captions", help="parquet or JSONL files of key -> caption that replace the samples' own")
+    parser.add_argument("--scores", help="parquet or JSONL files of key -> numbers that filters may use")
     filters_help = 'JSON, such as {"min_size": 64, "max_punsafe": 0.5}'
     parser.add_argument("--filters", type=json.loads, default={}, help=filters_help)
     parser.add_argument("--tokenizer", help="folder or file of a tokenizer: store token ids too")

@@ -184,7 +184,7 @@ def source_spec(patterns: Sequence[str], kind: str | None, options: Mapping[str,
     same = len({shard.options for shard in shards}) == 1  # not so where a meta file gives each annotation its own root
     spec = {"kind": kinds[0], "paths": [shard.source for shard in shards] if same else list(patterns)}
     spec |= shards[0].options.given() if same else {}
-    given = {name: options[name] for name in ("captions", "filters", "index_dir") if options.get(name)}
+    given = {name: options[name] for name in ("captions", "scores", "filters", "index_dir") if options.get(name)}
     return {**spec, **given}
 
 

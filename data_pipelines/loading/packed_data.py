@@ -253,15 +253,18 @@ class PackedData:
 
     def sample_keys(self, step: int) -> list[str]:
         """Keys of the samples of a global step, row by row, bad ones included."""
+        return [key for keys in self.row_keys(step) for key in keys]
+
+    def row_keys(self, step: int) -> list[list[str]]:
+        """The same for each row: the sample of segment s is number s - 1 of its row."""
         if self.at(step) is not self:
-            return self.at(step).sample_keys(step)
-        keys = []
+            return self.at(step).row_keys(step)
+        rows: list[list[str]] = []
         for place in self._places(step, range(self.batch_size)):
-            if place is not None:
-                block, number = self.plan.block(place[0]), place[1]
-                for unit in range(block.starts[number], block.starts[number + 1]):
-                    keys.append(self._key(int(block.source[unit]), int(block.sample[unit])))
-        return keys
+            block, number = (None, 0) if place is None else (self.plan.block(place[0]), place[1])
+            units = range(0) if block is None else range(block.starts[number], block.starts[number + 1])
+            rows.append([self._key(int(block.source[unit]), int(block.sample[unit])) for unit in units])
+        return rows
 
     def _key(self, source: int, sample: int) -> str:
         return self.sources[source].key(sample)

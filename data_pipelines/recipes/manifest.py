@@ -92,7 +92,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return _absolute(value, root)
 
 
-_PATH_KEYS = ("paths", "path", "captions", "image_root", "tokenizer", "text")
+_PATH_KEYS = ("paths", "path", "captions", "scores", "image_root", "tokenizer", "text")
 
 
 def _absolute(value: Any, root: Path, key: str | None = None) -> Any:

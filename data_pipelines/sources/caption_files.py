@@ -30,6 +30,7 @@ from data_pipelines.records.scripts import script_of
 from data_pipelines.sources.indices.columns import ColumnFiles
 from data_pipelines.sources.indices.index_builder import origin_of
 from data_pipelines.sources.indices.shard_index import ORIGINS
+from data_pipelines.sources.joining import last_of_equals
 
 VERSION = "6"  # of the table
 _ARRAYS = {"hash": "u8", "start": "i8", "length": "i4", "chars": "i4", "text_hash": "u8", "script": "u1"}
@@ -48,11 +49,7 @@ def write_table(files: Sequence[str], folder: Path) -> None:
     """
     table = ColumnFiles(folder)
     columns, broken = _collect(files, table)
-    # Sorted by key, of equal keys the last: a stable sort of the reversed list puts it first.
-    order = (len(columns["hash"]) - 1 - np.argsort(columns["hash"][::-1], kind="stable")).astype(np.int64)
-    first = np.ones(len(order), bool)
-    first[1:] = np.diff(columns["hash"][order]) != 0
-    order = order[first]
+    order = last_of_equals(columns["hash"])
     for name in _ARRAYS:
         columns[name] = columns[name][order]
         table.append(name, columns[name])

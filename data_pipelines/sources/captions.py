@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipelines.errors import DataError
-from data_pipelines.io import paths, publish
-from data_pipelines.io.digests import digest, hash64
-from data_pipelines.io.storage import patiently, storage
 from data_pipelines.records.raw_sample import RawSample
+from data_pipelines.sources import joining
 from data_pipelines.sources.caption_files import SALTS, VERSION, write_table
 from data_pipelines.sources.indices.columns import Columns, Strings
 
@@ -52,15 +47,11 @@ class Captions:
         A key in the files is "SHARD/KEY" or only "KEY"; ``origins``: hashes of the samples' urls and sha256s, for
         captions that have no key.
         """
-        result = np.full(len(keys), -1, np.int64)
-        if not len(self):
-            return result
+        result, hashes = np.full(len(keys), -1, np.int64), self.columns["hash"]
         for name, values in (origins or {}).items():
-            result = np.where(values != 0, self._found(values ^ np.uint64(SALTS[name]), result), result)
-        for prefix in ("", shard + "/"):  # the full name last: it takes precedence over the short one
-            names = ((prefix + keys[i]).encode("utf-8", "surrogateescape") for i in range(len(keys)))
-            result = self._found(np.fromiter(map(hash64, names), np.uint64, len(keys)), result)
-        return result
+            salted = joining.find(hashes, values ^ np.uint64(SALTS[name]), result)
+            result = np.where(values != 0, salted, result)
+        return joining.find_keys(hashes, shard, keys, result)
 
     def contradicts(self, rows: np.ndarray, origins: Mapping[str, np.ndarray]) -> np.ndarray:
         """bool [n]: whether the caption of each of ``rows`` is said to belong to another url or sha256."""
@@ -69,12 +60,6 @@ class Captions:
             stated = self.columns[name][rows]
             result |= (stated != 0) & (values != 0) & (stated != values)
         return result
-
-    def _found(self, wanted: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """``rows`` (int64 [n], -1 = none) with those of the names whose hashes are ``wanted``."""
-        hashes = self.columns["hash"]
-        places = np.minimum(np.searchsorted(hashes, wanted), len(self) - 1)
-        return np.where(hashes[places] == wanted, places, rows)
 
 
 def open_captions(patterns: str | Sequence[str]) -> Captions:
@@ -85,20 +70,7 @@ def open_captions(patterns: str | Sequence[str]) -> Captions:
     Entries without a caption are left out; so are broken lines, which are counted and logged. Raises DataError that
     names the file and what is wrong in it if none of its lines is good.
     """
-    files = paths.expand(patterns)
-    stamps = [patiently(functools.partial(paths.stamp, file)) for file in files]
-    name = digest(VERSION, *(f"{paths.basename(file)} {file} {stamp}" for file, stamp in zip(files, stamps)))
-    folder = paths.cache_dir() / "captions" / name
-    with storage(str(folder), "free some space, or set MONO_JAX_CACHE"):
-        kept = Columns.load_whole(folder)
-        if kept is None:
-            publish.remove_stale(folder.parent)
-            with contextlib.suppress(FileExistsError), publish.new_folder(folder, replace=True) as new:
-                write_table(files, new)
-            kept = Columns.load_whole(folder)
-    if kept is None:
-        raise DataError(f"{folder}: cannot be kept there; remove it, or set MONO_JAX_CACHE")
-    captions = Captions(*kept)
+    captions = Captions(*joining.open_table(patterns, "captions", VERSION, write_table))
     for file, (count, first) in captions.broken.items():
         _log.warning("%s: %d broken lines left out, the first is line %d", file, count, first)
     return captions

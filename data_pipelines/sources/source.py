@@ -25,7 +25,7 @@ from data_pipelines.io.processes import ahead
 from data_pipelines.io.storage import storage
 from data_pipelines.records.extra_formats import now_readable
 from data_pipelines.records.raw_sample import RawSample
-from data_pipelines.sources.captions import CaptionedSource, Captions, open_captions
+from data_pipelines.sources.captions import CaptionedSource, open_captions
 from data_pipelines.sources.finding import shard_names
 from data_pipelines.sources.formats.registry import FORMATS
 from data_pipelines.sources.indexed import IndexedSource
@@ -33,14 +33,15 @@ from data_pipelines.sources.indexing import load_or_make, shard_stamp, with_mark
 from data_pipelines.sources.indices.columns import Columns
 from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.shard_index import UNASKED, ShardIndex
+from data_pipelines.sources.scores import open_scores
 from data_pipelines.sources.selection import table
 from data_pipelines.sources.selection.filters import Filters
-from data_pipelines.sources.selection.select import CONTRADICTION, Selection, repeat, select, unique
+from data_pipelines.sources.selection.select import CONTRADICTION, Joined, Selection, repeat, select, settle, unique
 from data_pipelines.sources.selection.share import Share
 
 _log = logging.getLogger(__name__)
 _PROBLEMS_LOGGED = 20  # at most, of a source
-_COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "filters", "remote_cache_gb")
+_COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "scores", "filters", "remote_cache_gb")
 _MOST_CONTRADICTED = 0.01  # share of the joined captions
 _THREADS = 16  # shards whose stamps and indices are fetched at a time, mostly waiting for remote storage
 
@@ -117,10 +118,10 @@ def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
         what is offered.
       spec: "kind" (tar, files, parquet, jsonl, text, array_record, tfds) and "paths" (a path, URL or glob, or a list of
         them). Optional: "name"; "index_dir" (where indices are kept, if not beside the shards); "captions" (files of
-        key -> caption that replace the samples' own; samples without one are dropped as "no_joined_caption"); "filters"
-        (see ``selection.filters.check_filters``); "remote_cache_gb" (read remote shards in pieces of 8 MiB that are
-        kept on the local disk, up to that many GB: for few hosts and shuffle "local"); and the options of the kind (see
-        its module in ``formats``).
+        key -> caption that replace the samples' own; samples without one are dropped as "no_joined_caption"); "scores"
+        (files of key -> numbers, for filters); "filters" (see ``selection.filters.check_filters``); "remote_cache_gb"
+        (read remote shards in pieces of 8 MiB that are kept on the local disk, up to that many GB: for few hosts and
+        shuffle "local"); and the options of the kind (see its module in ``formats``).
 
     Shards that are damaged or unfinished as a whole are logged as warnings; ``problems`` lists them all.
 
@@ -140,13 +141,15 @@ def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
         if isinstance(size, bool) or not isinstance(size, int | float) or size < 0:
             raise DataError(f"{what}: remote_cache_gb must be a number of gigabytes, is {size!r}")
         chunk_cache.enable(size)
-    filters = Filters(spec.get("filters"), what)
     captions = open_captions(spec["captions"]) if spec.get("captions") else None
+    scores = open_scores(spec["scores"]) if spec.get("scores") else None
+    filters = Filters(spec.get("filters"), what, scores.names if scores else ())
+    joined = Joined(captions, scores, format.key_separator)
     options = {**spec, "hash_images": True} if "unique_images" in filters.options else spec
     found = list(format.find(paths.expand(spec["paths"]), options))
     names = shard_names([shard.source for shard, _ in found])
     shards = [dataclasses.replace(shard, name=shard_name) for (shard, _), shard_name in zip(found, names)]
-    offer = _Offer(shards, [share for _, share in found], filters, captions, spec.get("index_dir"), ask_again)
+    offer = _Offer(shards, [share for _, share in found], filters, joined, spec.get("index_dir"), ask_again)
     columns, header = offer.table()
     shards = [
         dataclasses.replace(shard, mark=mark, content=content)
@@ -195,7 +198,7 @@ class _Offer:
     shards: Sequence[Shard]
     shares: Sequence[Share]
     filters: Filters
-    captions: Captions | None
+    joined: Joined
     index_dir: str | None
     ask_again: bool = True
 
@@ -238,8 +241,7 @@ class _Offer:
             [shard.path, shard.name, shard.options.given(), shard.encoding, dataclasses.astuple(share), stamp]
             for shard, share, stamp in zip(self.shards, self.shares, self.stamps)
         ]
-        captions = self.captions.digest if self.captions else ""
-        return json_digest([shards, self.shards[0].kind, self.filters.options, captions, table.VERSION])
+        return json_digest([shards, self.shards[0].kind, self.filters.options, self.joined.digest, table.VERSION])
 
     def _build(self, make_folder: Callable[[], Path]) -> tuple[Columns | None, dict[str, Any]]:
         """(the columns, None if they are in the folder; the header)."""
@@ -247,9 +249,10 @@ class _Offer:
         problems: dict[str, list[str]] = {}
         contents: list[str] = []
         examples: dict[str, str] = {}
-        samples, used = 0, np.zeros(0 if self.captions is None else len(self.captions), bool)
-        content, separator = Digest(), FORMATS[self.shards[0].kind].key_separator
-        content.add(self.captions.digest if self.captions else "")
+        captions, separator = self.joined.captions, self.joined.separator
+        samples, used = 0, np.zeros(0 if captions is None else len(captions), bool)
+        content = Digest()
+        content.add("" if captions is None else captions.digest)
         builder = table.TableBuilder(make_folder)
         for shard, index, selection in self._selections(dropped):
             if index.problems:
@@ -266,8 +269,8 @@ class _Offer:
             if selection.captions is not None:
                 used[selection.captions] = True
         counts = {"samples": samples}
-        if self.captions is not None:
-            counts |= {"captions": len(self.captions), "unused": len(used) - int(np.count_nonzero(used))}
+        if captions is not None:
+            counts |= {"captions": len(captions), "unused": len(used) - int(np.count_nonzero(used))}
         header = {
             "fingerprint": content.hex(),
             "dropped": dict(+dropped),
@@ -282,9 +285,11 @@ class _Offer:
     def _selections(self, dropped: Counter[str]) -> Iterator[tuple[Shard, ShardIndex, Selection]]:
         """What is offered of each shard; unusable samples are added to ``dropped``."""
         names = [shard.name for shard in self.shards]
-        masks = unique(self._indices(), names, self.filters, self.captions) if self.filters.wants_unique else None
+        if self.filters.shared:
+            settle(self._indices(), names, self.filters, self.joined)
+        masks = unique(self._indices(), names, self.filters, self.joined) if self.filters.wants_unique else None
         for shard, share, index in zip(self.shards, self.shares, self._indices()):
-            selection, _, lost = select(index, shard.name, self.filters, self.captions)
+            selection, _, lost = select(index, shard.name, self.filters, self.joined)
             dropped.update(lost)
             if masks is not None:
                 selection = selection.where(next(masks))

@@ -14,6 +14,7 @@ from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation.blind import Blindness
 from mono_jax.evaluation.in_training.task_config import TaskConfig
+from mono_jax.evaluation.sample_losses import SCORES
 from mono_jax.models.adapters import Adapters
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
@@ -280,6 +281,12 @@ class EvipConfig:
         help="{stage: filters} for all sources that the stage has from the sets, beside their own; {'s1_2': "
         "{'max_caption_chars': 30}} learns from short captions",
     )
+    scores: Mapping[str, str] = field(
+        default_factory=dict,
+        help="{stage: model}: before the stage its sources from the sets are scored by a model folder, or by the model "
+        "of an earlier stage, for its filters: min_loss, max_loss, min_sight ...; {'s1_2': 's0'} with filters {'s1_2': "
+        "{'max_loss': '50%'}} learns from the half that the base finds easier",
+    )
     heldout_batches: int | None = field(
         None,
         ge=1,
@@ -305,11 +312,18 @@ class EvipConfig:
                 raise unknown_key("stage of config.replay", folder, self.stages)
             if not 0 < (share := sum(self.replay[folder].values())) <= 1:
                 raise ConfigError(f"config.replay.{folder}: shares sum to {share:g}: it must be above 0 and at most 1")
+        order = list(self.stages)
+        for folder, model in self.scores.items():
+            if folder not in order:
+                raise unknown_key("stage of config.scores", folder, order)
+            if model in order[order.index(folder) :]:
+                raise ConfigError(f"config.scores.{folder} is {model!r}: name an earlier stage, or a model folder")
         for folder in self.filters:
             if folder not in self.stages:
                 raise unknown_key("stage of config.filters", folder, self.stages)
             try:
-                check_filters(self.filters[folder], f"config.filters.{folder}")
+                scores = SCORES if folder in self.scores else ()
+                check_filters(self.filters[folder], f"config.filters.{folder}", scores)
             except DataError as error:
                 raise ConfigError(str(error)) from None
 

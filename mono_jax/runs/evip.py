@@ -38,6 +38,7 @@ from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.evaluating import BASE_LOSSES
 from mono_jax.runs.parameter_counts import parameter_counts
 from mono_jax.runs.program import Program
+from mono_jax.runs.scoring import with_scores
 from mono_jax.runs.sets import prepare_sets, with_heldout
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import Workdir
@@ -107,15 +108,26 @@ class Evip:
         return self.manifest["stages"][folder]["sources"]
 
     def mixed_sources(self, folder: str) -> list[dict[str, Any]]:
-        """The stage's own and those of other stages that ``config.replay`` mixes in, all with ``config.filters``."""
+        """The stage's own and those of other stages that ``config.replay`` mixes in, all with ``config.filters``.
+
+        They come with the scores that ``config.scores`` asks for.
+        """
         replay = self.config.replay.get(folder, {})
         own = self.sources(folder) if (rest := 1 - sum(replay.values())) > 0 else []
         if replay and any("weight" in source for source in own):  # they keep their proportions
             scale = rest / sum(source["weight"] for source in own)
             own = [{**source, "weight": source["weight"] * scale} for source in own]
         mixed = [source for other, share in replay.items() for source in self._replayed(other, share)]
+        sources = self.scored(folder, [*own, *mixed]) if folder in self.config.scores else [*own, *mixed]
         filters = self.config.filters.get(folder, {})
-        return [_filtered(source, filters) if filters else source for source in [*own, *mixed]]
+        return [_filtered(source, filters) if filters else source for source in sources]
+
+    def scored(self, folder: str, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The stage's sources with scores under the model that ``config.scores`` names, which are made if missing."""
+        model, values = self.config.scores[folder], self.config.stage_values(folder, "")
+        place = self.large(model) / "model" if model in self.config.stages else model
+        data = {"tokenizer": self.tokenizer(), **values["data"], "sources": sources}
+        return with_scores(sources, DataConfig.from_dict(data), place, self.cache(), self.say, values.get("dtype"))
 
     def _replayed(self, stage: str, share: float) -> list[dict[str, Any]]:
         """A stage's sources under names of their own, ``share`` of the samples in all, in their proportions there."""

@@ -64,10 +64,7 @@ def run(
 
     Returns the figures. Raises DataError or MonoJaxError.
     """
-    if "stages" in values:
-        values = _stage_values(values, Path(cache_dir) if cache_dir else paths.cache_dir(), stage)
-    settings = values.get("data", values)
-    settings = settings if isinstance(settings, DataConfig) else DataConfig.from_dict(settings)
+    settings, values = data_of(values, cache_dir, stage)
     if settings.pixel_path == "device":
         settings = dataclasses.replace(settings, pixel_path="exact")  # the same bytes, made here
     data = PackedData(settings, cache_dir, tile_geometry(values))
@@ -78,6 +75,16 @@ def run(
     if suggest_capacity:
         result["suggestions"] = suggestions(data, slots, row_multiple)
     return result
+
+
+def data_of(
+    values: Mapping[str, Any], cache_dir: str | None, stage: str | None
+) -> tuple[DataConfig, Mapping[str, Any]]:
+    """The data of a config (see ``run``), and what describes its model. Raises DataError or MonoJaxError."""
+    if "stages" in values:
+        values = _stage_values(values, Path(cache_dir) if cache_dir else paths.cache_dir(), stage)
+    settings = values.get("data", values)
+    return settings if isinstance(settings, DataConfig) else DataConfig.from_dict(settings), values
 
 
 def _stage_values(values: Mapping[str, Any], folder: Path, stage: str | None) -> dict[str, Any]:

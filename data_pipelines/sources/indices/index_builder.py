@@ -224,7 +224,12 @@ def scores_of(value: Mapping[str, Any]) -> dict[str, float]:
     """The known scores of a metadata object, whatever the case of their names; only those that are numbers."""
     found = {}
     for name, number in value.items():
-        name = str(name).lower().removesuffix("_score")
+        name = score_name(str(name))
         if name in SCORES and isinstance(number, int | float) and not isinstance(number, bool):
             found[name] = float(number)
     return found
+
+
+def score_name(column: str) -> str:
+    """What filters call the score in a field: AESTHETIC_SCORE is "aesthetic"."""
+    return column.lower().removesuffix("_score")

@@ -5,8 +5,11 @@ A sample without the score that a filter needs is dropped by it: an unknown valu
 
 from __future__ import annotations
 
+import copy
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,27 +25,33 @@ _BOUNDS: dict[str, tuple[str, str, bool]] = {
     "min_size": ("too_small", "short_side", True),
     "max_size": ("too_big", "long_side", False),
     "max_aspect_ratio": ("aspect_ratio", "aspect_ratio", False),
-    "min_similarity": ("similarity", "similarity", True),
-    "max_punsafe": ("punsafe", "punsafe", False),
-    "max_pwatermark": ("pwatermark", "pwatermark", False),
-    "min_aesthetic": ("aesthetic", "aesthetic", True),
     "min_caption_chars": ("caption_too_short", "text_chars", True),
     "max_caption_chars": ("caption_too_long", "text_chars", False),
 }
-OPTIONS = (*_BOUNDS, "scripts", "unique_captions", "unique_images")
+_OTHERS = ("scripts", "unique_captions", "unique_images")
 
 
-def check_filters(options: Mapping[str, Any], what: str) -> None:
+def _bounds(scores: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
+    """``_BOUNDS`` with those of the indices' scores and of joined ones."""
+    of_scores = {f"{end}_{name}": (name, name, end == "min") for name in (*SCORES, *scores) for end in ("min", "max")}
+    return of_scores | _BOUNDS
+
+
+def check_filters(options: Mapping[str, Any], what: str, scores: Sequence[str] = ()) -> None:
     """Raises DataError on an unknown filter or a value of the wrong kind.
 
     Options: min_size (shorter side, pixels), max_size (longer side), max_aspect_ratio (longer / shorter),
-    min_similarity, max_punsafe, max_pwatermark, min_aesthetic, min_caption_chars, max_caption_chars (bounds are allowed
-    values), scripts (list of writing systems), unique_captions, unique_images (booleans: the first of equals is kept).
+    min_NAME and max_NAME of each score (``SCORES``, and joined ones: ``scores``), min_caption_chars, max_caption_chars:
+    bounds are allowed values, "N%" stands for the value that N % of the source's usable samples do not exceed; scripts
+    (list of writing systems), unique_captions, unique_images (booleans: the first of equals is kept).
     """
-    check_keys(options, OPTIONS, f"{what}: filters")
-    for name in _BOUNDS.keys() & options.keys():
-        if isinstance(options[name], bool) or not isinstance(options[name], int | float | None):
-            raise DataError(f"{what}: filter {name} must be a number, is {options[name]!r}")
+    bounds = _bounds(scores)
+    check_keys(options, (*bounds, *_OTHERS), f"{what}: filters")
+    for name in bounds.keys() & options.keys():
+        value = options[name]
+        is_number = isinstance(value, int | float | None) and not isinstance(value, bool)
+        if not is_number and not (isinstance(value, str) and _percent(value) is not None):
+            raise DataError(f'{what}: filter {name} must be a number or a share, "0%" to "100%", is {value!r}')
     for script in options.get("scripts") or ():
         if script not in SCRIPTS:
             raise DataError(f"{what}: filter scripts: unknown script {script!r}; {did_you_mean(script, SCRIPTS)}")
@@ -51,35 +60,64 @@ def check_filters(options: Mapping[str, Any], what: str) -> None:
             raise DataError(f"{what}: filter {name} must be true or false, is {options[name]!r}")
 
 
-class Filters:
-    """Checked options; ``dropped`` counts what they have dropped so far. Raises DataError like ``check_filters``."""
+def _percent(text: str) -> float | None:
+    """The share in "N%", 0 to 1; None where it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+    return float(found[1]) / 100 if found and float(found[1]) <= 100 else None
 
-    def __init__(self, options: Mapping[str, Any] | None, what: str = "source"):
-        self.options = {k: v for k, v in (options or {}).items() if v not in (None, False, ())}
-        check_filters(self.options, what)
+
+class Filters:
+    """Checked options; ``dropped`` counts what they have dropped so far. Raises DataError like ``check_filters``.
+
+    ``scores``: names of joined ones.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None, what: str = "source", scores: Sequence[str] = ()):
+        off = lambda value: value is None or value is False or value == ()  # noqa: E731 (0 is a bound)
+        self.options = {name: value for name, value in (options or {}).items() if not off(value)}
+        check_filters(self.options, what, scores)
+        self._joined, bounds = tuple(scores), _bounds(scores)
+        self._bounds = {option: bounds[option] for option in bounds if option in self.options}
+        self._values = {option: self.options[option] for option in self._bounds}
         self.dropped: Counter[str] = Counter()
 
     @property
     def wants_unique(self) -> bool:
         return bool({"unique_captions", "unique_images"} & self.options.keys())
 
-    def keep(self, index: ShardIndex, rows: np.ndarray, text: Columns) -> np.ndarray:
-        """bool [k]: which of a shard's ``rows`` pass all filters but those on duplicates.
+    @property
+    def shared(self) -> set[str]:
+        """Columns of which all values are needed, since a bound is a share of the samples."""
+        return {self._bounds[option][1] for option, value in self._values.items() if isinstance(value, str)}
+
+    def settle(self, columns: Columns) -> None:
+        """Turns shares into values; ``columns``: those in ``shared``, of all usable samples, NaN = not known."""
+        for option, value in self._values.items():
+            if isinstance(value, str):
+                known = columns[self._bounds[option][1]]
+                known = known[~np.isnan(known)]
+                self._values[option] = float(np.quantile(known, _percent(value))) if len(known) else math.nan
+
+    def uncounted(self) -> Filters:
+        """The same, settled alike, with counts of its own."""
+        trial = copy.copy(self)
+        trial.dropped = Counter()
+        return trial
+
+    def keep(self, columns: Columns, with_image: np.ndarray) -> np.ndarray:
+        """bool [k]: which of k samples pass all filters but those on duplicates.
 
         Args:
-          index: of the shard.
-          rows: int64 [k].
-          text: columns text_chars and script of the rows (of the joined captions where there are any).
+          columns: see ``select.columns``.
+          with_image: bool [k], whether a sample has any.
         """
-        columns = {name: index.columns[name][rows] for name in SCORES} | shapes(index, rows) | text
-        with_image = index.columns["image_count"][rows] > 0
-        alive = np.ones(len(rows), bool)
-        for option, (reason, column, is_minimum) in _BOUNDS.items():
-            if option in self.options:
-                values, bound = columns[column], np.float32(self.options[option])
-                passes = values >= bound if is_minimum else values <= bound  # NaN passes neither
-                # Conditions on images or pairs do not apply to samples without an image.
-                alive = self._drop(reason, alive, passes if column == "text_chars" else passes | ~with_image)
+        alive = np.ones(len(with_image), bool)
+        for option, (reason, column, is_minimum) in self._bounds.items():
+            values, bound = columns[column], np.float32(self._values[option])
+            passes = values >= bound if is_minimum else values <= bound  # NaN passes neither
+            # Conditions on images or pairs do not apply to samples without an image.
+            of_all = column == "text_chars" or column in self._joined
+            alive = self._drop(reason, alive, passes if of_all else passes | ~with_image)
         if "scripts" in self.options:
             wanted = [SCRIPTS.index(script) for script in self.options["scripts"]]
             alive = self._drop("script", alive, np.isin(columns["script"], wanted))

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from data_pipelines.sources.captions import Captions
-from data_pipelines.sources.indices.shard_index import ORIGINS, ShardIndex
-from data_pipelines.sources.selection.filters import Filters
+from data_pipelines.sources.indices.shard_index import ORIGINS, SCORES, ShardIndex
+from data_pipelines.sources.scores import Scores
+from data_pipelines.sources.selection.filters import Filters, shapes
 from data_pipelines.sources.selection.share import Share
 
 _TEXT_COLUMNS = {"text_chars": "chars", "script": "script", "text_hash": "text_hash"}  # of an index: of captions
@@ -40,8 +41,21 @@ class Selection:
         return Selection(self.index, self.rows[chosen], None if self.captions is None else self.captions[chosen])
 
 
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """What is joined to the samples of shards by key. ``separator``: see ``Format.key_separator``."""
+
+    captions: Captions | None = None
+    scores: Scores | None = None
+    separator: str = "/"
+
+    @property
+    def digest(self) -> str:
+        return "".join(part.digest for part in (self.captions, self.scores) if part is not None)
+
+
 def select(
-    index: ShardIndex, name: str, filters: Filters, captions: Captions | None
+    index: ShardIndex, name: str, filters: Filters, joined: Joined
 ) -> tuple[Selection, np.ndarray, Counter[str]]:
     """(what is offered of a shard, the hashes of its texts, the unusable samples by reason).
 
@@ -49,33 +63,52 @@ def select(
       name: of the shard in keys.
       filters: count what they drop.
     """
-    rows, joined, lost = _join(index, name, captions)
+    usable, lost = _usable(index, name, joined)
+    found = columns(usable, name, joined)
+    keep = filters.keep(found, index.columns["image_count"][usable.rows] > 0)
+    return usable.where(keep), found["text_hash"][keep], lost
+
+
+def columns(usable: Selection, name: str, joined: Joined) -> dict[str, np.ndarray]:
+    """[k] each: what filters know of samples: their scores, shapes and texts (joined ones where there are any)."""
+    index, rows = usable.index, usable.rows
     text = {key: index.columns[key][rows] for key in _TEXT_COLUMNS}
-    if joined is not None:
-        text = {key: captions.columns[column][joined] for key, column in _TEXT_COLUMNS.items()}
-    keep = filters.keep(index, rows, text)
-    return Selection(index, rows, joined).where(keep), text["text_hash"][keep], lost
+    if joined.captions is not None:
+        text = {key: joined.captions.columns[column][usable.captions] for key, column in _TEXT_COLUMNS.items()}
+    scores = {score: index.columns[score][rows] for score in SCORES}
+    if joined.scores is not None:
+        scores |= joined.scores.find(name, index.keys.take(rows), joined.separator)
+    return scores | shapes(index, rows) | text
+
+
+def settle(indices: Iterable[ShardIndex], names: Iterable[str], filters: Filters, joined: Joined) -> None:
+    """Turns the filters' shares of the samples into values, by all usable samples of the shards."""
+    wanted = filters.shared
+    parts = []
+    for name, index in zip(names, indices):
+        found = columns(_usable(index, name, joined)[0], name, joined)
+        parts.append({column: found[column].astype(np.float32) for column in wanted})
+    filters.settle({column: np.concatenate([part[column] for part in parts]) for column in wanted})
 
 
 def unique(
-    indices: Iterable[ShardIndex], names: Iterable[str], filters: Filters, captions: Captions | None
+    indices: Iterable[ShardIndex], names: Iterable[str], filters: Filters, joined: Joined
 ) -> Iterator[np.ndarray]:
     """For each shard, which of its selected samples are no duplicates (bool [k])."""
     hashes = []
-    trial = Filters(filters.options)  # whose counts are thrown away
+    trial = filters.uncounted()
     for name, index in zip(names, indices):
-        selection, text_hash, _ = select(index, name, trial, captions)
+        selection, text_hash, _ = select(index, name, trial, joined)
         hashes.append((text_hash, index.columns["image_hash"][selection.rows]))
     mask = filters.unique(*(np.concatenate(column) for column in zip(*hashes)))
     return iter(np.split(mask, np.cumsum([len(text_hash) for text_hash, _ in hashes])[:-1]))
 
 
-def _join(
-    index: ShardIndex, name: str, captions: Captions | None
-) -> tuple[np.ndarray, np.ndarray | None, Counter[str]]:
-    """(usable rows, their joined captions, unusable samples by reason) of a shard."""
+def _usable(index: ShardIndex, name: str, joins: Joined) -> tuple[Selection, Counter[str]]:
+    """(the usable samples of a shard, with their joined captions; the others by reason)."""
+    captions = joins.captions
     if captions is None:
-        return index.usable, None, Counter(index.dropped())
+        return Selection(index, index.usable), Counter(index.dropped())
     cured = [i + 1 for i, reason in enumerate(index.reasons) if reason in _CURED_BY_CAPTION]
     reason, with_image = index.columns["reason"], index.columns["image_count"] > 0
     rows = np.flatnonzero(with_image & np.isin(reason, [0, *cured]))
@@ -88,7 +121,7 @@ def _join(
     contradicted = (joined >= 0) & captions.contradicts(joined, origins)
     lost[CONTRADICTION] += int(np.count_nonzero(contradicted))
     good = (joined >= 0) & ~contradicted
-    return rows[good], joined[good], +lost
+    return Selection(index, rows[good], joined[good]), +lost
 
 
 def repeat(selection: Selection, share: Share) -> Selection:

@@ -50,6 +50,9 @@ def evaluate(args: Any) -> dict[str, Any]:
         judge(judged[0])  # refuses, before anything is answered
     with together():
         examples = {task.name: task.benchmark.read(data, task.file, args.limit) for task in tasks}
+    for task in tasks:
+        if _is_hidden(task, examples[task.name]):
+            submissions.check(task.benchmark.submission)
     answers: dict[str, dict[str, dict[str, str]]] = {task.name: {} for task in tasks}
     for label, model in models.items():
         for task, found in _answers(args, label, model, tasks, examples, out, say):
@@ -174,7 +177,7 @@ def _scored(
     """({"examples", "metric", "models": {label: scores or submission}, "differences"}, what the page shows)."""
     benchmark = task.benchmark
     result: dict[str, Any] = {"metric": benchmark.metric, "examples": len(examples), "models": {}}
-    if hidden := benchmark.submission is not None and not all(example.truths for example in examples):
+    if hidden := _is_hidden(task, examples):
         for label, given in answers.items():
             written = submissions.write(folder(label), benchmark.submission, [(e, given[e.id]) for e in examples])
             result["models"][label] = {"submission": str(written)}
@@ -190,3 +193,8 @@ def _scored(
         result["judge"] = judge.name
     right = {label: each.is_right() for label, each in scored.items()}
     return result, page.Shown(examples, answers, right)
+
+
+def _is_hidden(task: Task, examples: Sequence[Example]) -> bool:
+    """Whether the right answers are not there, and others are sent in to be scored."""
+    return task.benchmark.submission is not None and not all(example.truths for example in examples)

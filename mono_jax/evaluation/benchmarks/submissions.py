@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.io import publish
+from mono_jax.errors import ConfigError
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.metrics import choices, mmmu
 
 Answers = Sequence[tuple[Example, str]]
+Table = list[list[str | int]]
 
 
 def _number(text: str) -> int | str:
@@ -36,15 +40,15 @@ def _mmmu(answers: Answers) -> Any:
     return {e.id: mmmu.choice_of(answer, e.options) or answer if e.options else answer for e, answer in answers}
 
 
-def _mmbench(answers: Answers) -> str:
-    """The table that OpenCompass reads, one row an order of the options; it takes the same columns as .xlsx."""
+def _mmbench(answers: Answers) -> Table:
+    """The table that OpenCompass reads, one row an order of the options (which is a question of its own)."""
     letters = "ABCD"
-    rows = [["index", "question", *letters, "prediction"]]
+    rows: Table = [["index", "question", *letters, "prediction"]]
     for example, answer in answers:
         texts = [example.options.get(letter, "") for letter in letters]
         prediction = choices.choice_of(answer, example.options) or answer
-        rows.append([example.id, example.asked.split("\n")[0], *texts, prediction])
-    return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+        rows.append([_number(example.id), example.asked.split("\n")[0], *texts, prediction])
+    return rows
 
 
 FORMATS: Mapping[str, Callable[[Answers], Any]] = {
@@ -52,17 +56,42 @@ FORMATS: Mapping[str, Callable[[Answers], Any]] = {
     "vizwiz": _vizwiz,
     "docvqa": _docvqa,
     "mmmu": _mmmu,
-    "mmbench": _mmbench,
 }
+TABLES: Mapping[str, Callable[[Answers], Table]] = {"mmbench": _mmbench}
+
+
+def check(format_: str) -> None:
+    """Raises ConfigError, before anything is answered, if the package that writes the format is not installed."""
+    if format_ in TABLES and importlib.util.find_spec("openpyxl") is None:
+        raise ConfigError(
+            "the hidden test sets of MMBench are sent in as .xlsx, which needs openpyxl: pip install -e '.[xlsx]'"
+        )
 
 
 def write(folder: Path, format_: str, answers: Answers) -> Path:
-    """FOLDER/submission.json or .tsv. Raises OSError."""
-    content = FORMATS[format_](answers)
-    if isinstance(content, str):
-        file = folder / "submission.tsv"
-        publish.write_text(file, content)
+    """FOLDER/submission.json or .xlsx. Raises OSError; ConfigError as ``check``."""
+    check(format_)
+    if format_ in TABLES:
+        file = folder / "submission.xlsx"
+        publish.write_bytes(file, _workbook(TABLES[format_](answers)))
     else:
         file = folder / "submission.json"
-        publish.write_text(file, json.dumps(content, ensure_ascii=False) + "\n")
+        publish.write_text(file, json.dumps(FORMATS[format_](answers), ensure_ascii=False) + "\n")
     return file
+
+
+def _workbook(rows: Table) -> bytes:
+    """An .xlsx file with one sheet."""
+    import openpyxl
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    book = openpyxl.Workbook()
+    for number, row in enumerate(rows, 1):
+        for column, value in enumerate(row, 1):
+            cell = book.active.cell(number, column)
+            cell.value = ILLEGAL_CHARACTERS_RE.sub(" ", value) if isinstance(value, str) else value
+            if isinstance(value, str):
+                cell.data_type = "s"  # text, also where it begins with "=" as a formula does
+    buffer = io.BytesIO()
+    book.save(buffer)
+    return buffer.getvalue()

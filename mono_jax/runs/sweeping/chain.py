@@ -77,7 +77,8 @@ def _several(unit: Unit, config: EvipConfig) -> Plan:
             digest = _digest(digest, config.vision, config.visual_experts, config.attention_experts)
             mono = Link("mono", digest)
         own = {key: value for key, value in values.items() if key != "init"}
-        digest = _digest(digest, own, config.replay.get(folder), config.filters.get(folder))
+        scored = [config.scores[folder]] if folder in config.scores else []
+        digest = _digest(digest, own, config.replay.get(folder), config.filters.get(folder), *scored)
         stages.append(Link(folder, digest))
     return Plan(unit, config, sets, mono, tuple(stages))
 

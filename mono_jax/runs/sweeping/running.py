@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +35,10 @@ class SharingEvip(Evip):
     def with_experts(self, init: str) -> str:
         with _alone_with(self.place("mono"), self.say):
             return super().with_experts(init)
+
+    def scored(self, folder: str, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        with _alone_with(self.cache() / "scores", self.say):
+            return super().scored(folder, sources)
 
     def run_stage(self, folder: str, init: str) -> dict[str, Any]:
         with _alone_with(self.place(folder), self.say):

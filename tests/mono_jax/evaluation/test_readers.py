@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import importlib.util
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -262,7 +263,6 @@ def test_hidden_answers_become_files_to_send_in(tmp_path: Path):
     questions = [{"image": "test/1.jpg", "question": "q", "question_id": 4}]
     jsonl(tmp_path / "vizwiz/vizwiz_test.jsonl", questions)
     jsonl(tmp_path / "vqav2/vqav2_testdev.jsonl", [{**questions[0], "image": "../vizwiz/test/1.jpg"}])
-    tsv(tmp_path / "MMBench_TEST_EN.tsv", [{key: value for key, value in GOOD.items() if key != "answer"}])
     expected = {
         "vizwiz_test": [{"image": "1.jpg", "answer": "cat"}],
         "vqav2_testdev": [{"question_id": 4, "answer": "cat"}],
@@ -271,9 +271,28 @@ def test_hidden_answers_become_files_to_send_in(tmp_path: Path):
         [example] = BENCHMARKS[name].read(tmp_path)
         file = submissions.write(tmp_path / name, BENCHMARKS[name].submission, [(example, "cat")])
         assert json.loads(file.read_text()) == content
-    [example] = BENCHMARKS["mmbench_test_en"].read(tmp_path)
-    file = submissions.write(tmp_path / "m", "mmbench", [(example, "(B)")])
-    assert file.read_text() == "index\tquestion\tA\tB\tC\tD\tprediction\n1\tq\tx\ty\t\t\tB\n"
+
+
+def test_hidden_answers_of_mmbench_become_a_workbook(tmp_path: Path):
+    openpyxl = pytest.importorskip("openpyxl")
+    row = {key: value for key, value in GOOD.items() if key != "answer"}
+    formula = {**row, "index": 1000001, "question": "=1+1 is", "A": "=2", "B": "#N/A"}
+    tsv(tmp_path / "MMBench_TEST_EN.tsv", [row, formula])
+    answers = zip(BENCHMARKS["mmbench_test_en"].read(tmp_path), ["(B)", "neither\x07"])
+    sheet = openpyxl.load_workbook(submissions.write(tmp_path / "m", "mmbench", list(answers))).active
+    assert [[cell.value for cell in row] for row in sheet] == [
+        ["index", "question", "A", "B", "C", "D", "prediction"],
+        [1, "q", "x", "y", None, None, "B"],
+        [1000001, "=1+1 is", "=2", "#N/A", None, None, "neither "],
+    ]
+    assert {cell.data_type for row in sheet for cell in row if isinstance(cell.value, str)} == {"s"}
+
+
+def test_a_missing_package_is_named_before_anything_is_answered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs openpyxl: pip install -e '\.\[xlsx\]'"):
+        submissions.check("mmbench")
+    submissions.check("vqa")
 
 
 def test_tasks_are_named_by_name_group_pattern_and_file():
@@ -296,4 +315,8 @@ def test_every_benchmark_and_metric_is_documented():
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_has_a_metric_and_a_format(name: str):
     benchmark = BENCHMARKS[name]
-    assert benchmark.metric in {*METRICS, *JUDGED} and benchmark.submission in {None, *submissions.FORMATS}
+    assert benchmark.metric in {*METRICS, *JUDGED} and benchmark.submission in {
+        None,
+        *submissions.FORMATS,
+        *submissions.TABLES,
+    }

@@ -145,12 +145,36 @@ def test_sources_of_other_stages_are_mixed_in(evip: Evip):
     ]
 
 
+@pytest.mark.parametrize(("named", "expected"), [("a", "a/model"), ("models/base", "models/base")])
+def test_filters_have_the_scores_of_the_model_that_is_named(
+    evip: Evip, monkeypatch: pytest.MonkeyPatch, named: str, expected: str
+):
+    calls = []
+
+    def with_scores(sources, data, model, *_):
+        calls.append((str(model), data.text_tokens, [source.name for source in data.sources]))
+        return [{**source, "spec": {**source["spec"], "scores": "file"}} for source in sources]
+
+    monkeypatch.setattr(module, "with_scores", with_scores)
+    evip.manifest["stages"] = {"b": {"sources": [{"name": "talk", "spec": {"kind": "text", "paths": "x"}}]}}
+    del evip.config.data["sources"]
+    evip.config.stages["b"]["data"] = {"text_tokens": 77}
+    config = dataclasses.replace(evip.config, scores={"b": named}, filters={"b": {"max_loss": "50%"}})
+    [source] = dataclasses.replace(evip, config=config).stage_config("b", "init").data.sources
+    assert source.spec["scores"] == "file" and source.spec["filters"] == {"max_loss": "50%"}
+    [(model, *others)] = calls
+    assert model.endswith(expected) and others == [77, ["talk"]]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"replay": {"c": {"s0": 0.1}}}, r"config\.replay.*'c'"),
         ({"replay": {"b": {"s0": 1.1}}}, r"replay\.b: shares sum to 1.1"),
         ({"filters": {"c": {"min_size": 8}}}, r"config\.filters.*'c'"),
+        ({"filters": {"b": {"max_loss": 2}}}, r"config\.filters\.b.*'max_loss'"),
+        ({"scores": {"c": "a"}}, r"config\.scores.*'c'"),
+        ({"scores": {"a": "b"}}, r"config\.scores\.a is 'b': name an earlier stage"),
         ({"filters": {"b": {"min_sise": 8}}}, r"config\.filters\.b.*'min_sise'.*'min_size'"),
     ],
 )

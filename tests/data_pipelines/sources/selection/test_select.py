@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder
 from data_pipelines.sources.selection.filters import Filters
-from data_pipelines.sources.selection.select import Selection, repeat, select, unique
+from data_pipelines.sources.selection.select import Joined, Selection, repeat, select, unique
 from data_pipelines.sources.selection.share import Share
 
 
@@ -32,7 +32,7 @@ def test_only_usable_samples_that_pass_are_offered() -> None:
         Draft("a", images=[part]), Draft("b", reason="no_image"), Draft("c", images=[ImagePart(1, 1, (20, 40))])
     )
     filters = Filters({"min_size": 30})
-    selection, text_hash, lost = select(index, "shard", filters, None)
+    selection, text_hash, lost = select(index, "shard", filters, Joined())
     assert (selection.rows.tolist(), len(text_hash), lost) == ([0], 1, {"no_image": 1})
     assert filters.dropped == {"too_small": 1}
 
@@ -43,6 +43,6 @@ def test_the_first_of_equal_images_is_kept_across_shards() -> None:
         return index_of(*(Draft(f"k{i}", images=parts, image_hash=value) for i, value in enumerate(hashes)))
 
     filters = Filters({"unique_images": True})
-    masks = unique([shard(1, 2, 1), shard(3, 2, 0, 0)], ["a", "b"], filters, None)
+    masks = unique([shard(1, 2, 1), shard(3, 2, 0, 0)], ["a", "b"], filters, Joined())
     assert [mask.tolist() for mask in masks] == [[True, True, False], [True, False, True, True]]
     assert filters.dropped == {"duplicate_image": 2}

@@ -87,6 +87,7 @@ def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
         ({"visual_experts": False, "stages.s1_1.stage": "full"}, {"s0"}),
         ({"replay": {"s2": {"s0": 0.1}}}, {"s0", "s1_1"}),
         ({"filters": {"s2": {"min_size": 8}}}, {"s0", "s1_1"}),
+        ({"scores": {"s2": "s1_1"}}, {"s0", "s1_1"}),
         ({"init": "another"}, set()),
         ({"sets": {"kind": "folder", "path": "there"}}, set()),
         ({"stages.s0.steps": 5}, set()),
