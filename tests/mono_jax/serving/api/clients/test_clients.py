@@ -78,7 +78,7 @@ def plain(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one | {"pictures": [base64.b64encode(data).decode() for data in one["pictures"]]} for one in asked]
 
 
-@pytest.mark.parametrize("at_a_time", [24, 128])
+@pytest.mark.parametrize("at_a_time", [32, 128])
 def test_openai(at_a_time: int, request: pytest.FixtureRequest):
     needs("openai")
     server, answers = request.getfixturevalue("server"), request.getfixturevalue("answers")
