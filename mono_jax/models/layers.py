@@ -160,6 +160,10 @@ class Linear(nnx.Module):
         self.lora_b = Linear(rank, features_out, wide=self.wide, rngs=rngs)
         self.lora_b.kernel = nnx.Param(jnp.zeros((rank, features_out), jnp.float32))
 
+    @property
+    def is_transposed(self) -> bool:
+        return isinstance(self.kernel[...], Transposed)
+
     def weight(self, dtype: jnp.dtype) -> jax.Array:
         """The one matrix [in, out] that x is multiplied by, an adapter's product added."""
         kernel = self.kernel[...].astype(dtype)
@@ -276,6 +280,10 @@ class SwiGLU(nnx.Module):
         self.gate = Linear(features, hidden, wide=wide, rngs=rngs)
         self.up = Linear(features, hidden, wide=wide, rngs=rngs)
         self.down = Linear(hidden, features, wide=wide, rngs=rngs)
+
+    @property
+    def is_transposed(self) -> bool:
+        return self.gate.is_transposed
 
     @staticmethod
     def gated(gate: jax.Array, up: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
 from mono_jax.models.layers import GeGLU, Linear, SwiGLU
 from mono_jax.models.slots import Slots
+from pallas_kernels.experts.block_map import VISUAL
 from pallas_kernels.experts.contract import FfnWeights
 from pallas_kernels.experts.mesh import sharded_ffn, sharded_matmul
 
@@ -57,6 +58,8 @@ def _grouped(
         )
     # The first slot of a block decides for all of it; TEXT and VISUAL are 0 and 1.
     experts = jnp.broadcast_to(slots.is_visual()[:, ::block], (rows, length // block)).astype(jnp.int32)
+    if text.is_transposed:
+        return _block_by_block(text, visual, x, experts, block)
     kernel = None if execution.experts_kernel == "auto" else execution.experts_kernel
     options = {"rows": ROWS, "slots": CONTEXT, "block": block, "implementation": kernel}
     if isinstance(text, SwiGLU):
@@ -72,6 +75,19 @@ def _grouped(
     if hasattr(text, "bias"):
         y += jnp.where(slots.is_visual()[..., None], visual.bias[...], text.bias[...]).astype(y.dtype)
     return y
+
+
+def _block_by_block(
+    text: Linear | SwiGLU, visual: Linear | SwiGLU, x: jax.Array, experts: jax.Array, block: int
+) -> jax.Array:
+    """The expert of each block in a branch: kernels turned back for the grouped ones would be copied at every call."""
+
+    def one(of_block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        expert, slots = of_block
+        return jax.lax.cond(expert == VISUAL, visual, text, slots)
+
+    y = jax.lax.map(one, (experts.reshape(-1), x.reshape(-1, block, x.shape[-1])))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _ffn_weights(expert: SwiGLU, dtype: jnp.dtype) -> FfnWeights:

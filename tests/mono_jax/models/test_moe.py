@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from data_pipelines.batch import ragged
 from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
+from mono_jax.models.layer_ranges import arranged
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.parallel.mesh import make_mesh
@@ -79,6 +82,21 @@ def test_grouped_kernels_serve_geglu():
     options = {"experts": "grouped", "experts_kernel": "ragged", "experts_block": 8}
     with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])):
         assert_same(static, loss_and_gradients(config, batch, **options))
+
+
+@pytest.mark.parametrize("changes", [{"bias": True}, {"family": "gemma3", "hidden_act": "gelu_tanh"}], ids=str)
+def test_grouped_experts_with_transposed_kernels(changes):
+    """They compute the same, and turn no kernel back."""
+    config, batch = preset("tiny_mono_1_5", **changes), random_batch(2)
+    params = Model(config).init(jax.random.key(0))
+    expected = Model(config)(params, batch, jnp.float32).hidden
+    model = Model(config, Execution(experts="grouped", experts_block=8))
+    turned = arranged(params, "separate_transposed")
+    np.testing.assert_allclose(model(turned, batch, jnp.float32).hidden, expected, atol=2e-5)
+    kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(turned) if leaf.ndim == 3}
+    program = str(jax.make_jaxpr(lambda p: model(p, batch, jnp.float32).hidden)(turned))
+    results = {tuple(map(int, found.split(","))) for found in re.findall(r":f32\[([\d,]+)\] = transpose\[", program)}
+    assert kernels and not {(b, a) for a, b in kernels} & {shape[-2:] for shape in results}
 
 
 def test_what_cannot_be_served_says_why():
