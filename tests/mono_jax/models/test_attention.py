@@ -196,6 +196,6 @@ def test_a_cache_is_read_in_slot_order_whatever_serves_rows(kind: str):
     """The keys of the row itself, as if they had been cached: the same output, by one of XLA's forms."""
     (query, key, value), slots = problem(2)
     cache = Cache(key[None], value[None], slots.positions, slots.segments, jnp.int32(SPEC.sequence))
-    found = attend(Execution(attention=kind, attention_chunk=64), query, key, value, slots, cache)
+    found = attend(Execution(attention=kind, attention_chunk=64), query, key, value, slots, cache, jnp.int32(0))
     used = np.asarray(slots.segments > 0)
     np.testing.assert_allclose(np.asarray(found)[used], expected(2)[0][used], atol=2e-5)

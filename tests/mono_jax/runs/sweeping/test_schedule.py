@@ -33,7 +33,7 @@ def note(event):
         file.write(f"{event} {name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
 note("start")
 if name == plan["fails"]:
-    print("some line"); print("ValueError: no luck", file=sys.stderr); sys.exit(1)
+    print("some line", flush=True); print("ValueError: no luck", file=sys.stderr); sys.exit(1)
 for folder, digest in plan["stages"].items():
     done = f"{workdir}/shared/{folder}-{digest}/summary.json"
     if not os.path.exists(done):
