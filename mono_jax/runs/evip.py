@@ -38,7 +38,6 @@ from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.evaluating import BASE_LOSSES
 from mono_jax.runs.parameter_counts import parameter_counts
 from mono_jax.runs.program import Program
-from mono_jax.runs.scoring import with_scores
 from mono_jax.runs.sets import prepare_sets, with_heldout
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import Workdir
@@ -124,6 +123,8 @@ class Evip:
 
     def scored(self, folder: str, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The stage's sources with scores under the model that ``config.scores`` names, which are made if missing."""
+        from mono_jax.runs.scoring import with_scores  # here: other runs start without scipy
+
         model, values = self.config.scores[folder], self.config.stage_values(folder, "")
         place = self.large(model) / "model" if model in self.config.stages else model
         data = {"tokenizer": self.tokenizer(), **values["data"], "sources": sources}
