@@ -14,6 +14,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.runs import evip as module
+from mono_jax.runs import scoring
 from mono_jax.runs.config import EvipConfig
 from mono_jax.runs.evip import Evip
 from mono_jax.runs.sets import with_heldout
@@ -155,7 +156,7 @@ def test_filters_have_the_scores_of_the_model_that_is_named(
         calls.append((str(model), data.text_tokens, [source.name for source in data.sources]))
         return [{**source, "spec": {**source["spec"], "scores": "file"}} for source in sources]
 
-    monkeypatch.setattr(module, "with_scores", with_scores)
+    monkeypatch.setattr(scoring, "with_scores", with_scores)
     evip.manifest["stages"] = {"b": {"sources": [{"name": "talk", "spec": {"kind": "text", "paths": "x"}}]}}
     del evip.config.data["sources"]
     evip.config.stages["b"]["data"] = {"text_tokens": 77}
