@@ -261,9 +261,12 @@ class PackedData:
             return self.at(step).row_keys(step)
         rows: list[list[str]] = []
         for place in self._places(step, range(self.batch_size)):
-            block, number = (None, 0) if place is None else (self.plan.block(place[0]), place[1])
-            units = range(0) if block is None else range(block.starts[number], block.starts[number + 1])
-            rows.append([self._key(int(block.source[unit]), int(block.sample[unit])) for unit in units])
+            keys = []
+            if place is not None:
+                block, number = self.plan.block(place[0]), place[1]
+                units = range(block.starts[number], block.starts[number + 1])
+                keys = [self._key(int(block.source[unit]), int(block.sample[unit])) for unit in units]
+            rows.append(keys)
         return rows
 
     def _key(self, source: int, sample: int) -> str:

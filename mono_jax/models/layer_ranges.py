@@ -7,12 +7,14 @@ Nothing else sees such paths: ``joined`` puts the pieces together again.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mono_jax import tree
@@ -115,13 +117,14 @@ def _layers(stacked: Any, turned: bool) -> list[Any]:
     if isinstance(stacked, jax.ShapeDtypeStruct):
         layer = stacked.update(shape=(1, *stacked.shape[1:]))
         return [_transposed(layer) if turned else layer] * stacked.shape[0]
-    layers = jax.block_until_ready(jax.jit(lambda a: [_turned(a, turned)[i : i + 1] for i in range(len(a))])(stacked))
+    layers = jax.block_until_ready(_split(stacked, turned))
     stacked.delete()
     return [Transposed(layer) for layer in layers] if turned else layers
 
 
-def _turned(array: jax.Array, turned: bool) -> jax.Array:
-    return array.swapaxes(-1, -2) if turned else array
+@functools.partial(jax.jit, static_argnames="turned")
+def _split(stacked: jax.Array, turned: bool) -> list[jax.Array]:
+    return jnp.split(stacked.swapaxes(-1, -2) if turned else stacked, stacked.shape[0])
 
 
 def _transposed(kernel: Any) -> Transposed:

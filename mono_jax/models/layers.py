@@ -165,9 +165,8 @@ class Linear(nnx.Module):
         return isinstance(self.kernel[...], Transposed)
 
     def weight(self, dtype: jnp.dtype) -> jax.Array:
-        """The one matrix [in, out] that x is multiplied by, an adapter's product added."""
+        """The one matrix [in, out] that x is multiplied by, an adapter's product added; not of transposed kernels."""
         kernel = self.kernel[...].astype(dtype)
-        kernel = kernel.matrix if isinstance(kernel, Transposed) else kernel
         if not hasattr(self, "lora_a"):
             return kernel
         low, high = (part.kernel[...].astype(dtype) for part in (self.lora_a, self.lora_b))
