@@ -9,7 +9,6 @@ statistics are float32.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -98,13 +97,12 @@ class Transposed:
     def times(self, x: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
         """x [..., in] @ kernel [in, out], added up and returned in ``dtype`` (None: that of x)."""
         weights, rows = self.array, x.reshape(-1, x.shape[-1])
-        options = {"precision": product_precision(x, weights), "preferred_element_type": dtype}
-        last = (((1,), (1,)), ((), ()))
-        if math.prod(x.shape[:-1]) > self.FEW_ROWS:
-            y = jax.lax.dot_general(rows, weights, last, **options)
-        else:
-            # Without the barrier XLA would turn this into the form above.
-            y = jax.lax.optimization_barrier(jax.lax.dot_general(weights, rows, last, **options)).T
+        few = len(rows) <= self.FEW_ROWS
+        operands, last = (weights, rows) if few else (rows, weights), (((1,), (1,)), ((), ()))
+        precision = product_precision(x, weights)
+        y = jax.lax.dot_general(*operands, last, precision=precision, preferred_element_type=dtype)
+        if few:
+            y = jax.lax.optimization_barrier(y).T  # without the barrier XLA would turn it into the form of many rows
         return y.reshape(*x.shape[:-1], weights.shape[0])
 
 

@@ -96,6 +96,7 @@ WITHOUT_CLUSTER = {  # with all that they need before they look for others
     "parity.py": ["--model_dir=a", "--case=b"],
     "plan.py": ["--config=experiments/configs/demo.py:smoke", "--target=cpu:8"],
     "robustness.py": ["--model=a", "--questions=b", "--out=c"],
+    "score.py": ["--config=experiments/configs/demo.py:smoke", "--model=a", "--out=c"],
     "serve.py": ["--model=a"],
     **{f"sweep.py {action}": [action, "experiments/sweeps/stages.py", "--workdir=w"] for action in ("gather", "slurm")},
     "sweep.py run without --unit": ["run", "experiments/sweeps/stages.py", "--workdir=w"],
