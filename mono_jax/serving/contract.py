@@ -138,7 +138,7 @@ class Stats:
       first_token_s, step_s, queue_s: the latest values in seconds: from submit to first token; of a step of all
         answers; from submit to the begin of reading. The oldest of a few thousand are dropped.
       steps, chunks: steps of answers, and chunks of prompts.
-      working_s: seconds in which there was work. host_share: the share of them in which the scheduler was busy (the
+      working_s: seconds in which there was work. host_share: processor time of the scheduler's thread over them (the
         device works meanwhile).
       compilations: programs compiled since the warm-up; 0 unless there is a fault.
       warm_up_s: seconds that the warm-up took; programs: how many it made.

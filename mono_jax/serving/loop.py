@@ -61,21 +61,17 @@ class Loop:
 
     def turn(self, arrived: Sequence[Task] = (), cut: str | None = None) -> None:
         """``arrived``: new requests. ``cut``: why all requests shall end now; None = they need not."""
-        start, scheduler = time.perf_counter(), self.scheduler
+        start, ran, scheduler = time.perf_counter(), time.thread_time(), self.scheduler
         scheduler.queue.extend(arrived)
         for task in scheduler.tasks():
             if task.cancelled or cut is not None:
                 self._end(task, "cancelled", cut or "cancelled by the client")
         before, self._dispatched = self._dispatched, [*self._read(), *self._step()]
-        waited = 0.0
         for one in before:
-            waiting = time.perf_counter()
             found = one.found if isinstance(one, _Step) or one.task.scores is not None else (one.found[0], None)
-            found = jax.device_get(found)
-            waited += time.perf_counter() - waiting
-            self._collect(one._replace(found=found))
-        self.records.waited_s += waited
-        self.records.busy_s += time.perf_counter() - start - waited
+            self._collect(one._replace(found=jax.device_get(found)))
+        self.records.working_s += time.perf_counter() - start
+        self.records.busy_s += time.thread_time() - ran
 
     # ------------------------------------------------------------------------------------------------------------------
     # Dispatching

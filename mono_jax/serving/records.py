@@ -22,7 +22,7 @@ class Records:
         self.requests: collections.Counter[Finish] = collections.Counter()
         self.refused = self.tokens_in = self.tokens_cached = self.tokens_out = self.steps = self.chunks = 0
         self.first_token_s, self.step_s, self.queue_s = (collections.deque[float](maxlen=KEPT) for _ in range(3))
-        self.busy_s = self.waited_s = 0.0  # of the engine's thread while there is work: in Python, for the device
+        self.working_s = self.busy_s = 0.0  # while there is work: wall time, and processor time of the engine's thread
 
     def admitted(self, task: Task) -> None:
         self.tokens_in += task.tokens
@@ -39,8 +39,8 @@ class Records:
         names = ("refused", "tokens_in", "tokens_cached", "tokens_out", "steps", "chunks")
         counts = {name: getattr(self, name) for name in names} | {"requests": dict(self.requests)}
         times = {name: tuple(getattr(self, name).copy()) for name in ("first_token_s", "step_s", "queue_s")}
-        total = self.busy_s + self.waited_s
-        return counts | times | {"working_s": total, "host_share": self.busy_s / total if total else 0.0}
+        share = self.busy_s / self.working_s if self.working_s else 0.0
+        return counts | times | {"working_s": self.working_s, "host_share": share}
 
 
 class Compilations:

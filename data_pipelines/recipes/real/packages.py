@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.io import publish
@@ -148,10 +149,19 @@ def _unpack(archive: Path) -> None:
                 file.extractall(archive.parent)
         else:
             with tarfile.open(archive) as file:
-                file.extractall(archive.parent, filter="data")
+                file.extractall(archive.parent, **_safely(file))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{archive.name} is damaged ({error}); run again") from None
     archive.unlink()
+
+
+def _safely(file: tarfile.TarFile) -> dict[str, Any]:
+    """Options of ``extractall`` that let nothing out of the folder."""
+    if hasattr(tarfile, "data_filter"):
+        return {"filter": "data"}
+    # Python 3.11.3 and older have no filters: plain files alone.
+    paths = {member: PurePosixPath(member.name) for member in file if member.isfile()}
+    return {"members": [m for m, path in paths.items() if not path.is_absolute() and ".." not in path.parts]}
 
 
 # Licences -------------------------------------------------------------------------------------------------------------

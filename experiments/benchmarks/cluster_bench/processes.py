@@ -39,9 +39,9 @@ class Processes:
         for number, log in enumerate(self.logs):
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
-                # Nine tenths of such a run are compiling: no optimisations.
+                # Nine tenths of such a run are compiling: no optimisations, no MLIR.
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
-                "--xla_backend_optimization_level=0",
+                "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
                 "PYTHONPATH": os.getcwd(),
             }
             if count > 1:

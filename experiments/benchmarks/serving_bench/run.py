@@ -162,7 +162,7 @@ def _throughput(
 
 
 def _overhead(before: Any, after: Any) -> dict[str, float]:
-    """Share of the time in which the scheduler is busy, and the median step."""
+    """Processor time of the scheduler over the time in which there was work, and the median step."""
     working = after.working_s - before.working_s
     busy = after.host_share * after.working_s - before.host_share * before.working_s
     steps = after.step_s[-(after.steps - before.steps) :]

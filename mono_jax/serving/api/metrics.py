@@ -50,7 +50,7 @@ class _OfEngine(Collector):
             "cache_slots_reusable", "tokens of free pages whose prefix may be found again", stats.slots_reusable
         )
         yield _gauge("cache_slots", "tokens for which the cache has room", stats.slots)
-        yield _gauge("host_share", "share of the working seconds in which the scheduler was busy", stats.host_share)
+        yield _gauge("host_share", "processor time of the scheduler over the time that had work", stats.host_share)
         yield _gauge("warm_up_seconds", "seconds of the warm-up", stats.warm_up_s)
         yield _counter("prompt_tokens", "tokens of prompts", stats.tokens_in)
         yield _counter("prompt_tokens_cached", "tokens of prompts that were not computed again", stats.tokens_cached)

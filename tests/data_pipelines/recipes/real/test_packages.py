@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import tarfile
@@ -46,6 +48,24 @@ def test_npm_package_is_fetched_once(tmp_path: Path, clients: Path) -> None:
         assert store.licence(NPM) == "MIT"
     assert (tmp_path / "calls").read_text() == "pack --silent @scope/pictures@1.1.0\n"
     assert not list((tmp_path / "store").rglob("*.tgz"))
+
+
+@pytest.mark.parametrize("filters", [False] + [True] * hasattr(tarfile, "data_filter"))
+def test_nothing_leaves_the_folder_with_filters_or_without(
+    filters: bool, tmp_path: Path, clients: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11.3 and older, such as Debian 12's, have no filters for archives."""
+    if not filters:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    with tarfile.open(tmp_path / "made.tgz", "w:gz") as tar:
+        for name in ("package/package.json", "../../../outside", f"{tmp_path}/outside"):
+            (member := tarfile.TarInfo(name)).size = 2
+            tar.addfile(member, io.BytesIO(b"{}"))
+    _client(clients, "npm", f"cp {tmp_path}/made.tgz scope-pictures.tgz")
+    store = PackageStore(tmp_path / "store")
+    with contextlib.suppress(DataError):  # filters refuse, where there are some
+        assert (store.unpacked(NPM) / "package/package.json").is_file()
+    assert not (tmp_path / "outside").exists()
 
 
 def test_debian_package_takes_the_first_name_there_is_and_needs_no_root(tmp_path: Path, clients: Path) -> None:

@@ -17,12 +17,12 @@ from data_pipelines.encoding.chat import ChatEncoder
 from mono_jax.generation.chat import end_tokens, open_model, tiling_of
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.questions import Questions
+from tests.devices import COMPILES_FAST
 from tests.mono_jax.serving.api.running_server import Client, picture
 
 ROOT = Path(__file__).parents[4]
 TOKENS = 8  # of each answer
 LIMITS = ("--max_rows=2", "--max_slots=1024", "--max_length=256", "--prefill_chunk=64", "--page=128")  # few programs
-_FAST = "--xla_backend_optimization_level=0"  # half the time to compile
 
 
 class RealServer(Client):
@@ -36,7 +36,7 @@ class RealServer(Client):
 def serving_folder(folder: Path, *flags: str) -> Iterator[RealServer]:
     """The command, in a process of its own. At the end SIGTERM stops it; by then it must have compiled nothing more."""
     command = [sys.executable, "experiments/serve.py", f"--model={folder}", "--port=0", "--json", *LIMITS, *flags]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": _FAST, "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": COMPILES_FAST, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
