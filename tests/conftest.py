@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.devices import simulated
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Eight simulated devices: sharding is tested for real; tests that want one device use the first.
-os.environ.setdefault("XLA_FLAGS", simulated(8))
-
 import pytest
+
+from tests.devices import simulate
+
+simulate(8)  # sharding is tested for real; tests that want one device use the first
 
 
 @pytest.fixture(scope="module")
