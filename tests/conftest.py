@@ -11,7 +11,12 @@ import pytest
 
 from tests.devices import simulate
 
-simulate(8)  # sharding is tested for real; tests that want one device use the first
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Eight devices, so that sharding is tested for real; tests that want one use the first."""
+    starts_workers = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if not starts_workers:  # what it put into its environment would be theirs
+        simulate(8)
 
 
 @pytest.fixture(scope="module")
