@@ -91,9 +91,24 @@ def test_all_stop_when_one_is_asked_and_any_number_resumes(sets, tmp_path, clust
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+SCORED = """
+from experiments.configs import demo
+def get_config():
+    config = demo.get_config("smoke")
+    config.scores = {"s1_2": "s0", "s1_3": "s1_2"}
+    config.filters = {"s1_2": {"max_loss": "50%"}, "s1_3": {"min_sight": "25%"}}
+    return config
+"""
+
+
 @pytest.mark.slow
 def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
-    """All stages: what is trained, the loss on text between them, the answers; one process speaks and writes."""
+    """All stages: what is trained, the loss on text between them, the answers; one process speaks, writes and scores.
+
+    S1.2 learns from the half that the base finds easier, S1.3 from what S1.2 sees best.
+    """
+    demo = tmp_path / "demo.py"
+    demo.write_text(SCORED)
     stages = ("s0", "s1_1", "s1_2", "s1_3", "s2")
     # AdamW divides a gradient by its own size. Two processes add in another order than one: the rounding errors of a
     # sum are a part of those gradients that are small beside its terms, and as large a part of their updates. With
@@ -102,7 +117,6 @@ def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
     # apart, gradient norms 3e-3. With 1e-2 weights move by up to 6e-3 in a stage, and are 1.2e-7 apart in the end.
     options = [f"--config.stages.{name}.optim.eps=0.01" for name in stages]
     for name, count in (("one", 1), ("two", 2)):
-        demo = ROOT / "experiments/configs/demo.py:smoke"
         clusters.append(Cluster(demo, tmp_path / name, count, options, "evip.py"))
         assert clusters[-1].wait() == [0] * count, clusters[-1].said(0) + clusters[-1].said(count - 1)
     for stage in stages:
@@ -119,6 +133,7 @@ def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
     answers = [json.loads(cluster.said(0).splitlines()[-1])["text"] for cluster in clusters[-2:]]
     assert answers[0] == answers[1] and len(answers[0]) > 5 and "text" not in clusters[-1].said(1)
     assert said[0].count("report:") == 1 and "report:" not in said[1] and "held-out" not in said[1]
+    assert said[0].count(" samples scored by ") == 2 and "scored" not in said[1]
 
 
 @pytest.mark.slow
