@@ -42,6 +42,21 @@ class _Step(NamedTuple):
     found: Chosen
 
 
+def _fetched(one: _Read | _Step) -> _Read | _Step:
+    """``one`` with those of its results that are wanted, on the host."""
+    if isinstance(one, _Step):
+        return one._replace(found=jax.device_get(_wanted(one.found, one.tasks)))
+    chosen, scores = one.found
+    scores = None if one.task.scores is None else scores
+    return one._replace(found=jax.device_get((_wanted(chosen, [one.task]), scores)))
+
+
+def _wanted(chosen: Chosen, tasks: Sequence[Task]) -> Chosen:
+    if any(task.sampling.logprobs is not None for task in tasks):
+        return chosen
+    return chosen._replace(logprobs=None)
+
+
 class Loop:
     """Belongs to one thread; other threads may read counts.
 
@@ -68,8 +83,7 @@ class Loop:
                 self._end(task, "cancelled", cut or "cancelled by the client")
         before, self._dispatched = self._dispatched, [*self._read(), *self._step()]
         for one in before:
-            found = one.found if isinstance(one, _Step) or one.task.scores is not None else (one.found[0], None)
-            self._collect(one._replace(found=jax.device_get(found)))
+            self._collect(_fetched(one))
         self.records.working_s += time.perf_counter() - start
         self.records.busy_s += time.thread_time() - ran
 
@@ -144,11 +158,12 @@ class Loop:
         """Token number ``at``, if its request has not ended meanwhile."""
         if task.finish is not None:
             return
-        if not found.finite[at]:
+        token, is_last, is_finite = found.found[at].tolist()
+        if not is_finite:
             self._end(task, "error", NOT_FINITE)
             return
-        token, count = int(found.tokens[at]), task.sampling.logprobs
-        task.token(token, bool(found.done[at]), None if count is None else of_token(token, found.logprobs, at, count))
+        count = task.sampling.logprobs
+        task.token(token, bool(is_last), None if count is None else of_token(token, found.logprobs, at, count))
         self.records.tokens_out += 1
         if task.finish is not None:
             self._release(task)
@@ -160,7 +175,7 @@ class Loop:
         one.task.score(one.part, scores, one.chunk.targets)
         if not one.chunk.is_last:
             return
-        if not chosen.finite[0]:
+        if not chosen.found[0, 2]:
             self._end(one.task, "error", NOT_FINITE)
             return
         one.task.send(Event(finish="length", scores=tuple(one.task.scores)))

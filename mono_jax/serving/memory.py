@@ -53,11 +53,12 @@ class Logprobs(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The next token of rows: int32 [B]; done, finite: bool [B]. ``logprobs`` are zeros where no row wants them."""
+    """The next token of rows, whether it is their last one, and whether its logits were finite: int32 [B, 3].
 
-    tokens: jax.Array
-    done: jax.Array
-    finite: jax.Array
+    One array: each costs the host a tenth of a millisecond. ``logprobs`` are zeros where no row wants them.
+    """
+
+    found: jax.Array
     logprobs: Logprobs
 
 
@@ -141,7 +142,7 @@ def advanced(
         done=kept(rows.done, done),
         seen=seen,
     )
-    return rows, Chosen(token, done, finite, logprobs)
+    return rows, Chosen(jnp.stack([token, done, finite], axis=1, dtype=jnp.int32), logprobs)
 
 
 def _chosen(
