@@ -32,8 +32,7 @@ def save_base(directory: str | Place, params: Mapping[str, Any]) -> str:
     folder = place_of(directory).absolute() / content
     if not from_first(is_there(folder)):
         try:
-            with together():
-                _save(folder, tree.flatten(params))
+            _save(folder, tree.flatten(params))
         except Exception as error:
             raise CheckpointError(f"{folder}: the frozen base was not saved: {reason(error)}") from None
     return content
@@ -54,8 +53,9 @@ def _save(folder: Place, flat: dict[str, Any]) -> None:
         if jax.process_index() == 0:
             shutil.rmtree(partial, ignore_errors=True)
     write_arrays(partial, flat)
-    if jax.process_index() == 0:
-        partial.rename(folder)
+    with together():
+        if jax.process_index() == 0:
+            partial.rename(folder)
 
 
 def open_base(directory: str | Place, content: str) -> dict[str, LazyArray]:

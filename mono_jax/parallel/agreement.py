@@ -7,6 +7,7 @@ flight, and no collective meets a step's own in another order. Every process mak
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import json
 import socket
@@ -20,6 +21,11 @@ from mono_jax.errors import PeerError
 _FOR_EVER = 7 * 24 * 3600 * 1000  # ms: what ends a wait for a process that is lost is ``watch``
 _PREFIX = "mono_jax/agreement"
 _number = itertools.count()
+_is_inside = contextvars.ContextVar("is_inside", default=False)
+
+
+class NestedMeeting(RuntimeError):
+    """A fault of the program: with several processes it would wait for ever."""
 
 
 class Store(Protocol):
@@ -75,22 +81,23 @@ def named(error: BaseException) -> str:
 
 def barrier() -> None:
     """Waits until all processes are here."""
+    _begin()
     if jax.process_count() > 1:
         Meeting(str(next(_number))).pass_on()
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends on all processes or on none: where an error ends it on one, it raises PeerError on the others.
-
-    Within it a process must not wait for others that may have left it by an error.
-    """
+    """Ends on all processes or on none: where an error ends it on one, it raises PeerError on the others."""
+    _begin()
     if jax.process_count() == 1:
-        yield
+        with _inside():
+            yield
         return
     meeting = Meeting(str(next(_number)))
     try:
-        yield
+        with _inside():
+            yield
     except Exception as error:
         meeting.fail(error)
         error.known_to_all = True  # see ``watch``
@@ -107,7 +114,8 @@ def first_process_first() -> Iterator[None]:
     if jax.process_index() != 0:
         with together():
             pass
-        yield
+        with _inside():
+            yield
     else:
         with together():
             yield
@@ -115,6 +123,7 @@ def first_process_first() -> Iterator[None]:
 
 def from_first(value: Any) -> Any:
     """The first process's ``value``, which JSON can hold, on all of them."""
+    _begin()
     if jax.process_count() == 1:
         return value
     key = f"{_PREFIX}/{next(_number)}/value"
@@ -125,6 +134,7 @@ def from_first(value: Any) -> Any:
 
 def gathered(value: Any) -> list[Any]:
     """The ``value``, which JSON can hold, of every process, in their order."""
+    _begin()
     if jax.process_count() == 1:
         return [value]
     folder = f"{_PREFIX}/{next(_number)}"
@@ -132,3 +142,17 @@ def gathered(value: Any) -> list[Any]:
     store().wait_at_barrier(folder, _FOR_EVER)
     found = {int(key.rsplit("/", 1)[1]): text for key, text in store().key_value_dir_get(f"{folder}/values/")}
     return [json.loads(found[index]) for index in range(jax.process_count())]
+
+
+def _begin() -> None:
+    if _is_inside.get():
+        raise NestedMeeting("processes would meet within together() or first_process_first()")
+
+
+@contextlib.contextmanager
+def _inside() -> Iterator[None]:
+    token = _is_inside.set(True)
+    try:
+        yield
+    finally:
+        _is_inside.reset(token)

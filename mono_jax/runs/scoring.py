@@ -42,7 +42,7 @@ from mono_jax.generation.decode import Generator, default_dtype
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.models.transformer import Model
-from mono_jax.parallel.agreement import first_process_first
+from mono_jax.parallel.agreement import first_process_first, from_first, together
 from mono_jax.parallel.mesh import make_mesh, row_ways
 from mono_jax.runs.batches import check_data_fits
 from mono_jax.storage.places import Place
@@ -185,16 +185,23 @@ def score(model: str, data: DataConfig, out: Path, cache: Path, say: Say, dtype:
 def with_scores(
     sources: Sequence[Mapping[str, Any]], data: DataConfig, model: str | Place, cache: Path, say: Say, dtype: str | None
 ) -> list[dict[str, Any]]:
-    """The sources, those of ``data``, with files of their scores in their specs; the first process makes what lacks."""
+    """The sources, those of ``data``, with files of their scores in their specs.
+
+    What lacks is made, by each process of some of the sources. All processes make this call and share ``cache``.
+    Raises as ``Scorer`` does, and PeerError where another process failed.
+    """
     builder = _builder(data, model_config(find_model(model)))
     form = (identity(find_model(model)), data.digest(*BATCH_FIELDS), str(dtype), str(_VERSION))
-    scorer, result = None, []
-    with first_process_first():
-        for values, source in zip(sources, data.sources):
+    files = []
+    with first_process_first():  # which counts what the others then find in the cache
+        for source in data.sources:
             parts = (open_source(source.spec).fingerprint(), length_digest(source, builder), *form)
-            file = cache / "scores" / f"{digest(*parts)[:24]}.jsonl"
-            if not file.is_file():
-                scorer = scorer or Scorer(model, data, cache, say, dtype)
-                write(file, scorer(source))
-            result.append({**values, "spec": {**values["spec"], "scores": str(file)}})
-    return result
+            files.append(cache / "scores" / f"{digest(*parts)[:24]}.jsonl")
+    # Of sources that are the same samples (replayed ones, for example), the first.
+    missing = from_first([files.index(file) for file in dict.fromkeys(files) if not file.is_file()])
+    if missing:
+        scorer = Scorer(model, data, cache, say, dtype)  # of all processes, which read the weights together
+        with together():
+            for number in missing[jax.process_index() :: jax.process_count()]:
+                write(files[number], scorer(data.sources[number]))
+    return [{**values, "spec": {**values["spec"], "scores": str(file)}} for values, file in zip(sources, files)]

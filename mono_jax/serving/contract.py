@@ -138,8 +138,8 @@ class Stats:
       first_token_s, step_s, queue_s: the latest values in seconds: from submit to first token; of a step of all
         answers; from submit to the begin of reading. The oldest of a few thousand are dropped.
       steps, chunks: steps of answers, and chunks of prompts.
-      working_s: seconds in which there was work. host_share: processor time of the scheduler's thread over them (the
-        device works meanwhile).
+      working_s: seconds in which there was work. host_share: processor time of the scheduler's thread over them, but
+        for what it takes to wait for the device.
       compilations: programs compiled since the warm-up; 0 unless there is a fault.
       warm_up_s: seconds that the warm-up took; programs: how many it made.
     """

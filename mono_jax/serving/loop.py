@@ -32,7 +32,7 @@ class _Read(NamedTuple):
     task: Task
     part: Part
     chunk: Chunk
-    found: tuple[Chosen, Logprobs]
+    found: tuple[Chosen, Logprobs | None]
 
 
 class _Step(NamedTuple):
@@ -40,15 +40,6 @@ class _Step(NamedTuple):
 
     tasks: list[Task]
     found: Chosen
-
-
-def _fetched(one: _Read | _Step) -> _Read | _Step:
-    """``one`` with those of its results that are wanted, on the host."""
-    if isinstance(one, _Step):
-        return one._replace(found=jax.device_get(_wanted(one.found, one.tasks)))
-    chosen, scores = one.found
-    scores = None if one.task.scores is None else scores
-    return one._replace(found=jax.device_get((_wanted(chosen, [one.task]), scores)))
 
 
 def _wanted(chosen: Chosen, tasks: Sequence[Task]) -> Chosen:
@@ -83,7 +74,7 @@ class Loop:
                 self._end(task, "cancelled", cut or "cancelled by the client")
         before, self._dispatched = self._dispatched, [*self._read(), *self._step()]
         for one in before:
-            self._collect(_fetched(one))
+            self._collect(self._fetched(one))
         self.records.working_s += time.perf_counter() - start
         self.records.busy_s += time.thread_time() - ran
 
@@ -102,7 +93,8 @@ class Loop:
             room -= part.size
             self._embed(task, part)
             chunk = task.reading.chunk(part, task.row, task.scores is not None)
-            found = self._programs.read(chunk, -(-part.stop // self._page))
+            plain = task.sampling.is_plain and task.scores is None
+            found = self._programs.read(chunk, -(-part.stop // self._page), plain)
             reads.append(_Read(task, part, chunk, found))
             task.read, task.dispatched = part.stop, int(part.stop == task.tokens)
             self.records.chunks += 1
@@ -141,6 +133,17 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------------------
     # Collecting
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _fetched(self, one: _Read | _Step) -> _Read | _Step:
+        """``one`` with those of its results that are wanted, on the host."""
+        if isinstance(one, _Step):
+            found = _wanted(one.found, one.tasks)
+        else:
+            found = _wanted(one.found[0], [one.task]), None if one.task.scores is None else one.found[1]
+        begun = time.thread_time()
+        jax.block_until_ready(found)
+        self.records.busy_s -= time.thread_time() - begun  # who waits for a GPU does so in a loop
+        return one._replace(found=jax.device_get(found))
 
     def _collect(self, one: _Read | _Step) -> None:
         now = time.perf_counter()

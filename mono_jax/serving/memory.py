@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Keys and values [L, N, Hkv, page, D]; features [F, d], visual tokens of the prompt that is being read; rows."""
+    """Keys and values [L, N, page, Hkv, D]; features [F, d], visual tokens of the prompt that is being read; rows."""
 
     keys: jax.Array
     values: jax.Array
@@ -67,7 +67,7 @@ def empty_memory(
 ) -> Memory:
     """Nothing is answered. ``pages``: of the cache, nobody's included; ``length``: pages that a row may have."""
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
-    shape = (layers, pages, heads, page, config.head_dim)
+    shape = (layers, pages, page, heads, config.head_dim)
     request = make_request(config, [Sampling()] * (rows + 1), rows + 1, TOKENS_PER_TABLE)
     numbers = jnp.zeros(rows + 1, jnp.int32)
     vocabulary = (rows + 1, config.vocab_size)
@@ -90,7 +90,7 @@ def memory_shardings(config: Architecture, memory: Memory, mesh: Mesh) -> Memory
     whole = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), memory)
     if config.num_key_value_heads % mesh.shape[TENSOR]:
         return whole
-    heads = NamedSharding(mesh, PartitionSpec(None, None, TENSOR))
+    heads = NamedSharding(mesh, PartitionSpec(None, None, None, TENSOR))
     return whole._replace(keys=heads, values=heads)
 
 

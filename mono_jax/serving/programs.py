@@ -58,7 +58,7 @@ class Sizes:
     Attributes:
       rows: of a step. step_pages, chunk_pages: of the longest row. chunks: slots. tiles: embedded at once.
       block: slots that share an expert; chunks are its multiples, or below it one block.
-      plain: whether steps have programs of their own for rows that all take the likeliest token (``advanced``).
+      plain: whether there are programs for rows that all take the likeliest token, and nothing else (``advanced``).
     """
 
     rows: tuple[int, ...]
@@ -161,9 +161,12 @@ class Programs:
         program = self._compiled[key]
         self._memory = program(self.generator.params, self._memory, pixels, padded, np.int32(start))
 
-    def read(self, chunk: Chunk, pages: int) -> tuple[Chosen, Logprobs]:
-        """What a prompt's last chunk chooses, and scores; ``pages``: of the row up to the chunk's end."""
-        program = self._compiled[self.read_key(chunk.tokens.size, pages)]
+    def read(self, chunk: Chunk, pages: int, plain: bool) -> tuple[Chosen, Logprobs | None]:
+        """What a prompt's last chunk chooses, and scores.
+
+        pages: of the row up to the chunk's end. plain: it takes the likeliest token, and no scores are wanted.
+        """
+        program = self._compiled[self.read_key(chunk.tokens.size, pages, plain)]
         self._memory, found = program(self.generator.params, self._memory, chunk)
         return found
 
@@ -180,9 +183,9 @@ class Programs:
         """Of the program that ``embed`` calls for so many visual tokens."""
         return ("embed", fitting(self.sizes.tiles, -(-tokens // self.tile_tokens)))
 
-    def read_key(self, slots: int, pages: int) -> Key:
+    def read_key(self, slots: int, pages: int, plain: bool) -> Key:
         """Of the program that ``read`` calls."""
-        return ("read", slots, fitting(self.sizes.chunk_pages, pages))
+        return ("read", plain and self.sizes.plain, slots, fitting(self.sizes.chunk_pages, pages))
 
     def wait(self) -> None:
         """Until the device has done all that it was asked for."""
@@ -230,7 +233,7 @@ class Programs:
         return [
             ADMIT,
             *(("embed", tiles) for tiles in self.sizes.tiles),
-            *(("read", *sizes) for sizes in itertools.product(self.sizes.chunks, self.sizes.chunk_pages)),
+            *(("read", *sizes) for sizes in itertools.product(kinds, self.sizes.chunks, self.sizes.chunk_pages)),
             *(("step", *sizes) for sizes in itertools.product(kinds, self.sizes.rows, self.sizes.step_pages)),
         ]
 
@@ -246,8 +249,8 @@ class Programs:
                 count = tiles * self.tile_tokens
                 pixels = _i32(1, count, *_patch(config.vision), dtype=np.uint8)
                 return self._embed, (pixels, _i32(1, count), _i32()), False
-            case ("read", size, pages):
-                return functools.partial(self._read, pages=pages), (_chunk_shapes(size),), True
+            case ("read", plain, size, pages):
+                return functools.partial(self._read, pages=pages, plain=plain), (_chunk_shapes(size),), True
             case ("step", plain, rows, pages):
                 return functools.partial(self._step, pages=pages, plain=plain), (_i32(rows),), True
         raise KeyError(key)
@@ -262,8 +265,8 @@ class Programs:
         return memory._replace(features=features)
 
     def _read(
-        self, params: Params, memory: Memory, chunk: Chunk, *, pages: int
-    ) -> tuple[Memory, tuple[Chosen, Logprobs]]:
+        self, params: Params, memory: Memory, chunk: Chunk, *, pages: int, plain: bool
+    ) -> tuple[Memory, tuple[Chosen, Logprobs | None]]:
         size = chunk.tokens.size
         model = Model(self.generator.config, Execution(experts="grouped", experts_block=min(self.sizes.block, size)))
         visual = None
@@ -281,12 +284,14 @@ class Programs:
         output = model(params, batch, self.generator.dtype, cache=cache, visual=visual)
         logits = model.logits(params, output.hidden[:, chunk.end])
         rows, chosen = advanced(
-            memory.rows, chunk.row[None], logits, chunk.length[None], chunk.is_last[None], plain=False
+            memory.rows, chunk.row[None], logits, chunk.length[None], chunk.is_last[None], plain=plain
         )
-        at_once = max(n for n in range(1, SCORES_AT_ONCE + 1) if size % n == 0)
-        scores = scored(
-            functools.partial(model.logits, params), output.hidden[0], chunk.targets, chunk.is_scored, at_once
-        )
+        scores = None
+        if not plain:
+            at_once = max(n for n in range(1, SCORES_AT_ONCE + 1) if size % n == 0)
+            scores = scored(
+                functools.partial(model.logits, params), output.hidden[0], chunk.targets, chunk.is_scored, at_once
+            )
         memory = memory._replace(keys=output.cache.keys, values=output.cache.values, rows=rows)
         return memory, on_all((chosen, scores))
 

@@ -22,7 +22,8 @@ class Records:
         self.requests: collections.Counter[Finish] = collections.Counter()
         self.refused = self.tokens_in = self.tokens_cached = self.tokens_out = self.steps = self.chunks = 0
         self.first_token_s, self.step_s, self.queue_s = (collections.deque[float](maxlen=KEPT) for _ in range(3))
-        self.working_s = self.busy_s = 0.0  # while there is work: wall time, and processor time of the engine's thread
+        # While there is work: wall time, and processor time of the engine's thread but for what it takes to wait.
+        self.working_s = self.busy_s = 0.0
 
     def admitted(self, task: Task) -> None:
         self.tokens_in += task.tokens

@@ -18,7 +18,7 @@ from data_pipelines.errors import StorageError
 from mono_jax import tree
 from mono_jax.errors import WeightsError
 from mono_jax.files import list_name, reason
-from mono_jax.parallel.agreement import barrier, together
+from mono_jax.parallel.agreement import together
 from mono_jax.storage.buckets import ARRAY_SECONDS, asked, context, in_threads
 from mono_jax.storage.objects import ObjectPath
 from mono_jax.storage.places import Place
@@ -59,13 +59,13 @@ def write_arrays(folder: Place, flat: Mapping[str, Any]) -> None:
 
     All processes call this. In a bucket the folder gets its lists of checksums here, written last.
     """
-    if isinstance(folder, ObjectPath):
-        with together():
+    with together():
+        if isinstance(folder, ObjectPath):
             write_list(folder, put_arrays(folder, flat), list_name(jax.process_index()))
-    elif any(isinstance(leaf, LazyArray) for leaf in flat.values()):
-        stream_arrays(folder, flat)
-    else:
-        save_arrays(folder, tree.unflatten(flat))
+        elif any(isinstance(leaf, LazyArray) for leaf in flat.values()):
+            stream_arrays(folder, flat)
+        else:
+            save_arrays(folder, tree.unflatten(flat))
 
 
 def save_arrays(folder: Path, params: tree.Tree) -> None:
@@ -95,7 +95,6 @@ def stream_arrays(folder: Path, flat: Mapping[str, Any]) -> None:
             _write_array(folder / path.replace("/", "."), path, leaf)
         elif is_spread(leaf):
             collections.deque(slices(path, leaf), maxlen=0)
-    barrier()
 
 
 def _write_array(target: Path, path: str, leaf: Any) -> None:

@@ -133,8 +133,8 @@ class _Planner:
                 key, last, keys = self._programs.embed_key(len(call)), np.zeros(0, int), 0
             else:
                 _, part = call
-                key = self._programs.read_key(part.size, -(-part.stop // self._page))
-                last, keys = np.arange(part.start, part.stop), key[2] * self._page
+                key = self._programs.read_key(part.size, -(-part.stop // self._page), plain=True)
+                last, keys = np.arange(part.start, part.stop), key[3] * self._page
                 last = np.pad(last, (0, part.size - len(last)), mode="edge")
             text = self._text(key, lambda key=key: self._programs.traced(key))
             parts[key[0]].append(self._totals(text, last, keys, causal=False))

@@ -56,7 +56,7 @@ def device_parts(engine: Engine, prompt: Prompt) -> dict[str, float]:
             programs.embed(prompt.patches[call.start : call.stop], prompt.patch_cells[call.start : call.stop], call[0])
         else:
             reading, part = call
-            programs.read(reading.chunk(part, 0, False), -(-part.stop // config.page))
+            programs.read(reading.chunk(part, 0, False), -(-part.stop // config.page), plain=True)
         programs.wait()
         seconds["embed_s" if isinstance(call, range) else "prefill_s"] += time.perf_counter() - start
     return seconds

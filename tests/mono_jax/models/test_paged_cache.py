@@ -48,7 +48,7 @@ def test_chunks_over_pages_equal_the_whole_prompt(attention: Any, changes: dict[
 
     pages = np.random.default_rng(0).permutation(np.arange(1, 17)).reshape(2, 8).astype(np.int32)
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
-    keys = jnp.full((layers, 17, heads, PAGE, config.head_dim), jnp.nan)
+    keys = jnp.full((layers, 17, PAGE, heads, config.head_dim), jnp.nan)
     values = jnp.zeros(keys.shape)
     hidden: list[list[jax.Array]] = [[], []]
     cuts = [np.zeros(2, int), np.array([18, 20]), lengths]  # between images
@@ -81,10 +81,10 @@ def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any
     lengths = np.array([1, PAGE, 3 * PAGE - 1, 0, 2 * PAGE + 3])
     pages = rng.permutation(np.arange(1, 21)).reshape(5, 4)
     pages[4, 0] = pages[2, 0]
-    keys, values = np.full((2, 21, 2, PAGE, 4), np.nan), np.full((2, 21, 2, PAGE, 4), 1e6)
+    keys, values = np.full((2, 21, PAGE, 2, 4), np.nan), np.full((2, 21, PAGE, 2, 4), 1e6)
     for row, length in enumerate(lengths):
         for place in range(length):
-            at = (slice(None), pages[row, place // PAGE], slice(None), place % PAGE)
+            at = (slice(None), pages[row, place // PAGE], place % PAGE)
             keys[at], values[at] = rng.normal(size=(2, 2, 2, 4))
     keys, values, query = (jnp.asarray(a, dtype) for a in (keys, values, rng.normal(size=(5, 1, 6, 4))))
     positions = jnp.maximum(jnp.asarray(lengths) - 1, 0)[:, None]
@@ -97,7 +97,7 @@ def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any
         own = [(pages[row, place // PAGE], place % PAGE) for place in seen]
         for head in range(6 if own else 0):
             key, value = (
-                np.stack([np.asarray(a, np.float64)[1, p, head // 3, o] for p, o in own]) for a in (keys, values)
+                np.stack([np.asarray(a, np.float64)[1, p, o, head // 3] for p, o in own]) for a in (keys, values)
             )
             scores = key @ np.asarray(query, np.float64)[row, 0, head] / 2
             weights = np.exp(scores - scores.max())
@@ -108,8 +108,8 @@ def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any
 def test_one_cpu_reads_page_by_page_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's program has no copy of all pages where one CPU runs it; chunks, meshes and accelerators have."""
     config = preset("tiny_mono")
-    shape = (config.num_hidden_layers, 9, config.num_key_value_heads, PAGE, config.head_dim)
-    copied = f"2,4,{config.num_key_value_heads},{PAGE},{config.head_dim}]"
+    shape = (config.num_hidden_layers, 9, PAGE, config.num_key_value_heads, config.head_dim)
+    copied = f"2,4,{PAGE},{config.num_key_value_heads},{config.head_dim}]"
 
     def gathers_all() -> bool:
         def step(tokens: jax.Array) -> jax.Array:

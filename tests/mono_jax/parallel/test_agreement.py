@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mono_jax.errors import PeerError
-from mono_jax.parallel.agreement import Meeting, barrier, first_process_first, from_first, gathered, together
+from mono_jax.parallel.agreement import (
+    Meeting,
+    NestedMeeting,
+    barrier,
+    first_process_first,
+    from_first,
+    gathered,
+    together,
+)
 from tests.mono_jax.peers import Peers
 
 COUNT = 3
@@ -53,6 +63,31 @@ def test_the_first_process_is_first(peers: Peers, failing: int | None):
     else:  # the others go on alone from there: what one of them does is its own affair
         assert order[0] == 0 and sorted(order) == [0, 1, 2]
         assert [isinstance(error, ValueError) for error in found] == [index == failing for index in range(COUNT)]
+
+
+def _in_together() -> None:
+    with together():
+        pass
+
+
+def _in_first_process_first() -> None:
+    with first_process_first():
+        pass
+
+
+@pytest.mark.parametrize("processes", [1, COUNT])
+@pytest.mark.parametrize("outer", [together, first_process_first])
+@pytest.mark.parametrize(
+    "meet", [barrier, lambda: from_first(1), lambda: gathered(1), _in_together, _in_first_process_first]
+)
+def test_nobody_meets_within_a_meeting(monkeypatch: pytest.MonkeyPatch, processes: int, outer: Any, meet: Any):
+    def process(index: int) -> str:
+        with outer(), pytest.raises(NestedMeeting):
+            meet()
+        return from_first("afterwards they may")
+
+    found = [process(0)] if processes == 1 else Peers(processes, monkeypatch).run(process)
+    assert found == ["afterwards they may"] * processes
 
 
 @pytest.mark.parametrize("point", [0, 1, 2])

@@ -321,3 +321,11 @@ def test_steps_run_the_text_experts_alone() -> None:
         step = functools.partial(programs._step, pages=16, plain=True)
         flops[name] = jax.jit(step).lower(*shapes).cost_analysis()["flops"]
     assert flops["tiny_mono"] == flops["tiny_mono_1_5"] == pytest.approx(flops["tiny_lm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["read", "step"])
+def test_the_likeliest_token_takes_no_branch(kind: str) -> None:
+    """A GPU lets the host wait for each one, so that nothing is dispatched ahead."""
+    programs = Programs(Generator(preset("tiny_lm"), random_params(preset("tiny_lm")), jnp.float32), CONFIG)
+    plain, other = (str(programs.traced((kind, is_plain, 16, 16)).jaxpr) for is_plain in (True, False))
+    assert " cond[" not in plain and " cond[" in other
