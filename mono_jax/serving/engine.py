@@ -170,7 +170,7 @@ class Engine:
                 f"an image of {reading.longest_image()} tokens, which this model sees whole, is larger than a chunk of "
                 f"{sizes.chunks[-1]}: use fewer tiles, or raise prefill_chunk"
             )
-        contents = Contents(self.architecture, prompt, config.page)
+        contents = Contents(self.architecture, prompt, config.page) if config.reuse_prefixes else None
         text = TextStream(self.tokenizer, sampling.stop)
         scores = [None] * tokens if request.scores else None
         return Task(prompt, sampling, on_event, reading, contents, text, scores)

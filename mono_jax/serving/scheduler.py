@@ -44,7 +44,7 @@ class Scheduler:
             return None
         task, size = self.queue[0], self._config.page
         reused: list[int] = []
-        if self._config.reuse_prefixes and task.scores is None:
+        if task.contents is not None and task.scores is None:
             # The last token is always read: it chooses the first one of the answer.
             reused = self.pages.found(task.contents.digests[: (task.tokens - 1) // size])
         new = self.pages.take(-(-task.most_tokens // size) - len(reused))
@@ -77,7 +77,7 @@ class Scheduler:
         if self.reading is task:
             self.reading = None
         self.answering.pop(task.row, None)
-        if task.is_read and task.answer:
+        if task.contents is not None and task.is_read and task.answer:
             task.contents.add(task.answer[:-1])  # the last token is in no page
             self._fill(task, task.tokens + len(task.answer) - 1)
         self.pages.release(task.pages)
@@ -85,7 +85,7 @@ class Scheduler:
         task.pages, task.row = [], -1
 
     def _fill(self, task: Task, tokens: int) -> None:
-        if self._config.reuse_prefixes:
+        if task.contents is not None:
             for page, content in zip(task.pages[: tokens // self._config.page], task.contents.digests):
                 self.pages.fill(page, content)
 

@@ -25,7 +25,7 @@ class Task:
     """Also the ``Ticket`` of its client. Fields change in the engine's thread only, but for ``cancelled``.
 
     Attributes:
-      prompt: as ``check_prompt`` gives it. reading: its chunks. contents: of its pages.
+      prompt: as ``check_prompt`` gives it. reading: its chunks. contents: of its pages; None if no page is reused.
       scores: of a request for them, by place in the prompt; None for a request that is answered.
       row, pages: held since it was admitted. cached: tokens of the prompt that were found in the cache.
       read: tokens of the prompt that are read or found; embedded: visual tokens that are in the device's features.
@@ -37,7 +37,7 @@ class Task:
     sampling: Sampling
     on_event: OnEvent
     reading: Reading
-    contents: Contents
+    contents: Contents | None
     text: TextStream
     scores: list[TokenLogprobs | None] | None = None
     cancelled: bool = False
