@@ -19,7 +19,8 @@ class PagedCache:
     """What ``Cache`` is to the model; the keys of a row lie in pages anywhere, and several rows may read the same page.
 
     Attributes:
-      keys, values: [L, N, page, Hkv, D]. Page 0 is nobody's: the slots of padding are written there.
+      keys, values: [L, N, page, Hkv, D], or with ``heads_first`` [L, N, Hkv, page, D]. Page 0 is nobody's: the slots of
+        padding are written there.
       pages: int32 [B, P], of each row in the order of its tokens; those beyond its length are 0.
       lengths: int32 [B], tokens of each row, those appended last included.
       places: int32 [B, S], where those slots are written, counted over all pages.
@@ -30,12 +31,16 @@ class PagedCache:
     pages: jax.Array
     lengths: jax.Array
     places: jax.Array
+    heads_first: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
-    def of_rows(cls, keys: jax.Array, values: jax.Array, pages: jax.Array) -> PagedCache:
-        """Nothing is appended yet."""
+    def of_rows(cls, keys: jax.Array, values: jax.Array, pages: jax.Array, *, heads_first: bool = False) -> PagedCache:
+        """Nothing is appended yet.
+
+        ``heads_first``: pages are as ``attend`` multiplies them. XLA:TPU copies all pages to write into such ones.
+        """
         rows = pages.shape[0]
-        return cls(keys, values, pages, jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 0), jnp.int32))
+        return cls(keys, values, pages, jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 0), jnp.int32), heads_first)
 
     @property
     def positions(self) -> jax.Array:
@@ -50,7 +55,7 @@ class PagedCache:
 
     @property
     def _page(self) -> int:
-        return self.keys.shape[2]
+        return self.keys.shape[3 if self.heads_first else 2]
 
     def append(self, slots: Slots) -> PagedCache:
         """With the places of S new slots, which follow from their positions; ``write`` fills in keys and values."""
@@ -69,8 +74,9 @@ class PagedCache:
         """
         page, offset = self.places // self._page, self.places % self._page
         value = jnp.where(jnp.isfinite(value), value, 0)
+        at = (layer, page, slice(None), offset) if self.heads_first else (layer, page, offset)
         keys, values = (
-            old.at[layer, page, offset].set(new.astype(old.dtype), mode="promise_in_bounds")
+            old.at[at].set(new.astype(old.dtype), mode="promise_in_bounds")
             for old, new in ((self.keys, key), (self.values, value))
         )
         return dataclasses.replace(self, keys=keys, values=values)
@@ -78,10 +84,12 @@ class PagedCache:
     def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, P * page, Hkv, D] of ``layer``."""
         rows = self.pages.shape[0]
-        return tuple(
-            a.at[layer, self.pages].get(mode="promise_in_bounds").reshape(rows, -1, *a.shape[3:])
-            for a in (self.keys, self.values)
-        )
+
+        def in_order(pages: jax.Array) -> jax.Array:
+            pages = pages.swapaxes(2, 3) if self.heads_first else pages
+            return pages.reshape(rows, -1, *pages.shape[3:])
+
+        return tuple(in_order(a.at[layer, self.pages].get(mode="promise_in_bounds")) for a in (self.keys, self.values))
 
     def attend(
         self, layer: jax.Array, query: jax.Array, positions: jax.Array, window: jax.Array | None = None
@@ -99,7 +107,8 @@ class PagedCache:
           [B, 1, Hq, D] in the dtype of ``query``; of rows without tokens finite values without meaning.
         """
         rows, _, heads, dim = query.shape
-        kv_heads, page = self.keys.shape[3], self._page
+        kv_heads, page = self.keys.shape[2 if self.heads_first else 3], self._page
+        of_page = "bhkd" if self.heads_first else "bkhd"
         grouped = (query * dim**-0.5).reshape(rows, kv_heads, heads // kv_heads, dim)
         first = jnp.zeros_like(positions)
         if window is not None:
@@ -112,12 +121,12 @@ class PagedCache:
             )
             place = number * page + jnp.arange(page)
             is_seen = (place >= first) & (place < self.lengths[:, None])
-            scores = float32_sums("bhgd,bkhd->bhgk", grouped, key)
+            scores = float32_sums(f"bhgd,{of_page}->bhgk", grouped, key)
             scores = jnp.where(is_seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
             now = jnp.maximum(largest, scores.max(axis=-1, keepdims=True))
             # Weights of a row that has seen no key yet are wiped out by its first one.
             kept, weights = jnp.exp(largest - now), jnp.exp(scores - now)
-            added = float32_sums("bhgk,bkhd->bhgd", weights.astype(value.dtype), value)
+            added = float32_sums(f"bhgk,{of_page}->bhgd", weights.astype(value.dtype), value)
             return now, total * kept + weights.sum(axis=-1, keepdims=True), mixed * kept + added
 
         shape = (*grouped.shape[:3], 1)

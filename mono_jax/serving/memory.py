@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Keys and values [L, N, page, Hkv, D]; features [F, d], visual tokens of the prompt that is being read; rows."""
+    """Keys and values as in ``PagedCache``; features [F, d], visual tokens of the prompt that is being read; rows."""
 
     keys: jax.Array
     values: jax.Array
@@ -63,11 +63,19 @@ class Chosen(NamedTuple):
 
 
 def empty_memory(
-    config: Architecture, dtype: jnp.dtype, *, rows: int, pages: int, page: int, length: int, features: int
+    config: Architecture,
+    dtype: jnp.dtype,
+    *,
+    rows: int,
+    pages: int,
+    page: int,
+    length: int,
+    features: int,
+    heads_first: bool,
 ) -> Memory:
     """Nothing is answered. ``pages``: of the cache, nobody's included; ``length``: pages that a row may have."""
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
-    shape = (layers, pages, page, heads, config.head_dim)
+    shape = (layers, pages, *((heads, page) if heads_first else (page, heads)), config.head_dim)
     request = make_request(config, [Sampling()] * (rows + 1), rows + 1, TOKENS_PER_TABLE)
     numbers = jnp.zeros(rows + 1, jnp.int32)
     vocabulary = (rows + 1, config.vocab_size)

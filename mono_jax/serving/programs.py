@@ -58,6 +58,7 @@ class Sizes:
     Attributes:
       rows: of a step. step_pages, chunk_pages: of the longest row. chunks: slots. tiles: embedded at once.
       block: slots that share an expert; chunks are its multiples, or below it one block.
+      page_by_page: whether steps read so, for which pages have heads first; no mesh splits those.
       plain: whether there are programs for rows that all take the likeliest token, and nothing else (``advanced``).
     """
 
@@ -68,6 +69,7 @@ class Sizes:
     tiles: tuple[int, ...]
     block: int
     plain: bool
+    page_by_page: bool = False
 
     @classmethod
     def of(cls, config: EngineConfig, tile_tokens: int, *, on_cpu: bool, page_by_page: bool) -> Sizes:
@@ -92,6 +94,7 @@ class Sizes:
             tiles=_upto(max(1, largest // tile_tokens)) if tile_tokens else (),
             block=block,
             plain=not on_cpu,
+            page_by_page=page_by_page,
         )
 
 
@@ -131,6 +134,7 @@ class Programs:
             page=config.page,
             length=-(-config.max_length // config.page),
             features=features,
+            heads_first=self.sizes.page_by_page,
         )
         self._memory: Memory | None = None
         self._compiled: dict[Key, Any] = {}
@@ -255,6 +259,9 @@ class Programs:
                 return functools.partial(self._step, pages=pages, plain=plain), (_i32(rows),), True
         raise KeyError(key)
 
+    def _cache(self, memory: Memory, pages: jax.Array) -> PagedCache:
+        return PagedCache.of_rows(memory.keys, memory.values, pages, heads_first=self.sizes.page_by_page)
+
     @staticmethod
     def _admit(memory: Memory, *arguments: Any) -> Memory:
         return memory._replace(rows=admitted(memory.rows, *arguments))
@@ -280,7 +287,7 @@ class Programs:
             "segments": chunk.segments,
             "lengths": jnp.full((1, size), chunk.length),
         } | ({} if visual is None else {"visual_slots": chunk.boundary})
-        cache = PagedCache.of_rows(memory.keys, memory.values, memory.rows.pages[chunk.row][None, :pages])
+        cache = self._cache(memory, memory.rows.pages[chunk.row][None, :pages])
         output = model(params, batch, self.generator.dtype, cache=cache, visual=visual)
         logits = model.logits(params, output.hidden[:, chunk.end])
         rows, chosen = advanced(
@@ -308,7 +315,7 @@ class Programs:
             "segments": goes_on.astype(jnp.int32)[:, None],
             "lengths": lengths[:, None] + 1,
         }
-        cache = PagedCache.of_rows(memory.keys, memory.values, rows.pages[index, :pages])
+        cache = self._cache(memory, rows.pages[index, :pages])
         output = self._model(params, batch, self.generator.dtype, cache=cache)
         logits = self._model.logits(params, output.hidden[:, 0])
         rows, chosen = advanced(rows, index, logits, lengths + 1, goes_on, plain=plain)

@@ -70,9 +70,10 @@ def test_chunks_over_pages_equal_the_whole_prompt(attention: Any, changes: dict[
     assert not jnp.isnan(keys[:, pages[0, : lengths[0] // PAGE]]).any()
 
 
+@pytest.mark.parametrize("heads_first", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 11, 64])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any) -> None:
+def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any, heads_first: bool) -> None:
     """Against float64 over each row's own keys: rows of one token, of full and of part pages, two that share a page.
 
     Keys are NaN and values large where no row has a token, and one row has none at all.
@@ -88,7 +89,8 @@ def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any
             keys[at], values[at] = rng.normal(size=(2, 2, 2, 4))
     keys, values, query = (jnp.asarray(a, dtype) for a in (keys, values, rng.normal(size=(5, 1, 6, 4))))
     positions = jnp.maximum(jnp.asarray(lengths) - 1, 0)[:, None]
-    cache = PagedCache.of_rows(keys, values, jnp.asarray(pages, jnp.int32))
+    laid_out = (a.swapaxes(2, 3) if heads_first else a for a in (keys, values))
+    cache = PagedCache.of_rows(*laid_out, jnp.asarray(pages, jnp.int32), heads_first=heads_first)
     cache = dataclasses.replace(cache, lengths=jnp.asarray(lengths, jnp.int32))
     got = jax.jit(cache.attend)(jnp.int32(1), query, positions, None if window is None else jnp.int32(window))
     assert got.dtype == dtype and jnp.isfinite(got).all()
@@ -103,6 +105,22 @@ def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any
             weights = np.exp(scores - scores.max())
             expected = weights @ value / weights.sum()
             np.testing.assert_allclose(got[row, 0, head], expected, atol=1e-5 if dtype == jnp.float32 else 3e-2)
+
+
+def test_pages_with_heads_first_are_written_and_read_alike() -> None:
+    rng = np.random.default_rng(0)
+    pages = jnp.asarray(rng.permutation(np.arange(1, 9)).reshape(2, 4), jnp.int32)
+    places = jnp.asarray([[0, pages[0, 1] * PAGE + 3], [pages[1, 0] * PAGE, pages[1, 3] * PAGE + PAGE - 1]], jnp.int32)
+    keys, values = (jnp.asarray(rng.normal(size=(2, 9, PAGE, 3, 4)), jnp.float32) for _ in range(2))
+    new = [jnp.asarray(rng.normal(size=(2, 2, 3, 4)), jnp.float32) for _ in range(2)]
+    read = []
+    for first in (False, True):
+        laid_out = (a.swapaxes(2, 3) if first else a for a in (keys, values))
+        cache = dataclasses.replace(PagedCache.of_rows(*laid_out, pages, heads_first=first), places=places)
+        read.append(cache.write(jnp.int32(1), *new).read(jnp.int32(1)))
+    for one, other in zip(*read):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(read[0][0][0, PAGE + 3], new[0][0, 1])
 
 
 def test_one_cpu_reads_page_by_page_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
