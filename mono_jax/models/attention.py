@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mono_jax.axes import CONTEXT, ROWS, TENSOR
 from mono_jax.errors import ConfigError
 from mono_jax.models.execution import Execution
-from mono_jax.models.paged_cache import AnyCache, PagedCache, reads_page_by_page
+from mono_jax.models.paged_cache import AnyCache, PagedCache
 from mono_jax.models.slots import Slots
 from pallas_kernels.attention import api
 from pallas_kernels.attention.backends import xla
@@ -36,8 +36,8 @@ def attend(
     Keys are those of the same ``slots`` (a packed row attends to itself), or those of ``layer`` in ``cache`` where one
     is given, which has these among them: its slots lie in any order, so that it is read by one of XLA's forms whatever
     ``execution.attention`` names for rows; but the chunk of a prompt reads pages, which lie in sequence order, by any
-    form that takes fewer queries than keys, and single queries on a CPU read page after page. The output is
-    [B, Q, Hq, D] in the dtype of ``query``. Empty slots give finite values without meaning.
+    form of fewer queries than keys, and single queries read page after page where those are laid out for it. The
+    output is [B, Q, Hq, D] in the dtype of ``query``. Empty slots give finite values without meaning.
     Raises ConfigError if ``execution.attention`` names an implementation that cannot serve these rows, and for a cache
     where several devices share rows.
     """
@@ -46,7 +46,7 @@ def attend(
     if cache is not None:
         if slots.parts > 1:
             raise ConfigError(f"mesh.context is {slots.parts}: keys of a cache are not shared by devices; set it to 1")
-        if isinstance(cache, PagedCache) and query.shape[1] == 1 and reads_page_by_page():
+        if isinstance(cache, PagedCache) and query.shape[1] == 1 and cache.heads_first:
             return cache.attend(layer, query, slots.positions, slots.window)
         key, value = cache.read(layer)
         if isinstance(cache, PagedCache) and query.shape[1] > 1:

@@ -37,7 +37,8 @@ class PagedCache:
     def of_rows(cls, keys: jax.Array, values: jax.Array, pages: jax.Array, *, heads_first: bool = False) -> PagedCache:
         """Nothing is appended yet.
 
-        ``heads_first``: pages are as ``attend`` multiplies them. XLA:TPU copies all pages to write into such ones.
+        ``heads_first``: single queries are answered by ``attend``, which multiplies pages as they lie then. (XLA:TPU
+        copies all pages to write into such ones.)
         """
         rows = pages.shape[0]
         return cls(keys, values, pages, jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 0), jnp.int32), heads_first)
@@ -98,6 +99,7 @@ class PagedCache:
 
         One page of every row at a time, up to the longest row's last one, with a running maximum and sum: what is
         gathered stays in the processor's caches, and rows are not padded to a size (``read`` copies all pages first).
+        Pages must have heads first.
 
         Args:
           positions: int32 [B, 1], of the queries in their rows.
@@ -107,8 +109,7 @@ class PagedCache:
           [B, 1, Hq, D] in the dtype of ``query``; of rows without tokens finite values without meaning.
         """
         rows, _, heads, dim = query.shape
-        kv_heads, page = self.keys.shape[2 if self.heads_first else 3], self._page
-        of_page = "bhkd" if self.heads_first else "bkhd"
+        kv_heads, page = self.keys.shape[2], self._page
         grouped = (query * dim**-0.5).reshape(rows, kv_heads, heads // kv_heads, dim)
         first = jnp.zeros_like(positions)
         if window is not None:
@@ -121,12 +122,12 @@ class PagedCache:
             )
             place = number * page + jnp.arange(page)
             is_seen = (place >= first) & (place < self.lengths[:, None])
-            scores = float32_sums(f"bhgd,{of_page}->bhgk", grouped, key)
+            scores = float32_sums("bhgd,bhkd->bhgk", grouped, key)
             scores = jnp.where(is_seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
             now = jnp.maximum(largest, scores.max(axis=-1, keepdims=True))
             # Weights of a row that has seen no key yet are wiped out by its first one.
             kept, weights = jnp.exp(largest - now), jnp.exp(scores - now)
-            added = float32_sums(f"bhgk,{of_page}->bhgd", weights.astype(value.dtype), value)
+            added = float32_sums("bhgk,bhkd->bhgd", weights.astype(value.dtype), value)
             return now, total * kept + weights.sum(axis=-1, keepdims=True), mixed * kept + added
 
         shape = (*grouped.shape[:3], 1)
@@ -137,7 +138,7 @@ class PagedCache:
 
 
 def reads_page_by_page() -> bool:
-    """Whether single queries are answered by ``PagedCache.attend``: on one CPU. (Loops cost accelerators launches.)"""
+    """Whether ``PagedCache.attend`` should answer single queries: on one CPU. (Loops cost accelerators launches.)"""
     return platform() == "cpu" and split_mesh() is None
 
 

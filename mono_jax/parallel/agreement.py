@@ -1,7 +1,8 @@
 """What the processes of a run agree on outside their steps: waiting for each other, errors, process 0's word.
 
 All of it goes through the store of JAX's distributed runtime, not through the devices: nothing waits for a step in
-flight, and no collective meets a step's own in another order. Every process makes these calls in the same order.
+flight, and no collective meets a step's own in another order. Every process makes these calls in the same order, and
+none within ``together`` or ``first_process_first``: others may have left those by an error, or come later.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _is_inside = contextvars.ContextVar("is_inside", default=False)
 
 
 class NestedMeeting(RuntimeError):
-    """A fault of the program: with several processes it would wait for ever."""
+    """A call within another: with several processes it could wait for ever, so that it is a fault with one, too."""
 
 
 class Store(Protocol):

@@ -58,8 +58,8 @@ class Sizes:
     Attributes:
       rows: of a step. step_pages, chunk_pages: of the longest row. chunks: slots. tiles: embedded at once.
       block: slots that share an expert; chunks are its multiples, or below it one block.
-      page_by_page: whether steps read so, for which pages have heads first; no mesh splits those.
       plain: whether there are programs for rows that all take the likeliest token, and nothing else (``advanced``).
+      page_by_page: whether steps read so (``PagedCache.attend``); not on meshes.
     """
 
     rows: tuple[int, ...]

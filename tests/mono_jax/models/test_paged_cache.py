@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from mono_jax.generation.prompts import Prompt, check_prompt, pack
-from mono_jax.models import attention
 from mono_jax.models.execution import Execution
 from mono_jax.models.paged_cache import PagedCache, reads_page_by_page
 from mono_jax.models.presets import preset
@@ -70,10 +69,9 @@ def test_chunks_over_pages_equal_the_whole_prompt(attention: Any, changes: dict[
     assert not jnp.isnan(keys[:, pages[0, : lengths[0] // PAGE]]).any()
 
 
-@pytest.mark.parametrize("heads_first", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 11, 64])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any, heads_first: bool) -> None:
+def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any) -> None:
     """Against float64 over each row's own keys: rows of one token, of full and of part pages, two that share a page.
 
     Keys are NaN and values large where no row has a token, and one row has none at all.
@@ -89,8 +87,9 @@ def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any
             keys[at], values[at] = rng.normal(size=(2, 2, 2, 4))
     keys, values, query = (jnp.asarray(a, dtype) for a in (keys, values, rng.normal(size=(5, 1, 6, 4))))
     positions = jnp.maximum(jnp.asarray(lengths) - 1, 0)[:, None]
-    laid_out = (a.swapaxes(2, 3) if heads_first else a for a in (keys, values))
-    cache = PagedCache.of_rows(*laid_out, jnp.asarray(pages, jnp.int32), heads_first=heads_first)
+    cache = PagedCache.of_rows(
+        keys.swapaxes(2, 3), values.swapaxes(2, 3), jnp.asarray(pages, jnp.int32), heads_first=True
+    )
     cache = dataclasses.replace(cache, lengths=jnp.asarray(lengths, jnp.int32))
     got = jax.jit(cache.attend)(jnp.int32(1), query, positions, None if window is None else jnp.int32(window))
     assert got.dtype == dtype and jnp.isfinite(got).all()
@@ -123,15 +122,18 @@ def test_pages_with_heads_first_are_written_and_read_alike() -> None:
     np.testing.assert_array_equal(read[0][0][0, PAGE + 3], new[0][0, 1])
 
 
-def test_one_cpu_reads_page_by_page_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step's program has no copy of all pages where one CPU runs it; chunks, meshes and accelerators have."""
+def test_one_cpu_reads_page_by_page_and_nobody_else() -> None:
+    """A step's program has no copy of all pages where heads come first, as on one CPU; meshes and accelerators have."""
     config = preset("tiny_mono")
-    shape = (config.num_hidden_layers, 9, PAGE, config.num_key_value_heads, config.head_dim)
-    copied = f"2,4,{PAGE},{config.num_key_value_heads},{config.head_dim}]"
 
-    def gathers_all() -> bool:
+    def gathers_all(heads_first: bool) -> bool:
+        page = (config.num_key_value_heads, PAGE) if heads_first else (PAGE, config.num_key_value_heads)
+        shape = (config.num_hidden_layers, 9, *page, config.head_dim)
+        copied = f"2,4,{page[0]},{page[1]},{config.head_dim}]"
+
         def step(tokens: jax.Array) -> jax.Array:
-            cache = PagedCache.of_rows(jnp.zeros(shape), jnp.zeros(shape), jnp.ones((2, 4), jnp.int32))
+            empty, pages = jnp.zeros(shape), jnp.ones((2, 4), jnp.int32)
+            cache = PagedCache.of_rows(empty, empty, pages, heads_first=heads_first)
             ones = jnp.ones((2, 1), jnp.int32)
             batch = {"tokens": tokens, "order": 0 * ones, "positions": 9 * ones, "segments": ones, "lengths": 10 * ones}
             batch["patch_cells"] = jnp.zeros((2, 0), jnp.int32)
@@ -139,9 +141,9 @@ def test_one_cpu_reads_page_by_page_and_nobody_else(monkeypatch: pytest.MonkeyPa
 
         return copied in str(jax.make_jaxpr(step)(jnp.ones((2, 1), jnp.int32)))
 
-    assert not gathers_all()
-    monkeypatch.setattr(attention, "reads_page_by_page", lambda: False)
-    assert gathers_all()
+    assert not gathers_all(heads_first=True)
+    assert gathers_all(heads_first=False)
+    assert reads_page_by_page()
     with targeting("nvidia_h100"):
         assert not reads_page_by_page()
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=2), jax.devices()[:2])
