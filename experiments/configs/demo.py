@@ -12,7 +12,7 @@ def get_config(size: str = "full") -> ConfigDict:
     if size not in ("full", "published", "smoke"):
         raise ValueError(f"demo.py:{size}: use full, published or smoke")
     config = ConfigDict()
-    # Few samples are seen twice: with a third of them, answers are learnt by heart (docs/findings.md).
+    # Few samples are seen twice: with a third of them, answers are learnt by heart (BUILD_NOTES.md).
     config.sets = ConfigDict({"kind": "demo", "seed": 0, "s1_1": 8000, "s1_2": 10_000, "s1_3": 12_000, "s2": 18_000})
     config.sets.heldout_questions = 1200  # 150 of each kind: their intervals are 8 points wide to each side
     # 64-pixel pictures, 4 visual tokens each: one token = 2 x 2 patches of 16 pixels.
