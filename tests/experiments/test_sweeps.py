@@ -14,10 +14,13 @@ SWEEPS = sorted(
 )
 
 
+@pytest.mark.parametrize("config", [None, "experiments/configs/demo.py"], ids=["its own config", "the demo"])
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
-def test_shipped_sweeps_can_be_planned(file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_shipped_sweeps_can_be_planned(file: Path, config: str | None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(file.parents[2])
-    sweep = read_sweep(file)
+    sweep = read_sweep(file, config)
     planned = plans(sweep)
-    assert len({plan.stages for plan in planned}) == len(planned) and len(sweep.groups) > 1
+    assert len(sweep.groups) > 1
+    if config is None:  # of another config, a change may be what it has already
+        assert len({plan.stages for plan in planned}) == len(planned)
     assert file.name in (file.parents[2] / "docs" / "sweeps.md").read_text()

@@ -19,6 +19,7 @@ from mono_jax.runs import config_file
 Changes = Mapping[str, Any]
 
 SEED = "seed"
+BY_STAGE = ("replay", "scores", "filters")  # keys of a config that say something for each of its stages
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*")
 
 
@@ -49,19 +50,24 @@ class Unit:
                     config_file.assign(config, key, value)
             values = config_file.values_of(config, self.config)
             if "stages" in self.changes:
-                values["stages"] = _chosen(values.get("stages", {}), self.changes["stages"])
+                values |= _chosen(values, self.changes["stages"])
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
         return values
 
 
-def _chosen(stages: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]:
+def _chosen(values: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]:
+    """The stages of ``folders``, in that order, and other keys without what they say of the stages left out."""
+    stages = values.get("stages", {})
     if isinstance(folders, (str, Mapping)) or not all(isinstance(folder, str) for folder in folders):
         raise ConfigError(f"stages is {folders!r}: list the folders of the stages that run, in order")
     for folder in folders:
         if folder not in stages:
             raise ConfigError(f"stages: no stage {folder!r}; the config has {', '.join(stages) or 'none'}")
-    return {folder: stages[folder] for folder in folders}
+    left_out = set(stages) - set(folders)
+    of_stages = {key: values[key] for key in BY_STAGE if isinstance(values.get(key), Mapping)}
+    kept = {key: {name: of[name] for name in of if name not in left_out} for key, of in of_stages.items()}
+    return kept | {"stages": {folder: stages[folder] for folder in folders}}
 
 
 class Units:

@@ -14,7 +14,7 @@ import pytest
 from mono_jax.errors import ConfigError
 from mono_jax.runs.config import EvipConfig
 from mono_jax.runs.sweeping.chain import plan, plans
-from mono_jax.runs.sweeping.units import Unit, product, read_sweep, values
+from mono_jax.runs.sweeping.units import BY_STAGE, Unit, product, read_sweep, values
 
 
 def test_units_of_a_file(sweep_file: Path):
@@ -104,6 +104,25 @@ def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
 def test_what_is_decided_by_the_same_is_shared(config: Path, changes: dict[str, Any], kept: set[str]):
     before, after = digests(config, {}), digests(config, changes)
     assert {folder for folder in after if after[folder] == before[folder]} == kept
+
+
+def test_stages_that_are_left_out_take_with_them_what_the_config_says_of_them(tmp_path: Path, config: Path):
+    kept = {"replay": {"s2": {"s0": 0.1}}, "filters": {"s2": {"min_size": 8}}, "scores": {"s2": "s0"}}
+    more = {"replay": {"s1_1": {"s0": 0.2}}, "filters": {"s1_1": {"min_size": 9}}, "scores": {"s1_1": "s0"}}
+    given = {key: kept[key] | more[key] for key in BY_STAGE}
+    changed = tmp_path / "changed.py"
+    changed.write_text(
+        config.read_text() + f"\n\n_plain = get_config\n\n\ndef get_config():\n"
+        f"    config = _plain()\n    config.update({given!r})\n    return config\n"
+    )
+    unit = Unit("u", "u", None, {"stages": ["s0", "s2"]}, str(changed))
+    assert {key: unit.values()[key] for key in BY_STAGE} == kept
+    of_stages = {f.name for f in dataclasses.fields(EvipConfig) if f.metadata["strict"].help.startswith("{stage:")}
+    assert of_stages == set(BY_STAGE)
+    plan(unit)
+    wrong = Unit("u", "u", None, {"stages": ["s0", "s2"], "replay.s9": {"s0": 0.1}}, str(changed))
+    with pytest.raises(ConfigError, match=r"stage of config\.replay 's9'"):
+        plan(wrong)
 
 
 def test_every_key_of_a_sequence_is_tried_above():
