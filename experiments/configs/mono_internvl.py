@@ -55,5 +55,8 @@ def get_config(arg: str = "S1.1") -> ConfigDict:
             "grad_accum_steps": BATCH_SIZE // device["fsdp"],
             "execution": {"remat": device["remat"], "attention": device["attention"], "loss_chunk": 512},
             "checkpoint_every": 1000,
+            # Losses of held-out shards, and questions (docs/evaluation_in_training.md), once sources are named, such as
+            # {"captions": {"kind": "tar", "paths": "heldout/*.tar"}}.
+            "evaluation": {"every": 1000, "batches": 4, "sources": {}, "tasks": {}},
         }
     )
