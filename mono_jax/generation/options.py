@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from mono_jax.files import read_json
 
 NO_TEMPLATE = "none"
 MAX_LOGPROBS = 20  # tokens at each place whose log-probabilities may be asked for, as in OpenAI's API
+_MOST, _LARGEST = 2**31 - 1, 1e30  # what int32 holds, and float32 with room to spare: devices compute with these
 _DRAWING = ("temperature", "top_k", "top_p")
 SAMPLING_FLAGS = ("max_new_tokens", *_DRAWING, "seed")  # of generate.py; None = as the model's folder says
 
@@ -53,19 +53,22 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise GenerationError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
+        if not 1 <= self.max_new_tokens <= _MOST:
+            raise GenerationError(f"max_new_tokens is {self.max_new_tokens}: it must be from 1 to {_MOST}")
+        if self.temperature and not 1 / _LARGEST <= self.temperature <= _LARGEST:
             raise GenerationError(f"temperature is {self.temperature}: use 0 (greedy) or a number above it")
-        if self.top_k < 0:
-            raise GenerationError(f"top_k is {self.top_k}: use 0 (all tokens) or a number above it")
+        if not 0 <= self.top_k <= _MOST:
+            raise GenerationError(f"top_k is {self.top_k}: use 0 (all tokens) or a number from 1 to {_MOST}")
         if not 0 < self.top_p <= 1:
             raise GenerationError(f"top_p is {self.top_p}: it must be greater than 0 and at most 1")
-        if not 0 < self.repetition_penalty < float("inf"):
+        if not 1 / _LARGEST <= self.repetition_penalty <= _LARGEST:
             raise GenerationError(f"repetition_penalty is {self.repetition_penalty}: use 1 (none) or a number above 0")
         for name in ("presence_penalty", "frequency_penalty"):
-            if not math.isfinite(getattr(self, name)):
+            if not abs(getattr(self, name)) <= _LARGEST:
                 raise GenerationError(f"{name} is {getattr(self, name)}: use 0 (none) or another finite number")
+        for name in ("stop_tokens", "banned_tokens"):
+            if not all(0 <= token <= _MOST for token in getattr(self, name)):
+                raise GenerationError(f"{name} is {getattr(self, name)}: ids are from 0 to {_MOST}")
         if "" in self.stop:
             raise GenerationError("stop holds an empty string, which every text has: leave it out")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:

@@ -56,10 +56,12 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         strict.check(self, "engine", ConfigError)
-        if self.max_length > self.max_slots:
+        pages, most = self.max_slots // self.page, -(-self.max_length // self.page)
+        if most > pages:
             raise ConfigError(
-                f"engine.max_length is {self.max_length}: no request may be longer than engine.max_slots "
-                f"({self.max_slots}): lower it, or raise max_slots"
+                f"engine.max_length is {self.max_length}: such a request takes {most} pages of {self.page} tokens, and "
+                f"engine.max_slots ({self.max_slots}) holds {pages}: lower max_length, or raise max_slots to "
+                f"{most * self.page}"
             )
 
 

@@ -147,8 +147,13 @@ class Engine:
         self._compilations.stop()
 
     def _task(self, request: Request, on_event: OnEvent) -> Task:
-        """The request, checked; raises TooLong or GenerationError."""
+        """The request, checked and with all arrays that are made of it: what fails here is its client's own fault.
+
+        Raises TooLong or GenerationError.
+        """
         config, sampling = self.config, request.sampling
+        if request.scores:  # no token is wanted, and none of the text
+            sampling = dataclasses.replace(sampling, max_new_tokens=1, stop=())
         prompt = check_prompt(self.architecture, request.prompt, "")
         if len(prompt.patches) and prompt.patches.dtype != np.uint8:
             raise GenerationError(f"patches are {prompt.patches.dtype}: the engine takes pixels, uint8")
@@ -173,7 +178,7 @@ class Engine:
         contents = Contents(self.architecture, prompt, config.page) if config.reuse_prefixes else None
         text = TextStream(self.tokenizer, sampling.stop)
         scores = [None] * tokens if request.scores else None
-        return Task(prompt, sampling, on_event, reading, contents, text, scores)
+        return Task(prompt, sampling, self.programs.request(sampling), on_event, reading, contents, text, scores)
 
     def _submitted(self, task: Task) -> Task:
         with self._lock:
@@ -209,11 +214,12 @@ class Engine:
         """A turn with what arrived; False when the engine closes and nothing is left to do."""
         with self._lock:
             self._lock.wait_for(lambda: self._arrived or self._closing is not None or not self._loop.idle)
-            arrived, self._arrived = self._arrived, []
-            cut = self._closing if self._cut else None
-            if self._closing is not None and not arrived and self._loop.idle:
+            if self._closing is not None and not self._arrived and self._loop.idle:
                 return False
-        self._loop.turn(arrived, cut)
+            cut = self._closing if self._cut else None
+            arrived, self._arrived = self._arrived, []
+            self._loop.scheduler.queue.extend(arrived)  # here: ``_submitted`` counts both
+        self._loop.turn(cut=cut)
         return True
 
 

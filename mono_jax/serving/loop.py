@@ -9,11 +9,13 @@ dispatched before the one before it is known.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from mono_jax.serving.chunks import Chunk, Part
 from mono_jax.serving.contract import EngineConfig, Event, Finish
@@ -23,6 +25,9 @@ from mono_jax.serving.records import Records
 from mono_jax.serving.scheduler import Scheduler
 from mono_jax.serving.task import Task, of_token
 
+_log = logging.getLogger(__name__)
+
+NO_TEXT = "the text of the answer could not be made of its tokens: the server's log says why"
 NOT_FINITE = "the model gave logits that are not finite: check the weights, or use dtype float32"
 
 
@@ -104,7 +109,7 @@ class Loop:
     def _admit(self) -> Task | None:
         task = self.scheduler.admit()
         if task is not None:
-            self._programs.admit(task.row, task.pages, task.sampling, task.reading.ids)
+            self._programs.admit(task.row, task.pages, task.sampling, task.request, task.reading.ids)
             self.records.admitted(task)
         return task
 
@@ -166,7 +171,12 @@ class Loop:
             self._end(task, "error", NOT_FINITE)
             return
         count = task.sampling.logprobs
-        task.token(token, bool(is_last), None if count is None else of_token(token, found.logprobs, at, count))
+        try:
+            task.token(token, bool(is_last), None if count is None else of_token(token, found.logprobs, at, count))
+        except Exception:  # of its tokenizer or its stop strings: it must not end the others'
+            _log.exception("the text of an answer could not be made; its request has ended")
+            self._end(task, "error", NO_TEXT)
+            return
         self.records.tokens_out += 1
         if task.finish is not None:
             self._release(task)
@@ -176,10 +186,10 @@ class Loop:
             return
         chosen, scores = one.found
         one.task.score(one.part, scores, one.chunk.targets)
-        if not one.chunk.is_last:
-            return
-        if not chosen.found[0, 2]:
+        found = scores.chosen[one.chunk.targets >= 0]
+        if not np.isfinite(found).all() or (one.chunk.is_last and not chosen.found[0, 2]):
             self._end(one.task, "error", NOT_FINITE)
+        if not one.chunk.is_last or one.task.finish is not None:
             return
         one.task.send(Event(finish="length", scores=tuple(one.task.scores)))
         self._release(one.task)

@@ -24,7 +24,7 @@ import numpy as np
 
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
-from mono_jax.generation.sampling import make_request
+from mono_jax.generation.sampling import Request, make_request
 from mono_jax.models.execution import Execution
 from mono_jax.models.paged_cache import PagedCache, reads_page_by_page
 from mono_jax.models.sharding import on_all
@@ -143,15 +143,17 @@ class Programs:
     # Calls
     # ------------------------------------------------------------------------------------------------------------------
 
-    def admit(self, row: int, pages: list[int], sampling: Sampling, context: np.ndarray) -> None:
-        """``context``: ids of the prompt, which matter to penalties only."""
-        config = self.generator.config
+    def request(self, sampling: Sampling) -> Request:
+        """``sampling`` as arrays of one row, for ``admit``; from any thread."""
+        return make_request(self.generator.config, [sampling], 1, TOKENS_PER_TABLE)
+
+    def admit(self, row: int, pages: list[int], sampling: Sampling, request: Request, context: np.ndarray) -> None:
+        """``request``: of ``sampling``. ``context``: ids of the prompt, which matter to penalties only."""
         table = np.zeros(self._memory.rows.pages.shape[1], np.int32)
         table[: len(pages)] = pages
-        seen = np.zeros(config.vocab_size, bool)
+        seen = np.zeros(self.generator.config.vocab_size, bool)
         if sampling.penalises:
             seen[context] = True
-        request = make_request(config, [sampling], 1, TOKENS_PER_TABLE)
         wants = np.bool_(sampling.logprobs is not None)
         self._memory = self._compiled[ADMIT](self._memory, np.int32(row), table, wants, request, seen)
 

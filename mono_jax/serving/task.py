@@ -11,6 +11,7 @@ import numpy as np
 
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
+from mono_jax.generation.sampling import Request
 from mono_jax.generation.text import TextStream
 from mono_jax.serving.chunks import Part, Reading
 from mono_jax.serving.contract import Event, Finish, OnEvent, TokenLogprobs
@@ -25,7 +26,8 @@ class Task:
     """Also the ``Ticket`` of its client. Fields change in the engine's thread only, but for ``cancelled``.
 
     Attributes:
-      prompt: as ``check_prompt`` gives it. reading: its chunks. contents: of its pages; None if no page is reused.
+      prompt: as ``check_prompt`` gives it. request: ``sampling`` as arrays of one row.
+      reading: its chunks. contents: of its pages; None if no page is reused.
       scores: of a request for them, by place in the prompt; None for a request that is answered.
       row, pages: held since it was admitted. cached: tokens of the prompt that were found in the cache.
       read: tokens of the prompt that are read or found; embedded: visual tokens that are in the device's features.
@@ -35,6 +37,7 @@ class Task:
 
     prompt: Prompt
     sampling: Sampling
+    request: Request
     on_event: OnEvent
     reading: Reading
     contents: Contents | None

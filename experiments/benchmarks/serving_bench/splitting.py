@@ -46,8 +46,8 @@ def device_parts(engine: Engine, prompt: Prompt) -> dict[str, float]:
     """
     programs, config = engine.programs, engine.config
     prompt = check_prompt(engine.architecture, prompt, "")
-    tokens = len(prompt.input_ids)
-    programs.admit(0, list(range(1, -(-tokens // config.page) + 1)), Sampling(max_new_tokens=1), prompt.input_ids)
+    tokens, first = len(prompt.input_ids), Sampling(max_new_tokens=1)
+    programs.admit(0, list(range(1, -(-tokens // config.page) + 1)), first, programs.request(first), prompt.input_ids)
     programs.wait()
     seconds = {"embed_s": 0.0, "prefill_s": 0.0}
     for call in calls(programs, prompt):

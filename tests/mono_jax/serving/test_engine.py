@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mono_jax.errors import GenerationError
+from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
@@ -22,6 +23,7 @@ from mono_jax.models.architecture import RopeScaling
 from mono_jax.models.presets import preset
 from mono_jax.serving.contract import EngineConfig, Event, Full, Request, TooLong
 from mono_jax.serving.engine import Engine
+from mono_jax.serving.pages import Pages
 from mono_jax.serving.programs import Programs, Sizes
 from tests.mono_jax.generation.test_decode import IMAGE, prompt
 from tests.mono_jax.helpers import random_params
@@ -258,6 +260,95 @@ def test_a_client_that_fails_costs_nobody_else_anything(mono: Served) -> None:
         engine._loop.turn()
     assert bad.finish == "cancelled" and len(bad.answer) < 20
     check_all(mono, clients)
+
+
+class Broken(Letters):
+    """A tokenizer that has no text for the token 7."""
+
+    @staticmethod
+    def decode(ids: Sequence[int]) -> str:
+        if 7 in ids:
+            raise KeyError(7)
+        return Letters.decode(ids)
+
+
+def test_a_text_that_cannot_be_made_ends_one_request_and_no_other(mono: Served) -> None:
+    engine = mono.engine()
+    engine.tokenizer = Broken()
+    clients = [Client(request) for request in mono.requests]
+    for client in clients:
+        engine._loop.scheduler.queue.append(engine._task(client.request, client.events.append))
+    while not engine._loop.idle:
+        engine._loop.turn()
+    failed = [7 in expected.tokens for expected in mono.expected]
+    assert 0 < sum(failed) < REQUESTS
+    for client, expected, fails in zip(clients, mono.expected, failed):
+        if client.finish == "error":
+            assert fails and "could not be made" in client.events[-1].message
+        else:  # a stop string may have come before the token
+            check(client, expected)
+    assert any(client.finish == "error" for client in clients)
+    assert engine._loop.scheduler.pages.used == 0
+
+
+EXTREMES = (*(sign * 10.0**power for sign in (1, -1) for power in (-320, -40, -30, 0, 9, 38, 300)), 0.0, np.nan, np.inf)
+
+
+@pytest.mark.parametrize("scores", [False, True], ids=["answer", "scores"])
+def test_no_number_that_a_request_may_have_ends_the_engine(mono: Served, scores: bool) -> None:
+    """It is refused where it is given, or a device can compute with it."""
+    start, engine, tasks = prompt("tIt"), mono.engine(), []
+    kinds = {name: type(value) for name, value in dataclasses.asdict(Sampling(logprobs=1)).items()}
+    for name, kind in kinds.items():
+        if kind not in (int, float, tuple) or name == "stop":
+            continue
+        for extreme in (*EXTREMES, 2**31 - 1, 2**31, 2**63, -(2**63) - 1):
+            if kind is not float and not math.isfinite(extreme):
+                continue
+            value = extreme if kind is float else (int(extreme),) if kind is tuple else int(extreme)
+            values = {"max_new_tokens": 3, "temperature": 1.0, "repetition_penalty": 1.1} | {name: value}
+            try:
+                request = Request(start, Sampling(**values), scores)
+                tasks.append(engine._task(request, Client(request).events.append))
+            except GenerationError as error:
+                assert name in str(error) or "new tokens are more than the 128" in str(error)
+    assert len(tasks) > 50
+    engine._loop.turn(tasks)
+    while not engine._loop.idle:
+        engine._loop.turn()
+    assert {task.finish for task in tasks} <= {"stop", "length"}
+
+
+def test_what_is_accepted_is_admitted() -> None:
+    """By an engine that does nothing else: else it would wait for ever, and all others behind it."""
+    rng, accepted = np.random.default_rng(0), 0
+    for _ in range(3000):
+        length, slots, page = (int(rng.integers(1, most)) for most in (70, 90, 40))
+        try:
+            config = EngineConfig(max_rows=1, max_slots=slots, max_length=length, page=page)
+        except ConfigError as error:
+            assert "max_slots" in str(error)
+            continue
+        accepted += 1
+        pages = Pages(config.max_slots // config.page)
+        assert pages.take(-(-config.max_length // config.page)) is not None, config
+    assert accepted > 300
+
+
+def test_scores_that_are_not_finite_are_an_error_wherever_they_are(mono: Served) -> None:
+    """A bad token early in the prompt spoils what comes in its chunk; that the last chunk is well says nothing."""
+    engine = mono.engine()
+    client = Client(Request(prompt("t" * 60), Sampling(1, logprobs=0), scores=True))
+    task = engine._task(client.request, client.events.append)
+    engine._loop.turn([task])
+    [read] = engine._loop._dispatched
+    assert not read.chunk.is_last
+    chosen, scores = read.found
+    spoilt = scores._replace(chosen=jnp.asarray(scores.chosen).at[5].set(jnp.nan))
+    engine._loop._dispatched = [read._replace(found=(chosen, spoilt))]
+    while not engine._loop.idle:
+        engine._loop.turn()
+    assert client.finish == "error" and "not finite" in client.events[-1].message
 
 
 def test_logits_that_are_not_finite_end_one_request_and_no_other(mono: Served) -> None:
