@@ -11,7 +11,7 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
 from mono_jax.errors import GenerationError
 from mono_jax.evaluation.benchmarks import running
-from mono_jax.evaluation.questions import Question, read_questions
+from mono_jax.evaluation.questions import Question, opened, read_questions
 from mono_jax.evaluation.robustness.broken import ANSWERED, BROKEN, File
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
 from mono_jax.evaluation.robustness.placeholders import ODD, Odd
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def try_broken(model: Opened, folder: Path, question: Question) -> dict[str, str]:
     """{kind of file: ``ANSWERED``, or why it was refused}. Whatever else is raised is a fault, and comes through."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture, outcomes = sets.opened(question), {}
+    picture, outcomes = opened(question), {}
     for number, (name, broken) in enumerate(BROKEN.items()):
         file = folder / f"{number}.bin"
         file.write_bytes(broken.encode(picture))
@@ -132,7 +132,7 @@ def _sections(result: Mapping[str, Any], asked: Sequence[Question]) -> list[Sect
     each = "Each must be answered or refused by name."
     return [
         Section("Harder and harder", lines, picture=curves(points, units), alt="right answers by level of each change"),
-        Section("What the changes look like", picture=examples(sets.opened(asked[0])), alt="one picture at all levels"),
+        Section("What the changes look like", picture=examples(opened(asked[0])), alt="one picture at all levels"),
         Section("Broken and unusual files", [each], table=_table(BROKEN, result["broken"])),
         Section("Placeholders in odd places", [each], table=_table(ODD, result["placeholders"])),
     ]

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.encoding.chat import IMAGE
-from data_pipelines.encoding.decoding import ImageLimits, decode
-from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
 from mono_jax.errors import unknown_key
-from mono_jax.evaluation.questions import Question
+from mono_jax.evaluation.questions import Question, opened
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES, scaled
 
 
@@ -41,16 +38,6 @@ def write(folder: Path, questions: Sequence[Question], names: Sequence[str] | No
                 records = make(folder, name, level, questions)
                 publish.write_text(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
     return files
-
-
-def opened(question: Question) -> Image.Image:
-    """Its picture, RGB. Raises DataError that names the file."""
-    try:
-        return Image.fromarray(decode(question.image.read_bytes(), ImageLimits()))
-    except OSError as error:
-        raise DataError(f"{question.image}: {error.strerror}") from None
-    except BadSample as error:
-        raise DataError(f"{question.image}: {error.reason} {error.detail}".rstrip()) from None
 
 
 def _changed(folder: Path, name: str, level: float, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
