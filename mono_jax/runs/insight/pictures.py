@@ -15,7 +15,7 @@ from mono_jax.runs.reporting.figures import plt, png
 _TEXT, _VISUAL, _GREY = "#a63603", "#08519c", "#888"
 _MOST = f"{100 * TOP:.0f} %"
 MOST_NUMBERS = 12  # layers of a table whose values stand in its cells
-LEAST_DEAD = 10  # % of dead units at the end of the colors, so that a few do not look like many
+LEAST_DEAD = 10  # % of dead units at the end of a scale, so that a few do not look like many
 
 
 def attention(measures: Measures, gap: np.ndarray) -> bytes:
@@ -96,8 +96,9 @@ def units(visual: Units, text: Units) -> bytes:
     }
     for axes, title in titles.items():
         axes.set_title(title, fontsize=10)
+    size.set_ylim(bottom=0)
+    dead.set_ylim(0, max(LEAST_DEAD, 105 * max(visual.dead.max(), text.dead.max())))
     for axes in (size, dead):
-        axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
     same.set_ylim(0, 100)
     return png(figure)
