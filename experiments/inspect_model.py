@@ -2,10 +2,11 @@
 
 How much text attends to images and images to themselves, and how far; how far apart the hidden states of the two
 modalities are; how far the experts have moved from each other and, with --base, from the base model they began as;
-how large their activations are, which units nothing activates, and which both use, by kind of image.
+how large their activations are, which units nothing activates, and which are used most, by kind of image and by its
+size.
 
 FILE has LLaVA records, one a line, each with an "image" and a "conversations" that ends with the right answer; "kind"
-groups them. The model reads question and answer; it generates nothing.
+groups them, or KIND where several files are given. The model reads question and answer; it generates nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mono_jax import cli
 EXAMPLES = """examples:
   python experiments/inspect_model.py --model=runs/demo/s2 --base=runs/demo/mono \\
       --questions=runs/demo/data/heldout/questions.jsonl --images=runs/demo/data/heldout/images --html=inside.html
-  python experiments/inspect_model.py --model=Mono-InternVL-2B --questions=my.jsonl --images=pictures --limit=8 --json
+  python experiments/inspect_model.py --model=Mono-InternVL-2B --questions chart=charts.jsonl photo=photos.jsonl \\
+      --images charts photos --sizes 224 448 896 --limit=8 --json
 """
 
 
@@ -25,17 +27,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="folder or URL: of Hugging Face, a model folder, or a workdir")
-    add("--questions", required=True, metavar="FILE", help="LLaVA records (JSONL)")
-    add("--images", default=".", metavar="DIR", help="what their image paths are relative to (default: here)")
+    add("--questions", required=True, nargs="+", metavar="[KIND=]FILE", help="LLaVA records (JSONL)")
+    add(
+        "--images",
+        nargs="+",
+        default=["."],
+        metavar="DIR",
+        help="what their image paths are relative to (default: here): one for all files, or one for each",
+    )
     add("--base", metavar="DIR", help="the model before any training with images, e.g. WORKDIR/mono")
     add("--limit", type=cli.positive, default=16, metavar="N", help="questions of each kind (default %(default)s)")
+    add(
+        "--sizes",
+        nargs="+",
+        type=cli.positive,
+        default=(),
+        metavar="PIXELS",
+        help="show each image at these sizes of its shorter edge (default: as it is)",
+    )
+    add("--max_tiles", type=cli.positive, metavar="N", help="most tiles of an image (the model's own)")
     add("--html", metavar="FILE", help="write a page with pictures")
     args = parser.parse_args(argv)
     cli.alone("inspect_model.py")
     from mono_jax.runs.insight.run import run  # after parsing: --help needs none of it
 
-    options = {"base": args.base, "limit": args.limit, "html": args.html}
-    result = run(args.model, args.questions, args.images, **options)
+    result = run(args)
     if args.json:
         cli.json_line(result)
 

@@ -62,6 +62,13 @@ class Units:
         return np.array([len(set(a) & set(b)) / count for a, b in zip(mine, theirs)])
 
 
+class UnitsOfExperts(NamedTuple):
+    """Those of the experts of both modalities, over the same prompts."""
+
+    visual: Units
+    text: Units
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """What one prompt showed.
@@ -180,8 +187,13 @@ def together(samples: Sequence[Sample]) -> Seen:
     names = samples[0].attention
     attention = {name: np.mean([sample.attention[name] for sample in samples], axis=0) for name in names}
     gap = np.mean([sample.gap for sample in samples], axis=0)
-    units = [functools.reduce(Units.__add__, [getattr(s, which) for s in samples]) for which in ("visual", "text")]
-    return Seen(attention, gap, *units)
+    return Seen(attention, gap, *units_of(samples))
+
+
+def units_of(samples: Sequence[Sample]) -> UnitsOfExperts:
+    """Over all tokens of ``samples``, of which there is one at least."""
+    visual, text = ([getattr(sample, which) for sample in samples] for which in ("visual", "text"))
+    return UnitsOfExperts(functools.reduce(Units.__add__, visual), functools.reduce(Units.__add__, text))
 
 
 _PAIRS = {"visual_feed_forward": "feed_forward", "visual_attention": "attention"}

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.encoding.samples import SampleBuilder
-from data_pipelines.errors import DataError
+from data_pipelines.errors import BadSample, DataError
 from mono_jax.evaluation.benchmarks.answering import Asker
 from mono_jax.evaluation.metrics.short_answers import same
 from mono_jax.generation.decode import Generator
@@ -45,6 +48,16 @@ def read_questions(path: str | Path, image_root: str | Path) -> list[Question]:
                 f"{path}:{number}: not a LLaVA record with an image: {type(error).__name__} {error}"
             ) from None
     return questions
+
+
+def opened(question: Question) -> Image.Image:
+    """Its picture, RGB. Raises DataError that names the file."""
+    try:
+        return Image.fromarray(decode(question.image.read_bytes(), ImageLimits()))
+    except OSError as error:
+        raise DataError(f"{question.image}: {error.strerror}") from None
+    except BadSample as error:
+        raise DataError(f"{question.image}: {error.reason} {error.detail}".rstrip()) from None
 
 
 def to_prompt(builder: SampleBuilder, question: Question) -> Prompt:

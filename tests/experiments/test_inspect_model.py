@@ -31,6 +31,9 @@ def saved(folder: Path, sets: dict[str, Any], **changes: Any) -> str:
     return str(folder)
 
 
+UNITS = {"rms", "dead", "tokens", "overlap_with_all"}
+
+
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_figures_and_a_page_with_pictures(
     sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], native: bool
@@ -45,7 +48,27 @@ def test_figures_and_a_page_with_pictures(
     assert set(result["kinds"]) == kinds and result["questions"] == len(kinds)
     assert result["distances"]["gate"]["text"] == [0, 0] and result["distances"]["gate"]["visual"][0] > 0.5
     assert len(result["attention"]["text_to_visual"]) == 2 and len(result["gap"]) == 3
-    assert page.read_text().count("data:image/png;base64,") == 4
+    assert result["sizes"] == {} and set(result["kinds"]["color"]["visual"]) == UNITS
+    assert page.read_text().count("data:image/png;base64,") == 5
     with pytest.raises(ConfigError, match="takes no images"):
         plain = saved(tmp_path / "plain", sets, vision=None, visual_ffn_experts=False)
         command.main([f"--model={plain}", *flags[2:]])
+
+
+def test_images_at_several_sizes_and_questions_of_several_files(
+    sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model, asked, page = saved(tmp_path / "model", sets), sets["heldout"]["questions"], tmp_path / "inside.html"
+    files = [f"first={asked['path']}", f"second={asked['path']}"]
+    flags = [f"--model={model}", "--limit=2", "--json", "--questions", *files]
+    sizes = ["--images", asked["image_root"], "--sizes", "32", "128", "--max_tiles=4", f"--html={page}"]
+    command.main([*flags, *sizes])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["questions"] == 4 and set(result["kinds"]) == {"first", "second"}
+    assert list(result["sizes"]) == ["32 px, 16 tokens", "128 px, 80 tokens"], "four tiles and the thumbnail"
+    assert [size["visual"]["tokens"] for size in result["sizes"].values()] == [4 * 16, 4 * 80]
+    first, second = (result["kinds"][name]["visual"] for name in ("first", "second"))
+    assert first == second and set(first) == UNITS and all(0 <= share <= 1 for share in first["dead"])
+    assert "32 px, 16 tokens: 64" in page.read_text()
+    with pytest.raises(ConfigError, match="3 folders for 2 files"):
+        command.main([*flags, "--images", "a", "b", "c"])

@@ -10,15 +10,21 @@ import pytest
 
 from experiments import robustness as command
 from mono_jax.errors import ConfigError
-from mono_jax.evaluation.robustness.broken import BROKEN
+from mono_jax.evaluation.robustness.broken import BROKEN, File
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
+from mono_jax.evaluation.robustness.placeholders import ODD, Odd
 from mono_jax.models.architecture import VisionConfig
+from mono_jax.runs.robustness import run
 from tests.experiments.test_inspect_model import saved
 
 
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_curve_for_each_change_and_an_outcome_for_each_file(
-    sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], native: bool
+    sets: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    native: bool,
 ):
     vision = VisionConfig(hidden_size=32, patch_size=8, image_size=64, native=native)
     model, asked, out = saved(tmp_path / "model", sets, vision=vision), sets["heldout"]["questions"], tmp_path / "out"
@@ -30,11 +36,16 @@ def test_a_curve_for_each_change_and_an_outcome_for_each_file(
         name: list(each.levels) for name, each in {**CHANGES, **ARRANGEMENTS}.items() if name in chosen
     }
     assert all(point["n"] == 2 for points in result["curves"].values() for point in points)
-    assert set(result["broken"]) == set(BROKEN)
+    assert set(result["broken"]) == set(BROKEN) and set(result["placeholders"]) == set(ODD)
+    assert result["unexpected"] == []
     assert result["broken"]["empty"] != "answered" and result["broken"]["webp"] == "answered"
     page = (out / "robustness.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "jpeg cut at 10 %" in page
+    assert page.count("data:image/png;base64,") == 2 and "jpeg cut at 10 %" in page and "typed" in page
     lines = (out / "sets/other_pictures@2.jsonl").read_text().splitlines()
     assert [len(json.loads(line)["image"]) for line in lines] == [3, 3]
+    monkeypatch.setattr(run, "BROKEN", {"empty": File(lambda picture: b"", "not_an_image")})
+    monkeypatch.setattr(run, "ODD", {"plain": Odd((("human", "what?"),), 1, "bad_conversation")})
+    assert command.main([*flags, "--limit=2", "--max_new_tokens=2", "--changes", *chosen]) is None
+    assert "not as expected: empty, plain" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="did you mean 'blurred'"):
         command.main([*flags, "--changes", "blured"])

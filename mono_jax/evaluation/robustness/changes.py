@@ -19,6 +19,7 @@ from data_pipelines.encoding.chat import IMAGE
 
 Level = float
 _GREY = (128, 128, 128)
+_PIECES, _PIECE_WORDS = 4, 10  # of interleaved text
 _WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "along", "the", "river")
 
 
@@ -29,6 +30,13 @@ class Change:
     levels: Sequence[Level]
     unit: str
     apply: Callable[[Image.Image, Level, np.random.Generator], Image.Image]
+
+
+def scaled(picture: Image.Image, edge: int) -> Image.Image:
+    """``picture`` with a shorter edge of ``edge`` pixels."""
+    factor = edge / min(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _blurred(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
@@ -83,12 +91,14 @@ def _stretched(picture: Image.Image, level: Level, rng: np.random.Generator) -> 
 
 
 def _written_over(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
-    """So many lines of small text."""
-    picture = picture.copy()
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(6, picture.height // 10))
+    """So many lines of dark text, smaller where there are more: from an edge to the other, as on a dense page."""
+    if not level:
+        return picture
+    picture, pitch = picture.copy(), picture.height / level
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(4, round(min(picture.height / 10, pitch))))
     for line in range(int(level)):
-        words = " ".join(_WORDS[int(i)] for i in rng.integers(len(_WORDS), size=12))
-        draw.text((0, (line + 0.2) * picture.height / max(level, 1)), words, fill=(20, 20, 20), font=font)
+        words = " ".join(_WORDS[int(i)] for i in rng.integers(len(_WORDS), size=12 + 2 * int(level)))
+        draw.text((0, (line + 0.2) * pitch), words, fill=(20, 20, 20), font=font)
     return picture
 
 
@@ -102,21 +112,25 @@ CHANGES: Mapping[str, Change] = {
     "coarse": Change((1, 2, 4, 8, 16), "times fewer pixels a side", _coarse),
     "in_a_corner": Change((1, 1.5, 2, 3, 4), "edge of the canvas, in edges of the picture", _in_a_corner),
     "stretched": Change((1, 1.5, 2, 4, 8), "times wider", _stretched),
-    "written_over": Change((0, 1, 2, 4, 8), "lines of text", _written_over),
+    "written_over": Change((0, 1, 2, 4, 8, 16, 24, 40), "lines of text", _written_over),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """``apply(question, pictures, others, level)`` gives the question with ``<image>``s, and the pictures in order."""
+    """``apply(question, pictures, others, level)`` gives the question with ``<image>``s, and the pictures in order.
+
+    others_edge: the shorter edge that other questions' pictures are reduced to, in pixels; None = as they are.
+    """
 
     levels: Sequence[Level]
     unit: str
     apply: Callable[[str, Sequence[Any], Sequence[Any], Level], tuple[str, list[Any]]]
+    others_edge: int | None = None
 
 
 def _text_between(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
-    filler = " ".join(_WORDS[i % len(_WORDS)] for i in range(int(level)))
+    filler = _filler(int(level))
     return f"{_marks(own)}\n{filler}\n{question}" if filler else f"{_marks(own)}\n{question}", list(own)
 
 
@@ -126,8 +140,36 @@ def _picture_last(question: str, own: Sequence[Any], others: Sequence[Any], leve
 
 def _other_pictures(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
     """Pictures of other questions come first; the question is about the last one."""
-    before = [others[i % len(others)] for i in range(int(level))] if others else []
+    before = _first(others, int(level))
     return f"{_marks([*before, *own])}\n{question}", [*before, *own]
+
+
+def _many_tiny(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
+    """So many pictures in all: the question's own comes last, as it is, the others are tiny."""
+    return _other_pictures(question, own, others, level - 1)
+
+
+def _interleaved(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
+    """The same pictures and the same text in another order: so many % of the text stands between pictures.
+
+    The pictures are ``_PIECES`` of other questions and the question's own, which comes last; the text is ``_PIECES``
+    pieces of ``_PIECE_WORDS`` words. What is not between two pictures stands before all of them.
+    """
+    before = _first(others, _PIECES)
+    gaps = [int((gap + 1) * level / 100) - int(gap * level / 100) for gap in range(len(before))]  # spread evenly
+    pieces = [_filler(_PIECE_WORDS)] * _PIECES
+    lines = pieces[sum(gaps) :]
+    for between in gaps:
+        lines += [IMAGE, *pieces[:between]]
+    return "\n".join([*lines, _marks(own), question]), [*before, *own]
+
+
+def _first(others: Sequence[Any], count: int) -> list[Any]:
+    return [others[i % len(others)] for i in range(count)] if others else []
+
+
+def _filler(words: int) -> str:
+    return " ".join(_WORDS[i % len(_WORDS)] for i in range(words))
 
 
 def _marks(pictures: Sequence[Any]) -> str:
@@ -138,4 +180,6 @@ ARRANGEMENTS: Mapping[str, Arrangement] = {
     "text_between": Arrangement((0, 10, 50, 200), "words between picture and question", _text_between),
     "picture_last": Arrangement((0, 1), "0 = before, 1 = after the question", _picture_last),
     "other_pictures": Arrangement((0, 1, 2, 4), "pictures before the one that is asked about", _other_pictures),
+    "many_tiny": Arrangement((1, 2, 4, 8, 16, 32, 64), "pictures, all but the last tiny", _many_tiny, others_edge=16),
+    "interleaved": Arrangement((0, 25, 50, 75, 100), "% of 40 words between 5 pictures, not before", _interleaved),
 }

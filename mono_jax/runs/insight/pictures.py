@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.image import AxesImage
 
-from mono_jax.evaluation.inside import TOP, Measures, Units
+from mono_jax.evaluation.inside import TOP, Measures, Units, UnitsOfExperts
 from mono_jax.runs.reporting.figures import plt, png
 
 _TEXT, _VISUAL, _GREY = "#a63603", "#08519c", "#888"
+_MOST = f"{100 * TOP:.0f} %"
+MOST_NUMBERS = 12  # layers of a table whose values stand in its cells
+LEAST_DEAD = 10  # % of dead units at the end of a scale, so that a few do not look like many
 
 
 def attention(measures: Measures, gap: np.ndarray) -> bytes:
@@ -25,8 +30,12 @@ def attention(measures: Measures, gap: np.ndarray) -> bytes:
     distance.set_title("tokens between a visual token and\nthe visual ones it attends to", fontsize=10)
     _by_layer(apart, gap, "", _GREY)
     apart.set_title("distance of the modalities' mean hidden\nstates (of the mean norm; 0 = embeddings)", fontsize=10)
+    for axes, label in ((shares, "share"), (distance, "tokens"), (apart, "relative distance")):
+        axes.set_ylabel(label, fontsize=8)
     for axes in (shares, distance):
+        axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
+    apart.set_ylim(bottom=0)
     return png(figure)
 
 
@@ -72,9 +81,9 @@ def moved(distances: Mapping[str, Measures]) -> bytes:
     return png(figure)
 
 
-def units(visual: Units, text: Units, kinds: Mapping[str, Units]) -> bytes:
-    """PNG: sizes of activations, dead units, and how far the experts use the same units, by layer and kind of image."""
-    figure, (size, dead, same, by_kind) = plt.subplots(1, 4, figsize=(16, 3.8), layout="constrained")
+def units(visual: Units, text: Units) -> bytes:
+    """PNG: sizes of activations, dead units, and how far the experts use the same units, by layer."""
+    figure, (size, dead, same) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for label, expert, color in (("visual expert", visual, _VISUAL), ("text expert", text, _TEXT)):
         _by_layer(size, expert.rms, label, color)
         _by_layer(dead, 100 * expert.dead, label, color)
@@ -83,22 +92,67 @@ def units(visual: Units, text: Units, kinds: Mapping[str, Units]) -> bytes:
     titles = {
         size: "root mean square of the activations",
         dead: "dead units, %",
-        same: f"most used {TOP:.0%} of the units that\nboth experts use most, % (dotted: chance)",
+        same: f"most used {_MOST} of the units that\nboth experts use most, % (dotted: chance)",
     }
     for axes, title in titles.items():
         axes.set_title(title, fontsize=10)
+    size.set_ylim(bottom=0)
+    dead.set_ylim(0, max(LEAST_DEAD, 105 * max(visual.dead.max(), text.dead.max())))
     for axes in (size, dead):
-        axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
-    by_kind.xaxis.get_major_locator().set_params(integer=True)
     same.set_ylim(0, 100)
-    table = np.array([100 * of_kind.overlap(visual) for of_kind in kinds.values()])
-    shown = by_kind.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=100)
-    by_kind.set_yticks(range(len(kinds)), list(kinds), fontsize=8)
-    by_kind.set_xlabel("layer", fontsize=8)
-    by_kind.set_title("the same for each kind of image\nand all images, %", fontsize=10)
-    figure.colorbar(shown, ax=by_kind)
     return png(figure)
+
+
+def units_by_group(groups: Sequence[Mapping[str, UnitsOfExperts]], whole: UnitsOfExperts) -> bytes:
+    """PNG: for each expert sizes of activations, shared units and dead units, by layer and name of each of ``groups``.
+
+    ``whole``: over all tokens, with whose most used units those of a group are compared.
+    """
+    names = [name for group in groups for name in group]
+    found = [units for group in groups for units in group.values()]
+    borders = np.cumsum([len(group) for group in groups])[:-1] - 0.5
+    figure, grid = plt.subplots(
+        2, 3, figsize=(13, 1.8 + 0.6 * len(names)), sharex=True, sharey=True, layout="constrained"
+    )
+    rms = [getattr(units, expert).rms for units in found for expert in ("visual", "text")]
+    sizes = LogNorm(np.min(rms), np.max(rms))
+    for row, expert in zip(grid, ("visual", "text")):
+        of_group = [getattr(units, expert) for units in found]
+        dead = 100 * np.array([units.dead for units in of_group])
+        tables = (
+            ("root mean square of the activations", np.array([units.rms for units in of_group]), "{:.3g}", sizes),
+            (
+                f"most used {_MOST} of its units that are\namong the most used of all images, %",
+                100 * np.array([units.overlap(getattr(whole, expert)) for units in of_group]),
+                "{:.0f}",
+                Normalize(0, 100),
+            ),
+            ("dead units, %", dead, "{:.1f}", Normalize(0, max(LEAST_DEAD, dead.max()))),
+        )
+        for axes, (title, values, form, norm) in zip(row, tables):
+            axes.set_title(f"{expert} expert: {title}", fontsize=10)
+            shown = _table(axes, values, form, norm)
+            if values.shape[1] > MOST_NUMBERS:
+                figure.colorbar(shown, ax=axes)
+            for border in borders:
+                axes.axhline(border, color="white", linewidth=4)
+        row[0].set_yticks(range(len(names)), names, fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("layer", fontsize=8)
+    return png(figure)
+
+
+def _table(axes: Axes, values: np.ndarray, form: str, norm: Normalize) -> AxesImage:
+    """Values [rows, L] as colors, and as numbers where there is room for them."""
+    shown = axes.imshow(values, aspect="auto", cmap="viridis", norm=norm)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if values.shape[1] <= MOST_NUMBERS:
+        for row, column in np.ndindex(values.shape):
+            color = "black" if shown.norm(values[row, column]) > 0.6 else "white"
+            text = form.format(values[row, column])
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+    return shown
 
 
 def _by_layer(axes: Axes, values: Sequence[float], label: str, color: str, style: str = "-") -> None:

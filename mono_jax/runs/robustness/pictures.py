@@ -23,14 +23,22 @@ def curves(points: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str
         axes.set_visible(False)
     for axes, (name, values) in zip(grid.flat, points.items()):
         scores = np.array([value["score"] for value in values])
-        ends = np.array([[value["low"] or value["score"], value["high"] or value["score"]] for value in values])
+        ends = np.array([[_end(value, "low"), _end(value, "high")] for value in values])
         axes.errorbar(range(len(values)), scores, np.abs(ends.T - scores), marker="o", capsize=3, color="#08519c")
+        axes.axhline(scores[0], color="#888", linestyle=":", linewidth=1)
         axes.set_xticks(range(len(values)), [f"{value['level']:g}" for value in values])
         axes.set_title(name.replace("_", " "), fontsize=10)
         axes.set_xlabel(units[name], fontsize=8)
         axes.set_ylim(0, 100)
         axes.grid(alpha=0.3)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("right answers, %", fontsize=8)
     return png(figure)
+
+
+def _end(point: Mapping[str, Any], which: str) -> float:
+    """Of the interval; the score itself where there is none."""
+    return point["score"] if point[which] is None else point[which]
 
 
 def examples(picture: Image.Image) -> bytes:

@@ -1,9 +1,9 @@
-"""What ``experiments/robustness.py`` does: asks a model questions that get harder, and gives it broken files."""
+"""What ``experiments/robustness.py`` does: questions that get harder, broken files, placeholders in odd places."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
 from mono_jax.errors import GenerationError
 from mono_jax.evaluation.benchmarks import running
-from mono_jax.evaluation.questions import Question, read_questions
-from mono_jax.evaluation.robustness.broken import BROKEN
+from mono_jax.evaluation.questions import Question, opened, read_questions
+from mono_jax.evaluation.robustness.broken import ANSWERED, BROKEN, File
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
+from mono_jax.evaluation.robustness.placeholders import ODD, Odd
 from mono_jax.generation.chat import Chat, Opened, model_flags, open_model
 from mono_jax.generation.options import Sampling
 from mono_jax.runs.console import say_now
@@ -22,11 +23,14 @@ from mono_jax.runs.reporting.section import Section
 from mono_jax.runs.robustness import sets
 from mono_jax.runs.robustness.pictures import curves, examples
 
-ANSWERED = "answered"
+NEW_TOKENS = 8  # where only whether there is an answer counts
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns {"curves": {name: [{"level", "score", "low", "high", "n"}]}, "broken": {name: what became of it}}.
+    """Asks everything; what is answered of an earlier call stays.
+
+    Returns {"model", "questions": how many, "curves": {name: [{"level", "score", "low", "high", "n"}]}, "broken" and
+    "placeholders": {name: ``ANSWERED``, or why it was refused}, "unexpected": [names of these]}.
 
     Writes OUT/robustness.json and OUT/robustness.html. Raises MonoJaxError or DataError.
     """
@@ -34,37 +38,73 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     asked = read_questions(args.questions, args.images)[: args.limit]
     if not asked:
         raise DataError(f"{args.questions}: no question in it")
-    broken = try_broken(open_model(args.model, None, **model_flags(args)), out / "broken", asked[0])
+    model = open_model(args.model, None, **model_flags(args))
+    broken, odd = try_broken(model, out / "broken", asked[0]), try_odd(model, asked[0])
     files = sets.write(out / "sets", asked, args.changes)
     tasks = ",".join(f"{name}:questions={file}" for name, file in files.items())
     options = {"model": [args.model], "tasks": tasks, "data": str(args.images), "out": str(out / "answers"),
                "limit": None, "judge": None, "judge_model": None}  # fmt: skip
     scores = running.evaluate(argparse.Namespace(**{**vars(args), **options}))
-    result = {"model": args.model, "questions": len(asked), "curves": _curves(scores), "broken": broken}
+    result = {"model": args.model, "questions": len(asked), "curves": _curves(scores), "broken": broken,
+              "placeholders": odd, "unexpected": unexpected(BROKEN, broken) + unexpected(ODD, odd)}  # fmt: skip
     publish.write_json(out / "robustness.json", result)
     publish.write_text(out / "robustness.html", page(f"Robustness of {args.model}", _sections(result, asked)))
-    for name, points in result["curves"].items():
-        shown = ", ".join(f"{point['level']:g}: {point['score']:.1f} %" for point in points)
-        say_now(f"{name} ({_unit(name)}): {shown}")
-    say_now(f"broken files: {sum(outcome == ANSWERED for outcome in broken.values())} of {len(broken)} answered")
+    _say(result)
     say_now(f"{out / 'robustness.html'}, {out / 'robustness.json'}")
     return result
 
 
 def try_broken(model: Opened, folder: Path, question: Question) -> dict[str, str]:
-    """{kind of file: "answered", or why it was refused}. Whatever else is raised is a fault, and comes through."""
+    """{kind of file: ``ANSWERED``, or why it was refused}. Whatever else is raised is a fault, and comes through."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture, outcomes = sets.opened(question), {}
-    for number, (name, encode) in enumerate(BROKEN.items()):
+    picture, outcomes = opened(question), {}
+    for number, (name, broken) in enumerate(BROKEN.items()):
         file = folder / f"{number}.bin"
-        file.write_bytes(encode(picture))
-        try:
-            chat = Chat(model.generator, model.tokenizer, model.form, Sampling(max_new_tokens=8))
-            chat.ask("what is in the image?", [str(file)])
-            outcomes[name] = ANSWERED
-        except (DataError, BadSample, GenerationError) as error:
-            outcomes[name] = str(error).removeprefix(f"{file}: ")
+        file.write_bytes(broken.encode(picture))
+        chat = Chat(model.generator, model.tokenizer, model.form, Sampling(max_new_tokens=NEW_TOKENS))
+        outcome = _outcome(lambda chat=chat, file=file: chat.ask("what is in the image?", [str(file)]))
+        outcomes[name] = outcome.removeprefix(f"{file}: ")
     return outcomes
+
+
+def try_odd(model: Opened, question: Question) -> dict[str, str]:
+    """The same of each of ``ODD``, with the question's picture."""
+    asker, picture = running.asker_of(model), (question.image.name, question.image.read_bytes())
+
+    def ask(turns: Sequence[tuple[str, str]], pictures: int) -> None:
+        list(asker.generate([asker.ask(turns, [picture] * pictures)], NEW_TOKENS, batch_size=1))
+
+    return {name: _outcome(lambda odd=odd: ask(odd.turns, odd.pictures)) for name, odd in ODD.items()}
+
+
+def _outcome(ask: Callable[[], object]) -> str:
+    """``ANSWERED``, or the message of the error that refuses it."""
+    try:
+        ask()
+    except (DataError, BadSample, GenerationError) as error:
+        return str(error).removeprefix("sample: ")
+    return ANSWERED
+
+
+def unexpected(cases: Mapping[str, File | Odd], outcomes: Mapping[str, str]) -> list[str]:
+    """The names of those that were answered or refused otherwise than ``cases`` expect."""
+    return [
+        name
+        for name, outcome in outcomes.items()
+        if (expected := cases[name].expected) is not None and not outcome.startswith(expected)
+    ]
+
+
+def _say(result: Mapping[str, Any]) -> None:
+    for name, points in result["curves"].items():
+        shown = ", ".join(f"{point['level']:g}: {point['score']:.1f} %" for point in points)
+        say_now(f"{name} ({_unit(name)}): {shown}")
+    for name in ("broken", "placeholders"):
+        outcomes = result[name].values()
+        answered = sum(outcome == ANSWERED for outcome in outcomes)
+        say_now(f"{name}: {answered} of {len(outcomes)} answered, the others refused by name")
+    if result["unexpected"]:
+        say_now(f"not as expected: {', '.join(result['unexpected'])}")
 
 
 def _curves(scores: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -85,10 +125,19 @@ def _unit(name: str) -> str:
 def _sections(result: Mapping[str, Any], asked: Sequence[Question]) -> list[Section]:
     points = result["curves"]
     units = {name: _unit(name) for name in points}
-    rows = [["file", "what became of it"], *([name, outcome] for name, outcome in result["broken"].items())]
-    lines = [f"Right answers to {result['questions']} questions, %, with their 95 % intervals; left: unchanged."]
+    lines = [
+        f"Right answers to {result['questions']} questions, %, with their 95 % intervals; dotted: as at the first "
+        "level, which is the unchanged question but for interleaved ones."
+    ]
+    each = "Each must be answered or refused by name."
     return [
         Section("Harder and harder", lines, picture=curves(points, units), alt="right answers by level of each change"),
-        Section("What the changes look like", picture=examples(sets.opened(asked[0])), alt="one picture at all levels"),
-        Section("Broken and unusual files", ["Each must be answered or refused by name."], table=rows),
+        Section("What the changes look like", picture=examples(opened(asked[0])), alt="one picture at all levels"),
+        Section("Broken and unusual files", [each], table=_table(BROKEN, result["broken"])),
+        Section("Placeholders in odd places", [each], table=_table(ODD, result["placeholders"])),
     ]
+
+
+def _table(cases: Mapping[str, File | Odd], outcomes: Mapping[str, str]) -> list[list[str]]:
+    rows = [[name, cases[name].expected or "either", outcome] for name, outcome in outcomes.items()]
+    return [["what was given", "expected", "what became of it"], *rows]

@@ -1,6 +1,7 @@
 """Questions with changed pictures and arrangements, as files that ``experiments/evaluate.py`` can ask as well.
 
 FOLDER/NAME@LEVEL.jsonl     LLaVA records         FOLDER/pictures/NAME@LEVEL/*.png     their pictures
+                                                  FOLDER/pictures/edge_EDGE/*.png      all pictures, reduced
 """
 
 from __future__ import annotations
@@ -12,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.encoding.chat import IMAGE
-from data_pipelines.encoding.decoding import ImageLimits, decode
-from data_pipelines.errors import BadSample, DataError
 from data_pipelines.io import publish
 from mono_jax.errors import unknown_key
-from mono_jax.evaluation.questions import Question
-from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
+from mono_jax.evaluation.questions import Question, opened
+from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES, scaled
 
 
 def write(folder: Path, questions: Sequence[Question], names: Sequence[str] | None = None) -> dict[str, Path]:
@@ -42,16 +40,6 @@ def write(folder: Path, questions: Sequence[Question], names: Sequence[str] | No
     return files
 
 
-def opened(question: Question) -> Image.Image:
-    """Its picture, RGB. Raises DataError that names the file."""
-    try:
-        return Image.fromarray(decode(question.image.read_bytes(), ImageLimits()))
-    except OSError as error:
-        raise DataError(f"{question.image}: {error.strerror}") from None
-    except BadSample as error:
-        raise DataError(f"{question.image}: {error.reason} {error.detail}".rstrip()) from None
-
-
 def _changed(folder: Path, name: str, level: float, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
     place = folder / "pictures" / f"{name}@{level:g}"
     place.mkdir(parents=True, exist_ok=True)
@@ -63,11 +51,24 @@ def _changed(folder: Path, name: str, level: float, questions: Sequence[Question
 
 
 def _arranged(folder: Path, name: str, level: float, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
+    arrangement = ARRANGEMENTS[name]
+    beside = [_reduced(folder, question, arrangement.others_edge) for question in questions]
     for number, question in enumerate(questions):
-        others = [other.image.absolute() for other in (*questions[number + 1 :], *questions[:number])]
+        others = [*beside[number + 1 :], *beside[:number]]
         asked = question.turns[-1][1].replace(IMAGE, "").strip()
-        text, pictures = ARRANGEMENTS[name].apply(asked, [question.image.absolute()], others, level)
+        text, pictures = arrangement.apply(asked, [question.image.absolute()], others, level)
         yield _record(question, text, pictures)
+
+
+def _reduced(folder: Path, question: Question, edge: int | None) -> Path:
+    """Its picture, with a shorter edge of ``edge`` pixels unless that is None; written once."""
+    if edge is None:
+        return question.image.absolute()
+    file = folder / "pictures" / f"edge_{edge}" / f"{question.id}.png"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scaled(opened(question), edge).save(file)
+    return file.absolute()
 
 
 def _record(question: Question, text: str, pictures: Sequence[Path]) -> dict[str, Any]:

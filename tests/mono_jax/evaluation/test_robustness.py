@@ -1,22 +1,30 @@
-"""Changed pictures and arrangements, and files that are answered about or refused."""
+"""Changed pictures and arrangements; files and placeholders that are answered about or refused."""
 
 from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import image_patches
 from data_pipelines.encoding.tiling import Tiling
+from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample
-from mono_jax.evaluation.robustness.broken import BROKEN
+from mono_jax.evaluation.questions import Question
+from mono_jax.evaluation.robustness.broken import ANSWERED, BROKEN
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES
-
-READABLE = {
-    "grey", "black and white", "palette", "transparent", "grey, transparent", "16 bit", "cmyk jpeg", "turned by exif",
-    "progressive jpeg", "animated gif", "bmp", "tiff", "webp",
-}  # fmt: skip
+from mono_jax.evaluation.robustness.placeholders import ODD
+from mono_jax.runs.robustness.sets import write
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +64,85 @@ def test_an_arrangement_keeps_the_question_and_has_a_mark_for_each_picture(name:
         text, pictures = arrangement.apply("what is it?", ["own"], ["a", "b"], level)
         assert "what is it?" in text and text.count("<image>") == len(pictures) and pictures[-1] == "own"
     first, _ = arrangement.apply("what is it?", ["own"], ["a"], arrangement.levels[0])
-    assert first == "<image>\nwhat is it?"
+    assert first == "<image>\nwhat is it?" or name == "interleaved"
+
+
+def test_interleaving_moves_a_share_of_the_text_between_the_pictures():
+    arrangement, seen = ARRANGEMENTS["interleaved"], {}
+    for level in arrangement.levels:
+        text, pictures = arrangement.apply("what is it?", ["own"], ["a", "b"], level)
+        before, *between, after = text.split("<image>")
+        assert pictures == ["a", "b", "a", "b", "own"] and after == "\nwhat is it?"
+        words = [len(part.split()) for part in (before, *between)]
+        assert sum(words) == 40, "the same text at every level"
+        seen[level] = words
+    assert [sum(words[1:]) / 40 * 100 for words in seen.values()] == list(arrangement.levels)
+    assert seen[50] == [20, 0, 10, 0, 10] and seen[100] == [0, 10, 10, 10, 10]
+
+
+def test_many_pictures_are_tiny_but_for_the_one_that_is_asked_about(tmp_path: Path, picture: Image.Image):
+    questions = []
+    for number in range(3):
+        picture.save(tmp_path / f"{number}.png")
+        questions.append(Question(str(number), tmp_path / f"{number}.png", (("human", "what?"),), "this", ""))
+    files = write(tmp_path / "sets", questions, ["many_tiny"])
+    assert list(files) == [f"many_tiny@{count}" for count in (1, 2, 4, 8, 16, 32, 64)]
+    for count, file in zip((1, 2, 4, 8, 16, 32, 64), files.values()):
+        record = json.loads(file.read_text().splitlines()[1])
+        named = [record["image"]] if count == 1 else record["image"]
+        assert [Image.open(name).size for name in named] == [(21, 16)] * (count - 1) + [(64, 48)]
+        assert named[-1] == str(tmp_path / "1.png")
+
+
+def refused(name: str, picture: Image.Image) -> str:
+    """ "answered", or the reason for which the file is refused."""
+    try:
+        patches = image_patches(BROKEN[name].encode(picture), Tiling(), ImageLimits())
+    except BadSample as error:
+        return error.reason
+    assert len(patches) and patches.dtype == np.uint8
+    return ANSWERED
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_read_or_refused_by_name(name: str, picture: Image.Image):
-    data = BROKEN[name](picture)
+    outcome = refused(name, picture)
+    assert outcome == (BROKEN[name].expected or outcome)
+
+
+def peak() -> int:
+    """Bytes of memory that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_for_bombs() -> dict[str, int]:
+    """{name: bytes by which reading it has raised the peak}; for a process of its own."""
+    picture, grown = Image.new("RGB", (64, 48)), {}
+    refused("png cut at 50 %", picture)
+    for name in (name for name in BROKEN if name.startswith("bomb: ")):
+        data = BROKEN[name].encode(picture)
+        before = peak()
+        with contextlib.suppress(BadSample):
+            image_patches(data, Tiling(), ImageLimits())
+        grown[name] = peak() - before
+    return grown
+
+
+def test_bombs_take_no_memory():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        grown = pool.submit(memory_for_bombs).result()
+    assert len(grown) >= 8 and max(grown.values()) < 32 << 20, grown
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_placeholders_are_answered_or_refused_by_name(name: str, sets: dict[str, Any]):
+    """And the ids that are to be answered have a placeholder for each visual token, and none more."""
+    encoder = ChatEncoder(Tokenizer(sets["tokenizer"]), system_message="")
+    odd = ODD[name]
     try:
-        patches = image_patches(data, Tiling(), ImageLimits())
+        ids, _ = encoder.conversation(odd.turns, [4] * odd.pictures, answer=True)
     except BadSample as error:
-        assert name not in READABLE and error.reason
+        assert error.reason == odd.expected
     else:
-        assert len(patches) and patches.dtype == np.uint8
-        assert name in READABLE or "flipped" in name or "cut" in name
+        assert odd.expected == ANSWERED and np.count_nonzero(ids == encoder.image_token) == 4 * odd.pictures
+        assert ids[-1] != encoder.image_token
