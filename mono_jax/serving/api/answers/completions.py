@@ -141,7 +141,7 @@ class _Completion:
             return None
         tokenizer = self._service.engine.tokenizer
         if not (echo and self._asked.echo):
-            return logprobs.of_completion(tokenizer, [*before, *tokens], found, len(before), offset)
+            return logprobs.of_completion(tokenizer, tokens, found, before, offset)
         prompt = [int(token) for token in self._prompts[number // self._n].input_ids]
         return logprobs.of_completion(tokenizer, [*prompt, *tokens], [*self._scores[number // self._n], *found])
 

@@ -13,6 +13,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed: pip ins
 
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.decoding import ImageLimits
+from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.generation.chat import tiling_of
 from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import Questions
@@ -142,6 +143,32 @@ def test_of_tokens_with_the_same_text_the_likelier_counts():
     shape = logprobs.of_completion(SameText(), [3], found)
     assert shape["top_logprobs"] == [{"\ufffd": -0.5}] and shape["token_logprobs"] == [-9999.0]
     assert logprobs.of_chat(SameText(), [], found)["content"][0]["bytes"] is None
+
+
+def test_log_probabilities_of_a_piece_take_no_longer_the_more_came_before(engine: ScriptedEngine):
+    """Streams would be quadratic, on the loop that serves everybody."""
+    counting = _Counting(engine.tokenizer)
+    ids = [5 + number % 40 for number in range(400)]
+    found = [TokenLogprobs(token, -1.0, ((6, -2.0),)) for token in ids]
+    costs = []
+    for number in range(len(ids)):
+        counting.decoded = 0
+        chat = logprobs.of_chat(counting, ids[:number], found[number : number + 1])
+        text = logprobs.of_completion(counting, ids[number : number + 1], found[number : number + 1], ids[:number])
+        costs.append(counting.decoded)
+        assert chat["content"][0]["token"] == text["tokens"][0] == token_texts(engine.tokenizer, ids)[number]
+    assert max(costs) == costs[-1] == costs[10]
+
+
+class _Counting:
+    """A tokenizer that counts the tokens that it has decoded."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self.decoded = tokenizer, 0
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.decoded += len(ids)
+        return self._tokenizer.decode(ids)
 
 
 def test_an_echo_alone(client: Client, engine: ScriptedEngine):
