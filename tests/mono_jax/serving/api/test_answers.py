@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
 
-from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.chat import ChatEncoder, word
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.generation.chat import tiling_of
@@ -79,6 +82,54 @@ def test_a_conversation_goes_on(client: Client, engine: ScriptedEngine):
     _, answer = client.post("/v1/chat/completions", {"messages": messages, "seed": 0})
     prompt = prompt_of(engine, turns, [A, B])
     assert answer["choices"][0]["message"]["content"] == f"seen {digest(prompt)} seed 0"
+
+
+def test_a_model_that_said_image_is_asked_again(client: Client, engine: ScriptedEngine):
+    """Its word stands for no image; generate.py has its tokens, which are those of the word."""
+    said = "An <image> tag."
+    messages = [message(A, "What?"), {"role": "assistant", "content": said}, message("And?")]
+    for content in (said, [{"type": "text", "text": said}]):
+        messages[1] = {"role": "assistant", "content": content}
+        status, answer = client.post("/v1/chat/completions", {"messages": messages, "seed": 0})
+        assert status == 200, answer
+        prompt = prompt_of(engine, [("human", "<image>\nWhat?"), ("gpt", word(said)), ("human", "And?")], [A])
+        assert answer["choices"][0]["message"]["content"] == f"seen {digest(prompt)} seed 0"
+    assert said in engine.tokenizer.decode(prompt.input_ids)
+    assert len(prompt.patches) == (np.asarray(prompt.input_ids) == engine.architecture.image_token_id).sum()
+
+
+def test_cached_tokens_are_those_of_the_first_answer(client: Client):
+    """The others share with it; the scripted engine says three of each."""
+    for path, asked in (
+        ("chat/completions", {"messages": [message("Hi")]}),
+        ("completions", {"prompt": ["Hey you"] * 2}),
+    ):
+        for more in ({}, {"echo": True, "logprobs": 1}) if "prompt" in asked else ({},):
+            _, answer = client.post(f"/v1/{path}", asked | more | {"n": 3})
+            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            assert cached == 3 * (2 if "prompt" in asked else 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_and_its_answer_are_taken_together_or_not(stream: bool, client: Client, engine: ScriptedEngine):
+    roomy, ended = engine.config, dict(engine.ended)
+    body = {"prompt": "Hi", "echo": True, "logprobs": 1, "stream": stream}
+    engine.hold()
+    try:
+        engine.config = dataclasses.replace(roomy, max_rows=1, max_queue=1)
+        with ThreadPoolExecutor() as pool:
+            other = pool.submit(client.chat, "Hi")
+            while not engine.under_way:
+                threading.Event().wait(0.005)
+            assert client.post("/v1/completions", body)[0] == 429
+            assert sum(engine.ended.values()) - sum(ended.values()) == engine.ended.get("cancelled", 0) - ended.get(
+                "cancelled", 0
+            )
+            engine.release()
+            assert other.result()[0] == 200
+    finally:
+        engine.config = roomy
+        engine.release()
 
 
 def test_streamed_is_what_whole_is(client: Client):
