@@ -19,6 +19,7 @@ FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),  # these for chat templates, too
 )
 CACHED_CHARS = 200  # longer texts are not likely to recur
+LONG_CHARS = 1 << 14
 Spans = Sequence[tuple[int, int]]  # (start, stop) characters of a text, in order
 
 
@@ -236,6 +237,8 @@ class _HuggingFace:
         return next((number for name in names if name and (number := self.find(name)) is not None), None)
 
     def encode(self, text: str) -> list[int]:
+        if len(text) > LONG_CHARS:  # a batch lets other threads of Python work meanwhile: a megabyte takes a second
+            return self._model.encode_batch([text], add_special_tokens=False)[0].ids
         return self._model.encode(text, add_special_tokens=False).ids
 
     def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:

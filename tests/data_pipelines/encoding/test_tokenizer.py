@@ -173,3 +173,14 @@ def test_no_token_is_longer_than_the_longest(several):
         assert len(text) <= tokenizer.longest * len(tokenizer.encode(text))
         names = [tokenizer.name(number) for number in (*range(500), *tokenizer.added.values())]
         assert tokenizer.longest >= max(len(name) for name in names if name is not None)
+
+
+def test_long_texts_have_the_tokens_of_short_ones(several, monkeypatch):
+    """By a call that lets other threads work."""
+    text = "Where is the dog?\n\n 42 <extra>" * 40
+    for tokenizer in several:
+        expected = list(tokenizer.encode(text))
+        monkeypatch.setattr("data_pipelines.encoding.tokenizer.LONG_CHARS", 10)
+        monkeypatch.setattr("data_pipelines.encoding.tokenizer.CACHED_CHARS", 0)
+        assert list(tokenizer.encode(text)) == expected
+        monkeypatch.undo()

@@ -89,7 +89,7 @@ class SamplingBody(Body):
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 or -1 = all")
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
-    n: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=2**31 - 1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)

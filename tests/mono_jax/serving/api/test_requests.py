@@ -86,6 +86,8 @@ WRONG = [
     ),
     (CHAT, chat(stop="x" * 513), "stop", "512"),
     (CHAT, chat(n=0), "n", ""),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "n": ' + b"9" * 4000 + b"}", "n", "less than"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "n": ' + b"9" * 5000 + b"}", None, "not JSON"),
     (CHAT, chat(n=129), "n", "128 at most"),
     (CHAT, chat(stop=["x"] * 17), "stop", ""),
     (CHAT, chat(stop=[1]), "stop.0", ""),
