@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,6 +21,7 @@ from data_pipelines.encoding.decoding import ImageLimits
 from mono_jax.errors import ConfigError
 from mono_jax.serving.api.app import create_app
 from mono_jax.serving.api.requests.prompts import Conversation, Gone, PromptMaker
+from mono_jax.serving.api.server import _Protocol
 from mono_jax.serving.api.service import Service
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.start import KEY, keys_of
@@ -443,3 +445,25 @@ def test_metrics(engine: ScriptedEngine):
     assert found["mono_jax_rows"] == engine.config.max_rows and found["mono_jax_queue_requests"] == 0
     assert found["mono_jax_cache_slots"] == engine.config.max_slots and found["mono_jax_step_seconds 0.5"] == 0.5
     assert found["mono_jax_answers_total stop"] == engine.ended["stop"]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "cut"),
+    [
+        ([1 << 20, 1 << 19, 1 << 18, 1 << 17, 1 << 16, 0], False),  # half of it each time
+        ([1 << 20, (1 << 19) + 1], True),
+        ([1 << 17, 1 << 16, 1], True),  # the last piece as a whole
+        ([100, 100], True),
+    ],
+)
+def test_a_client_must_read_half_of_what_waits(waiting: list[int], cut: bool):
+    protocol, timers = object.__new__(_Protocol), []
+    protocol.transport, protocol.loop, protocol._send_s = Mock(), Mock(), 1.0
+    protocol.loop.call_later = lambda seconds, call: timers.append(call)
+    protocol.transport.get_write_buffer_size = Mock(side_effect=[each for each in waiting for _ in "ab"])
+    protocol.transport.get_write_buffer_size()
+    protocol._expect()
+    for _ in waiting[1:]:
+        assert not protocol.transport.abort.called
+        timers.pop()()
+    assert protocol.transport.abort.called == cut
