@@ -240,7 +240,7 @@ def test_bytes_that_are_fetched_have_bounds(site: http.server.ThreadingHTTPServe
             engine, ApiConfig(drain_s=0, **limits), fetching=lambda: Fetcher(1 << 16, 10, first_only)
         ) as client:
             status, answer = client.post("/v1/chat/completions", body)
-            assert client.service.room.used == 0
+            wait_for(lambda: client.service.room.used == 0)
         return status, answer["error"]["code"] if "error" in answer else ""
 
     assert asked(max_body=3 * size) == (200, "")
