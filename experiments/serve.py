@@ -10,6 +10,8 @@ Needs pip install '.[serve]'.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,9 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.alone("serve.py")
     from mono_jax.serving.start import serve  # after parsing: --help needs none of it
 
-    result = serve(args)
+    result, hangs = serve(args)
     if args.json:
         cli.json_line(result)
+    if hangs:  # in a library, on a client's image: Python would wait for it
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

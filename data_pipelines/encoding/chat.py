@@ -14,6 +14,12 @@ from data_pipelines.errors import BadSample, DataError, did_you_mean
 from data_pipelines.special_tokens import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, OWN_TEMPLATE
 
 IMAGE = "<image>"  # stands for an image in the text of a conversation
+_WORD = "<\ufdd3mage>"  # the word itself, by a letter that Unicode has set aside; as long, so that spans stay
+
+
+def word(text: str) -> str:
+    """``text`` in which ``<image>`` stands for no image, but is a word."""
+    return text.replace(IMAGE, _WORD)
 
 
 def open_template(name: str, tokenizer: Tokenizer) -> Template:
@@ -60,7 +66,7 @@ class ChatEncoder:
           turns: (speaker, text), the speaker being "system" (first only), "human" or "gpt".
           images: number of visual tokens of each image, in order of the ``<image>``s in the text; where no text has an
             ``<image>`` they go in front of the first question.
-          answer: end with the head of an answer that is to be generated.
+          answer: end with the head of an answer that is to be generated; nothing is trained on then.
 
         Returns:
           ids int32 [n] and mask float32 [n]: 1 where the id is to be predicted (the assistant's text and its end).
@@ -76,7 +82,7 @@ class ChatEncoder:
             turns[0] = (turns[0][0], f"{IMAGE}\n" * len(images) + turns[0][1])
         written = self.template.write(turns, system, answer)
         begin = [] if self.template.begins else self._begin
-        return self._encoded(begin, written.text, written.trained, images)
+        return self._encoded(begin, written.text, () if answer else written.trained, images)
 
     def next_question(self, text: str, images: Sequence[int] = ()) -> np.ndarray:
         """Ids int32 [n] that continue a conversation after the last word of an answer, up to that of the next one.
@@ -149,7 +155,9 @@ class ChatEncoder:
                 image = [self._image_ends[0], *[self.image_token] * images[number - 1], self._image_ends[1]]
                 ids += image
                 mask += [any(first < start <= last for first, last in trained)] * len(image)
-            new, marks = self.tokenizer.marked(part, [(first - start, last - start) for first, last in trained])
+            new, marks = self.tokenizer.marked(
+                part.replace(_WORD, IMAGE), [(first - start, last - start) for first, last in trained]
+            )
             ids += new
             mask += marks
             start += len(part) + len(IMAGE)

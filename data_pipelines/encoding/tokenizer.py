@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),  # these for chat templates, too
 )
 CACHED_CHARS = 200  # longer texts are not likely to recur
+LONG_CHARS = 1 << 14
 Spans = Sequence[tuple[int, int]]  # (start, stop) characters of a text, in order
 
 
@@ -62,6 +64,11 @@ class Tokenizer:
         """One more than the largest id."""
         return max([self._base.size - 1, *self.added.values()]) + 1
 
+    @functools.cached_property
+    def longest(self) -> int:
+        """Letters of the longest token: a text of n * longest has n tokens at least."""
+        return max(map(len, (*self._base.names(), *self.added)))
+
     def id(self, token: str) -> int:
         """The id of a token by its name. Raises DataError if there is none."""
         if token in self.added:
@@ -100,10 +107,12 @@ class Tokenizer:
         """Ids of ``text``, and which of them stand for characters in ``spans``, be it only in part."""
         ids: list[int] = []
         marks: list[bool] = []
+        begins, ends = [first for first, _ in spans], [last for _, last in spans]
         start = 0
         for number, part in enumerate(self._split.split(text)):
             stop = start + len(part)
-            inside = [(first - start, last - start) for first, last in spans if first < stop and last > start]
+            near = spans[bisect.bisect_right(ends, start) : bisect.bisect_left(begins, stop)]
+            inside = [(first - start, last - start) for first, last in near]
             if number % 2:
                 new, found = [self.added[part]], [bool(inside)]
             elif inside:
@@ -178,6 +187,9 @@ class _SentencePiece:
         )
         self.encode, self.name = self._model.encode, self._model.id_to_piece
 
+    def names(self) -> list[str]:
+        return [self._model.id_to_piece(number) for number in range(self.size)]
+
     def decode(self, ids: list[int]) -> str:
         """Ids beyond the model, which a vocabulary may have been padded with, have no text."""
         return self._model.decode([number for number in ids if number < self.size])
@@ -225,11 +237,16 @@ class _HuggingFace:
         return next((number for name in names if name and (number := self.find(name)) is not None), None)
 
     def encode(self, text: str) -> list[int]:
+        if len(text) > LONG_CHARS:  # a batch lets other threads of Python work meanwhile: a megabyte takes a second
+            return self._model.encode_batch([text], add_special_tokens=False)[0].ids
         return self._model.encode(text, add_special_tokens=False).ids
 
     def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
         found = self._model.encode(text, add_special_tokens=False)
         return found.ids, [any(first < end and last > begin for first, last in spans) for begin, end in found.offsets]
+
+    def names(self) -> list[str]:
+        return list(self._model.get_vocab())
 
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids, skip_special_tokens=False)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import ipaddress
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mono_jax import cli
@@ -21,8 +22,20 @@ def check_packages() -> None:
         raise ConfigError(f"serving needs {', '.join(missing)}: pip install '.[serve]'")
 
 
-def serve(args: Any) -> dict[str, Any]:
-    """Serves until it is stopped; returns what ``--json`` prints."""
+def keys_of(given: Sequence[str] | None, environment: Mapping[str, str]) -> list[str]:
+    """The API keys of the flags, else of the variable. Raises ConfigError for an empty one, which would let all in."""
+    where, keys = ("--api_key", given) if given else (KEY, environment[KEY].split(",") if KEY in environment else [])
+    keys = [key.strip() for key in keys]
+    if not all(keys):
+        raise ConfigError(f"{where} has an empty key: give one, or leave {where} out to let everybody in")
+    return keys
+
+
+def serve(args: Any) -> tuple[dict[str, Any], bool]:
+    """Serves until it is stopped.
+
+    Returns what ``--json`` prints, and whether a thread hangs, so that the process would not end by itself.
+    """
     check_packages()
     from mono_jax.generation.chat import PROMPT_FLAGS
     from mono_jax.serving.api.requests.fetching import Fetcher
@@ -33,7 +46,7 @@ def serve(args: Any) -> dict[str, Any]:
     from mono_jax.serving.engine import Engine
 
     config, api = cli.config_of(args, EngineConfig), cli.config_of(args, ApiConfig)
-    keys = args.api_key or [key for key in os.environ.get(KEY, "").split(",") if key]
+    keys = keys_of(args.api_key, os.environ)
     place = listen(args.host, args.port)  # a port that is taken is known now, not after the warm-up
     prompt = {name: getattr(args, name) for name in PROMPT_FLAGS}
     engine = Engine.open(args.model, config, name=args.name, tokenizer=args.tokenizer, **prompt)
@@ -54,4 +67,4 @@ def serve(args: Any) -> dict[str, Any]:
         engine.close(drain=False)
     stats = dataclasses.asdict(engine.stats())
     wanted = ("requests", "refused", "tokens_in", "tokens_cached", "tokens_out", "compilations")
-    return {"model": engine.name, "url": url, **{name: stats[name] for name in wanted}}
+    return {"model": engine.name, "url": url, **{name: stats[name] for name in wanted}}, service.hangs

@@ -12,13 +12,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, Response
 
+from mono_jax.errors import ConfigError
 from mono_jax.serving.api import errors
 from mono_jax.serving.api.answers import chat, completions, shapes
-from mono_jax.serving.api.errors import ApiError
-from mono_jax.serving.api.guard import Guard
+from mono_jax.serving.api.errors import FAILED, ApiError
+from mono_jax.serving.api.guard import VISIT, Guard
+from mono_jax.serving.api.requests.parsing import route_class
 from mono_jax.serving.api.requests.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from mono_jax.serving.api.service import Service
 from mono_jax.serving.api.tickets.running import while_connected
+from mono_jax.serving.api.tickets.visit import Visit
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 # The page talks to this server only, and nobody frames it.
@@ -46,7 +49,9 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-strea
 
 
 def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
-    """The application of ``service``; ``keys``: API keys, none = open to all."""
+    """The application of ``service``; ``keys``: API keys, none = open to all. Raises ConfigError for an empty key."""
+    if not all(keys):
+        raise ConfigError("an API key is empty: anybody has it")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,6 +60,7 @@ def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
 
     app = FastAPI(title="mono-jax", docs_url=None, redoc_url=None, lifespan=lifespan)
     errors.install(app)
+    app.router.route_class = route_class(lambda request, *work: _visit(request).within(service.with_text(*work)))
     _add_answers(app, service)
     _add_models(app, service)
     _add_tokens(app, service)
@@ -64,14 +70,18 @@ def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
     return app
 
 
+def _visit(request: HttpRequest) -> Visit:
+    return request.scope[VISIT]
+
+
 def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", response_model=shapes.ChatCompletion, responses=_ANSWERS)
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
-        return await while_connected(request.receive, chat.answer(service, body))
+        return await while_connected(request.receive, chat.answer(service, body, _visit(request)))
 
     @app.post("/v1/completions", response_model=shapes.TextCompletion, responses=_ANSWERS)
     async def text_completions(body: CompletionRequest, request: HttpRequest) -> Response:
-        return await while_connected(request.receive, completions.answer(service, body))
+        return await while_connected(request.receive, completions.answer(service, body, _visit(request)))
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -102,21 +112,22 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         )
 
     @app.post("/tokenize", responses=_ERRORS)
-    async def tokenize(body: TokenizeRequest) -> shapes.Tokens:
+    async def tokenize(body: TokenizeRequest, request: HttpRequest) -> shapes.Tokens:
         service.check_model(body.model)
         if body.prompt in special:  # SentencePiece would spell it
             ids = [special[body.prompt]]
         else:
-            ids = await service.make(service.prompts.encode, body.prompt, body.add_special_tokens)
+            work = service.with_text(service.prompts.encode, body.prompt, body.add_special_tokens)
+            ids = await _visit(request).within(work)
         return shapes.Tokens(tokens=ids, count=len(ids), max_model_len=service.engine.config.max_length)
 
     @app.post("/detokenize", responses=_ERRORS)
-    async def detokenize(body: DetokenizeRequest) -> shapes.Text:
+    async def detokenize(body: DetokenizeRequest, request: HttpRequest) -> shapes.Text:
         service.check_model(body.model)
-        wrong = [token for token in body.tokens if token >= service.engine.architecture.vocab_size]
-        if wrong:
-            raise ApiError(400, f"token {wrong[0]} is outside the vocabulary", param="tokens")
-        return shapes.Text(prompt=await service.make(tokenizer.decode, body.tokens))
+        if (largest := max(body.tokens, default=0)) >= service.engine.architecture.vocab_size:
+            raise ApiError(400, f"token {largest} is outside the vocabulary", param="tokens")
+        work = service.with_text(tokenizer.decode, body.tokens)
+        return shapes.Text(prompt=await _visit(request).within(work))
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -128,7 +139,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", responses={503: {"model": shapes.Health, "description": "takes no more requests"}})
     async def health(response: Response) -> shapes.Health:
-        reason = service.engine.closed
+        reason = None if service.engine.closed is None else FAILED
         status = "stopping" if service.gate.closed else "ok" if reason is None else "failed"
         response.status_code = 200 if status == "ok" else 503
         return shapes.Health(status=status, model=service.engine.name, reason=reason)

@@ -15,6 +15,7 @@ from mono_jax.errors import GenerationError
 from mono_jax.serving.contract import Closed, Full, TooLong
 
 CLIENT_CLOSED = 499  # no standard status; of a request whose client is gone, for logs and metrics
+FAILED = "the engine answers no more: the server's log says why"  # which is for the operator, not for strangers
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -54,7 +55,7 @@ def response(error: HTTPException) -> JSONResponse:
 def of_engine(error: GenerationError | BadSample, param: str) -> ApiError:
     """What the engine, or making a prompt, refused."""
     if isinstance(error, Closed):
-        return ApiError(503, str(error), code="engine_closed")
+        return ApiError(503, FAILED, code="engine_closed")
     if isinstance(error, Full):
         return ApiError(429, str(error), code="queue_full", retry_s=1)
     if isinstance(error, TooLong):
@@ -76,7 +77,7 @@ def install(app: FastAPI) -> None:
         return response(error)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
-        return response(_of_validation(error.errors()))
+        return response(of_validation(error.errors()))
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         return response(ApiError(500, f"{type(error).__name__}: this is a fault of the server, see its log"))
@@ -86,22 +87,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def _of_validation(faults: Sequence[dict[str, Any]]) -> ApiError:
+def of_validation(faults: Sequence[dict[str, Any]]) -> ApiError:
     """Of pydantic's faults, one for each reading of the request, that of the reading which went farthest."""
     fault = max(faults, key=lambda each: (len(each["loc"]), [part for part in each["loc"] if isinstance(part, int)]))
     context = fault.get("ctx", {})
     param = _place([*fault["loc"], *([context["param"]] if "param" in context else [])]) or None
-    message = fault["msg"]
-    if fault["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {context.get('error', message)}", code="invalid_json")
-    return ApiError(400, f"{param}: {message}" if param else message, param=param, code=fault["type"])
+    return ApiError(400, f"{param}: {fault['msg']}" if param else fault["msg"], param=param, code=fault["type"])
 
 
 def _place(location: Sequence[str | int]) -> str:
     """Where in the request: without the names of types, and of tags, that pydantic puts between."""
     parts: list[str] = []
     for part in map(str, location):
-        is_type = "[" in part or part in ("body", "str", "int") or part[:1].isupper()
+        is_type = "[" in part or part in ("body", "str", "int", "constrained-str") or part[:1].isupper()
         if not is_type and part != (parts or [None])[-1]:
             parts.append(part)
     return ".".join(parts)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mono_jax.serving.api.errors import ApiError, response
 from mono_jax.serving.api.service import Service
 from mono_jax.serving.api.settings import ApiConfig
+from mono_jax.serving.api.tickets.visit import Visit
 
 OPEN = ("/", "/health", "/metrics")  # what needs no key
+VISIT = "mono_jax.visit"  # where the scope of a request has its ``Visit``
 
 
 class Guard:
@@ -22,7 +24,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service, paths: Collection[str], keys: Collection[str]):
         self._app, self._service, self._paths = app, service, frozenset(paths)
         self._keys = [key.encode() for key in keys]
-        self._inside, self._bytes = 0, 0  # requests that are here, and bytes of their bodies
+        self._inside = 0  # requests that are here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,7 +37,8 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
-        body = _Body(receive, self._service.config, self._room)
+        visit = scope[VISIT] = self._service.visit()
+        body = _Body(receive, self._service.config, visit)
         self._inside += 1
         try:
             self._check(scope)
@@ -44,7 +47,7 @@ class Guard:
             await response(error)(scope, receive, counted)
         finally:
             self._inside -= 1
-            self._bytes -= body.taken
+            visit.end()
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._service.metrics.requests.labels(path, str(status or 500)).inc()
             self._service.metrics.seconds.observe(time.perf_counter() - start)
@@ -67,25 +70,14 @@ class Guard:
         kind, _, given = header.partition(b" ")
         return kind.lower() == b"bearer" and any(hmac.compare_digest(given.strip(), key) for key in self._keys)
 
-    def _room(self, more: int) -> None:
-        """Counts bytes that came; raises ApiError if too many are here."""
-        self._bytes += more
-        if self._bytes > self._service.config.max_bytes:
-            why = "the requests that are here have too many bytes already"
-            raise ApiError(429, why, code="too_many_bytes", retry_s=1, close=True)
-
 
 class _Body:
-    """An ASGI ``receive`` that raises ApiError when the body is too long, does not come, or has no room.
+    """An ASGI ``receive`` that raises ApiError when the body is too long, does not come, or has no room."""
 
-    Attributes:
-      taken: bytes so far. ``room`` is called with each piece's.
-    """
-
-    def __init__(self, receive: Receive, config: ApiConfig, room: Callable[[int], None]):
-        self._receive, self._config, self._room = receive, config, room
+    def __init__(self, receive: Receive, config: ApiConfig, visit: Visit):
+        self._receive, self._config, self._visit = receive, config, visit
         self._deadline = time.monotonic() + config.body_timeout_s
-        self.taken, self._whole = 0, False
+        self._whole = False
 
     async def __call__(self) -> Message:
         if self._whole:
@@ -96,11 +88,9 @@ class _Body:
         except TimeoutError:
             why = f"the body did not come in {self._config.body_timeout_s:g} s"
             raise ApiError(408, why, code="timeout", close=True) from None
-        size = len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
-        self.taken += size
-        self._room(size)
-        if self.taken > self._config.max_body:
+        self._visit.take(len(message.get("body", b"")))
+        if self._visit.taken > self._config.max_body:
             raise _too_large(self._config)
         return message
 

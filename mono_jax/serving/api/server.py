@@ -20,6 +20,7 @@ from mono_jax.serving.api.app import create_app
 from mono_jax.serving.api.service import Service
 
 _KEEP_ALIVE_S = 75  # longer than clients' pools keep connections, which would find them closed
+_LITTLE = 1 << 16  # bytes that any client reads in time
 _AFTER_CUT_S = 5  # for answers that were cut to reach their clients
 
 
@@ -35,23 +36,50 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Protocol(H11Protocol):
-    """Closes connections on which the head of a request does not come in time: uvicorn would keep them for ever."""
+    """Ends connections on which no request comes, or nobody reads, in time: uvicorn would keep them for ever."""
 
-    def __init__(self, head_s: float, *arguments: Any, **options: Any):
+    def __init__(self, head_s: float, send_s: float, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self._head_s, self._timer = head_s, None
+        self._send_s, self._unread, self._unread_timer = send_s, 0, None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that we hear of every byte that waits, and of the last one
         self._wait()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._wait()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect()
+
+    def resume_writing(self) -> None:
+        self._read()
+        super().resume_writing()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._stop()
+        self._read()
         super().connection_lost(error)
+
+    def _expect(self) -> None:
+        """Counts from now until the client has read half of what waits for it, or all of little."""
+        self._unread = self.transport.get_write_buffer_size()
+        self._unread_timer = self.loop.call_later(self._send_s, self._judge)
+
+    def _judge(self) -> None:
+        if self.transport.get_write_buffer_size() > self._unread - max(self._unread // 2, _LITTLE):
+            self.transport.abort()  # closing would wait for the client to read the rest
+        else:
+            self._expect()
+
+    def _read(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _wait(self) -> None:
         """Counts from the first byte, or from the begin of a connection, until a head is whole."""
@@ -78,7 +106,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                http=functools.partial(_Protocol, service.config.body_timeout_s),
+                http=functools.partial(_Protocol, service.config.body_timeout_s, service.config.send_timeout_s),
                 ws="none",
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(drain + _AFTER_CUT_S),

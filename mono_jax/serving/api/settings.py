@@ -14,20 +14,29 @@ class ApiConfig:
     """Limits of requests, and times."""
 
     max_body: int = field(32 << 20, ge=1, help="most bytes of a request")
-    max_bytes: int = field(1 << 30, ge=1, help="most bytes of all requests that are here at a time; more are refused")
+    max_bytes: int = field(
+        1 << 30,
+        ge=1,
+        help="most bytes of all requests that are here at a time (bodies, fetched images, pixels); more are refused",
+    )
     max_images: int = field(16, ge=0, help="most images of a request")
     max_pixels: int = field(50_000_000, ge=1, help="most pixels of an image, width x height")
     max_choices: int = field(128, ge=1, help="most answers of a request: prompts x n")
     max_requests: int = field(512, ge=1, help="most requests that are read and answered at a time; more are refused")
+    max_preparing: int = field(
+        256, ge=1, help="most requests whose images are being decoded, or wait for it; more are refused"
+    )
     image_urls: bool = field(
         False, help="fetch images from http(s) URLs, never from private, loopback or link-local addresses"
     )
     fetch_timeout_s: float = field(10.0, gt=0, help="seconds for fetching an image")
-    timeout_s: float = field(600.0, gt=0, help="seconds for a request, waiting included; then it ends")
+    timeout_s: float = field(600.0, gt=0, help="seconds for a request, from its head on; then it ends")
     body_timeout_s: float = field(
         60.0, gt=0, help="seconds in which a client must have sent the head of a request, and then its body"
     )
-    send_timeout_s: float = field(60.0, gt=0, help="seconds in which a client must take a piece of an answer")
+    send_timeout_s: float = field(
+        60.0, gt=0, help="seconds in which a client must take half of what waits for it, 64 KiB at least"
+    )
     drain_s: float = field(30.0, ge=0, help="seconds that running answers have to end when the server is stopped")
 
     def __post_init__(self) -> None:

@@ -127,3 +127,60 @@ def test_marked_tokens_are_those_with_a_marked_character(several, marked_parts):
         if ends[-1] == len(text):
             places = [set(range(first, last)) for first, last in itertools.pairwise(ends)]
             assert marks == [bool(place & inside) for place in places]
+
+
+class _Counted(list):
+    """Counts the elements that are read."""
+
+    read = 0
+
+    def __iter__(self):
+        self.read += len(self)
+        return super().__iter__()
+
+    def __getitem__(self, place):
+        found = super().__getitem__(place)
+        self.read += len(found)
+        return found
+
+
+def test_each_part_of_a_text_looks_at_its_own_spans(tokenizer):
+    """Conversations of many turns, and strangers' texts of many special tokens, would take the product of both."""
+    text = "x<|im_end|>" * 500
+    spans = _Counted((start, start + 6) for start in range(0, len(text), 11))
+    ids, _ = tokenizer.marked(text, spans)
+    assert list(ids) == list(tokenizer.encode(text))
+    assert spans.read <= 5 * len(spans)
+
+
+def test_an_answer_to_come_needs_no_marks(golden_dir, monkeypatch):
+    """Of a tokenizer without special tokens each span encodes all that stands before it."""
+    tokenizer, spans = Tokenizer(golden_dir / "chat"), []
+    turns = [("human", "a"), ("gpt", "b"), ("human", "c")]
+    expected = ChatEncoder(tokenizer).conversation(turns)[0]
+    monkeypatch.setattr(
+        tokenizer,
+        "marked",
+        lambda text, of: spans.extend(of) or (tokenizer.encode(text), [False] * len(tokenizer.encode(text))),
+    )
+    found, mask = ChatEncoder(tokenizer).conversation(turns, answer=True)
+    assert list(found[: len(expected)]) == list(expected) and spans == [] and not mask.any()
+
+
+def test_no_token_is_longer_than_the_longest(several):
+    for tokenizer in several:
+        text = "the dog <|im_end|> is\n\n <extra> 42"
+        assert len(text) <= tokenizer.longest * len(tokenizer.encode(text))
+        names = [tokenizer.name(number) for number in (*range(500), *tokenizer.added.values())]
+        assert tokenizer.longest >= max(len(name) for name in names if name is not None)
+
+
+def test_long_texts_have_the_tokens_of_short_ones(several, monkeypatch):
+    """By a call that lets other threads work."""
+    text = "Where is the dog?\n\n 42 <extra>" * 40
+    for tokenizer in several:
+        expected = list(tokenizer.encode(text))
+        monkeypatch.setattr("data_pipelines.encoding.tokenizer.LONG_CHARS", 10)
+        monkeypatch.setattr("data_pipelines.encoding.tokenizer.CACHED_CHARS", 0)
+        assert list(tokenizer.encode(text)) == expected
+        monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -14,46 +15,60 @@ from mono_jax.serving.api.requests import images, sampling
 from mono_jax.serving.api.requests.prompts import conversation
 from mono_jax.serving.api.requests.schemas import ChatRequest
 from mono_jax.serving.api.service import Service
-from mono_jax.serving.api.tickets.running import Running, whole
+from mono_jax.serving.api.tickets.running import Choice, Running, whole
+from mono_jax.serving.api.tickets.visit import Visit
 from mono_jax.serving.contract import Request
 
 
-async def answer(service: Service, asked: ChatRequest) -> Response:
+async def answer(service: Service, asked: ChatRequest, visit: Visit) -> Response:
     """The response, whole or streamed. Raises ApiError."""
     service.check_model(asked.model)
     service.check_choices(asked.n or 1)
-    requests = await _requests(service, asked)
-    running = service.running(requests, "messages")
+    requests = await visit.within(_requests(service, asked, visit))
+    running = service.running(requests, visit, "messages")
     prompt_tokens = len(requests[0].prompt.input_ids)
     if not asked.stream:
-        return JSONResponse(await _whole(service, running, asked, prompt_tokens))
+        choices = await _whole(service, running)
+        return await service.with_text(_written, service, running, choices, asked, prompt_tokens)
     await running.__aenter__()
     frames = _frames(service, running, asked, prompt_tokens)
-    return EventStream(frames, service.config.send_timeout_s, lambda: service.close_answers(running))
+    return EventStream(frames, lambda: service.close_answers(running))
 
 
-async def _requests(service: Service, asked: ChatRequest) -> list[Request]:
+async def _requests(service: Service, asked: ChatRequest, visit: Visit) -> list[Request]:
     """One for each answer, about the same prompt."""
     said = conversation(asked.messages)
+    asked.messages.clear()  # FastAPI holds the request, and so its images, until the answer has ended
     service.prompts.check(said)
     if len(said.urls) > service.config.max_images:
         most = service.config.max_images
         raise ApiError(400, f"{len(said.urls)} images: this server takes {most} at most", param="messages")
-    pictures = await images.load(said.urls, service.fetcher)
-    prompt = await service.make(service.prompts.chat, said, pictures)
+    if said.urls:
+        pictures = await images.load(said.urls, service.fetcher, visit, service.config.max_body)
+        said.urls.clear()
+        prompt = await service.with_images(service.prompts.chat, said, pictures)
+        visit.take(prompt.patches.nbytes)
+    else:
+        prompt = await service.with_text(service.prompts.chat, said, ())
     first = sampling.of_chat(service.engine.sampling, asked)
-    room = service.room(prompt) if asked.longest is None else None
+    room = service.room_left(prompt) if asked.longest is None else None
     return [Request(prompt, sampling.of_choice(first, number, room)) for number in range(asked.n or 1)]
 
 
-async def _whole(service: Service, running: Running, asked: ChatRequest, prompt_tokens: int) -> dict[str, Any]:
+async def _whole(service: Service, running: Running) -> list[Choice]:
     try:
         async with running:
-            choices = await whole(running)
+            return await whole(running)
     finally:
         service.close_answers(running)
+
+
+def _written(
+    service: Service, running: Running, choices: Sequence[Choice], asked: ChatRequest, prompt_tokens: int
+) -> Response:
+    """The whole response; log-probabilities of many tokens take a while."""
     tokenizer = service.engine.tokenizer
-    return {
+    written = {
         **shapes.head("chatcmpl", "chat.completion", service.engine.name),
         "choices": [
             {
@@ -64,8 +79,9 @@ async def _whole(service: Service, running: Running, asked: ChatRequest, prompt_
             }
             for number, choice in enumerate(choices)
         ],
-        "usage": shapes.usage(prompt_tokens, sum(running.tokens), running.cached),
+        "usage": shapes.usage(prompt_tokens, sum(running.tokens), running.cached[0]),
     }
+    return JSONResponse(written)
 
 
 async def _frames(service: Service, running: Running, asked: ChatRequest, prompt_tokens: int) -> Frames:
@@ -97,5 +113,5 @@ async def _frames(service: Service, running: Running, asked: ChatRequest, prompt
         if event.finish is not None:
             yield chunk(number, {}, finish=event.finish)
     if asked.include_usage:
-        used = shapes.usage(prompt_tokens, sum(running.tokens), running.cached)
+        used = shapes.usage(prompt_tokens, sum(running.tokens), running.cached[0])
         yield {**head, "choices": [], "usage": used}

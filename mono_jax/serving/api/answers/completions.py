@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -15,32 +15,39 @@ from mono_jax.serving.api.answers.stream import EventStream, Frames
 from mono_jax.serving.api.requests import sampling as samplings
 from mono_jax.serving.api.requests.schemas import CompletionRequest
 from mono_jax.serving.api.service import Service
-from mono_jax.serving.api.tickets.running import Choice, Running, scores
+from mono_jax.serving.api.tickets.running import Choice, Piece, Running
+from mono_jax.serving.api.tickets.visit import Visit
 from mono_jax.serving.contract import Event, Request, TokenLogprobs
 
 
-async def answer(service: Service, asked: CompletionRequest) -> Response:
+async def answer(service: Service, asked: CompletionRequest, visit: Visit) -> Response:
     """The response, whole or streamed. Raises ApiError."""
     service.check_model(asked.model)
-    service.check_choices(len(asked.prompts) * (asked.n or 1))
-    work = _Completion(service, asked)
-    await work.prepare()
+    work = _Completion(service, asked, visit)
+    await visit.within(work.prepare())
+    await work.begin()
     if not asked.stream:
-        return JSONResponse(await work.whole())
-    await work.echo()
-    await work.running.__aenter__()
-    return EventStream(work.frames(), service.config.send_timeout_s, lambda: service.close_answers(work.running))
+        return await work.whole()
+    return EventStream(work.frames(), work.close)
 
 
 class _Completion:
-    """One request's answers: those to prompt i have the numbers i * n to i * n + n - 1."""
+    """One request's answers: those to prompt i have the numbers i * n to i * n + n - 1.
 
-    def __init__(self, service: Service, asked: CompletionRequest):
-        self._service, self._asked, self._n = service, asked, asked.n or 1
+    The scores of an echo are submitted with them, in front, so that all are taken or none.
+    """
+
+    def __init__(self, service: Service, asked: CompletionRequest, visit: Visit):
+        """Raises ApiError 400 for more than the engine can ever take."""
+        self._service, self._asked, self._visit, self._n = service, asked, visit, asked.n or 1
         self._head = shapes.head("cmpl", "text_completion", service.engine.name)
         self._prompts: list[Prompt] = []
         self._echoes: list[str] = []
-        self._scores: list[Sequence[TokenLogprobs | None]] = []
+        self._scored = len(asked.prompts) if asked.echo and asked.logprobs is not None else 0
+        self._scores: dict[int, Sequence[TokenLogprobs | None]] = {}
+        self._ahead: list[Piece] = []  # of answers, while scores were awaited
+        self._count = len(asked.prompts) * self._n
+        service.check_choices(self._count, self._scored)
         first = samplings.of_completion(service.engine.sampling, asked)
         # Of one token with its log-probability, clients (lm-eval among them) rely on there being one, be it the one
         # that ends the answer: it is let through, and its text left out.
@@ -50,49 +57,70 @@ class _Completion:
         self._sampling: Sampling = first
 
     async def prepare(self) -> None:
-        """Makes the prompts."""
+        """Makes the prompts, and what is echoed of them."""
         service, asked = self._service, self._asked
-        self._prompts = [await service.make(service.prompts.plain, prompt) for prompt in asked.prompts]
-        requests = []
-        for prompt in self._prompts:
-            room = service.room(prompt) if asked.max_tokens is None else None
-            of_prompt = [samplings.of_choice(self._sampling, number, room) for number in range(self._n)]
-            requests += [Request(prompt, sampling) for sampling in of_prompt]
-        self.running: Running = service.running([] if asked.max_tokens == 0 else requests, "prompt")
+        self._prompts = [await service.with_text(service.prompts.plain, prompt) for prompt in asked.prompts]
+        self._echoes = [""] * len(self._prompts)
+        if asked.echo:
+            decode = service.engine.tokenizer.decode
+            self._echoes = [
+                text if isinstance(text, str) else await service.with_text(decode, text) for text in asked.prompts
+            ]
+        scoring = dataclasses.replace(self._sampling, max_new_tokens=1)
+        requests = [Request(prompt, scoring, scores=True) for prompt in self._prompts[: self._scored]]
+        for prompt in self._prompts if asked.max_tokens != 0 else ():
+            room = service.room_left(prompt) if asked.max_tokens is None else None
+            requests += [
+                Request(prompt, samplings.of_choice(self._sampling, number, room)) for number in range(self._n)
+            ]
+        self._running: Running = service.running(requests, self._visit, "prompt")
 
-    async def echo(self) -> None:
-        """What stands in front of each answer: nothing, or the prompt, scored if that is asked for."""
-        if not self._asked.echo:
-            self._echoes = [""] * len(self._prompts)
-            return
-        decode = self._service.engine.tokenizer.decode
-        self._echoes = [text if isinstance(text, str) else decode(text) for text in self._asked.prompts]
-        if self._asked.logprobs is not None:
-            requests = [Request(prompt, self._sampling, scores=True) for prompt in self._prompts]
-            self._scores = await scores(self._service.running(requests, "prompt"))
-
-    async def whole(self) -> dict[str, Any]:
-        choices = [Choice(finish="length") for _ in range(len(self._prompts) * self._n)]
+    async def begin(self) -> None:
+        """Submits all; returns when the scores of an echo are there."""
         try:
-            async with self.running as running:
-                async for number, event in running.pieces():
-                    choices[number].add(self._shown(event))
-            await self.echo()
+            await self._running.__aenter__()
+            pieces = self._running.pieces()
+            while len(self._scores) < self._scored:
+                number, event = await anext(pieces)
+                if event.scores is None:
+                    self._ahead.append((number, event))
+                else:
+                    self._scores[number] = event.scores
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._service.close_answers(self._running)
+
+    async def _pieces(self, ping: bool = False) -> AsyncIterator[Piece | None]:
+        """Those of ``Running``, numbered by answers."""
+        for number, event in self._ahead:
+            yield number - self._scored, event
+        async for piece in self._running.pieces(ping):
+            yield None if piece is None else (piece[0] - self._scored, piece[1])
+
+    async def whole(self) -> Response:
+        choices = [Choice(finish="length") for _ in range(self._count)]
+        try:
+            async for number, event in self._pieces():
+                choices[number].add(self._shown(event))
         finally:
-            self._service.close_answers(self.running)
-        return {
-            **self._head,
-            "choices": [
-                {
-                    "index": number,
-                    "text": self._echoes[number // self._n] + choice.text,
-                    "logprobs": self._logprobs(number, choice.tokens, choice.logprobs, echo=True),
-                    "finish_reason": choice.finish,
-                }
-                for number, choice in enumerate(choices)
-            ],
-            "usage": self._usage(),
-        }
+            self.close()
+        return await self._service.with_text(self._written, choices)
+
+    def _written(self, choices: Sequence[Choice]) -> Response:
+        """The whole response; log-probabilities of long texts take a while."""
+        written = [
+            {
+                "index": number,
+                "text": self._echoes[number // self._n] + choice.text,
+                "logprobs": self._whole_logprobs(number, choice.tokens, choice.logprobs),
+                "finish_reason": choice.finish,
+            }
+            for number, choice in enumerate(choices)
+        ]
+        return JSONResponse({**self._head, "choices": written, "usage": self._usage()})
 
     async def frames(self) -> Frames:
         usage = {"usage": None} if self._asked.include_usage else {}
@@ -101,20 +129,18 @@ class _Completion:
             choice = {"index": number, "text": text, "logprobs": found, "finish_reason": finish}
             return {**self._head, "choices": [choice], **usage}
 
-        count = len(self._prompts) * self._n
-        if self._asked.echo:
-            for number in range(count):
-                finish = "length" if self._asked.max_tokens == 0 else None
-                echoed = self._logprobs(number, [], [], echo=True)
-                yield chunk(number, self._echoes[number // self._n], echoed, finish)
-        tokens: list[list[int]] = [[] for _ in range(count)]
-        length = [len(self._echoes[number // self._n]) for number in range(count)]
-        async for piece in self.running.pieces(ping=True):
+        for number in range(self._count if self._asked.echo else 0):
+            finish = "length" if self._asked.max_tokens == 0 else None
+            echoed = await self._service.with_text(self._whole_logprobs, number)
+            yield chunk(number, self._echoes[number // self._n], echoed, finish)
+        tokens: list[list[int]] = [[] for _ in range(self._count)]
+        length = [len(self._echoes[number // self._n]) for number in range(self._count)]
+        async for piece in self._pieces(ping=True):
             if piece is None:
                 yield None
                 continue
             number, event = piece[0], self._shown(piece[1])
-            found = self._logprobs(number, event.tokens, event.logprobs or (), tokens[number], length[number])
+            found = self._logprobs(event, tokens[number], length[number])
             tokens[number] += event.tokens
             length[number] += len(event.text)
             if event.text or event.tokens or event.finish is not None:
@@ -127,24 +153,25 @@ class _Completion:
             return event
         return dataclasses.replace(event, text="", finish=event.finish and "stop")
 
-    def _logprobs(
-        self,
-        number: int,
-        tokens: Sequence[int],
-        found: Sequence[TokenLogprobs],
-        before: Sequence[int] = (),
-        offset: int = 0,
-        echo: bool = False,
-    ) -> dict[str, Any] | None:
-        """Those of new ``tokens`` after ``before``; with ``echo`` after the prompt, whose own come first."""
+    def _logprobs(self, event: Event, before: Sequence[int], offset: int) -> dict[str, Any] | None:
+        """Those of a piece after the tokens ``before``; its text begins at ``offset``."""
         if self._asked.logprobs is None:
             return None
-        tokenizer = self._service.engine.tokenizer
-        if not (echo and self._asked.echo):
-            return logprobs.of_completion(tokenizer, [*before, *tokens], found, len(before), offset)
-        prompt = [int(token) for token in self._prompts[number // self._n].input_ids]
-        return logprobs.of_completion(tokenizer, [*prompt, *tokens], [*self._scores[number // self._n], *found])
+        tokenizer, found = self._service.engine.tokenizer, event.logprobs or ()
+        return logprobs.of_completion(tokenizer, event.tokens, found, before, offset)
+
+    def _whole_logprobs(
+        self, number: int, tokens: Sequence[int] = (), found: Sequence[TokenLogprobs] = ()
+    ) -> dict[str, Any] | None:
+        """Those of an answer; of the prompt first, if there is an echo."""
+        if self._asked.logprobs is None:
+            return None
+        if self._asked.echo:
+            prompt = self._prompts[number // self._n].input_ids
+            tokens, found = [*map(int, prompt), *tokens], [*self._scores[number // self._n], *found]
+        return logprobs.of_completion(self._service.engine.tokenizer, tokens, found)
 
     def _usage(self) -> dict[str, Any]:
         prompts = sum(len(prompt.input_ids) for prompt in self._prompts)
-        return shapes.usage(prompts, sum(self.running.tokens), self.running.cached)
+        cached = sum(self._running.cached[self._scored :: self._n])  # of the first answer to each
+        return shapes.usage(prompts, sum(self._running.tokens), cached)

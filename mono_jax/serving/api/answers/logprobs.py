@@ -15,7 +15,7 @@ _LEAST = -9999.0  # JSON has no infinity
 def of_chat(tokenizer: Tokenizer, before: Sequence[int], found: Iterable[TokenLogprobs]) -> dict[str, Any]:
     """That of /v1/chat/completions; ``before``: the answer's tokens up to here."""
     found = list(found)
-    texts = token_texts(tokenizer, [*before, *(each.token for each in found)])[len(before) :]
+    texts = token_texts(tokenizer, [each.token for each in found], before)
     content = [
         _entry(text, each.logprob)
         | {"top_logprobs": [_entry(tokenizer.decode([token]), value) for token, value in each.top]}
@@ -30,13 +30,17 @@ def _entry(text: str, logprob: float) -> dict[str, Any]:
 
 
 def of_completion(
-    tokenizer: Tokenizer, ids: Sequence[int], found: Sequence[TokenLogprobs | None], start: int = 0, offset: int = 0
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    found: Sequence[TokenLogprobs | None],
+    before: Sequence[int] = (),
+    offset: int = 0,
 ) -> dict[str, Any]:
-    """That of /v1/completions for the tokens ``ids[start:]``, whose text begins at ``offset``.
+    """That of /v1/completions for the tokens ``ids`` after those ``before``; their text begins at ``offset``.
 
-    ``found``: one for each of these tokens; None for one that has no probability.
+    ``found``: one for each of ``ids``; None for one that has no probability.
     """
-    texts = token_texts(tokenizer, ids)[start:]
+    texts = token_texts(tokenizer, ids, before)
     offsets, values, tops = [], [], []
     for text, each in zip(texts, found):
         offsets.append(offset)

@@ -9,10 +9,11 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 _CONTEXT = 4  # tokens before one that its text may depend on: spaces, bytes of a character
 
 
-def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text that each of ``ids`` adds to those before it."""
-    texts = []
-    for number in range(len(ids)):
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
+    """The text that each of ``ids`` adds to those before it; ``before``: that stand in front of the first one."""
+    context = list(before[-_CONTEXT:])
+    start, ids, texts = len(context), [*context, *ids], []
+    for number in range(start, len(ids)):
         before = tokenizer.decode(ids[max(0, number - _CONTEXT) : number])
         so_far = tokenizer.decode(ids[max(0, number - _CONTEXT) : number + 1])
         texts.append(so_far[len(before) :] if so_far.startswith(before) else tokenizer.decode(ids[number : number + 1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -23,10 +22,10 @@ class EventStream(Response):
     An ApiError in the middle is the last frame. ``close`` is called in any case.
     """
 
-    def __init__(self, frames: Frames, send_timeout_s: float, close: Callable[[], None]):
+    def __init__(self, frames: Frames, close: Callable[[], None]):
         super().__init__(media_type="text/event-stream", headers=_HEADERS)
         del self.headers["content-length"]
-        self._frames, self._send_timeout_s, self._close = frames, send_timeout_s, close
+        self._frames, self._close = frames, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -38,8 +37,7 @@ class EventStream(Response):
 
     async def _stream(self, send: Send) -> None:
         async def write(data: bytes, more: bool = True) -> None:
-            async with asyncio.timeout(self._send_timeout_s):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
+            await send({"type": "http.response.body", "body": data, "more_body": more})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:

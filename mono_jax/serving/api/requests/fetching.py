@@ -53,14 +53,14 @@ class Fetcher:
             raise _Refused(f"{place[0]} is not a public address")
         return socket.socket(family, kind, protocol)
 
-    async def fetch(self, url: str, name: str) -> bytes:
-        """The file; raises ApiError 400 that names the image."""
+    async def fetch(self, url: str, name: str, take: Callable[[int], None] = lambda count: None) -> bytes:
+        """The file; ``take`` is called with the bytes of each piece. Raises ApiError 400 that names the image."""
         if self._session is None:
             connector = aiohttp.TCPConnector(socket_factory=self._socket, limit=32)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._fetched(self._session, url, name)
+                return await self._fetched(self._session, url, name, take)
         except TimeoutError:
             raise _unfetched(name, f"not there in {self._timeout_s:g} s") from None
         except aiohttp.InvalidURL:
@@ -70,12 +70,13 @@ class Fetcher:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _unfetched(name, _reason(error)) from None
 
-    async def _fetched(self, session: aiohttp.ClientSession, url: str, name: str) -> bytes:
+    async def _fetched(self, session: aiohttp.ClientSession, url: str, name: str, take: Callable[[int], None]) -> bytes:
         async with session.get(url, max_redirects=_REDIRECTS, headers={"Accept": "image/*"}) as reply:
             if reply.status != 200:
                 raise _unfetched(name, f"the server answered {reply.status}")
             data = bytearray()
             async for piece in reply.content.iter_chunked(_PIECE):
+                take(len(piece))
                 data += piece
                 if len(data) > self._max_bytes:
                     raise _unfetched(name, f"more than {self._max_bytes} bytes")

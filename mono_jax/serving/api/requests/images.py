@@ -5,29 +5,41 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from data_pipelines.records import extra_formats
 from mono_jax.generation.questions import Picture
 from mono_jax.serving.api.errors import ApiError
 from mono_jax.serving.api.requests.fetching import Fetcher
+from mono_jax.serving.api.tickets.visit import Visit
 
 
-async def load(urls: Sequence[str], fetcher: Fetcher | None) -> list[Picture]:
-    """The encoded files at ``urls``, named by number. ``fetcher``: None = only data URIs are taken.
+async def load(urls: Sequence[str], fetcher: Fetcher | None, visit: Visit, most: int) -> list[Picture]:
+    """The encoded files at ``urls``, named by number.
 
-    Raises ApiError 400 that names the image.
+    fetcher: None = only data URIs are taken. visit: takes the bytes that are fetched, ``most`` of them.
+    Raises ApiError 400 that names the image, 429.
     """
+    fetched = 0
+
+    def take(count: int) -> None:
+        nonlocal fetched
+        fetched += count
+        if fetched > most:
+            raise ApiError(400, f"the images have more than {most} bytes", param="messages", code="image_not_fetched")
+        visit.take(count)
+
     names = [f"image {number}" for number in range(1, len(urls) + 1)]
-    tasks = [asyncio.ensure_future(_file(url, name, fetcher)) for url, name in zip(urls, names)]
+    tasks = [asyncio.ensure_future(_file(url, name, fetcher, take)) for url, name in zip(urls, names)]
     try:
         return [(name, await task) for name, task in zip(names, tasks)]
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _file(url: str, name: str, fetcher: Fetcher | None) -> bytes:
+async def _file(url: str, name: str, fetcher: Fetcher | None, take: Callable[[int], None]) -> bytes:
     scheme = url[: url.find(":")].lower() if ":" in url[:16] else ""
     if scheme == "data":
         data = _inline(url, name)
@@ -36,7 +48,7 @@ async def _file(url: str, name: str, fetcher: Fetcher | None) -> bytes:
     elif fetcher is None:
         raise _wrong(name, "this server fetches no URLs (--image_urls lets it): send the file as a data: URI")
     else:
-        data = await fetcher.fetch(url, name)
+        data = await fetcher.fetch(url, name, take)
     if extra_formats.kind_of(data) == "svg":  # a program that draws, and may name files of this machine
         raise _wrong(name, "SVG is not taken from clients: send PNG, JPEG or WebP")
     return data

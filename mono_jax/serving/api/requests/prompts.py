@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.encoding.chat import IMAGE, ChatEncoder
+from data_pipelines.encoding.chat import IMAGE, ChatEncoder, word
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.errors import BadSample
 from mono_jax.generation.chat import tiling_of
@@ -15,7 +16,7 @@ from mono_jax.generation.options import NO_TEMPLATE
 from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import Picture, Questions
 from mono_jax.serving.api.errors import ApiError, of_engine
-from mono_jax.serving.api.requests.schemas import ImagePart, Message
+from mono_jax.serving.api.requests.schemas import ImagePart, Message, TextPart
 from mono_jax.serving.contract import ServingEngine
 
 _SPEAKERS = {"system": "system", "developer": "system", "user": "human", "assistant": "gpt"}
@@ -43,16 +44,24 @@ def conversation(messages: Sequence[Message]) -> Conversation:
             raise ApiError(400, f"{where}: images belong into user messages", param=where)
         turns.append((_SPEAKERS[message.role], text))
         urls += of_message
-    systems = sum(speaker == "system" for speaker, _ in turns)
-    if systems > (turns[0][0] == "system"):
+    systems, begins = sum(speaker == "system" for speaker, _ in turns), turns[0][0] == "system"
+    if systems > begins:
         raise ApiError(400, "only the first message may be a system message: put them into one", param="messages")
+    if len(turns) > begins + 1 and turns[begins][0] == "gpt":  # no model was trained to speak first
+        where = f"messages.{int(begins)}.role"
+        raise ApiError(400, f"{where}: a conversation must begin with a user's message", param=where)
     if turns[-1][0] != "human":
         raise ApiError(400, "the last message must be the user's", param=f"messages.{len(turns) - 1}.role")
     return Conversation(turns, urls)
 
 
 def _read(message: Message, where: str) -> tuple[str, list[str]]:
-    """The text of a message, with ``<image>`` where its images stand, and their URLs."""
+    """The text of a message, with ``<image>`` where its images stand, and their URLs.
+
+    Only in users' messages it stands for an image: models may well answer with the word.
+    """
+    if message.role != "user":
+        message = message.model_copy(update={"content": _words(message.content)})
     if isinstance(message.content, str):
         parts, urls, marked = [message.content], [], message.content.count(IMAGE)
     else:
@@ -67,6 +76,31 @@ def _read(message: Message, where: str) -> tuple[str, list[str]]:
     return "\n".join(parts), urls
 
 
+def _words(content: str | list[TextPart | ImagePart]) -> str | list[TextPart | ImagePart]:
+    if isinstance(content, str):
+        return word(content)
+    return [part if isinstance(part, ImagePart) else TextPart(type="text", text=word(part.text)) for part in content]
+
+
+class Gone(Exception):
+    """Nobody waits any more for what a thread makes."""
+
+
+class _Wanted(Sequence[Picture]):
+    """``pictures``, which end when ``gone`` is set."""
+
+    def __init__(self, pictures: Sequence[Picture], gone: threading.Event):
+        self._pictures, self._gone = pictures, gone
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, number: int) -> Picture:
+        if self._gone.is_set():
+            raise Gone
+        return self._pictures[number]
+
+
 class PromptMaker:
     """Makes prompts for the model of an engine; from any thread."""
 
@@ -74,6 +108,8 @@ class PromptMaker:
         """Raises DataError for a template that cannot be used."""
         self._tokenizer, self._vocabulary = engine.tokenizer, engine.architecture.vocab_size
         self._has_vision = engine.architecture.vision is not None
+        self._max_length = engine.config.max_length
+        self._max_letters = self._max_length * engine.tokenizer.longest
         self._questions: Questions | None = None
         form = engine.form
         if form.template != NO_TEMPLATE:
@@ -87,17 +123,29 @@ class PromptMaker:
             raise ApiError(400, "this model has no chat template: use /v1/completions", code="no_chat_template")
         if asked.urls and not self._has_vision:
             raise ApiError(400, "this model takes no images", param="messages", code="no_images")
+        self._check_letters(sum(len(text) for _, text in asked.turns), "messages")
 
-    def chat(self, asked: Conversation, pictures: Sequence[Picture]) -> Prompt:
-        """Raises ApiError 400 that names the image or the turn."""
+    def _check_letters(self, count: int, param: str) -> None:
+        """Raises ApiError 400 for so long a text that it need not be encoded to know: that takes long, too."""
+        if count > self._max_letters:
+            raise self._too_long(f"{count} letters are more than {self._max_length} tokens", param)
+
+    def _too_long(self, what: str, param: str) -> ApiError:
+        why = f"{what}: a request may have no more (max_length): shorten the prompt"
+        return ApiError(400, why, param=param, code="context_length_exceeded")
+
+    def chat(self, asked: Conversation, pictures: Sequence[Picture], gone: threading.Event | None = None) -> Prompt:
+        """Raises ApiError 400 that names the image or the turn; ``Gone`` between two images once ``gone`` is set."""
         try:
-            return self._questions.prompt(asked.turns, pictures)
+            return self._questions.prompt(asked.turns, _Wanted(pictures, gone) if gone else pictures)
         except BadSample as error:
             raise of_engine(error, "messages") from None
 
     def plain(self, prompt: str | list[int]) -> Prompt:
         """A text as it stands, with the begin token in front if the model has one; ids as they are."""
         ids = self.encode(prompt, begin=True) if isinstance(prompt, str) else prompt
+        if len(ids) > self._max_length:
+            raise self._too_long(f"{len(ids)} tokens are more than {self._max_length}", "prompt")
         if max(ids, default=0) >= self._vocabulary:
             raise ApiError(400, f"token {max(ids)} is outside the vocabulary of {self._vocabulary}", param="prompt")
         if not ids:
@@ -105,5 +153,7 @@ class PromptMaker:
         return Prompt(np.array(ids, np.int32))
 
     def encode(self, text: str, begin: bool) -> list[int]:
+        """Raises ApiError 400 for one that is longer than any prompt."""
+        self._check_letters(len(text), "prompt")
         begins = [self._tokenizer.bos] if begin and self._tokenizer.bos is not None else []
         return [*begins, *self._tokenizer.encode(text)]

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from data_pipelines.errors import did_you_mean
 
+# Every list has a bound, and its first fault ends it: pydantic would make one of some hundred bytes for each element.
 MAX_MESSAGES = 1024
+MAX_PARTS = 4096  # of all messages
+MAX_PROMPTS = 2048
+MAX_IDS = 1_000_000  # the engine's own bound, which is lower, is known later
 MAX_STOPS = 16
+MAX_STOP = 512  # letters; each piece of an answer is searched for what may be the beginning of one
+MAX_TOKENS = 2**31 - 1
 _NO_EFFECT = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     "parallel_tool_calls",
@@ -51,7 +57,6 @@ class Body(BaseModel):
         kept = {}
         for name, value in values.items():
             if name in cls.model_fields:
-                _check_text(name, value)
                 kept[name] = value
             elif name in _NOT_HERE and issubclass(cls, SamplingBody):
                 if value is not None and value not in _NOT_HERE[name]:
@@ -67,14 +72,7 @@ def _fault(kind: str, message: str, param: str) -> PydanticCustomError:
     return PydanticCustomError(kind, message.replace("{", "(").replace("}", ")"), {"param": param})
 
 
-def _check_text(name: str, value: Any) -> None:
-    """Raises for halves of surrogate pairs, which JSON can write, and nothing else can."""
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise _fault("invalid_text", "half of a surrogate pair is no character", name) from None
+Stop = Annotated[str, Field(max_length=MAX_STOP)]
 
 
 class StreamOptions(Body):
@@ -90,8 +88,8 @@ class SamplingBody(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 or -1 = all")
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
-    n: int | None = Field(None, ge=1)
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
+    n: int | None = Field(None, ge=1, le=2**31 - 1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
@@ -138,15 +136,21 @@ class ImagePart(Body):
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: (
+        str
+        | Annotated[
+            list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
+            Field(fail_fast=True, max_length=MAX_PARTS),
+        ]
+    )
     name: str | None = Field(None, description="no effect")
     refusal: None = None
 
 
 class ChatRequest(SamplingBody):
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1, description="comes before max_tokens")
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="comes before max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -155,6 +159,16 @@ class ChatRequest(SamplingBody):
         """Most tokens of an answer; None = nothing was said."""
         return self.max_completion_tokens or self.max_tokens
 
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _few_parts(cls, messages: Any) -> Any:
+        contents = (
+            [each.get("content") for each in messages if isinstance(each, dict)] if isinstance(messages, list) else []
+        )
+        if sum(len(content) for content in contents if isinstance(content, list)) > MAX_PARTS:
+            raise _fault("too_long", f"all of them have at most {MAX_PARTS} parts", "messages")
+        return messages
+
     @model_validator(mode="after")
     def _with_logprobs(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
@@ -162,12 +176,19 @@ class ChatRequest(SamplingBody):
         return self
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_IDS)]
+SeveralPrompts = (
+    Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+)
 
 
 class CompletionRequest(SamplingBody):
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    max_tokens: int | None = Field(None, ge=0, description="16 if nothing is said; 0 with echo: nothing is generated")
+    prompt: str | TokenIds | SeveralPrompts
+    max_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="16 if nothing is said; 0 with echo: nothing is generated"
+    )
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -192,4 +213,4 @@ class TokenizeRequest(Body):
 
 class DetokenizeRequest(Body):
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_IDS)]

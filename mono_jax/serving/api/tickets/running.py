@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
@@ -14,10 +15,12 @@ from typing import Any, Self, TypeVar
 from mono_jax.errors import GenerationError
 from mono_jax.serving.api.errors import CLIENT_CLOSED, ApiError, of_engine
 from mono_jax.serving.api.tickets.gate import Gate
-from mono_jax.serving.contract import Event, Request, ServingEngine, Ticket, TokenLogprobs
+from mono_jax.serving.api.tickets.visit import Visit
+from mono_jax.serving.contract import Event, Request, ServingEngine, Ticket
 
 T = TypeVar("T")
 Piece = tuple[int, Event]  # number of the answer, and what is new of it
+_log = logging.getLogger(__name__)
 _PING_S = 15.0  # proxies cut connections on which nothing moves
 
 
@@ -27,21 +30,20 @@ class Running:
     Attributes:
       started: ``time.perf_counter`` when they were submitted. first_token_s: seconds to the first token of all; None
         so far.
-      tokens: of each answer so far, without those that ended it. cached: tokens of prompts that were reused.
+      tokens: of each answer so far, without those that ended it. cached: of the prompt of each, tokens that were
+        reused.
     """
 
-    def __init__(self, engine: ServingEngine, requests: Sequence[Request], gate: Gate, timeout_s: float, param: str):
-        self._engine, self._requests, self._gate, self._param = engine, requests, gate, param
-        self._timeout_s = timeout_s
+    def __init__(self, engine: ServingEngine, requests: Sequence[Request], gate: Gate, visit: Visit, param: str):
+        self._engine, self._requests, self._gate, self._visit, self._param = engine, requests, gate, visit, param
         self._events: asyncio.Queue[Piece | ApiError] = asyncio.Queue()
         self._tickets: dict[int, Ticket] = {}
-        self.tokens, self.cached = [0] * len(requests), 0
+        self.tokens, self.cached = [0] * len(requests), [0] * len(requests)
         self.first_token_s: float | None = None
         self.started = time.perf_counter()
 
     async def __aenter__(self) -> Self:
         """Submits them all, or none: raises ApiError, as ``submit`` raises."""
-        self._deadline = asyncio.get_running_loop().time() + self._timeout_s
         self._gate.enter(self)
         try:
             for number, request in enumerate(self._requests):
@@ -76,13 +78,13 @@ class Running:
         Raises ApiError: 500 for an answer that failed, 503 for one that the server gave up, 504 after the time.
         """
         while self._tickets:
-            left = self._deadline - asyncio.get_running_loop().time()
+            left = self._visit.left_s
             try:
                 async with asyncio.timeout(max(0.0, min(left, _PING_S) if ping else left)):
                     piece = await self._events.get()
             except TimeoutError:
                 if not ping or left <= _PING_S:
-                    raise ApiError(504, f"not done in {self._timeout_s:g} s", code="timeout") from None
+                    raise self._visit.late() from None
                 yield None
                 continue
             if isinstance(piece, ApiError):
@@ -91,13 +93,14 @@ class Running:
             if event.finish is not None:
                 self._tickets.pop(number, None)
             if event.finish == "error":
-                raise ApiError(500, event.message, code="generation_failed")
+                _log.error("an answer failed: %s", event.message)
+                raise ApiError(500, "the answer failed by a fault of the server, see its log", code="generation_failed")
             if event.finish == "cancelled":
                 raise ApiError(503, event.message or "the answer was given up", code="cancelled", retry_s=1)
             if event.tokens and self.first_token_s is None:
                 self.first_token_s = time.perf_counter() - self.started
             self.tokens[number] += len(event.tokens)
-            self.cached += event.cached_tokens
+            self.cached[number] += event.cached_tokens
             yield piece
 
 
@@ -129,15 +132,6 @@ async def whole(running: Running) -> list[Choice]:
     async for piece in running.pieces():
         choices[piece[0]].add(piece[1])
     return choices
-
-
-async def scores(running: Running) -> list[Sequence[TokenLogprobs | None]]:
-    """Those of each prompt."""
-    found: dict[int, Sequence[TokenLogprobs | None]] = {}
-    async with running:
-        async for number, event in running.pieces():
-            found[number] = event.scores
-    return [found[number] for number in range(len(found))]
 
 
 async def while_connected(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:

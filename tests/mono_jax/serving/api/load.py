@@ -14,13 +14,17 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
+import io
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +32,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+from PIL import Image
 
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.tokenizer import Tokenizer
@@ -35,13 +40,14 @@ from mono_jax.generation.chat import tiling_of
 from mono_jax.generation.questions import Questions
 from mono_jax.weights.prompt_format import PromptFormat
 from tests.mono_jax.serving.api.real_server import ROOT, expected, messages, questions, serving_folder
+from tests.mono_jax.serving.api.running_server import message, picture
 from tests.mono_jax.serving.api.scripted import digest
 from tests.tiny_folder import tiny_config, tiny_folder
 
 GOLDEN = ROOT / "tests" / "golden"
 MALFORMED = 0.1
 KINDS = 48  # questions that recur
-CHAT = "/v1/chat/completions"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
 @dataclasses.dataclass
@@ -88,6 +94,51 @@ def real() -> Iterator[Target]:
             yield Target(server.url, psutil.Process(server.process), bodies, answers)
 
 
+def attack(rng: random.Random) -> tuple[str, bytes]:
+    """Path and body of a request that would take much time or memory if it were believed."""
+    asked = {"prompt": "Hi", "echo": True, "logprobs": 1, "stream": True, "max_tokens": 3_000_000_000}
+    if (kind := rng.randrange(6)) == 0:
+        return TEXT, json.dumps(asked).encode()
+    if kind == 1:
+        return TEXT, json.dumps({"prompt": [1] * 300_000 + [1.5]}).encode()
+    if kind == 2:
+        return CHAT, json.dumps({"messages": rng.choice([[{}], [message("a")], [[]]]) * 15_000}).encode()
+    if kind == 3:
+        return CHAT, json.dumps({"messages": [message(*["a"] * 5000)]}).encode()
+    if kind == 4:
+        path, long = rng.choice(
+            [(TEXT, "x" * 900_000), (TEXT, "<|im_end|>" * 80_000), ("/tokenize", "\u20ac" * 90_000)]
+        )
+        return path, json.dumps({"prompt": long}).encode()
+    return CHAT, json.dumps({"messages": [message(lying(rng), "What?")]}).encode()
+
+
+def lying(rng: random.Random) -> bytes:
+    """A picture whose head names sides that it has not."""
+    side = rng.choice([0, 3000, 60_000])
+    if rng.random() < 0.5:
+        data = bytearray(picture(0))
+        data[16:24] = struct.pack(">II", side, side)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        return bytes(data)
+    buffer = io.BytesIO()
+    Image.new("L", (40, 40)).save(buffer, "jpeg")
+    data = bytearray(buffer.getvalue())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+@functools.cache
+def slow_picture(scans: int = 300) -> bytes:
+    """A small JPEG of a large, empty picture, each of whose scans takes as long as a whole one."""
+    buffer = io.BytesIO()
+    Image.new("L", (1500, 1500), 128).save(buffer, "jpeg", progressive=True, quality=50)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
 def malformed(body: dict[str, Any], rng: random.Random) -> bytes:
     """A request that cannot be answered."""
     text = json.dumps(body)
@@ -128,10 +179,17 @@ class Run:
         for _ in numbers:
             if self.rng.random() >= MALFORMED:
                 await self._asked(session)
-            elif self.rng.random() < 0.3:
+                continue
+            kind, body = self.rng.random(), self.target.bodies[self.rng.randrange(KINDS)]
+            if kind < 0.3:
                 await self._gone(session)
+            elif kind < 0.65:
+                await self._refused(session, CHAT, malformed(body, self.rng))
+            elif kind < 0.95:
+                await self._refused(session, *attack(self.rng))
             else:
-                await self._malformed(session)
+                slow = {"messages": [message(slow_picture(), "What?")]}
+                await self._refused(session, CHAT, json.dumps(slow).encode(), "slow")
 
     async def _asked(self, session: aiohttp.ClientSession) -> None:
         number = self.rng.randrange(KINDS)
@@ -154,16 +212,17 @@ class Run:
                 reply.close()
         self.outcomes["gone"] += 1
 
-    async def _malformed(self, session: aiohttp.ClientSession) -> None:
-        data = malformed(self.target.bodies[self.rng.randrange(KINDS)], self.rng)
+    async def _refused(self, session: aiohttp.ClientSession, path: str, data: bytes, kind: str = "malformed") -> None:
         try:
-            async with session.post(CHAT, data=data, headers={"Content-Type": "application/json"}) as reply:
+            async with session.post(path, data=data, headers={"Content-Type": "application/json"}) as reply:
                 answer = await reply.json()
         except aiohttp.ClientConnectionError:  # a body that is too large may not be read to its end
             self.outcomes["refused"] += 1
             return
-        self.outcomes[f"malformed {reply.status}"] += 1
-        if set(answer["error"]) != {"message", "type", "param", "code"}:
+        self.outcomes[f"{kind} {reply.status}"] += 1
+        if kind == "malformed" and reply.status == 200:
+            self.examples.append(data[:300].decode(errors="replace"))
+        elif reply.status != 200 and set(answer["error"]) != {"message", "type", "param", "code"}:
             self.outcomes["shapeless"] += 1
 
 

