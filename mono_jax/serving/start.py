@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mono_jax import cli
-from mono_jax.errors import ConfigError
+from mono_jax.errors import ConfigError, GenerationError
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "aiohttp")  # of the extra "serve"
 KEY = "MONO_JAX_API_KEY"
@@ -34,7 +34,8 @@ def keys_of(given: Sequence[str] | None, environment: Mapping[str, str]) -> list
 def serve(args: Any) -> tuple[dict[str, Any], bool]:
     """Serves until it is stopped.
 
-    Returns what ``--json`` prints, and whether a thread hangs, so that the process would not end by itself.
+    Returns what ``--json`` prints, and whether a thread hangs, so that the process would not end by itself. Raises
+    GenerationError once the engine has failed, so that whoever keeps the server up starts another one.
     """
     check_packages()
     from mono_jax.generation.chat import PROMPT_FLAGS
@@ -62,9 +63,12 @@ def serve(args: Any) -> tuple[dict[str, Any], bool]:
             if not keys and not ipaddress.ip_address(host).is_loopback:
                 print(f"anyone who reaches {host} may ask: --api_key or {KEY} asks for a key", flush=True)
 
-        run(Server(service, keys, ready), place)
+        run(Server(service, keys, ready, failed=lambda: engine.closed is not None), place)
+        failure = engine.closed
     finally:
         engine.close(drain=False)
+    if failure is not None:
+        raise GenerationError(failure)
     stats = dataclasses.asdict(engine.stats())
     wanted = ("requests", "refused", "tokens_in", "tokens_cached", "tokens_out", "compilations")
     return {"model": engine.name, "url": url, **{name: stats[name] for name in wanted}}, service.hangs

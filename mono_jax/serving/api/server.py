@@ -97,8 +97,14 @@ class _Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """When it is stopped: no new requests, time for running ones, then they are cut with the reason."""
 
-    def __init__(self, service: Service, keys: Collection[str] = (), ready: Callable[[], None] | None = None):
-        """``ready``: called once requests are served."""
+    def __init__(
+        self,
+        service: Service,
+        keys: Collection[str] = (),
+        ready: Callable[[], None] | None = None,
+        failed: Callable[[], bool] = lambda: False,
+    ):
+        """``ready``: called once requests are served. ``failed``: asked now and then; it stops where nothing can be."""
         drain = service.config.drain_s
         super().__init__(
             uvicorn.Config(
@@ -112,12 +118,15 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(drain + _AFTER_CUT_S),
             )
         )
-        self._service, self._ready = service, ready
+        self._service, self._ready, self._failed = service, ready, failed
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._ready is not None:
             self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._failed()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.gate.close()

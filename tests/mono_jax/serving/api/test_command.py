@@ -57,6 +57,36 @@ command.main(["--model=m", "--json"])
     assert json.loads(ended.stdout.splitlines()[-1]) == {"model": "m"}
 
 
+def test_an_engine_that_fails_ends_the_command(golden_dir: Path, tmp_path: Path):
+    """With an error, so that whoever keeps the server up starts another one."""
+    folder = tiny_folder(golden_dir, tmp_path)
+    script = f"""
+import json, threading, urllib.request
+from mono_jax.serving import loop
+from mono_jax.serving.api import server
+def step(self):
+    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+loop.Loop._step = step
+def ask(url):
+    body = json.dumps({{"prompt": "a", "max_tokens": 3}}).encode()
+    urllib.request.urlopen(urllib.request.Request(url, body, {{"Content-Type": "application/json"}}))
+started = server.run
+def run(running, place):
+    url = "http://127.0.0.1:%d/v1/completions" % place.getsockname()[1]
+    threading.Timer(1, ask, [url]).start()
+    started(running, place)
+server.run = run
+from experiments import serve as command
+from mono_jax import cli
+import sys
+sys.argv = ["serve.py", "--model={folder}", "--port=0", "--max_rows=1", "--max_slots=64", "--max_length=64"]
+cli.run(command.main)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: the engine has stopped: RuntimeError: RESOURCE_EXHAUSTED")
+
+
 @pytest.fixture(scope="module")
 def server(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     with serving_folder(tiny_folder(golden_dir, tmp_path_factory.mktemp("tiny"))) as server:
