@@ -46,8 +46,8 @@ class Score:
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
-            return f"{self.score:.2f}"
-        return f"{self.score:.2f} [{self.low:.2f}, {self.high:.2f}]"
+            return f"{self.score:z.2f}"
+        return f"{self.score:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Difference:
     """The score of one model minus that of another, on the units that both answered.
 
     Attributes:
-      better, worse: units on which the first is above and below the second.
+      better, worse: units on which the first is above and below the second, each by itself (``Measure.alone``).
       p: of the two-sided exact sign test; 1 if they differ on none.
     """
 
@@ -109,7 +109,7 @@ def difference(first: Measure, second: Measure, resamples: int = RESAMPLES, seed
     if len(mine) > 1:
         draws = _resampled(both, first.strata[mine], resamples, seed)
         low, high = _interval(np.concatenate([*map(gain, draws)]))
-    alone = gain(both)
+    alone = (first.alone or first.value)(both[:, :k]) - (second.alone or second.value)(both[:, k:])
     better, worse = int((alone > 1e-9).sum()), int((alone < -1e-9).sum())
     p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
     return Difference(float(gain(both.sum(axis=0))), len(mine), low, high, better, worse, p)

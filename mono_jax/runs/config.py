@@ -50,9 +50,9 @@ class EvaluationConfig:
     )
     tasks: Mapping[str, TaskConfig] = field(
         default_factory=dict,
-        help='{name: questions that are answered}: the score of each is recorded as "tasks/NAME"; {} = none',
+        help='{name: what is asked and answered}: the score of each is recorded as "tasks/NAME"; {} = none',
     )
-    examples: int = field(8, ge=0, help="questions of each task whose answers WORKDIR/evaluation/answers.html shows")
+    examples: int = field(8, ge=0, help="examples of each task whose answers WORKDIR/evaluation/answers.html shows")
     keep_best: str | None = field(
         None,
         help='value whose best step keeps its checkpoint beside the newest, by its name in the records: "heldout/NAME" '
@@ -65,8 +65,11 @@ class EvaluationConfig:
             if not isinstance(spec, (str, Mapping)) or not spec:
                 raise ConfigError(f"evaluation.sources.{name} is {spec!r}: give a spec or the path of a text file")
         for name, task in self.tasks.items():
-            if not task.path:
-                raise ConfigError(f"evaluation.tasks.{name}.path is missing: name a JSONL file of LLaVA records")
+            if not task.path and not task.data:
+                raise ConfigError(
+                    f"evaluation.tasks.{name}: path or data is missing: name the file of {task.benchmark}, or the "
+                    "folder of the benchmarks' files"
+                )
         if self.keep_best is not None and self.keep_best not in (names := self.value_names()):
             raise unknown_key("evaluation.keep_best", self.keep_best, names)
 

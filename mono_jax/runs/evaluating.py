@@ -57,6 +57,8 @@ class Measuring:
         if settings.tasks:
             builder = SampleBuilder(run.data, geometry=config.geometry)
             self._asking = Asking(settings.tasks, builder, program.dtype, program.mesh)
+            for note in self._asking.notes:
+                say(f"NOTE: {note}")
 
     def base(self, progress: Progress) -> None:
         """Before the first step of a run: the losses of the weights that it starts from are kept."""
@@ -90,11 +92,11 @@ class Measuring:
         new = [
             each
             for name, given in answers.items()
-            for each in answers_page.shown(step, name, asking.questions[name][: self._examples], given)
+            for each in answers_page.shown(step, name, asking.examples[name][: self._examples], given)
         ]
         try:
-            images = {(name, q.id): q.image for name, questions in asking.questions.items() for q in questions}
-            answers_page.add(self._files / FOLDER, new, images)
+            pictures = {(name, e.id): e.pictures for name, examples in asking.examples.items() for e in examples}
+            answers_page.add(self._files / FOLDER, new, pictures)
         except OSError as error:  # a page for people: no reason to end a run
             self._say(f"{self._files / FOLDER}: answers of step {step} are not shown there: {error.strerror}")
 

@@ -44,7 +44,7 @@ def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[
 
 
 def with_heldout(evaluation: Mapping[str, Any], heldout: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``config.evaluation`` of a stage with what it leaves to the sets: sources that are None, tasks without a path.
+    """``config.evaluation`` of a stage with what it leaves to the sets: sources that are None, tasks that name no file.
 
     ``heldout``: the entry of the sets' manifest; None = stand-ins, where there are no sets yet. Raises ConfigError that
     names the source or task if the sets have held out nothing of that name.
@@ -62,7 +62,7 @@ def with_heldout(evaluation: Mapping[str, Any], heldout: Mapping[str, Any] | Non
             found = {"kind": "jsonl", "paths": found["path"], "image_root": found["image_root"]}
         sources[name] = found
     for name, task in tasks.items():
-        if not task.get("path"):
+        if not task.get("path") and not task.get("data"):
             found = entry("tasks", name)
             if isinstance(found, str):
                 raise ConfigError(f"config.evaluation.tasks.{name}: {found} is plain text, which asks nothing")

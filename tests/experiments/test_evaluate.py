@@ -20,7 +20,7 @@ from mono_jax.evaluation import judges
 from mono_jax.evaluation.benchmarks import predictions, running
 from mono_jax.evaluation.benchmarks.answering import Asker
 from mono_jax.evaluation.benchmarks.catalogue import find_tasks
-from mono_jax.evaluation.benchmarks.page import page
+from mono_jax.evaluation.benchmarks.page import difference_rows, page
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.scoring import Scored
 from mono_jax.evaluation.metrics import judged
@@ -29,6 +29,9 @@ from mono_jax.models.architecture import VisionConfig
 from mono_jax.models.presets import preset
 from mono_jax.weights.writers import save_hf
 from tests.mono_jax.helpers import random_params
+from tests.mono_jax.parallel.clusters import Cluster, clusters
+
+__all__ = ["clusters"]
 
 QUESTIONS = 7
 
@@ -186,6 +189,55 @@ def test_examples_are_called_right_or_wrong_by_themselves():
         assert Scored(found, examples, answers, judge).is_right() == right
 
 
+@pytest.mark.usefixtures("one_copy")
+def test_what_scores_lack_is_said(models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    row = {"index": 1, "image": "1.png", "question": "which?", "A": "cat", "B": "dog", "answer": "A"}
+    (data / "one_order.jsonl").write_text(json.dumps(row))
+    result = run(capsys, data, tmp_path, models[0], tasks=f"mmbench_dev_en={data / 'one_order.jsonl'}")
+    task = result["tasks"]["mmbench_dev_en"]
+    assert list(task["models"]["first"]["scores"]) == ["accuracy"]
+    [note] = task["notes"]
+    assert (
+        "no question stands there in several orders" in note
+        and note.split(",")[0] in (tmp_path / "report.html").read_text()
+    )
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign():
+    found = {"score": "x", "model": "b", "against": "a", "difference": -0.001, "low": -0.004, "high": 0.001}
+    difference = {**found, "better": 1, "worse": 2, "p": 1.0}
+    [_, row] = difference_rows({"tasks": {"t": {"differences": [difference]}}})
+    assert row[4:6] == ["+0.00", "0.00 to 0.00"]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(models: list[Path], data: Path, tmp_path: Path, clusters: list[Cluster]):
+    """Answers, scores and report of one; a second start asks nothing, and finds what a process lost."""
+
+    def evaluated(out: str, processes: int) -> dict[str, Any]:
+        options = [f"--model={models[0]}", f"--data={data}", "--tasks=questions", "--max_new_tokens=5", "--json"]
+        options += ["--dtype=float32", "--batch_size=2", f"--out={tmp_path / out}"]
+        workdir = tmp_path / f"log-{out}-{len(clusters)}"
+        clusters.append(cluster := Cluster(None, workdir, processes, options, command="evaluate.py", devices=2))
+        assert cluster.wait() == [0] * processes, cluster.said(0)
+        return json.loads(cluster.said(0).splitlines()[-1])
+
+    one, two = evaluated("one", 1), evaluated("two", 2)
+    assert two == one
+    folder = tmp_path / "two/first/questions"
+    shares = [predictions.read_lines(folder / name) for name in ("predictions.jsonl", "predictions.1.jsonl")]
+    assert [len(share) for share in shares] == [4, 3]
+    found = {line["id"]: line["answer"] for share in shares for line in share}
+    assert found == answers(tmp_path / "one/first/questions")
+    whole = (folder / "predictions.jsonl").read_text()
+    lines = (folder / "predictions.1.jsonl").read_text().splitlines(keepends=True)
+    (folder / "predictions.1.jsonl").write_text("".join(lines[:1]))  # as after a kill
+    assert evaluated("two", 2) == one
+    assert (folder / "predictions.jsonl").read_text().startswith(whole)
+    kept = [line["id"] for file in folder.glob("predictions*.jsonl") for line in predictions.read_lines(file)]
+    assert sorted(kept) == sorted(found), "nothing is asked twice"
+
+
 def test_texts_are_escaped_on_the_page():
     result = {"models": {"<b>": "x"}, "tasks": {}}
     assert "<h1>Evaluation of &lt;b&gt;</h1>" in page(result, {})
@@ -200,6 +252,10 @@ def test_mistakes_are_told_before_a_model_is_loaded(models: list[Path], data: Pa
     refused(ConfigError, "unknown task 'question'", one, "--tasks=question")
     refused(ConfigError, "graded by a language model: give --judge=", one, "--tasks=mmvet")
     refused(DataError, r"has none of MME\.tsv", one, "--tasks=mme")
+    refused(DataError, r"MME\.tsv.*\(mme\).* missing out: --tasks=questions", one, "--tasks=mme,questions")
+    row = {"index": 1, "image": "1.png", "question": "is it?", "answer": "yes", "category": "color"}
+    (data / "half.jsonl").write_text(json.dumps(row))
+    refused(DataError, "1 questions, and acc\\+ needs two of each image", one, f"--tasks=mme={data / 'half.jsonl'}")
     refused(ConfigError, "names a folder twice", "--model", str(models[0]), str(models[0]), "--tasks=questions")
     refused(ConfigError, "name its model with --judge_model", one, "--tasks=mmvet", "--judge=http://localhost/v1")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -55,15 +56,24 @@ class Asker:
         return self._questions.prompt(turns, pictures, answer)
 
     def answers(
-        self, examples: Sequence[Example], max_new_tokens: int, batch_size: int
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        batch_size: int,
+        meeting: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Iterator[list[tuple[Example, str]]]:
-        """Batch after batch of examples with their answers, in an order of their own."""
+        """Batch after batch of examples with their answers, in an order of their own.
+
+        ``meeting``: within it prompts are waited for; ``together`` where processes share the model, so that what one
+        of them cannot read ends all. Raises DataError that names the example, and GenerationError.
+        """
         size = WINDOW * batch_size
         with ThreadPoolExecutor(_THREADS) as pool:
             windows = [examples[start : start + size] for start in range(0, len(examples), size)]
             coming = _submit(pool, self.prompt, windows[0]) if windows else None
             for number, window in enumerate(windows):
-                prompts = [each.result() for each in coming or ()]
+                with meeting():
+                    prompts = [each.result() for each in coming or ()]
                 following = windows[number + 1 : number + 2]
                 coming = _submit(pool, self.prompt, following[0]) if following else None
                 for part in self.generate(prompts, max_new_tokens, batch_size):

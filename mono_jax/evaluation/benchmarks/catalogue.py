@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
 import itertools
@@ -15,6 +16,7 @@ from mono_jax.evaluation.benchmarks.reading.annotations import captions_of, is_c
 from mono_jax.evaluation.benchmarks.reading.columns import Pictures
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.reading.rows import read_rows
+from mono_jax.evaluation.metrics.registry import SETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,33 +44,70 @@ class Benchmark:
     submission: str | None = None
 
     def find(self, data: Path) -> list[Path]:
-        """Raises DataError that names what was looked for."""
+        """The task's files below ``data``; [] if there are none."""
         for pattern in self.files:
             found = sorted(data.glob(pattern)) if "*" in pattern else [data / pattern]
             if found and all(file.is_file() for file in found):
                 return found
-        raise DataError(f"{data}: has none of {', '.join(self.files)}: give the file as TASK=FILE")
+        return []
 
-    def read(self, data: Path, file: Path | None = None, limit: int | None = None) -> list[Example]:
-        """All examples, or the first ``limit``. Raises DataError that names file, row, column and fix."""
+    def read(
+        self, data: Path, file: Path | None = None, limit: int | None = None, images: Path | None = None
+    ) -> list[Example]:
+        """All examples, or the first ones: ``limit`` at most, but whole sets of those that are scored as one.
+
+        ``images``: where pictures are looked for first. Raises DataError that names file, row, column and fix.
+        """
         files = [file] if file is not None else self.find(data)
-        examples: Iterator[Example] = itertools.chain.from_iterable(self._of(each, data) for each in files)
-        if self.annotations and (answers := data / self.annotations).is_file():
-            examples = with_answers(examples, answers)
-        found = list(itertools.islice(examples, limit))
+        if not files:
+            raise DataError(f"{data}: has none of {', '.join(self.files)}: give the file as TASK=FILE")
+        examples: Iterator[Example] = itertools.chain.from_iterable(self._of(each, data, images) for each in files)
+        if self.annotations and not self.lacks_annotations(data):
+            examples = with_answers(examples, data / self.annotations)
+        found = self._first(examples, limit)
         if not found:
             raise DataError(f"{files[0]}: no example in it" + (f" with {dict(self.keep)}" if self.keep else ""))
+        if file is None and self.lacks_annotations(data) and has_single_answers(found):
+            raise DataError(
+                f"{files[0]}: no question has more than one right answer, and {data / self.annotations}, which has all "
+                "of them, is not there: put it there (TASK=FILE is scored by the file's own answers)"
+            )
+        self._check(found, files[0])
+        return found
+
+    def _check(self, found: Sequence[Example], file: Path) -> None:
         seen: set[str] = set()
         for example in found:
             if example.id in seen:
-                raise DataError(f"{files[0]}: id {example.id!r} stands there twice: ids must be unique")
+                raise DataError(f"{file}: id {example.id!r} stands there twice: ids must be unique")
             seen.add(example.id)
-            if not example.truths and not self.submission and self.metric != "grounding":
-                raise DataError(f"{files[0]}: example {example.id} has no right answer, and {self.metric} needs one")
-        return found
+            if not example.truths and not self.submission:
+                raise DataError(f"{file}: example {example.id} has no right answer, and {self.metric} needs one")
 
-    def _of(self, file: Path, data: Path) -> Iterator[Example]:
-        pictures = Pictures([file.parent, data, file.parent.parent])
+    def lacks_annotations(self, data: Path) -> bool:
+        """Whether the right answers stand in a file of their own, which is not below ``data``."""
+        return self.annotations is not None and not (data / self.annotations).is_file()
+
+    def hides(self, examples: Sequence[Example]) -> bool:
+        """Whether the right answers are not there, and the model's are sent in to be scored."""
+        return self.submission is not None and not all(example.truths for example in examples)
+
+    def _first(self, examples: Iterator[Example], limit: int | None) -> list[Example]:
+        """Sets are taken in the order of their first examples, which keep the order of the file; one set at least."""
+        if limit is None or self.metric not in SETS:
+            return list(itertools.islice(examples, limit))
+        every = list(examples)
+        names = [SETS[self.metric](example.answered("")) for example in every]
+        sizes, taken, count = collections.Counter(names), set(), 0
+        for name, size in sizes.items():  # in the order of the file
+            if taken and count + size > limit:
+                break
+            taken.add(name)
+            count += size
+        return [example for example, name in zip(every, names) if name in taken]
+
+    def _of(self, file: Path, data: Path, images: Path | None) -> Iterator[Example]:
+        pictures = Pictures([*([images] if images else []), file.parent, data, file.parent.parent])
         for row in captions_of(file) if is_coco(file) and self.metric == "captions" else read_rows(file):
             shown = pictures.of(row)  # also of rows that are left out, since others may name their picture
             if all(str(row.values.get(column, values[0])) in values for column, values in self.keep.items()):
@@ -76,6 +115,11 @@ class Benchmark:
                 if self.category is not None:
                     example = dataclasses.replace(example, category=str(row.values.get(self.category, "")))
                 yield example
+
+
+def has_single_answers(examples: Sequence[Example]) -> bool:
+    """Whether none has more than one right answer."""
+    return all(len(example.truths) < 2 for example in examples)
 
 
 def _vqa(name: str, folder: str, annotations: str, metric: str = "vqa_accuracy", suffix: str = "", **rest) -> Benchmark:
@@ -96,8 +140,8 @@ def _table(name: str, form: forms.Form, metric: str, max_new_tokens: int, **rest
     return Benchmark(files, form, metric, max_new_tokens, **rest)
 
 
-def _captions(*files: str) -> Benchmark:
-    return Benchmark(files, forms.caption, "captions", 30)
+def _captions(*files: str, submission: str | None = None) -> Benchmark:
+    return Benchmark(files, forms.caption, "captions", 30, submission=submission)
 
 
 def _boxes(name: str) -> Benchmark:
@@ -114,6 +158,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "vizwiz_val": _vqa("vizwiz_val", "vizwiz", "vizwiz_val_annotations.json", suffix=_UNANSWERABLE),
     "vizwiz_test": _vqa("vizwiz_test", "vizwiz", "", suffix=_UNANSWERABLE, submission="vizwiz"),
     "textvqa_val": _vqa("textvqa_val", "textvqa", "textvqa_val_annotations.json"),
+    "textvqa_test": _vqa("textvqa_test", "textvqa", "", submission="vqa"),
     "docvqa_val": _vqa("val", "docvqa", "val/val_v1.0.json", "anls", max_new_tokens=100),
     "docvqa_test": _vqa("test", "docvqa", "", "anls", max_new_tokens=100, submission="docvqa"),
     "infovqa_val": _vqa("val", "infographicsvqa", "infographicsVQA_val_v1.0_withQT.json", "anls", max_new_tokens=100),
@@ -147,6 +192,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "coco": _captions("coco/annotations/coco_karpathy_test.json", "coco_karpathy_test.json", "COCO_VAL.tsv"),
     "flickr30k": _captions("flickr30k/flickr30k_test_karpathy.json", "flickr30k_test_karpathy.json"),
     "nocaps": _captions("nocaps/nocaps_val_4500_captions.json", "nocaps_val_4500_captions.json"),
+    "nocaps_test": _captions(
+        "nocaps/nocaps_test_image_info.json", "nocaps_test_image_info.json", submission="captions"
+    ),
     **{
         f"{name}_{split}": _boxes(f"{file}_{split}")
         for name, file, splits in (
@@ -191,6 +239,16 @@ def find_tasks(named: str) -> list[Task]:
     if not tasks:
         raise unknown_key("task", named, [*BENCHMARKS, *GROUPS])
     return list(tasks.values())
+
+
+def need_files(tasks: Sequence[Task], data: Path) -> None:
+    """Raises DataError that names all tasks whose files are not there, and how to leave them out."""
+    missing = [task for task in tasks if task.file is None and not task.benchmark.find(data)]
+    if missing:
+        wanted = "; ".join(f"none of {', '.join(task.benchmark.files)} ({task.name})" for task in missing)
+        rest = ",".join(task.name for task in tasks if task not in missing)
+        without = f", or leave what is missing out: --tasks={rest}" if rest else ""
+        raise DataError(f"{data}: has {wanted}: give the file as TASK=FILE{without}")
 
 
 def _names(name: str) -> Sequence[str]:

@@ -56,7 +56,7 @@ def rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _interval(score: Mapping[str, Any]) -> str:
-    return "" if score["low"] is None else f"{score['low']:.2f} to {score['high']:.2f}"
+    return "" if score["low"] is None else f"{score['low']:z.2f} to {score['high']:z.2f}"
 
 
 def difference_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -65,7 +65,7 @@ def difference_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
     for task, found in result["tasks"].items():
         for each in found.get("differences", ()):
             counts = f"{each['better']} : {each['worse']}"
-            yield [task, each["score"], each["model"], each["against"], f"{each['difference']:+.2f}", _interval(each),
+            yield [task, each["score"], each["model"], each["against"], f"{each['difference']:+z.2f}", _interval(each),
                    counts, f"{each['p']:.2g}"]  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def page(result: Mapping[str, Any], shown: Mapping[str, Shown]) -> str:
         ]
     for task, found in result["tasks"].items():
         parts.append(f"<h2>{html.escape(task)}</h2>")
+        parts += [f"<p>{html.escape(note)}</p>" for note in found.get("notes", ())]
         parts += _categories(found)
         for model, right in shown[task].right.items():
             parts += _gallery(model, shown[task], right)
@@ -135,7 +136,7 @@ def _gallery(model: str, shown: Shown, right: Mapping[str, bool]) -> Iterator[st
 
 
 def _card(example: Example, answer: str, tone: str) -> str:
-    pictures = "".join(map(_picture, example.pictures))
+    pictures = "".join(map(small_copy, example.pictures))
     truths = " | ".join(dict.fromkeys(example.truths[:6]))
     return (
         f"<div class='card'>{pictures}<div class='asked'>{html.escape(example.asked.replace(IMAGE, '').strip())}</div>"
@@ -144,8 +145,8 @@ def _card(example: Example, answer: str, tone: str) -> str:
     )
 
 
-def _picture(picture: Picture) -> str:
-    """A small copy inside the page; nothing if the picture is not there any more."""
+def small_copy(picture: Picture) -> str:
+    """An element with a small copy of the picture; nothing if it is not there any more."""
     with contextlib.suppress(DataError, OSError, ValueError, Image.DecompressionBombError):
         with Image.open(io.BytesIO(picture.read())) as image:
             small = image.convert("RGB")

@@ -19,8 +19,9 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.benchmarks import page, submissions
 from mono_jax.evaluation.benchmarks.answering import Asker
-from mono_jax.evaluation.benchmarks.catalogue import Task, find_tasks
+from mono_jax.evaluation.benchmarks.catalogue import Task, find_tasks, need_files
 from mono_jax.evaluation.benchmarks.predictions import Predictions, Replies
+from mono_jax.evaluation.benchmarks.preparing import Prepared, prepare
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.scoring import Scored, differences
 from mono_jax.evaluation.judges import find_judge
@@ -49,10 +50,14 @@ def evaluate(args: Any) -> dict[str, Any]:
     if not args.judge and (judged := [task.name for task in tasks if task.benchmark.metric in JUDGED]):
         judge(judged[0])  # refuses, before anything is answered
     with together():
-        examples = {task.name: task.benchmark.read(data, task.file, args.limit) for task in tasks}
+        need_files(tasks, data)
+        prepared = {task.name: prepare(task, data, args.limit) for task in tasks}
+    examples = {name: each.examples for name, each in prepared.items()}
     for task in tasks:
-        if _is_hidden(task, examples[task.name]):
+        if task.benchmark.hides(examples[task.name]):
             submissions.check(task.benchmark.submission)
+        for note in prepared[task.name].notes:
+            say(f"NOTE: {note}")
     answers: dict[str, dict[str, dict[str, str]]] = {task.name: {} for task in tasks}
     for label, model in models.items():
         for task, found in _answers(args, label, model, tasks, examples, out, say):
@@ -63,7 +68,7 @@ def evaluate(args: Any) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for task in tasks:
         result["tasks"][task.name], shown[task.name] = _scored(
-            task, examples[task.name], answers[task.name], lambda label, task=task: out / label / task.name, judge
+            task, prepared[task.name], answers[task.name], lambda label, task=task: out / label / task.name, judge
         )
     publish.write_json(out / "scores.json", result)
     publish.write_text(out / "report.html", page.page(result, shown))
@@ -169,15 +174,20 @@ def local_mesh(model: str) -> Mesh | None:
 
 def _scored(
     task: Task,
-    examples: Sequence[Example],
+    prepared: Prepared,
     answers: Mapping[str, Mapping[str, str]],
     folder: Callable[[str], Path],
     judge: Any,
 ) -> tuple[dict[str, Any], Any]:
-    """({"examples", "metric", "models": {label: scores or submission}, "differences"}, what the page shows)."""
-    benchmark = task.benchmark
+    """({"examples", "metric", "notes", "models": {label: scores or submission}, "differences"}, what the page shows).
+
+    "notes" and "differences" only where there are some.
+    """
+    benchmark, examples = task.benchmark, prepared.examples
     result: dict[str, Any] = {"metric": benchmark.metric, "examples": len(examples), "models": {}}
-    if hidden := _is_hidden(task, examples):
+    if prepared.notes:
+        result["notes"] = prepared.notes
+    if hidden := benchmark.hides(examples):
         for label, given in answers.items():
             written = submissions.write(folder(label), benchmark.submission, [(e, given[e.id]) for e in examples])
             result["models"][label] = {"submission": str(written)}
@@ -193,8 +203,3 @@ def _scored(
         result["judge"] = judge.name
     right = {label: each.is_right() for label, each in scored.items()}
     return result, page.Shown(examples, answers, right)
-
-
-def _is_hidden(task: Task, examples: Sequence[Example]) -> bool:
-    """Whether the right answers are not there, and others are sent in to be scored."""
-    return task.benchmark.submission is not None and not all(example.truths for example in examples)

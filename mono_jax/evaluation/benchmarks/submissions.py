@@ -36,6 +36,11 @@ def _docvqa(answers: Answers) -> Any:
     return [{"questionId": _number(example.id), "answer": answer} for example, answer in answers]
 
 
+def _captions(answers: Answers) -> Any:
+    """EvalAI (nocaps), as COCO's results."""
+    return [{"image_id": _number(example.id), "caption": answer} for example, answer in answers]
+
+
 def _mmmu(answers: Answers) -> Any:
     return {e.id: mmmu.choice_of(answer, e.options) or answer if e.options else answer for e, answer in answers}
 
@@ -55,6 +60,7 @@ FORMATS: Mapping[str, Callable[[Answers], Any]] = {
     "vqa": _vqa,
     "vizwiz": _vizwiz,
     "docvqa": _docvqa,
+    "captions": _captions,
     "mmmu": _mmmu,
 }
 TABLES: Mapping[str, Callable[[Answers], Table]] = {"mmbench": _mmbench}

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_pipelines.io import publish
-from data_pipelines.io.html_pages import data_url, kind_of, opening
-from mono_jax.evaluation.questions import Question
+from data_pipelines.io.html_pages import opening
+from mono_jax.evaluation.benchmarks.page import small_copy
+from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -22,12 +23,13 @@ td { padding: 0 .8rem 0 0; vertical-align: top; } .step { text-align: right; opa
 """.strip()
 
 
-Images = Mapping[tuple[str, str], Path]  # {(task, id of the question): its image}
+Pictures = Mapping[tuple[str, str], Sequence[Picture]]  # {(task, id of the example): its pictures}
+_TRUTHS = 6  # right answers that are shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """The answer to one question at one step."""
+    """The answer to one example at one step."""
 
     step: int
     task: str
@@ -37,12 +39,15 @@ class Shown:
     answer: str
 
 
-def shown(step: int, task: str, questions: Sequence[Question], answers: Sequence[str]) -> list[Shown]:
-    """Of questions and their answers, as far as both go."""
-    return [Shown(step, task, q.id, q.turns[-1][1], q.truth, given) for q, given in zip(questions, answers)]
+def shown(step: int, task: str, examples: Sequence[Example], answers: Sequence[str]) -> list[Shown]:
+    """Of examples and their answers, as far as both go."""
+    return [
+        Shown(step, task, each.id, each.asked, " | ".join(dict.fromkeys(each.truths[:_TRUTHS])), given)
+        for each, given in zip(examples, answers)
+    ]
 
 
-def add(folder: Path, new: Sequence[Shown], images: Images) -> None:
+def add(folder: Path, new: Sequence[Shown], pictures: Pictures) -> None:
     """Adds the answers of a step to FOLDER/answers.jsonl, and makes FOLDER/answers.html of all of them.
 
     Answers of this step and later ones, of a run that was set back, go. Raises OSError.
@@ -50,7 +55,7 @@ def add(folder: Path, new: Sequence[Shown], images: Images) -> None:
     file = folder / "answers.jsonl"
     known = [each for each in _read(file) if each.step < new[0].step] + list(new)
     publish.write_text(file, "".join(json.dumps(dataclasses.asdict(each), ensure_ascii=False) + "\n" for each in known))
-    publish.write_text(folder / "answers.html", page(known, images))
+    publish.write_text(folder / "answers.html", page(known, pictures))
 
 
 def _read(file: Path) -> Iterable[Shown]:
@@ -59,8 +64,8 @@ def _read(file: Path) -> Iterable[Shown]:
             yield Shown(**json.loads(line))
 
 
-def page(answers: Iterable[Shown], images: Images) -> str:
-    """A card for each question, with its answers by step."""
+def page(answers: Iterable[Shown], pictures: Pictures) -> str:
+    """A card for each example, with its answers by step; pictures of those that are still asked."""
     cards: dict[tuple[str, str], list[Shown]] = {}
     for each in answers:
         cards.setdefault((each.task, each.id), []).append(each)
@@ -71,16 +76,14 @@ def page(answers: Iterable[Shown], images: Images) -> str:
         if name != task:
             task = name
             parts.append(f"<h2>{html.escape(name)}</h2>")
-        parts.append(_card(steps, images.get((name, number))))
+        parts.append(_card(steps, pictures.get((name, number), ())))
     return "\n".join(parts) + "</html>\n"
 
 
-def _card(steps: Sequence[Shown], image: Path | None) -> str:
-    first, picture = steps[0], ""
-    if image is not None:  # else it is not asked any more
-        picture = f"<img alt='' src='{data_url(image.read_bytes(), kind_of(image))}'>"
+def _card(steps: Sequence[Shown], pictures: Sequence[Picture]) -> str:
+    first, images = steps[0], "".join(map(small_copy, pictures))
     rows = "".join(f"<tr><td class='step'>{s.step}</td><td>{html.escape(s.answer)}</td></tr>" for s in steps)
     return (
-        f"<div class='card'>{picture}<div>{html.escape(first.asked)}<br><b>{html.escape(first.truth)}</b>"
+        f"<div class='card'>{images}<div>{html.escape(first.asked)}<br><b>{html.escape(first.truth)}</b>"
         f"<table>{rows}</table></div></div>"
     )

@@ -1,21 +1,25 @@
-"""Questions asked during training: answers of the state as it is, on the mesh that trains it."""
+"""Benchmarks asked during training: answers of the state as it is, on the mesh that trains it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from data_pipelines.encoding.samples import SampleBuilder
-from data_pipelines.errors import BadSample, DataError
+from data_pipelines.errors import DataError
 from mono_jax import tree
-from mono_jax.errors import unknown_key
+from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.evaluation.benchmarks.answering import Asker
+from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, Task
+from mono_jax.evaluation.benchmarks.preparing import Prepared, prepare
+from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.in_training.task_config import TaskConfig
-from mono_jax.evaluation.metrics.metric import Answered
-from mono_jax.evaluation.metrics.registry import METRICS
-from mono_jax.evaluation.questions import Question, answer, read_questions, to_prompt
+from mono_jax.evaluation.metrics.registry import JUDGED, METRICS
 from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.agreement import together
@@ -23,66 +27,85 @@ from mono_jax.parallel.mesh import unshared
 from mono_jax.parallel.specs import param_shardings
 
 
-def scores(metric: str, questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
-    """{name: score} of the answers; the first is the headline. Raises DataError for questions that it cannot score."""
-    examples = [
-        Answered(question.id, answer, (question.truth,), question.kind)
-        for question, answer in zip(questions, answers, strict=True)
-    ]
-    return {name: measure.score for name, measure in METRICS[metric](examples).items()}
+def find_task(where: str, config: TaskConfig) -> Task:
+    """The task of a config that is called ``where`` in messages. Raises ConfigError for what no run can score."""
+    if config.benchmark not in BENCHMARKS:
+        raise unknown_key(f"{where}.benchmark", config.benchmark, BENCHMARKS)
+    benchmark = BENCHMARKS[config.benchmark]
+    metric = config.metric or benchmark.metric
+    if metric in JUDGED:
+        raise ConfigError(
+            f"{where}: {metric} needs a judge, whom no run asks: use experiments/evaluate.py with --judge, or another "
+            "metric"
+        )
+    if metric not in METRICS:
+        raise unknown_key(f"{where}.metric", metric, METRICS)
+    benchmark = dataclasses.replace(benchmark, metric=metric)
+    return Task(config.benchmark, benchmark, Path(config.path) if config.path else None)
 
 
 class Asking:
-    """Answers to the questions of named tasks, greedily.
+    """Answers to the examples of named tasks, greedily: what evaluate.py asks and scores, of a model in training.
 
     Attributes:
-      questions: {name of the task: its questions}.
+      examples: {name of the task: its examples}.
+      notes: what is to be known of their scores, a line each.
     """
 
     def __init__(self, tasks: Mapping[str, TaskConfig], builder: SampleBuilder, dtype: jnp.dtype, mesh: Mesh):
-        """Every question is made into a prompt once, so that one that cannot be asked is known now.
+        """Reads the examples, scores their right answers, and makes each prompt once: what cannot be used is known now.
 
-        Raises DataError that names the task and the question.
+        Raises DataError or ConfigError that name the task and the example.
         """
-        self._tasks, self._builder, self._dtype, self._mesh = tasks, builder, dtype, unshared(mesh)
+        self._configs, self._builder, self._dtype, self._mesh = tasks, builder, dtype, unshared(mesh)
+        self._tasks = {name: find_task(f"config.evaluation.tasks.{name}", task) for name, task in tasks.items()}
         with together():
-            self.questions = {name: self._read(name, task) for name, task in tasks.items()}
+            prepared = {name: self._prepare(name) for name in tasks}
+        self.examples: dict[str, list[Example]] = {name: each.examples for name, each in prepared.items()}
+        self.notes = [note for each in prepared.values() for note in each.notes]
 
-    def _read(self, name: str, task: TaskConfig) -> list[Question]:
-        where = f"config.evaluation.tasks.{name}"
-        if task.metric not in METRICS:
-            raise unknown_key(f"{where}.metric", task.metric, METRICS)
+    def _prepare(self, name: str) -> Prepared:
+        config, task, where = self._configs[name], self._tasks[name], f"config.evaluation.tasks.{name}"
+        images = Path(config.image_root) if config.image_root else None
         try:
-            questions = read_questions(task.path, task.image_root)[: task.examples]
-        except OSError as error:
-            raise DataError(f"{where}.path: {task.path}: {error.strerror}") from None
-        if not questions:
-            raise DataError(f"{where}.path: {task.path} holds no question")
-        for question in questions:
-            try:
-                to_prompt(self._builder, question)
-            except (BadSample, OSError) as error:
-                raise DataError(f"{where}: question {question.id!r}, {question.image}: {error}") from None
-        try:
-            scores(task.metric, questions, [question.truth for question in questions])
+            prepared = prepare(task, Path(config.data or "."), config.examples, images)
+            if task.benchmark.hides(prepared.examples):
+                raise DataError(f"the right answers of {task.name} are hidden: evaluate.py writes a file to send in")
+            asker = self._asker(None)
+            for example in prepared.examples:
+                asker.prompt(example)
         except DataError as error:
-            raise DataError(f"{where}.metric: {task.metric}: {error}") from None
-        return questions
+            raise DataError(f"{where}: {error}") from None
+        return prepared
+
+    def _asker(self, generator: Generator | None) -> Asker:
+        """With exact pixels whatever the training takes, since evaluate.py and users ask with these."""
+        builder = self._builder
+        return Asker(generator, builder.tokenizer, builder.chat, builder.tiling, builder.limits)
 
     def __call__(self, config: Architecture, params: tree.Tree) -> tuple[dict[str, float], dict[str, list[str]]]:
         """({"tasks/NAME": score}, {NAME: answers}); further scores are "tasks/NAME/SCORE".
 
-        Raises GenerationError, and DataError or OSError of an image.
+        Raises GenerationError, and DataError of an image.
         """
-        generator = self._generator(config, params)
+        asker = self._asker(self._generator(config, params))
         values: dict[str, float] = {}
         answers = {}
         for name, task in self._tasks.items():
-            asked = self.questions[name]
-            answers[name] = answer(generator, self._builder, asked, task.max_new_tokens, task.batch_size)
-            headline, *further = scores(task.metric, asked, answers[name]).items()
-            values |= {f"tasks/{name}": headline[1]} | {f"tasks/{name}/{score}": value for score, value in further}
+            answers[name] = self._answers(asker, name)
+            answered = [example.answered(text) for example, text in zip(self.examples[name], answers[name])]
+            headline, *further = METRICS[task.benchmark.metric](answered).items()
+            values[f"tasks/{name}"] = headline[1].score
+            values |= {f"tasks/{name}/{score}": measure.score for score, measure in further}
         return values, answers
+
+    def _answers(self, asker: Asker, name: str) -> list[str]:
+        """In the order of the examples; all processes ask all of them."""
+        config = self._configs[name]
+        longest = config.max_new_tokens or self._tasks[name].benchmark.max_new_tokens
+        batches = asker.answers(self.examples[name], longest, config.batch_size, meeting=together)
+        found = {example.id: text for batch in batches for example, text in batch}
+        return [found[example.id] for example in self.examples[name]]
 
     def _generator(self, config: Architecture, params: tree.Tree) -> Generator:
         """Of parameters that stay where they are; masters are rounded to the dtype that training computes in."""

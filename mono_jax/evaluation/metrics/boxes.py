@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from mono_jax.evaluation.metrics.metric import Answered
 
@@ -23,6 +24,12 @@ def box_of(answer: str, width: float, height: float) -> Box | None:
         return None
     scale = SCALE if x1 + y1 + x2 + y2 >= 4 else 1
     return x1 / scale * width, y1 / scale * height, x2 / scale * width, y2 / scale * height
+
+
+def text_of(box: Sequence[float], width: float, height: float) -> str:
+    """How a model writes a box of pixels x1, y1, x2, y2."""
+    shares = (edge / of * SCALE for edge, of in zip(box, (width, height, width, height)))
+    return f"<box>[[{', '.join(str(round(share)) for share in shares)}]]</box>"
 
 
 def intersection_over_union(first: Box, second: Box) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from data_pipelines.errors import DataError
 from mono_jax.evaluation.metrics.metric import Answered, Measure, measure
 
 REFUSED = "Z"  # what VLMEvalKit takes "none of them" for; no option has this letter
@@ -49,22 +50,36 @@ def _by_text(answer: str, options: Mapping[str, str]) -> str:
 
 
 def right_choice(example: Answered) -> float:
-    """1 if the answer names the right option. The truth is a letter; fields: none, but ``options``."""
+    """1 if the answer names the right option. The truth is a letter; fields: none, but ``options``.
+
+    Raises DataError for an example without options.
+    """
+    if not example.options:
+        raise DataError(
+            f"example {example.id}: no options, which this metric needs: give them as columns A, B, ... of a "
+            "benchmark's file, or use the metric exact_match"
+        )
     return float(choice_of(example.answer, example.options) == example.truth.strip())
+
+
+def question_of(example: Answered) -> str:
+    """Which question an example is an order of. Field: "question". MMBench numbers its orders q, q + 1,000,000, ..."""
+    return str(example.field("question"))
 
 
 def circular(examples: Sequence[Answered]) -> dict[str, Measure]:
     """ "circular": a question is right if it is in every order of its options; "accuracy": each order by itself.
 
-    Field: "question" = number of the question that the example is an order of. MMBench numbers its orders q,
-    q + 1,000,000, ...
+    Where no question stands there in two orders, "circular" would be but another name of "accuracy", and is left out.
+    Field: "question", see ``question_of``.
     """
-    questions = {example.id: str(example.field("question")) for example in examples}
+    questions = {example.id: question_of(example) for example in examples}
     right = {example.id: right_choice(example) for example in examples}
     whole: dict[str, float] = {}
     for name, question in questions.items():
         whole[question] = min(whole.get(question, 1.0), right[name])
-    return {
-        "circular": measure(((question, (hit, 1)) for question, hit in whole.items()), is_share=True),
-        "accuracy": measure(((questions[name], (hit, 1)) for name, hit in right.items()), is_share=True),
-    }
+    each = measure(((questions[name], (hit, 1)) for name, hit in right.items()), is_share=True)
+    if len(whole) == len(right):
+        return {"accuracy": each}
+    every = measure(((question, (hit, 1)) for question, hit in whole.items()), is_share=True)
+    return {"circular": every, "accuracy": each}

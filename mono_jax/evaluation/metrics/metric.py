@@ -70,6 +70,7 @@ class Measure:
       units: names, by which two models' measures are paired.
       sums: float64 [units, k].
       value: of sums [..., k] the score [...].
+      alone: how good a single unit is, by its sums, for the sign test; None = ``value``.
       counts: int [units], examples of each unit.
       strata: int [units]; units are resampled within their stratum.
       unit_of_score: "%" (a share times 100), "points" (on a scale of the benchmark's own).
@@ -83,6 +84,7 @@ class Measure:
     strata: np.ndarray
     unit_of_score: str = "%"
     is_share: bool = False
+    alone: Value | None = None
 
     @property
     def examples(self) -> int:
@@ -118,6 +120,7 @@ def measure(
     strata: Mapping[str, str] | None = None,
     unit_of_score: str = "%",
     is_share: bool = False,
+    alone: Value | None = None,
 ) -> Measure:
     """Adds up (unit, numbers) by unit. ``strata``: of each unit; None = one for all. Raises DataError without rows."""
     sums: dict[str, np.ndarray] = {}
@@ -136,6 +139,7 @@ def measure(
         strata=np.unique(names, return_inverse=True)[1],
         unit_of_score=unit_of_score,
         is_share=is_share,
+        alone=alone,
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 from mono_jax.errors import unknown_key
 from mono_jax.evaluation.judges import NoJudge
 from mono_jax.evaluation.metrics import boxes, choices, mmmu, short_answers, vqa, yes_no
 from mono_jax.evaluation.metrics.captions.scores import captions
 from mono_jax.evaluation.metrics.judged import Memory, math_vista, mm_vet
-from mono_jax.evaluation.metrics.metric import Metric, mean_of
+from mono_jax.evaluation.metrics.metric import Answered, Metric, mean_of
 
 METRICS: dict[str, Metric] = {
     "exact_match": mean_of(short_answers.exact_match),
@@ -26,6 +28,12 @@ METRICS: dict[str, Metric] = {
     "captions": captions,
 }
 JUDGED = {"math_vista": math_vista, "mm_vet": mm_vet}  # made for a judge
+# Metrics that score several examples as one, and which those are: a part of them would score too high, or not at all.
+SETS: dict[str, Callable[[Answered], Hashable]] = {
+    "circular": choices.question_of,
+    "mme": yes_no.image_of,
+    "hallusion": yes_no.set_of,
+}
 
 
 def find_metric(name: str, judge: Memory | None = None) -> Metric:

@@ -38,6 +38,7 @@ def contractions() -> dict[str, str]:
     return found
 
 
+@functools.lru_cache(maxsize=1 << 16)  # people say the same things
 def normalize(answer: str) -> str:
     """An answer as EvalAI's server compares it: lower case, digits for number words, no articles or punctuation."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
@@ -64,7 +65,7 @@ def accuracy(example: Answered) -> float:
     if len(example.truths) < 2:
         raise DataError(
             f"example {example.id}: VQA accuracy needs the answers of several people (usually 10), "
-            f"{len(example.truths)} given: use the metric exact_match"
+            f"{len(example.truths)} given: give the benchmark's own annotations, or use the metric exact_match"
         )
     given = normalize(example.answer)
     agrees = [normalize(truth) == given for truth in example.truths]

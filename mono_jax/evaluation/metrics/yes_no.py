@@ -42,6 +42,16 @@ def _truth(example: Answered) -> str:
     return word
 
 
+def image_of(example: Answered) -> tuple[str, str]:
+    """MME's category and image, of which there are two questions."""
+    return example.category, example.unit
+
+
+def set_of(example: Answered) -> str:
+    """HallusionBench's set of figures, whose questions are asked of each of them. Field: "set_id"."""
+    return f"{example.category}_{example.field('set_id')}"
+
+
 def mme(examples: Sequence[Answered]) -> dict[str, Measure]:
     """Points, of each category accuracy + acc+ (both questions of an image right), 0 to 200.
 
@@ -51,11 +61,14 @@ def mme(examples: Sequence[Answered]) -> dict[str, Measure]:
     """
     images: dict[tuple[str, str], list[bool]] = {}
     for example in examples:
-        hits = images.setdefault((example.category, example.unit), [])
+        hits = images.setdefault(image_of(example), [])
         hits.append(mme_word(example.answer) == _truth(example))
     for (category, image), hits in images.items():
         if len(hits) != 2:
-            raise DataError(f"MME {category}, image {image}: {len(hits)} questions, acc+ needs two an image")
+            raise DataError(
+                f"MME {category}, image {image}: {len(hits)} questions, and acc+ needs two of each image: "
+                "is the file whole? Rows of one image have the same image, or image_path"
+            )
 
     def points(names: Sequence[str]) -> Measure:
         chosen = {key: hits for key, hits in images.items() if key[0] in names}
@@ -86,14 +99,14 @@ def hallusion(examples: Sequence[Answered]) -> dict[str, Measure]:
     Fields: "set_id", "figure_id", "question_id"; ``category`` is the subcategory. Sets of figures are the units.
     """
     right = {example.id: only_word(example.answer) == _truth(example) for example in examples}
-    unit = {example.id: f"{example.category}_{example.field('set_id')}" for example in examples}
+    unit = {example.id: set_of(example) for example in examples}
 
     def whole(name: str) -> Measure:
         hits: dict[tuple[str, str], bool] = {}
         for example in examples:
             key = unit[example.id], str(example.field(name))
             hits[key] = hits.get(key, True) and right[example.id]
-        return measure(((set_of, (hit, 1)) for (set_of, _), hit in hits.items()), is_share=True)
+        return measure(((of, (hit, 1)) for (of, _), hit in hits.items()), is_share=True)
 
     every = measure(((unit[name], (hit, 1)) for name, hit in right.items()), is_share=True)
     return {"aAcc": every, "fAcc": whole("figure_id"), "qAcc": whole("question_id")}
@@ -112,10 +125,16 @@ def pope(examples: Sequence[Answered]) -> dict[str, Measure]:
         said_yes.append((example.unit, (said == "yes", 1)))
     value = functools.partial(_mean_f1, categories=len(categories))
     return {
-        "f1": measure(rows, value),
+        "f1": measure(rows, value, alone=_fewest_errors),
         "accuracy": measure(hits, is_share=True),
         "yes": measure(said_yes, is_share=True),
     }
+
+
+def _fewest_errors(sums: np.ndarray) -> np.ndarray:
+    """The F1 of a single picture tells a right "no" from a wrong "yes" only where it has both: errors are counted."""
+    hits, said, are = (sums[..., i::3].sum(axis=-1) for i in range(3))
+    return 2 * hits - said - are
 
 
 def _mean_f1(sums: np.ndarray, categories: int) -> np.ndarray:

@@ -97,7 +97,7 @@ def _language(stages: Stages) -> list[str]:
     change = after[-1] / before[0] - 1
     return [
         f"Language: the loss on held-out text is {after[-1]:.3f} nats per token, {before[0]:.3f} before the first "
-        f"picture ({change:+.1%})."
+        f"picture ({change:+z.1%})."
     ]
 
 
@@ -168,7 +168,7 @@ def _text_table(stages: Stages) -> Rows:
             rows.append([s["stage"], "random weights", f"{after:.4f}", ""])
         else:
             change = (
-                "none, to the last bit" if before == after else f"{after - before:+.4f} ({after / before - 1:+.1%})"
+                "none, to the last bit" if before == after else f"{after - before:+z.4f} ({after / before - 1:+z.1%})"
             )
             rows.append([s["stage"], f"{before:.4f}", f"{after:.4f}", change])
     return rows

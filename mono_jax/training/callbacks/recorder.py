@@ -90,7 +90,8 @@ class Recorder(Callback):
         self._pending.append(_Pending(progress.done, progress.metrics, progress.data_wait))
         self._look()
         if progress.done == progress.start + 1:
-            self._drain(progress, keep=0)
+            if progress.done < progress.steps:  # else its record waits for the evaluation of the last step
+                self._drain(progress, keep=0)
             self._window.clear()
             self._since = time.perf_counter()
             self._say(f"first step after {duration(self._since - self._began)}, compilation included")

@@ -8,7 +8,9 @@ from scipy import stats
 
 from data_pipelines.errors import DataError
 from mono_jax.evaluation import intervals
-from mono_jax.evaluation.metrics.metric import Measure, measure
+from mono_jax.evaluation.metrics.captions.scores import captions
+from mono_jax.evaluation.metrics.metric import Answered, Measure, measure
+from mono_jax.evaluation.metrics.yes_no import pope
 
 
 def of(values: np.ndarray, group: int = 1) -> Measure:
@@ -76,6 +78,36 @@ def test_only_what_both_answered_is_compared_in_any_order():
     assert (found.units, found.better, found.worse, found.difference) == (2, 1, 0, 50)
     with pytest.raises(DataError, match="no example in common"):
         intervals.difference(first, measure([("z", (1, 1))]))
+
+
+def captioned(*answers: str) -> dict[str, Measure]:
+    truths = ("a red wall of bricks", "a blue wall of bricks")
+    return captions([Answered(str(i), said, (truth,)) for i, (said, truth) in enumerate(zip(answers, truths))])
+
+
+def test_captions_without_a_match_are_as_bad_as_each_other():
+    """What keeps BLEU above 0 depends on the length of a caption only: no unit is better or worse for it."""
+    short, long = (
+        captioned("dogs", "a blue wall of bricks"),
+        captioned("many dogs run very fast", "a blue wall of bricks"),
+    )
+    for score in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"):
+        found = intervals.difference(short[score], long[score])
+        assert (found.better, found.worse, found.p) == (0, 0, 1)
+    found = intervals.difference(long["BLEU-4"], captioned("dogs", "a blue wall")["BLEU-4"])
+    assert (found.better, found.worse) == (1, 0)
+
+
+def test_right_and_wrong_pictures_of_pope_are_counted_whatever_is_right():
+    """A right "no" has no F1 of its own, but is better than a wrong "yes"."""
+
+    def asked(*answers: str) -> Measure:
+        return pope([Answered(str(i), said, (right,)) for i, (said, right) in enumerate(zip(answers, ("no", "yes")))])[
+            "f1"
+        ]
+
+    found = intervals.difference(asked("no", "yes"), asked("yes", "yes"))
+    assert (found.better, found.worse) == (1, 0)
 
 
 def test_equal_models_do_not_differ():

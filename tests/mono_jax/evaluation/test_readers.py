@@ -168,6 +168,7 @@ def test_mme_and_hallusionbench(tmp_path: Path):
     row = {"index": "VS_chart_0_1_2_0", "image": encoded(), "question": "Is it?", "answer": "1", "l2-category": "chart"}
     tsv(tmp_path / "HallusionBench.tsv", [row])
     [example] = BENCHMARKS["hallusionbench"].read(tmp_path)
+    assert example.truths == ("yes",), "in words, so that always giving it is an answer"
     assert example.fields["figure_id"] == "2" and scored("hallusionbench", [example], ["Yes."]) == 100
 
 
@@ -263,14 +264,34 @@ def test_hidden_answers_become_files_to_send_in(tmp_path: Path):
     questions = [{"image": "test/1.jpg", "question": "q", "question_id": 4}]
     jsonl(tmp_path / "vizwiz/vizwiz_test.jsonl", questions)
     jsonl(tmp_path / "vqav2/vqav2_testdev.jsonl", [{**questions[0], "image": "../vizwiz/test/1.jpg"}])
+    for name in ("textvqa/textvqa_test", "docvqa/test", "infographicsvqa/test"):
+        jsonl(tmp_path / f"{name}.jsonl", [{**questions[0], "image": "vizwiz/test/1.jpg"}])
+    images = [{"id": 4, "file_name": "vizwiz/test/1.jpg"}]
+    as_json(tmp_path / "nocaps/nocaps_test_image_info.json", {"images": images, "licenses": []})
     expected = {
         "vizwiz_test": [{"image": "1.jpg", "answer": "cat"}],
         "vqav2_testdev": [{"question_id": 4, "answer": "cat"}],
+        "textvqa_test": [{"question_id": 4, "answer": "cat"}],
+        "docvqa_test": [{"questionId": 4, "answer": "cat"}],
+        "infovqa_test": [{"questionId": 4, "answer": "cat"}],
+        "nocaps_test": [{"image_id": 4, "caption": "cat"}],
     }
     for name, content in expected.items():
         [example] = BENCHMARKS[name].read(tmp_path)
+        assert BENCHMARKS[name].hides([example])
         file = submissions.write(tmp_path / name, BENCHMARKS[name].submission, [(example, "cat")])
         assert json.loads(file.read_text()) == content
+
+
+def test_hidden_answers_of_mmmu_are_letters_where_there_are_options(tmp_path: Path):
+    """{id: letter or text}; what names no option goes as it is."""
+    row = {"image": encoded(), "question": "q"}
+    choice, open_question = {**row, "A": "x", "B": "y"}, {**row, "options": "[]"}
+    tsv(tmp_path / "MMMU_TEST.tsv", [{"index": i, **r} for i, r in enumerate((choice, choice, open_question))])
+    examples = BENCHMARKS["mmmu_test"].read(tmp_path)
+    assert BENCHMARKS["mmmu_test"].hides(examples)
+    file = submissions.write(tmp_path, "mmmu", list(zip(examples, ["It is (B).", "neither", "12 m"])))
+    assert json.loads(file.read_text()) == {"0": "B", "1": "neither", "2": "12 m"}
 
 
 def test_hidden_answers_of_mmbench_become_a_workbook(tmp_path: Path):

@@ -197,6 +197,17 @@ def test_yes_and_no(answer: str, hallusion: str, pope: str):
     assert yes_no.only_word(answer) == hallusion and yes_no.pope_word(answer) == pope
 
 
+def test_without_a_second_order_no_score_is_called_circular():
+    examples = [answered("A", "A", id=f"{i}", options=OPTIONS, fields={"question": i}) for i in range(3)]
+    assert list(choices.circular(examples)) == ["accuracy"]
+
+
+@pytest.mark.parametrize("name", ["multiple_choice", "circular"])
+def test_a_choice_needs_options(name: str):
+    with pytest.raises(DataError, match=r"example 1: no options, which this metric needs: .* exact_match"):
+        METRICS[name]([answered("A", "A", fields={"question": 1})])
+
+
 def test_pope_f1_is_averaged_over_categories():
     rows = [("a", "yes", "yes"), ("a", "no", "yes"), ("b", "yes", "yes"), ("b", "yes", "no")]
     examples = [answered(said, truth, id=str(i), category=c) for i, (c, truth, said) in enumerate(rows)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,15 @@ from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import DataError, StorageError
 from data_pipelines.loading.packed_data import PackedData
+from experiments import evaluate
 from mono_jax.errors import ConfigError, PeerError
 from mono_jax.evaluation import heldout
+from mono_jax.evaluation.benchmarks import running
+from mono_jax.evaluation.benchmarks.predictions import read_lines
 from mono_jax.evaluation.blind import blinded
 from mono_jax.evaluation.heldout import HeldoutLoss, HeldoutSources, Loss, with_modalities
+from mono_jax.evaluation.in_training.asking import Asking
+from mono_jax.evaluation.in_training.task_config import TaskConfig
 from mono_jax.evaluation.questions import answer, grade, read_questions
 from mono_jax.generation.decode import Generator
 from mono_jax.models.transformer import Model
@@ -27,8 +33,10 @@ from mono_jax.runs.config import RunConfig
 from mono_jax.runs.stage import run_stage
 from mono_jax.training.metrics import read_metrics
 from mono_jax.weights.model_folder import load_model
+from tests.mono_jax.evaluation import small_benchmarks
 from tests.mono_jax.peers import Peers
 from tests.mono_jax.runs.test_stage import run, same_weights, settings
+from tests.mono_jax.training.test_meshes import mesh_of
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -95,6 +103,59 @@ def test_the_answers_are_those_of_the_model(sets: dict[str, Any], finished: tupl
     assert [each["answer"] for each in shown[-2:]] == answers[:2]
     page = (workdir / "evaluation/answers.html").read_text()
     assert page.count("<img") == 2 and page.count("<td class='step'>8</td>") == 2
+
+
+def test_benchmarks_score_what_evaluate_says(
+    sets: dict[str, Any],
+    finished: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same answers and scores, of whole sets, by the run's own config and by the command from its model folder."""
+    monkeypatch.setattr(running, "local_mesh", lambda model: None)
+    folder, model = small_benchmarks.write(tmp_path), finished[1]["model"]
+    config, params = load_model(model)
+    builder = SampleBuilder(DataConfig.from_dict(configured(sets)["data"]), geometry=config.geometry)
+    names = ("pope", "mme", "mmbench_dev_en", "textvqa_val", "mmmu_val")
+    own = {"data": str(folder), "examples": 4, "max_new_tokens": 2, "batch_size": 4}
+    tasks = {name: TaskConfig(name, **own) for name in names}
+    values, answers = Asking(tasks, builder, jnp.float32, mesh_of(1))(config, params)
+    flags = ["--limit=4", "--max_new_tokens=2", "--batch_size=4", "--dtype=float32", "--json"]
+    given = [f"--model={model}", f"--tasks={','.join(names)}", f"--data={folder}", f"--out={tmp_path / 'out'}"]
+    evaluate.main([*given, *flags])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in names:
+        [of_model] = result["tasks"][name]["models"].values()
+        headline, *further = ((score, found["score"]) for score, found in of_model["scores"].items())
+        expected = {f"tasks/{name}": headline[1]} | {f"tasks/{name}/{score}": value for score, value in further}
+        assert {key: values[key] for key in expected} == expected
+        [file] = (tmp_path / "out").glob(f"*/{name}/predictions.jsonl")
+        assert sorted(line["answer"] for line in read_lines(file)) == sorted(answers[name])
+    assert values["tasks/pope"] > 0, "whoever says no no says yes"
+
+
+def test_the_document_s_example_runs(sets: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With files of the names that it has."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    small_benchmarks.write(tmp_path / "benchmarks")
+    (tmp_path / "heldout.txt").write_bytes(Path(sets["heldout"]["text"]).read_bytes()[:5000])
+    (tmp_path / "images").symlink_to(sets["heldout"]["questions"]["image_root"])
+    (tmp_path / "questions.jsonl").symlink_to(sets["heldout"]["questions"]["path"])
+    (tmp_path / "heldout").mkdir()
+    (tmp_path / "0.txt").write_text("a red wall")
+    with tarfile.open("heldout/0.tar", "w") as shard:
+        shard.add(next(Path("images").rglob("*.png")), "0.png")
+        shard.add("0.txt")
+    document = Path(__file__).parents[3] / "docs/evaluation_in_training.md"
+    values: dict[str, Any] = {}
+    exec(document.read_text().split("```")[1].removeprefix("python"), values)
+    example = values["get_config"]().to_dict()
+    run(settings(sets, steps=1, evaluation=example["evaluation"] | {"data": {"batch_size": 2}}), tmp_path / "run")
+    [record] = read_metrics(tmp_path / "run/metrics.jsonl")
+    names = ("heldout/prose", "heldout/captions", "sight/captions/other", "tasks/mine", "tasks/textvqa")
+    assert not [name for name in names if name not in record]
 
 
 def test_what_is_kept_of_the_base_is_measured(
@@ -170,7 +231,8 @@ def test_evaluating_leaves_the_training_alone(
         ({"keep_best": "heldout/txt"}, r"evaluation\.keep_best.*txt.*heldout/text"),
         ({"sources": {"text": 3}}, r"evaluation\.sources\.text is 3"),
         ({"every": 0}, r"evaluation\.every"),
-        ({"tasks": {"vqa": {}}, "keep_best": None}, r"evaluation\.tasks\.vqa\.path is missing"),
+        ({"tasks": {"vqa": {}}, "keep_best": None}, r"evaluation\.tasks\.vqa: path or data is missing"),
+        ({"tasks": {"vqa": {"benchmark": "mme"}}, "keep_best": None}, r"path or data is missing: name the file of mme"),
         ({"tasks": {"vqa": {"paths": "a"}}}, r"evaluation\.tasks\.vqa.*unknown key 'paths'"),
     ],
 )

@@ -112,6 +112,8 @@ def test_what_is_measured_on_the_way_comes_from_the_sets(evip: Evip):
     first = evip.place("a") / "evaluation/base.json"
     assert [evip.base_losses(name) for name in stages] == [None, None, first]
     assert with_heldout(evaluation, None)["sources"].keys() == evaluation["sources"].keys()
+    benchmark = {"benchmark": "mme", "data": "folder"}
+    assert with_heldout({"tasks": {"mme": benchmark}}, evip.manifest["heldout"])["tasks"] == {"mme": benchmark}
     for wrong, message in (
         ({"sources": {"pairs": None}}, r"evaluation\.sources\.pairs"),
         ({"tasks": {"text": {}}}, r"evaluation\.tasks\.text: prose\.txt is plain text"),

@@ -29,10 +29,13 @@ def with_answers(examples: Iterable[Example], file: Path) -> Iterator[Example]:
 
 
 def captions_of(file: Path) -> Iterator[Row]:
-    """Pictures with their captions, of COCO's {"images": [...], "annotations": [{"image_id", "caption"}]}."""
+    """Pictures with their captions, of COCO's {"images": [...], "annotations": [{"image_id", "caption"}]}.
+
+    Of a test set there are no annotations.
+    """
     value = _loaded(file)
     captions: dict[str, list[str]] = {}
-    for row in _annotations(file):
+    for row in _annotations(file) if "annotations" in value else ():
         image = str(columns.needed(row, ("image_id",), "image_id"))
         captions.setdefault(image, []).append(str(columns.needed(row, ("caption",), "caption")))
     for number, image in enumerate(value.get("images") or [], 1):
@@ -42,8 +45,12 @@ def captions_of(file: Path) -> Iterator[Row]:
 
 
 def is_coco(file: Path) -> bool:
-    """Whether a JSON file keeps captions apart from pictures."""
-    return file.suffix == ".json" and isinstance(value := _loaded(file), dict) and "annotations" in value
+    """Whether a JSON file keeps captions apart from pictures, or has pictures only."""
+    if file.suffix != ".json" or not isinstance(value := _loaded(file), dict):
+        return False
+    images = value.get("images")
+    first = images[0] if isinstance(images, list) and images else {}
+    return "annotations" in value or (isinstance(first, dict) and "file_name" in first)
 
 
 def _annotations(file: Path) -> Iterator[Row]:

@@ -124,14 +124,17 @@ class Pictures:
 
     def _encoded(self, row: Row, value: str) -> tuple[Picture, ...]:
         cells = _literal(value) if value.startswith("[") else [value]
-        name = row.values.get("image_path", f"{row.file.name}:{row.number}")
+        path = str(row.values.get("image_path", ""))
+        name = path or f"{row.file.name}:{row.number}"
         return tuple(
-            self._kept(f"{name}#{number}" if number else str(name), _decoded(row, text))
+            self._kept(f"{name}#{number}" if number else name, _decoded(row, text), path)
             for number, text in enumerate(cells)
         )
 
-    def _kept(self, name: str, data: bytes) -> Picture:
-        return Picture(name, f"{hash64(data):x}", spool=self._spool, place=self._spool.add(data))
+    def _kept(self, name: str, data: bytes, path: str = "") -> Picture:
+        """``path``: where a benchmark says that two of its pictures are not the same, though they look so."""
+        mark = f"{hash64(data):x}"
+        return Picture(name, mark, f"{path}#{mark}", spool=self._spool, place=self._spool.add(data))
 
     def _found(self, row: Row) -> Iterator[Picture]:
         for column in _IMAGES:
@@ -151,7 +154,7 @@ class Pictures:
                     yield self._kept(f"{row.file.name}:{row.number}", _decoded(row, each.partition(",")[2]))
                 elif isinstance(each, str):
                     path = self._path(row, each)
-                    yield Picture(each, str(path.stat().st_size), path)
+                    yield Picture(each, str(path.stat().st_size), each, path)
                 else:
                     raise DataError(f"{row.place}: {column} is {str(each)[:40]!r}: it must be a path, base64 or bytes")
             if value is not None and not column.startswith("image_"):

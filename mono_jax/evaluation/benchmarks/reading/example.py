@@ -35,11 +35,15 @@ class Spool:
 class Picture:
     """An encoded picture: a file, or a place in a ``Spool``.
 
-    Those of one ``name`` are the same picture; ``mark`` changes with their content, as far as that is cheap to see.
+    Attributes:
+      name: for messages.
+      mark: changes with the content, as far as that is cheap to see.
+      same: pictures that share it are the same one, whatever rows they came with.
     """
 
     name: str
     mark: str
+    same: str
     path: Path | None = None
     spool: Spool | None = None
     place: tuple[int, int] = (0, 0)
@@ -78,6 +82,11 @@ class Example:
     def asked(self) -> str:
         """The text of the question."""
         return self.turns[-1][1]
+
+    @property
+    def truth(self) -> str:
+        """The first right answer, in the words of one. Raises DataError if there is none."""
+        return self.answered("").truth
 
     @property
     def digest(self) -> str:

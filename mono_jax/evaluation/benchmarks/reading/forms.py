@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from data_pipelines.records.layouts import Reading, from_record
 from mono_jax.evaluation.benchmarks.reading import columns
 from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
 from mono_jax.evaluation.benchmarks.reading.rows import Row
+from mono_jax.evaluation.metrics.boxes import text_of
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -34,7 +34,7 @@ def _made(row: Row, pictures: tuple[Picture, ...], asked: str, **rest: Any) -> E
         turns=(("human", asked),),
         pictures=pictures,
         category=rest.pop("category", str(columns.cell(row, columns.CATEGORY) or "")),
-        group=pictures[0].name if pictures else "",
+        group=pictures[0].same if pictures else "",
         fields=rest.pop("fields", {}) | {"question": asked},
         **rest,
     )
@@ -94,7 +94,8 @@ def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
         if len(parts) != 6:
             raise DataError(f"{row.place}: no {', '.join(names)}, and index is not like VD_chart_0_1_2_0")
         found = dict(zip(names, parts[3:]))
-    return dataclasses.replace(example, fields={**example.fields, **found})
+    words = tuple({"1": "yes", "0": "no"}.get(truth, truth) for truth in example.truths)
+    return dataclasses.replace(example, truths=words, fields={**example.fields, **found})
 
 
 def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
@@ -123,7 +124,11 @@ def box(row: Row, pictures: tuple[Picture, ...]) -> Example:
     fields = {name: columns.needed(row, (name,), name) for name in ("bbox", "width", "height")}
     if not isinstance(fields["bbox"], list) or len(fields["bbox"]) != 4:
         raise DataError(f"{row.place}: bbox is {fields['bbox']!r}: it must be [x1, y1, x2, y2] in pixels")
-    made = _made(row, pictures, BOX.format(sentence), truths=(json.dumps(fields["bbox"]),), fields=fields)
+    try:
+        right = text_of([*map(float, fields["bbox"])], float(fields["width"]), float(fields["height"]))
+    except (TypeError, ValueError, ArithmeticError):
+        raise DataError(f"{row.place}: bbox, width and height are {fields}: they must be numbers, in pixels") from None
+    made = _made(row, pictures, BOX.format(sentence), truths=(right,), fields=fields)
     # Ids of pictures or boxes repeat: a box has several sentences.
     return dataclasses.replace(made, id=str(row.number))
 

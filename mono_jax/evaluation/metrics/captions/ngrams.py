@@ -47,6 +47,11 @@ def bleu(sums: np.ndarray, n: int) -> np.ndarray:
     return 100 * precision * np.where(of_length < 1, np.exp(1 - 1 / of_length), 1)
 
 
+def bleu_alone(sums: np.ndarray, n: int) -> np.ndarray:
+    """``bleu``, but 0 where no n-gram of a length is right: what keeps it above 0 there says nothing of a caption."""
+    return np.where((sums[..., :n] > 0).all(axis=-1), bleu(sums, n), 0)
+
+
 def rouge_l(given: Tokens, references: Sequence[Tokens]) -> float:
     """F of the longest common subsequence: best precision and best recall over the references."""
     common = [_common_subsequence(given, reference) for reference in references]

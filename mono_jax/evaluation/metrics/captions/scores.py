@@ -6,11 +6,11 @@ import functools
 from collections.abc import Sequence
 
 from data_pipelines.errors import DataError
-from mono_jax.evaluation.metrics.captions.ngrams import CiderD, N, bleu, bleu_counts, rouge_l
+from mono_jax.evaluation.metrics.captions.ngrams import CiderD, N, bleu, bleu_alone, bleu_counts, rouge_l
 from mono_jax.evaluation.metrics.captions.ptb import tokenize
 from mono_jax.evaluation.metrics.metric import Answered, Measure, measure
 
-BLEU_OF = {n: functools.partial(bleu, n=n) for n in range(1, N + 1)}
+BLEU_OF = {n: (functools.partial(bleu, n=n), functools.partial(bleu_alone, n=n)) for n in range(1, N + 1)}
 
 
 def captions(examples: Sequence[Answered]) -> dict[str, Measure]:
@@ -29,6 +29,6 @@ def captions(examples: Sequence[Answered]) -> dict[str, Measure]:
     result = {
         "CIDEr": measure((unit, (cider(*pair), 1)) for unit, *pair in zip(units, given, references)),
     }
-    result |= {f"BLEU-{n}": measure(zip(units, counts), value) for n, value in BLEU_OF.items()}
+    result |= {f"BLEU-{n}": measure(zip(units, counts), value, alone=alone) for n, (value, alone) in BLEU_OF.items()}
     result["ROUGE-L"] = measure((unit, (rouge_l(*pair), 1)) for unit, *pair in zip(units, given, references))
     return result

@@ -1,0 +1,98 @@
+"""A judge behind a URL: what it is sent, what is asked again, and what its bad answers end with."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from mono_jax.evaluation import judges
+from mono_jax.evaluation.judges import EndpointJudge, JudgeError
+
+Reply = tuple[int, str]
+
+
+def says(text: Any) -> Reply:
+    return 200, json.dumps({"choices": [{"message": {"content": text}}]})
+
+
+class Server:
+    """Answers with ``replies``, the last one again and again; keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.asked: list[tuple[str, str | None, Any]] = []
+        served = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                served.asked.append((self.path, self.headers["Authorization"], body))
+                code, text = served.replies[min(len(served.asked), len(served.replies)) - 1]
+                self.send_response(code)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *args: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Nobody waits between two tries; a proxy of the machine is not asked."""
+    monkeypatch.setattr(judges.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    started = Server()
+    yield started
+    started.stop()
+
+
+def test_the_prompt_and_the_key_are_sent(server: Server, monkeypatch: pytest.MonkeyPatch):
+    server.replies = [says(" 0.5\n")]
+    assert EndpointJudge(f"{server.url}/", "grader")("how good?") == "0.5"
+    monkeypatch.setenv("JUDGE_API_KEY", "secret")
+    EndpointJudge(server.url, "grader")("how good?")
+    body = {"model": "grader", "temperature": 0, "messages": [{"role": "user", "content": "how good?"}]}
+    expected = "/v1/chat/completions", None, body
+    assert server.asked == [expected, ("/v1/chat/completions", "Bearer secret", body)]
+
+
+@pytest.mark.parametrize("bad", [(429, ""), (503, ""), (200, "not JSON"), (200, "{}"), says(None), (200, "[]")])
+def test_what_may_pass_is_asked_again(server: Server, bad: Reply):
+    server.replies = [bad, bad, says("1")]
+    assert EndpointJudge(server.url, "grader")("?") == "1" and len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "asked", "message"),
+    [
+        ((401, ""), 1, "HTTP 401 .*: set JUDGE_API_KEY"),
+        ((404, ""), 1, "HTTP 404"),
+        ((500, ""), 4, "HTTP 500"),
+        ((200, "{}"), 4, "KeyError: 'choices'"),
+        (says(None), 4, "AttributeError"),
+    ],
+)
+def test_what_stays_bad_ends_with_the_judge_s_name(server: Server, bad: Reply, asked: int, message: str):
+    server.replies = [bad]
+    with pytest.raises(JudgeError, match=rf"judge grader at http://127\.0\.0\.1.*: {message}"):
+        EndpointJudge(server.url, "grader")("?")
+    assert len(server.asked) == asked
+
+
+def test_a_server_that_is_not_there_is_named(server: Server):
+    server.stop()
+    with pytest.raises(JudgeError, match=r"judge grader at .*refused"):
+        EndpointJudge(server.url, "grader")("?")

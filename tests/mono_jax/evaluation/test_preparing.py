@@ -1,0 +1,109 @@
+"""What is said before a model is loaded: files that are missing, what cannot be scored, scores that say less."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.errors import DataError
+from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, find_tasks, need_files
+from mono_jax.evaluation.benchmarks.preparing import check, prepare
+from mono_jax.evaluation.benchmarks.reading.example import Example
+from tests.mono_jax.evaluation import small_benchmarks
+from tests.mono_jax.evaluation.small_benchmarks import png, table
+from tests.mono_jax.evaluation.test_readers import jsonl, picture
+
+YES_NO = [{"question": "q?", "answer": "Yes"}, {"question": "p?", "answer": "No"}]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return small_benchmarks.write(tmp_path)
+
+
+@pytest.mark.parametrize("name", small_benchmarks.TASKS)
+def test_good_files_leave_nothing_to_say(data: Path, name: str):
+    [task] = find_tasks(name)
+    assert prepare(task, data).notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("mme", 2), ("mmbench_dev_en", 2), ("hallusionbench", 4), ("pope", 3), ("textvqa_val", 3)],
+)
+def test_a_limit_keeps_sets_whole(data: Path, name: str, count: int):
+    """Of three: a pair, a question in both orders (which are far apart in the file), a set though it is larger."""
+    [task] = find_tasks(name)
+    limited, every = prepare(task, data, 3), prepare(task, data)
+    assert len(limited.examples) == count and limited.notes == []
+    kept = {example.id for example in limited.examples}
+    assert [e.id for e in limited.examples] == [e.id for e in every.examples if e.id in kept]
+
+
+def test_rows_that_repeat_a_picture_are_about_one_picture(tmp_path: Path):
+    """By its content where it has no name. Two pictures that look alike are two if the benchmark names them so."""
+    rows = [{**row, "image": png("red"), "category": "color"} for row in YES_NO]
+    table(tmp_path / "MME.tsv", [{"index": i, **row} for i, row in enumerate(rows)])
+    first, second = BENCHMARKS["mme"].read(tmp_path)
+    assert first.group == second.group and first.pictures[0].name != second.pictures[0].name
+    table(
+        tmp_path / "MME.tsv",
+        [{"index": i, **row, "image_path": f"{i // 2}.png"} for i, row in enumerate([*rows, *rows])],
+    )
+    examples = prepare(find_tasks("mme")[0], tmp_path).examples
+    assert examples[0].group == examples[1].group != examples[2].group == examples[3].group
+
+
+def test_what_cannot_be_scored_is_refused(tmp_path: Path):
+    """An image of MME without its second question; VQA with the answer of one person."""
+    table(tmp_path / "MME.tsv", [{"index": 1, "image": png("red"), "category": "color", **YES_NO[0]}])
+    picture(tmp_path / "1.png")
+    question = {"image": "1.png", "question": "q?", "question_id": 1, "answer": "a"}
+    jsonl(tmp_path / "own.jsonl", [question])
+    for named, message in (
+        ("mme", r"MME\.tsv: MME color, image .*: 1 questions, and acc\+ needs two of each image"),
+        (f"textvqa_val={tmp_path / 'own.jsonl'}", r"own\.jsonl: example 1: VQA accuracy needs .* several people"),
+    ):
+        with pytest.raises(DataError, match=message):
+            prepare(find_tasks(named)[0], tmp_path)
+
+
+def test_a_metric_that_reads_no_right_answer_is_refused():
+    """Whatever the reason is, 0 points for the truth are no score."""
+    example = Example("1", (("human", "?"),), truths=("Yes.",))
+    with pytest.raises(DataError, match=r"gqa gives 0 even to the right answers, as 'Yes\.' of example 1"):
+        check("gqa", [example])
+    check("gqa", [example, dataclasses.replace(example, id="2", truths=("Yes",))])
+
+
+def test_answers_without_their_annotations_are_refused_or_said(tmp_path: Path):
+    picture(tmp_path / "docvqa/1.png")
+    file = jsonl(tmp_path / "docvqa/val.jsonl", [{"image": "1.png", "question": "q", "question_id": 9, "answer": "a"}])
+    with pytest.raises(DataError, match=r"val\.jsonl: no question has more .*val_v1\.0\.json, .*put it there"):
+        prepare(find_tasks("docvqa_val")[0], tmp_path)
+    [note] = prepare(find_tasks(f"docvqa_val={file}")[0], tmp_path).notes
+    assert "docvqa/val/val_v1.0.json" in note and str(file) in note
+
+
+def test_circular_scores_are_of_questions_in_their_orders(data: Path):
+    """None in a second order: no such score. Some in too few: said."""
+    [task] = find_tasks("mmbench_dev_en")
+    rows = (data / "MMBench_DEV_EN.tsv").read_text().splitlines(keepends=True)
+    (data / "MMBench_DEV_EN.tsv").write_text("".join(rows[:-1]))
+    [few] = prepare(task, data).notes
+    assert "1 of 4 questions, as 3, stand there in fewer orders" in few
+    (data / "MMBench_DEV_EN.tsv").write_text("".join(rows[:5]))
+    [none] = prepare(task, data).notes
+    assert "MMBench_DEV_EN.tsv: no question stands there in several orders" in none
+
+
+def test_all_missing_files_are_named_with_the_way_out(data: Path):
+    tasks = find_tasks("zero_shot")
+    with pytest.raises(DataError) as found:
+        need_files(tasks, data)
+    text = str(found.value)
+    assert all(f"({name})" in text for name in ("flickr30k", "nocaps", "vqav2_val")) and "(coco)" not in text
+    assert text.endswith("give the file as TASK=FILE, or leave what is missing out: --tasks=coco")
+    need_files(find_tasks("coco,flickr30k=mine.json"), data)
