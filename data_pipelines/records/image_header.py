@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import logging
+import re
 import struct
 import warnings
 
@@ -15,9 +16,10 @@ from data_pipelines.records import extra_formats
 _ORIENTATION = 0x0112
 # Start-of-frame markers: all of C0..CF but DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of a JPEG's segment: not within a scan's data
 MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; training has limits of its own
 _TEXT_CHUNKS = frozenset([b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
-_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG, _ICO = b"\x89PNG\r\n\x1a\n", b"\0\0\1\0"
 # Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rarities.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
 # Faults of images are counted and listed; without this, Pillow would also print some of them.
@@ -63,6 +65,8 @@ def read_header(data: bytes) -> ImageHeader:
         header = _jpeg(data)
     elif data[:8] == _PNG:
         header = _png(data)
+    elif data[:4] == _ICO:
+        header = _ico(data)
     elif kind := extra_formats.kind_of(data):
         header = _extra(kind, data)
     else:
@@ -99,6 +103,21 @@ def _jpeg(data: bytes) -> ImageHeader:
     raise BadSample("bad_image_header", detail="JPEG without a frame header")
 
 
+def has_more_scans(data: bytes, most: int) -> bool:
+    """Whether a JPEG has more than ``most`` scans, each of which passes over the whole image."""
+    if data.count(b"\xff\xda") <= most:  # those in thumbnails included: quick, and enough for nearly all
+        return False
+    position, scans = 2, 0
+    while scans <= most and (found := _MARKER.search(data, position)):
+        marker, position = data[found.start() + 1], found.end()
+        if marker == 0xD9:  # what comes after the end is no part of the image
+            break
+        if marker not in (0x01, 0xD8):  # without a length
+            position += max(int.from_bytes(data[position : position + 2]), 2)
+        scans += marker == 0xDA
+    return scans > most
+
+
 def _png(data: bytes) -> ImageHeader:
     if len(data) < 24 or data[12:16] != b"IHDR":
         raise BadSample("bad_image_header", detail="PNG without IHDR")
@@ -113,6 +132,21 @@ def _png(data: bytes) -> ImageHeader:
             break
         position += 12 + length
     return ImageHeader("png", width, height, orientation)
+
+
+def _ico(data: bytes) -> ImageHeader:
+    """Of that picture of an icon which Pillow takes, as the picture itself says: opening an icon would decode it."""
+    from PIL.IcoImagePlugin import IcoFile
+
+    try:
+        inner = data[IcoFile(io.BytesIO(data)).entry[0].offset :]
+        if inner[:8] == _PNG:
+            return dataclasses.replace(_png(inner), format="ico", orientation=1)
+        (length,) = struct.unpack_from("<I", inner)
+        width, height = struct.unpack_from("<HH" if length == 12 else "<ii", inner, 4)
+    except (IndexError, struct.error) as error:
+        raise BadSample("bad_image_header", detail=f"ICO: {error}") from None
+    return ImageHeader("ico", width, abs(height) // 2)  # a bitmap and its mask
 
 
 def without_texts(data: bytes) -> bytes:
