@@ -79,7 +79,8 @@ server.run = run
 from experiments import serve as command
 from mono_jax import cli
 import sys
-sys.argv = ["serve.py", "--model={folder}", "--port=0", "--max_rows=1", "--max_slots=64", "--max_length=64", "--prefill_chunk=32"]
+sizes = ["--max_rows=1", "--max_slots=64", "--max_length=64", "--prefill_chunk=32"]
+sys.argv = ["serve.py", "--model={folder}", "--port=0", *sizes]
 cli.run(command.main)
 """
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=240)
