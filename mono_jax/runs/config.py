@@ -55,8 +55,8 @@ class EvaluationConfig:
     examples: int = field(8, ge=0, help="examples of each task whose answers WORKDIR/evaluation/answers.html shows")
     keep_best: str | None = field(
         None,
-        help='value whose best step keeps its checkpoint beside the newest, by its name in the records: "heldout/NAME" '
-        'and the like (the lowest counts), "tasks/NAME" and "sight/NAME/BLINDNESS" (the highest)',
+        help="value whose best step keeps its checkpoint and leaves WORKDIR/best, by its name in the records: "
+        '"heldout/NAME" and the like (the lowest counts), "tasks/NAME" and "sight/NAME/BLINDNESS" (the highest)',
     )
 
     def __post_init__(self) -> None:

@@ -259,6 +259,7 @@ class Evip:
             "steps": result["step"],
             "loss": result["loss"],
             "skipped_updates": result["skipped_updates"],
+            "best": result["best"],
             "data": result["data"],
             "text_loss_before": before,
             "text_loss_after": self.text_loss(result["model"], run),

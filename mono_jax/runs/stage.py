@@ -3,7 +3,7 @@
 WORKDIR/config.json      the config as it runs now; config.initial.json: as it ran first
         metrics.jsonl, tensorboard/   what it reported          timeline.jsonl: how the time was spent
         checkpoints/     state, newest ``keep``      base/    frozen parameters
-        cache/           indices and packing plans   model/   the result, written last
+        cache/           indices and packing plans   model/   the result; best/: that of the best step, if it is kept
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from data_pipelines.loading.summary import summary_lines
 from mono_jax import tree
 from mono_jax.checkpoints.manager import Checkpoints
 from mono_jax.errors import ConfigError
-from mono_jax.files import Damaged, read_json, verify_checksums
-from mono_jax.parallel.agreement import from_first, gathered, together
+from mono_jax.parallel.agreement import gathered
 from mono_jax.parallel.rows import LocalRows
 from mono_jax.runs import compilation_cache, resume
 from mono_jax.runs.architecture import architecture_of
@@ -32,11 +31,11 @@ from mono_jax.runs.compilation_cache import Programs
 from mono_jax.runs.config import RunConfig
 from mono_jax.runs.console import say_in
 from mono_jax.runs.evaluating import evaluating
+from mono_jax.runs.models import Models
 from mono_jax.runs.planning.needs import needs
 from mono_jax.runs.program import Program
-from mono_jax.runs.result import write_model
 from mono_jax.runs.workdir import CHECKPOINTED, Workdir, refuse_foreign
-from mono_jax.storage.places import Place, write_json
+from mono_jax.storage.places import Place
 from mono_jax.training import flops, metrics
 from mono_jax.training.callbacks.alerts import Alerts, webhook_url
 from mono_jax.training.callbacks.checkpointing import Checkpointing
@@ -52,7 +51,6 @@ from mono_jax.training.sinks.views import views
 from mono_jax.training.state import TrainState
 from mono_jax.training.step import Step
 from mono_jax.training.timeline import Timeline, timeline_file
-from mono_jax.weights.model_folder import PARAMS_FOLDER
 
 
 def run_stage(
@@ -66,11 +64,13 @@ def run_stage(
 ) -> dict[str, Any]:
     """Trains a stage to its end, from its newest checkpoint if there is one, and writes WORKDIR/model.
 
+    With ``evaluation.keep_best`` the model of the best step becomes WORKDIR/best.
+
     ``base_dir``, ``shared_cache``: of frozen parameters and of compiled programs, where runs share them.
     ``base_losses``: file of an earlier run with the losses of the base that retention is measured against.
 
     Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves",
-    "best": {"metric", "step", "value"} or None, "data": what was read and skipped,
+    "best": {"metric", "step", "value", "model"} or None, "data": what was read and skipped,
     "seconds": of this process, by activity (``clock.ACTIVITIES``), "compilation_cache": {"found", "added", "saved_s"}}.
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
@@ -151,12 +151,15 @@ def _run(
         finally:
             if writer is not None:
                 writer.close()
-    with timeline.clock.on("finish"):
-        result = _finish(program, data, workdir, state, frozen, base_dir / base)
+        with timeline.clock.on("finish"):
+            models = Models(workdir.place, program, frozen, base_dir / base)
+            models.write_last(state)
+            result = _summary(program, data, workdir, state) | {"model": str(models.last), "best": None}
+            if best := measuring and measuring.best:
+                where = models.write_best(best, state, checkpoints, say)
+                result["best"] = dataclasses.asdict(best) | {"model": where}
     result["data"]["sources"] = summaries
-    result |= {"failed_saves": checkpoints.failed, "skipped_saves": saving.skipped}
-    best = measuring and measuring.best
-    return result | {"best": best and dataclasses.asdict(best)}
+    return result | {"failed_saves": checkpoints.failed, "skipped_saves": saving.skipped}
 
 
 def _step(program: Program, state: TrainState, frozen: tree.Tree, programs: Programs, say: Say) -> Step:
@@ -240,33 +243,16 @@ def _announce(program: Program, state: TrainState, frozen: tree.Tree, say: Say) 
     )
 
 
-def _is_whole(model: Place, step: int) -> bool:
-    """Whether the model folder is there, of ``step``, and its files are what was written."""
-    try:
-        return read_json(model / "step.json").get("step") == step and verify_checksums(model / PARAMS_FOLDER)
-    except (ConfigError, Damaged):
-        return False
-
-
-def _finish(
-    program: Program, data: PackedData, workdir: Workdir, state: TrainState, frozen: tree.Tree, base: Place
-) -> dict[str, Any]:
-    """Writes the model folder, unless this step's is there, and sums up."""
-    target, done = workdir.place / "model", int(state.step)
-    if not from_first(_is_whole(target, done)):
-        write_model(target, program, state, frozen, base)
-        with together():
-            if jax.process_index() == 0:
-                write_json(target / "step.json", {"step": done})
+def _summary(program: Program, data: PackedData, workdir: Workdir, state: TrainState) -> dict[str, Any]:
+    """What is known of the run at its end; see ``run_stage``."""
     records = metrics.read_metrics(workdir.files / "metrics.jsonl")
     own = LocalRows(program.mesh, data.batch_size).counted.any()  # else another process has read the same
     read = gathered([data.report.samples, data.report.skipped] if own else [0, {}])
     return {
         "stage": program.stage.name,
-        "step": done,
+        "step": int(state.step),
         "loss": records[-1]["loss"] if records else None,
         "skipped_updates": int(state.skipped),
-        "model": str(target),
         "data": {
             "samples": sum(samples for samples, _ in read),
             "skipped": dict(sum((Counter(skipped) for _, skipped in read), Counter())),

@@ -28,12 +28,12 @@ from mono_jax.training.metrics import Say
 
 NAMES = (
     "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
-    "timeline.jsonl", "data_changes.jsonl", "profile", "data", "logs", "mono", "evaluation",
+    "timeline.jsonl", "data_changes.jsonl", "profile", "data", "logs", "mono", "evaluation", "best",
 )  # fmt: skip
 HERE = "$WORKDIR"  # what stands for the workdir in the paths that it keeps
 LOCK = ".lock"
 CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint
-LARGE = ("base", "cache", "checkpoints", "model", "mono")  # folders that a bucket's workdir does not mirror
+LARGE = ("base", "best", "cache", "checkpoints", "model", "mono")  # folders that a bucket's workdir does not mirror
 STORE_EVERY = 60.0  # seconds between two looks for small files that have changed
 
 

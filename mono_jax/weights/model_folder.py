@@ -35,6 +35,7 @@ from mono_jax.weights.prompt_format import PromptFormat, prompt_from_hf
 
 MODEL_FILE = "model.json"
 MODEL_FOLDER = "model"  # of a working directory
+BEST_FOLDER = "best"  # of one where the best step is kept
 PARAMS_FOLDER = "params"
 FORMAT = 2  # of model.json
 _WRITTEN_IF_SET = ("bidirectional_images",)  # without them older versions can read the file

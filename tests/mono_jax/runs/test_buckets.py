@@ -19,6 +19,7 @@ from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import looked_at, opened
 from mono_jax.storage import lease
 from mono_jax.training import goodput, loop
+from mono_jax.training.callbacks.evaluating import Evaluating
 from mono_jax.weights.model_folder import load_model
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -91,6 +92,22 @@ def test_a_run_goes_on_on_another_machine(bucket, golden_dir, tmp_path, monkeypa
     said.clear()
     assert train(run, str(bucket), said)["loss"] == result["loss"]  # finished: nothing is trained
     assert not any(line.startswith("compiling") for line in said)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_the_best_model_is_in_the_bucket(bucket, golden_dir, tmp_path, monkeypatch, step: int):
+    """An earlier one, and the last one."""
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Evaluating, "_is_better", lambda self, values: step == 3 or self.best is None)
+    evaluation = {"every": 1, "sources": {"text": str(tmp_path / "data/a.txt")}, "batches": 2}
+    evaluation["keep_best"] = "heldout/text"
+    result = train(settings(tmp_path / "data", golden_dir, evaluation=evaluation, steps=3), str(bucket), [])
+    best = result["best"]
+    assert best["model"] == f"{bucket}/best" and best["step"] == step
+    assert json.loads((bucket / "best/step.json").read_text())["step"] == step
+    (_, one), (_, two) = load_model(best["model"]), load_model(result["model"])
+    same = all(np.array_equal(a, b) for a, b in zip(tree.flatten(one).values(), tree.flatten(two).values()))
+    assert same == (step == 3)
 
 
 @pytest.mark.slow

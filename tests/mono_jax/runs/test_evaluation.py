@@ -75,7 +75,9 @@ def test_losses_are_recorded_and_the_best_checkpoint_stays(finished: tuple[Path,
     assert list(found) == [3, 6, 8]
     assert len({text for text, _ in found.values()}) == 1, "what is frozen does not move"
     assert len({pairs for _, pairs in found.values()}) == 3
-    assert result["best"] == {"metric": "heldout/text", "step": 3, "value": found[3][0]}
+    known = {"metric": "heldout/text", "step": 3, "value": found[3][0]}
+    assert result["best"] == known | {"model": str(workdir / "best")}
+    assert json.loads((workdir / "best/step.json").read_text()) == known
     assert checkpoints(workdir) == [3, 6, 8]
 
 
@@ -182,12 +184,13 @@ def test_what_is_kept_of_the_base_is_measured(
     assert json.loads((later / "evaluation/base.json").read_text())["text"]["loss"] != kept["text"]["loss"]
 
 
+@pytest.mark.parametrize(("folder", "step"), [("", 8), ("model", 8), ("best", 3)])
 def test_the_value_is_that_of_the_model(
-    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path, folder: str, step: int
 ) -> None:
-    """Measured again from the model folder, on batches read one by one."""
-    workdir, result = finished
-    config, params = load_model(result["model"])
+    """Measured again from a model folder, or the workdir for the last one, on batches read one by one."""
+    workdir, _ = finished
+    config, params = load_model(workdir / folder)
     total = HeldoutLoss(Model(config), jnp.float32)
     pairs = sets["stages"]["s1_2"]["sources"][0]["spec"]
     batches = {}
@@ -197,11 +200,12 @@ def test_the_value_is_that_of_the_model(
         data = PackedData(DataConfig.from_dict(values), tmp_path, config.geometry)
         batches[name] = [with_modalities(data.batch(step)) for step in range(2)]
     loss = {name: total(params, {}, of_source).mean for name, of_source in batches.items()}
-    assert (loss["text"], loss["pairs"]) == pytest.approx(measured(workdir)[8], abs=1e-6)
-    last = read_metrics(workdir / "metrics.jsonl")[-1]
+    assert (loss["text"], loss["pairs"]) == pytest.approx(measured(workdir)[step], abs=1e-6)
+    assert loss["pairs"] != pytest.approx(measured(workdir)[11 - step][1], abs=1e-3), "the other model's"
+    record = {r["step"]: r for r in read_metrics(workdir / "metrics.jsonl")}[step]
     for blindness in ("noise", "other"):
         blind = total(params, {}, [blinded(batch, blindness) for batch in batches["pairs"]]).mean
-        assert blind - loss["pairs"] == pytest.approx(last[f"sight/pairs/{blindness}"], abs=1e-6) != 0
+        assert blind - loss["pairs"] == pytest.approx(record[f"sight/pairs/{blindness}"], abs=1e-6) != 0
 
 
 def test_a_resumed_run_measures_the_same_and_knows_its_best(
@@ -212,10 +216,68 @@ def test_a_resumed_run_measures_the_same_and_knows_its_best(
     for step in (6, 8):  # as after a kill
         shutil.rmtree(copy / "checkpoints" / str(step))
     shutil.rmtree(copy / "model")
+    shutil.rmtree(copy / "best")
     result = run(configured(sets), copy)
-    assert measured(copy) == measured(whole) and result["best"] == first["best"]
+    assert measured(copy) == measured(whole) and result["best"] == first["best"] | {"model": str(copy / "best")}
     assert same_weights(result["model"], first["model"])
+    assert same_weights(result["best"]["model"], first["best"]["model"])
     assert checkpoints(copy) == [3, 6, 8]
+
+
+def written(workdir: Path) -> dict[str, int]:
+    return {name: (workdir / name / "step.json").stat().st_mtime_ns for name in ("model", "best")}
+
+
+def test_a_finished_run_writes_the_best_model_if_it_is_not_there_whole(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Stopped while it was written, damaged since, or lost with its checkpoint."""
+    whole, first = finished
+    copy, values, said = Path(shutil.copytree(whole, tmp_path / "copy")), configured(sets), []
+    before = written(copy)
+    assert run(values, copy)["best"]["step"] == 3 and written(copy) == before
+    (copy / "best/step.json").unlink()
+    run(values, copy, said)
+    assert written(copy)["model"] == before["model"] and written(copy)["best"] != before["best"]
+    assert f"the best model (step 3, heldout/text {measured(whole)[3][0]:.4f}): {copy / 'best'}" in said
+    next((copy / "best/params").rglob("*/.zarray")).write_text("")
+    run(values, copy)
+    assert same_weights(str(copy / "best"), first["best"]["model"])
+    shutil.rmtree(copy / "best")
+    shutil.rmtree(copy / "checkpoints/3")
+    assert run(values, copy, said)["best"] == first["best"] | {"model": None}
+    assert any(f"is not written to {copy / 'best'}: " in line and "no checkpoint of step 3" in line for line in said)
+
+
+def test_the_last_step_as_the_best_shares_its_weights(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Another value's best is step 9, the last, and takes the place of step 3; it stays as it is when the run goes on
+    with a step that changes nothing."""
+    copy, said = Path(shutil.copytree(finished[0], tmp_path / "copy")), []
+    values = configured(sets, keep_best="heldout/pairs")
+    result = run(values | {"steps": 9}, copy, said)
+    line = f"the best model (step 9, heldout/pairs {result['best']['value']:.4f}, the last one): {copy / 'best'}"
+    assert line in said
+    files = [file.relative_to(copy / "best") for file in (copy / "best/params").rglob("*") if file.is_file()]
+    assert files and all((copy / "best" / file).samefile(copy / "model" / file) for file in files)
+    before = written(copy)
+    again = run(values | {"steps": 10, "skip_steps": [[10, 10]]}, copy)
+    assert again["best"] == result["best"] and again["step"] == 10
+    assert written(copy)["best"] == before["best"] and written(copy)["model"] != before["model"]
+    assert same_weights(again["model"], again["best"]["model"]) and not (copy / "best.partial").exists()
+
+
+def test_another_run_starts_from_the_best_model(
+    sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    workdir, result = finished
+    said: list[str] = []
+    values = configured(sets, tasks={}, keep_best=None) | {"init": result["best"]["model"], "steps": 1}
+    values.pop("model")
+    assert run(values, tmp_path / "run", said)["best"] is None and not (tmp_path / "run/best").exists()
+    [line] = [line for line in said if line.startswith("step 0: ")]
+    assert line.endswith(f"heldout/pairs {measured(workdir)[3][1]:.4f}")
 
 
 def test_evaluating_leaves_the_training_alone(

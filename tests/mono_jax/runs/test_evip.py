@@ -69,7 +69,7 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
 
     def run_stage(run, workdir, base_dir, shared_cache, base_losses):
         asked.append(workdir.place.name)
-        return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "data": {}}
+        return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "best": None, "data": {}}
 
     monkeypatch.setattr(module, "run_stage", run_stage)
     monkeypatch.setattr(module, "open_model", lambda folder, verify: (preset("tiny_lm"), {}, {}))

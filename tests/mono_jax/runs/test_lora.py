@@ -47,12 +47,12 @@ def run(values: dict[str, Any], workdir: Path, base: Path) -> Path:
     return Path(run_stage(RunConfig.from_dict(values), workdir, base_dir=base, say=lambda line: None)["model"])
 
 
-def adapters(workdir: Path, values: dict[str, Any]) -> tuple[Program, tree.Tree]:
-    """The trained parameters of the newest checkpoint."""
+def adapters(workdir: Path, values: dict[str, Any], step: int | None = None) -> tuple[Program, tree.Tree]:
+    """The trained parameters of a checkpoint, by default the newest."""
     program = Program.build(RunConfig.from_dict(values))
     abstract, _ = program.abstract_state()
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        return program, checkpoints.restore(vars(abstract))[0]["trainable"]
+        return program, checkpoints.restore(vars(abstract), step)[0]["trainable"]
 
 
 def test_checkpoints_hold_adapters_alone(finished: tuple[Path, Path, dict[str, Any]]):
@@ -84,6 +84,23 @@ def test_the_model_that_leaves_has_the_adapters_in_its_kernels(finished: tuple[P
     expected = program.model(params, batch, jnp.float32).hidden
     found = Model(config)(load_model(str(workdir / "model"))[1], batch, jnp.float32).hidden
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_best_model_has_the_adapters_of_its_step(
+    finished: tuple[Path, Path, dict[str, Any]], sets: dict[str, Any], tmp_path: Path
+):
+    """The first: visual experts alone leave the loss on text as it is."""
+    init, workdir, values = finished
+    evaluation = {"every": 1, "sources": {"text": sets["heldout"]["text"]}, "batches": 1, "keep_best": "heldout/text"}
+    values = values | {"steps": 3, "evaluation": evaluation, "lora": {"rank": 2, "targets": ["visual_experts"]}}
+    run(values, tmp_path / "run", workdir.parent / "base")
+    before, best, last = stored(init), stored(tmp_path / "run/best"), stored(tmp_path / "run/model")
+    _, trainable = adapters(tmp_path / "run", values, 1)
+    for path, (a, b) in pairs(trainable).items():
+        expected = np.float64(before[path]) + 16.0 * np.float64(a) @ np.float64(b)
+        np.testing.assert_allclose(best[path], expected, atol=1e-6, err_msg=path)
+        assert np.abs(last[path] - expected).max() > 1e-3
+    assert all(best[path].tobytes() == leaf.tobytes() for path, leaf in before.items() if path not in pairs(trainable))
 
 
 def test_it_resumes_and_shares_the_base(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path):

@@ -56,7 +56,14 @@ def test_a_finished_stage_stays_finished_elsewhere(tmp_path: Path, golden_dir: P
 
     def run_stage(run, workdir, base_dir, shared_cache, base_losses):
         trained.append(run.init)
-        return {"step": 1, "loss": 2.0, "model": str(workdir.place / "model"), "skipped_updates": 0, "data": {}}
+        return {
+            "step": 1,
+            "loss": 2.0,
+            "model": str(workdir.place / "model"),
+            "skipped_updates": 0,
+            "best": None,
+            "data": {},
+        }
 
     def asked(self: Evip, folder: str, run, names):
         return {name: {"gallery": [{"image": str(self.workdir / "data/1.png")}]} for name in names}
