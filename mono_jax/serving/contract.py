@@ -71,6 +71,7 @@ class Request:
 
     ``sampling.stop_tokens`` must hold the tokens that end an answer: ``ServingEngine.sampling`` has them. ``scores``:
     the prompt's tokens are wanted with their log-probabilities and the ``sampling.logprobs`` likeliest, and no answer.
+    ``prompt`` may be what ``ServingEngine.prepare`` made of it, which several requests may share.
     """
 
     prompt: Prompt
@@ -192,6 +193,12 @@ class ServingEngine(Protocol):
 
     def start(self) -> None:
         """Compiles what is needed, then serves in a thread of its own. Returns when requests are served at once."""
+
+    def prepare(self, prompt: Prompt) -> Prompt:
+        """``prompt`` with what ``submit`` works out of it (checks, digests of its pixels), which takes a while.
+
+        From any thread; ``submit`` does it for others. Raises GenerationError, or ``TooLong``, as that does.
+        """
 
     def submit(self, request: Request, on_event: OnEvent) -> Ticket:
         """Takes a request; events come from the engine's thread, the last one with ``finish``.

@@ -24,7 +24,7 @@ from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.generation.chat import end_tokens, open_model, tiling_of
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
-from mono_jax.generation.prompts import check_prompt
+from mono_jax.generation.prompts import Prompt, check_prompt
 from mono_jax.generation.text import TextStream
 from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.mesh import make_mesh, row_ways
@@ -37,7 +37,7 @@ from mono_jax.serving.memory import TOKENS_PER_TABLE
 from mono_jax.serving.pages import Contents
 from mono_jax.serving.programs import Programs, Sizes
 from mono_jax.serving.records import Compilations
-from mono_jax.serving.task import Task
+from mono_jax.serving.task import Prepared, Task
 from mono_jax.weights.prompt_format import PromptFormat
 
 _log = logging.getLogger(__name__)
@@ -119,6 +119,22 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    def prepare(self, prompt: Prompt) -> Prepared:
+        if isinstance(prompt, Prepared) and prompt.engine is self:
+            return prompt
+        prompt, sizes = check_prompt(self.architecture, prompt, ""), self.programs.sizes
+        if len(prompt.patches) and prompt.patches.dtype != np.uint8:
+            raise GenerationError(f"patches are {prompt.patches.dtype}: the engine takes pixels, uint8")
+        reading = Reading(self.architecture, prompt, sizes.chunks, sizes.block)
+        if reading.longest_image() > sizes.chunks[-1]:
+            raise TooLong(
+                f"an image of {reading.longest_image()} tokens, which this model sees whole, is larger than a chunk of "
+                f"{sizes.chunks[-1]}: use fewer tiles, or raise prefill_chunk"
+            )
+        contents = Contents(self.architecture, prompt, self.config.page) if self.config.reuse_prefixes else None
+        arrays = (prompt.input_ids, prompt.patches, prompt.patch_cells)
+        return Prepared(*arrays, reading=reading, contents=contents, engine=self)
+
     def submit(self, request: Request, on_event: OnEvent) -> Task:
         return self._submitted(self._task(request, on_event))
 
@@ -154,9 +170,7 @@ class Engine:
         config, sampling = self.config, request.sampling
         if request.scores:  # no token is wanted, and none of the text
             sampling = dataclasses.replace(sampling, max_new_tokens=1, stop=())
-        prompt = check_prompt(self.architecture, request.prompt, "")
-        if len(prompt.patches) and prompt.patches.dtype != np.uint8:
-            raise GenerationError(f"patches are {prompt.patches.dtype}: the engine takes pixels, uint8")
+        prompt = self.prepare(request.prompt)
         for name in ("stop_tokens", "banned_tokens"):
             if (count := len(getattr(sampling, name))) >= TOKENS_PER_TABLE:
                 raise GenerationError(f"{count} {name}: a request may have fewer than {TOKENS_PER_TABLE}")
@@ -168,17 +182,10 @@ class Engine:
                 f"{tokens} prompt tokens + {new} new tokens are more than the {config.max_length} "
                 "that a request may have: shorten the prompt, use fewer image tiles or new tokens, or raise max_length"
             )
-        sizes = self.programs.sizes
-        reading = Reading(self.architecture, prompt, sizes.chunks, sizes.block)
-        if reading.longest_image() > sizes.chunks[-1]:
-            raise TooLong(
-                f"an image of {reading.longest_image()} tokens, which this model sees whole, is larger than a chunk of "
-                f"{sizes.chunks[-1]}: use fewer tiles, or raise prefill_chunk"
-            )
-        contents = Contents(self.architecture, prompt, config.page) if config.reuse_prefixes else None
+        contents = None if prompt.contents is None else prompt.contents.copy()
         text = TextStream(self.tokenizer, sampling.stop)
         scores = [None] * tokens if request.scores else None
-        return Task(prompt, sampling, self.programs.request(sampling), on_event, reading, contents, text, scores)
+        return Task(prompt, sampling, self.programs.request(sampling), on_event, contents, text, scores)
 
     def _submitted(self, task: Task) -> Task:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -104,6 +105,12 @@ class Contents:
         self.digests: list[bytes] = []
         self._add(_identities(config, prompt))
         self._grows = not dynamic or tokens <= limit
+
+    def copy(self) -> Contents:
+        """One that tokens can be appended to."""
+        result = copy.copy(self)
+        result.digests = self.digests.copy()
+        return result
 
     def add(self, tokens: Sequence[int]) -> None:
         """Appends tokens of an answer."""

@@ -21,13 +21,28 @@ from mono_jax.serving.pages import Contents
 _log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared(Prompt):
+    """A prompt as ``check_prompt`` gives it, and what follows from it; several requests may share it.
+
+    Attributes:
+      reading: its chunks. contents: of its pages; None if no page is reused.
+      engine: for which it was made: others may have other sizes.
+    """
+
+    _: dataclasses.KW_ONLY
+    reading: Reading
+    contents: Contents | None
+    engine: object
+
+
 @dataclasses.dataclass(eq=False)
 class Task:
     """Also the ``Ticket`` of its client. Fields change in the engine's thread only, but for ``cancelled``.
 
     Attributes:
-      prompt: as ``check_prompt`` gives it. request: ``sampling`` as arrays of one row.
-      reading: its chunks. contents: of its pages; None if no page is reused.
+      prompt: with its chunks. request: ``sampling`` as arrays of one row.
+      contents: of its pages, those of the answer included; None if no page is reused.
       scores: of a request for them, by place in the prompt; None for a request that is answered.
       row, pages: held since it was admitted. cached: tokens of the prompt that were found in the cache.
       read: tokens of the prompt that are read or found; embedded: visual tokens that are in the device's features.
@@ -35,11 +50,10 @@ class Task:
       finish: None until it has ended.
     """
 
-    prompt: Prompt
+    prompt: Prepared
     sampling: Sampling
     request: Request
     on_event: OnEvent
-    reading: Reading
     contents: Contents | None
     text: TextStream
     scores: list[TokenLogprobs | None] | None = None
@@ -57,6 +71,10 @@ class Task:
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    @property
+    def reading(self) -> Reading:
+        return self.prompt.reading
 
     @property
     def tokens(self) -> int:

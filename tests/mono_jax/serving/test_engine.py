@@ -21,6 +21,7 @@ from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import RopeScaling
 from mono_jax.models.presets import preset
+from mono_jax.serving import engine as engines
 from mono_jax.serving.contract import EngineConfig, Event, Full, Request, TooLong
 from mono_jax.serving.engine import Engine
 from mono_jax.serving.pages import Pages
@@ -244,6 +245,29 @@ def test_requests_that_cannot_be_served(mono: Served) -> None:
     with pytest.raises(Full, match="104 requests wait already"):
         engine.submit(Request(prompt("t"), Sampling(3)), print)
     assert engine.stats().refused == 2
+
+
+def test_a_prompt_of_several_requests_is_worked_out_once(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, made = mono.engine(), []
+
+    def counted(name: str, wrapped: Any) -> Any:
+        return lambda *given: (made.append(name), wrapped(*given))[1]
+
+    for name in ("check_prompt", "Contents", "Reading"):
+        monkeypatch.setattr(engines, name, counted(name, getattr(engines, name)))
+    prepared = engine.prepare(prompt("ttIttt"))
+    digests = list(prepared.contents.digests)
+    requests = [Request(prepared, Sampling(20, temperature=1.0, seed=seed)) for seed in range(3)]
+    clients = [Client(request) for request in requests]
+    engine._loop.turn([engine._task(client.request, client.events.append) for client in clients])
+    while not engine._loop.idle:
+        engine._loop.turn()
+    for client, expected in zip(clients, alone(mono.generator, requests)):
+        check(client, expected)
+    assert sorted(made) == ["Contents", "Reading", "check_prompt"]
+    assert prepared.contents.digests == digests  # those of the answers are their own
+    mono.engine()._task(requests[0], print)  # another engine's pages may have another size
+    assert len(made) == 6
 
 
 def test_a_client_that_fails_costs_nobody_else_anything(mono: Served) -> None:

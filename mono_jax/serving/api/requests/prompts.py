@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.encoding.chat import IMAGE, ChatEncoder, word
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.errors import BadSample
+from mono_jax.errors import GenerationError
 from mono_jax.generation.chat import tiling_of
 from mono_jax.generation.options import NO_TEMPLATE
 from mono_jax.generation.prompts import Prompt
@@ -107,7 +108,7 @@ class PromptMaker:
     def __init__(self, engine: ServingEngine, limits: ImageLimits):
         """Raises DataError for a template that cannot be used."""
         self._tokenizer, self._vocabulary = engine.tokenizer, engine.architecture.vocab_size
-        self._has_vision = engine.architecture.vision is not None
+        self._has_vision, self._prepare = engine.architecture.vision is not None, engine.prepare
         self._max_length = engine.config.max_length
         self._max_letters = self._max_length * engine.tokenizer.longest
         self._questions: Questions | None = None
@@ -137,8 +138,8 @@ class PromptMaker:
     def chat(self, asked: Conversation, pictures: Sequence[Picture], gone: threading.Event | None = None) -> Prompt:
         """Raises ApiError 400 that names the image or the turn; ``Gone`` between two images once ``gone`` is set."""
         try:
-            return self._questions.prompt(asked.turns, _Wanted(pictures, gone) if gone else pictures)
-        except BadSample as error:
+            return self._prepare(self._questions.prompt(asked.turns, _Wanted(pictures, gone) if gone else pictures))
+        except (BadSample, GenerationError) as error:
             raise of_engine(error, "messages") from None
 
     def plain(self, prompt: str | list[int]) -> Prompt:
@@ -150,7 +151,10 @@ class PromptMaker:
             raise ApiError(400, f"token {max(ids)} is outside the vocabulary of {self._vocabulary}", param="prompt")
         if not ids:
             raise ApiError(400, "the prompt is empty, and this model has no begin token", param="prompt")
-        return Prompt(np.array(ids, np.int32))
+        try:
+            return self._prepare(Prompt(np.array(ids, np.int32)))
+        except GenerationError as error:
+            raise of_engine(error, "prompt") from None
 
     def encode(self, text: str, begin: bool) -> list[int]:
         """Raises ApiError 400 for one that is longer than any prompt."""

@@ -114,6 +114,9 @@ class ScriptedEngine:
     def start(self) -> None:
         self._thread.start()
 
+    def prepare(self, prompt: Prompt) -> Prompt:
+        return check_prompt(self.architecture, prompt, "")
+
     def hold(self, after: int = 0) -> None:
         """Requests stay where they are once they have so many tokens, until ``release``; they can be cancelled."""
         self._hold(after)
