@@ -119,6 +119,10 @@ def assert_same_losses(one: Path, other: Path) -> None:
 def assert_same_run(one: Path, other: Path, atol: float = 1e-5) -> None:
     """``atol``: of the weights."""
     assert_same_losses(one, other)
-    weights = [tree.flatten(open_model(workdir / "model")[1]) for workdir in (one, other)]
+    assert_same_weights(one / "model", other / "model", atol)
+
+
+def assert_same_weights(one: Path, other: Path, atol: float = 1e-5) -> None:
+    weights = [tree.flatten(open_model(model)[1]) for model in (one, other)]
     for path, leaf in weights[0].items():
         np.testing.assert_allclose(np.asarray(weights[1][path]), np.asarray(leaf), atol=atol, err_msg=path)

@@ -17,6 +17,7 @@ from tests.mono_jax.parallel.clusters import (
     ROOT,
     Cluster,
     assert_same_run,
+    assert_same_weights,
     clusters,
     config,
     records,
@@ -159,6 +160,8 @@ def test_two_processes_measure_on_the_way_as_one_does(sets, tmp_path, clusters):
     ]
     assert list(found[0]) == list(found[1]) == [3, 6] and found[1] == pytest.approx(found[0], abs=1e-5)
     assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert_same_weights(tmp_path / "one/best", tmp_path / "two/best")
+    assert json.loads((tmp_path / "two/best/step.json").read_text())["step"] == 3
 
 
 @pytest.mark.slow
