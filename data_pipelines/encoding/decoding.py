@@ -10,9 +10,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data_pipelines.encoding.bombs import MAX_SCANS, inner_sizes, scans
 from data_pipelines.errors import BadSample
 from data_pipelines.records import extra_formats
-from data_pipelines.records.image_header import ImageHeader, formats, has_more_scans, read_header, without_texts
+from data_pipelines.records.image_header import ImageHeader, formats, read_header, without_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,6 @@ class ImageLimits:
         return f"data.min_image_side is {self.min_side}" if code & 2 else f"data.max_aspect is {self.max_aspect:g}"
 
 
-MOST_SCANS = 100  # of a JPEG, each of which passes over all of it; encoders write 1 to about 20
 _PLUGINS = {"heif": "HEIF", "jxl": "JXL"}  # Pillow's names of formats that are only opened where they are expected
 _LARGE, _SMALL, _LONG = "image_too_large", "image_too_small", "image_too_elongated"
 # By the sum of what `ImageLimits.refuse` finds wrong; the first of several counts.
@@ -57,16 +57,19 @@ SIZE_REASONS = ("", _LARGE, _SMALL, _LARGE, _LONG, _LARGE, _SMALL, _LARGE)
 def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     """The header of an image worth decoding.
 
-    Raises BadSample: "image_too_many_bytes", a size reason, or as ``read_header``.
+    Raises BadSample: "image_too_many_bytes", a size reason, "image_too_many_scans", or as ``read_header``.
     """
     if len(data) > limits.max_bytes:
         raise BadSample("image_too_many_bytes", detail=f"{len(data)} bytes; data.max_image_bytes is {limits.max_bytes}")
     header = read_header(data)
-    _check_size(header.size, limits)
+    _judge(header.size, limits)
+    if header.format == "jpeg" and (count := scans(data)) > MAX_SCANS:
+        raise BadSample("image_too_many_scans", detail=f"{count} scans; a JPEG may have {MAX_SCANS}")
     return header
 
 
-def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+def _judge(size: tuple[int, int], limits: ImageLimits) -> None:
+    """Raises BadSample with a size reason."""
     if code := limits.refuse(*size):
         raise BadSample(SIZE_REASONS[code], detail=f"{size[0]}x{size[1]}; {limits.named(code)}")
 
@@ -83,11 +86,9 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
       uint8 [height, width, 3] RGB.
 
     Raises:
-      BadSample: as ``check_header``, and "image_too_many_scans", "truncated_image", "corrupt_image".
+      BadSample: as ``check_header``, and "truncated_image", "corrupt_image".
     """
     header = check_header(data, limits)
-    if header.format == "jpeg" and has_more_scans(data, MOST_SCANS):
-        raise BadSample("image_too_many_scans", detail=f"a JPEG of more than {MOST_SCANS} scans")
     if header.format == "jpeg" and _is_plain_jpeg(data):
         width, height = (at_least or (0, 0))[:: -1 if header.orientation >= 5 else 1]
         try:
@@ -142,21 +143,22 @@ def _decode_with_pillow(data: bytes, limits: ImageLimits, header: ImageHeader) -
     """``header``: its orientation counts. Pillow's own reading of it would differ, since it asks XMP too."""
     try:
         with warnings.catch_warnings():
-            # A file may hold more than its head says. Pillow judges that before it takes memory: above this by a
-            # warning, an error here; above twice as much by an error in any case (threads share their filters).
-            Image.MAX_IMAGE_PIXELS = limits.max_pixels
-            warnings.simplefilter("ignore")  # oddities in metadata do not matter
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = None  # `limits` are the limit
+            warnings.simplefilter("ignore")  # sizes are judged by `limits`; oddities in metadata do not matter here
             with Image.open(io.BytesIO(without_texts(data)), formats=formats(_PLUGINS.get(header.format, ""))) as image:
-                _check_size(image.size, limits)  # some headers lie
+                # Some headers lie, and some formats hold several sizes: what is decoded counts, before and after.
+                _judge(image.size, limits)
+                for width, height in inner_sizes(image, data):
+                    if limits.refuse(width, height) & 1:
+                        _judge((width, height), limits)
                 image.load()
-                _check_size(image.size, limits)  # some formats hold several sizes
+                _judge(image.size, limits)
                 # TIFF and JPEG XL have been turned upright on loading, but for what is a JPEG inside.
                 turned = image.format == "TIFF" or (image.format == "JXL" and not image.jpeg)
                 return _upright(np.asarray(_rgb(image)), 1 if turned else header.orientation)
     except BadSample:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
         raise BadSample("image_too_large", detail=str(error)) from None
     except Image.UnidentifiedImageError:
         raise BadSample("not_an_image", detail=f"not one of {', '.join(formats())}") from None

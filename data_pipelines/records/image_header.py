@@ -16,10 +16,12 @@ from data_pipelines.records import extra_formats
 _ORIENTATION = 0x0112
 # Start-of-frame markers: all of C0..CF but DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # of a JPEG's segment: not within a scan's data
+# Of a JPEG, with a length, or the end: not a stuffed zero, a fill byte, or one that restarts a scan.
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.S)
+MAX_SEGMENTS = 10_000  # of a JPEG; a 16 MB colour profile has 255
 MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; training has limits of its own
 _TEXT_CHUNKS = frozenset([b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
-_PNG, _ICO = b"\x89PNG\r\n\x1a\n", b"\0\0\1\0"
+_PNG = b"\x89PNG\r\n\x1a\n"
 # Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rarities.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
 # Faults of images are counted and listed; without this, Pillow would also print some of them.
@@ -65,7 +67,9 @@ def read_header(data: bytes) -> ImageHeader:
         header = _jpeg(data)
     elif data[:8] == _PNG:
         header = _png(data)
-    elif data[:4] == _ICO:
+    elif data[:6] in (b"GIF87a", b"GIF89a"):
+        header = _gif(data)
+    elif data[:4] == b"\0\0\1\0":
         header = _ico(data)
     elif kind := extra_formats.kind_of(data):
         header = _extra(kind, data)
@@ -78,17 +82,12 @@ def read_header(data: bytes) -> ImageHeader:
 
 def _jpeg(data: bytes) -> ImageHeader:
     position, end, orientation = 2, len(data), 1
-    while position + 4 <= end:
-        if data[position] != 0xFF:
-            # Stray bytes between segments: decoders skip to the next marker.
-            position = data.find(b"\xff", position)
-            if position < 0:
-                break
-            continue
+    for _ in range(MAX_SEGMENTS):
+        # Stray bytes between segments: decoders skip to the next marker.
+        found = MARKER.search(data, position)
+        if found is None or (position := found.start()) + 4 > end:
+            break
         marker = data[position + 1]
-        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes and markers without a length
-            position += 1 if marker == 0xFF else 2
-            continue
         if marker in (0xD9, 0xDA):  # end of image or start of scan before any frame header
             break
         length = data[position + 2] << 8 | data[position + 3]
@@ -103,50 +102,63 @@ def _jpeg(data: bytes) -> ImageHeader:
     raise BadSample("bad_image_header", detail="JPEG without a frame header")
 
 
-def has_more_scans(data: bytes, most: int) -> bool:
-    """Whether a JPEG has more than ``most`` scans, each of which passes over the whole image."""
-    if data.count(b"\xff\xda") <= most:  # those in thumbnails included: quick, and enough for nearly all
-        return False
-    position, scans = 2, 0
-    while scans <= most and (found := _MARKER.search(data, position)):
-        marker, position = data[found.start() + 1], found.end()
-        if marker == 0xD9:  # what comes after the end is no part of the image
-            break
-        if marker not in (0x01, 0xD8):  # without a length
-            position += max(int.from_bytes(data[position : position + 2]), 2)
-        scans += marker == 0xDA
-    return scans > most
-
-
 def _png(data: bytes) -> ImageHeader:
     if len(data) < 24 or data[12:16] != b"IHDR":
         raise BadSample("bad_image_header", detail="PNG without IHDR")
-    width, height = struct.unpack_from(">II", data, 16)
-    position, orientation = 8, 1
+    position, orientation, width, height, has_pixels = 8, 0, 0, 0, False
     while position + 8 <= len(data):  # chunks are skipped; eXIf may come before or after the pixels
         length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"eXIf":
-            orientation = _exif_orientation(data[position + 8 : position + 8 + length])
-            break
-        if kind == b"IEND":
+        if kind == b"IHDR" and not has_pixels and position + 16 <= len(data):  # to Pillow the last one counts
+            width, height = struct.unpack_from(">II", data, position + 8)
+        elif kind == b"eXIf":
+            orientation = orientation or _exif_orientation(data[position + 8 : position + 8 + length])
+        has_pixels |= kind == b"IDAT"
+        if kind == b"IEND" or (has_pixels and orientation):
             break
         position += 12 + length
-    return ImageHeader("png", width, height, orientation)
+    return ImageHeader("png", width, height, orientation or 1)
+
+
+def _gif(data: bytes) -> ImageHeader:
+    """The screen, and beyond it the first frame. (Pillow would fill a frame as it opens one, of any size.)"""
+    if len(data) < 13:
+        raise BadSample("bad_image_header", detail="GIF without a screen")
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    position = 13 + (flags >> 7) * (6 << (flags & 7))
+    while position < len(data) and data[position] != 0x3B:
+        kind = data[position]
+        if kind == 0x2C:
+            if position + 10 > len(data):
+                break
+            left, top, across, down = struct.unpack_from("<4H", data, position + 1)
+            return ImageHeader("gif", max(width, left + across), max(height, top + down))
+        position += 1
+        if kind == 0x21:  # an extension: its label, and blocks until an empty one
+            position += 1
+            while position < len(data) and data[position]:
+                position += 1 + data[position]
+            position += 1
+    raise BadSample("bad_image_header", detail="GIF without a frame")
 
 
 def _ico(data: bytes) -> ImageHeader:
-    """Of that picture of an icon which Pillow takes, as the picture itself says: opening an icon would decode it."""
-    from PIL.IcoImagePlugin import IcoFile
+    """The largest picture, by its own header, not by the directory's. (Pillow would decode it as it opens an icon.)"""
+
+    def rank(entry: tuple[int, ...]) -> tuple[int, int]:
+        width, height, colors, _, _, depth, _, _ = entry
+        return -(width or 256) * (height or 256), depth or (colors and (colors - 1).bit_length()) or 256
 
     try:
-        inner = data[IcoFile(io.BytesIO(data)).entry[0].offset :]
+        (count,) = struct.unpack_from("<H", data, 4)
+        entries = [struct.unpack_from("<4B2H2I", data, 6 + 16 * number) for number in range(count)]
+        inner = data[min(entries, key=rank)[-1] :]
         if inner[:8] == _PNG:
             return dataclasses.replace(_png(inner), format="ico", orientation=1)
-        (length,) = struct.unpack_from("<I", inner)
-        width, height = struct.unpack_from("<HH" if length == 12 else "<ii", inner, 4)
-    except (IndexError, struct.error) as error:
-        raise BadSample("bad_image_header", detail=f"ICO: {error}") from None
-    return ImageHeader("ico", width, abs(height) // 2)  # a bitmap and its mask
+        small = inner[:4] == b"\x0c\0\0\0"
+        width, height = struct.unpack_from("<HH" if small else "<Ii", inner, 4)
+    except (struct.error, ValueError):
+        raise BadSample("bad_image_header", detail="ICO without a picture") from None
+    return ImageHeader("ico", width, abs(height) // 2)  # its mask is as high
 
 
 def without_texts(data: bytes) -> bytes:

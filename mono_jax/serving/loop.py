@@ -173,7 +173,7 @@ class Loop:
         count = task.sampling.logprobs
         try:
             task.token(token, bool(is_last), None if count is None else of_token(token, found.logprobs, at, count))
-        except Exception:  # of its tokenizer or its stop strings: it must not end the others'
+        except BaseException:  # of its tokenizer, a panic of Rust even: it must not end the others'
             _log.exception("the text of an answer could not be made; its request has ended")
             self._end(task, "error", NO_TEXT)
             return

@@ -142,7 +142,7 @@ class Task:
         self.finish = event.finish
         try:
             self.on_event(event)
-        except Exception:  # a client's: it must not end the others'
+        except BaseException:  # a client's, SystemExit even: it must not end the others'
             _log.exception("a client's on_event failed; its request is cancelled")
             self.cancelled = True
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from data_pipelines.encoding.decoding import MOST_SCANS, ImageLimits, decode
+from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.errors import BadSample
-from data_pipelines.records.image_header import has_more_scans
 from tests.data_pipelines.shard_tools import encoded
 
 
@@ -104,93 +101,3 @@ def test_a_limit_can_be_raised_beyond_that_of_pillow(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for form in ("PNG", "BMP", "WEBP"):
         assert decode(encoded(50, 40, form), ImageLimits()).shape == (40, 50, 3)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(side: int, *said: int) -> bytes:
-    """A black picture; ``said``: sides of heads before the true one."""
-    heads = [chunk(b"IHDR", struct.pack(">IIBBBBB", each, each, 8, 0, 0, 0, 0)) for each in (*said, side)]
-    packed = zlib.compress(bytes((side + 1) * side), 9)
-    return b"".join([b"\x89PNG\r\n\x1a\n", *heads, chunk(b"IDAT", packed), chunk(b"IEND", b"")])
-
-
-def ico(inner: bytes, side: int) -> bytes:
-    """An icon that says it is ``side`` pixels wide."""
-    return struct.pack("<HHHBBBBHHII", 0, 1, 1, side, side, 0, 0, 1, 32, len(inner), 22) + inner
-
-
-def gif_of_a_large_frame(side: int, frame: int) -> bytes:
-    data = bytearray(encoded(frame, frame, "GIF"))
-    data[6:10] = struct.pack("<HH", side, side)  # the screen; frames have sizes of their own
-    return bytes(data)
-
-
-LARGE = 2500
-LIES = {
-    "a second head in a PNG": png(LARGE, 16),
-    "a large PNG in a small icon": ico(png(LARGE), 16),
-    "a large frame on a small GIF's screen": gif_of_a_large_frame(16, LARGE),
-    "a large icon in an icon": ico(ico(png(LARGE), 16), 16),
-}
-
-
-def counting(make: Callable[..., Any], made: list[int]) -> Callable[..., Any]:
-    def counted(mode: str, size: tuple[int, int], *more: Any) -> Any:
-        made.append(size[0] * size[1])
-        return make(mode, size, *more)
-
-    return counted
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_what_is_larger_than_its_head_says_takes_no_memory(lie: str, monkeypatch: pytest.MonkeyPatch):
-    """Nothing is made of more pixels than the limit: Pillow makes all of its memory by ``Image.core``."""
-    made: list[int] = []
-    for name in ("new", "fill"):
-        monkeypatch.setattr(Image.core, name, counting(getattr(Image.core, name), made))
-    limits = ImageLimits(max_pixels=LARGE * LARGE // 2, min_side=1, max_aspect=1000)
-    with pytest.raises(BadSample) as error:
-        decode(LIES[lie], limits)
-    assert error.value.reason in ("image_too_large", "corrupt_image", "bad_image_header", "not_an_image")
-    assert max(made, default=0) <= limits.max_pixels
-
-
-def test_the_lies_would_be_decoded_where_they_are_allowed():
-    """So that the test above looks at what it says."""
-    limits = ImageLimits(min_side=1, max_aspect=1000)
-    shapes = [decode(LIES[lie], limits).shape[:2] for lie in list(LIES)[:3]]
-    assert shapes == [(LARGE, LARGE)] * 3
-
-
-def progressive(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(decode(encoded(width, height), ImageLimits())).save(buffer, "JPEG", progressive=True)
-    return buffer.getvalue()
-
-
-def of_scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
-    whole = progressive(64, 48)
-    last = whole.rindex(b"\xff\xda")
-    scan = whole[last:-2]
-    return whole[:-2] + scan * (count - whole.count(b"\xff\xda")) + whole[-2:]
-
-
-def test_a_jpeg_of_too_many_scans_is_not_decoded():
-    assert decode(progressive(64, 48), ImageLimits()).shape == (48, 64, 3)
-    assert not has_more_scans(of_scans(MOST_SCANS), MOST_SCANS)
-    with pytest.raises(BadSample) as error:
-        decode(of_scans(MOST_SCANS + 1), ImageLimits())
-    assert error.value.reason == "image_too_many_scans"
-
-
-def test_what_only_looks_like_scans_does_not_count():
-    """In metadata, and after the end, where telephones put a video."""
-    plain = encoded(64, 48, "JPEG")
-    noise = b"\xff\xda\x00\x02" * 5000
-    segment = b"\xff\xef" + struct.pack(">H", len(noise) + 2) + noise
-    for data in (plain[:2] + segment + plain[2:], plain + noise):
-        np.testing.assert_array_equal(decode(data, ImageLimits()), decode(plain, ImageLimits()))
