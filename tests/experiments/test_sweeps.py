@@ -14,7 +14,11 @@ SWEEPS = sorted(
 )
 
 
-@pytest.mark.parametrize("config", [None, "experiments/configs/demo.py"], ids=["its own config", "the demo"])
+@pytest.mark.parametrize(
+    "config",
+    [None, pytest.param("experiments/configs/demo.py", marks=pytest.mark.slow)],
+    ids=["its own config", "the demo"],
+)
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 def test_shipped_sweeps_can_be_planned(file: Path, config: str | None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(file.parents[2])
