@@ -61,6 +61,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         strict.check(self, "evaluation", ConfigError)
+        for name in (*self.sources, *self.tasks):
+            if not name.isprintable():
+                raise ConfigError(f"evaluation: {name!r} is no name of a source or task: use letters and digits")
         for name, spec in self.sources.items():
             if not isinstance(spec, (str, Mapping)) or not spec:
                 raise ConfigError(f"evaluation.sources.{name} is {spec!r}: give a spec or the path of a text file")

@@ -107,6 +107,7 @@ def test_the_answers_are_those_of_the_model(sets: dict[str, Any], finished: tupl
     assert page.count("<img") == 2 and page.count("<td class='step'>8</td>") == 2
 
 
+@pytest.mark.slow
 def test_benchmarks_score_what_evaluate_says(
     sets: dict[str, Any],
     finished: tuple[Path, dict[str, Any]],
@@ -137,6 +138,7 @@ def test_benchmarks_score_what_evaluate_says(
     assert values["tasks/pope"] > 0, "whoever says no no says yes"
 
 
+@pytest.mark.slow
 def test_the_document_s_example_runs(sets: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With files of the names that it has."""
     monkeypatch.chdir(tmp_path)
@@ -249,6 +251,7 @@ def test_a_finished_run_writes_the_best_model_if_it_is_not_there_whole(
     assert any(f"is not written to {copy / 'best'}: " in line and "no checkpoint of step 3" in line for line in said)
 
 
+@pytest.mark.slow
 def test_the_last_step_as_the_best_shares_its_weights(
     sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
