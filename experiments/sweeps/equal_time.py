@@ -1,20 +1,16 @@
 """Visual experts, or one FFN for both modalities that is trained for as long."""
 
+from experiments.sweeps.experts import ATTENTION, EMBEDDING
+
 CONFIG = "experiments/configs/demo.py"
 
 # What a step with visual experts takes, in steps without: measured on a core of an EPYC, one run after the other
 # (368 and 292 ms, 355 and 277, 501 and 409). In S2, which trains everything, they take the same.
 LONGER = {"s1_1": 1.26, "s1_2": 1.28, "s1_3": 1.22}
 
-TRAINS = {
-    "stages.s1_1.trains": ["visual_embedding"],
-    "stages.s1_2.trains": ["visual_embedding"],
-    "stages.s1_3.trains": ["visual_embedding", "attention"],
-}
-
 
 def sweep(add):
     stages = add.base.stages
     steps = {f"stages.{name}.steps": round(factor * stages[name].steps) for name, factor in LONGER.items()}
     add("experts", seeds=3)
-    add("one_ffn", {"visual_experts": False, **TRAINS, **steps}, seeds=3)
+    add("one_ffn", {"visual_experts": False, **EMBEDDING, **ATTENTION, **steps}, seeds=3)

@@ -56,13 +56,22 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         strict.check(self, "engine", ConfigError)
-        pages, most = self.max_slots // self.page, -(-self.max_length // self.page)
-        if most > pages:
+        if (most := self.pages_of_row) > self.pages:
             raise ConfigError(
                 f"engine.max_length is {self.max_length}: such a request takes {most} pages of {self.page} tokens, and "
-                f"engine.max_slots ({self.max_slots}) holds {pages}: lower max_length, or raise max_slots to "
+                f"engine.max_slots ({self.max_slots}) holds {self.pages}: lower max_length, or raise max_slots to "
                 f"{most * self.page}"
             )
+
+    @property
+    def pages(self) -> int:
+        """Whole ones in the cache."""
+        return self.max_slots // self.page
+
+    @property
+    def pages_of_row(self) -> int:
+        """Most pages of one request."""
+        return -(-self.max_length // self.page)
 
 
 @dataclasses.dataclass(frozen=True)

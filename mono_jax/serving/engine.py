@@ -226,7 +226,7 @@ class Engine:
             cut = self._closing if self._cut else None
             arrived, self._arrived = self._arrived, []
             self._loop.scheduler.queue.extend(arrived)  # here: ``_submitted`` counts both
-        self._loop.turn(cut=cut)
+        self._loop.turn(cut)
         return True
 
 

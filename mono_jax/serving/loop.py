@@ -70,10 +70,9 @@ class Loop:
     def idle(self) -> bool:
         return self.scheduler.idle and not self._dispatched
 
-    def turn(self, arrived: Sequence[Task] = (), cut: str | None = None) -> None:
-        """``arrived``: new requests. ``cut``: why all requests shall end now; None = they need not."""
+    def turn(self, cut: str | None = None) -> None:
+        """``cut``: why all requests shall end now; None = they need not."""
         start, ran, scheduler = time.perf_counter(), time.thread_time(), self.scheduler
-        scheduler.queue.extend(arrived)
         for task in scheduler.tasks():
             if task.cancelled or cut is not None:
                 self._end(task, "cancelled", cut or "cancelled by the client")

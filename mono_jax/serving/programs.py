@@ -80,7 +80,7 @@ class Sizes:
         """
         block = min(128, config.prefill_chunk)
         largest = -(-config.prefill_chunk // block) * block
-        longest = -(-config.max_length // config.page)
+        longest = config.pages_of_row
         least = -(-LEAST_LENGTH // config.page)
         quadrupled = _upto(longest, least, 4)
         doubled = _upto(largest, min(32, block) if on_cpu else block)
@@ -130,9 +130,9 @@ class Programs:
             architecture,
             generator.dtype,
             rows=config.max_rows,
-            pages=config.max_slots // config.page + 1,
+            pages=config.pages + 1,
             page=config.page,
-            length=-(-config.max_length // config.page),
+            length=config.pages_of_row,
             features=features,
             heads_first=self.sizes.page_by_page,
         )

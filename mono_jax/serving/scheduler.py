@@ -24,7 +24,7 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig):
         self._config = config
-        self.pages = Pages(config.max_slots // config.page)
+        self.pages = Pages(config.pages)
         self._rows = list(range(config.max_rows - 1, -1, -1))
         self.queue: collections.deque[Task] = collections.deque()
         self.reading: Task | None = None

@@ -188,7 +188,8 @@ def run(served: Served, seed: int, cancels: float = 0.0, **changes: Any) -> tupl
         for number in arrived:
             del arrivals[number]
             tasks[number] = engine._task(clients[number].request, clients[number].events.append)
-        loop.turn([tasks[number] for number in arrived])
+        loop.scheduler.queue.extend([tasks[number] for number in arrived])
+        loop.turn()
         for task in tasks.values():
             if task.finish is None and rng.random() < cancels:
                 task.cancel()

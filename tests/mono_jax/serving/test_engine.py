@@ -95,7 +95,8 @@ def test_images_of_others_are_not_reused(mono: Served) -> None:
     engine = mono.engine()
     clients = [Client(request) for request in requests]
     for client in clients:
-        engine._loop.turn([engine._task(client.request, client.events.append)])
+        engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append)])
+        engine._loop.turn()
         while not engine._loop.idle:
             engine._loop.turn()
     for client, expected in zip(clients, alone(mono.generator, requests)):
@@ -109,7 +110,8 @@ def test_a_question_about_an_answer_reuses_it(mono: Served) -> None:
 
     def ask(start: Prompt) -> Client:
         client = Client(Request(start, Sampling(12)))
-        engine._loop.turn([engine._task(client.request, client.events.append)])
+        engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append)])
+        engine._loop.turn()
         while not engine._loop.idle:
             engine._loop.turn()
         return client
@@ -127,7 +129,8 @@ def test_a_prompt_that_is_known_whole_is_read_to_its_end(mono: Served) -> None:
     engine = mono.engine()
     clients = [Client(Request(prompt("t" * 16), Sampling(6, temperature=1.0, seed=seed))) for seed in (1, 2, 1)]
     for client in clients:
-        engine._loop.turn([engine._task(client.request, client.events.append)])
+        engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append)])
+        engine._loop.turn()
         while not engine._loop.idle:
             engine._loop.turn()
     assert [client.events[0].cached_tokens for client in clients] == [0, 8, 8]
@@ -140,7 +143,8 @@ def test_scores_are_log_probabilities(mono: Served) -> None:
     engine = mono.engine()
     start = prompt("tt" + "I" + "t" * 22)
     client = Client(Request(start, Sampling(1000, logprobs=2), scores=True))  # no new token is made
-    engine._loop.turn([engine._task(client.request, client.events.append)])
+    engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append)])
+    engine._loop.turn()
     while not engine._loop.idle:
         engine._loop.turn()
     [event] = client.events
@@ -166,7 +170,10 @@ def test_scores_are_given_up_like_answers(turns: int, mono: Served) -> None:
     clients = [Client(request) for request in mono.requests[:4]]
     gone = Client(Request(prompt("t" * 120), Sampling(1), scores=True))
     task = engine._task(gone.request, gone.events.append)
-    engine._loop.turn([task, *(engine._task(client.request, client.events.append) for client in clients)])
+    engine._loop.scheduler.queue.extend(
+        [task, *(engine._task(client.request, client.events.append) for client in clients)]
+    )
+    engine._loop.turn()
     for _ in range(turns):
         engine._loop.turn()
     task.cancel()
@@ -259,7 +266,8 @@ def test_a_prompt_of_several_requests_is_worked_out_once(mono: Served, monkeypat
     digests = list(prepared.contents.digests)
     requests = [Request(prepared, Sampling(20, temperature=1.0, seed=seed)) for seed in range(3)]
     clients = [Client(request) for request in requests]
-    engine._loop.turn([engine._task(client.request, client.events.append) for client in clients])
+    engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append) for client in clients])
+    engine._loop.turn()
     while not engine._loop.idle:
         engine._loop.turn()
     for client, expected in zip(clients, alone(mono.generator, requests)):
@@ -279,7 +287,8 @@ def test_a_client_that_fails_costs_nobody_else_anything(mono: Served) -> None:
     clients = [Client(request) for request in mono.requests[:3]]
     tasks = [engine._task(client.request, client.events.append) for client in clients]
     bad = engine._task(Request(prompt("tt"), Sampling(20)), fails)
-    engine._loop.turn([bad, *tasks])
+    engine._loop.scheduler.queue.extend([bad, *tasks])
+    engine._loop.turn()
     while not engine._loop.idle:
         engine._loop.turn()
     assert bad.finish == "cancelled" and len(bad.answer) < 20
@@ -337,7 +346,8 @@ def test_no_number_that_a_request_may_have_ends_the_engine(mono: Served, scores:
             except GenerationError as error:
                 assert name in str(error) or "new tokens are more than the 128" in str(error)
     assert len(tasks) > 50
-    engine._loop.turn(tasks)
+    engine._loop.scheduler.queue.extend(tasks)
+    engine._loop.turn()
     while not engine._loop.idle:
         engine._loop.turn()
     assert {task.finish for task in tasks} <= {"stop", "length"}
@@ -364,7 +374,8 @@ def test_scores_that_are_not_finite_are_an_error_wherever_they_are(mono: Served)
     engine = mono.engine()
     client = Client(Request(prompt("t" * 60), Sampling(1, logprobs=0), scores=True))
     task = engine._task(client.request, client.events.append)
-    engine._loop.turn([task])
+    engine._loop.scheduler.queue.extend([task])
+    engine._loop.turn()
     [read] = engine._loop._dispatched
     assert not read.chunk.is_last
     chosen, scores = read.found
@@ -385,10 +396,14 @@ def test_logits_that_are_not_finite_end_one_request_and_no_other(mono: Served) -
     before, mono.programs.generator = mono.programs.generator, broken.generator
     try:
         bad = Client(Request(Prompt([95] * 40), Sampling(5)))
-        engine._loop.turn([engine._task(bad.request, bad.events.append)])
+        engine._loop.scheduler.queue.extend([engine._task(bad.request, bad.events.append)])
+        engine._loop.turn()
         requests = [number for number, answer in enumerate(mono.expected) if 95 not in answer.tokens]
         clients = {number: Client(mono.requests[number]) for number in requests[:12]}
-        engine._loop.turn([engine._task(client.request, client.events.append) for client in clients.values()])
+        engine._loop.scheduler.queue.extend(
+            [engine._task(client.request, client.events.append) for client in clients.values()]
+        )
+        engine._loop.turn()
         while not engine._loop.idle:
             engine._loop.turn()
     finally:

@@ -66,8 +66,7 @@ class _Completion:
             self._echoes = [
                 text if isinstance(text, str) else await service.with_text(decode, text) for text in asked.prompts
             ]
-        scoring = dataclasses.replace(self._sampling, max_new_tokens=1)
-        requests = [Request(prompt, scoring, scores=True) for prompt in self._prompts[: self._scored]]
+        requests = [Request(prompt, self._sampling, scores=True) for prompt in self._prompts[: self._scored]]
         for prompt in self._prompts if asked.max_tokens != 0 else ():
             room = service.room_left(prompt) if asked.max_tokens is None else None
             requests += [
