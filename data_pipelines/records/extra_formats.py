@@ -112,10 +112,10 @@ def jxl_size(data: bytes) -> tuple[int, int, int]:
 
     The size is as stored, before the orientation (as EXIF's, 1..8) turns it. Raises BadSample "bad_image_header".
     """
-    start = _codestream(data)
-    if data[start : start + 2] != _JXL:
+    head = _codestream(data, 22)
+    if head[:2] != _JXL:
         raise BadSample("bad_image_header", detail="JPEG XL without a codestream")
-    bits, place = int.from_bytes(data[start + 2 : start + 22], "little"), itertools.count()
+    bits, place = int.from_bytes(head[2:], "little"), itertools.count()
 
     def take(count: int) -> int:
         return sum((bits >> next(place) & 1) << n for n in range(count))
@@ -132,18 +132,19 @@ def jxl_size(data: bytes) -> tuple[int, int, int]:
     return width, height, orientation
 
 
-def _codestream(data: bytes) -> int:
-    """Where the codestream begins, in a container of boxes too; -2 if it does not."""
+def _codestream(data: bytes, count: int) -> bytes:
+    """The first bytes of the codestream, which a container holds in one box or in parts, however small."""
     if data[:2] == _JXL:
-        return 0
-    at = 0
-    while at + 16 <= len(data):
+        return data[:count]
+    at, start = 0, b""
+    while at + 8 <= len(data) and len(start) < count:
         size, kind = struct.unpack_from(">I4s", data, at)
         head = 16 if size == 1 else 8
-        if kind in (b"jxlc", b"jxlp"):
-            return at + head + 4 * (kind == b"jxlp")
-        size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
-        if size < head:  # 0 = to the end of the file
+        size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size or len(data) - at
+        if size < head:
             break
+        if kind in (b"jxlc", b"jxlp"):
+            first = at + head + 4 * (kind == b"jxlp")
+            start += data[first : min(at + size, first + count - len(start))]
         at += size
-    return -2
+    return start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,21 @@ def test_jxl_size(width: int, height: int) -> None:
     assert extra_formats.jxl_size(saved(Image.new("RGB", (width, height)), "JXL", effort=1, use_container=True))[
         :2
     ] == (width, height)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 30])
+def test_jxl_in_parts(first: int) -> None:
+    """A container may break its stream anywhere: also in the size."""
+    pytest.importorskip("pillow_jxl")
+    stream = saved(smooth(700, 300), "JXL", effort=1)
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    parts = box(b"jxlp", bytes(4) + stream[:first]) + box(b"jxlp", b"\x80\0\0\1" + stream[first:])
+    start = b"\0\0\0\x0cJXL \r\n\x87\n" + box(b"ftyp", b"jxl \0\0\0\0jxl ")
+    assert read_header(start + parts).size == (700, 300)
+    np.testing.assert_array_equal(decode(start + parts, LIMITS), decode(stream, LIMITS))
 
 
 def test_svg() -> None:
