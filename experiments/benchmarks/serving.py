@@ -18,6 +18,9 @@ FLOPs in the encoder), tiny.
 With --plan nothing is measured: for each of --tiles, the programs from pixels to the first token are compiled for chips
 that need not be there (v5e:1x1, h100:1x1x1 ...; compilers as for plan.py), the one of generate.py and those that the
 engine calls, and bounds of both models compared, operation by operation: FLOPs or bytes at the data sheet's rates.
+
+With --url nothing is loaded: requests with JPEGs of their own go to a running server that speaks OpenAI's protocol
+(this project's or another; a key is taken from OPENAI_API_KEY), and what their clients wait for is measured.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "examples:\n"
         "  python experiments/benchmarks/serving.py --out=serving --json\n"
         "  python experiments/benchmarks/serving.py --preset=tiny --new_tokens=8 --rounds=2 --concurrency 1 4\n"
-        "  JAX_PLATFORMS=cpu python experiments/benchmarks/serving.py --plan v5e:1x1 --json",
+        "  JAX_PLATFORMS=cpu python experiments/benchmarks/serving.py --plan v5e:1x1 --json\n"
+        "  python experiments/benchmarks/serving.py --url=http://127.0.0.1:8000/v1 --tiles 1 4 --json",
     )
     add = parser.add_argument
     add("--preset", help="see above (default: small on a CPU, else 2b)")
@@ -50,10 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="of weights, pixels and tokens (default %(default)s)")
     add("--out", type=Path, metavar="DIR", help="folder for serving.json, written after every point (plan.json)")
     add("--plan", nargs="+", metavar="CHIP", help="compile for these chips instead, and say the bound")
+    add("--url", help="measure the server there instead, from outside")
+    add("--tile_size", type=cli.positive, default=448, help="of that server's model, in pixels (default %(default)s)")
     args = parser.parse_args(argv)
-    from experiments.benchmarks.serving_bench import planning, run  # after parsing: --help needs none of it
-
-    report = planning.plan(args) if args.plan else run.run(args)
+    if args.url:  # after parsing: --help needs nothing of this
+        from experiments.benchmarks.serving_bench.over_http import measure
+    elif args.plan:
+        from experiments.benchmarks.serving_bench.planning import plan as measure
+    else:
+        from experiments.benchmarks.serving_bench.run import run as measure
+    report = measure(args)
     if args.json:
         cli.json_line(report)
 

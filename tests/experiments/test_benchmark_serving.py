@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.encoding.tokenizer import Tokenizer
 from experiments.benchmarks import serving
 from experiments.benchmarks.first_token_bench.models import MODELS
 from experiments.benchmarks.serving_bench import planning, run
 from mono_jax.errors import ConfigError
+from tests.tiny_folder import tiny_config
 
 
 @pytest.mark.slow
@@ -67,6 +69,35 @@ def test_a_plan_is_for_one_chip_that_is_known() -> None:
     for name, message in (("cpu:1", "one chip with a data sheet"), ("v7:1x1", "use one such as")):
         with pytest.raises(ConfigError, match=message):
             serving.main(["--plan", name])
+
+
+def test_a_running_server_is_measured_from_outside(
+    golden_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
+    from tests.mono_jax.serving.api.running_server import serving as serving_api
+    from tests.mono_jax.serving.api.scripted import ScriptedEngine
+
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    tokenizer = Tokenizer(golden_dir / "chat")
+    engine = ScriptedEngine(tokenizer, tiny_config(tokenizer))
+    engine.start()
+    sizes = ("--tiles", "1", "--tile_size=56", "--text=5", "--new_tokens=3", "--rounds=4", "--concurrency", "1", "2")
+    with serving_api(engine, keys=["secret"]) as client:
+        serving.main([f"--url={client.url}/v1", *sizes, "--json"])
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert report["model"] == engine.name
+        assert [(p["tiles"], p["concurrency"], p["requests"]) for p in report["points"]] == [(1, 1, 4), (1, 2, 4)]
+        for answer in (answer for point in report["points"] for answer in point["answers"]):
+            assert 0 < answer["first_s"] <= answer["seconds"]
+            assert answer["tokens"] == 3 and answer["prompt_tokens"] > 5
+        monkeypatch.setenv("OPENAI_API_KEY", "another")
+        with pytest.raises(ConfigError, match="401"):
+            serving.main([f"--url={client.url}/v1", *sizes])
+    engine.close()
+    for url, message in (("127.0.0.1:8000", "give it as http"), (f"{client.url}/v1", "no server answers")):
+        with pytest.raises(ConfigError, match=message):
+            serving.main([f"--url={url}"])
 
 
 def test_what_failed_is_told() -> None:

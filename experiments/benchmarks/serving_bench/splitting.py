@@ -19,15 +19,24 @@ from mono_jax.serving.engine import Engine
 from mono_jax.serving.programs import Programs
 
 
+def jpeg(tiles: int, tile_size: int, seed: int = 0) -> bytes:
+    """A JPEG that is cut into so many tiles, of a blurred pattern that ``seed`` makes."""
+    columns = next(n for n in range(int(tiles**0.5), 0, -1) if tiles % n == 0)
+    size = (tiles // columns * tile_size, columns * tile_size)
+    picture = np.random.default_rng(seed).integers(0, 256, (size[1] // 16, size[0] // 16, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(picture).resize(size).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
 def host_parts(engine: Engine, tiles: int, rounds: int) -> dict[str, float]:
     """ "decode_s" of a JPEG of ``tiles`` tiles, and "tile_s": resizing and cutting it; least times of ``rounds``."""
     geometry = engine.architecture.geometry
-    columns = next(n for n in range(int(tiles**0.5), 0, -1) if tiles % n == 0)
-    size = (tiles // columns * geometry.tile_size, columns * geometry.tile_size)
-    picture = np.random.default_rng(0).integers(0, 256, (size[1] // 16, size[0] // 16, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(picture).resize(size).save(file, "JPEG", quality=90)
-    data, limits, tiling = file.getvalue(), ImageLimits(), Tiling(geometry, tiles, tiles, thumbnail=True)
+    data, limits, tiling = (
+        jpeg(tiles, geometry.tile_size),
+        ImageLimits(),
+        Tiling(geometry, tiles, tiles, thumbnail=True),
+    )
     decoding, both = [], []
     for _ in range(rounds):
         start = time.perf_counter()

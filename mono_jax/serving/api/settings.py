@@ -21,6 +21,11 @@ class ApiConfig:
     )
     max_images: int = field(16, ge=0, help="most images of a request")
     max_pixels: int = field(50_000_000, ge=1, help="most pixels of an image, width x height")
+    all_formats: bool = field(
+        False,
+        help="take TIFF, AVIF, JPEG 2000, HEIC ... too, beside PNG, JPEG, WebP, GIF and BMP: only from clients you "
+        "trust, since a small file of these can make its decoder take any memory",
+    )
     max_choices: int = field(128, ge=1, help="most answers of a request: prompts x n")
     max_requests: int = field(512, ge=1, help="most requests that are read and answered at a time; more are refused")
     max_preparing: int = field(

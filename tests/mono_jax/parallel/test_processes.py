@@ -13,6 +13,7 @@ import pytest
 
 from mono_jax.training.callbacks.stopping import PREEMPTED
 from tests.devices import simulated
+from tests.mono_jax.evaluation import small_benchmarks
 from tests.mono_jax.parallel.clusters import (
     ROOT,
     Cluster,
@@ -146,7 +147,13 @@ def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
 
 @pytest.mark.slow
 def test_two_processes_measure_on_the_way_as_one_does(sets, tmp_path, clusters):
-    evaluation = {"every": 3, "sources": {"text": sets["heldout"]["text"]}, "batches": 2, "keep_best": "heldout/text"}
+    """Losses, and the answers to a benchmark and to questions: both processes ask all, on their common mesh."""
+    text, questions = sets["heldout"]["text"], sets["heldout"]["questions"]
+    evaluation = {"every": 3, "sources": {"text": text}, "batches": 2, "keep_best": "heldout/text", "examples": 2}
+    evaluation["tasks"] = {
+        "questions": {"path": questions["path"], "image_root": questions["image_root"], "max_new_tokens": 3},
+        "pope": {"benchmark": "pope", "data": str(small_benchmarks.write(tmp_path)), "max_new_tokens": 2},
+    }
     config = write_config(
         tmp_path / "config.py",
         settings(sets, evaluation=evaluation, data={"batch_size": 8}, mesh={"fsdp": 2, "tensor": 2}),
@@ -154,11 +161,17 @@ def test_two_processes_measure_on_the_way_as_one_does(sets, tmp_path, clusters):
     for name, count in (("one", 1), ("two", 2)):
         clusters.append(Cluster(config, tmp_path / name, count))
         assert clusters[-1].wait() == [0] * count, clusters[-1].said(0) + clusters[-1].said(count - 1)
-    found = [
-        {r["step"]: r["heldout/text"] for r in records(tmp_path / name) if "heldout/text" in r}
+    measured = ("heldout/", "tasks/")
+    one, two = (
+        {r["step"]: {key: r[key] for key in r if key.startswith(measured)} for r in records(tmp_path / name)}
         for name in ("one", "two")
-    ]
-    assert list(found[0]) == list(found[1]) == [3, 6] and found[1] == pytest.approx(found[0], abs=1e-5)
+    )
+    assert [step for step in one if one[step]] == [step for step in two if two[step]] == [3, 6]
+    assert {"heldout/text", "tasks/questions", "tasks/pope"} <= set(one[3])
+    for step in (3, 6):
+        assert two[step] == pytest.approx(one[step], abs=1e-5)
+    said = [(tmp_path / name / "evaluation/answers.jsonl").read_text() for name in ("one", "two")]
+    assert said[0] == said[1] and said[0].count("\n") == 2 * 2 * 2
     assert_same_run(tmp_path / "one", tmp_path / "two")
     assert_same_weights(tmp_path / "one/best", tmp_path / "two/best")
     assert json.loads((tmp_path / "two/best/step.json").read_text())["step"] == 3

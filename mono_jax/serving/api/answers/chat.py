@@ -44,7 +44,7 @@ async def _requests(service: Service, asked: ChatRequest, visit: Visit) -> list[
         most = service.config.max_images
         raise ApiError(400, f"{len(said.urls)} images: this server takes {most} at most", param="messages")
     if said.urls:
-        pictures = await images.load(said.urls, service.fetcher, visit, service.config.max_body)
+        pictures = await images.load(said.urls, service.fetcher, visit, service.config)
         said.urls.clear()
         prompt = await service.with_images(service.prompts.chat, said, pictures)
         visit.take(prompt.patches.nbytes)

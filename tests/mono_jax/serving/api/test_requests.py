@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
+
+from PIL import Image
 
 from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.models.architecture import Architecture
@@ -113,8 +116,8 @@ WRONG = [
     (CHAT, image("data:image/png;base64,é"), "messages", "not base64"),
     (CHAT, image("data:image/png,abc"), "messages", "base64"),
     (CHAT, image("data:text/html;base64,aGk="), "messages", "data:image"),
-    (CHAT, inline(b""), "messages", "image 1: empty_image"),
-    (CHAT, inline(b"<html>"), "messages", "image 1: not_an_image"),
+    (CHAT, inline(b""), "messages", "image 1: 0 bytes"),
+    (CHAT, inline(b"<html>"), "messages", "image 1: what begins with b'<html>' is not PNG"),
     (CHAT, inline(picture(0)[:200]), "messages", "image 1: truncated_image"),
     (
         CHAT,
@@ -122,7 +125,7 @@ WRONG = [
         "messages",
         "SVG is not taken from clients",
     ),
-    (CHAT, {"messages": [message(picture(0), b"x", "?")]}, "messages", "image 2: not_an_image"),
+    (CHAT, {"messages": [message(picture(0), b"x", "?")]}, "messages", "image 2: what begins with b'x' is not PNG"),
     (TEXT, {}, "prompt", "required"),
     (TEXT, {"prompt": []}, "prompt", ""),
     (TEXT, {"prompt": [[]]}, "prompt.0", ""),
@@ -248,6 +251,23 @@ def test_pixels_and_sides_are_limited(engine: ScriptedEngine):
         status, answer = client.chat(picture(0, 40, 40), "?")
         assert status == 400 and "image_too_large (40x40; the limit is 1000)" in answer["error"]["message"]
         assert client.chat(picture(0, 1, 1), "?")[0] == 200  # people's own pictures; training leaves spacers out
+
+
+@pytest.mark.parametrize(
+    ("kind", "always"),
+    [(kind, True) for kind in ("png", "jpeg", "webp", "gif", "bmp")]
+    + [(kind, False) for kind in ("tiff", "avif", "jpeg2000", "ico", "ppm", "tga", "pcx")],
+)
+def test_formats_whose_memory_is_unknown_are_taken_if_all_are(kind: str, always: bool, engine: ScriptedEngine):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, kind)
+    with serving(engine) as client:
+        status, answer = client.chat(file.getvalue(), "?")
+        assert (status == 200) is always
+        assert always or "--all_formats" in answer["error"]["message"]
+    with serving(engine, ApiConfig(all_formats=True, drain_s=0)) as client:
+        assert client.chat(file.getvalue(), "?")[0] == 200
+        assert "image 1: not_an_image" in client.chat(b"<html>", "?")[1]["error"]["message"]
 
 
 def test_models_without_images_or_template(chat_tokenizer: Tokenizer, small: Architecture, golden_dir: Path):
