@@ -39,7 +39,7 @@ class Service:
         self.started = int(time.time())
         self.gate, self.metrics, self.room = Gate(), Metrics(engine), Room(config.max_bytes)
         limits = ImageLimits(max_pixels=config.max_pixels, max_bytes=config.max_body, min_side=1, max_aspect=200.0)
-        self.prompts = PromptMaker(engine, limits)
+        self.prompts = PromptMaker(engine, limits, config.pixel_path)
         # Of their own: an image takes seconds if its sender wants it to.
         self._texts = ThreadPoolExecutor(2, "texts")
         self._images = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "images")

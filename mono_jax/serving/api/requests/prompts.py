@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.encoding.chat import IMAGE, ChatEncoder, word
 from data_pipelines.encoding.decoding import ImageLimits
+from data_pipelines.encoding.patches import RESIZERS
 from data_pipelines.errors import BadSample
 from mono_jax.errors import GenerationError
 from mono_jax.generation.chat import tiling_of
@@ -105,8 +106,9 @@ class _Wanted(Sequence[Picture]):
 class PromptMaker:
     """Makes prompts for the model of an engine; from any thread."""
 
-    def __init__(self, engine: ServingEngine, limits: ImageLimits):
-        """Raises DataError for a template that cannot be used."""
+    def __init__(self, engine: ServingEngine, limits: ImageLimits, pixel_path: str = "exact"):
+        """Raises DataError for a template that cannot be used, or the package that ``pixel_path`` lacks."""
+        RESIZERS[pixel_path](np.zeros((1, 1, 3), np.uint8))
         self._tokenizer, self._vocabulary = engine.tokenizer, engine.architecture.vocab_size
         self._has_vision, self._prepare = engine.architecture.vision is not None, engine.prepare
         self._max_length = engine.config.max_length
@@ -116,7 +118,7 @@ class PromptMaker:
         if form.template != NO_TEMPLATE:
             encoder = ChatEncoder(engine.tokenizer, form.template, form.system_message)
             if not encoder.missing:
-                self._questions = Questions(encoder, tiling_of(engine.architecture, form), limits)
+                self._questions = Questions(encoder, tiling_of(engine.architecture, form), limits, pixel_path)
 
     def check(self, asked: Conversation) -> None:
         """Raises ApiError 400 for what this model cannot take, before anything is fetched."""

@@ -9,15 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
 
 from PIL import Image
 
+from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.presets import preset
+from mono_jax.serving.api.requests.prompts import Conversation, PromptMaker
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.contract import Closed, Event, Full
 from mono_jax.weights.prompt_format import PromptFormat
@@ -268,6 +271,16 @@ def test_formats_whose_memory_is_unknown_are_taken_if_all_are(kind: str, always:
     with serving(engine, ApiConfig(all_formats=True, drain_s=0)) as client:
         assert client.chat(file.getvalue(), "?")[0] == 200
         assert "image 1: not_an_image" in client.chat(b"<html>", "?")[1]["error"]["message"]
+
+
+def test_images_are_resized_by_the_path_that_was_asked_for(engine: ScriptedEngine):
+    pytest.importorskip("cykooz_resizer")
+    seen = {}
+    for path in ("exact", "fast"):
+        prompts = PromptMaker(engine, ImageLimits(), path)
+        prompt = prompts.chat(Conversation([("human", "<image>")], []), [("image 1", picture(0, 300, 200))])
+        seen[path] = prompt.patches.astype(int)
+    assert 0 < np.abs(seen["exact"] - seen["fast"]).max() < 64  # of noise
 
 
 def test_models_without_images_or_template(chat_tokenizer: Tokenizer, small: Architecture, golden_dir: Path):
