@@ -58,8 +58,8 @@ def sets(sets_dir: Path) -> dict[str, Any]:
 
 
 # What no CI machine has: compilers and simulators of accelerators, Beam, which wants an environment of its own, the
-# language harness, vLLM, other clients, a browser and experiment trackers; and what a container may forbid: to mount a
-# disk.
+# language harness, vLLM, other clients and scorers, a browser and experiment trackers; and what a container may forbid:
+# to mount a disk.
 MAY_SKIP = (
     "tests/faults/test_full_disk.py",
     "tests/pallas_kernels/",
@@ -72,6 +72,7 @@ MAY_SKIP = (
     "tests/data_pipelines/jobs/test_building.py",
     "tests/data_pipelines/test_index.py::test_beam_makes_the_same_indices_and_resumes",
     "tests/mono_jax/evaluation/language/test_lm_eval.py",
+    "tests/mono_jax/evaluation/published/",
     "tests/mono_jax/serving/api/test_page.py",
     "tests/mono_jax/serving/api/clients/",
     "tests/vllm_plugin/",

@@ -1,8 +1,6 @@
 """Other people's clients, as they are, against experiments/serve.py with a real model.
 
-They need not be installed where this project is: MONO_JAX_CLIENTS_PYTHON=VENV/bin/python names the Python that has
-openai, lm_eval[api], lmms-eval, or VLMEvalKit's vlmeval; MONO_JAX_CLIENTS_PATH is its PYTHONPATH, for clones. Tests of
-those that it lacks are skipped.
+The Python of tests/clients.py has openai, lm_eval[api], lmms-eval, or VLMEvalKit's vlmeval.
 """
 
 from __future__ import annotations
@@ -10,9 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,20 +21,18 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed: pip ins
 
 from mono_jax.evaluation.language.likelihood import Likelihoods
 from mono_jax.generation.chat import open_model
+from tests.clients import PYTHON, environment
 from tests.mono_jax.serving.api.real_server import TOKENS, RealServer, expected, messages, questions, serving_folder
 from tests.tiny_folder import tiny_folder
 
 HERE = Path(__file__).parent
-PYTHON = os.environ.get("MONO_JAX_CLIENTS_PYTHON", sys.executable)
 ASKED = questions(24)
 
 
 def started(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """The clients' Python, which knows nothing of this project."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and "proxy" not in name}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.environ.get("MONO_JAX_CLIENTS_PATH", "")}
     return subprocess.run(
-        [PYTHON, *arguments], input=text, env=environment, cwd=HERE, capture_output=True, text=True, timeout=600
+        [PYTHON, *arguments], input=text, env=environment(), cwd=HERE, capture_output=True, text=True, timeout=600
     )
 
 

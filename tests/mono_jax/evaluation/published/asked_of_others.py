@@ -1,0 +1,389 @@
+"""Run by the Python of the other packages: {"scorer": name, "cases": [arguments, ...]} a line, {"scores": [...]} back.
+
+Functions are called as the packages' own commands do: lmms-eval strips answers, files are tables in memory, a judge's
+replies are part of the case, and a guess is "".
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+os.environ["OPENAI_API_KEY"] = "none"  # modules make a client when they are imported, which is not used
+os.environ.pop("VERBOSE", None)  # changes what VLMEvalKit reads
+SCORERS: dict[str, Callable[..., Any]] = {}
+
+
+def scorer(function: Callable[..., Any]) -> Callable[..., Any]:
+    SCORERS[function.__name__] = function
+    return function
+
+
+# lmms-eval
+
+
+@scorer
+def lmms_normal(text: str) -> str:
+    from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
+
+    return EvalAIAnswerProcessor()(text)
+
+
+@scorer
+def lmms_vqa(answer: str, truths: list[str]) -> float:
+    from lmms_eval.tasks.textvqa.utils import textvqa_process_results
+
+    return textvqa_process_results({"answers": list(truths), "question_id": 0}, [answer.strip()])["exact_match"]
+
+
+@scorer
+def lmms_anls(answer: str, truths: list[str]) -> float:
+    from lmms_eval.api.metrics import anls
+
+    return anls(references=truths, predictions=[answer.strip()])["anls"]
+
+
+@scorer
+def lmms_relaxed(answer: str, truths: list[str]) -> float:
+    """Of one truth: it knows no more."""
+    from lmms_eval.tasks.chartqa.utils import chartqa_process_results
+
+    return chartqa_process_results({"type": "human_test", "answer": truths[0]}, [answer.strip()])["relaxed_overall"]
+
+
+@scorer
+def lmms_gqa(answer: str, truth: str) -> float:
+    from lmms_eval.api.metrics import exact_match_fn
+
+    both = {"predictions": [answer.strip()], "references": [truth]}
+    return float(exact_match_fn(**both, ignore_case=True, ignore_punctuation=True)["exact_match"])
+
+
+@scorer
+def lmms_contains(answer: str, truths: list[str], category: str) -> float:
+    from lmms_eval.tasks.ocrbench.utils import ocrbench_process_results
+
+    source = "HME100k" if category.startswith("Handwritten Math") else "another"
+    row = {"answer": truths, "dataset": source, "question_type": category}
+    return ocrbench_process_results(row, [answer.strip()])["ocrbench_accuracy"]["score"]
+
+
+@scorer
+def lmms_mmmu_choice(answer: str, options: dict[str, str]) -> str:
+    from lmms_eval.tasks._task_utils import mmmu_mcq_utils
+    from lmms_eval.tasks.mmmu.utils import mmmu_process_results
+
+    mmmu_mcq_utils.random = types.SimpleNamespace(choice=lambda choices: "")
+    row = {"id": "validation_Art_1", "question_type": "multiple-choice", "answer": "A"}
+    row["options"] = str(list(options.values()))
+    return mmmu_process_results(row, [answer.strip()])["mmmu_acc"]["parsed_pred"][0]
+
+
+@scorer
+def lmms_mmmu_open(answer: str, truths: list[str]) -> float:
+    from lmms_eval.tasks.mmmu.utils import eval_open, mmmu_process_results
+
+    row = {"id": "validation_Art_1", "question_type": "open", "answer": truths}
+    return float(eval_open(truths, mmmu_process_results(row, [answer.strip()])["mmmu_acc"]["parsed_pred"][0]))
+
+
+@scorer
+def lmms_science(answer: str, truth: str, options: dict[str, str]) -> float:
+    from lmms_eval.tasks.scienceqa.utils import sqa_process_results
+
+    row = {"choices": list(options.values()), "answer": list(options).index(truth)}
+    return sqa_process_results(row, [answer.strip()])["exact_match"]
+
+
+@scorer
+def lmms_seed(answer: str, truth: str, options: dict[str, str]) -> float:
+    from lmms_eval.tasks.seedbench.utils import seed_aggregation_result, seed_process_result
+
+    row = {"answer": truth, "data_type": "image", "question_id": 0}
+    return seed_aggregation_result([seed_process_result(row, [answer.strip()])["seed_all"]])
+
+
+@scorer
+def lmms_ai2d(answer: str, truth: str, options: dict[str, str]) -> float:
+    from lmms_eval.tasks.ai2d.utils import MultiChoiceRegexFilter
+
+    return lmms_gqa(MultiChoiceRegexFilter().apply([[answer]], [{}])[0], truth)
+
+
+@scorer
+def lmms_mme_word(answer: str) -> str:
+    from lmms_eval.tasks.mme.utils import parse_pred_ans
+
+    return parse_pred_ans(answer.strip()).replace("other", "")
+
+
+@scorer
+def lmms_mme(rows: list[list[str]]) -> dict[str, float]:
+    """Rows of category, image, answer, truth."""
+    from lmms_eval.tasks.mme.utils import mme_aggregate_results, mme_process_results
+
+    found: dict[str, list] = {}
+    for category, image, answer, truth in rows:
+        row = {"category": category, "question_id": image, "answer": truth}
+        for name, value in mme_process_results(row, [answer.strip()]).items():
+            found.setdefault(name.split("_")[1], []).append(value)
+    return {name: mme_aggregate_results(values) for name, values in found.items()}
+
+
+@scorer
+def lmms_pope(rows: list[list[str]]) -> dict[str, dict[str, float]]:
+    """Rows of category, answer, truth: scores of each category."""
+    from lmms_eval.tasks.pope import utils
+
+    found: dict[str, list] = {}
+    for category, answer, truth in rows:
+        row = {"answer": truth, "question_id": 0}
+        found.setdefault(category, []).append(utils.pope_process_results(row, [answer.strip()])["pope_f1_score"])
+    return {
+        category: {"f1": utils.pope_aggregate_f1_score(results), "accuracy": utils.pope_aggregate_accuracy(results)}
+        for category, results in found.items()
+    }
+
+
+@scorer
+def lmms_hallusion(rows: list[list[str]]) -> dict[str, float]:
+    """Rows of subcategory, set, figure, question, answer, truth."""
+    from lmms_eval.tasks.hallusion_bench.evaluate_hb import hb_aggregation_result_intern
+
+    names = ("subcategory", "set_id", "figure_id", "question_id", "model_prediction", "gt_answer")
+    results = [{"category": "VD"} | dict(zip(names, row)) for row in rows]
+    return {metric: 100 * hb_aggregation_result_intern(results, metric) for metric in ("aAcc", "fAcc", "qAcc")}
+
+
+@scorer
+def lmms_box(answer: str, box: list[float], width: float, height: float) -> float:
+    from lmms_eval.tasks.refcoco.utils_rec import refcoco_bbox_rec_acc05, refcoco_bbox_rec_process_result
+
+    shares = [edge / of for edge, of in zip(box, (width, height, width, height))]
+    row = {"question_id": 0, "answer": "", "bbox": shares}
+    try:
+        found = refcoco_bbox_rec_process_result(row, [answer.strip()])
+        return float(refcoco_bbox_rec_acc05([found["refcoco_ACC@0.5"]]))
+    except ZeroDivisionError:
+        return 0.0
+
+
+@scorer
+def lmms_math_vista(extracted: str, truth: str, options: dict[str, str], kinds: list[Any]) -> float:
+    from lmms_eval.tasks.mathvista.mathvista_evals import MathVistaEvaluator
+
+    found = MathVistaEvaluator().normalize_extracted_answer(extracted, list(options.values()), *kinds)
+    return float(MathVistaEvaluator().safe_equal(found, truth))
+
+
+@scorer
+def lmms_mm_vet(rows: list[list[Any]]) -> dict[str, float]:
+    """Rows of category and the judge's replies, of which the first one is a grade."""
+    from lmms_eval.tasks.mmvet import utils
+
+    results = []
+    for category, replies in rows:
+        utils.get_chat_response = lambda *args, reply=replies[0], **rest: (reply, "scripted")
+        row = {"question_id": 0, "question": "", "answer": "", "capability": category}
+        results.append(utils.mmvet_process_results(row, [""])["gpt_eval_score"])
+    return {"grade": utils.mmvet_aggregate_results(results)}
+
+
+# VLMEvalKit
+
+
+@scorer
+def vlm_choice(answer: str, options: dict[str, str]) -> str:
+    from vlmeval.utils.matching_util import can_infer
+
+    return can_infer(answer, dict(options)) or ""
+
+
+@scorer
+def vlm_circular(groups: list[list[list[Any]]]) -> dict[str, float]:
+    """Of each question its orders: answer, truth, options."""
+    import pandas as pd
+    from vlmeval.dataset.utils.multiple_choice import eval_circular_group, eval_vanilla
+
+    whole, each = [], []
+    for orders in groups:
+        rows = [{"prediction": answer, "GT": truth, "question": "?"} | options for answer, truth, options in orders]
+        table = pd.DataFrame(rows)
+        whole.append(eval_circular_group(None, table)["hit"])
+        each += [eval_vanilla(None, table.iloc[i])["hit"] for i in range(len(table))]
+    return {"circular": 100 * sum(whole) / len(whole), "accuracy": 100 * sum(each) / len(each)}
+
+
+def _vlm_line(answer: str, truths: list[str], method: str, dataset: str) -> float:
+    from vlmeval.dataset.utils.vqa_eval import hit_calculate, process_line
+
+    found = process_line({"answer": str(truths), "prediction": answer}, method=method)
+    return float(hit_calculate([found], dataset)[0])
+
+
+for _name, _method, _dataset in (
+    ("vqa", "vqa_score", "TextVQA_VAL"),
+    ("anls", "anls", "DocVQA_VAL"),
+    ("relaxed", "relaxed_accuracy", "ChartQA_TEST"),
+    ("exact", "accuracy", "OCRVQA_TEST"),
+):
+    SCORERS[f"vlm_{_name}"] = functools.partial(_vlm_line, method=_method, dataset=_dataset)
+
+
+@scorer
+def vlm_gqa(answer: str, truth: str) -> float:
+    return _vlm_line(answer, [truth], "accuracy", "GQA_TestDev_Balanced")
+
+
+def _rated(module: Any, rating: Callable[[str], Any], rows: list[dict[str, Any]]) -> Any:
+    """What it says of a table, which it believes to have loaded."""
+    import pandas as pd
+
+    module.load = lambda name: pd.DataFrame(rows)
+    return rating("table.tsv")
+
+
+@scorer
+def vlm_contains(answer: str, truths: list[str], category: str) -> float:
+    from vlmeval.dataset.utils import ocrbench
+
+    scores: list[dict[str, float]] = []
+    ocrbench.tqdm = iter
+    ocrbench.dump = lambda found, name: scores.append(found)
+    ocrbench.logger.setLevel("ERROR")
+    _rated(ocrbench, ocrbench.OCRBench_eval, [{"prediction": answer, "answer": str(truths), "category": category}])
+    return float(scores[0]["Final Score"])
+
+
+@scorer
+def vlm_word(answer: str) -> str:
+    from vlmeval.dataset.utils.yorn import YOrN_Extraction
+
+    return YOrN_Extraction(answer).lower().replace("unknown", "")
+
+
+@scorer
+def vlm_mme(rows: list[list[str]]) -> dict[str, float]:
+    """Rows of category, image, answer, truth."""
+    from vlmeval.dataset.utils import yorn
+
+    table = [
+        {"category": category, "image_path": image, "score": vlm_word(answer) == truth.lower()}
+        for category, image, answer, truth in rows
+    ]
+    found = _rated(yorn, yorn.MME_rating, table).iloc[0]
+    return {"perception": float(found["perception"]), "cognition": float(found["reasoning"])}
+
+
+@scorer
+def vlm_pope(rows: list[list[str]]) -> dict[str, dict[str, float]]:
+    """Rows of category, answer, truth: scores of each category."""
+    from vlmeval.dataset.utils import yorn
+
+    table = [
+        {"category": category, "answer": truth.title(), "extracted": (said := vlm_word(answer).title())}
+        | {"score": said == truth.title()}
+        for category, answer, truth in rows
+    ]
+    found = _rated(yorn, yorn.POPE_rating, table)
+    return {
+        row["split"]: {"f1": row["Overall"] / 100, "accuracy": row["acc"] / 100}
+        for _, row in found.iterrows()
+        if row["split"] != "Overall"
+    }
+
+
+@scorer
+def vlm_hallusion(rows: list[list[str]]) -> dict[str, float]:
+    """Rows of subcategory, set, figure, question, answer, truth."""
+    from vlmeval.dataset.utils import yorn
+
+    table = [
+        {"l2-category": category, "index": "_".join(("VD", category, "1", *numbers))}
+        | {"score": vlm_word(answer) == {"1": "yes", "0": "no"}[truth]}
+        for category, *numbers, answer, truth in rows
+    ]
+    found = _rated(yorn, yorn.Hallusion_rating, table).iloc[0]
+    return {metric: float(found[metric]) for metric in ("aAcc", "fAcc", "qAcc")}
+
+
+@scorer
+def vlm_box(answer: str, box: list[float], width: float, height: float) -> float:
+    import numpy as np
+    from vlmeval.dataset.refcoco import RefCOCODataset
+
+    found = RefCOCODataset._parse_prediction(answer)
+    if found is None:
+        return 0.0
+    found = RefCOCODataset._to_absolute(found, width, height)
+    return float(RefCOCODataset._compute_iou(found, np.array(box)) >= RefCOCODataset.IOU_THRESHOLD)
+
+
+@scorer
+def vlm_mm_vet(rows: list[list[Any]]) -> dict[str, float]:
+    """Rows of category and the judge's replies, in turn."""
+    from vlmeval.dataset.utils import mmvet
+
+    table = []
+    for category, replies in rows:
+        left = iter(replies)
+        judge = types.SimpleNamespace(generate=functools.partial(lambda left, prompt, temperature: next(left), left))
+        line = {"question": "", "answer": "", "prediction": ""}
+        table.append({"category": category, "score": mmvet.MMVet_auxeval(judge, line)["score"]})
+    found, _ = _rated(mmvet, mmvet.MMVet_acc, table)
+    return {name.replace("Overall", "grade"): value for name, value in zip(found["Category"], found["acc"])}
+
+
+# pycocoevalcap
+
+
+def _coco_tokens(captions: dict[str, list[str]]) -> dict[str, list[str]]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    return PTBTokenizer().tokenize({name: [{"caption": text} for text in texts] for name, texts in captions.items()})
+
+
+@scorer
+def coco_captions(corpora: list[list[list[Any]]]) -> list[dict[str, float]]:
+    """Of each corpus rows of answer, truths. Java starts twice for all of them."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    rows = {f"{number}/{row}": of for number, corpus in enumerate(corpora) for row, of in enumerate(corpus)}
+    every_answer = _coco_tokens({name: [answer] for name, (answer, _) in rows.items()})
+    every_truth = _coco_tokens({name: truths for name, (_, truths) in rows.items()})
+    found = []
+    for number in range(len(corpora)):
+        names = [name for name in rows if name.startswith(f"{number}/")]
+        both = {name: every_truth[name] for name in names}, {name: every_answer[name] for name in names}
+        of_one = {"CIDEr": Cider().compute_score(*both)[0], "ROUGE-L": Rouge().compute_score(*both)[0]}
+        of_one |= {f"BLEU-{n}": value for n, value in enumerate(Bleu(4).compute_score(*both, verbose=0)[0], 1)}
+        found.append({name: 100 * float(value) for name, value in of_one.items()})
+    return found
+
+
+PACKAGES = {"lmms": "lmms_eval", "vlm": "vlmeval", "coco": "pycocoevalcap"}
+
+
+def replied(job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        __import__(PACKAGES[job["scorer"].partition("_")[0]])
+    except ImportError as error:
+        return {"missing": str(error)}
+    try:
+        return {"scores": [SCORERS[job["scorer"]](*case) for case in job["cases"]]}
+    except Exception:
+        return {"fault": traceback.format_exc()}
+
+
+if __name__ == "__main__":
+    sys.stdout, out = sys.stderr, sys.stdout  # progress bars
+    for line in sys.stdin:
+        print(json.dumps(replied(json.loads(line)), default=float), file=out, flush=True)
