@@ -184,15 +184,20 @@ def lmms_math_vista(extracted: str, truth: str, options: dict[str, str], kinds: 
 
 @scorer
 def lmms_mm_vet(rows: list[list[Any]]) -> dict[str, float]:
-    """Rows of category and the judge's replies, of which the first one is a grade."""
+    """Rows of category and the judge's replies, of which the first one is a grade. It prints means to two decimals."""
     from lmms_eval.tasks.mmvet import utils
 
-    results = []
+    results, printed = [], []
     for category, replies in rows:
         utils.get_chat_response = lambda *args, reply=replies[0], **rest: (reply, "scripted")
         row = {"question_id": 0, "question": "", "answer": "", "capability": category}
         results.append(utils.mmvet_process_results(row, [""])["gpt_eval_score"])
-    return {"grade": utils.mmvet_aggregate_results(results)}
+    utils.eval_logger = types.SimpleNamespace(info=printed.append)
+    found = {"grade": utils.mmvet_aggregate_results(results)}
+    for line in printed[1:7]:  # then by combination
+        name, value = line.removeprefix("Score for ").split(": ")
+        found[name] = float(value)
+    return found
 
 
 # VLMEvalKit

@@ -174,7 +174,7 @@ _YES_NO = _words("yes|Yes|YES|no|No|NO|not|nope|y|N|yes.|No,|none|I say|It is|Ye
 
 
 def yes_or_no(rng: Random) -> tuple[str]:
-    pieces = [rng.choice((*_YES_NO, *_YES_NO, *MARKS, *WORDS, "1,000", "5.")) for _ in range(rng.randint(0, 4))]
+    pieces = [rng.choice((*_YES_NO, *_YES_NO, *MARKS, *WORDS, *NUMBERS)) for _ in range(rng.randint(0, 4))]
     return ("".join(piece + rng.choice(SPACES) for piece in pieces),)
 
 
@@ -192,9 +192,17 @@ def of_mme(rng: Random) -> tuple[list[list[str]]]:
     return (rows,)
 
 
-def of_pope(rng: Random) -> tuple[list[list[str]]]:
+def _of_pope(rng: Random, said: Sequence[str]) -> tuple[list[list[str]]]:
     categories = ("adversarial", "popular", "random")
-    return ([[rng.choice(categories), _plain(rng), rng.choice(("yes", "no"))] for _ in range(rng.randint(1, 40))],)
+    return ([[rng.choice(categories), rng.choice(said), rng.choice(("yes", "no"))] for _ in range(rng.randint(1, 40))],)
+
+
+def of_pope(rng: Random) -> tuple[list[list[str]]]:
+    return _of_pope(rng, ("yes", "Yes", "no", "No"))
+
+
+def of_pope_in_sentences(rng: Random) -> tuple[list[list[str]]]:
+    return _of_pope(rng, ("Yes", "yes.", "Yes, there is a dog.", "No", "no.", "No, it is not.", "There is no dog"))
 
 
 def _of_hallusion(rng: Random, answer: Callable[[], str]) -> tuple[list[list[str]]]:
@@ -254,24 +262,29 @@ def of_math_vista(rng: Random) -> tuple[str, str, Options, list[Any]]:
     return said, truth, {}, ["free_form", kind, precision if kind == "float" else None]
 
 
-def _graded(rng: Random, replies: Callable[[], Sequence[str]]) -> tuple[list[list[Any]]]:
+def _graded(rng: Random, fewest: int, replies: Callable[[], Sequence[str]]) -> tuple[list[list[Any]]]:
+    """Rows of abilities, all in the first, ``fewest`` or more in the others, and replies of the judge."""
     rows = [[",".join(ABILITIES), list(replies())]]
     for _ in range(rng.randint(0, 40)):
-        rows.append([",".join(rng.sample(ABILITIES, rng.randint(1, 4))), list(replies())])
+        rows.append([",".join(rng.sample(ABILITIES, rng.randint(fewest, 4))), list(replies())])
     return (rows,)
 
 
 def _grade(rng: Random) -> str:
-    return rng.choice((f"{rng.randint(0, 10) / 10}", "0", "1", " 0.5\n", ".3", "1e-1", "0.75"))
+    return rng.choice((f"{rng.randint(0, 10) / 10}", "0", "1", ".3", "1e-1", "0.75"))
 
 
 def of_mm_vet(rng: Random) -> tuple[list[list[Any]]]:
-    return _graded(rng, lambda: [_grade(rng).strip()])
+    return _graded(rng, 1, lambda: [_grade(rng)])
 
 
 def of_mm_vet_with_unusable_replies(rng: Random) -> tuple[list[list[Any]]]:
-    bad = ("good", "1.5", "-0.1", "", "Grade", "0.5 or so")
-    return _graded(rng, lambda: [*rng.sample(bad, rng.choice((0, 0, 1, 2))), _grade(rng)])
+    bad = ("good", "1.5", "-0.1", "", "Grade", *(("0.5 or so", "Grade: 0.5") if rng.random() < 0.1 else ()))
+
+    def replies() -> list[str]:
+        return [*rng.sample(bad, rng.choice((0, 0, 1, 2))), rng.choice(("{}", " {}\n")).format(_grade(rng))]
+
+    return _graded(rng, rng.choice((1, 2, 2)), replies)
 
 
 _CAPTION = _words(

@@ -221,9 +221,12 @@ def is_unusual_box(answer: str, box: Sequence[float], width: float, height: floa
 
 
 def is_box_mended(answer: str, box: Sequence[float], width: float, height: float) -> bool:
-    """VLMEvalKit takes numbers without brackets or commas, pixels above 1000, and turns a box about or cuts it off."""
+    """VLMEvalKit takes numbers without brackets or commas or on two lines, and pixels above 1000; it turns a box about.
+
+    What lies outside the picture it cuts off.
+    """
     found = numbers_of(answer)
-    plain = re.match(r"[^\[\d]*\[*\[\s*(-?[\d.]+\s*,\s*){3}-?[\d.]+\s*\]", answer)
+    plain = re.match(r"[^\[\d]*\[*\[ *(-?[\d.]+ *, *){3}-?[\d.]+ *\]", answer)
     in_order = len(found) >= 4 and found[0] <= found[2] and found[1] <= found[3]
     scaled = all(0 <= edge <= 1 for edge in found[:4]) or (sum(found[:4]) >= 4 and 1.5 < max(found[:4]) <= 1000)
     return not plain or not in_order or not scaled or min(found[:4]) < 0
@@ -238,18 +241,21 @@ def has_words_about_a_grade(rows: Sequence[Sequence[Any]]) -> bool:
     return any(len(reply.split()) > 1 for _, replies in rows for reply in replies)
 
 
+def has_one_ability(rows: Sequence[Sequence[Any]]) -> bool:
+    """VLMEvalKit counts an example of one ability twice in its mean; lmms-eval counts it once."""
+    return any("," not in category for category, _ in rows)
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """``ours`` against ``scorer`` of asked_of_others.py, on ``count`` cases; ``but``: the deviation."""
+    """``ours`` against ``scorer`` of asked_of_others.py, on ``count`` cases; ``but``: the deviations."""
 
     scorer: str
     case: Callable[[Random], Sequence[Any]]
     ours: Callable[..., Any]
     count: int = 20_000
     but: Sequence[Callable[..., bool]] = ()
-
-    def excused(self, case: Sequence[Any]) -> bool:
-        return any(deviation(*case) for deviation in self.but)
+    within: float = 1e-9
 
 
 def one(case: Callable[[Random], Sequence[Any]]) -> Callable[[Random], Sequence[Any]]:
@@ -274,7 +280,7 @@ COMPARISONS = [
     Comparison("lmms_contains", cases.of_ocrbench, CONTAINS, but=[is_wide]),
     Comparison("vlm_contains", cases.of_ocrbench, CONTAINS, 5_000),
     Comparison("vlm_choice", cases.choice, choices.choice_of, 60_000),
-    Comparison("vlm_circular", cases.circular_groups, circular, 500),
+    Comparison("vlm_circular", cases.circular_groups, circular, 200),
     *(
         Comparison(f"lmms_{name}", cases.choice_and_truth, right_choice, but=[is_more_than_a_letter])
         for name in ("science", "seed", "ai2d")
@@ -283,27 +289,33 @@ COMPARISONS = [
     Comparison("lmms_mmmu_open", cases.of_mmmu, MMMU, 60_000),
     Comparison("lmms_mme_word", cases.yes_or_no, yes_no.mme_word, 60_000, [is_no_word]),
     Comparison("lmms_mme", cases.of_mme, mme, 500),
-    Comparison("vlm_mme", cases.of_mme, mme, 500),
+    Comparison("vlm_mme", cases.of_mme, mme, 200),
     Comparison("vlm_word", cases.yes_or_no, yes_no.only_word, 60_000),
     Comparison("lmms_hallusion", cases.of_hallusion_plainly, hallusion, 500),
-    Comparison("vlm_hallusion", cases.of_hallusion, hallusion, 500),
+    Comparison("vlm_hallusion", cases.of_hallusion, hallusion, 200),
     Comparison("lmms_pope", cases.of_pope, pope, 500),
-    Comparison("vlm_pope", cases.of_pope, pope, 500),
+    Comparison("vlm_pope", cases.of_pope_in_sentences, pope, 200),
     Comparison("lmms_box", cases.of_refcoco, grounded, 40_000, [is_unusual_box]),
     Comparison("vlm_box", cases.of_refcoco, grounded, 40_000, [is_box_mended]),
     Comparison("lmms_math_vista", cases.of_math_vista, math_vista),
-    Comparison("lmms_mm_vet", cases.of_mm_vet, lambda rows: {"grade": mm_vet(rows)["grade"]}, 500),
-    Comparison("vlm_mm_vet", cases.of_mm_vet_with_unusable_replies, mm_vet, 500, [has_words_about_a_grade]),
+    Comparison("lmms_mm_vet", cases.of_mm_vet, mm_vet, 500, within=0.00501),  # it prints two decimals
+    Comparison(
+        "vlm_mm_vet",
+        cases.of_mm_vet_with_unusable_replies,
+        mm_vet,
+        500,
+        [has_words_about_a_grade, has_one_ability],
+    ),
     Comparison("coco_captions", cases.corpora, captions, 4),
 ]
 
 
-def same(ours: Any, theirs: Any) -> bool:
+def same(ours: Any, theirs: Any, within: float) -> bool:
     if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(same(ours[name], theirs[name]) for name in ours)
+        return ours.keys() == theirs.keys() and all(same(ours[name], theirs[name], within) for name in ours)
     if isinstance(ours, list):
-        return len(ours) == len(theirs) and all(map(same, ours, theirs))
-    return ours == theirs if isinstance(ours, str) else math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-9)
+        return len(ours) == len(theirs) and all(same(*both, within) for both in zip(ours, theirs))
+    return ours == theirs if isinstance(ours, str) else math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=within)
 
 
 @pytest.mark.parametrize("of", COMPARISONS, ids=lambda of: of.scorer)
@@ -312,9 +324,11 @@ def test_scores_are_the_published_ones(of: Comparison, others: Others):
     asked = [of.case(rng) for _ in range(of.count)]
     theirs = others.scores(of.scorer, asked)
     ours = [of.ours(*case) for case in asked]
-    differ = [number for number in range(of.count) if not same(ours[number], theirs[number])]
-    wrong = [number for number in differ if not of.excused(asked[number])]
+    excused = [any(deviation(*case) for deviation in of.but) for case in asked]
+    differ = [number for number in range(of.count) if not same(ours[number], theirs[number], of.within)]
+    wrong = [number for number in differ if not excused[number]]
     assert not wrong, "\n".join(f"{asked[number]}: {ours[number]}, theirs {theirs[number]}" for number in wrong[:5])
-    compared = [number for number in range(of.count) if not of.excused(asked[number])]
-    assert len(compared) > of.count / 5 and len({json.dumps(ours[number]) for number in compared}) > 1
-    assert differ or not of.but, "the deviation is none"
+    compared = {json.dumps(score) for score, out in zip(ours, excused) if not out}
+    assert excused.count(False) > of.count / 5 and len(compared) > 1
+    for deviation in of.but:
+        assert any(deviation(*asked[number]) for number in differ), f"{deviation.__name__}: it is none"
