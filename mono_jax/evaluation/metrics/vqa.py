@@ -47,9 +47,9 @@ def normalize(answer: str) -> str:
     return " ".join(contractions().get(word, word) for word in words if word not in _ARTICLES)
 
 
-def without_punctuation(text: str) -> str:
+def without_punctuation(text: str, thousands: re.Pattern[str] = _THOUSANDS) -> str:
     """A mark beside a space goes; one inside a word becomes a space, unless the text has a thousands separator."""
-    has_thousands = _THOUSANDS.search(text) is not None
+    has_thousands = thousands.search(text) is not None
     result = text
     for mark in _PUNCTUATION:
         alone = f"{mark} " in text or f" {mark}" in text or has_thousands

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from mono_jax.evaluation.metrics.vqa import without_punctuation
 PERCEPTION = ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]
 COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
 
+_THOUSANDS = re.compile(r"\d,\d")  # VLMEvalKit's, unlike EvalAI's: one comma alone
+
 
 def mme_word(answer: str) -> str:
     """MME's own reading: what the first four characters hold."""
@@ -23,7 +26,7 @@ def mme_word(answer: str) -> str:
 
 def only_word(answer: str) -> str:
     """HallusionBench as VLMEvalKit reads it: whichever of the two words the answer has, if not both."""
-    words = without_punctuation(answer.lower()).split()
+    words = without_punctuation(answer.lower(), _THOUSANDS).split()
     found = [word for word in ("yes", "no") if word in words]
     return found[0] if len(found) == 1 else ""
 

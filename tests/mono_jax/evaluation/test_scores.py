@@ -191,6 +191,7 @@ def test_hallusion_accuracies():
     [
         *[("Yes", "yes", "yes"), ("no way", "no", "no"), ("It is not. yes", "yes", "no"), ("yes. no", "", "yes")],
         *[("yes/no", "", "yes"), ("nope", "", "yes"), ("Yes, no", "", "no"), ("", "", "yes"), ("NO", "no", "yes")],
+        *[("1,,000-yes", "yes", "yes"), ("1,000-yes", "", "yes")],  # with a thousands separator no mark becomes a space
     ],
 )
 def test_yes_and_no(answer: str, hallusion: str, pope: str):

@@ -6,13 +6,19 @@ replies are part of the case, and a guess is "".
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
+import io
 import json
 import os
+import re
+import runpy
 import sys
 import traceback
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ["OPENAI_API_KEY"] = "none"  # modules make a client when they are imported, which is not used
@@ -345,6 +351,94 @@ def vlm_mm_vet(rows: list[list[Any]]) -> dict[str, float]:
     return {name.replace("Overall", "grade"): value for name, value in zip(found["Category"], found["acc"])}
 
 
+# InternVL: internvl_chat/eval, which holds copies of M4C's, LLaVA's, MMMU's and MME's code
+
+
+def _printed(function: Callable[..., Any], *arguments: Any) -> dict[str, list[float]]:
+    """Its lines "name: number"."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        function(*arguments)
+    found: dict[str, list[float]] = {}
+    for name, number in re.findall(r"^\s*(.+?)\s*: ([\d.e-]+)\s*$", out.getvalue(), re.MULTILINE):
+        found.setdefault(name, []).append(float(number))
+    return found
+
+
+@scorer
+def internvl_normal(text: str) -> str:
+    from vqa.textvqa_eval import EvalAIAnswerProcessor
+
+    return EvalAIAnswerProcessor()(text)
+
+
+@scorer
+def internvl_vqa(answer: str, truths: list[str]) -> float:
+    from vqa import textvqa_eval
+
+    textvqa_eval.tqdm = lambda rows, **rest: rows
+    return textvqa_eval.TextVQAAccuracyEvaluator().eval_pred_list([{"pred_answer": answer, "gt_answers": truths}])
+
+
+@scorer
+def internvl_gqa(answer: str, truth: str) -> float:
+    """What is handed to GQA's evaluation, which asks whether it is the truth."""
+    import vqa
+
+    Path("given.json").write_text(json.dumps([{"questionId": 0, "answer": answer}]))
+    sys.argv = ["", "--src", "given.json", "--dst", "handed.json"]
+    runpy.run_path(str(Path(next(iter(vqa.__path__))) / "convert_gqa_for_eval.py"))
+    return float(json.loads(Path("handed.json").read_text())[0]["prediction"] == truth)
+
+
+@scorer
+def internvl_mmmu_choice(answer: str, options: dict[str, str]) -> str:
+    from mmmu import eval_utils
+
+    eval_utils.random = types.SimpleNamespace(choice=lambda choices: "")
+    return eval_utils.parse_multi_choice_response(answer, list(options), options)
+
+
+@scorer
+def internvl_mmmu_open(answer: str, truths: list[str]) -> float:
+    from mmmu import eval_utils
+
+    return float(eval_utils.eval_open(truths, eval_utils.parse_open_response(answer)))
+
+
+@scorer
+def internvl_mme_word(answer: str) -> str:
+    from mme.calculation import calculate_metrics
+
+    return calculate_metrics().parse_pred_ans(answer.lower()).replace("other", "")
+
+
+@scorer
+def internvl_mme(rows: list[list[str]]) -> dict[str, float]:
+    """Rows of category, image, answer, truth."""
+    from mme.calculation import calculate_metrics
+
+    files: dict[str, list[str]] = {}
+    for category, image, answer, truth in sorted(rows, key=lambda row: row[1]):
+        files.setdefault(category, []).append("\t".join((image, "?", truth, answer)))
+    for category, lines in files.items():
+        Path(f"{category}.txt").write_text("\n".join(lines))
+    return dict(zip(("perception", "cognition"), _printed(calculate_metrics().process_result, ".")["total score"]))
+
+
+@scorer
+def internvl_pope(rows: list[list[str]]) -> dict[str, dict[str, float]]:
+    """Rows of category, answer, truth: scores of each category."""
+    from pope.eval_pope import eval_pope
+
+    found = {}
+    for category in {row[0] for row in rows}:
+        mine = [row for row in rows if row[0] == category]
+        Path("labels.json").write_text("\n".join(json.dumps({"label": truth}) for _, _, truth in mine))
+        printed = _printed(eval_pope, [{"text": answer} for _, answer, _ in mine], "labels.json")
+        found[category] = {"f1": printed["F1 score"][0], "accuracy": printed["Accuracy"][0]}
+    return found
+
+
 # pycocoevalcap
 
 
@@ -374,16 +468,16 @@ def coco_captions(corpora: list[list[list[Any]]]) -> list[dict[str, float]]:
     return found
 
 
-PACKAGES = {"lmms": "lmms_eval", "vlm": "vlmeval", "coco": "pycocoevalcap"}
+PACKAGES = {"lmms": "lmms_eval", "vlm": "vlmeval", "internvl": "vqa.textvqa_eval", "coco": "pycocoevalcap"}
 
 
 def replied(job: dict[str, Any]) -> dict[str, Any]:
+    name, cases = job["scorer"], job["cases"]
     try:
-        __import__(PACKAGES[job["scorer"].partition("_")[0]])
+        importlib.import_module(PACKAGES[name.partition("_")[0]])
+        return {"scores": [SCORERS[name](*case) for case in cases]}
     except ImportError as error:
         return {"missing": str(error)}
-    try:
-        return {"scores": [SCORERS[job["scorer"]](*case) for case in job["cases"]]}
     except Exception:
         return {"fault": traceback.format_exc()}
 

@@ -78,7 +78,7 @@ def changed(rng: Random, of: str) -> str:
 
 
 def answer_and_truths(rng: Random, most: int = 3) -> tuple[str, list[str]]:
-    truths = [text(rng, 4) for _ in range(rng.randint(1, most))]
+    truths = [text(rng, rng.randint(1, 4)) for _ in range(rng.randint(1, most))]
     return changed(rng, rng.choice(truths)), truths
 
 
@@ -192,17 +192,24 @@ def of_mme(rng: Random) -> tuple[list[list[str]]]:
     return (rows,)
 
 
-def _of_pope(rng: Random, said: Sequence[str]) -> tuple[list[list[str]]]:
+def _of_pope(rng: Random, said: Callable[[], str]) -> tuple[list[list[str]]]:
+    """A benchmark, in each of whose categories a yes is right: some divide by their number."""
     categories = ("adversarial", "popular", "random")
-    return ([[rng.choice(categories), rng.choice(said), rng.choice(("yes", "no"))] for _ in range(rng.randint(1, 40))],)
+    rows = [[rng.choice(categories), said(), rng.choice(("yes", "no"))] for _ in range(rng.randint(1, 40))]
+    return ([*([category, "yes", "yes"] for category in categories), *rows],)
 
 
-def of_pope(rng: Random) -> tuple[list[list[str]]]:
-    return _of_pope(rng, ("yes", "Yes", "no", "No"))
+def of_pope_plainly(rng: Random) -> tuple[list[list[str]]]:
+    return _of_pope(rng, lambda: _plain(rng))
 
 
 def of_pope_in_sentences(rng: Random) -> tuple[list[list[str]]]:
-    return _of_pope(rng, ("Yes", "yes.", "Yes, there is a dog.", "No", "no.", "No, it is not.", "There is no dog"))
+    said = ("Yes", "yes.", "Yes, there is a dog.", "No", "no.", "No, it is not.", "There is no dog")
+    return _of_pope(rng, lambda: rng.choice(said))
+
+
+def of_pope(rng: Random) -> tuple[list[list[str]]]:
+    return _of_pope(rng, lambda: yes_or_no(rng)[0])
 
 
 def _of_hallusion(rng: Random, answer: Callable[[], str]) -> tuple[list[list[str]]]:

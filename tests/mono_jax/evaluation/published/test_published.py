@@ -1,7 +1,7 @@
-"""Metrics against published scorers on thousands of random cases: lmms-eval, VLMEvalKit, pycocoevalcap.
+"""Metrics against published scorers on thousands of random cases: lmms-eval, VLMEvalKit, InternVL, pycocoevalcap.
 
-The Python of tests/clients.py has one of them or several: run once for each such Python. Where ours means to differ,
-the deviation is named here, with the cases that it is about.
+The Python of tests/clients.py has one of them or several (of InternVL the folder internvl_chat/eval): run once for each
+such Python. Where ours means to differ, the deviation is named here, with the cases that it is about.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Others:
         self._process.stdin.flush()
         reply = json.loads(self._process.stdout.readline() or '{"fault": "it has ended"}')
         if "missing" in reply:
-            pytest.skip(f"{PYTHON}: {reply['missing']}: set MONO_JAX_CLIENTS_PYTHON, and _PATH for a clone")
+            pytest.skip(f"{PYTHON}: {reply['missing']}: set MONO_JAX_CLIENTS_PYTHON, for a clone _PATH")
         assert "fault" not in reply, reply["fault"]
         return reply["scores"]
 
@@ -191,6 +191,11 @@ def ends_in_full_stop(answer: str, truth: str) -> bool:
     return answer.strip().endswith(".")
 
 
+def is_not_lower(answer: str, truth: str) -> bool:
+    """InternVL hands GQA's evaluation an answer in lower case, and truths have no other; spaces are kept."""
+    return truth != truth.strip().lower() or re.search(r"^\s|\s\.*$", answer) is not None
+
+
 def is_wide(answer: str, truths: Sequence[str], category: str) -> bool:
     """lmms-eval takes full-width letters for narrow ones."""
     return any("\uff01" <= letter <= "\uff5e" or letter == "\u3000" for letter in "".join((answer, *truths)))
@@ -198,7 +203,7 @@ def is_wide(answer: str, truths: Sequence[str], category: str) -> bool:
 
 def has_a_letter_in_a_word(answer: str, options: Mapping[str, str]) -> bool:
     """lmms-eval takes a letter at the end of a word, or before a full stop; MMMU's own code wants spaces about it."""
-    return re.search(r"[^ (][A-F]([ .]|$)|[A-F]\.", answer.rstrip(",.!?;:'")) is not None
+    return re.search(r"[^ ][A-F]([ .]|$)|[A-F]\.", answer.rstrip(",.!?;:'")) is not None
 
 
 def is_more_than_a_letter(answer: str, truth: str, options: Mapping[str, str]) -> bool:
@@ -267,6 +272,14 @@ VQA, ANLS = of_answered(vqa.accuracy), of_answered(short_answers.anls)
 RELAXED, GQA = of_answered(short_answers.relaxed), of_answered(short_answers.gqa)
 CONTAINS, MMMU = of_answered(short_answers.contains), of_answered(mmmu.right)
 COMPARISONS = [
+    Comparison("internvl_normal", one(cases.of_ten_people), vqa.normalize),
+    Comparison("internvl_vqa", cases.of_ten_people, VQA, 5_000),
+    Comparison("internvl_gqa", cases.answer_and_truth, GQA, 2_000, [is_not_lower]),
+    Comparison("internvl_mmmu_choice", cases.choice, mmmu.choice_of, 60_000),
+    Comparison("internvl_mmmu_open", cases.of_mmmu, MMMU),
+    Comparison("internvl_mme_word", cases.yes_or_no, yes_no.mme_word, 60_000),
+    Comparison("internvl_mme", cases.of_mme, mme, 20),
+    Comparison("internvl_pope", cases.of_pope, pope, 500),
     Comparison("lmms_normal", one(cases.of_ten_people), vqa.normalize),
     Comparison("lmms_vqa", cases.of_ten_people, VQA, 5_000),
     Comparison("vlm_vqa", cases.of_ten_people, VQA, 5_000, [without_evalai]),
@@ -286,14 +299,14 @@ COMPARISONS = [
         for name in ("science", "seed", "ai2d")
     ),
     Comparison("lmms_mmmu_choice", cases.choice, mmmu.choice_of, 60_000, [has_a_letter_in_a_word, has_outer_spaces]),
-    Comparison("lmms_mmmu_open", cases.of_mmmu, MMMU, 60_000),
+    Comparison("lmms_mmmu_open", cases.of_mmmu, MMMU),
     Comparison("lmms_mme_word", cases.yes_or_no, yes_no.mme_word, 60_000, [is_no_word]),
     Comparison("lmms_mme", cases.of_mme, mme, 500),
     Comparison("vlm_mme", cases.of_mme, mme, 200),
     Comparison("vlm_word", cases.yes_or_no, yes_no.only_word, 60_000),
     Comparison("lmms_hallusion", cases.of_hallusion_plainly, hallusion, 500),
     Comparison("vlm_hallusion", cases.of_hallusion, hallusion, 200),
-    Comparison("lmms_pope", cases.of_pope, pope, 500),
+    Comparison("lmms_pope", cases.of_pope_plainly, pope, 500),
     Comparison("vlm_pope", cases.of_pope_in_sentences, pope, 200),
     Comparison("lmms_box", cases.of_refcoco, grounded, 40_000, [is_unusual_box]),
     Comparison("vlm_box", cases.of_refcoco, grounded, 40_000, [is_box_mended]),
@@ -329,6 +342,6 @@ def test_scores_are_the_published_ones(of: Comparison, others: Others):
     wrong = [number for number in differ if not excused[number]]
     assert not wrong, "\n".join(f"{asked[number]}: {ours[number]}, theirs {theirs[number]}" for number in wrong[:5])
     compared = {json.dumps(score) for score, out in zip(ours, excused) if not out}
-    assert excused.count(False) > of.count / 5 and len(compared) > 1
+    assert excused.count(False) > of.count / 10 and len(compared) > 1
     for deviation in of.but:
         assert any(deviation(*asked[number]) for number in differ), f"{deviation.__name__}: it is none"
