@@ -203,7 +203,7 @@ def is_wide(answer: str, truths: Sequence[str], category: str) -> bool:
 
 def has_a_letter_in_a_word(answer: str, options: Mapping[str, str]) -> bool:
     """lmms-eval takes a letter at the end of a word, or before a full stop; MMMU's own code wants spaces about it."""
-    return re.search(r"[^ ][A-F]([ .]|$)|[A-F]\.", answer.rstrip(",.!?;:'")) is not None
+    return re.search(r"[^ ][A-F]([^\w)]|$)|[A-F]\.+[^.]", answer) is not None
 
 
 def is_more_than_a_letter(answer: str, truth: str, options: Mapping[str, str]) -> bool:
