@@ -109,6 +109,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service, keys),
+                log_config=None,  # uvicorn's would close all handlers of the process's own logging
                 log_level="warning",
                 access_log=False,
                 server_header=False,
