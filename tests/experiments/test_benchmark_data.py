@@ -9,6 +9,7 @@ import pytest
 from experiments.benchmarks import data, data_planning
 
 
+@pytest.mark.slow
 def test_rehearsal(golden_dir, capsys):
     small = [
         "--images=2",

@@ -47,6 +47,7 @@ def worker(tmp_path, *arguments: str) -> Results:
 # ======================================================================================================================
 
 
+@pytest.mark.slow
 def test_rehearsal(tmp_path, capfd):
     """The whole command: a process of its own does the work, tables and plots are made from what it left."""
     assert main([f"--out={tmp_path}", "--dry_run", "--json", "--tile=16", "--rows", *QUICK]) == 0

@@ -179,6 +179,7 @@ def test_devices_that_share_rows_send_each_other_keys_and_values():
     assert scattered == pytest.approx(sizes(*TRAINED) * 2 * 7 / 8, rel=0.02)
 
 
+@pytest.mark.slow
 def test_devices_that_exchange_heads_send_each_other_queries_keys_values_and_outputs():
     """Each of them forward, once more where the layer is made again, and its gradient; nothing is gathered."""
     axes = (1, 4, 1, 2)
