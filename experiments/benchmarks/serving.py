@@ -15,9 +15,9 @@ beyond one, a thumbnail: 2, 6 and 14 tiles with 256 text tokens are the rows of 
 Presets (--preset): 2b (random weights, bfloat16: about 7 GB), small (for CPUs: the same tiles, about the same share of
 FLOPs in the encoder), tiny.
 
-With --plan nothing is measured: for each of --tiles, the programs from pixels to the first token are compiled for chips
-that need not be there (v5e:1x1, h100:1x1x1 ...; compilers as for plan.py), the one of generate.py and those that the
-engine calls, and bounds of both models compared, operation by operation: FLOPs or bytes at the data sheet's rates.
+With --plan nothing is measured: the programs from pixels to the first token are compiled for chips that need not be
+there (v5e:1x1, h100:1x1x1 ...; compilers as for plan.py), the one of generate.py and those that the engine calls, and
+bounds of both models compared, operation by operation: FLOPs or bytes at the data sheet's rates.
 
 With --url nothing is loaded: requests with JPEGs of their own go to a running server that speaks OpenAI's protocol
 (this project's or another; a key is taken from OPENAI_API_KEY), and what their clients wait for is measured.
@@ -57,13 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--url", help="measure the server there instead, from outside")
     add("--tile_size", type=cli.positive, default=448, help="of that server's model, in pixels (default %(default)s)")
     args = parser.parse_args(argv)
-    if args.url:  # after parsing: --help needs nothing of this
-        from experiments.benchmarks.serving_bench.over_http import measure
-    elif args.plan:
-        from experiments.benchmarks.serving_bench.planning import plan as measure
-    else:
-        from experiments.benchmarks.serving_bench.run import run as measure
-    report = measure(args)
+    from experiments.benchmarks.serving_bench import over_http, planning, run  # after parsing: --help needs none of it
+
+    report = over_http.measure(args) if args.url else planning.plan(args) if args.plan else run.run(args)
     if args.json:
         cli.json_line(report)
 
