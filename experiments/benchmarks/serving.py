@@ -12,15 +12,13 @@ beyond one, a thumbnail: 2, 6 and 14 tiles with 256 text tokens are the rows of 
   transformers   its generate on the exported monolithic model, alone and all in one batch (--transformers)
   finished       a step of as many answers as there are rows, the more requests have finished
 
-Presets (--preset): 2b (random weights, bfloat16: about 7 GB), small (for CPUs: the same tiles, about the same share of
-FLOPs in the encoder), tiny.
+Presets (--preset): 2b (bfloat16, about 7 GB), small (for CPUs; the encoder has about the same share of FLOPs), tiny.
 
 With --plan nothing is measured: the programs from pixels to the first token are compiled for chips that need not be
 there (v5e:1x1, h100:1x1x1 ...; compilers as for plan.py), the one of generate.py and those that the engine calls, and
 bounds of both models compared, operation by operation: FLOPs or bytes at the data sheet's rates.
 
-With --url nothing is loaded: requests with JPEGs of their own go to a running server that speaks OpenAI's protocol
-(this project's or another; a key is taken from OPENAI_API_KEY), and what their clients wait for is measured.
+With --url a running server of OpenAI's protocol is measured, by JPEGs sent to it (its key: OPENAI_API_KEY).
 """
 
 from __future__ import annotations

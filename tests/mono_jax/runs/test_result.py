@@ -193,6 +193,7 @@ def test_weights_cast_at_load_train_as_weights_cast_at_use(sets: dict[str, Any],
         np.testing.assert_allclose(models[0][path], models[1][path], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_masters_leave_where_asked_for(sets: dict[str, Any], tmp_path: Path):
     init = hf_folder(tmp_path / "init", sets, "bfloat16")
     masters = run(settings(sets, init, save_dtype="float32"), tmp_path / "masters")

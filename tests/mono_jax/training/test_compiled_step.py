@@ -105,7 +105,7 @@ TARGETS = [("cpu", "f32", 4), (V5E, "bf16", 2)]
 
 
 @pytest.mark.parametrize(("target", "dtype", "size"), TARGETS)
-@pytest.mark.parametrize("axes", [FSDP, FSDP_TENSOR, DATA_FSDP])
+@pytest.mark.parametrize("axes", [FSDP, FSDP_TENSOR, pytest.param(DATA_FSDP, marks=pytest.mark.slow)])
 def test_weights_are_gathered_twice_and_in_one_dtype(target: str, dtype: str, size: int, axes: tuple[int, int, int]):
     """Forward and again backward; to each device (n - 1) / n of the weights that it computes with."""
     found = facts_of(target, axes, "S1.1")
@@ -116,14 +116,14 @@ def test_weights_are_gathered_twice_and_in_one_dtype(target: str, dtype: str, si
     assert all(math.prod(dims) <= FFN for dims in vectors)
 
 
-@pytest.mark.parametrize("axes", [FSDP, FSDP_TENSOR])
+@pytest.mark.parametrize("axes", [pytest.param(FSDP, marks=pytest.mark.slow), FSDP_TENSOR])
 def test_frozen_weights_in_float32_are_sent_in_bfloat16(axes: tuple[int, int, int]):
     found = facts_of(V5E, axes, "S1.1", frozen_dtype=jnp.float32)
     moved = shapes_of(t for t in found.transfers if t.dtype == "f32" and t.kind != "all-reduce")
     assert all(math.prod(dims) <= FFN for dims in moved), moved
 
 
-@pytest.mark.parametrize("axes", [FSDP, FSDP_TENSOR, DATA_FSDP])
+@pytest.mark.parametrize("axes", [FSDP, FSDP_TENSOR, pytest.param(DATA_FSDP, marks=pytest.mark.slow)])
 def test_gradients_of_weights_are_scattered(axes: tuple[int, int, int]):
     """No device holds a whole sum; copies of the model (``data``) add up what each of them keeps."""
     found = facts_of(V5E, axes, "S1.1")
@@ -147,7 +147,13 @@ def test_gradients_are_added_up_in_float32_if_asked(axes: tuple[int, int, int]):
 
 
 @pytest.mark.parametrize("target", ["cpu", V5E])
-@pytest.mark.parametrize("options", [{}, {"grad_reduce_dtype": "float32"}], ids=["compute", "float32"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="compute"),
+        pytest.param({"grad_reduce_dtype": "float32"}, id="float32", marks=pytest.mark.slow),
+    ],
+)
 def test_frozen_weights_have_no_gradient(target: str, options: dict[str, Any]):
     """Of a row of visual and text slots a device; one multiply-add for each slot and weight."""
     everything, some = (facts_of(target, FSDP, stage, **options).flops for stage in ("S2", "S1.1"))
