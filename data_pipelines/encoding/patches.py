@@ -60,6 +60,11 @@ class FastResizer:
 RESIZERS = {"exact": ExactResizer, "fast": FastResizer, "device": ExactResizer}
 
 
+def check_pixel_path(pixel_path: str) -> None:
+    """Raises DataError now, not at the first image, if its package is missing."""
+    RESIZERS[pixel_path](np.zeros((1, 1, 3), np.uint8))
+
+
 def image_patches(data: bytes, tiling: Tiling, limits: ImageLimits, *args: Any, **options: Any) -> np.ndarray:
     """The pixels of ``image_tokens``, which takes the same arguments."""
     return image_tokens(data, tiling, limits, *args, **options)[0]

@@ -14,7 +14,7 @@ from data_pipelines.encoding.captions import clean_caption
 from data_pipelines.encoding.chat import ChatEncoder
 from data_pipelines.encoding.crops import Crops
 from data_pipelines.encoding.decoding import ImageLimits
-from data_pipelines.encoding.patches import RESIZERS, image_tokens
+from data_pipelines.encoding.patches import check_pixel_path, image_tokens
 from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.errors import BadSample, DataError
@@ -84,7 +84,7 @@ class SampleBuilder:
             raise DataError("data.pixel_path='device' makes tiles: vision.native has none, use 'exact' or 'fast'")
         if config.pixel_path == "device" and config.crop_size < geometry.tile_size:
             raise DataError(f"data.crop_size is {config.crop_size}: it must be at least {geometry.tile_size}, a tile")
-        RESIZERS[config.pixel_path](np.zeros((1, 1, 3), np.uint8))  # fails now if its package is missing
+        check_pixel_path(config.pixel_path)
         if config.visual_tokens:
             _ = self.chat.image_token  # fails now, not at the first image, if the tokenizer lacks it
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--programs", default="", metavar="DIR", help="folder for compiled programs (default: none)")
     add("--transformers", metavar="PYTHON", help="interpreter of an environment with torch and transformers")
     add("--seed", type=int, default=0, help="of weights, pixels and tokens (default %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="folder for serving.json, written after every point (plan.json)")
+    add("--out", type=Path, metavar="DIR", help="for serving.json (plan.json, over_http.json), written point by point")
     add("--plan", nargs="+", metavar="CHIP", help="compile for these chips instead, and say the bound")
     add("--url", help="measure the server there instead, from outside")
     add("--tile_size", type=cli.positive, default=448, help="of that server's model, in pixels (default %(default)s)")

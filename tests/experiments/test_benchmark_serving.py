@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.encoding.tokenizer import Tokenizer
 from experiments.benchmarks import serving
 from experiments.benchmarks.first_token_bench.models import MODELS
-from experiments.benchmarks.serving_bench import planning, run
+from experiments.benchmarks.serving_bench import over_http, planning, run
 from mono_jax.errors import ConfigError
 from tests.tiny_folder import tiny_config
 
@@ -72,7 +72,7 @@ def test_a_plan_is_for_one_chip_that_is_known() -> None:
 
 
 def test_a_running_server_is_measured_from_outside(
-    golden_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    golden_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
     from tests.mono_jax.serving.api.running_server import serving as serving_api
@@ -84,8 +84,9 @@ def test_a_running_server_is_measured_from_outside(
     engine.start()
     sizes = ("--tiles", "1", "--tile_size=56", "--text=5", "--new_tokens=3", "--rounds=4", "--concurrency", "1", "2")
     with serving_api(engine, keys=["secret"]) as client:
-        serving.main([f"--url={client.url}/v1", *sizes, "--json"])
+        serving.main([f"--url={client.url}/v1", *sizes, f"--out={tmp_path}", "--json"])
         report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert report == json.loads((tmp_path / over_http.FILE).read_text())
         assert report["model"] == engine.name
         assert [(p["tiles"], p["concurrency"], p["requests"]) for p in report["points"]] == [(1, 1, 4), (1, 2, 4)]
         for answer in (answer for point in report["points"] for answer in point["answers"]):

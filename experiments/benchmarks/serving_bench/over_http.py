@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from experiments.benchmarks.serving_bench.run import save
 from experiments.benchmarks.serving_bench.splitting import jpeg
 from mono_jax.errors import ConfigError
 
+FILE = "over_http.json"
 _TIMEOUT_S = 600.0
 
 
@@ -42,11 +44,9 @@ class Server:
 
     def chat(self, picture: bytes, words: int, new_tokens: int) -> dict[str, Any]:
         """Streams one greedy answer: "first_s", "seconds", and the server's "prompt_tokens" and "tokens"."""
-        image = {
-            "type": "image_url",
-            "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"},
-        }
-        content = [image, {"type": "text", "text": " ".join(["what"] * words)}]
+        image = {"url": f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"}
+        text = " ".join(["what"] * words)
+        content = [{"type": "image_url", "image_url": image}, {"type": "text", "text": text}]
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], "max_tokens": new_tokens}
         body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
         start = time.perf_counter()
@@ -57,11 +57,8 @@ class Server:
                     first = first or time.perf_counter() - start
                 usage = frame.get("usage") or usage
         seconds = time.perf_counter() - start
-        # An answer may be nothing but its end.
-        return {"first_s": first or seconds, "seconds": seconds} | {
-            "prompt_tokens": usage.get("prompt_tokens"),
-            "tokens": usage.get("completion_tokens"),
-        }
+        counts = {"prompt_tokens": usage.get("prompt_tokens"), "tokens": usage.get("completion_tokens")}
+        return {"first_s": first or seconds, "seconds": seconds} | counts  # an answer may be nothing but its end
 
     def _answer(self, method: str, path: str, body: str | None = None) -> http.client.HTTPResponse:
         connection = self._connect(self._place, timeout=_TIMEOUT_S)
@@ -98,6 +95,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             point = {"tiles": tiles, "concurrency": at_a_time, "requests": count, "seconds": seconds}
             point |= {"first_token_s": statistics.median(answer["first_s"] for answer in answers), "answers": answers}
             report["points"].append(point)
+            save(report, args.out, FILE)
             print(
                 f"{tiles} tiles, {answers[0]['prompt_tokens']} tokens in, {at_a_time} at a time: first piece "
                 f"{point['first_token_s'] * 1e3:.4g} ms, {count / seconds:.3g} answers/s",

@@ -32,11 +32,8 @@ def jpeg(tiles: int, tile_size: int, seed: int = 0) -> bytes:
 def host_parts(engine: Engine, tiles: int, rounds: int) -> dict[str, float]:
     """ "decode_s" of a JPEG of ``tiles`` tiles, and "tile_s": resizing and cutting it; least times of ``rounds``."""
     geometry = engine.architecture.geometry
-    data, limits, tiling = (
-        jpeg(tiles, geometry.tile_size),
-        ImageLimits(),
-        Tiling(geometry, tiles, tiles, thumbnail=True),
-    )
+    data, limits = jpeg(tiles, geometry.tile_size), ImageLimits()
+    tiling = Tiling(geometry, tiles, tiles, thumbnail=True)
     decoding, both = [], []
     for _ in range(rounds):
         start = time.perf_counter()

@@ -20,6 +20,7 @@ from mono_jax.serving.contract import EngineConfig, Event, Request
 from mono_jax.serving.engine import Engine
 from mono_jax.serving.loop import Loop
 from mono_jax.serving.programs import Programs, Sizes
+from mono_jax.serving.task import Task
 from tests.mono_jax.generation.test_decode import IMAGE
 from tests.mono_jax.helpers import random_params
 
@@ -42,6 +43,9 @@ class Client:
     request: Request
     events: list[Event] = dataclasses.field(default_factory=list)
 
+    def task(self, engine: Engine) -> Task:
+        return engine._task(self.request, self.events.append)
+
     @property
     def tokens(self) -> list[int]:
         return [token for event in self.events for token in event.tokens]
@@ -58,6 +62,18 @@ class Client:
     def finish(self) -> str | None:
         assert all(event.finish is None for event in self.events[:-1])
         return self.events[-1].finish if self.events else None
+
+
+def begin(engine: Engine, tasks: Sequence[Task]) -> None:
+    """One turn, with ``tasks`` just arrived."""
+    engine._loop.scheduler.queue.extend(tasks)
+    engine._loop.turn()
+
+
+def finish(engine: Engine) -> None:
+    """Turns until nothing is left to do."""
+    while not engine._loop.idle:
+        engine._loop.turn()
 
 
 def random_requests(
@@ -187,7 +203,7 @@ def run(served: Served, seed: int, cancels: float = 0.0, **changes: Any) -> tupl
         arrived = [number for number, at in arrivals.items() if at <= turn]
         for number in arrived:
             del arrivals[number]
-            tasks[number] = engine._task(clients[number].request, clients[number].events.append)
+            tasks[number] = clients[number].task(engine)
         loop.scheduler.queue.extend([tasks[number] for number in arrived])
         loop.turn()
         for task in tasks.values():

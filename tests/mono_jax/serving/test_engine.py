@@ -35,8 +35,10 @@ from tests.mono_jax.serving.served import (
     Letters,
     Served,
     alone,
+    begin,
     check,
     check_all,
+    finish,
     run,
     served,
 )
@@ -95,10 +97,8 @@ def test_images_of_others_are_not_reused(mono: Served) -> None:
     engine = mono.engine()
     clients = [Client(request) for request in requests]
     for client in clients:
-        engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append)])
-        engine._loop.turn()
-        while not engine._loop.idle:
-            engine._loop.turn()
+        begin(engine, [client.task(engine)])
+        finish(engine)
     for client, expected in zip(clients, alone(mono.generator, requests)):
         check(client, expected)
     assert [client.events[0].cached_tokens for client in clients] == [0, 8, 0, 24]
@@ -110,10 +110,8 @@ def test_a_question_about_an_answer_reuses_it(mono: Served) -> None:
 
     def ask(start: Prompt) -> Client:
         client = Client(Request(start, Sampling(12)))
-        engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append)])
-        engine._loop.turn()
-        while not engine._loop.idle:
-            engine._loop.turn()
+        begin(engine, [client.task(engine)])
+        finish(engine)
         return client
 
     first = prompt("ttttt")
@@ -129,10 +127,8 @@ def test_a_prompt_that_is_known_whole_is_read_to_its_end(mono: Served) -> None:
     engine = mono.engine()
     clients = [Client(Request(prompt("t" * 16), Sampling(6, temperature=1.0, seed=seed))) for seed in (1, 2, 1)]
     for client in clients:
-        engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append)])
-        engine._loop.turn()
-        while not engine._loop.idle:
-            engine._loop.turn()
+        begin(engine, [client.task(engine)])
+        finish(engine)
     assert [client.events[0].cached_tokens for client in clients] == [0, 8, 8]
     for client, expected in zip(clients, alone(mono.generator, [client.request for client in clients])):
         check(client, expected)
@@ -143,10 +139,8 @@ def test_scores_are_log_probabilities(mono: Served) -> None:
     engine = mono.engine()
     start = prompt("tt" + "I" + "t" * 22)
     client = Client(Request(start, Sampling(1000, logprobs=2), scores=True))  # no new token is made
-    engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append)])
-    engine._loop.turn()
-    while not engine._loop.idle:
-        engine._loop.turn()
+    begin(engine, [client.task(engine)])
+    finish(engine)
     [event] = client.events
     assert (event.finish, event.tokens, engine._loop.scheduler.pages.used) == ("length", (), 0)
     ids = np.asarray(start.input_ids)
@@ -169,16 +163,12 @@ def test_scores_are_given_up_like_answers(turns: int, mono: Served) -> None:
     engine = mono.engine(dataclasses.replace(CONFIG, max_queue=50))
     clients = [Client(request) for request in mono.requests[:4]]
     gone = Client(Request(prompt("t" * 120), Sampling(1), scores=True))
-    task = engine._task(gone.request, gone.events.append)
-    engine._loop.scheduler.queue.extend(
-        [task, *(engine._task(client.request, client.events.append) for client in clients)]
-    )
-    engine._loop.turn()
+    task = gone.task(engine)
+    begin(engine, [task, *(client.task(engine) for client in clients)])
     for _ in range(turns):
         engine._loop.turn()
     task.cancel()
-    while not engine._loop.idle:
-        engine._loop.turn()
+    finish(engine)
     assert (gone.finish, len(gone.events), gone.events[-1].scores) == ("cancelled", 1, None)
     assert engine._loop.scheduler.pages.used == 0
     check_all(mono, clients)
@@ -266,10 +256,8 @@ def test_a_prompt_of_several_requests_is_worked_out_once(mono: Served, monkeypat
     digests = list(prepared.contents.digests)
     requests = [Request(prepared, Sampling(20, temperature=1.0, seed=seed)) for seed in range(3)]
     clients = [Client(request) for request in requests]
-    engine._loop.scheduler.queue.extend([engine._task(client.request, client.events.append) for client in clients])
-    engine._loop.turn()
-    while not engine._loop.idle:
-        engine._loop.turn()
+    begin(engine, [client.task(engine) for client in clients])
+    finish(engine)
     for client, expected in zip(clients, alone(mono.generator, requests)):
         check(client, expected)
     assert sorted(made) == ["Contents", "Reading", "check_prompt"]
@@ -285,12 +273,10 @@ def test_a_client_that_fails_costs_nobody_else_anything(mono: Served) -> None:
         raise RuntimeError("gone")
 
     clients = [Client(request) for request in mono.requests[:3]]
-    tasks = [engine._task(client.request, client.events.append) for client in clients]
+    tasks = [client.task(engine) for client in clients]
     bad = engine._task(Request(prompt("tt"), Sampling(20)), fails)
-    engine._loop.scheduler.queue.extend([bad, *tasks])
-    engine._loop.turn()
-    while not engine._loop.idle:
-        engine._loop.turn()
+    begin(engine, [bad, *tasks])
+    finish(engine)
     assert bad.finish == "cancelled" and len(bad.answer) < 20
     check_all(mono, clients)
 
@@ -310,9 +296,8 @@ def test_a_text_that_cannot_be_made_ends_one_request_and_no_other(mono: Served) 
     engine.tokenizer = Broken()
     clients = [Client(request) for request in mono.requests]
     for client in clients:
-        engine._loop.scheduler.queue.append(engine._task(client.request, client.events.append))
-    while not engine._loop.idle:
-        engine._loop.turn()
+        engine._loop.scheduler.queue.append(client.task(engine))
+    finish(engine)
     failed = [7 in expected.tokens for expected in mono.expected]
     assert 0 < sum(failed) < REQUESTS
     for client, expected, fails in zip(clients, mono.expected, failed):
@@ -346,10 +331,8 @@ def test_no_number_that_a_request_may_have_ends_the_engine(mono: Served, scores:
             except GenerationError as error:
                 assert name in str(error) or "new tokens are more than the 128" in str(error)
     assert len(tasks) > 50
-    engine._loop.scheduler.queue.extend(tasks)
-    engine._loop.turn()
-    while not engine._loop.idle:
-        engine._loop.turn()
+    begin(engine, tasks)
+    finish(engine)
     assert {task.finish for task in tasks} <= {"stop", "length"}
 
 
@@ -373,16 +356,14 @@ def test_scores_that_are_not_finite_are_an_error_wherever_they_are(mono: Served)
     """A bad token early in the prompt spoils what comes in its chunk; that the last chunk is well says nothing."""
     engine = mono.engine()
     client = Client(Request(prompt("t" * 60), Sampling(1, logprobs=0), scores=True))
-    task = engine._task(client.request, client.events.append)
-    engine._loop.scheduler.queue.extend([task])
-    engine._loop.turn()
+    task = client.task(engine)
+    begin(engine, [task])
     [read] = engine._loop._dispatched
     assert not read.chunk.is_last
     chosen, scores = read.found
     spoilt = scores._replace(chosen=jnp.asarray(scores.chosen).at[5].set(jnp.nan))
     engine._loop._dispatched = [read._replace(found=(chosen, spoilt))]
-    while not engine._loop.idle:
-        engine._loop.turn()
+    finish(engine)
     assert client.finish == "error" and "not finite" in client.events[-1].message
 
 
@@ -396,16 +377,11 @@ def test_logits_that_are_not_finite_end_one_request_and_no_other(mono: Served) -
     before, mono.programs.generator = mono.programs.generator, broken.generator
     try:
         bad = Client(Request(Prompt([95] * 40), Sampling(5)))
-        engine._loop.scheduler.queue.extend([engine._task(bad.request, bad.events.append)])
-        engine._loop.turn()
+        begin(engine, [bad.task(engine)])
         requests = [number for number, answer in enumerate(mono.expected) if 95 not in answer.tokens]
         clients = {number: Client(mono.requests[number]) for number in requests[:12]}
-        engine._loop.scheduler.queue.extend(
-            [engine._task(client.request, client.events.append) for client in clients.values()]
-        )
-        engine._loop.turn()
-        while not engine._loop.idle:
-            engine._loop.turn()
+        begin(engine, [client.task(engine) for client in clients.values()])
+        finish(engine)
     finally:
         mono.programs.generator = before
     assert bad.finish == "error" and "not finite" in bad.events[-1].message

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.encoding.chat import IMAGE, ChatEncoder, word
 from data_pipelines.encoding.decoding import ImageLimits
-from data_pipelines.encoding.patches import RESIZERS
+from data_pipelines.encoding.patches import check_pixel_path
 from data_pipelines.errors import BadSample
 from mono_jax.errors import GenerationError
 from mono_jax.generation.chat import tiling_of
@@ -108,7 +108,7 @@ class PromptMaker:
 
     def __init__(self, engine: ServingEngine, limits: ImageLimits, pixel_path: str = "exact"):
         """Raises DataError for a template that cannot be used, or the package that ``pixel_path`` lacks."""
-        RESIZERS[pixel_path](np.zeros((1, 1, 3), np.uint8))
+        check_pixel_path(pixel_path)
         self._tokenizer, self._vocabulary = engine.tokenizer, engine.architecture.vocab_size
         self._has_vision, self._prepare = engine.architecture.vision is not None, engine.prepare
         self._max_length = engine.config.max_length
