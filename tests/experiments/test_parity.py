@@ -163,7 +163,13 @@ def test_golden(golden_dir: Path, case: str) -> None:
     check(result)
 
 
-@pytest.mark.parametrize("name", OTHER)
+# Each shares what it tests with a golden case or another model here.
+REPEATED = {"mono_smaller_tiles", "modular_v1_layer_norm_qk", "generate_dense", "train_mono_S1.1", "train_modular_S2"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in OTHER]
+)
 def test_other_models(tmp_path: Path, name: str) -> None:
     pytest.importorskip("torch")
     from tests.reference.make_cases import make_case

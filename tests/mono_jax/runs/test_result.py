@@ -182,6 +182,7 @@ def test_frozen_weights_leave_byte_for_byte_after_resuming(sets: dict[str, Any],
     assert_same_bytes(stored(run(values, tmp_path / "twice")), once, list(once))
 
 
+@pytest.mark.slow
 def test_weights_cast_at_load_train_as_weights_cast_at_use(sets: dict[str, Any], tmp_path: Path):
     """With bfloat16 activations it makes no difference where float32 weights are rounded."""
     init = hf_folder(tmp_path / "init", sets, "float32")

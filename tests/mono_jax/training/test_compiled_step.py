@@ -105,7 +105,9 @@ TARGETS = [("cpu", "f32", 4), (V5E, "bf16", 2)]
 
 
 @pytest.mark.parametrize(("target", "dtype", "size"), TARGETS)
-@pytest.mark.parametrize("axes", [FSDP, FSDP_TENSOR, pytest.param(DATA_FSDP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "axes", [pytest.param(FSDP, marks=pytest.mark.slow), FSDP_TENSOR, pytest.param(DATA_FSDP, marks=pytest.mark.slow)]
+)
 def test_weights_are_gathered_twice_and_in_one_dtype(target: str, dtype: str, size: int, axes: tuple[int, int, int]):
     """Forward and again backward; to each device (n - 1) / n of the weights that it computes with."""
     found = facts_of(target, axes, "S1.1")
@@ -123,7 +125,9 @@ def test_frozen_weights_in_float32_are_sent_in_bfloat16(axes: tuple[int, int, in
     assert all(math.prod(dims) <= FFN for dims in moved), moved
 
 
-@pytest.mark.parametrize("axes", [FSDP, FSDP_TENSOR, pytest.param(DATA_FSDP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "axes", [pytest.param(FSDP, marks=pytest.mark.slow), FSDP_TENSOR, pytest.param(DATA_FSDP, marks=pytest.mark.slow)]
+)
 def test_gradients_of_weights_are_scattered(axes: tuple[int, int, int]):
     """No device holds a whole sum; copies of the model (``data``) add up what each of them keeps."""
     found = facts_of(V5E, axes, "S1.1")
@@ -134,7 +138,8 @@ def test_gradients_of_weights_are_scattered(axes: tuple[int, int, int]):
     assert not added & {(D, FFN // tensor), (FFN // tensor, D)}
 
 
-@pytest.mark.parametrize("axes", [FSDP, pytest.param(DATA_FSDP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [FSDP, DATA_FSDP])
 def test_gradients_are_added_up_in_float32_if_asked(axes: tuple[int, int, int]):
     """Of all matrices; what is gathered in float32 is no weight, at most the gradients of embedded tokens."""
     narrow, wide = (facts_of(V5E, axes, "S2", grad_reduce_dtype=dtype) for dtype in ("compute", "float32"))
@@ -167,6 +172,7 @@ LONG, CONTEXT = BatchSpec(512, 512, VISION.token_pixels), (1, 2, 1, 4)
 SHARED = {"spec": LONG, "attention": "pallas_tpu"}
 
 
+@pytest.mark.slow
 def test_devices_that_share_rows_send_each_other_keys_and_values():
     """Twice forward and backward (they are made again there), and their gradients once, each where it belongs."""
     found = facts_of(V5E, CONTEXT, "S1.1", **SHARED)

@@ -47,7 +47,15 @@ def random_weights(config: Architecture) -> Any:
     return random_params(config)
 
 
-@pytest.mark.parametrize(("axes", "trains"), [((1,), "S1.1"), ((2, 2, 2), "S1.1"), ((1, 2, 1, 4), "S2")], ids=str)
+@pytest.mark.parametrize(
+    ("axes", "trains"),
+    [
+        pytest.param((1,), "S1.1", marks=pytest.mark.slow),
+        ((2, 2, 2), "S1.1"),
+        pytest.param((1, 2, 1, 4), "S2", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_answers_are_one_device_s_on_any_mesh(sets: dict[str, Any], tmp_path: Path, axes: tuple[int, ...], trains: str):
     """The state is asked as it lies, trainable and frozen parts apart, also where devices share rows in training."""
     config, builder = model_and_builder(sets)
