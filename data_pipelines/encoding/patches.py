@@ -40,7 +40,7 @@ class FastResizer:
         try:
             import cykooz_resizer
         except ImportError:
-            raise DataError("data.pixel_path='fast' needs a package: pip install cykooz.resizer") from None
+            raise DataError("pixel_path='fast' needs a package: pip install cykooz.resizer") from None
         self._lib = cykooz_resizer
         height, width = image.shape[:2]
         self._image = self._lib.ImageData(width, height, self._lib.PixelType.U8x3, image.tobytes())
