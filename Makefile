@@ -2,25 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Further packages: EXTRA="torch==2.13.0 transformers==5.24.0 gguf==0.19.0" also runs the comparisons with the plain
+# Additional packages: EXTRA="torch==2.13.0 transformers==5.24.0 gguf==0.19.0" also runs the comparisons with the plain
 # PyTorch form and with transformers.
 EXTRA ?=
-# Options of `make mutants`, as MUTANTS="--count=200 --seed=1".
+# Options for `make mutants`, such as MUTANTS="--count=200 --seed=1".
 MUTANTS ?=
-# One stamp for each set of packages: another EXTRA is installed even where the environment exists.
+# One stamp per set of packages: a new EXTRA is installed even if the environment exists.
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(EXTRA)' | cksum | cut -d' ' -f1)
 
 .PHONY: demo test mutants lint lock clean
 
-demo: $(STAMP)  ## the whole of EViP in miniature; interrupted and run again, it resumes
+demo: $(STAMP)  ## all of EViP in miniature; run again after an interruption, it resumes
 	JAX_PLATFORMS=cpu $(BIN)/python experiments/evip.py --config=experiments/configs/demo.py --workdir=runs/demo
 
-test: $(STAMP)  ## lint and all tests but the slow ones
+test: $(STAMP)  ## lint and all tests except the slow ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -q
 
-mutants: $(STAMP)  ## plants small faults in the core modules and lists those that no test notices; it resumes
+mutants: $(STAMP)  ## plants small faults in the core modules and lists those that no test detects; resumes
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.mutants $(MUTANTS)
 
 lint: $(STAMP)

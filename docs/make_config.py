@@ -1,4 +1,4 @@
-"""Writes docs/config.md, the reference of the configs' keys, from their dataclasses.
+"""Writes docs/config.md, the reference of all config keys, from their dataclasses.
 
 python docs/make_config.py
 """

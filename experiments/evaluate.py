@@ -1,10 +1,12 @@
 """Scores models on benchmarks, with 95 % intervals and paired differences.
 
-Data are files in the benchmarks' own layouts below --data (docs/evaluation.md lists them), or TASK=FILE. Tasks may have
-a * (mmbench*) or be groups (zero_shot); "questions=FILE" asks one's own LLaVA records. Answers are greedy.
+Data files are in the benchmarks' own layouts below --data (docs/evaluation.md lists them), or given as TASK=FILE. Task
+names may contain a * (mmbench*) or name a group (zero_shot); "questions=FILE" asks your own LLaVA records. Decoding is
+greedy.
 
-OUT gets predictions.jsonl of each model and task as the answers come (run again to continue), scores.json, report.html
-and, where a test set's answers are hidden, the file to be sent in. Several processes share the examples.
+OUT gets a predictions.jsonl for each model and task, written as the answers arrive (run again to continue),
+scores.json, report.html and, for test sets with hidden answers, the file to submit. Several processes share the
+examples.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ def build_parser() -> Any:
         nargs="+",
         action="extend",
         metavar="DIR",
-        help="models: folders as generate.py takes them",
+        help="one or more models, in any form that generate.py accepts",
     )
-    add("--tasks", required=True, metavar="NAME[=FILE],...", help="what they are asked")
-    add("--data", default=".", metavar="DIR", help="folder of the benchmarks' files (%(default)s)")
-    add("--out", required=True, metavar="DIR", help="folder of answers, scores and report")
+    add("--tasks", required=True, metavar="NAME[=FILE],...", help="tasks to evaluate")
+    add("--data", default=".", metavar="DIR", help="folder of the benchmark files (%(default)s)")
+    add("--out", required=True, metavar="DIR", help="folder for answers, scores and report")
     add("--batch_size", type=cli.positive, default=16, help="examples answered at once (%(default)s)")
-    add("--limit", type=cli.positive, help="the first so many examples of each task (all)")
-    add("--max_new_tokens", type=cli.positive, help="longest answer (the task's own)")
+    add("--limit", type=cli.positive, help="only this many examples from the start of each task (all)")
+    add("--max_new_tokens", type=cli.positive, help="maximum tokens per answer (the task's own)")
     cli.add_prompt_flags(parser)
-    add("--judge", metavar="COMMAND|URL", help="who grades mathvista and mmvet: a program, or an OpenAI-compatible URL")
-    add("--judge_model", metavar="NAME", help="model behind the URL; its key is read from JUDGE_API_KEY")
+    add("--judge", metavar="COMMAND|URL", help="grades mathvista and mmvet: a program or an OpenAI-compatible URL")
+    add("--judge_model", metavar="NAME", help="model to request at the URL; the key is read from JUDGE_API_KEY")
     cli.add_cluster_flags(parser)
     return parser
 

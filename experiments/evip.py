@@ -1,11 +1,11 @@
 """Runs the stages of EViP one after another and writes a report.
 
-For each stage of the config: train (experiments/train.py does the same for one stage), measure the loss
-on held-out text before and after, let the model describe held-out images. Finished stages are skipped; an
-interrupted run (SIGTERM or Ctrl-C: exit code 75) resumes where it was. The base language model comes from
+Each stage of the config is trained (as experiments/train.py does for a single stage), the loss on held-out
+text is measured before and after, and the model describes held-out images. Finished stages are skipped; an
+interrupted run (SIGTERM or Ctrl-C: exit code 75) resumes where it stopped. The base language model comes from
 stage S0 or from config.init; visual experts are embedded in it before the first stage with images.
 
-    WORKDIR/data/        sets that the config asks to be built      STAGE/       one run, STAGE/summary.json
+    WORKDIR/data/        sets that the config asks for              STAGE/       one run, STAGE/summary.json
             mono/        the base with visual experts embedded      base/        frozen parameters of all stages
             report.md, report.html
 """
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument(
-        "--workdir", required=True, help="folder, gs:// or s3:// URL where everything goes; run again on it to resume"
+        "--workdir", required=True, help="output folder, gs:// or s3:// URL; run again with the same one to resume"
     )
     cli.add_cluster_flags(parser)
     args, values = config_file.parse(parser, argv, reference.evip_keys)

@@ -1,11 +1,11 @@
 """Answers a prompt about images, once or turn by turn.
 
 MODEL is a Hugging Face folder, a model folder made by convert.py or train.py, or the workdir of a stage.
-Images are cut into tiles, and questions put into the chat template, by the very code that makes training
-samples. How is said by what the run that trained the model left (model.json), else by the model's config.json,
-else by the defaults; how tokens are drawn by its generation_config.json. Flags come before all of them.
+The same code that makes training samples cuts images into tiles and puts questions into the chat template.
+Its settings come from model.json, which the training run wrote, else from the model's config.json, else from the
+defaults; sampling settings come from its generation_config.json. Flags take precedence over all of them.
 
-An answer ends at the tokenizer's end token, one of generation_config.json, <|im_end|>, <|im_start|>, or by length.
+An answer ends at the tokenizer's or generation_config.json's end token, <|im_end|>, <|im_start|>, or the length limit.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ EXAMPLES = """examples:
 def build_parser() -> Any:
     parser = cli.parser(__doc__, EXAMPLES)
     add, own = parser.add_argument, "the model's own, else"
-    add("--model", required=True, metavar="DIR", help="folder or URL: of Hugging Face, a model folder, or workdir")
+    add("--model", required=True, metavar="DIR", help="folder or URL: a Hugging Face model, model folder or workdir")
     add("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
-    add("--prompt", metavar="TEXT", help="the question; <image> says where an image stands (default: in front)")
+    add("--prompt", metavar="TEXT", help="the question; <image> marks the place of an image (default: in front)")
     add("--interactive", action="store_true", help="continue with questions from standard input")
-    add("--max_new_tokens", type=int, help=f"most tokens of an answer ({own} {Sampling.max_new_tokens})")
+    add("--max_new_tokens", type=int, help=f"maximum tokens per answer ({own} {Sampling.max_new_tokens})")
     add("--temperature", type=float, help=f"0 = always the likeliest token ({own} {Sampling.temperature})")
-    add("--top_k", type=int, help=f"draw from the k likeliest tokens, 0 = all ({own} {Sampling.top_k})")
-    add("--top_p", type=float, help=f"draw from the likeliest that add up to p ({own} {Sampling.top_p})")
-    add("--seed", type=int, default=Sampling.seed, help="of the draws (%(default)s)")
-    add("--max_tiles", type=int, help=f"most tiles of an image ({own} {PromptFormat.max_tiles})")
+    add("--top_k", type=int, help=f"sample from the k likeliest tokens, 0 = all ({own} {Sampling.top_k})")
+    add("--top_p", type=float, help=f"sample from the likeliest that add up to p ({own} {Sampling.top_p})")
+    add("--seed", type=int, default=Sampling.seed, help="sampling seed (%(default)s)")
+    add("--max_tiles", type=int, help=f"maximum tiles per image ({own} {PromptFormat.max_tiles})")
     add("--template", help=f"chat template (the model's own); {NO_TEMPLATE} = continue the prompt as it is")
     add("--system_message", help='the system turn (the template\'s own); "" = none')
     add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")
-    add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, on a CPU float32")
+    add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16; on a CPU, float32")
     cli.add_cluster_flags(parser)
-    add("--max_length", type=int, default=32768, help="most tokens of the whole conversation (%(default)s)")
+    add("--max_length", type=int, default=32768, help="maximum tokens of the conversation (%(default)s)")
     return parser
 
 

@@ -1,12 +1,12 @@
 """Looks inside a model, layer by layer: attention between images and text, visual experts beside text experts.
 
-How much text attends to images and images to themselves, and how far; how far apart the hidden states of the two
-modalities are; how far the experts have moved from each other and, with --base, from the base model they began as;
-how large their activations are, which units nothing activates, and which are used most, by kind of image and by its
-size.
+Shows how much text attends to images and images to themselves, and over what distance; how far apart the hidden states
+of the two modalities are; how far the experts have moved from each other and, with --base, from the base model that
+they were copied from; how large their activations are, which units are never active, and which are used most, by kind
+and by size of image.
 
-FILE has LLaVA records, one a line, each with an "image" and a "conversations" that ends with the right answer; "kind"
-groups them, or KIND where several files are given. The model reads question and answer; it generates nothing.
+FILE has LLaVA records, one per line, each with an "image" and a "conversations" that ends with the right answer; "kind"
+groups them, or KIND if several files are given. The model reads question and answer; it generates nothing.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="folder or URL: of Hugging Face, a model folder, or a workdir")
+    add("--model", required=True, metavar="DIR", help="folder or URL: a Hugging Face model, model folder or workdir")
     add("--questions", required=True, nargs="+", metavar="[KIND=]FILE", help="LLaVA records (JSONL)")
     add(
         "--images",
         nargs="+",
         default=["."],
         metavar="DIR",
-        help="what their image paths are relative to (default: here): one for all files, or one for each",
+        help="what image paths are relative to (default: current folder): one for all files, or one per file",
     )
     add("--base", metavar="DIR", help="the model before any training with images, e.g. WORKDIR/mono")
-    add("--limit", type=cli.positive, default=16, metavar="N", help="questions of each kind (default %(default)s)")
+    add("--limit", type=cli.positive, default=16, metavar="N", help="questions per kind (default %(default)s)")
     add(
         "--sizes",
         nargs="+",
         type=cli.positive,
         default=(),
         metavar="PIXELS",
-        help="show each image at these sizes of its shorter edge (default: as it is)",
+        help="resize each image so that its shorter edge has these sizes (default: unchanged)",
     )
-    add("--max_tiles", type=cli.positive, metavar="N", help="most tiles of an image (the model's own)")
+    add("--max_tiles", type=cli.positive, metavar="N", help="maximum tiles per image (the model's own)")
     add("--html", metavar="FILE", help="write a page with pictures")
     args = parser.parse_args(argv)
     cli.alone("inspect_model.py")

@@ -1,9 +1,9 @@
 """Runs lm-evaluation-harness (pip install '.[lm-eval]') with models of this project: `lm_eval --model mono_jax`.
 
 All flags are the harness's own; `--model=mono_jax` is the default. --model_args takes pretrained=FOLDER (model folder,
-Hugging Face folder or workdir), tokenizer, dtype, max_length, max_gen_toks, add_bos_token. Tasks are named in the
-harness, or lie as YAML files in the folder --include_path. `python experiments/lm_eval.py --harness_help` prints its
-flags.
+Hugging Face folder or workdir), tokenizer, dtype, max_length, max_gen_toks, add_bos_token. Tasks are those of
+the harness, or YAML files in the folder given by --include_path. `python experiments/lm_eval.py --harness_help` prints
+the harness's flags.
 """
 
 from __future__ import annotations

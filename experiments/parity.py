@@ -1,13 +1,13 @@
-"""Runs a golden case through mono-jax and prints how far the numbers are apart.
+"""Runs a golden case through mono-jax and prints how much the numbers differ.
 
-A case is a .safetensors file made by running another implementation (the public PyTorch release, say)
-on the weights of --model_dir. What it is shows in its keys:
+A case is a .safetensors file made by running another implementation (such as the public PyTorch release)
+on the weights of --model_dir. Its keys show which kind of case it is:
 
   forward     input_ids, ..., logits, loss, hidden_states.i, attentions.i, grad.NAME
   generate    input_ids, pixel_values, generated, step_logits
-  train       step0.input_ids, ..., losses, grad_norms, final.NAME  (AdamW; needs --stage or a file name with it)
+  train       step0.input_ids, ..., losses, grad_norms, final.NAME  (AdamW; needs --stage, or a file name with it)
 
-Everything runs in float32. Differences are largest absolute ones unless their name ends in _rel.
+Everything runs in float32. Differences are maximum absolute differences unless their name ends in _rel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from mono_jax import cli
 
-SETTINGS = {  # of AdamW in the golden trajectories
+SETTINGS = {  # AdamW settings of the golden trajectories
     "learning_rate": ("peak learning rate", 1e-3),
     "b1": ("AdamW's first beta", 0.9),
     "b2": ("AdamW's second beta", 0.999),
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model_dir", required=True, help="Hugging Face folder: config.json and *.safetensors")
     parser.add_argument("--case", required=True, help="the case's .safetensors file")
-    parser.add_argument("--stage", help="what trains in a trajectory (default: read from the file's name)")
-    parser.add_argument("--image_token_id", type=int, help="id of <IMG_CONTEXT> where no tokenizer tells (default 100)")
+    parser.add_argument("--stage", help="stage of a trajectory (default: read from the file name)")
+    parser.add_argument("--image_token_id", type=int, help="id of <IMG_CONTEXT> if no tokenizer is found (default 100)")
     for field, (what, default) in SETTINGS.items():
         parser.add_argument(f"--{field}", type=float, default=default, help=f"{what} (default {default})")
     args = parser.parse_args(argv)

@@ -1,11 +1,12 @@
-"""How a model bears pictures and prompts that get worse and worse, and files that are hardly pictures.
+"""Measures how a model copes with images and prompts that get worse and worse, and with files that are hardly images.
 
-Each question is asked again and again with its picture blurred, darkened, turned, covered, written over and so on, in
-levels, with text in between, after the question, or among other pictures: a curve of right answers for each, with 95 %
-intervals. Then a list of damaged and unusual files, each of which must be answered or refused by name.
+Each question is asked many times: with its image blurred, darkened, rotated, covered, written over and so on, in
+levels; with text between image and question; with the image after the question; or among other images. Each change
+gives a curve of right answers with 95 % intervals. A list of damaged and unusual files follows, each of which must be
+answered or refused by name.
 
-FILE has LLaVA records with one picture each; the last turn is the right answer. OUT gets sets/ (the questions as files
-that evaluate.py asks as well), answers/, robustness.json and robustness.html. Run again, it goes on where it was.
+FILE has LLaVA records with one image each; the last turn is the right answer. OUT gets sets/ (the questions as files
+that evaluate.py can ask, too), answers/, robustness.json and robustness.html. Run again to resume.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="folder or URL: of Hugging Face, a model folder, or a workdir")
+    add("--model", required=True, metavar="DIR", help="folder or URL: a Hugging Face model, model folder or workdir")
     add("--questions", required=True, metavar="FILE", help="LLaVA records (JSONL)")
-    add("--images", default=".", metavar="DIR", help="what their image paths are relative to (default: here)")
-    add("--out", required=True, metavar="DIR", help="folder of sets, answers and report")
+    add("--images", default=".", metavar="DIR", help="what image paths are relative to (default: current folder)")
+    add("--out", required=True, metavar="DIR", help="folder for sets, answers and report")
     add(
         "--changes",
         nargs="+",
         metavar="NAME",
-        help="only these, such as blurred, covered, other_pictures (default: all)",
+        help="only these changes, such as blurred, covered, other_pictures (default: all)",
     )
-    add("--limit", type=cli.positive, default=100, metavar="N", help="the first so many questions (%(default)s)")
+    add("--limit", type=cli.positive, default=100, metavar="N", help="use the first N questions (%(default)s)")
     add("--batch_size", type=cli.positive, default=16, help="questions answered at once (%(default)s)")
-    add("--max_new_tokens", type=cli.positive, default=32, help="longest answer (%(default)s)")
+    add("--max_new_tokens", type=cli.positive, default=32, help="maximum tokens per answer (%(default)s)")
     cli.add_prompt_flags(parser)
     args = parser.parse_args(argv)
     cli.alone("robustness.py")

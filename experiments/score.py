@@ -1,10 +1,10 @@
-"""Scores every sample of a config's data by a model, for filters that choose easy or hard ones.
+"""Scores every sample of a config's data with a model, for filters that select easy or hard samples.
 
-OUT/SOURCE.jsonl gets a line for each sample: its key; loss, nats a trained token; tokens, how many are trained; and,
-where the model sees, sight: nats a token by which the loss grows with noise in place of the images, that is, how much
-of the text they tell. A model without vision, such as a base language model, reads the texts alone.
+OUT/SOURCE.jsonl gets one line per sample: its key; loss, in nats per trained token; tokens, the number of trained
+tokens; and, if the model has vision, sight: by how many nats per token the loss grows when noise replaces the images,
+that is, how much of the text they reveal. A model without vision, such as a base language model, reads only the text.
 
-In the source's spec "scores": "OUT/SOURCE.jsonl" gives its filters min_loss, max_loss and so on (docs/data.md).
+In the source's spec, "scores": "OUT/SOURCE.jsonl" enables the filters min_loss, max_loss and so on (docs/data.md).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="folder or URL: of Hugging Face, a model folder, or a workdir")
-    add("--out", required=True, metavar="DIR", help="folder of the scores")
-    add("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
-    add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, on a CPU float32")
-    cache_help = "sets, token counts and plans (default $MONO_JAX_CACHE or ~/.cache/mono_jax)"
+    add("--model", required=True, metavar="DIR", help="folder or URL: a Hugging Face model, model folder or workdir")
+    add("--out", required=True, metavar="DIR", help="folder for the scores")
+    add("--stage", metavar="NAME", help="which stage of a config with several (default: the first)")
+    add("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16; on a CPU, float32")
+    cache_help = "folder for sets, token counts and plans (default $MONO_JAX_CACHE or ~/.cache/mono_jax)"
     add("--cache_dir", metavar="DIR", help=cache_help)
     args, values = config_file.parse(parser, argv)
     cli.alone("score.py")

@@ -1,10 +1,10 @@
-"""Serves a model to OpenAI's clients, and to people by a page at /.
+"""Serves a model to OpenAI clients, and to people through a web page at /.
 
-MODEL is what generate.py takes. Requests that come at the same time are answered together, each as generate.py answers
-it alone. /v1/chat/completions takes texts and images (data: URIs; http URLs with --image_urls), streamed or whole;
-/v1/completions continues texts, with echo and logprobs. Also /v1/models, /health, /metrics (Prometheus), /openapi.json.
+MODEL is what generate.py takes. Concurrent requests are answered together, each as generate.py would answer it by
+itself. /v1/chat/completions takes text and images (data: URIs; http URLs with --image_urls), streamed or in one piece;
+/v1/completions continues text, with echo and logprobs. Also /v1/models, /health, /metrics (Prometheus), /openapi.json.
 
-SIGTERM and Ctrl-C stop it: no new requests, --drain_s seconds for running ones. docs/serving.md shows clients.
+SIGTERM and Ctrl-C stop it: new requests are refused, running ones get --drain_s seconds. docs/serving.md shows clients.
 Needs pip install '.[serve]'.
 """
 
@@ -31,12 +31,12 @@ EXAMPLES = """examples:
 def build_parser() -> Any:
     parser = cli.parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="folder or URL: of Hugging Face, a model folder, or workdir")
-    add("--name", help="what clients call the model (the folder's name)")
-    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 = all of this machine's (%(default)s)")
-    add("--port", type=int, default=8000, help="0 = any free one, which is printed (%(default)s)")
+    add("--model", required=True, metavar="DIR", help="folder or URL: a Hugging Face model, model folder or workdir")
+    add("--name", help="name by which clients request the model (the folder's name)")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all of this machine (%(default)s)")
+    add("--port", type=int, default=8000, help="port to listen on; 0 = any free one, which is printed (%(default)s)")
     add(
-        "--api_key", action="append", help="a key that clients must give; may be repeated (MONO_JAX_API_KEY, else none)"
+        "--api_key", action="append", help="a key that clients must send; may be repeated (MONO_JAX_API_KEY, else none)"
     )
     cli.add_format_flags(parser)
     cli.add_config_flags(parser.add_argument_group("engine"), EngineConfig)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result, hangs = serve(args)
     if args.json:
         cli.json_line(result)
-    if hangs:  # in a library, on a client's image: Python would wait for it
+    if hangs:  # a thread, in a library, on a client's image: Python would wait for it
         sys.stdout.flush()
         os._exit(0)
 

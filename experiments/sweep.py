@@ -1,6 +1,6 @@
 """Runs a sweep: one config with many changes, each trained, measured and compared with the first.
 
-FILE is Python: CONFIG names a config of train.py or evip.py, sweep(add) lists the units; docs/sweeps.md says more:
+FILE is Python: CONFIG names a config of train.py or evip.py, sweep(add) lists the units; see docs/sweeps.md:
 
     CONFIG = "experiments/configs/demo.py"
 
@@ -8,14 +8,14 @@ FILE is Python: CONFIG names a config of train.py or evip.py, sweep(add) lists t
         add("trained", seeds=3)
         add("frozen", {"stages.s1_3.stage": "S1.3-frozen-attention"}, seeds=3)
 
-Stages that units have in common are trained once. The same command goes on where it ended; what is finished stays.
-Several files are one queue, whose sweeps share their stages; each has a folder by its name in --workdir.
+Stages that units have in common are trained once. The same command resumes a sweep; finished work is kept.
+Several files form one queue, whose sweeps share their stages; each gets a folder of its name in --workdir.
 
   expand   check every unit and print them; nothing is trained
-  run      train what is missing, as --jobs processes; --unit=NAME or --index=N: one unit, in this process
-  slurm    write WORKDIR/sweep.sbatch, an array job; --submit hands it to sbatch
-  status   how far each unit is
-  gather   results.csv, summary.csv, summary.md and a plot for each metric, with 95 % intervals over the seeds
+  run      train what is missing in --jobs processes; with --unit=NAME or --index=N, one unit in this process
+  slurm    write WORKDIR/sweep.sbatch, an array job; --submit passes it to sbatch
+  status   the progress of each unit
+  gather   write results.csv, summary.csv, summary.md and a plot for each metric, with 95 % intervals over the seeds
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
     parser.add_argument("action", choices=("expand", "run", "slurm", "status", "gather"))
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the sweep, or several")
-    parser.add_argument("--workdir", type=Path, help="everything goes here (all actions but expand)")
-    parser.add_argument("--shared", type=Path, metavar="DIR", help="run, slurm: stages that several sweeps share")
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="in place of the sweep's, e.g. a small one to try it")
-    parser.add_argument("--jobs", type=cli.positive, metavar="N", help="units at once (run: 1; slurm: all)")
+    parser.add_argument("--workdir", type=Path, help="output folder (all actions but expand)")
+    parser.add_argument("--shared", type=Path, metavar="DIR", help="run, slurm: for stages that several sweeps share")
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="replaces the sweep's, e.g. by a small one for a trial")
+    parser.add_argument("--jobs", type=cli.positive, metavar="N", help="units to run at once (run: 1; slurm: all)")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--unit", metavar="NAME", help="run: this unit only, in this process")
-    one.add_argument("--index", dest="unit", metavar="N", help="run: the unit of this number, as expand prints it")
-    parser.add_argument("--metrics", nargs="+", default=[], help="gather: names, or how they begin (default: all)")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="slurm: an option of sbatch")
-    parser.add_argument("--submit", action="store_true", help="slurm: hand it in")
+    one.add_argument("--index", dest="unit", metavar="N", help="run: the unit with this number in expand's list")
+    parser.add_argument("--metrics", nargs="+", default=[], help="gather: names or prefixes (default: all)")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="slurm: an option for sbatch")
+    parser.add_argument("--submit", action="store_true", help="slurm: submit the job")
     cli.add_cluster_flags(parser)
     args = parser.parse_args(argv)
     if args.workdir is None and args.action != "expand":
         parser.error("the following arguments are required: --workdir")
     if args.unit is not None and len(args.files) > 1:
-        parser.error("--unit and --index are of one sweep: give one FILE")
+        parser.error("--unit and --index need exactly one sweep: give one FILE")
     from mono_jax.runs.sweeping import commands  # after parsing: --help needs none of it
 
     code, result = commands.act(args, __file__)

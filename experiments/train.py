@@ -1,10 +1,10 @@
-"""Trains one stage of Mono-InternVL; run again on the same workdir, it resumes.
+"""Trains one stage of Mono-InternVL; run it again with the same workdir to resume.
 
 The config is a Python file with get_config() -> ml_collections.ConfigDict; its keys are those of
 mono_jax/runs/config.py (RunConfig): stage, data, model or init, steps or epochs, optim, mesh, dtype, ...
 Stages: S0 (text only), S1.1, S1.2, S1.3, S2, their EViP++ forms (S1.1++ ...), and the ablations delta,
 full, S1.3-frozen-attention.
-SIGTERM or Ctrl-C saves a checkpoint and exits with code 75; the same command resumes there.
+SIGTERM or Ctrl-C saves a checkpoint and exits with code 75; the same command then resumes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__, EXAMPLES)
-    parser.add_argument("--workdir", help="folder, gs:// or s3:// URL of checkpoints, metrics and the resulting model")
-    parser.add_argument("--compile_for", metavar="TARGET", help="instead of training: plan.py's plan, e.g. for v5e:4x4")
-    parser.add_argument("--stage", metavar="NAME", help="of a config with several stages (default: the first)")
+    parser.add_argument("--workdir", help="folder, gs:// or s3:// URL for checkpoints, metrics and the trained model")
+    parser.add_argument("--compile_for", metavar="TARGET", help="print plan.py's plan for it instead, e.g. v5e:4x4")
+    parser.add_argument("--stage", metavar="NAME", help="which stage of a config with several (default: the first)")
     cli.add_cluster_flags(parser)
     args, values = config_file.parse(parser, argv, reference.stage_keys)
     if args.compile_for:

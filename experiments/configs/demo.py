@@ -1,7 +1,7 @@
-"""The whole of EViP in miniature: minutes on two CPU cores, on sets made from what pip fetches.
+"""All of EViP in miniature: minutes on two CPU cores, on sets made from packages that pip installs.
 
-``demo.py`` learns; ``demo.py:published`` trains the stages as the papers do, without what keeps the base's language;
-``demo.py:smoke`` only shows that everything runs (a minute).
+``demo.py`` learns; ``demo.py:published`` trains the stages as the papers do, without the measures that preserve the
+base's language; ``demo.py:smoke`` only shows that everything runs (a minute).
 """
 
 from ml_collections import ConfigDict
@@ -12,9 +12,9 @@ def get_config(size: str = "full") -> ConfigDict:
     if size not in ("full", "published", "smoke"):
         raise ValueError(f"demo.py:{size}: use full, published or smoke")
     config = ConfigDict()
-    # Few samples are seen twice: with a third of them, answers are learnt by heart (BUILD_NOTES.md).
+    # Few samples are seen twice: with a third of the samples, answers are memorised (BUILD_NOTES.md).
     config.sets = ConfigDict({"kind": "demo", "seed": 0, "s1_1": 8000, "s1_2": 10_000, "s1_3": 12_000, "s2": 18_000})
-    config.sets.heldout_questions = 1200  # 150 of each kind: their intervals are 8 points wide to each side
+    config.sets.heldout_questions = 1200  # 150 of each kind: their intervals are ± 8 points
     # 64-pixel pictures, 4 visual tokens each: one token = 2 x 2 patches of 16 pixels.
     config.vision = ConfigDict({"hidden_size": 192, "patch_size": 16, "image_size": 64})
     config.common = ConfigDict(
@@ -32,7 +32,7 @@ def get_config(size: str = "full") -> ConfigDict:
         {
             "max_tiles": 1,
             "system_message": "",
-            # Short rows: on a CPU, attention over a row costs its length squared, whatever its samples' lengths.
+            # Short rows: on a CPU, the cost of attention is quadratic in the row length, whatever the sample lengths.
             **rows,
             "block_samples": 2048,
         }
@@ -40,7 +40,7 @@ def get_config(size: str = "full") -> ConfigDict:
     text = {"visual_tokens": 0, "text_tokens": 128, "batch_size": 12}
     instructions = {"visual_tokens": 12, "text_tokens": 160, "batch_size": 12}
     base = {"preset": "demo_lm"}
-    # A few held-out rows, the same in all stages: what is learnt, and what is kept of the base's language.
+    # A few held-out rows, the same in all stages: they show what is learnt and how much language is kept.
     measured = {"every": 250, "batches": 2, "data": rows, "sources": {"text": None, "captions": None}}
     asked = {"questions": {"examples": 48, "max_new_tokens": 8, "batch_size": 48}}
     config.stages = ConfigDict(
@@ -59,9 +59,9 @@ def get_config(size: str = "full") -> ConfigDict:
         }
     )
     if size != "published":
-        # A little of the base's own text keeps its language (docs/findings.md).
+        # A little of the base's own text preserves its language (docs/findings.md).
         config.replay = {"s1_3": {"s0": 0.03}, "s2": {"s0": 0.03}}
-        # Where attention trains, Muon learns more than AdamW in as many steps, and keeps more of the language.
+        # Where attention trains, Muon learns more than AdamW in the same number of steps and keeps more language.
         config.stages.s1_3.update({"steps": 550, "optim": {"optimizer": "muon", "learning_rate": 1.5e-3}})
         config.stages.s2.optim.optimizer = "muon"
     if size == "smoke":

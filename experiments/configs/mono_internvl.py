@@ -7,21 +7,21 @@
         --config.init=models/mono_base --config.data.tokenizer=models/mono_base \\
         --config.data.sources.laion.spec.paths='shards/*.tar'
 
-``config.init`` is the model to start from: ``convert.py --embed_experts`` makes the first stage's of InternLM2, each
-later stage starts from WORKDIR/model of the one before it.
+``config.init`` is the model to start from: for the first stage, ``convert.py --embed_experts`` makes it from InternLM2;
+each later stage starts from WORKDIR/model of the stage before it.
 """
 
 from ml_collections import ConfigDict
 
-# Tiles of an image (256 visual tokens each, thumbnail besides), slots of a row and steps; tiles: Mono-InternVL's
-# budgets of visual tokens, steps: its samples at 2,048 a batch.
+# Maximum tiles per image (256 visual tokens each, plus a thumbnail), slots per row, and steps. Tiles follow
+# Mono-InternVL's budgets of visual tokens, steps its numbers of samples at 2,048 per batch.
 STAGES = {
     "S1.1": {"max_tiles": 4, "visual_tokens": 7168, "text_tokens": 1024, "steps": 450_000},
     "S1.2": {"max_tiles": 6, "visual_tokens": 7168, "text_tokens": 1024, "steps": 126_000},
     "S1.3": {"max_tiles": 12, "visual_tokens": 13_312, "text_tokens": 1024, "steps": 70_000},
     "S2": {"max_tiles": 24, "visual_tokens": 12_800, "text_tokens": 3584, "steps": 14_000},
 }
-# Devices that share the parameters, and what of a layer is computed again in the backward pass; compiled for these
+# Devices that share the parameters, and what is recomputed of a layer in the backward pass; all compile for these
 # machines. On one H200, S1.1 took 0.91 times as long with "none" as with "full".
 MACHINES = {
     "h200-8": {"fsdp": 8, "attention": "auto", "remat": "none"},
@@ -41,7 +41,7 @@ def get_config(arg: str = "S1.1") -> ConfigDict:
     return ConfigDict(
         {
             "stage": stage,
-            "init": "",  # config.model applies without it: random weights
+            "init": "",  # if empty, config.model applies, with random weights
             "model": {"preset": "mono_internvl_1_5_2b" if stage.endswith("++") else "mono_internvl_2b"},
             "steps": budget.pop("steps"),
             "data": {
@@ -51,11 +51,11 @@ def get_config(arg: str = "S1.1") -> ConfigDict:
                 **budget,
             },
             "mesh": {"fsdp": device["fsdp"]},
-            # One row a device at a time, logits of 512 text slots at once.
+            # One row per device at a time, logits of 512 text slots at a time.
             "grad_accum_steps": BATCH_SIZE // device["fsdp"],
             "execution": {"remat": device["remat"], "attention": device["attention"], "loss_chunk": 512},
             "checkpoint_every": 1000,
-            # Losses of held-out shards, and questions (docs/evaluation_in_training.md), once sources are named, such as
+            # Losses on held-out shards, and questions (docs/evaluation_in_training.md), once sources are given, such as
             # {"captions": {"kind": "tar", "paths": "heldout/*.tar"}}.
             "evaluation": {"every": 1000, "batches": 4, "sources": {}, "tasks": {}},
         }

@@ -1,4 +1,4 @@
-"""EViP on real sets made of public packages: build them first (they are large and carry their own licences).
+"""EViP on real sets made from public packages: build them first (they are large and have their own licences).
 
     python -m data_pipelines.real_sets --out=real_data
     python experiments/evip.py --config=experiments/configs/real.py --workdir=runs/real
@@ -6,14 +6,14 @@
 ``real.py`` trains a small base language model on the sets' text and goes through all stages: hours on one GPU.
 ``real.py:2b`` starts from InternLM2-1.8B instead (``--config.init=FOLDER``, converted or in Hugging Face form) with the
 tile size, budgets and optimizer settings of the papers; ``real.py:smoke`` only shows that everything runs on these
-sets (minutes on a CPU). The sets' folder is another one with ``--config.sets.path=FOLDER``.
+sets (minutes on a CPU). ``--config.sets.path=FOLDER`` changes the folder of the sets.
 """
 
 from ml_collections import ConfigDict
 
-# Tiles of an image besides the thumbnail, from the paper's budgets of visual tokens (256 a tile).
+# Maximum tiles per image without the thumbnail, from the paper's budgets of visual tokens (256 per tile).
 TILES = {"s1_1": 4, "s1_2": 6, "s1_3": 12, "s2": 24}
-LEARNING_RATES = {"s1_1": 2e-4, "s1_2": 1e-4, "s1_3": 5e-5, "s2": 4e-5}  # of S1.x: this project's own choice
+LEARNING_RATES = {"s1_1": 2e-4, "s1_2": 1e-4, "s1_3": 5e-5, "s2": 4e-5}  # those of S1.x are this project's own choice
 
 
 def get_config(size: str = "small") -> ConfigDict:
@@ -29,7 +29,7 @@ def get_config(size: str = "small") -> ConfigDict:
 
 
 def _small(config: ConfigDict) -> None:
-    """A 100 M-parameter base on 224-pixel tiles: 64 visual tokens each, so that many pairs fit in a row."""
+    """A 100 M-parameter base with 224-pixel tiles of 64 visual tokens each, so that many pairs fit in a row."""
     config.vision = ConfigDict({"hidden_size": 512, "patch_size": 14, "image_size": 224})
     config.data = ConfigDict(
         {
@@ -40,7 +40,7 @@ def _small(config: ConfigDict) -> None:
         }
     )
     text = {"visual_tokens": 0, "text_tokens": 1024, "batch_size": 32}
-    # Rows that are the same in all stages: what is learnt, and what is kept of the base's language.
+    # Rows that are the same in all stages: they show what is learnt and how much language is kept.
     measured = {"every": 250, "batches": 8, "data": {"batch_size": 32, "visual_tokens": 1024, "text_tokens": 512}}
     measured["data"]["max_tiles"] = 4
     measured["sources"] = {"text": None, "captions": None}
@@ -68,7 +68,7 @@ def _small(config: ConfigDict) -> None:
 
 
 def _two_billion(config: ConfigDict) -> None:
-    """Mono-InternVL-2B from InternLM2-1.8B on 8 H200: set config.init. Memory as in mono_internvl.py."""
+    """Mono-InternVL-2B from InternLM2-1.8B on 8 H200: set config.init. Memory settings as in mono_internvl.py."""
     config.init = ""
     config.vision = ConfigDict({"hidden_size": 1024, "patch_size": 14, "image_size": 448})
     config.data = ConfigDict({"batch_size": 32, "visual_tokens": 7168, "text_tokens": 2048})
@@ -76,7 +76,7 @@ def _two_billion(config: ConfigDict) -> None:
         {"mesh": {"fsdp": 8}, "grad_accum_steps": 4, "execution": {"remat": "full", "loss_chunk": 512}},
     )
     steps = {"s1_1": 1000, "s1_2": 1000, "s1_3": 1000, "s2": 1000}
-    # The same rows in all stages; two batches cost less than a step.
+    # The same rows in all stages; two batches cost less than a training step.
     measured = {"every": 250, "batches": 2, "data": {"max_tiles": 6}, "sources": {"text": None, "captions": None}}
     config.stages = ConfigDict(
         {
@@ -93,7 +93,7 @@ def _two_billion(config: ConfigDict) -> None:
 
 
 def _smoke(config: ConfigDict) -> None:
-    """Four steps a stage of a model that learns nothing."""
+    """Four steps per stage of a model that learns nothing."""
     _small(config)
     config.vision.hidden_size = 64
     config.data.update({"batch_size": 2, "visual_tokens": 64, "text_tokens": 512, "block_samples": 512})

@@ -1,13 +1,13 @@
 #!/bin/bash
-# Trains one stage on a TPU pod slice, all hosts of it together. From the repository's root:
+# Trains one stage on all hosts of a TPU pod slice. From the repository root:
 #
 #   PROJECT=my-project ZONE=us-west4-a BUCKET=my-bucket experiments/launch/tpu_pod.sh create
 #   ... experiments/launch/tpu_pod.sh install
 #   ... experiments/launch/tpu_pod.sh train experiments/configs/mono_internvl.py:S1.1,v5e-16 /mnt/runs/s1_1
 #   ... experiments/launch/tpu_pod.sh delete
 #
-# The bucket is mounted at /mnt of every host (gcsfuse); workdir and data lie there. "train" runs again what exits with
-# 75 (stopped and saved) or 76 (a host was lost); it resumes.
+# The bucket is mounted at /mnt on every host (gcsfuse); workdir and data are there. "train" restarts a run that exits
+# with 75 (stopped and saved) or 76 (a host was lost), and the run resumes.
 set -eu
 NAME=${NAME:-mono-jax}
 TYPE=${TYPE:-v5litepod-16}
@@ -39,7 +39,7 @@ case ${1:?create, install, train or delete} in
       code=0
       on_all_hosts "cd mono-jax && .venv/bin/python experiments/train.py --config=$CONFIG --workdir=$WORKDIR $*" || code=$?
       [[ $code == 75 || $code == 76 ]] || exit $code
-      echo "exit code $code: again"
+      echo "exit code $code: restarting"
       sleep 60
     done
     exit $code

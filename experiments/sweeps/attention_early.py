@@ -1,4 +1,4 @@
-"""From which stage on attention trains: S1.1, S1.2, S1.3 as published, or S2."""
+"""The stage from which attention is trained: S1.1, S1.2, S1.3 as published, or S2."""
 
 CONFIG = "experiments/configs/demo.py:published"
 

@@ -1,4 +1,4 @@
-"""The order of the captions of S1.2: mixed, short ones first, long ones first; and either kind alone."""
+"""The order of the captions of S1.2: mixed, short ones first, long ones first; and only short or only long ones."""
 
 CONFIG = "experiments/configs/demo.py:published"
 

@@ -1,4 +1,4 @@
-"""How much data each stage needs: a quarter, a half, all and twice the steps of one stage (figure 4)."""
+"""How much data each stage needs: a quarter, half, all and twice the steps of one stage (figure 4)."""
 
 CONFIG = "experiments/configs/demo.py:published"
 

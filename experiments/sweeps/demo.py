@@ -1,4 +1,4 @@
-"""The demo with other seeds, and with AdamW where it has Muon: whether what it shows is chance."""
+"""The demo with other seeds, and with AdamW instead of Muon: are its results chance?"""
 
 CONFIG = "experiments/configs/demo.py"
 

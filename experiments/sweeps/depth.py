@@ -1,4 +1,4 @@
-"""Layers of the base language model."""
+"""Number of layers of the base language model."""
 
 CONFIG = "experiments/configs/demo.py:published"
 

@@ -1,8 +1,8 @@
-"""How images are seen: in tiles with a thumbnail, in native resolution, or with tokens that see their whole image."""
+"""How images are encoded: tiles and a thumbnail, native resolution, or tokens that attend to their whole image."""
 
 CONFIG = "experiments/configs/demo.py:published"
 
-# Pictures of 64 pixels: 4 tiles of 32 and a thumbnail, 20 tokens, or 16 tokens in native resolution.
+# Images of 64 pixels: 4 tiles of 32 pixels and a thumbnail (20 tokens), or 16 tokens at native resolution.
 STAGES = ("s1_1", "s1_2", "s1_3", "s2")
 SIZES = {
     "vision.image_size": 32,

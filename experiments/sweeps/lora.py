@@ -1,4 +1,4 @@
-"""How much of a model S2 has to move: everything, attention only, or low-rank adapters of two ranks."""
+"""How much of a model S2 has to change: everything, attention only, or low-rank adapters of two ranks."""
 
 CONFIG = "experiments/configs/demo.py"
 

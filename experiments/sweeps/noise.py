@@ -1,4 +1,4 @@
-"""How much noise pre-training bears: alt texts of other pictures in S1.1, and clean captions in their place."""
+"""How much noise pre-training tolerates: alt texts of other images in S1.1, and clean captions in their place."""
 
 CONFIG = "experiments/configs/demo.py:published"
 

@@ -1,4 +1,4 @@
-"""AdamW or Muon where attention trains, at two rates, and whether what Muon gains comes from S1.3 or S2."""
+"""AdamW or Muon where attention trains, at two learning rates, and whether Muon's gain comes from S1.3 or S2."""
 
 CONFIG = "experiments/configs/demo.py:published"
 

@@ -1,12 +1,12 @@
 """The order of the samples of S1.2: mixed, easy ones first, hard ones first.
 
-Easy are those of low loss under the base language model, which reads the captions alone; or those whose images tell the
-model of S1.1 most of the caption, as a score of similarity does for pairs of the web.
+Easy samples are those with low loss under the base language model, which reads only the captions, or those whose images
+reveal most of the caption to the model of S1.1, as a similarity score measures for web pairs.
 """
 
 CONFIG = "experiments/configs/demo.py:published"
 
-# Score -> (the stage whose model gives it, the filter of the easy half, that of the hard one).
+# Score -> (the stage whose model computes it, the filter for the easy half, the filter for the hard half).
 ORDERS = {
     "loss": ("s0", {"max_loss": "50%"}, {"min_loss": "50%"}),
     "sight": ("s1_1", {"min_sight": "50%"}, {"max_sight": "50%"}),

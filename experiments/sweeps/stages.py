@@ -13,7 +13,7 @@ def sweep(add):
         add(f"without_{skipped}", {"stages": ["s0", *kept, "s2"]}, seeds=3)
     add("s2_alone", {"stages": ["s0", "s2"]}, seeds=3)
     add("reversed", {"stages": ["s0", *reversed(PRE_TRAINING), "s2"]}, seeds=3)
-    # All data of pre-training in one stage that is as long as the three, attention trained throughout.
+    # All pre-training data in one stage that is as long as the three, with attention trained throughout.
     steps = sum(stages[name].steps for name in PRE_TRAINING)
     shares = {name: stages[name].steps / steps for name in ("s1_1", "s1_2")}
     mixed = {"stages": ["s0", "s1_3", "s2"], "stages.s1_3.steps": steps, "replay": {"s1_3": shares}}

@@ -1,4 +1,4 @@
-"""What keeps the language: text replayed, less of the text side trained, a lower rate for it."""
+"""What preserves the language: replayed text, fewer trained text parameters, or a lower learning rate for them."""
 
 CONFIG = "experiments/configs/demo.py:published"
 
@@ -22,12 +22,12 @@ def sweep(add):
 
 
 def replayed(share):
-    """A share of the samples is the base's own text."""
+    """A share of the samples comes from the base's own text."""
     return {"replay": {stage: {"s0": share} for stage in ("s1_3", "s2")}}
 
 
 def slowed(base, factor):
-    """The text side learns at a part of the rate of the visual side."""
+    """The text side learns at a fraction of the learning rate of the visual side."""
     s1_3, s2 = (factor * base.stages[stage].optim.learning_rate for stage in ("s1_3", "s2"))
     changes = {"stages.s1_3.optim.groups": {"attention": {"learning_rate": s1_3}}}
     return changes | {"stages.s2.optim.groups": {group: {"learning_rate": s2} for group in TEXT_SIDE}}

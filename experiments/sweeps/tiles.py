@@ -1,8 +1,8 @@
-"""Visual tokens of an image, stage by stage: growing as published (1,280 to 6,400 patches), many, few, shrinking."""
+"""Visual tokens per image, stage by stage: growing as published (1,280 to 6,400 patches), many, few, shrinking."""
 
 CONFIG = "experiments/configs/demo.py:published"
 
-# Pictures of 64 pixels in tiles of 32 with 4 tokens each: 4 tokens, or 4 tiles and a thumbnail with 20.
+# Images of 64 pixels in tiles of 32 pixels with 4 tokens each: 4 tokens, or 20 with 4 tiles and a thumbnail.
 TILES = {"vision.image_size": 32, "vision.patch_size": 8, "sets.edge": 64, "data.visual_tokens": 60}
 STAGES = ("s1_1", "s1_2", "s1_3", "s2")
 
