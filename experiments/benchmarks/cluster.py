@@ -1,14 +1,14 @@
-"""Runs of several processes on this machine, a tiny model on simulated devices: are they what one process makes?
+"""Checks runs of several processes on this machine, with a tiny model on simulated devices, against a single process.
 
-"meshes"   for each mesh and number of processes the largest differences from one process, of losses and of weights
-"agreed"   milliseconds that the agreement of a step takes: to start it, and to read that of two steps before, in a loop
-           that does nothing else; "gathered_ms": to wait for one at each step instead, as an all-gather does
-"lost"     seconds from the loss of a process (killed, or stopped without a word) to the end of the others
-"resume"   a run that is stopped and resumed by other numbers of processes, against one that never stopped
-"goodput"  of that run: python -m mono_jax.runs.goodput
+"meshes"   for each mesh and number of processes, the largest differences of losses and weights from a single process
+"agreed"   milliseconds that the agreement of a step takes: to start it, and to read that of two steps earlier, in a
+           loop that does nothing else; "gathered_ms": to wait for one at each step instead, as an all-gather does
+"lost"     seconds from the loss of a process (killed, or stopped silently) to the end of the others
+"resume"   a run that is stopped and resumed with other numbers of processes, against one that never stopped
+"goodput"  the goodput of that run, as python -m mono_jax.runs.goodput measures it
 
-Simulated devices on CPUs: what is equal here is equal elsewhere, what is fast here is not. On CPUs two programs at
-once would share a connection, so that each agreement waits for its step; accelerators run programs in turn.
+Devices are simulated on CPUs: equality carries over to other hardware, speed does not. On CPUs, two concurrent programs
+would share a connection, so each agreement waits for its step; accelerators run programs in turn.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "  python experiments/benchmarks/cluster.py --processes 2 --parts agreed lost --folder=/tmp/cluster",
     )
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], help="numbers of processes (2 4)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of those above (default: all)")
-    parser.add_argument("--folder", type=Path, help="sets and workdirs go here (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to run (default: all)")
+    parser.add_argument("--folder", type=Path, help="for sets and workdirs (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON to this file")
     args = parser.parse_args(argv)
     from experiments.benchmarks.cluster_bench.measure import measure  # after parsing: --help needs none of it
 

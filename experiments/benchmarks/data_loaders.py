@@ -1,8 +1,8 @@
-"""Beside other loaders: tiles of the same shard at equal pixels, from stored bytes to uint8 tiles and a thumbnail.
+"""Comparison with other loaders on the same shard at equal pixels: from stored bytes to uint8 tiles and a thumbnail.
 
-webdataset, litdata (both with Pillow) and SPDL are measured where they are installed: ``pip install webdataset litdata
-spdl-io spdl-core``. SPDL decodes and resizes by FFmpeg's libraries, which must be there too; it decodes an image twice,
-for the grid and for the thumbnail, since its filters have one output.
+webdataset, litdata (both with Pillow) and SPDL are measured if they are installed: ``pip install webdataset litdata
+spdl-io spdl-core``. SPDL decodes and resizes with FFmpeg's libraries, which must be installed, too; it decodes each
+image twice, for the grid and for the thumbnail, because its filters have only one output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from data_pipelines.sources.source import Source, open_source
 from experiments.benchmarks.data_store import store, upload
 from experiments.benchmarks.data_timing import in_turns, show
 
-LATENCY_S = 0.02  # of the object store
+LATENCY_S = 0.02  # latency of the object store
 _SUFFIXES = (".jpg", ".png")
 _number = itertools.count()
 
@@ -38,7 +38,7 @@ _number = itertools.count()
 def loaders(
     shards: str, tiles: int, images: int, rounds: int, folder: Path, clock: Callable[[], float] = time.process_time
 ) -> dict[str, float]:
-    """Tiles per second from the shards' first images, at most ``tiles`` and a thumbnail of each."""
+    """Tiles per second from the shards' first images, with at most ``tiles`` tiles and a thumbnail per image."""
     tiling, source = Tiling(max_tiles=tiles), open_source({"kind": "tar", "paths": shards})
     images = min(images, len(source))
     actions: dict[str, Callable[[], int]] = {
@@ -48,17 +48,17 @@ def loaders(
     for name, others in {"webdataset, Pillow": _webdataset, "litdata, Pillow": _litdata, "SPDL": _spdl}.items():
         try:
             actions[name] = others(shards, tiling, images, folder)
-        except (ImportError, RuntimeError) as error:  # the latter SPDL's where FFmpeg's libraries are not there
+        except (ImportError, RuntimeError) as error:  # SPDL raises RuntimeError if FFmpeg's libraries are missing
             print(f"  {name} left out: {str(error)[:100]}")
     if len(made := {action() for action in actions.values()}) != 1:
-        raise RuntimeError(f"not all loaders make equally many tiles: {sorted(made)}")
+        raise RuntimeError(f"loaders make different numbers of tiles: {sorted(made)}")
     return show(in_turns(actions, 0, rounds, clock))
 
 
 def remote_loaders(shards: str, tiles: int, images: int, rounds: int, folder: Path) -> dict[str, float]:
-    """The same from an object store whose every answer takes 20 ms, by the clock: waiting counts there.
+    """The same from an object store with 20 ms latency per response, by wall time, which includes waiting.
 
-    Ours reads at random, several at a time, as the trainer does; the others read shards from beginning to end.
+    Ours reads samples at random, several at a time, as the trainer does; the other loaders read shards sequentially.
     """
     with store(LATENCY_S) as bucket:
         upload(str(Path(shards).parent), f"{bucket}/shards")
@@ -73,7 +73,7 @@ def _urls(shards: str) -> list[str]:
 
 
 def tar_images(shards: str) -> Iterator[bytes]:
-    """The encoded images of the shards, by tarfile."""
+    """The encoded images of the shards, read with tarfile."""
     import fsspec
 
     for path in _urls(shards):
@@ -92,7 +92,7 @@ def pillow_tiles(data: bytes, tiling: Tiling) -> list[Image.Image]:
 
 
 def pixel_paths() -> list[str]:
-    """Those that can be had: the fast one needs a package."""
+    """The pixel paths that are available; the fast one needs a package."""
     found = []
     for path, resizer in RESIZERS.items():
         try:
@@ -104,7 +104,7 @@ def pixel_paths() -> list[str]:
 
 
 def host_paths() -> list[str]:
-    """Those of them that make tiles on the host."""
+    """The available pixel paths that make tiles on the host."""
     return [path for path in pixel_paths() if path != "device"]
 
 
@@ -144,7 +144,7 @@ def _litdata(shards: str, tiling: Tiling, images: int, folder: Path) -> Callable
     from litdata.streaming import downloader
     from litdata.streaming.cache import Cache
 
-    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # it takes stores for encrypted ones
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # it expects HTTPS otherwise
 
     folder = folder / f"litdata{next(_number)}"
     cache = Cache(str(folder), chunk_bytes=1 << 26)
@@ -161,7 +161,7 @@ def _litdata(shards: str, tiling: Tiling, images: int, folder: Path) -> Callable
     options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], **keys}
 
     def streamed() -> int:
-        """With an empty cache: what a first epoch does."""
+        """Reads with an empty cache, as in a first epoch."""
         with tempfile.TemporaryDirectory() as cache:
             found = litdata.StreamingDataset(url, cache_dir=cache, storage_options=options)
             return _with_pillow((sample["image"] for sample in found), tiling)

@@ -1,7 +1,7 @@
-"""From tar to packed rows: the whole path, every step of it by itself, and a baseline.
+"""From tar to packed rows: the whole path, each of its steps, and a baseline.
 
-The baseline loops over the tar and does with Pillow what the public PyTorch release does to each image: decode,
-resize to the grid, cut into tiles, thumbnail, normalise to float32.
+The baseline loops over the tar and uses Pillow to do what the public PyTorch release does with each image: decode,
+resize to the grid, cut into tiles, make the thumbnail, normalise to float32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LIMITS = ImageLimits()
 
 
 def baseline(shards: str, tiling: Tiling, count: int, normalise: bool) -> int:
-    """The public release's way: tarfile and Pillow, image after image. Returns their number."""
+    """The method of the public release: tarfile and Pillow, one image at a time. Returns the number of images."""
     for data in itertools.islice(tar_images(shards), count):
         for tile in pillow_tiles(data, tiling):
             if normalise:
@@ -62,7 +62,7 @@ def config_of(shards: str, tokenizer: str, tiles: int, path: str) -> DataConfig:
 
 
 def whole_paths(shards: str, tokenizer: str, tiles: int, args: Any, cache: Path) -> dict[str, float]:
-    """Images per second and core from tar to packed uint8 rows, and of the baseline."""
+    """Images per second and core from tar to packed uint8 rows, and the same for the baseline."""
     tiling = Tiling(max_tiles=tiles)
     actions: dict[str, Callable[[], Any]] = {
         "baseline": lambda: baseline(shards, tiling, args.images, normalise=False),
@@ -86,7 +86,7 @@ def make_images(data: PackedData, count: int) -> int:
 
 
 def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str, float]:
-    """Items per second and core of each step, at 6 tiles."""
+    """Items per second and core for each step, at 6 tiles."""
     data = PackedData(config_of(shards, tokenizer, 6, "exact"), cache)
     source, tiling = data.sources[0], Tiling(max_tiles=6)
     files = [source.read(index % len(source)).images[0] for index in range(args.images)]
@@ -125,7 +125,7 @@ def steps_alone(shards: str, tokenizer: str, args: Any, cache: Path) -> dict[str
 
 
 def reading(folder: Path, records: int, rounds: int) -> dict[str, float]:
-    """Samples per second and core: making a tar's index, and reading whole samples of 110 kB through it at random."""
+    """Samples per second and core for indexing a tar, and for random reads of 110 kB samples through the index."""
     buffer = io.BytesIO()
     photograph(np.random.default_rng(0), 1000, 750).save(buffer, "JPEG", quality=63)
     with ShardWriter(folder / "records", samples_per_shard=records) as writer:
@@ -136,7 +136,7 @@ def reading(folder: Path, records: int, rounds: int) -> dict[str, float]:
     order = np.random.default_rng(0).permutation(records).tolist()
     actions = {
         "make_index": lambda: make_index(make_shard("tar", path)),
-        # Nothing is kept: 200 MB of new memory would take longer than reading.
+        # Samples are discarded: allocating 200 MB would take longer than reading.
         "read_sample": lambda: collections.deque(map(source.read, order), maxlen=0),
         "read_text": lambda: collections.deque(map(source.read_text, order), maxlen=0),
     }
@@ -144,7 +144,7 @@ def reading(folder: Path, records: int, rounds: int) -> dict[str, float]:
 
 
 def difference(size: tuple[int, int]) -> dict[str, dict[str, float]]:
-    """How far the fast path's bytes are from the exact ones."""
+    """How much the fast path's bytes differ from the exact ones."""
     pictures = {"photograph": photograph(np.random.default_rng(1), *size), "screenshot": screenshot(*size)}
     pictures["large_photograph"] = photograph(np.random.default_rng(2), 3200, 2400)
     result = {}

@@ -21,7 +21,7 @@ SLOTS = {"S1.1": 12288, "S1.2": 12288, "S1.3": 16384, "S2": 16384}  # of a row, 
 
 
 class _SyntheticLengths:
-    """Token counts like those of S1.1, for a plan of 922 million samples that are nowhere stored."""
+    """Token counts like those of S1.1, for a plan of 922 million samples that are not stored anywhere."""
 
     reasons: Sequence[str] = ()
     plain = False
@@ -44,20 +44,20 @@ class _SyntheticLengths:
 
 
 def synthetic_counts(samples: int, chunk: int) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """The same, piece by piece, as ``lengths.count`` gives them."""
+    """The same counts, chunk by chunk, as ``lengths.count`` yields them."""
     found = _SyntheticLengths(samples)
     for start in range(0, samples, chunk):
         yield found[np.arange(start, min(samples, start + chunk))], []
 
 
 def planning(rounds: int, samples: int = 922_000_000, blocks: int = 8) -> dict[str, float]:
-    """Samples planned per second and core (permutation, lengths, packing), and the time to find a step."""
+    """Samples planned per second and core (permutation, lengths, packing), and the time to locate a step."""
     config = DataConfig(
         (SourceConfig("laion", {"kind": "tar"}),), "none", visual_tokens=8192, text_tokens=1088, batch_size=128
     )
     units = Units(_SyntheticLengths(samples), 1088, 1)  # type: ignore[arg-type]
     plan = Plan(config, [units])
-    plan.block(0)  # chooses how to pack
+    plan.block(0)  # chooses the packing style
     rate = in_turns(
         {"samples_per_s": lambda: [plan._block(number) for number in range(1, blocks + 1)]},
         blocks * config.block_samples,
@@ -100,7 +100,7 @@ def image_tokens(rng: np.random.Generator, count: int, max_tiles: int, median: f
 
 
 def stage_lengths(name: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(visual, text) tokens like those of a stage, int [count]: template and prompt take some 60 text tokens.
+    """(visual, text) tokens like those of a stage, int [count]; template and prompt take about 60 text tokens.
 
     The distributions are assumptions (log-normal sizes and lengths), not measurements of LAION.
     """
@@ -123,7 +123,7 @@ def stage_lengths(name: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.
 
 
 def occupancy(name: str, count: int) -> dict[str, float]:
-    """Shares of the slots that hold tokens in a block of a stage, V and T being suggested from other samples of it."""
+    """Fractions of a block's slots that hold tokens; V and T are suggested from other samples of the same stage."""
     best = suggest(*stage_lengths(name, min(count, 8192)), SLOTS[name], 256)[0]
     visual, text = stage_lengths(name, count, seed=1)
     fits = (visual <= best.visual_tokens) & (text <= best.text_tokens)
@@ -148,8 +148,8 @@ def occupancy(name: str, count: int) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """FLOPs of one sample of S1.1: 2 B of active parameters, forward and through the activations backward, and the
-    gradients of the visual experts (two thirds of a layer) for visual tokens."""
+    """FLOPs of one sample of S1.1: 2 B active parameters in the forward pass and in the backward pass through the
+    activations, plus the gradients of the visual experts (two thirds of a layer) for visual tokens."""
 
     visual: float = 640.0
     text: float = 78.0
@@ -161,7 +161,7 @@ class _Step:
 
 
 def extrapolate(paths: dict[int, dict[str, float]], chip_tflops: float, mfu: float) -> dict[str, float]:
-    """Cores that keep 256 chips busy in S1.1 (at most 4 tiles, batch 2,048)."""
+    """Number of cores that keep 256 chips busy in S1.1 (at most 4 tiles, batch 2,048)."""
     per_second = CHIPS * chip_tflops * 1e12 * mfu / _Step().flops
     result = {"images_per_s": per_second, "step_seconds": BATCH / per_second}
     for name, rate in paths.get(4, next(iter(paths.values()))).items():

@@ -1,4 +1,4 @@
-"""An object store on the loopback for the data benchmark: S3, played by moto in its own process, with a latency."""
+"""A loopback object store for the data benchmark: S3, simulated by moto in its own process, with added latency."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_RE
 
 @contextlib.contextmanager
 def store(latency_s: float) -> Iterator[str]:
-    """The URL of a bucket that this process finds meanwhile, every answer of which takes ``latency_s`` longer.
+    """The URL of a bucket that this process can reach inside the context; each response takes ``latency_s`` longer.
 
     Raises ImportError if moto or s3fs is missing.
     """
@@ -58,7 +58,7 @@ def _serve(to: Any, latency_s: float) -> None:
 
 
 def upload(folder: str, url: str) -> None:
-    """Copies the files of a folder, and of those below it."""
+    """Copies the files of a folder and of its subfolders."""
     import fsspec
 
     fsspec.filesystem("s3").put(folder.rstrip("/") + "/", url.rstrip("/") + "/", recursive=True)

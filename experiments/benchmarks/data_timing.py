@@ -1,4 +1,4 @@
-"""Rates per second, mostly of CPU time, measured in turns so that other work on the machine disturbs little."""
+"""Rates per second, mostly of CPU time, measured in turns so that other work on the machine has little effect."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 def in_turns(
     actions: dict[str, Callable[[], Any]], count: int, rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, float]:
-    """Items per second of each action, by ``clock``: median over rounds, after one to warm up.
+    """Items per second of each action, by ``clock``: the median over rounds, after one warm-up round.
 
-    An action that returns a number has made that many items, any other ``count``.
+    An action that returns a number has made that many items; any other action has made ``count``.
     """
     for action in actions.values():
         action()

@@ -1,26 +1,27 @@
 """Rounds of faults on a real training run: after each, the run must end as if nothing had happened.
 
-Every round trains a tiny model on small sets in a workdir of its own, does one thing to it at a random moment, runs
-the same command until it is done, and compares metrics.jsonl and the weights with those of a run that nothing
-disturbed: bit for bit on the same number of devices, within 1e-5 where it changes.
+Each round trains a tiny model on small sets in its own workdir, injects one fault at a random moment, runs the same
+command until it finishes, and compares metrics.jsonl and the weights with those of an undisturbed run: bit for bit on
+the same number of devices, within 1e-5 where the number changes.
 
   kill, kill_commit, kill_cache,    SIGKILL at any moment, while a checkpoint is committed, while index and plan are
-  kill_write, kill_resume           made, while the base or the result is written, and again while it resumes
-  kill_parent, kill_worker          ... of the trainer only: its data workers must end too; of a data worker
+  kill_write, kill_resume           made, while the base or the result is written, and again during the resumption
+  kill_parent, kill_worker          ... of only the trainer, whose data workers must end, too; of a data worker
   term_start, term_compile, term,   SIGTERM before, during and after compilation, and twice
-  term_twice, interrupt             Ctrl-C, and twice
-  second, devices                   a second trainer on the workdir; resumed on 8, 2, 8 simulated devices
+  term_twice, interrupt             Ctrl-C, once or twice
+  second, devices                   a second trainer on the same workdir; resumption on 8, 2, 8 simulated devices
   disk_small, disk_moment,          a real disk that the run fills, that is full for a moment,
   disk_long                         or until the run ends
-  storage_renamed, storage_cut,     the data is away, shorter,
-  storage_overwritten               or other, and back
-  damage_cache, damage_checkpoint,  a file is cut, flipped, emptied, replaced by noise, or missing
+  storage_renamed, storage_cut,     the data is missing, truncated,
+  storage_overwritten               or overwritten, and then restored
+  damage_cache, damage_checkpoint,  a file is truncated, has a flipped bit, is emptied, replaced by noise, or removed
   damage_small, damage_metrics, damage_model
 
-"identical" also asks for no traceback and for the expected exit codes. "struck": rounds in which the fault came at its
-moment. Disks need a mount namespace (unshare); without one their rounds are left out, under "skipped".
+"identical" also requires that there is no traceback and that exit codes are as expected. "struck" counts the rounds in
+which the fault hit at the intended moment. Disks need a mount namespace (unshare); without one, their rounds are left
+out and listed under "skipped".
 
-With --folder the rounds are kept in FOLDER/rounds.jsonl, and the same command goes on with the next.
+With --folder, the rounds are kept in FOLDER/rounds.jsonl, and the same command continues with the next round.
 
 The JSON object: {"rounds", "identical", "lost_steps_max", "lost_records", "hangs", "by_fault": {fault: {"rounds",
 "struck", "identical", "failures"}}, "skipped": {fault: reason}}.
@@ -41,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "  python experiments/benchmarks/faults.py --rounds=20 --json\n"
         "  python experiments/benchmarks/faults.py --rounds=50 --faults kill kill_commit --folder=/tmp/faults",
     )
-    parser.add_argument("--rounds", type=int, default=25, help="rounds in all, the faults in turn (default 25)")
-    parser.add_argument("--faults", nargs="+", help="of those above (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and damages (default 0)")
-    parser.add_argument("--folder", type=Path, help="sets and workdirs go here (default: a temporary folder)")
+    parser.add_argument("--rounds", type=int, default=25, help="total rounds; the faults take turns (default 25)")
+    parser.add_argument("--faults", nargs="+", help="faults to inject, see above (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and damages (default 0)")
+    parser.add_argument("--folder", type=Path, help="for sets and workdirs (default: a temporary folder)")
     args = parser.parse_args(argv)
     from experiments.benchmarks.faults_bench.disk import isolate  # after parsing: --help needs none of it
 

@@ -1,4 +1,4 @@
-"""Parts of making a large plan, each in a process of its own: see ``plan_size.py``."""
+"""Parts of making a large plan, each in its own process: see ``plan_size.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PER_SHARD = 10_000
 
 
 def apart(part: Callable[[Path, int], dict[str, float]], folder: Path, count: int) -> dict[str, float]:
-    """What a part says in a process of its own, with seconds and memory."""
+    """The result of a part that is run in its own process, with seconds and memory."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_measured, args=(part, folder, count, there))
@@ -87,7 +87,7 @@ def first_opening(folder: Path, count: int) -> dict[str, float]:
 
 
 def opening(folder: Path, count: int) -> dict[str, float]:
-    """The same when the table is there, and a sample read."""
+    """The same when the table exists, and reading one sample."""
     from data_pipelines.sources.source import open_source
 
     source = open_source(_spec(folder))
@@ -96,7 +96,7 @@ def opening(folder: Path, count: int) -> dict[str, float]:
 
 
 def token_counts(folder: Path, count: int) -> dict[str, float]:
-    """The file of token counts: synthetic ones, joined and written as counted ones are, then opened."""
+    """The file of token counts: synthetic counts are joined and written like real ones, then opened."""
     from data_pipelines.packing import lengths
     from experiments.benchmarks.data_planning import synthetic_counts
 
@@ -125,7 +125,7 @@ def _plan(folder: Path, count: int) -> Any:
 
 
 def first_plan(folder: Path, count: int) -> dict[str, float]:
-    """The rows of all blocks of an epoch counted by one process, which ``steps_per_epoch`` needs."""
+    """Counts the rows of all blocks of an epoch in one process, as ``steps_per_epoch`` needs them."""
     plan = _plan(folder, count)
     rows = plan.epoch_rows(0)
     plan.save()
@@ -133,7 +133,7 @@ def first_plan(folder: Path, count: int) -> dict[str, float]:
 
 
 def step_within(folder: Path, count: int) -> dict[str, float]:
-    """A plan opened again and the rows of one step in the midst of an epoch found."""
+    """Reopens a plan and finds the rows of one step in the middle of an epoch."""
     plan = _plan(folder, count)
     step = int(plan.counts.sum()) // plan.config.batch_size // 2
     places = [plan.locate(row) for row in range(step * plan.config.batch_size, (step + 1) * plan.config.batch_size)]

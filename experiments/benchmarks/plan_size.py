@@ -1,9 +1,9 @@
-"""Memory and time of a plan of many samples: opening, token counts, rows of an epoch, and a step in its midst.
+"""Memory and time of a plan of many samples: opening, token counts, rows of an epoch, and a step in its middle.
 
-Shards are links to one tar and one index, so that any number of samples costs no disk; the table of all samples, the
-file of token counts (synthetic, like S1.1's) and the plan are those of a run, made and read by its own code. Each part
-runs in a process of its own, and tells its processor time and its greatest memory: all of it, and without the pages of
-mapped files, which the system takes back when it needs them.
+Shards are links to one tar and one index, so that the number of samples costs no disk space; the table of all samples,
+the file of token counts (synthetic, like S1.1's) and the plan are those of a run, written and read by the same code.
+Each part runs in its own process and reports its CPU time and peak memory, both in total and without the pages of
+mapped files, which the system can reclaim.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__, EXAMPLES)
-    parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the set (default 1,000,000)")
-    parser.add_argument("--folder", help="where the files are put, some 110 bytes a sample (default: a temporary one)")
+    parser.add_argument("--samples", type=int, default=1_000_000, help="samples in the set (default 1,000,000)")
+    parser.add_argument("--folder", help="for the files, about 110 bytes per sample (default: a temporary folder)")
     args = parser.parse_args(argv)
     from experiments.benchmarks.plan_parts import PARTS, PER_SHARD, apart
 

@@ -1,8 +1,8 @@
-"""Writes README's tables of accelerator measurements from the results that are committed.
+"""Writes the README's tables of accelerator measurements from the committed results.
 
   python -m experiments.benchmarks.published
 
-Reads experiments/benchmarks/results/: train_step_*.json (a list of what ``train_step.py --out`` wrote) and
+Reads experiments/benchmarks/results/: train_step_*.json (a list of reports written by ``train_step.py --out``) and
 first_token_*.json (``first_token.py --out``). The kernels' tables are those of ``kernels --readme``.
 """
 

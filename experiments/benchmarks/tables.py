@@ -1,4 +1,4 @@
-"""README's tables of accelerator measurements, as Markdown, from the results that are committed."""
+"""The README's tables of accelerator measurements, as Markdown, from the committed results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def steps(runs: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Markdown lines: a row for each stage, remat policy and form; forms of one line pair ran one after the other."""
+    """Markdown lines: a row per stage, remat policy and form; forms of one stage and policy ran one after the other."""
     first = runs[0]
     yield (
         f"Training step of Mono-InternVL-2B ({first['parameters'] / 1e9:.2f} B parameters, bfloat16) on one "
@@ -49,7 +49,7 @@ def first_tokens(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def section() -> str:
-    """What stands between the README's markers."""
+    """The text between the README's markers."""
     parts = ["\n".join(steps(json.loads(f.read_text()))) for f in sorted(RESULTS.glob("train_step_*.json"))]
     parts += ["\n".join(first_tokens(json.loads(f.read_text()))) for f in sorted(RESULTS.glob("first_token_*.json"))]
     return "\n\n".join(parts)

@@ -218,7 +218,7 @@ def test_results_of_another_machine_are_not_mixed_in(tmp_path, capsys):
     Results(tmp_path, content).save()
     with pytest.raises(SystemExit):
         worker(tmp_path)
-    assert "is of another run (device NVIDIA H200); give another --out" in capsys.readouterr().err
+    assert "is from another run (device NVIDIA H200); give another --out" in capsys.readouterr().err
 
 
 def test_a_spent_budget_measures_nothing(tmp_path):
@@ -299,7 +299,8 @@ def test_no_figures_without_an_accelerator(tmp_path, capfd):
     with pytest.raises(SystemExit) as stopped:
         main([f"--out={tmp_path}"])
     assert stopped.value.code == 2
-    assert "error: no accelerator here: times would mean nothing; rehearse with --dry_run" in capfd.readouterr().err
+    message = "error: no accelerator here, so times would be meaningless; rehearse with --dry_run"
+    assert message in capfd.readouterr().err
 
 
 def test_the_list_of_problems():

@@ -1,4 +1,4 @@
-"""What an agreement of a step costs, run by several processes; the first prints one line of JSON."""
+"""The cost of the agreement of a step, run by several processes; the first prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def milliseconds(function: Callable[[int], object]) -> float:
 
 
 def run() -> None:
-    """In each of the processes."""
+    """Runs in each of the processes."""
     with distributed.joined(distributed.find()) as first:
         totals = Totals()
         found = {"started_ms": milliseconds(lambda step: totals.add(step, FACTS))}

@@ -1,4 +1,4 @@
-"""The parts of the cluster benchmark, see ``experiments/benchmarks/cluster.py``."""
+"""The parts of the cluster benchmark; see ``experiments/benchmarks/cluster.py``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MESHES = {
 }
 STEPS = 8
 LONG = 30  # steps of the run that is stopped and resumed
-STOPS = ((4, 8), (3, 16), (2, 22))  # (processes, the step after which they are asked to stop); 4 finish
+STOPS = ((4, 8), (3, 16), (2, 22))  # (processes, the step after which they are asked to stop); 4 processes finish
 
 
 def measure(parts: Sequence[str], counts: Sequence[int], folder: Path | None) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _agreed(where: Path, count: int) -> dict[str, float]:
 
 
 def _lost(config: Path, where: Path, count: int) -> dict[str, float]:
-    """Seconds until the others end: the last process or the first killed, the last stopped."""
+    """Seconds until the other processes end after the last or the first is killed, or the last is stopped."""
     found = {}
     cases = {"killed": (-1, signal.SIGKILL), "first_killed": (0, signal.SIGKILL), "silent": (-1, signal.SIGSTOP)}
     for name, (victim, how) in cases.items():

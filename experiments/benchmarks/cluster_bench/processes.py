@@ -1,4 +1,4 @@
-"""The processes of a run on this machine, and what they leave."""
+"""The processes of a run on this machine, and their results."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mono_jax.errors import MonoJaxError
 from mono_jax.training.metrics import read_metrics
 from mono_jax.weights.model_folder import open_model
 
-DEVICES = 12  # of all processes together: 1, 2, 3, 4 divide it
+DEVICES = 12  # in all processes together; divisible by 1, 2, 3, 4
 LONGEST = 900.0  # seconds
 TRAIN = "experiments/train.py"
 
 
 class BenchmarkError(MonoJaxError):
-    """A run that did not do what is to be measured."""
+    """A run did not do what is to be measured."""
 
 
 class Processes:
-    """``count`` processes of a command that find each other, with ``DEVICES`` simulated devices in all."""
+    """``count`` connected processes of a command, with ``DEVICES`` simulated devices in total."""
 
     def __init__(self, command: Sequence[str], count: int, logs: Path):
         with socket.socket() as free:
@@ -39,7 +39,7 @@ class Processes:
         for number, log in enumerate(self.logs):
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
-                # Nine tenths of such a run are compiling: no optimisations, no MLIR.
+                # Compilation is nine tenths of such a run: no optimisations, no MLIR.
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
                 "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
                 "PYTHONPATH": os.getcwd(),
@@ -64,7 +64,7 @@ class Processes:
             time.sleep(0.05)
 
     def wait(self, code: int = 0) -> None:
-        """Raises BenchmarkError unless all end with ``code``."""
+        """Waits for all processes; raises BenchmarkError unless all exit with ``code``."""
         codes = [process.wait(LONGEST) for process in self.running]
         if set(codes) != {code}:
             raise BenchmarkError(f"exit codes {codes}, not {code}: {self.said().splitlines()[-1:]}")
@@ -84,7 +84,7 @@ def difference(one: Path, other: Path) -> dict[str, float]:
         {record["step"]: record["loss"] for record in read_metrics(run / "metrics.jsonl")} for run in (one, other)
     ]
     if losses[0].keys() != losses[1].keys():
-        raise BenchmarkError(f"{other}: other steps are recorded than in {one}")
+        raise BenchmarkError(f"{other}: recorded steps differ from those in {one}")
     weights = [tree.flatten(open_model(run / "model")[1]) for run in (one, other)]
     apart = (np.abs(np.asarray(leaf) - np.asarray(weights[1][path])).max() for path, leaf in weights[0].items())
     return {

@@ -1,1 +1,1 @@
-"""The benchmark of faults: a trainer in a process of its own, and what is done to it."""
+"""The fault benchmark: a trainer in its own process, and the faults injected into it."""

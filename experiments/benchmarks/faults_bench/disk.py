@@ -1,4 +1,4 @@
-"""Small disks that fill up: file systems in memory, mounted for this process and its children alone."""
+"""Small disks that fill up: in-memory file systems, mounted only for this process and its children."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNSHARE = ("unshare", "--map-root-user", "--mount")
 
 
 def isolate() -> None:
-    """Starts this program again where it may mount, if that is possible; its mounts end with it."""
+    """Restarts this program in a mount namespace if possible; its mounts end with it."""
     if _ISOLATED in os.environ or shutil.which(_UNSHARE[0]) is None:
         return
     if subprocess.run([*_UNSHARE, "mount", "-t", "tmpfs", "try", "/mnt"], capture_output=True).returncode == 0:
@@ -39,7 +39,7 @@ class Disk:
         _call("mount", "-o", f"remount,size={size}", self.folder)
 
     def fill(self) -> None:
-        """Takes all the room that is left."""
+        """Fills the remaining space."""
         with contextlib.suppress(OSError), (self.folder / "ballast").open("ab", buffering=0) as file:
             for size in (65536, 4096, 1):
                 with contextlib.suppress(OSError):

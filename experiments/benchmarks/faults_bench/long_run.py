@@ -1,7 +1,7 @@
-"""A run that is disturbed again and again and started again at once, as a launcher does: what is its goodput?
+"""The goodput of a run that is disturbed repeatedly and restarted at once, as by a launcher.
 
-Unlike the rounds, whose runs of a few tiny steps are about results, this one is about time: steps that take a second
-or so, checkpoints every few seconds, and the seconds read from the run's own files (``mono_jax.training.goodput``).
+The rounds, with runs of a few tiny steps, test results; this run measures time. Its steps take about a second, with a
+checkpoint every few seconds, and the seconds are read from the run's own files (``mono_jax.training.goodput``).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _CONFIG = {
 
 
 def run(folder: Path, minutes: float = 60.0, faults: int = 10, seed: int = 0) -> dict[str, Any]:
-    """Trains for ``minutes`` with ``faults`` faults, at random moments of equal parts of that time, and then stops it.
+    """Trains for ``minutes`` with ``faults`` faults, at random moments in equal parts of that time, then stops the run.
 
-    Returns what ``goodput.measure`` does and "step_s", "faults": {kind: number}, "elapsed_s": by the clock of this
-    process, which also sees what comes before the first line and after the last. Raises RuntimeError if the run ends
-    otherwise than asked.
+    Returns the result of ``goodput.measure`` plus "step_s", "faults": {kind: number}, and "elapsed_s": wall time of
+    this process, which includes the time before the first log line and after the last. Raises RuntimeError if the run
+    does not end as requested.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prepare()

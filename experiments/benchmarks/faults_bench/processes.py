@@ -1,4 +1,4 @@
-"""Faults of processes: killed, asked to stop, started twice, resumed on other devices."""
+"""Process faults: killed, asked to stop, started twice, resumed on other devices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def any_moment(trainer: Trainer, rng: random.Random) -> Callable[[], bool]:
 
 
 def said(trainer: Trainer, text: str) -> Callable[[], bool]:
-    """Whether the run printed ``text`` since now."""
+    """Whether the run has printed ``text`` from now on."""
     before = len(trainer.output())
     return lambda: text in trainer.output()[before:]
 
@@ -44,7 +44,7 @@ def kill_at(trainer: Trainer, condition: Callable[[], bool]) -> None:
 
 
 def stop_at(trainer: Trainer, condition: Callable[[], bool]) -> int:
-    """Asks a run to stop, which saves; returns its exit code."""
+    """Asks a run to stop, so that it saves; returns its exit code."""
     process = trainer.start()
     trainer.struck = wait_until(condition, process, trainer.longest)
     _signal(process, signal.SIGTERM)
@@ -52,10 +52,10 @@ def stop_at(trainer: Trainer, condition: Callable[[], bool]) -> int:
 
 
 def _signal(process: Process, number: int) -> None:
-    """To the whole session, as a terminal or a scheduler does it."""
+    """Sends a signal to the whole session, as a terminal or a scheduler does."""
     try:
         os.killpg(process.pid, number)
-    except ProcessLookupError:  # too early for its session, or too late
+    except ProcessLookupError:  # its session does not exist yet, or no longer
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
@@ -68,7 +68,7 @@ def kill(trainer: Trainer, rng: random.Random) -> None:
 
 
 def kill_commit(trainer: Trainer, rng: random.Random) -> None:
-    """While a checkpoint is written, when it is in place without its list, or with it."""
+    """While a checkpoint is written, or when it is in place with or without its checksum list."""
     wanted, saved = SAVE_EVERY * rng.randint(1, STEPS // SAVE_EVERY - 1), trainer.workdir / "checkpoints"
     place = saved / str(wanted)
     moments = (lambda: any(saved.glob(f"{wanted}.*")), place.is_dir, (place / "checksums.json").exists)
@@ -108,7 +108,7 @@ def kill_resume(trainer: Trainer, rng: random.Random) -> None:
 
 
 def kill_parent(trainer: Trainer, rng: random.Random) -> str | None:
-    """The trainer only: its data workers must end too."""
+    """Kills only the trainer; its data workers must end, too."""
     trainer.options = ("--config.data.workers=1",)
     process = trainer.start()
     trainer.struck = wait_until(logged(trainer, rng.randint(1, STEPS - 1)), process)
@@ -138,7 +138,7 @@ def _runs(pid: int) -> bool:
 
 
 def kill_worker(trainer: Trainer, rng: random.Random) -> str | None:
-    """The run replaces it and goes on."""
+    """The run replaces the killed worker and continues."""
     trainer.options = ("--config.data.workers=1", "--config.data.prefetch=1")
     process = trainer.start()
     trainer.struck = wait_until(logged(trainer, rng.randint(1, STEPS - 2)), process)
@@ -160,19 +160,19 @@ def _asked(trainer: Trainer, rng: random.Random, moment: Callable[[], bool], *si
         time.sleep(rng.uniform(0, 0.3))
     code = ended(process, 120)
     allowed = {0, PREEMPTED}
-    if len(signals) > 1:  # the second one interrupts, or comes when all is saved and the process leaves
+    if len(signals) > 1:  # the second interrupts, or arrives when everything is saved and the process is exiting
         allowed |= {INTERRUPTED, -signals[1]}
     return unsaved(trainer, code) if code in allowed else f"exit code {code} after {len(signals)} signals"
 
 
 def unsaved(trainer: Trainer, code: int) -> str | None:
-    """What is wrong if the run says by its exit code that it is saved, and is not."""
+    """The problem if the exit code claims that the run is saved and it is not."""
     reached, saved = max(dict(trainer.losses()), default=0), max(trainer.saved(), default=0)
     return f"exit code {code}, but step {reached} is not saved" if code == PREEMPTED and saved < reached else None
 
 
 def term_start(trainer: Trainer, rng: random.Random) -> str | None:
-    """Before compilation: before it can save anything, the signal may simply end it."""
+    """Before compilation; as long as there is nothing to save, the signal may just end the run."""
     process = trainer.start(command=rng.random() < 0.1)
     trainer.struck = wait_until(after(rng.uniform(0, 1.5)), process)
     _signal(process, signal.SIGTERM)
@@ -181,7 +181,7 @@ def term_start(trainer: Trainer, rng: random.Random) -> str | None:
 
 
 def term_compile(trainer: Trainer, rng: random.Random) -> str | None:
-    """During compilation; sometimes one that no cache shortens."""
+    """During compilation, sometimes without the compilation cache."""
     start = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if rng.random() < 0.1 else {}
     return _asked(trainer, rng, said(trainer, "compiling the step"), signal.SIGTERM, **start)
 
@@ -196,7 +196,7 @@ def term_twice(trainer: Trainer, rng: random.Random) -> str | None:
 
 
 def interrupt(trainer: Trainer, rng: random.Random) -> str | None:
-    """Ctrl-C, or twice: at once, unsaved."""
+    """Ctrl-C; twice: ends at once without saving."""
     signals = [signal.SIGINT] * rng.randint(1, 2)
     return _asked(trainer, rng, logged(trainer, rng.randint(1, STEPS - 1)), *signals)
 

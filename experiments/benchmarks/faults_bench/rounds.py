@@ -1,4 +1,4 @@
-"""Rounds: one fault each, then the run to its end, then the comparison."""
+"""Rounds: each injects one fault, finishes the run, then compares the results."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run(rounds: int, names: Sequence[str] | None, seed: int, folder: Path | None
 
 
 def _rounds(rounds: int, names: list[str], seed: int, folder: Path) -> dict[str, Any]:
-    """Rounds of ``folder``/rounds.jsonl that are there already are not run again."""
+    """Skips the rounds that are already in ``folder``/rounds.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     prepare()
     manifest = small_sets(folder / "sets")
@@ -110,7 +110,7 @@ Wanted = tuple[dict[int, float], dict[str, np.ndarray]]  # losses by step, weigh
 
 
 def _round(number: int, name: str, trainer: Trainer, wanted: Wanted, rng: random.Random) -> dict[str, Any]:
-    """The record of one round; its folder stays if something is wrong."""
+    """The record of one round; its folder is kept if there is a problem."""
     start, facts = time.monotonic(), {"hung": False, "lost_steps": 0, "lost_records": 0}
     try:
         problem = FAULTS[name](trainer, rng)
@@ -134,16 +134,16 @@ def _round(number: int, name: str, trainer: Trainer, wanted: Wanted, rng: random
 
 
 def _tracebacks(output: str) -> int:
-    """Tracebacks in ``output``, but for those of TensorStore.
+    """Number of tracebacks in ``output``, except those of TensorStore.
 
-    It prints one for each write that ends after another has failed (a full disk), since Orbax's event loop is closed
-    by then; it asks no hook of Python's.
+    It prints one for each write that ends after another write has failed (on a full disk), because Orbax's event loop
+    is closed by then; no Python hook can suppress it.
     """
     return output.count("Traceback (most recent call last)") - output.count("RuntimeError: Event loop is closed")
 
 
 def _difference(trainer: Trainer, wanted: Wanted, exact: bool) -> str | None:
-    """How the finished run differs from the one that nothing disturbed."""
+    """How the finished run differs from the undisturbed run."""
     found, losses = dict(trainer.losses()), wanted[0]
     if found.keys() != losses.keys() and not (trainer.harmed and found.keys() < losses.keys()):
         return f"records of steps {sorted(found)}"

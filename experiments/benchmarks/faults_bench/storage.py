@@ -1,4 +1,4 @@
-"""Faults of files and disks: full, away, changed, damaged."""
+"""File and disk faults: full, missing, changed, damaged."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from experiments.benchmarks.faults_bench.disk import Disk
 from experiments.benchmarks.faults_bench.processes import PREEMPTED, after, any_moment, kill_at, logged, unsaved
 from experiments.benchmarks.faults_bench.trainer import STEPS, Process, Trainer, ended, wait_until
 
-_ROOM = 16 * 2**20  # bytes, more than a run takes
-_STOPPED = (0, 1, 2)  # exit codes of a run that storage ends: in one line
+_ROOM = 16 * 2**20  # bytes, more than a run needs
+_STOPPED = (0, 1, 2)  # exit codes of a run that storage ends with a one-line error
 
 # ------------------------------------------------------------------ the disk of the workdir is full
 
 
 def disk_small(trainer: Trainer, rng: random.Random) -> str | None:
-    """A disk that the run itself fills, at whatever it writes then; then it gets room."""
+    """A disk that the run itself fills, during whatever write; then the disk grows."""
     small = trainer.on_disk(4096 * rng.randrange(1, 560))
     code = ended(trainer.start())
     trainer.struck = code != 0
@@ -30,7 +30,7 @@ def disk_small(trainer: Trainer, rng: random.Random) -> str | None:
 
 
 def _filled_at_any_moment(trainer: Trainer, rng: random.Random) -> tuple[Disk, Process]:
-    """A run on a disk that is full now."""
+    """A run on a disk that has just become full."""
     small = trainer.on_disk(_ROOM)
     process = trainer.start()
     trainer.struck = wait_until(any_moment(trainer, rng), process)
@@ -39,7 +39,7 @@ def _filled_at_any_moment(trainer: Trainer, rng: random.Random) -> tuple[Disk, P
 
 
 def disk_moment(trainer: Trainer, rng: random.Random) -> str | None:
-    """Full at any moment, for a moment."""
+    """Full at a random moment, for a short time."""
     small, process = _filled_at_any_moment(trainer, rng)
     time.sleep(rng.uniform(0.05, 2))
     small.free()
@@ -48,7 +48,7 @@ def disk_moment(trainer: Trainer, rng: random.Random) -> str | None:
 
 
 def disk_long(trainer: Trainer, rng: random.Random) -> str | None:
-    """Full at any moment, until the run ends; it still hears SIGTERM."""
+    """Full from a random moment until the run ends; the run must still react to SIGTERM."""
     small, process = _filled_at_any_moment(trainer, rng)
     asked = rng.random() < 0.5
     if asked and wait_until(after(rng.uniform(0, 2)), process):
@@ -60,7 +60,7 @@ def disk_long(trainer: Trainer, rng: random.Random) -> str | None:
     return unsaved(trainer, code) if code in allowed else f"exit code {code} on a full disk"
 
 
-# ------------------------------------------------------------------ storage of the data is away, and back
+# ------------------------------------------------------------------ data storage is missing, then restored
 
 
 def _away(trainer: Trainer, rng: random.Random, harm: Callable[[Path], None]) -> str | None:
@@ -99,7 +99,7 @@ def storage_cut(trainer: Trainer, rng: random.Random) -> str | None:
 
 
 def storage_overwritten(trainer: Trainer, rng: random.Random) -> str | None:
-    """By noise, sometimes of equal age."""
+    """Overwritten by noise, sometimes with the same modification time."""
 
     def overwrite(shard: Path) -> None:
         status = shard.stat()
@@ -131,7 +131,7 @@ def _damage(file: Path, rng: random.Random) -> None:
 
 
 def _damage_one(trainer: Trainer, rng: random.Random, *folders: Path) -> None:
-    """One file below ``folders``, each folder as likely as the others, then each file in it."""
+    """Damages one file: a folder is chosen uniformly from ``folders``, then a file in it."""
     files = [sorted(file for file in folder.rglob("*") if file.is_file()) for folder in folders]
     if files := [found for found in files if found]:
         file = rng.choice(rng.choice(files))
@@ -154,7 +154,7 @@ def damage_cache(trainer: Trainer, rng: random.Random) -> None:
 
 
 def damage_checkpoint(trainer: Trainer, rng: random.Random) -> None:
-    """A file of the newest checkpoint where there is an older one, or of the frozen base."""
+    """A file of the newest of several checkpoints, or of the frozen base."""
     kill_at(trainer, lambda: len(trainer.saved()) >= 2)
     newest = max(trainer.saved(), default=0)
     folder = trainer.workdir / "checkpoints" / str(newest)
@@ -174,13 +174,13 @@ def damage_small(trainer: Trainer, rng: random.Random) -> None:
 
 
 def damage_metrics(trainer: Trainer, rng: random.Random) -> None:
-    """Records that are damaged are lost, but nothing else is."""
+    """Damaged records are lost, but nothing else."""
     kill_at(trainer, logged(trainer, rng.randint(2, STEPS - 1)))
     trainer.harmed = True
     _damage(trainer.workdir / "metrics.jsonl", rng)
 
 
 def damage_model(trainer: Trainer, rng: random.Random) -> None:
-    """The result of a finished run is written again."""
+    """The damaged result of a finished run must be written again."""
     trainer.struck = trainer.finish() == 0
     _damage_one(trainer, rng, trainer.workdir / "model")

@@ -1,7 +1,7 @@
-"""A training run in a process of its own, on small sets, that can be disturbed.
+"""A training run in its own process, on small sets, that can be disturbed.
 
-Processes are forked from a server that has imported what training needs (``multiprocessing``'s own) and share a
-cache of compiled programs, so that a run costs its work and not its start. ``Trainer.start(command=True)`` is the real
+Processes are forked from a server (``multiprocessing``'s own) that has imported what training needs, and share a
+compilation cache, so that a run costs its work but not its start. ``Trainer.start(command=True)`` runs the real
 command.
 """
 
@@ -33,7 +33,7 @@ from mono_jax.weights.model_folder import load_model
 
 STEPS = 8
 SAVE_EVERY = 2
-LONGEST = 240.0  # seconds of one run; more is a hang
+LONGEST = 240.0  # seconds of one run; a longer run counts as a hang
 _SCRIPT = Path("experiments/train.py")
 _IMPORTED = [
     "mono_jax.runs.config_file",
@@ -78,7 +78,7 @@ def config_values(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def small_sets(folder: Path) -> dict[str, Any]:
-    """The manifest of sets in ``folder``, made where they are missing."""
+    """The manifest of the sets in ``folder``, which are made if they are missing."""
     if not folder.exists():
         sizes = dict.fromkeys(("s1_1", "s1_2", "s1_3", "s2", "heldout_captions", "heldout_questions"), 60)
         build_demo_sets(folder, sizes=DemoSizes(text_bytes=150_000, **sizes))
@@ -91,7 +91,7 @@ def write_config(file: Path, values: dict[str, Any]) -> Path:
 
 
 def prepare() -> None:
-    """Lets processes keep all that they compile, however small; before the first of them."""
+    """Makes processes cache all compiled programs, however small; call it before the first process."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -101,9 +101,9 @@ def prepare() -> None:
 
 
 def _train(arguments: Sequence[str], log: Path, environment: dict[str, str]) -> None:
-    """The command, in a forked process."""
+    """Runs the command in a forked process."""
     os.setsid()
-    os.environ |= environment  # before JAX looks
+    os.environ |= environment  # before JAX reads it
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -135,7 +135,7 @@ Process = _Forked | subprocess.Popen[bytes]
 
 
 class Hangs(Exception):
-    """A process did not end in time, and was killed."""
+    """A process did not end in time and was killed."""
 
 
 @dataclasses.dataclass
@@ -144,11 +144,11 @@ class Trainer:
 
     Attributes:
       manifest: of the sets, which all rounds share; see ``own_sets``.
-      devices: simulated ones. options: further arguments of the command.
-      struck: whether the fault came at the moment that it was meant for.
+      devices: number of simulated devices. options: further arguments of the command.
+      struck: whether the fault hit at the intended moment.
       harmed: whether records themselves were damaged.
-      disk: what the workdir lies on, where that is a disk of its own.
-      longest: seconds that the run takes at most; more is a hang.
+      disk: the disk of the workdir, if it has its own.
+      longest: maximum seconds of the run; a longer run counts as a hang.
     """
 
     folder: Path
@@ -166,11 +166,11 @@ class Trainer:
         self._config = write_config(self.folder / "config.py", self._values())
 
     def _values(self) -> dict[str, Any]:
-        """Of the config; runs beside this one share its compiled programs."""
+        """Values of the config; runs next to this one share its compiled programs."""
         return config_values(self.manifest) | {"compilation_cache": str(self.folder.parent / "programs")}
 
     def own_sets(self) -> Path:
-        """Lets this trainer read a shard of its own, which has no index yet; returns it."""
+        """Gives this trainer its own copy of a shard, which has no index yet; returns it."""
         [source] = self.manifest["stages"]["s1_1"]["sources"]
         [pattern] = source["spec"]["paths"]
         shard = Path(pattern.replace("*", "00000"))
@@ -189,7 +189,7 @@ class Trainer:
         return self.disk
 
     def start(self, command: bool = False, **environment: str) -> Process:
-        """The run, in a session of its own; its output goes to ``log``. ``command``: in an interpreter of its own."""
+        """Starts the run in a new session, with output to ``log``; with ``command``, also in a new interpreter."""
         arguments = [f"--config={self._config}", f"--workdir={self.workdir}", *self.options]
         environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}", **environment}
         if not command:
@@ -204,14 +204,14 @@ class Trainer:
             )
 
     def finish(self) -> int:
-        """Runs the command, which must end now, and returns its exit code. Raises Hangs."""
+        """Runs the command, which must finish this time, and returns its exit code. Raises Hangs."""
         return ended(self.start(), self.longest)
 
     def losses(self) -> list[tuple[int, float]]:
         return [(record["step"], record["loss"]) for record in read_metrics(self.workdir / "metrics.jsonl")]
 
     def saved(self) -> list[int]:
-        """Steps whose checkpoints are whole, with their list."""
+        """Steps whose checkpoints are complete, with their checksum list."""
         return sorted(int(file.parent.name) for file in (self.workdir / "checkpoints").glob("*/checksums.json"))
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -226,7 +226,7 @@ class Trainer:
 
 
 def ended(process: Process, seconds: float = LONGEST) -> int:
-    """The exit code; raises Hangs if there is none after ``seconds``."""
+    """The exit code; raises Hangs if the process has not ended after ``seconds``."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -236,7 +236,7 @@ def ended(process: Process, seconds: float = LONGEST) -> int:
 
 
 def wait_until(condition: Callable[[], bool], process: Process, seconds: float = LONGEST) -> bool:
-    """Whether ``condition()`` came true before the process ended or the time was over."""
+    """Whether ``condition()`` became true before the process ended or the time was up."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         if condition():
@@ -246,7 +246,7 @@ def wait_until(condition: Callable[[], bool], process: Process, seconds: float =
 
 
 def children(pid: int) -> list[int]:
-    """Processes whose parent is ``pid``, theirs included."""
+    """The descendants of process ``pid``."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,1 +1,1 @@
-"""The first-token benchmark: the models and their prompts, what is timed, and the report."""
+"""The first-token benchmark: the models and their prompts, the measurements, and the report."""

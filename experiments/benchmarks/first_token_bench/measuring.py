@@ -19,12 +19,12 @@ from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt, check_prompt, pack
 from mono_jax.models.transformer import Model
 
-Times = dict[str, float]  # of one call: what is timed, in seconds or tokens/s
+Times = dict[str, float]  # of one call: the measured values, in seconds or tokens/s
 
 
 @dataclasses.dataclass
 class Point:
-    """What is timed of both models at one size: each call does the whole of it and returns its times."""
+    """What is timed for both models at one size; each call does the complete work and returns its times."""
 
     kind: str
     tiles: int
@@ -34,7 +34,7 @@ class Point:
     failed: str = ""
 
     def measure(self, rounds: int) -> dict[str, Any]:
-        """By model: every time of each turn, and the medians."""
+        """For each model, all times of each turn and their medians."""
         turns: dict[str, list[Times]] = {name: [] for name in self.calls}
         for _ in range(rounds):
             for name, call in self.calls.items():
@@ -48,9 +48,9 @@ class Point:
 
 
 def warm_up(points: Sequence[Point]) -> float:
-    """Compiles whatever the points need, all at once (XLA compiles outside of Python's lock); returns seconds.
+    """Compiles everything that the points need in parallel (XLA compiles without Python's lock); returns seconds.
 
-    The models' programs must be there already (``Generator.session``). A point that cannot run has ``failed`` then.
+    The models' programs must exist already (``Generator.session``). For a point that cannot run, ``failed`` is set.
     """
     start = time.perf_counter()
 
@@ -58,14 +58,14 @@ def warm_up(points: Sequence[Point]) -> float:
         begin = time.perf_counter()
         try:
             point.calls[name]()
-        except Exception as error:  # of one point, out of memory for example: the others still count
+        except Exception as error:  # only one point fails, for example out of memory; the others still count
             point.failed = f"{name}: {one_line(error)}"
         point.warm_up_s[name] = time.perf_counter() - begin
 
     jobs = [(point, name) for point in points for name in point.calls]
     with ThreadPoolExecutor(len(jobs)) as pool:
         list(pool.map(lambda job: first(*job), jobs))
-    for point in (point for point in points if point.failed):  # XLA:GPU records graphs, which others can disturb
+    for point in (point for point in points if point.failed):  # XLA:GPU captures graphs; others can disturb it
         point.failed = ""
         for name in point.calls:
             first(point, name)
@@ -77,19 +77,19 @@ def one_line(error: Exception) -> str:
 
 
 def turn(generator: Generator, prompts: Sequence[Prompt], new_tokens: int) -> Times:
-    """A turn as generate.py takes it, greedy, streamed, of exactly ``new_tokens`` tokens a row."""
+    """A turn as in generate.py: greedy, streamed, with exactly ``new_tokens`` tokens per row."""
     marks: list[float] = []
     start = time.perf_counter()
     sampling = Sampling(max_new_tokens=new_tokens)
     answers = generator.generate(prompts, sampling, on_tokens=lambda _: marks.append(time.perf_counter()))
-    assert all(len(answer.tokens) == new_tokens for answer in answers)  # nothing stops them
+    assert all(len(answer.tokens) == new_tokens for answer in answers)  # no end token stops them
     decoding = marks[-1] - marks[0]
     rate = len(prompts) * (new_tokens - 1) / decoding if len(marks) > 1 else float("nan")
     return {"first_token_s": marks[0] - start, "tokens_per_s": rate}
 
 
 def on_device(function: Callable[..., Any], *arguments: Any) -> Callable[[], Times]:
-    """A call of the compiled ``function`` with arguments that are on the device already, to the end of its work."""
+    """A call of the compiled ``function``, with arguments already on the device, that waits for its result."""
     compiled, arguments = jax.jit(function), jax.device_put(arguments)
 
     def call() -> Times:
@@ -101,7 +101,7 @@ def on_device(function: Callable[..., Any], *arguments: Any) -> Callable[[], Tim
 
 
 def turns(models: Mapping[str, Generator], kind: str, tiles: int, rows: int, args: Any) -> Point:
-    """Whole turns of ``rows`` rows, each its own image and question."""
+    """Whole turns of ``rows`` rows, each with its own image and question."""
     config = next(iter(models.values())).config
     prompts = [make_prompt(config, tiles, args.text, args.seed + row) for row in range(rows)]
     calls = {name: lambda model=model: turn(model, prompts, args.new_tokens) for name, model in models.items()}
@@ -109,7 +109,7 @@ def turns(models: Mapping[str, Generator], kind: str, tiles: int, rows: int, arg
 
 
 def parts(models: Mapping[str, Generator], kind: str, tiles: int, args: Any) -> Point:
-    """The eyes alone ("vision"), or the language model alone ("language"), of the batch that a turn would make."""
+    """Only the vision part ("vision") or only the language model ("language"), on the batch that a turn would make."""
     calls = {}
     for name, generator in models.items():
         batch, ends = _batch(generator, make_prompt(generator.config, tiles, args.text, args.seed))
@@ -119,7 +119,7 @@ def parts(models: Mapping[str, Generator], kind: str, tiles: int, args: Any) -> 
 
 
 def packing(generator: Generator, tiles: int, args: Any) -> list[float]:
-    """Seconds in which the host makes a turn's batch."""
+    """Seconds that the host takes to make a turn's batch."""
     prompt = make_prompt(generator.config, tiles, args.text, args.seed)
     times = []
     for _ in range(args.rounds):

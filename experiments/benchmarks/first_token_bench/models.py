@@ -1,4 +1,4 @@
-"""The two models, what they are asked, and the work that this is."""
+"""The two models, their prompts, and the number of FLOPs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mono_jax.training.flops import language_matmuls
 
 MONOLITHIC, MODULAR = "monolithic", "modular"
 MODELS = (MONOLITHIC, MODULAR)
-_EYES = ("vision/", "projector/")  # what each model has for itself, beside the visual experts
+_EYES = ("vision/", "projector/")  # the parameters that the models do not share, apart from visual experts
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A monolithic and a modular model over one language model."""
+    """A monolithic and a modular model with the same language model."""
 
     monolithic: Architecture
     modular: Architecture
@@ -36,12 +36,12 @@ class Pair:
 
 
 def _pair_over(base: Architecture, encoder: VisionConfig, dtype: str) -> Pair:
-    """With patch embeddings of the same tiles in place of ``encoder``."""
+    """A pair whose monolithic model embeds patches of the same tiles instead of using ``encoder``."""
     eyes = dataclasses.replace(encoder, kind="patch_embed")
     return Pair(base.replace(vision=eyes, visual_ffn_experts=True), base.replace(vision=encoder), dtype)
 
 
-# For CPUs: weights that no cache holds, tiles as at 2B, and about the same share of FLOPs in the encoder.
+# For CPUs: weights larger than any cache, tiles as in 2b, and about the same share of FLOPs in the encoder.
 _SMALL = Architecture(
     vocab_size=4096,
     hidden_size=768,
@@ -62,14 +62,14 @@ PAIRS = {
 
 
 def pair(name: str) -> Pair:
-    """The pair ``name``; raises ConfigError that names the nearest one."""
+    """The pair ``name``; raises ConfigError with the closest name."""
     if name not in PAIRS:
         raise unknown_key("preset", name, PAIRS)
     return PAIRS[name]
 
 
 def generators(models: Pair, seed: int) -> dict[str, Generator]:
-    """Both models with random weights, made on the device; the arrays of the language model are the same ones."""
+    """Both models with random weights, made on the device; they share the arrays of the language model."""
     keys = jax.random.split(jax.random.key(seed))
     params = _random(models.monolithic, keys[0], models.dtype)
     options = {"dtype": models.dtype, "layout": preferred_layout(None, params)}  # as generate.py
@@ -81,7 +81,7 @@ def generators(models: Pair, seed: int) -> dict[str, Generator]:
 
 
 def _random(config: Architecture, key: jax.Array, dtype: str) -> Params:
-    """Matrices in ``dtype`` from the start: in float32 they would need twice the memory for a moment."""
+    """Parameters with matrices in ``dtype`` from the start: float32 would temporarily need twice the memory."""
 
     def init(key: jax.Array) -> Params:
         return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, Model(config).init(key))
@@ -97,12 +97,12 @@ def _eyes(config: Architecture, key: jax.Array) -> dict[str, jax.Array]:
 
 
 def tiles_in_all(tiles: int) -> int:
-    """With the thumbnail that an image of several tiles has."""
+    """Number of tiles including the thumbnail of an image with several tiles."""
     return tiles + (tiles > 1)
 
 
 def make_prompt(config: Architecture, tiles: int, text: int, seed: int) -> Prompt:
-    """A random image of ``tiles`` tiles and ``text`` random tokens around it: two in front, as BOS and ``<img>``."""
+    """A random image of ``tiles`` tiles with ``text`` random tokens around it: two before, like BOS and ``<img>``."""
     rng = np.random.default_rng(seed)
     visual = tiles_in_all(tiles) * config.vision.tile_tokens
     edge, channels = config.vision.token_pixels, config.vision.num_channels
@@ -114,13 +114,13 @@ def make_prompt(config: Architecture, tiles: int, text: int, seed: int) -> Promp
 def first_token_flops(config: Architecture, tiles: int, text: int) -> dict[str, float]:
     """FLOPs (two for each multiply-add) of the matrix products from pixels to the logits of the first token.
 
-    {"vision": from pixels to visual tokens, "language": the rest}. Padding does not count, a causal pair that is not
-    seen neither; class tokens of InternViT do.
+    {"vision": from pixels to visual tokens, "language": the rest}. Padding and pairs masked by causality do not count;
+    InternViT's class tokens do.
     """
     tiles = tiles_in_all(tiles)
     visual, d = tiles * config.vision.tile_tokens, config.hidden_size
     tokens = visual + text
-    head = 2 * d * config.vocab_size  # of the last token alone
+    head = 2 * d * config.vocab_size  # of the last token only
     layers = sum(m.forward for m in language_matmuls(config, visual, text) if m.group != "token_embeddings")
     scores = 4 * d * (tokens * (tokens + 1) // 2) * config.num_hidden_layers
     return {"vision": float(_vision_flops(config, tiles)), "language": float(layers + scores + head)}
@@ -141,5 +141,5 @@ def _vision_flops(config: Architecture, tiles: int) -> int:
 
 
 def bytes_of(params: Mapping[str, object]) -> int:
-    """Of all parameters."""
+    """Bytes of all parameters."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(dict(params)))

@@ -33,7 +33,7 @@ from mono_jax.generation.decode import Generator
 from mono_jax.training.flops import peak_flops
 
 FILE = "first_token.json"
-# Against InternVL-1.5-2B, at most, on other hardware and software (arXiv 2410.08202 and 2507.12566).
+# Largest reductions against InternVL-1.5-2B, on other hardware and software (arXiv 2410.08202 and 2507.12566).
 PUBLISHED = {"Mono-InternVL": 0.67, "Mono-InternVL-1.5": 0.69}
 
 
@@ -78,7 +78,7 @@ def _header(args: argparse.Namespace, models: Pair) -> dict[str, Any]:
 def _measure(report: dict[str, Any], models: Pair, args: argparse.Namespace, start: float) -> None:
     both = generators(models, args.seed)
     for generator in both.values():
-        generator.session()  # makes the programs: threads that find none would make one each
+        generator.session()  # creates the programs; otherwise each thread would create its own
     jax.block_until_ready([generator.params for generator in both.values()])
     report |= {"weights_bytes": {name: bytes_of(g.params) for name, g in both.items()}, "warm_ups_s": []}
     packing = {str(tiles): measuring.packing(both[MONOLITHIC], tiles, args) for tiles in args.tiles}
@@ -98,7 +98,7 @@ def _measure(report: dict[str, Any], models: Pair, args: argparse.Namespace, sta
 
 
 def _groups(both: Mapping[str, Generator], args: argparse.Namespace) -> Iterator[list[Point]]:
-    """What is compiled together; the most wanted first."""
+    """Points that are compiled together; the most important first."""
     yield [measuring.turns(both, "first_token", tiles, 1, args) for tiles in args.tiles]
     batches = [measuring.turns(both, "batch", tiles, args.rows, args) for tiles in args.batch_tiles]
     yield [measuring.parts(both, "vision", tiles, args) for tiles in args.tiles] + batches
@@ -109,7 +109,7 @@ def _findings(point: Point, rounds: int) -> dict[str, Any]:
     if not point.failed:
         try:
             found = point.measure(rounds)
-        except Exception as error:  # of this point: the others still count
+        except Exception as error:  # only this point fails; the others still count
             point.failed = measuring.one_line(error)
     if point.failed:
         print(f"{point.kind} of {point.tiles} tiles failed: {point.failed}", flush=True)
@@ -119,12 +119,12 @@ def _findings(point: Point, rounds: int) -> dict[str, Any]:
     milliseconds = f"{ours * 1e3:.2f} ms against {theirs * 1e3:.2f} ms, {1 - ours / theirs:.1%} less"
     print(f"{point.kind} of {point.tiles} tiles, {point.rows} rows: {milliseconds}", flush=True)
     memory = jax.devices()[0].memory_stats() or {}
-    so_far = memory.get("peak_bytes_in_use")  # of both models, and of making them
+    so_far = memory.get("peak_bytes_in_use")  # includes both models and their creation
     return found | {"reduction": 1 - ours / theirs, "peak_bytes": so_far}
 
 
 def _save(report: Mapping[str, Any], folder: Path | None) -> None:
-    """A machine may be taken away at any time: the file is whole, always."""
+    """Keeps the file complete at all times, because the machine may be taken away at any moment."""
     if folder is None:
         return
     with publish.new_file(folder / FILE) as part:
@@ -137,7 +137,7 @@ def _save(report: Mapping[str, Any], folder: Path | None) -> None:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """What was found, in a few lines: monolithic / modular, milliseconds and tokens/s."""
+    """A short table of the results: monolithic / modular, milliseconds and tokens/s."""
     found = {(p["kind"], p["tiles"]): p for p in report["points"] if "failed" not in p}
     rows = [("tiles", "TFLOP", "first token ms", "less", "vision ms", "language ms", "tokens/s", "of peak")]
     for tiles in report["tiles"]:
@@ -164,7 +164,7 @@ def table(report: Mapping[str, Any]) -> str:
     published = ", ".join(f"{name} {share:.0%}" for name, share in PUBLISHED.items())
     lines.append(f"monolithic / modular; {report['device']}, {report['dtype']}; published, at most: {published} less")
     if report["left_out"]:
-        lines.append(f"left out, --budget_s was over: {len(report['left_out'])} points")
+        lines.append(f"left out because --budget_s was spent: {len(report['left_out'])} points")
     return "\n".join(lines)
 
 

@@ -33,9 +33,9 @@ DIRECTIONS = ("forward", "both")  # both: forward and backward
 LENGTHS = tuple(1024 * 2**i for i in range(8))  # up to 131,072
 SAMPLE = 1408  # tokens of a sample in S1.1: 8 fill a row of 10,240 + 1,024
 CHECK_S, TUNING_S = 15.0, 60.0  # per implementation
-SLOW = 4.0  # times the fastest's time: not tuned, and not timed at greater lengths
+SLOW = 4.0  # times the fastest: such an implementation is not tuned, and not timed at greater lengths
 
-# (kind, about, measure) -> the record, from before or made now; None where the budget is spent.
+# (kind, about, measure) -> the record, from an earlier run or made now; None if the budget is spent.
 Attempt = Callable[[str, dict[str, Any], Callable[[], Mapping[str, Any]]], dict[str, Any] | None]
 
 
@@ -56,10 +56,10 @@ class Setting:
 
     Attributes:
       shape: key of SHAPES.
-      rows: slots of the row (the name that results have for tokens).
-      samples: that fill the row, of about equal lengths.
+      rows: slots of the row (results use this name for tokens).
+      samples: number of samples that fill the row, of about equal lengths.
       dtype: of query, key and value.
-      in_slots: arrays are gathered from slots in an order of their own, and back, as training does in every layer.
+      in_slots: arrays are gathered from slots in another order, and back, as training does in each layer.
     """
 
     shape: str
@@ -70,16 +70,16 @@ class Setting:
 
     @property
     def problem(self) -> Problem:
-        """What implementations are asked whether they can serve."""
+        """The problem for which implementations are asked whether they support it."""
         heads = SHAPES[self.shape]
         return Problem(1, self.rows, self.rows, *heads, self.dtype, device_key())
 
     def segments(self) -> np.ndarray:
-        """int32 [1, rows]; borders lie on no block."""
+        """int32 [1, rows]; boundaries are not aligned to blocks."""
         return (np.arange(self.rows) * self.samples // self.rows + 1)[None].astype(np.int32)
 
     def flops(self, direction: str) -> int:
-        """Of the scores that count: two products forward, five backward."""
+        """FLOPs of the unmasked scores: two products forward, five backward."""
         lengths = np.bincount(self.segments()[0])[1:].astype(np.int64)
         heads = SHAPES[self.shape]
         pairs = int((lengths * (lengths + 1) // 2).sum())
@@ -87,7 +87,7 @@ class Setting:
 
 
 def points(dtype: str) -> Iterator[Setting]:
-    """All settings, those that tell most first: the row of S1.1, then over its length, one sample, in slots, the 7B."""
+    """All settings, most informative first: the row of S1.1, one sample, in slots, then all lengths of 2B and of 7B."""
     make = functools.partial(Setting, dtype=dtype)
     yield make("2b", 8 * SAMPLE, 8)
     yield make("2b", 16_384, 1)
@@ -100,7 +100,7 @@ def points(dtype: str) -> Iterator[Setting]:
 
 
 def rehearsal(dtype: str) -> Iterator[Setting]:
-    """Tiny rows that go once through everything; two lengths, so that break-even points are named."""
+    """Tiny rows that exercise everything once; two lengths, so that break-even points are reported."""
     yield Setting("tiny", 128, 2, dtype)
     yield Setting("tiny", 256, 2, dtype)
     yield Setting("tiny", 128, 2, dtype, in_slots=True)
@@ -152,7 +152,7 @@ def measure(timer: Timer, implementation: Implementation, setting: Setting, dire
 
 
 def available(setting: Setting, rehearse: bool, wanted: Sequence[str]) -> tuple[dict[str, Implementation], dict]:
-    """(implementations that serve here, interpreted in a rehearsal, the preferred ones first; why others do not)."""
+    """(implementations that run here, interpreted in a rehearsal, preferred ones first; why the others do not)."""
     found, missing = {}, {}
     order = [name for name in preferred(setting.problem) if name in NAMES]
     for name in dict.fromkeys([*order, *NAMES]):
@@ -172,20 +172,20 @@ def available(setting: Setting, rehearse: bool, wanted: Sequence[str]) -> tuple[
 
 
 def _dtype(kernel: Implementation, setting: Setting, rehearse: bool) -> str:
-    """The setting's; in a rehearsal the other one where an interpreter has only that."""
+    """The setting's dtype; in a rehearsal, the other one if an interpreter supports only that."""
     served = [d for d in TOLERANCE if kernel.unsupported(dataclasses.replace(setting.problem, dtype=d)) is None]
     return served[0] if rehearse and served and setting.dtype not in served else setting.dtype
 
 
 def run(options: argparse.Namespace, attempt: Attempt, timer: Timer, most: int | None = None) -> dict[str, str]:
-    """Checks, tunes at the first setting, and times the first ``most`` (all); returns why rows are missing."""
+    """Checks, tunes at the first setting, and times the first ``most`` (default: all); returns why rows are missing."""
     settings = list((rehearsal if options.dry_run else points)(options.dtype))
     settings = [s for s in settings if s.shape in (*options.shapes, "tiny")]
     kernels, missing = available(settings[0], options.dry_run, options.rows)
     for name in kernels:
         attempt("check", {"row": name}, functools.partial(_check, name, options.dry_run))
     times, first = Times(attempt, timer, options.dry_run), settings[0]
-    times.add(kernels, first)  # with default parameters, so that there is something
+    times.add(kernels, first)  # with default parameters, so that there is a result
     if not options.no_tune and not options.dry_run:
         for name in [name for name in kernels if not times.slow(name, first, "both")]:
             kernels[name] = _tuned(name, kernels[name], first, attempt, timer)
@@ -196,7 +196,7 @@ def run(options: argparse.Namespace, attempt: Attempt, timer: Timer, most: int |
 
 @dataclasses.dataclass
 class Times:
-    """Times the settings, and leaves out what shorter rows have shown to be too slow."""
+    """Times the settings, and leaves out implementations that were too slow on shorter rows."""
 
     attempt: Attempt
     timer: Timer
@@ -204,7 +204,7 @@ class Times:
     taken: dict[tuple[Setting, str], dict[str, float]] = dataclasses.field(default_factory=dict)
 
     def add(self, kernels: Mapping[str, Implementation], setting: Setting) -> None:
-        """A record for each kernel and direction, made now or before."""
+        """A record for each kernel and direction, made now or in an earlier run."""
         for direction, (name, kernel) in itertools.product(DIRECTIONS, kernels.items()):
             here = dataclasses.replace(setting, dtype=_dtype(kernel, setting, self.rehearse))
             if kernel.unsupported(here.problem) or self.slow(name, setting, direction):
@@ -218,7 +218,7 @@ class Times:
                 self.taken.setdefault((setting, direction), {})[name] = record["median_us"]
 
     def slow(self, name: str, setting: Setting, direction: str) -> bool:
-        """Whether it took ``SLOW`` times the fastest's time with a row like this one and not longer."""
+        """Whether it took more than ``SLOW`` times as long as the fastest on a similar row that is not longer."""
         if self.rehearse:
             return False
         alike = (
@@ -232,14 +232,14 @@ class Times:
 
 
 def _check(name: str, rehearse: bool) -> dict[str, Any]:
-    """Cases against the float64 oracle; in a rehearsal one of each dtype."""
+    """Checks cases against the float64 oracle; in a rehearsal, one per dtype."""
     found = check(name, all_masks=not rehearse, seconds=0 if rehearse else CHECK_S, compile_ahead=False)
     record = {key: found[key] for key in ("correct", "errors", "cases", "skipped")}
     return record | ({"failed": "; ".join(found["failed"])} if found["failed"] else {})
 
 
 def _tuned(name: str, kernel: Implementation, setting: Setting, attempt: Attempt, timer: Timer) -> Implementation:
-    """Field by field, the value with which forward + backward is fastest."""
+    """For each field in turn, the value with which forward + backward is fastest."""
     deadline, best = time.monotonic() + TUNING_S, float("inf")
     trials = [{}, *({field: value} for field, values in type(kernel).tuning_space().items() for value in values)]
     for trial in trials:
@@ -259,7 +259,7 @@ def _tuned(name: str, kernel: Implementation, setting: Setting, attempt: Attempt
 
 
 def break_even(content: Mapping[str, Any]) -> list[str]:
-    """Which implementation is the fastest at which lengths, of packed rows and of rows of one sample."""
+    """Which implementation is fastest at which lengths, for packed rows and for rows of one sample."""
     good = [r for r in content["records"] if r["kind"] == KIND and "failed" not in r and not r["wrong"]]
     kinds = {
         "packed rows": lambda about: about["samples"] > 1 or about["rows"] < 2 * SAMPLE,
@@ -293,7 +293,7 @@ def _title(shape: str, direction: str, in_slots: bool) -> str:
 
 
 def failures(content: Mapping[str, Any]) -> list[str]:
-    """One line per failed point that was to be timed."""
+    """One line per failed timing."""
     lines = []
     for record in content["records"]:
         if record["kind"] == KIND and "failed" in record:
@@ -304,7 +304,7 @@ def failures(content: Mapping[str, Any]) -> list[str]:
 
 
 def tables(content: Mapping[str, Any]) -> str:
-    """Markdown: TFLOP/s of useful work over the length, for packed rows and rows of one sample, if there are any."""
+    """Markdown: TFLOP/s of useful work by length, for packed rows and rows of one sample, if there are any."""
     records = [r for r in content["records"] if r["kind"] == KIND]
     lines: list[str] = []
     groups = {(r["about"]["shape"], r["about"]["direction"], r["about"]["in_slots"]): None for r in records}

@@ -1,4 +1,4 @@
-"""What the kernel benchmark measures, and in which order."""
+"""What the kernel benchmark measures, and in what order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pallas_kernels.devices import device_key
 from pallas_kernels.experts.block_map import num_blocks
 from pallas_kernels.experts.contract import FfnWeights, Problem
 
-DIRECTIONS = ("forward", "both", "visual")  # both, visual: forward and backward with these experts trained
+DIRECTIONS = ("forward", "both", "visual")  # both, visual: forward and backward, training these experts
 
 
 class Shape(NamedTuple):
@@ -35,10 +35,10 @@ class Setting:
       op: "ffn" (SwiGLU of each token's expert) or "qkv" (projection of the visual attention experts).
       shape: key of SHAPES.
       rows: tokens N.
-      visual_share: of the tokens, percent.
-      interleaving: tokens that have left their run, percent (0: one visual run, then text).
+      visual_share: percent of the tokens that are visual.
+      interleaving: percent of the tokens that have left their run (0: one visual run, then text).
       dtype: of tokens and weights.
-      tile: rows per block of the grouped forms (the name that results on disk have).
+      tile: rows per block of the grouped forms (stored results use this name).
     """
 
     op: str
@@ -71,12 +71,12 @@ class Setting:
 
     @property
     def kernel_op(self) -> str:
-        """What ``pallas_kernels`` calls the operation."""
+        """Name of the operation in ``pallas_kernels``."""
         return {"ffn": "ffn", "qkv": "matmul"}[self.op]
 
     @property
     def problem(self) -> Problem:
-        """What implementations are asked whether they can serve, and tuning tables are searched for."""
+        """The problem for which implementations are asked for support and tuning tables are searched."""
         grouped = num_blocks(self.rows, self.tile) * self.tile
         return Problem(self.kernel_op, grouped, self.tile, self.d, self.width, self.dtype, device_key())
 
@@ -111,7 +111,7 @@ def _any_row(row: str) -> bool:
 
 
 def _arranged(row: str) -> bool:
-    """Rows whose tokens come arranged: their times do not depend on the order of the tokens."""
+    """Rows whose tokens come grouped: their times do not depend on the order of the tokens."""
     return " " not in row and row != "gather_scatter"
 
 
@@ -121,10 +121,11 @@ def _as_they_come(row: str) -> bool:
 
 
 def points(tile: int, dtype: str) -> Iterator[Point]:
-    """All problems, those that tell most first; some come twice, with more rows the second time.
+    """All problems, most informative first; some come twice, with more rows the second time.
 
-    A short loan of a device ends somewhere in the list. First the FFN of the 2B model at two sizes, then over the
-    interleaving, over N, the projection, the visual share, the 7B model; finally whatever is left of the grid.
+    A device that is lent for a short time may go back anywhere in the list. First comes the FFN of the 2B model at two
+    sizes, then over the interleaving and over N; then the projection, the visual share, and the 7B model; finally the
+    rest of the grid.
     """
     make = functools.partial(Setting, dtype=dtype, tile=tile)
     both_models = (("ffn", "2b"), ("qkv", "2b"), ("ffn", "7b"), ("qkv", "7b"))
@@ -144,7 +145,7 @@ def points(tile: int, dtype: str) -> Iterator[Point]:
             yield Point(make(op, shape, n, 50, 0), _arranged, ("forward", "both"))
     for mixed in MIXED:
         yield Point(make("ffn", "2b", 16384, 50, mixed), _as_they_come, ("forward", "both"))
-    for mixed in (1, 3):  # where the paper's form breaks even, if it does
+    for mixed in (1, 3):  # where the paper's form may break even
         yield Point(make("ffn", "2b", 4096, 50, mixed), _as_they_come, ("forward", "both"))
     for op, shape in both_models:
         for n in ALL_N:
@@ -156,7 +157,7 @@ def points(tile: int, dtype: str) -> Iterator[Point]:
 
 
 def rehearsal(tile: int, dtype: str) -> Iterator[Point]:
-    """Tiny problems that go once through every row, both operations and all directions."""
+    """Tiny problems that exercise every row, both operations and all directions once."""
     make = functools.partial(Setting, shape="tiny", dtype=dtype, tile=tile)
     for op in ("ffn", "qkv"):
         half = make(op, rows=2 * tile, visual_share=50, interleaving=0)

@@ -13,7 +13,7 @@ from experiments.benchmarks.tables import RESULTS, fill
 README = Path(__file__).parents[3] / "pallas_kernels" / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 NOTHING = (
-    "Nothing has been measured yet: no GPU has been at hand. The table appears here when\n"
+    "Nothing has been measured yet, because no GPU has been available. The table appears here when\n"
     "`experiments/benchmarks/results/` holds a `kernels*.json` and\n"
     "`python -m experiments.benchmarks.kernels --readme` is run."
 )
@@ -27,7 +27,7 @@ KERNELS = ("mosaic_gpu", "triton", "pallas_tpu")
 
 
 class Time(NamedTuple):
-    """One measured (or failed) row at one setting; ``us`` and ``ratio`` are None where there is none."""
+    """One measured (or failed) row at one setting; ``us`` and ``ratio`` are None if missing."""
 
     row: str
     direction: str
@@ -43,7 +43,7 @@ class Time(NamedTuple):
 
     @property
     def where(self) -> tuple:
-        """The setting: what two rows must share to be compared."""
+        """The setting, which two rows must share to be compared."""
         return self.direction, self.op, self.shape, self.rows, self.share, self.mixed
 
 
@@ -67,7 +67,7 @@ def times(content: Mapping[str, Any]) -> list[Time]:
 
 
 class Axis(NamedTuple):
-    """Along what a table or plot runs: which times belong to it, and its columns' heads."""
+    """The axis of a table or plot: which times belong to it, and its column headings."""
 
     name: str
     label: str
@@ -77,7 +77,7 @@ class Axis(NamedTuple):
 
 
 def axes(found: Iterable[Time]) -> list[Axis]:
-    """Over N; over the visual share and the interleaving at each N that has several of them."""
+    """N; and the visual share and the interleaving at each N that has several values."""
     found = list(found)
     result = [
         Axis("rows", "tokens N", lambda t: (t.share, t.mixed) == (50, 0), lambda t: t.rows, lambda n: f"N = {n:,}")
@@ -113,7 +113,7 @@ def _cell(time: Time | None) -> str:
 
 
 def _table(found: list[Time], axis: Axis) -> list[str]:
-    """Markdown: a line per row, a column per value; ratios to the dense bound, whose own line has microseconds."""
+    """Markdown: a line per row, a column per value; ratios to the dense bound, whose own line is in microseconds."""
     found = [t for t in found if axis.holds(t)]
     columns = sorted({axis.value(t) for t in found})
     bounds = {axis.value(t): t.bound for t in found if t.bound is not None}
@@ -178,7 +178,7 @@ def _section(title: str, items: Iterable[str]) -> list[str]:
 
 
 def failures(content: Mapping[str, Any]) -> list[str]:
-    """One line per failed point that was to be timed."""
+    """One line per failed timing."""
     lines = []
     for record in content["records"]:
         if "failed" in record and record["kind"] in ("time", "bound"):
@@ -194,7 +194,7 @@ def failures(content: Mapping[str, Any]) -> list[str]:
 
 
 def aims(found: Iterable[Time]) -> list[str]:
-    """For every kernel on grouped rows, what it was meant to reach, the worst it does, and whether that is enough."""
+    """For each kernel on grouped rows: its target, its worst value, and whether the target is met."""
     good = {(t.row, *t.where): t for t in found if t.ratio is not None and not t.wrong}
     lines = []
     for kernel in KERNELS:
@@ -223,7 +223,7 @@ def _aim(
 
 
 def break_even(found: Iterable[Time]) -> list[str]:
-    """Where sorting begins to pay, over the interleaving; where the kernel begins to beat two launches, over N."""
+    """The interleaving from which sorting pays off, and the N from which the kernel beats two launches."""
     good = [t for t in found if t.us is not None and not t.wrong]
     lines = []
     for (op, shape, direction), group in _groups(good):
@@ -246,7 +246,7 @@ def _curve(found: Iterable[Time], row: str, value: Callable[[Time], int]) -> dic
 
 
 def _crossing(one: dict[int, float], other: dict[int, float], name: str, other_name: str, unit: str) -> str | None:
-    """In words, where the curve ``one`` rises above ``other``; None for fewer than two common points."""
+    """Describes where the curve ``one`` rises above ``other``; None for fewer than two common points."""
     common = sorted(one.keys() & other.keys())
     if len(common) < 2:
         return None
@@ -270,7 +270,7 @@ def _crossing(one: dict[int, float], other: dict[int, float], name: str, other_n
 
 
 def plot(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Ratio over N, over the visual share and over the interleaving: a picture per operation and shape.
+    """Ratio over N, over the visual share and over the interleaving: one figure per operation and shape.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -321,7 +321,7 @@ def _draw(panel: Any, axis: Axis, found: list[Time], direction: str) -> None:
 
 
 def readme_section() -> str:
-    """What stands between the README's markers: the committed results in short, or the sentence that there are none."""
+    """The text between the README's markers: a summary of the committed results, or a note that there are none."""
     contents = [(file.name, json.loads(file.read_text())) for file in sorted(RESULTS.glob("kernels*.json"))]
     measured = [summary(content, name) for name, content in contents if not content["dry_run"]]
     return "\n\n".join(measured) if measured else NOTHING

@@ -1,4 +1,4 @@
-"""What a run of the kernel benchmark has found so far: one record per point, written at once."""
+"""Results of a kernel benchmark run so far: one record per point, written immediately."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pallas_kernels.devices import device_key
 
 
 class Results:
-    """kernels.json: what was run on (the header) and a list of records, one per point.
+    """kernels.json: a header that describes the environment, and a list of records, one per point.
 
-    A record has "kind" (check, bound, trial, tuned, time), what it is about, and either its findings or "failed".
+    A record has "kind" (check, bound, trial, tuned, time), "about", and either its findings or "failed".
     """
 
     def __init__(self, folder: Path, content: dict[str, Any]):
@@ -27,12 +27,12 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path) -> Results | None:
-        """What --out holds, or None."""
+        """The results in --out, or None."""
         file = folder / "kernels.json"
         return cls(folder, json.loads(file.read_text())) if file.is_file() else None
 
     def save(self) -> None:
-        """Writes what there is so far: a machine may be taken away at any time."""
+        """Writes the results so far, because the machine may be taken away at any time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / "kernels.json.part"
         partial.write_text(json.dumps(self.content, indent=1))
@@ -43,12 +43,12 @@ class Results:
         return self._by_point.get(_point(about, kind))
 
     def begin(self, kind: str, about: Mapping[str, Any]) -> None:
-        """Records the point in hand, so that it can be blamed if the process dies."""
+        """Records the current point, so that it can be blamed if the process dies."""
         self.content["running"] = {"kind": kind, "about": dict(about)}
         self.save()
 
     def end(self, findings: Mapping[str, Any]) -> dict[str, Any]:
-        """Records the findings of the point in hand."""
+        """Records the findings of the current point."""
         running = self.content.pop("running")
         record = self._by_point[_point(running["about"], running["kind"])] = running | dict(findings)
         self.content["records"].append(record)
@@ -60,7 +60,7 @@ class Results:
         return [record for record in self.content["records"] if record["kind"] == kind]
 
     def forget_failures(self) -> None:
-        """Failed points are tried again."""
+        """Drops failed points, so that they are tried again."""
         self.content["records"] = [record for record in self.content["records"] if "failed" not in record]
         self._by_point = {point: record for point, record in self._by_point.items() if "failed" not in record}
 
@@ -70,7 +70,7 @@ def _point(about: Mapping[str, Any], kind: str) -> str:
 
 
 def header(dry_run: bool) -> dict[str, Any]:
-    """What the figures depend on: a run resumes only where all of this is the same."""
+    """What the figures depend on; a run resumes only if all of this is unchanged."""
     names = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "triton", "jax-triton", "tokamax", "numpy")
     versions = {"python": sys.version.split()[0]}
     for name in names:

@@ -1,4 +1,4 @@
-"""A program for every row of the kernel benchmark's tables."""
+"""A program for each row of the kernel benchmark's tables."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pallas_kernels.experts.contract import FfnWeights, Implementation
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One row's function with its arguments but x for one setting.
+    """One row's function with its arguments except x, for one setting.
 
     Attributes:
       function: (x, *rest) -> y.
-      rest: weights, then whatever follows from the mask.
+      rest: weights, then whatever depends on the mask.
       trained: argument numbers that are differentiated, by direction; x is 0.
-      arrange: [N, d] in sequence order -> the order that the function wants.
+      arrange: [N, d] in sequence order -> the order that the function expects.
       restore: the inverse.
     """
 
@@ -39,11 +39,11 @@ class Program:
     restore: Callable[[jax.Array], jax.Array] = lambda y: y
 
 
-# (setting, text weights, visual weights) -> program. Functions that do not depend on the mask are made
-# once per row, so that one compilation serves all settings of a size.
+# (setting, text weights, visual weights) -> program. Functions that do not depend on the mask are built once per row,
+# so that one compilation is shared by all settings of a size.
 Maker = Callable[[Setting, Any, Any], Program]
 EXPERTS = {"both": (0, 1, 2), "visual": (0, 2)}  # of (x, text, visual, ...)
-STACKED = {"both": (0, 1), "visual": (0, 1)}  # of (x, both, ...): stacked experts cannot be told apart
+STACKED = {"both": (0, 1), "visual": (0, 1)}  # of (x, both, ...): stacked experts cannot be trained separately
 
 
 class Operation(NamedTuple):
@@ -77,7 +77,7 @@ OPERATIONS = {
 
 
 def makers(op: str, kernels: Mapping[str, Implementation]) -> dict[str, Maker]:
-    """Row name -> maker, for an operation and the kernels that serve here."""
+    """Row name -> maker, for an operation and the kernels that run here."""
     forms = OPERATIONS[op]
     rows = {"xla_split": _xla_split(forms)}
     for name, kernel in kernels.items():
@@ -100,7 +100,7 @@ def _tokamax() -> Any:
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS(sys.argv[:1])  # or tokamax parses the whole command line itself, and knows none of our options
+        flags.FLAGS(sys.argv[:1])  # otherwise tokamax parses the whole command line and rejects our options
     return tokamax
 
 
@@ -113,7 +113,7 @@ def dense(op: str) -> Maker:
 
 @functools.cache
 def dense_both(op: str) -> Maker:
-    """Both experts on all tokens, chosen by mask: what the others are compared with."""
+    """Both experts on all tokens, selected by mask: the reference for the other rows."""
     compute = OPERATIONS[op].dense
 
     def function(x, text, visual, mask):
@@ -123,7 +123,7 @@ def dense_both(op: str) -> Maker:
 
 
 def _sorted_order(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Visual tokens first, and the way back."""
+    """The order with visual tokens first, and its inverse."""
     order = np.argsort(~setting.mask(), kind="stable")
     return order, np.argsort(order)
 

@@ -1,4 +1,4 @@
-"""What the command does: a worker under a supervisor, then tables, plots and a tuning table from what it left."""
+"""The command's work: a worker under a supervisor, then tables, plots and a tuning table from its results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pallas_kernels.checks.run import host_devices
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """The command with parsed options; ``arguments`` are handed to the worker. Returns the exit status."""
+    """Runs the command with parsed options; ``arguments`` are passed to the worker. Returns the exit status."""
     if options.readme:
         report.write_readme()
         return 0
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         cli.fail("give --out=FOLDER for the results")
     if options.worker:
         if jax.default_backend() == "cpu" and not options.dry_run:
-            cli.fail("no accelerator here: times would mean nothing; rehearse with --dry_run")
+            cli.fail("no accelerator here, so times would be meaningless; rehearse with --dry_run")
         work(options)
         return 0
     if not options.report:
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         environment = os.environ | {"PYTHONPATH": path} | (host_devices() if options.dry_run else {})
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the worker on the way
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the worker is ended
         try:
             supervise(options, command, environment)
         finally:
@@ -47,10 +47,10 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    """Prints the tables; the exit status is 1 where a kernel's check failed."""
+    """Prints the tables; the exit status is 1 if a kernel's check failed."""
     results = Results.load(options.out)
     if results is None:
-        cli.fail(f"{options.out}/kernels.json is not there")
+        cli.fail(f"{options.out}/kernels.json does not exist")
     print(write_report(results))
     wrong = [f"{r['about']['row']}: {r['failed']}" for r in results.of_kind("check") if "failed" in r]
     timings = results.of_kind("time") + results.of_kind(attention.KIND)
@@ -71,5 +71,5 @@ def write_report(results: Results) -> str:
     try:
         report.plot(content, folder)
     except ImportError as error:
-        print(f"no plots: {error}; --report makes them elsewhere from kernels.json", file=sys.stderr)
+        print(f"no plots: {error}; run --report on another machine to make them from kernels.json", file=sys.stderr)
     return text

@@ -1,4 +1,4 @@
-"""Keeps a worker going: a worker that dies or hangs costs the point it was at, and another takes over."""
+"""Keeps a worker running: if it dies or hangs, its current point is lost and another worker takes over."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from experiments.benchmarks.kernels.results import Results
 from experiments.benchmarks.kernels.worker import RESTART
 from mono_jax import cli
 
-GRACE_S = 30.0  # after the budget is spent, the point in hand is given up this much later
+GRACE_S = 30.0  # how long after the end of the budget the current point is given up
 
 
 def supervise(options: argparse.Namespace, command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Runs workers until one is through with the list or the budget is spent.
+    """Runs workers until one finishes the list or the budget is spent.
 
     Args:
       options: of the command line; ``out``, ``budget_s`` and ``stall_s`` are used.
-      command: starts a worker; its remaining budget and what else changes is appended.
+      command: starts a worker; the remaining budget and other options that change are appended.
       environment: of the worker.
     """
     start, retry, idle_deaths = time.monotonic(), options.retry_failed, 0
@@ -31,7 +31,7 @@ def supervise(options: argparse.Namespace, command: Sequence[str], environment: 
         if status == 0 or status is None:
             return
         if status == cli.USER_ERROR:
-            raise SystemExit(status)  # the worker has said why
+            raise SystemExit(status)  # the worker has reported the reason
         results = Results.load(options.out)
         if results and "running" in results.content:
             reason = status if isinstance(status, str) else f"its process died with status {status}"
@@ -48,7 +48,7 @@ def supervise(options: argparse.Namespace, command: Sequence[str], environment: 
 def _watch(
     command: Sequence[str], environment: Mapping[str, str], options: argparse.Namespace, limit_s: float
 ) -> int | str | None:
-    """Exit status of a worker, or why it was ended; None where the budget ended it."""
+    """Exit status of a worker, or why it was ended; None if the budget ended it."""
     started = progress = time.time()
     process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
     try:
@@ -63,5 +63,5 @@ def _watch(
                 return f"no progress for {options.stall_s:g} s"
     finally:
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold on to a process that hangs in it
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may block a process that hangs in it
             process.wait(timeout=GRACE_S)

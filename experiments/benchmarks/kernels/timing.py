@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from experiments.benchmarks.kernels.problems import Setting
 from experiments.benchmarks.kernels.rows import Maker, Program, dense_both
 
-L2_BYTES = 64 * 2**20  # more than any GPU's to date that is measured here (H100, H200: 50 MB)
+L2_BYTES = 64 * 2**20  # more than any GPU measured here so far has (H100, H200: 50 MB)
 LEAST_INPUTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How often a program runs: before it is timed, how many times are taken, and calls queued for a wall time."""
+    """How often a program runs: warm-up calls, timed samples, and calls queued per wall time."""
 
     warm_up: int = 3
     samples: int = 15
@@ -35,7 +35,7 @@ REHEARSAL = Effort(warm_up=0, samples=1, queue=1)
 
 @functools.cache
 def compiled(function: Callable[..., jax.Array], trained: tuple[int, ...] | None) -> Callable:
-    """jit of the function, or of the function and its gradients for a cotangent that comes first."""
+    """jit of the function, or of the function and its gradients; the cotangent is the first argument."""
     if trained is None:
         return jax.jit(lambda _, *arguments: function(*arguments))
 
@@ -53,9 +53,9 @@ def compiled(function: Callable[..., jax.Array], trained: tuple[int, ...] | None
 
 
 class Timer:
-    """Medians over calls on different inputs: of kernel times from CUPTI where that works, else of wall time.
+    """Medians over calls on different inputs: of kernel times from CUPTI if that works, else of wall times.
 
-    Wall times are of calls queued one after another, so that the host's work is hidden by the device's.
+    Wall times are those of calls queued one after another, so that host work is hidden behind device work.
     """
 
     def __init__(self, effort: Effort):
@@ -66,7 +66,7 @@ class Timer:
                 kernel_times(jax.jit(jnp.sin), [(jnp.ones(8),)])
                 self.name = "cupti"
             except Exception as error:  # no permission, another profiler attached, ...
-                print(f"CUPTI: {error}; wall times instead", file=sys.stderr)
+                print(f"CUPTI: {error}; using wall times instead", file=sys.stderr)
 
     def __call__(self, function: Callable, inputs: Sequence[tuple]) -> dict[str, Any]:
         """{"median_us", "min_us", "wall_us", "timer"} of function(*inputs[i]), i cycling."""
@@ -86,7 +86,7 @@ class Timer:
                 device = kernel_times(function, [inputs[i % len(inputs)] for i in range(effort.samples)])
                 name = "cupti"
             except Exception as error:
-                print(f"  CUPTI: {error}; wall time instead", file=sys.stderr)
+                print(f"  CUPTI: {error}; using wall time instead", file=sys.stderr)
         median, least = statistics.median(device), min(device)
         return {"median_us": median, "min_us": least, "wall_us": statistics.median(wall), "timer": name}
 
@@ -94,8 +94,8 @@ class Timer:
 def kernel_times(function: Callable, inputs: Sequence[tuple]) -> list[float]:
     """Microseconds that the kernels of each call take, added up.
 
-    ``jax.experimental.mosaic.gpu.profiler.measure`` does the same for one call on inputs that it has just used, and
-    which the L2 cache then holds; here the calls follow one another on different inputs.
+    ``jax.experimental.mosaic.gpu.profiler.measure`` does the same for one call on inputs that it has just used, so that
+    they are in the L2 cache; here, consecutive calls have different inputs.
     """
     from jax.experimental.mosaic.gpu import profiler
 
@@ -116,13 +116,13 @@ def kernel_times(function: Callable, inputs: Sequence[tuple]) -> list[float]:
 
 @dataclasses.dataclass(eq=False)
 class Bench:
-    """Makes inputs, holds results against ``dense_both``, and times."""
+    """Makes inputs, compares results with ``dense_both``, and takes times."""
 
     timer: Timer
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 (one object, one size at a time: the arrays are large)
     def weights(self, op: str, shape: str, dtype: str) -> list[tuple[Any, Any]]:
-        """(text, visual) weights of unit gain, and as many more as it takes to outgrow the L2 cache."""
+        """(text, visual) weights of unit gain, with as many more copies as it takes to exceed the L2 cache."""
         one_size = Setting(op, shape, 0, 0, 0, dtype, 1).weight_shapes()
         shapes, structure = jax.tree.flatten(one_size, is_leaf=lambda s: isinstance(s[0], int))
 
@@ -137,14 +137,14 @@ class Bench:
 
     @property
     def rehearses(self) -> bool:
-        """Whether times mean nothing."""
+        """Whether this is a rehearsal, whose times are meaningless."""
         return self.timer.effort == REHEARSAL
 
     def measure(self, make: Maker, setting: Setting, direction: str) -> dict[str, Any]:
         """Times, and the largest relative error of y and dx against ``dense_both`` (None for the bound).
 
         Raises:
-          ValueError: results that are not finite.
+          ValueError: results are not finite.
         """
         weights = self.weights(setting.op, setting.shape, setting.dtype)
         count = 1 if self.rehearses else max(LEAST_INPUTS, len(weights))
@@ -155,7 +155,7 @@ class Bench:
         run = compiled(programs[0].function, None if direction == "forward" else programs[0].trained[direction])
         inputs = [(p.arrange(dy), p.arrange(x), *p.rest) for p, x, dy in zip(programs, xs, cotangents)]
         result = {"max_rel_error": None}
-        if len(programs[0].rest) > 1:  # the bound has one expert, and computes something else
+        if len(programs[0].rest) > 1:  # the bound has one expert and computes something different
             result["max_rel_error"] = self._error(
                 programs[0], run(*inputs[0]), setting, xs[0], cotangents[0], direction
             )

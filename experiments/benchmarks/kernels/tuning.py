@@ -1,4 +1,4 @@
-"""The device's tuning tables, one for each room of kernels, with what a run has found."""
+"""The device's tuning tables, one for each room of kernels, updated with the results of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tuning_tables(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def differences(tuned: Any, default: Any) -> dict[str, Any]:
-    """Fields of an implementation that tuning has changed, as JSON has them."""
+    """Fields of an implementation that tuning has changed, in JSON form."""
     changed = {f.name: getattr(tuned, f.name) for f in dataclasses.fields(tuned)}
     changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
     return {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in changed.items()}
@@ -36,13 +36,13 @@ def _experts(results: Results) -> dict[str, Any]:
         entry = {"op": setting.kernel_op, "dtype": setting.dtype, "d": setting.d, "ff": setting.width}
         entry |= {"rows": setting.rows, "parameters": record["parameters"], "median_us": record["median_us"]}
         of_name["entries"] = [e for e in of_name.get("entries", []) if not _same_problem(e, entry)] + [entry]
-    names = {"ragged_dot": "ragged"}  # rows that are called differently as implementations
+    names = {"ragged_dot": "ragged"}  # rows whose implementations have another name
     timed = ((names.get(t["about"]["row"], t["about"]["row"]), t) for t in results.of_kind("time"))
     return table | {"order": _by_speed(table["order"], ((n, t) for n, t in timed if t["about"]["op"] == "ffn"))}
 
 
 def _attention(results: Results) -> dict[str, Any]:
-    """Parameters of a row of S1.1, for all lengths."""
+    """Parameters tuned on a row of S1.1, used for all lengths."""
     table, records = _table("attention", results), results.of_kind("attention")
     for record in records:
         if (found := record["about"].get("parameters")) and not record.get("wrong", True):
@@ -59,9 +59,9 @@ def _same_problem(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _by_speed(order: Sequence[Any], timings: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Any]:
-    """The entries with those that were timed in order of their first good time forward and backward.
+    """The entries, with the timed ones sorted by their first valid forward + backward time.
 
-    They stand before those that were not; entries for small sizes keep their places.
+    They come before those that were not timed; entries for small sizes keep their places.
     """
     times: dict[str, float] = {}
     for name, record in timings:

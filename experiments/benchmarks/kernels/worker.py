@@ -31,7 +31,7 @@ RESTART = 75  # exit status of a worker whose device is no longer usable
 
 
 class Worker:
-    """Goes through the points in their order until the budget is spent."""
+    """Goes through the points in order until the budget is spent."""
 
     def __init__(self, options: argparse.Namespace, results: Results):
         self.options, self.results = options, results
@@ -40,7 +40,7 @@ class Worker:
         self.makers: dict[tuple, dict[str, rows.Maker]] = {}
 
     def run(self) -> None:
-        """Every point that is wanted and not there yet; the first few of attention come early."""
+        """Measures every requested point that is still missing; the first few attention points come early."""
         if "attention" in self.options.ops:
             self.time_attention(most=3)
         if self.points():
@@ -59,7 +59,7 @@ class Worker:
         for name in kernels:
             self.attempt("check", {"row": name}, lambda name=name: self.check(name))
         first = self.points()[0]
-        self.time_point(first, kernels)  # with default parameters, so that there is something
+        self.time_point(first, kernels)  # with default parameters, so that there is a result
         tuned_for = set()
         for point in self.points():
             where = (point.setting.op, point.setting.shape)
@@ -72,7 +72,7 @@ class Worker:
                 return
 
     def points(self) -> list[Point]:
-        """What the options leave of the list."""
+        """The points of the list that the options select."""
         every = (rehearsal if self.options.dry_run else points)(self.options.tile, self.options.dtype)
         options = self.options
         return [p for p in every if p.setting.op in options.ops and p.setting.shape in (*options.shapes, "tiny")]
@@ -81,7 +81,7 @@ class Worker:
         return time.monotonic() - self.start > self.options.budget_s
 
     def attempt(self, kind: str, about: dict[str, Any], do: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:
-        """The record of a point, from before or made now; None where the budget is spent."""
+        """The record of a point, from an earlier run or made now; None if the budget is spent."""
         if found := self.results.find(kind, about):
             return found
         if self.out_of_time():
@@ -92,7 +92,7 @@ class Worker:
             return self.results.end({"failed": reason})
         try:
             return self.results.end(do())
-        except Exception as error:  # one point that fails must not cost the others their time on the device
+        except Exception as error:  # one failing point must not cost the others their time on the device
             print(f"  {one_line(error)}", file=sys.stderr, flush=True)
             record = self.results.end({"failed": one_line(error)})
         if not _device_works():
@@ -100,7 +100,7 @@ class Worker:
         return record
 
     def died_before(self, kind: str, about: Mapping[str, Any]) -> str | None:
-        """Why not to try: the row killed its process in a check, or in the same direction at another size."""
+        """Why not to try the point: the row killed its process in a check, or in this direction at another size."""
         for record in self.results.content["records"]:
             there = record["about"]
             if not record.get("died") or there["row"].split()[0] != about["row"].split()[0]:
@@ -115,7 +115,7 @@ class Worker:
     # ---- Kernels ----
 
     def available(self) -> dict[str, Implementation]:
-        """Kernels that serve here (interpreted in a rehearsal); why the others do not goes into the results."""
+        """Kernels that run here (interpreted in a rehearsal); the results record why the others do not."""
         missing = {"tokamax": reason} if (reason := rows.tokamax_missing()) else {}
         kernels = {}
         for name in KERNELS:
@@ -133,7 +133,7 @@ class Worker:
         return {name: kernel for name, kernel in kernels.items() if self.wants(name)}
 
     def dtype_of(self, kernel: Implementation | None) -> str:
-        """The dtype asked for; in a rehearsal the other one where an interpreter has only that."""
+        """The requested dtype; in a rehearsal, the other one if an interpreter supports only that."""
         if kernel is None or not self.options.dry_run:
             return self.options.dtype
         problem = self.points()[0].setting.problem
@@ -144,7 +144,7 @@ class Worker:
         return not self.options.rows or row.split()[0] in self.options.rows
 
     def check(self, name: str) -> dict[str, Any]:
-        """``pallas_kernels.check`` without compilations; in a rehearsal one case per dtype."""
+        """``pallas_kernels.check`` without compilations; in a rehearsal, one case per dtype."""
         if self.options.dry_run:
             found = check(name, seconds=0, compile_ahead=False)
         else:
@@ -156,7 +156,7 @@ class Worker:
     # ---- Tuning ----
 
     def tune(self, name: str, kernel: Implementation, setting: Setting) -> None:
-        """Field by field, the value with which forward + backward is fastest; only what differs from the default."""
+        """Finds for each field in turn the value with the fastest forward + backward; keeps only non-default values."""
         setting = dataclasses.replace(setting, dtype=self.dtype_of(kernel), interleaving=0)
         about = {"row": name, **dataclasses.asdict(setting)}
         budget = time.monotonic() + TUNING_SHARE * self.options.budget_s / len(KERNELS)
@@ -173,7 +173,7 @@ class Worker:
 
         if self.results.find("tuned", about) is None and not self.out_of_time():
             found = search()
-            if not self.out_of_time():  # else the next run resumes it
+            if not self.out_of_time():  # otherwise the next run resumes it
                 self.attempt("tuned", about, lambda: found)
 
     def trials(self, kernel: Implementation, setting: Setting) -> Iterator[dict[str, Any]]:
@@ -183,7 +183,7 @@ class Worker:
                 yield {field: value}
 
     def microseconds(self, name: str, kernel: Implementation, parameters: dict[str, Any], setting) -> float:
-        """Forward + backward; infinite for a tiling that does not compile, does not fit, or computes something else."""
+        """Time of forward + backward; infinite for a tiling that does not compile or fit, or gives wrong results."""
 
         def measure() -> dict[str, Any]:
             candidate = dataclasses.replace(kernel, **parameters)
@@ -196,7 +196,7 @@ class Worker:
         return record["median_us"]
 
     def tuned(self, name: str, kernel: Implementation, setting: Setting) -> Implementation:
-        """The kernel with what was found for the operation and shape: here, or in the device's table."""
+        """The kernel with the tuned parameters for the operation and shape, from this run or the device's table."""
         for record in self.results.of_kind("tuned"):
             there = record["about"]
             if "failed" not in record and (there["row"], there["op"], there["shape"]) == (
@@ -235,12 +235,12 @@ class Worker:
     ) -> dict[str, Any]:
         found = self.bench.measure(make, setting, direction)
         if bound is not None:
-            clock = "median_us" if found["timer"] == bound["timer"] else "wall_us"  # only like is compared with like
+            clock = "median_us" if found["timer"] == bound["timer"] else "wall_us"  # compare the same clocks only
             found |= {"bound_us": bound[clock], "ratio": found[clock] / bound[clock]}
         return found | {"wrong": _is_wrong(found, setting.dtype)}
 
     def bound(self, setting: Setting, direction: str) -> dict[str, Any] | None:
-        """Times of one expert over all tokens; with one expert trained, its tokens' share of its gradients.
+        """Times of one expert over all tokens; if one expert is trained, with its tokens' share of its gradients.
 
         The order and the kind of the tokens do not matter, so all settings of one size share the measured times.
         """
@@ -260,7 +260,7 @@ class Worker:
 
 
 def _is_wrong(found: Mapping[str, Any], dtype: str) -> bool:
-    """Whether a row computes something else than ``dense_both``, both with the rounding of ``dtype``."""
+    """Whether a row's results differ from ``dense_both``, given that both round to ``dtype``."""
     return found["max_rel_error"] > 2 * TOLERANCE[dtype]
 
 
@@ -280,7 +280,7 @@ def work(options: argparse.Namespace) -> None:
         found = Results(options.out, about)
     elif differing := [key for key, value in here.items() if found.content[key] != value]:
         there = ", ".join(f"{key} {found.content[key]}" for key in differing)
-        cli.fail(f"{options.out}/kernels.json is of another run ({there}); give another --out")
+        cli.fail(f"{options.out}/kernels.json is from another run ({there}); give another --out")
     found.content.pop("running", None)
     if options.retry_failed:
         found.forget_failures()

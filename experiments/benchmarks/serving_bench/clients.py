@@ -1,4 +1,4 @@
-"""Clients of an engine, and of a generator one after another: what they wait for."""
+"""Clients of an engine, and sequential clients of a generator: how long they wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mono_jax.serving.engine import Engine
 
 
 class NoText:
-    """A tokenizer for random weights, whose answers are no text."""
+    """A tokenizer for random weights, whose answers are not text."""
 
     @staticmethod
     def decode(ids: Sequence[int]) -> str:
@@ -24,9 +24,9 @@ class NoText:
 
 
 def serve(engine: Engine, requests: Sequence[Request], concurrency: int) -> dict[str, Any]:
-    """All requests, ``concurrency`` of them under way at a time.
+    """Sends all requests, with ``concurrency`` of them in flight at a time.
 
-    "first_token_s" and "between_tokens_s" are of each request; "seconds" is the wall time of all.
+    "first_token_s" and "between_tokens_s" are medians over the requests; "seconds" is the total wall time.
     """
     free, lock = threading.Semaphore(concurrency), threading.Lock()
     first: list[float] = []
@@ -65,7 +65,7 @@ def serve(engine: Engine, requests: Sequence[Request], concurrency: int) -> dict
 
 
 def one_by_one(generator: Generator, requests: Sequence[Request]) -> dict[str, Any]:
-    """The same by ``Generator``, streamed, one after another: as ``serve`` with one client."""
+    """The same requests by ``Generator``, streamed, one after another: like ``serve`` with one client."""
     first: list[float] = []
     tokens: list[list[int]] = []
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def one_by_one(generator: Generator, requests: Sequence[Request]) -> dict[str, A
 
 
 def batched(generator: Generator, prompts: Sequence[Prompt], sampling: Any) -> float:
-    """Seconds that all take in one batch that begins and ends together."""
+    """Seconds for all prompts in one batch that starts and ends together."""
     start = time.perf_counter()
     generator.generate(prompts, [sampling] * len(prompts))
     return time.perf_counter() - start

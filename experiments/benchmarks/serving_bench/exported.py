@@ -23,8 +23,8 @@ from mono_jax.weights.model_folder import save_model
 
 
 def compare(python: str, generator: Generator, requests: Sequence[Request], new_tokens: int) -> dict[str, Any]:
-    """Answers of transformers to ``requests`` (equal lengths), one alone and all in a batch, by the interpreter
-    ``python``: {"alone", "together": {"seconds", "first_token_s", "tokens_per_s"}, "equal_answers"}.
+    """Answers of transformers to ``requests`` (of equal lengths), first one alone, then all in a batch, using the
+    interpreter ``python``: {"alone", "together": {"seconds", "first_token_s", "tokens_per_s"}, "equal_answers"}.
     """
     config = generator.config
     prompts = [check_prompt(config, request.prompt, "") for request in requests]

@@ -1,4 +1,4 @@
-"""``generate`` of transformers on an exported model, for an environment that knows nothing of this project."""
+"""``generate`` of transformers on an exported model, for an environment without this project."""
 
 from __future__ import annotations
 

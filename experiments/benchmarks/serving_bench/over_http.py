@@ -1,4 +1,4 @@
-"""What a client of a running server waits for: from the request, with its JPEG, to the first piece of the answer."""
+"""Waiting times of a running server's client: from the request, with its JPEG, to the first piece of the answer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TIMEOUT_S = 600.0
 
 
 class Server:
-    """An OpenAI-compatible server at ``url``, which ends with /v1; a key is taken from OPENAI_API_KEY."""
+    """An OpenAI-compatible server at ``url``, which ends with /v1; the API key is read from OPENAI_API_KEY."""
 
     def __init__(self, url: str) -> None:
-        """Raises ConfigError for no URL of a server that answers."""
+        """Raises ConfigError if ``url`` is not the URL of a server that answers."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"--url={url}: give it as http://127.0.0.1:8000/v1")
@@ -58,7 +58,7 @@ class Server:
                 usage = frame.get("usage") or usage
         seconds = time.perf_counter() - start
         counts = {"prompt_tokens": usage.get("prompt_tokens"), "tokens": usage.get("completion_tokens")}
-        return {"first_s": first or seconds, "seconds": seconds} | counts  # an answer may be nothing but its end
+        return {"first_s": first or seconds, "seconds": seconds} | counts  # an answer may consist only of its end
 
     def _answer(self, method: str, path: str, body: str | None = None) -> http.client.HTTPResponse:
         connection = self._connect(self._place, timeout=_TIMEOUT_S)
@@ -74,12 +74,12 @@ def _frames(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
             frame = json.loads(line[len(b"data: ") :])
             if "error" in frame:
-                raise ConfigError(f"the answer broke off: {frame['error']}")
+                raise ConfigError(f"the answer was cut off: {frame['error']}")
             yield frame
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """For each of ``args.tiles`` and ``args.concurrency``: what requests with pictures of their own wait for."""
+    """Waiting times of requests, each with its own image, for each of ``args.tiles`` and ``args.concurrency``."""
     server = Server(args.url)
     report: dict[str, Any] = {"url": args.url, "model": server.model, "points": []}
     numbers, text = itertools.count(args.seed), args.text or 64

@@ -1,8 +1,8 @@
-"""The first token by plan: the programs from pixels to it compiled for a chip that need not be there.
+"""The first token by plan: the programs from pixels to first token, compiled for a chip that need not be present.
 
-Two ways, of both models: "whole", the one program that generate.py calls, and "served", those that the engine calls
-one after another for a prompt in chunks. Times are bounds, operation by operation (``mono_jax.hlo.roofline``): what the
-host does, launches and copies of pixels are not in them.
+Two ways, for both models: "whole", the single program that generate.py calls, and "served", the programs that the
+engine calls one after another for a prompt in chunks. Times are bounds, operation by operation
+(``mono_jax.hlo.roofline``): they exclude host work, launches and copies of pixels.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     targets = [target(name) for name in args.plan]
     for each in targets:
         if each.chip is None or each.chip.hbm_bandwidth is None or len(each.devices) > 1:
-            raise ConfigError(f"--plan={each.name}: one chip with a data sheet, such as v5e:1x1 or h100:1x1x1")
+            raise ConfigError(f"--plan={each.name}: give one chip with a data sheet, such as v5e:1x1 or h100:1x1x1")
     args.preset, args.tiles, args.text = args.preset or "2b", args.tiles or [2, 6, 14], args.text or 256
     models = pair(args.preset)
     report: dict[str, Any] = {name: getattr(args, name) for name in ("preset", "text", "new_tokens", "prefill_chunk")}
@@ -86,7 +86,8 @@ def _point(on: Target, planners: Mapping[str, _Planner], tiles: int, args: argpa
         reduction = 1 - found[MONOLITHIC]["seconds"] / found[MODULAR]["seconds"]
         point[way] = found | {"reduction": reduction}
     ours, theirs = (point["served"][name] for name in (MONOLITHIC, MODULAR))
-    # By how much the encoder would have to be slower than its bound, all else at its own, for the published figures.
+    # How many times slower than its bound the encoder would have to be, all else being at its bound, for the published
+    # figures.
     point["encoder_slower"] = {
         paper: (ours["seconds"] / (1 - less) - theirs["read_s"]) / theirs["embed_s"]
         for paper, less in PUBLISHED.items()
@@ -95,7 +96,7 @@ def _point(on: Target, planners: Mapping[str, _Planner], tiles: int, args: argpa
 
 
 class _Planner:
-    """One model on one chip; programs are compiled when they are first needed, once."""
+    """One model on one chip; each program is compiled once, when it is first needed."""
 
     def __init__(self, on: Target, config: Architecture, dtype: str, args: argparse.Namespace):
         self.config, self._on, self._args = config, on, args
@@ -103,7 +104,7 @@ class _Planner:
         self._key = device_key(self._device)
         place = SingleDeviceSharding(self._device)
         params = jax.tree.map(lambda leaf: leaf.update(sharding=place), Model(config).abstract_params())
-        # As generate.py and serve.py have them there.
+        # The layouts of generate.py and serve.py on that platform.
         platform = {"cuda": "gpu"}.get(self._device.platform, self._device.platform)
         self._generator, served = (
             Generator(config, params, dtype, layout=preferred_layout(None, params, **options))
@@ -118,15 +119,15 @@ class _Planner:
         self._texts: dict[Any, str] = {}
 
     def whole(self, tiles: int) -> dict[str, Any]:
-        """Of the program that ``Generator`` runs."""
+        """Bounds of the program that ``Generator`` runs."""
         prompt = self._prompt(tiles)
         sampling = Sampling(max_new_tokens=self._args.new_tokens)
         text = self._text(("whole", tiles), lambda: self._generator.traced(prompt, sampling))
-        tokens = len(prompt.input_ids)  # what padding adds to attention is left out
+        tokens = len(prompt.input_ids)  # the cost of padding in attention is left out
         return _findings([self._totals(text, np.arange(tokens), tokens, causal=True)])
 
     def served(self, tiles: int) -> dict[str, Any]:
-        """Of the programs that the engine calls, one after another."""
+        """Bounds of the programs that the engine calls, one after another."""
         parts: dict[str, list[Totals]] = {"embed": [], "read": []}
         for call in calls(self._programs, self._prompt(tiles)):
             if isinstance(call, range):
@@ -170,11 +171,11 @@ class _Planner:
                 return Work(_of_experts(given, results[0]), moved, chip.products)
             return None
 
-        # Of the branches of choosing a token the shortest: the likeliest one, without penalties or log-probabilities.
+        # The shortest branch of token selection: the likeliest token, without penalties or log-probabilities.
         return roofline.totals(text, machine, kernels, branch=min)
 
     def _attention(self, last: np.ndarray, keys: int, *, causal: bool) -> Work:
-        """Of one layer of the language model."""
+        """Work of attention in one layer of the language model."""
         config, d = self.config, self.config.head_dim
         heads = (config.num_attention_heads, config.num_key_value_heads)
         query, key = (
@@ -187,7 +188,7 @@ class _Planner:
         return Work(flops_of(config, "forward", pairs), 0.0, share(chosen, len(last), self._key, "forward"))
 
     def _of_tiles(self, dims: list[tuple[int, ...]]) -> Work | None:
-        """Of a layer of the encoder; None for attention of anything else."""
+        """Work of attention in one layer of the encoder; None for any other attention."""
         vision = self.config.vision
         length = vision.grid**2 + 1
         if vision.kind != "intern_vit" or not any(length in of_array for of_array in dims):
@@ -197,7 +198,7 @@ class _Planner:
 
 
 def _of_experts(given: Sequence[Array], result: Array) -> float:
-    """FLOPs of a grouped kernel, which reads its rows, then a text and a visual weight for each product."""
+    """FLOPs of a grouped kernel, whose arguments are its rows, then a text and a visual weight for each product."""
     rows, *weights = [array for array in given if len(array.dims) == 2]
     return 2.0 * result.size * rows.dims[1] * (len(weights) // 2)
 
@@ -212,7 +213,7 @@ def _findings(totals: list[Totals]) -> dict[str, Any]:
 
 
 def _line(point: Mapping[str, Any]) -> str:
-    """A point in a line; monolithic / modular."""
+    """A point in one line; monolithic / modular."""
     parts = [f"FLOPs {_both(point['flops'], 1e-12)} T, {point['flops']['reduction']:.1%} less"]
     for way in WAYS:
         seconds = {name: point[way][name]["seconds"] for name in MODELS}
@@ -220,7 +221,7 @@ def _line(point: Mapping[str, Any]) -> str:
     slower = ", ".join(
         f"{PUBLISHED[paper]:.0%} less: {factor:.1f}" for paper, factor in point["encoder_slower"].items()
     )
-    parts.append(f"times that the encoder must take its bound for {slower}")
+    parts.append(f"multiples of its bound that the encoder must take for {slower}")
     return f"{point['target']}, {point['image_tokens']} image tokens, {point['input_tokens']} in: {'; '.join(parts)}"
 
 

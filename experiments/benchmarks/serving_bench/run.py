@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         point = {"kind": kind, "tiles": tiles, "input_tokens": _input_tokens(both[MONOLITHIC], tiles, args.text)}
         try:
             point |= measure()
-        except Exception as error:  # of this point, out of memory for example: the others still count
+        except Exception as error:  # only this point fails, for example out of memory; the others still count
             point["failed"] = one_line(error)
         report["points"].append(point)
         print(_line(point), flush=True)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _engine(generator: Generator, args: argparse.Namespace) -> Engine:
-    """With programs for the sizes that are measured only, and nothing reused: every request is computed."""
+    """An engine with programs for the measured sizes only, and without reuse: every request is computed."""
     longest = max(_input_tokens(generator, tiles, args.text) for tiles in args.tiles) + args.new_tokens
     page, rows = 16, max(args.concurrency)
     length = -(-longest // page) * page
@@ -120,14 +120,14 @@ def _points(
 
 
 def _requests(engine: Engine, tiles: int, count: int, new_tokens: int, seed: int, text: int) -> list[Request]:
-    """Each its own image and text."""
+    """Requests, each with its own image and text."""
     sampling = Sampling(max_new_tokens=new_tokens)
     prompts = [make_prompt(engine.architecture, tiles, text, seed + number) for number in range(count)]
     return [Request(prompt, sampling) for prompt in prompts]
 
 
 def _first_token(engines: Mapping[str, Engine], tiles: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Of one request at a time, the two models in turns."""
+    """First-token times of one request at a time, the two models in turns."""
     turns: dict[str, list[float]] = {name: [] for name in engines}
     for number in range(args.rounds):
         for name, engine in engines.items():
@@ -162,7 +162,7 @@ def _throughput(
 
 
 def _overhead(before: Any, after: Any) -> dict[str, float]:
-    """Processor time of the scheduler over the time in which there was work, and the median step."""
+    """CPU time of the scheduler as a share of the time in which there was work, and the median step."""
     working = after.working_s - before.working_s
     busy = after.host_share * after.working_s - before.host_share * before.working_s
     steps = after.step_s[-(after.steps - before.steps) :]
@@ -172,7 +172,7 @@ def _overhead(before: Any, after: Any) -> dict[str, float]:
 def _one_by_one(
     both: Mapping[str, Generator], engines: Mapping[str, Engine], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Generator, one request after another, against the engine with all of them at once, which come in between."""
+    """Generator, one request after another, against the engine with all at once, measured halfway through."""
     tiles, most = args.tiles[0], max(args.concurrency)
     found: dict[str, Any] = {}
     for name, engine in engines.items():
@@ -193,7 +193,7 @@ def _one_by_one(
 def _transformers(
     both: Mapping[str, Generator], engines: Mapping[str, Engine], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """The monolithic model exported, by transformers on the same processors (accelerators aside)."""
+    """The exported monolithic model in transformers, on the same CPUs (accelerators are not used)."""
     requests = _requests(
         engines[MONOLITHIC], args.tiles[0], max(args.concurrency), args.new_tokens, args.seed, args.text
     )
@@ -201,8 +201,8 @@ def _transformers(
 
 
 def _finished(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
-    """Steps of as many answers as there are rows, to short texts, again and again: each time the median step, and the
-    host's processor time for a step (prompts are read in it too), which other processes do not lengthen.
+    """Repeats steps with as many answers, to short texts, as there are rows; each time reports the median step and the
+    host's CPU time per step (prompts are read in it, too), which other processes do not lengthen.
     """
     rows, config = max(args.concurrency), engine.architecture
     rng = np.random.default_rng(args.seed)
@@ -230,14 +230,14 @@ def _less(found: Mapping[str, Any], key: str) -> float:
 
 
 def save(report: Mapping[str, Any], folder: Path | None, file: str = FILE) -> None:
-    """A machine may be taken away at any time: the file is whole, always."""
+    """Keeps the file complete at all times, because the machine may be taken away at any moment."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         publish.write_json(folder / file, report)
 
 
 def _line(point: Mapping[str, Any]) -> str:
-    """A point in a line; monolithic / modular."""
+    """A point in one line; monolithic / modular."""
     about = f"{point['kind']} of {point['tiles']} tiles, {point['input_tokens']} tokens in: "
     if "failed" in point:
         return about + f"failed: {point['failed']}"

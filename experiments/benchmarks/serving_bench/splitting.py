@@ -1,4 +1,4 @@
-"""Where the time to the first token goes: from a JPEG to the token, each part by itself."""
+"""Where the time to the first token goes: each part from the JPEG to the token, measured separately."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mono_jax.serving.programs import Programs
 
 
 def jpeg(tiles: int, tile_size: int, seed: int = 0) -> bytes:
-    """A JPEG that is cut into so many tiles, of a blurred pattern that ``seed`` makes."""
+    """A JPEG that is cut into ``tiles`` tiles, with a blurred pattern made from ``seed``."""
     columns = next(n for n in range(int(tiles**0.5), 0, -1) if tiles % n == 0)
     size = (tiles // columns * tile_size, columns * tile_size)
     picture = np.random.default_rng(seed).integers(0, 256, (size[1] // 16, size[0] // 16, 3), np.uint8)
@@ -30,7 +30,7 @@ def jpeg(tiles: int, tile_size: int, seed: int = 0) -> bytes:
 
 
 def host_parts(engine: Engine, tiles: int, rounds: int) -> dict[str, float]:
-    """ "decode_s" of a JPEG of ``tiles`` tiles, and "tile_s": resizing and cutting it; least times of ``rounds``."""
+    """ "decode_s" of a JPEG of ``tiles`` tiles, and "tile_s": resizing and cutting it; minima over ``rounds``."""
     geometry = engine.architecture.geometry
     data, limits = jpeg(tiles, geometry.tile_size), ImageLimits()
     tiling = Tiling(geometry, tiles, tiles, thumbnail=True)
@@ -46,9 +46,9 @@ def host_parts(engine: Engine, tiles: int, rounds: int) -> dict[str, float]:
 
 
 def device_parts(engine: Engine, prompt: Prompt) -> dict[str, float]:
-    """ "embed_s" (or encoding: from pixels to visual tokens) and "prefill_s" of one prompt, each call to its end.
+    """ "embed_s" (or encoding: from pixels to visual tokens) and "prefill_s" of one prompt, each call run to its end.
 
-    The engine must be idle, and reuse no prefixes: the first pages are written.
+    The engine must be idle and must not reuse prefixes, because the first pages are overwritten.
     """
     programs, config = engine.programs, engine.config
     prompt = check_prompt(engine.architecture, prompt, "")
@@ -69,7 +69,7 @@ def device_parts(engine: Engine, prompt: Prompt) -> dict[str, float]:
 
 
 def calls(programs: Programs, prompt: Prompt) -> Iterator[range | tuple[Reading, Part]]:
-    """What the engine calls for a prompt that nothing of is known, in order: visual tokens to embed, parts to read."""
+    """What the engine calls, in order, for a prompt without a cached prefix: visual tokens to embed, parts to read."""
     sizes, tile = programs.sizes, programs.tile_tokens
     reading = Reading(programs.generator.config, prompt, sizes.chunks, sizes.block)
     read = embedded = 0

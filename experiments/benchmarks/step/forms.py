@@ -1,4 +1,4 @@
-"""The forms of the step: this project's, and a plain PyTorch one."""
+"""The forms of the step: this project's forms and a plain PyTorch one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIM = OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, weight_
 class Form(Protocol):
     """A model, its state and a batch; ``step`` runs to the end of one update and returns the loss before it.
 
-    ``facts`` of its program, for the report: seconds of compilation, memory.
+    ``facts`` about its program for the report: compilation seconds, memory.
     """
 
     facts: dict[str, float]
@@ -40,7 +40,7 @@ class Form(Protocol):
 
 
 class JaxForm:
-    """mono_jax's own train_step, compiled for one device, state donated."""
+    """mono_jax's own train_step, compiled for one device, with donated state."""
 
     def __init__(self, work: Workload, params: tree.Tree, stage: stages.Stage, experts: str, remat: str, batch: Batch):
         model = Model(work.config, Execution(experts=experts, remat=remat))
@@ -54,7 +54,7 @@ class JaxForm:
         start = time.perf_counter()
         self._step = jitted.lower(self._state, self._frozen, self._batch).compile()
         memory = self._step.memory_analysis()
-        # The program's memory on the device: the state is donated, so its new values need none of their own.
+        # The program's device memory: the state is donated, so its new values need no extra memory.
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         self.facts = {"compile_s": time.perf_counter() - start, "program_gib": held / 2**30}
 
@@ -68,7 +68,7 @@ class TorchForm:
     """The plain PyTorch form on the CPU with the same weights, pixels and tokens."""
 
     def __init__(self, work: Workload, params: tree.Tree, stage: stages.Stage, remat: str, batch: Batch):
-        import torch  # OMP_NUM_THREADS says on how many cores it runs; default all
+        import torch  # OMP_NUM_THREADS sets the number of cores; default: all
 
         from experiments.benchmarks.step.torch_form import TorchModel, TorchTrainer
 

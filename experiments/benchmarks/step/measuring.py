@@ -1,4 +1,4 @@
-"""Times of the forms, side by side."""
+"""Times of the forms, measured side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mono_jax.training.groups import trained_groups
 
 @dataclasses.dataclass
 class Times:
-    """Of each step after the first: wall seconds and processor seconds; ``loss`` is the first step's."""
+    """Wall seconds and CPU seconds of each step after the first; ``loss`` is that of the first step."""
 
     wall: list[float] = dataclasses.field(default_factory=list)
     cpu: list[float] = dataclasses.field(default_factory=list)
@@ -31,7 +31,7 @@ class Times:
 
 
 def measure(forms: dict[str, Form], steps: int) -> dict[str, Times]:
-    """One warm-up step each, then ``steps`` steps each in turns."""
+    """One warm-up step per form, then ``steps`` steps per form, in turns."""
     times = {name: Times(loss=form.step(), facts=form.facts) for name, form in forms.items()}
     for _ in range(steps):
         for name, form in forms.items():
@@ -53,7 +53,7 @@ def run_group(
     for group in [names] if together else [[name] for name in names]:
         forms = {name: build(name, work, params, stage, remat, batch) for name in group}
         if group[-1] == names[-1]:
-            params = None  # the last group: an accelerator needs the memory
+            params = None  # in the last group, since an accelerator needs the memory
         times |= measure(forms, steps)
         del forms
         gc.collect()
@@ -84,10 +84,10 @@ def run_group(
 
 
 def ratios(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times faster the static split is than each other form, by wall and by processor time.
+    """How many times faster the static split is than each other form, by wall time and by CPU time.
 
-    Each step is compared with that of the same turn, and the median over the turns counts: what else the machine does
-    meanwhile disturbs both alike.
+    Each step is compared with that of the same turn, and the median over the turns is reported, so that other work on
+    the machine affects both equally.
     """
     found = []
     for ours in (r for r in results if r["form"] == "static"):
@@ -112,7 +112,7 @@ def _turn_by_turn(others: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def describe(work: Workload, chosen: Sequence[str]) -> dict[str, Any]:
-    """What would run, from shapes only: parameters, and model FLOPs of a step of each stage."""
+    """What would run, from shapes only: parameters, and model FLOPs per step of each stage."""
     shapes = tree.flatten(Model(work.config).abstract_params())
     counts = count_tokens(make_batch(dataclasses.replace(work, rows=1)))
     counts = {name: count * work.rows for name, count in counts.items()}

@@ -43,7 +43,7 @@ def _usable(forms: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     if importlib.util.find_spec("torch") is None:
         reason = "PyTorch is not installed (pip install torch)"
     elif jax.default_backend() != "cpu":
-        reason = "compared on the CPU only"
+        reason = "it is compared only on a CPU"
     else:
         return list(forms), {}
     return [form for form in forms if form != "torch"], {"torch": reason}
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     print(f"{args.preset}: {size} tokens, {work.dtype}; {report['device']}, load {report['load_before']:.1f}")
     for name, tflops in report["step_tflops"].items():
-        print(f"{name}: {tflops:.3f} model TFLOP a step")
+        print(f"{name}: {tflops:.3f} model TFLOP per step")
     for name, reason in left_out.items():
         print(f"{name} left out: {reason}")
     if not args.dry_run:

@@ -1,9 +1,9 @@
 """A plain PyTorch form of the same models, straight from a Hugging Face folder.
 
-It is the yardstick: written from the papers' equations in the naive way (both experts run on all
-tokens and a mask chooses, paper eq. 4-5; logits on every position), it shares no line with
-``mono_jax``. Tests compare against its numbers, ``train_step.py`` against its speed. PyTorch is
-optional: nothing else in the packages imports this module.
+It is the reference: it follows the papers' equations in the naive way (both experts run on all tokens
+and a mask selects, paper eq. 4-5; logits at every position) and shares no code with ``mono_jax``.
+Tests compare with its numbers, ``train_step.py`` with its speed. PyTorch is optional: nothing else in
+the packages imports this module.
 
 Shapes: B rows, L positions, d model width, N image tiles, H x W pixels.
 """
@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 Cache = list[tuple[Tensor, Tensor]]
 
-# Substrings of the parameter names that train in each stage (Mono-InternVL, section 3.3; ++ = EViP++ of 1.5,
+# Substrings of the names of the parameters trained in each stage (Mono-InternVL, section 3.3; ++ = EViP++ of 1.5,
 # where the visual attention experts join the visual parameters).
 _VISUAL, _VISUAL_PLUS = ("vision_model.", "mlp1.", "feed_forward_ve."), ("wqkv_ve.",)
 _ATTENTION = ("attention.wqkv.", "attention.wo.")
@@ -43,7 +43,7 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass
 class Output:
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
       logits: [B, L, vocabulary].
@@ -61,12 +61,12 @@ class Output:
 class TorchModel:
     """Mono-InternVL (1.0 and 1.5), modular InternVL or dense InternLM2 over a dict of named tensors.
 
-    Which of them it is shows in the config (``vision_config.model_type``) and in the tensors that exist
-    (``feed_forward_ve``, ``attention.wqkv_ve``).
+    The config (``vision_config.model_type``) and the tensors that exist (``feed_forward_ve``, ``attention.wqkv_ve``)
+    determine which of them it is.
 
     Args:
-      config: the parsed ``config.json``; for a dense model that of the language model only.
-      tensors: parameters by their names in the checkpoint; one dtype, which the computation follows.
+      config: the parsed ``config.json``; for a dense model, that of the language model only.
+      tensors: parameters by their names in the checkpoint; all of one dtype, which the computation uses.
       image_token: id of the placeholder ``<IMG_CONTEXT>``.
       remat: recompute each language layer in the backward pass.
     """
@@ -136,7 +136,7 @@ class TorchModel:
         return x.reshape(n, x.shape[1], x.shape[2], r * r * channels)
 
     def _vision_transformer(self, x: Tensor) -> Tensor:
-        """InternViT's blocks, [N, 1 + patches, width]; the output that ``select_layer`` names."""
+        """InternViT's blocks, [N, 1 + patches, width]; returns the output selected by ``select_layer``."""
         states = [x]
         for layer in range(self.vision["num_hidden_layers"]):
             states.append(self._vision_block(states[-1], f"vision_model.encoder.layers.{layer}."))
@@ -172,7 +172,7 @@ class TorchModel:
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def _by_modality(self, x: Tensor, visual: Tensor, text_expert: Any, visual_expert: Any) -> Tensor:
-        """Both experts on all tokens; ``visual`` [B, L] chooses."""
+        """Both experts on all tokens; ``visual`` [B, L] selects."""
         return torch.where(visual[..., None], visual_expert(x), text_expert(x))
 
     def _ffn(self, x: Tensor, name: str) -> Tensor:
@@ -260,13 +260,13 @@ class TorchModel:
         Args:
           input_ids: int64 [B, L].
           pixel_values: normalised tiles [N, 3, H, W] in reading order over the batch.
-          image_flags: [N] or [N, 1]; 0 marks a tile that belongs to no row. All 1 when absent.
-          attention_mask: [B, L], 1 = real; all real when absent.
-          position_ids: [B, L]; consecutive when absent.
+          image_flags: [N] or [N, 1]; 0 marks a tile that belongs to no row. All 1 if absent.
+          attention_mask: [B, L], 1 = real; all real if absent.
+          position_ids: [B, L]; consecutive if absent.
           labels: [B, L], -100 = not trained on.
           attentions: also return the attention probabilities.
-          cache: keys and values of the tokens before, as they were rotated then; extended in place.
-            An empty list begins one. Without ``attention_mask`` only.
+          cache: keys and values of previous tokens, already rotated; extended in place. Pass an empty
+            list to start one. Cannot be combined with ``attention_mask``.
         """
         past = cache[0][0].shape[2] if cache else 0
         length = past + input_ids.shape[1]
@@ -298,7 +298,7 @@ class TorchModel:
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, pixel_values: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
-        """Greedy continuation: token ids [B, steps], and the logits [B, steps, vocabulary] they were chosen by.
+        """Greedy continuation: token ids [B, steps], and the logits [B, steps, vocabulary] from which they were chosen.
 
         Rows have equal lengths; the image placeholder is never chosen; nothing stops early.
         """
@@ -359,7 +359,7 @@ class TorchTrainer:
         loss = self.model.forward(**batch).loss
         loss.backward()
         for tensor in self.trainable.values():
-            if tensor.grad is None:  # nothing in this batch touched it: a zero gradient, which still decays
+            if tensor.grad is None:  # unused in this batch: a zero gradient, so that it still decays
                 tensor.grad = torch.zeros_like(tensor)
         norm = torch.nn.utils.clip_grad_norm_(list(self.trainable.values()), self.clip)
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""Models and the batches they train on."""
+"""Models and the batches that they train on."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ WORKLOADS = {
 
 
 def make_batch(work: Workload, seed: int = 0) -> Batch:
-    """Samples of equal size: a BOS token, the image's tiles, then text; every text target counts."""
+    """Samples of equal size: a BOS token, the image's tiles, then text; all text targets are trained."""
     config, rng, samples = work.config, np.random.default_rng(seed), work.samples
     tile = config.vision.tile_tokens
     if work.visual % (tile * samples):
-        raise ConfigError(f"--visual={work.visual}: use a multiple of the {tile} tokens of a tile for each sample")
+        raise ConfigError(f"--visual={work.visual}: each sample needs a multiple of the {tile} tokens of a tile")
     if work.text % samples or work.text // samples < 3:
-        raise ConfigError(f"--text={work.text}: use a multiple of --samples={samples}, three tokens or more for each")
+        raise ConfigError(f"--text={work.text}: use a multiple of --samples={samples} with at least three tokens each")
     batch = BatchSpec(work.visual, work.text, config.vision.token_pixels).empty(work.rows)
     batch["patches"][:] = rng.integers(0, 256, batch["patches"].shape, np.uint8)
     batch["patch_cells"][:] = np.tile(np.arange(tile), work.visual // tile)
     batch["tokens"][:] = rng.integers(3, config.image_token_id, (work.rows, work.text))
     targets, weights = (batch[name].reshape(work.rows, samples, -1) for name in ("targets", "loss_weights"))
     targets[..., :-1] = batch["tokens"].reshape(targets.shape)[..., 1:]
-    # The BOS token's successor is visual, the last token has none.
+    # The BOS token is followed by a visual token, and nothing follows the last token.
     weights[..., 1:-1] = 1.0
     visual = np.arange(work.visual).reshape(samples, -1)
     text = work.visual + np.arange(work.text).reshape(samples, -1)
