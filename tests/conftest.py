@@ -13,7 +13,7 @@ from tests.devices import simulate
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Eight devices, so that sharding is tested for real; tests that want one use the first."""
+    """Eight devices, so that sharding is really tested; tests that need one use the first."""
     starts_workers = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
     if not starts_workers:  # what it put into its environment would be theirs
         simulate(8)
@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def one_device() -> Iterator[None]:
-    """For tests about runs, not meshes: one of the simulated devices compiles fastest."""
+    """For tests of runs, not meshes: compiling for one simulated device is fastest."""
     import jax
 
     with pytest.MonkeyPatch.context() as patch:
@@ -32,7 +32,7 @@ def one_device() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """Numbers made by running the public PyTorch release on tiny random weights (facts, not code)."""
+    """Numbers computed by running the public PyTorch release on tiny random weights (facts, not code)."""
     return Path(__file__).parent / "golden"
 
 
@@ -57,9 +57,9 @@ def sets(sets_dir: Path) -> dict[str, Any]:
     return load_manifest(sets_dir)
 
 
-# What no CI machine has: compilers and simulators of accelerators, Beam, which wants an environment of its own, the
-# language harness, vLLM, other clients and scorers, a browser and experiment trackers; and what a container may forbid:
-# to mount a disk.
+# What no CI machine has: compilers and simulators of accelerators, Beam, which needs a separate environment, the
+# language harness, vLLM, other clients and scorers, a browser and experiment trackers; and what a container may forbid,
+# namely mounting a disk.
 MAY_SKIP = (
     "tests/faults/test_full_disk.py",
     "tests/pallas_kernels/",
@@ -80,13 +80,13 @@ MAY_SKIP = (
 
 
 def _missing_in_ci(report: pytest.TestReport | pytest.CollectReport) -> bool:
-    """Whether a test is skipped that CI relies on: there, what it needs is not installed."""
+    """Whether a test that CI relies on was skipped, because its requirements are not installed."""
     return report.skipped and os.environ.get("CI") == "true" and not report.nodeid.startswith(MAY_SKIP)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """A skipped test that CI relies on fails."""
+    """Makes a skipped test fail if CI relies on it."""
     report = yield
     if _missing_in_ci(report) and not hasattr(report, "wasxfail"):
         report.outcome, report.longrepr = "failed", f"skipped, which CI must not: {report.longrepr}"
@@ -95,7 +95,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """The same for a whole file."""
+    """The same for a whole test file."""
     report = yield
     if _missing_in_ci(report):
         report.outcome, report.longrepr = "failed", f"skipped, which CI must not: {report.longrepr}"
@@ -104,7 +104,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stores() -> Iterator[Any]:
-    """(scheme) -> a store of that kind on the loopback, started when it is first asked for."""
+    """(scheme) -> a loopback store of that kind, started when it is first requested."""
     import contextlib
     import functools
 

@@ -28,7 +28,7 @@ def picture(rng: np.random.Generator, width: int, height: int, format: str = "JP
 
 
 def write_pairs(folder: Path, count: int, *, seed: int = 0, broken: tuple[int, ...] = (), per_shard: int = 40) -> None:
-    """``count`` image-text pairs in tars; the images with a number in ``broken`` are cut off in the middle."""
+    """``count`` image-text pairs in tars; images whose number is in ``broken`` are truncated."""
     rng = np.random.default_rng(seed)
     with ShardWriter(folder, samples_per_shard=per_shard) as writer:
         for number in range(count):

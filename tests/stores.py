@@ -1,4 +1,4 @@
-"""Loopback stores: S3, played by moto, and GCS, by the few calls of its JSON API that TensorStore and gcsfs make."""
+"""Loopback stores: S3, simulated by moto, and GCS, with the few JSON API calls that TensorStore and gcsfs make."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Store:
       scheme: gs or s3.
       address: of the server.
       requests: (method, path and query) so far.
-      fault: called with each of them before it is served; a number that it returns is the answer's status.
+      fault: called with each request before it is served; if it returns a number, that is the response status.
     """
 
     scheme: str
@@ -45,7 +45,7 @@ class Store:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables by which a process finds it."""
+        """Environment variables through which a process finds the store."""
         if self.scheme == "gs":
             return {"STORAGE_EMULATOR_HOST": self.address, "GCE_METADATA_ROOT": "127.0.0.1:1"}
         credentials = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -53,7 +53,7 @@ class Store:
 
     @contextlib.contextmanager
     def found(self) -> Iterator[Store]:
-        """This process finds it meanwhile."""
+        """Lets this process find the store inside the context."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
@@ -67,7 +67,7 @@ class Store:
 
 @contextlib.contextmanager
 def served(scheme: str) -> Iterator[Store]:
-    """A store on the loopback."""
+    """A loopback store."""
     pytest.importorskip("moto", reason=NEEDED)
     pytest.importorskip("flask_cors", reason=NEEDED)
     from werkzeug.serving import make_server
@@ -104,7 +104,7 @@ def _s3() -> Any:
 
 
 class Gcs:
-    """A WSGI application with one bucket in memory: media, metadata, uploads in one piece, lists, removal."""
+    """A WSGI application with one in-memory bucket: media, metadata, single-request uploads, lists, deletion."""
 
     def __init__(self) -> None:
         self._objects: dict[str, tuple[bytes, int]] = {}  # content, generation
@@ -122,7 +122,7 @@ class Gcs:
         return list(Response(body, status, headers)(environ, start_response))
 
     def _answer(self, request: Any) -> tuple[int, Any, dict[str, str]]:
-        # The name stays encoded in the path: it may hold slashes.
+        # The name stays encoded in the path because it may contain slashes.
         path = (request.environ.get("RAW_URI") or request.environ["REQUEST_URI"]).partition("?")[0]
         place = re.fullmatch(r"(/upload|/download)?/storage/v1/b/([^/]+)(/o(?:/(.*))?)?", path)
         if not place or unquote(place[2]) != BUCKET:

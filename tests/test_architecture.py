@@ -1,4 +1,4 @@
-"""The rules of the house that no single module can keep: imports go one way, commands teach."""
+"""Repository rules that no single module can enforce: imports go one way, commands document themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALLOWED = {
     "mono_jax": ("pallas_kernels", "data_pipelines"),
     "experiments": ("mono_jax", "pallas_kernels", "data_pipelines"),
 }
-# The rooms of mono_jax that know nothing of how data is made, and the leaves of data_pipelines that they share with it.
+# The rooms of mono_jax that are independent of how data is made, and the data_pipelines modules that they share.
 CORE = ("models", "training", "parallel", "storage", "weights", "checkpoints")
 SHARED = (
     *("batch", "errors", "strict", "special_tokens"),
@@ -28,7 +28,7 @@ SHARED = (
 
 
 def imported(file: Path) -> set[str]:
-    """Dotted names of all imports of a file, those inside functions included, those for type checkers only left out."""
+    """Dotted names of all imports of a file, including those inside functions, except those only for type checkers."""
     names = set()
     for node in _nodes_that_run(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -134,14 +134,14 @@ def test_modules_import_in_no_circle():
 
 
 def rooms() -> list[str]:
-    """The packages and their sub-packages, in which modules and rooms are stacked."""
+    """The packages and their sub-packages, inside which modules and rooms are layered."""
     folders = {file.parent for package in PACKAGES for file in sources(package)}
     return sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
 
 
 @pytest.mark.parametrize("room", rooms())
 def test_rooms_are_stacked(room: str):
-    """Inside a room, its modules and sub-rooms, each taken as one, import each other in no circle."""
+    """Inside a room, its modules and sub-rooms, each taken as one node, have no circular imports."""
 
     def part(module: str) -> str | None:
         inside = module.removeprefix(f"{room}.")
@@ -187,7 +187,7 @@ def test_nothing_imports_a_command():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_files_have_one_subject(package: str):
-    """At most about 400 lines a file, 60 a command; kernels aside."""
+    """At most about 400 lines per file and 60 per command; kernels are exempt."""
     limits = {file: 66 if file in commands() else 400 for file in sources(package)}
     long = {
         str(file.relative_to(ROOT)): lines

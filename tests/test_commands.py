@@ -1,4 +1,4 @@
-"""Every command: ``--help`` is instant, and its examples are ones that the command takes."""
+"""Every command: ``--help`` is instant, and the command accepts its own examples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAVY = (
     *("jax", "flax", "optax", "orbax", "grain", "tensorstore", "pyarrow", "matplotlib", "torch"),
     *("tensorflow_datasets", "tokenizers", "sentencepiece", "fsspec"),
 )
-# What stands for the configs of one's own, my.py and my_config.py, in examples.
+# Stands in for the user's configs, my.py and my_config.py, in examples.
 OWN_CONFIG = """
 from ml_collections import ConfigDict
 def get_config():
@@ -66,7 +66,7 @@ def test_help_is_instant(command: str):
 
 
 def test_training_starts_without_what_it_does_not_use():
-    """What draws reports, and what libraries would bring along, costs seconds at every start of a run."""
+    """Plotting, and other imports that libraries pull in, would cost seconds at every start of a run."""
     unused = "{'matplotlib', 'scipy.stats', 'torch', 'tensorflow', 'tensorboardX', 'boto3'}"
     program = f"import sys, mono_jax.runs.evip; print(*{unused} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -74,7 +74,7 @@ def test_training_starts_without_what_it_does_not_use():
 
 
 class Parsed(Exception):
-    """The arguments have been read; the command would begin its work."""
+    """The arguments have been read; the command would start its work now."""
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def module_of(file: str) -> ModuleType:
 
 @pytest.fixture
 def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with ``experiments`` and the configs of one's own that examples name."""
+    """A working directory with ``experiments`` and the user's configs that examples name."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     for name in ("my.py", "my_config.py"):
         (tmp_path / name).write_text(OWN_CONFIG)
@@ -148,7 +148,7 @@ def test_examples_in_the_docstrings_of_configs_are_taken(file: Path, parse_only:
 
 
 def check_example(file: str, arguments: list[str]) -> None:
-    """Fails if the command refuses the arguments, or its dataclass the config."""
+    """Fails if the command rejects the arguments or its dataclass rejects the config."""
     try:
         module_of(file).main(arguments)
     except Parsed as parsed:
@@ -160,7 +160,7 @@ def check_example(file: str, arguments: list[str]) -> None:
 
 
 def check_config(parsed: Any) -> None:
-    """Raises if ``parsed`` has a config that does not become its dataclass."""
+    """Raises if ``parsed`` has a config that cannot be converted to its dataclass."""
     if isinstance(parsed, tuple) and isinstance(parsed[1], dict):
         (EvipConfig if "stages" in parsed[1] else RunConfig).from_dict(parsed[1])
 

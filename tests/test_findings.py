@@ -1,4 +1,4 @@
-"""docs/findings.md says what docs/findings/*.csv say."""
+"""docs/findings.md agrees with docs/findings/*.csv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """docs/make_findings.py, working on a copy of the page and its files."""
+    """docs/make_findings.py, applied to a copy of the page and its files."""
     spec = importlib.util.spec_from_file_location("make_findings", ROOT / "docs/make_findings.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "make_findings", module)

@@ -1,6 +1,7 @@
-"""Float32 is float32 on every device: products in the sources, and in the programs that are traced from them.
+"""Float32 is float32 on every device: products in the sources, and in the programs traced from them.
 
-A CPU multiplies float32 in float32 whatever it is asked for, so that no value can tell here: what is asked for can.
+A CPU multiplies float32 in float32 whatever precision is requested, so values cannot show an error here; the requested
+precision can.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ NUMPY = ("pallas_kernels/checks/", "mono_jax/evaluation/intervals.py")  # which 
 
 
 def unsaid(source: str, numpy: bool = False) -> list[int]:
-    """Lines of products that do not say their precision; ``numpy``: whether @ multiplies arrays of numpy."""
+    """Lines of products without an explicit precision; ``numpy``: whether @ multiplies NumPy arrays."""
     module = ast.parse(source)
     blocks = [node for node in ast.walk(module) if isinstance(node, ast.With)]
     blocks = [block for block in blocks if "library_products" in ast.unparse(block.items[0])]
@@ -121,7 +122,7 @@ class Product(NamedTuple):
 
 
 def products(jaxpr: jax.extend.core.Jaxpr) -> Iterator[Product]:
-    """Those of a program and of the programs and kernels in it."""
+    """The products of a program, including the programs and kernels inside it."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "ragged_dot_general", "conv_general_dilated"):
             dtypes = tuple(atom.aval.dtype.name for atom in equation.invars[:2])
@@ -131,7 +132,7 @@ def products(jaxpr: jax.extend.core.Jaxpr) -> Iterator[Product]:
 
 
 class Traced(NamedTuple):
-    """Products of programs, and the names of those that were to be compiled."""
+    """Products of programs, and the names of the programs that were to be compiled."""
 
     found: list[Product]
     programs: list[str]
@@ -140,7 +141,7 @@ class Traced(NamedTuple):
         self.found.extend(products(jax.make_jaxpr(function)(*arguments).jaxpr))
 
     def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """In place of ``jax.jit``: the program is traced, its results are ones (a prefill leaves rows to decode)."""
+        """Replaces ``jax.jit``: the program is traced and returns ones (so a prefill leaves rows to decode)."""
         real, statics = REAL_JIT(function, **options), {k: v for k, v in options.items() if k.startswith("static")}
 
         def call(*arguments: Any, **named: Any) -> Any:
@@ -167,7 +168,7 @@ class Traced(NamedTuple):
         assert not wrong, "\n".join(wrong)
 
     def none_is_mixed(self) -> None:
-        """A float32 array times a bfloat16 one is a float32 product, at a fraction of the speed."""
+        """A float32 array times a bfloat16 array is a float32 product, at a fraction of the speed."""
         wrong = [product.said for product in self.found if len(set(product.operands)) == 2]
         assert not wrong, "\n".join(wrong)
 
@@ -177,7 +178,7 @@ REAL_JIT = jax.jit
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traced]:
-    """Nothing is compiled: ``jax.jit`` traces."""
+    """Replaces ``jax.jit`` so that programs are traced, not compiled."""
     caches = (decode._programs, likelihood._program, conformance._runner)
     found = Traced([], [])
     for cache in caches:
@@ -188,7 +189,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traced]:
         cache.cache_clear()
 
 
-# {name: (model, execution, other choices)}; together all forms that a CPU can trace.
+# {name: (model, execution, other choices)}; together they cover all forms that a CPU can trace.
 STEPS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "xla": ("tiny_mono", {"attention": "xla"}, {}),
     "chunks": ("tiny_mono_1_5", {"attention": "xla_chunked", "attention_chunk": 8, "loss_chunk": 4}, {}),
@@ -282,7 +283,7 @@ def test_parity_multiplies_in_float32(traced: Traced, golden_dir: Path, case: st
     traced.all_are_float32()
 
 
-# Implementations that take no float32, each with its device; and one whose kernels are not JAX's.
+# Implementations that do not accept float32, each with its device; and one whose kernels are not JAX's.
 WITHOUT_FLOAT32 = {
     "mosaic_gpu": "nvidia_h200",
     "attention/mosaic_gpu": "nvidia_h200",

@@ -1,4 +1,4 @@
-"""docs/findings/inside.md says what docs/findings/inside/robustness.json says."""
+"""docs/findings/inside.md agrees with docs/findings/inside/robustness.json."""
 
 from __future__ import annotations
 

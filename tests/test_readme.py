@@ -25,7 +25,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
 def blocks(language: str) -> list[Any]:
-    """The code blocks of all documents in a language."""
+    """The code blocks in one language of all documents."""
     return [
         pytest.param(code, id=f"{document.relative_to(ROOT)}-{number}")
         for document in DOCUMENTS

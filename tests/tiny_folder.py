@@ -26,7 +26,7 @@ def tiny_config(tokenizer: Tokenizer) -> Architecture:
 
 
 def tiny_folder(golden_dir: Path, path: Path) -> Path:
-    """``path``: a model of ``tiny_config``, images in at most 2 tiles, the tokenizer of the golden cases."""
+    """``path``: a model of ``tiny_config``, with images in at most 2 tiles and the tokenizer of the golden cases."""
     config = tiny_config(Tokenizer(golden_dir / "chat"))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape) * 0.25), Model(config).abstract_params())

@@ -12,7 +12,7 @@ set -eu
 NAME=${NAME:-mono-jax}
 TYPE=${TYPE:-v5litepod-16}
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
-SPOT=${SPOT:---spot}
+SPOT=${SPOT---spot}  # SPOT= for on-demand nodes
 MAX_RESTARTS=${MAX_RESTARTS:-50}
 WHERE=(--project="${PROJECT:?}" --zone="${ZONE:?}")
 

@@ -1,4 +1,4 @@
-"""The data benchmark runs to its end and reports what the README and the build notes quote."""
+"""The data benchmark finishes and reports the values that the README and the build notes quote."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_rehearsal(golden_dir, capsys):
 
 
 def test_extrapolation_by_hand(capsys):
-    """One chip's 1e12 FLOP/s: 2 * 1.9e9 * (2 * 718 + 0.67 * 640) FLOPs a sample."""
+    """One chip's 1e12 FLOP/s: 2 * 1.9e9 * (2 * 718 + 0.67 * 640) FLOPs per sample."""
     per_sample = 2 * 1.9e9 * (2 * 718 + 0.67 * 640)
     cores = data_planning.extrapolate({4: {"exact": 10.0}}, chip_tflops=1.0, mfu=1.0)
     assert cores["images_per_s"] == pytest.approx(256 * 1e12 / per_sample)

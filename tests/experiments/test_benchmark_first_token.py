@@ -1,4 +1,4 @@
-"""The first-token benchmark: every point is measured and written, and the FLOPs are those of the compiled programs."""
+"""The first-token benchmark: all points are measured and written, and FLOPs agree with the compiled programs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def both() -> dict[str, Generator]:
 
 @pytest.fixture
 def made(both: dict[str, Generator], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands get those, too."""
+    """Commands use them, too."""
     monkeypatch.setattr(run, "generators", lambda *_: both)
 
 
@@ -56,7 +56,7 @@ def test_every_point_is_measured_and_written(tmp_path: Path, capsys: pytest.Capt
             times = point[name]["turns"][key]
             assert len(times) == 2 and min(times) > 0
             assert point[name][key] == pytest.approx(sum(times) / 2)  # the median of two
-            # Programs are compiled before: a turn would take as long as the first one, had it to compile again.
+            # Programs are compiled beforehand; if a turn had to compile again, it would take as long as the first one.
             assert max(times) < point[name]["warm_up_s"]
         assert point["reduction"] == pytest.approx(1 - point[MONOLITHIC][key] / point[MODULAR][key])
     assert report["points"][2][MODULAR]["tokens_per_s"] > 0
@@ -100,7 +100,7 @@ def test_the_models_are_the_published_ones(capsys: pytest.CaptureFixture[str]) -
         mono, modular = of_models[MONOLITHIC], of_models[MODULAR]
         assert mono["language"] == modular["language"]
         tokens = 256 * (int(tiles) + (int(tiles) > 1)) + 64
-        # InternLM2-1.8B without embeddings has 1.51 G weights; beside them, scores and one row of the head.
+        # InternLM2-1.8B has 1.51 G weights without embeddings; the rest are scores and one row of the head.
         assert mono["language"] / (2 * 1.51e9 * tokens) == pytest.approx(1.0, abs=0.15)
         assert modular["vision"] / mono["vision"] > 40
 
@@ -123,7 +123,7 @@ def test_flops_are_those_of_the_compiled_programs(
     expected = models.first_token_flops(config, tiles, text)
     vision, language = (facts(text).flops for text in texts)
     assert vision == expected["vision"]
-    # On the CPU scores of later keys are computed too, and masked.
+    # On the CPU, scores of later keys are also computed, then masked.
     tokens = models.tiles_in_all(tiles) * config.vision.tile_tokens + text
     unseen = 4 * config.hidden_size * config.num_hidden_layers * (tokens * (tokens - 1) // 2)
     assert language == expected["language"] + unseen

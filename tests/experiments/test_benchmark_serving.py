@@ -1,4 +1,4 @@
-"""The serving benchmark: every point is measured and written, and its answers are Generator's."""
+"""The serving benchmark: all points are measured and written, and answers equal Generator's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def v5e() -> str:
 
 @pytest.mark.slow
 def test_a_plan_has_the_work_of_both_models(v5e: str, tmp_path: Path) -> None:
-    """By FLOPs of the compiled programs, against those counted from shapes; padding and blocks come on top."""
+    """Compares FLOPs of the compiled programs with counts from shapes; padding and blocks add to them."""
     sizes = ("--tiles", "1", "4", "--text=40", "--new_tokens=8", "--prefill_chunk=128", f"--out={tmp_path}")
     serving.main(["--preset=tiny", "--plan", v5e, *sizes])
     report = json.loads((tmp_path / planning.FILE).read_text())
@@ -57,7 +57,7 @@ def test_a_plan_has_the_work_of_both_models(v5e: str, tmp_path: Path) -> None:
             for name in MODELS:
                 found = point[way][name]
                 assert found["silent_kernels"] == found["unknown_loops"] == []
-                # Chunks of 128 slots, and blocks of as many keys, are several times so short a prompt.
+                # Chunks of 128 slots, and blocks of 128 keys, are several times longer than this prompt.
                 assert 1.0 <= found["flops"] / point["flops"][name] < (2.0 if way == "whole" else 16.0)
                 assert 0 < found["compute_s"] <= found["seconds"]
             times = [point[way][name]["seconds"] for name in MODELS]

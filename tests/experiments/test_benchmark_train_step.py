@@ -1,4 +1,4 @@
-"""The training-step benchmark measures one and the same model in all its forms."""
+"""The training-step benchmark measures the same model in all forms."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_grouped_kernels_give_the_same_loss(capsys: pytest.CaptureFixture[str]) 
 def test_dry_run_of_the_real_model(capsys: pytest.CaptureFixture[str]) -> None:
     report = run(capsys, "--preset=mono_internvl_2b", "--rows=1", "--dry_run")
     assert report["parameters"] == pytest.approx(3.11e9, rel=1e-3) and report["results"] == []
-    # S1.1 lacks the weight gradients of all that is frozen, but still sends gradients through it.
+    # S1.1 has no weight gradients of frozen parameters, but still propagates gradients through them.
     assert 0.5 < report["step_tflops"]["S1.1"] / report["step_tflops"]["S2"] < 1
 
 

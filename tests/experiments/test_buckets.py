@@ -1,4 +1,4 @@
-"""The commands on workdirs, models and data in buckets, as processes of their own: killed, gone on with elsewhere."""
+"""The commands on workdirs, models and data in buckets, as separate processes: killed, resumed elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 
 class Machine:
-    """Where commands run: a cache folder, and with it a local copy of the workdir, of its own."""
+    """Where commands run: with a separate cache folder, and so a separate local copy of the workdir."""
 
     def __init__(self, store: Store, folder: Path, name: str):
         self._log, self._place = folder / f"{name}.log", folder / name
@@ -76,7 +76,7 @@ def assert_same(one: Place, other: Place, rtol: float = 0.0) -> None:
 
 
 def test_a_killed_run_goes_on_elsewhere_and_its_model_is_used(store, sets, tmp_path):
-    """Trained from data in the bucket where the package for it is there; asked, converted, and asked again."""
+    """Trained from data in the bucket if the package for it is installed; asked, converted, and asked again."""
     values = settings(sets, steps=600, checkpoint_every=20, data={"batch_size": 4}, mesh={})
     config, url = write_config(tmp_path / "config.py", values), store.folder(tmp_path.name)
     Machine(store, tmp_path, "local").run("train.py", f"--config={config}", f"--workdir={tmp_path / 'local_run'}")
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_elsewhere_and_its_model_is_used(store, sets, tmp_p
 
 
 def test_evip_in_a_bucket(store, tmp_path):
-    """Killed in its second stage; the report is there at the end, and a third start has nothing to do."""
+    """Killed in its second stage; the report exists at the end, and a third start has nothing to do."""
     url, first, second = (store.folder(tmp_path.name), *(Machine(store, tmp_path, name) for name in ("a", "b")))
     line = ["evip.py", "--config=experiments/configs/demo.py:smoke", f"--workdir={url}"]
     process = first.start(*line)
@@ -119,7 +119,7 @@ def test_evip_in_a_bucket(store, tmp_path):
 
 @pytest.mark.parametrize("mesh", [{"data": -1}, {"data": 1, "fsdp": -1}])
 def test_hosts_without_a_common_disk(store, sets, tmp_path, mesh):
-    """Two processes with folders of their own share only the bucket; then one process goes on alone."""
+    """Two processes with separate folders share only the bucket; then a single process continues."""
     values = settings(sets, steps=12, checkpoint_every=4, data={"batch_size": 8}, mesh=mesh)
     config, url = write_config(tmp_path / "config.py", values), store.folder(tmp_path.name)
     Machine(store, tmp_path, "local").run("train.py", f"--config={config}", f"--workdir={tmp_path / 'local_run'}")
@@ -143,7 +143,7 @@ def test_hosts_without_a_common_disk(store, sets, tmp_path, mesh):
     hosts, processes = together("--config.steps=12")  # finished: read by both
     assert [process.wait(timeout=600) for process in processes] == [0, 0], hosts[0].said() + hosts[1].said()
     lists = [name for name in url.objects() if re.fullmatch(r"checkpoints/4/checksums(\.1)?\.json", name)]
-    assert len(lists) == 2  # each process wrote its own part of what both saved
+    assert len(lists) == 2  # each process wrote its own part of the checkpoint
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""Every shipped config, with each argument that its docstrings name, is one that a command takes."""
+"""Commands accept every shipped config with each argument that its docstring names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
 
 def shipped() -> list[str]:
-    """FILE and FILE:ARG of every config; a word such as STAGE in ARG stands for every key of the file's STAGES."""
+    """FILE and FILE:ARG of each config; a word such as STAGE in ARG stands for each key of the file's STAGES."""
     found = []
     for file in sorted(CONFIGS.glob("*.py")):
         if file.name != "__init__.py":

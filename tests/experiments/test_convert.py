@@ -1,4 +1,4 @@
-"""The convert command: options, one-line errors, nothing left behind."""
+"""The convert command: options, one-line errors, no leftovers."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def models(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions about pictures of two sizes, of two kinds; one has no picture."""
+    """Questions of two kinds about images of two sizes; one has no image."""
     folder = tmp_path_factory.mktemp("data")
     rng, lines = np.random.default_rng(0), []
     for i in range(QUESTIONS):
@@ -212,7 +212,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_sign():
 
 @pytest.mark.slow
 def test_two_processes_are_one(models: list[Path], data: Path, tmp_path: Path, clusters: list[Cluster]):
-    """Answers, scores and report of one; a second start asks nothing, and finds what a process lost."""
+    """One set of answers, scores and report; a second start asks nothing and finds what a process lost."""
 
     def evaluated(out: str, processes: int) -> dict[str, Any]:
         options = [f"--model={models[0]}", f"--data={data}", "--tasks=questions", "--max_new_tokens=5", "--json"]

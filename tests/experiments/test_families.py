@@ -1,4 +1,4 @@
-"""Every family of language models, from a folder of Hugging Face's to one: eyes, two stages, an answer, the export."""
+"""Every family of language models, from one Hugging Face folder to another: vision, two stages, answer, export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.mono_jax.helpers import random_params
 WINDOW = {"sliding_window": 40, "sliding_layers": (0,)}
 LLAMA3 = {"type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 GROUPED = {"experts": "grouped", "experts_kernel": "ragged", "experts_block": 16}
-# Family: its tokenizer among the golden ones, what its model has beside the family's own, and how it is computed.
+# Family: its golden tokenizer, what its model has besides the family's defaults, and how it is computed.
 TABLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "internlm2": ("chat", {}, {}),
     "llama": (
@@ -50,7 +50,7 @@ def test_the_table_has_all_families():
 
 
 def base_model(folder: Path, family: str, tokenizer: Path, fields: dict[str, Any]) -> None:
-    """A folder as Hugging Face has it: a random model of two layers with its tokenizer."""
+    """A Hugging Face folder: a random model of two layers with its tokenizer."""
     shutil.copytree(tokenizer, folder)
     size = Tokenizer(folder).vocab_size
     config = preset("tiny_lm", family=family, vocab_size=size, **{**FAMILIES[family].parts, **fields})

@@ -88,7 +88,7 @@ def test_turns(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A later turn closes the answer before it; its images, as the first one's, are cut by the same rules."""
+    """A later turn closes the previous answer; its images are tiled by the same rules as those of the first turn."""
     seen: list[Prompt] = []
     original = chat.Chat._prompt
 
@@ -136,7 +136,7 @@ def test_habits_of_a_hugging_face_folder(tmp_path: Path, values: dict[str, Any],
 
 
 def test_habits_of_a_run(tmp_path: Path) -> None:
-    """The model folder of a workdir is asked as it was trained."""
+    """The model folder of a workdir is prompted as in training."""
     (tmp_path / "model").mkdir()
     data = {"system_message": "", "max_tiles": 1, "thumbnail": False, "batch_size": 8}
     (tmp_path / "config.json").write_text(json.dumps({"stage": "S2", "data": data}))
@@ -148,7 +148,7 @@ def test_habits_of_a_run(tmp_path: Path) -> None:
 
 
 def test_what_a_run_left_in_model_json_comes_first(tmp_path: Path) -> None:
-    """The config.json of the weights that a run started from, or the run's own beside the folder, say less."""
+    """It overrides the config.json of the initial weights and the run's own next to the folder."""
     prompt = PromptFormat(system_message="Look.", max_tiles=2)
     config = preset("tiny_mono")
     params = Model(config).init(jax.random.key(0))
@@ -194,7 +194,7 @@ def test_a_generation_config_of_nonsense_is_named(tmp_path: Path, values: dict[s
 def test_end_tokens_of_generation_config_end_an_answer(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first token of an answer, made an end token, ends it at once."""
+    """If the first token of an answer is made an end token, the answer ends at once."""
     shutil.copytree(folder, tmp_path / "model")
     config, params = load_model(folder)
     form = ChatEncoder(Tokenizer(folder))

@@ -46,7 +46,7 @@ def test_whole_epoch_is_accounted_for(capsys, config_file):
     assert result["samples"] == 119 and result["skipped"] == {"truncated_image": 1}
     assert len(result["steps"]) == result["epoch"]["steps"]
     assert result["epoch"]["units"] == 120 and result["epoch"]["units_by_source"] == {"pairs": 120}
-    # One sample is bad, and the last step is part empty.
+    # One sample is bad, and the last step is partly empty.
     assert 0.7 < result["visual_occupancy"] <= result["epoch"]["visual_occupancy"] <= 1
     assert 0 < result["text_occupancy"] < 1
 
@@ -70,7 +70,7 @@ def test_page_shows_pixels_and_text(capsys, config_file, tmp_path, options):
     assert text.count("data:image/jpeg;base64,") > 50
     assert "<b>" in text and "[image]" in text and "truncated_image" in text
     assert "provide a one-sentence caption for the image" in text
-    # What the model is to say is marked, the question is not.
+    # The trained answer is marked, the question is not.
     assert "provide a one-sentence" not in "".join(part.split("</b>")[0] for part in text.split("<b>")[1:])
 
 

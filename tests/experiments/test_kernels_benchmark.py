@@ -1,4 +1,4 @@
-"""The kernel benchmark: rehearsal, order of its points, going on, failures and deaths, tables, the README's section."""
+"""The kernel benchmark: rehearsal, order of points, resuming, failures and deaths, tables, the README's section."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SETTING = {"op": "ffn", "shape": "2b", "rows": 4096, "visual_share": 50, "interl
 
 
 def worker(tmp_path, *arguments: str) -> Results:
-    """What a worker in this process leaves."""
+    """The results of a worker in this process."""
     assert main([f"--out={tmp_path}", "--dry_run", "--worker", *arguments]) == 0
     return Results.load(tmp_path)
 
@@ -49,7 +49,7 @@ def worker(tmp_path, *arguments: str) -> Results:
 
 @pytest.mark.slow
 def test_rehearsal(tmp_path, capfd):
-    """The whole command: a process of its own does the work, tables and plots are made from what it left."""
+    """The whole command: a separate process does the work, tables and plots are made from its results."""
     assert main([f"--out={tmp_path}", "--dry_run", "--json", "--tile=16", "--rows", *QUICK]) == 0
     printed = json.loads(capfd.readouterr().out.splitlines()[-1])
     results = Results.load(tmp_path)
@@ -101,7 +101,7 @@ def test_attention_counts_the_scores_that_matter():
     assert {1024, 11_264, 131_072} <= lengths
 
 
-@pytest.mark.slow  # minutes: two interpreters that are slow
+@pytest.mark.slow  # minutes: two slow interpreters
 def test_rehearsal_of_all_rows(tmp_path, capfd):
     assert main([f"--out={tmp_path}", "--dry_run", "--json", "--ops", "ffn", "qkv"]) == 0
     printed = json.loads(capfd.readouterr().out.splitlines()[-1])
@@ -114,7 +114,7 @@ def test_rehearsal_of_all_rows(tmp_path, capfd):
 @pytest.mark.slow  # minutes
 @pytest.mark.parametrize("op", ["ffn", "qkv"])
 def test_every_row_compiles_for_an_absent_h200(op: str):
-    """So that a loan of one is not lost to a row that cannot even be compiled; needs the CUDA plugin."""
+    """Time on a lent device must not be wasted on rows that do not compile; needs the CUDA plugin."""
     try:
         device = aot_cuda.h200s(1)[0]
     except Unavailable as reason:
@@ -179,7 +179,7 @@ def test_with_one_expert_trained_the_bound_has_its_tokens_share_of_the_gradients
 
 
 def test_kernel_times_are_added_up_call_by_call(monkeypatch):
-    """What CUPTI reports: one entry per kernel, two kernels a call here."""
+    """What CUPTI reports: one entry per kernel, here two kernels per call."""
     profiler = pytest.importorskip("jax.experimental.mosaic.gpu.profiler")
     kernels_run = [("gemm", 1.0), ("fusion", 0.5), ("gemm", 2.0), ("fusion", 0.25)]
     extension = SimpleNamespace(_cupti_init=lambda: None, _cupti_get_timings=lambda finalize: list(kernels_run))
@@ -229,7 +229,7 @@ def test_a_spent_budget_measures_nothing(tmp_path):
 # Workers that die
 # ======================================================================================================================
 
-# A worker that files points 0, 1, ... and does something else at point 1 the first time.
+# A worker that records points 0, 1, ... and behaves differently at point 1 the first time.
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
@@ -386,7 +386,7 @@ def test_which_attention_wins_at_which_length():
         *(attended("cudnn", n, max(1, n // 1408), 20 + n / 200) for n in (1024, 2048, 4096, 8192)),
         attended("mosaic_gpu", 4096, 2, 1.0, wrong=True),
         attended("mosaic_gpu", 8192, 5, None),
-        attended("cudnn", 4096, 1, 50.0),  # of one sample: also the two above that are too short for a second one
+        attended("cudnn", 4096, 1, 50.0),  # of one sample: including the two above that are too short for two samples
     ]
     lines = report.full(CONTENT | {"records": records}).splitlines()
     title = "Attention, 2b, forward + backward"

@@ -53,7 +53,7 @@ def test_shell_scripts_parse(script: str):
 
 
 def test_slurm_queues_a_stopped_run_again(tmp_path: Path):
-    """The script itself, with commands of SLURM that write down what they are told."""
+    """Runs the script itself, with SLURM commands that record their arguments."""
     for name, body in {"srun": 'echo "srun $*" >> said; exit $CODE', "scontrol": 'echo "scontrol $*" >> said'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -120,7 +120,7 @@ def test_configs_that_comments_name_build(file: str, monkeypatch: pytest.MonkeyP
 
 
 def parsed_by_train(arguments: list[str]) -> dict[str, Any]:
-    """The flags as train.py's parser reads them; it exits where one is unknown."""
+    """The flags as parsed by train.py, which exits if one is unknown."""
     seen: dict[str, Any] = {}
 
     class Seen(Exception):

@@ -1,4 +1,4 @@
-"""mono-jax gives the numbers of the public release, and of the plain PyTorch form on models unlike the golden ones."""
+"""mono-jax reproduces the public release, and the plain PyTorch form on models unlike the golden ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GOLDEN = [
 NTK = {"type": "dynamic", "factor": 3.0}
 LINEAR = {"type": "linear", "factor": 2.5}
 OTHER: dict[str, dict[str, Any]] = {
-    # Each with several tiles in a row, images in any place, padding, and a text-only row where images allow it.
+    # Each has rows with several tiles, images at any position, padding, and a text-only row where possible.
     "mono_heads_bias_linear": {
         "rows": ("tIttIItt", "ttt", "IttttttIt"),
         "heads": 4,
@@ -152,7 +152,7 @@ def check(result: dict[str, Any], learning_rate: float = 1e-3) -> None:
         assert result["losses_max_abs"] <= 1e-4
         assert result["grad_norms_max_rel"] <= 1e-3
         assert result["frozen_changed"] == 0
-        # A step moves an element by about the learning rate, whatever the size of its gradient.
+        # A step changes an element by about the learning rate, whatever the size of its gradient.
         assert result["params_max_abs"] <= 0.1 * learning_rate
 
 
@@ -195,17 +195,17 @@ def test_text_qkv_as_visual_qkv_is_the_model_without(golden_dir: Path, tmp_path:
     tensors = load_file(golden_dir / "mono_tiny" / "model.safetensors")
     twins = {name.replace("wqkv", "wqkv_ve"): tensor for name, tensor in tensors.items() if "wqkv" in name}
     save_file(tensors | twins, tmp_path / "model.safetensors")
-    # The gradient of the one QKV of the case is the sum over its twins here: compared without.
+    # The gradient of the case's single QKV is the sum over the two QKVs here, so it is not compared.
     case = load_file(golden_dir / "mono_tiny" / "forward.safetensors")
     save_file({k: v for k, v in case.items() if not k.startswith("grad.")}, tmp_path / "forward.safetensors")
     for name in (tmp_path / "forward.safetensors", golden_dir / "mono_tiny" / "generate.safetensors"):
         check(parity.run_case(tmp_path, name))
-    # S1.1 trains no attention: there the twins change nothing, gradients included.
+    # S1.1 trains no attention, so the two QKVs change nothing, not even gradients.
     check(parity.run_case(tmp_path, golden_dir / "mono_tiny" / "train_S1.1.safetensors"))
 
 
 def test_command_line(golden_dir: Path) -> None:
-    """The last line of the command is one JSON object with the keys that outside checks read."""
+    """The last line of the command is one JSON object with the keys that external checks read."""
     command = [sys.executable, "experiments/parity.py", f"--model_dir={golden_dir / 'mono_tiny'}"]
     case = golden_dir / "mono_tiny" / "train_S1.1.safetensors"
     run = subprocess.run(
@@ -223,7 +223,7 @@ def test_command_line(golden_dir: Path) -> None:
 
 
 def test_a_wrong_number_shows(golden_dir: Path, tmp_path: Path) -> None:
-    """Differences are measured at every place that counts: one changed number is seen."""
+    """Differences are measured everywhere that matters: a single changed number is detected."""
     case = load_file(golden_dir / "mono_tiny" / "forward.safetensors")
     case["logits"][1, 12, 7] += 0.5
     case["hidden_states.2"][0, 8, 3] += 0.25

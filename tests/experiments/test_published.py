@@ -1,4 +1,4 @@
-"""README's measured tables are those of the committed results."""
+"""The README's measured tables agree with the committed results."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_a_curve_for_each_change_and_an_outcome_for_each_file(
     native: bool,
     whole: bool,
 ):
-    """``whole``: with all files and prompts, not a few of each."""
+    """``whole``: with all files and prompts instead of a few of each."""
     vision = VisionConfig(hidden_size=32, patch_size=8, image_size=64, native=native)
     model, asked, out = saved(tmp_path / "model", sets, vision=vision), sets["heldout"]["questions"], tmp_path / "out"
     flags = [f"--model={model}", f"--questions={asked['path']}", f"--images={asked['image_root']}", f"--out={out}"]

@@ -1,4 +1,4 @@
-"""A sweep from its file to its tables, stopped on the way, and the same stages trained by evip.py alone."""
+"""A sweep from its file to its tables, stopped in between, and the same stages trained by evip.py."""
 
 from __future__ import annotations
 

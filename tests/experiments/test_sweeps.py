@@ -1,4 +1,4 @@
-"""The sweeps that come along."""
+"""The sweeps shipped with the repository."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def test_shipped_sweeps_can_be_planned(file: Path, config: str | None, monkeypat
     sweep = read_sweep(file, config)
     planned = plans(sweep)
     assert len(sweep.groups) > 1
-    if config is None:  # of another config, a change may be what it has already
+    if config is None:  # with another config, a change may equal what it already has
         assert len({plan.stages for plan in planned}) == len(planned)
     assert file.name in (file.parents[2] / "docs" / "sweeps.md").read_text()

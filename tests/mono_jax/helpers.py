@@ -15,7 +15,7 @@ SPEC = BatchSpec(visual_tokens=16, text_tokens=16, token_pixels=8)
 
 
 def random_batch(rows: int, spec: BatchSpec = SPEC, seed: int = 0, vocab: int = 99) -> Batch:
-    """Rows with two samples each: an image then text, and text with a little padding behind it."""
+    """Rows with two samples each: an image then text, and text followed by a little padding."""
     rng = np.random.default_rng(seed)
     batch = spec.empty(rows)
     v, t, s = spec.visual_tokens, spec.text_tokens, spec.sequence
@@ -36,7 +36,7 @@ def random_batch(rows: int, spec: BatchSpec = SPEC, seed: int = 0, vocab: int = 
 
 
 def random_params(config: Architecture, seed: int = 0, size: float = 0.25) -> dict[str, Any]:
-    """All parameters random, norm scales around 1: nothing hides behind a fresh model's zeros and ones."""
+    """All parameters random, norm scales around 1, so that no error is hidden by the zeros and ones of a new model."""
     rng = np.random.default_rng(seed)
 
     def value(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:

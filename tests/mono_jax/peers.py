@@ -1,4 +1,4 @@
-"""Processes of a run as threads of this one, with the store of JAX's runtime in memory: for what uses no devices."""
+"""Processes of a run as threads of this one, with JAX's runtime store in memory, for code that uses no devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mono_jax.parallel import agreement
 
 
 class Store:
-    """The runtime's store, in memory; ``away``: it does not answer."""
+    """The runtime's store, in memory; ``away``: it does not respond."""
 
     def __init__(self, processes: int = 1) -> None:
         self.values: dict[str, str] = {}
@@ -51,7 +51,7 @@ class Store:
 
 
 class Peers:
-    """``count`` processes; a module that asks JAX which one it is in gets the thread's number."""
+    """``count`` processes; a module that asks JAX for its process index gets the thread's number."""
 
     def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch):
         self.count, self.store, self._local = count, Store(count), threading.local()
@@ -64,7 +64,7 @@ class Peers:
         return next(self._local.numbers)
 
     def run(self, function: Callable[[int], Any]) -> list[Any]:
-        """What ``function`` of its number returns or raises in each process."""
+        """What ``function`` returns or raises in each process, called with the process number."""
         results: list[Any] = [None] * self.count
 
         def process(index: int) -> None:

@@ -13,7 +13,7 @@ from mono_jax.storage.places import Place
 
 
 def make_state(step: int, size: int = 64) -> dict[str, Any]:
-    """Trainables in two dtypes and the optimizer state of a stage, named tuples and masked nodes included."""
+    """Trainables in two dtypes and the optimizer state of a stage, including named tuples and masked nodes."""
     keys = jax.random.split(jax.random.key(step), 2)
     params = {
         "layers": {"kernel": jax.random.normal(keys[0], (3, size, 8))},

@@ -1,4 +1,4 @@
-"""Checkpoints in buckets: what becomes of them where nothing can be renamed and storage may be away."""
+"""Checkpoints in buckets, where nothing can be renamed and storage may be unavailable."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_step_without_its_lists_is_not_there(bucket):
 
 
 def test_storage_that_is_away_is_no_damage(bucket, store):
-    """Nothing is set aside because it could not be asked for."""
+    """A checkpoint is not set aside because storage did not answer."""
     with Checkpoints(bucket) as checkpoints:
         checkpoints.save(1, make_state(1), {})
         checkpoints.wait()

@@ -1,4 +1,4 @@
-"""Hashes of trees and the comparison of what is stored with what is wanted."""
+"""Hashes of trees, and the comparison of stored with requested trees."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_lists_that_are_not_all_there_say_nothing(by_three):
         (by_three / name).unlink()
         assert not any(verify_checksums(by_three, process, 3) for process in range(3))
         (by_three / name).write_bytes(content)
-    write_checksums(by_three)  # made again, by one process for all
+    write_checksums(by_three)  # rebuilt by one process for all
     assert verify_checksums(by_three) and set(read_json(by_three / LISTS[0])["sha256"]) == set(FILES)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, in a folder and in buckets: what is saved comes back, and damage is noticed."""
+"""Checkpoints of a run, in a folder and in buckets: saved states are restored, and damage is detected."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_damaged_newest_is_reported_and_the_one_before_used(place, damage):
         assert checkpoints.steps() == [1]
         aside = place / "damaged-2" if isinstance(place, Path) else place / "2" / "damaged.json"
         assert aside.exists()
-        checkpoints.save(2, make_state(2, size=4096), {"at": 2})  # the run reaches this step once more
+        checkpoints.save(2, make_state(2, size=4096), {"at": 2})  # the run reaches this step again
         assert checkpoints.steps() == [1, 2]
         assert_equal(checkpoints.restore(make_state(0, size=4096))[0], make_state(2, size=4096))
 
@@ -146,7 +146,7 @@ def test_metadata_is_that_of_the_checkpoint_that_will_be_restored(place):
 
 
 def test_only_damaged_checkpoints(place):
-    """They stay where they are: the next run must not take the folder for a new one."""
+    """They stay in place, so that the next run does not treat the folder as new."""
     with Checkpoints(place, report=pytest.fail) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, make_state(step), {})
@@ -190,7 +190,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make_state(1), {})
         checkpoints.wait()
-    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")  # as a killed process leaves it
+    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")  # as left by a killed process
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [1]
         assert checkpoints.restore(make_state(0))[0]["step"] == 1
@@ -198,7 +198,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path):
 
 
 def test_saving_a_step_twice_does_nothing(place):
-    """As when a run is stopped at the very step of a periodic save."""
+    """As when a run is stopped exactly at the step of a periodic save."""
     with Checkpoints(place) as checkpoints:
         checkpoints.save(2, make_state(2), {"save": "first"})
         checkpoints.save(2, make_state(2), {"save": "second"})
@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_while_saving_loses_nothing(tmp_path, asynchronous)
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert "\n" not in str(caught.value)
         assert_nothing_lost(checkpoints, size)
-        checkpoints.save(4, make_state(4, size), {})  # once there is room the run resumes
+        checkpoints.save(4, make_state(4, size), {})  # once there is space, the run resumes
         assert_equal(checkpoints.restore(make_state(0, size))[0], make_state(4, size))
 
 
@@ -266,7 +266,7 @@ def test_unusable_directories_and_settings(tmp_path):
 
 
 def test_a_wait_after_an_error_tells_of_it_and_passes_no_point(tmp_path: Path):
-    """Orbax waits in a ``finally`` too: passed, it stood for "written", and what was not written was committed."""
+    """Orbax also waits in a ``finally``: when passed, it counted as "written", and unwritten data was committed."""
     manager, calls = OrbaxManager(tmp_path / "c", asynchronous=True), []
     manager._meeting = SimpleNamespace(
         fail=lambda error: calls.append(str(error)), pass_on=lambda timeout: calls.append("passed")

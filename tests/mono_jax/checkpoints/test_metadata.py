@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run: versions."""
+"""What a checkpoint records about its run: versions."""
 
 from __future__ import annotations
 

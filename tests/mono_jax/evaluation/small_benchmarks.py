@@ -1,4 +1,4 @@
-"""Small files in the layouts of benchmarks whose scores need more than a right answer."""
+"""Small files in the layouts of benchmarks whose scores depend on more than a right answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def table(file: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write(folder: Path) -> Path:
-    """All of ``TASKS``, four pictures each; no picture has a name."""
+    """All of ``TASKS``, with four images each; no image has a name."""
     asked = [
         {"index": 2 * i + j, "image": png(colour), "question": f"is it {other}?", "answer": ("Yes", "No")[j]}
         | {"category": "color"}
@@ -62,7 +62,7 @@ def write(folder: Path) -> Path:
 
 
 def named(folder: Path) -> None:
-    """The tasks whose pictures are files."""
+    """The tasks whose images are files."""
     for below in ("textvqa", "refcoco", "coco/annotations"):
         (folder / below).mkdir(parents=True, exist_ok=True)
     for number, colour in enumerate(COLOURS):

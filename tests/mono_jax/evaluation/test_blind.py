@@ -1,4 +1,4 @@
-"""Images taken away: pixels of the wrong image or noise, and nothing else."""
+"""Images replaced: only the pixels change, to those of a wrong image or noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.mono_jax.evaluation.test_heldout import mixed_batch
 
 
 def images(batch: dict[str, np.ndarray], row: int) -> dict[int, list[int]]:
-    """{sample: its visual slots in the order in which they are read}."""
+    """{sample: its visual slots in reading order}."""
     found: dict[int, list[int]] = {}
     for slot, sample in zip(batch["order"][row], batch["segments"][row]):
         if sample and slot < boundaries(batch)[row]:

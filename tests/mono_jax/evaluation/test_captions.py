@@ -1,4 +1,4 @@
-"""Captions' scores against pycocoevalcap 1.2 with Stanford's PTBTokenizer 3.4.1, whose output is written down here."""
+"""Captions' scores against pycocoevalcap 1.2 with Stanford's PTBTokenizer 3.4.1, whose output is recorded here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out sums by modality: of the right tokens, and the same on any mesh."""
+"""Held-out sums by modality: over the right tokens, and equal on any mesh."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mixed_batch(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def one_by_one(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """The kinds by the definition: 2 where a visual token of the same sample stands before, 1 elsewhere, 0 padding."""
+    """The kinds by definition: 2 after a visual token of the same sample, 1 elsewhere, 0 for padding."""
     visual = batch["patch_cells"].shape[1]
     kinds = np.zeros(batch["tokens"].shape, int)
     for row, (order, segments) in enumerate(zip(batch["order"], batch["segments"])):
@@ -85,7 +85,7 @@ def batches() -> list[dict[str, Any]]:
 
 @cache
 def expected() -> Loss:
-    """From the training loss of batches in which all other tokens have no weight."""
+    """From the training loss of batches in which all other tokens have weight zero."""
     model, params = Model(CONFIG, Execution(attention="xla")), random_params(CONFIG)
     total = jax.jit(lambda batch: loss_sum(model, params, {}, batch, jnp.float32))
     sums, weights = {"text": 0.0, "image": 0.0}, {"text": 0.0, "image": 0.0}

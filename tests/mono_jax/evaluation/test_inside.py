@@ -23,7 +23,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def params(model: Model) -> Params:
-    """With experts that differ."""
+    """A model whose experts differ."""
     values = model.init(jax.random.key(0))
     experts = values["layers"]["visual_feed_forward"]
     for name in ("gate", "up", "down"):

@@ -20,7 +20,7 @@ def of(values: np.ndarray, group: int = 1) -> Measure:
 
 def test_shares_of_right_answers_have_the_exact_interval():
     found = intervals.estimate(of(np.arange(60) < 37))
-    # Clopper-Pearson by the quantiles of the beta distribution.
+    # Clopper-Pearson from the quantiles of the beta distribution.
     low, high = stats.beta.ppf(0.025, 37, 24), stats.beta.ppf(0.975, 38, 23)
     assert (found.method, found.n, found.units) == ("exact", 60, 60)
     assert (found.low, found.high) == pytest.approx((100 * low, 100 * high))
@@ -38,7 +38,7 @@ def test_means_are_resampled():
 
 
 def test_questions_of_one_image_are_resampled_together():
-    """Four equal answers an image say no more than one: the interval is twice as wide as if they were independent."""
+    """Four equal answers per image tell no more than one: the interval is twice that of independent answers."""
     right = np.repeat(np.random.default_rng(0).random(300) < 0.5, 4)
     alone, grouped = intervals.estimate(of(right)), intervals.estimate(of(right, group=4))
     assert (grouped.n, grouped.units, grouped.method) == (1200, 300, "bootstrap")
@@ -46,7 +46,7 @@ def test_questions_of_one_image_are_resampled_together():
 
 
 def test_strata_keep_their_sizes():
-    """Where strata alone differ, resampling within them leaves nothing to chance."""
+    """If only the strata differ, resampling within them has no variance."""
     strata = {f"u{i}": "a" if i < 3 else "b" for i in range(10)}
     rows = [(f"u{i}", (float(i < 3), 1)) for i in range(10)]
     found = intervals.estimate(measure(rows, lambda sums: 50 * sums[..., 0] / sums[..., 1], strata=strata))
@@ -66,7 +66,7 @@ def test_models_are_compared_in_pairs():
     assert (found.better, found.worse, found.units) == (better, worse, 500)
     assert found.p == pytest.approx(min(1, 2 * stats.binom.cdf(min(better, worse), better + worse, 0.5)))
     assert found.difference == pytest.approx(100 * (first.mean() - second.mean()))
-    # As wide as the paired standard error says, far narrower than two independent samples.
+    # As wide as the paired standard error implies, far narrower than for two independent samples.
     error = 100 * (first.astype(float) - second).std() / np.sqrt(500)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
@@ -86,7 +86,7 @@ def captioned(*answers: str) -> dict[str, Measure]:
 
 
 def test_captions_without_a_match_are_as_bad_as_each_other():
-    """What keeps BLEU above 0 depends on the length of a caption only: no unit is better or worse for it."""
+    """The smoothing of BLEU depends only on the length of a caption, so it makes no unit better or worse."""
     short, long = (
         captioned("dogs", "a blue wall of bricks"),
         captioned("many dogs run very fast", "a blue wall of bricks"),
@@ -99,7 +99,7 @@ def test_captions_without_a_match_are_as_bad_as_each_other():
 
 
 def test_right_and_wrong_pictures_of_pope_are_counted_whatever_is_right():
-    """A right "no" has no F1 of its own, but is better than a wrong "yes"."""
+    """A right "no" has no F1 by itself, but is better than a wrong "yes"."""
 
     def asked(*answers: str) -> Measure:
         return pope([Answered(str(i), said, (right,)) for i, (said, right) in enumerate(zip(answers, ("no", "yes")))])[

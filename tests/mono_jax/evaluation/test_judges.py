@@ -1,4 +1,4 @@
-"""A judge behind a URL: what it is sent, what is asked again, and what its bad answers end with."""
+"""A judge at a URL: what it is sent, what is retried, and how its bad answers end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def says(text: Any) -> Reply:
 
 
 class Server:
-    """Answers with ``replies``, the last one again and again; keeps what was asked."""
+    """Answers with ``replies``, repeating the last one; records the requests."""
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
@@ -50,7 +50,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Nobody waits between two tries; a proxy of the machine is not asked."""
+    """Retries do not wait, and a proxy of the machine is not used."""
     monkeypatch.setattr(judges.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("JUDGE_API_KEY", raising=False)

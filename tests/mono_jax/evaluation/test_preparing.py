@@ -1,4 +1,4 @@
-"""What is said before a model is loaded: files that are missing, what cannot be scored, scores that say less."""
+"""Errors and warnings before a model is loaded: missing files, tasks that cannot be scored, weaker scores."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_limit_keeps_sets_whole(data: Path, name: str, count: int):
 
 
 def test_rows_that_repeat_a_picture_are_about_one_picture(tmp_path: Path):
-    """By its content where it has no name. Two pictures that look alike are two if the benchmark names them so."""
+    """By content if it has no name. Two identical images count as two if the benchmark gives them two names."""
     rows = [{**row, "image": png("red"), "category": "color"} for row in YES_NO]
     table(tmp_path / "MME.tsv", [{"index": i, **row} for i, row in enumerate(rows)])
     first, second = BENCHMARKS["mme"].read(tmp_path)
@@ -71,7 +71,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path):
 
 
 def test_a_metric_that_reads_no_right_answer_is_refused():
-    """Whatever the reason is, 0 points for the truth are no score."""
+    """Whatever the reason, a scorer that gives the truth 0 points is not a score."""
     example = Example("1", (("human", "?"),), truths=("Yes.",))
     with pytest.raises(DataError, match=r"gqa gives 0 even to the right answers, as 'Yes\.' of example 1"):
         check("gqa", [example])

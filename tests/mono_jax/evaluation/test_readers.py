@@ -1,4 +1,4 @@
-"""Readers on small files in the benchmarks' own layouts, and what they say of bad ones."""
+"""Readers on small files in the benchmarks' own layouts, and their messages for bad files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def scored(name: str, examples: Sequence[Example], answers: Sequence[str]) -> fl
 
 
 def test_vlmevalkit_s_tables_reuse_pictures_by_index(tmp_path: Path):
-    """MMBench: options that are not there, a hint, the orders of a question, whose picture is another row's."""
+    """MMBench: missing options, a hint, and the orders of a question, whose image is in another row."""
     question = {"question": "what is it?", "hint": "look", "category": "x", "l2-category": "recognition"}
     rows = [
         {"index": 7, "image": encoded(), **question, "A": "cat", "B": "None", "C": "", "answer": "B"},
@@ -284,7 +284,7 @@ def test_hidden_answers_become_files_to_send_in(tmp_path: Path):
 
 
 def test_hidden_answers_of_mmmu_are_letters_where_there_are_options(tmp_path: Path):
-    """{id: letter or text}; what names no option goes as it is."""
+    """{id: letter or text}; answers that name no option are passed unchanged."""
     row = {"image": encoded(), "question": "q"}
     choice, open_question = {**row, "A": "x", "B": "y"}, {**row, "options": "[]"}
     tsv(tmp_path / "MMMU_TEST.tsv", [{"index": i, **r} for i, r in enumerate((choice, choice, open_question))])

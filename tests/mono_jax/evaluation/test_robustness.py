@@ -1,4 +1,4 @@
-"""Changed pictures and arrangements; files and placeholders that are answered about or refused."""
+"""Changed images and arrangements; files and placeholders that are answered or refused."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ def test_a_broken_file_is_read_or_refused_by_name(name: str, picture: Image.Imag
 
 
 def peak() -> int:
-    """Bytes of memory that this process has had at most."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def memory_for_bombs() -> dict[str, int]:
-    """{name: bytes by which reading it has raised the peak}; for a process of its own."""
+    """{name: bytes by which reading it has raised the peak}; to be run in a separate process."""
     picture, grown = Image.new("RGB", (64, 48)), {}
     refused("png cut at 50 %", picture)
     for name in (name for name in BROKEN if name.startswith("bomb: ")):
@@ -136,7 +136,7 @@ def test_bombs_take_no_memory():
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_placeholders_are_answered_or_refused_by_name(name: str, sets: dict[str, Any]):
-    """And the ids that are to be answered have a placeholder for each visual token, and none more."""
+    """Also, the ids to be answered have exactly one placeholder per visual token."""
     encoder = ChatEncoder(Tokenizer(sets["tokenizer"]), system_message="")
     odd = ODD[name]
     try:

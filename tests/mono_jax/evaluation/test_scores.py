@@ -1,6 +1,6 @@
 """Metrics against the benchmarks' own scorers.
 
-What is expected agrees with the published code, which was run beside ours: TextVQAAccuracyEvaluator (InternVL, from
+Expected values agree with the published code, which was run alongside ours: TextVQAAccuracyEvaluator (InternVL, from
 M4C), the infographicsVQA evaluator, pix2struct's relaxed correctness, VLMEvalKit (can_infer, YOrN_Extraction,
 Hallusion_rating, circular groups, OCRBench), MMMU's eval_utils, MME's calculation.py, LLaVA's eval_pope, InternVL's
 evaluate_grounding, MathVista's calculate_score.
@@ -254,7 +254,7 @@ def test_an_example_that_lacks_a_field_is_named():
 
 
 class Scripted:
-    """A judge that replies what it is told, and keeps what it was asked."""
+    """A judge that gives scripted replies and records its questions."""
 
     name = "scripted"
 
@@ -272,7 +272,7 @@ def test_mm_vet_is_the_judge_s_mean_grade_by_ability():
         answered("x", "-1<AND>-5", id="1", category="ocr,math", fields={"question": "x?"}),
         answered("y", "meme", id="2", category="rec", fields={"question": "y?"}),
     ]
-    for _ in range(2):  # the second time nothing is asked
+    for _ in range(2):  # the second time, nothing is asked
         scores = {name: measure.score for name, measure in find_metric("mm_vet", judge)(examples).items()}
         assert scores == pytest.approx({"grade": 75, "rec": 100, "ocr": 50, "math": 50})
 

@@ -1,4 +1,4 @@
-"""Generation is the same whatever stands beside, before or behind a row (test_parity.py holds it to the reference)."""
+"""Generation does not depend on the other rows or on padding (test_parity.py compares it with the reference)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYOUTS: tuple[Layout, ...] = ("stacked", "separate", "separate_transposed")
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Generator]:
-    """Each kind of model, in float32; weights so large that answers are lively and depend on the images."""
+    """Each kind of model, in float32; weights large enough that answers vary and depend on the images."""
     names = ("tiny_mono", "tiny_mono_1_5", "tiny_modular", "tiny_lm")
     return {name: Generator(PRESETS[name], random_params(PRESETS[name]), jnp.float32) for name in names}
 
@@ -67,7 +67,7 @@ def assert_same(one: Generation, other: Generation) -> None:
 
 
 def test_answers_are_lively(mono: Generator) -> None:
-    """The tests here would prove little if all answers were alike."""
+    """The tests here would prove little if all answers were the same."""
     ids = prompt("tItt").input_ids
     images = [prompt("I", seed).patches for seed in (3, 4)]
     one, other = mono.generate([Prompt(ids, image) for image in images], Sampling(16, return_logits=True))
@@ -89,7 +89,7 @@ def test_batched_equals_single(mono: Generator) -> None:
 
 
 def test_a_program_is_traced_from_shapes(mono: Generator) -> None:
-    """For plans: no array is made, and layers lie apart as they would."""
+    """For plans: no array is made, and layers are laid out separately as in a real run."""
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), random_params(mono.config))
     for layout in LAYOUTS:
         made = Generator(mono.config, random_params(mono.config), jnp.bfloat16, layout=layout)
@@ -102,7 +102,7 @@ def test_a_program_is_traced_from_shapes(mono: Generator) -> None:
 
 
 def test_layers_lie_apart_where_that_is_faster() -> None:
-    """Small models are not worth what compiling costs more; TPUs copy for kernels only."""
+    """For small models, the longer compilation is not worth it; TPUs copy only for kernels."""
     small, large = (
         {"layers": {"visual_feed_forward": jax.ShapeDtypeStruct((2, n, 1 << 10), np.float32)}} for n in (8, 1 << 13)
     )
@@ -128,7 +128,7 @@ def test_separate_layers_give_the_same_answers(mono: Generator, layout: Layout) 
 
 @pytest.mark.parametrize(("name", "count"), [("tiny_mono_1_5", 3), ("tiny_modular", 2)])
 def test_cached_turns_equal_one_long_prompt(models: dict[str, Generator], name: str, count: int) -> None:
-    """Images in later turns take the visual experts, and rows go on from their own lengths."""
+    """Images in later turns use the visual experts, and rows continue from their own lengths."""
     generator = models[name]
     sampling = Sampling(6, temperature=0.8, seed=3, return_logits=True)
     session = generator.session(2)
@@ -193,13 +193,13 @@ def test_streamed_tokens_are_the_answer(mono: Generator) -> None:
     parts: list[list[list[int]]] = []
     answers = mono.generate(prompts, sampling, on_tokens=parts.append)
     assert [[token for part in parts for token in part[row]] for row in range(2)] == [a.tokens for a in answers]
-    assert [len(row) for row in parts[0]] == [1, 1]  # the first token does not wait for others
+    assert [len(row) for row in parts[0]] == [1, 1]  # the first token does not wait for other tokens
     assert len(parts) == 3
     assert answers == mono.generate(prompts, sampling)
 
 
 def test_bfloat16_follows_float32(mono: Generator) -> None:
-    """Greedy tokens may part where two are near; the first step's logits are close."""
+    """Greedy tokens may differ at near ties; the first step's logits are close."""
     half = Generator(mono.config, mono.params, jnp.bfloat16)
     assert half.params["layers"]["attention"]["wqkv"]["kernel"].dtype == jnp.bfloat16
     sampling = Sampling(1, return_logits=True)
@@ -218,7 +218,7 @@ def request(rows: int, **changes: Any) -> Any:
 
 
 def draw(logits: list[float], count: int = 4000, **changes: Any) -> np.ndarray:
-    """Relative frequencies of ``count`` draws, each with a seed of its own."""
+    """Relative frequencies of ``count`` draws, each with its own seed."""
     wanted = request(count, **changes)
     rows = jnp.tile(jnp.array(logits, jnp.float32), (count, 1))
     tokens = choose(rows, jnp.zeros(count, jnp.int32), wanted, draws=True, filters=True)
@@ -272,7 +272,7 @@ def test_top_k_of_one_is_greedy(mono: Generator) -> None:
     assert mono.generate(start, Sampling(10, temperature=3.0, top_k=1, seed=9)) == greedy
     ties = jnp.zeros((50, 128))
     tied = choose(ties, jnp.arange(50), request(50, top_k=1), draws=True, filters=True)
-    assert not tied.any()  # of equals the first, as argmax takes it
+    assert not tied.any()  # among equals the first, as for argmax
 
 
 def test_seeds(mono: Generator) -> None:
@@ -285,7 +285,7 @@ def test_seeds(mono: Generator) -> None:
 
 
 def test_the_placeholder_is_never_generated() -> None:
-    """Even if the model wants nothing else; a model without vision has no placeholder."""
+    """Even if the model would choose nothing else; a model without vision has no placeholder."""
     logits = jnp.zeros((1, 128)).at[0, IMAGE].set(50.0).at[0, 120].set(40.0)
     for name, expected in (("tiny_mono", 120), ("tiny_modular", 120), ("tiny_lm", IMAGE)):
         wanted = make_request(preset(name), [Sampling()], 1)
@@ -409,7 +409,7 @@ def penalised_by_hand(logits: np.ndarray, context: list[int], answer: list[int],
 
 
 def test_penalties(mono: Generator) -> None:
-    """Greedy answers take the likeliest token after penalties, in a batch with rows without any, over two turns."""
+    """Greedy answers take the likeliest token after penalties, in a batch with unpenalised rows, over two turns."""
     samplings = [Sampling(14, return_logits=True, **changes) for changes in [*PENALTIES, {}]]
     session = mono.session(len(samplings))
     contexts: list[list[int]] = [[] for _ in samplings]

@@ -1,4 +1,4 @@
-"""The pieces of a streamed text are the text, and never part of a character or of a stop string."""
+"""The pieces of a streamed text add up to the text and never split a character or show part of a stop string."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_pieces_are_the_text(golden_dir: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_any_tokens(golden_dir: Path, name: str) -> None:
-    """Models write bytes that are no characters, and added tokens anywhere; pieces of several tokens are as good."""
+    """Models may write invalid bytes, and added tokens anywhere; pieces may have several tokens."""
     tokenizer = Tokenizer(golden_dir / name)
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -62,7 +62,7 @@ def _decodes(tokenizer: Tokenizer, token: int) -> bool:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_stop_strings(seed: int) -> None:
-    """The text ends before the first stop string; nothing of it is shown before, whatever pieces it comes in."""
+    """The text ends before the first stop string, no part of which is shown, whatever pieces it arrives in."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 4, 40).tolist()  # letters a to d
     stops = ["".join("abcd"[i] for i in rng.integers(0, 4, rng.integers(1, 6))) for _ in range(3)]

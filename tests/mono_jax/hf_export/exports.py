@@ -1,4 +1,4 @@
-"""Tiny random models of every family with experts, exported, and what our own code makes of the same prompts."""
+"""Tiny random models of every family with experts, exported, and the results of our own code on the same prompts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VISION = VisionConfig(hidden_size=16, patch_size=4, image_size=32)
 _YARN = RopeScaling("yarn", 4.0, 32, beta_fast=16.0)
 _LLAMA3 = RopeScaling("llama3", 8.0, 32, low_freq_factor=1.0, high_freq_factor=2.0)
 _WINDOWS = {"sliding_window": 7, "sliding_layers": (0,)}
-# Name -> folder of the tokenizer, template, fields of the architecture beside the family's own.
+# Name -> folder of the tokenizer, template, fields of the architecture besides the family's defaults.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "internlm2": ("chat", "internlm2-chat", {"rope_scaling": RopeScaling("dynamic", 2.0), "bias": True}),
     "llama": ("llama3", OWN_TEMPLATE, {"rope_scaling": _LLAMA3, "tie_word_embeddings": True, "head_size": 24}),
@@ -49,7 +49,7 @@ SIZES = {"max_position_embeddings": 24, "num_key_value_heads": 2, "hidden_size":
 
 @dataclasses.dataclass
 class Exported:
-    """``folder``: in Hugging Face's form; the rest is ours."""
+    """``folder``: the Hugging Face export; the rest is from our code."""
 
     folder: Path
     config: Architecture
@@ -65,7 +65,7 @@ class Exported:
         return Prompt(ids, *map(np.concatenate, zip(*parts))) if parts else Prompt(ids)
 
     def logits(self, prompts: Sequence[Prompt], dtype: Any = jnp.float32) -> list[np.ndarray]:
-        """Of each prompt float32 [text tokens, vocabulary]; all run as one batch."""
+        """For each prompt, float32 [text tokens, vocabulary]; all run as one batch."""
         prompts = [check_prompt(self.config, prompt, "") for prompt in prompts]
         batch, _ = pack(self.config, prompts, np.zeros(len(prompts), int), len(prompts))
         model = Model(self.config)
@@ -79,7 +79,7 @@ def export(folder: Path, golden: Path, name: str, *, layout: str = "auto", **cha
     files, template, fields = CASES[name]
     source = golden / files if files == "chat" else golden / "chat_templates" / files
     known = Tokenizer(source)
-    # A vocabulary that ends after the tokenizer's.
+    # A vocabulary that is larger than the tokenizer's.
     tokens, size = add_tokens(known.added, known.vocab_size + 3, template != OWN_TEMPLATE)
     fields = {"visual_ffn_experts": True, "visual_attention_experts": True, "vision": VISION} | SIZES | fields | changes
     parts = {**FAMILIES[name].parts, "vocab_size": size, "image_token_id": tokens[IMAGE_CONTEXT]}

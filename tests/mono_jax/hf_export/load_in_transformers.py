@@ -1,7 +1,7 @@
-"""Loads exported folders as users of transformers do, knowing nothing of this project, and writes what they compute.
+"""Loads exported folders as transformers users do, without this project, and writes what they compute.
 
 Run as a program, with any release of transformers: python load_in_transformers.py TOKENS IMAGES FOLDER...
-IMAGES is a folder of three images; each FOLDER gets a file computed.npz beside it.
+IMAGES is a folder of three images; each FOLDER gets a file computed.npz next to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def messages(images: list[Image.Image], text: str = QUESTION) -> list[dict[str, 
 
 
 def greedy(model: Any, inputs: Any, tokens: int, **options: Any) -> Any:
-    """``generate`` up to the last token, whatever it says: the ends of answers are not looked at."""
+    """``generate`` up to the last token; end tokens are ignored."""
     options = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0} | options
     return model.generate(**inputs, return_dict_in_generate=True, **options)
 
@@ -104,7 +104,7 @@ def turns(model: Any, processor: Any, images: list[Image.Image], tokens: int) ->
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+    torch.set_num_threads(1)  # tiny tensors: more threads would only wait for each other
     count, pictures, *folders = sys.argv[1:]
     opened = [Image.open(file) for file in sorted(Path(pictures).glob("*.png"))]
     for folder in map(Path, folders):

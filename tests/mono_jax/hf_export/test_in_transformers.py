@@ -1,7 +1,7 @@
-"""Exported folders in transformers, in a process that knows nothing of this project: what they compute is what we do.
+"""Exported folders in transformers, in a process without this project, compute the same as our code.
 
-Where transformers is installed (pip install -e .[families]). Another release: make a virtual environment with it and
-torch, and set MONO_JAX_OTHER_PYTHON to its interpreter.
+Needs transformers (pip install -e .[families]). To test another release, make a virtual environment with it and torch,
+and set MONO_JAX_OTHER_PYTHON to its interpreter.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.mono_jax.hf_export.exports import CASES, VISION, Exported, export, pi
 TOLERANCE = 2e-4
 TOKENS = 6
 COUNTS = (0, 1, 3)  # images of a prompt
-VARIANTS = {  # beside CASES: name -> family, changes
+VARIANTS = {  # in addition to CASES: name -> family, changes
     "no_experts": ("llama", {"visual_attention_experts": False, "visual_ffn_experts": False}),
     "native": ("gemma3", {"vision": dataclasses.replace(VISION, native=True), "bidirectional_images": True}),
     "published": (
@@ -69,7 +69,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, golden_dir: Path, images:
 
 
 def elsewhere(folder: Path, *arguments: str) -> str:
-    """What python with ``arguments`` prints in ``folder``, without this project."""
+    """What Python prints with ``arguments`` in ``folder``, without this project."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder), "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [OTHER_PYTHON or sys.executable, *arguments]
@@ -87,7 +87,7 @@ def continued(prompt: Prompt, tokens: np.ndarray) -> Prompt:
 
 
 def likeliest(config: Architecture, logits: np.ndarray) -> list[int]:
-    """The next token at each of the last ``TOKENS`` places but the very last; a placeholder is never one."""
+    """The next token at each of the last ``TOKENS`` positions except the very last; never a placeholder."""
     logits = logits[-TOKENS - 1 : -1].copy()
     logits[:, config.image_token_id] = -np.inf
     return logits.argmax(-1).tolist()
@@ -95,9 +95,9 @@ def likeliest(config: Architecture, logits: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_logits_and_tokens_are_ours(exported: dict[str, Exported], images: list[Path], name: str):
-    """Greedy tokens: each is the likeliest one after those before it.
+    """Greedy tokens: each is the likeliest one after the previous ones.
 
-    Dynamic scaling changes the angles of cached keys with the length, so there it takes our own generation.
+    Dynamic scaling changes the angles of cached keys with the length, so there the reference is our own generation.
     """
     model, theirs = exported[name], found(exported[name])
     prompts = [model.prompt(load_in_transformers.QUESTION, images[:count]) for count in COUNTS]
@@ -133,7 +133,7 @@ def test_the_example_of_the_guide_runs(exported: dict[str, Exported], images: li
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_expert_computes_its_own_tokens_only(exported: dict[str, Exported], name: str):
-    """Rows that the first layer's FFNs were given: text, then visual."""
+    """Rows passed to the first layer's FFNs: text, then visual."""
     model, theirs = exported[name], found(exported[name])
     for count in COUNTS:
         visual = int((theirs[f"ids{count}"] == model.config.image_token_id).sum())
@@ -145,7 +145,7 @@ def test_each_expert_computes_its_own_tokens_only(exported: dict[str, Exported],
 
 @pytest.mark.parametrize("name", ["internlm2", "native"])
 def test_images_in_a_later_turn(exported: dict[str, Exported], images: list[Path], name: str):
-    """With the cache of the turn before, as by us, and (where angles stay as they were) without it."""
+    """With the cache of the previous turn, as in our code, and (if angles do not change) without it."""
     model, theirs = exported[name], found(exported[name])
     if model.config.rope_scaling is None:
         assert list(theirs["second_cached"]) == list(theirs["second_whole"])
@@ -163,7 +163,7 @@ def test_images_in_a_later_turn(exported: dict[str, Exported], images: list[Path
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_tokens_in_bfloat16(exported: dict[str, Exported], images: list[Path], name: str):
-    """Ours are the same where the two best logits are further apart than bfloat16 rounds them."""
+    """Ours are equal where the two best logits differ by more than bfloat16 rounding."""
     model, theirs = exported[name], found(exported[name])
     prompts = [model.prompt(load_in_transformers.QUESTION, images[:count]) for count in COUNTS]
     chosen = [theirs[f"half{count}"] for count in COUNTS]
@@ -176,7 +176,7 @@ def test_tokens_in_bfloat16(exported: dict[str, Exported], images: list[Path], n
 
 @pytest.mark.parametrize("name", ["qwen3", "native"])
 def test_beams_take_the_tiles_of_their_own_row(exported: dict[str, Exported], images: list[Path], name: str):
-    """The mean log-probability of each beam is what we give its tokens; in a batch the beams are the same."""
+    """The mean log-probability of each beam equals ours for its tokens; the beams are the same in a batch."""
     model, theirs = exported[name], found(exported[name])
     for row, count in enumerate(COUNTS):
         np.testing.assert_array_equal(theirs["beams"][2 * row : 2 * row + 2], theirs[f"beams{count}"])

@@ -1,4 +1,4 @@
-"""The layout of our own: which models get it, that it comes back, what it refuses. Needs no PyTorch."""
+"""The project's own layout: which models get it, its round trip, and what it rejects. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_only_models_without_a_published_layout_get_it(golden_dir: Path, tmp_pat
 
 
 def test_generation_is_asked_for_as_by_us(golden_dir: Path, tmp_path: Path):
-    """Greedy, no placeholders, and what ends an answer."""
+    """Greedy decoding, no placeholders, and the end tokens."""
     model = export(tmp_path, golden_dir, "internlm2")
     values = json.loads((model.folder / "generation_config.json").read_text())
     assert values["suppress_tokens"] == [model.config.image_token_id] and values["do_sample"] is False
@@ -78,7 +78,7 @@ def test_generation_is_asked_for_as_by_us(golden_dir: Path, tmp_path: Path):
     assert {*default_sampling(model.folder).stop_tokens} == {*values["eos_token_id"]} == ends
 
 
-# Fields that the code has no use for: names of a spelling, and what is refused with vision.kind 'intern_vit'.
+# Fields that the code does not use: alternative spellings, and those rejected with vision.kind 'intern_vit'.
 UNREAD = {"kind"} | {
     spec.name for spec in dataclasses.fields(VisionConfig) if rule_of(spec).help.startswith("InternViT: ")
 }
@@ -86,7 +86,7 @@ UNREAD = {"kind"} | {
 
 @pytest.mark.parametrize("section", [Architecture, VisionConfig])
 def test_the_code_reads_every_option_of_a_model(section: type):
-    """What a model's computation may depend on, the exported code asks for; and the exported config.json says it."""
+    """The exported code reads everything that the computation depends on, and the exported config.json has it."""
     source = "".join(file.read_text() for file in CODE.glob("*.py"))
     asked = set(re.findall(r"\b[av](?:\.|, \")(\w+)", source))
     names = {spec.name for spec in dataclasses.fields(section)}
@@ -127,7 +127,7 @@ def test_a_modular_model_is_refused():
 
 
 def test_an_id_that_tokenizer_json_cannot_say_is_refused(golden_dir: Path, tmp_path: Path):
-    """The vocabulary of a Unigram model is a list: no token can stand beyond its end."""
+    """The vocabulary of a Unigram model is a list, so no token can be beyond its end."""
     from data_pipelines.encoding.tokenizer import Tokenizer
 
     tokenizer = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]}

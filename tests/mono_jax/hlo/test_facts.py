@@ -74,7 +74,7 @@ def until_converged(x: jax.Array, w: jax.Array) -> jax.Array:
         (steps_of_two, 4, [4]),
         (downwards, 4, [4]),
         (jax.grad(lambda x, w: scan_of_matmuls(x, w).sum(), argnums=1), 9, [3, 3]),
-        (until_converged, 1, [None]),  # it depends on data: counted once, and said so
+        (until_converged, 1, [None]),  # data-dependent: counted once, and reported
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -118,7 +118,7 @@ def test_bytes_on_the_wire(target: str):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_partitioner_s_gathers_in_a_loop_count_once_a_trip(target: str):
-    """Weights sharded over 8 devices: each of the three layers is gathered once, asynchronously or not."""
+    """Weights sharded over 8 devices: each of the three layers is gathered once, whether asynchronously or not."""
     found = devices(target)
     mesh = Mesh(np.array(found), ("fsdp",))
     x = jax.ShapeDtypeStruct((8 * 256, 256), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))

@@ -1,4 +1,4 @@
-"""What the text of a module says: shapes, loops, groups, FLOPs and bytes, each against a count by hand."""
+"""Shapes, loops, groups, FLOPs and bytes from the text of a module, each compared with a count by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def module(entry: str, others: str = "") -> Module:
         ("f32[]", 4, 4, 0),
         ("bf16[3,5]{1,0}", 30, 30, 0),
         ("bf16[3,5]{1,0:T(8,128)(2,1)S(1)}", 30, 2 * 8 * 128, 1),
-        ("bf16[3,5]{0,1:T(8,128)(2,1)}", 30, 2 * 8 * 128, 0),  # padded along what is minor there: 5 -> 8, 3 -> 128
+        ("bf16[3,5]{0,1:T(8,128)(2,1)}", 30, 2 * 8 * 128, 0),  # padded along the minor dimensions: 5 -> 8, 3 -> 128
         ("f32[2,130,9]{2,1,0:T(8,128)}", 2 * 130 * 9 * 4, 2 * 136 * 128 * 4, 0),
         ("pred[7]{0:T(512)}", 7, 512, 0),
         ("s4[9]{0}", 5, 5, 0),
@@ -145,12 +145,12 @@ def test_a_loop_that_never_ends_is_unknown():
     [
         ("f32[4,8]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}", 2 * 4 * 8 * 16),
         ("f32[4,8]{1,0} convolution(%a, %b), dim_labels=bf_io->bf", 2 * 4 * 8 * 16),
-        # One place of the window reads the image, the others its padding: a dot of two dimensions.
+        # One position of the window reads the image, the others padding: a dot of two dimensions.
         (
             "f32[4,6,5]{2,1,0} convolution(%c, %d), window={size=6 pad=5_5 rhs_reversal=1}, dim_labels=b0f_0io->b0f",
             2 * 4 * 6 * 5 * 3,
         ),
-        # A stride of two, and padding on one side: outputs 0, 1, 2 read 2, 3 and 3 places of 5.
+        # A stride of two, and padding on one side: outputs 0, 1, 2 read 2, 3 and 3 of 5 positions.
         (
             "f32[4,3,5]{2,1,0} convolution(%e, %f), window={size=3 stride=2 pad=1_0}, dim_labels=b0f_0io->b0f",
             2 * 4 * 5 * 3 * (2 + 3 + 2),

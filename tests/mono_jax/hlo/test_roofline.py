@@ -116,7 +116,7 @@ def test_a_kernel_s_work_is_what_it_or_the_caller_says():
 
 
 def test_of_branches_the_slowest_counts_or_the_fastest():
-    """A kernel for the usual rows and a slow form for the others are not both run."""
+    """Of a kernel for the usual rows and a slow form for other rows, only one is run."""
     branches = "".join(
         f"%branch{count} (p: (s8[4,5], s8[5,5])) -> s8[4,5] {{\n"
         "  %p = (s8[4,5]{1,0:S(1)}, s8[5,5]{1,0:S(1)}) parameter(0)\n"

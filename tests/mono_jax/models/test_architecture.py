@@ -64,7 +64,7 @@ def test_windows_and_heads_are_checked():
 
 
 def test_what_other_families_have_is_left_out_where_unset():
-    """A model folder of InternLM2 can be read by versions that know no other family."""
+    """A model folder of InternLM2 can be read by versions that support no other family."""
     assert not {"family", "qk_norm", "sliding_window", "head_size"} & Architecture().to_dict().keys()
     assert Architecture(rope_scaling=RopeScaling("dynamic", 2.0)).to_dict()["rope_scaling"] == {
         "type": "dynamic",

@@ -1,4 +1,4 @@
-"""The forms of attention agree; the fused kernels run on a mesh and compile for chips that are not here."""
+"""The forms of attention agree; the fused kernels run on a mesh and compile for absent chips."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def compiled_step(devices: list[jax.Device], platform: str, execution: Execution
     ],
 )
 def test_the_training_step_compiles_for_several_tpus(changes: dict[str, Any]):
-    """With the kernels that are chosen there; XLA's partitioner cannot split them, so each device runs its own."""
+    """With the kernels chosen there; XLA's partitioner cannot split them, so each device runs its own."""
     try:
         devices = tpu_aot.chips("v5e")
     except Unavailable as reason:
@@ -169,7 +169,7 @@ def test_the_training_step_compiles_for_several_gpus(attention: str, call: str):
     [((1, 2, 2), (2, 2, 1)), ((2, 2, 1), (1, 4, 2)), ((1, 1, 4), (4, 4, 2)), ((2, 1, 2), (2, 2, 1))],
 )
 def test_each_device_has_its_own_rows_and_heads(monkeypatch: pytest.MonkeyPatch, sizes: tuple, part: tuple):
-    """Rows, query heads and KV heads of one device, of 4 rows; 2 KV heads are not split four ways: then none is."""
+    """Rows, query heads and KV heads per device, for 4 rows; 2 KV heads do not split four ways, so none are split."""
     mesh = mesh_lib.make_mesh(MeshConfig(*sizes), jax.devices()[:4])
     qkv, slots = problem(4)
     shapes = []
@@ -193,7 +193,7 @@ def test_each_device_has_its_own_rows_and_heads(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("kind", ["auto", "xla", "xla_chunked", "cudnn", "splash"])
 def test_a_cache_is_read_in_slot_order_whatever_serves_rows(kind: str):
-    """The keys of the row itself, as if they had been cached: the same output, by one of XLA's forms."""
+    """The row's own keys, as if they had been cached: the same output, from one of XLA's forms."""
     (query, key, value), slots = problem(2)
     cache = Cache(key[None], value[None], slots.positions, slots.segments, jnp.int32(SPEC.sequence))
     found = attend(Execution(attention=kind, attention_chunk=64), query, key, value, slots, cache, jnp.int32(0))

@@ -1,4 +1,4 @@
-"""Images that are seen whole: off unless asked for, the same packed and alone, with every form and with a cache."""
+"""Bidirectional images: off by default, and equal packed and unpacked, with every form and with a cache."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_image_and_nothing_else_is_seen_whole():
 
 
 def test_a_later_pixel_reaches_an_earlier_visual_token():
-    """By the layers after the first, through the text that sees both: the loss differs too."""
+    """Through the layers after the first and the text that sees both, the loss differs, too."""
     batch = random_batch(2)
     assert np.abs(hidden(WHOLE, batch) - hidden(CAUSAL, batch))[:, : SPEC.text_tokens // 2].max() > 1e-3
     changed = {**batch, "patches": batch["patches"].copy()}
@@ -95,7 +95,7 @@ def test_a_cache_gives_what_training_gives():
 
 
 def test_a_prompt_behind_a_cache_sees_its_image_whole():
-    """The second turn brings the image: its tokens lie in the cache in slot order, the interval in the sample's."""
+    """The second turn has the image: its tokens are cached in slot order, while the interval is in sample order."""
     batch = random_batch(1)
     length = SPEC.visual_tokens + SPEC.text_tokens // 2
     segments = np.where(np.arange(SPEC.sequence) < length, 1, 0)[None].astype(np.int32)

@@ -1,4 +1,4 @@
-"""Ranges of layers as parameters of their own: the same model, cut."""
+"""Ranges of layers as separate parameters: the same model, split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = preset("tiny_mono_1_5", num_hidden_layers=5)
 
 
 def pieces_of(params: tree.Tree, ranges: dict[str, tuple[int, int]]) -> tree.Tree:
-    """``params`` with every layer parameter whose path holds a key of ``ranges`` cut there."""
+    """``params`` with every layer parameter whose path contains a key of ``ranges`` split there."""
     flat = {}
     for path, leaf in tree.flatten(params).items():
         span = next((span for name, span in ranges.items() if name in path), None)

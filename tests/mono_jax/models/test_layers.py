@@ -1,4 +1,4 @@
-"""The small layers against their formulas in float64; inputs so small that epsilon counts."""
+"""The small layers against their formulas in float64; inputs so small that epsilon matters."""
 
 from __future__ import annotations
 

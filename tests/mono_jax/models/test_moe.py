@@ -1,4 +1,4 @@
-"""The forms of the mixture of experts agree, and elastic boundaries change where slots lie, not what they compute."""
+"""The forms of the mixture of experts agree, and elastic boundaries move slots without changing results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_static_and_dense_both_agree(name: str):
     ],
 )
 def test_grouped_kernels_with_elastic_boundaries_agree_with_the_static_split(name: str, kernel: str):
-    """Rows of different visual shares, one without any, on the same number of slots."""
+    """Rows with different visual shares, one without visual tokens, in the same number of slots."""
     batch = random_batch(3)
     is_visual = batch["order"][0] < SPEC.visual_tokens
     for row, kept in ((1, 5), (2, 0)):  # these rows lose the end of their image
@@ -75,7 +75,7 @@ def test_grouped_kernels_serve_static_boundaries_and_biases():
 
 
 def test_grouped_kernels_serve_geglu():
-    """On devices that share the columns of the FFN, and so the sums of its last product."""
+    """On devices that share the columns of the FFN and so the sums of its last product."""
     batch = random_batch(4)
     config = preset("tiny_mono_1_5", family="gemma3", hidden_act="gelu_tanh")
     static = loss_and_gradients(config, batch)
@@ -86,7 +86,7 @@ def test_grouped_kernels_serve_geglu():
 
 @pytest.mark.parametrize("changes", [{"bias": True}, {"family": "gemma3", "hidden_act": "gelu_tanh"}], ids=str)
 def test_grouped_experts_with_transposed_kernels(changes):
-    """They compute the same, and turn no kernel back."""
+    """They compute the same and reject no kernel."""
     config, batch = preset("tiny_mono_1_5", **changes), random_batch(2)
     params = Model(config).init(jax.random.key(0))
     expected = Model(config)(params, batch, jnp.float32).hidden
@@ -113,7 +113,7 @@ def test_what_cannot_be_served_says_why():
 
 
 def test_grouped_kernels_cast_weights_of_another_dtype_at_use():
-    """Frozen experts may be stored in a wider or another narrow dtype than the activations."""
+    """Frozen experts may be stored in a wider dtype than the activations, or in another narrow one."""
     config, batch = preset("tiny_mono"), random_batch(2)
     execution = Execution(experts="grouped", experts_kernel="ragged", experts_block=16)
     model = Model(config, execution)

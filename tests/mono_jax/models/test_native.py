@@ -1,4 +1,4 @@
-"""Native resolution: positions of any grid, against tiles of that size; the rest of the model does not know of it."""
+"""Native resolution: positions of any grid, against tiles of that size; the rest of the model is unaffected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_square_image_has_the_positions_of_a_tile_of_its_size(edge: int):
 
 
 def test_any_grid_is_interpolated_along_each_side():
-    """Several images in a row, beside the separable interpolation of each."""
+    """Several images in a row, compared with the separable interpolation of each."""
     grids = [(3, 2), (1, 7), (200, 1)]
     cells = np.concatenate([native_cells(columns, rows) for columns, rows in grids])
     found = np.asarray(jax.jit(lambda t: native_embedding(t, jnp.asarray(cells)[None], VISION))(TABLE))[0]

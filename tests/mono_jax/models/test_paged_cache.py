@@ -1,4 +1,4 @@
-"""A paged cache is a cache: rows of any lengths, in pages anywhere, read what a contiguous one holds."""
+"""A paged cache equals a contiguous one for rows of any lengths, in pages anywhere."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_chunks_over_pages_equal_the_whole_prompt(attention: Any, changes: dict[
 def test_page_by_page_is_attention_over_all_pages(window: int | None, dtype: Any) -> None:
     """Against float64 over each row's own keys: rows of one token, of full and of part pages, two that share a page.
 
-    Keys are NaN and values large where no row has a token, and one row has none at all.
+    Where no row has a token, keys are NaN and values large; one row has no tokens.
     """
     rng = np.random.default_rng(0)
     lengths = np.array([1, PAGE, 3 * PAGE - 1, 0, 2 * PAGE + 3])
@@ -123,7 +123,7 @@ def test_pages_with_heads_first_are_written_and_read_alike() -> None:
 
 
 def test_one_cpu_reads_page_by_page_and_nobody_else() -> None:
-    """A step's program has no copy of all pages where heads come first, as on one CPU; meshes and accelerators have."""
+    """If heads come first, as on one CPU, a step does not copy all pages; on meshes and accelerators it does."""
     config = preset("tiny_mono")
 
     def gathers_all(heads_first: bool) -> bool:

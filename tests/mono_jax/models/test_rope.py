@@ -43,7 +43,7 @@ def test_linear_scaling_divides_positions(factor: float):
 
 
 def test_dynamic_scaling_sets_in_beyond_the_limit():
-    """Each token by the length of its own sample; a length of exactly the limit changes nothing."""
+    """Each token uses the length of its own sample; a length equal to the limit changes nothing."""
     lengths = [3, LIMIT - 1, LIMIT, LIMIT + 1, 2 * LIMIT, 5 * LIMIT]
     found = rotary_of(RopeScaling("dynamic", 2.0), lengths)
     growths = [1, 1, 1, 2 * 9 / 8 - 1, 3, 9]

@@ -1,4 +1,4 @@
-"""Where tokens stand: lengths of samples, angles by slot, and which slots are visual."""
+"""Positions of tokens: lengths of samples, angles by slot, and which slots are visual."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_length_of_a_sample_is_the_number_of_its_tokens():
 
 
 def test_packed_samples_turn_as_they_do_alone():
-    """With dynamic scaling from a length of 9 on: a neighbour of 9 tokens does not make one of 8 a long one."""
+    """With dynamic scaling from length 9 on, a neighbour of 9 tokens does not affect a sample of 8."""
     config = preset("tiny_mono", rope_scaling=RopeScaling("dynamic", 2.0), max_position_embeddings=8)
     row = make_slots(config, packed(8, 9, 12), 0)
     start = 0

@@ -1,6 +1,6 @@
-"""The model: its size, who sees whom, and that layout, packing and memory policies change nothing.
+"""The model: its size, what attends to what, and that layout, packing and memory policies change nothing.
 
-test_parity.py (experiments) holds the same model to the numbers of the public release.
+test_parity.py (experiments) compares the same model with the public release.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def test_size_of_the_modular_model() -> None:
 
 
 def test_shapes_of_the_real_forward_pass() -> None:
-    """Logits are for text slots alone; a cache holds keys and values of 8 heads in 24 layers."""
+    """Logits are for text slots only; a cache holds keys and values of 8 heads in 24 layers."""
     config = preset("mono_internvl_2b")
     model, spec = Model(config), BatchSpec(1280, 256)
     empty = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in spec.fields().items()}
@@ -178,7 +178,7 @@ def change(batch: dict[str, np.ndarray], **fields: tuple[Any, Any]) -> dict[str,
 
 
 def touched(params: tree.Tree, batch: dict[str, np.ndarray], **fields: tuple[Any, Any]) -> np.ndarray:
-    """bool [B, 14]: text slots (padding left out) whose hidden state a change of the batch moves."""
+    """bool [B, 14]: text slots (without padding) whose hidden state changes with the batch."""
     before, after = (hidden(CONFIG, params, one) for one in (batch, change(batch, **fields)))
     return (before != after).any(-1)[:, :14]
 
@@ -200,7 +200,7 @@ def test_padding_is_seen_by_nobody(params: tree.Tree, batch: dict[str, np.ndarra
 
 
 def test_each_modality_takes_its_own_experts(params: tree.Tree, batch: dict[str, np.ndarray]) -> None:
-    """Text of a sample without an image never meets the visual experts; text behind an image sees their work."""
+    """Text of a sample without an image never meets the visual experts; text after an image is affected by them."""
     before = hidden(CONFIG, params, batch)
     for expert in ("visual_feed_forward", "visual_attention"):
         layers = params["layers"] | {expert: jax.tree.map(lambda a: a * 1.5, params["layers"][expert])}
@@ -215,7 +215,7 @@ def test_each_modality_takes_its_own_experts(params: tree.Tree, batch: dict[str,
 def test_packing_changes_nothing(
     params: tree.Tree, batch: dict[str, np.ndarray], plain: tuple[float, tree.Tree]
 ) -> None:
-    """Each sample in a row of its own: the same hidden states, losses and gradients."""
+    """Each sample in its own row: the same hidden states, losses and gradients."""
     alone = SPEC.empty(4)
     for row in range(2):
         with_image, text = alone_rows = (row, 2 + row)
@@ -237,7 +237,7 @@ def test_packing_changes_nothing(
 
 
 def test_the_order_of_slots_changes_nothing(params: tree.Tree, batch: dict[str, np.ndarray]) -> None:
-    """Slots of a modality may stand in any order, as long as ``order`` says how they are read."""
+    """Slots of a modality may be in any order, as long as ``order`` gives the reading order."""
     rng = np.random.default_rng(5)
     visual, text = rng.permutation(16), rng.permutation(16)
     mixed = dict(batch)
@@ -286,7 +286,7 @@ POISONED = {
 
 @pytest.mark.parametrize("name", POISONED)
 def test_nan_in_empty_slots_reaches_no_gradient(name: str) -> None:
-    """In the pixels of one row's unused visual slots, and in the embedding of the id that padding has."""
+    """In the pixels of one row's unused visual slots, and in the embedding of the padding id."""
     model_name, execution = POISONED[name]
     config = preset(model_name)
     params, clean = random_params(config, size=0.1), random_batch(2)
@@ -313,7 +313,7 @@ def test_nan_in_empty_slots_reaches_no_gradient(name: str) -> None:
 def test_fused_attention_is_put_into_sequence_order_and_back(
     params: tree.Tree, batch: dict[str, np.ndarray], plain: tuple[float, tree.Tree], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in for the kernel that, like it, counts keys by their place in the row."""
+    """With a stand-in for the kernel that, like the kernel, counts keys by their position in the row."""
     intervals = []
 
     class Kernel(cudnn.Cudnn):
@@ -330,7 +330,7 @@ def test_fused_attention_is_put_into_sequence_order_and_back(
 
 
 def test_dense_both_does_the_work_of_both_experts() -> None:
-    """The oracle is what it claims to be: about the FLOPs of a second expert on every slot."""
+    """The oracle does what it claims: it adds about the FLOPs of a second expert on every slot."""
     config = preset("tiny_mono")
     abstract = Model(config).abstract_params()
     fields = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in SPEC.fields().items()}

@@ -17,7 +17,7 @@ from pallas_kernels.errors import Unavailable
 
 
 def test_tpus_do_not_pad_pixels_to_many_times_their_size():
-    """Transposed as [V, 2, 2, 14, 14, 3], pixels took 49 times their size, more than all else that a step holds."""
+    """Transposed as [V, 2, 2, 14, 14, 3], pixels took 49 times their size, more than everything else in a step."""
     try:
         place = SingleDeviceSharding(absent.tpus("v5e:2x2")[0])
     except Unavailable as reason:
@@ -45,7 +45,7 @@ def test_tpus_do_not_pad_pixels_to_many_times_their_size():
 
 
 def test_intern_vit_has_no_scores_in_memory_on_nvidia_gpus():
-    """XLA's own attention would have 5 * 16 * 1025 * 1025 of them, and the modular model be slower than it is."""
+    """XLA's own attention would have 5 * 16 * 1025 * 1025 of them and make the modular model look too slow."""
     try:
         device = absent.gpus("h100", "1x1x1")[0]
     except Unavailable as reason:

@@ -1,4 +1,4 @@
-"""Runs of several real processes on this machine, for the tests that need them."""
+"""Runs of several real processes on this machine, for tests that need them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = "from ml_collections import ConfigDict\ndef get_config():\n    return C
 
 
 class Cluster:
-    """``processes`` processes of a command on this machine, with ``devices`` simulated devices in all.
+    """``processes`` processes of a command on this machine, with ``devices`` simulated devices in total.
 
     ``config``: None = the command takes ``options`` only, and ``workdir`` names its logs. ``variables``: of the
     environment of single processes, by number. ``hosts``: one for each process. ``flags``: whether they say who is who;
@@ -71,11 +71,11 @@ class Cluster:
         return self.outputs[number].read_text()
 
     def errors(self, number: int) -> list[str]:
-        """The lines that say why a process ended."""
+        """The lines that tell why a process ended."""
         return [line for line in self.said(number).splitlines() if line.startswith("error:")]
 
     def wait_for_step(self, step: int) -> None:
-        """Until the first process has reported ``step``."""
+        """Waits until the first process has reported ``step``."""
         for _ in range(3000):
             if re.search(rf"step +{step}/", self.said(0)):
                 return
@@ -85,7 +85,7 @@ class Cluster:
 
 
 def write_config(file: Path, values: Mapping[str, Any], extra: str = "") -> Path:
-    """A config file that gives ``values``, and runs ``extra`` in each process that reads it."""
+    """A config file with ``values`` that runs ``extra`` in each process that reads it."""
     file.write_text(CONFIG.format(dict(values)) + extra)
     return file
 
@@ -117,7 +117,7 @@ def assert_same_losses(one: Path, other: Path) -> None:
 
 
 def assert_same_run(one: Path, other: Path, atol: float = 1e-5) -> None:
-    """``atol``: of the weights."""
+    """``atol`` applies to the weights."""
     assert_same_losses(one, other)
     assert_same_weights(one / "model", other / "model", atol)
 

@@ -1,4 +1,4 @@
-"""Hosts of their own on this machine: network namespaces joined by a bridge, where the machine allows to make them."""
+"""Separate hosts on this machine: network namespaces joined by a bridge, if the machine permits them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Hosts:
         subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
     def start(self) -> None:
-        """Raises OSError or CalledProcessError where this is not allowed."""
+        """Raises OSError or CalledProcessError if this is not permitted."""
         self._ip("link", "add", self._name, "type", "bridge")
         self._ip("link", "set", self._name, "up")
         for number, address in enumerate(self.addresses):
@@ -43,11 +43,11 @@ class Hosts:
             self._ip("link", "delete", self._name)
 
     def cut_off(self, number: int) -> None:
-        """Pulls the cable of a host: nothing comes or goes, and nobody is told."""
+        """Pulls the network cable of a host: traffic stops without notice to anyone."""
         self._ip("link", "set", f"{self._name}c{number}", "down")
 
     def command(self, number: int) -> list[str]:
-        """What starts a command on a host."""
+        """Command prefix that starts a command on a host."""
         named = 'hostname "$0" && exec "$@"'
         entered = ["ip", "netns", "exec", f"{self._name}-{number}", "unshare", "--uts"]
         return [*entered, "sh", "-c", named, self.addresses[number]]
@@ -55,7 +55,7 @@ class Hosts:
 
 @contextlib.contextmanager
 def hosts(count: int) -> Iterator[Hosts]:
-    """Skips the test where the machine does not let it make hosts."""
+    """Skips the test if the machine does not permit making hosts."""
     made = Hosts(count)
     try:
         made.start()

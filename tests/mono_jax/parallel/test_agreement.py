@@ -1,4 +1,4 @@
-"""An error of one process is one of all, whatever it was doing, and nobody waits for one that has failed."""
+"""An error of one process becomes an error of all, and no process waits for one that has failed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_first_process_is_first(peers: Peers, failing: int | None):
     found = peers.run(process)
     if failing == 0:
         assert order == [0] and [type(error) for error in found] == [ValueError, PeerError, PeerError]
-    else:  # the others go on alone from there: what one of them does is its own affair
+    else:  # the others continue by themselves from there: what one of them does is its own affair
         assert order[0] == 0 and sorted(order) == [0, 1, 2]
         assert [isinstance(error, ValueError) for error in found] == [index == failing for index in range(COUNT)]
 

@@ -31,7 +31,7 @@ def png(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-# Enlarged, shrunk, both, as they are; tall ones that shrink (which Pillow may begin with the height), too large ones.
+# Enlarged, shrunk, both, unchanged; tall ones that shrink (where Pillow may start with the height), too large ones.
 SIZES = [(40, 30), (100, 95), (56, 56), (112, 56), (200, 60), (60, 200), (70, 90), (150, 149), (57, 300), (320, 300)]
 made = jax.jit(patches_of)
 
@@ -56,12 +56,12 @@ def test_every_byte_is_that_of_the_exact_path(version: str, room: int) -> None:
         np.testing.assert_array_equal(patches[: len(exact)], exact)
         assert not patches[len(exact) :].any()
         on_device += int((batch["crop_weights"][0] != 0).sum(axis=-1).max() > 1)
-    assert on_device == (6 if room > 56 else 3)  # others are as they are, too large, or tall and shrink: made here
+    assert on_device == (6 if room > 56 else 3)  # the rest (unchanged, too large, tall and shrunk): on the host
 
 
 @pytest.mark.parametrize(("size", "out"), [(40, 56), (90, 56), (300, 168), (56, 56), (7, 448), (3000, 448)])
 def test_weights_are_pillows(size: int, out: int) -> None:
-    """Of an image with one bright line at a time, the resized one shows the weight of that line."""
+    """With one bright line at a time in the image, the resized image shows the weight of that line."""
     starts, weights = bicubic(size, out)
     for line in RNG.integers(0, size, 6).tolist():
         pixels = np.full((size, 1), 100, np.uint8)

@@ -1,4 +1,4 @@
-"""How processes find each other, and what ends those that are left when one is lost."""
+"""How processes find each other, and what ends the remaining ones when one is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MPIRUN |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
         ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        # A coordinator alone may be left over from another program.
+        # A coordinator by itself may be left over from another program.
         ({"JAX_COORDINATOR_ADDRESS": "h:1"}, None),
         (
             {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"},
@@ -44,14 +44,14 @@ MPIRUN |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
             SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "CUDA_VISIBLE_DEVICES": "2"},
             Cluster(None, None, None, "SLURM"),
         ),
-        # Up to version 4 JAX reads where mpirun is, since 5 it is in the name of the job.
+        # Up to version 4, JAX reads the location of mpirun; since version 5, it is in the job name.
         (MPIRUN | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1"}, Cluster(None, 4, 3, "Open MPI", 1)),
         (MPIRUN | {"PMIX_NAMESPACE": "prterun-node-07-4099@1"}, Cluster("node-07:61443", 4, 3, "Open MPI", 1)),
         (
             MPIRUN | {"PMIX_NAMESPACE": "prterun-n-5@1", "JAX_COORDINATOR_ADDRESS": "h:1", "CUDA_VISIBLE_DEVICES": "0"},
             Cluster("h:1", 4, 3, "Open MPI"),
         ),
-        # In a batch script of SLURM, and on a host where mpirun had SLURM start its daemon.
+        # In a SLURM batch script, and on a host where mpirun had SLURM start its daemon.
         ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"} | MPIRUN, Cluster(None, 4, 3, "Open MPI", 1)),
         (SRUN | MPIRUN, Cluster(None, 4, 3, "Open MPI", 1)),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, Cluster(None, None, None, "the TPU pod")),
@@ -79,7 +79,7 @@ def test_flags_come_before_the_environment():
             {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
             "must be numbers, not 'two' and '0'",
         ),
-        # In a batch script without srun: each task would train by itself, all in one workdir.
+        # In a batch script without srun, each task would train separately, all in the same workdir.
         ((None, None, None), {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, "not started by srun"),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_cluster_described_by_half_is_refused(flags: tuple, environment: dict[
         find(*flags, environment=environment)
 
 
-WITHOUT_CLUSTER = {  # with all that they need before they look for others
+WITHOUT_CLUSTER = {  # with everything that they need before they look for other processes
     "convert.py": ["a", "b"],
     "inspect_data.py": ["--config=experiments/configs/demo.py:smoke"],
     "inspect_model.py": ["--model=a", "--questions=b"],
@@ -118,14 +118,14 @@ def test_a_command_of_one_process_refuses_to_be_started_several_times(monkeypatc
 
 @pytest.mark.parametrize("alone", [{}, {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, SRUN | {"JAX_NUM_PROCESSES": "1"}])
 def test_a_command_of_one_process_runs_where_it_is_one(monkeypatch, alone: dict[str, str]):
-    """By itself, as the script of a job whose tasks srun starts, and where it is said to be."""
+    """By itself, as the script of a job whose tasks srun starts, and if it is declared to be the only process."""
     for name, value in alone.items():
         monkeypatch.setenv(name, value)
     cli.alone("convert.py")
 
 
 class Peer:
-    """A watched process in a thread's clothes; ``left``: why it would have exited."""
+    """A watched process, simulated by a thread; ``left``: why it would have exited."""
 
     def __init__(self, store: Store, number: int, processes: int = 2):
         self.left: list[str] = []
@@ -141,7 +141,7 @@ def test_peers_that_beat_are_left_alone_and_all_may_end():
     store = Store()
     peers = [Peer(store, number) for number in range(2)]
     with peers[0].watch, peers[1].watch:
-        time.sleep(1.0)  # twice as long as a lost one is waited for
+        time.sleep(1.0)  # twice as long as a lost process is waited for
     assert [peer.left for peer in peers] == [[], []]
 
 
@@ -174,7 +174,7 @@ def test_one_that_ends_with_an_error_says_why(error: BaseException):
 
 
 def test_an_error_that_others_caused_is_not_told_as_ones_own():
-    """Of three processes one is killed: the errors of the other two's collectives must not accuse each other."""
+    """One of three processes is killed: collective errors of the other two must not blame each other."""
     store = Store()
     peer = Peer(store, 0)
     with pytest.raises(ValueError), peer.watch:
@@ -192,7 +192,7 @@ def test_a_store_that_is_gone_is_process_0():
 
 
 def test_processes_that_end_by_an_error_of_all_end_by_themselves():
-    """Each says its own error; none is ended by the word of another."""
+    """Each reports its own error; none is ended by a message from another."""
     store = Store(2)
     peers = [Peer(store, number) for number in range(2)]
 
@@ -212,7 +212,7 @@ def test_processes_that_end_by_an_error_of_all_end_by_themselves():
 
 
 def test_one_whose_calls_to_the_store_never_return_ends_too():
-    """As on a host that is cut off: no connection is closed, nothing answers."""
+    """As on a host that is cut off: no connection is closed, and there are no responses."""
     store, never = Store(), threading.Event()
     peer = Peer(store, 1)
     with peer.watch:
@@ -223,7 +223,7 @@ def test_one_whose_calls_to_the_store_never_return_ends_too():
 
 
 def test_no_thread_outlives_the_watch():
-    """One that comes out of the store when Python is gone ends a process that did all it should, by a signal."""
+    """A thread that returns from the store after Python has finished would end a successful process by a signal."""
     store, before = Store(), set(threading.enumerate())
     read = store.key_value_dir_get
     store.key_value_dir_get = lambda prefix: time.sleep(0.3) or read(prefix)
@@ -243,7 +243,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_runs_several_times_by_itself(command: str, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    """In a batch script without srun SLURM says of several tasks, and this is none of them: before anything is read."""
+    """In a batch script without srun, SLURM has several tasks, none of which is this: an error before any reading."""
     monkeypatch.chdir(Path(__file__).parents[3])
     monkeypatch.setenv("SLURM_NTASKS", "8")
     main = importlib.import_module(f"experiments.{command}").main
@@ -253,7 +253,7 @@ def test_no_command_runs_several_times_by_itself(command: str, tmp_path, monkeyp
 
 
 def test_every_command_joins_the_others_or_refuses_them():
-    """The tables above leave none out."""
+    """The tables above are complete."""
     commands = {file.name for file in (Path(__file__).parents[3] / "experiments").glob("*.py")} - {"__init__.py"}
     assert commands == {f"{name}.py" for name in COMMANDS} | {name.partition(" ")[0] for name in WITHOUT_CLUSTER}
 

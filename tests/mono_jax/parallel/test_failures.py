@@ -1,4 +1,4 @@
-"""What becomes of a run when one of its processes is lost, or has an error that the others do not have."""
+"""A run one of whose processes is lost, or has an error that the others do not have."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_when_one_is_lost_the_others_say_which_and_end(config, tmp_path, cluster
     cluster.processes[victim].send_signal(how)
     lost = time.monotonic()
     assert cluster.processes[other].wait(timeout=100) == PEER_LOST, cluster.said(other)
-    assert time.monotonic() - lost < 90  # 60 on a machine that does nothing else
+    assert time.monotonic() - lost < 90  # 60 on an idle machine
     [error] = cluster.errors(other)
     assert f"process {victim} on" in error
 
@@ -49,7 +49,7 @@ def test_when_one_is_lost_the_others_say_which_and_end(config, tmp_path, cluster
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "step"), [(0, 6), (1, 6), (1, 0), (1, 11)])
 def test_an_error_of_the_data_of_one_ends_all_saved(sets, tmp_path, clusters, victim: int, step: int):
-    """Nothing of the steps before is lost or done twice: the run that resumes is that which never stopped."""
+    """No earlier step is lost or repeated: the resumed run equals the one that never stopped."""
     values = settings(sets, steps=12, checkpoint_every=100, data={"batch_size": 8}, mesh={})
     config = write_config(tmp_path / "config.py", values, BROKEN)
     clusters.append(Cluster(config, tmp_path / "run", 2, variables={victim: {"BROKEN": str(step)}}))
@@ -68,7 +68,7 @@ def test_an_error_of_the_data_of_one_ends_all_saved(sets, tmp_path, clusters, vi
 
 @pytest.mark.slow
 def test_a_save_that_fails_on_one_fails_on_all_and_the_run_goes_on(sets, tmp_path, clusters):
-    """Process 1 may write small files only for a while."""
+    """Process 1 may write only small files for a while."""
     values = settings(sets, steps=40, checkpoint_every=4, keep=20, data={"batch_size": 8}, mesh={})
     config = write_config(tmp_path / "config.py", values)
     clusters.append(Cluster(config, tmp_path / "run", 2))
@@ -94,7 +94,7 @@ def test_a_save_that_fails_on_one_fails_on_all_and_the_run_goes_on(sets, tmp_pat
 
 @pytest.mark.slow
 def test_a_host_that_is_cut_off_is_named_and_the_rest_resumes(config, tmp_path, clusters):
-    """Hosts of their own; nobody closes a connection. Both ends notice, and the checkpoint stands for one host."""
+    """Separate hosts, and no connection is closed. Both sides notice; one host can resume from the checkpoint."""
     with hosts(2) as two:
         clusters.append(Cluster(config, tmp_path / "run", 2, ["--config.steps=100000"], hosts=two))
         cluster = clusters[-1]
@@ -102,7 +102,7 @@ def test_a_host_that_is_cut_off_is_named_and_the_rest_resumes(config, tmp_path, 
         two.cut_off(1)
         cut = time.monotonic()
         assert cluster.wait() == [PEER_LOST] * 2, cluster.said(0) + cluster.said(1)
-        assert time.monotonic() - cut < 90  # 60 on a machine that does nothing else
+        assert time.monotonic() - cut < 90  # 60 on an idle machine
     for number in range(2):
         [error] = cluster.errors(number)
         assert f"process {1 - number} on host {two.addresses[1 - number]} has not been heard of" in error

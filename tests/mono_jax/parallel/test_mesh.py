@@ -65,8 +65,8 @@ GIB = 1 << 30
         (26e9, 256, 15.75 * GIB, 16),  # the 2B model in S1.1 on v5e
         (56e9, 256, 15.75 * GIB, 32),  # and in S2
         (56e9, 256, 60 * GIB, 8),  # on H100
-        (56e9, 4, 15.75 * GIB, 4),  # all there are
-        (56e9, 24, 15.75 * GIB, 8),  # 24 is divided by no larger power of two
+        (56e9, 4, 15.75 * GIB, 4),  # all of them
+        (56e9, 24, 15.75 * GIB, 8),  # no larger power of two divides 24
         (1e6, 8, 15.75 * GIB, 1),
         (56e9, 8, None, 1),
     ],
@@ -88,7 +88,7 @@ def test_shards_follow_from_the_state_s_bytes(state: float, devices: int, memory
     ],
 )
 def test_what_the_config_leaves_open_is_filled_in(config: MeshConfig, shape: tuple[int, ...]):
-    """With a state that wants four devices."""
+    """With a state that needs four devices."""
     assert make_mesh(config, jax.devices()[:8], state_bytes=4.0, memory=8).devices.shape == shape
 
 
@@ -130,7 +130,7 @@ def test_machines_that_no_axis_can_span_are_refused():
 
 
 def test_axes_follow_the_torus_and_slices():
-    """Of v5e chips that are not there: neighbours on inner axes, slices on the outermost that they divide."""
+    """For absent v5e chips: neighbours on inner axes, slices on the outermost axis that they divide."""
     topologies = pytest.importorskip("jax.experimental.topologies")
     try:
         chips = absent.tpus("v5e:4x4")

@@ -1,4 +1,4 @@
-"""Runs of several real processes: equal to one process on every mesh, stopped together, resumed by any number."""
+"""Runs of several real processes: equal to one process on every mesh, stopped together, resumed with any number."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_any_number_of_processes_trains_alike_on_any_mesh(config, tmp_path, clus
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["SLURM", "Open MPI"])
 def test_processes_find_each_other_by_what_their_launcher_says(config, tmp_path, clusters, launcher: str):
-    """SLURM's by the variables that srun sets; those of Open MPI are started by mpirun itself."""
+    """SLURM is simulated by the variables that srun sets; Open MPI processes are started by mpirun itself."""
     clusters.append(Cluster(config, tmp_path / "one", 1))
     assert clusters[-1].wait() == [0], clusters[-1].said(0)
     if launcher == "SLURM":
@@ -78,7 +78,7 @@ def test_processes_find_each_other_by_what_their_launcher_says(config, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "parts"), [(4, ((2, 8), (1, 16), (4, None))), (12, ((4, 8), (3, 16), (4, None)))])
 def test_all_stop_when_one_is_asked_and_any_number_resumes(sets, tmp_path, clusters, devices: int, parts):
-    """SIGTERM reaches one process; another number of them resumes, at the very next batch."""
+    """SIGTERM reaches one process; another number of processes resumes with the very next batch."""
     values = settings(sets, steps=40, data={"batch_size": 2 * devices, "workers": 1}, mesh={})
     config = write_config(tmp_path / "config.py", values)
     clusters.append(Cluster(config, tmp_path / "whole", 1, devices=devices))
@@ -107,20 +107,20 @@ def get_config():
 
 @pytest.mark.slow
 def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
-    """All stages: what is trained, the loss on text between them, the answers; one process speaks and writes.
+    """All stages: training, the loss on text between stages, the answers; only one process prints and writes.
 
-    Both score samples: S1.2 learns from the half that the base finds easier, S1.3 from what S1.2 sees best.
+    Both score samples: S1.2 trains on the half that the base finds easier, S1.3 on those that S1.2 sees best.
     """
     demo = tmp_path / "demo.py"
     demo.write_text(SCORED)
     stages = ("s0", "s1_1", "s1_2", "s1_3", "s2")
-    # AdamW divides a gradient by its own size. Two processes add in another order than one: the rounding errors of a
-    # sum are a part of those gradients that are small beside its terms, and as large a part of their updates. With
-    # eps 1e-8 11 of S0's 2.0 M weights are more than 1e-5 apart after its four steps (their gradients are about
-    # 1e-6), and 1.4 M of S2's 3.5 M after all stages, by up to what a stage moves them (7e-3); losses are 2.5e-4
-    # apart, gradient norms 3e-3. With 1e-2 weights move by up to 6e-3 in a stage, and are 1.2e-7 apart in the end.
-    # Muon, which the demo has where attention trains, makes all directions of an update equally long, those of
-    # rounding errors, too, and has no eps: after S1.3 16 of 147,456 weights of a matrix were up to 1.3e-5 apart.
+    # AdamW divides a gradient by its own size. Two processes add in another order than one, so gradients that are small
+    # compared with the terms of their sum have a share of rounding errors, and their updates have the same share. With
+    # eps 1e-8, 11 of S0's 2.0 M weights differ by more than 1e-5 after its four steps (their gradients are about
+    # 1e-6), and 1.4 M of S2's 3.5 M after all stages, by up to what a stage moves them (7e-3); losses differ by
+    # 2.5e-4, gradient norms by 3e-3. With eps 1e-2, weights move by up to 6e-3 in a stage and differ by 1.2e-7 in the
+    # end. Muon, which the demo uses where attention trains, makes all directions of an update equally long, including
+    # those of rounding errors, and has no eps: after S1.3, 16 of 147,456 weights of a matrix differed by up to 1.3e-5.
     options = [f"--config.stages.{name}.optim.eps=0.01" for name in stages]
     for name, count in (("one", 1), ("two", 2)):
         clusters.append(Cluster(demo, tmp_path / name, count, options, "evip.py"))
@@ -141,13 +141,13 @@ def test_evip_of_two_processes_is_that_of_one(tmp_path, clusters):
     assert said[0].count("report:") == 1 and "report:" not in said[1] and "held-out" not in said[1]
     for name in ("one", "two"):  # two stages of three sources
         assert len(list((tmp_path / name / "cache/scores").iterdir())) == 6
-    # Two sources of each stage are the first process's.
+    # The first process has two sources of each stage.
     assert said[0].count(" samples scored by ") == 4 and "scored" not in said[1]
 
 
 @pytest.mark.slow
 def test_two_processes_measure_on_the_way_as_one_does(sets, tmp_path, clusters):
-    """Losses, and the answers to a benchmark and to questions: both processes ask all, on their common mesh."""
+    """Losses, and the answers to a benchmark and to questions: both processes ask everything, on their common mesh."""
     text, questions = sets["heldout"]["text"], sets["heldout"]["questions"]
     evaluation = {"every": 3, "sources": {"text": text}, "batches": 2, "keep_best": "heldout/text", "examples": 2}
     evaluation["tasks"] = {

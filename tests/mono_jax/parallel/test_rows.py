@@ -26,7 +26,7 @@ def test_rows_are_split_over_data_and_fsdp_and_nothing_else_is():
 
 @pytest.mark.parametrize("sizes", [(1, 4, 1, 2), (2, 1, 1, 4), (1, 1, 2, 2), (1, 1, 1, 8)])
 def test_devices_along_context_get_an_early_and_a_late_run_of_each_modality(sizes: tuple[int, ...]):
-    """Of any shape of a mesh, and whichever devices: what a shard holds is looked up by its place on the mesh."""
+    """For any mesh shape and any devices, the contents of a shard follow from its position on the mesh."""
     count, ways = int(np.prod(sizes)), sizes[3]
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:count][::-1])
     batch = random_batch(8)
@@ -56,7 +56,7 @@ def test_dealt_columns_are_read_in_the_same_order(ways: int):
 
 
 class Elsewhere:
-    """A device as another process's: only what the rows are decided by."""
+    """A device of another process, with only the attributes that determine the rows."""
 
     def __init__(self, device: jax.Device, process: int):
         self.device, self.process_index = device, process
@@ -69,7 +69,7 @@ class Elsewhere:
         ((1, 4, 1), [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4)]),
         ((2, 1, 2), [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4)]),
         ((1, 1, 4), [(list(range(8)), 8), (list(range(8)), 0)]),
-        ((1, 1, 1, 4), [(list(range(8)), 8), (list(range(8)), 0)]),  # each row lies in both processes
+        ((1, 1, 1, 4), [(list(range(8)), 8), (list(range(8)), 0)]),  # each row is in both processes
         ((1, 2, 1, 2), [([0, 1, 2, 3], 4), ([4, 5, 6, 7], 4)]),
     ],
 )

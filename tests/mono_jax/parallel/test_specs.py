@@ -1,4 +1,4 @@
-"""The sharding table, path by path: sizes alone do not tell columns from rows."""
+"""The sharding table, path by path: sizes do not distinguish columns from rows."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def specs(name: str, changes: dict[str, Any], mesh: jax.sharding.Mesh) -> dict[s
 
 
 def padded(found: dict[str, P], expected: dict[str, P]) -> None:
-    """Equal, but for Nones at the end."""
+    """Equal, except for trailing Nones."""
     assert found.keys() == expected.keys()
     for path, spec in found.items():
         assert tuple(spec) == tuple(expected[path]) + (None,) * (len(spec) - len(expected[path])), path
@@ -139,7 +139,7 @@ def test_pieces_of_stacked_layers_are_split_like_the_whole():
 
 
 def test_states_are_laid_out_like_their_parameters():
-    """Only where path and shape both agree; everything else is on every device."""
+    """Only if both path and shape match; everything else is replicated."""
     params = {"a": {"kernel": jax.ShapeDtypeStruct((4, 8), "float32")}}
     place = jax.sharding.NamedSharding(mesh(), P("fsdp", "tensor"))
     state = {

@@ -151,7 +151,7 @@ BAD_VALUES = [
     ("model.vision.ps_version", "v3", "did you mean 'v"),
     ("model.vision.kind", "patch", "did you mean 'patch_embed'?"),
     ("model.remat", "full", "did you mean 'config.execution.remat'?"),
-    # How it is computed
+    # Execution
     ("execution.remat", "dot", "did you mean 'dots'?"),
     ("execution.remat", True, "'none'"),
     ("execution.experts", "groupd", "did you mean 'grouped'?"),

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 class Killed(BaseException):
-    """Ends a run as SIGKILL does: nothing is said or saved any more."""
+    """Ends a run as SIGKILL does: nothing more is printed or saved."""
 
 
 def settings(folder: Path, golden_dir: Path, **changes: Any) -> RunConfig:
@@ -43,7 +43,7 @@ def settings(folder: Path, golden_dir: Path, **changes: Any) -> RunConfig:
 def train(
     run: RunConfig, url: str | Path, said: list[str], after: Mapping[int, Callable[[], None]] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """``after``: what happens after which step."""
+    """``after`` maps a step to what happens after it."""
     after_step = loop.after_step
 
     def followed(progress, callbacks):
@@ -113,7 +113,7 @@ def test_the_best_model_is_in_the_bucket(bucket, golden_dir, tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("away", ["checkpoints/4", "metrics.jsonl", "model/"])
 def test_a_save_that_storage_does_not_take_is_made_later(bucket, stores, golden_dir, tmp_path, monkeypatch, away):
-    """A checkpoint, the records that belong to it, or, at the end, the model, which the next start writes."""
+    """A checkpoint, its records, or, at the end, the model, which the next start writes."""
     monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path / "cache"))
     impatient = {"async_checkpoints": False, "data": {"retries": 0, "storage_wait_s": 0}}
     run, said, store = settings(tmp_path / "data", golden_dir, **impatient), [], stores(bucket.scheme)

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: found again, shared, and never worse than none."""
+"""Compiled programs on disk: found again, shared, and never worse than no cache."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_afterwards_jax_is_as_it_was(tmp_path: Path):
         with kept_programs(tmp_path / "inner", print) as inner:
             run_anew()
         kept = len(entries(tmp_path))
-        with kept_programs(None, print) as none:  # of a run that wants none, within others
+        with kept_programs(None, print) as none:  # in a run that wants none, nested in others
             run_anew(5.0)
         assert len(entries(tmp_path)) == kept
         with kept_programs(tmp_path / "outer", print) as again:
@@ -114,7 +114,7 @@ def test_what_the_user_tells_jax_counts_for_more(tmp_path: Path):
 
 
 def test_hosts_of_another_kind_do_not_share_machine_code(tmp_path: Path):
-    """A program for a CPU with more instructions would end the process."""
+    """A program compiled for a CPU with more instructions would crash the process."""
     first = tmp_path / "a"
     first.write_text("processor\t: 0\nvendor_id\t: X\nflags\t\t: sse avx\ncpu MHz\t: 1\n\nprocessor\t: 1\nflags\t: z\n")
     other = tmp_path / "b"

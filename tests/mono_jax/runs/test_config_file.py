@@ -135,7 +135,7 @@ CONFIGS = ["demo.py", "demo.py:smoke", "real.py", "real.py:smoke", "mono_internv
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a config that is no mapping or list."""
+    """(dotted key, value) of everything in a config that is not a mapping or list."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if not isinstance(value, (dict, list)):
         yield key, value
@@ -145,7 +145,7 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_override_changes_one_key_alone(name: str):
-    """Configs are written with dicts in several places; what is changed in one of them is not changed in others."""
+    """Configs may use one dict in several places; a change in one place does not affect the others."""
     config = f"experiments/configs/{name}"
     before = dict(leaves(parse(f"--config={config}")))
     assert len(before) > 10

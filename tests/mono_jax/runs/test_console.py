@@ -1,4 +1,4 @@
-"""Who says what: the first process on the console, each of several in a file of its own."""
+"""Output: the first process prints on the console, and each of several processes writes its own file."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def of(names: dict[str, float], sets: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The settings of a run whose sources are the pairs of these stages, with these weights."""
+    """The settings of a run with the pairs of these stages as sources, with these weights."""
     sources = [
         {**sets["stages"][folder]["sources"][0], "name": folder, "weight": weight} for folder, weight in names.items()
     ]
@@ -90,7 +90,7 @@ def test_sources_change_at_a_stated_step(sets, tmp_path, monkeypatch, every_prog
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         stored = checkpoints.metadata()
     assert stored["begin"]["step"] == 5 and stored["step"] == 9
-    # Of the source that stayed nothing is lost and nothing repeated: what was seen and what waits are whole passes.
+    # Nothing of the source that stayed is lost or repeated: past and pending samples form whole passes.
     [standing, _] = data.plan.standings(9 * data.batch_size)
     size = data.plan.units[0].count
     counts = collections.Counter(number for those in found.values() for name, number in those if name == "s1_2")

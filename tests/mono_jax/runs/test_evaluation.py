@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def configured(sets: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """In S1.1 the text ability is frozen: the loss on text stays as it is, so the first evaluation is the best."""
+    """In S1.1 the text parameters are frozen, so the loss on text is constant and the first evaluation is the best."""
     text, pairs = sets["heldout"]["text"], sets["stages"]["s1_2"]["sources"][0]["spec"]
     evaluation = {"every": 3, "sources": {"text": text, "pairs": pairs}, "batches": 2, "keep_best": "heldout/text"}
     evaluation["blind"] = ("noise", "other")
@@ -82,7 +82,7 @@ def test_losses_are_recorded_and_the_best_checkpoint_stays(finished: tuple[Path,
 
 
 def test_losses_by_modality_and_scores_are_recorded(finished: tuple[Path, dict[str, Any]]) -> None:
-    """Captions are read after their image, text without any: the sources are the modalities."""
+    """Captions follow their image, text has no image: the sources are the modalities."""
     records = [r for r in read_metrics(finished[0] / "metrics.jsonl") if "heldout/text" in r]
     for record in records:
         assert record["modality/text"] == record["heldout/text"] and record["modality/image"] == record["heldout/pairs"]
@@ -115,7 +115,7 @@ def test_benchmarks_score_what_evaluate_says(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same answers and scores, of whole sets, by the run's own config and by the command from its model folder."""
+    """Equal answers and scores on whole sets from the run's own config and from the command on its model folder."""
     monkeypatch.setattr(running, "local_mesh", lambda model: None)
     folder, model = small_benchmarks.write(tmp_path), finished[1]["model"]
     config, params = load_model(model)
@@ -165,7 +165,7 @@ def test_the_document_s_example_runs(sets: dict[str, Any], tmp_path: Path, monke
 def test_what_is_kept_of_the_base_is_measured(
     sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """S2 changes the text side; a further run is compared with the same base."""
+    """S2 changes the text side; another run is compared with the same base."""
     values = configured(sets, every=1, tasks={}, keep_best="retention/text/nats", data={"text_tokens": 80})
     values |= {"stage": "S2", "init": finished[1]["model"], "steps": 2, "optim": {"learning_rate": 1e-2}}
     values.pop("model")
@@ -233,7 +233,7 @@ def written(workdir: Path) -> dict[str, int]:
 def test_a_finished_run_writes_the_best_model_if_it_is_not_there_whole(
     sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Stopped while it was written, damaged since, or lost with its checkpoint."""
+    """Stopped while it was written, damaged afterwards, or lost with its checkpoint."""
     whole, first = finished
     copy, values, said = Path(shutil.copytree(whole, tmp_path / "copy")), configured(sets), []
     before = written(copy)
@@ -255,7 +255,7 @@ def test_a_finished_run_writes_the_best_model_if_it_is_not_there_whole(
 def test_the_last_step_as_the_best_shares_its_weights(
     sets: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Another value's best is step 9, the last, and takes the place of step 3; it stays as it is when the run goes on
+    """Another value's best is step 9, the last, and takes the place of step 3; it is unchanged when the run continues
     with a step that changes nothing."""
     copy, said = Path(shutil.copytree(finished[0], tmp_path / "copy")), []
     values = configured(sets, keep_best="heldout/pairs")
@@ -322,7 +322,7 @@ def test_a_source_without_a_usable_sample_is_named(sets: dict[str, Any], tmp_pat
 def test_a_process_that_cannot_read_takes_part_to_the_end(
     monkeypatch: pytest.MonkeyPatch, failing: int | None, most: int | None
 ) -> None:
-    """The others wait for it in each batch; then all raise. Processes as threads, and batches that are counted only."""
+    """The others wait for it in each batch, then all raise. Processes are threads, and batches are only counted."""
     used: dict[int, list[Any]] = {}
 
     monkeypatch.setattr(heldout, "with_modalities", lambda batch: batch)

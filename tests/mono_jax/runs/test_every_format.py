@@ -46,7 +46,7 @@ PIXELS = [decode(png, ImageLimits()) for png in PNGS]
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A set: its source, how many samples it has, and whether their texts and pixels are those of this file."""
+    """A set: its source, its number of samples, and whether their texts and pixels are those of this file."""
 
     spec: dict[str, Any]
     count: int = COUNT
@@ -344,7 +344,7 @@ class Trainer:
         return PackedData(DataConfig.from_dict(self.data(spec)), cache, self.program.model.config.geometry)
 
     def losses(self, batches: list[dict[str, np.ndarray]]) -> list[float]:
-        """Of training on the batches, from the start on."""
+        """Losses of training on the batches from the start."""
         state, losses = jax.tree.map(np.array, self.start), []
         for batch in batches:
             state, metrics = self.step(state, self.frozen, dict(batch))

@@ -64,7 +64,7 @@ def test_embedded_experts_keep_what_the_base_says(evip: Evip, tmp_path: Path):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"step": 3}'])
 def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.MonkeyPatch, content: bytes):
-    """Also the loss before the stage, and the stage itself is asked whether it is finished."""
+    """Also the loss before the stage, and the stage itself decides whether it is finished."""
     asked = []
 
     def run_stage(run, workdir, base_dir, shared_cache, base_losses):

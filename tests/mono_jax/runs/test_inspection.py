@@ -39,7 +39,7 @@ def test_a_model_says_its_geometry():
 def test_tiles_of_a_sequence_are_those_of_a_base_that_sees(
     base: str, geometry: TileGeometry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """``vision`` is what a base without eyes gets."""
+    """``vision`` is what a base without vision gets."""
     monkeypatch.setattr(inspection, "model_config", lambda folder: preset(base))
     data = {"tokenizer": "tokenizer", "sources": [{"spec": {"kind": "tar", "paths": "shards/*.tar"}}]}
     values = {"init": "models/base", "vision": {"patch_size": 16, "image_size": 64}, "data": data}

@@ -1,4 +1,4 @@
-"""A run that trains low-rank adapters: what its checkpoints hold, how it resumes, and what leaves it."""
+"""A run that trains low-rank adapters: its checkpoints, how it resumes, and its exported model."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_model_that_leaves_has_the_adapters_in_its_kernels(finished: tuple[P
 def test_the_best_model_has_the_adapters_of_its_step(
     finished: tuple[Path, Path, dict[str, Any]], sets: dict[str, Any], tmp_path: Path
 ):
-    """The first: visual experts alone leave the loss on text as it is."""
+    """The best step is the first: visual experts by themselves do not change the loss on text."""
     init, workdir, values = finished
     evaluation = {"every": 1, "sources": {"text": sets["heldout"]["text"]}, "batches": 1, "keep_best": "heldout/text"}
     values = values | {"steps": 3, "evaluation": evaluation, "lora": {"rank": 2, "targets": ["visual_experts"]}}
@@ -104,7 +104,7 @@ def test_the_best_model_has_the_adapters_of_its_step(
 
 
 def test_it_resumes_and_shares_the_base(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path):
-    """Back at step 2, in a copy; a run with other adapters stands on the same frozen base."""
+    """Back at step 2, in a copy; a run with other adapters uses the same frozen base."""
     _, workdir, values = finished
     copy = Path(shutil.copytree(workdir, tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints/4")

@@ -1,4 +1,4 @@
-"""Workdirs that lie elsewhere than when they were written: moved, mounted at another place, mirrored by others."""
+"""Workdirs that are not where they were written: moved, mounted elsewhere, mirrored by other machines."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_paths_in_a_workdir_are_kept_without_it(tmp_path: Path, kind: str, writt
 
 
 def test_a_finished_stage_stays_finished_elsewhere(tmp_path: Path, golden_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its sets, tokenizer and weights are in the workdir; the pictures of its gallery are found where they are now."""
+    """Its sets, tokenizer and weights are in the workdir; the images of its gallery are found at their new location."""
     trained = []
 
     def run_stage(run, workdir, base_dir, shared_cache, base_losses):
@@ -113,7 +113,7 @@ def test_a_run_resumes_elsewhere_and_its_sources_may_change(tmp_path: Path, gold
     new.rename(old)
     values = other.to_dict()
     values["data"]["sources"][0] = {"name": "other", "spec": {"kind": "text", "paths": str(old / "other/*.txt")}}
-    train(RunConfig.from_dict(values), old, said)  # which opens the sources before, too
+    train(RunConfig.from_dict(values), old, said)  # which opens the sources beforehand, too
     assert [line for line in said if line.startswith("from step 6 on: source text: left out")]
     assert (
         json.loads((old / "config.json").read_text())["data"]["sources"][0]["spec"]["paths"] == "$WORKDIR/other/*.txt"

@@ -1,4 +1,4 @@
-"""What leaves a run is what it trained with: prompt format, dtypes, companions, and frozen weights bit for bit."""
+"""The exported model has what the run trained with: prompt format, dtypes, companions, and exact frozen weights."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def trained(sets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def prompts_of(model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What generate.py puts to the model."""
+    """The input that generate.py passes to the model."""
     seen: list[Any] = []
     original = chat.Chat._prompt
     monkeypatch.setattr(chat.Chat, "_prompt", lambda self, *args: seen.append(original(self, *args)) or seen[-1])
@@ -201,7 +201,7 @@ def test_masters_leave_where_asked_for(sets: dict[str, Any], tmp_path: Path):
     found, frozen = stored(masters), frozen_paths(init)
     assert {str(leaf.dtype) for path, leaf in found.items() if path not in frozen} == {"float32"}
     assert_same_bytes(found, stored(init), frozen)
-    # A stage that goes on with them leaves in the dtype of the base that all descend from.
+    # A stage that continues from them saves in the dtype of the base from which all descend.
     last = stored(run(settings(sets, masters), tmp_path / "last"))
     assert {str(leaf.dtype) for leaf in last.values()} == {"bfloat16"}
     rounded = run(settings(sets, init), tmp_path / "rounded")

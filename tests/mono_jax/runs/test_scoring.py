@@ -1,4 +1,4 @@
-"""Scores of samples: those of each sample alone, one after another, by the model's logits."""
+"""Scores of samples equal those of each sample by itself, computed from the model's logits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, golden_dir: Path) -> DataConfig:
-    """Pairs of the web, one of which has a broken image; a talk about an image and one without, which needs two."""
+    """Web pairs, one with a broken image; a conversation about an image, and one without, which has two turns."""
     write_tar(tmp_path / "pairs.tar", [*pairs(5), ("cut.jpg", encoded(90, 90)[:900]), ("cut.txt", b"words")])
     (tmp_path / "a.jpg").write_bytes(encoded())
     plain = [{"from": "human", "value": "who?"}, {"from": "gpt", "value": "nobody"}]
@@ -86,7 +86,7 @@ def test_a_seeing_models_losses_are_those_of_samples_alone(tmp_path: Path, data:
             raw = opened.read(index)
             if raw.key == "pairs/cut":
                 continue
-            candidates = [builder.build(raw, prompt=prompt) for prompt in prompts]  # which one is the index's affair
+            candidates = [builder.build(raw, prompt=prompt) for prompt in prompts]  # which one is up to the index
             expected = [alone(tmp_path / "model", s.input_ids, s.loss_mask, s) for s in candidates]
             nearest = min(expected, key=lambda value: abs(value - scores[raw.key]["loss"]))
             assert scores[raw.key]["loss"] == pytest.approx(nearest, abs=2e-4)

@@ -89,7 +89,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(finished: tuple[Path, dict
     config, params = load_model(result["model"])
     assert config.visual_ffn_experts
     assert (workdir / "model" / "tokenizer.model").is_file()
-    # The frozen side is what the seed made.
+    # The frozen side is as initialised by the seed.
     _, frozen = split(stages.get_stage("S1.1"), config, params)
     before = tree.flatten(jax.jit(Model(config).init)(jax.random.key(3)))
     for path, leaf in tree.flatten(frozen).items():
@@ -107,7 +107,7 @@ def test_tiles_made_on_the_device_train_the_same_weights(
 
 
 def test_records_show_what_happens_inside(finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]):
-    """Norms of what trains, the loss of each source, a trace; asked for or not, the losses are the same (see below)."""
+    """Norms of trained groups, the loss per source, a trace; requesting them does not change the losses (see below)."""
     workdir, _ = finished
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     names = settings(sets)["data"]["sources"]
@@ -165,10 +165,10 @@ def test_resumed_equals_uninterrupted(
     workdir, said = tmp_path / "run", []
     values = settings(sets, compilation_cache=str(tmp_path / "programs"), **INSIDE)
     first = run(values, workdir)
-    # As after a kill behind step 4: the last checkpoint and the model are missing, later metrics still there.
+    # As after a kill past step 4: the last checkpoint and the model are missing, later metrics still exist.
     shutil.rmtree(workdir / "checkpoints" / "6")
     shutil.rmtree(workdir / "model")
-    # As on another machine, with the cache lost: what was counted of the plan comes from the checkpoint.
+    # As on another machine without the cache: the counts of the plan come from the checkpoint.
     shutil.rmtree(workdir / "cache")
     restored = []
     monkeypatch.setattr(Plan, "restore", lambda plan, counts: restored.append(counts.tolist()))

@@ -1,4 +1,4 @@
-"""Requests for the tests of the engine, and what must come of them."""
+"""Requests for the tests of the engine, and their expected results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = EngineConfig(max_rows=4, max_slots=480, max_length=128, max_queue=100, 
 
 
 class Letters:
-    """A tokenizer of a kind: every token is a letter, so that stop strings come often."""
+    """A simple tokenizer: every token is a letter, so that stop strings are frequent."""
 
     @staticmethod
     def decode(ids: Sequence[int]) -> str:
@@ -38,7 +38,7 @@ class Letters:
 
 @dataclasses.dataclass
 class Client:
-    """Keeps the events of a request."""
+    """Records the events of a request."""
 
     request: Request
     events: list[Event] = dataclasses.field(default_factory=list)
@@ -65,13 +65,13 @@ class Client:
 
 
 def begin(engine: Engine, tasks: Sequence[Task]) -> None:
-    """One turn, with ``tasks`` just arrived."""
+    """One turn, with newly arrived ``tasks``."""
     engine._loop.scheduler.queue.extend(tasks)
     engine._loop.turn()
 
 
 def finish(engine: Engine) -> None:
-    """Turns until nothing is left to do."""
+    """Runs turns until nothing is left to do."""
     while not engine._loop.idle:
         engine._loop.turn()
 
@@ -79,7 +79,7 @@ def finish(engine: Engine) -> None:
 def random_requests(
     count: int, seed: int, most_images: int = 3, grids: Sequence[tuple[int, int]] = ()
 ) -> list[Request]:
-    """With images of few kinds and common beginnings, so that prefixes recur, and every kind of sampling.
+    """Requests with few images and common beginnings, so that prefixes recur, and all kinds of sampling.
 
     ``grids``: columns and rows of three images in native resolution; else they are tiles of 4 x 4 tokens.
     """
@@ -123,13 +123,13 @@ def random_sampling(rng: np.random.Generator) -> Sampling:
 
 
 def alone(generator: Generator, requests: Sequence[Request]) -> list[Generation]:
-    """What ``Generator`` answers (rows of its batches do not depend on one another: ``test_decode.py``)."""
+    """``Generator``'s answers (rows of its batches are independent of one another: ``test_decode.py``)."""
     samplings = [dataclasses.replace(r.sampling, stop=(), logprobs=None, return_logits=True) for r in requests]
     return generator.generate([request.prompt for request in requests], samplings)
 
 
 def check(client: Client, expected: Generation) -> None:
-    """That the client got what ``Generator`` answers, or the beginning of it if it was cancelled."""
+    """Checks that the client got ``Generator``'s answer, or the beginning of it if it was cancelled."""
     sampling, finish = client.request.sampling, client.finish
     text = Letters.decode(expected.tokens)
     cuts = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
@@ -158,7 +158,7 @@ def check(client: Client, expected: Generation) -> None:
 
 @dataclasses.dataclass
 class Served:
-    """A model, its programs, requests and what ``Generator`` answers to them."""
+    """A model, its programs, requests, and ``Generator``'s answers to them."""
 
     generator: Generator
     programs: Programs
@@ -166,7 +166,7 @@ class Served:
     expected: list[Generation]
 
     def engine(self, config: EngineConfig = CONFIG) -> Engine:
-        """One that takes the programs that are there; ``config`` must give the same sizes."""
+        """An engine that uses the existing programs; ``config`` must give the same sizes."""
         engine = Engine(self.generator, Letters(), config)
         engine.programs = self.programs
         engine._loop = Loop(self.programs, config)
@@ -192,7 +192,7 @@ def served(
 
 
 def run(served: Served, seed: int, cancels: float = 0.0, **changes: Any) -> tuple[list[Client], Loop]:
-    """All requests in a random order, arriving in random turns; a share of them is cancelled in random turns."""
+    """All requests in random order, arriving in random turns; some of them are cancelled in random turns."""
     rng = np.random.default_rng(seed)
     engine = served.engine(dataclasses.replace(CONFIG, **changes))
     loop, clients = engine._loop, [Client(request) for request in served.requests]

@@ -1,4 +1,4 @@
-"""Chunks hold every token of a prompt once, in its place, and fit the programs there are."""
+"""Chunks contain every token of a prompt once, in its place, and fit the existing programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mono_jax.models.presets import preset
 from mono_jax.serving.chunks import Part, Reading
 from tests.mono_jax.generation.test_decode import IMAGE, prompt
 
-SIZES, BLOCK = (8, 16, 32, 64), 16  # the smallest is half a block
+SIZES, BLOCK = (8, 16, 32, 64), 16  # the smallest chunk is half a block
 
 
 def parts_of(reading: Reading, start: int = 0) -> list[Part]:

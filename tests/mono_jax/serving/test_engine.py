@@ -1,4 +1,4 @@
-"""The engine answers as Generator does, in any company, order and chunks, with and without reuse."""
+"""The engine answers like Generator, in any batch, order and chunks, with and without reuse."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_answers_are_those_of_generator(mono: Served, seed: int, cancels: float,
 
 
 def test_the_requests_are_lively(mono: Served) -> None:
-    """The tests here would prove little if all requests were alike."""
+    """The tests here would prove little if all requests were the same."""
     samplings = [request.sampling for request in mono.requests]
     images = {0 if r.prompt.patches is None else len(r.prompt.patches) // 16 for r in mono.requests}
     assert images == {0, 1, 2, 3}
@@ -89,7 +89,7 @@ def test_the_requests_are_lively(mono: Served) -> None:
 
 
 def test_images_of_others_are_not_reused(mono: Served) -> None:
-    """Equal ids, other pixels; and equal pixels at another place of the prompt."""
+    """Equal ids with other pixels, and equal pixels at another position of the prompt."""
     ids = prompt("ttttttttItt").input_ids
     images = [prompt("I", seed).patches for seed in (3, 4)]
     moved = np.concatenate([ids[:1], ids])
@@ -105,7 +105,7 @@ def test_images_of_others_are_not_reused(mono: Served) -> None:
 
 
 def test_a_question_about_an_answer_reuses_it(mono: Served) -> None:
-    """Of a chat's next turn only what is new is read, as far as pages are full."""
+    """In a chat's next turn, only new tokens are read, as far as pages are full."""
     engine = mono.engine()
 
     def ask(start: Prompt) -> Client:
@@ -123,7 +123,7 @@ def test_a_question_about_an_answer_reuses_it(mono: Served) -> None:
 
 
 def test_a_prompt_that_is_known_whole_is_read_to_its_end(mono: Served) -> None:
-    """Pages hold all of it, and still its last token has to choose the first one of the answer."""
+    """Pages hold all of the prompt, but its last token still has to select the first token of the answer."""
     engine = mono.engine()
     clients = [Client(Request(prompt("t" * 16), Sampling(6, temperature=1.0, seed=seed))) for seed in (1, 2, 1)]
     for client in clients:
@@ -135,7 +135,7 @@ def test_a_prompt_that_is_known_whole_is_read_to_its_end(mono: Served) -> None:
 
 
 def test_scores_are_log_probabilities(mono: Served) -> None:
-    """Of every token of the prompt after those before it, by a forward pass over the whole of it."""
+    """For each token of the prompt given the previous ones, from a forward pass over the whole prompt."""
     engine = mono.engine()
     start = prompt("tt" + "I" + "t" * 22)
     client = Client(Request(start, Sampling(1000, logprobs=2), scores=True))  # no new token is made
@@ -159,7 +159,7 @@ def test_scores_are_log_probabilities(mono: Served) -> None:
 
 @pytest.mark.parametrize("turns", range(4))
 def test_scores_are_given_up_like_answers(turns: int, mono: Served) -> None:
-    """In the queue, while the prompt is read, and when its last chunk is dispatched; the others notice nothing."""
+    """In the queue, while the prompt is read, and when its last chunk is dispatched; others are not affected."""
     engine = mono.engine(dataclasses.replace(CONFIG, max_queue=50))
     clients = [Client(request) for request in mono.requests[:4]]
     gone = Client(Request(prompt("t" * 120), Sampling(1), scores=True))
@@ -175,7 +175,7 @@ def test_scores_are_given_up_like_answers(turns: int, mono: Served) -> None:
 
 
 def test_nothing_is_compiled_and_threads_get_their_answers(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the engine's own thread, from several threads of clients; then a drain."""
+    """Through the engine's own thread, from several client threads; then a drain."""
     engine = mono.engine()
     monkeypatch.setattr(mono.programs, "compile", lambda: 0)
     engine.start()
@@ -261,7 +261,7 @@ def test_a_prompt_of_several_requests_is_worked_out_once(mono: Served, monkeypat
     for client, expected in zip(clients, alone(mono.generator, requests)):
         check(client, expected)
     assert sorted(made) == ["Contents", "Reading", "check_prompt"]
-    assert prepared.contents.digests == digests  # those of the answers are their own
+    assert prepared.contents.digests == digests  # those of the answers are not shared
     mono.engine()._task(requests[0], print)  # another engine's pages may have another size
     assert len(made) == 6
 
@@ -282,7 +282,7 @@ def test_a_client_that_fails_costs_nobody_else_anything(mono: Served) -> None:
 
 
 class Broken(Letters):
-    """A tokenizer that has no text for the token 7."""
+    """A tokenizer without text for token 7."""
 
     @staticmethod
     def decode(ids: Sequence[int]) -> str:
@@ -337,7 +337,7 @@ def test_no_number_that_a_request_may_have_ends_the_engine(mono: Served, scores:
 
 
 def test_what_is_accepted_is_admitted() -> None:
-    """By an engine that does nothing else: else it would wait for ever, and all others behind it."""
+    """By an idle engine: otherwise it would wait forever, and all requests after it."""
     rng, accepted = np.random.default_rng(0), 0
     for _ in range(3000):
         length, slots, page = (int(rng.integers(1, most)) for most in (70, 90, 40))
@@ -353,7 +353,7 @@ def test_what_is_accepted_is_admitted() -> None:
 
 
 def test_scores_that_are_not_finite_are_an_error_wherever_they_are(mono: Served) -> None:
-    """A bad token early in the prompt spoils what comes in its chunk; that the last chunk is well says nothing."""
+    """A bad token early in the prompt spoils its chunk; a good last chunk proves nothing."""
     engine = mono.engine()
     client = Client(Request(prompt("t" * 60), Sampling(1, logprobs=0), scores=True))
     task = client.task(engine)
@@ -368,7 +368,7 @@ def test_scores_that_are_not_finite_are_an_error_wherever_they_are(mono: Served)
 
 
 def test_logits_that_are_not_finite_end_one_request_and_no_other(mono: Served) -> None:
-    """The pages of the one that failed are used again by others."""
+    """The pages of a failed request are reused by others."""
     engine = mono.engine()
     params = jax.tree.map(lambda a: a, mono.generator.params)
     table = params["embed"]["embedding"]
@@ -431,7 +431,7 @@ def test_steps_run_the_text_experts_alone() -> None:
 
 @pytest.mark.parametrize("kind", ["read", "step"])
 def test_the_likeliest_token_takes_no_branch(kind: str) -> None:
-    """A GPU lets the host wait for each one, so that nothing is dispatched ahead."""
+    """A GPU makes the host wait for each one, so that nothing is dispatched ahead."""
     programs = Programs(Generator(preset("tiny_lm"), random_params(preset("tiny_lm")), jnp.float32), CONFIG)
     plain, other = (str(programs.traced((kind, is_plain, 16, 16)).jaxpr) for is_plain in (True, False))
     assert " cond[" not in plain and " cond[" in other

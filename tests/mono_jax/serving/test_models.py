@@ -25,7 +25,7 @@ from tests.mono_jax.serving.served import CONFIG, REQUESTS, Client, Letters, che
 
 WINDOW = {"sliding_window": 20, "sliding_layers": (0,)}
 LLAMA3 = RopeScaling("llama3", 4.0, original_max_position_embeddings=16, low_freq_factor=1.0, high_freq_factor=4.0)
-# By preset, what is changed. The families' models have the eyes and both kinds of experts of Mono-InternVL-1.5.
+# Changes by preset. The families' models have the vision part and both kinds of experts of Mono-InternVL-1.5.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "internlm2": ("tiny_mono_1_5", {"rope_scaling": RopeScaling("dynamic", 2.0), "max_position_embeddings": 48}),
     "ffn_experts": ("tiny_mono", {}),
@@ -70,7 +70,7 @@ def mesh_of(devices: int) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "devices", "dtype"), CASES)
 def test_answers_are_those_of_generator(name: str, devices: int, dtype: str) -> None:
-    """On the same mesh, in the same dtype: in bfloat16 until two tokens are as good as equal."""
+    """On the same mesh, in the same dtype; in bfloat16 until two tokens are nearly tied."""
     config = model(name)
     requests = random_requests(REQUESTS, 1, 0 if config.vision is None else 3, GRIDS if name == "native" else ())
     if dtype == "bfloat16":  # answers as long as they may be, which can be compared token by token
@@ -90,7 +90,7 @@ def test_answers_are_those_of_generator(name: str, devices: int, dtype: str) -> 
 
 
 def agrees(config: Architecture, client: Client, expected: Generation) -> bool:
-    """Whether the answers are equal; AssertionError where they part at a token that is no near tie."""
+    """Whether the answers are equal; AssertionError if they differ at a token that is not a near tie."""
     ours, theirs = client.tokens, expected.tokens
     same = next((n for n, (a, b) in enumerate(zip(ours, theirs)) if a != b), len(ours))
     for one, token, logits in zip(client.logprobs[:same], ours, expected.logits):

@@ -1,4 +1,4 @@
-"""Pages are never given to two requests unless their content is equal, and none is lost."""
+"""Pages are never given to two requests unless their content is equal, and no page is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MONO = preset("tiny_mono")
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_holders(seed: int) -> None:
-    """A model of the pages: who holds which, and what was written to each."""
+    """A model of the pages: which request holds which page, and what was written to each."""
     rng = np.random.default_rng(seed)
     pages = Pages(20)
     held: list[list[int]] = []
@@ -79,7 +79,7 @@ def test_equal_contents_are_equal_tokens_pixels_and_angles() -> None:
         assert not set(different) & set(first)
     assert not set(contents(ids, one, np.arange(16)[::-1].copy())) & set(first)
     assert contents([*range(1, 9)])[0] == contents([1, 2, 3, 4, 9, 9, 9, 9])[0]
-    # Beyond the trained length dynamic RoPE rotates all keys by angles of the whole length.
+    # Beyond the trained length, dynamic RoPE rotates all keys by angles of the whole length.
     scaled = {"rope_scaling": RopeScaling("dynamic", 2.0), "max_position_embeddings": 8}
     assert contents([*range(1, 9)], **scaled)[0] == contents([*range(1, 7)], **scaled)[0]
     assert contents([*range(1, 10)], **scaled)[0] != contents([*range(1, 9)], **scaled)[0]
@@ -88,7 +88,7 @@ def test_equal_contents_are_equal_tokens_pixels_and_angles() -> None:
 
 @pytest.mark.parametrize("limit", [512, 8])
 def test_answers_are_contents_too(limit: int) -> None:
-    """As if they had stood in the prompt; not beyond the length from which their angles would be others."""
+    """As if they had been in the prompt, but not beyond the length from which their angles would change."""
     config = MONO.replace(rope_scaling=RopeScaling("dynamic", 2.0), max_position_embeddings=limit)
     answered = Contents(config, check_prompt(config, Prompt([1, 2, 3]), ""), 4)
     for part in ([4, 5], [6], [7, 8, 9, 10, 11, 12]):

@@ -1,4 +1,4 @@
-"""The command's flags, and what it says where it cannot start."""
+"""The command's flags, and its messages if it cannot start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_configs_become_flags_and_back():
 
 
 def test_images_that_no_chunk_holds_are_refused_at_the_start():
-    """Of a model that sees an image whole: two tiles and a thumbnail of 16 tokens each."""
+    """For a model with bidirectional images: two tiles and a thumbnail of 16 tokens each."""
     model, form = preset("tiny_mono", bidirectional_images=True), PromptFormat(max_tiles=2)
     native = model.replace(vision=dataclasses.replace(model.vision, native=True))
     for config, most in ((model, 48), (native, 32)):

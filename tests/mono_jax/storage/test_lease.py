@@ -1,4 +1,4 @@
-"""The lease of a workdir in a bucket: one holder at a time, whatever becomes of it."""
+"""The lease of a workdir in a bucket: one holder at a time, whatever happens to it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def soon(monkeypatch):
 
 
 def left(file, **changes):
-    """A lock as a run that was killed has left it."""
+    """A lock as left by a killed run."""
     values = {"id": "x", "pid": os.getpid(), "host": socket.gethostname(), "since": "then", "beat": time.time()}
     file.write_text(json.dumps(values | changes))
 
@@ -99,7 +99,7 @@ def test_on_another_host_only_a_sign_of_life_counts(bucket, monkeypatch, clock: 
 def test_who_lost_it_writes_nothing_more_and_leaves_the_lock_alone(bucket):
     file = bucket / ".lock"
     with held(file, print) as lost:
-        left(file, host="elsewhere")  # as if it had been stopped for a while, and taken for dead
+        left(file, host="elsewhere")  # as if it had been stopped for a while and assumed dead
         assert eventually(lambda: lost.is_lost)
         with pytest.raises(CheckpointError, match=r"taken over by pid .* on host elsewhere since then"):
             lost.check()
@@ -107,7 +107,7 @@ def test_who_lost_it_writes_nothing_more_and_leaves_the_lock_alone(bucket):
 
 
 def test_one_of_many_gets_it(bucket):
-    """A create on a condition, not a look before."""
+    """A conditional create instead of a check beforehand."""
     file, taken, refused = bucket / ".lock", [], []
 
     def take() -> None:
@@ -127,7 +127,7 @@ def test_one_of_many_gets_it(bucket):
 
 
 def test_an_answer_that_is_lost_does_not_lose_the_lock(bucket, stores):
-    """The write was made, its answer was not heard: asked again, the condition no longer holds."""
+    """The write succeeded but its response was lost: when retried, the condition no longer holds."""
     file, said, write_if = bucket / ".lock", [], type(bucket).write_if
     one = Lease(file)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The local folder that stands for a workdir in a bucket."""
+"""The local folder that mirrors a workdir in a bucket."""
 
 from __future__ import annotations
 

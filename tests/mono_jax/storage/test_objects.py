@@ -1,4 +1,4 @@
-"""Objects as paths: what pathlib does on disk they do in a bucket."""
+"""Objects as paths: they behave in a bucket as pathlib does on disk."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_storage_does_not_answer_is_one_line(store: Store):
     store.requests.clear()
     with pytest.raises(StorageError, match=r"access denied: .* \(HTTP 403\): check your credentials"):
         file.write_bytes(b"y")
-    assert len(store.requests) == 1  # asking again would not help
+    assert len(store.requests) == 1  # a retry would not help
     store.fault = lambda method, path: None
     with pytest.raises(StorageError, match="check the bucket's name"):
         ObjectPath(f"{store.scheme}://no-such-bucket/x").write_bytes(b"")

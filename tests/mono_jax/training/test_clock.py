@@ -17,7 +17,7 @@ from mono_jax.training.timeline import Timeline
 
 
 class Time:
-    """A clock that is set by hand."""
+    """A clock that is set manually."""
 
     def __init__(self) -> None:
         self.now = 100.0

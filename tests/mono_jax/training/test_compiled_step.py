@@ -1,4 +1,4 @@
-"""What the compiled step does on 8 devices: simulated CPUs, and v5e chips that are not there.
+"""The compiled step on 8 devices: simulated CPUs and absent v5e chips.
 
 The model has two layers and small widths; all expected bytes are counted from its shapes.
 """
@@ -43,7 +43,7 @@ CONFIG = preset(
     vision=VISION,
 )
 SPEC = BatchSpec(visual_tokens=128, text_tokens=128, token_pixels=VISION.token_pixels)
-COLUMNS = 1280  # of the head, filled up
+COLUMNS = 1280  # of the head, padded
 CHUNK = 32
 FSDP, FSDP_TENSOR, DATA_FSDP = (1, 8, 1), (1, 4, 2), (2, 4, 1)
 V5E = "v5e:2x4"
@@ -109,7 +109,7 @@ TARGETS = [("cpu", "f32", 4), (V5E, "bf16", 2)]
     "axes", [pytest.param(FSDP, marks=pytest.mark.slow), FSDP_TENSOR, pytest.param(DATA_FSDP, marks=pytest.mark.slow)]
 )
 def test_weights_are_gathered_twice_and_in_one_dtype(target: str, dtype: str, size: int, axes: tuple[int, int, int]):
-    """Forward and again backward; to each device (n - 1) / n of the weights that it computes with."""
+    """Forward, and again backward; each device receives (n - 1) / n of the weights that it computes with."""
     found = facts_of(target, axes, "S1.1")
     _, fsdp, tensor = axes
     whole = (2 * sizes(KERNELS) + sizes(PROJECTOR, HEAD)) / tensor * size
@@ -129,7 +129,7 @@ def test_frozen_weights_in_float32_are_sent_in_bfloat16(axes: tuple[int, int, in
     "axes", [pytest.param(FSDP, marks=pytest.mark.slow), FSDP_TENSOR, pytest.param(DATA_FSDP, marks=pytest.mark.slow)]
 )
 def test_gradients_of_weights_are_scattered(axes: tuple[int, int, int]):
-    """No device holds a whole sum; copies of the model (``data``) add up what each of them keeps."""
+    """No device holds a whole sum; copies of the model (``data``) add up the parts that each keeps."""
     found = facts_of(V5E, axes, "S1.1")
     _, fsdp, tensor = axes
     whole = sizes(*TRAINED) / tensor * 2 * (fsdp - 1) / fsdp
@@ -141,7 +141,7 @@ def test_gradients_of_weights_are_scattered(axes: tuple[int, int, int]):
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", [FSDP, DATA_FSDP])
 def test_gradients_are_added_up_in_float32_if_asked(axes: tuple[int, int, int]):
-    """Of all matrices; what is gathered in float32 is no weight, at most the gradients of embedded tokens."""
+    """All matrices; arrays gathered in float32 are not weights but at most gradients of embedded tokens."""
     narrow, wide = (facts_of(V5E, axes, "S2", grad_reduce_dtype=dtype) for dtype in ("compute", "float32"))
     whole = (sizes(KERNELS, PROJECTOR) + D * COLUMNS) * (axes[1] - 1) / axes[1]
     assert sent(narrow, "reduce-scatter", "bf16") == pytest.approx(2 * whole, rel=1e-3)
@@ -160,7 +160,7 @@ def test_gradients_are_added_up_in_float32_if_asked(axes: tuple[int, int, int]):
     ],
 )
 def test_frozen_weights_have_no_gradient(target: str, options: dict[str, Any]):
-    """Of a row of visual and text slots a device; one multiply-add for each slot and weight."""
+    """For one row of visual and text slots per device: one multiply-add for each slot and weight."""
     everything, some = (facts_of(target, FSDP, stage, **options).flops for stage in ("S2", "S1.1"))
     text, visual = SPEC.text_tokens, SPEC.visual_tokens
     idle = 2 * text * (sizes("layers/feed_forward/") + D * COLUMNS) + 2 * (text + visual) * sizes("layers/attention/")
@@ -182,7 +182,7 @@ def test_devices_that_share_rows_send_each_other_keys_and_values():
     kinds = [(t.kind, t.dtype, t.times, t.bytes) for t in among]
     each = [(kind, "bf16", CONFIG.num_hidden_layers, expected) for kind in ("all-gather", "reduce-scatter")]
     assert sorted(kinds) == sorted(each[:1] * 2 + each[1:])
-    exchanged = [t for t in found.transfers if t.kind == "all-to-all"]  # embeddings, to whose they are
+    exchanged = [t for t in found.transfers if t.kind == "all-to-all"]  # embeddings, to their owners
     assert sum(t.bytes for t in exchanged) <= 2 * (4 * LONG.text_tokens * D) * 3 / 4
     rest = [t for t in found.transfers if t not in among and t.kind == "all-gather" and t.dtype == "bf16"]
     whole = (2 * sizes(KERNELS) + sizes(PROJECTOR, HEAD)) * 2 * 7 / 8  # of eight shards
@@ -193,7 +193,7 @@ def test_devices_that_share_rows_send_each_other_keys_and_values():
 
 @pytest.mark.slow
 def test_devices_that_exchange_heads_send_each_other_queries_keys_values_and_outputs():
-    """Each of them forward, once more where the layer is made again, and its gradient; nothing is gathered."""
+    """Each of them forward, again where the layer is recomputed, and its gradient; nothing is gathered."""
     axes = (1, 4, 1, 2)
     found = facts_of(V5E, axes, "S1.1", **SHARED, context_parallel="ulysses")
     among = [t for t in found.transfers if t.devices == axes[3] and t.dims[0][-1] == CONFIG.head_dim]
@@ -230,5 +230,5 @@ def test_logits_are_never_whole(target: str, axes: tuple[int, int, int]):
 
 
 def test_logits_are_whole_without_chunks():
-    """So that the test above can fail."""
+    """Shows that the test above can fail."""
     assert arrays_of_logits(text_of("cpu", FSDP, "S1.1", loss_chunk=0), 1)

@@ -1,4 +1,4 @@
-"""Every family trains: with visual experts of both kinds, frozen and trained parts as the stage says."""
+"""Every family trains: with visual experts of both kinds, with the frozen and trained parts of the stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WINDOW = {"sliding_window": 7, "sliding_layers": (0,)}
 
 
 def mono(name: str) -> Architecture:
-    """A tiny Mono-InternVL-1.5 on the family, with all that it may have."""
+    """A tiny Mono-InternVL-1.5 based on the family, with all its optional parts."""
     windows = WINDOW if name in ("mistral", "gemma3") else {}
     local = {"rope_local_theta": 1e4, "query_pre_attn_scalar": 24.0} if name == "gemma3" else {}
     return preset("tiny_mono_1_5", family=name, head_size=8, **FAMILIES[name].parts, **windows, **local)
@@ -53,7 +53,7 @@ def test_a_step_trains_what_the_stage_says(name: str, stage: str):
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3"])
 def test_experts_are_chosen_by_modality(name: str):
-    """Against both experts on all tokens, chosen by mask; a row packed of samples beside its samples alone."""
+    """Compared with both experts on all tokens, selected by mask; and a packed row with its samples unpacked."""
     config, batch = mono(name), random_batch(1)
     params = random_params(config)
 

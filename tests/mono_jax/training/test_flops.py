@@ -31,7 +31,7 @@ def test_counts_do_not_depend_on_where_the_boundary_is():
 
 
 def test_flops_of_the_2b_model_are_those_of_its_parameters():
-    """Training everything costs 6 FLOPs per matmul parameter and token that goes through it (and the scores)."""
+    """Training everything costs 6 FLOPs per matmul parameter and token processed by it (plus the scores)."""
     config = preset("mono_internvl_2b")
     everything = trained_groups(stages.get_stage("S2"), config)
     text = step_flops(config, everything, {"visual": 0, "text": 1, "pairs": 0})
@@ -39,7 +39,7 @@ def test_flops_of_the_2b_model_are_those_of_its_parameters():
     matmul = sum(leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim > 1) - config.vocab_size * 2048
     matmul -= shapes["layers"]["attention_norm"]["scale"].size * 2
     assert text == pytest.approx(6 * matmul, rel=1e-6)
-    # One FFN costs 6 * 2048 * 8192 = 100.7 MFLOP a token forward; a visual token takes one FFN too.
+    # One FFN costs 6 * 2048 * 8192 = 100.7 MFLOP per token forward; a visual token also uses one FFN.
     both = step_flops(config, frozenset(), {"visual": 1, "text": 0, "pairs": 0})
     assert both == pytest.approx(2 * 24 * (100.7e6 + 25.2e6), rel=0.02)
 
@@ -100,7 +100,7 @@ def test_without_a_peak_no_mfu_is_reported():
 @pytest.mark.parametrize("name", ["tiny_lm", "tiny_mono", "tiny_mono_1_5", "tiny_modular"])
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
 def test_flops_are_those_of_every_matmul(name: str, trained: bool):
-    """From the shapes of the kernels: which tokens go through each, and what of its gradients is needed."""
+    """From the shapes of the kernels: which tokens each processes, and which of its gradients are needed."""
     config = preset(name)
     vision = config.vision
     counts = {"visual": 7 if vision else 0, "text": 5, "pairs": 11}

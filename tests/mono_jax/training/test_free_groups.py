@@ -1,4 +1,4 @@
-"""Groups, parts of groups and ranges of layers chosen freely: exactly they train."""
+"""Freely chosen groups, parts of groups and ranges of layers: exactly these are trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.mono_jax.helpers import random_batch
 F32 = jnp.float32
 CONFIG = preset("tiny_mono", num_hidden_layers=4)
 SETTINGS = OptimConfig(learning_rate=1e-2, schedule="constant", warmup=0.0, weight_decay=0.1)
-# What is chosen: {whole path: layers that train}, all others frozen.
+# Choices: {whole path: layers that train}, all others frozen.
 ALL = (0, 4)
 CHOICES: dict[tuple[str, ...], dict[str, tuple[int, int]]] = {
     ("attention",): {"layers/attention/wqkv/kernel": ALL, "layers/attention/wo/kernel": ALL},
@@ -68,7 +68,7 @@ def trained_after(trains: tuple[str, ...], steps: int = 3) -> tuple[dict, dict, 
 def test_exactly_what_was_chosen_trains_and_as_masked_adamw_would(trains: tuple[str, ...]) -> None:
     chosen = CHOICES[trains]
     before, after, losses = trained_after(trains)
-    # The oracle: AdamW over all parameters, with gradients and updates of what is frozen set to zero.
+    # The oracle: AdamW over all parameters, with gradients and updates of frozen parameters set to zero.
     model = Model(CONFIG)
 
     def mask(path: str, leaf: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def test_exactly_what_was_chosen_trains_and_as_masked_adamw_would(trains: tuple[
 
 
 def test_frozen_layers_have_no_state_and_no_weight_gradient() -> None:
-    """Of a range of layers, the compiled step has the weight-gradient matmuls of that run of the scan only."""
+    """For a range of layers, the compiled step has weight-gradient matmuls only in that run of the scan."""
     model = Model(CONFIG)
     params = model.abstract_params()
     sizes, dots = {}, {}

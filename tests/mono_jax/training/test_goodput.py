@@ -18,7 +18,7 @@ from mono_jax.training.timeline import measuring, timeline_file
 
 @dataclasses.dataclass
 class Stage:
-    """A stage that is played, second by second; what becomes of each is kept by step and in ``truth``.
+    """A stage simulated second by second; the use of each second is kept by step and in ``truth``.
 
     ``work``: seconds of the step that was last computed at each number.
     """
@@ -47,7 +47,7 @@ class Stage:
 
     def process(self, rng: random.Random, start: int, end: int, killed: bool) -> None:
         """Trains from ``start`` to ``end`` steps; ``killed``: in the middle of the next one."""
-        for step in [step for step in self.work if step > start]:  # computed for nothing
+        for step in [step for step in self.work if step > start]:  # computed in vain
             self.truth["lost_work"] += sum(self.work.pop(step).values())
         begin = {"start": rng.uniform(1, 3), "compile": rng.uniform(1, 3)}
         self._pass(begin, start)
@@ -61,7 +61,7 @@ class Stage:
                 self.write("step", step, open_line)
                 open_line = {}
         if killed:
-            self.idle(rng.uniform(0, 0.5))  # the step that it was in: no line tells of it
+            self.idle(rng.uniform(0, 0.5))  # the current step, which no line records
         else:
             closing = {"finish": rng.uniform(0, 2)}
             self._pass(closing, end)
@@ -88,7 +88,7 @@ class Stage:
 
 
 def played(file: Path, seed: int, now: float = 1000.0, log_every: int = 1) -> tuple[Stage, int, int, int]:
-    """A stage with kills, stops and rollbacks at random; also how many processes and kills it had, and steps lost."""
+    """A stage with random kills, stops and rollbacks; also its numbers of processes, kills and lost steps."""
     rng = random.Random(seed)
     stage, step, lost, kills = Stage(file, log_every, now), 0, 0, 0
     count = rng.randint(1, 6)
@@ -122,7 +122,7 @@ def test_every_second_is_where_it_belongs(tmp_path: Path, seed: int):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_stages_of_evip_are_one_run(tmp_path: Path, seed: int):
-    """With time between them in which nothing was written, and measurements before and after."""
+    """With a gap between them without any log lines, and measurements before and after."""
     now, total = 1000.0, dict.fromkeys(goodput.BUCKETS, 0.0)
     rng = random.Random(seed)
     for name in ("s0", "s1_1", "s2"):
@@ -144,12 +144,12 @@ def test_stages_of_evip_are_one_run(tmp_path: Path, seed: int):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_with_records_far_apart_the_sum_still_is_the_wall_time(tmp_path: Path, seed: int):
-    """Work that no line tells of, but a checkpoint kept, counts as about what its steps take."""
+    """Work that no line records but a checkpoint kept counts as about the time of its steps."""
     stage, *_ = played(tmp_path / "timeline.jsonl", seed, log_every=7)
     measured, expected = goodput.measure(tmp_path), stage.expected()
     assert sum(measured["seconds"].values()) == pytest.approx(measured["wall_s"], abs=0.005)
     assert measured["seconds"]["productive"] <= expected["productive"] + expected["lost_work"] + 0.01
-    shared = measured["starts"] * 7 * 3 + 0.01  # seconds of one line at most, which a kept and a lost step may share
+    shared = measured["starts"] * 7 * 3 + 0.01  # at most one line, which a kept and a lost step may share
     assert abs(measured["seconds"]["productive"] - expected["productive"]) <= shared
 
 

@@ -1,4 +1,4 @@
-"""The loop of two real processes, of which one meets an error: both end after the same step, with a sound state."""
+"""The loop of two real processes, one of which has an error: both end after the same step, in a valid state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = {
     "both at once": ("batch", 5, None),
     "none": ("batch", -1, None),
 }
-# Batches are read three steps ahead, the first three before any step; what a callback meets is known three steps later.
+# Batches are read three steps ahead, the first three before any step; callbacks' errors are known three steps later.
 DONE = {name: (n if n > 2 else 0) if kind == "batch" else min(n + 3, STEPS) for name, (kind, n, _) in CASES.items()} | {
     "none": STEPS
 }
@@ -89,7 +89,7 @@ with joined(Cluster(f"localhost:{{port}}", 2, rank, "flags")):
 
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, Any]]:
-    """What each process makes of the cases."""
+    """The result of the cases in each process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])

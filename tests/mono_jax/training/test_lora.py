@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they compute, their gradients, and that nothing else trains."""
+"""Low-rank adapters: their results, their gradients, and that nothing else is trained."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def adapted(config: Architecture, lora: LoraConfig = LORA, **execution: Any) -> 
 
 
 def with_adapters(model: Model, base: tree.Tree, *, zero: bool) -> tree.Tree:
-    """``base`` with random A, and B as it begins (zeros) or random."""
+    """``base`` with random A, and B either initial (zeros) or random."""
     new = tree.flatten(model.init_adapters(jax.random.key(1)))
     if not zero:
         rng = np.random.default_rng(2)
@@ -59,7 +59,7 @@ FEW = ("internlm2", "qwen2", "gemma3")  # the others differ by less
 
 @pytest.mark.parametrize("name", [*FEW, *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES if n not in FEW)])
 def test_a_model_begins_as_it_was_and_leaves_as_one_matrix(name: str):
-    """B of zeros changes no bit; of any adapters, the merged model computes the same but for rounding."""
+    """With B = 0 no bit changes; for any adapters, the merged model computes the same up to rounding."""
     config = CONFIG if name == "internlm2" else mono(name)
     model, plain, batch = adapted(config), Model(config, Execution(attention="xla")), random_batch(2)
     hidden = jax.jit(lambda p: model(p, batch, F32).hidden)
@@ -76,7 +76,7 @@ def test_a_model_begins_as_it_was_and_leaves_as_one_matrix(name: str):
 
 @pytest.mark.parametrize("experts", [{}, GROUPED], ids=["static", "grouped"])
 def test_gradients_are_those_of_the_dense_kernels(experts: dict[str, Any]):
-    """Of W + s A B: dA = s dW B^T and dB = s A^T dW, with dW from a model that has W + s A B as its kernel."""
+    """For W + s A B: dA = s dW B^T and dB = s A^T dW, with dW from a model that has W + s A B as its kernel."""
     model, plain, batch = adapted(CONFIG, **experts), Model(CONFIG, Execution(attention="xla")), random_batch(2)
     params = with_adapters(model, random_params(CONFIG, size=0.1), zero=False)
     flat = tree.flatten(params)

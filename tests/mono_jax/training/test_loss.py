@@ -68,7 +68,7 @@ def test_chunks_change_no_bit_of_the_loss(dtype: Any):
 @pytest.mark.parametrize("chunk", [0, 4])
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8), (1, 2, 3), (1, 2, 2, 2)])
 def test_a_mesh_changes_neither_loss_nor_gradients(axes: tuple[int, ...], chunk: int):
-    """With 11 tokens and 8 devices, columns that are only filled up are on most of the devices."""
+    """With 11 tokens and 8 devices, most devices have padding columns."""
     mesh = make_mesh(MeshConfig(*axes), jax.devices()[: math.prod(axes)])
     places = tuple(NamedSharding(mesh, spec) for spec in (BATCH, P(), BATCH, BATCH))
     inputs = [np.concatenate([a] * 4) for a in (HIDDEN, TARGETS, WEIGHTS)]

@@ -1,4 +1,4 @@
-"""The step on meshes of 8 simulated devices: the numbers are one device's, whatever is split."""
+"""The step on meshes of 8 simulated devices: results equal those of one device, whatever is split."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WIDE = {"grad_reduce_dtype": "float32"}
 BLOCKED = {"attention": "xla_blocked"}
 ULYSSES = {"context_parallel": "ulysses"}
 CHUNKED = {"attention": "xla_chunked", "attention_chunk": 5}
-# The whole model, and one whose vocabulary and FFN no axis divides, with everything that is optional.
+# The whole model, and one with all options whose vocabulary and FFN are not divisible by any axis.
 TINY = {name: preset(name) for name in ("tiny_mono", "tiny_mono_1_5", "tiny_modular")}
 TINY["images"] = preset("tiny_mono_1_5", bidirectional_images=True)
 _WINDOW = {"sliding_window": 7, "sliding_layers": (0,), "head_size": 8}
@@ -50,7 +50,7 @@ def mesh_of(*axes: int) -> jax.sharding.Mesh:
 
 
 def batch_of(config: Architecture) -> Batch:
-    """Rows of as many whole tiles as four devices deal out, where a model sees tiles."""
+    """Rows of as many whole tiles as four devices share, if the model sees tiles."""
     tiles = config.vision.kind == "intern_vit"
     return random_batch(8, dataclasses.replace(SPEC, visual_tokens=4 * config.vision.tile_tokens) if tiles else SPEC)
 
@@ -127,10 +127,10 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
     ids=["compute", "float32", "context"],
 )
 def test_bfloat16_differs_by_the_rounding_of_sums_only(axes: tuple[int, ...], changes: dict[str, Any], bound: float):
-    """Kernels of layers differ from one device's by ``bound``, and nothing is further from float32 than there.
+    """Kernels of layers differ from those of one device by ``bound``, and no error against float32 is larger.
 
-    Of other gradients devices add up more (vectors) or other parts (the head's chunks). With ``context`` they add up
-    those of keys and values too.
+    For other gradients, devices add up more parts (vectors) or other parts (the head's chunks). With ``context``, they
+    also add up those of keys and values.
     """
     _, exact = on_one_device("tiny_mono", jnp.float32)
     expected, one = on_one_device("tiny_mono", jnp.bfloat16)
@@ -169,7 +169,7 @@ def prepare(name: str, stage_name: str) -> tuple[Model, Any, Any, tree.Tree]:
 
 @pytest.mark.parametrize(("name", "stage", "axes"), [("tiny_mono", "S1.1", (8, 1, 1)), ("odd", "S2", (2, 2, 2))])
 def test_the_step_is_one_device_s(name: str, stage: str, axes: tuple[int, int, int]):
-    """From one state: AdamW's first update is a sign, which a rounding near zero turns."""
+    """From one state: AdamW's first update is a sign, which rounding near zero can flip."""
     model, step, state, frozen = prepare(name, stage)
     batch, mesh = random_batch(8), mesh_of(*axes)
     after, metrics = jax.device_get(jax.jit(step)(state, frozen, batch))

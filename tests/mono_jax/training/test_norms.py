@@ -1,4 +1,4 @@
-"""Norms by parameter group, out of the step on a mesh, against the same trees gathered and added up in float64."""
+"""Norms by parameter group, from the step on a mesh, against the same trees gathered and summed in float64."""
 
 from __future__ import annotations
 

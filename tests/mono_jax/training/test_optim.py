@@ -107,7 +107,7 @@ def test_each_optimizer_learns_and_leaves_frozen_parameters_out(name: str):
     trainable, _ = split(stages.get_stage("S1.1"), CONFIG, params)
     rate = {"lion": 5e-4, "muon": 3e-2}.get(name, 3e-3)
     optimizer = make("S1.1", optimizer=name, learning_rate=rate, warmup=0.0, schedule="constant", weight_decay=0.0)
-    # Of full rank: a gradient that is the same everywhere has one direction, in which Muon moves ten times slower.
+    # Full rank: a constant gradient has only one direction, in which Muon moves ten times slower.
     keys = iter(jax.random.split(jax.random.key(1), 100))
     target = jax.tree.map(lambda a: a + 0.05 * jax.random.rademacher(next(keys), a.shape), trainable)
     loss = lambda t: sum(jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(t), jax.tree.leaves(target)))  # noqa: E731
@@ -143,7 +143,7 @@ def test_muon_of_stacked_layers_is_muon_of_each_layer():
         leaf, grad = (tree.flatten(t)[path][layer] for t in (params, grads))
         expected, _ = plain.update(grad, plain.init(leaf), leaf)
         np.testing.assert_allclose(updates[path][layer], expected, rtol=2e-4, atol=1e-7)
-    rest = "lm_head/kernel"  # no layer's kernel: AdamW
+    rest = "lm_head/kernel"  # not a layer's kernel: AdamW
     leaf, grad = (tree.flatten(t)[rest] for t in (params, grads))
     adam = optax.adamw(0.02, weight_decay=0.0, nesterov=True)
     expected, _ = adam.update(grad, adam.init(leaf), leaf)

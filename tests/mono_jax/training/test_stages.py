@@ -26,7 +26,7 @@ PLUS = {f"{name}++": row for name, row in TABLE.items() if name in ("S1.1", "S1.
 
 
 def test_defaults_of_the_stages_are_these():
-    """A run that names a stage gets its numbers: a change here changes published recipes."""
+    """A run that names a stage gets these numbers: a change here changes published recipes."""
     found = {
         stage.name: (set(stage.trains) - {"visual_attention"}, stage.learning_rate, stage.schedule)
         for stage in STAGES.values()

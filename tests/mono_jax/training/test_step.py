@@ -1,4 +1,4 @@
-"""The training step: what is frozen stays frozen, and the numbers do not depend on how the work is cut."""
+"""The training step: frozen parameters stay frozen, and results do not depend on how the work is split."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def test_gradient_norm_sees_trainable_parameters_only():
 def history(config: Architecture, stage: str, steps: int = 3) -> tuple[list[Any], Any, list[dict[str, Any]]]:
     """(states before each step and after the last, frozen, metrics) of ``steps`` steps.
 
-    What must change nothing is compared step by step, from these states: over several steps AdamW, whose first update
-    of a weight is the sign of its gradient, turns a rounding of a gradient near zero into a different weight.
+    Options that must change nothing are compared step by step, from these states: over several steps, AdamW, whose
+    first update of a weight is the sign of its gradient, turns a rounding error near zero into a different weight.
     """
     _, step, state, frozen = prepare(config, stage)
     step, states, values = jax.jit(step), [state], []
@@ -181,9 +181,9 @@ def test_a_batch_without_a_trained_token_changes_nothing():
 
 
 def test_each_step_reports_the_rate_it_was_done_at(monkeypatch: pytest.MonkeyPatch):
-    """Warming up from zero, with a loss whose gradient is 1 everywhere, so that AdamW's updates are the rates.
+    """Warm-up from zero with a loss whose gradient is 1 everywhere, so that AdamW's updates equal the learning rates.
 
-    The second and the fifth update are skipped, as not finite and for want of a trained token: steps go on.
+    The second and the fifth update are skipped, as not finite and without any trained token; the step count continues.
     """
     sums = lambda model, trainable, *_: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(trainable))  # noqa: E731
     monkeypatch.setattr(train, "slot_losses", sums)
@@ -208,7 +208,7 @@ def test_each_step_reports_the_rate_it_was_done_at(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("grad_accum_steps", [1, 2])
 def test_losses_per_source_weighted_add_up_to_the_loss(grad_accum_steps: int):
-    """Each source's sum is what is left of the loss when the others' weights are 0."""
+    """Each source's sum is the remaining loss when the weights of the other sources are 0."""
     config, names = preset("tiny_mono"), ("one", "two", "absent")
     model, _, state, frozen = prepare(config, "S1.1")
     optimizer = optim.make_optimizer(stages.get_stage("S1.1"), config, weights(config), 100, SETTINGS)
@@ -230,7 +230,7 @@ def test_losses_per_source_weighted_add_up_to_the_loss(grad_accum_steps: int):
 
 
 def test_a_step_without_sources_is_the_same_program():
-    """A batch may bring the field: without names nothing is computed of it."""
+    """A batch may contain the field; without names, nothing is computed from it."""
     _, step, state, frozen = prepare(preset("tiny_mono"), "S1.1")
     batch = random_batch(2)
     more = batch | {"sources": np.ones((2, SPEC.text_tokens), np.int32)}

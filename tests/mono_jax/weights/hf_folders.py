@@ -46,7 +46,7 @@ def write_folder(folder: Path, config: dict, tensors: dict[str, np.ndarray], sha
 
 
 def write_mono(folder: Path, golden_dir: Path) -> Path:
-    """A Hugging Face folder with weights, a tokenizer and a pickle that nobody may touch."""
+    """A Hugging Face folder with weights, a tokenizer and a pickle that must not be opened."""
     folder.mkdir()
     for file in ("config.json", "model.safetensors"):
         shutil.copy(golden_dir / "mono_tiny" / file, folder)

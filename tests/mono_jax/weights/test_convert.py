@@ -96,7 +96,7 @@ def test_sharded_export_and_import(source, tmp_path):
 
 
 def test_name_table_is_remembered(source, tmp_path):
-    """1.5 weights under names of another release: imported with a table, exported under the same names."""
+    """Weights of 1.5 under names of another release: imported with a table, exported under the same names."""
     tensors = load_file(source / "model.safetensors")
     for n in range(3):
         tensors[f"language_model.model.layers.{n}.attention.visual.weight"] = np.full((80, 48), n, np.float32)
@@ -210,7 +210,7 @@ def test_the_vocabulary_of_a_mono_model_grows(source, tmp_path):
 
 
 def test_the_prompt_and_companions_go_both_ways(source, tmp_path):
-    """What a run left in model.json is in the config.json of the export, and comes back from there."""
+    """The contents of a run's model.json are in the config.json of the export and are restored from there."""
     config, params, _ = open_model(source)
     values = json.loads((source / "config.json").read_text()) | {"dtype": "float32", "torch_dtype": "float32"}
     prompt = PromptFormat("internlm2-chat", "Look.", 1, 2, False)

@@ -1,4 +1,4 @@
-"""GGUF files: what llama.cpp's writer puts into one comes out as a Hugging Face folder."""
+"""GGUF files: what llama.cpp's writer stores in one is read as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_file_becomes_a_folder(tmp_path: Path, tied: bool):
         np.testing.assert_array_equal(found[name], values, err_msg=name)
     tokenizer = Tokenizer(tmp_path / "hf")
     ids = tokenizer.encode("ab ab 12<|im_end|>")
-    assert [tokenizer.decode([n]) for n in ids] == ["ab", " ab", " ", "1", "2", "<|im_end|>"]  # digits stand alone
+    assert [tokenizer.decode([n]) for n in ids] == ["ab", " ab", " ", "1", "2", "<|im_end|>"]  # digits are split
     assert (tokenizer.bos, tokenizer.eos) == (1, 2)
     convert(file, tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "model.json").read_text())["model"]["family"] == "llama"

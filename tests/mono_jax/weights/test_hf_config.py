@@ -148,7 +148,7 @@ V5 = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
 
 
 def with_rope(values: dict, **keys) -> dict:
-    """``values`` with these keys for the rotary embeddings only."""
+    """``values`` with only these keys for the rotary embeddings."""
     for key in ("rope_theta", "rope_scaling", "rope_parameters"):
         values["llm_config"].pop(key, None)
     values["llm_config"].update(keys)
@@ -179,7 +179,7 @@ def test_every_spelling_of_rotary_embeddings_is_read_and_kept(golden, keys, thet
     exported = hf_config.config_to_hf(config, original)
     if keys:
         assert exported == original
-    # A changed model says so in the same spelling, and is read as what it is.
+    # A changed model is written in the same spelling and is read correctly.
     for changes in ({"rope_theta": 7e5}, {"rope_scaling": RopeScaling("linear", 8.0)}, {"rope_scaling": None}):
         changed = config.replace(**changes)
         exported = hf_config.config_to_hf(changed, original)
@@ -263,7 +263,7 @@ def test_prompt_formats_default_to_those_of_training():
 
 
 def test_the_prompt_of_a_dense_base_moves_to_the_top():
-    """A language model that a run trained says how it is asked; with visual experts put in, the whole model does."""
+    """A trained language model records its prompt format; with visual experts added, the whole model does."""
     prompt = PromptFormat("internlm2-chat", "", 1, 2, True)
     dense = hf_config.config_to_hf(preset("tiny_lm"), None, "float32", prompt=prompt)
     values = hf_config.config_to_hf(preset("tiny_mono"), dense, "float32")

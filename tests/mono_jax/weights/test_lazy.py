@@ -1,4 +1,4 @@
-"""Lazy arrays read the slices that are asked for, and cast them on the way."""
+"""Lazy arrays read only the requested slices and cast them while reading."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_slices_are_read_when_asked_for():
 
 @pytest.mark.parametrize("stacked", [True, False])
 def test_parts_are_made_while_each_slice_is_read_once(stacked: bool):
-    """Of a stacked array slices that no part needs are not read at all."""
+    """Slices of a stacked array that are not needed are not read at all."""
     array, reads = np.arange(60, dtype=np.float32).reshape(5, 4, 3), []
 
     def read(n: int | None) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_parts_are_made_while_each_slice_is_read_once(stacked: bool):
 
 
 def test_parts_are_read_by_themselves_where_that_pays():
-    """Also after a cast; a range of layers goes by slices again."""
+    """Also after a cast; a range of layers is read by slices again."""
     array, asked = np.arange(60, dtype=np.float32).reshape(5, 4, 3), []
 
     def region(index: tuple[slice, ...]) -> np.ndarray:

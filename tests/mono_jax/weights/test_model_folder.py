@@ -1,4 +1,4 @@
-"""Model folders: what is saved comes back wherever it is wanted, and damage is noticed."""
+"""Model folders: saved models are restored on any devices, and damage is detected."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_folders_that_are_no_models(tmp_path, model):
         WeightsError, match=r"feed_forward/gate/kernel is \[3, 48, 96\], the config asks for \[3, 48, 64\]"
     ):
         load_model(folder)
-    file.unlink()  # as an interrupted save leaves it
+    file.unlink()  # as left by an interrupted save
     with pytest.raises(WeightsError, match=r"not a model folder: it has no model\.json"):
         load_model(folder)
     del params["projector"]
@@ -140,7 +140,7 @@ def test_a_folder_in_a_bucket_may_be_a_huggingface_one(bucket, golden_dir, tmp_p
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_damaged_model_folders(place, model, lost):
-    """zarr reads a chunk that is not there as zeros: that must not pass for weights."""
+    """zarr reads a missing chunk as zeros, which must not be accepted as weights."""
     config, _, lazy = model
     save_model(place, config, lazy)
     chunk = largest_file(place / "params" / "layers.attention.wqkv.kernel")
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_written_is_one_line(tmp_path, model):
 
 
 def test_folders_of_the_first_format_are_read(tmp_path, model):
-    """It held how the model was computed as well; that is left out."""
+    """It also contained how the model was computed; that is ignored."""
     config, params, lazy = model
     save_model(tmp_path, config, lazy)
     file = tmp_path / "model.json"

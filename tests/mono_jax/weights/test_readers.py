@@ -17,7 +17,7 @@ from tests.mono_jax.weights.hf_folders import WIDTH, assert_same_bytes, write_fo
 
 
 def test_layout_of_parameters(golden_dir, golden):
-    """Against the definition of each layout, written out with indices."""
+    """Compared with the definition of each layout, written out with indices."""
     _, tensors = golden("mono_tiny")
     config = hf_config.read_config(golden_dir / "mono_tiny")
     params = tree.flatten(readers.load_params(golden_dir / "mono_tiny", config))
@@ -105,7 +105,7 @@ def test_broken_folders_are_named(golden, tmp_path):
 
 
 def refused(folder) -> str:
-    """The one line that says what is wrong with ``folder``."""
+    """The one-line error for ``folder``."""
     with pytest.raises(WeightsError) as caught:
         open_model(folder)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Hugging Face weights out: bit for bit what came in, in shards, under other names."""
+"""Hugging Face weights out: bit for bit the same as the input, in shards, under other names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions during training: the same answers on any mesh; what cannot be asked is named; what is shown of them."""
+"""Questions during training: equal answers on any mesh, errors that name bad settings, and what is shown."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def random_weights(config: Architecture) -> Any:
     ids=str,
 )
 def test_answers_are_one_device_s_on_any_mesh(sets: dict[str, Any], tmp_path: Path, axes: tuple[int, ...], trains: str):
-    """The state is asked as it lies, trainable and frozen parts apart, also where devices share rows in training."""
+    """The state is used in place, with trainable and frozen parts separate, also if devices share rows in training."""
     config, builder = model_and_builder(sets)
     mesh, entry = mesh_of(*axes), sets["heldout"]["questions"]
     params = random_weights(config)
@@ -88,7 +88,7 @@ TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 
         ({}, {"benchmark": "textvqa"}, r"tasks\.vqa\.benchmark 'textvqa': did you mean 'textvqa_"),
         ({}, {"benchmark": "mme", "path": "", "data": "none"}, r"tasks\.vqa: none: has none of MME\.tsv"),
         ({}, {"benchmark": "mmvet"}, r"tasks\.vqa: mm_vet needs a judge, .* use experiments/evaluate\.py with --judge"),
-        # What cannot be scored, each with its fix.
+        # Tasks that cannot be scored, each with its fix.
         ({}, {"metric": "grounding"}, r"tasks\.vqa: .*example q10: no 'width'"),
         ({}, {"metric": "multiple_choice"}, r"tasks\.vqa: .*example q10: no options, .* or use the metric exact_match"),
         ({}, {"metric": "circular"}, r"tasks\.vqa: .*example q10: no options"),
@@ -119,7 +119,7 @@ def test_what_cannot_be_asked_is_named_at_once(
 
 @pytest.mark.parametrize("name", small_benchmarks.TASKS)
 def test_benchmarks_of_any_metric_can_be_asked(sets: dict[str, Any], tmp_path: Path, name: str):
-    """Read, made into prompts and scored, as right as can be."""
+    """Read, turned into prompts and scored, with perfect answers."""
     _, builder = model_and_builder(sets)
     task = TaskConfig(name, data=str(small_benchmarks.write(tmp_path)))
     asking = Asking({"it": task}, builder, jnp.float32, mesh_of(1))
@@ -137,7 +137,7 @@ def test_hidden_answers_cannot_be_scored_in_training(sets: dict[str, Any], tmp_p
 def test_answers_are_shown_by_step_and_those_of_a_lost_future_go(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     examples = [Example(str(number), (("human", "<b>?"),), truths=("yes", "no")) for number in range(2)]
-    pictures = {("vqa", "0"): [Picture("a", "", "a", tmp_path / "a.png")]}  # the second is not asked any more
+    pictures = {("vqa", "0"): [Picture("a", "", "a", tmp_path / "a.png")]}  # the second is no longer asked
     for step, given in ((10, ["no", "&"]), (20, ["lost", "lost"]), (20, ["yes", "a <b>"])):
         answers_page.add(tmp_path / "shown", answers_page.shown(step, "vqa", examples, given), pictures)
     lines = [json.loads(line) for line in (tmp_path / "shown/answers.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What is compared with the base: plain text, of the same batches, measured once."""
+"""Comparison with the base: plain text, the same batches, measured once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-likelihoods are those of the public release's logits, whatever the batch; greedy flags; what is refused."""
+"""Log-likelihoods are those of the public release's logits, whatever the batch; greedy flags; rejected inputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model() -> tuple[Any, Any]:
 
 
 def golden_pairs() -> tuple[list[tuple[list[int], list[int]]], list[tuple[float, bool]]]:
-    """Every cut of two texts into context and continuation, as it stands and with the likeliest last token.
+    """Every cut of two texts into context and continuation, unchanged and with the likeliest last token.
 
     Expected: in float64 from the logits that PyTorch gave.
     """
@@ -63,7 +63,7 @@ def test_log_likelihoods_are_those_of_the_public_release(axes: tuple[int, ...] |
 
 
 def test_padding_and_parts_change_nothing():
-    """A continuation of more slots than one part of the logits, in a batch with a short one, and alone."""
+    """A continuation longer than one chunk of the logits, in a batch with a short one, and by itself."""
     config, params = model()
     rng = np.random.default_rng(0)
     long, short = rng.integers(1, 90, 150).tolist(), rng.integers(1, 90, 9).tolist()

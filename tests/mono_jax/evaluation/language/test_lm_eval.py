@@ -36,7 +36,7 @@ SENTENCES = [
     "A class holds its attributes in a dictionary.", "The module returns a list of strings.",
     "Raises ValueError if the file is empty.", "Each thread has its own stack.",
 ]  # fmt: skip
-# The layouts of MMLU (letters), HellaSwag (endings), a question to answer freely, and a text whose perplexity counts.
+# The layouts of MMLU (letters), HellaSwag (endings), an open question, and a text whose perplexity is measured.
 TASKS = {
     "letters": """
 output_type: multiple_choice
@@ -123,7 +123,7 @@ def request(kind: str, *arguments: Any) -> Instance:
 
 
 def by_hand(lm: MonoJaxLM, context: str, continuation: str) -> tuple[float, bool]:
-    """Tokens of the whole text after the begin token, those of the context cut off; each token asked for by itself."""
+    """Tokens of the whole text after the begin token, without those of the context; each token requested separately."""
     whole = [lm.prefix_token_id, *lm._tokenizer.encode(context + continuation)]
     start = len(lm._tokenizer.encode(context)) + 1
     asked = lm._likelihoods([(whole[:place], [whole[place]]) for place in range(start, len(whole))])
@@ -148,7 +148,7 @@ def test_greedy_continuations_are_flagged(lm: MonoJaxLM):
 
 
 def test_a_text_longer_than_the_context_is_scored_in_windows(lm: MonoJaxLM):
-    """Each token once: the first 64 after the begin token, then 64 at a time, the last with a full context before."""
+    """Each token once: the first 64 after the begin token, then 64 at a time, the last ones with a full context."""
     text = " ".join(SENTENCES * 4)
     ids = lm._tokenizer.encode(text)
     assert len(ids) > 130 and len(ids) % 64
@@ -240,7 +240,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.slow
 def test_the_command_runs_the_harness_without_torch(folder: Path, tasks: Path, tmp_path: Path):
-    """As users call it: lm_eval's own flags, results in its own files."""
+    """As users call it: with lm_eval's own flags and result files."""
     command = [sys.executable, "-c", WITHOUT_TORCH, "experiments/lm_eval.py", "--model_args", f"pretrained={folder}"]
     command += ["--tasks", "mono_letters,mono_free", "--include_path", str(tasks), "--output_path", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)

@@ -32,12 +32,12 @@ TEXTS = (
 
 
 def cuts(ids: Sequence[int]) -> list[Pair]:
-    """A text as context and continuation, cut at each place."""
+    """A text as context and continuation, cut at each position."""
     return [(list(ids[:cut]), list(ids[cut:])) for cut in range(1, len(ids))]
 
 
 def by_logits(ids: Sequence[int], logits: np.ndarray) -> list[tuple[float, bool]]:
-    """What is expected of ``cuts(ids)``, in float64."""
+    """The expected result for ``cuts(ids)``, in float64."""
     logs = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64), axis=-1, keepdims=True)
     found = []
     for cut in range(1, len(ids)):
@@ -59,7 +59,7 @@ def assert_equal(found: Sequence[tuple[float, bool]], expected: Sequence[tuple[f
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_families(golden_dir: Path, name: str):
-    """By the logits that transformers gave when the golden cases were made."""
+    """From the logits that transformers gave when the golden cases were made."""
     folder = golden_dir / "families" / name
     case = np.load(folder / "expected.npz")
     pairs = [pair for ids in case["tokens"] for pair in cuts(ids.tolist())]

@@ -1,7 +1,7 @@
-"""Run by the Python of the other packages: {"scorer": name, "cases": [arguments, ...]} a line, {"scores": [...]} back.
+"""Run by the Python of the other packages: reads lines {"scorer": name, "cases": [...]}, writes {"scores": [...]}.
 
-Functions are called as the packages' own commands do: lmms-eval strips answers, files are tables in memory, a judge's
-replies are part of the case, and a guess is "".
+Functions are called as the packages' own commands call them: lmms-eval strips answers, files are in-memory tables, a
+judge's replies are part of the case, and a guess is "".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["OPENAI_API_KEY"] = "none"  # modules make a client when they are imported, which is not used
+os.environ["OPENAI_API_KEY"] = "none"  # modules create a client on import, which is not used
 os.environ.pop("VERBOSE", None)  # changes what VLMEvalKit reads
 SCORERS: dict[str, Callable[..., Any]] = {}
 
@@ -57,7 +57,7 @@ def lmms_anls(answer: str, truths: list[str]) -> float:
 
 @scorer
 def lmms_relaxed(answer: str, truths: list[str]) -> float:
-    """Of one truth: it knows no more."""
+    """For a single truth, since it supports only one."""
     from lmms_eval.tasks.chartqa.utils import chartqa_process_results
 
     return chartqa_process_results({"type": "human_test", "answer": truths[0]}, [answer.strip()])["relaxed_overall"]
@@ -218,7 +218,7 @@ def vlm_choice(answer: str, options: dict[str, str]) -> str:
 
 @scorer
 def vlm_circular(groups: list[list[list[Any]]]) -> dict[str, float]:
-    """Of each question its orders: answer, truth, options."""
+    """For each question, its orders: answer, truth, options."""
     import pandas as pd
     from vlmeval.dataset.utils.multiple_choice import eval_circular_group, eval_vanilla
 
@@ -253,7 +253,7 @@ def vlm_gqa(answer: str, truth: str) -> float:
 
 
 def _rated(module: Any, rating: Callable[[str], Any], rows: list[dict[str, Any]]) -> Any:
-    """What it says of a table, which it believes to have loaded."""
+    """Its result for a table that it believes to have loaded."""
     import pandas as pd
 
     module.load = lambda name: pd.DataFrame(rows)
@@ -381,7 +381,7 @@ def internvl_vqa(answer: str, truths: list[str]) -> float:
 
 @scorer
 def internvl_gqa(answer: str, truth: str) -> float:
-    """What is handed to GQA's evaluation, which asks whether it is the truth."""
+    """What is passed to GQA's evaluation, which compares it with the truth."""
     import vqa
 
     Path("given.json").write_text(json.dumps([{"questionId": 0, "answer": answer}]))
@@ -450,7 +450,7 @@ def _coco_tokens(captions: dict[str, list[str]]) -> dict[str, list[str]]:
 
 @scorer
 def coco_captions(corpora: list[list[list[Any]]]) -> list[dict[str, float]]:
-    """Of each corpus rows of answer, truths. Java starts twice for all of them."""
+    """For each corpus, rows of answer, truths. Java starts only twice for all of them."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge

@@ -1,4 +1,4 @@
-"""Random answers and truths, made of what the scorers' rules are about. All are of JSON, by a seeded generator."""
+"""Random answers and truths that exercise the scorers' rules. All are JSON values, made by a seeded generator."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ _CHOICES = _words(
 
 
 def choice(rng: Random) -> tuple[str, Options]:
-    """What a model says when it is to name an option."""
+    """What a model says when it is asked for an option."""
     of = options(rng)
     letter, other = rng.choice(list(of)), rng.choice(list(of))
     said = rng.choice(_CHOICES).format(letter, of[letter], other, letter.lower(), of[other])
@@ -142,7 +142,7 @@ def choice_and_truth(rng: Random) -> tuple[str, str, Options]:
 
 
 def circular_groups(rng: Random) -> tuple[list[list[Any]]]:
-    """A benchmark: of each question its options in each order, mostly answered rightly."""
+    """A benchmark: each question with its options in each order, mostly answered correctly."""
     groups = []
     for _ in range(rng.randint(2, 8)):
         texts, orders = [text for text in rng.sample(PHRASES, 4) if text], []
@@ -183,7 +183,7 @@ def _plain(rng: Random) -> str:
 
 
 def of_mme(rng: Random) -> tuple[list[list[str]]]:
-    """A benchmark of plain answers: two questions of each image, all categories."""
+    """A benchmark of plain answers: two questions per image, all categories."""
     rows = []
     for category in (*PERCEPTION, *COGNITION):
         for image in range(rng.randint(1, 5)):
@@ -193,7 +193,7 @@ def of_mme(rng: Random) -> tuple[list[list[str]]]:
 
 
 def _of_pope(rng: Random, said: Callable[[], str]) -> tuple[list[list[str]]]:
-    """A benchmark, in each of whose categories a yes is right: some divide by their number."""
+    """A benchmark with a correct yes in each category, since some scorers divide by their number."""
     categories = ("adversarial", "popular", "random")
     rows = [[rng.choice(categories), said(), rng.choice(("yes", "no"))] for _ in range(rng.randint(1, 40))]
     return ([*([category, "yes", "yes"] for category in categories), *rows],)
@@ -243,7 +243,7 @@ def _edges(rng: Random, width: float, height: float) -> list[float]:
 
 
 def of_refcoco(rng: Random) -> tuple[str, list[float], float, float]:
-    """A box in pixels, and one that lies about there as a model writes it, in thousandths or in shares."""
+    """A box in pixels, and a nearby one as a model writes it, in thousandths or in fractions."""
     width, height = float(rng.randint(50, 900)), float(rng.randint(50, 900))
     box = [float(round(edge, 2)) for edge in _edges(rng, width, height)]
     shares = [edge / of for edge, of in zip(box, (width, height, width, height))]
@@ -301,7 +301,7 @@ _CAPTION = _words(
 
 
 def corpora(rng: Random) -> tuple[list[list[list[Any]]]]:
-    """Ten of answers and references that share words."""
+    """Ten answers with references that share words."""
 
     def caption(of: Sequence[str]) -> str:
         words = [rng.choice(of) if rng.random() < 0.8 else rng.choice(_CAPTION) for _ in range(rng.randint(1, 14))]

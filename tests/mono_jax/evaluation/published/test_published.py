@@ -1,7 +1,7 @@
 """Metrics against published scorers on thousands of random cases: lmms-eval, VLMEvalKit, InternVL, pycocoevalcap.
 
-The Python of tests/clients.py has one of them or several (of InternVL the folder internvl_chat/eval): run once for each
-such Python. Where ours means to differ, the deviation is named here, with the cases that it is about.
+The Python of tests/clients.py has one or more of them (for InternVL, the folder internvl_chat/eval): run once for each
+such Python. Intended deviations of ours are named here, with the cases that they concern.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Others:
         )
 
     def scores(self, scorer: str, asked: Sequence[Sequence[Any]]) -> list[Any]:
-        """Skips the test where the scorer's package is not there."""
+        """Skips the test if the scorer's package is not installed."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps({"scorer": scorer, "cases": asked}) + "\n")
         self._process.stdin.flush()
@@ -136,7 +136,7 @@ def math_vista(extracted: str, truth: str, options: Mapping[str, str], kinds: Se
 
 
 class Scripted:
-    """A judge that replies what the case says: for each example in turn."""
+    """A judge that gives the replies of the case, one example after another."""
 
     name = "scripted"
 
@@ -162,7 +162,7 @@ def captions(corpora: Sequence[Sequence[Sequence[Any]]]) -> list[dict[str, float
     ]
 
 
-# Where ours means to differ: whether a case may score otherwise.
+# Intended deviations of ours: whether a case may have another score.
 
 
 def without_evalai(answer: str, truths: Sequence[str]) -> bool:
@@ -171,7 +171,7 @@ def without_evalai(answer: str, truths: Sequence[str]) -> bool:
 
 
 def has_outer_spaces(answer: str, *rest: Any) -> bool:
-    """lmms-eval strips answers; DocVQA's evaluator counts the spaces, MMMU's wants them about a letter."""
+    """lmms-eval strips answers; DocVQA's evaluator counts spaces, MMMU's requires them around a letter."""
     return answer != answer.strip()
 
 
@@ -181,7 +181,7 @@ def has_several_truths(answer: str, truths: Sequence[str]) -> bool:
 
 
 def is_reduced(answer: str, truth: str) -> bool:
-    """lmms-eval removes all of ASCII's punctuation, not a last full stop only; its lower case keeps the length."""
+    """lmms-eval removes all ASCII punctuation, not only a final full stop; its lower-casing keeps the length."""
     both = answer + truth
     return bool(set(both) & set(string.punctuation)) or truth != truth.strip() or len(both.lower()) != len(both)
 
@@ -192,43 +192,43 @@ def ends_in_full_stop(answer: str, truth: str) -> bool:
 
 
 def is_not_lower(answer: str, truth: str) -> bool:
-    """InternVL hands GQA's evaluation an answer in lower case, and truths have no other; spaces are kept."""
+    """InternVL passes GQA's evaluation a lower-case answer, and truths are lower case; spaces are kept."""
     return truth != truth.strip().lower() or re.search(r"^\s|\s\.*$", answer) is not None
 
 
 def is_wide(answer: str, truths: Sequence[str], category: str) -> bool:
-    """lmms-eval takes full-width letters for narrow ones."""
+    """lmms-eval treats full-width letters as narrow ones."""
     return any("\uff01" <= letter <= "\uff5e" or letter == "\u3000" for letter in "".join((answer, *truths)))
 
 
 def has_a_letter_in_a_word(answer: str, options: Mapping[str, str]) -> bool:
-    """lmms-eval takes a letter at the end of a word, or before a full stop; MMMU's own code wants spaces about it."""
+    """lmms-eval accepts a letter at the end of a word or before a full stop; MMMU's code requires spaces around it."""
     return re.search(r"[^ ][A-F]([^\w)]|$)|[A-F]\.+[^.]", answer) is not None
 
 
 def is_more_than_a_letter(answer: str, truth: str, options: Mapping[str, str]) -> bool:
-    """lmms-eval reads the first letter alone; VLMEvalKit's rule finds an option in a sentence."""
+    """lmms-eval reads only the first letter; VLMEvalKit's rule finds an option in a sentence."""
     return not re.fullmatch(r"[A-F]\.?", answer.strip())
 
 
 def is_no_word(answer: str) -> bool:
-    """lmms-eval's MME drops outer spaces and full stops, and takes y and n; MME's code has four raw characters."""
+    """lmms-eval's MME drops outer spaces and full stops, and accepts y and n; MME's code takes four raw characters."""
     return answer != answer.strip() or "." in answer or answer.lower() in ("y", "n")
 
 
 def is_unusual_box(answer: str, box: Sequence[float], width: float, height: float) -> bool:
     """InternVL takes the first four things in brackets, by thousandths unless they add up to less than 4.
 
-    lmms-eval knows shares only.
+    lmms-eval supports only fractions.
     """
     first = re.match(r"[^\[]*\[*\[(-?\d[\d.]*, ?){3}-?\d[\d.]*\]", answer)
     return not first or any(not 0 <= edge <= 1 for edge in numbers_of(answer))
 
 
 def is_box_mended(answer: str, box: Sequence[float], width: float, height: float) -> bool:
-    """VLMEvalKit takes numbers without brackets or commas or on two lines, and pixels above 1000; it turns a box about.
+    """VLMEvalKit accepts numbers without brackets or commas or on two lines, and pixels above 1000; it swaps corners.
 
-    What lies outside the picture it cuts off.
+    It clips boxes to the image.
     """
     found = numbers_of(answer)
     plain = re.match(r"[^\[\d]*\[*\[ *(-?[\d.]+ *, *){3}-?[\d.]+ *\]", answer)
@@ -242,7 +242,7 @@ def numbers_of(answer: str) -> list[float]:
 
 
 def has_words_about_a_grade(rows: Sequence[Sequence[Any]]) -> bool:
-    """VLMEvalKit wants a bare number; the last word of a reply counts here."""
+    """VLMEvalKit requires a bare number; here, the last word of a reply is used."""
     return any(len(reply.split()) > 1 for _, replies in rows for reply in replies)
 
 
@@ -264,7 +264,7 @@ class Comparison:
 
 
 def one(case: Callable[[Random], Sequence[Any]]) -> Callable[[Random], Sequence[Any]]:
-    """Its answer alone."""
+    """Only its answer."""
     return lambda rng: case(rng)[:1]
 
 

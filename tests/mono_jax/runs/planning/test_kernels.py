@@ -32,7 +32,7 @@ def test_whoever_skips_samples_computes_what_is_seen_and_a_little_more(samples: 
         assert useful <= visited_pairs(implementation, slots - 1024, 1024, samples) <= 1.7 * useful + slots * 128, name
 
 
-# As compiled programs name them: instruction, target, end of the origin. Mosaic GPU's kernels share name and target.
+# As named in compiled programs: instruction, target, end of the origin. Mosaic GPU's kernels share name and target.
 KERNELS = [
     ("packed_attention_forward.2", "tpu_custom_call", "packed_attention_forward", "forward"),
     ("packed_attention_backward.3", "tpu_custom_call", "packed_attention_backward", "backward"),
@@ -46,7 +46,7 @@ KERNELS = [
     ("dot_product_attention_fwd.10", "__cudnn$fmhaSoftmax", "cond/dot_product_attention_fwd", "forward"),
     ("dot_product_attention_bwd.4", "__cudnn$fmhaSoftmaxBackward", "cond/dot_product_attention_bwd", "backward"),
 ]
-# Machine code stands in the text of GPU programs, with brackets that do not match.
+# The text of GPU programs contains machine code, with unbalanced brackets.
 BLOB = r'backend_config={module = "ML\EFR\01%fusion.1 = {(\00"}'
 
 
@@ -68,7 +68,7 @@ metadata={{op_name="{origin}" stack_frame_id=96}}, {BLOB}
 
 @pytest.mark.parametrize("samples", [1, 3, 8, 12.5])
 def test_devices_that_share_a_row_have_about_the_same_to_compute(samples: float):
-    """The one with most has little more than its part, also of a sample as long as the row."""
+    """The device with the most work has little more than its share, even for a sample as long as the row."""
     implementation = implementation_class("attention/pallas_tpu")()
     whole, shared = (visited_pairs(implementation, 14_336, 2048, samples, ways) for ways in (1, 4))
     useful = 16_384 * (16_384 / samples + 1) / 2

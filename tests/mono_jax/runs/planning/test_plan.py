@@ -1,4 +1,4 @@
-"""Plans of a tiny model's own step: what they hold, what does not fit, what is assumed."""
+"""Plans of a tiny model's own step: their contents, what does not fit, what is assumed."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def test_a_plan_of_the_step_itself(name: str):
         assert not any("not known" in line for line in found["assumptions"])
     assert any("MFU" in line for line in table.lines(found)) == (name != "cpu:8")
     assert any("tiles made before each step" in line for line in table.lines(found)) == bool(on_device)
-    # Two rows a device, of 4 tiles of 32 pixels from crops of 64, in three digits.
+    # Two rows per device, with 4 tiles of 32 pixels from crops of 64, to three digits.
     assert found["pixels_flops"] == (
         pytest.approx(2 * 4 * 3 * 6 * 64 * 32 * (64 + 32), rel=0.05) if on_device else None
     )
 
 
 def test_tiles_made_on_the_device_are_part_of_the_plan():
-    """Their program's memory is what it brings, and the ranking by arithmetic counts what the compiler does."""
+    """The memory of their program covers its inputs, and the ranking by arithmetic counts what the compiler counts."""
     devices = target("cpu:8").devices[:2]
     config = plan.run_config(values(data={"pixel_path": "device", "crop_size": 64}, mesh={"data": 1, "fsdp": 2}))
     program = Program.build(config, devices=devices)
@@ -119,9 +119,9 @@ def test_the_compiled_step_s_memory_and_work():
     work = workload(program, samples_per_row=1)
     layers, d, pairs = 2, 64, work.slots * (work.slots + 1) / 2
     dense = work.flops - work.rows * layers * 12 * d * pairs
-    # XLA's attention multiplies all pairs of slots, two matmuls forward and five backward (scores are made again).
+    # XLA's attention multiplies all pairs of slots: two matmuls forward and five backward (scores are recomputed).
     attention = work.rows * layers * 14 * d * work.slots**2
-    # The head's columns are filled up where fsdp splits it: in its product forward and in that of its input's gradient.
+    # The head's columns are padded where fsdp splits it: in its forward product and in that of its input gradient.
     filled = 4 * d * (-program.model.config.vocab_size % VOCABULARY_MULTIPLE) * config.data.batch_size * 64
     assert 2 * facts(executable.as_text()).flops == pytest.approx(dense + attention + filled, rel=2e-3)
 
@@ -147,7 +147,7 @@ def test_samples_that_no_row_holds(samples: float):
 
 @pytest.mark.parametrize("at", ["after", "while"])
 def test_what_does_not_fit_is_a_result(at: str, monkeypatch: pytest.MonkeyPatch):
-    """GPUs' compilers do not refuse what is too large, TPUs' do."""
+    """GPU compilers do not reject programs that are too large; TPU compilers do."""
     hardware = dataclasses.replace(target("cpu:8"), chip=dataclasses.replace(CHIPS["H100"], hbm_bytes=1000))
     config = plan.run_config(values(model={"preset": "tiny_lm"}, stage="S0", data={"visual_tokens": 0}))
     program = Program.build(config, devices=hardware.devices)
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_a_result(at: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_program_that_cannot_be_read_still_has_its_memory(monkeypatch: pytest.MonkeyPatch):
-    """A libtpu may write what an older jaxlib does not know (seen with v5p: async updates of three operands)."""
+    """A libtpu may write operations that an older jaxlib does not know (observed with v5p: 3-operand async updates)."""
 
     def unread(_: Any) -> str:
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update instruction\nmore")
@@ -225,7 +225,7 @@ def test_a_stage_of_several_needs_no_sets():
         plan.run_config(sequence, "s3")
     with pytest.raises(ConfigError, match="one stage only"):
         plan.run_config(values(), "s1")
-    del sequence["stages"]["s0"]  # as a sequence that starts from a model folder
+    del sequence["stages"]["s0"]  # as in a sequence that starts from a model folder
     with pytest.raises(ConfigError, match=r"config\.init is empty.* config\.common\.model\.preset"):
         plan.run_config(sequence)
     assert plan.run_config({**sequence, "common": {"model": {"preset": "tiny_lm"}}}).stage == "S1.1++"

@@ -1,4 +1,4 @@
-"""Estimates beside the compiler's figures, and searches."""
+"""Estimates compared with the compiler's figures, and searches."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_time_is_near_the_compiled_step_s(name: str, config: dict[str, Any], mes
     ],
 )
 def test_a_plan_beside_what_an_h200_did(stage: str, remat: str, text: int, samples: int, seconds: float, gib: float):
-    """4 rows, ``experiments/benchmarks/train_step.py`` (2026-11-26, jax 0.11.2): the bound is one, and no loose one."""
+    """4 rows, ``experiments/benchmarks/train_step.py`` (2026-11-26, jax 0.11.2): the bound holds and is not loose."""
     hardware = absent("h200:1x1x1")
     config = sized(7168, text, 4, stage=stage, execution={"remat": remat})
     program = Program.build(plan.run_config(config), devices=hardware.devices)
@@ -101,7 +101,7 @@ def test_a_plan_beside_what_an_h200_did(stage: str, remat: str, text: int, sampl
 
 
 def test_what_costs_memory_and_what_saves_it():
-    """The order of candidates follows from these: more is saved, more memory and less time."""
+    """These determine the order of candidates: saving more takes more memory and less time."""
     hardware = absent("v5e:4x4")
 
     def of(**changes: Any) -> Any:
@@ -137,12 +137,12 @@ def test_a_search_ranks_and_compiles_the_best(monkeypatch: pytest.MonkeyPatch):
     counted = [e for e in entries if e["fits"] and e["remat"] != "offload"]
     assert all(e["remat"] == "offload" for e in entries[len(counted) :] if e["fits"])  # its copies are not counted
     fitting = [(-round(e["roofline_mfu"], 3), e["hbm_bytes_per_device"]) for e in counted]
-    assert fitting == sorted(fitting)  # of equally fast ones the smallest first
+    assert fitting == sorted(fitting)  # among equally fast ones, the smallest first
     assert len({speed for speed, _ in fitting}) < len(fitting)
     axes = {tuple(entry["mesh"].values()) for entry in entries}
     whole = {(4, 1, 1, 1), (2, 2, 1, 1), (1, 4, 1, 1), (2, 1, 2, 1), (1, 2, 2, 1)}  # two key heads: tensor 2 at most
     assert axes == whole  # rows this short are not shared
-    for entry, chosen in zip(entries, made):  # what is compiled is what was ranked
+    for entry, chosen in zip(entries, made):  # the compiled candidates are the ranked ones
         assert dict(chosen.mesh.shape) == entry["mesh"]
         assert chosen.model.execution.remat == chosen.run.execution.remat == entry["remat"]
         assert chosen.run.data.batch_size == entry["batch_size"]
@@ -154,7 +154,7 @@ def test_a_search_ranks_and_compiles_the_best(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_long_rows_may_be_shared():
-    """Where each device gets whole runs of both modalities and whole lanes of slots."""
+    """If each device gets whole runs of both modalities and whole lanes of slots."""
     hardware = absent("v5e:2x2")
     program = search._program(plan.run_config(values()), hardware)
     found = search._candidates(program, hardware, [(40_960, 4096, 4), (40_960, 4100, 4), (8192, 1024, 4)])

@@ -43,7 +43,7 @@ GPUS = Target(
         (FLAT, "all-to-all", list(range(16)), 15 / 16 / 2 * 4),  # a quarter of the ring on average
         (CUBE, "all-gather", list(range(64)), 63 / 2 / 6),  # three rings
         (GPUS, "all-gather", list(range(8)), 7 / 10),  # within a machine: 450 GB/s
-        (GPUS, "all-gather", list(range(32)), 31 / 10),  # each machine's eight cards share what comes from outside
+        (GPUS, "all-gather", list(range(32)), 31 / 10),  # each machine's eight GPUs share the network bandwidth
         (GPUS, "all-gather", list(range(0, 32, 8)), 3 * 45 / 50),  # network cards: 50 GB/s each
         (SMALL, "all-reduce", [3], 0.0),
     ],
@@ -57,7 +57,7 @@ def test_the_least_time_of_a_collective(hardware: Target, kind: str, group: list
     [("1x8x1", "1x1x8"), ("1x2x1", "1x1x2"), ("1x16x1", "1x2x8"), ("1x32x8", "1x32x8"), ("1x1x1", "1x1x1")],
 )
 def test_gpus_are_machines_of_up_to_eight(shape: str, machines: str, monkeypatch: pytest.MonkeyPatch):
-    """As XLA reads it 1 x 8 x 1 are 8 machines, over which a mesh of 2 x 4 could not be laid."""
+    """XLA reads 1 x 8 x 1 as 8 machines, over which a mesh of 2 x 4 could not be laid out."""
     asked = []
     gpu = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
     monkeypatch.setattr(absent, "gpus", lambda kind, topology: asked.append((kind, topology)) or [gpu])

@@ -1,4 +1,4 @@
-"""The report of a run: what its headline says, and that both forms hold everything."""
+"""The report of a run: its headline, and that both forms are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep of three stages that needs no data to be planned."""
+"""A sweep of three stages that can be planned without data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_sweep(config: Path) -> Callable[[str], Path]:
-    """Writes a sweep file of this body of ``sweep(add)``."""
+    """Writes a sweep file with this body of ``sweep(add)``."""
 
     def write(body: str) -> Path:
         file = config.with_name("sweep.py")

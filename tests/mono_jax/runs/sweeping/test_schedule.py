@@ -1,4 +1,4 @@
-"""Units as processes: how many at once, which may start, what failed, signals; the array job."""
+"""Units as processes: how many run at once, which may start, failures, signals; the array job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import read_sweep
 from mono_jax.training.callbacks.stopping import Preempted
 
-# Stands for sweep.py run: makes the unit's stages one after another, as its plan in plans.json says.
+# Stands in for sweep.py run: makes the unit's stages one after another, following its plan in plans.json.
 WORKER = """
 import json, os, sys, time
 workdir, name = sys.argv[1], sys.argv[2]
@@ -112,7 +112,7 @@ def test_a_signal_ends_the_units_and_the_next_start_goes_on(planned: list[Plan],
 
 
 def test_several_sweeps_are_one_queue(sweep_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The first seeds of all come first; each has a folder by its name, and all share their stages."""
+    """The first seeds of all sweeps come first; each sweep has a folder of its name, and all share their stages."""
     other = sweep_file.with_name("others.py")
     other.write_text(sweep_file.read_text().replace('"short"', '"brief"'))
     seen: list[Task] = []

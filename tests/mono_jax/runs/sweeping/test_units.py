@@ -98,7 +98,7 @@ def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
         (
             {"gallery": 3, "answer_tokens": 8, "heldout_batches": 2, "heldout_questions": 9},
             {"s0", "s1_1", "s2"},
-        ),  # how a model is asked
+        ),  # how a model is prompted
     ],
 )
 def test_what_is_decided_by_the_same_is_shared(config: Path, changes: dict[str, Any], kept: set[str]):

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by its DevTools protocol."""
+"""Headless Chromium, driven through its DevTools protocol."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tab:
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse):
         self._socket, self._numbers = socket, itertools.count(1)
-        self.faults: list[str] = []  # what the page threw, logged as an error, or was refused
+        self.faults: list[str] = []  # what the page threw or logged as an error, and blocked requests
 
     async def call(self, method: str, **parameters: Any) -> Any:
         number = next(self._numbers)
@@ -60,13 +60,13 @@ class Tab:
         return reply["result"].get("value")
 
     async def until(self, condition: str) -> None:
-        """Returns once an expression is true."""
+        """Waits until an expression is true."""
         async with asyncio.timeout(60):
             while not await self.run(condition):
                 await asyncio.sleep(0.02)
 
     async def type(self, text: str, enter: bool = True) -> None:
-        """As a keyboard does, into what has the focus."""
+        """Types into the focused element, as from a keyboard."""
         await self.call("Input.insertText", text=text)
         if enter:
             key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
@@ -92,7 +92,7 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def tab() -> AsyncIterator[Tab]:
-    """A page of a browser of its own."""
+    """A page in a new browser."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         flags = [
             "--headless=new",

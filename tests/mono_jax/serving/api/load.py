@@ -1,11 +1,11 @@
-"""Many requests to a server, a tenth of them malformed or broken off: what came of them.
+"""Sends many requests to a server, a tenth of them malformed or broken off, and reports the outcomes.
 
     python -m tests.mono_jax.serving.api.load --requests=10000 --at_a_time=64          # scripted engine
     python -m tests.mono_jax.serving.api.load --real --requests=1000 --at_a_time=32    # a real, tiny model
 
-Answers are compared with what each question must get: the scripted engine's name the pixels that it saw, a real
-model's are those of ``Generator``. The server is a process of its own; its memory is read after every tenth of the
-requests. Prints one JSON object.
+Answers are compared with the expected ones: those of the scripted engine name the pixels that it saw, those of a real
+model are ``Generator``'s. The server is a separate process, whose memory is read after every tenth of the requests.
+Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from tests.tiny_folder import tiny_config, tiny_folder
 
 GOLDEN = ROOT / "tests" / "golden"
 MALFORMED = 0.1
-KINDS = 48  # questions that recur
+KINDS = 48  # recurring questions
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
 @dataclasses.dataclass
 class Target:
-    """A server: where it is, its process, its questions as request bodies, and the text that answers each."""
+    """A server: its address, its process, its questions as request bodies, and the text that answers each."""
 
     url: str
     process: psutil.Process
@@ -95,7 +95,7 @@ def real() -> Iterator[Target]:
 
 
 def attack(rng: random.Random) -> tuple[str, bytes]:
-    """Path and body of a request that would take much time or memory if it were believed."""
+    """Path and body of a request that would take much time or memory if it were trusted."""
     asked = {"prompt": "Hi", "echo": True, "logprobs": 1, "stream": True, "max_tokens": 3_000_000_000}
     if (kind := rng.randrange(6)) == 0:
         return TEXT, json.dumps(asked).encode()
@@ -114,7 +114,7 @@ def attack(rng: random.Random) -> tuple[str, bytes]:
 
 
 def lying(rng: random.Random) -> bytes:
-    """A picture whose head names sides that it has not."""
+    """An image whose header declares a wrong size."""
     side = rng.choice([0, 3000, 60_000])
     if rng.random() < 0.5:
         data = bytearray(picture(0))
@@ -131,7 +131,7 @@ def lying(rng: random.Random) -> bytes:
 
 @functools.cache
 def slow_picture(scans: int = 300) -> bytes:
-    """A small JPEG of a large, empty picture, each of whose scans takes as long as a whole one."""
+    """A small JPEG of a large, empty image, each of whose scans takes as long as a whole image."""
     buffer = io.BytesIO()
     Image.new("L", (1500, 1500), 128).save(buffer, "jpeg", progressive=True, quality=50)
     data = buffer.getvalue()
@@ -162,7 +162,7 @@ def malformed(body: dict[str, Any], rng: random.Random) -> bytes:
 
 
 class Run:
-    """``outcomes`` counts statuses, "gone" (broken off by us) and "wrong" (somebody else's answer)."""
+    """``outcomes`` counts statuses, "gone" (broken off by us) and "wrong" (the answer to another request)."""
 
     def __init__(self, target: Target, seed: int):
         self.target, self.rng = target, random.Random(seed)
@@ -216,7 +216,7 @@ class Run:
         try:
             async with session.post(path, data=data, headers={"Content-Type": "application/json"}) as reply:
                 answer = await reply.json()
-        except aiohttp.ClientConnectionError:  # a body that is too large may not be read to its end
+        except aiohttp.ClientConnectionError:  # the server may not read a body that is too large to its end
             self.outcomes["refused"] += 1
             return
         self.outcomes[f"{kind} {reply.status}"] += 1
@@ -234,7 +234,7 @@ def _text(data: str, stream: bool) -> str:
 
 
 def load(target: Target, count: int, at_a_time: int, seed: int = 0) -> dict[str, Any]:
-    """Runs ``count`` requests; MiB of the server's memory after each tenth."""
+    """Runs ``count`` requests; records the server's memory in MiB after each tenth."""
     run, memory, start = Run(target, seed), [], time.perf_counter()
     for _ in range(10):
         asyncio.run(run.whole(count // 10, at_a_time))

@@ -1,4 +1,4 @@
-"""experiments/serve.py with a real, tiny model, and what Generator answers to the same questions."""
+"""experiments/serve.py with a real, tiny model, and Generator's answers to the same questions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RealServer(Client):
 
 @contextlib.contextmanager
 def serving_folder(folder: Path, *flags: str) -> Iterator[RealServer]:
-    """The command, in a process of its own. At the end SIGTERM stops it; by then it must have compiled nothing more."""
+    """The command, in a separate process. SIGTERM stops it at the end; it must not have compiled anything more."""
     command = [sys.executable, "experiments/serve.py", f"--model={folder}", "--port=0", "--json", *LIMITS, *flags]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": COMPILES_FAST, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
@@ -52,7 +52,7 @@ def serving_folder(folder: Path, *flags: str) -> Iterator[RealServer]:
 
 
 def questions(count: int) -> list[dict[str, Any]]:
-    """Questions about pictures of two shapes, in every third case about none."""
+    """Questions about images of two shapes; every third question has no image."""
     kinds = [{"text": f"What is number {number}?", "pictures": []} for number in range(count)]
     for number, asked in enumerate(kinds):
         if number % 3:
@@ -61,14 +61,14 @@ def questions(count: int) -> list[dict[str, Any]]:
 
 
 def messages(asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """As OpenAI's clients send a question."""
+    """A question as OpenAI clients send it."""
     urls = [f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in asked["pictures"]]
     images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [{"role": "user", "content": [*images, {"type": "text", "text": asked["text"]}]}]
 
 
 def expected(folder: Path, asked: Sequence[dict[str, Any]], tokens: int = TOKENS) -> list[str]:
-    """What ``Generator`` answers, greedily, to all of them in one batch."""
+    """``Generator``'s greedy answers to all of them in one batch."""
     opened = open_model(str(folder), None)
     encoder = ChatEncoder(opened.tokenizer, opened.form.template, opened.form.system_message)
     maker = Questions(encoder, tiling_of(opened.generator.config, opened.form))

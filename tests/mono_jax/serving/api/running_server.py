@@ -1,4 +1,4 @@
-"""A server in this process, on a free port of the loopback, and a plain client of it."""
+"""A server in this process, on a free loopback port, and a plain client for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mono_jax.serving.contract import ServingEngine
 
 
 class Client:
-    """Sends one request after the other; each on a connection of its own."""
+    """Sends one request after the other, each on a new connection."""
 
     def __init__(self, port: int, service: Service, server: Server):
         self.port, self.service, self.server = port, service, server
@@ -33,7 +33,7 @@ class Client:
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:
-        """Status and the answer: parsed if it is JSON, else as text. ``body``: bytes as they are, else as JSON."""
+        """Status and answer, parsed if it is JSON, else as text. ``body``: bytes are sent unchanged, else JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         try:
@@ -78,7 +78,7 @@ def image_part(data: bytes, kind: str = "png") -> dict[str, Any]:
 
 
 def picture(number: int, width: int = 40, height: int = 40) -> bytes:
-    """A PNG of noise that no other number gives."""
+    """A PNG of noise, different for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
@@ -86,7 +86,7 @@ def picture(number: int, width: int = 40, height: int = 40) -> bytes:
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    """Returns once it is true; fails after a minute."""
+    """Waits until it is true; fails after a minute."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
@@ -100,7 +100,7 @@ def serving(
     keys: Collection[str] = (),
     fetching: Callable[[], Fetcher] | None = None,
 ) -> Iterator[Client]:
-    """The API of an engine that was started."""
+    """The API of a started engine."""
     service = Service(engine, config or ApiConfig(drain_s=0), fetching() if fetching else None)
     place = listen("127.0.0.1", 0)
     ready = threading.Event()

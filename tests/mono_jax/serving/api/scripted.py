@@ -1,4 +1,4 @@
-"""An engine without a model: its answers say what it was asked, so that an answer to another's question shows."""
+"""An engine without a model: its answers repeat the request, so that mixed-up answers are detected."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mono_jax.weights.prompt_format import PromptFormat
 
 
 def digest(prompt: Prompt) -> str:
-    """A number that another prompt, or other pixels, would not have."""
+    """A number that is different for other prompts or pixels."""
     pixels = b"" if prompt.patches is None else np.ascontiguousarray(prompt.patches).tobytes()
     return f"{zlib.crc32(pixels, zlib.crc32(np.asarray(prompt.input_ids, np.int32).tobytes())):08x}"
 
 
 def said(prompt: Prompt, sampling: Sampling) -> str:
-    """What the engine answers, by default."""
+    """The engine's default answer."""
     return f" seen {digest(prompt)} seed {sampling.seed} \n"
 
 
@@ -45,7 +45,7 @@ class Answering:
             self.engine.changed.notify()
 
     def step(self) -> bool:
-        """Whether it goes on."""
+        """Whether it continues."""
         if self.cancelled:
             return self._end(Event(finish="cancelled", message="cancelled"))
         if self.request.scores:
@@ -77,7 +77,7 @@ class Answering:
 
 
 def logprob(token: int, place: int, count: int) -> TokenLogprobs:
-    """Numbers that follow from the token and its place; every other token is the likeliest."""
+    """Numbers computed from the token and its position; every other token is the likeliest."""
     own = -1.0 - token % 7 / 8 - place % 3
     best = [(token, own)] if place % 2 else [((token + 1) % 50, own + 0.5)]
     return TokenLogprobs(token, own, tuple([*best, (5, own - 1), (6, own - 2)][:count]))
@@ -87,7 +87,7 @@ class ScriptedEngine:
     """A ``ServingEngine``. ``script``: (prompt, sampling) -> the text of the answer.
 
     Attributes:
-      under_way: requests not ended. ended: how many ended, by how. refuse: raised by ``submit``, if not None.
+      under_way: unfinished requests. ended: ended requests by reason. refuse: raised by ``submit`` if not None.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ScriptedEngine:
         return check_prompt(self.architecture, prompt, "")
 
     def hold(self, after: int = 0) -> None:
-        """Requests stay where they are once they have so many tokens, until ``release``; they can be cancelled."""
+        """Requests pause after this number of tokens until ``release``; they can be cancelled."""
         self._hold(after)
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""A server with the scripted engine in a process of its own: FOLDER of a tokenizer as argument, prints its port."""
+"""A server with the scripted engine in a separate process; takes a tokenizer FOLDER and prints its port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients are answered: whole and streamed, one and several, with log-probabilities and with an echo."""
+"""Answers to clients: whole and streamed, one and several, with log-probabilities and with echo."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.mono_jax.serving.api.scripted import ScriptedEngine, digest, logprob
 
 
 def prompt_of(engine: ScriptedEngine, turns: list[tuple[str, str]], pictures: list[bytes]) -> Prompt:
-    """As training and generate.py make it."""
+    """The same as in training and generate.py."""
     encoder = ChatEncoder(engine.tokenizer, engine.form.template, engine.form.system_message)
     questions = Questions(encoder, tiling_of(engine.architecture, engine.form), ImageLimits())
     return questions.prompt(turns, [(str(number), data) for number, data in enumerate(pictures)])
@@ -85,7 +85,7 @@ def test_a_conversation_goes_on(client: Client, engine: ScriptedEngine):
 
 
 def test_a_model_that_said_image_is_asked_again(client: Client, engine: ScriptedEngine):
-    """Its word stands for no image; generate.py has its tokens, which are those of the word."""
+    """The word does not stand for an image; its tokens are those of the word, as in generate.py."""
     said = "An <image> tag."
     messages = [message(A, "What?"), {"role": "assistant", "content": said}, message("And?")]
     for content in (said, [{"type": "text", "text": said}]):
@@ -99,7 +99,7 @@ def test_a_model_that_said_image_is_asked_again(client: Client, engine: Scripted
 
 
 def test_cached_tokens_are_those_of_the_first_answer(client: Client):
-    """The others share with it; the scripted engine says three of each."""
+    """The others share with it; the scripted engine reports three of each."""
     for path, asked in (
         ("chat/completions", {"messages": [message("Hi")]}),
         ("completions", {"prompt": ["Hey you"] * 2}),
@@ -174,7 +174,7 @@ def test_an_echo_with_logprobs_has_those_of_the_prompt(by_ids: bool, client: Cli
     assert found["token_logprobs"][0] is None and found["top_logprobs"][0] is None
     scores = [logprob(token, place, 1) for place, token in enumerate(ids)][1:]
     assert found["token_logprobs"][1 : len(ids)] == [each.logprob for each in scores]
-    # As lm-eval tells whether a token is the likeliest one.
+    # As lm-eval determines whether a token is the likeliest one.
     greedy = [max(top.values()) == own for top, own in zip(found["top_logprobs"][1:], found["token_logprobs"][1:])]
     assert greedy[: len(scores)] == [each.top[0][0] == each.token for each in scores]
     assert len(found["tokens"]) == len(ids) + 2 == len(found["text_offset"])
@@ -183,7 +183,7 @@ def test_an_echo_with_logprobs_has_those_of_the_prompt(by_ids: bool, client: Cli
 
 
 def test_of_tokens_with_the_same_text_the_likelier_counts():
-    """So that the largest of the likeliest is the likeliest, which lm-eval compares with the token's own."""
+    """So that the largest value is that of the likeliest token, which lm-eval compares with the token's own."""
 
     class SameText:
         @staticmethod
@@ -197,7 +197,7 @@ def test_of_tokens_with_the_same_text_the_likelier_counts():
 
 
 def test_log_probabilities_of_a_piece_take_no_longer_the_more_came_before(engine: ScriptedEngine):
-    """Streams would be quadratic, on the loop that serves everybody."""
+    """Otherwise streams would be quadratic, on the event loop that all clients share."""
     counting = _Counting(engine.tokenizer)
     ids = [5 + number % 40 for number in range(400)]
     found = [TokenLogprobs(token, -1.0, ((6, -2.0),)) for token in ids]
@@ -232,7 +232,7 @@ def test_an_echo_alone(client: Client, engine: ScriptedEngine):
 
 
 def test_one_token_with_logprobs_is_one_even_where_it_ends_the_answer(client: Client, engine: ScriptedEngine):
-    """lm-eval takes the last of the list to be the generated one, and leaves it out."""
+    """lm-eval assumes that the last list entry is the generated one and drops it."""
     engine.script, plain = lambda prompt, sampling: "<|im_end|>", engine.script
     try:
         body = {"prompt": [5, 6, 7], "echo": True, "logprobs": 1, "max_tokens": 1}

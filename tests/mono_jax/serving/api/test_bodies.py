@@ -1,4 +1,4 @@
-"""Bodies are parsed without much memory, whatever they say: every list has a bound, and ends at its first fault."""
+"""Bodies are parsed in little memory, whatever they contain: lists are bounded and end at the first fault."""
 
 from __future__ import annotations
 

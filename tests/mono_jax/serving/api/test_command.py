@@ -1,4 +1,4 @@
-"""experiments/serve.py: a real model answers over HTTP what Generator answers, to many at a time."""
+"""experiments/serve.py: a real model gives Generator's answers over HTTP, to many clients at a time."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ command.main(["--model=m", "--json"])
 
 
 def test_an_engine_that_fails_ends_the_command(golden_dir: Path, tmp_path: Path):
-    """With an error, so that whoever keeps the server up starts another one."""
+    """Exits with an error, so that a supervisor starts the server again."""
     folder = tiny_folder(golden_dir, tmp_path)
     script = f"""
 import json, threading, urllib.request
@@ -95,7 +95,7 @@ def server(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def ask(server: RealServer, number: int) -> str:
-    """The answer, streamed in every other case."""
+    """The answer, streamed for every other request."""
     body: dict[str, Any] = {"messages": messages(ASKED[number]), "max_tokens": 8, "temperature": 0}
     if number % 2:
         frames = server.stream("/v1/chat/completions", body)

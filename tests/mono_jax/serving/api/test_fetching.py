@@ -1,4 +1,4 @@
-"""Images by URL: from public addresses only, after redirects and whatever names resolve to; in size and in time."""
+"""Images by URL: only from public addresses, also after redirects and name resolution; limits on size and time."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def site() -> Iterator[http.server.ThreadingHTTPServer]:
 
 
 def fetched(url: str, allowed: Callable[[str], bool], timeout_s: float = 20.0) -> bytes | str:
-    """The file, or why not."""
+    """The file, or the reason for the refusal."""
 
     async def whole() -> bytes:
         fetcher = Fetcher(1 << 16, timeout_s, allowed)
@@ -123,7 +123,7 @@ def fetched(url: str, allowed: Callable[[str], bool], timeout_s: float = 20.0) -
 
 
 def first_only(address: str) -> bool:
-    """As if 127.0.0.1 were the internet, and all else a network inside."""
+    """As if 127.0.0.1 were the internet and everything else an internal network."""
     return address == "127.0.0.1"
 
 
@@ -133,7 +133,7 @@ def first_only(address: str) -> bool:
         ("http://127.0.0.1:PORT/picture", PICTURE),
         ("http://127.0.0.1:PORT/to?/picture", PICTURE),
         ("http://127.0.0.1:PORT/to?http://127.0.0.2:PORT/picture", "127.0.0.2 is not a public address"),
-        ("http://127.0.0.1:PORT/to?http://127.2:PORT/picture", ""),  # which ways to write numbers are taken differs
+        ("http://127.0.0.1:PORT/to?http://127.2:PORT/picture", ""),  # accepted only on some platforms
         ("http://127.0.0.2:PORT/picture", "127.0.0.2 is not a public address"),
         ("http://2130706434:PORT/picture", ""),
         ("http://0x7f000002:PORT/picture", "127.0.0.2 is not a public address"),
@@ -161,7 +161,7 @@ def test_urls_lead_to_public_addresses_only(url: str, found: bytes | str, site: 
 
 
 def test_a_name_counts_by_what_it_resolves_to(site: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch):
-    """Also where a name resolves to another address each time it is asked for."""
+    """Also if a name resolves to a different address each time."""
     port = site.server_address[1]
     answers = ["127.0.0.1", "127.0.0.2"]
 
@@ -207,7 +207,7 @@ def test_an_image_for_a_client_that_is_gone_is_not_waited_for(
 
 
 def test_nothing_of_the_environment_is_told(site: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch):
-    """No proxy of ours is asked, and no header of ours is sent."""
+    """Our proxies are not used, and our headers are not sent."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     fetched(f"http://user:word@127.0.0.1:{site.server_address[1]}/picture", first_only)
     _, headers = site.asked[-1]
@@ -229,7 +229,7 @@ def test_by_default_the_loopback_is_refused(site: http.server.ThreadingHTTPServe
 
 
 def test_bytes_that_are_fetched_have_bounds(site: http.server.ThreadingHTTPServer, engine: ScriptedEngine):
-    """Those of a request, and those of all requests: a URL of some letters may fetch megabytes."""
+    """Per request and over all requests: a short URL may fetch megabytes."""
     part = image_part(b"")
     part["image_url"]["url"] = f"http://127.0.0.1:{site.server_address[1]}/picture"
     body = {"messages": [{"role": "user", "content": [*[part] * 3, {"type": "text", "text": "?"}]}]}

@@ -1,4 +1,4 @@
-"""Clients that are too many, too large, too slow, gone, or unknown, and the end of the server: nobody else notices."""
+"""Clients that are too many, too large, too slow, gone or unknown, and shutdown: other clients are not affected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture
 def held(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
-    """The engine, which answers nobody until ``release``."""
+    """The engine, which answers no request until ``release``."""
     engine.hold()
     yield engine
     engine.release()
@@ -50,7 +50,7 @@ def send(client: Client, body: Any, path: str = CHAT) -> socket.socket:
 
 
 def rest(connection: socket.socket) -> str:
-    """All that comes until the server closes the connection."""
+    """Everything received until the server closes the connection."""
     text = b""
     with connection:
         while piece := connection.recv(1 << 16):
@@ -99,7 +99,7 @@ def test_a_client_that_goes_in_the_middle_of_an_answer(client: Client, held: Scr
 def test_the_connection_of_a_client_that_does_not_read_ends(
     stream: bool, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
 ):
-    """It and the buffers are gone, and nobody else waits."""
+    """It and its buffers are released, and other clients do not wait."""
     # Each token is several megabytes, more than sockets hold.
     engine.script, plain = lambda prompt, sampling: "word " * 10, engine.script
     engine.tokenizer, words = _Loud(engine.tokenizer), engine.tokenizer
@@ -153,7 +153,7 @@ def test_a_body_that_is_too_large_is_not_read(engine: ScriptedEngine):
 
 @pytest.mark.parametrize("sent", [b"", b"POST ", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
 def test_a_connection_on_which_no_request_comes_is_closed(sent: bytes, engine: ScriptedEngine):
-    """Also after a whole request; meanwhile others are answered, and what has its head is not cut."""
+    """Also after a complete request; others are answered, and requests with complete headers are not cut off."""
     whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     with serving(engine, ApiConfig(body_timeout_s=0.5, drain_s=0)) as client:
         for before in (b"", whole):
@@ -161,7 +161,7 @@ def test_a_connection_on_which_no_request_comes_is_closed(sent: bytes, engine: S
             connection.sendall(before)
             if before:
                 answer = b""
-                while not answer.endswith(b"}"):  # its head and its body may come apart
+                while not answer.endswith(b"}"):  # its headers and its body may arrive separately
                     answer += (piece := connection.recv(1 << 16))
                     assert piece
                 assert answer.startswith(b"HTTP/1.1 200 ")
@@ -206,7 +206,7 @@ def test_more_requests_than_allowed_are_refused(held: ScriptedEngine):
 
 
 def test_bytes_of_all_requests_are_limited(held: ScriptedEngine):
-    """Of their bodies, and of the pixels that are made of them."""
+    """Of their bodies, and of the pixels made from them."""
     body = {"messages": [message(picture(0), "Hi")]}
     size = len(json.dumps(body))
     pixels = 16 * held.architecture.vision.token_pixels**2 * 3  # one tile of 16 tokens
@@ -220,7 +220,7 @@ def test_bytes_of_all_requests_are_limited(held: ScriptedEngine):
         for connection in inside:
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
             connection.close()
-        for _ in range(3):  # those that are done, and refused ones, take no room
+        for _ in range(3):  # finished and refused requests take no space
             assert client.post(CHAT, body)[0] == 200
 
 
@@ -253,7 +253,7 @@ def test_what_is_kept_waiting_is_kept_connected(held: ScriptedEngine, monkeypatc
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
-    """Pictures of which each takes a worker until ``release``."""
+    """Images, each of which occupies a worker until ``release``."""
     stuck, chat = Stuck(), PromptMaker.chat
 
     def slow(self: PromptMaker, asked: Any, pictures: Any, gone: threading.Event | None = None) -> Any:
@@ -268,7 +268,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
 
 
 class Stuck:
-    """``inside``: one event for each worker, set when nobody waits for it."""
+    """``inside``: one event per worker, set when no request waits for it."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
@@ -291,7 +291,7 @@ def test_images_that_take_long_hold_up_images_only(engine: ScriptedEngine, stuck
         assert (status, answer["error"]["code"], client.headers["retry-after"]) == (429, "too_many_images", "1")
         for connection in inside:
             connection.close()
-        # Those that wait for a worker are given up; the others know.
+        # Requests that wait for a worker are abandoned; the others are notified.
         wait_for(lambda: len(client.service._with_images) == workers and all(gone.is_set() for gone in stuck.inside))
         assert len(stuck.inside) == workers and not client.service.gate._inside
         stuck.released.set()
@@ -348,7 +348,7 @@ def test_what_is_too_long_is_refused_before_it_is_encoded(
 
 
 def test_no_key_is_empty(engine: ScriptedEngine):
-    """``--api_key "$UNSET"`` would let in whoever sends "Bearer"."""
+    """``--api_key "$UNSET"`` would admit any client that sends "Bearer"."""
     assert keys_of(["a"], {KEY: "b"}) == ["a"] and keys_of(None, {KEY: "b, c"}) == ["b", "c"]
     assert keys_of(None, {}) == []
     for given, environment in (([""], {}), (["a", " "], {}), (None, {KEY: ""}), (None, {KEY: "a,,b"})):
@@ -376,7 +376,7 @@ def test_a_server_that_stops_lets_answers_end_then_cuts_them(stream: bool, held:
         parameters = {"messages": [message("Hi")], "stream": stream}
         running = pool.submit(client.post, CHAT, parameters)
         wait_for(lambda: held.under_way)
-        # A connection that stays open, as clients' pools hold them: its next request is refused.
+        # A connection that stays open, as in clients' pools: its next request is refused.
         client.server.should_exit = True
         wait_for(lambda: client.service.gate.closed)
         status, answer = running.result()
@@ -397,7 +397,7 @@ def test_a_server_that_stops_waits_for_answers(held: ScriptedEngine):
 
 
 def test_many_at_a_time_get_their_own_answers(client: Client, engine: ScriptedEngine):
-    """128 clients, pictures in every other question: no error, and nobody gets another's answer."""
+    """128 clients, images in every other question: no errors and no mixed-up answers."""
     alone = {}
     for number in range(16):
         alone[number] = client.chat(picture(number), f"Which? {number}", seed=number)[1]["choices"]

@@ -1,4 +1,4 @@
-"""A load run with malformed and broken-off requests: no crash, no leak, nobody gets another's answer."""
+"""A load run with malformed and broken-off requests: no crash, no leak, no mixed-up answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check(found: dict, growth_mib: float) -> None:
     allowed = {"200", "gone", "refused", "malformed 400", "malformed 413", "slow 200", "slow 400"}
     assert set(outcomes) <= allowed, found
     assert outcomes["200"] > 0.85 * found["requests"] and outcomes["malformed 400"] > 0
-    # What allocators and caches take is taken in the first tenth.
+    # Allocators and caches take their memory in the first tenth.
     assert found["memory_mib"][-1] - found["memory_mib"][0] < growth_mib, found
 
 
@@ -27,4 +27,4 @@ def test_some_hundred():
 @pytest.mark.slow
 def test_ten_thousand():
     with scripted() as target:
-        check(load(target, 10_000, 64), growth_mib=64)  # megabytes that attacks sent leave holes in heaps
+        check(load(target, 10_000, 64), growth_mib=64)  # the megabytes sent by attacks leave holes in heaps

@@ -1,4 +1,4 @@
-"""The page at /, in headless Chromium: a picture is dropped, asked about, and the answer streams in."""
+"""The page at / in headless Chromium: an image is dropped, a question asked, and the answer streams in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that cannot be served: each has its status, and names what is wrong."""
+"""Requests that cannot be served: each has a status and an error that names the problem."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_statuses_that_are_not_400(client: Client, engine: ScriptedEngine):
     status, answer = client.get(CHAT)
     assert (status, answer["error"]["type"]) == (405, "invalid_request_error")
     status, answer = client.post(CHAT, b"{}", headers={"Content-Type": "text/plain"})
-    assert status == 400, answer  # no page of another site can send it without being asked
+    assert status == 400, answer  # a page of another site cannot send it without permission
     engine.refuse = Full("256 requests wait")
     try:
         status, answer = client.post(CHAT, chat())
@@ -205,7 +205,7 @@ def test_of_several_answers_all_are_submitted_or_none(
             assert other.result()[0] == 200
             assert client.post(path, body | {"n": 3})[0] == 200
             engine.hold()
-            status, answer = client.post(path, body | {"n": 4, "stream": stream})  # 429 would be the answer for ever
+            status, answer = client.post(path, body | {"n": 4, "stream": stream})  # 429 would never end
             assert (status, answer["error"]["param"]) == (400, "n") and " at most" in answer["error"]["message"]
     finally:
         engine.config = roomy
@@ -220,7 +220,7 @@ def test_an_engine_that_has_ended_is_told_from_a_full_one(client: Client, engine
         assert (status, answer["error"]["code"]) == (503, "engine_closed")
         health = client.get("/health")
         assert health[0] == 503 and health[1]["status"] == "failed"
-        for said in (answer["error"]["message"], health[1]["reason"]):  # faults may name files and sizes
+        for said in (answer["error"]["message"], health[1]["reason"]):  # errors may name files and sizes
             assert "log" in said and "memory" not in said
     finally:
         engine.refuse = engine.closed = None
@@ -253,7 +253,7 @@ def test_pixels_and_sides_are_limited(engine: ScriptedEngine):
         assert client.chat(picture(0, 30, 30), "?")[0] == 200
         status, answer = client.chat(picture(0, 40, 40), "?")
         assert status == 400 and "image_too_large (40x40; the limit is 1000)" in answer["error"]["message"]
-        assert client.chat(picture(0, 1, 1), "?")[0] == 200  # people's own pictures; training leaves spacers out
+        assert client.chat(picture(0, 1, 1), "?")[0] == 200  # users' own images; training leaves out spacer images
 
 
 @pytest.mark.parametrize(

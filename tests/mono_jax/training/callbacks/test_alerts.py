@@ -1,4 +1,4 @@
-"""Alerts reach a webhook, and no webhook reaches the run."""
+"""Alerts reach a webhook, and a failing webhook does not affect the run."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_server_that_does_not_answer_holds_nothing_up(monkeypatch: pytest.Monk
     with socket.socket() as listening:
         listening.bind(("localhost", 0))
         if kind == "silent":
-            listening.listen()  # takes the connection, and never answers
+            listening.listen()  # accepts the connection but never answers
         url = f"http://localhost:{listening.getsockname()[1]}/" if kind != "no_url" else "http://"
         callback = Alerts(url, {}, said.append)
         callback.begin(progress(0))

@@ -1,4 +1,4 @@
-"""When states are saved: with a saver that writes down what was asked of it."""
+"""When states are saved, with a saver that records its calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def state(done: int, nonfinite: int = 0) -> TrainState:
 
 
 class Saver:
-    """Stands in for ``Checkpoints``: what was asked of it, in order."""
+    """Stands in for ``Checkpoints`` and records its calls, in order."""
 
     def __init__(self, fails: tuple[int, ...] = ()):
         self.asked: list[tuple[Any, ...]] = []
@@ -54,7 +54,7 @@ class Saver:
         (7, 3, (), (), None, []),  # nothing left to do
         (7, 3, (), (), Stopped("x"), [(7, 0, True)]),
         (0, 3, (6,), (), None, [(3, 0, True), (7, 1, True)]),  # not in a streak
-        (0, 3, (7,), (), None, [(3, 0, True), (6, 1, True), (7, 2, False)]),  # the last, but beside older ones
+        (0, 3, (7,), (), None, [(3, 0, True), (6, 1, True), (7, 2, False)]),  # the last, but with older ones
         (0, 3, (), (3,), None, [(6, 0, True), (7, 1, True)]),
         (0, 3, (), (), NonFinite("x", 5), [(3, 0, True), (6, 1, True), ("discard", 5)]),
     ],
@@ -132,7 +132,7 @@ def play(seconds: list[float], lag: int, minutes: float | None, every: int = 100
     ("seconds", "lag", "minutes", "every", "expected"),
     [
         ([10.0] * 20, 0, 1.0, 1000, [6, 12, 18]),
-        ([10.0] * 20, 2, 1.0, 1000, [8, 16]),  # heard of two steps later, counted from the save on
+        ([10.0] * 20, 2, 1.0, 1000, [8, 16]),  # known two steps later, counted from the save
         ([10.0] * 20, 0, 1.0, 5, [5, 10, 15, 20]),  # saves at steps count, too
         ([10.0] * 12, 2, 1.0, 7, [7]),  # called at step 6, saved at 7 anyway
         ([90.0] * 5, 0, 1.0, 1000, [1, 2, 3, 4, 5]),  # steps longer than that

@@ -46,7 +46,7 @@ def run(
     best: dict[str, Any] | None = None,
     ends: int = STEPS,
 ) -> tuple[Evaluating, dict[int, Any], Saves]:
-    """Seven steps, at the end of which ``values`` are measured one after another; saved after every fifth."""
+    """Seven steps, after which ``values`` are measured one after another; saved after every fifth."""
     writer, left, saves = Writer(), list(values), Saves()
     records = recorder(writer, log_every)
     evaluating = Evaluating(
@@ -119,7 +119,7 @@ def test_the_best_is_known_after_resuming_unless_another_metric_decides():
 
 
 def test_the_time_that_measuring_takes_is_no_time_of_the_steps(monkeypatch: pytest.MonkeyPatch):
-    """A clock that only measuring moves: a step takes nothing, an evaluation 100 seconds."""
+    """A clock that only evaluations advance: a step takes no time, an evaluation 100 seconds."""
     clock, said, writer = [0.0], [], Writer()
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
     records = recorder(writer, 2)

@@ -1,4 +1,4 @@
-"""Traces of steps: of a small program, by the real profiler."""
+"""Traces of the steps of a small program, from the real profiler."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_signal_asks_for_five_steps_and_is_not_caught_any_more_afterwards(tmp_
 
 
 def test_a_disk_that_is_full_ends_no_run_and_the_next_trace_is_whole(tmp_path: Path):
-    """The limit on the size of files stands in for the disk: writes end in the middle."""
+    """A file size limit stands in for a full disk: writes end in the middle."""
     said: list[str] = []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

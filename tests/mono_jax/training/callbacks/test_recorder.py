@@ -1,4 +1,4 @@
-"""What becomes of the metrics of steps, without a model: arrays made up here."""
+"""How metrics of steps are recorded, without a model: with arrays made up here."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def test_every_record_holds_the_values_of_its_own_step(start: int, log_every: in
 
 
 def test_rates_are_those_of_the_steps_since_the_last_record(monkeypatch: pytest.MonkeyPatch):
-    """A clock of two seconds a look: at the start, after the first step, and whenever a step is found finished."""
+    """A clock that advances two seconds per reading: at the start, after step 1, and when a step is found finished."""
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
     records = Writer()
     run(recorder(records, 3))
-    assert [record["step_s"] for record in records] == pytest.approx([2, 2, 2])  # the first step aside
+    assert [record["step_s"] for record in records] == pytest.approx([2, 2, 2])  # except the first step
     for record in records:
         rate = TOKENS / record["step_s"]
         assert record["tokens_per_s"] == pytest.approx(rate) and record["mfu"] == pytest.approx(rate / 50)
@@ -85,7 +85,7 @@ def test_rates_are_those_of_the_steps_since_the_last_record(monkeypatch: pytest.
 
 
 class Late:
-    """A value that the device has finished when the ``clock`` shows ``at``; to read it is to wait until then."""
+    """A value that the device has finished when the ``clock`` shows ``at``; reading it waits until then."""
 
     def __init__(self, value: float, at: float, clock: list[float]):
         self._value, self._at, self._clock = value, at, clock
@@ -176,7 +176,7 @@ def test_at_most_twenty_samples_are_named():
 
 
 class Device:
-    """Stands in for a device whose allocator tells what it has handed out."""
+    """Stands in for a device whose allocator reports its allocations."""
 
     def __init__(self, **stats: int):
         self._stats = stats

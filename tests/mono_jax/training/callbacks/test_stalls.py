@@ -1,4 +1,4 @@
-"""A step that hangs tells where, once; what is long by nature does not count."""
+"""A hanging step reports where it hangs, once; work that is always long does not count."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_time_that_is_long_by_nature_is_no_part_of_a_step(activity: str):
 def test_nothing_is_long_before_the_median_is_known_or_after_the_last_step():
     run = Run()
     with run.stalls:
-        run.steps(FEWEST)  # of which the first, which compiles, is left out
+        run.steps(FEWEST)  # the first of which compiles and is left out
         assert not hang_here(run.spoken, 0.6)
         run.steps(FEWEST)
         run.stalls.finish(run.progress)

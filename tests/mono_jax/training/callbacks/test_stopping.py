@@ -46,7 +46,7 @@ def test_the_exit_code_of_a_run_that_was_asked_to_stop():
 
 
 def turn(stopping: StopWhenAsked, done: int = 3) -> None:
-    """As the loop does after a step."""
+    """Does what the loop does after a step."""
     progress = Progress(None, {}, 0, done, 7)
     progress.totals.add(done, stopping.facts(progress))
     stopping.step(progress)
@@ -71,7 +71,7 @@ def test_a_signal_ends_the_run_after_its_step(number: int, capfd: pytest.Capture
 def test_only_a_second_ctrl_c_interrupts():
     with StopWhenAsked() as asked:
         for _ in range(3):
-            os.kill(os.getpid(), signal.SIGTERM)  # schedulers repeat themselves
+            os.kill(os.getpid(), signal.SIGTERM)  # schedulers repeat signals
         with pytest.raises(Preempted):
             turn(asked)
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Event files are what tensorboardX, which TensorBoard's own files are the model of, writes of the same numbers."""
+"""Event files equal those that tensorboardX, modelled on TensorBoard's own, writes for the same numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers get every record once, and nothing that they do blocks or ends a run."""
+"""Trackers get every record once, and they can neither block nor end a run."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def steps_of(library: Library) -> list[int]:
 def test_every_record_is_sent_once_over_resumes(tmp_path: Path):
     library = Library()
     assert written(tmp_path, library, range(1, 6)) == []
-    assert written(tmp_path, library, range(4, 9), start=3) == []  # steps 4 and 5 were lost and are done again
+    assert written(tmp_path, library, range(4, 9), start=3) == []  # steps 4 and 5 were lost and are repeated
     assert steps_of(library) == list(range(1, 9)) and library.got[0] == (1, {"loss": 0.5})
     assert library.ids[0] == library.ids[1] and library.finished == 2
-    (tmp_path / "logs" / "view.json").unlink()  # the whole view is made anew
+    (tmp_path / "logs" / "view.json").unlink()  # the whole view is rebuilt
     written(tmp_path, library, range(9, 10), start=8)
     assert steps_of(library)[8:] == list(range(1, 10)) and library.ids[2] != library.ids[0]
 
@@ -116,10 +116,10 @@ def all_written(tmp_path: Path, name: str) -> list[str]:
 
 
 def wandb_entries(file: Path) -> Iterator[bytes]:
-    """The entries of a .wandb file: a log as LevelDB writes it, in blocks of 32 KiB, behind seven bytes of header."""
+    """The entries of a .wandb file: a log in LevelDB's format, in blocks of 32 KiB, after seven bytes of header."""
     data, at, entry = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # no room for another header
+        if 32768 - at % 32768 < 7:  # no space for another header
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack("<HB", data[at + 4 : at + 7])

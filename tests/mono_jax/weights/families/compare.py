@@ -1,4 +1,4 @@
-"""What our transformer computes of a Hugging Face folder, beside what transformers computed of it."""
+"""Compares our transformer on a Hugging Face folder with the results of transformers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def computed(config: Architecture, params: Mapping, tokens: np.ndarray, **execut
 
 
 def assert_equal(folder: Path, expected: Mapping[str, np.ndarray]) -> None:
-    """The model in ``folder`` computes what is ``expected``, and goes on with the same tokens."""
+    """The model in ``folder`` computes what is ``expected`` and continues with the same tokens."""
     config = read_config(folder)
     params = readers.load_params(folder, config)
     found = computed(config, params, expected["tokens"])

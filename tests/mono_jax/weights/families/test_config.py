@@ -1,4 +1,4 @@
-"""config.json of the families: what it says is read, and what is not computed is refused by name."""
+"""config.json of the families: its values are read, and unsupported features are refused by name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_is_not_computed_is_refused_by_name(golden_dir: Path, name: str, ch
 
 
 def test_what_the_keys_of_older_releases_say(golden_dir: Path):
-    """Of Gemma 3 before transformers 5."""
+    """Gemma 3 as written before transformers 5."""
     changes = {"rope_parameters": "absent", "layer_types": "absent", "rope_theta": 5e3, "rope_local_base_freq": 100.0}
     old = published(golden_dir, "gemma3", **changes)
     config = config_from_hf(published(golden_dir, "gemma3"))

@@ -1,4 +1,4 @@
-"""Every family computes what transformers computed of a tiny random model of it (tests/reference/make_families.py)."""
+"""Every family computes what transformers computed for a tiny random model of it (tests/reference/make_families.py)."""
 
 from __future__ import annotations
 

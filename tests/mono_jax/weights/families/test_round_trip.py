@@ -73,7 +73,7 @@ def test_visual_experts_are_copies_that_come_back(golden_dir: Path, tmp_path: Pa
 
 
 def test_a_chat_template_goes_along_and_tells_how_a_model_is_asked(golden_dir: Path, tmp_path: Path):
-    """With eyes config.json says so; a language model's says nothing: the template is seen beside it."""
+    """With vision, config.json gives the template; for a language model, it is recognised from the files next to it."""
     source = shutil.copytree(golden_dir / "families/qwen3", tmp_path / "source")
     assert read_origin(source).prompt == PromptFormat()
     for file in (golden_dir / "chat_templates/qwen3").iterdir():
@@ -100,7 +100,7 @@ TOKENIZERS = {"llama": "llama3", "mistral": "mistral", "qwen2": "smollm2", "qwen
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_with_a_template_of_its_own_gets_image_tokens_only(golden_dir: Path, tmp_path: Path, name: str):
-    """Without one it is asked as Mono-InternVL is, and gets the tokens for that too; a wrong template is refused."""
+    """Without a template, it is prompted like Mono-InternVL and gets those tokens, too; a wrong one is refused."""
     source = shutil.copytree(golden_dir / "families" / name, tmp_path / "source")
     for file in (golden_dir / "chat_templates" / TOKENIZERS[name]).iterdir():
         shutil.copyfile(file, source / file.name)

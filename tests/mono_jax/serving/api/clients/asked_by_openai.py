@@ -1,6 +1,6 @@
 """Run by the Python of the clients: questions on standard input, answers on standard output, as JSON.
 
-Asks each question whole and streamed, as many at a time as there are questions; then cuts streams in the middle.
+Asks each question with and without streaming, all questions at once; then cuts streams off in the middle.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def streamed(messages: list[dict[str, Any]]) -> str:
 
 
 def helped(messages: list[dict[str, Any]]) -> str:
-    """By the helper that puts chunks together and names what comes."""
+    """Uses the helper that joins chunks and names the events."""
     with client.chat.completions.stream(messages=messages, **ASKED) as stream:
         return "".join(event.delta for event in stream if event.type == "content.delta")
 
 
 def cut(messages: list[dict[str, Any]]) -> int:
-    """Pieces of a long answer that were read before it was cut."""
+    """Pieces of a long answer that were read before it was cut off."""
     asked = ASKED | {"max_tokens": 24}
     with client.chat.completions.create(messages=messages, stream=True, **asked) as stream:
         for number, _ in enumerate(stream):

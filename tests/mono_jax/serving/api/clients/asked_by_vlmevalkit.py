@@ -1,4 +1,4 @@
-"""Run by the Python of the clients: VLMEvalKit's own OpenAIWrapper, whole and streamed."""
+"""Run by the Python of the clients: VLMEvalKit's own OpenAIWrapper, with and without streaming."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as folder:
                 stream.write(base64.b64decode(picture))
             content.append({"type": "image", "value": file})
             image = Image.open(io.BytesIO(base64.b64decode(picture)))
-            sent.append(encode_image_to_base64(image, target_size=-1))  # it makes JPEGs of them
+            sent.append(encode_image_to_base64(image, target_size=-1))  # it converts them to JPEG
         content.append({"type": "text", "value": asked["text"]})
         for name, model in models.items():
             result[name].append(model.generate(content))

@@ -1,4 +1,4 @@
-"""Other people's clients, as they are, against experiments/serve.py with a real model.
+"""Unmodified third-party clients against experiments/serve.py with a real model.
 
 The Python of tests/clients.py has openai, lm_eval[api], lmms-eval, or VLMEvalKit's vlmeval.
 """
@@ -30,7 +30,7 @@ ASKED = questions(24)
 
 
 def started(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    """The clients' Python, which knows nothing of this project."""
+    """The clients' Python, without this project."""
     return subprocess.run(
         [PYTHON, *arguments], input=text, env=environment(), cwd=HERE, capture_output=True, text=True, timeout=600
     )
@@ -38,7 +38,7 @@ def started(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]
 
 @functools.cache
 def missing(module: str) -> str:
-    """Why it cannot be imported; "" if it can."""
+    """Why a module cannot be imported; "" if it can."""
     done = started("-c", f"import {module}")
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
@@ -63,12 +63,12 @@ def server(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def answers(server: RealServer) -> list[str]:
-    """What Generator answers."""
+    """Generator's answers."""
     return expected(server.folder, ASKED)
 
 
 def plain(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For JSON."""
+    """In JSON form."""
     return [one | {"pictures": [base64.b64encode(data).decode() for data in one["pictures"]]} for one in asked]
 
 
@@ -88,13 +88,13 @@ def test_openai(at_a_time: int, request: pytest.FixtureRequest):
     ]
     assert found["echo"] == [7, None]
     end = time.monotonic() + 60
-    while "mono_jax_running_requests 0.0" not in server.get("/metrics")[1]:  # the cut ones are given up
+    while "mono_jax_running_requests 0.0" not in server.get("/metrics")[1]:  # the cut-off streams are abandoned
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
 def test_lm_eval(request: pytest.FixtureRequest):
-    """Log-likelihoods are those of our own, and no tokenizer is needed beside the server's."""
+    """Log-likelihoods equal our own, and no tokenizer besides the server's is needed."""
     needs("lm_eval.models.openai_completions, tenacity")
     server, answers = request.getfixturevalue("server"), request.getfixturevalue("answers")
     pairs = [
@@ -130,7 +130,7 @@ def test_lmms_eval(request: pytest.FixtureRequest):
 
 
 def test_vlmevalkit(request: pytest.FixtureRequest):
-    """It sends JPEGs of what it is given."""
+    """It converts its images to JPEG before sending."""
     needs("vlmeval.api.gpt")
     server = request.getfixturevalue("server")
     job = {"url": server.url, "model": server.folder.name, "asked": plain(ASKED[:9]), "tokens": TOKENS}

@@ -1,6 +1,6 @@
 """Schemathesis over the app's OpenAPI document: made-up requests get answers that the document describes.
 
-MONO_JAX_SCHEMATHESIS=VENV/bin/schemathesis names the program; without it one on the PATH is taken.
+MONO_JAX_SCHEMATHESIS=VENV/bin/schemathesis names the program; otherwise the one on the PATH is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed: pip ins
 from tests.mono_jax.serving.api.running_server import Client
 
 PROGRAM = os.environ.get("MONO_JAX_SCHEMATHESIS") or shutil.which("schemathesis")
-# Not "positive_data_acceptance": what is of the right shape may still ask for what cannot be had (no image, no turn).
+# Not "positive_data_acceptance": a valid request may still ask for something impossible (no image, no turn).
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
