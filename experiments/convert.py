@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("src", metavar="SRC", help="model to read: a folder, URL or .gguf file; a run's workdir works too")
     add("dst", metavar="DST", help="folder or URL to write; it must not exist or must be empty")
     add("--from", dest="source_kind", choices=(*forms, "gguf"), help="format of SRC (default: detected)")
-    add("--to", dest="target_kind", choices=forms, help="format of DST (default: the other; if changed: same)")
+    add("--to", dest="target_kind", choices=forms, help="format of DST (default: the other one; same if changed)")
     add("--layout", choices=("auto", "published", "own"), default="auto", help="of hf; auto: published or else own")
     add("--names", dest="names_file", metavar="FILE", type=Path, help="JSON table of differing tensor names")
     add("--shard_size", type=cli.byte_size, default="5GB", help="largest exported file, e.g. 500MB (5GB)")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--image_token_id", type=int, help="id of <IMG_CONTEXT> (default: from the tokenizer files)")
     add("--grow_vocabulary", type=int, metavar="N", help="grow to N rows; new rows start as the mean of the old")
     add("--embed_experts", action="store_true", help="turn a dense model into a Mono-InternVL model")
-    add("--attention_experts", action="store_true", help="with --embed_experts: add visual QKV, too (1.5)")
+    add("--attention_experts", action="store_true", help="with --embed_experts: also add visual QKV (1.5)")
     add("--seed", type=int, default=0, help="seed of the new patch embedding and projector (0)")
     for key in ("hidden_size", "patch_size", "image_size", "downsample_ratio", "ps_version"):
         default = getattr(VisionConfig(), key)

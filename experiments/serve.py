@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result, hangs = serve(args)
     if args.json:
         cli.json_line(result)
-    if hangs:  # a thread, in a library, on a client's image: Python would wait for it
+    if hangs:  # a thread hangs in a library, and Python would wait for it
         sys.stdout.flush()
         os._exit(0)
 
