@@ -1,4 +1,4 @@
-"""A plugin with which vLLM runs the folders that ``experiments/convert.py --to=hf --layout=own`` writes."""
+"""A vLLM plugin that runs folders written by ``experiments/convert.py --to=hf --layout=own``."""
 
 
 def register() -> None:

@@ -1,7 +1,7 @@
-"""Images of a prompt as the exported processor makes them.
+"""Images of a prompt, processed as by the exported processor.
 
-A prompt has ``PLACEHOLDER`` where an image stands. Images of one prompt share the most tiles, so that what an image
-becomes depends on how many there are: it is cached by that number too.
+A prompt has ``PLACEHOLDER`` in the place of an image. The images of one prompt share the maximum number of tiles, so
+the tiles of an image depend on the number of images, which is therefore part of the cache key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm.multimodal.processing import (
 )
 
 CONTEXT = "<IMG_CONTEXT>"
-PLACEHOLDER = f"<img>{CONTEXT}</img>"  # one placeholder, which becomes as many as the image has visual tokens
+PLACEHOLDER = f"<img>{CONTEXT}</img>"  # CONTEXT is then repeated for each visual token of the image
 
 
 class Info(BaseProcessingInfo):
@@ -34,7 +34,7 @@ class Info(BaseProcessingInfo):
 
 
 class DummyInputs(BaseDummyInputsBuilder[Info]):
-    """The most visual tokens that images can have."""
+    """Images with the maximum number of visual tokens."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return PLACEHOLDER * mm_counts.get("image", 0)
@@ -57,7 +57,7 @@ class Processor(BaseMultiModalProcessor[Info]):
         return BatchFeature(made, tensor_type="pt")
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
-        return self._apply_hf_processor(inputs, timing_ctx)  # all images at once: those in a cache count too
+        return self._apply_hf_processor(inputs, timing_ctx)  # all images together: cached ones count too
 
     def _get_mm_hashes(self, inputs: Any) -> dict[str, list[str]]:
         hashes = super()._get_mm_hashes(inputs)

@@ -1,6 +1,6 @@
-"""The exported model in vLLM: its own code, with vLLM's paged attention in the place of its own.
+"""The exported model in vLLM: the exported code with vLLM's paged attention in place of its own.
 
-Each expert computes its own tokens only, as there. On one device, eagerly.
+As in the exported model, each expert computes only its own tokens. Runs eagerly on one device.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from mono_jax_vllm.images import PLACEHOLDER, DummyInputs, Info, Processor
 
 
 def refused(vllm_config: VllmConfig) -> str | None:
-    """Why a model or a way of running it is not served; None if it is."""
+    """Why this model or configuration is not served; None if it is."""
     a = vllm_config.model_config.hf_config.architecture
     if a["vision"] is None:
-        return "a language model: export it with --layout=published, which vLLM runs by itself"
+        return "a language model: export it with --layout=published, which vLLM runs without this plugin"
     if a["bidirectional_images"]:
-        return "bidirectional_images: attention is causal here"
+        return "bidirectional_images: only causal attention is supported"
     if (a["rope_scaling"] or {}).get("type") == "dynamic":
-        return "rope_scaling 'dynamic': angles of cached keys would change with the length"
+        return "rope_scaling 'dynamic': the angles of cached keys would change with the length"
     if vllm_config.parallel_config.tensor_parallel_size > 1:
-        return "tensor_parallel_size: one device only"
+        return "tensor_parallel_size: only one device is supported"
     if vllm_config.lora_config is not None:
         return "enable_lora: adapters are merged before the export"
     if not vllm_config.model_config.enforce_eager:
-        return "give --enforce-eager: which tokens are visual is looked up in every step"
+        return "pass --enforce-eager: each step depends on which tokens are visual"
     return None
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=DummyInputs)
 class MonoJaxForVLLM(nn.Module, SupportsMultiModal):
-    requires_raw_input_tokens = True  # an id says whether its token is visual
+    requires_raw_input_tokens = True  # the id tells whether a token is visual
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
@@ -117,7 +117,7 @@ class MonoJaxForVLLM(nn.Module, SupportsMultiModal):
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Checkpoints have the names of the exported code. Raises KeyError for a tensor that it has not."""
+        """Checkpoints use the exported code's names. Raises KeyError for a tensor that the model does not have."""
         own = dict(self.model.named_parameters())
         loaded = set()
         with torch.no_grad():
@@ -128,6 +128,6 @@ class MonoJaxForVLLM(nn.Module, SupportsMultiModal):
 
 
 def _mix(paged: Attention, query: Tensor, key: Tensor, value: Tensor, *unused: Any) -> Tensor:
-    """[1, N, Hq, D] of queries [1, N, Hq, D], keys and values [1, N, Hkv, D], which are put into the cache."""
+    """[1, N, Hq, D] from queries [1, N, Hq, D]; keys and values [1, N, Hkv, D] are written to the cache."""
     mixed = paged(*(part[0].flatten(1).contiguous() for part in (query, key, value)))
     return mixed.view_as(query)
