@@ -1,1 +1,1 @@
-"""Kernels behind contracts: modality-grouped expert matmuls, packed attention."""
+"""Kernels with contracts: modality-grouped expert matmuls and packed attention."""

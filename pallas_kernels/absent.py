@@ -1,4 +1,4 @@
-"""Described devices that are not there: what programs are compiled for ahead of time."""
+"""Descriptions of absent devices, for which programs are compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 
 from pallas_kernels.errors import Unavailable
 
-# GPUs are described by a text that XLA reads; what differs from the H200 of the same generation.
+# GPUs are described by a text that XLA reads. The entries are the differences from the H200, of the same generation.
 _GPUS: dict[str, dict[str, str]] = {
     "h200": {},
     "h100": {
@@ -21,13 +21,13 @@ _GPUS: dict[str, dict[str, str]] = {
 
 
 def tpus(topology: str) -> list[jax.Device]:
-    """The chips of a slice such as "v5e:4x4" or "v5p:2x2x1"; ``Unavailable`` without libtpu or if it knows none."""
+    """The chips of a slice such as "v5e:4x4" or "v5p:2x2x1"; ``Unavailable`` if libtpu is missing or rejects it."""
     from jax.experimental import topologies
 
-    # libtpu asks a metadata server who it is unless it is given.
+    # Otherwise libtpu queries a metadata server for its identity.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # A compiler needs no chip to itself: without this, a second process that compiles is refused.
+    # Compiling needs no exclusive chip, but without this a second compiling process is refused.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu").devices)

@@ -1,8 +1,8 @@
-"""The devices that a program is traced for, as JAX's own mesh in use names them.
+"""The devices that a program is traced for, taken from JAX's current mesh.
 
-The mesh in use is ``jax.sharding.get_abstract_mesh()``: what ``jax.set_mesh(mesh)`` or, for absent devices,
-``jax.sharding.use_abstract_mesh(mesh.abstract_mesh)`` has set. It knows its axes and the kind of its devices. Where
-none is in use, a program runs on the first local device.
+The mesh in use is ``jax.sharding.get_abstract_mesh()``, as set by ``jax.set_mesh(mesh)`` or, for absent devices, by
+``jax.sharding.use_abstract_mesh(mesh.abstract_mesh)``. It has its axes and the kind of its devices. If there is none,
+a program runs on the first local device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, Partition
 
 Axes = tuple[str, ...]
 
-# XLA's names of the chips that are not called by their own.
+# The chips that XLA calls by another name.
 _TPU_KINDS = {"tpu_v5e": "TPU v5 lite", "tpu_v5p": "TPU v5", "tpu_v6e": "TPU v6 lite"}
 
 
@@ -33,7 +33,7 @@ def device_in_use() -> AbstractDevice | jax.Device:
 
 
 def platform() -> str:
-    """Platform that is traced for: "cpu", "gpu" or "tpu"."""
+    """The platform that is traced for: "cpu", "gpu" or "tpu"."""
     name = device_in_use().platform
     return {"cuda": "gpu"}.get(name, name)
 
@@ -52,7 +52,7 @@ def compiled_for(device: jax.Device, traced: jax.stages.Traced) -> jax.stages.Co
 
 
 def device_key(device: AbstractDevice | jax.Device | None = None) -> str:
-    """Key of a device's tuning table: "cpu", "tpu_v5e", "nvidia_h200", ... By default the device that is traced for."""
+    """Key of a device's tuning table: "cpu", "tpu_v5e", "nvidia_h200", ...; by default of the device traced for."""
     device = device or device_in_use()
     if device.platform == "cpu":
         return "cpu"
@@ -74,7 +74,7 @@ def is_hopper_or_later(device: str) -> bool:
 
 
 def targeting(device: str | jax.Device) -> contextlib.AbstractContextManager[Any]:
-    """Within it programs are traced for one device that may be absent: a key ("tpu_v5e") or a described device.
+    """A context that traces programs for one device that may be absent: a key ("tpu_v5e") or a described device.
 
     For a mesh of absent devices use ``jax.sharding.use_abstract_mesh(mesh.abstract_mesh)``.
     """
@@ -101,9 +101,9 @@ def _of_key(key: str) -> AbstractDevice:
 def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """``function`` run by each device of the mesh in use on its own part of the arguments (``jax.shard_map``).
 
-    Kernels need this: the partitioner can split only XLA's own operations. Where no mesh is in use, or it has one
-    device, or the caller is inside a ``shard_map`` already, ``function`` is returned as it is. Axes that the mesh in
-    use does not have are dropped from the specs.
+    Kernels need this, since the partitioner can split only XLA's own operations. If no mesh is in use, or it has only
+    one device, or the caller is already inside a ``shard_map``, ``function`` is returned unchanged. Axes that the mesh
+    in use does not have are dropped from the specs.
 
     Args:
       function: of arrays or pytrees of them.
@@ -126,19 +126,19 @@ def present_axes(mesh: AbstractMesh, spec: PartitionSpec) -> PartitionSpec:
 
 
 def axis_that_splits(size: int, axis: str | None) -> str | None:
-    """The axis, if the mesh in use has it and it divides ``size``; else None: not split."""
+    """The axis if the mesh in use has it and it divides ``size``; otherwise None: not split."""
     mesh = split_mesh()
     return axis if mesh is not None and axis in mesh.shape and size % mesh.shape[axis] == 0 else None
 
 
 def devices_along(axis: str | None) -> int:
-    """How many devices of the mesh in use share what ``axis`` splits; 1 where it splits nothing."""
+    """The number of devices of the mesh in use along ``axis``; 1 if the mesh does not have it."""
     mesh = split_mesh()
     return 1 if mesh is None else mesh.shape.get(axis, 1)
 
 
 def split_mesh() -> AbstractMesh | None:
-    """The mesh in use, if work is still to be divided among its devices."""
+    """The mesh in use, if work remains to be divided among its devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types else mesh
 

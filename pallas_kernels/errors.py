@@ -1,4 +1,4 @@
-"""What the kernels raise besides ValueError, and how errors are shown."""
+"""What the kernels raise besides ValueError, and how errors are displayed."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ class Unavailable(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """Its kind and message, cut, for a table or a record."""
+    """The error's type and message, truncated, for a table or a record."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,4 +1,4 @@
-"""What kernels in Pallas Mosaic GPU share: where they run, and the interpreter where they do not."""
+"""Shared by the Pallas Mosaic GPU kernels: where they run, and the interpreter for other machines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pallas_kernels.errors import Unavailable
 
 
 class Problem(Protocol):
-    """What every problem says of itself."""
+    """The fields that all problems have."""
 
     dtype: str
     device: str
 
 
 def refusal(problem: Problem, interpret: Any) -> str | None:
-    """Why no kernel of this kind can serve ``problem``, or None; ``interpret``: as an implementation has it."""
+    """Why no kernel of this kind can serve ``problem``, or None; ``interpret`` is that of the implementation."""
     if not (interpret or is_hopper(problem.device)):
         return f"needs a Hopper GPU (H100, H200, GH200), not {problem.device}"
     if problem.dtype != "bfloat16":
@@ -29,7 +29,7 @@ def refusal(problem: Problem, interpret: Any) -> str | None:
 
 
 def read_configs(implementation: Any) -> None:
-    """Turns fields that a tuning table gives as mappings into changes of the class's own values; in __post_init__."""
+    """For __post_init__: applies fields that a tuning table gives as mappings as changes to the class's defaults."""
     for field in dataclasses.fields(implementation):
         if isinstance(value := getattr(implementation, field.name), Mapping):
             object.__setattr__(implementation, field.name, dataclasses.replace(field.default, **value))
@@ -46,7 +46,7 @@ def interpreted_here(warpgroups: int) -> bool:
     """False on a Hopper GPU, True on a CPU where the interpreter works; ``Unavailable`` with the reason elsewhere.
 
     Args:
-      warpgroups: of a program.
+      warpgroups: warpgroups of a program.
     """
     if is_hopper(device_key()):
         return False
@@ -54,12 +54,12 @@ def interpreted_here(warpgroups: int) -> bool:
         interpreter_params()
     except ImportError as error:
         raise Unavailable(f"no Hopper GPU, and this jax has no interpreter for Mosaic GPU ({error})") from error
-    # It runs the warpgroups of a program side by side, and waits forever where XLA has too few threads for that; it
+    # The interpreter runs the warpgroups of a program concurrently, and hangs if XLA has too few threads for that; XLA
     # has at least one for each device.
     threads = len(jax.local_devices()) if device_key() == "cpu" else 0
     if threads < warpgroups:
         raise Unavailable(
-            f"no Hopper GPU, and the interpreter needs {warpgroups} CPU devices, {threads} are there "
+            f"no Hopper GPU, and the interpreter needs {warpgroups} CPU devices, but there are {threads} "
             "(JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8)"
         )
     return True

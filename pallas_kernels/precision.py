@@ -1,10 +1,10 @@
 """Float32 is float32, on every device: the precision of matrix products.
 
-Left alone, XLA multiplies float32 matrices in TF32 on NVIDIA GPUs (10 bits of mantissa) and in one pass of bfloat16 on
-TPUs (7 bits), in silence. Every product of this project says ``product_precision`` of its operands instead, and
-products inside libraries stand in a block ``library_products`` (a test reads the sources for both). JAX's own setting
-``jax_default_matmul_precision`` decides where somebody has set it: for a process (JAX_DEFAULT_MATMUL_PRECISION), or
-for what is traced in a block ``jax.default_matmul_precision(...)``.
+By default, XLA silently multiplies float32 matrices in TF32 on NVIDIA GPUs (10 bits of mantissa) and in one bfloat16
+pass on TPUs (7 bits). Every product of this project passes ``product_precision`` of its operands instead, and products
+inside libraries are traced in a ``library_products`` block (a test checks the sources for both). JAX's own setting
+``jax_default_matmul_precision`` takes precedence where it is set: for a process (JAX_DEFAULT_MATMUL_PRECISION), or for
+what is traced in a ``jax.default_matmul_precision(...)`` block.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 
 def product_precision(*operands: jax.Array) -> jax.lax.Precision | None:
-    """HIGHEST where ``operands`` make a float32 product, None (JAX's setting) for others and where a setting is made.
+    """HIGHEST if the product of ``operands`` is float32; None (JAX's setting) for other dtypes, or if it has been set.
 
-    JAX's differentiation gives the two products of the backward pass the same.
+    JAX's differentiation uses the same precision for the two products of the backward pass.
     """
     return _precision(jnp.result_type(*operands))
 
@@ -37,10 +37,10 @@ def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
 
 
 def float32_sums(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """``einsum`` of two arrays of one dtype with a float32 result; its gradients are products in that dtype.
+    """``einsum`` of two arrays of one dtype with a float32 result; its gradients are products in the operands' dtype.
 
     JAX's own gradient of such a product multiplies a float32 cotangent by bfloat16 operands, which NVIDIA GPUs do in
-    TF32, at half the speed: on an H200 an FFN forward and backward took twice its time.
+    TF32, at half the speed: on an H200 an FFN, forward and backward, took twice as long.
     """
     return _products(equation, a, b) if a.dtype == jnp.float32 else _with_narrow_gradients(equation, a, b)
 

@@ -1,4 +1,4 @@
-"""Names of implementations, tuning tables, and the choice among them."""
+"""Names of implementations, tuning tables, and the selection of an implementation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pallas_kernels.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-# Modules are imported when first asked for: `import pallas_kernels` must not pull in CUDA or TPU code (or jax: the
-# names are wanted for --help). Those of attention stand under "attention/".
+# Modules are imported on first use: `import pallas_kernels` must not pull in CUDA or TPU code (or jax, since --help
+# needs the names). Names of attention implementations begin with "attention/".
 IMPLEMENTATIONS = {
     "xla_split": "pallas_kernels.experts.backends.xla:XlaSplit",
     "dense_both": "pallas_kernels.experts.backends.xla:DenseBoth",
@@ -35,12 +35,12 @@ IMPLEMENTATIONS = {
 
 
 class Problem(Protocol):
-    """What an implementation is chosen for; hashable. The contracts of the rooms have the full ones.
+    """What an implementation is chosen for; hashable. The full definitions are in the contracts of the two rooms.
 
     Attributes:
       ROOM: folder of tuning tables, "experts" or "attention".
       EXACT: fields in which an entry of a tuning table must agree.
-      SIZE: the field that grows: the entry of the largest size below is taken.
+      SIZE: the field by which entries scale: the entry with the largest size not above the problem's is used.
       device: key of a tuning table.
     """
 
@@ -52,7 +52,7 @@ class Problem(Protocol):
 
 
 class Implementation(Protocol):
-    """What can be chosen; its fields are tuning parameters."""
+    """An implementation that can be chosen; its fields are tuning parameters."""
 
     name: str
 
@@ -78,10 +78,10 @@ def implementation_class(name: str) -> type[Any]:
 
 @functools.cache
 def tuning_table(room: str, device: str) -> dict[str, Any]:
-    """The JSON table of a device, or that of its platform ("tpu", "nvidia"), or that of the CPU.
+    """The JSON table of a device; otherwise that of its platform ("tpu", "nvidia"), or that of the CPU.
 
-    "order" lists names by preference; {"name": ..., "up_to": N} is preferred for sizes up to N only. "parameters" has
-    per name a "default" and "entries", each with the sizes that it was found for.
+    "order" lists names by preference; {"name": ..., "up_to": N} applies only to sizes up to N. "parameters" has, for
+    each name, a "default" and "entries", each with the sizes that it was tuned for.
     """
     folder = resources.files("pallas_kernels") / "tuning" / room
     for name in (device, device.split("_")[0], "cpu"):
@@ -91,7 +91,7 @@ def tuning_table(room: str, device: str) -> dict[str, Any]:
 
 
 def resolve(implementation: str | Implementation | None, problem: Problem) -> Any:
-    """An instance that serves ``problem``; ``Unavailable`` with the reason(s) if there is none."""
+    """An instance that serves ``problem``; raises ``Unavailable`` with the reason(s) if there is none."""
     if implementation is None:
         return choose(problem)
     if isinstance(implementation, str):
@@ -124,7 +124,7 @@ def choose(problem: Problem) -> Any:
 
 
 def tuned_parameters(name: str, problem: Problem) -> dict[str, Any]:
-    """Tuning parameters of implementation ``name``: the entry that fits best, on top of the defaults."""
+    """Tuning parameters of implementation ``name``: the defaults, updated by the entry that fits best."""
     table = tuning_table(problem.ROOM, problem.device)["parameters"].get(name, {})
     parameters = dict(table.get("default", {}))
     fits = [

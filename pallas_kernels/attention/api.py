@@ -1,8 +1,9 @@
-"""Packed attention behind one function; ``contract`` says what it computes.
+"""Packed attention in one function; ``contract`` defines what it computes.
 
-On a mesh each device computes its own rows and heads. With context parallelism several devices share a row. Either
+On a mesh each device computes its own rows and heads. With context parallelism, several devices share a row. Either
 each gathers the keys and values of all of them, puts them into sequence order, and computes its own queries; or they
-exchange slots for heads, so that each has some heads of the whole row, and back (DeepSpeed Ulysses, arXiv 2309.14509).
+exchange slots for heads, so that each has some heads of the whole row, and exchange back afterwards (DeepSpeed Ulysses,
+arXiv 2309.14509).
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class SequenceOrder(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The slots of each row as several devices share them: equal parts, one after another.
+    """How several devices share the slots of each row: in equal parts, one after another.
 
     Attributes:
-      sequence: of each part by itself, int32 [B, S]: its slots count from 0, and so do their places among themselves.
-      intervals: int32 [B, S], of each part's queries in their sequence order; keys count along the whole row.
+      sequence: order within each part, int32 [B, S]: both slots and sequence positions count from 0 in every part.
+      intervals: of each part's queries in their sequence order, int32 [B, S]; keys count along the whole row.
     """
 
     sequence: SequenceOrder
@@ -58,25 +59,25 @@ def attend(
     """Softmax attention of query [B, Q, Hq, D] over the keys [B, K, Hkv, D] that each query sees.
 
     Args:
-      query: [B, Q, Hq, D], in sequence order; in the order of the slots where ``sequence`` is given.
+      query: [B, Q, Hq, D], in sequence order, or in slot order if ``sequence`` is given.
       key: [B, K, Hkv, D], likewise.
       value: likewise.
-      intervals: in sequence order, also where ``sequence`` is given; or with ``places``, for keys in any order.
-      sequence: Q = K = S slots in an order of their own, which the output keeps too.
-      implementation: a name ("splash"), an instance, or None: the first one in the device's tuning table that can.
-      chunk: queries at a time, for an implementation that works so.
+      intervals: in sequence order, even if ``sequence`` is given; or with ``places``, for keys in any order.
+      sequence: the order of Q = K = S slots that are not in sequence order; the output keeps the slot order.
+      implementation: a name ("splash"), an instance, or None: the first suitable one in the device's tuning table.
+      chunk: queries at a time, for implementations that work in chunks.
       causal: whether every query is known to see its sample up to itself.
       rows: axes of the mesh in use that split rows.
       heads: axis of the mesh in use that splits heads, if it divides Hkv.
-      context: axis of the mesh in use that splits the slots of a row; ``sequence`` must be given then.
-      ulysses: devices along ``context`` exchange slots for heads; else they gather keys and values.
-      parts: ``parts_of`` its devices where they gather, worked out once for all layers.
+      context: axis of the mesh in use that splits the slots of a row; requires ``sequence``.
+      ulysses: devices along ``context`` exchange slots for heads; otherwise they gather keys and values.
+      parts: ``parts_of`` the devices along ``context`` if they gather, computed once for all layers.
 
     Returns:
-      [B, Q, Hq, D] in the dtype of query. Empty slots give finite values of no meaning.
+      [B, Q, Hq, D] in the dtype of query. Values in empty slots are finite but meaningless.
 
     Raises:
-      Unavailable: the implementation that is asked for, or every one, cannot serve this call; the message says why.
+      Unavailable: the requested implementation, or every one, cannot serve this call; the message says why.
     """
     ways = devices_along(context)
     problem = describe(query, key, causal=causal, in_order=intervals.places is None, ways=1 if ulysses else ways)
@@ -102,13 +103,13 @@ def _over_context(
     parts: Parts,
     by_head: PartitionSpec,
 ) -> jax.Array:
-    """Each device its own queries; the gradients of keys and values are added up where these came from."""
+    """Each device computes its own queries; gradients of keys and values are summed on the devices that own them."""
     rows, context, _ = by_head
     whole, own = PartitionSpec(rows), PartitionSpec(rows, context)
 
     def gathered(key: jax.Array, value: jax.Array) -> jax.Array:
-        # The barrier stands behind the sum of gradients too: XLA:TPU then scatters it for more shapes, not for all; for
-        # others it is an all-reduce that each device cuts up.
+        # In the backward pass the barrier follows the sum of gradients. XLA:TPU then uses a reduce-scatter for more
+        # shapes, but not for all; for the others it is an all-reduce of which each device takes its part.
         own = jax.lax.optimization_barrier(jnp.concatenate([key, value], axis=2))
         return jax.lax.all_gather(own, context, axis=1, tiled=True)
 
@@ -135,16 +136,15 @@ def _whole_rows(
     sequence: SequenceOrder | None,
     by_head: PartitionSpec,
 ) -> jax.Array:
-    """Of query, key and value, each device some heads of whole rows; devices that share rows exchange slots for heads.
+    """Each device computes some heads of whole rows; devices that share rows exchange slots for heads.
 
-    Raises Unavailable where these cannot have equal numbers of heads.
+    Raises Unavailable if they cannot have equal numbers of heads.
     """
     rows, context, heads = by_head
     ways, kv_heads = devices_along(context), arrays[1].shape[2] // devices_along(heads)
     if kv_heads % ways:
         raise Unavailable(
-            f"ulysses: {ways} devices cannot have equal numbers of {kv_heads} heads of keys each; "
-            "let them gather keys and values"
+            f"ulysses: {kv_heads} KV heads cannot be split equally among {ways} devices; gather keys and values instead"
         )
 
     def exchanged(x, split, joined):
@@ -168,7 +168,7 @@ def _whole_rows(
 def describe(query: jax.Array, key: jax.Array, *, causal: bool, in_order: bool = True, ways: int = 1) -> Problem:
     """The problem of attention of ``query`` over ``key`` (arrays or their shapes) on the device that is traced for.
 
-    ``ways``: devices that share the queries of a row (not those that exchange heads, which have whole rows).
+    ``ways``: number of devices that share the queries of a row (devices that exchange heads have whole rows).
     """
     batch, queries, heads, dim = query.shape
     sizes = (batch, queries // ways, key.shape[1], heads, key.shape[2], dim)
@@ -183,7 +183,7 @@ def choose(problem: Problem, implementation: str | Implementation | None = None)
 
 
 def parts_of(sequence: SequenceOrder, intervals: Intervals, ways: int) -> Parts:
-    """What each of ``ways`` devices has of rows; ``intervals`` in sequence order."""
+    """The part of each of ``ways`` devices; ``intervals`` in sequence order."""
     inverse = sequence.inverse
     places = inverse.reshape(inverse.shape[0], ways, -1)
     order = jnp.argsort(places, axis=2)
@@ -194,6 +194,6 @@ def parts_of(sequence: SequenceOrder, intervals: Intervals, ways: int) -> Parts:
 
 
 def of_slots(intervals: Intervals, sequence: SequenceOrder) -> Intervals:
-    """The intervals of slots in an order of their own."""
+    """The intervals in slot order."""
     first, last = (jnp.take_along_axis(a, sequence.inverse, axis=1) for a in (intervals.first, intervals.last))
     return Intervals(first, last, sequence.inverse)

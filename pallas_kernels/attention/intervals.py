@@ -1,4 +1,4 @@
-"""The intervals of packed rows, from what a batch says of them."""
+"""The intervals of packed rows, computed from the arrays of a batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def packed_intervals(segments: jax.Array, visual: jax.Array | None = None) -> In
     """Intervals of rows in sequence order: causal within each sample.
 
     Args:
-      segments: int32 [B, S], number of the sample; neighbours differ, 0 = empty. A sample's tokens follow one another.
-      visual: bool [B, S], where images are seen whole: a run of visual tokens within a sample (all tiles of one image)
+      segments: int32 [B, S], number of the sample; neighbours differ, 0 = empty. A sample's tokens are contiguous.
+      visual: bool [B, S], for bidirectional images: a run of visual tokens within a sample (all tiles of one image)
         is seen by all of its tokens.
     """
     index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
@@ -24,7 +24,7 @@ def packed_intervals(segments: jax.Array, visual: jax.Array | None = None) -> In
 
 
 def within_window(intervals: Intervals, window: int) -> Intervals:
-    """The intervals of rows in sequence order without keys that lie ``window`` or more before their query."""
+    """The intervals of rows in sequence order without keys that are ``window`` or more before their query."""
     index = jnp.arange(intervals.first.shape[1], dtype=jnp.int32)
     return Intervals(jnp.maximum(intervals.first, index - (window - 1)), intervals.last)
 
@@ -35,13 +35,13 @@ def scattered_intervals(
     reach: jax.Array,
     window: jax.Array | None = None,
 ) -> Intervals:
-    """Intervals of queries and keys that lie anywhere, as in a cache.
+    """Intervals of queries and keys at arbitrary places, as in a cache.
 
     Args:
       query_places: positions within the sample and segments, int32 [B, Q]; 0 = empty.
       key_places: likewise [B, K]; positions must be below K (the keys hold whole samples).
       reach: int32 [B, Q], the last position of its sample that each query sees.
-      window: int32 scalar; keys that lie so much or more before their query are not seen. None: all are.
+      window: int32 scalar; keys that many positions or more before their query are not seen. None: all are.
     """
     keys = key_places[0].shape[1]
     positions, segments = query_places
@@ -51,12 +51,12 @@ def scattered_intervals(
 
 
 def _start_of_run(values: jax.Array, index: jax.Array) -> jax.Array:
-    """int32 [B, S]: index of the first of the equal neighbours that each element stands among."""
+    """int32 [B, S]: index of the first element of the run of equal values that each element belongs to."""
     before = jnp.pad(values[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     return jax.lax.cummax(jnp.where(values != before, index, 0), axis=1)
 
 
 def _end_of_run(values: jax.Array, index: jax.Array) -> jax.Array:
-    """int32 [B, S]: index of the last of them."""
+    """int32 [B, S]: index of the last element of that run."""
     after = jnp.pad(values[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
     return jax.lax.cummin(jnp.where(values != after, index, values.shape[1]), axis=1, reverse=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x [B, S, ...] in the order given; the backward pass gathers too (a scatter would be slow)."""
+    """x [B, S, ...] in the given order; the backward pass gathers too (a scatter would be slow)."""
     del inverse
     return jax.vmap(lambda row, index: jnp.take(row, index, axis=0))(x, order)
 

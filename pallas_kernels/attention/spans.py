@@ -5,8 +5,8 @@
                             start     full_start         full_stop  stop
 
 ``first`` and ``last`` ascend along a row, so ``first[q0]`` and ``last[q1]`` bound what any row of the block sees, and
-``first[q1]`` and ``last[q0]`` what all of them see. The blocks in between need no mask, the others none of the work.
-The queries that see a block of keys are an interval as well, found by searching ``first`` and ``last``.
+``first[q1]`` and ``last[q0]`` what all of them see. Blocks seen by all rows need no mask; blocks outside the run need
+no work. The queries that see a block of keys are an interval as well, found by searching ``first`` and ``last``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 
 class Spans(NamedTuple):
-    """Blocks to visit, int32 [B, blocks] each: all of start .. stop - 1, those of full_start .. full_stop - 1 unmasked.
+    """Blocks to visit, int32 [B, blocks] each: start .. stop - 1, of which full_start .. full_stop - 1 need no mask.
 
     start <= full_start <= full_stop <= stop.
     """

@@ -1,11 +1,11 @@
 """Which blocks of keys each block of queries has to visit: the work of the packed kernels, as one list.
 
-Along a row the bounds of the intervals never decrease, so what a block of queries sees lies between the first key of
-its first query and the last key of its last one, and the blocks of keys in between follow one another. Kernels walk
-over the list of all such pairs of a batch; what is not in it is neither fetched nor computed.
+Along a row the bounds of the intervals never decrease, so the keys that a block of queries sees are between the first
+key of its first query and the last key of its last one, and form a contiguous run of blocks. Kernels iterate over the
+list of all such pairs of a batch; pairs that are not in it are neither fetched nor computed.
 
-Samples begin and end inside of blocks. Where not all of a pair is seen, each part of its queries is told which parts of
-its keys to take, so that large blocks are fetched while what is computed follows the samples more closely.
+Samples begin and end inside blocks. If a pair is only partly seen, the list says which parts of the keys each part of
+the queries takes, so that blocks are large when fetched while the computation follows the samples more closely.
 
     block of keys        . . . .     a pair of 4 x 4 parts: queries run to the right, keys down
     in 4 parts           # . . .     the first part of the queries sees key parts 1 and 2: from 1, 2 of them
@@ -31,15 +31,15 @@ _FLAG_BITS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Blocks of a call.
+    """The blocks of a call.
 
     Attributes:
       rows: B.
-      queries: blocks of queries of a row.
-      keys: blocks of keys of a row.
-      block_q: queries of a block.
-      block_k: keys of a block.
-      part: queries, and keys, of a part of a block.
+      queries: query blocks per row.
+      keys: key blocks per row.
+      block_q: queries per block.
+      block_k: keys per block.
+      part: queries, and keys, per part of a block.
     """
 
     rows: int
@@ -59,7 +59,7 @@ class Grid:
 
     @property
     def most(self) -> int:
-        """Visits of a batch whose queries see everything."""
+        """The number of visits in a batch whose queries see everything."""
         return self.rows * self.queries * self.keys
 
     @property
@@ -99,9 +99,9 @@ class Visits(NamedTuple):
     """The visits of a batch, row after row.
 
     Attributes:
-      codes: int32 [``Grid.most``], what each visit is.
+      codes: int32 [``Grid.most``], the row, blocks and flags of each visit.
       parts: int32 [``Grid.most``], the key parts that each part of the queries takes.
-      count: int32 scalar; the arrays hold so many visits.
+      count: int32 scalar, the number of visits that the arrays hold.
     """
 
     codes: jax.Array
@@ -110,7 +110,7 @@ class Visits(NamedTuple):
 
 
 def make_visits(intervals: Intervals, grid: Grid) -> Visits:
-    """The visits of all rows, in order of queries, then of keys."""
+    """The visits of all rows, ordered by queries, then by keys."""
     first, last = (a.reshape(-1, grid.block_q) for a in (intervals.first, intervals.last))  # [blocks, block_q]
     start, stop = first[:, 0] // grid.block_k, last[:, -1] // grid.block_k  # blocks of keys
     ends = jnp.cumsum(stop - start + 1)

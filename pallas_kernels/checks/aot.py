@@ -1,4 +1,4 @@
-"""Forward and backward of the FFN and of attention compiled ahead of time for accelerators that are not there."""
+"""Forward and backward of the FFN and of attention, compiled ahead of time for absent accelerators."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pallas_kernels.devices import compiled_for, targeting
 from pallas_kernels.experts.contract import FfnWeights, Implementation
 from pallas_kernels.experts.mesh import sharded_block_map, sharded_ffn
 
-# Kernel calls of one FFN by the experts that are trained: swiglu and down forward, swiglu_backward and dx backward, and
+# Kernel calls of one FFN, by which experts are trained: swiglu and down forward, swiglu_backward and dx backward, and
 # three weight gradients for each trained expert.
 KERNEL_CALLS = {"both": 10, "visual": 7}
-# How kernels are called in compiled programs: Pallas on TPU, Mosaic GPU, jax-triton.
+# Names of kernel calls in compiled programs: Pallas on TPU, Mosaic GPU, jax-triton.
 _TARGETS = ("tpu_custom_call", "mosaic_gpu", "triton_kernel")
 
 
 class AotCheck(NamedTuple):
     """One ahead-of-time compilation by a real compiler.
 
-    ``run`` returns facts (registers, spills, bytes of shared memory...), raises ``Unavailable`` where the compiler is
-    not installed, and anything else where the code does not compile or does not keep its promises.
+    ``run`` returns facts (registers, spills, bytes of shared memory...). It raises ``Unavailable`` if the compiler is
+    not installed, and any other exception if the code does not compile or does not meet the requirements.
     """
 
     target: str
@@ -49,10 +49,10 @@ def compile_ffn(
     dtype: jnp.dtype,
     trained: str,
 ) -> jax.stages.Compiled:
-    """Gradients of a loss over the FFN compiled for described devices.
+    """Gradients of a loss over the FFN, compiled for described devices.
 
     Args:
-      devices: one, with rows grouped already; or an even number, with rows in any order, two shards of columns and one
+      devices: one, with rows already grouped; or an even number, with rows in any order, two shards of columns and one
         shard of rows for each pair.
       implementation: as for ``modality_ffn``.
       rows: M on one device, N over the whole mesh.
@@ -103,7 +103,7 @@ def compile_attention(
 ) -> jax.stages.Compiled:
     """Gradients of a loss over attention of one row, compiled for a described device.
 
-    The sizes of heads are by default those of the 2B model; ``remat`` is applied to the attention.
+    Numbers and sizes of heads default to those of the 2B model; ``remat`` is applied to the attention.
     """
 
     def shaped(*shape: int, dtype: jnp.dtype = dtype) -> jax.ShapeDtypeStruct:
@@ -124,7 +124,7 @@ def compile_attention(
 
 
 def expect_no_scores(compiled: jax.stages.Compiled, queries: int, keys: int) -> None:
-    """RuntimeError where a compiled attention holds an array of all scores of a row, in one dimension or several."""
+    """Raises RuntimeError if compiled attention contains an array of all scores of a row, in one or more dimensions."""
     for found in re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", compiled.as_text()):
         sizes = list(map(int, found.split(",")))
         both = sizes.count(queries) >= 2 if queries == keys else {queries, keys} <= set(sizes)
@@ -133,13 +133,13 @@ def expect_no_scores(compiled: jax.stages.Compiled, queries: int, keys: int) -> 
 
 
 def kernel_calls(compiled: jax.stages.Compiled) -> int:
-    """Kernels that a compiled program launches."""
+    """Number of kernels that a compiled program launches."""
     program = compiled.as_text()
     return sum(program.count(f'custom_call_target="{target}') for target in _TARGETS)
 
 
 def expect_calls(compiled: jax.stages.Compiled, trained: str) -> int:
-    """Kernel calls of a compiled gradient; RuntimeError where there are more or fewer than there should be."""
+    """Number of kernel calls of a compiled gradient; raises RuntimeError if it is not the expected number."""
     if (calls := kernel_calls(compiled)) != KERNEL_CALLS[trained]:
         raise RuntimeError(f"{calls} kernel calls with {trained} trained, expected {KERNEL_CALLS[trained]}")
     return calls

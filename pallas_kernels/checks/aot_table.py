@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pallas_kernels.checks import cuda, cuda_attention, tpu
 from pallas_kernels.checks.aot import AotCheck
 
-# By name in `registry.IMPLEMENTATIONS`; what is not here is left to XLA and needs none.
+# By name in `registry.IMPLEMENTATIONS`; the others are left to XLA and need none.
 AOT_CHECKS: dict[str, Callable[[], list[AotCheck]]] = {
     "pallas_tpu": tpu.tpu_checks,
     "mosaic_gpu": cuda.mosaic_checks,
@@ -20,5 +20,5 @@ AOT_CHECKS: dict[str, Callable[[], list[AotCheck]]] = {
 
 
 def aot_checks(name: str) -> list[AotCheck]:
-    """The compilations of an implementation; its module can be imported."""
+    """The compilations of an implementation, whose module must be importable."""
     return AOT_CHECKS[name]() if name in AOT_CHECKS else []

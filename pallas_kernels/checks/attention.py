@@ -64,7 +64,7 @@ def oracle_attention(
 
 
 def layouts(length: int) -> dict[str, list[list[int]]]:
-    """Named rows of ``length`` slots, as the lengths of their samples; empty slots are what remains at the end."""
+    """Named rows of ``length`` slots, as the lengths of their samples; the remaining slots at the end are empty."""
     third = length // 3
     many = [1 + i % 4 for i in range(length)]
     tiny = many[: int(np.searchsorted(np.cumsum(many), length, side="right"))]
@@ -80,18 +80,18 @@ def layouts(length: int) -> dict[str, list[list[int]]]:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionCase:
-    """Packed rows in sequence order, made from a seed.
+    """Packed rows in sequence order, generated from a seed.
 
     Attributes:
       layout: key of ``layouts``.
-      length: K, slots of a row.
-      queries: those of each row, ascending, where they are a part of it.
+      length: K, slots per row.
+      queries: positions of each row's queries, ascending, if they are only a part of the row.
       heads: Hq.
       kv_heads: Hkv.
       dim: D.
       dtype: of query, key and value.
-      images: runs of tokens in each sample are seen whole.
-      poison: what query, key and value hold in empty slots; None = like all others.
+      images: runs of tokens in each sample are bidirectional images.
+      poison: value of query, key and value in empty slots; None = random values as in the other slots.
     """
 
     layout: str = "padding"
@@ -106,13 +106,13 @@ class AttentionCase:
 
     @classmethod
     def fitting(cls, implementation: type[Implementation], **changes: Any) -> AttentionCase:
-        """A small case whose sizes have the multiples that an implementation wants; a row has three blocks of them."""
+        """A small case with the multiples of sizes that an implementation requires; a row has three such blocks."""
         multiple = implementation.granularity
         return cls(**({"length": 3 * multiple * max(1, 32 // multiple)} | changes))
 
     @property
     def problem(self) -> Problem:
-        """What ``unsupported`` is asked."""
+        """The argument of ``unsupported``."""
         rows = len(layouts(self.length)[self.layout])
         queries = self.length if self.queries is None else len(self.queries)
         sizes = (rows, queries, self.length, self.heads, self.kv_heads, self.dim)
@@ -131,7 +131,7 @@ class AttentionCase:
         """(query, key, value), intervals, cotangent (zero in empty slots), and bool [B, Q]: queries that are tokens."""
         rng, segments = np.random.default_rng(0), self.segments()
         shape, filled = segments.shape, (segments > 0)[..., None, None]
-        # Runs of tokens that belong to images, and as many that do not.
+        # Runs of tokens that belong to images, and about as many that do not.
         images = np.repeat(rng.random(shape) < 0.5, rng.integers(1, 12, shape[1]), axis=1)[:, : shape[1]]
         visual = jnp.asarray(images & (segments > 0)) if self.images else None
         intervals = packed_intervals(jnp.asarray(segments), visual)
@@ -168,7 +168,7 @@ def errors(implementation: Implementation, case: AttentionCase) -> dict[str, flo
 
 
 def runs(instance: Implementation, dtype: str, all_layouts: bool) -> Iterator[tuple[str, Callable[[], float]]]:
-    """(label, largest error) of the cases that ``python -m pallas_kernels.check`` computes, most telling first."""
+    """(label, largest error) of the cases of ``python -m pallas_kernels.check``, most informative first."""
     cases = {"padding": {}, "groups of 4": {"heads": 4, "kv_heads": 1}, "head size 128": {"dim": 128}}
     cases |= {name: {"layout": name} for name in list(layouts(96))[1 : None if all_layouts else 4]}
     cases |= {"images seen whole": {"images": True}, "head size 80": {"dim": 80}}
@@ -179,5 +179,5 @@ def runs(instance: Implementation, dtype: str, all_layouts: bool) -> Iterator[tu
 
 
 def refusal(instance: Implementation, dtype: str) -> str | None:
-    """Why the instance computes nothing in ``dtype``."""
+    """Why the instance does not support ``dtype``, or None."""
     return instance.unsupported(AttentionCase.fitting(type(instance), dtype=dtype).problem)

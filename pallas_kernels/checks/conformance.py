@@ -19,7 +19,7 @@ from pallas_kernels.experts.api import permuted_ffn, permuted_matmul, unsorted_f
 from pallas_kernels.experts.block_map import EMPTY, TEXT, VISUAL, make_block_map
 from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem
 
-QUICK_MASKS = ("padding_among_rows", "all_visual", "unaligned_runs", "alternating", "empty")  # most telling first
+QUICK_MASKS = ("padding_among_rows", "all_visual", "unaligned_runs", "alternating", "empty")  # most informative first
 # Largest |difference| over largest |value|, per tensor. bfloat16 keeps 8 bits, and h, dgate and dup are rounded to it.
 TOLERANCE = {"float32": 5e-6, "bfloat16": 1.5e-2}
 
@@ -32,7 +32,7 @@ TOLERANCE = {"float32": 5e-6, "bfloat16": 1.5e-2}
 def oracle_ffn(
     x: np.ndarray, expert: np.ndarray, weights: tuple[FfnWeights, FfnWeights], dy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, tuple[FfnWeights, FfnWeights]]:
-    """(y, dx, weight gradients) of the naive form, every row by its own expert, in float64 numpy.
+    """(y, dx, weight gradients) of the naive computation, every row by its own expert, in float64 numpy.
 
     Args:
       x: [N, d].
@@ -73,7 +73,7 @@ def oracle_matmul(
 def relative_error(actual: jax.Array, expected: np.ndarray) -> float:
     """Largest |difference| over largest |expected|.
 
-    Absolute where all of ``expected`` is zero; infinite where ``actual`` has another shape or is not finite.
+    Absolute if all of ``expected`` is zero; infinite if ``actual`` has a different shape or is not finite.
     """
     actual = np.asarray(actual, np.float64)
     if actual.shape != expected.shape or not np.isfinite(actual).all():
@@ -88,12 +88,12 @@ def relative_error(actual: jax.Array, expected: np.ndarray) -> float:
 
 
 def masks(rows: int, block: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Named (mask, valid) pairs, bool [rows] each: the layouts an implementation must get right."""
+    """Named (mask, valid) pairs, bool [rows] each: the layouts that an implementation must handle."""
     index, rng = np.arange(rows), np.random.default_rng(0)
     runs = (index // max(block - 3, 1)) % 2 == 1
 
     def interleaved(share: float) -> np.ndarray:
-        # Visual rows first, then `share` of all rows change places at random.
+        # Visual rows first, then `share` of all rows are shuffled.
         mask = index < rows // 2
         moved = rng.permutation(rows)[: round(share * rows)]
         mask[moved] = mask[rng.permutation(moved)]
@@ -117,7 +117,7 @@ def masks(rows: int, block: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One problem with its inputs made from a seed.
+    """One problem, with inputs generated from a seed.
 
     Attributes:
       mask_name: key of ``masks``.
@@ -139,7 +139,7 @@ class Case:
 
     @classmethod
     def fitting(cls, implementation: type[Implementation], mask_name: str, dtype: str, **changes) -> Case:
-        """A small case whose sizes have the multiples that an implementation wants; rows are never whole blocks."""
+        """A small case with the multiples of sizes that an implementation requires; rows are never whole blocks."""
         block_multiple, width_multiple = implementation.granularity
         block = -(-8 // block_multiple) * block_multiple
         width = -(-24 // width_multiple) * width_multiple
@@ -147,7 +147,7 @@ class Case:
         return cls(mask_name, dtype, **(sizes | changes))
 
     def problem(self, op: str) -> Problem:
-        """What ``unsupported`` is asked."""
+        """The argument of ``unsupported``."""
         rows = (-(-self.rows // self.block) + 1) * self.block
         return Problem(op, rows, self.block, self.d, self.ff, self.dtype, device_key())
 
@@ -199,7 +199,7 @@ FORMS = {
 
 
 def errors(implementation: Implementation, case: Case, form: str = "ffn") -> dict[str, float]:
-    """Relative errors of the output, dx and the weight gradients against the oracle, for a form of ``FORMS``."""
+    """Relative errors of the output, dx and the weight gradients against the oracle, for a key of ``FORMS``."""
     inputs, unsorted, is_ffn = case.inputs(), FORMS[form].unsorted, FORMS[form].op == "ffn"
     x, mask, weights = inputs["x"], inputs["mask"], inputs["weights" if is_ffn else "kernels"]
     dy = inputs["dy" if is_ffn else "dz"]
@@ -245,15 +245,15 @@ def _runner(form: str, implementation: Implementation, block: int, save_gate_up:
 
 
 def refusal(instance: Implementation, dtype: str) -> str | None:
-    """Why the instance computes nothing in ``dtype``."""
+    """Why the instance does not support ``dtype``, or None."""
     return instance.at_boundary(0).unsupported(Case.fitting(type(instance), QUICK_MASKS[0], dtype).problem("ffn"))
 
 
 def runs(instance: Implementation, dtype: str, all_masks: bool) -> Iterator[tuple[str, Callable[[], float]]]:
-    """(label, largest error) of the FFN, the matmul and the unsorted form, most telling first."""
+    """(label, largest error) of the FFN, the matmul and the unsorted FFN, most informative first."""
     names = tuple(masks(8, 4)) if all_masks else QUICK_MASKS
     cases = [("ffn", names[0]), ("matmul", names[0])]
-    if instance.at_boundary(0) == instance:  # a static split cannot take rows as they come
+    if instance.at_boundary(0) == instance:  # a static split cannot take unsorted rows
         cases.append(("unsorted", names[0]))
     for form, name in [*cases, *(("ffn", name) for name in names[1:])]:
         case = Case.fitting(type(instance), name, dtype)

@@ -1,11 +1,11 @@
-"""Compiles the GPU kernels with the real compilers for a Hopper GPU that is not there, and reads what came out.
+"""Compiles the GPU kernels with the real compilers for an absent Hopper GPU, and inspects the result.
 
     Mosaic GPU   XLA:GPU's deviceless topology (needs the plugin of ``jax[cuda13]``, no GPU) -> PTX, ptxas log
     Triton       Triton's own compiler for compute capability 9.0 -> cubin
 
-``facts`` of a kernel are registers per thread, bytes spilled and of shared memory, the tensor-core (HGMMA) and
-bulk-copy (UTMALDG) instructions, and the compiler's warnings. ``require_good`` makes an error of what would run
-slowly.
+``facts`` of a kernel are registers per thread, bytes spilled, bytes of shared memory, the numbers of tensor-core
+(HGMMA) and bulk-copy (UTMALDG) instructions, and the compiler's warnings. ``require_good`` rejects kernels that would
+run slowly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pallas_kernels.errors import Unavailable
 
 TARGET = "h200"
 MAX_SHARED_BYTES = 232_448  # per block, cudaDevAttrMaxSharedMemoryPerBlockOptin of compute capability 9.0
-# ptxas's advisories on wgmma that is run one instruction after the other, and on setmaxnreg that has no effect.
+# ptxas's advisories on serialized wgmma instructions, and on setmaxnreg without effect.
 _SLOW_WARNINGS = ("C7504", "C7508", "C7510", "C7511", "C7512", "C7513", "C7514")
 # (rows, d, ff): the FFN of the 2B model and of a 7B model (Mono-InternVL table of models).
 SHAPES = {"2b": (4096, 2048, 8192), "7b": (4096, 4096, 14336)}
@@ -52,7 +52,7 @@ def compile_for_h200(implementation: Any, trained: str, shape: str, *, gpus: int
     Args:
       implementation: as for ``modality_ffn``.
       trained: "both" or "visual".
-      shape: key of SHAPES; each shard of rows has as many as are given there.
+      shape: key of SHAPES, whose number of rows is that of each shard.
       gpus: 1, or an even number for ``sharded_ffn`` with two shards of columns.
 
     Raises:
@@ -65,7 +65,7 @@ def compile_for_h200(implementation: Any, trained: str, shape: str, *, gpus: int
 
 @contextmanager
 def dumped() -> Iterator[Path]:
-    """Mosaic GPU's compiler leaves PTX and logs in the folder."""
+    """A folder in which Mosaic GPU's compiler leaves PTX and logs."""
     before = os.environ.get("MOSAIC_GPU_DUMP_TO")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MOSAIC_GPU_DUMP_TO"] = folder
@@ -79,7 +79,7 @@ def dumped() -> Iterator[Path]:
 
 
 def _sass(ptx: Path) -> str:
-    """Machine code of a PTX file, "" where jax's assembler or Triton's disassembler is not installed."""
+    """Machine code of a PTX file; "" if jax's assembler or Triton's disassembler is not installed."""
     assembler, disassembler = _package("nvidia") / "cu13/bin/ptxas", _triton_tool("nvdisasm")
     if not (assembler.is_file() and disassembler.is_file()):
         return ""
@@ -106,7 +106,7 @@ def mosaic_facts(log: Path) -> dict[str, Any]:
 
 
 def _resources(log: str) -> dict[str, Any]:
-    """What ptxas says of one kernel."""
+    """What ptxas reports about one kernel."""
     return {
         "registers": int(re.search(r"Used (\d+) registers", log)[1]),
         "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),
@@ -115,19 +115,19 @@ def _resources(log: str) -> dict[str, Any]:
 
 
 def _instructions(sass: str, ptx: str) -> dict[str, Any]:
-    """Numbers of tensor-core and bulk-copy instructions, from machine code where there is some."""
+    """Numbers of tensor-core and bulk-copy instructions, from machine code if available."""
     patterns = (r"\bHGMMA", r"\bUTMALDG") if sass else (r"wgmma\.mma_async", r"cp\.async\.bulk\.tensor\.\dd\.shared")
     counts = {name: len(re.findall(p, sass or ptx)) for name, p in zip(("HGMMA", "UTMALDG"), patterns)}
     return counts | {"instructions_from": "sass" if sass else "ptx"}
 
 
 def require_good(kernel: str, facts: Mapping[str, Any], *, bulk_copies: bool) -> Mapping[str, Any]:
-    """The facts; RuntimeError where the kernel spills, overflows shared memory or misses the fast instructions."""
+    """The facts; raises RuntimeError if the kernel spills, overflows shared memory or lacks the fast instructions."""
     faults = []
     if facts["spill_bytes"]:
         faults.append(f"{facts['spill_bytes']} bytes of registers spilled")
     if facts["shared_bytes"] > MAX_SHARED_BYTES:
-        faults.append(f"{facts['shared_bytes']} bytes of shared memory, {MAX_SHARED_BYTES} are there")
+        faults.append(f"{facts['shared_bytes']} bytes of shared memory, {MAX_SHARED_BYTES} are available")
     if not facts["HGMMA"]:
         faults.append("no wgmma (HGMMA)")
     if bulk_copies and not facts["UTMALDG"]:
@@ -142,14 +142,14 @@ def require_good(kernel: str, facts: Mapping[str, Any], *, bulk_copies: bool) ->
 def mosaic_checks() -> list[AotCheck]:
     """The FFN's forward and backward with both and with one expert trained, at the shapes of the 2B and 7B models.
 
-    On one GPU (with what the kernels need of it), and at the 2B shape on a mesh of eight (with as many kernel calls).
+    On one GPU (with the facts of the kernels), and at the 2B shape on a mesh of eight (with the same number of calls).
     """
     from pallas_kernels.experts.backends.mosaic import MosaicGpu
 
     def run(trained: str, shape: str) -> Mapping[str, Any]:
         with dumped() as folder:
             compiled = compile_for_h200(MosaicGpu(), trained, shape)
-            # Kernels compiled before in this process are not among them.
+            # Kernels compiled earlier in this process are not included.
             kernels = {log.stem: mosaic_facts(log) for log in sorted(folder.glob("*.ptxas"))}
         for name, facts in kernels.items():
             require_good(name, facts, bulk_copies=True)
@@ -204,7 +204,7 @@ def compile_launch(launch: Any, inputs: Sequence[jnp.dtype]) -> dict[str, Any]:
         sass = _run(_triton_tool("nvdisasm"), "-c", cubin)
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        # Triton keeps ptxas's log to itself; with every array in registers, what is on the stack was spilled.
+        # Triton does not pass on ptxas's log; with every array in registers, everything on the stack was spilled.
         "spill_bytes": sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
         "warnings": [],
         "shared_bytes": compiled.metadata.shared,
@@ -213,7 +213,7 @@ def compile_launch(launch: Any, inputs: Sequence[jnp.dtype]) -> dict[str, Any]:
 
 
 def _run(tool: Path, *arguments: Any) -> str:
-    """What a command prints."""
+    """The output of a command."""
     command = [tool, *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
@@ -251,7 +251,7 @@ def triton_launches(shape: str, dtype: jnp.dtype = jnp.bfloat16) -> dict[str, tu
 
 
 def triton_checks() -> list[AotCheck]:
-    """Every kernel of an FFN's forward and backward in bfloat16; with the CUDA plugin, the whole program as well."""
+    """Every kernel of an FFN's forward and backward in bfloat16; with the CUDA plugin, the whole program too."""
 
     def run(shape: str) -> Mapping[str, Any]:
         if importlib.util.find_spec("triton") is None:
@@ -266,7 +266,7 @@ def triton_checks() -> list[AotCheck]:
 
 
 def _triton_calls(shape: str) -> dict[str, int] | str:
-    """Kernel calls of an FFN's gradient by what is trained, or why jax-triton cannot compile it here."""
+    """Kernel calls of an FFN's gradient by trained experts, or why jax-triton cannot compile it here."""
     from pallas_kernels.experts.backends.triton import Triton
 
     try:

@@ -1,4 +1,4 @@
-"""Compiles packed attention, forward and backward, for an H200 that is not there."""
+"""Compiles packed attention, forward and backward, for an absent H200."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compiled_for_h200(
 ) -> tuple[jax.stages.Compiled, dict[str, Any]]:
     """The gradient of attention of one row of ``SHAPES``, and its bytes of temporaries.
 
-    ``Unavailable`` without the CUDA plugin; RuntimeError where the program holds an array of all scores.
+    ``Unavailable`` without the CUDA plugin; RuntimeError if the program contains an array of all scores.
     """
     slots, heads, kv_heads, dim = SHAPES[shape]
     sizes = {"queries": slots, "keys": slots, "heads": heads, "kv_heads": kv_heads, "dim": dim}
@@ -63,7 +63,7 @@ def cudnn_checks() -> list[AotCheck]:
 
 
 def xla_checks() -> list[AotCheck]:
-    """What serves float32 there."""
+    """The implementation that serves float32 on an H200."""
     from pallas_kernels.attention.backends.xla_blocked import XlaBlocked
 
     def run(shape: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What ``python -m pallas_kernels.check`` does: values against the oracle, then compilations for absent hardware."""
+"""The checks of ``python -m pallas_kernels.check``: values against the oracle, then compiling for absent hardware."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ SUITES = {"experts": conformance, "attention": attention}
 def check(
     name: str, *, all_masks: bool = False, seconds: float = SECONDS, compile_ahead: bool = True
 ) -> dict[str, Any]:
-    """Everything this machine can find out about the implementation ``name``; the keys are in
-    ``pallas_kernels.check``.
-    """
+    """Everything this machine can check about the implementation ``name``; keys: see ``pallas_kernels.check``."""
     result = {"correct": False, "max_rel_error": None, "compiled_for": [], "skipped": None}
     result |= {"errors": {}, "cases": [], "not_compiled": {}, "failed": [], "compiled": {}}
     try:
@@ -53,7 +51,7 @@ def _check_values(
         try:
             cases = suite.runs(instance, dtype, all_masks)
             result["errors"][dtype] = _largest_error(cases, seconds, result["cases"])
-        except Exception as error:  # a check reports what breaks, it does not break itself
+        except Exception as error:  # a check reports failures instead of failing itself
             result["failed"].append(f"{dtype}: {one_line(error)}")
             continue
         if not result["errors"][dtype] < tolerance:
@@ -65,7 +63,7 @@ def _check_values(
 
 
 def _largest_error(cases: Iterable[tuple[str, Callable[[], float]]], seconds: float, done: list[str]) -> float:
-    """Over the cases (label, error); starts none after ``seconds`` but the first, and appends to ``done`` what ran."""
+    """Over the cases (label, error); starts no further one after ``seconds``; appends to ``done`` those that ran."""
     start, largest = time.monotonic(), 0.0
     for number, (label, error) in enumerate(cases):
         if number and time.monotonic() - start > seconds:
@@ -84,7 +82,7 @@ def _check_compilations(implementation: str, result: dict[str, Any]) -> None:
             result["compiled"][f"{target}: {name}"] = dict(run())
         except Unavailable as reason:
             result["not_compiled"][target] = str(reason)
-        except Exception as error:  # as above: the compilers raise all kinds
+        except Exception as error:  # as above; the compilers raise exceptions of many types
             failed_targets.add(target)
             result["failed"].append(f"{target}: {name}: {one_line(error)}")
     compiled = dict.fromkeys(key.split(":")[0] for key in result["compiled"])
@@ -92,7 +90,7 @@ def _check_compilations(implementation: str, result: dict[str, Any]) -> None:
 
 
 def host_devices() -> dict[str, str]:
-    """{"XLA_FLAGS": ...}: at least as many simulated devices as Mosaic GPU's interpreter needs (``MosaicGpu.here``)."""
+    """{"XLA_FLAGS": ...} with enough simulated devices for Mosaic GPU's interpreter (``MosaicGpu.here``)."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         flags = f"{flags} --xla_force_host_platform_device_count=8".strip()
@@ -115,7 +113,7 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def run(names: Sequence[str], *, all_masks: bool, seconds: float, compile_ahead: bool, as_json: bool) -> int:
     """Checks the implementations, prints the table, and returns the exit status: 1 if anything failed."""
-    os.environ |= host_devices()  # XLA reads this when the first array is made
+    os.environ |= host_devices()  # XLA reads this when the first array is created
     results = {}
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Compiles the TPU kernels with the real compiler for chips that are not there (needs libtpu, no TPU)."""
+"""Compiles the TPU kernels with the real compiler for absent chips (needs libtpu, but no TPU)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tpu_checks(*, d: int = 256, ff: int = 512, block: int = 128) -> list[AotChec
 
 
 def attention_checks() -> list[AotCheck]:
-    """Forward and backward at the sizes of the 2B model for every chip: rows of S1.1, long ones, and a part of one."""
+    """Forward and backward at the sizes of the 2B model for every chip: rows of S1.1, long rows, and part of a row."""
 
     def run(target: str, queries: int, keys: int) -> Mapping[str, Any]:
         compiled = compile_attention(chips(target)[0], "pallas_tpu", queries=queries, keys=keys)

@@ -1,4 +1,4 @@
-"""Modality-grouped expert matmuls: ``modality_ffn`` and ``modality_matmul``, forward and backward, behind one contract.
+"""Modality-grouped expert matmuls: ``modality_ffn`` and ``modality_matmul``, forward and backward, with one contract.
 
 The contract, for callers
 -------------------------
@@ -8,27 +8,28 @@ The contract, for callers
     y = ungroup_rows(yg, block_map)                                # [M, d] -> [N, d]
 
 or, in one call that lets an implementation gather on load, ``y = permuted_ffn(x, block_map, text, visual)``. Keeping
-the whole residual stream grouped and permuting once per batch is cheaper still. ``unsorted_ffn`` is the form of the
-Mono-InternVL-1.5 paper (no permutation; a block with both kinds is computed twice and merged), for comparison.
-``modality_matmul``, ``permuted_matmul`` and ``unsorted_matmul`` are the same for one matrix per expert.
+the whole residual stream grouped and permuting once per batch is cheaper still. ``unsorted_ffn`` is the variant of the
+Mono-InternVL-1.5 paper (no permutation; a block with both modalities is computed twice and merged), for comparison.
+``modality_matmul``, ``permuted_matmul`` and ``unsorted_matmul`` do the same for one matrix per expert.
 
-x is bfloat16 or float32. Weights are ``FfnWeights(gate, up, down)`` in [in, out] layout, one per expert, never stacked;
-they may be kept in another float dtype than x (float32 masters): they are rounded to x's dtype inside, and their
-gradients come back in their own dtype straight from the float32 sums. Rows of empty blocks (-1) come out as zeros and
-are not read. Rows that pad a block must be zero, or have a zero cotangent, or they count in the weight gradients
-(``group_rows`` and ``ungroup_rows`` see to both).
+x is bfloat16 or float32. Weights are ``FfnWeights(gate, up, down)`` in [in, out] layout, one per expert, never stacked.
+They may have a different float dtype than x (float32 masters): they are rounded to x's dtype inside, and their
+gradients are returned in their own dtype directly from the float32 sums. Rows of empty blocks (-1) are not read, and
+their outputs are zero. Rows that pad a block must be zero or have a zero cotangent; otherwise they count in the weight
+gradients (``group_rows`` and ``ungroup_rows`` take care of both).
 
-Freezing needs no flag: what is not differentiated is not perturbed, and its gradient is never traced. That holds under
-jit, scan, checkpoint and shard_map (tests count the matmuls of compiled programs). Each expert's weight gradients are
-separate calls, so training one expert of two drops exactly the calls of the other.
+Freezing needs no flag: an input that is not differentiated is not perturbed, and its gradient is never traced. That
+holds under jit, scan, checkpoint and shard_map (tests count the matmuls of compiled programs). Each expert's weight
+gradients are separate calls, so training one expert of two drops exactly the calls of the other.
 
-The contract, for implementations --------------------------------- Subclass ``contract.Implementation`` (its
-docstrings fix shapes and dtypes) in a module of your own, as a frozen dataclass whose fields are the tuning
-parameters, and register it by name in ``registry.IMPLEMENTATIONS``. Write
+The contract, for implementations
+---------------------------------
+Subclass ``contract.Implementation`` (its docstrings define shapes and dtypes) in a new module, as a frozen dataclass
+whose fields are the tuning parameters, and register it by name in ``registry.IMPLEMENTATIONS``. Write
   - ``unsupported(problem)``: a reason, or None;
-  - ``here()``: an instance that computes on this machine (interpreted where need be), or raise ``Unavailable(reason)``;
+  - ``here()``: an instance that runs on this machine (interpreted if necessary), or raise ``Unavailable(reason)``;
   - the primitives ``matmul``, ``swiglu``, ``weight_gradient``, and, to fuse, ``swiglu_backward`` and ``swiglu_dx``.
-The one custom_vjp (``vjp``) calls them; it decides what is computed, so primitives know nothing of freezing.
+The one custom_vjp (``vjp``) calls them; it decides what is computed, so primitives need not handle freezing.
 Compilations for absent hardware go into ``checks.aot_table``.
 
 The conformance suite (cases and oracle in ``checks.conformance``, tests in tests/pallas_kernels/kernel_suite.py) is
@@ -138,7 +139,7 @@ def permuted_ffn(
 
     Args:
       x: [N, d] in the order of the mask that ``block_map`` was made from.
-      block_map: from ``make_block_map``; rows that were not valid come out as zeros.
+      block_map: from ``make_block_map``; rows that were not valid give zeros.
       text_weights: gate [d, ff], up [d, ff], down [ff, d].
       visual_weights: likewise.
       implementation: as for ``modality_ffn``.
@@ -179,11 +180,11 @@ def unsorted_ffn(
     implementation: str | Implementation | None = None,
     save_gate_up: bool = True,
 ) -> jax.Array:
-    """The paper's form (Mono-InternVL-1.5, fused kernel): rows stay where they are, x [N, d] -> [N, d].
+    """The paper's variant (Mono-InternVL-1.5, fused kernel): rows stay where they are, x [N, d] -> [N, d].
 
-    Each expert runs over the blocks in which its modality occurs and leaves the others at once; a block with both kinds
-    is computed by both, and the results are merged by ``mask`` (bool [N], True = visual). The other arguments, and
-    errors, are as for ``modality_ffn``.
+    Each expert runs over the blocks in which its modality occurs and exits the others at once; a block with both
+    modalities is computed by both, and the results are merged by ``mask`` (bool [N], True = visual). The other
+    arguments and the errors are as for ``modality_ffn``.
     """
     run = partial(modality_ffn, block=block, implementation=implementation, save_gate_up=save_gate_up)
     return _unsorted(run, x, mask, text_weights, visual_weights, block)
@@ -211,9 +212,9 @@ def unsorted_matmul(
 def _permuted(
     run: Callable[..., jax.Array], call: vjp.Call, x: jax.Array, block_map: BlockMap, weights: tuple
 ) -> jax.Array:
-    """``run`` (``vjp.ffn`` or ``vjp.matmul``) of rows in original order, back in original order."""
+    """``run`` (``vjp.ffn`` or ``vjp.matmul``) on rows in original order, with the result in original order."""
     if x.shape[0] != block_map.num_rows:
-        raise ValueError(f"x has {x.shape[0]} rows, the block map {block_map.num_rows}")
+        raise ValueError(f"x has {x.shape[0]} rows, but the block map has {block_map.num_rows}")
     if call.implementation.gathers_rows:
         y = run(call, x, block_map.block_expert, weights, block_map)
     else:
@@ -222,9 +223,7 @@ def _permuted(
 
 
 def _unsorted(run: Callable[..., jax.Array], x: jax.Array, mask: jax.Array, text, visual, block: int) -> jax.Array:
-    """``run`` (``modality_ffn`` or ``modality_matmul``) once per expert over the blocks that it occurs in, then
-    merged.
-    """
+    """``run`` (``modality_ffn`` or ``modality_matmul``) once per expert over the blocks in which it occurs, merged."""
     rows = x.shape[0]
     if mask.shape != (rows,) or mask.dtype != bool:
         raise ValueError(f"mask must be bool [{rows}] like the rows of x, not {mask.dtype} {mask.shape}")
@@ -232,7 +231,7 @@ def _unsorted(run: Callable[..., jax.Array], x: jax.Array, mask: jax.Array, text
     xp = jnp.pad(x, ((0, padding), (0, 0)))
     visual_rows = jnp.pad(mask, (0, padding)).reshape(-1, block)
     text_rows = jnp.pad(~mask, (0, padding)).reshape(-1, block)
-    # The other expert takes no part in a pass, and must not produce weight gradients (zeros) either.
+    # The other expert does not take part in a pass, and must not produce weight gradients (zeros) either.
     idle = jax.lax.stop_gradient
     by_visual = run(xp, jnp.where(visual_rows.any(1), VISUAL, EMPTY), idle(text), visual)
     by_text = run(xp, jnp.where(text_rows.any(1), TEXT, EMPTY), text, idle(visual))

@@ -2,9 +2,9 @@
 
     mask      v t v v t t t v            N = 8 rows in sequence order, v = visual
     grouped   v v v v | t t t t | . .    the same rows, one expert per block of ``block`` rows, padded to whole blocks
-    expert        1   |    0    | -1     ``block_expert``: 0 = text, 1 = visual, -1 = empty (left early, rows are zero)
+    expert        1   |    0    | -1     ``block_expert``: 0 = text, 1 = visual, -1 = empty (skipped, rows are zero)
 
-Routing is static (it follows from the token ids), so the sort happens once per batch, not once per layer. Sizes are
+Routing is known in advance (from the token ids), so rows are sorted once per batch, not once per layer. Sizes are
 static too: two runs waste at most one block beyond the rounding of N, hence ``num_blocks = ceil(N / block) + 1``.
 """
 
@@ -23,11 +23,11 @@ TEXT, VISUAL, EMPTY = 0, 1, -1
 @partial(jax.tree_util.register_dataclass, data_fields=("block_expert", "source", "position"), meta_fields=("block",))
 @dataclasses.dataclass(frozen=True)
 class BlockMap:
-    """Where each row goes. M = num_blocks * block grouped rows, N original rows.
+    """Where each row goes. There are M = num_blocks * block grouped rows and N original rows.
 
     Attributes:
       block_expert: int32 [num_blocks], expert of each block; visual blocks first, then text, then empty ones.
-      source: int32 [M], original row of each grouped row; N for a grouped row that pads.
+      source: int32 [M], original row of each grouped row; N for a padding row.
       position: int32 [N], grouped row of each original row; M for a row that was not ``valid``.
       block: rows per block (static).
     """
@@ -39,17 +39,17 @@ class BlockMap:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the original, N."""
+        """Number of original rows, N."""
         return self.position.shape[0]
 
     @property
     def num_grouped_rows(self) -> int:
-        """Rows of the grouped form, M >= N."""
+        """Number of grouped rows, M >= N."""
         return self.source.shape[0]
 
 
 def num_blocks(rows: int, block: int) -> int:
-    """Blocks that hold ``rows`` rows of two kinds whatever their shares."""
+    """Number of blocks that always suffice for ``rows`` rows of two modalities, whatever their shares."""
     return -(-rows // block) + 1
 
 
@@ -58,11 +58,11 @@ def make_block_map(mask: jax.Array, *, block: int = 128, valid: jax.Array | None
 
     Args:
       mask: bool [N], True where the row is visual.
-      block: rows per block; a multiple of what the implementation wants (128 fits all of them).
-      valid: bool [N], False for rows that no expert shall compute (padding); all rows by default.
+      block: rows per block; a multiple of what the implementation requires (128 works for all of them).
+      valid: bool [N], False for rows that no expert should compute (padding); all rows by default.
 
     Raises:
-      ValueError: a mask that is not bool [N], a ``valid`` that is not like it, or a block below 1.
+      ValueError: ``mask`` is not bool [N], ``valid`` does not match it, or ``block`` is below 1.
     """
     if mask.ndim != 1 or mask.dtype != bool or block < 1:
         raise ValueError(f"mask must be bool [N] and block >= 1, got mask {mask.dtype} {mask.shape} and block {block}")
@@ -84,7 +84,7 @@ def make_block_map(mask: jax.Array, *, block: int = 128, valid: jax.Array | None
         visual_blocks * block + _running_count(text) - 1,
     )
     position = jnp.where(live, rank, blocks * block)
-    # Each grouped row has one source at most, so this scatter has no collisions; rows off the end are dropped.
+    # Each grouped row has at most one source, so this scatter has no collisions; rows past the end are dropped.
     source = jnp.full(blocks * block, rows, jnp.int32).at[position].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
     return BlockMap(block_expert.astype(jnp.int32), source, position, block)
 
@@ -96,7 +96,7 @@ def _running_count(mask: jax.Array) -> jax.Array:
 
 
 def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x[index] along the first axis, zeros where the index is off the end (a row that pads)."""
+    """x[index] along the first axis, zeros where the index is past the end (a padding row)."""
     if x.shape[0] == 0:
         return jnp.zeros((*index.shape, *x.shape[1:]), x.dtype)
     return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
@@ -125,10 +125,10 @@ _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def group_rows(x: jax.Array, block_map: BlockMap) -> jax.Array:
-    """[N, ...] in original order -> [M, ...] grouped by expert; rows that pad are zero.
+    """[N, ...] in original order -> [M, ...] grouped by expert; padding rows are zero.
 
     Raises:
-      ValueError: x has not as many rows as the block map was made for.
+      ValueError: x does not have the number of rows that the block map was made for.
     """
     _check_rows(x, block_map.num_rows)
     return _gather(x, block_map.source, block_map.position)
@@ -138,7 +138,7 @@ def ungroup_rows(y: jax.Array, block_map: BlockMap) -> jax.Array:
     """[M, ...] grouped -> [N, ...] in original order; rows that were not valid are zero.
 
     Raises:
-      ValueError: y has not as many rows as the block map groups them into.
+      ValueError: y does not have the number of grouped rows of the block map.
     """
     _check_rows(y, block_map.num_grouped_rows)
     return _gather(y, block_map.position, block_map.source)
@@ -146,4 +146,4 @@ def ungroup_rows(y: jax.Array, block_map: BlockMap) -> jax.Array:
 
 def _check_rows(x: jax.Array, rows: int) -> None:
     if x.shape[0] != rows:
-        raise ValueError(f"the block map wants {rows} rows, these are {x.shape[0]}")
+        raise ValueError(f"the block map expects {rows} rows, got {x.shape[0]}")

@@ -1,4 +1,4 @@
-"""What an implementation of the modality-grouped matmuls has to provide. See ``api`` for the contract in words."""
+"""What an implementation of the modality-grouped matmuls has to provide; ``api`` describes the contract."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Problem:
 class Implementation:
     """Base of all implementations: a frozen (hashable) dataclass whose fields are its tuning parameters.
 
-    ``x`` is [M, d] with M a multiple of ``block``; ``block_expert`` int32 [M / block]; weights come in the dtype of
-    x, in pairs. Sums run in float32. Every element of every output is written: rows of blocks with expert -1 are
-    zero. Rows of such blocks must not be used even if they hold NaN. Blocks come in any order.
+    ``x`` is [M, d] with M a multiple of ``block``; ``block_expert`` is int32 [M / block]; weights are pairs in the
+    dtype of x. Sums are float32. Every element of every output is written: rows of blocks with expert -1 are zero.
+    The inputs in such blocks must not affect any result, even if they are NaN. Blocks may be in any order.
     """
 
     name: ClassVar[str]
-    # Multiples that the sizes in the conformance suite must have: (block, widths). (1, 1): anything goes.
+    # Multiples that the sizes in the conformance suite must have: (block, widths). (1, 1): no restriction.
     granularity: ClassVar[tuple[int, int]] = (1, 1)
     # True if `matmul` and `swiglu` accept `rows` (gather on load).
     gathers_rows: ClassVar[bool] = False
@@ -69,17 +69,17 @@ class Implementation:
 
     @classmethod
     def here(cls) -> Self:
-        """An instance that computes on this machine, interpreted if need be; raises ``Unavailable`` with the reason."""
+        """An instance that runs on this machine, interpreted if necessary; raises ``Unavailable`` with the reason."""
         return cls()
 
     def at_boundary(self, visual_rows: int) -> Self:
-        """The instance for a layout whose first ``visual_rows`` rows are visual; only a static split has to know."""
+        """An instance for a layout whose first ``visual_rows`` rows are visual; only a static split needs this."""
         del visual_rows
         return self
 
     @classmethod
     def tuning_space(cls, op: str) -> dict[str, list[Any]]:
-        """Values worth trying for each field that ``op`` ("ffn" or "matmul") uses, as JSON has them."""
+        """Values worth trying for each field that ``op`` ("ffn" or "matmul") uses, as in JSON."""
         del op
         return {}
 
@@ -96,7 +96,7 @@ class Implementation:
         out_dtype: jnp.dtype | None = None,
         rows: jax.Array | None = None,
     ) -> jax.Array:
-        """y = x @ w[expert of the block]: [M, k] x [k, n] -> [M, n] in ``out_dtype`` (that of x by default).
+        """y = x @ w[expert of the block]: [M, k] x [k, n] -> [M, n] in ``out_dtype`` (default: the dtype of x).
 
         With ``transpose`` the weights are [n, k] and y = x @ w.T. With ``rows`` (only if ``gathers_rows``) x is [N, k]
         in any order and row m of the grouped input is x[rows[m]], or zero where rows[m] == N.

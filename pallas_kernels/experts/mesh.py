@@ -1,4 +1,4 @@
-"""The grouped matmuls on whatever mesh is in use (``devices``), or on one device where there is none.
+"""The grouped matmuls on the mesh in use (``devices``), or on one device if there is none.
 
 Rows are split over some axes of the mesh, columns of the FFN over another, and each device groups and computes only
 its own, so that no row moves to another device:
@@ -7,8 +7,8 @@ its own, so that no row moves to another device:
     slots     x [B, S, d] and the block experts along their second axis
     columns   gate, up [d, ff] by columns, down [ff, d] by rows; the partial sums of y are added over the axis
 
-An axis that the mesh does not have is not split, nor are columns that their axis does not divide. Weights must not be
-split over the axes of rows here; the partitioner gathers fully sharded parameters first.
+Axes that the mesh does not have split nothing, and columns are not split over an axis that does not divide them.
+Weights must not be split over the axes of rows here; the partitioner gathers fully sharded parameters first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pallas_kernels.experts.api import modality_ffn, modality_matmul, permuted_f
 from pallas_kernels.experts.block_map import BlockMap, make_block_map
 from pallas_kernels.experts.contract import FfnWeights, Implementation
 
-# Which expert computes a row: of rows grouped already, the expert of each block, int32 [B, S / block]; of rows in any
-# order, a block map from `sharded_block_map`.
+# Which expert computes a row: for grouped rows, the expert of each block, int32 [B, S / block]; for rows in any order,
+# a block map from `sharded_block_map`.
 Routing = jax.Array | BlockMap
 
 
@@ -34,10 +34,10 @@ def sharded_block_map(mask: jax.Array, *, rows: Axes, block: int = 128, valid: j
     """One block map per shard of rows (its indices are local), once per batch.
 
     Args:
-      mask: bool [N], True where the row is visual; N a multiple of the shards.
+      mask: bool [N], True where the row is visual; N a multiple of the number of shards.
       rows: axes of the mesh that split rows.
       block: rows per block.
-      valid: bool [N], False for rows that no expert shall compute; all rows by default.
+      valid: bool [N], False for rows that no expert should compute; all rows by default.
     """
     valid = jnp.ones(mask.shape, bool) if valid is None else valid
     split = PartitionSpec(rows)
@@ -64,13 +64,12 @@ def sharded_ffn(
     """SwiGLU FFN of each row's own expert, in the shape and dtype of x.
 
     Args:
-      x: [B, S, d], every block of ``block`` rows of one expert, B a multiple of the shards; or, with a block map, [N,
-      d]
-        in the order of its mask.
+      x: [B, S, d], every block of ``block`` rows of one expert, B a multiple of the number of shards; or, with a block
+        map, [N, d] in the order of its mask.
       routing: expert of each block, int32 [B, S / block] (0 = text, 1 = visual, -1 = empty), or a block map.
       text_weights: gate [d, ff], up [d, ff], down [ff, d].
       visual_weights: likewise.
-      rows: axes of the mesh that split rows; those for which ``sharded_block_map`` made the map.
+      rows: axes of the mesh that split rows; for a block map, those given to ``sharded_block_map``.
       slots: axis of the mesh that splits S, in whole blocks; not with a block map.
       columns: axis of the mesh that splits ff, or None.
       block: rows per block; a block map has its own.
@@ -90,8 +89,8 @@ def sharded_ffn(
     by_columns, by_rows = PartitionSpec(None, split), PartitionSpec(split, None)
     weights, own = FfnWeights(by_columns, by_columns, by_rows), _own(rows, slots)
     partial_sums = per_device(run, (own, own, weights, weights), PartitionSpec(split, *own))
-    # The sum over `columns` is taken outside, where its transpose is a broadcast: the partitioner adds with one
-    # all-reduce (or reduce-scatter, if that is how y is wanted), and the backward pass needs none for it.
+    # The sum over `columns` is taken outside, where its transpose is a broadcast: the partitioner needs one all-reduce
+    # (or a reduce-scatter, if y is wanted that way), and the backward pass needs none for it.
     return jnp.sum(partial_sums(x, routing, text_weights, visual_weights), axis=0)
 
 
@@ -110,7 +109,7 @@ def sharded_matmul(
 ) -> jax.Array:
     """Each row times the kernel [d, f] of its own expert: [B, S, d] -> [B, S, f], or with a block map [N, d] -> [N, f].
 
-    f is split over ``columns``, d over ``sums``, over which partial sums are added; one of the two, or none. Other
+    f is split over ``columns``, or d over ``sums``, over which partial sums are added; at most one of the two. Other
     arguments and errors are as for ``sharded_ffn``.
     """
 
@@ -143,7 +142,7 @@ def _routed(
     block: int,
     options: dict[str, Any],
 ) -> jax.Array:
-    """One device's rows: in one call of ``grouped``, or of ``permuted`` with a block map."""
+    """One device's rows, in one call of ``grouped``, or of ``permuted`` if there is a block map."""
     if isinstance(routing, BlockMap):
         return permuted(x, routing, *weights, **options)
     y = grouped(x.reshape(-1, x.shape[-1]), routing.reshape(-1), *weights, block=block, **options)

@@ -1,10 +1,10 @@
 """The one custom_vjp of the grouped matmuls, for all implementations.
 
-Implementations provide primitives (``contract.Implementation``) and know nothing of freezing; what is computed is
-decided here:
+Implementations provide primitives (``contract.Implementation``) and need not handle freezing; this module decides what
+is computed:
 
     forward   swiglu (gate + up + SiLU, saving gate and up or not), matmul (down)
-    backward  [swiglu again, if gate and up were not saved]
+    backward  [swiglu again if gate and up were not saved]
               swiglu_backward: dh = dy @ down.T, then dgate, dup and h, elementwise
               swiglu_dx: dgate @ gate.T + dup @ up.T                           only if x is perturbed
               weight_gradient(h, dy), (x, dgate), (x, dup)                     per expert, only for perturbed weights
@@ -44,7 +44,7 @@ class Wanted:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def matmul(call: Call, x: jax.Array, block_expert: jax.Array, kernels: Pair, block_map: BlockMap | None) -> jax.Array:
-    """y [M, f] grouped. With a block map, x is [N, d] in original order and gathered on load."""
+    """y [M, f], grouped. With a block map, x is [N, d] in original order and gathered on load."""
     ops = call.implementation
     return ops.matmul(x, block_expert, _cast(kernels, x), block=call.block, **_gather_on_load(block_map))
 
@@ -77,7 +77,7 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def ffn(call: Call, x: jax.Array, block_expert, weights: tuple[FfnWeights, FfnWeights], block_map: BlockMap | None):
-    """y [M, d] grouped. With a block map, x is [N, d] in original order and gathered on load."""
+    """y [M, d], grouped. With a block map, x is [N, d] in original order and gathered on load."""
     return _ffn_forward(call, x, block_expert, weights, block_map, save=False)[0]
 
 

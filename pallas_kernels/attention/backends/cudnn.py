@@ -34,7 +34,7 @@ def _unsupported(problem: Problem) -> str | None:
     if problem.dtype != "bfloat16":
         return f"needs bfloat16, not {problem.dtype}"
     if problem.dim % 8 or problem.dim > 128:
-        return f"needs a head size of a multiple of 8 up to 128, not {problem.dim}"
+        return f"needs a head size that is a multiple of 8 up to 128, not {problem.dim}"
     return needs_order(problem)
 
 
@@ -45,14 +45,14 @@ def _unsupported(problem: Problem) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Cudnn(Implementation):
-    """Each sample by itself ("THD"), causally: no work for other samples or later keys, no mask in memory.
+    """Each sample separately ("THD"), causally: no work for other samples or later keys, no mask in memory.
 
-    JAX has this below ``jax.nn.dot_product_attention``, in a private module. Keys and values are repeated for the query
-    heads that share them, because offsets of keys are counted in query heads there.
+    JAX implements this underneath ``jax.nn.dot_product_attention``, in a private module. Keys and values are repeated
+    for the query heads that share them, because that module counts offsets of keys in query heads.
 
     Attributes:
-      samples: of a row, at most; float32 [B * samples, Hq, S] is kept for the backward pass. Rows with more are
-        computed by ``XlaBlocked``, as the program finds out when it runs.
+      samples: maximum per row; float32 [B * samples, Hq, S] is kept for the backward pass. Rows with more are computed
+        by ``XlaBlocked``; the program decides this at run time.
     """
 
     name: ClassVar[str] = "attention/cudnn"
@@ -61,13 +61,13 @@ class Cudnn(Implementation):
 
     def unsupported(self, problem: Problem) -> str | None:
         if not is_hopper_or_later(problem.device):
-            return f"packed rows need a Hopper GPU or a later one, not {problem.device}"
+            return f"packed rows need a Hopper or later GPU, not {problem.device}"
         return _unsupported(problem) or needs_causal_rows(problem) or _missing()
 
     @classmethod
     def here(cls) -> Self:
         if not is_hopper_or_later(device_key()):
-            raise Unavailable(f"cuDNN's packed rows run on Hopper GPUs and later ones only, not on {device_key()}")
+            raise Unavailable(f"cuDNN's packed rows run only on Hopper and later GPUs, not on {device_key()}")
         return cls()
 
     @classmethod
@@ -76,8 +76,8 @@ class Cudnn(Implementation):
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals) -> jax.Array:
         output = _packed(self.samples, query, key, value, intervals.first, intervals.last)
-        # Neighbours that see themselves alone, as empty slots do, are one sample for cuDNN (``samples_of``); what each
-        # of them gets is its own value.
+        # Neighbours that see only themselves, as empty slots do, are one sample for cuDNN (``samples_of``); the output
+        # of each is its own value.
         alone = (intervals.first == intervals.last)[..., None, None]
         return jnp.where(alone, _repeated(value, query), output)
 
@@ -88,12 +88,12 @@ def _repeated(array: jax.Array, query: jax.Array) -> jax.Array:
 
 
 class Samples(NamedTuple):
-    """Samples of rows as cuDNN takes them.
+    """Samples of rows in the form that cuDNN takes.
 
     Attributes:
       count: int32 [B], samples of each row.
-      starts: int32 [B, samples + 1], first slot of each; -1 behind the last one.
-      lengths: int32 [B, samples]; -1 behind the last one.
+      starts: int32 [B, samples + 1], first slot of each; -1 after the last one.
+      lengths: int32 [B, samples]; -1 after the last one.
     """
 
     count: jax.Array
@@ -102,11 +102,11 @@ class Samples(NamedTuple):
 
 
 def samples_of(first: jax.Array, samples: int) -> Samples:
-    """The samples of causal rows, at most ``samples`` of each; neighbours of one token each are joined.
+    """The samples of causal rows, at most ``samples`` per row; adjacent samples of one token are joined.
 
     Args:
       first: int32 [B, S], first key that each query sees.
-      samples: bound of their number; the rest is left out.
+      samples: maximum per row; further ones are left out.
     """
     slots = first.shape[1]
     index = jnp.arange(slots, dtype=jnp.int32)
@@ -153,7 +153,7 @@ def _packed_backward(samples: int, residuals: Any, d_output: jax.Array) -> tuple
     def cudnn() -> tuple[jax.Array, ...]:
         operands = *_operands(query, key, value, found), statistics, output, d_output
         dquery, *rest = _library()._dot_product_attention_bwd_impl(*operands, **_options(query))[:3]
-        # Query heads that share keys follow one another.
+        # Query heads that share keys are adjacent.
         by_group = (a.reshape(*key.shape[:3], -1, key.shape[3]).astype(jnp.float32) for a in rest)
         return dquery, *(jnp.sum(a, axis=3).astype(key.dtype) for a in by_group)
 
@@ -188,12 +188,12 @@ def _options(query: jax.Array) -> dict[str, Any]:
 
 
 def _library() -> ModuleType:
-    from jax._src.cudnn import fused_attention_stablehlo  # private: there is no public way to packed rows
+    from jax._src.cudnn import fused_attention_stablehlo  # private: there is no public API for packed rows
 
     return fused_attention_stablehlo
 
 
-# What the two functions must take for the calls above to mean what they say.
+# The parameters that the two functions must have for the calls above to be correct.
 _PLACES = ("query", "key", "value", "bias", "q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets")
 _PAGES = ("page_table_k", "page_table_v")
 _SETTINGS = ("scale", "seed", "dropout_rate", "variadic_args", "mask_type", "layout", "sliding_window_length")
@@ -205,12 +205,12 @@ _SIGNATURES = {
 
 @functools.cache
 def _missing() -> str | None:
-    """Why this jax's private functions are not those that were checked."""
+    """Why this jax's private functions differ from those that were checked, or None."""
     for name, expected in _SIGNATURES.items():
         function = getattr(_library(), name, None)
         found = () if function is None else tuple(inspect.signature(function).parameters)
         if found != expected:
-            return f"jax {jax.__version__} has another {name} than jax 0.10 and 0.11 (private)"
+            return f"jax {jax.__version__}: the private {name} differs from that of jax 0.10 and 0.11"
     return None
 
 
@@ -221,7 +221,7 @@ def _missing() -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class CudnnMasked(Implementation):
-    """A mask [B, 1, Q, K] for all heads, in memory, and as large a gradient of it; nothing is skipped."""
+    """A mask [B, 1, Q, K] for all heads in memory, and a gradient of the same size; nothing is skipped."""
 
     name: ClassVar[str] = "attention/cudnn_masked"
 

@@ -1,6 +1,6 @@
 """Packed attention for Hopper GPUs in Pallas Mosaic GPU: three kernels, their gradient rule, and the implementation.
 
-``mosaic_loop`` has the loop that the kernels are made of, and says what each of them owns and walks along.
+``mosaic_loop`` has the loop that the kernels are built on, and says what each of them owns and iterates over.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def query_gradient(
     """Gradient of the queries, in their shape and dtype.
 
     Args:
-      query: as for ``forward``, and so are those up to ``last``.
+      query: as for ``forward``, and so are the arguments up to ``last``.
       key: ...
       value: ...
       first: ...
@@ -261,12 +261,12 @@ def key_value_gradients(
 
 @dataclasses.dataclass(frozen=True)
 class MosaicGpu(Implementation):
-    """The kernels above behind the contract; a dict (from JSON) will do for a ``Config``.
+    """The kernels above as an implementation of the contract; a ``Config`` may be given as a dict (from JSON).
 
     Attributes:
-      output: how ``forward`` walks along the keys.
-      dquery: how ``query_gradient`` walks along the keys.
-      dkeys: how ``key_value_gradients`` walks along the queries.
+      output: how ``forward`` iterates over the keys.
+      dquery: how ``query_gradient`` iterates over the keys.
+      dkeys: how ``key_value_gradients`` iterates over the queries.
       interpret: run in the interpreter, on the CPU; True, or its parameters (race detection).
     """
 
@@ -284,7 +284,7 @@ class MosaicGpu(Implementation):
         if reason := refusal(problem, self.interpret):
             return reason
         if problem.dim > 128:
-            return f"needs a head size up to 128, not {problem.dim}: the sums would not fit into registers"
+            return f"needs a head size up to 128, not {problem.dim}: the accumulators would not fit into registers"
         return needs_order(problem)
 
     @classmethod
@@ -300,7 +300,7 @@ class MosaicGpu(Implementation):
         }
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals) -> jax.Array:
-        # Rows and heads grow to whole blocks; no interval reaches the keys of zeros behind the last one.
+        # Rows and heads are padded to whole blocks; no interval reaches the zero keys after the last one.
         queries, dim = query.shape[1], query.shape[3]
         query, key, value = (_pad(a, {1: TILE, 3: _LANES}) for a in (query, key, value))
         first, last = (_pad(bound, {1: TILE}, mode="edge") for bound in (intervals.first, intervals.last))
@@ -308,7 +308,7 @@ class MosaicGpu(Implementation):
 
 
 def _pad(array: jax.Array, multiples: Mapping[int, int], **mode: Any) -> jax.Array:
-    """Axes up to multiples."""
+    """Pads axes to multiples."""
     return jnp.pad(array, [(0, -n % multiples.get(axis, 1)) for axis, n in enumerate(array.shape)], **mode)
 
 
@@ -321,7 +321,7 @@ def _forward(kernels: MosaicGpu, scale: float, query, key, value, first, last) -
     output, lse = forward(
         query, key, value, first, last, scale=scale, config=kernels.output, interpret=kernels.interpret
     )
-    # Names for remat policies: with both saved, the backward pass does not run the kernel again.
+    # Names for remat policies: if both are saved, the backward pass does not run the kernel again.
     output, lse = checkpoint_name(output, OUTPUT), checkpoint_name(lse, LSE)
     return output, (query, key, value, first, last, output, lse)
 
@@ -329,7 +329,7 @@ def _forward(kernels: MosaicGpu, scale: float, query, key, value, first, last) -
 def _backward(kernels: MosaicGpu, scale: float, residuals: Any, d_output: jax.Array) -> tuple[jax.Array | None, ...]:
     *inputs, output, lse = residuals
     wide = (a.astype(jnp.float32) for a in (output, d_output))
-    # Of bfloat16 numbers: TF32 multiplies them exactly.
+    # The factors are bfloat16 numbers, which TF32 multiplies exactly.
     delta = jnp.einsum("bqhd,bqhd->bhq", *wide, precision="default")
     arguments, options = (*inputs, d_output, lse, delta), {"scale": scale, "interpret": kernels.interpret}
     dquery = query_gradient(*arguments, config=kernels.dquery, **options)

@@ -1,25 +1,26 @@
 """Packed attention for Hopper GPUs in Pallas Mosaic GPU: the forward pass and the two halves of the backward pass.
 
-Each query sees the keys first .. last (``contract``), so a block of queries has to visit a run of key blocks and no
-others, and a block of keys a run of query blocks (``spans``). The three kernels are one loop (``tile_kernel``). A
-program owns a tile of 128 rows, 64 for each of two consumer warpgroups, and walks along its run; a producer warpgroup
-brings the blocks in by TMA, through rings of shared-memory stages:
+Each query sees the keys first .. last (``contract``), so a block of queries has to visit only a run of key blocks, and
+a block of keys only a run of query blocks (``spans``). The three kernels share one loop (``tile_kernel``). A program
+owns a tile of 128 rows, 64 for each of two consumer warpgroups, and iterates over its run; a producer warpgroup loads
+the blocks by TMA, through rings of shared-memory stages:
 
-    kernel       owns                 walks along                 products of a step
+    kernel       owns                 iterates over               products of a step
     forward      queries              keys                        s = q k', o += p v
     dq           queries              keys                        s = q k', dp = do v', dq += ds k
     dk and dv    keys of a KV head    queries of all its heads    s' = k q', dp' = v do', dv += p' do, dk += ds' q
 
-    producer      [k0][v0][k1][v1]...                          waits for a free stage only
+    producer      [k0][v0][k1][v1]...                          waits only for a free stage
     consumer 0    [s][softmax][o]  [s][softmax][o]...          rows  0 ..  63 of the tile
     consumer 1       [s][softmax][o]  [s][softmax][o]...       rows 64 .. 127
 
-Only the blocks at the ends of a run are masked. Sums are float32 and stay in registers, p and ds are rounded to the
+Only the blocks at the ends of a run are masked. Sums are float32 and stay in registers; p and ds are rounded to the
 dtype of the inputs. The gradients of all query heads that share a KV head are summed in order, without atomics, so
-that results do not depend on scheduling; the price is that scores are made twice in the backward pass (7 products
+that results do not depend on scheduling. The cost is that scores are computed twice in the backward pass (7 products
 instead of 5).
 
-FlashAttention-2 (arXiv 2307.08691) has the algorithm, FlashAttention-3 (arXiv 2407.08608) the division of labour.
+The algorithm is that of FlashAttention-2 (arXiv 2307.08691), the division of labour that of FlashAttention-3 (arXiv
+2407.08608).
 """
 
 from __future__ import annotations
@@ -46,26 +47,26 @@ TILE = _CONSUMERS * WG_ROWS  # rows that a program owns; queries and keys come i
 # Registers per thread: 2 * 128 * 232 + 128 * 40 fill the 64 K registers of a multiprocessor.
 _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
 LOG2E = math.log2(math.e)  # exponentials are powers of two: one instruction
-NO_MAXIMUM = -1e30  # below all scores, and finite: a block without visible keys must not make inf - inf
+NO_MAXIMUM = -1e30  # below all scores, and finite: a block without visible keys must not produce inf - inf
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How a kernel walks: ``block`` rows a step (a divisor of 128), through a ring of ``stages`` stages."""
+    """How a kernel iterates: ``block`` rows per step (a divisor of 128), through a ring of ``stages`` stages."""
 
     block: int = 128
     stages: int = 2
 
 
 class Walk(NamedTuple):
-    """What the callbacks of a kernel see of the program and the consumer they run for.
+    """What the callbacks of a kernel know about the program and the consumer they run for.
 
     Attributes:
-      own: shared memory of this consumer's own rows, by the names of the operands.
-      ring: shared memory of the blocks walked along, [stages, ...] each.
+      own: shared memory of this consumer's own rows, by operand name.
+      ring: shared memory of the blocks iterated over, [stages, ...] each.
       first_row: index of the consumer's first own row.
-      wait: (group of the ring, slot): until its copies have landed.
-      release: (group of the ring, slot): the producer may fill it again.
+      wait: (group of the ring, slot): waits until its copies have landed.
+      release: (group of the ring, slot): lets the producer fill it again.
     """
 
     own: Mapping[str, Any]
@@ -110,15 +111,15 @@ def tile_kernel(
     Args:
       name: of the kernel.
       own: arrays of which a consumer keeps its 64 rows in shared memory.
-      ring: arrays that are walked along, in groups with barriers of their own.
+      ring: arrays that are iterated over, in groups with separate barriers.
       outputs: (shape and dtype, name of the shared memory it is written from) of each output.
-      spans: blocks that each tile walks along, [B, tiles].
+      spans: blocks that each tile iterates over, [B, tiles].
       heads: heads of the grid.
       own_head: head of the grid -> head of own arrays and outputs.
       ring_head: (head of the grid, repeat) -> head of the ring's arrays.
-      repeats: times that the run is walked.
+      repeats: number of passes over the run.
       config: rows and stages of the ring.
-      init: -> what is carried from step to step.
+      init: -> the initial value of what is carried from step to step.
       step: (walk, block, slot of the ring, carried, whether to mask) -> carried.
       finish: (walk, carried) writes the results into the shared memory of the outputs.
       interpret: run in the interpreter: True, or its parameters.
@@ -221,13 +222,13 @@ def tile_kernel(
 
 
 class Transposed(NamedTuple):
-    """A matrix in shared memory that is multiplied transposed."""
+    """A matrix in shared memory that is transposed in the product."""
 
     ref: Any
 
 
 def products(interpret: Any, *pairs: tuple[Any, Any]) -> list[jax.Array]:
-    """a @ b in float32 for each pair; all are under way before the first is waited for."""
+    """a @ b in float32 for each pair; all are issued before the first is waited for."""
     if interpret:
         return [_interpreted(a, b) for a, b in pairs]
     pairs = [(a, _operand(b)) for a, b in pairs]
@@ -252,14 +253,14 @@ def _operand(matrix: Any) -> Any:
 
 
 def _interpreted(a: Any, b: Any) -> jax.Array:
-    """The interpreter knows neither transposed views nor operands in registers: it multiplies what it reads."""
+    """The interpreter supports neither transposed views nor operands in registers, so values are read first."""
     a = a if isinstance(a, jax.Array) else a[...]
     b = b.ref[...].T if isinstance(b, Transposed) else b[...]
     return jnp.dot(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
 
 
 def visible(first: jax.Array, last: jax.Array, shape: tuple[int, int], *, keys_from: jax.Array, keys: int) -> jax.Array:
-    """bool, scores that count: ``keys`` is the axis of the keys, ``first`` and ``last`` belong to the other one."""
+    """bool mask of the scores that count: ``keys`` is the axis of keys; ``first`` and ``last`` are along the other."""
     index = lax.broadcasted_iota(jnp.int32, shape, keys) + keys_from
     lower, upper = (lax.broadcast_in_dim(bound, shape, [1 - keys]) for bound in (first, last))
     return (index >= lower) & (index <= upper)

@@ -1,4 +1,4 @@
-"""Attention by the Splash kernel that JAX ships for TPUs."""
+"""Attention with the Splash kernel that JAX ships for TPUs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LANES = 128  # rows must be a multiple of this many slots
 
 @dataclasses.dataclass(frozen=True)
 class Splash(Implementation):
-    """Skips what lies above the diagonal; other samples of a row are computed and masked by segment ids.
+    """Skips blocks above the diagonal; other samples of a row are computed and masked by segment ids.
 
     Attributes:
-      block: queries and keys of a block, at most; the largest divisor of the row's slots is taken.
+      block: maximum number of queries and keys per block; the largest divisor of the row's slots is used.
       interpret: run on any machine, slowly.
     """
 
@@ -32,9 +32,9 @@ class Splash(Implementation):
         if not (self.interpret or problem.device.startswith("tpu")):
             return f"needs a TPU, this is {problem.device} (tests pass Splash(interpret=True))"
         if problem.queries % LANES:
-            return f"needs rows of a multiple of {LANES} slots, got {problem.queries}: change V or T"
+            return f"needs rows with a multiple of {LANES} slots, got {problem.queries}: change V or T"
         if problem.dtype == "float32" and not self.interpret:
-            return "multiplies float32 in passes of bfloat16: use pallas_tpu, xla_chunked or xla_blocked"
+            return "multiplies float32 in bfloat16 passes: use pallas_tpu, xla_chunked or xla_blocked"
         return needs_order(problem) or needs_causal_rows(problem)
 
     @classmethod
@@ -62,6 +62,6 @@ class Splash(Implementation):
             interpret=self.interpret,
         )
         heads_first = (jnp.swapaxes(a, 1, 2) for a in (query * dim**-0.5, key, value))
-        # The start of a token's sample is as good a number of the sample as any.
+        # The start of a token's sample identifies the sample.
         samples = splash_attention.SegmentIds(q=intervals.first, kv=intervals.first)
         return jnp.swapaxes(jax.vmap(kernel)(*heads_first, samples), 1, 2)

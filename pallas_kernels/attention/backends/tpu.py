@@ -1,15 +1,15 @@
-"""Packed attention as Pallas TPU kernels that visit only the blocks in which something is seen.
+"""Packed attention as Pallas TPU kernels that visit only the blocks in which some query sees a key.
 
-The list of visits (``visits``) lies in scalar memory; a grid step takes one pair of a block of queries and a block of
-keys, for all query heads of one KV head, so that k and v are fetched once per group.
+The list of visits (``visits``) is in scalar memory; a grid step takes one pair of a query block and a key block, for
+all query heads of one KV head, so that k and v are fetched once per group.
 
-    grid (h, t)      h: KV heads      t: visits, as many as there are; row after row, in order of queries, then of keys
+    grid (h, t)      h: KV heads      t: visits, as many as there are; row by row, ordered by queries, then by keys
 
-Scores are kept transposed, [keys, queries]: bounds, maxima, sums and log-sum-exps are then rows of lanes (no column of
-128 equal lanes), reductions run along sublanes, and of all products' operands only small blocks are transposed.
+Scores are kept transposed, [keys, queries]: bounds, maxima, sums and log-sum-exps are then rows of lanes (not columns
+of 128 equal lanes), reductions run along sublanes, and only small blocks of the products' operands are transposed.
 
 The forward kernel is flash attention (Dao et al., arXiv 2205.14135; 2307.08691) and keeps the log-sum-exp. The backward
-kernel makes scores once for all three gradients: dq is summed over the visits of a block of queries, dk and dv over
+kernel computes the scores once for all three gradients: dq is summed over the visits of a query block, dk and dv over
 those of a row, in vector memory. Exponentials are powers of two: queries are scaled by log2(e) beforehand.
 """
 
@@ -43,12 +43,12 @@ class PallasTpu(Implementation):
     """Flash attention over lists of visited blocks.
 
     Attributes:
-      block_q: queries of a block, at most; the largest divisor of Q is taken.
-      block_k: keys of a block, at most; likewise.
-      part: queries, and keys, of the parts in which blocks are computed that are not seen whole; more where there
-        would be too many parts to describe.
+      block_q: maximum number of queries per block; the largest divisor of Q is used.
+      block_k: maximum number of keys per block; likewise.
+      part: queries, and keys, of the parts in which partly seen blocks are computed; larger if there would be too many
+        parts to encode.
       vmem: bytes of vector memory that a kernel may take.
-      interpret: run on any machine, as ``pallas_call`` takes it (True or ``pltpu.InterpretParams``).
+      interpret: run on any machine, as in ``pallas_call`` (True or ``pltpu.InterpretParams``).
     """
 
     name: ClassVar[str] = "attention/pallas_tpu"
@@ -64,13 +64,13 @@ class PallasTpu(Implementation):
         if not (self.interpret or problem.device.startswith("tpu")):
             return f"needs a TPU, this is {problem.device} (tests pass PallasTpu(interpret=True))"
         if slots := [n for n in (problem.queries, problem.keys) if n % LANES]:
-            return f"needs rows of a multiple of {LANES} slots, got {slots[0]}: change V or T"
+            return f"needs rows with a multiple of {LANES} slots, got {slots[0]}: change V or T"
         if problem.dim % 8:
-            return f"needs a head size of a multiple of 8, not {problem.dim}"
+            return f"needs a head size that is a multiple of 8, not {problem.dim}"
         if (most := self.grid(1, problem.queries, problem.keys).most) > _MOST_VISITS:
-            return f"a row has up to {most} visits, scalar memory takes {_MOST_VISITS}"
+            return f"a row has up to {most} visits, but scalar memory holds only {_MOST_VISITS}"
         if (held := self.held(problem)) > self.vmem:
-            return f"the backward pass needs {held} bytes of vector memory, it may take {self.vmem}"
+            return f"the backward pass needs {held} bytes of vector memory, but may take only {self.vmem}"
         return needs_order(problem)
 
     @classmethod
@@ -92,7 +92,7 @@ class PallasTpu(Implementation):
         return next(grid for grid in grids if grid.part == both or grid.part_bits <= 31)
 
     def held(self, problem: Problem) -> int:
-        """Bytes of vector memory of the backward kernel: its blocks, twice where they are buffered, and its sums."""
+        """Bytes of vector memory of the backward kernel: its blocks, twice if they are buffered, and its sums."""
         grid, itemsize = self.grid(1, problem.queries, problem.keys), jnp.dtype(problem.dtype).itemsize
         group, wide = problem.heads // problem.kv_heads, -(-problem.dim // LANES) * LANES
         queries = group * grid.block_q * wide
@@ -104,13 +104,13 @@ class PallasTpu(Implementation):
         batch, queries, heads, dim = query.shape
         keys, kv_heads = key.shape[1:3]
         rows = max(1, _MOST_VISITS // self.grid(1, queries, keys).most)
-        if batch > rows:  # more visits than scalar memory takes: so many rows at a time
+        if batch > rows:  # more visits than scalar memory holds: that many rows at a time
             whole = (query, key, value, Intervals(intervals.first, intervals.last))
             parts = [jax.tree.map(lambda a, i=i: a[i : i + rows], whole) for i in range(0, batch, rows)]
             return jnp.concatenate([self(*part) for part in parts])
         grid = self.grid(batch, queries, keys)
         call = Call(grid, kv_heads, heads // kv_heads, dim, self.vmem, self.interpret)
-        # Heads first; those that share a KV head together.
+        # Heads first; heads that share a KV head are adjacent.
         query = query.reshape(batch, queries, kv_heads, call.group, dim).transpose(0, 2, 3, 1, 4)
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
         bounds = jnp.stack([intervals.first, intervals.last], axis=1)
@@ -124,9 +124,9 @@ def _divisor(size: int, most: int) -> int:
 
 
 def kernel_flops(call: Call, pairs: int, *, backward: bool) -> int:
-    """FLOPs of the products of a kernel that computes so many pairs of a query and a key (``visits.count_pairs``).
+    """FLOPs of the products of a kernel that computes that many query-key pairs (``visits.count_pairs``).
 
-    Two products forward; five backward, the scores made again among them.
+    Two products forward; five backward, including the recomputed scores.
     """
     return (5 if backward else 2) * 2 * pairs * call.dim * call.kv_heads * call.group
 
@@ -173,7 +173,7 @@ class Call:
     def options(self, visits: Visits, *, backward: bool, itemsize: int) -> dict[str, Any]:
         """The arguments of ``pallas_call`` that both kernels share."""
         grid = self.grid
-        causal = max(1, grid.most * (grid.keys + 1) // (2 * grid.keys))  # how many there are is not known beforehand
+        causal = max(1, grid.most * (grid.keys + 1) // (2 * grid.keys))  # the actual number is not known beforehand
         pairs = causal * grid.block_q * grid.block_k
         fetched = itemsize * self.kv_heads * self.dim * 2 * grid.block_k * causal
         return {
@@ -229,10 +229,10 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 
 def _of_visit(grid: Grid, code: jax.Array, parts: jax.Array, run: Callable[[pl.Slice, pl.Slice, bool], None]) -> None:
-    """``run(keys, queries, masked)`` of what a visit has to compute, as slices of its blocks.
+    """``run(keys, queries, masked)`` for what a visit has to compute, as slices of its blocks.
 
-    All at once where all of it is seen. Else part of queries by part of queries, with as many key parts as it sees: one
-    of them, two, ... are compiled each, so that every product has a size that is known.
+    All at once if the whole block is seen. Otherwise one part of the queries at a time, with as many key parts as it
+    sees: each possible number of key parts is compiled, so that every product has a static size.
     """
     whole = code & WHOLE != 0
     pl.when(whole)(lambda: run(pl.ds(0, grid.block_k), pl.ds(0, grid.block_q), False))
@@ -247,7 +247,7 @@ def _of_visit(grid: Grid, code: jax.Array, parts: jax.Array, run: Callable[[pl.S
 
 
 def _over_heads(group: int, run: Callable[[Sequence[int | jax.Array]], None]) -> None:
-    """``run(heads)`` of two heads of a group at a time: what is compiled does not grow with the group."""
+    """``run(heads)`` for two heads of a group at a time: the compiled code does not grow with the group."""
     if group <= 2:
         run(range(group))
         return
@@ -281,13 +281,13 @@ def _forward(call: Call, query, key, value, bounds, visits: Visits) -> tuple[jax
             seen = _seen(grid, code, bounds_ref, keys, queries) if masked else None
 
             def of_heads(heads: Sequence[int | jax.Array]) -> None:
-                # Both heads' products first, so that the matrix unit works while the vector unit takes exponentials.
+                # Both heads' products first, so that the matrix unit works while the vector unit computes exponentials.
                 every = [_dot(k, q_ref[0, 0, g, queries, :], (1, 1)) for g in heads]  # [keys, queries] each
                 for g, scores in zip(heads, every):
                     scores = jnp.where(seen, scores, _HIDDEN) if masked else scores
                     before = largest[g, :, queries]
                     now = jnp.maximum(before, jnp.max(scores, axis=0, keepdims=True))
-                    # A query that has seen nothing yet sums ones here; its first real score multiplies them by zero.
+                    # A query that has not seen a key yet sums ones here; its first real score multiplies them by zero.
                     p = jnp.exp2(scores - now)
                     shrink = jnp.exp2(before - now)
                     largest[g, :, queries] = now
@@ -324,7 +324,7 @@ def _forward(call: Call, query, key, value, bounds, visits: Visits) -> tuple[jax
 
 
 def _backward(call: Call, query, key, value, bounds, visits: Visits, dout, lse, delta) -> tuple[jax.Array, ...]:
-    """(dquery, dkey, dvalue); query is scaled, dquery is that of the query as it was."""
+    """(dquery, dkey, dvalue); query is scaled, dquery is the gradient of the unscaled query."""
     grid, group = call.grid, call.group
 
     def kernel(codes, parts, q_ref, k_ref, v_ref, bounds_ref, do_ref, lse_ref, delta_ref, *refs):
@@ -332,7 +332,7 @@ def _backward(call: Call, query, key, value, bounds, visits: Visits, dout, lse, 
         code = codes[pl.program_id(1)]
 
         def over_keys(run):
-            """``run`` of each block of keys of the row."""
+            """``run`` for each key block of the row."""
             jax.lax.fori_loop(0, grid.keys, lambda i, _: run(pl.ds(i * grid.block_k, grid.block_k)), None)
 
         @pl.when(code & ROW_FIRST != 0)

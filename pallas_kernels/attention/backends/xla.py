@@ -1,4 +1,4 @@
-"""Attention by XLA's own operations: slots in any order, any device, Q and K of any length."""
+"""Attention with XLA's own operations: slots in any order, any device, Q and K of any length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pallas_kernels.precision import float32_sums, product_precision
 
 @dataclasses.dataclass(frozen=True)
 class Xla(Implementation):
-    """All scores [B, Hq, Q, K] at once; made again in the backward pass: less memory and, on CPUs, less time."""
+    """All scores [B, Hq, Q, K] at once, recomputed in the backward pass: less memory and, on CPUs, less time."""
 
     name: ClassVar[str] = "attention/xla"
     any_order: ClassVar[bool] = True
@@ -68,10 +68,10 @@ class XlaChunked(Implementation):
 def probabilities_and_output(
     query: jax.Array, key: jax.Array, value: jax.Array, intervals: Intervals
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention with its probabilities float32 [B, Hq, Q, K] in memory; output as the contract says."""
+    """(probabilities float32 [B, Hq, Q, K], output as in the contract)."""
     b, q_len, heads, dim = query.shape
     kv_heads, group = key.shape[2], heads // key.shape[2]
-    # The queries of a group follow one another: plain batched products, no transposed scores.
+    # The queries of a group are contiguous: plain batched products, no transposed scores.
     grouped = (query * dim**-0.5).reshape(b, q_len, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(b, kv_heads, group * q_len, dim)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)

@@ -1,8 +1,8 @@
-"""Packed attention by XLA's own operations, block by block: any device and dtype, memory linear in the length.
+"""Packed attention with XLA's own operations, block by block: any device and dtype, memory linear in the length.
 
-A loop over blocks of queries, and for each a loop over the key blocks that any of its queries sees (``spans``): blocks
-of other samples and later ones are neither read nor computed, and there is never more of the scores than one block. The
-backward pass makes them again. This is FlashAttention-2 (arXiv 2307.08691) in plain XLA.
+A loop over query blocks contains a loop over the key blocks that any of the block's queries sees (``spans``): blocks of
+other samples and later ones are neither read nor computed, and only one block of scores exists at a time. The backward
+pass recomputes them. This is FlashAttention-2 (arXiv 2307.08691) in plain XLA.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pallas_kernels.attention.contract import LSE, OUTPUT, Implementation, Inter
 from pallas_kernels.attention.spans import key_spans
 from pallas_kernels.precision import product_precision
 
-_NO_MAXIMUM = -1e30  # below all scores, and finite: a block without visible keys must not make inf - inf
+_NO_MAXIMUM = -1e30  # below all scores, and finite: a block without visible keys must not produce inf - inf
 
 
 @dataclasses.dataclass(frozen=True)
 class XlaBlocked(Implementation):
-    """The loops below behind the contract.
+    """The loops below as an implementation of the contract.
 
     Attributes:
-      block_q: queries of a block.
-      block_kv: keys of a block.
+      block_q: queries per block.
+      block_kv: keys per block.
     """
 
     name: ClassVar[str] = "attention/xla_blocked"
@@ -53,7 +53,7 @@ class XlaBlocked(Implementation):
 
 
 def _pad(array: jax.Array, multiple: int, **mode: Any) -> jax.Array:
-    """Axis 1 up to a multiple."""
+    """Pads axis 1 to a multiple."""
     widths = [(0, 0), (0, -array.shape[1] % multiple)] + [(0, 0)] * (array.ndim - 2)
     return jnp.pad(array, widths, **mode)
 
@@ -88,7 +88,7 @@ def _forward(
         return (output / total[..., None]).astype(query.dtype), maximum + jnp.log(total)
 
     output, lse = lax.map(lambda item: block(*item), rows.items(query))
-    # Names for remat policies: with both saved, the backward pass does not make them again.
+    # Names for remat policies: if both are saved, the backward pass does not recompute them.
     output, lse = checkpoint_name(output, OUTPUT), checkpoint_name(lse, LSE)
     return rows.together(output), (query, key, value, first, last, output, lse)
 
@@ -138,7 +138,7 @@ def _heads_first(array: jax.Array) -> jax.Array:
 
 
 class _Rows:
-    """Rows cut into blocks of queries; the queries of a group of heads that share keys follow one another."""
+    """Rows split into query blocks; the queries of a group of heads that share keys are contiguous."""
 
     def __init__(self, blocks: XlaBlocked, query: jax.Array, key: jax.Array, first: jax.Array, last: jax.Array) -> None:
         self.batch, queries, heads, self.dim = query.shape
@@ -170,7 +170,7 @@ class _Rows:
         return lax.dynamic_slice(array, (row, 0, j * self.block_kv, 0), sizes)[0]
 
     def add(self, array: jax.Array, row: jax.Array, j: jax.Array, block: jax.Array) -> jax.Array:
-        """The array with a block added to block j of a row, in place."""
+        """The array with ``block`` added to block j of a row, in place."""
         block = (self.keys(array, row, j) + block)[None]
         return lax.dynamic_update_slice(array, block, (row, 0, j * self.block_kv, 0))
 

@@ -1,19 +1,19 @@
 """Grouped expert matmuls for Hopper GPUs in Pallas Mosaic GPU.
 
-Rows come in blocks of 128 and ``block_expert`` [blocks] int32 says which expert a block belongs to: 0 text, 1 visual,
--1 empty. The two experts' weights stay two separate arrays, the producer picks the one to load block by block, so that
+Rows are in blocks of 128, and ``block_expert`` [blocks] int32 says which expert a block belongs to: 0 text, 1 visual,
+-1 empty. The two experts' weights remain two separate arrays, and the producer picks the one to load block by block, so
 nothing is stacked and one launch serves both experts without the wave quantisation of two launches.
 
 Every kernel is the same persistent, warp-specialised loop (``_persistent``): one warpgroup issues TMA copies into a
-ring of shared-memory stages, two warpgroups multiply them with wgmma, 64 rows of the output block each, float32
-accumulation in registers:
+ring of shared-memory stages, and two warpgroups multiply them with wgmma, 64 rows of the output block each, with
+float32 accumulation in registers:
 
     producer    [load k0][load k1][load k2]...[next block, k0]...          never waits for an epilogue
     consumer 0          [wgmma k0][wgmma k1]...[epilogue, rows  0.. 63][next block, k0]...
     consumer 1                    [wgmma k0][wgmma k1]...[epilogue, rows 64..127][next block, k0]...
 
-Consumer 1 starts a few steps late and stays late, so that the epilogue of one runs while the other keeps the tensor
-cores busy. An empty block has no steps: the accumulators stay zero and the epilogue writes zeros.
+Consumer 1 starts a few steps late and stays late, so the epilogue of one runs while the other keeps the tensor cores
+busy. An empty block has no steps: the accumulators stay zero and the epilogue writes zeros.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 40, 232
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How one grouped matmul is cut into blocks.
+    """How one grouped matmul is split into blocks.
 
     Attributes:
       block_n: output columns of a block, per accumulator.
       block_k: depth of one pipeline stage.
       stages: stages of the shared-memory ring.
-      lead: steps by which the first consumer is ahead of the second; the ring lets it be ``stages`` - 1 at most.
-      group: blocks of the minor grid dimension that are walked together, so that their operands stay in L2.
+      lead: steps by which the first consumer is ahead of the second; the ring allows at most ``stages`` - 1.
+      group: blocks of the minor grid dimension that are processed together, so that their operands stay in L2.
       rows_minor: whether the grouped (minor) dimension is the rows or the columns.
-      num_sms: persistent programs; None asks the device, and is 1 in the interpreter.
+      num_sms: persistent programs; None uses the device's number, and 1 in the interpreter.
     """
 
     block_n: int = 256
@@ -82,7 +82,7 @@ def _num_sms(config: Config, interpret: Any) -> int:
     if config.num_sms is not None:
         return config.num_sms
     if interpret:
-        return 1  # every program is a computation of its own there
+        return 1  # every program is a separate computation there
     device = jax.local_devices()[0]
     return device.core_count if device.platform == "gpu" else _HOPPER_SMS  # no GPU: compiling for an absent one
 
@@ -166,7 +166,7 @@ def _persistent(
                     stage = lax.rem(carry + k, jnp.int32(stages))
                     plgpu.barrier_wait(full.at[stage])
                     multiply(accs, stage, consumer_index)
-                    plgpu.wgmma_wait(len(accs))  # the products of the step before are done, this step's run on
+                    plgpu.wgmma_wait(len(accs))  # the previous step's products are done, this step's continue
 
                     @pl.when((consumer_index == 0) & (carry + k == lead))
                     def _() -> None:
@@ -183,7 +183,7 @@ def _persistent(
                 def _() -> None:
                     plgpu.barrier_arrive(free.at[lax.rem(carry + steps - 1, jnp.int32(stages))])
 
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what the block before wrote from is free
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the memory that the previous block wrote from is free
                 finish(block, consumer_index, values)
 
             pl.run_scoped(accumulate, *(plgpu.ACC(shape, jnp.float32) for shape in accumulators))
@@ -199,8 +199,9 @@ def _persistent(
 
 
 def _write(value: jax.Array, out: Any, staging: Any, row: jax.Array, column: jax.Array, first_slot: int = 0) -> int:
-    """Sends ``value`` [64, columns] to ``out[row:, column:]`` through the two slots of ``staging``; returns the next
-    slot.
+    """Writes ``value`` [64, columns] to ``out[row:, column:]`` through the two slots of ``staging``.
+
+    Returns the next slot.
     """
     slot, width = first_slot, staging.shape[-1]
     for i in range(value.shape[1] // width):
@@ -218,11 +219,11 @@ def _staging(dtype: Any) -> Any:
 
 
 def _flip(block: Any, scratch: Any, consumer: jax.Array) -> Any:
-    """The transposed view of a shared-memory block. The interpreter knows no such view: there it is copied."""
+    """The transposed view of a shared-memory block. The interpreter has no such view, so there it is a copy."""
     if scratch is None:
         return block.transpose((1, 0))
     scratch[consumer] = block[...].T
-    plgpu.commit_smem()  # these are accesses that wgmma and TMA do not see of themselves
+    plgpu.commit_smem()  # wgmma and TMA do not see these accesses by themselves
     return scratch.at[consumer]
 
 
@@ -267,7 +268,7 @@ def _grouped(
       terms: (x_i [M, k], [(text, visual) weight of accumulator j]) for each i, all of the same depth k.
       block_expert: int32 [M / block].
       outputs: shapes and dtypes of the outputs.
-      transpose: weights are [n, k] and multiplied transposed.
+      transpose: weights are [n, k] and transposed in the product.
       block: rows per entry of ``block_expert``, a multiple of 128.
       config: block sizes.
       interpret: run in the interpreter (True, or its parameters), on the CPU.
@@ -503,12 +504,12 @@ def grouped_swiglu_backward(
             gate_slot, up_slot = (refs["slots"].at[consumer, i % 2, j] for j in (0, 1))
             plgpu.barrier_wait(refs["fetched"].at[2 * consumer + i % 2])
             dh = values[0][:, i * chunk : (i + 1) * chunk]
-            live = jnp.broadcast_to(at.expert >= 0, dh.shape)  # rows of empty blocks may hold anything, NaN too
+            live = jnp.broadcast_to(at.expert >= 0, dh.shape)  # rows of empty blocks may hold anything, even NaN
             gate, up = (slot[...].astype(jnp.float32) for slot in (gate_slot, up_slot))
             sigmoid = _sigmoid(gate)
             silu = gate * sigmoid
             results = (silu * up, dh * up * (sigmoid + silu * (1 - sigmoid)), dh * silu)
-            # Results go out through the slots their operands came in by.
+            # Results leave through the slots in which their operands arrived.
             for value, slot in zip(results, (h_slot, gate_slot, up_slot)):
                 slot[...] = lax.select(live, value, jnp.zeros_like(value)).astype(slot.dtype)
             plgpu.commit_smem()
@@ -629,7 +630,7 @@ def weight_gradient(
 
 @dataclasses.dataclass(frozen=True)
 class MosaicGpu(Implementation):
-    """The kernels above behind the contract. Fields are their block sizes; a dict (from JSON) will do for a ``Config``.
+    """The kernels above as an implementation; fields are block sizes. A ``Config`` may be given as a dict (from JSON).
 
     Attributes:
       product: block sizes of ``matmul`` and ``swiglu_dx``.
@@ -655,7 +656,7 @@ class MosaicGpu(Implementation):
         if reason := refusal(problem, self.interpret):
             return reason
         if problem.block % BLOCK_ROWS:
-            return f"blocks of {problem.block} rows are no multiple of {BLOCK_ROWS}"
+            return f"blocks of {problem.block} rows: not a multiple of {BLOCK_ROWS}"
         if problem.d % 128 or problem.ff % 128:
             return f"widths {problem.d} and {problem.ff} are not both multiples of 128"
         return None
@@ -671,7 +672,7 @@ class MosaicGpu(Implementation):
     def tuning_space(cls, op: str) -> dict[str, list[dict[str, Any]]]:
         walks = [{"group": 4}, {"group": 16}, {"rows_minor": False}]
         leads = [{"lead": lead} for lead in (0, 1, 3)]
-        # Narrower blocks have fewer sums to write out at a time, and room for more stages.
+        # Narrower blocks write out fewer sums at a time and leave room for more stages.
         space = {
             "gate_up": [*walks, *leads, {"block_n": 64, "stages": 6}],
             "product": [*walks, *leads, {"block_n": 128, "stages": 6}],

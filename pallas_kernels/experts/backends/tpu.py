@@ -5,10 +5,10 @@ step multiplies a block of rows by the block of its own expert's weights, and an
 turns the float32 sums into outputs. A second kernel sums x.T @ dy over the blocks of one expert.
 
     grid (n, m, k)      m: row blocks     n: output columns     k: contracted columns, innermost
-    block_expert[m] =  1 -> visual block (k, n) is fetched, the text weights' index stands still: no copy
+    block_expert[m] =  1 -> visual block (k, n) is fetched, the text weights' index does not change: no copy
     block_expert[m] = -1 -> nothing is fetched or multiplied, zeros are written
 
-Both experts' weights are operands of their own (stacking them would copy them in every step); the one not in use keeps
+The two experts' weights are separate operands (stacking them would copy them in every step); the one not in use keeps
 its block index, and the pipeline copies a block only when its index changes.
 """
 
@@ -62,11 +62,11 @@ class PallasTpu(Implementation):
     """Grouped matmuls on the matrix unit of a TPU.
 
     Attributes:
-      block_rows: rows of a grid step; it must divide the block. None: the whole block.
-      vmem: bytes of vector memory that the blocks of one call may take (double buffers included).
+      block_rows: rows of a grid step, a divisor of the block; None: the whole block.
+      vmem: bytes of vector memory that the blocks of one call may take (including double buffers).
       block_n: output columns of a block; None: the sizes that move the fewest bytes within ``vmem``.
       block_k: contracted columns of a block; likewise.
-      interpret: run on any machine, as ``pallas_call`` takes it (True or ``pltpu.InterpretParams``).
+      interpret: run on any machine, as in ``pallas_call`` (True or ``pltpu.InterpretParams``).
     """
 
     name: ClassVar[str] = "pallas_tpu"
@@ -156,7 +156,8 @@ class PallasTpu(Implementation):
         itemsize, accumulators = lhs[0].dtype.itemsize, 1 + max(p.into for p in products)
 
         def cost(b: Blocks) -> tuple[int, int]:
-            passes = 1 if b.k == k else block_expert.shape[0] * block // rows  # a whole k stays while rows stream past
+            # A block that spans all of k stays resident while rows stream past.
+            passes = 1 if b.k == k else block_expert.shape[0] * block // rows
             moved = len(lhs) * lhs[0].size * (n // b.n) + len(products) * weights.size * passes
             per_row = len(lhs) * b.k + (len(extras) + len(out_dtypes)) * b.n
             held = 2 * (rows * per_row + 2 * len(products) * b.n * b.k) * itemsize + accumulators * rows * b.n * 4
@@ -187,11 +188,11 @@ class PallasTpu(Implementation):
         fitting = {blocks: c for blocks, c in costs.items() if c[1] <= self.vmem}
         if not fitting:
             least = min(c[1] for c in costs.values())
-            raise Unavailable(f"pallas_tpu: no blocks of [{k}, {n}] fit into {self.vmem} bytes, least is {least}")
+            raise Unavailable(f"pallas_tpu: no blocks of [{k}, {n}] fit into {self.vmem} bytes, the least is {least}")
         return min(fitting, key=lambda blocks: (fitting[blocks][0], fitting[blocks][1]))
 
     def _compiler_options(self) -> dict:
-        # The blocks are not all: the compiler wants room for values in flight.
+        # Besides the blocks, the compiler needs room for values in flight.
         params = pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=self.vmem + 12 * MIB
         )
@@ -338,7 +339,7 @@ def _weight_gradient(
     m, k, n = x.shape[0], x.shape[1], dy.shape[1]
     grid = (n // blocks.n, k // blocks.k, m // rows)
     own = step_expert == expert
-    # The expert's blocks first; past them the index stands still, so that nothing is copied.
+    # The expert's blocks first; after them the index does not change, so nothing is copied.
     count = jnp.sum(own, dtype=jnp.int32)
     order = jnp.argsort(~own).astype(jnp.int32)
     order = order[jnp.minimum(jnp.arange(m // rows), jnp.maximum(count - 1, 0))]

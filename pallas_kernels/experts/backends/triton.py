@@ -1,11 +1,10 @@
 """Grouped expert matmuls in Triton, called from JAX by jax-triton: gather on load, fused SwiGLU.
 
 One kernel serves every product with row blocks on the left. A program owns a block of rows (all of one expert) and of
-columns; the rows may lie anywhere in x (``rows`` holds their numbers), so that no permuted copy of x is written.
-Epilogues turn the float32 sums into outputs: none, SwiGLU, or SwiGLU's derivative. A second kernel makes weight
-gradients.
+columns; the rows may be anywhere in x (``rows`` holds their indices), so no permuted copy of x is written. Epilogues
+turn the float32 sums into outputs: none, SwiGLU, or SwiGLU's derivative. A second kernel computes weight gradients.
 
-float32 inputs are multiplied in full float32 ("ieee"), not in tf32, and hence not by the tensor cores.
+float32 inputs are multiplied in full float32 ("ieee"), not in tf32, and hence not on the tensor cores.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def grouped_kernel(
     SWIGLU      gate = x @ w, up = x @ w_second, out = silu(gate) * up; with SAVE also out_second = gate, out_third = up
     BACKWARD    dh = x @ w; out = h, out_second = dgate, out_third = dup from gate_saved and up_saved
     """
-    # Programs walk GROUP row blocks for each column block, so that the operands of neighbours meet in L2.
+    # Programs process GROUP row blocks per column block, so that neighbouring programs share operands in L2.
     row_blocks: tl.constexpr = M // BLOCK_M
     column_blocks: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     program = tl.program_id(0)
@@ -82,7 +81,7 @@ def grouped_kernel(
     grouped_rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
     depth = tl.arange(0, BLOCK_K)
-    # 64-bit arithmetic is for the first element of a block; within it 32 bits do.
+    # 64-bit arithmetic is needed for the first element of a block; within a block 32 bits suffice.
     out_start = row.to(tl.int64) * N
     out_offsets = tl.arange(0, BLOCK_M)[:, None] * N + columns[None, :]
     if N % BLOCK_N == 0:
@@ -108,7 +107,7 @@ def grouped_kernel(
         source = grouped_rows.to(tl.int64)
         live = grouped_rows < M  # all of them
     x_offsets = source[:, None] * K + depth[None, :]
-    # Weight blocks are loaded [k, n], or [n, k] where they are transposed after the load.
+    # Weight blocks are loaded as [k, n], or as [n, k] if they are transposed after the load.
     if TRANSPOSE:
         w_offsets = columns.to(tl.int64)[:, None] * K + depth[None, :]
         w_step = 1
@@ -164,7 +163,7 @@ def grouped_kernel(
             tl.store(out_second + out_start + out_offsets, accumulator.to(dtype), mask=out_mask)
             tl.store(out_third + out_start + out_offsets, second.to(dtype), mask=out_mask)
     elif BACKWARD:
-        # In this order few values are alive at a time.
+        # This order keeps few values live at a time.
         gate = tl.load(gate_saved + out_start + out_offsets, mask=out_mask).to(tl.float32)
         sigmoid = 1.0 / (1.0 + tl.exp(-gate))
         silu = gate * sigmoid
@@ -208,7 +207,7 @@ def weight_gradient_kernel(
     for step in range(tl.load(count) * parts):
         source = tl.load(own_blocks + step // parts) * MAP_BLOCK + step % parts * BLOCK_K + tl.arange(0, BLOCK_K)
         source = source.to(tl.int64)
-        # x is read as it lies in memory, [rows, K], and transposed after the load.
+        # x is read in its memory layout, [rows, K], and transposed after the load.
         x_block = tl.load(x + source[:, None] * K + out_rows[None, :], mask=(out_rows < K)[None, :], other=0.0)
         dy_block = tl.load(dy + source[:, None] * N + columns[None, :], mask=(columns < N)[None, :], other=0.0)
         accumulator = tl.dot(tl.trans(x_block), dy_block, accumulator, input_precision="ieee")
@@ -226,13 +225,13 @@ def weight_gradient_kernel(
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How one kernel is cut into blocks.
+    """How one kernel is split into blocks.
 
     Attributes:
       m: rows of an output block.
       n: columns of an output block, per accumulator.
       k: depth of one step.
-      group: row blocks that are walked together, so that their operands stay in L2.
+      group: row blocks that are processed together, so that their operands stay in L2.
       warps: warps of a program.
       stages: depth of the software pipeline.
     """
@@ -245,12 +244,12 @@ class Blocks:
     stages: int = 3
 
 
-# Without the tensor cores products are limited by registers, not by loads.
+# Without the tensor cores, products are limited by registers, not by loads.
 FLOAT32_BLOCKS = Blocks(m=64, n=64, k=32, warps=4, stages=2)
 
 
 def _covering(limit: int, size: int) -> int:
-    """The smallest power of two that covers ``size``, between 16 (what a matrix product takes) and ``limit``."""
+    """The smallest power of two that covers ``size``, between 16 (the minimum of a matrix product) and ``limit``."""
     return max(16, min(limit, 1 << (size - 1).bit_length()))
 
 
@@ -289,7 +288,7 @@ def run(launch: Launch, inputs: Sequence[jax.Array], *, interpret: bool) -> tupl
 
 @functools.cache
 def compilable(kernel: Callable[..., None]) -> triton.JITFunction:
-    """The kernel as Triton's compiler wants it."""
+    """The kernel in the form that Triton's compiler takes."""
     return triton.JITFunction(kernel)
 
 
@@ -297,8 +296,8 @@ def compilable(kernel: Callable[..., None]) -> triton.JITFunction:
 def _jax_triton() -> Any:
     before = os.environ.get("TRITON_CACHE_DIR")
     try:
-        import jax_triton  # sets TRITON_CACHE_DIR to "", and with that nothing else can call Triton's compiler
-    except ImportError as error:  # it refuses to be imported without the CUDA plugin of jax
+        import jax_triton  # sets TRITON_CACHE_DIR to "", after which nothing else can call Triton's compiler
+    except ImportError as error:  # importing it fails without jax's CUDA plugin
         raise Unavailable(f"jax-triton: {str(error).splitlines()[0]} (pip install jax-triton 'jax[cuda13]')") from error
     finally:
         os.environ.pop("TRITON_CACHE_DIR", None)
@@ -311,7 +310,7 @@ _interpreter_lock = threading.Lock()  # Triton's interpreter patches `triton.lan
 
 
 def _interpret(launch: Launch, *inputs: jax.Array) -> tuple[np.ndarray, ...]:
-    """Runs the kernel on the CPU; outputs start as NaN, so that an element that is not written shows."""
+    """Runs the kernel on the CPU; outputs start as NaN, so that an element that is not written is visible."""
     import torch
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -323,7 +322,7 @@ def _interpret(launch: Launch, *inputs: jax.Array) -> tuple[np.ndarray, ...]:
 
 
 class Product(NamedTuple):
-    """The operands of ``grouped_kernel``; what a product does not use is left out."""
+    """The operands of ``grouped_kernel``; those that a product does not use are None."""
 
     x: jax.Array
     weights: Pair
@@ -345,7 +344,7 @@ def grouped(
     swiglu: bool = False,
     save: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """The outputs of ``grouped_kernel``, one or three; see there."""
+    """The outputs of ``grouped_kernel``, one or three; described there."""
     inputs = _inputs(product, block_expert)
     launch = plan(
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), product),
@@ -362,7 +361,7 @@ def grouped(
 
 
 def _inputs(product: Product, block_expert: jax.Array) -> list[jax.Array]:
-    """Arguments of the kernel; stand-ins that it never reads for what is left out."""
+    """Arguments of the kernel; missing ones are replaced by arrays that it never reads."""
     text, visual = product.weights
     text_second, visual_second = product.weights_second or product.weights
     gate, up = product.saved or (product.x, product.x)
@@ -382,7 +381,7 @@ def plan(
     swiglu: bool = False,
     save: bool = False,
 ) -> Launch:
-    """The launch of ``grouped_kernel`` for ``rows`` grouped rows; of ``product`` only shapes and dtypes count."""
+    """The launch of ``grouped_kernel`` for ``rows`` grouped rows; only shapes and dtypes of ``product`` matter."""
     depth, columns = product.weights[0].shape[::-1] if transpose else product.weights[0].shape
     blocks = dataclasses.replace(
         blocks, m=_dividing(blocks.m, block), n=_covering(blocks.n, columns), k=_covering(blocks.k, depth)
@@ -438,13 +437,13 @@ def plan_weight_gradient(height: int, columns: int, out_dtype: jnp.dtype, *, blo
 
 @dataclasses.dataclass(frozen=True)
 class Triton(Implementation):
-    """The kernels above behind the contract. Fields are their block sizes; a dict (from JSON) will do for ``Blocks``.
+    """The kernels above as an implementation; fields are block sizes. ``Blocks`` may be given as a dict (from JSON).
 
     Attributes:
       product: block sizes of ``matmul`` and ``swiglu_dx`` in bfloat16.
       gate_up: block sizes of ``swiglu``; its ``n`` counts columns of gate, and as many of up.
       backward: block sizes of ``swiglu_backward``.
-      gradient: block sizes of ``weight_gradient``; ``m`` and ``n`` are of the gradient, ``k`` counts rows of x.
+      gradient: block sizes of ``weight_gradient``; ``m`` and ``n`` refer to the gradient, ``k`` counts rows of x.
       float32: block sizes of everything in float32.
       interpret: run in Triton's interpreter, on any machine with torch.
     """
@@ -455,7 +454,7 @@ class Triton(Implementation):
 
     product: Blocks = Blocks()
     gate_up: Blocks = Blocks(n=128)
-    backward: Blocks = Blocks(n=64, stages=4)  # wider ones spill: the epilogue holds four values an element
+    backward: Blocks = Blocks(n=64, stages=4)  # wider ones spill: the epilogue holds four values per element
     gradient: Blocks = Blocks()
     float32: Blocks = FLOAT32_BLOCKS
     interpret: bool = False
@@ -467,7 +466,7 @@ class Triton(Implementation):
 
     def unsupported(self, problem: Problem) -> str | None:
         if problem.block % 16:
-            return f"blocks of {problem.block} rows are no multiple of 16"
+            return f"blocks of {problem.block} rows: not a multiple of 16"
         if self.interpret:
             return "the interpreter's bfloat16 products are wrong" if problem.dtype == "bfloat16" else None
         if not is_hopper(problem.device):

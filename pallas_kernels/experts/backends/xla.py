@@ -14,7 +14,7 @@ from pallas_kernels.experts.contract import FfnWeights, Implementation, Problem,
 from pallas_kernels.precision import product_precision
 
 # ======================================================================================================================
-# A static boundary as training has it: plain functions, plain autodiff (the models have their own, on their layers)
+# A static boundary as in training: plain functions, plain autodiff (the models have their own, on their layers)
 # ======================================================================================================================
 
 
@@ -28,7 +28,7 @@ def split_matmul(x: jax.Array, visual_slots: int, text_kernel: jax.Array, visual
       visual_kernel: [d, f].
 
     Returns:
-      [..., S, f] in the dtype of x. Differentiated by JAX: what is frozen costs nothing.
+      [..., S, f] in the dtype of x. Differentiated by JAX: frozen weights cost nothing.
     """
     parts = [dot(x[..., :visual_slots, :], visual_kernel), dot(x[..., visual_slots:, :], text_kernel)]
     return jnp.concatenate(parts, axis=-2)
@@ -49,7 +49,7 @@ def dense_ffn(x: jax.Array, weights: FfnWeights) -> jax.Array:
 
 
 def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x @ kernel over the last axis of x, in the dtype of x; accelerators add up in float32."""
+    """x @ kernel over the last axis of x, in the dtype of x; accelerators accumulate in float32."""
     return jnp.matmul(x, kernel.astype(x.dtype), precision=product_precision(x))
 
 
@@ -81,7 +81,7 @@ def _dot_general(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax
 
 
 class _Unfused(Implementation):
-    """SwiGLU as two matmuls and an elementwise step that XLA fuses as it likes."""
+    """SwiGLU as two matmuls and an elementwise step, with fusion left to XLA."""
 
     def swiglu(self, x, block_expert, gates, ups, *, block, save, rows=None):
         gate = self.matmul(x, block_expert, gates, block=block, out_dtype=jnp.float32)
@@ -105,7 +105,7 @@ class XlaSplit(_Unfused):
         if self.visual_rows is None:
             return "needs a static boundary, XlaSplit(visual_rows=...)"
         if self.visual_rows % problem.block or self.visual_rows > problem.rows:
-            return f"boundary {self.visual_rows} is no multiple of block {problem.block} within {problem.rows} rows"
+            return f"boundary {self.visual_rows} is not a multiple of block {problem.block} within {problem.rows} rows"
         return None
 
     def at_boundary(self, visual_rows: int) -> Self:
@@ -124,7 +124,7 @@ class XlaSplit(_Unfused):
 
 @dataclasses.dataclass(frozen=True)
 class DenseBoth(_Unfused):
-    """The oracle and the paper's naive form: both experts on all rows, chosen by mask. Twice the work."""
+    """The oracle and the paper's naive form: both experts on all rows, selected by a mask. Twice the work."""
 
     name: ClassVar[str] = "dense_both"
 
@@ -147,9 +147,9 @@ def _weight_gradient(x: jax.Array, dy: jax.Array, out_dtype: jnp.dtype) -> jax.A
 
 @dataclasses.dataclass(frozen=True)
 class XlaTiled(_Unfused):
-    """A loop over blocks that branches on the block's expert: no row computed twice, empty blocks skipped.
+    """A loop over blocks that branches on the block's expert: no row is computed twice, and empty blocks are skipped.
 
-    The default on a CPU, where a branch is free and a block fills the cores; accelerators want whole matmuls.
+    The default on a CPU, where a branch is free and a block fills the cores; accelerators need whole matmuls.
     """
 
     name: ClassVar[str] = "xla_tiled"
@@ -185,11 +185,11 @@ class XlaTiled(_Unfused):
 class Ragged(_Unfused):
     """jax.lax.ragged_dot: native on TPU, masked dense (twice the work) on CPU and GPU.
 
-    It wants contiguous groups and stacked weights: the experts are stacked at run time, and blocks are put in order
-    unless they already are.
+    It needs contiguous groups and stacked weights: the experts are stacked at run time, and blocks are sorted unless
+    they already are.
 
     Attributes:
-      in_order: the blocks come visual first, then text, then empty, as ``make_block_map`` leaves them.
+      in_order: the blocks are in the order of ``make_block_map``: visual, then text, then empty.
     """
 
     name: ClassVar[str] = "ragged"
@@ -209,13 +209,13 @@ class Ragged(_Unfused):
             precision=product_precision(x, stacked),
             preferred_element_type=jnp.float32,
         ).astype(out_dtype or x.dtype)
-        # What ragged_dot leaves beyond its groups differs between backends.
+        # The rows after the last group differ between ragged_dot's backends.
         filled = jnp.arange(x.shape[0]) < jnp.sum(counts) * block
         y = jnp.where(filled[:, None], y, 0)
         return y if order is None else self._reorder(y, jnp.argsort(order), block)
 
     def weight_gradient(self, x, dy, block_expert, expert, *, block, out_dtype):
-        # The expert's own blocks go first and are the only group; rows beyond it are left out.
+        # The expert's own blocks go first and are the only group; rows after it are left out.
         order = jnp.argsort(block_expert != expert)
         rows = jnp.sum(block_expert == expert, dtype=jnp.int32) * block
         in_group = (jnp.arange(x.shape[0]) < rows)[:, None]
@@ -230,7 +230,7 @@ class Ragged(_Unfused):
         return dw[0].astype(out_dtype)
 
     def _order(self, block_expert: jax.Array, experts: tuple[int, int]) -> tuple[jax.Array | None, jax.Array]:
-        """Order that makes the groups contiguous (None if they are), and the blocks of each."""
+        """The order that makes the groups contiguous (None if they already are), and the number of blocks of each."""
         counts = jnp.stack([jnp.sum(block_expert == e, dtype=jnp.int32) for e in experts])
         return (None if self.in_order else jnp.argsort(-block_expert)), counts
 

@@ -362,7 +362,7 @@ def test_errors_say_what_is_wrong():
         modality_ffn(x, block_expert, text, visual, block=8, implementation="xla_split")
     with pytest.raises(Unavailable, match="needs a TPU, this is cpu"):
         modality_matmul(x, block_expert, text.gate, visual.gate, block=8, implementation="pallas_tpu")
-    with pytest.raises(ValueError, match="the block map 16"):
+    with pytest.raises(ValueError, match="the block map has 16"):
         permuted_ffn(x, make_block_map(jnp.zeros(16, bool), block=8), text, visual)
     with pytest.raises(ValueError, match="mask must be bool"):
         unsorted_ffn(x, jnp.zeros(32, jnp.int32), text, visual, block=8)

@@ -253,7 +253,7 @@ def test_refusals(changes: dict, reason: str | None):
 def test_too_few_devices_for_the_interpreter(monkeypatch):
     """With one device it would wait for ever."""
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    with pytest.raises(Unavailable, match=r"needs 3 CPU devices, 1 are there .*device_count=8"):
+    with pytest.raises(Unavailable, match=r"needs 3 CPU devices, but there are 1 .*device_count=8"):
         MosaicGpu.here()
 
 
