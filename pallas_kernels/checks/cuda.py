@@ -30,7 +30,7 @@ from pallas_kernels.errors import Unavailable
 
 TARGET = "h200"
 MAX_SHARED_BYTES = 232_448  # per block, cudaDevAttrMaxSharedMemoryPerBlockOptin of compute capability 9.0
-# ptxas's advisories on serialized wgmma instructions, and on setmaxnreg without effect.
+# ptxas's advisories on serialised wgmma instructions, and on setmaxnreg without effect.
 _SLOW_WARNINGS = ("C7504", "C7508", "C7510", "C7511", "C7512", "C7513", "C7514")
 # (rows, d, ff): the FFN of the 2B model and of a 7B model (Mono-InternVL table of models).
 SHAPES = {"2b": (4096, 2048, 8192), "7b": (4096, 4096, 14336)}

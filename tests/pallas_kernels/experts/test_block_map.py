@@ -84,7 +84,7 @@ def test_bad_input():
         make_block_map(mask, block=0)
     with pytest.raises(ValueError, match="valid must be bool"):
         make_block_map(mask, valid=jnp.ones(4, bool))
-    with pytest.raises(ValueError, match="wants 3 rows, these are 5"):
+    with pytest.raises(ValueError, match="expects 3 rows, got 5"):
         group_rows(jnp.ones((5, 2)), make_block_map(mask, block=BLOCK))
-    with pytest.raises(ValueError, match="wants 8 rows, these are 3"):
+    with pytest.raises(ValueError, match="expects 8 rows, got 3"):
         ungroup_rows(jnp.ones((3, 2)), make_block_map(mask, block=BLOCK))
