@@ -1,9 +1,9 @@
-"""Prompts in chunks: what the model reads of a prompt at once.
+"""Prompts in chunks, each of which the model reads in one call.
 
-    chunk:  S slots, visual tokens first, then text from the next multiple of a block on (ragged boundary)
+    chunk:  S slots, visual tokens first, then text from the next multiple of a block (ragged boundary)
             V V V V V . . . T T T T T . . .
 
-One program serves all chunks of a size, whatever they hold: which expert computes a block is an array.
+One program serves all chunks of a size, whatever they contain: which expert computes a block is given by an array.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mono_jax.models.architecture import Architecture
 
 
 class Chunk(NamedTuple):
-    """A part of one prompt, as arrays; scalars are NumPy's.
+    """A part of one prompt, as arrays; scalars are NumPy scalars.
 
     Attributes:
-      tokens: int32 [S], of the text slots; targets: int32 [S], the token after each, -1 where none is to be scored.
+      tokens: int32 [S], of the text slots; targets: int32 [S], the token after each, -1 where none is scored.
       order, positions, segments: int32 [1, S], as in a batch.
-      boundary: int32 [1], slots in front of the text, a multiple of the block.
-      feature: int32, number of the first visual token in its prompt. length: int32, tokens of the whole prompt.
-      row: int32, of the request. end: int32, the last text slot. is_last: bool, the prompt ends here.
-      is_scored: bool, whether the prompt's tokens are wanted with their log-probabilities.
+      boundary: int32 [1], slots before the text, a multiple of the block.
+      feature: int32, the index of the first visual token in its prompt. length: int32, tokens of the whole prompt.
+      row: int32, of the request. end: int32, the last text slot. is_last: bool, whether the prompt ends here.
+      is_scored: bool, whether log-probabilities of the prompt's tokens are requested.
     """
 
     tokens: np.ndarray
@@ -45,7 +45,7 @@ class Chunk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Tokens ``start`` to ``stop`` - 1 of a prompt, visual tokens ``feature`` to ``feature_stop`` - 1 among them."""
+    """Tokens ``start`` to ``stop`` - 1 of a prompt; its visual tokens are ``feature`` to ``feature_stop`` - 1."""
 
     start: int
     stop: int
@@ -55,12 +55,12 @@ class Part:
 
 
 class Reading:
-    """A prompt that is cut into chunks from where it is known."""
+    """A prompt that is cut into chunks, starting after the tokens that are already cached."""
 
     def __init__(self, config: Architecture, prompt: Prompt, sizes: tuple[int, ...], block: int):
         """``prompt``: as ``check_prompt`` gives it; ``sizes``: of chunks, ascending.
 
-        Sizes are multiples of ``block``, or below it: such a chunk is one block, all of its tokens visual, or none.
+        Sizes are multiples of ``block``, or smaller: such a chunk is one block of only visual or only text tokens.
         """
         self.ids = np.asarray(prompt.input_ids, np.int32)
         self._sizes, self._block = sizes, block
@@ -69,16 +69,16 @@ class Reading:
         self._before = np.concatenate([[0], np.cumsum(self._visual)])  # visual tokens before each token
 
     def longest_image(self) -> int:
-        """Tokens of the longest run of visual tokens that has to be in one chunk; 0 if none has to."""
+        """Tokens of the longest run of visual tokens that must fit into one chunk; 0 if none has to."""
         if not self._whole_images:
             return 0
         edges = np.flatnonzero(np.diff(np.concatenate([[0], self._visual.astype(np.int8), [0]]))).reshape(-1, 2)
         return int((edges[:, 1] - edges[:, 0]).max(initial=0))
 
     def part(self, start: int) -> Part:
-        """The chunk from token ``start`` on: as long as it may be.
+        """The longest possible chunk that starts at token ``start``.
 
-        At the end of a prompt a smaller one that is full comes before one that would be padding for a quarter and more.
+        At the end of a prompt, a smaller full chunk is preferred to one that would be a quarter or more padding.
         """
         stop = self._stop(start, self._sizes[-1])
         size = self._fitting(start, stop)
@@ -101,7 +101,7 @@ class Reading:
         return stop
 
     def _slots(self, start: int, stop: np.ndarray | int, size: int) -> np.ndarray | int:
-        """Slots of a chunk of ``size`` that the tokens from ``start`` to ``stop`` - 1 take."""
+        """The number of slots that the tokens ``start`` to ``stop`` - 1 take in a chunk of ``size``."""
         visual, block = self._before[stop] - self._before[start], min(self._block, size)
         return -(-visual // block) * block + (stop - start - visual)
 
@@ -136,7 +136,7 @@ class Reading:
         )
 
     def scored(self, part: Part) -> np.ndarray:
-        """Places in the prompt of the tokens that ``Chunk.targets`` names, in the order of its slots that have one."""
+        """Prompt positions of the tokens in ``Chunk.targets``, in the order of the slots that have one."""
         text = part.start + np.flatnonzero(~self._visual[part.start : part.stop])
         after = text[text + 1 < len(self.ids)] + 1
         return after[~self._visual[after]]

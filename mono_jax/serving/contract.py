@@ -1,10 +1,10 @@
-"""What stands between the engine and whoever serves it to clients.
+"""The interface between the engine and the code that serves it to clients.
 
     client -> API: text and images to a ``Request``     engine.submit(request, on_event) -> Ticket
     client <- API: ``Event``s to JSON                   on_event(Event), from the engine's thread
 
-An engine answers requests in any company as ``Generator`` answers each of them alone. The API works with any
-``ServingEngine``, so that its tests need no model.
+Whatever requests run beside it, an engine answers a request as ``Generator`` would answer it by itself. The API works
+with any ``ServingEngine``, so its tests need no model.
 """
 
 from __future__ import annotations
@@ -26,61 +26,61 @@ Finish = Literal["stop", "length", "cancelled", "error"]
 
 
 class Full(GenerationError):
-    """Too many requests wait already: the client may come again later (HTTP 429 or 503)."""
+    """Too many requests are waiting: the client may try again later (HTTP 429 or 503)."""
 
 
 class Closed(Full):
-    """The engine takes no requests, now or later: it is closed, or a fault of the device has ended it (HTTP 503)."""
+    """The engine accepts no requests, now or later: it is closed, or a device error has ended it (HTTP 503)."""
 
 
 class TooLong(GenerationError):
-    """A request that could never be served: it is longer than a row or the whole cache may be (HTTP 400)."""
+    """A request that could never be served: it is longer than a row, or the whole cache, may be (HTTP 400)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """Sizes of an engine: its memory follows from them, and nothing that clients do adds to it."""
+    """Sizes of an engine: they determine its memory use, and nothing that clients do adds to it."""
 
-    max_rows: int = field(16, ge=1, help="requests that are answered at the same time; others wait")
+    max_rows: int = field(16, ge=1, help="requests that are answered at the same time; further ones wait")
     max_slots: int = field(
-        32768, ge=1, help="tokens of prompts and answers in the cache; requests for which there is no room wait"
+        32768, ge=1, help="tokens of prompts and answers that the KV cache holds; requests wait until they fit"
     )
-    max_length: int = field(8192, ge=1, help="most tokens of one request, prompt and answer")
-    max_queue: int = field(256, ge=0, help="requests that may wait; more are refused")
-    page: int = field(16, ge=1, help="tokens of a page, in which the cache is given out and prefixes are reused")
-    prefill_chunk: int = field(512, ge=1, help="most tokens of a prompt that are read between two steps of answers")
-    reuse_prefixes: bool = field(True, help="do not compute again what a prompt has in common with earlier ones")
-    dtype: Literal["auto", "float32", "bfloat16"] = field("auto", help='"auto" = bfloat16, on a CPU float32')
-    tensor: int = field(1, ge=-1, help="devices that share the model's heads and FFN columns; -1 = all there are")
-    programs: str = field("", help='folder for compiled programs; "" = they are compiled anew at every start')
+    max_length: int = field(8192, ge=1, help="maximum tokens of one request, prompt plus answer")
+    max_queue: int = field(256, ge=0, help="maximum number of waiting requests; more are refused")
+    page: int = field(16, ge=1, help="tokens per page, the unit of cache allocation and prefix reuse")
+    prefill_chunk: int = field(512, ge=1, help="maximum prompt tokens that are prefilled between two decode steps")
+    reuse_prefixes: bool = field(True, help="do not recompute a prefix that a prompt shares with earlier ones")
+    dtype: Literal["auto", "float32", "bfloat16"] = field("auto", help='"auto" = bfloat16, or float32 on a CPU')
+    tensor: int = field(1, ge=-1, help="devices over which heads and FFN columns are split; -1 = all devices")
+    programs: str = field("", help='cache folder for compiled programs; "" = compile at every start')
 
     def __post_init__(self) -> None:
         strict.check(self, "engine", ConfigError)
         if (most := self.pages_of_row) > self.pages:
             raise ConfigError(
-                f"engine.max_length is {self.max_length}: such a request takes {most} pages of {self.page} tokens, and "
+                f"engine.max_length is {self.max_length}: such a request takes {most} pages of {self.page} tokens, but "
                 f"engine.max_slots ({self.max_slots}) holds {self.pages}: lower max_length, or raise max_slots to "
                 f"{most * self.page}"
             )
 
     @property
     def pages(self) -> int:
-        """Whole ones in the cache."""
+        """Whole pages in the cache."""
         return self.max_slots // self.page
 
     @property
     def pages_of_row(self) -> int:
-        """Most pages of one request."""
+        """Maximum number of pages of one request."""
         return -(-self.max_length // self.page)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """``sampling.seed`` is the request's own; n answers are n requests with seeds of their own.
+    """``sampling.seed`` belongs to this request; n answers are n requests with different seeds.
 
-    ``sampling.stop_tokens`` must hold the tokens that end an answer: ``ServingEngine.sampling`` has them. ``scores``:
-    the prompt's tokens are wanted with their log-probabilities and the ``sampling.logprobs`` likeliest, and no answer.
-    ``prompt`` may be what ``ServingEngine.prepare`` made of it, which several requests may share.
+    ``sampling.stop_tokens`` must include the tokens that end an answer: ``ServingEngine.sampling`` has them.
+    ``scores``: return log-probabilities of the prompt's tokens and of the ``sampling.logprobs`` likeliest ones, but no
+    answer. ``prompt`` may be the result of ``ServingEngine.prepare``, which several requests may share.
     """
 
     prompt: Prompt
@@ -90,9 +90,9 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities of the model itself, before temperature, penalties and filters.
+    """Natural logarithms of the model's own probabilities, before temperature, penalties and filters.
 
-    ``top``: (token, log-probability), the likeliest first, as many as were asked for.
+    ``top``: pairs (token, log-probability), the likeliest first, as many as were requested.
     """
 
     token: int
@@ -105,15 +105,15 @@ class Event:
     """A piece of an answer.
 
     Attributes:
-      tokens: new ids, without the one that ended the answer. What a stop string cuts off is still among them.
-      text: new text; held back while it may be part of a character or of a stop string. Pieces in order are the answer.
-      logprobs: one for each of ``tokens``, if ``sampling.logprobs`` is not None.
+      tokens: new ids, without the one that ended the answer. Tokens that a stop string cuts off are still included.
+      text: new text; held back while it may be part of a character or stop string. The pieces in order are the answer.
+      logprobs: one per entry of ``tokens``, if ``sampling.logprobs`` is not None.
       finish: not None in the last event of a request. "stop" = a stop token or string, "length" = max_new_tokens.
-      message: why, if ``finish`` is "error" or "cancelled".
+      message: the reason, if ``finish`` is "error" or "cancelled".
       cached_tokens: tokens of the prompt that were reused; in the first event with tokens, else 0.
       stopped_by: the stop string that ended the answer.
-      scores: in the last event of a request for them: of each token of the prompt after those before it; None for the
-        first one and for visual tokens.
+      scores: in the last event of a scoring request: for each prompt token, given those before it; None for the first
+        one and for visual tokens.
     """
 
     tokens: tuple[int, ...] = ()
@@ -130,30 +130,30 @@ OnEvent = Callable[[Event], None]  # must return at once, and not raise
 
 
 class Ticket(Protocol):
-    """A request under way."""
+    """A submitted request."""
 
     def cancel(self) -> None:
-        """Ends it with an event "cancelled", from any thread; nothing happens to one that has ended."""
+        """Ends it with an event "cancelled", from any thread; no effect if it has already ended."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """What an engine did since it was started, and what it holds now.
+    """What an engine has done since it was started, and what it holds now.
 
     Attributes:
-      queued, running: requests that wait, and that are read or answered.
-      max_rows: most requests that are answered at a time.
-      slots_used, slots: tokens for which there is room in pages that requests hold, and in all pages.
-      slots_reusable: in pages that no request holds, whose prefixes may be found again.
-      requests: ended ones, by ``Finish``. refused: requests that were not taken (``Full``).
-      tokens_in, tokens_cached, tokens_out: of prompts; of those the ones reused; of answers.
-      first_token_s, step_s, queue_s: the latest values in seconds: from submit to first token; of a step of all
-        answers; from submit to the begin of reading. The oldest of a few thousand are dropped.
-      steps, chunks: steps of answers, and chunks of prompts.
-      working_s: seconds in which there was work. host_share: processor time of the scheduler's thread over them, but
-        for what it takes to wait for the device.
-      compilations: programs compiled since the warm-up; 0 unless there is a fault.
-      warm_up_s: seconds that the warm-up took; programs: how many it made.
+      queued, running: requests that wait, and that are being prefilled or answered.
+      max_rows: maximum number of requests answered at a time.
+      slots_used, slots: cache slots (tokens) in pages held by requests, and in all pages.
+      slots_reusable: slots in pages that no request holds, whose prefixes can still be reused.
+      requests: finished requests, by ``Finish``. refused: requests that were not accepted (``Full``).
+      tokens_in, tokens_cached, tokens_out: prompt tokens; those of them that were reused; answer tokens.
+      first_token_s, step_s, queue_s: the latest values in seconds: from submission to the first token; of a decode
+        step; from submission to the start of prefill. Only the latest few thousand are kept.
+      steps, chunks: decode steps, and prefill chunks.
+      working_s: seconds with work to do. host_share: CPU time of the scheduler's thread as a share of them, without the
+        CPU time spent waiting for the device.
+      compilations: programs compiled since the warm-up; 0 unless there is a bug.
+      warm_up_s: seconds that the warm-up took; programs: the number of programs it compiled.
     """
 
     queued: int = 0
@@ -180,14 +180,14 @@ class Stats:
 
 
 class ServingEngine(Protocol):
-    """An engine as the API sees it; ``mono_jax.serving.engine.Engine`` is the one with a model.
+    """An engine as the API uses it; ``mono_jax.serving.engine.Engine`` is the implementation with a model.
 
     Attributes:
-      name: of the model, for clients.
-      architecture, tokenizer, form: of the model: how images are cut and prompts are written.
-      sampling: how tokens are chosen where a request does not say; its stop tokens end every answer.
+      name: the model's name, for clients.
+      architecture, tokenizer, form: of the model: they determine how images are cut and prompts are written.
+      sampling: the default sampling options of requests; its stop tokens end every answer.
       config: the engine's sizes.
-      closed: why no request is taken, and none will be; None while they are.
+      closed: why no request is accepted any more; None while requests are accepted.
     """
 
     name: str
@@ -201,22 +201,22 @@ class ServingEngine(Protocol):
     def closed(self) -> str | None: ...
 
     def start(self) -> None:
-        """Compiles what is needed, then serves in a thread of its own. Returns when requests are served at once."""
+        """Compiles the programs, then serves in a separate thread. Returns when requests can be served at once."""
 
     def prepare(self, prompt: Prompt) -> Prompt:
-        """``prompt`` with what ``submit`` works out of it (checks, digests of its pixels), which takes a while.
+        """``prompt`` with what ``submit`` derives from it (checks, digests of its pixels), which takes a while.
 
-        From any thread; ``submit`` does it for others. Raises GenerationError, or ``TooLong``, as that does.
+        Any thread; ``submit`` does it for unprepared prompts. Raises GenerationError or ``TooLong``, as ``submit``.
         """
 
     def submit(self, request: Request, on_event: OnEvent) -> Ticket:
-        """Takes a request; events come from the engine's thread, the last one with ``finish``.
+        """Accepts a request; events come from the engine's thread, the last one with ``finish``.
 
         Raises ``Full``, ``Closed``, ``TooLong``, or GenerationError for a prompt that does not fit the model.
         """
 
     def stats(self) -> Stats:
-        """From any thread."""
+        """May be called from any thread."""
 
     def close(self, drain: bool = True) -> None:
-        """Takes no more requests; finishes those there are, or ends them as "cancelled". Returns when it is done."""
+        """Accepts no more requests; finishes those in progress, or ends them as "cancelled". Returns once done."""

@@ -1,7 +1,7 @@
-"""The engine: requests in from any thread, tokens out from its own.
+"""The engine: takes requests from any thread, and sends tokens from its own thread.
 
-Bounds: rows, pages, queue and the length of requests are ``EngineConfig``'s, and all memory of the device is taken at
-the start. Programs are compiled before the first request, none later.
+Everything is bounded: ``EngineConfig`` limits the rows, pages, queue and length of requests, and all device memory is
+allocated at the start. All programs are compiled before the first request, none later.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """A ``ServingEngine`` with a model. ``Engine.open`` makes one from a folder.
+    """A ``ServingEngine`` with a model. ``Engine.open`` makes one from a model folder.
 
     Args:
-      generator: the model, on one device or on a mesh of one process that splits no rows.
+      generator: the model, on one device or on a single-process mesh that does not split rows.
       name, tokenizer, form, sampling: see ``ServingEngine``.
       sizes: see ``Programs``.
     """
@@ -73,16 +73,16 @@ class Engine:
         self._lock = threading.Condition()
         self._arrived: list[Task] = []
         self._warm_up: dict[str, Any] = {}
-        self._closing: str | None = "the engine has not been started"  # why no request is taken
+        self._closing: str | None = "the engine has not been started"  # why no request is accepted
         self._cut = False
         self._thread: threading.Thread | None = None
 
     @classmethod
     def open(cls, model: str, config: EngineConfig, *, name: str | None = None, **options: Any) -> Engine:
-        """An engine for the model in the folder ``model``, as a client knows it: by ``name``, else the folder's.
+        """An engine for the model in the folder ``model``, known to clients as ``name`` (default: the folder's name).
 
-        options: "tokenizer", "template", "system_message", "max_tiles", as ``open_model`` takes them, and what is
-        given of ``SAMPLING_FLAGS``. Raises ConfigError, DataError or WeightsError that says what to change.
+        options: "tokenizer", "template", "system_message", "max_tiles", as for ``open_model``, and any given options of
+        ``SAMPLING_FLAGS``. Raises ConfigError, DataError or WeightsError that says what to change.
         """
         given = {flag: options.pop(flag, None) for flag in SAMPLING_FLAGS}
         dtype = None if config.dtype == "auto" else config.dtype
@@ -106,11 +106,11 @@ class Engine:
         return self._closing
 
     def start(self) -> None:
-        """Compiles what is needed, then serves in a thread of its own; see ``EngineConfig.programs``."""
+        """Compiles the programs, then serves in a separate thread; see ``EngineConfig.programs``."""
         start = time.perf_counter()
         with contextlib.ExitStack() as stack:
             if self.config.programs:
-                # Those that compile quickly too: there are many.
+                # Also cache programs that compile quickly: there are many of them.
                 stack.enter_context(kept_programs(Path(self.config.programs), _say, least_s=0.0))
             count = self.programs.compile()
         self._warm_up = {"warm_up_s": time.perf_counter() - start, "programs": count}
@@ -124,12 +124,12 @@ class Engine:
             return prompt
         prompt, sizes = check_prompt(self.architecture, prompt, ""), self.programs.sizes
         if len(prompt.patches) and prompt.patches.dtype != np.uint8:
-            raise GenerationError(f"patches are {prompt.patches.dtype}: the engine takes pixels, uint8")
+            raise GenerationError(f"patches are {prompt.patches.dtype}: the engine expects uint8 pixels")
         reading = Reading(self.architecture, prompt, sizes.chunks, sizes.block)
         if reading.longest_image() > sizes.chunks[-1]:
             raise TooLong(
-                f"an image of {reading.longest_image()} tokens, which this model sees whole, is larger than a chunk of "
-                f"{sizes.chunks[-1]}: use fewer tiles, or raise prefill_chunk"
+                f"an image has {reading.longest_image()} tokens, more than fit into the largest chunk, which has "
+                f"{sizes.chunks[-1]}, and this model sees images whole: use fewer tiles, or raise prefill_chunk"
             )
         contents = Contents(self.architecture, prompt, self.config.page) if self.config.reuse_prefixes else None
         arrays = (prompt.input_ids, prompt.patches, prompt.patch_cells)
@@ -163,23 +163,23 @@ class Engine:
         self._compilations.stop()
 
     def _task(self, request: Request, on_event: OnEvent) -> Task:
-        """The request, checked and with all arrays that are made of it: what fails here is its client's own fault.
+        """The request, checked and with all arrays derived from it: an error here is the fault of its client only.
 
         Raises TooLong or GenerationError.
         """
         config, sampling = self.config, request.sampling
-        if request.scores:  # no token is wanted, and none of the text
+        if request.scores:  # neither tokens nor text are generated
             sampling = dataclasses.replace(sampling, max_new_tokens=1, stop=())
         prompt = self.prepare(request.prompt)
         for name in ("stop_tokens", "banned_tokens"):
             if (count := len(getattr(sampling, name))) >= TOKENS_PER_TABLE:
-                raise GenerationError(f"{count} {name}: a request may have fewer than {TOKENS_PER_TABLE}")
+                raise GenerationError(f"{count} {name}: a request must have fewer than {TOKENS_PER_TABLE}")
         if sampling.return_logits:
             raise GenerationError("return_logits is for Generator; a request may have logprobs")
         tokens, new = len(prompt.input_ids), 0 if request.scores else sampling.max_new_tokens
         if tokens + new > config.max_length:
             raise TooLong(
-                f"{tokens} prompt tokens + {new} new tokens are more than the {config.max_length} "
+                f"{tokens} prompt tokens + {new} new tokens exceed the {config.max_length} "
                 "that a request may have: shorten the prompt, use fewer image tiles or new tokens, or raise max_length"
             )
         contents = None if prompt.contents is None else prompt.contents.copy()
@@ -198,7 +198,7 @@ class Engine:
             self._loop.records.refused += 1
             if self._closing is not None:
                 raise Closed(self._closing)
-            raise Full(f"{waiting} requests wait already, as many as max_queue allows: try again later")
+            raise Full(f"{waiting} requests are waiting already, as many as max_queue allows: try again later")
 
     # ------------------------------------------------------------------------------------------------------------------
     # The engine's thread
@@ -208,7 +208,7 @@ class Engine:
         try:
             while self._work():
                 pass
-        except Exception as error:  # of the device, out of memory for example: nothing can be served any more
+        except Exception as error:  # a device error, e.g. out of memory: nothing can be served any more
             _log.exception("the engine has stopped")
             message = f"the engine has stopped: {type(error).__name__}: {error}".splitlines()[0]
             with self._lock:
@@ -218,7 +218,7 @@ class Engine:
                 task.end("error", message)
 
     def _work(self) -> bool:
-        """A turn with what arrived; False when the engine closes and nothing is left to do."""
+        """One turn with the requests that arrived; False when the engine closes and nothing is left to do."""
         with self._lock:
             self._lock.wait_for(lambda: self._arrived or self._closing is not None or not self._loop.idle)
             if self._closing is not None and not self._arrived and self._loop.idle:
@@ -231,11 +231,11 @@ class Engine:
 
 
 def _mesh(tensor: int) -> Mesh | None:
-    """The mesh of ``EngineConfig.tensor``; raises ConfigError if there are not as many devices."""
+    """The mesh of ``EngineConfig.tensor``; raises ConfigError if there are too few devices."""
     devices = jax.devices()
     count = len(devices) if tensor == -1 else tensor
     if jax.process_count() > 1:
-        raise ConfigError("the engine runs in one process: start one for each host, behind a load balancer")
+        raise ConfigError("the engine runs in one process: start one on each host, behind a load balancer")
     if not 0 < count <= len(devices):
         raise ConfigError(
             f"engine.tensor is {tensor}: there are {len(devices)} devices; use 1 to {len(devices)}, or -1"
@@ -244,7 +244,7 @@ def _mesh(tensor: int) -> Mesh | None:
 
 
 def _check_images(model: Architecture, form: PromptFormat, config: EngineConfig) -> None:
-    """Raises ConfigError if a model sees images whole that no chunk of a prompt holds."""
+    """Raises ConfigError if a model sees images whole and one may be larger than a chunk of a prompt."""
     if model.vision is None or not model.bidirectional_images:
         return
     tiling = tiling_of(model, form)

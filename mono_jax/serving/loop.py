@@ -1,10 +1,10 @@
-"""One turn after another of reading prompts and choosing tokens, with the device always one turn ahead of the host.
+"""Turns of prefilling prompts and choosing tokens, with the device always one turn ahead of the host.
 
     each turn: dispatch  chunks of prompts (up to ``prefill_chunk`` slots), then a step of all answers
-               collect   the results of the turn before, while the device computes this one
+                          collect   the results of the previous turn, while the device computes this one
 
-The device's memory goes from call to call, and rows that are done stay so on the device, so that a turn can be
-dispatched before the one before it is known.
+The device's memory is passed from call to call, and finished rows are marked as such on the device, so a turn can be
+dispatched before the results of the previous one are known.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from mono_jax.serving.task import Task, of_token
 
 _log = logging.getLogger(__name__)
 
-NO_TEXT = "the text of the answer could not be made of its tokens: the server's log says why"
-NOT_FINITE = "the model gave logits that are not finite: check the weights, or use dtype float32"
+NO_TEXT = "the answer's tokens could not be decoded to text: see the server's log"
+NOT_FINITE = "the model's logits are not finite: check the weights, or use dtype float32"
 
 
 class _Read(NamedTuple):
-    """A chunk that was dispatched."""
+    """A chunk that has been dispatched."""
 
     task: Task
     part: Part
@@ -41,7 +41,7 @@ class _Read(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A step that was dispatched."""
+    """A step that has been dispatched."""
 
     tasks: list[Task]
     found: Chosen
@@ -57,7 +57,7 @@ class Loop:
     """Belongs to one thread; other threads may read counts.
 
     Attributes:
-      scheduler: who is served. records: what was done.
+      scheduler: decides which request is served. records: counts and times.
     """
 
     def __init__(self, programs: Programs, config: EngineConfig):
@@ -71,7 +71,7 @@ class Loop:
         return self.scheduler.idle and not self._dispatched
 
     def turn(self, cut: str | None = None) -> None:
-        """``cut``: why all requests shall end now; None = they need not."""
+        """``cut``: why all requests are to end now; None = they are not."""
         start, ran, scheduler = time.perf_counter(), time.thread_time(), self.scheduler
         for task in scheduler.tasks():
             if task.cancelled or cut is not None:
@@ -87,7 +87,7 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------------------
 
     def _read(self) -> list[_Read]:
-        """Chunks of prompts, as many as one turn may read."""
+        """Dispatches chunks of prompts, as many as one turn may read."""
         reads: list[_Read] = []
         room = self._programs.sizes.chunks[-1]
         while (task := self.scheduler.reading or self._admit()) is not None:
@@ -113,11 +113,11 @@ class Loop:
         return task
 
     def _embed(self, task: Task, part: Part) -> None:
-        """The visual tokens of ``part``, as far as they are not in the device's features."""
+        """Embeds the visual tokens of ``part`` that are not yet in the device's features."""
         tile = self._programs.tile_tokens
         if part.feature == part.feature_stop:
             return
-        if not task.embedded:  # what stands before was found in the cache
+        if not task.embedded:  # everything before ``part`` was found in the cache
             task.embedded = part.feature // tile * tile
         while (found := task.patches(tile, part.feature_stop, self._programs.sizes.tiles[-1] * tile)) is not None:
             self._programs.embed(*found)
@@ -139,14 +139,14 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------------------
 
     def _fetched(self, one: _Read | _Step) -> _Read | _Step:
-        """``one`` with those of its results that are wanted, on the host."""
+        """``one`` with its requested results copied to the host."""
         if isinstance(one, _Step):
             found = _wanted(one.found, one.tasks)
         else:
             found = _wanted(one.found[0], [one.task]), None if one.task.scores is None else one.found[1]
         begun = time.thread_time()
         jax.block_until_ready(found)
-        self.records.busy_s -= time.thread_time() - begun  # who waits for a GPU does so in a loop
+        self.records.busy_s -= time.thread_time() - begun  # waiting for a GPU is a busy loop
         return one._replace(found=jax.device_get(found))
 
     def _collect(self, one: _Read | _Step) -> None:
@@ -162,7 +162,7 @@ class Loop:
         self._stepped_s = now
 
     def _token(self, task: Task, found: Chosen, at: int) -> None:
-        """Token number ``at``, if its request has not ended meanwhile."""
+        """Handles token number ``at``, unless its request has ended in the meantime."""
         if task.finish is not None:
             return
         token, is_last, is_finite = found.found[at].tolist()
@@ -172,8 +172,8 @@ class Loop:
         count = task.sampling.logprobs
         try:
             task.token(token, bool(is_last), None if count is None else of_token(token, found.logprobs, at, count))
-        except BaseException:  # of its tokenizer, a panic of Rust even: it must not end the others'
-            _log.exception("the text of an answer could not be made; its request has ended")
+        except BaseException:  # from its tokenizer, even a Rust panic: it must not end other requests
+            _log.exception("the tokens of an answer could not be decoded; its request has ended")
             self._end(task, "error", NO_TEXT)
             return
         self.records.tokens_out += 1

@@ -1,4 +1,4 @@
-"""What an engine keeps on the device: the pages of the cache, the image that is being read, the rows of requests."""
+"""What an engine keeps on the device: the cache's pages, the image that is being read, the rows of the requests."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mono_jax.generation.options import MAX_LOGPROBS, Sampling
 from mono_jax.generation.sampling import Occurrences, Request, choose, make_request, penalised
 from mono_jax.models.architecture import Architecture
 
-TOKENS_PER_TABLE = 64  # most stop tokens, and most banned ones, of a request
+TOKENS_PER_TABLE = 64  # maximum number of stop tokens, and of banned tokens, of a request
 
 
 class Rows(NamedTuple):
-    """Requests that are answered, [R + 1]; the last row is nobody's, and always done.
+    """Requests that are being answered, [R + 1]; the last row belongs to no request and is always done.
 
     Attributes:
-      token: int32, the last one of each row, not yet in the cache. length: int32, tokens in the cache.
+      token: int32, the last token of each row, not yet in the cache. length: int32, tokens in the cache.
       count: int32, tokens of the answer. done: bool. pages: int32 [R + 1, P], of the cache.
-      wants_logprobs: bool. request: as arrays. seen: which tokens each row has, for penalties.
+      wants_logprobs: bool. request: as arrays. seen: which tokens each row contains, for penalties.
     """
 
     token: jax.Array
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Keys and values as in ``PagedCache``; features [F, d], visual tokens of the prompt that is being read; rows."""
+    """Keys and values as in ``PagedCache``; features [F, d], visual tokens of the prompt being read; rows."""
 
     keys: jax.Array
     values: jax.Array
@@ -45,7 +45,7 @@ class Memory(NamedTuple):
 
 
 class Logprobs(NamedTuple):
-    """Of one token each: its log-probability float32 [n], and the likeliest tokens [n, MAX_LOGPROBS] with theirs."""
+    """For each token: its log-probability float32 [n], and the likeliest tokens [n, MAX_LOGPROBS] with theirs."""
 
     chosen: jax.Array
     tokens: jax.Array
@@ -53,9 +53,9 @@ class Logprobs(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The next token of rows, whether it is their last one, and whether its logits were finite: int32 [B, 3].
+    """For each row: the next token, whether it is the last one, and whether its logits were finite: int32 [B, 3].
 
-    One array: each costs the host a tenth of a millisecond. ``logprobs`` are zeros where no row wants them.
+    One array, because each one costs the host a tenth of a millisecond. ``logprobs`` are zeros where no row wants them.
     """
 
     found: jax.Array
@@ -73,7 +73,7 @@ def empty_memory(
     features: int,
     heads_first: bool,
 ) -> Memory:
-    """Nothing is answered. ``pages``: of the cache, nobody's included; ``length``: pages that a row may have."""
+    """Memory without requests. ``pages``: of the cache, with the unowned one; ``length``: maximum pages of a row."""
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
     shape = (layers, pages, *((heads, page) if heads_first else (page, heads)), config.head_dim)
     request = make_request(config, [Sampling()] * (rows + 1), rows + 1, TOKENS_PER_TABLE)
@@ -94,7 +94,7 @@ def empty_memory(
 
 
 def memory_shardings(config: Architecture, memory: Memory, mesh: Mesh) -> Memory:
-    """Pages are split by heads, as far as they divide; the rest is whole on every device."""
+    """Pages are split by heads, as far as the number divides; everything else is replicated on every device."""
     whole = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), memory)
     if config.num_key_value_heads % mesh.shape[TENSOR]:
         return whole
@@ -105,7 +105,7 @@ def memory_shardings(config: Architecture, memory: Memory, mesh: Mesh) -> Memory
 def admitted(
     rows: Rows, row: jax.Array, pages: jax.Array, wants_logprobs: jax.Array, request: Request, context: jax.Array
 ) -> Rows:
-    """With a new request in ``row``: its pages [P], itself as arrays of one row, and the tokens of its prompt."""
+    """The memory with a new request in ``row``: its pages [P], its arrays of one row, and the tokens of its prompt."""
     request = jax.tree.map(lambda old, new: old.at[row].set(new[0]), rows.request, request)
     seen = Occurrences(rows.seen.context.at[row].set(context), rows.seen.answer.at[row].set(0))
     return rows._replace(
@@ -121,13 +121,13 @@ def admitted(
 def advanced(
     rows: Rows, index: jax.Array, logits: jax.Array, lengths: jax.Array, goes_on: jax.Array, *, plain: bool
 ) -> tuple[Rows, Chosen]:
-    """Chooses and keeps the next token of the rows ``index`` [B] from logits [B, vocabulary].
+    """Chooses and stores the next token of the rows ``index`` [B] from logits [B, vocabulary].
 
     Args:
-      lengths: int32 [B], tokens in the cache: the place of the new token.
-      goes_on: bool [B]; other rows stay as they are.
-      plain: all rows take the likeliest token, without penalties or log-probabilities. (What other rows need is chosen
-        by branches of the program, for each of which a GPU lets the host wait.)
+      lengths: int32 [B], tokens in the cache: the position of the new token.
+      goes_on: bool [B]; rows where it is False stay unchanged.
+      plain: all rows take the likeliest token, without penalties or log-probabilities. (Rows with other options take
+        branches of the program, at each of which a GPU makes the host wait.)
     """
     request = jax.tree.map(lambda a: a[index], rows.request)
     if plain:
@@ -156,7 +156,7 @@ def advanced(
 def _chosen(
     rows: Rows, index: jax.Array, logits: jax.Array, lengths: jax.Array, goes_on: jax.Array, request: Request
 ) -> tuple[jax.Array, Occurrences, Logprobs]:
-    """The tokens of the rows ``index``, what has been seen with them, and their log-probabilities."""
+    """The tokens of the rows ``index``, the tokens seen including them, and their log-probabilities."""
     seen = rows.seen
     has_penalties = (
         (request.repetition_penalty != 1) | (request.presence_penalty != 0) | (request.frequency_penalty != 0)
@@ -176,7 +176,7 @@ def _chosen(
 
 
 def _choose(logits: jax.Array, positions: jax.Array, request: Request) -> jax.Array:
-    """``choose``, with no more work than the rows at hand need."""
+    """``choose``, with no more work than the rows in question need."""
     draws = request.temperature > 0
     filters = draws & ((request.top_k > 0) | (request.top_p < 1))
     kinds = [(False, False), (True, False), (True, True)]
@@ -185,7 +185,7 @@ def _choose(logits: jax.Array, positions: jax.Array, request: Request) -> jax.Ar
 
 
 def logprobs_of(logits: jax.Array, tokens: jax.Array) -> Logprobs:
-    """Of ``tokens`` [n] under float32 logits [n, vocabulary]."""
+    """The log-probabilities of ``tokens`` [n] under float32 logits [n, vocabulary]."""
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1) - total
     top, likeliest = jax.lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[-1]))
@@ -200,7 +200,7 @@ def _no_logprobs(count: int) -> Logprobs:
 
 
 def scored(logits_of: object, hidden: jax.Array, targets: jax.Array, wanted: jax.Array, chunk: int) -> Logprobs:
-    """Of targets int32 [n] after hidden [n, d], ``chunk`` of them at a time; zeros where they are not ``wanted``."""
+    """Scores targets int32 [n] after hidden [n, d], ``chunk`` of them at a time; zeros where not ``wanted``."""
 
     def of_all() -> Logprobs:
         parts = (hidden.reshape(-1, chunk, hidden.shape[-1]), jnp.maximum(targets, 0).reshape(-1, chunk))

@@ -1,4 +1,4 @@
-"""Which pages of the cache belong to whom, and which hold the beginning of a prompt that may come again."""
+"""Which pages of the cache belong to which request, and which hold the start of a prompt that may come again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import Architecture
 
-NOBODY = 0  # the page that padding is written to
+NOBODY = 0  # the page that padding is written to; it belongs to no request
 
 
 class Pages:
-    """Hands out pages 1 to ``count``; several requests may hold a page whose content is known.
+    """Hands out pages 1 to ``count``; several requests may hold the same page if its content is known.
 
-    A page that nobody holds keeps its content until it is needed: the one unused for longest is given away first.
+    A page that no request holds keeps its content until it is needed: the least recently used one is reassigned first.
     """
 
     def __init__(self, count: int):
@@ -31,16 +31,16 @@ class Pages:
 
     @property
     def used(self) -> int:
-        """Pages that requests hold."""
+        """The number of pages that requests hold."""
         return self.count - len(self._free) - len(self._reusable)
 
     @property
     def reusable(self) -> int:
-        """Pages of known content that no request holds."""
+        """The number of pages with known content that no request holds."""
         return len(self._reusable)
 
     def found(self, contents: Sequence[bytes]) -> list[int]:
-        """The pages of the first ``contents``, up to one that is not there; the caller holds them then."""
+        """The pages of the first ``contents``, up to the first one not found; the caller then holds them."""
         pages = []
         for content in contents:
             if (page := self._of_content.get(content)) is None:
@@ -50,7 +50,7 @@ class Pages:
         return pages
 
     def take(self, count: int) -> list[int] | None:
-        """``count`` pages for the caller to hold; None, and nothing changes, if there are not enough."""
+        """``count`` pages for the caller to hold; None, without any change, if there are not enough."""
         if count > len(self._free) + len(self._reusable):
             return None
         pages = []
@@ -65,12 +65,12 @@ class Pages:
         return pages
 
     def fill(self, page: int, content: bytes) -> None:
-        """Says what a page that somebody holds contains from now on; the first page of equal ones is the one found."""
+        """Records the content of a page that is held; of pages with equal content, the first is the one found."""
         if page not in self._content and content not in self._of_content:
             self._of_content[content], self._content[page] = page, content
 
     def release(self, pages: Sequence[int]) -> None:
-        """Holds ``pages`` no longer. The last are given away first: without the first they would not be found."""
+        """Releases ``pages``. The last ones are reassigned first: without the first ones they could not be found."""
         for page in reversed(pages):
             self._holders[page] -= 1
             if self._holders[page] == 0:
@@ -85,9 +85,9 @@ class Pages:
 
 
 class Contents:
-    """What each full page of a request's tokens contains: a digest of all tokens up to its end.
+    """The content of each full page of a request's tokens: a digest of all tokens up to the page's end.
 
-    Equal digests mean equal keys and values: tokens, pixels, and the angles that keys were rotated by.
+    Equal digests mean equal keys and values: the same tokens, pixels, and angles by which keys were rotated.
     """
 
     def __init__(self, config: Architecture, prompt: Prompt, page: int):
@@ -97,7 +97,7 @@ class Contents:
         scaling = config.rope_scaling
         dynamic = scaling is not None and scaling.type == "dynamic"
         limit = config.max_position_embeddings
-        # Dynamic scaling rotates a longer prompt by angles of its own, and answers beyond by those of each place.
+        # Dynamic scaling rotates a longer prompt by its own angles, and answers beyond it by angles for each position.
         self._limit = limit if dynamic else None
         self._last = _digest(str(tokens if dynamic and tokens > limit else 0).encode())
         self._waiting = np.zeros((0, 3), np.uint64)
@@ -107,13 +107,13 @@ class Contents:
         self._grows = not dynamic or tokens <= limit
 
     def copy(self) -> Contents:
-        """One that tokens can be appended to."""
+        """A copy that tokens can be appended to."""
         result = copy.copy(self)
         result.digests = self.digests.copy()
         return result
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Appends tokens of an answer."""
+        """Appends the tokens of an answer."""
         ids = np.zeros((len(tokens), 3), np.uint64)
         ids[:, 0] = tokens
         if self._grows:
@@ -131,10 +131,10 @@ class Contents:
 
 
 def _identities(config: Architecture, prompt: Prompt) -> np.ndarray:
-    """uint64 [n, 3]: (id, 0, 0) of a text token; (place in its run, digest) of a visual one.
+    """uint64 [n, 3]: (id, 0, 0) for a text token; (position in its run, digest) for a visual one.
 
-    The digest is that of all pixels of a run of visual tokens, since encoders mix the pixels of a tile, and images seen
-    whole those of all of its tiles.
+    The digest covers all pixels of a run of visual tokens: encoders mix the pixels of a tile and, for images that are
+    seen whole, those of all its tiles.
     """
     ids = np.asarray(prompt.input_ids)
     identities = np.zeros((len(ids), 3), np.uint64)
@@ -153,7 +153,7 @@ def _identities(config: Architecture, prompt: Prompt) -> np.ndarray:
 
 
 def _digest(*parts: bytes | np.ndarray) -> bytes:
-    """16 bytes; of SHA-256, for which processors have instructions: pixels are read before the first token."""
+    """16 bytes of SHA-256, for which processors have instructions: pixels are hashed before the first token."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(part)

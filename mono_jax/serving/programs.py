@@ -1,11 +1,11 @@
-"""The compiled programs of an engine: one for each size, all made before the first request.
+"""The compiled programs of an engine: one per size, all compiled before the first request.
 
     admit   a request takes a row
     embed   tiles to visual tokens                                     by tiles
     read    a chunk of a prompt; the last one chooses the first token  by slots, and pages of the row
-    step    the next token of all answers: the text experts alone      by rows, and pages of the longest row
+    step    the next token of all answers: the text experts only       by rows, and pages of the longest row
 
-What is rounded up to a size is padding, which changes nothing.
+Sizes are rounded up with padding, which does not change the results.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from mono_jax.serving.memory import (
 )
 from pallas_kernels.devices import platform
 
-Key = tuple[Any, ...]  # of a program: its kind and its sizes
+Key = tuple[Any, ...]  # identifies a program: its kind and its sizes
 ADMIT: Key = ("admit",)
-LEAST_LENGTH = 128  # tokens of the shortest rows that have a program of their own
-SCORES_AT_ONCE = 32  # places whose logits are in memory at once
+LEAST_LENGTH = 128  # tokens of the shortest rows that have a separate program
+SCORES_AT_ONCE = 32  # positions whose logits are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """For which sizes there are programs; each tuple ascends.
+    """The sizes for which there are programs; each tuple is in ascending order.
 
     Attributes:
-      rows: of a step. step_pages, chunk_pages: of the longest row. chunks: slots. tiles: embedded at once.
-      block: slots that share an expert; chunks are its multiples, or below it one block.
-      plain: whether there are programs for rows that all take the likeliest token, and nothing else (``advanced``).
-      page_by_page: whether steps read so (``PagedCache.attend``); not on meshes.
+      rows: of a step. step_pages, chunk_pages: of the longest row. chunks: slots. tiles: embedded at a time.
+      block: slots that share an expert; chunks are multiples of it, or a single smaller block.
+      plain: whether there are extra programs for rows that all only take the likeliest token (``advanced``).
+      page_by_page: whether steps read the cache page by page (``PagedCache.attend``); not on meshes.
     """
 
     rows: tuple[int, ...]
@@ -73,10 +73,10 @@ class Sizes:
 
     @classmethod
     def of(cls, config: EngineConfig, tile_tokens: int, *, on_cpu: bool, page_by_page: bool) -> Sizes:
-        """Rows and chunks double, with one between large chunks; lengths double, on CPUs and of chunks they quadruple.
+        """Rows and chunks double, with one size between large chunks; lengths double, on CPUs and for chunks quadruple.
 
-        Steps that read page by page are as long as their longest row, whatever they were made for. Kernels of
-        accelerators want whole blocks, and read all weights for a short chunk, too.
+        Steps that read page by page are as long as their longest row, whatever they were compiled for. Kernels of
+        accelerators need whole blocks, and read all weights even for a short chunk.
         """
         block = min(128, config.prefill_chunk)
         largest = -(-config.prefill_chunk // block) * block
@@ -99,31 +99,31 @@ class Sizes:
 
 
 def _upto(last: int, first: int = 1, factor: int = 2) -> tuple[int, ...]:
-    """``first`` and its multiples by ``factor`` below ``last``, and ``last``."""
+    """``first`` times the powers of ``factor`` that are below ``last``, and ``last``."""
     sizes = itertools.takewhile(lambda size: size < last, (first * factor**n for n in itertools.count()))
     return (*sizes, last)
 
 
 def fitting(sizes: tuple[int, ...], wanted: int) -> int:
-    """The smallest of ``sizes`` that is not below ``wanted``."""
+    """The smallest of ``sizes`` that is at least ``wanted``."""
     return next(size for size in sizes if size >= wanted)
 
 
 class Programs:
-    """Calls of the device; each one takes the memory that the one before it left.
+    """Device calls; each one takes the memory that the previous one returned.
 
-    Nothing is compiled by a call: a size without a program is an error.
+    A call never compiles anything: a size without a program is an error.
     """
 
     def __init__(self, generator: Generator, config: EngineConfig, sizes: Sizes | None = None):
-        """``sizes``: None = those that serve all that ``config`` allows, on this kind of device."""
+        """``sizes``: None = those that serve everything ``config`` allows, on this kind of device."""
         self.generator = generator
         architecture, vision = generator.config, generator.config.vision
         self.tile_tokens = 0 if vision is None else vision.tile_tokens
         self.sizes = sizes or self._sizes(config)
         self._model = Model(architecture)
         features = 0
-        if self.tile_tokens:  # of the longest prompt, and what a tile or a chunk may take beyond its end
+        if self.tile_tokens:  # of the longest prompt, plus what a tile or a chunk may take beyond its end
             features = config.max_length + self.tile_tokens * self.sizes.tiles[-1] + self.sizes.chunks[-1]
         self._empty = functools.partial(
             empty_memory,
@@ -148,7 +148,7 @@ class Programs:
         return make_request(self.generator.config, [sampling], 1, TOKENS_PER_TABLE)
 
     def admit(self, row: int, pages: list[int], sampling: Sampling, request: Request, context: np.ndarray) -> None:
-        """``request``: of ``sampling``. ``context``: ids of the prompt, which matter to penalties only."""
+        """``request``: made from ``sampling``. ``context``: ids of the prompt, which only penalties use."""
         table = np.zeros(self._memory.rows.pages.shape[1], np.int32)
         table[: len(pages)] = pages
         seen = np.zeros(self.generator.config.vocab_size, bool)
@@ -158,7 +158,7 @@ class Programs:
         self._memory = self._compiled[ADMIT](self._memory, np.int32(row), table, wants, request, seen)
 
     def embed(self, patches: np.ndarray, cells: np.ndarray, start: int) -> None:
-        """Visual tokens ``start`` and following of the prompt that is read."""
+        """Computes the visual tokens from ``start`` on of the prompt that is being read."""
         vision = self.generator.config.vision
         tiles = (key := self.embed_key(len(patches)))[1]
         pixels = np.zeros((1, tiles * self.tile_tokens, *_patch(vision)), np.uint8)
@@ -168,9 +168,9 @@ class Programs:
         self._memory = program(self.generator.params, self._memory, pixels, padded, np.int32(start))
 
     def read(self, chunk: Chunk, pages: int, plain: bool) -> tuple[Chosen, Logprobs | None]:
-        """What a prompt's last chunk chooses, and scores.
+        """Returns the token that a prompt's last chunk chooses, and the chunk's scores.
 
-        pages: of the row up to the chunk's end. plain: it takes the likeliest token, and no scores are wanted.
+        pages: of the row up to the chunk's end. plain: it takes the likeliest token, and no scores are requested.
         """
         program = self._compiled[self.read_key(chunk.tokens.size, pages, plain)]
         self._memory, found = program(self.generator.params, self._memory, chunk)
@@ -186,15 +186,15 @@ class Programs:
         return found
 
     def embed_key(self, tokens: int) -> Key:
-        """Of the program that ``embed`` calls for so many visual tokens."""
+        """The key of the program that ``embed`` calls for this many visual tokens."""
         return ("embed", fitting(self.sizes.tiles, -(-tokens // self.tile_tokens)))
 
     def read_key(self, slots: int, pages: int, plain: bool) -> Key:
-        """Of the program that ``read`` calls."""
+        """The key of the program that ``read`` calls."""
         return ("read", plain and self.sizes.plain, slots, fitting(self.sizes.chunk_pages, pages))
 
     def wait(self) -> None:
-        """Until the device has done all that it was asked for."""
+        """Blocks until the device has finished all its work."""
         jax.block_until_ready(self._memory)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Programs:
     # ------------------------------------------------------------------------------------------------------------------
 
     def compile(self) -> int:
-        """Makes the memory and all programs, several at a time; returns how many programs there are."""
+        """Allocates the memory and compiles all programs, several at a time; returns how many programs there are."""
         self._memory = jax.jit(self._empty, out_shardings=self._places)()
         memory, keys = jax.tree.map(_shape, self._memory), self._keys()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -211,7 +211,7 @@ class Programs:
         return len(keys)
 
     def traced(self, key: Key, memory: Memory | None = None) -> jax.stages.Traced:
-        """The program of ``key``, for parameters and ``memory`` that may be shapes; nothing is computed."""
+        """The program of ``key``, traced for parameters and ``memory`` that may be shapes; nothing is computed."""
         generator = self.generator
         memory = jax.eval_shape(self._empty) if memory is None else memory
         params = jax.tree.map(_shape, generator.params)
@@ -244,7 +244,7 @@ class Programs:
         ]
 
     def _program(self, key: Key, memory: Memory) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
-        """Its function, the shapes of its arguments but for parameters and memory, and if it has other results."""
+        """Its function, the shapes of its arguments except parameters and memory, and whether it has other results."""
         config = self.generator.config
         match key:
             case ("admit",):

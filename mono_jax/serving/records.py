@@ -1,4 +1,4 @@
-"""What an engine did, for ``Stats``."""
+"""Counts and times of an engine, for ``Stats``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 from mono_jax.serving.contract import Finish
 from mono_jax.serving.task import Task
 
-KEPT = 4096  # latest values of each kind of time
+KEPT = 4096  # latest values kept of each kind of time
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -22,7 +22,7 @@ class Records:
         self.requests: collections.Counter[Finish] = collections.Counter()
         self.refused = self.tokens_in = self.tokens_cached = self.tokens_out = self.steps = self.chunks = 0
         self.first_token_s, self.step_s, self.queue_s = (collections.deque[float](maxlen=KEPT) for _ in range(3))
-        # While there is work: wall time, and processor time of the engine's thread but for what it takes to wait.
+        # Accumulated while there is work: wall time, and CPU time of the engine's thread without its waiting.
         self.working_s = self.busy_s = 0.0
 
     def admitted(self, task: Task) -> None:
@@ -36,7 +36,7 @@ class Records:
             self.first_token_s.append(task.first_token_s)
 
     def values(self) -> dict[str, Any]:
-        """The fields of ``Stats`` that are known here."""
+        """The fields of ``Stats`` that are recorded here."""
         names = ("refused", "tokens_in", "tokens_cached", "tokens_out", "steps", "chunks")
         counts = {name: getattr(self, name) for name in names} | {"requests": dict(self.requests)}
         times = {name: tuple(getattr(self, name).copy()) for name in ("first_token_s", "step_s", "queue_s")}

@@ -1,9 +1,9 @@
-"""Who is read and answered next: a queue in the order of arrival, rows and pages.
+"""Decides which requests are read and answered next: a queue in order of arrival, rows and pages.
 
     queue -> reading (one prompt at a time) -> answering (up to max_rows) -> ended
 
-A request is admitted when a row is free and all the pages are that it may ever need, so that none has to be thrown out;
-nobody overtakes, so that none waits for ever.
+A request is admitted once a row is free and so are all the pages it may ever need, so that no request is evicted. No
+request overtakes another, so that none waits for ever.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Scheduler:
     """Belongs to the engine's thread.
 
     Attributes:
-      reading: the request whose prompt is being read. answering: those whose prompt is read, by row.
+      reading: the request whose prompt is being read. answering: the requests whose prompts have been read, by row.
     """
 
     def __init__(self, config: EngineConfig):
@@ -39,13 +39,13 @@ class Scheduler:
         return len(self.answering) + (self.reading is not None)
 
     def admit(self) -> Task | None:
-        """The next request, with its row and pages, if there is one and room for it; it is ``reading`` then."""
+        """The next request, with its row and pages, if there is one and it fits; it is then ``reading``."""
         if self.reading is not None or not self.queue or not self._rows:
             return None
         task, size = self.queue[0], self._config.page
         reused: list[int] = []
         if task.contents is not None and task.scores is None:
-            # The last token is always read: it chooses the first one of the answer.
+            # The last token is always read: it chooses the first token of the answer.
             reused = self.pages.found(task.contents.digests[: (task.tokens - 1) // size])
         new = self.pages.take(-(-task.most_tokens // size) - len(reused))
         if new is None:
@@ -58,19 +58,19 @@ class Scheduler:
         return task
 
     def was_read(self, task: Task) -> None:
-        """Says that ``task.read`` tokens of its prompt are in the cache, or will be before anything that follows."""
+        """Records that ``task.read`` tokens of its prompt are in the cache, or will be before anything that follows."""
         self._fill(task, task.read)
         if task.is_read:
             self.reading = None
             self.answering[task.row] = task
 
     def steps(self) -> list[Task]:
-        """Those whose next token may be computed now."""
+        """The requests whose next token may be computed now."""
         tasks = self.answering.values()
         return [task for task in tasks if task.scores is None and task.dispatched < task.sampling.max_new_tokens]
 
     def release(self, task: Task) -> None:
-        """Gives back what a request holds that has ended, or takes it out of the queue."""
+        """Frees what a request holds that has ended, or removes it from the queue."""
         if task.row < 0:
             self.queue.remove(task)
             return
@@ -90,6 +90,6 @@ class Scheduler:
                 self.pages.fill(page, content)
 
     def tasks(self) -> list[Task]:
-        """All that have not ended."""
+        """All requests that have not ended."""
         reading = [] if self.reading is None else [self.reading]
         return [*self.answering.values(), *reading, *self.queue]

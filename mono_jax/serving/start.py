@@ -1,4 +1,4 @@
-"""``experiments/serve.py``: from a model's folder to a server, and its end."""
+"""``experiments/serve.py``: from a model folder to a server, and its shutdown."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def check_packages() -> None:
 
 
 def keys_of(given: Sequence[str] | None, environment: Mapping[str, str]) -> list[str]:
-    """The API keys of the flags, else of the variable. Raises ConfigError for an empty one, which would let all in."""
+    """The API keys of the flags, or else the variable. Raises ConfigError for an empty key: it would admit anyone."""
     where, keys = ("--api_key", given) if given else (KEY, environment[KEY].split(",") if KEY in environment else [])
     keys = [key.strip() for key in keys]
     if not all(keys):
-        raise ConfigError(f"{where} has an empty key: give one, or leave {where} out to let everybody in")
+        raise ConfigError(f"{where} has an empty key: give one, or leave {where} out to admit everyone")
     return keys
 
 
@@ -35,7 +35,7 @@ def serve(args: Any) -> tuple[dict[str, Any], bool]:
     """Serves until it is stopped.
 
     Returns what ``--json`` prints, and whether a thread hangs, so that the process would not end by itself. Raises
-    GenerationError once the engine has failed, so that whoever keeps the server up starts another one.
+    GenerationError once the engine has failed, so that a process supervisor can start another one.
     """
     check_packages()
     from mono_jax.generation.chat import PROMPT_FLAGS
@@ -48,7 +48,7 @@ def serve(args: Any) -> tuple[dict[str, Any], bool]:
 
     config, api = cli.config_of(args, EngineConfig), cli.config_of(args, ApiConfig)
     keys = keys_of(args.api_key, os.environ)
-    place = listen(args.host, args.port)  # a port that is taken is known now, not after the warm-up
+    place = listen(args.host, args.port)  # a port that is taken is noticed now, not after the warm-up
     prompt = {name: getattr(args, name) for name in PROMPT_FLAGS}
     engine = Engine.open(args.model, config, name=args.name, tokenizer=args.tokenizer, **prompt)
     engine.start()
@@ -61,7 +61,7 @@ def serve(args: Any) -> tuple[dict[str, Any], bool]:
         def ready() -> None:
             print(f"{engine.name} is served at {url}/v1, with a page at {url}/", flush=True)
             if not keys and not ipaddress.ip_address(host).is_loopback:
-                print(f"anyone who reaches {host} may ask: --api_key or {KEY} asks for a key", flush=True)
+                print(f"anyone who can reach {host} can use the model: --api_key or {KEY} requires a key", flush=True)
 
         run(Server(service, keys, ready, failed=lambda: engine.closed is not None), place)
         failure = engine.closed

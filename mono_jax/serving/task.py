@@ -1,4 +1,4 @@
-"""A request under way, on the host: what of it is read, dispatched and answered."""
+"""A submitted request, on the host: how much of it has been read, dispatched and answered."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared(Prompt):
-    """A prompt as ``check_prompt`` gives it, and what follows from it; several requests may share it.
+    """A prompt as ``check_prompt`` returns it, with everything derived from it; several requests may share it.
 
     Attributes:
-      reading: its chunks. contents: of its pages; None if no page is reused.
-      engine: for which it was made: others may have other sizes.
+      reading: its chunks. contents: of its pages; None if pages are not reused.
+      engine: the engine it was made for; the sizes of other engines may differ.
     """
 
     _: dataclasses.KW_ONLY
@@ -38,15 +38,15 @@ class Prepared(Prompt):
 
 @dataclasses.dataclass(eq=False)
 class Task:
-    """Also the ``Ticket`` of its client. Fields change in the engine's thread only, but for ``cancelled``.
+    """Also the ``Ticket`` of its client. Only the engine's thread changes fields, except ``cancelled``.
 
     Attributes:
       prompt: with its chunks. request: ``sampling`` as arrays of one row.
-      contents: of its pages, those of the answer included; None if no page is reused.
-      scores: of a request for them, by place in the prompt; None for a request that is answered.
-      row, pages: held since it was admitted. cached: tokens of the prompt that were found in the cache.
-      read: tokens of the prompt that are read or found; embedded: visual tokens that are in the device's features.
-      dispatched: tokens of the answer that the device was asked for; answer: those that came.
+      contents: of its pages, including those of the answer; None if pages are not reused.
+      scores: of a scoring request, by position in the prompt; None for a request that is answered.
+      row, pages: held since admission. cached: prompt tokens that were found in the cache.
+      read: prompt tokens that were read or found; embedded: visual tokens that are in the device's features.
+      dispatched: answer tokens requested from the device; answer: those received.
       finish: None until it has ended.
     """
 
@@ -78,12 +78,12 @@ class Task:
 
     @property
     def tokens(self) -> int:
-        """Of the prompt."""
+        """The number of prompt tokens."""
         return len(self.reading.ids)
 
     @property
     def most_tokens(self) -> int:
-        """In the cache at any time: the last token of an answer never is."""
+        """The maximum number of tokens in the cache at any time: the last token of an answer never enters it."""
         return self.tokens + (0 if self.scores is not None else self.sampling.max_new_tokens - 1)
 
     @property
@@ -91,9 +91,9 @@ class Task:
         return self.read == self.tokens
 
     def patches(self, tile_tokens: int, upto: int, most: int) -> tuple[np.ndarray, np.ndarray, int] | None:
-        """Pixels and cells of the next tiles that are needed before visual token ``upto``, and where they begin.
+        """Pixels and cells of the next tiles that are needed before visual token ``upto``, and their start.
 
-        At most ``most`` tokens, whole tiles but for the prompt's last one; None: all are embedded.
+        At most ``most`` tokens, in whole tiles except for the prompt's last one; None: all are embedded.
         """
         if self.embedded >= upto:
             return None
@@ -103,7 +103,7 @@ class Task:
         return self.prompt.patches[start:stop], self.prompt.patch_cells[start:stop], start
 
     def token(self, token: int, done: bool, logprobs: TokenLogprobs | None) -> None:
-        """Takes a token of the answer."""
+        """Adds a token of the answer."""
         first = not self.answer
         if first:
             self.first_token_s = time.perf_counter() - self.submitted_s
@@ -128,13 +128,13 @@ class Task:
         )
 
     def score(self, part: Part, found: Logprobs, targets: np.ndarray) -> None:
-        """Takes the scores of a chunk."""
+        """Adds the scores of a chunk."""
         slots = np.flatnonzero(targets >= 0)
         for place, slot in zip(self.reading.scored(part), slots):
             self.scores[place] = of_token(int(targets[slot]), found, slot, self.sampling.logprobs or 0)
 
     def end(self, finish: Finish, message: str = "") -> None:
-        """Ends it before its time; the text that was held back is not sent."""
+        """Ends it early; text that was held back is not sent."""
         if self.finish is None:
             self.send(Event(finish=finish, message=message))
 
@@ -142,12 +142,12 @@ class Task:
         self.finish = event.finish
         try:
             self.on_event(event)
-        except BaseException:  # a client's, SystemExit even: it must not end the others'
+        except BaseException:  # from a client, even SystemExit: it must not end other requests
             _log.exception("a client's on_event failed; its request is cancelled")
             self.cancelled = True
 
 
 def of_token(token: int, found: Logprobs, at: int, count: int) -> TokenLogprobs:
-    """Those of number ``at``; ``found``: NumPy arrays."""
+    """The log-probabilities at index ``at``; ``found``: NumPy arrays."""
     top: Sequence[tuple[int, float]] = zip(found.tokens[at, :count].tolist(), found.top[at, :count].tolist())
     return TokenLogprobs(token, float(found.chosen[at]), tuple(top))

@@ -1,4 +1,4 @@
-"""The HTTP application: which path does what."""
+"""The HTTP application: its paths and their endpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mono_jax.serving.api.tickets.running import while_connected
 from mono_jax.serving.api.tickets.visit import Visit
 
 PAGE = Path(__file__).parent / "page" / "index.html"
-# The page talks to this server only, and nobody frames it.
+# The page talks only to this server and cannot be embedded in a frame.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -32,26 +32,26 @@ _POLICY = (
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": shapes.ErrorBody, "description": what}
     for status, what in {
-        400: "the request is wrong: the message says what, param where",
-        401: "no key, or a wrong one",
+        400: "invalid request: message says what is wrong, param where",
+        401: "missing or wrong API key",
         404: "no such model",
-        408: "the body did not come in time",
+        408: "the body did not arrive in time",
         413: "the body is too large",
-        429: "too many requests: come again",
-        500: "a fault of the server",
-        503: "the server is being stopped, or gave the answer up",
-        504: "the time for a request is over",
+        429: "too many requests: try again later",
+        500: "internal server error",
+        503: "the server is shutting down, or cancelled the answer",
+        504: "the request timed out",
     }.items()
 }
-_EVENT = {"data": {"type": "string", "description": "a chunk, or an error, as JSON; at last [DONE]"}}
+_EVENT = {"data": {"type": "string", "description": "a chunk or an error, as JSON; finally [DONE]"}}
 _STREAM = {"schema": {"type": "object", "description": "with stream = true", "properties": _EVENT}}
 _ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": _STREAM}}, **_ERRORS}
 
 
 def create_app(service: Service, keys: Collection[str] = ()) -> FastAPI:
-    """The application of ``service``; ``keys``: API keys, none = open to all. Raises ConfigError for an empty key."""
+    """The application for ``service``; ``keys``: API keys, none = open to all. Raises ConfigError for an empty key."""
     if not all(keys):
-        raise ConfigError("an API key is empty: anybody has it")
+        raise ConfigError("an API key is empty: it would let everyone in")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -100,7 +100,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
-    """The tokenizer's own endpoints, by which lm-eval counts tokens without having the tokenizer."""
+    """The tokenizer's endpoints: lm-eval uses them to count tokens without having the tokenizer."""
     tokenizer = service.engine.tokenizer
     special = {tokenizer.name(number): number for number in (tokenizer.bos, tokenizer.eos) if number is not None}
 
@@ -114,7 +114,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", responses=_ERRORS)
     async def tokenize(body: TokenizeRequest, request: HttpRequest) -> shapes.Tokens:
         service.check_model(body.model)
-        if body.prompt in special:  # SentencePiece would spell it
+        if body.prompt in special:  # SentencePiece would split it into pieces
             ids = [special[body.prompt]]
         else:
             work = service.with_text(service.prompts.encode, body.prompt, body.add_special_tokens)
@@ -137,7 +137,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def index() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY})
 
-    @app.get("/health", responses={503: {"model": shapes.Health, "description": "takes no more requests"}})
+    @app.get("/health", responses={503: {"model": shapes.Health, "description": "accepts no more requests"}})
     async def health(response: Response) -> shapes.Health:
         reason = None if service.engine.closed is None else FAILED
         status = "stopping" if service.gate.closed else "ok" if reason is None else "failed"

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}, with the status that says the kind."""
+"""Errors in OpenAI's format: {"error": {"message", "type", "param", "code"}}, with the matching HTTP status."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from data_pipelines.errors import BadSample
 from mono_jax.errors import GenerationError
 from mono_jax.serving.contract import Closed, Full, TooLong
 
-CLIENT_CLOSED = 499  # no standard status; of a request whose client is gone, for logs and metrics
-FAILED = "the engine answers no more: the server's log says why"  # which is for the operator, not for strangers
+CLIENT_CLOSED = 499  # not a standard status; marks requests whose client disconnected, in logs and metrics
+FAILED = "the engine no longer serves requests: see the server's log"  # the reason is for the operator, not for clients
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ApiError(HTTPException):
     """A request that cannot be served.
 
-    ``param``: what of the request is wrong. ``code``: for programs. ``retry_s``: when to come again. ``close``: the
-    connection, of which not all was read.
+    ``param``: the invalid part of the request. ``code``: machine-readable. ``retry_s``: seconds after which to retry.
+    ``close``: close the connection, because not all of the request was read.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ApiError(HTTPException):
 
 
 def body(error: HTTPException) -> dict[str, Any]:
-    """The JSON of an error."""
+    """The error as JSON."""
     kind = _TYPES.get(error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error")
     param, code = getattr(error, "param", None), getattr(error, "code", None)
     return {"error": {"message": str(error.detail), "type": kind, "param": param, "code": code}}
@@ -53,7 +53,7 @@ def response(error: HTTPException) -> JSONResponse:
 
 
 def of_engine(error: GenerationError | BadSample, param: str) -> ApiError:
-    """What the engine, or making a prompt, refused."""
+    """The error for what the engine, or the code that builds prompts, rejected."""
     if isinstance(error, Closed):
         return ApiError(503, FAILED, code="engine_closed")
     if isinstance(error, Full):
@@ -61,7 +61,7 @@ def of_engine(error: GenerationError | BadSample, param: str) -> ApiError:
     if isinstance(error, TooLong):
         return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, BadSample):
-        # Limits are keys of a data config there, of this server here.
+        # ``BadSample`` names limits by their keys in a data config; here they are limits of this server.
         detail = error.detail.replace("data.max_image_pixels", "the limit").replace("data.", "the limit ")
         where = f"{error.key}: " if error.key else ""
         return ApiError(400, f"{where}{error.reason}" + (f" ({detail})" if detail else ""), param=param)
@@ -69,7 +69,7 @@ def of_engine(error: GenerationError | BadSample, param: str) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Every error of ``app`` in OpenAI's shape."""
+    """Makes ``app`` return every error in OpenAI's format."""
 
     async def expected(request: Request, error: HTTPException) -> JSONResponse:
         if not isinstance(error, ApiError):  # no such path, no such method
@@ -80,7 +80,7 @@ def install(app: FastAPI) -> None:
         return response(of_validation(error.errors()))
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return response(ApiError(500, f"{type(error).__name__}: this is a fault of the server, see its log"))
+        return response(ApiError(500, f"{type(error).__name__}: internal server error, see the server's log"))
 
     app.add_exception_handler(HTTPException, expected)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -88,7 +88,7 @@ def install(app: FastAPI) -> None:
 
 
 def of_validation(faults: Sequence[dict[str, Any]]) -> ApiError:
-    """Of pydantic's faults, one for each reading of the request, that of the reading which went farthest."""
+    """Of pydantic's faults, one for each reading of the request, the fault of the reading that got furthest."""
     fault = max(faults, key=lambda each: (len(each["loc"]), [part for part in each["loc"] if isinstance(part, int)]))
     context = fault.get("ctx", {})
     param = _place([*fault["loc"], *([context["param"]] if "param" in context else [])]) or None
@@ -96,7 +96,7 @@ def of_validation(faults: Sequence[dict[str, Any]]) -> ApiError:
 
 
 def _place(location: Sequence[str | int]) -> str:
-    """Where in the request: without the names of types, and of tags, that pydantic puts between."""
+    """The place in the request, without the type names and tags that pydantic inserts."""
     parts: list[str] = []
     for part in map(str, location):
         is_type = "[" in part or part in ("body", "str", "int", "constrained-str") or part[:1].isupper()

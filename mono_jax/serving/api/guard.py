@@ -1,4 +1,4 @@
-"""Stands before the endpoints: keys, sizes, times, how many at a time. Counts what leaves."""
+"""Runs before the endpoints: checks keys, sizes, times and concurrency. Counts the responses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mono_jax.serving.api.service import Service
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.api.tickets.visit import Visit
 
-OPEN = ("/", "/health", "/metrics")  # what needs no key
-VISIT = "mono_jax.visit"  # where the scope of a request has its ``Visit``
+OPEN = ("/", "/health", "/metrics")  # paths that need no key
+VISIT = "mono_jax.visit"  # key of the ``Visit`` in a request's scope
 
 
 class Guard:
-    """An ASGI middleware. ``paths``: those that are counted by name. ``keys``: any of them opens; none: all is open."""
+    """ASGI middleware. ``paths``: those that are counted by name. ``keys``: any of them grants access; none = open."""
 
     def __init__(self, app: ASGIApp, service: Service, paths: Collection[str], keys: Collection[str]):
         self._app, self._service, self._paths = app, service, frozenset(paths)
         self._keys = [key.encode() for key in keys]
-        self._inside = 0  # requests that are here
+        self._inside = 0  # requests in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,15 +53,16 @@ class Guard:
             self._service.metrics.seconds.observe(time.perf_counter() - start)
 
     def _check(self, scope: Scope) -> None:
-        """Raises ApiError for what is not let in."""
+        """Raises ApiError for a request that is not let in."""
         if scope["path"] in OPEN:
             return
         config, headers = self._service.config, dict(scope["headers"])
         if self._keys and not self._has_key(headers.get(b"authorization", b"")):
-            raise ApiError(401, "give the API key: Authorization: Bearer KEY", code="invalid_api_key")
+            raise ApiError(401, "missing or wrong API key: send Authorization: Bearer KEY", code="invalid_api_key")
         self._service.gate.check()
         if self._inside > config.max_requests:
-            raise ApiError(429, f"{config.max_requests} requests are here already", code="too_many_requests", retry_s=1)
+            why = f"{config.max_requests} requests are already in progress"
+            raise ApiError(429, why, code="too_many_requests", retry_s=1)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > config.max_body:
             raise _too_large(config)
@@ -72,7 +73,7 @@ class Guard:
 
 
 class _Body:
-    """An ASGI ``receive`` that raises ApiError when the body is too long, does not come, or has no room."""
+    """An ASGI ``receive`` that raises ApiError if the body is too long or late, or if there is no room for it."""
 
     def __init__(self, receive: Receive, config: ApiConfig, visit: Visit):
         self._receive, self._config, self._visit = receive, config, visit
@@ -86,7 +87,7 @@ class _Body:
             async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                 message = await self._receive()
         except TimeoutError:
-            why = f"the body did not come in {self._config.body_timeout_s:g} s"
+            why = f"the body did not arrive within {self._config.body_timeout_s:g} s"
             raise ApiError(408, why, code="timeout", close=True) from None
         self._whole = not message.get("more_body", False)
         self._visit.take(len(message.get("body", b"")))
@@ -96,4 +97,4 @@ class _Body:
 
 
 def _too_large(config: ApiConfig) -> ApiError:
-    return ApiError(413, f"the request has more than {config.max_body} bytes", code="too_large", close=True)
+    return ApiError(413, f"the request is larger than {config.max_body} bytes", code="too_large", close=True)

@@ -1,4 +1,4 @@
-"""Runs the application: a socket, uvicorn, and a stop that lets answers end."""
+"""Runs the application: a socket, uvicorn, and a shutdown that lets running answers finish."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from mono_jax.errors import ConfigError
 from mono_jax.serving.api.app import create_app
 from mono_jax.serving.api.service import Service
 
-_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections, which would find them closed
-_LITTLE = 1 << 16  # bytes that any client reads in time
-_AFTER_CUT_S = 5  # for answers that were cut to reach their clients
+_KEEP_ALIVE_S = 75  # longer than clients' connection pools, which would otherwise reuse closed connections
+_LITTLE = 1 << 16  # bytes; any client reads this much in time
+_AFTER_CUT_S = 5  # for the last bytes of cut answers to reach their clients
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 = any free one. Raises ConfigError if it is taken or the host is not here."""
+    """A listening socket; port 0 = any free one. Raises ConfigError if the port is taken or the host is not local."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        # Of what create_server adds nothing is new; getaddrinfo's numbers are not errno's.
+        # create_server only adds to the message what is in it already; getaddrinfo's error numbers are not errno's.
         why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
         raise ConfigError(f"--host={host} --port={port}: {why}: choose another port or host") from None
 
 
 class _Protocol(H11Protocol):
-    """Ends connections on which no request comes, or nobody reads, in time: uvicorn would keep them for ever."""
+    """Closes connections whose client sends no request, or does not read, in time: uvicorn would keep them for ever."""
 
     def __init__(self, head_s: float, send_s: float, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -45,7 +45,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # so that we hear of every byte that waits, and of the last one
+        transport.set_write_buffer_limits(high=0)  # so that we are notified of every waiting byte, and of the last one
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class _Protocol(H11Protocol):
         super().connection_lost(error)
 
     def _expect(self) -> None:
-        """Counts from now until the client has read half of what waits for it, or all of little."""
+        """Starts a timer, in which the client must read half of the waiting bytes, or all of them if they are few."""
         self._unread = self.transport.get_write_buffer_size()
         self._unread_timer = self.loop.call_later(self._send_s, self._judge)
 
@@ -82,7 +82,7 @@ class _Protocol(H11Protocol):
             self._unread_timer = None
 
     def _wait(self) -> None:
-        """Counts from the first byte, or from the begin of a connection, until a head is whole."""
+        """Starts a timer, in which a request's headers must be complete, at their first byte or at the connection."""
         if self.conn.their_state is not h11.IDLE:
             self._stop()
         elif self._timer is None:
@@ -95,7 +95,7 @@ class _Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """When it is stopped: no new requests, time for running ones, then they are cut with the reason."""
+    """On shutdown: accepts no new requests, gives running ones time, then cuts them off and tells them why."""
 
     def __init__(
         self,
@@ -104,12 +104,12 @@ class Server(uvicorn.Server):
         ready: Callable[[], None] | None = None,
         failed: Callable[[], bool] = lambda: False,
     ):
-        """``ready``: called once requests are served. ``failed``: asked now and then; it stops where nothing can be."""
+        """``ready``: called once requests are served. ``failed``: polled; the server stops when it returns true."""
         drain = service.config.drain_s
         super().__init__(
             uvicorn.Config(
                 create_app(service, keys),
-                log_config=None,  # uvicorn's would close all handlers of the process's own logging
+                log_config=None,  # uvicorn's would close all handlers of this process's logging
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -139,8 +139,8 @@ class Server(uvicorn.Server):
 
 
 def run(server: Server, place: socket.socket) -> None:
-    """Serves until SIGTERM or SIGINT; of two SIGINTs the second one ends it at once."""
+    """Serves until SIGTERM or SIGINT; a second SIGINT stops the server at once."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has ended
+            signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has finished
     server.run(sockets=[place])

@@ -1,4 +1,4 @@
-"""What the endpoints share: the engine, limits, and ways to work without holding up the loop."""
+"""What the endpoints share: the engine, limits, and ways to work without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mono_jax.serving.api.tickets.visit import Room, Visit
 from mono_jax.serving.contract import Request, ServingEngine
 
 T = TypeVar("T")
-_LAST_S = 1.0  # that workers have to end when all else has
+_LAST_S = 1.0  # that workers have to finish after everything else has
 
 
 class Service:
-    """Everything behind the endpoints. ``fetcher``: None = images are not fetched.
+    """The state shared by all endpoints. ``fetcher``: None = images are not fetched.
 
     Attributes:
-      hangs: once closed: whether a worker still works, which only the end of the process ends.
+      hangs: after closing: whether a worker is still busy, which only the end of the process stops.
     """
 
     def __init__(self, engine: ServingEngine, config: ApiConfig, fetcher: Fetcher | None = None):
@@ -40,7 +40,7 @@ class Service:
         self.gate, self.metrics, self.room = Gate(), Metrics(engine), Room(config.max_bytes)
         limits = ImageLimits(max_pixels=config.max_pixels, max_bytes=config.max_body, min_side=1, max_aspect=200.0)
         self.prompts = PromptMaker(engine, limits, config.pixel_path)
-        # Of their own: an image takes seconds if its sender wants it to.
+        # A separate pool: an image can be made to take seconds by its sender.
         self._texts = ThreadPoolExecutor(2, "texts")
         self._images = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "images")
         self._working: set[Future[Any]] = set()
@@ -48,38 +48,42 @@ class Service:
         self.hangs = False
 
     def check_model(self, name: str | None) -> None:
-        """Raises ApiError 404 for another model."""
+        """Raises ApiError 404 if ``name`` is another model."""
         if name not in (None, self.engine.name):
             raise ApiError(
-                404, f"model {name[:80]!r} is not here: {self.engine.name!r} is", param="model", code="model_not_found"
+                404,
+                f"model {name[:80]!r} is not served, only {self.engine.name!r}",
+                param="model",
+                code="model_not_found",
             )
 
     def check_choices(self, number: int, scored: int = 0) -> None:
-        """Raises ApiError 400 for more answers, and ``scored`` prompts, than can ever be taken at a time."""
+        """Raises ApiError 400 for more answers, plus ``scored`` prompts, than can ever be accepted at a time."""
         config = self.engine.config
         most = min(self.config.max_choices, config.max_rows + config.max_queue - scored)
         if number > most:
-            raise ApiError(400, f"{number} answers are asked for: this server gives {max(0, most)} at most", param="n")
+            why = f"{number} answers requested: this server gives at most {max(0, most)}"
+            raise ApiError(400, why, param="n")
 
     def room_left(self, prompt: Prompt) -> int:
-        """Tokens that an answer to ``prompt`` may have; may be negative."""
+        """The number of tokens that an answer to ``prompt`` may have; can be negative."""
         return self.engine.config.max_length - len(prompt.input_ids)
 
     def visit(self) -> Visit:
-        """Of a request that comes now."""
+        """The ``Visit`` of a request that arrives now."""
         return Visit(self.room, self.gate, self.config.timeout_s)
 
     async def with_text(self, function: Callable[..., T], *arguments: Any) -> T:
-        """``function(*arguments)`` in a thread: encoding texts takes a while."""
+        """Runs ``function(*arguments)`` in a thread, because encoding text takes a while."""
         return await self._worked(self._texts.submit(function, *arguments))
 
     async def with_images(self, function: Callable[..., T], *arguments: Any) -> T:
-        """``function(*arguments, gone)`` in a thread for decoding images; ``gone`` is set when nobody waits any more.
+        """Runs ``function(*arguments, gone)`` in an image thread; ``gone`` is set once nothing waits for the result.
 
-        Raises ApiError 429 where too many wait already: what cannot be ended is not taken without end.
+        Raises ApiError 429 if too many wait already: work that cannot be cancelled must not queue up without limit.
         """
         if len(self._with_images) >= self.config.max_preparing:
-            why = f"images of {self.config.max_preparing} requests are being decoded already"
+            why = f"the images of {self.config.max_preparing} requests are already being decoded"
             raise ApiError(429, why, code="too_many_images", retry_s=1)
         gone = threading.Event()
         future = self._images.submit(function, *arguments, gone)
@@ -99,7 +103,7 @@ class Service:
         return Running(self.engine, requests, self.gate, visit, param)
 
     def close_answers(self, running: Running) -> None:
-        """Gives up what still runs, and notes the times."""
+        """Cancels what is still running, and records the times."""
         running.cancel()
         if running.first_token_s is None:
             return

@@ -1,4 +1,4 @@
-"""What the API allows its clients."""
+"""What the API allows its clients to do."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from mono_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class ApiConfig:
-    """Limits of requests, and times."""
+    """Limits for requests, and timeouts."""
 
-    max_body: int = field(32 << 20, ge=1, help="most bytes of a request")
+    max_body: int = field(32 << 20, ge=1, help="maximum size of a request in bytes")
     max_bytes: int = field(
         1 << 30,
         ge=1,
-        help="most bytes of all requests that are here at a time (bodies, fetched images, pixels); more are refused",
+        help="maximum bytes of all requests in progress (bodies, fetched images, pixels); more are refused",
     )
-    max_images: int = field(16, ge=0, help="most images of a request")
-    max_pixels: int = field(50_000_000, ge=1, help="most pixels of an image, width x height")
+    max_images: int = field(16, ge=0, help="maximum number of images in a request")
+    max_pixels: int = field(50_000_000, ge=1, help="maximum number of pixels of an image, width x height")
     all_formats: bool = field(
         False,
-        help="take TIFF, AVIF, JPEG 2000, HEIC ... too, beside PNG, JPEG, WebP, GIF and BMP: only from clients you "
-        "trust, since a small file of these can make its decoder take any memory",
+        help="also accept TIFF, AVIF, JPEG 2000, HEIC ... besides PNG, JPEG, WebP, GIF and BMP: only from clients you "
+        "trust, since a small file in one of these formats can make its decoder use any amount of memory",
     )
     pixel_path: Literal["exact", "fast"] = field(
         "exact",
-        help="Pillow's bicubic, as generate.py has it; or scaled decoding of JPEGs and SIMD, 2 to 3 times as fast, "
-        "by at most 4 of 255 another on photographs, by 21 on screenshots",
+        help="Pillow's bicubic, the same as generate.py; or scaled decoding of JPEGs and SIMD, 2 to 3 times as fast, "
+        "which differs by at most 4 of 255 on photographs, by 21 on screenshots",
     )
-    max_choices: int = field(128, ge=1, help="most answers of a request: prompts x n")
-    max_requests: int = field(512, ge=1, help="most requests that are read and answered at a time; more are refused")
+    max_choices: int = field(128, ge=1, help="maximum number of answers to a request: prompts x n")
+    max_requests: int = field(512, ge=1, help="maximum number of requests in progress; more are refused")
     max_preparing: int = field(
-        256, ge=1, help="most requests whose images are being decoded, or wait for it; more are refused"
+        256, ge=1, help="maximum number of requests whose images are being decoded or wait for it; more are refused"
     )
     image_urls: bool = field(
         False, help="fetch images from http(s) URLs, never from private, loopback or link-local addresses"
     )
-    fetch_timeout_s: float = field(10.0, gt=0, help="seconds for fetching an image")
-    timeout_s: float = field(600.0, gt=0, help="seconds for a request, from its head on; then it ends")
+    fetch_timeout_s: float = field(10.0, gt=0, help="timeout for fetching an image, in seconds")
+    timeout_s: float = field(600.0, gt=0, help="timeout for a request, in seconds from its headers on")
     body_timeout_s: float = field(
-        60.0, gt=0, help="seconds in which a client must have sent the head of a request, and then its body"
+        60.0, gt=0, help="seconds in which a client must send the headers of a request, and again for its body"
     )
     send_timeout_s: float = field(
-        60.0, gt=0, help="seconds in which a client must take half of what waits for it, 64 KiB at least"
+        60.0, gt=0, help="seconds in which a client must read half of the bytes that wait for it, at least 64 KiB"
     )
-    drain_s: float = field(30.0, ge=0, help="seconds that running answers have to end when the server is stopped")
+    drain_s: float = field(30.0, ge=0, help="seconds that running answers have to finish when the server is stopped")
 
     def __post_init__(self) -> None:
         strict.check(self, "api", ConfigError)

@@ -36,13 +36,13 @@ async def answer(service: Service, asked: ChatRequest, visit: Visit) -> Response
 
 
 async def _requests(service: Service, asked: ChatRequest, visit: Visit) -> list[Request]:
-    """One for each answer, about the same prompt."""
+    """One request per answer, all for the same prompt."""
     said = conversation(asked.messages)
-    asked.messages.clear()  # FastAPI holds the request, and so its images, until the answer has ended
+    asked.messages.clear()  # FastAPI keeps the request, images included, until the answer ends
     service.prompts.check(said)
     if len(said.urls) > service.config.max_images:
         most = service.config.max_images
-        raise ApiError(400, f"{len(said.urls)} images: this server takes {most} at most", param="messages")
+        raise ApiError(400, f"{len(said.urls)} images: this server accepts at most {most}", param="messages")
     if said.urls:
         pictures = await images.load(said.urls, service.fetcher, visit, service.config)
         said.urls.clear()
@@ -85,7 +85,7 @@ def _written(
 
 
 async def _frames(service: Service, running: Running, asked: ChatRequest, prompt_tokens: int) -> Frames:
-    """Chunks. White space around an answer is left out, as ``experiments/generate.py`` does."""
+    """Chunks. Whitespace around an answer is dropped, as in ``experiments/generate.py``."""
     head = shapes.head("chatcmpl", "chat.completion.chunk", service.engine.name)
     usage = {"usage": None} if asked.include_usage else {}
 

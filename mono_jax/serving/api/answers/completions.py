@@ -1,4 +1,4 @@
-"""/v1/completions: texts that are continued as they stand, with echo and log-probabilities."""
+"""/v1/completions: plain-text continuation, with echo and log-probabilities."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ async def answer(service: Service, asked: CompletionRequest, visit: Visit) -> Re
 
 
 class _Completion:
-    """One request's answers: those to prompt i have the numbers i * n to i * n + n - 1.
+    """The answers to one request: those to prompt i are numbered i * n to i * n + n - 1.
 
-    The scores of an echo are submitted with them, in front, so that all are taken or none.
+    The scoring requests of an echo are submitted with the answers, ahead of them: all are accepted, or none.
     """
 
     def __init__(self, service: Service, asked: CompletionRequest, visit: Visit):
-        """Raises ApiError 400 for more than the engine can ever take."""
+        """Raises ApiError 400 for more answers than the engine can ever accept."""
         self._service, self._asked, self._visit, self._n = service, asked, visit, asked.n or 1
         self._head = shapes.head("cmpl", "text_completion", service.engine.name)
         self._prompts: list[Prompt] = []
         self._echoes: list[str] = []
         self._scored = len(asked.prompts) if asked.echo and asked.logprobs is not None else 0
         self._scores: dict[int, Sequence[TokenLogprobs | None]] = {}
-        self._ahead: list[Piece] = []  # of answers, while scores were awaited
+        self._ahead: list[Piece] = []  # of answers, that arrived while waiting for scores
         self._count = len(asked.prompts) * self._n
         service.check_choices(self._count, self._scored)
         first = samplings.of_completion(service.engine.sampling, asked)
-        # Of one token with its log-probability, clients (lm-eval among them) rely on there being one, be it the one
-        # that ends the answer: it is let through, and its text left out.
+        # Clients (lm-eval among them) that ask for one token with its log-probability rely on getting one, even if it
+        # is the token that ends the answer: it is passed on, and its text is left out.
         self._ends: tuple[int, ...] = ()
         if asked.logprobs is not None and first.max_new_tokens == 1:
             self._ends, first = first.stop_tokens, dataclasses.replace(first, stop_tokens=())
         self._sampling: Sampling = first
 
     async def prepare(self) -> None:
-        """Makes the prompts, and what is echoed of them."""
+        """Builds the prompts, and whatever is echoed from them."""
         service, asked = self._service, self._asked
         self._prompts = [await service.with_text(service.prompts.plain, prompt) for prompt in asked.prompts]
         self._echoes = [""] * len(self._prompts)
@@ -75,7 +75,7 @@ class _Completion:
         self._running: Running = service.running(requests, self._visit, "prompt")
 
     async def begin(self) -> None:
-        """Submits all; returns when the scores of an echo are there."""
+        """Submits everything; returns once the scores of an echo are available."""
         try:
             await self._running.__aenter__()
             pieces = self._running.pieces()
@@ -93,7 +93,7 @@ class _Completion:
         self._service.close_answers(self._running)
 
     async def _pieces(self, ping: bool = False) -> AsyncIterator[Piece | None]:
-        """Those of ``Running``, numbered by answers."""
+        """The pieces of ``Running``, renumbered by answer."""
         for number, event in self._ahead:
             yield number - self._scored, event
         async for piece in self._running.pieces(ping):
@@ -109,7 +109,7 @@ class _Completion:
         return await self._service.with_text(self._written, choices)
 
     def _written(self, choices: Sequence[Choice]) -> Response:
-        """The whole response; log-probabilities of long texts take a while."""
+        """The whole response; log-probabilities of long texts take a while to format."""
         written = [
             {
                 "index": number,
@@ -153,7 +153,7 @@ class _Completion:
         return dataclasses.replace(event, text="", finish=event.finish and "stop")
 
     def _logprobs(self, event: Event, before: Sequence[int], offset: int) -> dict[str, Any] | None:
-        """Those of a piece after the tokens ``before``; its text begins at ``offset``."""
+        """The log-probabilities of a piece that follows the tokens ``before``; its text begins at ``offset``."""
         if self._asked.logprobs is None:
             return None
         tokenizer, found = self._service.engine.tokenizer, event.logprobs or ()
@@ -162,7 +162,7 @@ class _Completion:
     def _whole_logprobs(
         self, number: int, tokens: Sequence[int] = (), found: Sequence[TokenLogprobs] = ()
     ) -> dict[str, Any] | None:
-        """Those of an answer; of the prompt first, if there is an echo."""
+        """The log-probabilities of an answer, preceded by those of the prompt if it is echoed."""
         if self._asked.logprobs is None:
             return None
         if self._asked.echo:
@@ -172,5 +172,5 @@ class _Completion:
 
     def _usage(self) -> dict[str, Any]:
         prompts = sum(len(prompt.input_ids) for prompt in self._prompts)
-        cached = sum(self._running.cached[self._scored :: self._n])  # of the first answer to each
+        cached = sum(self._running.cached[self._scored :: self._n])  # of the first answer to each prompt
         return shapes.usage(prompts, sum(self._running.tokens), cached)

@@ -1,4 +1,4 @@
-"""Log-probabilities in the two shapes that OpenAI's API has for them."""
+"""Log-probabilities in the two formats that OpenAI's API uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LEAST = -9999.0  # JSON has no infinity
 
 
 def of_chat(tokenizer: Tokenizer, before: Sequence[int], found: Iterable[TokenLogprobs]) -> dict[str, Any]:
-    """That of /v1/chat/completions; ``before``: the answer's tokens up to here."""
+    """The format of /v1/chat/completions; ``before``: the tokens of the answer so far."""
     found = list(found)
     texts = token_texts(tokenizer, [each.token for each in found], before)
     content = [
@@ -25,7 +25,7 @@ def of_chat(tokenizer: Tokenizer, before: Sequence[int], found: Iterable[TokenLo
 
 
 def _entry(text: str, logprob: float) -> dict[str, Any]:
-    known = "\ufffd" not in text  # else bytes of a character that stands in several tokens
+    known = "\ufffd" not in text  # otherwise: bytes of a character that spans several tokens
     return {"token": text, "logprob": max(_LEAST, logprob), "bytes": list(text.encode()) if known else None}
 
 
@@ -36,9 +36,9 @@ def of_completion(
     before: Sequence[int] = (),
     offset: int = 0,
 ) -> dict[str, Any]:
-    """That of /v1/completions for the tokens ``ids`` after those ``before``; their text begins at ``offset``.
+    """The format of /v1/completions for the tokens ``ids`` that follow ``before``; their text begins at ``offset``.
 
-    ``found``: one for each of ``ids``; None for one that has no probability.
+    ``found``: one entry for each of ``ids``; None for a token that has no probability.
     """
     texts = token_texts(tokenizer, ids, before)
     offsets, values, tops = [], [], []
@@ -51,7 +51,7 @@ def of_completion(
 
 
 def _by_text(tokenizer: Tokenizer, each: TokenLogprobs) -> dict[str, float]:
-    """The likeliest, and the token itself; of tokens with the same text the likelier one counts."""
+    """The likeliest tokens and the token itself; if several tokens have the same text, the likeliest one counts."""
     texts: dict[str, float] = {}
     for token, value in (*each.top, (each.token, each.logprob)):
         texts.setdefault(tokenizer.decode([token]), max(_LEAST, value))

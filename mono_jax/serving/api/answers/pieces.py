@@ -1,4 +1,4 @@
-"""Pieces of text: of single tokens, and of answers that are shown trimmed."""
+"""Pieces of text: for single tokens, and for answers that are shown trimmed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from data_pipelines.encoding.tokenizer import Tokenizer
 
-_CONTEXT = 4  # tokens before one that its text may depend on: spaces, bytes of a character
+_CONTEXT = 4  # preceding tokens that a token's text may depend on: spaces, bytes of a character
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
-    """The text that each of ``ids`` adds to those before it; ``before``: that stand in front of the first one."""
+    """The text that each of ``ids`` adds to the tokens before it; ``before``: the tokens that precede the first one."""
     context = list(before[-_CONTEXT:])
     start, ids, texts = len(context), [*context, *ids], []
     for number in range(start, len(ids)):
@@ -21,13 +21,13 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] 
 
 
 class Trimmed:
-    """A text that comes in pieces, without the white space around it: what may be its end is held back."""
+    """A text that arrives in pieces, stripped of surrounding whitespace: possible trailing whitespace is held back."""
 
     def __init__(self) -> None:
         self._held, self._begun = "", False
 
     def add(self, text: str) -> str:
-        """What can be shown now."""
+        """The text that can be shown now."""
         text = self._held + text
         if not self._begun:
             text = text.lstrip()

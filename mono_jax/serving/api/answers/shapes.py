@@ -99,16 +99,16 @@ class TokenizerInfo(BaseModel):
 class Health(BaseModel):
     status: Literal["ok", "stopping", "failed"]
     model: str
-    reason: str | None = Field(None, description="why the engine answers no more")
+    reason: str | None = Field(None, description="why the engine no longer serves requests")
 
 
 def head(prefix: str, kind: str, model: str) -> dict[str, Any]:
-    """What a response, and every chunk of it, begins with. ``prefix``: of its id. ``kind``: of object."""
+    """The first fields of a response and of each of its chunks. ``prefix``: of the id. ``kind``: the object type."""
     return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """Tokens of images are among those of the prompt, which count once, however many answers there are to it."""
+    """Image tokens are part of the prompt's tokens, which count once, however many answers the prompt gets."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

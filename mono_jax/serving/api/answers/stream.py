@@ -1,4 +1,4 @@
-"""Server-sent events, to clients of whom nothing is known: slow ones and gone ones end, and nobody waits for them."""
+"""Server-sent events to untrusted clients: slow or disconnected ones are cut off, and never hold anything up."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mono_jax.serving.api.errors import ApiError, body
 from mono_jax.serving.api.tickets.running import while_connected
 
 Frames = AsyncIterator[dict[str, Any] | None]
-_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second one is for nginx
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second header is for nginx
 
 
 class EventStream(Response):
-    """Sends what ``frames`` yields, as JSON, and "[DONE]" at the end; None becomes a comment, which clients skip.
+    """Sends what ``frames`` yields, as JSON, then "[DONE]"; None becomes a comment, which clients skip.
 
-    An ApiError in the middle is the last frame. ``close`` is called in any case.
+    An ApiError raised midway is sent as the last frame. ``close`` is always called.
     """
 
     def __init__(self, frames: Frames, close: Callable[[], None]):
@@ -31,7 +31,7 @@ class EventStream(Response):
         try:
             await while_connected(receive, self._stream(send))
         except ApiError:
-            return  # the client is gone
+            return  # the client has disconnected
         finally:
             self._close()
 

@@ -1,4 +1,4 @@
-"""Fetches images from URLs that strangers name: from public addresses only, whatever names and redirects say."""
+"""Fetches images from URLs given by untrusted clients: only from public addresses, whatever names and redirects say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PIECE = 1 << 16
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet's; IPv6 that carries an IPv4 address is judged by that one too."""
+    """Whether an IP address is public; an IPv6 address that embeds an IPv4 address must be public in both."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -33,14 +33,14 @@ def is_public(address: str) -> bool:
 
 
 class _Refused(OSError):
-    """An address that may not be asked."""
+    """An address that must not be contacted."""
 
 
 class Fetcher:
-    """Fetches whole files, at most ``max_bytes`` in ``timeout_s``. ``allowed``: which addresses may be connected to.
+    """Fetches whole files of at most ``max_bytes`` within ``timeout_s``. ``allowed``: which addresses may be contacted.
 
-    What counts is the address of each connection: a name is looked up once, and what it resolves to is what is
-    judged and connected to; so is the target of each redirect.
+    The address of each connection decides: a name is looked up once, and the address it resolves to is both checked
+    and connected to. The same holds for the target of each redirect.
     """
 
     def __init__(self, max_bytes: int, timeout_s: float, allowed: Callable[[str], bool] = is_public):
@@ -54,7 +54,7 @@ class Fetcher:
         return socket.socket(family, kind, protocol)
 
     async def fetch(self, url: str, name: str, take: Callable[[int], None] = lambda count: None) -> bytes:
-        """The file; ``take`` is called with the bytes of each piece. Raises ApiError 400 that names the image."""
+        """The file; ``take`` is called with the size of each piece. Raises ApiError 400 that names the image."""
         if self._session is None:
             connector = aiohttp.TCPConnector(socket_factory=self._socket, limit=32)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
@@ -62,7 +62,7 @@ class Fetcher:
             async with asyncio.timeout(self._timeout_s):
                 return await self._fetched(self._session, url, name, take)
         except TimeoutError:
-            raise _unfetched(name, f"not there in {self._timeout_s:g} s") from None
+            raise _unfetched(name, f"no complete response within {self._timeout_s:g} s") from None
         except aiohttp.InvalidURL:
             raise _unfetched(name, "not a URL") from None
         except aiohttp.TooManyRedirects:
@@ -92,7 +92,7 @@ def _unfetched(name: str, why: str) -> ApiError:
 
 
 def _reason(error: BaseException) -> str:
-    """Why, without telling a stranger more of this network than that an address was refused."""
+    """The reason, which tells the client nothing more about this network than that an address was refused."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, _Refused):

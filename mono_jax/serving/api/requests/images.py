@@ -15,14 +15,14 @@ from mono_jax.serving.api.requests.fetching import Fetcher
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.api.tickets.visit import Visit
 
-# Those whose headers tell, for sure, the memory that decoding takes. A small AVIF or TIFF can ask for any.
+# Formats whose headers give the exact memory that decoding takes. A small AVIF or TIFF can demand any amount.
 _TAKEN = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM", re.S)
 
 
 async def load(urls: Sequence[str], fetcher: Fetcher | None, visit: Visit, config: ApiConfig) -> list[Picture]:
     """The encoded files at ``urls``, named by number.
 
-    fetcher: None = only data URIs are taken. visit: takes the bytes that are fetched, ``config.max_body`` of them.
+    fetcher: None = only data URIs are accepted. visit: accounts for the bytes fetched, ``config.max_body`` at most.
     Raises ApiError 400 that names the image, 429.
     """
     fetched, most = 0, config.max_body
@@ -31,7 +31,7 @@ async def load(urls: Sequence[str], fetcher: Fetcher | None, visit: Visit, confi
         nonlocal fetched
         fetched += count
         if fetched > most:
-            raise ApiError(400, f"the images have more than {most} bytes", param="messages", code="image_not_fetched")
+            raise ApiError(400, f"the images exceed {most} bytes", param="messages", code="image_not_fetched")
         visit.take(count)
 
     names = [f"image {number}" for number in range(1, len(urls) + 1)]
@@ -52,18 +52,18 @@ async def _file(url: str, name: str, fetcher: Fetcher | None, take: Callable[[in
     if scheme == "data":
         return _inline(url, name)
     if scheme not in ("http", "https"):
-        raise _wrong(name, "give its URL as data:image/png;base64,... with the file in base64")
+        raise _wrong(name, "its URL must be data:image/png;base64,... with the file in base64")
     if fetcher is None:
-        raise _wrong(name, "this server fetches no URLs (--image_urls lets it): send the file as a data: URI")
+        raise _wrong(name, "this server does not fetch URLs (see --image_urls): send the file as a data: URI")
     return await fetcher.fetch(url, name, take)
 
 
 def _check_format(data: bytes, name: str, all_formats: bool) -> None:
-    if extra_formats.kind_of(data) == "svg":  # a program that draws, and may name files of this machine
-        raise _wrong(name, "SVG is not taken from clients: send PNG, JPEG or WebP")
+    if extra_formats.kind_of(data) == "svg":  # a drawing program, which may refer to local files
+        raise _wrong(name, "SVG is not accepted: send PNG, JPEG or WebP")
     if not all_formats and not _TAKEN.match(data):
-        which = "PNG, JPEG, WebP, GIF or BMP; --all_formats lets the server take more"
-        raise _wrong(name, f"what begins with {data[:12]!r} is not {which}" if data else "0 bytes")
+        which = "PNG, JPEG, WebP, GIF or BMP; the server accepts more formats with --all_formats"
+        raise _wrong(name, f"a file that begins with {data[:12]!r} is not {which}" if data else "0 bytes")
 
 
 def _inline(url: str, name: str) -> bytes:
@@ -74,8 +74,8 @@ def _inline(url: str, name: str) -> bytes:
         raise _wrong(name, "a data URI must begin with data:image/...;base64,")
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):  # ValueError: letters beyond ASCII
-        raise _wrong(name, "what follows base64, is not base64") from None
+    except (binascii.Error, ValueError):  # ValueError: non-ASCII characters
+        raise _wrong(name, "the data after base64, is not base64") from None
 
 
 def _wrong(name: str, why: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""Bodies to requests: large ones in a thread, none that would take much memory, and the bytes are not kept."""
+"""Parses request bodies: large ones in a thread, none that would take much memory, and without keeping the bytes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from mono_jax.serving.api.errors import ApiError, of_validation
 
-MAX_VALUES = 1 << 20  # of lists and objects in a body: each takes up to 232 bytes, whatever it says
-LARGE = 1 << 18  # bytes; parsing fewer takes less than handing them to a thread and back
-Work = Callable[..., Coroutine[Any, Any, Any]]  # (request, function, arguments ...) -> the result, from a thread
+MAX_VALUES = 1 << 20  # in the lists and objects of a body: each takes up to 232 bytes, whatever its content
+LARGE = 1 << 18  # bytes; parsing fewer takes less time than a round trip to a thread
+Work = Callable[..., Coroutine[Any, Any, Any]]  # (request, function, arguments ...) -> the result, computed in a thread
 
 
 def parse(data: bytes | bytearray, model: type[BaseModel]) -> BaseModel:
-    """Raises ApiError 400 that names what is wrong."""
+    """Raises ApiError 400 that names the error."""
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
         raise ApiError(400, f"the body has more than {MAX_VALUES} values", code="too_many_values")
     try:
@@ -33,7 +33,7 @@ def parse(data: bytes | bytearray, model: type[BaseModel]) -> BaseModel:
 
 
 def route_class(in_thread: Work) -> type[APIRoute]:
-    """Routes whose bodies are read by ``parse``."""
+    """Routes whose bodies are parsed by ``parse``."""
 
     class Route(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -51,14 +51,14 @@ def route_class(in_thread: Work) -> type[APIRoute]:
 
 
 class _Parsing(Request):
-    """What FastAPI asks for the body: it would parse on the loop, and keep the bytes until the answer has ended."""
+    """The request that FastAPI asks for the body; FastAPI would parse it on the loop and keep its bytes throughout."""
 
     def __init__(self, request: Request, model: type[BaseModel], in_thread: Work):
         super().__init__(request.scope, request.receive)
         self._model, self._in_thread, self._data = model, in_thread, bytearray()
 
     async def body(self) -> bytes:
-        """Something that is true if there is a body."""
+        """A truthy value if there is a body."""
         async for piece in self.stream():
             self._data += piece
         return bytes(self._data[:1])

@@ -1,4 +1,4 @@
-"""From messages and texts to prompts, as the model was trained to be asked."""
+"""Turns messages and texts into prompts, in the format that the model was trained on."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ _SPEAKERS = {"system": "system", "developer": "system", "user": "human", "assist
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """Turns, as templates take them, and where their images are, in order."""
+    """Turns, as templates expect them, and where their images are, in order."""
 
     turns: list[tuple[str, str]]
     urls: list[str]
 
 
 def conversation(messages: Sequence[Message]) -> Conversation:
-    """What ``messages`` say.
+    """The turns and images of ``messages``.
 
-    An image stands where its part stands, on a line of its own; in a message whose text has as many ``<image>`` as
-    there are image parts, the text says where. Raises ApiError 400 that names the message.
+    An image goes where its part is, on a line of its own; but if the text of a message has as many ``<image>``
+    markers as the message has image parts, these say where. Raises ApiError 400 that names the message.
     """
     turns, urls = [], []
     for number, message in enumerate(messages):
         where = f"messages.{number}"
         text, of_message = _read(message, where)
         if of_message and message.role != "user":
-            raise ApiError(400, f"{where}: images belong into user messages", param=where)
+            raise ApiError(400, f"{where}: images are only allowed in user messages", param=where)
         turns.append((_SPEAKERS[message.role], text))
         urls += of_message
     systems, begins = sum(speaker == "system" for speaker, _ in turns), turns[0][0] == "system"
     if systems > begins:
-        raise ApiError(400, "only the first message may be a system message: put them into one", param="messages")
-    if len(turns) > begins + 1 and turns[begins][0] == "gpt":  # no model was trained to speak first
+        raise ApiError(400, "only the first message may be a system message: merge them into one", param="messages")
+    if len(turns) > begins + 1 and turns[begins][0] == "gpt":  # no model was trained to take the first turn
         where = f"messages.{int(begins)}.role"
-        raise ApiError(400, f"{where}: a conversation must begin with a user's message", param=where)
+        raise ApiError(400, f"{where}: a conversation must begin with a user message", param=where)
     if turns[-1][0] != "human":
-        raise ApiError(400, "the last message must be the user's", param=f"messages.{len(turns) - 1}.role")
+        raise ApiError(400, "the last message must be a user message", param=f"messages.{len(turns) - 1}.role")
     return Conversation(turns, urls)
 
 
 def _read(message: Message, where: str) -> tuple[str, list[str]]:
-    """The text of a message, with ``<image>`` where its images stand, and their URLs.
+    """The text of a message, with ``<image>`` where its images go, and their URLs.
 
-    Only in users' messages it stands for an image: models may well answer with the word.
+    ``<image>`` stands for an image only in user messages: a model may well write the word in an answer.
     """
     if message.role != "user":
         message = message.model_copy(update={"content": _words(message.content)})
@@ -73,7 +73,9 @@ def _read(message: Message, where: str) -> tuple[str, list[str]]:
         parts = texts if marked else [IMAGE if isinstance(p, ImagePart) else p.text for p in message.content]
     if marked and marked != len(urls):
         raise ApiError(
-            400, f"{where}: {marked} {IMAGE} in the text, {len(urls)} images: give as many, or no {IMAGE}", param=where
+            400,
+            f"{where}: {marked} {IMAGE} in the text, {len(urls)} images: give the same number, or no {IMAGE}",
+            param=where,
         )
     return "\n".join(parts), urls
 
@@ -85,11 +87,11 @@ def _words(content: str | list[TextPart | ImagePart]) -> str | list[TextPart | I
 
 
 class Gone(Exception):
-    """Nobody waits any more for what a thread makes."""
+    """The client no longer waits for the result of a thread."""
 
 
 class _Wanted(Sequence[Picture]):
-    """``pictures``, which end when ``gone`` is set."""
+    """``pictures``, which raise ``Gone`` once ``gone`` is set."""
 
     def __init__(self, pictures: Sequence[Picture], gone: threading.Event):
         self._pictures, self._gone = pictures, gone
@@ -104,10 +106,10 @@ class _Wanted(Sequence[Picture]):
 
 
 class PromptMaker:
-    """Makes prompts for the model of an engine; from any thread."""
+    """Builds prompts for an engine's model; may be called from any thread."""
 
     def __init__(self, engine: ServingEngine, limits: ImageLimits, pixel_path: str = "exact"):
-        """Raises DataError for a template that cannot be used, or the package that ``pixel_path`` lacks."""
+        """Raises DataError for a template that cannot be used, or for a missing package that ``pixel_path`` needs."""
         check_pixel_path(pixel_path)
         self._tokenizer, self._vocabulary = engine.tokenizer, engine.architecture.vocab_size
         self._has_vision, self._prepare = engine.architecture.vision is not None, engine.prepare
@@ -121,7 +123,7 @@ class PromptMaker:
                 self._questions = Questions(encoder, tiling_of(engine.architecture, form), limits, pixel_path)
 
     def check(self, asked: Conversation) -> None:
-        """Raises ApiError 400 for what this model cannot take, before anything is fetched."""
+        """Raises ApiError 400 for content that this model cannot process, before anything is fetched."""
         if self._questions is None:
             raise ApiError(400, "this model has no chat template: use /v1/completions", code="no_chat_template")
         if asked.urls and not self._has_vision:
@@ -129,12 +131,12 @@ class PromptMaker:
         self._check_letters(sum(len(text) for _, text in asked.turns), "messages")
 
     def _check_letters(self, count: int, param: str) -> None:
-        """Raises ApiError 400 for so long a text that it need not be encoded to know: that takes long, too."""
+        """Raises ApiError 400 for a text that is too long whatever its tokens: encoding it would take long, too."""
         if count > self._max_letters:
-            raise self._too_long(f"{count} letters are more than {self._max_length} tokens", param)
+            raise self._too_long(f"{count} characters are more than {self._max_length} tokens", param)
 
     def _too_long(self, what: str, param: str) -> ApiError:
-        why = f"{what}: a request may have no more (max_length): shorten the prompt"
+        why = f"{what}, the limit of a request (max_length): shorten the prompt"
         return ApiError(400, why, param=param, code="context_length_exceeded")
 
     def chat(self, asked: Conversation, pictures: Sequence[Picture], gone: threading.Event | None = None) -> Prompt:
@@ -145,21 +147,21 @@ class PromptMaker:
             raise of_engine(error, "messages") from None
 
     def plain(self, prompt: str | list[int]) -> Prompt:
-        """A text as it stands, with the begin token in front if the model has one; ids as they are."""
+        """A text unchanged, with the BOS token in front if the model has one; token ids unchanged."""
         ids = self.encode(prompt, begin=True) if isinstance(prompt, str) else prompt
         if len(ids) > self._max_length:
             raise self._too_long(f"{len(ids)} tokens are more than {self._max_length}", "prompt")
         if max(ids, default=0) >= self._vocabulary:
             raise ApiError(400, f"token {max(ids)} is outside the vocabulary of {self._vocabulary}", param="prompt")
         if not ids:
-            raise ApiError(400, "the prompt is empty, and this model has no begin token", param="prompt")
+            raise ApiError(400, "the prompt is empty, and this model has no BOS token", param="prompt")
         try:
             return self._prepare(Prompt(np.array(ids, np.int32)))
         except GenerationError as error:
             raise of_engine(error, "prompt") from None
 
     def encode(self, text: str, begin: bool) -> list[int]:
-        """Raises ApiError 400 for one that is longer than any prompt."""
+        """Raises ApiError 400 for a text that is longer than any prompt may be."""
         self._check_letters(len(text), "prompt")
         begins = [self._tokenizer.bos] if begin and self._tokenizer.bos is not None else []
         return [*begins, *self._tokenizer.encode(text)]

@@ -1,4 +1,4 @@
-"""From a request's parameters to ``Sampling``: what is not said is as the model's folder says."""
+"""From a request's parameters to ``Sampling``; parameters left out take the defaults of the model's folder."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 
 
 def of_chat(default: Sampling, body: ChatRequest) -> Sampling:
-    """That of a chat request's first answer."""
+    """The sampling options for the first answer of a chat request."""
     return _sampling(default, body, body.longest, (body.top_logprobs or 0) if body.logprobs else None)
 
 
 def of_completion(default: Sampling, body: CompletionRequest) -> Sampling:
-    """That of a completion's first answer."""
+    """The sampling options for the first answer of a completion request."""
     longest = COMPLETION_TOKENS if body.max_tokens is None else max(1, body.max_tokens)
     return _sampling(default, body, longest, body.logprobs)
 
 
 def of_choice(first: Sampling, number: int, room: int | None) -> Sampling:
-    """That of another answer to the same request.
+    """The sampling options for another answer to the same request.
 
-    room: tokens that the engine has left for it; None = the client said how many it wants, and is told if they are
-    too many.
+    room: tokens that the engine has left for it; None = the client gave a number itself, and gets an error if it is
+    too large.
     """
     longest = first.max_new_tokens if room is None else max(1, min(first.max_new_tokens, room))
     return dataclasses.replace(first, seed=first.seed + number, max_new_tokens=longest)
@@ -46,7 +46,7 @@ def _sampling(default: Sampling, body: SamplingBody, longest: int | None, logpro
         "max_new_tokens": longest,
         "stop": body.stops or None,
         "logprobs": logprobs,
-        # Drawing twice gives two answers unless a client names a seed.
+        # Sampling twice gives two different answers unless the client sets a seed.
         "seed": secrets.randbits(32) if body.seed is None else body.seed,
     }
     try:

@@ -1,7 +1,7 @@
 """Requests as OpenAI's clients send them.
 
-What is not known is an error, and so is what is known to OpenAI but cannot be done here, unless it asks for nothing.
-A few parameters that do not concern the answer are taken and have no effect.
+Unknown parameters are errors. So are parameters of OpenAI's API that are not supported here, unless their value has
+no effect. A few parameters that do not affect the answer are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from pydantic_core import PydanticCustomError
 
 from data_pipelines.errors import did_you_mean
 
-# Every list has a bound, and its first fault ends it: pydantic would make one of some hundred bytes for each element.
+# Every list is bounded and stops at its first fault: pydantic would make a fault of some hundred bytes per element.
 MAX_MESSAGES = 1024
-MAX_PARTS = 4096  # of all messages
+MAX_PARTS = 4096  # of all messages together
 MAX_PROMPTS = 2048
-MAX_IDS = 1_000_000  # the engine's own bound, which is lower, is known later
+MAX_IDS = 1_000_000  # the engine's own limit is lower, but known only later
 MAX_STOPS = 16
-MAX_STOP = 512  # letters; each piece of an answer is searched for what may be the beginning of one
+MAX_STOP = 512  # characters; each piece of an answer is searched for the possible beginning of one
 MAX_TOKENS = 2**31 - 1
 _NO_EFFECT = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     "parallel_tool_calls",
 }
-# What OpenAI knows and this server cannot do; each value asks for nothing.
+# Parameters of OpenAI's API that this server does not support; each value listed is one that has no effect.
 _NOT_HERE: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -45,7 +45,7 @@ _NOT_HERE: dict[str, tuple[Any, ...]] = {
 
 
 class Body(BaseModel):
-    """Types are taken as they are: "1" is no number, and true is not 1."""
+    """Types are strict: "1" is not a number, and true is not 1."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -68,7 +68,7 @@ class Body(BaseModel):
 
 
 def _fault(kind: str, message: str, param: str) -> PydanticCustomError:
-    """``param``: which one of its model. Braces would stand for values in pydantic's messages."""
+    """``param``: the model's field. Braces in a message would be replaced by values in pydantic's messages."""
     return PydanticCustomError(kind, message.replace("{", "(").replace("}", ")"), {"param": param})
 
 
@@ -81,7 +81,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(Body):
-    """How tokens are chosen; None = as the model's folder says."""
+    """How tokens are sampled; None = the default of the model's folder."""
 
     model: str | None = Field(None, description="as /v1/models names it")
     temperature: float | None = Field(None, ge=0, le=10)

@@ -1,4 +1,4 @@
-"""Who is inside: requests that run, so that a server that stops can refuse new ones and cut the last."""
+"""Keeps track of running requests, so that a server that shuts down can refuse new ones and cut off the last ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Cuttable(Protocol):
 
 
 class Gate:
-    """Lets requests in until it is closed."""
+    """Admits requests until it is closed."""
 
     def __init__(self) -> None:
         self._inside: set[Cuttable] = set()
@@ -24,7 +24,7 @@ class Gate:
             raise _stopping()
 
     def enter(self, one: Cuttable) -> None:
-        """Raises as ``check``."""
+        """Admits a request; raises as ``check``."""
         self.check()
         self._inside.add(one)
 
@@ -35,10 +35,10 @@ class Gate:
         self.closed = True
 
     def cut(self) -> None:
-        """Ends all that are inside."""
+        """Cuts off all requests inside."""
         for one in list(self._inside):
             one.cut(_stopping())
 
 
 def _stopping() -> ApiError:
-    return ApiError(503, "the server is being stopped", code="stopping", retry_s=5)
+    return ApiError(503, "the server is shutting down", code="stopping", retry_s=5)

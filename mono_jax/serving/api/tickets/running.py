@@ -1,4 +1,4 @@
-"""Answers under way: from the engine's thread to the loop, and their end, whichever way it comes."""
+"""Running answers: from the engine's thread to the event loop, until they end, in whatever way."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from mono_jax.serving.api.tickets.visit import Visit
 from mono_jax.serving.contract import Event, Request, ServingEngine, Ticket
 
 T = TypeVar("T")
-Piece = tuple[int, Event]  # number of the answer, and what is new of it
+Piece = tuple[int, Event]  # number of the answer, and its new event
 _log = logging.getLogger(__name__)
-_PING_S = 15.0  # proxies cut connections on which nothing moves
+_PING_S = 15.0  # proxies close idle connections
 
 
 class Running:
-    """The answers to one client's request. Leaving the context cancels those that have not ended.
+    """The answers to one client's request. Leaving the context cancels those that have not finished.
 
     Attributes:
-      started: ``time.perf_counter`` when they were submitted. first_token_s: seconds to the first token of all; None
-        so far.
-      tokens: of each answer so far, without those that ended it. cached: of the prompt of each, tokens that were
-        reused.
+      started: ``time.perf_counter`` at submission. first_token_s: seconds to the first token of any answer; None until
+        then.
+      tokens: tokens of each answer so far, without those that ended it. cached: for each answer, the prompt tokens that
+        were reused.
     """
 
     def __init__(self, engine: ServingEngine, requests: Sequence[Request], gate: Gate, visit: Visit, param: str):
@@ -43,7 +43,7 @@ class Running:
         self.started = time.perf_counter()
 
     async def __aenter__(self) -> Self:
-        """Submits them all, or none: raises ApiError, as ``submit`` raises."""
+        """Submits all answers, or none; raises ApiError if ``submit`` fails."""
         self._gate.enter(self)
         try:
             for number, request in enumerate(self._requests):
@@ -62,20 +62,20 @@ class Running:
         self.cancel()
 
     def cancel(self) -> None:
-        """What still runs is given up."""
+        """Cancels the answers that are still running."""
         self._gate.leave(self)
         for ticket in self._tickets.values():
             ticket.cancel()
         self._tickets.clear()
 
     def cut(self, why: ApiError) -> None:
-        """Makes ``pieces`` raise."""
+        """Makes ``pieces`` raise ``why``."""
         self._events.put_nowait(why)
 
     async def pieces(self, ping: bool = False) -> AsyncIterator[Piece | None]:
-        """What comes, until all answers have ended; ``ping``: None after each while in which nothing came.
+        """Yields pieces until all answers have ended; ``ping``: also None after each interval without a piece.
 
-        Raises ApiError: 500 for an answer that failed, 503 for one that the server gave up, 504 after the time.
+        Raises ApiError: 500 for an answer that failed, 503 for one that the server cancelled, 504 after the timeout.
         """
         while self._tickets:
             left = self._visit.left_s
@@ -94,9 +94,9 @@ class Running:
                 self._tickets.pop(number, None)
             if event.finish == "error":
                 _log.error("an answer failed: %s", event.message)
-                raise ApiError(500, "the answer failed by a fault of the server, see its log", code="generation_failed")
+                raise ApiError(500, "the answer failed: internal server error, see its log", code="generation_failed")
             if event.finish == "cancelled":
-                raise ApiError(503, event.message or "the answer was given up", code="cancelled", retry_s=1)
+                raise ApiError(503, event.message or "the answer was cancelled", code="cancelled", retry_s=1)
             if event.tokens and self.first_token_s is None:
                 self.first_token_s = time.perf_counter() - self.started
             self.tokens[number] += len(event.tokens)
@@ -106,13 +106,13 @@ class Running:
 
 def _hear(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], number: int, event: Event) -> None:
     """Called in the engine's thread."""
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits for events any more
         loop.call_soon_threadsafe(events.put_nowait, (number, event))
 
 
 @dataclasses.dataclass
 class Choice:
-    """One answer, whole."""
+    """One complete answer."""
 
     text: str = ""
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -127,7 +127,7 @@ class Choice:
 
 
 async def whole(running: Running) -> list[Choice]:
-    """Each answer, when all have ended."""
+    """All answers, once every one has ended."""
     choices = [Choice() for _ in running.tokens]
     async for piece in running.pieces():
         choices[piece[0]].add(piece[1])
@@ -135,9 +135,9 @@ async def whole(running: Running) -> list[Choice]:
 
 
 async def while_connected(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled when the client goes: raises ApiError 499 then.
+    """The result of ``work``, which is cancelled if the client disconnects: raises ApiError 499 then.
 
-    receive: of the ASGI request, whose body has been read.
+    receive: the ``receive`` of the ASGI request, whose body has been read.
     """
 
     async def gone() -> None:
@@ -149,7 +149,7 @@ async def while_connected(receive: Callable[[], Awaitable[Any]], work: Awaitable
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
             return tasks[0].result()
-        raise ApiError(CLIENT_CLOSED, "the client is gone")
+        raise ApiError(CLIENT_CLOSED, "the client has disconnected")
     finally:
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""One client's request from its head to the last byte of its answer: the time that it has, and the bytes it holds."""
+"""A client's request from its headers to the last byte of its answer: its deadline, and the bytes it holds."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ T = TypeVar("T")
 
 
 class Room:
-    """Bytes of all requests that are here, ``most`` at a time."""
+    """Accounts for the bytes held by all requests in progress, at most ``most`` at a time."""
 
     def __init__(self, most: int):
         self._most, self.used = most, 0
 
     def take(self, more: int) -> None:
-        """Raises ApiError 429 if there is no room; ``more`` is counted all the same, until it is given back."""
+        """Raises ApiError 429 if there is no room; ``more`` is counted even then, until it is given back."""
         self.used += more
         if self.used > self._most:
-            why = "the requests that are here have too many bytes already"
+            why = "the requests in progress already hold too many bytes"
             raise ApiError(429, why, code="too_many_bytes", retry_s=1, close=True)
 
 
 class Visit:
-    """Begins when it is made.
+    """Starts at construction.
 
     Attributes:
-      deadline: of the loop's time. timeout_s: how long that is.
-      taken: bytes it holds: of its body, of images that it had fetched, of its prompt's pixels.
+      deadline: in the event loop's time. timeout_s: the seconds from the start to the deadline.
+      taken: the bytes it holds: its body, the images fetched for it, the pixels of its prompt.
     """
 
     def __init__(self, room: Room, gate: Gate, timeout_s: float):
@@ -50,12 +50,12 @@ class Visit:
         self._room.take(count)
 
     def end(self) -> None:
-        """Gives back what was taken."""
+        """Gives back the bytes taken."""
         self._room.used -= self.taken
         self.taken = 0
 
     def late(self) -> ApiError:
-        return ApiError(504, f"not done in {self.timeout_s:g} s", code="timeout")
+        return ApiError(504, f"not finished within {self.timeout_s:g} s", code="timeout")
 
     def cut(self, why: ApiError) -> None:
         """Ends ``within``."""
@@ -63,7 +63,7 @@ class Visit:
             self._cut.set_result(why)
 
     async def within(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work``, which is cancelled after the time (ApiError 504), and when the server stops (503)."""
+        """The result of ``work``, cancelled at the deadline (ApiError 504) or when the server shuts down (503)."""
         task = asyncio.ensure_future(work)
         self._cut = asyncio.get_running_loop().create_future()
         try:

@@ -176,7 +176,7 @@ def test_a_name_counts_by_what_it_resolves_to(site: http.server.ThreadingHTTPSer
 
 def test_a_slow_site_is_given_up(site: http.server.ThreadingHTTPServer):
     url = f"http://127.0.0.1:{site.server_address[1]}/slow"
-    assert fetched(url, first_only, timeout_s=0.2) == "image 1 could not be fetched: not there in 0.2 s"
+    assert fetched(url, first_only, timeout_s=0.2) == "image 1 could not be fetched: no complete response within 0.2 s"
 
 
 def test_an_image_for_a_client_that_is_gone_is_not_waited_for(

@@ -235,7 +235,7 @@ def test_a_request_ends_after_its_time(kind: str, held: ScriptedEngine):
         else:
             status, frame = client.chat("Hi")
             assert status == 504
-        assert frame["error"]["code"] == "timeout" and frame["error"]["message"] == "not done in 1 s"
+        assert frame["error"]["code"] == "timeout" and frame["error"]["message"] == "not finished within 1 s"
         wait_for(lambda: not held.under_way)
 
 
@@ -382,7 +382,7 @@ def test_a_server_that_stops_lets_answers_end_then_cuts_them(stream: bool, held:
         status, answer = running.result()
         assert status == (200 if stream else 503)
         error = json.loads(answer.removeprefix("data: "))["error"] if stream else answer["error"]
-        assert (error["code"], error["message"]) == ("stopping", "the server is being stopped")
+        assert (error["code"], error["message"]) == ("stopping", "the server is shutting down")
 
 
 def test_a_server_that_stops_waits_for_answers(held: ScriptedEngine):

@@ -107,6 +107,6 @@ def test_errors_and_keys_are_shown(engine: ScriptedEngine):
             await page.run("document.getElementById('question').focus()")
             await page.type("What is it?")
             await page.until(f"{LAST} && {LAST}.querySelector('.fault') !== null")
-            assert "image 1: what begins with" in await page.run(f"{LAST}.querySelector('.fault').textContent")
+            assert "image 1: a file that begins with" in await page.run(f"{LAST}.querySelector('.fault').textContent")
 
         in_browser(work)
