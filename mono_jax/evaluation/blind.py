@@ -1,7 +1,7 @@
-"""Batches whose images are taken away: what a model loses by it is what it sees.
+"""Batches whose images are replaced: the loss this costs a model measures how much it uses the images.
 
-A model that has learnt to caption well may still be blind to the image and say what is commonest. Its loss is then the
-same when each image is another's, or noise. Text, order and weights stay as they are.
+A model that has learnt to caption well may still ignore the image and give the most common text. Its loss is then the
+same with another sample's images, or noise. Text, order and weights stay unchanged.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Blindness = Literal["noise", "other"]
 
 
 def blinded(batch: Mapping[str, np.ndarray], blindness: Blindness) -> Batch:
-    """The batch with other pixels, a function of each row alone.
+    """The batch with other pixels, a function of each row only.
 
     Args:
-      blindness: "noise" = uniform bytes; "other" = each sample has the images of the next one in its row that has any,
-        repeated or cut to the number of its own tiles. The only such sample of a row gets noise.
+      blindness: "noise" = uniform random bytes; "other" = each sample gets the images of the next one in its row that
+        has any, repeated or cut to its own number of tiles. If it is the only such sample of a row, it gets noise.
     """
     patches = batch["patches"].copy()
     for row, (order, segments, end) in enumerate(zip(batch["order"], batch["segments"], boundaries(batch))):
@@ -38,6 +38,6 @@ def blinded(batch: Mapping[str, np.ndarray], blindness: Blindness) -> Batch:
 
 
 def _noise(batch: Mapping[str, Any], row: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The same whichever process makes the row, wherever in the batch."""
+    """Noise that does not depend on which process builds the row, or on its place in the batch."""
     seed = zlib.crc32(np.ascontiguousarray(batch["tokens"][row]).tobytes())
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

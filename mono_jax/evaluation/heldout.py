@@ -1,4 +1,4 @@
-"""Held-out loss by source and modality, in the sums that training minimises."""
+"""Held-out loss by source and modality, with the same sums that training minimises."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mono_jax.parallel.rows import LocalRows
 from mono_jax.training.metrics import Say
 from mono_jax.training.step import slot_losses, sums_by_source
 
-# A token is of "image" if an image stands before it in its sample, and of "text" if none does.
+# A token counts as "image" if an image precedes it in its sample, and as "text" if none does.
 MODALITIES = ("text", "image")
 
 
@@ -43,12 +43,12 @@ class Loss:
 
     @property
     def mean(self) -> float:
-        """nan if no token is trained on."""
+        """nan if there are no trained tokens."""
         weight = sum(self.weights.values())
         return sum(self.sums.values()) / weight if weight else float("nan")
 
     def by_modality(self) -> dict[str, float]:
-        """The mean of each modality that has tokens."""
+        """The mean for each modality that has tokens."""
         return {name: self.sums[name] / weight for name, weight in self.weights.items() if weight}
 
     @classmethod
@@ -60,7 +60,7 @@ class Loss:
 
 
 def with_modalities(batch: Mapping[str, np.ndarray]) -> Batch:
-    """The batch with the field "sources" (see ``BatchSpec``) that numbers ``MODALITIES`` instead, 0 in padding."""
+    """The batch with the field "sources" (see ``BatchSpec``) set to the index in ``MODALITIES``, or 0 in padding."""
     order, segments = batch["order"], batch["segments"]
     rows, sequence = order.shape
     ends = boundaries(batch)[:, None]
@@ -76,9 +76,9 @@ def with_modalities(batch: Mapping[str, np.ndarray]) -> Batch:
 
 
 class HeldoutLoss:
-    """Sums of the loss over batches, weighted as these say; compiled when it is first called.
+    """Sums of the loss over batches, with the weights that these contain; compiled on the first call.
 
-    The same parameters give the same float to the last bit. ``mesh``: where the parameters are; None = wherever.
+    The same parameters give the same float, bit for bit. ``mesh``: where the parameters are; None = anywhere.
     """
 
     def __init__(self, model: Model, dtype: jnp.dtype = jnp.bfloat16, mesh: Mesh | None = None):
@@ -92,7 +92,7 @@ class HeldoutLoss:
             self._sums = jax.jit(on_mesh(sums, mesh), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, trainable: tree.Tree, frozen: tree.Tree, batches: Iterable[Mapping[str, Any]]) -> Loss:
-        """Of batches ``with_modalities``."""
+        """The loss on batches ``with_modalities``."""
         parts = [jax.device_get(self._sums(trainable, frozen, batch)) for batch in batches]
 
         def total(kind: str) -> dict[str, float]:
@@ -102,10 +102,10 @@ class HeldoutLoss:
 
 
 class HeldoutSources:
-    """The losses on named sources, each in rows of its own.
+    """The losses on named sources, each of which has its own rows.
 
     Attributes:
-      identities: {name: hash of everything that decides the source's batches}.
+      identities: {name: hash of everything that determines the source's batches}.
     """
 
     def __init__(
@@ -120,26 +120,26 @@ class HeldoutSources:
         say: Say = print,
         blind: Sequence[Blindness] = (),
     ):
-        """``data``: of the rows; ``sources``: {name: spec, or path of a text file}; ``batches``: of each at most.
+        """``data``: of the rows; ``sources``: {name: spec, or path of a text file}; ``batches``: maximum per source.
 
-        ``blind``: how images are taken away for losses beside those of the sources as they are.
+        ``blind``: how images are replaced for additional losses, besides those of the unchanged sources.
 
         Raises DataError.
         """
         self._loss, self._batches, self._say = HeldoutLoss(model, dtype, mesh), batches, say
         self._blind = tuple(blind)
         self._rows = LocalRows(mesh, data.batch_size)
-        with first_process_first():  # which counts what the others then find in the cache
+        with first_process_first():  # which does the counting; the others then find the result in the cache
             self._data = {name: _opened(data, name, spec, model.config, cache) for name, spec in sources.items()}
         self.identities = {name: f"{opened.identity}/{batches}" for name, opened in self._data.items()}
         self._told: set[str] = set()
 
     def __call__(self, trainable: tree.Tree, frozen: tree.Tree) -> dict[str, Loss]:
-        """{name: loss}. Bad samples are left out and named. Raises StorageError; DataError if none is left."""
+        """{name: loss}. Bad samples are skipped and reported. Raises StorageError; DataError if no sample is left."""
         return {name: self._measure(name, trainable, frozen) for name in self._data}
 
     def blind(self, trainable: tree.Tree, frozen: tree.Tree, seeing: Mapping[str, Loss]) -> dict[str, dict[str, Loss]]:
-        """{name: {blindness: loss}} of the sources with images, those whose losses ``seeing`` say so."""
+        """{name: {blindness: loss}} for the sources with images, according to their losses ``seeing``."""
         return {
             name: {blindness: self._sum(name, trainable, frozen, blindness) for blindness in self._blind}
             for name, loss in seeing.items()
@@ -161,23 +161,23 @@ class HeldoutSources:
             self._name_bad(name, data)
         if not sum(loss.weights.values()):
             raise DataError(
-                f"config.evaluation.sources.{name}: no token is left to measure the loss on: its samples are bad, too "
+                f"config.evaluation.sources.{name}: no token is left to measure the loss on: all samples are bad, too "
                 "long for a row, or without an answer (see the line above)"
             )
         return loss
 
     def _name_bad(self, name: str, data: PackedData) -> None:
-        """A line about the samples left out, each of which every process that makes its row has met."""
+        """Logs a line about the skipped samples; every process that builds the row has encountered each of them."""
         found = [sample for of_process in gathered(data.report.bad) for sample in of_process]
         bad = {key: (reason, detail) for key, reason, detail in found}
         if bad:
             shown = ", ".join(f"{key}: {' '.join(filter(None, why))}" for key, why in list(bad.items())[:5])
-            self._say(f"held-out {name}: {len(bad)} samples are left out: {shown}{', ...' if len(bad) > 5 else ''}")
+            self._say(f"held-out {name}: {len(bad)} samples are skipped: {shown}{', ...' if len(bad) > 5 else ''}")
 
     def _read(
         self, data: PackedData, errors: list[Exception], blindness: Blindness | None = None
     ) -> Iterator[Mapping[str, Any]]:
-        """One of several processes that cannot read takes part with empty batches, since the others wait for it."""
+        """If one of several processes cannot read, it takes part with empty batches, since the others wait for it."""
         number = 0
         try:
             with contextlib.closing(data.iterate(0, self._rows.numbers)) as batches:
@@ -200,7 +200,7 @@ def _opened(data: DataConfig, name: str, spec: Any, config: Architecture, cache:
     values |= {"workers": 0, "jpeg_augment": False, "source_ids": False}
     values |= (
         {"pixel_path": "exact"} if data.pixel_path == "device" else {}
-    )  # the same bytes; pictures are swapped here
+    )  # the same bytes; pictures are replaced here
     try:
         return PackedData(DataConfig.from_dict(values), cache, config.geometry)
     except StorageError:

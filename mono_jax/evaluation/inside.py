@@ -1,6 +1,6 @@
-"""What happens inside a model: who attends to whom, how far visual experts have moved, which of their units are used.
+"""The inside of a model: which modality attends to which, how far visual experts have moved, which units they use.
 
-After figure 5 of Mono-InternVL, where modalities hardly mix in shallow layers and do in deep ones.
+After figure 5 of Mono-InternVL, where the modalities hardly mix in shallow layers but do in deep ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.models.layers import FFNS, SwiGLU, product
 from mono_jax.models.transformer import Model
 
-DEAD = 0.01  # of the layer's root mean square: a unit whose largest activation is below is dead
+DEAD = 0.01  # of the layer's root mean square: a unit whose largest activation is below this is dead
 TOP = 0.1  # share of units that count as the most used
 
 Measures = dict[str, np.ndarray]
@@ -29,11 +29,11 @@ Measures = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """How an expert's units were activated, over all tokens that it was given.
+    """How an expert's units were activated, over all tokens routed to it.
 
     Attributes:
       total, square: float64 [L, F], sums of |h| and h^2 of h = silu(gate) * up; largest: [L, F], of |h|.
-      tokens: how many.
+      tokens: their number.
     """
 
     total: np.ndarray
@@ -52,18 +52,18 @@ class Units:
 
     @property
     def dead(self) -> np.ndarray:
-        """[L], share of units that no token activates to speak of."""
+        """[L], share of units that no token activates appreciably."""
         return (self.largest < DEAD * self.rms[:, None]).mean(axis=1)
 
     def overlap(self, other: Units) -> np.ndarray:
-        """[L], share of the most used units that are among the most used of ``other``; ``TOP`` is chance."""
+        """[L], share of the most used units that are also among the most used of ``other``; ``TOP`` is chance level."""
         count = max(1, round(TOP * self.total.shape[1]))
         mine, theirs = (np.argsort(-units.total, axis=1, kind="stable")[:, :count] for units in (self, other))
         return np.array([len(set(a) & set(b)) / count for a, b in zip(mine, theirs)])
 
 
 class UnitsOfExperts(NamedTuple):
-    """Those of the experts of both modalities, over the same prompts."""
+    """The units of the experts of both modalities, over the same prompts."""
 
     visual: Units
     text: Units
@@ -71,15 +71,15 @@ class UnitsOfExperts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What one prompt showed.
+    """The measurements on one prompt.
 
     Attributes:
-      attention: "text_to_visual" (share of what text attends to that is visual), "visual_to_visual", each float64 [L];
-        "..._uniform": were all earlier tokens attended alike; "visual_distance": tokens between a visual token and
-        those visual ones that it attends to, and "visual_distance_uniform".
-      gap: [L + 1], distance of the modalities' mean hidden states, relative to the mean norm.
+      attention: "text_to_visual" (the visual share of what text attends to), "visual_to_visual", each float64 [L];
+        "..._uniform": the same if all earlier tokens got equal attention; "visual_distance": tokens between a visual
+        token and the visual tokens it attends to, and "visual_distance_uniform".
+      gap: [L + 1], distance between the modalities' mean hidden states, relative to the mean norm.
       visual, text: units of the experts.
-      maps: [L, N, N] of the whole sequence, mean over heads, if asked for.
+      maps: [L, N, N] of the whole sequence, mean over heads, if requested.
     """
 
     attention: Measures
@@ -134,7 +134,7 @@ def _measured(model: Model, params: Mapping[str, Any], batch: Mapping[str, jax.A
 def _attention(
     weights: jax.Array, visual: jax.Array, text: jax.Array, used: jax.Array, position: jax.Array
 ) -> dict[str, jax.Array]:
-    """Measures [L] of probabilities [L, H, S, S]."""
+    """Measures [L] from probabilities [L, H, S, S]."""
     sees = used[None] & (position[None] <= position[:, None])
     uniform = (sees / jnp.maximum(sees.sum(axis=1, keepdims=True), 1))[None, None]
     distance = jnp.abs(position[:, None] - position[None])
@@ -150,12 +150,12 @@ def _attention(
 
 
 def _mean(values: jax.Array, queries: jax.Array) -> jax.Array:
-    """[L] of values [L, H, S], over heads and those of S that are meant."""
+    """[L] from values [L, H, S]: the mean over heads and the selected positions of S."""
     return (values.mean(axis=1) * queries).sum(axis=-1) / jnp.maximum(queries.sum(), 1)
 
 
 def _gap(hidden: jax.Array, visual: jax.Array, text: jax.Array) -> jax.Array:
-    """[L + 1] of hidden states [L + 1, S, d]."""
+    """[L + 1] from hidden states [L + 1, S, d]."""
     means = [(hidden * who[:, None]).sum(axis=1) / jnp.maximum(who.sum(), 1) for who in (visual, text)]
     norms = jnp.linalg.norm(hidden, axis=-1)
     mean_norm = (norms * (visual | text)).sum(axis=1) / (visual | text).sum()
@@ -163,7 +163,7 @@ def _gap(hidden: jax.Array, visual: jax.Array, text: jax.Array) -> jax.Array:
 
 
 def _units(expert: Mapping[str, Any], ffn: type[SwiGLU], x: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
-    """Sums [L, F] over ``tokens`` of x [L, S, d] of the activations of stacked FFNs."""
+    """Sums [L, F] over ``tokens`` of the activations of stacked FFNs on x [L, S, d]."""
 
     def layer(weights: tuple[jax.Array, jax.Array], x: jax.Array) -> dict[str, jax.Array]:
         gate, up = weights
@@ -175,7 +175,7 @@ def _units(expert: Mapping[str, Any], ffn: type[SwiGLU], x: jax.Array, tokens: j
 
 
 class Seen(NamedTuple):
-    """What all samples showed: means of the attention measures and gaps, and the experts' units over all tokens."""
+    """Results over all samples: means of the attention measures and gaps, and the experts' units over all tokens."""
 
     attention: Measures
     gap: np.ndarray
@@ -191,7 +191,7 @@ def together(samples: Sequence[Sample]) -> Seen:
 
 
 def units_of(samples: Sequence[Sample]) -> UnitsOfExperts:
-    """Over all tokens of ``samples``, of which there is one at least."""
+    """The units over all tokens of ``samples``, of which there must be at least one."""
     visual, text = ([getattr(sample, which) for sample in samples] for which in ("visual", "text"))
     return UnitsOfExperts(functools.reduce(Units.__add__, visual), functools.reduce(Units.__add__, text))
 
@@ -204,8 +204,8 @@ def distances(
 ) -> dict[str, Measures]:
     """{matrix: {"apart": [L], ...}}: how far the experts are apart, as |visual - text| / |text| (Frobenius norms).
 
-    With ``base``, the model before any training with images: "visual" and "text", the distance of each from the text
-    weights of the base, from which both begin. Raises ConfigError if the models do not fit each other.
+    With ``base``, the model before any training with images: also "visual" and "text", the distance of each from the
+    text weights of the base, from which both start. Raises ConfigError if the models do not match.
     """
     own = tree.flatten(params["layers"])
     start = None if base is None else tree.flatten(base["layers"])
@@ -227,7 +227,7 @@ def distances(
 
 
 def _distance(one: Any, other: Any) -> np.ndarray:
-    """[L] of [L, ...] each, layer by layer, so that a large model is never whole in memory."""
+    """[L] from two arrays [L, ...], computed layer by layer so that a large model is never in memory as a whole."""
     found = []
     for layer in range(one.shape[0]):
         a, b = (np.asarray(weights[layer], np.float32) for weights in (one, other))

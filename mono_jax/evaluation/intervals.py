@@ -1,9 +1,9 @@
-"""How sure a score is, and a difference of two: 95 % intervals and exact tests.
+"""The uncertainty of a score, and of the difference of two scores: 95 % intervals and exact tests.
 
-A share of independent yes-or-no units has the exact binomial interval (Clopper and Pearson). All other measures are
-resampled by unit, within strata (percentile bootstrap). Models that answered the same units are compared in pairs:
-one resampling for both, and an exact sign test of the units on which they differ (McNemar's, where a unit is right or
-wrong).
+The share of independent units that are right or wrong has the exact binomial interval (Clopper and Pearson). All
+other measures are resampled by unit, within strata (percentile bootstrap). Models that answered the same units are
+compared in pairs: with the same resampling for both, and an exact sign test on the units on which they differ
+(McNemar's test where a unit is right or wrong).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mono_jax.evaluation.metrics.metric import Measure
 
 LEVEL = 0.95
 RESAMPLES = 2000
-_CHUNK = 2_000_000  # numbers that are drawn at once
+_CHUNK = 2_000_000  # numbers drawn at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Score:
     """A score with its interval.
 
     Attributes:
-      n: examples; units: groups of them that are independent.
-      low, high: of the 95 % interval; None if there is a single unit.
+      n: examples; units: independent groups of them.
+      low, high: of the 95 % interval; None if there is only one unit.
       method: "exact" (Clopper-Pearson) or "bootstrap".
     """
 
@@ -56,7 +56,7 @@ class Difference:
 
     Attributes:
       better, worse: units on which the first is above and below the second, each by itself (``Measure.alone``).
-      p: of the two-sided exact sign test; 1 if they differ on none.
+      p: of the two-sided exact sign test; 1 if they differ on no unit.
     """
 
     difference: float
@@ -93,7 +93,7 @@ def estimate(measure: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Sco
 
 
 def difference(first: Measure, second: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """How much ``first`` is above ``second``. Raises DataError if they have no unit in common."""
+    """By how much ``first`` exceeds ``second``. Raises DataError if they have no unit in common."""
     place = {unit: i for i, unit in enumerate(second.units)}
     mine = np.array([i for i, unit in enumerate(first.units) if unit in place], int)
     theirs = np.array([place[first.units[i]] for i in mine], int)
@@ -123,7 +123,7 @@ def _interval(scores: np.ndarray) -> tuple[float, float]:
 def _resampled(sums: np.ndarray, strata: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Sums float64 [some, k] of units drawn with replacement within each stratum, ``resamples`` of them in all.
 
-    Units with the same numbers are drawn as one, so that a hundred thousand right or wrong answers cost nothing.
+    Units with the same numbers are drawn together, so that a hundred thousand right or wrong answers cost nothing.
     """
     rng = np.random.default_rng(seed)
     groups = []

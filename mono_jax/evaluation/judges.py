@@ -1,4 +1,4 @@
-"""Who grades answers that no rule can grade (MathVista, MM-Vet): a command or an endpoint that the user names."""
+"""Judges for answers that no rule can grade (MathVista, MM-Vet): a command or an endpoint that the user names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _KEY = "JUDGE_API_KEY"
 
 
 class JudgeError(MonoJaxError):
-    """A judge that does not reply, or whose reply cannot be used."""
+    """A judge that does not reply, or gives an unusable reply."""
 
 
 class Judge(Protocol):
-    """Replies to a prompt. ``name`` says who it is: scores of different judges do not compare."""
+    """Replies to a prompt. ``name`` identifies it: scores of different judges are not comparable."""
 
     name: str
 
@@ -31,7 +31,7 @@ class Judge(Protocol):
 
 
 class NoJudge:
-    """Stands where none was named."""
+    """Used where no judge was named."""
 
     name = "none"
 
@@ -65,7 +65,7 @@ class EndpointJudge:
         self.name, self._url, self._model = f"{model} at {url}", f"{url.rstrip('/')}/chat/completions", model
 
     def __call__(self, prompt: str) -> str:
-        """Raises JudgeError; what a server refuses for now (429, 5xx) is asked again a few times."""
+        """Raises JudgeError; temporary errors of the server (429, 5xx) are retried a few times."""
         content = {"model": self._model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(_KEY):

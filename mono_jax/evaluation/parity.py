@@ -1,7 +1,7 @@
-"""Golden cases of another implementation, run through this one: how far the numbers are apart.
+"""Runs golden cases of another implementation through this one and measures how far the numbers differ.
 
-A reference batch is padded; here it becomes packed rows. ``run_case`` tells the kinds of cases apart by their keys; see
-``experiments/parity.py`` for the keys. Everything runs in float32.
+A padded reference batch becomes packed rows here. ``run_case`` distinguishes the kinds of cases by their keys, which
+``experiments/parity.py`` documents. Everything runs in float32.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mono_jax.weights.readers import load_params
 from mono_jax.weights.writers import named_tensors
 
 Case = Mapping[str, np.ndarray]
-IGNORED = -100  # label that is not trained on
+IGNORED = -100  # label of tokens that are not trained on
 
 
 def golden_optim(**changes: float) -> OptimConfig:
@@ -68,7 +68,7 @@ def tile_cells(config: Architecture) -> np.ndarray:
 
 
 def with_tile_size(config: Architecture, case: Case, key: str = "pixel_values") -> Architecture:
-    """The config for tiles as large as the case's."""
+    """The config for tiles of the case's size."""
     if config.vision is None or key not in case:
         return config
     height, width = case[key].shape[2:]
@@ -102,7 +102,7 @@ def to_batch(config: Architecture, case: Case) -> tuple[dict[str, np.ndarray], n
         slot[row, seen] = np.arange(len(seen))
         slot[row, unseen] = visual + np.arange(len(unseen))
         free = np.setdiff1d(np.arange(spec.sequence), slot[row])
-        sequence = np.argsort(~mask[row], kind="stable")  # a row's tokens follow one another, masked ones come last
+        sequence = np.argsort(~mask[row], kind="stable")  # a row's tokens are contiguous, masked ones come last
         batch["order"][row] = np.concatenate([slot[row, sequence], free])
         batch["tokens"][row, : len(unseen)] = ids[row, unseen]
         batch["positions"][row, :length] = positions[row, sequence]
@@ -136,7 +136,7 @@ def _place_pixels(config: Architecture, case: Case, batch: Batch, is_visual: np.
         batch["patch_cells"][row, :count] = cells[start : start + count]
 
 
-# ------------------------------------------------------------------ the three kinds of case
+# ------------------------------------------------------------------ the three kinds of cases
 
 
 def run_forward(config: Architecture, params: Params, case: Case) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _gradient_difference(ours: Mapping[str, np.ndarray], case: Case) -> float:
 
 
 def run_generate(config: Architecture, params: Params, case: Case) -> dict[str, Any]:
-    """Greedy continuation, the image placeholder excluded from the choice."""
+    """Greedy continuation, with the image placeholder excluded."""
     config = with_tile_size(config, case)
     steps = case["generated"].shape[1]
     batch, _ = to_batch(config, case)
@@ -233,7 +233,7 @@ def run_generate(config: Architecture, params: Params, case: Case) -> dict[str, 
 def run_train(
     config: Architecture, params: Params, case: Case, stage: stages.Stage, settings: OptimConfig
 ) -> dict[str, Any]:
-    """The AdamW steps of a trajectory: losses, gradient norms before clipping, parameters at the end."""
+    """The AdamW steps of a trajectory: losses, gradient norms before clipping, final parameters."""
     config = with_tile_size(config, case, "step0.pixel_values")
     model = Model(config)
     steps = len(case["losses"])
@@ -281,7 +281,7 @@ def run_case(
 ) -> dict[str, Any]:
     """Runs one case; the result is what the command prints. Raises MonoJaxError for unusable input.
 
-    Weights without a tokenizer beside them: ``image_token_id`` says what <IMG_CONTEXT> is (golden cases: 100).
+    For weights without a tokenizer, ``image_token_id`` gives the id of <IMG_CONTEXT> (golden cases: 100).
     """
     case_file = Path(case_file)
     try:

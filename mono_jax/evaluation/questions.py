@@ -20,12 +20,12 @@ from mono_jax.generation.decode import Generator
 from mono_jax.generation.prompts import Prompt
 from mono_jax.parallel.agreement import together
 
-BATCH = 50  # questions answered at once, unless the caller says otherwise
+BATCH = 50  # questions answered at a time by default
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """``turns``: what was said before the answer, the last turn asks. ``truth``: the right answer."""
+    """``turns``: the turns before the answer, of which the last one asks. ``truth``: the right answer."""
 
     id: str
     image: Path
@@ -51,7 +51,7 @@ def read_questions(path: str | Path, image_root: str | Path) -> list[Question]:
 
 
 def opened(question: Question) -> Image.Image:
-    """Its picture, RGB. Raises DataError that names the file."""
+    """Its picture in RGB. Raises DataError that names the file."""
     try:
         return Image.fromarray(decode(question.image.read_bytes(), ImageLimits()))
     except OSError as error:
@@ -61,7 +61,7 @@ def opened(question: Question) -> Image.Image:
 
 
 def to_prompt(builder: SampleBuilder, question: Question) -> Prompt:
-    """Ids and pixels, made by the very code that makes training samples. Raises BadSample or OSError."""
+    """Ids and pixels, built by the same code that builds training samples. Raises BadSample or OSError."""
     return _asker(None, builder).ask(question.turns, [(question.image.name, question.image.read_bytes())])
 
 
@@ -72,7 +72,7 @@ def answer(
     max_new_tokens: int = 32,
     batch: int = BATCH,
 ) -> list[str]:
-    """Greedy answers, in the order of the questions; ``batch`` of them at once."""
+    """Greedy answers, in the order of the questions; ``batch`` of them at a time."""
     with together():
         prompts = [to_prompt(builder, question) for question in questions]
     answers = [""] * len(prompts)
@@ -88,10 +88,10 @@ def _asker(generator: Generator | None, builder: SampleBuilder) -> Asker:
 
 
 def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Any]:
-    """Share of answers that equal the truth (case and outer spaces aside), in all and by kind.
+    """Share of answers that equal the truth (ignoring case and surrounding whitespace), overall and by kind.
 
-    "majority": what always giving the commonest truth of all questions would score; "by_kind" has the same
-    per kind, so that a kind with two possible answers cannot pass for skill.
+    "majority": the score of always giving the most common truth of all questions; "by_kind" has the same per kind, so
+    that a kind with only two possible answers cannot pass for skill.
     """
 
     def scores(pairs: list[tuple[str, str]]) -> dict[str, Any]:

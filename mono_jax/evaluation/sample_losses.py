@@ -1,4 +1,4 @@
-"""The loss of each sample of packed batches, in the sums that training minimises."""
+"""The loss of each sample of packed batches, with the same sums that training minimises."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SCORES = ("loss", "tokens", "sight")  # of a sample under a model, see ``runs.sc
 
 
 class SampleLosses:
-    """Losses of the samples of batches of ``batch_size`` rows; compiled when it is first called.
+    """Losses of the samples in batches of ``batch_size`` rows; compiled on the first call.
 
-    params: on ``mesh``, whose devices are all of this process.
+    params: on ``mesh``, all of whose devices belong to this process.
     """
 
     def __init__(self, model: Model, params: tree.Tree, dtype: jnp.dtype, mesh: Mesh, batch_size: int):

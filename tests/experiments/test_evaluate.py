@@ -133,7 +133,7 @@ def test_answers_of_another_model_or_prompt_are_not_mixed_in(
     models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run(capsys, data, tmp_path, models[0], limit=2)
-    with pytest.raises(ConfigError, match="questions: holds answers of another max_new_tokens: give another --out"):
+    with pytest.raises(ConfigError, match="questions: contains answers for a different max_new_tokens: give another --out"):
         run(capsys, data, tmp_path, models[0], limit=2, max_new_tokens=6)
     with pytest.raises(ConfigError, match="another prompt"):
         run(capsys, data, tmp_path, models[0], limit=2, max_tiles=1)
@@ -198,7 +198,7 @@ def test_what_scores_lack_is_said(models: list[Path], data: Path, tmp_path: Path
     assert list(task["models"]["first"]["scores"]) == ["accuracy"]
     [note] = task["notes"]
     assert (
-        "no question stands there in several orders" in note
+        "no question occurs in several orders" in note
         and note.split(",")[0] in (tmp_path / "report.html").read_text()
     )
 
@@ -256,7 +256,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(models: list[Path], data: Pa
     row = {"index": 1, "image": "1.png", "question": "is it?", "answer": "yes", "category": "color"}
     (data / "half.jsonl").write_text(json.dumps(row))
     refused(DataError, "1 questions, and acc\\+ needs two of each image", one, f"--tasks=mme={data / 'half.jsonl'}")
-    refused(ConfigError, "names a folder twice", "--model", str(models[0]), str(models[0]), "--tasks=questions")
+    refused(ConfigError, "names the same folder twice", "--model", str(models[0]), str(models[0]), "--tasks=questions")
     refused(ConfigError, "name its model with --judge_model", one, "--tasks=mmvet", "--judge=http://localhost/v1")
 
 

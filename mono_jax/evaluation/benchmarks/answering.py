@@ -1,4 +1,4 @@
-"""A model's greedy answers to examples: pictures are read ahead, prompts of similar length share a batch."""
+"""A model's greedy answers to examples: pictures are read ahead, and prompts of similar length share a batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _THREADS = 4
 
 
 class Asker:
-    """Puts examples to a model as it was trained to be asked."""
+    """Asks a model about examples, in the format it was trained on."""
 
     def __init__(
         self,
@@ -36,20 +36,20 @@ class Asker:
         limits: ImageLimits | None = None,
         pixel_path: str = "exact",
     ):
-        """``generator``: None = only prompts are made."""
+        """``generator``: None = only build prompts."""
         self._generator, self._tokenizer = generator, tokenizer
         self._questions = Questions(chat, tiling, limits, pixel_path)
         self._stops = tuple(sorted(end_tokens(tokenizer, chat)))
 
     def prompt(self, example: Example) -> Prompt:
-        """Ids and pixels, by the code that makes training samples. Raises DataError that names the example."""
+        """Ids and pixels, built by the code that builds training samples. Raises DataError that names the example."""
         try:
             return self.ask(example.turns, [(picture.name, picture.read()) for picture in example.pictures])
         except BadSample as error:
             raise DataError(f"example {example.id}: {error}: change or remove it") from None
 
     def ask(self, turns: Sequence[tuple[str, str]], pictures: Sequence[Picture], answer: bool = True) -> Prompt:
-        """The prompt of ``turns`` about (name, encoded picture) pairs; ``answer``: one is to come.
+        """The prompt of ``turns`` about (name, encoded picture) pairs; ``answer``: whether an answer is to follow.
 
         Raises BadSample that names the picture.
         """
@@ -62,10 +62,10 @@ class Asker:
         batch_size: int,
         meeting: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Iterator[list[tuple[Example, str]]]:
-        """Batch after batch of examples with their answers, in an order of their own.
+        """Yields batches of examples with their answers, not in the order of the examples.
 
-        ``meeting``: within it prompts are waited for; ``together`` where processes share the model, so that what one
-        of them cannot read ends all. Raises DataError that names the example, and GenerationError.
+        ``meeting``: context in which prompts are waited for; ``together`` where processes share the model, so that an
+        example that one of them cannot read stops all. Raises DataError that names the example, and GenerationError.
         """
         size = WINDOW * batch_size
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -82,7 +82,7 @@ class Asker:
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int
     ) -> Iterator[list[tuple[int, str]]]:
-        """Batch after batch of (number of a prompt, answer); prompts of similar length share one."""
+        """Yields batches of (index of a prompt, answer); prompts of similar length share a batch."""
         sampling = Sampling(max_new_tokens=max_new_tokens, stop_tokens=self._stops)
         order = np.argsort([len(prompt.input_ids) for prompt in prompts], kind="stable")  # padded to the longest
         for start in range(0, len(order), batch_size):

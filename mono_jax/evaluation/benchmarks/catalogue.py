@@ -1,4 +1,4 @@
-"""The benchmarks: which file, how each is asked (as published for InternVL), and what its answers are scored by."""
+"""The benchmarks: their files, how each is asked (as published for InternVL), and how its answers are scored."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Benchmark:
     """A task.
 
     Attributes:
-      files: where it is looked for below the data folder, the first that is there; with a ``*`` all that match.
-      form: from a row to an example.
-      metric: of ``metrics.registry``.
-      max_new_tokens: longest answer.
-      annotations: file of the right answers, where the first one lacks them.
-      category: column whose values are reported apart; None = the first of the usual ones.
-      keep: values of columns, of the rows that belong to the task.
-      submission: format of the file to be sent in where the right answers are hidden.
+      files: paths below the data folder, of which the first that exists is used; with a ``*``, all matching files.
+      form: turns a row into an example.
+      metric: a key of ``metrics.registry``.
+      max_new_tokens: maximum length of an answer.
+      annotations: file with the right answers, if the main file lacks them.
+      category: column whose values are reported separately; None = the first of the usual ones that exists.
+      keep: column values that the rows of the task must have.
+      submission: format of the file to submit if the right answers are hidden.
     """
 
     files: tuple[str, ...]
@@ -54,9 +54,9 @@ class Benchmark:
     def read(
         self, data: Path, file: Path | None = None, limit: int | None = None, images: Path | None = None
     ) -> list[Example]:
-        """All examples, or the first ones: ``limit`` at most, but whole sets of those that are scored as one.
+        """All examples, or the first ones: at most ``limit``, but in whole sets if the metric scores sets of examples.
 
-        ``images``: where pictures are looked for first. Raises DataError that names file, row, column and fix.
+        ``images``: where pictures are looked up first. Raises DataError that names file, row, column and fix.
         """
         files = [file] if file is not None else self.find(data)
         if not files:
@@ -66,11 +66,11 @@ class Benchmark:
             examples = with_answers(examples, data / self.annotations)
         found = self._first(examples, limit)
         if not found:
-            raise DataError(f"{files[0]}: no example in it" + (f" with {dict(self.keep)}" if self.keep else ""))
+            raise DataError(f"{files[0]}: contains no examples" + (f" with {dict(self.keep)}" if self.keep else ""))
         if file is None and self.lacks_annotations(data) and has_single_answers(found):
             raise DataError(
                 f"{files[0]}: no question has more than one right answer, and {data / self.annotations}, which has all "
-                "of them, is not there: put it there (TASK=FILE is scored by the file's own answers)"
+                "of them, does not exist: add it (TASK=FILE scores with the answers in the file itself)"
             )
         self._check(found, files[0])
         return found
@@ -79,21 +79,21 @@ class Benchmark:
         seen: set[str] = set()
         for example in found:
             if example.id in seen:
-                raise DataError(f"{file}: id {example.id!r} stands there twice: ids must be unique")
+                raise DataError(f"{file}: id {example.id!r} occurs twice: ids must be unique")
             seen.add(example.id)
             if not example.truths and not self.submission:
                 raise DataError(f"{file}: example {example.id} has no right answer, and {self.metric} needs one")
 
     def lacks_annotations(self, data: Path) -> bool:
-        """Whether the right answers stand in a file of their own, which is not below ``data``."""
+        """Whether the right answers are in a separate file, which is missing below ``data``."""
         return self.annotations is not None and not (data / self.annotations).is_file()
 
     def hides(self, examples: Sequence[Example]) -> bool:
-        """Whether the right answers are not there, and the model's are sent in to be scored."""
+        """Whether the right answers are missing, so that the model's answers are submitted to be scored."""
         return self.submission is not None and not all(example.truths for example in examples)
 
     def _first(self, examples: Iterator[Example], limit: int | None) -> list[Example]:
-        """Sets are taken in the order of their first examples, which keep the order of the file; one set at least."""
+        """Takes sets in the order of their first examples; examples keep the order of the file; at least one set."""
         if limit is None or self.metric not in SETS:
             return list(itertools.islice(examples, limit))
         every = list(examples)
@@ -109,7 +109,7 @@ class Benchmark:
     def _of(self, file: Path, data: Path, images: Path | None) -> Iterator[Example]:
         pictures = Pictures([*([images] if images else []), file.parent, data, file.parent.parent])
         for row in captions_of(file) if is_coco(file) and self.metric == "captions" else read_rows(file):
-            shown = pictures.of(row)  # also of rows that are left out, since others may name their picture
+            shown = pictures.of(row)  # also for rows that are left out, since other rows may refer to their picture
             if all(str(row.values.get(column, values[0])) in values for column, values in self.keep.items()):
                 example = self.form(row, shown)
                 if self.category is not None:
@@ -118,7 +118,7 @@ class Benchmark:
 
 
 def has_single_answers(examples: Sequence[Example]) -> bool:
-    """Whether none has more than one right answer."""
+    """Whether no example has more than one right answer."""
     return all(len(example.truths) < 2 for example in examples)
 
 
@@ -135,7 +135,7 @@ def _vqa(name: str, folder: str, annotations: str, metric: str = "vqa_accuracy",
 
 
 def _table(name: str, form: forms.Form, metric: str, max_new_tokens: int, **rest) -> Benchmark:
-    """VLMEvalKit's TSV, or the same columns as JSONL or parquet."""
+    """VLMEvalKit's TSV, or the same columns as JSONL or Parquet."""
     files = (f"{name}.tsv", f"{name}.jsonl", f"{name}.json", f"{name}/*.parquet", f"{name}.parquet")
     return Benchmark(files, form, metric, max_new_tokens, **rest)
 
@@ -207,7 +207,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "questions": Benchmark(("questions.jsonl",), forms.conversation, "exact_match", 32),
     "captions": _captions("captions.jsonl", "captions.json"),
 }
-# Captioning without instruction tuning, as after S1.2 and S1.3 (Mono-InternVL, Tab. 4), and other lists of tasks.
+# Captioning before instruction tuning, e.g. after S1.2 and S1.3 (Mono-InternVL, table 4), and other lists of tasks.
 GROUPS: dict[str, tuple[str, ...]] = {
     "zero_shot": ("coco", "flickr30k", "nocaps", "vqav2_val"),
     "refcoco_all": tuple(name for name in BENCHMARKS if name.startswith("refcoco")),
@@ -216,7 +216,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is asked for in one place of --tasks. ``file``: None = where the benchmark is usually found."""
+    """One entry of --tasks. ``file``: None = the benchmark's usual place."""
 
     name: str
     benchmark: Benchmark
@@ -224,9 +224,9 @@ class Task:
 
 
 def find_tasks(named: str) -> list[Task]:
-    """Tasks of "mme,coco" or "questions=my.jsonl", where names may be of groups and have a ``*``.
+    """The tasks of "mme,coco" or "questions=my.jsonl"; names may be names of groups and may contain a ``*``.
 
-    Of "LABEL:NAME=FILE" the task is called LABEL, so that one benchmark may be asked of several files. Raises
+    "LABEL:NAME=FILE" gives the task the name LABEL, so that one benchmark can be run on several files. Raises
     ConfigError.
     """
     tasks: dict[str, Task] = {}
@@ -242,12 +242,12 @@ def find_tasks(named: str) -> list[Task]:
 
 
 def need_files(tasks: Sequence[Task], data: Path) -> None:
-    """Raises DataError that names all tasks whose files are not there, and how to leave them out."""
+    """Raises DataError that names all tasks whose files are missing, and how to leave these tasks out."""
     missing = [task for task in tasks if task.file is None and not task.benchmark.find(data)]
     if missing:
         wanted = "; ".join(f"none of {', '.join(task.benchmark.files)} ({task.name})" for task in missing)
         rest = ",".join(task.name for task in tasks if task not in missing)
-        without = f", or leave what is missing out: --tasks={rest}" if rest else ""
+        without = f", or leave out what is missing: --tasks={rest}" if rest else ""
         raise DataError(f"{data}: has {wanted}: give the file as TASK=FILE{without}")
 
 

@@ -1,4 +1,4 @@
-"""Scores as a table for the console, and as a page with examples that were answered right and wrong."""
+"""Scores as a table for the console, and as a page with examples of right and wrong answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_pipelines.io.html_pages import data_url, opening
 from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
 
 _PICTURE = 320  # pixels of the longer side on the page
-_SHOWN = 4  # examples right, and as many wrong
+_SHOWN = 4  # number of right examples, and of wrong ones
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
@@ -35,7 +35,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """Examples of a task: ``answers`` {model: {id: answer}}, ``right`` {model: {id: whether}}, {} where not known."""
+    """Examples of a task: ``answers`` {model: {id: answer}}, ``right`` {model: {id: whether}}, {} if unknown."""
 
     examples: Sequence[Example]
     answers: Mapping[str, Mapping[str, str]]
@@ -43,7 +43,7 @@ class Shown:
 
 
 def rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Task, model, score, value, 95 % interval, n, what a constant answer scores."""
+    """Task, model, score, value, 95 % interval, n, and the score of a constant answer."""
     yield ["task", "model", "score", "value", "95 % interval", "n", "constant answer"]
     for task, found in result["tasks"].items():
         for model, of_model in found["models"].items():
@@ -60,7 +60,7 @@ def _interval(score: Mapping[str, Any]) -> str:
 
 
 def difference_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Task, score, models, difference with its interval, units better and worse, p."""
+    """Task, score, models, difference with its interval, numbers of better and worse units, p."""
     yield ["task", "score", "model", "against", "difference", "95 % interval", "better : worse", "p"]
     for task, found in result["tasks"].items():
         for each in found.get("differences", ()):
@@ -70,7 +70,7 @@ def difference_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """What the console shows."""
+    """The text that the console shows."""
     parts = [_aligned(list(rows(result)))]
     if len(differing := list(difference_rows(result))) > 1:
         parts.append(_aligned(differing))
@@ -87,12 +87,12 @@ def page(result: Mapping[str, Any], shown: Mapping[str, Shown]) -> str:
     title = "Evaluation of " + ", ".join(result["models"])
     parts = [
         f"{opening(title, _STYLE)}<h1>{html.escape(title)}</h1>",
-        "<p>Shares in percent. Intervals: exact for independent yes-or-no examples, else by resampling groups.</p>",
+        "<p>Shares in percent. Intervals: exact for independent right/wrong examples, otherwise bootstrapped.</p>",
         _table(list(rows(result))),
     ]
     if len(differing := list(difference_rows(result))) > 1:
         parts += [
-            "<h2>Differences</h2><p>In pairs on the same examples; p of the exact sign test.</p>",
+            "<h2>Differences</h2><p>Paired on the same examples; p is that of the exact sign test.</p>",
             _table(differing),
         ]
     for task, found in result["tasks"].items():
@@ -126,7 +126,7 @@ def _categories(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _gallery(model: str, shown: Shown, right: Mapping[str, bool]) -> Iterator[str]:
-    """Some examples that were answered right, and some wrong; the first ones where that is not known."""
+    """Some examples with right answers and some with wrong ones; just the first ones if that is unknown."""
     for label, wanted in (("right", True), ("wrong", False)) if right else (("answers", None),):
         some = [each for each in shown.examples if wanted is None or right[each.id] == wanted][:_SHOWN]
         if some:
@@ -146,7 +146,7 @@ def _card(example: Example, answer: str, tone: str) -> str:
 
 
 def small_copy(picture: Picture) -> str:
-    """An element with a small copy of the picture; nothing if it is not there any more."""
+    """An HTML element with a thumbnail of the picture; empty if the picture no longer exists."""
     with contextlib.suppress(DataError, OSError, ValueError, Image.DecompressionBombError):
         with Image.open(io.BytesIO(picture.read())) as image:
             small = image.convert("RGB")

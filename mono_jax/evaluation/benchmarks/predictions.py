@@ -1,10 +1,10 @@
-"""Answers on disk: one line an example, written as they come, so that a stopped evaluation goes on where it was.
+"""Answers on disk: one line per example, written as they arrive, so that a stopped evaluation can resume.
 
-    OUT/MODEL/TASK/task.json            what decides the answers, and its hash
+    OUT/MODEL/TASK/task.json            everything that determines the answers, and its hash
                    predictions.jsonl    {"id", "digest", "answer"} of process 0; process I writes predictions.I.jsonl
                    judged.jsonl         {"prompt", "reply"} of a judge
 
-Answers of another model, prompt, tiling or length are never mixed in: a folder that holds such is refused.
+Answers of another model, prompt, tiling or length are never mixed in: a folder that contains such answers is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Predictions:
     """The answers of one model to one task."""
 
     def __init__(self, folder: Path, decides: Mapping[str, Any], process: int = 0):
-        """``decides``: all that an answer depends on but the example. Raises ConfigError if others are there."""
+        """``decides``: what an answer depends on besides the example. Raises ConfigError if other answers are there."""
         self.folder, self._decides = folder, {"decides": dict(decides), "hash": json_digest(decides)}
         self._file = folder / ("predictions.jsonl" if process == 0 else f"predictions.{process}.jsonl")
         if (folder / TASK_FILE).is_file():
@@ -36,17 +36,17 @@ class Predictions:
                 other = stored.get("decides") or {}
                 changed = [key for key in {*decides, *other} if decides.get(key) != other.get(key)]
                 raise ConfigError(
-                    f"{folder}: holds answers of another {', '.join(sorted(changed)) or 'version'}: "
+                    f"{folder}: contains answers for a different {', '.join(sorted(changed)) or 'version'}: "
                     "give another --out, or remove the folder"
                 )
 
     def begin(self) -> None:
-        """Of one process, before any of them adds: says whose answers these are. Raises OSError."""
+        """Called by one process before any of them adds answers: records whose answers these are. Raises OSError."""
         if not (self.folder / TASK_FILE).is_file():
             publish.write_json(self.folder / TASK_FILE, self._decides)
 
     def known(self) -> dict[tuple[str, str], str]:
-        """{(id, digest): answer} of all processes."""
+        """{(id, digest): answer} from all processes."""
         found = {}
         for file in sorted(self.folder.glob("predictions*.jsonl")):
             for line in read_lines(file):
@@ -54,7 +54,7 @@ class Predictions:
         return found
 
     def of(self, examples: Iterable[Example]) -> dict[str, str]:
-        """{id: answer} of those that are answered."""
+        """{id: answer} of the examples that have been answered."""
         known = self.known()
         return {e.id: known[e.id, e.digest] for e in examples if (e.id, e.digest) in known}
 
@@ -64,7 +64,7 @@ class Predictions:
 
 
 class Replies(dict[str, str]):
-    """{prompt: reply} of a judge, each kept in a file as it comes."""
+    """{prompt: reply} of a judge, each written to a file as it arrives."""
 
     def __init__(self, file: Path):
         super().__init__((line["prompt"], line["reply"]) for line in read_lines(file))
@@ -76,18 +76,18 @@ class Replies(dict[str, str]):
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; [] if there is none. A line that a kill cut off is left out."""
+    """The complete lines of a JSONL file; [] if there is none. A line that was cut off by a kill is skipped."""
     lines = []
     for line in file.read_bytes().split(b"\n")[:-1] if file.is_file() else ():
         try:
             lines.append(json.loads(line))
         except ValueError:
-            continue  # cut off, and closed by a later start
+            continue  # cut off, then terminated by a later start
     return lines
 
 
 def append_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Adds lines; what a kill left of one is closed first."""
+    """Appends lines, after terminating a line that was cut off by a kill."""
     data = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab+") as out:

@@ -1,4 +1,4 @@
-"""Tasks made ready before a model is loaded: examples are read, and scored as if each were answered right."""
+"""Checks tasks before a model is loaded: reads the examples, and scores them as if every answer were right."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mono_jax.evaluation.metrics.registry import JUDGED, find_metric
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A task's examples, and what is to be known of its scores, a line each."""
+    """A task's examples, and notes on its scores, one line each."""
 
     examples: list[Example]
     notes: list[str]
 
 
 class _Agreeing:
-    """Stands for a judge, who is not to be asked yet."""
+    """Replaces the judge, which is not to be asked yet."""
 
     name = "none"
 
@@ -33,7 +33,7 @@ class _Agreeing:
 
 
 def prepare(task: Task, data: Path, limit: int | None = None, images: Path | None = None) -> Prepared:
-    """Arguments as ``Benchmark.read``. Raises DataError if the examples cannot be read, or their answers not scored."""
+    """Arguments as for ``Benchmark.read``. Raises DataError if examples cannot be read or their answers not scored."""
     examples = task.benchmark.read(data, task.file, limit, images)
     if task.benchmark.hides(examples):
         return Prepared(examples, [])
@@ -46,13 +46,13 @@ def prepare(task: Task, data: Path, limit: int | None = None, images: Path | Non
 
 
 def check(metric: str, examples: Sequence[Example]) -> None:
-    """Raises DataError if ``metric`` cannot score the examples, or gives their right answers nothing."""
+    """Raises DataError if ``metric`` cannot score the examples, or gives their right answers 0."""
     right = [example.answered(example.truth) for example in examples]
     scores = find_metric(metric, Memory(_Agreeing()))(right)
     if metric not in JUDGED and not any(measure.score > 0 for measure in scores.values()):
         raise DataError(
-            f"{metric} gives 0 even to the right answers, as {right[0].answer!r} of example {right[0].id}: "
-            "use another metric, or write them as it reads them"
+            f"{metric} scores even right answers as 0, e.g. {right[0].answer!r} of example {right[0].id}: "
+            "use another metric, or write the answers in the form that it reads"
         )
 
 
@@ -60,8 +60,8 @@ def _notes(task: Task, examples: Sequence[Example], data: Path) -> list[str]:
     benchmark, found = task.benchmark, []
     if benchmark.lacks_annotations(data) and has_single_answers(examples):
         found.append(
-            f"no question has more than one right answer; published scores are by all in {benchmark.annotations}, "
-            f"which is not below {data}"
+            f"no question has more than one right answer; published scores use all answers in {benchmark.annotations}, "
+            f"which is missing below {data}"
         )
     if benchmark.metric == "circular":
         orders = collections.Counter(question_of(example.answered("")) for example in examples)
@@ -69,12 +69,12 @@ def _notes(task: Task, examples: Sequence[Example], data: Path) -> list[str]:
         few = [question for question, count in orders.items() if count < options[question]]
         if len(orders) == len(examples):
             found.append(
-                "no question stands there in several orders of its options (index q, q + 1000000, ...): accuracy is "
-                "given, and no circular score; take the benchmark's file with the orders for that"
+                "no question occurs in several orders of its options (index q, q + 1000000, ...): accuracy is given, "
+                "but no circular score; use the benchmark's file with the orders for that"
             )
         elif few:
             found.append(
-                f"{len(few)} of {len(orders)} questions, as {few[0]}, stand there in fewer orders than they have "
+                f"{len(few)} of {len(orders)} questions, e.g. {few[0]}, occur in fewer orders than they have "
                 "options: their circular score is easier than the benchmark's"
             )
     return found

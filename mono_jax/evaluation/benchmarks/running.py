@@ -1,4 +1,4 @@
-"""Evaluating models on tasks: each process answers its share of the examples with a copy of the model of its own."""
+"""Evaluates models on tasks: each process answers its share of the examples with its own copy of the model."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _WEIGHTS = (MODEL_FILE, "config.json", *TOKENIZER_FILES, f"{PARAMS_FOLDER}/**/*"
 
 
 def evaluate(args: Any) -> dict[str, Any]:
-    """Runs ``experiments/evaluate.py``; returns what ``--json`` prints, on the first process (others: {}).
+    """Runs ``experiments/evaluate.py``; returns what ``--json`` prints, on the first process ({} on the others).
 
-    Raises DataError, ConfigError, WeightsError or GenerationError that say what to change.
+    Raises DataError, ConfigError, WeightsError or GenerationError with the fix in the message.
     """
     out, data = Path(args.out), Path(args.data)
     say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
     tasks, models = find_tasks(args.tasks), labels(args.model)
     judge = find_judge(args.judge, args.judge_model)
     if not args.judge and (judged := [task.name for task in tasks if task.benchmark.metric in JUDGED]):
-        judge(judged[0])  # refuses, before anything is answered
+        judge(judged[0])  # raises before anything is answered
     with together():
         need_files(tasks, data)
         prepared = {task.name: prepare(task, data, args.limit) for task in tasks}
@@ -78,10 +78,10 @@ def evaluate(args: Any) -> dict[str, Any]:
 
 
 def labels(models: Sequence[str]) -> dict[str, str]:
-    """{short name: folder}: of each folder as many of the last parts of its path as tell it from the others."""
+    """{short name: folder}: the shortest end of each folder's path that distinguishes it from the others."""
     paths = [Path(model).absolute().parts[1:] for model in models]
     if len(set(paths)) < len(paths):
-        raise ConfigError("--model names a folder twice")
+        raise ConfigError("--model names the same folder twice")
     for length in range(1, max(map(len, paths)) + 1):
         short = ["-".join(part for part in path[-length:]) for path in paths]
         if len(set(short)) == len(short) and "model" not in short:
@@ -98,7 +98,7 @@ def _answers(
     out: Path,
     say: Say,
 ) -> list[tuple[Task, dict[str, str]]]:
-    """The answers of one model to all tasks; the model is loaded only if any is missing."""
+    """One model's answers to all tasks; the model is loaded only if any answers are missing."""
     opened, known = None, identity(find_model(model))
     form = prompt_format(find_model(model), **{name: getattr(args, name) for name in PROMPT_FLAGS})
     found = []
@@ -116,11 +116,11 @@ def _answers(
         asked = examples[task.name]
         there = kept.of(asked)
         mine = [example for example in asked[jax.process_index() :: jax.process_count()] if example.id not in there]
-        barrier()  # nobody adds answers before all have read which are there
+        barrier()  # no process adds answers before all have read the existing ones
         if len(there) < len(asked):
             opened = opened or open_model(model, local_mesh(model), **model_flags(args))
             asker = asker_of(opened)
-            say(f"{label}, {task.name}: {len(asked)} examples, {len(there)} answered before")
+            say(f"{label}, {task.name}: {len(asked)} examples, {len(there)} already answered")
             done = 0
             for batch in asker.answers(mine, decides["max_new_tokens"], args.batch_size):
                 kept.add(batch)
@@ -131,7 +131,7 @@ def _answers(
         there = kept.of(asked)
         if lost := [example.id for example in asked if example.id not in there]:
             raise ConfigError(
-                f"{kept.folder}: the answer to {lost[0]} and {len(lost) - 1} others are not there: "
+                f"{kept.folder}: the answers to {lost[0]} and {len(lost) - 1} other examples are missing: "
                 "--out must be a folder that all processes share"
             )
         found.append((task, there))
@@ -139,14 +139,14 @@ def _answers(
 
 
 def asker_of(opened: Opened) -> Asker:
-    """Greedy answers in the model's own prompt format."""
+    """Asks for greedy answers in the model's own prompt format."""
     chat = ChatEncoder(opened.tokenizer, opened.form.template, opened.form.system_message)
     tiling = tiling_of(opened.generator.config, opened.form)
     return Asker(opened.generator, opened.tokenizer, chat, tiling)
 
 
 def identity(folder: Place) -> str:
-    """Changes with the weights, the architecture or the tokenizer of a model."""
+    """An identity that changes with the weights, the architecture or the tokenizer of a model."""
     if not isinstance(folder, Path):
         return digest(str(folder), (folder / MODEL_FILE).read_bytes())
     files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file()})
@@ -162,7 +162,7 @@ def _tokenizer_files(path: str | None) -> list[str]:
 
 
 def local_mesh(model: str) -> Mesh | None:
-    """This process's devices: copies of the model, shared by as few of them as its size allows; None = one device."""
+    """This process's devices, with one copy of the model on as few of them as its size allows; None = one device."""
     devices = jax.local_devices()
     if len(devices) == 1:
         return None
@@ -179,9 +179,9 @@ def _scored(
     folder: Callable[[str], Path],
     judge: Any,
 ) -> tuple[dict[str, Any], Any]:
-    """({"examples", "metric", "notes", "models": {label: scores or submission}, "differences"}, what the page shows).
+    """({"examples", "metric", "notes", "models": {label: scores or submission}, "differences"}, data for the page).
 
-    "notes" and "differences" only where there are some.
+    "notes" and "differences" are left out if empty.
     """
     benchmark, examples = task.benchmark, prepared.examples
     result: dict[str, Any] = {"metric": benchmark.metric, "examples": len(examples), "models": {}}

@@ -1,4 +1,4 @@
-"""From answers to scores with intervals, of one model, and to differences between models."""
+"""From answers to scores with intervals for one model, and to differences between models."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mono_jax.evaluation.metrics.judged import Memory
 from mono_jax.evaluation.metrics.metric import Measure, Metric
 from mono_jax.evaluation.metrics.registry import JUDGED, find_metric
 
-_MOST_CATEGORIES = 100  # beyond which a column is no list of categories
-_OF_ALL = {"captions", "mme"}  # metrics that score examples together
-_WITHOUT_CONSTANT = {*JUDGED, "captions", "grounding", "circular"}  # metrics that a constant answer says nothing of
+_MOST_CATEGORIES = 100  # a column with more values is not a list of categories
+_OF_ALL = {"captions", "mme"}  # metrics that score examples jointly
+_WITHOUT_CONSTANT = {*JUDGED, "captions", "grounding", "circular"}  # metrics for which a constant answer means nothing
 
 
 class Scored:
-    """The answers of a model to a task, scored.
+    """One model's answers to a task, scored.
 
     Attributes:
       measures: {score: Measure}, the headline first.
-      constant: the commonest right answer, and the measure of always giving it; None where that says nothing.
+      constant: the most common right answer, and the measure of always giving it; None where that means nothing.
     """
 
     def __init__(self, task: Task, examples: Sequence[Example], answers: Mapping[str, str], judge: Memory):
@@ -49,7 +49,7 @@ class Scored:
         return result
 
     def _by_category(self) -> dict[str, Any]:
-        """The headline by category, where there are several."""
+        """The headline score by category, if there are several."""
         of: dict[str, list] = collections.defaultdict(list)
         for each in self._answered:
             of[each.category].append(each)
@@ -59,7 +59,7 @@ class Scored:
         return {name: intervals.estimate(measure).to_json() for name, measure in measured.items()}
 
     def is_right(self) -> dict[str, bool]:
-        """{id: whether the example alone scores above 0}, {} for metrics that say nothing of a single one."""
+        """{id: whether the example by itself scores above 0}; {} for metrics that do not score single examples."""
         if self._name in _OF_ALL:
             return {}
         found = {}
@@ -76,7 +76,7 @@ def _constant(metric: Metric, examples: Sequence[Example]) -> tuple[str, Measure
 
 
 def differences(scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-    """Of every pair of models, for each score: the later model minus the earlier one."""
+    """For every pair of models and each score: the later model minus the earlier one."""
     names, found = list(scored), []
     for i, second in enumerate(names):
         for first in names[:i]:

@@ -1,4 +1,4 @@
-"""Files to be sent in, in the format of each benchmark's server, where the right answers of a test set are hidden."""
+"""Files to submit, in the format of each benchmark's server, for test sets whose right answers are hidden."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _docvqa(answers: Answers) -> Any:
 
 
 def _captions(answers: Answers) -> Any:
-    """EvalAI (nocaps), as COCO's results."""
+    """EvalAI (nocaps), in the format of COCO's results."""
     return [{"image_id": _number(example.id), "caption": answer} for example, answer in answers]
 
 
@@ -46,7 +46,7 @@ def _mmmu(answers: Answers) -> Any:
 
 
 def _mmbench(answers: Answers) -> Table:
-    """The table that OpenCompass reads, one row an order of the options (which is a question of its own)."""
+    """The table that OpenCompass reads, with one row per order of the options (each is a separate question)."""
     letters = "ABCD"
     rows: Table = [["index", "question", *letters, "prediction"]]
     for example, answer in answers:
@@ -70,12 +70,12 @@ def check(format_: str) -> None:
     """Raises ConfigError, before anything is answered, if the package that writes the format is not installed."""
     if format_ in TABLES and importlib.util.find_spec("openpyxl") is None:
         raise ConfigError(
-            "the hidden test sets of MMBench are sent in as .xlsx, which needs openpyxl: pip install -e '.[xlsx]'"
+            "hidden test sets of MMBench are submitted as .xlsx, which needs openpyxl: pip install -e '.[xlsx]'"
         )
 
 
 def write(folder: Path, format_: str, answers: Answers) -> Path:
-    """FOLDER/submission.json or .xlsx. Raises OSError; ConfigError as ``check``."""
+    """Writes FOLDER/submission.json or .xlsx. Raises OSError; ConfigError as ``check``."""
     check(format_)
     if format_ in TABLES:
         file = folder / "submission.xlsx"
@@ -87,7 +87,7 @@ def write(folder: Path, format_: str, answers: Answers) -> Path:
 
 
 def _workbook(rows: Table) -> bytes:
-    """An .xlsx file with one sheet."""
+    """The bytes of an .xlsx file with one sheet."""
     import openpyxl
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
@@ -97,7 +97,7 @@ def _workbook(rows: Table) -> bytes:
             cell = book.active.cell(number, column)
             cell.value = ILLEGAL_CHARACTERS_RE.sub(" ", value) if isinstance(value, str) else value
             if isinstance(value, str):
-                cell.data_type = "s"  # text, also where it begins with "=" as a formula does
+                cell.data_type = "s"  # text, even if it begins with "=" like a formula
     buffer = io.BytesIO()
     book.save(buffer)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Some examples' answers through a run, as a log and as a page with their pictures."""
+"""Answers to some examples over the course of a run, as a log and as a page with their pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ td { padding: 0 .8rem 0 0; vertical-align: top; } .step { text-align: right; opa
 
 
 Pictures = Mapping[tuple[str, str], Sequence[Picture]]  # {(task, id of the example): its pictures}
-_TRUTHS = 6  # right answers that are shown
+_TRUTHS = 6  # number of right answers shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Shown:
 
 
 def shown(step: int, task: str, examples: Sequence[Example], answers: Sequence[str]) -> list[Shown]:
-    """Of examples and their answers, as far as both go."""
+    """Pairs examples with their answers, up to the length of the shorter list."""
     return [
         Shown(step, task, each.id, each.asked, " | ".join(dict.fromkeys(each.truths[:_TRUTHS])), given)
         for each, given in zip(examples, answers)
@@ -48,9 +48,9 @@ def shown(step: int, task: str, examples: Sequence[Example], answers: Sequence[s
 
 
 def add(folder: Path, new: Sequence[Shown], pictures: Pictures) -> None:
-    """Adds the answers of a step to FOLDER/answers.jsonl, and makes FOLDER/answers.html of all of them.
+    """Adds the answers of a step to FOLDER/answers.jsonl, and rebuilds FOLDER/answers.html from all of them.
 
-    Answers of this step and later ones, of a run that was set back, go. Raises OSError.
+    Existing answers of this step and later ones, from a run that was rolled back, are removed. Raises OSError.
     """
     file = folder / "answers.jsonl"
     known = [each for each in _read(file) if each.step < new[0].step] + list(new)
@@ -65,7 +65,7 @@ def _read(file: Path) -> Iterable[Shown]:
 
 
 def page(answers: Iterable[Shown], pictures: Pictures) -> str:
-    """A card for each example, with its answers by step; pictures of those that are still asked."""
+    """A card for each example with its answers by step, and pictures for the examples that are still asked."""
     cards: dict[tuple[str, str], list[Shown]] = {}
     for each in answers:
         cards.setdefault((each.task, each.id), []).append(each)

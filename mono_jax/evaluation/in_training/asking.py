@@ -1,4 +1,4 @@
-"""Benchmarks asked during training: answers of the state as it is, on the mesh that trains it."""
+"""Benchmarks during training: answers of the current training state, on the mesh that trains it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from mono_jax.parallel.specs import param_shardings
 
 
 def find_task(where: str, config: TaskConfig) -> Task:
-    """The task of a config that is called ``where`` in messages. Raises ConfigError for what no run can score."""
+    """The task of a config, called ``where`` in messages. Raises ConfigError for a task that no run can score."""
     if config.benchmark not in BENCHMARKS:
         raise unknown_key(f"{where}.benchmark", config.benchmark, BENCHMARKS)
     benchmark = BENCHMARKS[config.benchmark]
     metric = config.metric or benchmark.metric
     if metric in JUDGED:
         raise ConfigError(
-            f"{where}: {metric} needs a judge, whom no run asks: use experiments/evaluate.py with --judge, or another "
+            f"{where}: {metric} needs a judge, which no run has: use experiments/evaluate.py with --judge, or another "
             "metric"
         )
     if metric not in METRICS:
@@ -45,15 +45,15 @@ def find_task(where: str, config: TaskConfig) -> Task:
 
 
 class Asking:
-    """Answers to the examples of named tasks, greedily: what evaluate.py asks and scores, of a model in training.
+    """Greedy answers to the examples of named tasks: what evaluate.py asks and scores, for a model in training.
 
     Attributes:
       examples: {name of the task: its examples}.
-      notes: what is to be known of their scores, a line each.
+      notes: remarks on their scores, one line each.
     """
 
     def __init__(self, tasks: Mapping[str, TaskConfig], builder: SampleBuilder, dtype: jnp.dtype, mesh: Mesh):
-        """Reads the examples, scores their right answers, and makes each prompt once: what cannot be used is known now.
+        """Reads the examples, scores their right answers, and builds each prompt once, so that problems show up now.
 
         Raises DataError or ConfigError that name the task and the example.
         """
@@ -70,7 +70,7 @@ class Asking:
         try:
             prepared = prepare(task, Path(config.data or "."), config.examples, images)
             if task.benchmark.hides(prepared.examples):
-                raise DataError(f"the right answers of {task.name} are hidden: evaluate.py writes a file to send in")
+                raise DataError(f"the right answers of {task.name} are hidden: evaluate.py writes a file to submit")
             asker = self._asker(None)
             for example in prepared.examples:
                 asker.prompt(example)
@@ -79,14 +79,14 @@ class Asking:
         return prepared
 
     def _asker(self, generator: Generator | None) -> Asker:
-        """With exact pixels whatever the training takes, since evaluate.py and users ask with these."""
+        """With exact pixels, whatever training uses, because evaluate.py and users ask with these."""
         builder = self._builder
         return Asker(generator, builder.tokenizer, builder.chat, builder.tiling, builder.limits)
 
     def __call__(self, config: Architecture, params: tree.Tree) -> tuple[dict[str, float], dict[str, list[str]]]:
         """({"tasks/NAME": score}, {NAME: answers}); further scores are "tasks/NAME/SCORE".
 
-        Raises GenerationError, and DataError of an image.
+        Raises GenerationError, and DataError for an image.
         """
         asker = self._asker(self._generator(config, params))
         values: dict[str, float] = {}
@@ -100,7 +100,7 @@ class Asking:
         return values, answers
 
     def _answers(self, asker: Asker, name: str) -> list[str]:
-        """In the order of the examples; all processes ask all of them."""
+        """Answers in the order of the examples; all processes answer all of them."""
         config = self._configs[name]
         longest = config.max_new_tokens or self._tasks[name].benchmark.max_new_tokens
         batches = asker.answers(self.examples[name], longest, config.batch_size, meeting=together)
@@ -108,7 +108,7 @@ class Asking:
         return [found[example.id] for example in self.examples[name]]
 
     def _generator(self, config: Architecture, params: tree.Tree) -> Generator:
-        """Of parameters that stay where they are; masters are rounded to the dtype that training computes in."""
-        # Rows are not shared by devices here, so the mesh has other axes; each device holds what it held.
+        """A generator on parameters that stay in place; master weights are rounded to the compute dtype of training."""
+        # Devices do not share rows here, so the mesh has other axes; each device keeps the shards it held.
         params = jax.device_put(params, param_shardings(config, params, self._mesh))
         return Generator(config, params, self._dtype, mesh=self._mesh)

@@ -1,4 +1,4 @@
-"""How much of the base's text ability a run keeps: the loss on held-out text against that of the base."""
+"""How much of the base model's text ability a run retains: its loss on held-out text compared with the base's."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Known = Mapping[str, Mapping[str, str | float]]  # {source: {"data": identity, "
 
 
 class Retention:
-    """Compares losses on plain text with those of the base, which are measured once and kept in ``file``.
+    """Compares losses on plain text with those of the base, which are measured once and stored in ``file``.
 
-    The base is the initial weights, unless an earlier run's ``base`` file has the loss of the same batches: then the
-    model that that run began with.
+    The base is the initial weights, unless an earlier run's ``base`` file has the loss on the same batches: then it is
+    the model that the earlier run started from.
     """
 
     def __init__(self, file: Path, base: Path | None, identities: Mapping[str, str]):
-        """``identities``: {source: hash of everything that decides its batches}, of those that are compared."""
+        """``identities``: {source: hash of everything that determines its batches}, for the sources to compare."""
         self._file, self._identities = file, identities
         self._own = self._read(file)
         self._known = self._own | (self._read(base) if base is not None else {})
 
     def _read(self, file: Path) -> dict[str, float]:
-        """The losses that are kept there of the very batches that are measured here."""
+        """The losses stored there for exactly the batches that are measured here."""
         stored: Known = from_first(stored_json(file) if jax.process_index() == 0 else {})
         return {
             name: float(kept["loss"])
@@ -39,11 +39,11 @@ class Retention:
 
     @property
     def lost(self) -> bool:
-        """Whether a run that has begun knows no losses of a base although it should."""
+        """Whether a run that has already begun is missing the losses of its base."""
         return bool(self._identities) and not self._file.is_file()
 
     def measure_base(self, losses: Mapping[str, Loss]) -> None:
-        """Keeps the losses of the initial weights, of sources that are plain text."""
+        """Stores the losses of the initial weights on the sources that are plain text."""
         kept = self._identities.keys()
         self._own |= {n: loss.mean for n, loss in losses.items() if n in kept and not loss.weights["image"]}
         self._known = self._own | self._known
@@ -53,7 +53,7 @@ class Retention:
                 publish.write_json(self._file, kept)
 
     def values(self, losses: Mapping[str, Loss]) -> dict[str, float]:
-        """ "retention/NAME/ratio" and "retention/NAME/nats" (loss over, and minus, the base's) of plain text."""
+        """ "retention/NAME/ratio" and "retention/NAME/nats" (loss divided by, and minus, the base's) of plain text."""
         found = {}
         for name, loss in losses.items():
             if name in self._known and not loss.weights["image"]:

@@ -1,4 +1,4 @@
-"""The config of a task that is asked during training."""
+"""The config of a task that is evaluated during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of lm-evaluation-harness, which then knows model ``mono_jax``."""
+"""The command line of lm-evaluation-harness, extended by the model ``mono_jax``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MODEL = "mono_jax"
 
 
 def run(flags: Sequence[str]) -> None:
-    """``lm_eval run`` with these flags; the model is ``MODEL`` unless they name another.
+    """Runs ``lm_eval run`` with these flags; the model is ``MODEL`` unless they name another.
 
     Raises ConfigError if the harness is not installed.
     """
@@ -30,6 +30,6 @@ def run(flags: Sequence[str]) -> None:
 
 
 def _without_commands() -> None:
-    """Takes the folder of a started script from the path: its commands have names of packages the harness imports."""
+    """Removes the started script's folder from the path: it has scripts named like packages the harness imports."""
     script = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if not (entry and Path(entry).resolve() == script)]

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: how a language model is asked multiple-choice questions, and perplexity.
+"""Log-likelihoods of continuations, for asking language models multiple-choice questions, and for perplexity.
 
 row:  context ... | continuation ...      tokens are padded to a bucket of lengths, rows to a full batch,
       ids[:-1] in, ids[1:] out            so that few programs are compiled
@@ -24,26 +24,26 @@ from mono_jax.models.sharding import on_all
 from mono_jax.models.transformer import Model, Params
 from mono_jax.parallel.mesh import on_mesh, row_ways
 
-SHORT = 16  # slots in which most answers to multiple-choice questions fit
+SHORT = 16  # slots into which most answers to multiple-choice questions fit
 CHUNK = 64  # slots of each row whose logits are in memory at once
 
 Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context and of its continuation
 
 
 class Likelihoods:
-    """Log-likelihoods under the model of a ``Generator``, ``batch_size`` pairs at once."""
+    """Log-likelihoods under the model of a ``Generator``, ``batch_size`` pairs at a time."""
 
     def __init__(self, generator: Generator, max_length: int, batch_size: int = 16):
-        """``max_length``: most tokens that the model reads at once."""
+        """``max_length``: maximum number of tokens that the model reads at once."""
         self._generator, self._max_length = generator, max_length
         ways = 1 if generator.mesh is None else row_ways(generator.mesh)
         self._rows = -(-batch_size // ways) * ways
 
     def __call__(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """For each pair the sum of the continuation's log-probabilities (nats), and whether greedy decoding gives it.
+        """For each pair, the sum of the continuation's log-probabilities (nats), and whether greedy decoding yields it.
 
-        Of a pair that is too long the beginning of the context is left out. Raises GenerationError for an empty context
-        or continuation, a continuation that is too long, or an id outside the vocabulary.
+        If a pair is too long, the context is truncated at its beginning. Raises GenerationError for an empty context or
+        continuation, a continuation that is too long, or an id outside the vocabulary.
         """
         rows = [self._checked(pair, number) for number, pair in enumerate(pairs)]
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number][0]))
@@ -60,15 +60,15 @@ class Likelihoods:
         ids = np.array([*context, *continuation], np.int64)[-(self._max_length + 1) :]
         if not len(context) or not 0 < len(continuation) <= self._max_length:
             raise GenerationError(
-                f"pair {number}: {len(context)} tokens of context and {len(continuation)} of continuation: both need "
-                f"one at least, and the continuation has {self._max_length} at most"
+                f"pair {number}: {len(context)} tokens of context and {len(continuation)} of continuation: each needs "
+                f"at least one, and the continuation may have at most {self._max_length}"
             )
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise GenerationError(f"pair {number}: a token id is outside the vocabulary of {vocabulary}")
         return ids.astype(np.int32), len(continuation)
 
     def _scored(self, rows: Sequence[tuple[np.ndarray, int]]) -> list[tuple[float, bool]]:
-        """Of rows for one batch, the longest first."""
+        """Scores rows of one batch, sorted by length, longest first."""
         text = bucket(len(rows[0][0]) - 1, TEXT_BUCKET)
         wanted = SHORT if max(count for _, count in rows) <= SHORT else text
         batch = BatchSpec(0, text, 0).empty(self._rows)
@@ -90,8 +90,8 @@ class Likelihoods:
 
 @functools.lru_cache(maxsize=16)
 def _program(config: Architecture, dtype: Any, mesh: Mesh | None) -> Any:
-    """(params, batch, slots int32 [B, N]) -> log-probability float32 [B, N] of the target at each slot, and whether it
-    is the likeliest token.
+    """(params, batch, slots int32 [B, N]) -> log-probability float32 [B, N] of the target at each slot, and whether the
+    target is the likeliest token.
     """
     model = Model(config)
 

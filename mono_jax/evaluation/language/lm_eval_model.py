@@ -1,6 +1,6 @@
-"""A model of this project as lm-evaluation-harness knows models: ``lm_eval --model mono_jax``.
+"""A model of this project for lm-evaluation-harness: ``lm_eval --model mono_jax``.
 
-Importing this registers it. The harness (``pip install '.[lm-eval]'``) needs no torch, and neither does this.
+Importing this module registers it. Neither the harness (``pip install '.[lm-eval]'``) nor this module needs torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.weights.model_folder import find_model, load_model, local_files
 
 DEFAULT_BATCH = 16
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of the same
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # synonyms
 
 
 @register_model("mono_jax")
@@ -39,15 +39,15 @@ class MonoJaxLM(TemplateLM):
 
     Args (``--model_args NAME=VALUE,...``):
       pretrained: model folder, Hugging Face folder or workdir.
-      tokenizer: another folder than the model's.
+      tokenizer: folder of a tokenizer, if other than the model's.
       dtype: "float32" or "bfloat16"; default: float32 on CPUs, else bfloat16.
-      max_length: most tokens read at once; default: the model's ``max_position_embeddings``.
-      max_gen_toks: of an answer, where the task does not say.
-      add_bos_token: put the begin token, which training puts in front of every sample, in front of every context.
-      batch_size: requests at once; several devices of this process share them.
+      max_length: maximum number of tokens read at once; default: the model's ``max_position_embeddings``.
+      max_gen_toks: maximum length of an answer where the task gives none.
+      add_bos_token: put the BOS token, with which every training sample starts, in front of every context.
+      batch_size: requests at a time; the devices of this process share them.
     """
 
-    tokenizer_name = ""  # the folder, for caches of the harness
+    tokenizer_name = ""  # the folder, for the harness's caches
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class MonoJaxLM(TemplateLM):
         device: str | None = None,
     ):
         super().__init__()
-        del max_batch_size, device  # what the harness says to every model
+        del max_batch_size, device  # the harness passes these to every model
         folder = find_model(pretrained)
         self.tokenizer_name = tokenizer or str(folder)
         self._tokenizer = Tokenizer(tokenizer or local_files(folder))
@@ -85,11 +85,11 @@ class MonoJaxLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before the first token: the begin token, as in training; the end token without one."""
+        """The token before the first one: the BOS token, as in training, or the EOS token if there is none."""
         return self._tokenizer.bos if self._tokenizer.bos is not None else self.eot_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """Ids of ``string``; with the begin token in front unless ``add_special_tokens`` is False or it is there."""
+        """Ids of ``string``; with the BOS token in front unless ``add_special_tokens`` is False or it is there."""
         del options
         ids = list(self._tokenizer.encode(string))
         has_begin = add_special_tokens is False or ids[:1] == self._begin
@@ -100,18 +100,18 @@ class MonoJaxLM(TemplateLM):
         ids = [self._tokenizer.eos, *(self._tokenizer.added.get(name) for name in END_TOKENS)]
         return frozenset(number for number in ids if number is not None)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  one object a process
+    @functools.lru_cache(maxsize=64)  # noqa: B019  one object per process
     def _tokens_with(self, texts: tuple[str, ...]) -> frozenset[int]:
-        """Tokens that hold one of ``texts`` by themselves: generation can end there."""
+        """Single tokens that contain one of ``texts``: generation can stop there."""
         count = min(self._tokenizer.vocab_size, self._generator.config.vocab_size)
         return frozenset(n for n in range(count) if any(text in self._tokenizer.decode([n]) for text in texts))
 
-    # ------------------------------------------------------------------ what the harness asks for
+    # ------------------------------------------------------------------ the harness's interface
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
-        """Of (strings, ids of the context, ids of the continuation)."""
+        """Scores (strings, ids of the context, ids of the continuation)."""
         del options
         found = self._in_parts([(context, continuation) for _, context, continuation in requests], disable_tqdm)
         for (strings, _, _), result in zip(requests, found):
@@ -120,7 +120,7 @@ class MonoJaxLM(TemplateLM):
         return found
 
     def _in_parts(self, pairs: Sequence[Pair], quiet: bool) -> list[tuple[float, bool]]:
-        """Longest first over all, some batches at a time, so that progress shows."""
+        """Longest first overall, a few batches at a time, so that progress is shown."""
         order = sorted(range(len(pairs)), key=lambda n: -len(pairs[n][0]) - len(pairs[n][1]))
         found: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(pairs), disable=quiet, desc="log-likelihoods") as bar:
@@ -131,7 +131,7 @@ class MonoJaxLM(TemplateLM):
         return [found[number] for number in range(len(pairs))]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, each token predicted once with as much before it as fits."""
+        """Scores whole texts: each token is predicted once, with as much preceding text as fits."""
         pairs: list[Pair] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
@@ -147,7 +147,7 @@ class MonoJaxLM(TemplateLM):
         return sums
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers, cut before the first of the task's stop texts. Raises GenerationError for options not known here."""
+        """Answers, cut before the first of the task's stop strings. Raises GenerationError for unknown options."""
         answers: dict[int, str] = {}
         with tqdm(total=len(requests), disable=disable_tqdm, desc="answers") as bar:
             for sampling, stops, part in self._alike(requests):
@@ -163,11 +163,13 @@ class MonoJaxLM(TemplateLM):
     def _context(self, text: str, sampling: Sampling) -> list[int]:
         room = self.max_length - sampling.max_new_tokens
         if room < 1:
-            raise GenerationError(f"answers of {sampling.max_new_tokens} tokens leave no room in {self.max_length}")
+            raise GenerationError(
+                f"answers of {sampling.max_new_tokens} tokens leave no room for a prompt in {self.max_length}"
+            )
         return (self.tok_encode(text) or [self.prefix_token_id])[-room:]
 
     def _alike(self, requests: Sequence[Instance]) -> Iterator[tuple[Sampling, tuple[str, ...], list[int]]]:
-        """(options, stop texts, numbers of requests that have them): batches of similar length."""
+        """(options, stop strings, indices of the requests with these): batches of similar length."""
         groups: dict[tuple[Sampling, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(self._options(request.args[1]), []).append(number)
@@ -187,18 +189,18 @@ class MonoJaxLM(TemplateLM):
             temperature = 0.0
         chosen = {name: options.pop(name) for name in ("top_k", "top_p", "seed") if options.get(name) is not None}
         if options:
-            raise GenerationError(f"generation_kwargs: {', '.join(options)}: not known to model mono_jax")
+            raise GenerationError(f"generation_kwargs: {', '.join(options)}: unknown to model mono_jax")
         ends = tuple(sorted(self._ends | (self._tokens_with(stops) if stops else frozenset())))
         return Sampling(int(longest), temperature, stop_tokens=ends, **chosen), stops
 
     # ------------------------------------------------------------------ chat
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Its name, for the harness's records."""
+        """The template's name, for the harness's records."""
         return self._form.template if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Turns as the model was trained to see them. Raises GenerationError for a model without a template."""
+        """Turns in the format the model was trained on. Raises GenerationError for a model without a template."""
         if self._form.template == NO_TEMPLATE:
             raise GenerationError(f"{self.tokenizer_name}: this model has no chat template")
         encoder = ChatEncoder(self._tokenizer, self._form.template, self._form.system_message)

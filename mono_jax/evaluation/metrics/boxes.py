@@ -1,4 +1,4 @@
-"""RefCOCO: whether the box in an answer meets the right one (intersection over union of at least 0.5)."""
+"""RefCOCO: whether the box in an answer matches the right one (intersection over union of at least 0.5)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def box_of(answer: str, width: float, height: float) -> Box | None:
 
 
 def text_of(box: Sequence[float], width: float, height: float) -> str:
-    """How a model writes a box of pixels x1, y1, x2, y2."""
+    """How a model writes a box given in pixels as x1, y1, x2, y2."""
     shares = (edge / of * SCALE for edge, of in zip(box, (width, height, width, height)))
     return f"<box>[[{', '.join(str(round(share)) for share in shares)}]]</box>"
 
 
 def intersection_over_union(first: Box, second: Box) -> float:
-    """0 for boxes without an area, and for numbers that are not finite."""
+    """0 for boxes without area, and for numbers that are not finite."""
     left, top = max(first[0], second[0]), max(first[1], second[1])
     right, bottom = min(first[2], second[2]), min(first[3], second[3])
     both = max(0.0, right - left) * max(0.0, bottom - top)
@@ -43,7 +43,7 @@ def intersection_over_union(first: Box, second: Box) -> float:
 
 
 def grounded(example: Answered) -> float:
-    """1 if the boxes meet. Fields: "bbox" (x1, y1, x2, y2 in pixels), "width", "height" of the image."""
+    """1 if the boxes match. Fields: "bbox" (x1, y1, x2, y2 in pixels), "width", "height" of the image."""
     given = box_of(example.answer, float(example.field("width")), float(example.field("height")))
     right = tuple(map(float, example.field("bbox")))
     return float(given is not None and intersection_over_union(given, right) >= THRESHOLD)

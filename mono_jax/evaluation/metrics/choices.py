@@ -1,4 +1,4 @@
-"""Multiple choice: which option an answer names, accuracy, and circular evaluation (MMBench, CCBench)."""
+"""Multiple choice: the option that an answer names, accuracy, and circular evaluation (MMBench, CCBench)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from data_pipelines.errors import DataError
 from mono_jax.evaluation.metrics.metric import Answered, Measure, measure
 
-REFUSED = "Z"  # what VLMEvalKit takes "none of them" for; no option has this letter
+REFUSED = "Z"  # VLMEvalKit's letter for "none of them"; no option has this letter
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -17,13 +17,13 @@ _REFUSALS = (
 )
 _MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _SENTENCE = re.compile(r"answer\s+is\s+\**([A-D])\**", re.IGNORECASE)
-_LAST_WORDS = 5  # a letter counts if it is among the last so many words
+_LAST_WORDS = 5  # a letter counts if it is among this many last words
 
 
 def choice_of(answer: str, options: Mapping[str, str]) -> str:
-    """The letter of the one option that ``answer`` names by letter or by text; "" if it names none or several.
+    """The letter of the only option that ``answer`` names by letter or text; "" if it names none or several.
 
-    The rule is VLMEvalKit's without a judge. Where that one goes on to ask GPT or to guess, the answer is wrong here.
+    The rule is VLMEvalKit's without a judge. Where VLMEvalKit would then ask GPT or guess, the answer is wrong here.
     """
     return _by_letter(answer, options) or _by_text(answer, options)
 
@@ -42,7 +42,7 @@ def _by_letter(answer: str, options: Mapping[str, str]) -> str:
 
 
 def _by_text(answer: str, options: Mapping[str, str]) -> str:
-    """An answer that is much longer than the options together says something else."""
+    """An answer that is much longer than all options together says something else."""
     if len(answer) > 2 * sum(len(text) for text in options.values()):
         return ""
     named = [letter for letter, text in options.items() if text.lower() in answer.lower()]
@@ -50,7 +50,7 @@ def _by_text(answer: str, options: Mapping[str, str]) -> str:
 
 
 def right_choice(example: Answered) -> float:
-    """1 if the answer names the right option. The truth is a letter; fields: none, but ``options``.
+    """1 if the answer names the right option. The truth is a letter; needs no fields, only ``options``.
 
     Raises DataError for an example without options.
     """
@@ -63,14 +63,14 @@ def right_choice(example: Answered) -> float:
 
 
 def question_of(example: Answered) -> str:
-    """Which question an example is an order of. Field: "question". MMBench numbers its orders q, q + 1,000,000, ..."""
+    """The question of which an example is one order. Field: "question". MMBench numbers orders q, q + 1,000,000, ..."""
     return str(example.field("question"))
 
 
 def circular(examples: Sequence[Answered]) -> dict[str, Measure]:
-    """ "circular": a question is right if it is in every order of its options; "accuracy": each order by itself.
+    """ "circular": a question is right if it is right in every order of its options; "accuracy": each order by itself.
 
-    Where no question stands there in two orders, "circular" would be but another name of "accuracy", and is left out.
+    If no question occurs in two orders, "circular" would equal "accuracy", and is left out.
     Field: "question", see ``question_of``.
     """
     questions = {example.id: question_of(example) for example in examples}

@@ -1,7 +1,7 @@
 """MathVista (Lu et al. 2023) and MM-Vet (Yu et al. 2023): a judge reads or grades the answers.
 
-The prompts are this project's own: scores compare with each other, and with published ones as far as the judges agree.
-What is asked and replied is kept, so that an answer is judged once.
+The prompts are this project's own: scores are comparable with each other, and with published ones as far as the
+judges agree. Prompts and replies are stored, so that each answer is judged only once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mono_jax.evaluation.metrics.metric import Answered, Measure, Metric, mean_o
 from mono_jax.evaluation.metrics.short_answers import levenshtein
 
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # of MM-Vet, in its categories' names
-_TRIES = 3  # until a reply can be used
+_TRIES = 3  # attempts at a usable reply
 _LETTER = re.compile(r"\(([a-zA-Z])\)")
 
 EXTRACT = """A question about an image was answered. Copy out the final answer from the reply, and nothing else.
@@ -37,13 +37,13 @@ Grade:"""
 
 
 class Memory:
-    """A judge that is asked the same thing once. ``kept``: {prompt: reply}, which the caller may store."""
+    """A judge that is asked each prompt only once. ``kept``: {prompt: reply}, which the caller may store."""
 
     def __init__(self, judge: Judge, kept: MutableMapping[str, str] | None = None):
         self.name, self._judge, self.kept = judge.name, judge, {} if kept is None else kept
 
     def usable(self, prompt: str, read: Callable[[str], float | None]) -> float:
-        """What ``read`` makes of the first reply that it can use. Raises JudgeError after a few tries."""
+        """The result of ``read`` for the first reply it can use. Raises JudgeError after a few tries."""
         for _ in range(_TRIES):
             reply = self.kept[prompt] if prompt in self.kept else self._judge(prompt)
             if (value := read(reply)) is not None:
@@ -59,7 +59,7 @@ class Memory:
 
 
 def mm_vet(judge: Memory) -> Metric:
-    """Mean grade, in all and by ability; ``category`` names an example's abilities: "ocr,math"."""
+    """Mean grade, overall and by ability; ``category`` names an example's abilities: "ocr,math"."""
 
     def metric(examples: Sequence[Answered]) -> dict[str, Measure]:
         grades = {}
@@ -86,9 +86,9 @@ def _grade(reply: str) -> float | None:
 
 
 def math_vista(judge: Memory) -> Metric:
-    """Share of right answers, taken out of the replies by a judge where they are more than an answer.
+    """Share of right answers, which a judge extracts from the replies unless they are nothing but an answer.
 
-    ``truths``: the answer as the benchmark writes it (an option's text). Fields: "question", "question_type"
+    ``truths``: the answer in the benchmark's wording (an option's text). Fields: "question", "question_type"
     (multi_choice, free_form), "answer_type" (text, integer, float, list), "precision"; ``options`` of a choice.
     """
 
@@ -106,7 +106,7 @@ def math_vista(judge: Memory) -> Metric:
 
 
 def _is_bare(answer: str, example: Answered) -> bool:
-    """Whether an answer is nothing but the answer: an option or its letter, or a number."""
+    """Whether a reply is nothing but the answer: an option or its letter, or a number."""
     if not answer:
         return True
     if example.options:

@@ -1,10 +1,10 @@
-"""What a metric is: sums over units that are independent of each other, and scores that are functions of those sums.
+"""Definition of a metric: sums over mutually independent units, and scores that are functions of those sums.
 
     answered examples --metric--> {score name: Measure}        the first is the headline
     Measure: sums float64 [units, k], value: [..., k] -> [...]
 
 An accuracy is right / asked; BLEU, F1 and MME's points are functions of a few more sums. Intervals and differences
-between models (``evaluation.intervals``) resample the units and need to know nothing else of a metric.
+between models (``evaluation.intervals``) resample the units and need to know nothing else about a metric.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Answered:
 
     Attributes:
       id: of the example, unique within the task.
-      answer: what the model said.
+      answer: the model's answer.
       truths: right answers: one, one per annotator, or reference captions.
       category: scores are also given by category; "" = none.
-      group: examples of one group (questions about one image) depend on each other; "" = depends on no other.
-      options: of a multiple choice, by letter.
-      fields: what else a metric reads, by the names that the metric documents.
+      group: examples of the same group (questions about one image) are not independent; "" = independent of all others.
+      options: of a multiple-choice question, by letter.
+      fields: other values that a metric reads, under the names that the metric documents.
     """
 
     id: str
@@ -42,12 +42,12 @@ class Answered:
 
     @property
     def unit(self) -> str:
-        """What is resampled as one."""
+        """The unit of resampling that the example belongs to."""
         return self.group or self.id
 
     @property
     def truth(self) -> str:
-        """The one right answer. Raises DataError if there is none."""
+        """The first right answer. Raises DataError if there is none."""
         if not self.truths:
             raise DataError(f"example {self.id}: no right answer is given, so its answer cannot be scored")
         return self.truths[0]
@@ -67,14 +67,14 @@ class Measure:
     """A score as a function of sums over units.
 
     Attributes:
-      units: names, by which two models' measures are paired.
+      units: their names, by which the measures of two models are paired.
       sums: float64 [units, k].
-      value: of sums [..., k] the score [...].
-      alone: how good a single unit is, by its sums, for the sign test; None = ``value``.
-      counts: int [units], examples of each unit.
+      value: maps sums [..., k] to the score [...].
+      alone: how good a single unit is, from its sums, for the sign test; None = ``value``.
+      counts: int [units], number of examples in each unit.
       strata: int [units]; units are resampled within their stratum.
-      unit_of_score: "%" (a share times 100), "points" (on a scale of the benchmark's own).
-      is_share: whether ``sums`` are [right, asked], and examples are right or wrong.
+      unit_of_score: "%" (a share times 100), "points" (on the benchmark's own scale).
+      is_share: whether ``sums`` are [right, asked], with examples that are either right or wrong.
     """
 
     units: tuple[str, ...]
@@ -109,7 +109,7 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def share(sums: np.ndarray) -> np.ndarray:
-    """100 * sums[0] / sums[1]: percent of what was reached, of what could be."""
+    """100 * sums[0] / sums[1]: the achieved percentage of the maximum."""
     return 100 * ratio(sums[..., 0], sums[..., 1])
 
 
@@ -144,7 +144,7 @@ def measure(
 
 
 def mean_of(score: Callable[[Answered], float], name: str = "accuracy", is_share: bool = True) -> Metric:
-    """The metric that is the mean, in percent, of a score of each example: 0 or 1, or between if not ``is_share``."""
+    """The metric that is the mean, in percent, of a score per example: 0 or 1, or in between if not ``is_share``."""
 
     def metric(examples: Sequence[Answered]) -> dict[str, Measure]:
         return {name: measure(((example.unit, (score(example), 1)) for example in examples), is_share=is_share)}

@@ -1,4 +1,4 @@
-"""MMMU (Yue et al. 2023): multiple choice and open questions, read out of long answers by the benchmark's rules."""
+"""MMMU (Yue et al. 2023): multiple-choice and open questions, read from long answers by the benchmark's rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from mono_jax.evaluation.metrics.metric import Answered
 
 _MARKS = ",.!?;:'"
-_SHORTEST_SENTENCE = 5  # words; the text of an option is looked for in longer answers only
+_SHORTEST_SENTENCE = 5  # words; only longer answers are searched for the text of an option
 _SIGNS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,234,567
@@ -18,7 +18,7 @@ _NUMBERS = (
 
 
 def right(example: Answered) -> float:
-    """1 if the answer is right. The truth is a letter where there are options, else any of the truths."""
+    """1 if the answer is right. The truth is a letter if there are options, otherwise any of the truths."""
     if example.options:
         return float(choice_of(example.answer, example.options) == example.truth)
     return float(is_right_text(example.answer, example.truths))
@@ -42,7 +42,7 @@ def choice_of(answer: str, options: Mapping[str, str]) -> str:
 
 
 def is_right_text(answer: str, truths: tuple[str, ...]) -> bool:
-    """Whether a truth stands in one of the key phrases of an answer, or is one of their numbers."""
+    """Whether a truth occurs in one of the key phrases of an answer, or equals one of their numbers."""
     right = {value for truth in truths for value in _normal(truth)}
     for given in {value for phrase in _phrases(answer) for value in _normal(phrase)}:
         if isinstance(given, float):
@@ -54,13 +54,13 @@ def is_right_text(answer: str, truths: tuple[str, ...]) -> bool:
 
 
 def _phrases(answer: str) -> Iterator[str]:
-    """Of each line the shortest text after a sign that an answer follows (the whole answer if no line has one)."""
+    """For each line, the shortest text after a marker that an answer follows (the whole answer if no line has one)."""
     lines = answer.strip().strip(".").lower().split("\n")
     found = []
     for number, line in enumerate(lines):
         signs = (*_SIGNS, "=") if number == len(lines) - 1 else _SIGNS
         tails = [line.rsplit(sign, 1)[1].strip() for sign in signs if sign in line]
-        # As in the benchmark: an empty tail gives way to the next one, whatever its length.
+        # As in the benchmark: an empty tail is replaced by the next one, whatever its length.
         shortest = None
         for tail in tails:
             if not shortest or len(tail) < len(shortest):
@@ -74,7 +74,7 @@ def _phrases(answer: str) -> Iterator[str]:
 
 
 def _normal(text: str) -> list[str | float]:
-    """A number to two decimals, or lower-case text; a single letter must stand beside a space."""
+    """A number rounded to two decimals, or lower-case text; a single letter must be next to a space."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

@@ -1,4 +1,4 @@
-"""Metrics by name: what benchmarks and configs call for."""
+"""Metrics by name, for benchmarks and configs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ METRICS: dict[str, Metric] = {
     "grounding": mean_of(boxes.grounded, "precision@0.5"),
     "captions": captions,
 }
-JUDGED = {"math_vista": math_vista, "mm_vet": mm_vet}  # made for a judge
-# Metrics that score several examples as one, and which those are: a part of them would score too high, or not at all.
+JUDGED = {"math_vista": math_vista, "mm_vet": mm_vet}  # need a judge
+# Metrics that score several examples as one, and which ones: an incomplete set would score too high, or not at all.
 SETS: dict[str, Callable[[Answered], Hashable]] = {
     "circular": choices.question_of,
     "mme": yes_no.image_of,
@@ -37,7 +37,7 @@ SETS: dict[str, Callable[[Answered], Hashable]] = {
 
 
 def find_metric(name: str, judge: Memory | None = None) -> Metric:
-    """The metric ``name``; without a judge, those that need one refuse when they are called. Raises ConfigError."""
+    """The metric ``name``; without a judge, metrics that need one raise when called. Raises ConfigError."""
     if name in METRICS:
         return METRICS[name]
     if name in JUDGED:

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from mono_jax.evaluation.metrics.metric import Answered
 
-RELATIVE_CHANGE = 0.05  # of a right number that relaxed accuracy lets pass
+RELATIVE_CHANGE = 0.05  # from a right number that relaxed accuracy accepts
 ANLS_THRESHOLD = 0.5  # a similarity below it counts as 0
-FORMULAS = "Handwritten Mathematical Expression Recognition"  # OCRBench's category without spaces in its comparison
+FORMULAS = "Handwritten Mathematical Expression Recognition"  # OCRBench's category that is compared without spaces
 
 
 def same(truth: str, answer: str) -> bool:
-    """Whether two texts are equal, case and outer spaces aside."""
+    """Whether two texts are equal, ignoring case and surrounding whitespace."""
     return truth.strip().lower() == answer.strip().lower()
 
 
 def exact_match(example: Answered) -> float:
-    """1 if the answer is one of the truths, case and outer spaces aside."""
+    """1 if the answer is one of the truths, ignoring case and surrounding whitespace."""
     return float(any(same(truth, example.answer) for truth in example.truths))
 
 
 def gqa(example: Answered) -> float:
-    """Exact match, a full stop at the end aside."""
+    """Exact match, ignoring a full stop at the end."""
     return float(example.answer.lower().strip().rstrip(".").strip() == example.truth.strip().lower())
 
 
 def relaxed(example: Answered) -> float:
-    """1 if the answer is within 5 % of a number that is right, or else the same text (Masry et al. 2022, 5.1)."""
+    """1 if the answer is within 5 % of a right number, or otherwise the same text (Masry et al. 2022, 5.1)."""
     answer = example.answer.strip()
     return float(any(_close(truth, answer) for truth in example.truths))
 
@@ -45,13 +45,13 @@ def _number(text: str) -> float | None:
 
 
 def anls(example: Answered) -> float:
-    """Average normalised Levenshtein similarity to the nearest truth; a similarity of exactly 0.5 stays."""
+    """Average normalised Levenshtein similarity to the nearest truth; a similarity of exactly 0.5 counts."""
     best = max((_similarity(truth, example.answer) for truth in example.truths), default=0.0)
     return best if best >= ANLS_THRESHOLD else 0.0
 
 
 def _similarity(truth: str, answer: str) -> float:
-    """The benchmark divides by the length before spaces are folded, in upper case (where a letter may become two)."""
+    """The benchmark divides by the length before whitespace is folded, in upper case (where one letter can be two)."""
     length = max(len(truth.upper()), len(answer.upper()))
     return 1 - levenshtein(_folded(truth), _folded(answer)) / length if length else 1.0
 
@@ -61,7 +61,7 @@ def _folded(text: str) -> str:
 
 
 def levenshtein(first: str, second: str) -> int:
-    """Fewest insertions, deletions and replacements of a character that make one of the other."""
+    """The minimum number of character insertions, deletions and replacements that turn one text into the other."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         diagonal, row[0] = row[0], i
@@ -71,7 +71,7 @@ def levenshtein(first: str, second: str) -> int:
 
 
 def contains(example: Answered) -> float:
-    """1 if a truth stands in the answer: case and line breaks aside, for formulas spaces as well but not case."""
+    """1 if the answer contains a truth, ignoring case and line breaks; in formulas spaces too, but not case."""
 
     def plain(text: str) -> str:
         text = text.strip().replace("\n", " ")

@@ -1,4 +1,4 @@
-"""VQA accuracy (Antol et al. 2015): answers of ten people, normalised as EvalAI's server does."""
+"""VQA accuracy (Antol et al. 2015): answers of ten annotators, normalised as EvalAI's server does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"(?<=\d),+(?=\d)")
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MOST_FULL_STOPS = 32  # that the published evaluator removes: it passes re.UNICODE where a count belongs
-# Words whose apostrophes people leave out. Of two or more apostrophes, exactly one is put back.
+_MOST_FULL_STOPS = 32  # that the published evaluator removes: it passes re.UNICODE in place of a count
+# Words whose apostrophes people leave out. If a word has two or more, exactly one is put back.
 _APOSTROPHES = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
     "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
@@ -30,7 +30,7 @@ _APOSTROPHES = (
 
 @functools.cache
 def contractions() -> dict[str, str]:
-    """{misspelt: corrected} of the published evaluator, its one reversed pair included."""
+    """{misspelt: corrected} of the published evaluator, including its one reversed pair."""
     found = {"somebody'd": "somebodyd"}
     for word in _APOSTROPHES.split():
         for at in (i for i, letter in enumerate(word) if letter == "'"):
@@ -38,7 +38,7 @@ def contractions() -> dict[str, str]:
     return found
 
 
-@functools.lru_cache(maxsize=1 << 16)  # people say the same things
+@functools.lru_cache(maxsize=1 << 16)  # people give the same answers
 def normalize(answer: str) -> str:
     """An answer as EvalAI's server compares it: lower case, digits for number words, no articles or punctuation."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
@@ -48,7 +48,7 @@ def normalize(answer: str) -> str:
 
 
 def without_punctuation(text: str, thousands: re.Pattern[str] = _THOUSANDS) -> str:
-    """A mark beside a space goes; one inside a word becomes a space, unless the text has a thousands separator."""
+    """Removes a mark next to a space; one inside a word becomes a space, unless there is a thousands separator."""
     has_thousands = thousands.search(text) is not None
     result = text
     for mark in _PUNCTUATION:
@@ -58,9 +58,9 @@ def without_punctuation(text: str, thousands: re.Pattern[str] = _THOUSANDS) -> s
 
 
 def accuracy(example: Answered) -> float:
-    """min(1, people who agree / 3), averaged over leaving out each of the annotators in turn.
+    """min(1, agreeing annotators / 3), averaged over leaving out each of the annotators in turn.
 
-    Raises DataError for fewer than two truths: nobody is then left to agree.
+    Raises DataError for fewer than two truths, since no annotator would then be left to agree.
     """
     if len(example.truths) < 2:
         raise DataError(

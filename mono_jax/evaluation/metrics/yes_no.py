@@ -1,4 +1,4 @@
-"""Questions that are answered by yes or no: MME, HallusionBench, POPE."""
+"""Yes-or-no questions: MME, HallusionBench, POPE."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from mono_jax.evaluation.metrics.vqa import without_punctuation
 PERCEPTION = ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]
 COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
 
-_THOUSANDS = re.compile(r"\d,\d")  # VLMEvalKit's, unlike EvalAI's: one comma alone
+_THOUSANDS = re.compile(r"\d,\d")  # VLMEvalKit's, unlike EvalAI's: a single comma
 
 
 def mme_word(answer: str) -> str:
-    """MME's own reading: what the first four characters hold."""
+    """MME's own reading: whichever word the first four characters contain."""
     beginning = answer.lower()[:4]
     return next((word for word in ("yes", "no") if word in beginning), "")
 
 
 def only_word(answer: str) -> str:
-    """HallusionBench as VLMEvalKit reads it: whichever of the two words the answer has, if not both."""
+    """HallusionBench as VLMEvalKit reads it: whichever of the two words the answer has, unless it has both."""
     words = without_punctuation(answer.lower(), _THOUSANDS).split()
     found = [word for word in ("yes", "no") if word in words]
     return found[0] if len(found) == 1 else ""
 
 
 def pope_word(answer: str) -> str:
-    """POPE's own reading: no, if the first sentence has a "no", "No" or "not", else yes."""
+    """POPE's own reading: "no" if the first sentence contains "no", "No" or "not", otherwise "yes"."""
     words = answer.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
@@ -46,20 +46,20 @@ def _truth(example: Answered) -> str:
 
 
 def image_of(example: Answered) -> tuple[str, str]:
-    """MME's category and image, of which there are two questions."""
+    """MME's category and image, for which there are two questions."""
     return example.category, example.unit
 
 
 def set_of(example: Answered) -> str:
-    """HallusionBench's set of figures, whose questions are asked of each of them. Field: "set_id"."""
+    """HallusionBench's set of figures, each of which is asked all of the set's questions. Field: "set_id"."""
     return f"{example.category}_{example.field('set_id')}"
 
 
 def mme(examples: Sequence[Answered]) -> dict[str, Measure]:
-    """Points, of each category accuracy + acc+ (both questions of an image right), 0 to 200.
+    """Points: for each category accuracy + acc+ (both questions of an image right), 0 to 200.
 
-    "perception" (10 categories, 2000 at most), "cognition" (4, 800) and "total"; those of a group that has no example
-    are left out. A category that is none of MME's counts in the total only. ``group`` is the image.
+    "perception" (10 categories, at most 2000), "cognition" (4, at most 800) and "total"; a group without examples is
+    left out. A category that is not one of MME's counts only towards the total. ``group`` is the image.
     Raises DataError for an image without two questions.
     """
     images: dict[tuple[str, str], list[bool]] = {}
@@ -70,14 +70,14 @@ def mme(examples: Sequence[Answered]) -> dict[str, Measure]:
         if len(hits) != 2:
             raise DataError(
                 f"MME {category}, image {image}: {len(hits)} questions, and acc+ needs two of each image: "
-                "is the file whole? Rows of one image have the same image, or image_path"
+                "is the file complete? Rows of one image have the same image, or image_path"
             )
 
     def points(names: Sequence[str]) -> Measure:
         chosen = {key: hits for key, hits in images.items() if key[0] in names}
         rows = []
         for (category, image), hits in chosen.items():
-            for hit in hits:  # sums of each category: [right questions, questions, images with both right, images]
+            for hit in hits:  # sums per category: [right questions, questions, images with both right, images]
                 row = np.zeros((len(names), 4))
                 row[names.index(category)] = hit, 1, all(hits) / 2, 1 / 2
                 rows.append((f"{category}/{image}", row.ravel()))
@@ -99,7 +99,7 @@ def _mme_points(sums: np.ndarray) -> np.ndarray:
 def hallusion(examples: Sequence[Answered]) -> dict[str, Measure]:
     """aAcc (questions), fAcc (figures all of whose questions are right), qAcc (questions right for all figures).
 
-    Fields: "set_id", "figure_id", "question_id"; ``category`` is the subcategory. Sets of figures are the units.
+    Fields: "set_id", "figure_id", "question_id"; ``category`` is the subcategory. The units are sets of figures.
     """
     right = {example.id: only_word(example.answer) == _truth(example) for example in examples}
     unit = {example.id: set_of(example) for example in examples}
@@ -116,12 +116,12 @@ def hallusion(examples: Sequence[Answered]) -> dict[str, Measure]:
 
 
 def pope(examples: Sequence[Answered]) -> dict[str, Measure]:
-    """ "f1" of the answer yes (averaged over the categories, as LLaVA and InternVL do), "accuracy", "yes" (share)."""
+    """ "f1" of the answer yes (averaged over the categories, as in LLaVA and InternVL), "accuracy", "yes" (share)."""
     categories = sorted({example.category for example in examples})
     rows, hits, said_yes = [], [], []
     for example in examples:
         said, truth = pope_word(example.answer), _truth(example)
-        row = np.zeros((len(categories), 3))  # true positives, said yes, are yes
+        row = np.zeros((len(categories), 3))  # true positives, answered yes, truly yes
         row[categories.index(example.category)] = said == truth == "yes", said == "yes", truth == "yes"
         rows.append((example.unit, row.ravel()))
         hits.append((example.unit, (said == truth, 1)))
@@ -135,7 +135,7 @@ def pope(examples: Sequence[Answered]) -> dict[str, Measure]:
 
 
 def _fewest_errors(sums: np.ndarray) -> np.ndarray:
-    """The F1 of a single picture tells a right "no" from a wrong "yes" only where it has both: errors are counted."""
+    """Counts errors: a picture's F1 distinguishes a right "no" from a wrong "yes" only if the picture has both."""
     hits, said, are = (sums[..., i::3].sum(axis=-1) for i in range(3))
     return 2 * hits - said - are
 

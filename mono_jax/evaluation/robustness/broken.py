@@ -1,7 +1,7 @@
-"""Picture files that are damaged, unusual, extreme or no pictures at all, and files made to fill the memory.
+"""Files that are damaged, unusual or extreme pictures, or no pictures at all, and files made to exhaust memory.
 
-A model's tools must answer about each of them, or refuse it by name: never crash, never hang, never take memory for
-pixels that are not wanted.
+A model's tools must answer about each of them or refuse it by name: never crash, never hang, never allocate memory for
+pixels that are not needed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _cut(share: float, kind: str) -> Encode:
 
 
 def _flipped(kind: str) -> Encode:
-    """One byte in a hundred is another one, the first hundred left alone."""
+    """Replaces one byte in a hundred, except the first hundred."""
 
     def encode(picture: Image.Image) -> bytes:
         data = np.frombuffer(_saved(kind)(picture), np.uint8).copy()
@@ -111,7 +111,7 @@ def _zeros(count: int) -> bytes:
 
 
 def _png(width: int, height: int, pixels: bytes, *chunks: bytes) -> bytes:
-    """A PNG of one bit a pixel with the deflated rows ``pixels``."""
+    """A PNG with one bit per pixel and the deflated rows ``pixels``."""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
 
@@ -121,7 +121,7 @@ def _rows(width: int, height: int) -> bytes:
 
 
 def _whole_png(width: int, height: int) -> Encode:
-    """Black; a few hundred bytes for each megabyte of it."""
+    """Black; a few hundred bytes for each megabyte of pixels."""
     return lambda picture: _png(width, height, _rows(width, height))
 
 
@@ -136,7 +136,7 @@ def _png_that_goes_on(picture: Image.Image) -> bytes:
 
 def _jpeg_that_claims(picture: Image.Image) -> bytes:
     data = bytearray(_saved("JPEG")(picture))
-    frame = data.index(b"\xff\xc0") + 5  # behind marker, length and precision
+    frame = data.index(b"\xff\xc0") + 5  # after marker, length and precision
     data[frame : frame + 4] = b"\xff" * 4
     return bytes(data)
 

@@ -1,8 +1,8 @@
-"""Ways in which a question about a picture gets harder, each in levels from none to severe.
+"""Ways in which a question about a picture gets harder, each with levels from none to severe.
 
-A change of the picture leaves the question and its answer as they are, as long as it does not hide what is asked for:
-the curve of right answers over the levels is what counts, not its end. A change of the arrangement leaves the picture
-alone and moves it, or puts other pictures or text beside it.
+A change of the picture keeps the question and its answer valid, as long as it does not hide what the question is
+about: what counts is the curve of right answers over the levels, not its end. A change of the arrangement leaves the
+picture unchanged and moves it, or adds other pictures or text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """``apply(picture, level, rng)``, and what the levels mean; the first leaves the picture as it is."""
+    """``apply(picture, level, rng)``, and the meaning of the levels; the first one leaves the picture unchanged."""
 
     levels: Sequence[Level]
     unit: str
@@ -33,7 +33,7 @@ class Change:
 
 
 def scaled(picture: Image.Image, edge: int) -> Image.Image:
-    """``picture`` with a shorter edge of ``edge`` pixels."""
+    """``picture`` resized to a shorter edge of ``edge`` pixels."""
     factor = edge / min(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     return picture.resize(size, Image.Resampling.BICUBIC)
@@ -63,7 +63,7 @@ def _rotated(picture: Image.Image, level: Level, rng: np.random.Generator) -> Im
 
 
 def _covered(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
-    """Squares of an eighth of the shorter edge, until so many of a hundred parts are covered."""
+    """Squares of an eighth of the shorter edge, until ``level`` percent are covered."""
     side = max(1, min(picture.size) // 8)
     columns, rows = -(-picture.width // side), -(-picture.height // side)
     picture = picture.copy()
@@ -75,7 +75,7 @@ def _covered(picture: Image.Image, level: Level, rng: np.random.Generator) -> Im
 
 
 def _coarse(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
-    """Made smaller, and as large as before again."""
+    """Scaled down, and back up to the original size."""
     size = tuple(max(1, round(edge / level)) for edge in picture.size)
     return picture.resize(size, Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
 
@@ -91,7 +91,7 @@ def _stretched(picture: Image.Image, level: Level, rng: np.random.Generator) -> 
 
 
 def _written_over(picture: Image.Image, level: Level, rng: np.random.Generator) -> Image.Image:
-    """So many lines of dark text, smaller where there are more: from an edge to the other, as on a dense page."""
+    """``level`` lines of dark text, smaller the more there are: from edge to edge, as on a dense page."""
     if not level:
         return picture
     picture, pitch = picture.copy(), picture.height / level
@@ -118,9 +118,9 @@ CHANGES: Mapping[str, Change] = {
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """``apply(question, pictures, others, level)`` gives the question with ``<image>``s, and the pictures in order.
+    """``apply(question, pictures, others, level)`` returns the question with ``<image>``s, and the pictures in order.
 
-    others_edge: the shorter edge that other questions' pictures are reduced to, in pixels; None = as they are.
+    others_edge: the shorter edge, in pixels, that other questions' pictures are reduced to; None = unchanged.
     """
 
     levels: Sequence[Level]
@@ -145,15 +145,15 @@ def _other_pictures(question: str, own: Sequence[Any], others: Sequence[Any], le
 
 
 def _many_tiny(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
-    """So many pictures in all: the question's own comes last, as it is, the others are tiny."""
+    """``level`` pictures in total: the question's own comes last and unchanged, the others are tiny."""
     return _other_pictures(question, own, others, level - 1)
 
 
 def _interleaved(question: str, own: Sequence[Any], others: Sequence[Any], level: Level) -> tuple[str, list[Any]]:
-    """The same pictures and the same text in another order: so many % of the text stands between pictures.
+    """The same pictures and the same text in another order: ``level`` percent of the text is between pictures.
 
-    The pictures are ``_PIECES`` of other questions and the question's own, which comes last; the text is ``_PIECES``
-    pieces of ``_PIECE_WORDS`` words. What is not between two pictures stands before all of them.
+    The pictures are ``_PIECES`` of other questions, followed by the question's own; the text is ``_PIECES`` pieces of
+    ``_PIECE_WORDS`` words. Text that is not between two pictures precedes all of them.
     """
     before = _first(others, _PIECES)
     gaps = [int((gap + 1) * level / 100) - int(gap * level / 100) for gap in range(len(before))]  # spread evenly

@@ -1,6 +1,6 @@
-"""Questions whose image placeholders, or other special tokens, stand where no training sample has them.
+"""Questions with image placeholders, or other special tokens, in places where no training sample has them.
 
-Each must be answered, or refused by name; a prompt whose pictures and placeholders do not agree must never be answered.
+Each must be answered, or refused by name; a prompt whose pictures and placeholders do not match must never be answered.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COUNT, _TYPED, _TURNS = "image_count_mismatch", "image_token_in_text", "bad_con
 
 @dataclasses.dataclass(frozen=True)
 class Odd:
-    """A conversation of (speaker, text) with that many pictures.
+    """A conversation of (speaker, text) with ``pictures`` pictures.
 
     expected: ``ANSWERED``, or the reason of the ``BadSample`` that refuses it.
     """
@@ -33,7 +33,7 @@ def _asked(text: str, pictures: int = 1, expected: str = ANSWERED) -> Odd:
 
 
 def _after(speaker: str, text: str, pictures: int = 1, expected: str = ANSWERED) -> Odd:
-    """A question that comes after a system message, or after a question and its answer, one of which is ``text``."""
+    """A question after a system message, or after a question and its answer, one of which is ``text``."""
     earlier = {"system": (("system", text),), "human": (("human", text), ("gpt", "a circle"))}
     return Odd((*earlier.get(speaker, (("human", "hello"), (speaker, text))), ("human", _ASKED)), pictures, expected)
 

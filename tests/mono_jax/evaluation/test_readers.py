@@ -221,11 +221,11 @@ GOOD = {"index": 1, "image": encoded(), "question": "q", "A": "x", "B": "y", "an
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question": ""}, r"AI2D_TEST\.tsv:2: no question: one of question, query, .* is needed, there is A, B"),
+        ({"question": ""}, r"AI2D_TEST\.tsv:2: no question: one of question, query, .* is needed, found A, B"),
         ({"A": "", "B": ""}, r"AI2D_TEST\.tsv:2: no options: columns A, B, \.\.\. or a list in options"),
         ({"answer": "Q"}, r"AI2D_TEST\.tsv:2: the answer is 'Q': it must be one of A, B, or an option"),
         ({"answer": ""}, r"AI2D_TEST\.tsv: example 1 has no right answer, and multiple_choice needs one"),
-        ({"image": "9"}, r"AI2D_TEST\.tsv:2: image names row '9', which has not come before"),
+        ({"image": "9"}, r"AI2D_TEST\.tsv:2: image names row '9', which is not above it"),
         ({"image": "%" * 80}, r"AI2D_TEST\.tsv:2: image is not base64"),
     ],
 )
@@ -240,15 +240,15 @@ def test_bad_files_are_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"has none of AI2D_TEST\.tsv, .* give the file as TASK=FILE"):
         benchmark.read(tmp_path)
     tsv(tmp_path / "AI2D_TEST.tsv", [GOOD, GOOD])
-    with pytest.raises(DataError, match="id '1' stands there twice"):
+    with pytest.raises(DataError, match="id '1' occurs twice"):
         benchmark.read(tmp_path)
     tables = {
-        "x.tsv": ("a\tb\n1\n", "x.tsv:2: 1 cells, the header has 2"),
+        "x.tsv": ("a\tb\n1\n", "x.tsv:2: 1 cells, but a header of 2"),
         "x.jsonl": ('{"id": 1}\n{"id"', "x.jsonl:2: not JSON"),
         "x.json": ("3", "x.json: neither a list nor an object"),
         "y.jsonl": ("[1]\n", "y.jsonl:1: list instead of an object"),
-        "x.parquet": ("PAR1", "x.parquet: not a whole parquet file"),
-        "x.csv": ("", "x.csv: not one of the kinds that are read"),
+        "x.parquet": ("PAR1", "x.parquet: not a complete Parquet file"),
+        "x.csv": ("", "x.csv: unknown kind of file"),
     }
     for name, (content, message) in tables.items():
         (tmp_path / name).write_text(content)

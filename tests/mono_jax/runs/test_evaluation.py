@@ -360,6 +360,6 @@ def test_a_process_that_cannot_read_takes_part_to_the_end(
         assert used[index] == ["batch"] * 2 + ["empty" if index == failing else "batch"] * (count - 2)
         if failing is None:
             assert result["text"].mean == count
-            assert said == ["held-out text: 1 samples are left out: line 3: no_caption"] * 2
+            assert said == ["held-out text: 1 samples are skipped: line 3: no_caption"] * 2
         else:
             assert isinstance(result, StorageError if index == failing else PeerError) and "away" in str(result)

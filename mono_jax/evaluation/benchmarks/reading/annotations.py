@@ -1,4 +1,4 @@
-"""Right answers and captions that stand in a file of their own."""
+"""Right answers and captions that are stored in a separate file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mono_jax.evaluation.benchmarks.reading.rows import Row
 
 
 def with_answers(examples: Iterable[Example], file: Path) -> Iterator[Example]:
-    """The right answers of a file of annotations: VQA's {"annotations": [...]}, DocVQA's {"data": [...]}.
+    """Adds the right answers of an annotation file: VQA's {"annotations": [...]}, DocVQA's {"data": [...]}.
 
-    Raises DataError that names what is missing.
+    Raises DataError that names missing annotations.
     """
     truths: dict[str, tuple[str, ...]] = {}
     for row in _annotations(file):
@@ -29,9 +29,9 @@ def with_answers(examples: Iterable[Example], file: Path) -> Iterator[Example]:
 
 
 def captions_of(file: Path) -> Iterator[Row]:
-    """Pictures with their captions, of COCO's {"images": [...], "annotations": [{"image_id", "caption"}]}.
+    """Pictures with their captions, from COCO's {"images": [...], "annotations": [{"image_id", "caption"}]}.
 
-    Of a test set there are no annotations.
+    Test sets have no annotations.
     """
     value = _loaded(file)
     captions: dict[str, list[str]] = {}
@@ -45,7 +45,7 @@ def captions_of(file: Path) -> Iterator[Row]:
 
 
 def is_coco(file: Path) -> bool:
-    """Whether a JSON file keeps captions apart from pictures, or has pictures only."""
+    """Whether a JSON file keeps captions separate from pictures, or contains only pictures."""
     if file.suffix != ".json" or not isinstance(value := _loaded(file), dict):
         return False
     images = value.get("images")

@@ -1,4 +1,4 @@
-"""What the cells of a row mean: ids, questions, right answers, options and pictures, by the names that are in use."""
+"""What the cells of a row mean: ids, questions, right answers, options and pictures, under the names in common use."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ANSWERS = ("answers", "answer", "label", "gt_answer", "multiple_choice_answer")
 OPTIONS = ("options", "choices")
 CATEGORY = ("l2-category", "category", "subcategory", "task", "question_type_id", "subfield")
 _IMAGES = ("image", "images", "image_path", *(f"image_{number}" for number in range(1, 8)))
-_SHORT = 64  # characters; a cell that is no longer names a row whose picture is the same
-_FOLDERS = ("", "images", "image")  # where pictures may lie, below the folders that are searched
+_SHORT = 64  # characters; a cell of at most this length is the index of a row with the same picture
+_FOLDERS = ("", "images", "image")  # where pictures may be, below the folders that are searched
 
 
 def cell(row: Row, names: Sequence[str]) -> Any:
@@ -34,7 +34,7 @@ def needed(row: Row, names: Sequence[str], what: str) -> Any:
     """Raises DataError that names the row and the columns."""
     if (value := cell(row, names)) is None:
         there = ", ".join(sorted(map(str, row.values))) or "nothing"
-        raise DataError(f"{row.place}: no {what}: one of {', '.join(names)} is needed, there is {there}")
+        raise DataError(f"{row.place}: no {what}: one of {', '.join(names)} is needed, found {there}")
     return value
 
 
@@ -46,7 +46,7 @@ def question(row: Row) -> str:
 
 
 def answers(row: Row) -> tuple[str, ...]:
-    """All right answers: text, a list of them or of {"answer": ...}, or a list written as text; () if there is none."""
+    """All right answers, from text, a list of texts or of {"answer": ...}, or a list as text; () if there are none."""
     value = cell(row, ANSWERS)
     if isinstance(value, str) and value.startswith("["):
         value = _literal(value)
@@ -72,7 +72,7 @@ def options(row: Row) -> dict[str, str]:
 
 
 def letter(row: Row, of: Mapping[str, str]) -> tuple[str, ...]:
-    """The right option's letter, from a letter, a number from 0, or the text of an option; () if none is given."""
+    """The letter of the right option, from a letter, an index from 0, or an option's text; () if none is given."""
     value = cell(row, ANSWERS)
     if value is None:
         return ()
@@ -81,7 +81,7 @@ def letter(row: Row, of: Mapping[str, str]) -> tuple[str, ...]:
     if text in of:
         return (text,)
     named = [key for key, option in of.items() if option.strip() == text]
-    if isinstance(value, str) and named:  # a number that is stored as one counts options, even among numbers
+    if isinstance(value, str) and named:  # a value stored as a number is an index, even if the options are numbers
         return (named[0],)
     if text.isdecimal() and int(text) < len(of):
         return (letters[int(text)],)
@@ -89,7 +89,7 @@ def letter(row: Row, of: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _literal(text: str) -> Any:
-    """A Python or JSON list written as text; the text itself if it is none."""
+    """A Python or JSON list written as text; otherwise the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -97,14 +97,14 @@ def _literal(text: str) -> Any:
 
 
 class Pictures:
-    """The pictures of rows: files below some folders, base64, or bytes; a row may name another row's picture."""
+    """The pictures of rows: files below some folders, base64, or bytes; a row may refer to another row's picture."""
 
     def __init__(self, folders: Sequence[Path]):
         self._folders, self._spool = folders, Spool()
         self._of_index: dict[str, tuple[Picture, ...]] = {}
 
     def of(self, row: Row) -> tuple[Picture, ...]:
-        """Raises DataError that names the row, and where a file was looked for."""
+        """Raises DataError that names the row, and where a file was searched for."""
         index = str(row.values.get("index", ""))
         value = row.values.get("image")
         is_table = row.file.suffix.lower() == ".tsv"
@@ -112,7 +112,7 @@ class Pictures:
             value = value.strip()
             if len(value) <= _SHORT:
                 if value not in self._of_index:
-                    raise DataError(f"{row.place}: image names row {value!r}, which has not come before: is it whole?")
+                    raise DataError(f"{row.place}: image names row {value!r}, which is not above it: is it complete?")
                 found = self._of_index[value]
             else:
                 found = self._encoded(row, value)
@@ -132,7 +132,7 @@ class Pictures:
         )
 
     def _kept(self, name: str, data: bytes, path: str = "") -> Picture:
-        """``path``: where a benchmark says that two of its pictures are not the same, though they look so."""
+        """``path``: where a benchmark says that two of its pictures differ although they look the same."""
         mark = f"{hash64(data):x}"
         return Picture(name, mark, f"{path}#{mark}", spool=self._spool, place=self._spool.add(data))
 

@@ -1,4 +1,4 @@
-"""An example of a benchmark: what is asked about which pictures, and what is right."""
+"""An example of a benchmark: a question about pictures, and its right answers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mono_jax.evaluation.metrics.metric import Answered
 
 
 class Spool:
-    """Encoded pictures that came inside a table, on disk instead of in memory; gone when the process ends."""
+    """Encoded pictures from inside a table, kept on disk instead of in memory until the process ends."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (open as long as the pictures are)
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (open as long as the pictures exist)
         self._size = 0
 
     def add(self, data: bytes) -> tuple[int, int]:
@@ -37,8 +37,8 @@ class Picture:
 
     Attributes:
       name: for messages.
-      mark: changes with the content, as far as that is cheap to see.
-      same: pictures that share it are the same one, whatever rows they came with.
+      mark: changes with the content, as far as that is cheap to detect.
+      same: pictures with the same value are identical, whatever rows they came with.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Example:
 
     Attributes:
       id: unique within the task.
-      turns: (speaker, text) up to the question; ``<image>`` says where a picture stands, else they come first.
-      pictures: in the order of the text.
+      turns: (speaker, text) up to the question; ``<image>`` marks where a picture goes, otherwise pictures come first.
+      pictures: in the order in which the text refers to them.
       truths, category, group, options, fields: as in ``Answered``.
     """
 
@@ -85,12 +85,12 @@ class Example:
 
     @property
     def truth(self) -> str:
-        """The first right answer, in the words of one. Raises DataError if there is none."""
+        """The first right answer, in the wording of one annotator. Raises DataError if there is none."""
         return self.answered("").truth
 
     @property
     def digest(self) -> str:
-        """Of what is asked; of pictures the names and marks."""
+        """Digest of the question; pictures enter by name and mark."""
         words = (part for turn in self.turns for part in turn)
         return digest(*words, *(part for picture in self.pictures for part in (picture.name, picture.mark)))
 

@@ -27,7 +27,7 @@ Form = Callable[[Row, tuple[Picture, ...]], Example]
 
 
 def _made(row: Row, pictures: tuple[Picture, ...], asked: str, **rest: Any) -> Example:
-    """What all forms have in common. Questions about one picture are one group."""
+    """The part that all forms have in common. Questions about the same picture form one group."""
     found = columns.cell(row, columns.ID)
     return Example(
         id=str(row.number if found is None else found),
@@ -41,7 +41,7 @@ def _made(row: Row, pictures: tuple[Picture, ...], asked: str, **rest: Any) -> E
 
 
 def short(suffix: str = f" {SHORT}") -> Form:
-    """An open question, and how it is to be answered. A suffix that the question ends with is not repeated."""
+    """An open question and how to answer it. A suffix that the question already ends with is not repeated."""
 
     def form(row: Row, pictures: tuple[Picture, ...]) -> Example:
         asked = columns.question(row).strip()
@@ -52,10 +52,10 @@ def short(suffix: str = f" {SHORT}") -> Form:
 
 
 def choice(suffix: str | None = None, open_suffix: str | None = None) -> Form:
-    """A question with options by letter, below a hint if there is one; InternVL's layout.
+    """A question with lettered options, preceded by a hint if there is one; InternVL's layout.
 
-    ``suffix``: None = as the language of the question has it. ``open_suffix``: for questions without options (MMMU);
-    None = they are an error.
+    ``suffix``: None = chosen by the language of the question. ``open_suffix``: for questions without options (MMMU);
+    None = such questions are an error.
     """
 
     def form(row: Row, pictures: tuple[Picture, ...]) -> Example:
@@ -85,7 +85,7 @@ def circular(row: Row, pictures: tuple[Picture, ...]) -> Example:
 
 
 def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
-    """HallusionBench, whose index ends in set, figure and question: VD_chart_0_1_2_0."""
+    """HallusionBench, whose index ends with set, figure and question: VD_chart_0_1_2_0."""
     example = short(f" Please answer yes or no. {SHORT}")(row, pictures)
     names = ("set_id", "figure_id", "question_id")
     found = {name: row.values[name] for name in names if name in row.values}
@@ -99,7 +99,7 @@ def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
 
 
 def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
-    """MathVista, asked by its own "query" where there is one."""
+    """MathVista, asked with its own "query" where there is one."""
     asked = str(columns.needed(row, ("query", "question"), "question"))
     fields = {name: row.values.get(name) for name in ("question_type", "answer_type", "precision")}
     for name in ("question_type", "answer_type"):
@@ -110,7 +110,7 @@ def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
 
 
 def caption(row: Row, pictures: tuple[Picture, ...]) -> Example:
-    """One picture, any number of references; a LLaVA record is asked as it stands."""
+    """One picture, any number of references; a LLaVA record is asked unchanged."""
     if "conversations" in row.values:
         return conversation(row, pictures)
     found = columns.cell(row, _NAMES)
@@ -129,12 +129,12 @@ def box(row: Row, pictures: tuple[Picture, ...]) -> Example:
     except (TypeError, ValueError, ArithmeticError):
         raise DataError(f"{row.place}: bbox, width and height are {fields}: they must be numbers, in pixels") from None
     made = _made(row, pictures, BOX.format(sentence), truths=(right,), fields=fields)
-    # Ids of pictures or boxes repeat: a box has several sentences.
+    # Ids of pictures or boxes repeat because a box has several sentences.
     return dataclasses.replace(made, id=str(row.number))
 
 
 def conversation(row: Row, pictures: tuple[Picture, ...]) -> Example:
-    """A LLaVA record: turns up to the last answer, which is right. "kind" is its category."""
+    """A LLaVA record: the turns up to the last answer, which is the right one. "kind" is its category."""
     try:
         record = from_record(row.values, Reading(images=len(pictures)))
     except BadSample as error:

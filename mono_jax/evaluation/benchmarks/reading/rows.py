@@ -1,9 +1,9 @@
-"""Rows of the files that benchmarks come in: VLMEvalKit's TSV, JSONL, JSON and parquet.
+"""Rows of benchmark files: VLMEvalKit's TSV, JSONL, JSON and Parquet.
 
-TSV      a header; an empty cell is no value
-JSONL    one object a line
+TSV      with a header; an empty cell means no value
+JSONL    one object per line
 JSON     a list of objects, {"data" | "questions" | "images": [...]}, or {ID: object}
-parquet  as Hugging Face keeps it
+parquet  as stored by Hugging Face
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 
 from data_pipelines.errors import DataError
 
-_LISTS = ("data", "questions", "images")  # of a JSON object, the first that is there
+_LISTS = ("data", "questions", "images")  # keys of a JSON object; the first that exists is used
 ID_OF_KEY = "__key__"  # the value that holds an object's key
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """``place``: FILE:LINE, for messages. ``values``: without those that are empty."""
+    """``place``: FILE:LINE, for messages. ``values``: without empty ones."""
 
     file: Path
     number: int
@@ -42,7 +42,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     """Raises DataError that names the file and the line."""
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
-        raise DataError(f"{file}: not one of the kinds that are read: {', '.join(_READERS)}")
+        raise DataError(f"{file}: unknown kind of file, use one of {', '.join(_READERS)}")
     try:
         for number, values in reader(file):
             yield Row(file, number, {key: value for key, value in values.items() if not _is_empty(value)})
@@ -67,7 +67,7 @@ def _tsv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             for cells in reader:
                 if len(cells) != len(header):
                     raise DataError(
-                        f"{file}:{reader.line_num}: {len(cells)} cells, the header has {len(header)}: is it whole?"
+                        f"{file}:{reader.line_num}: {len(cells)} cells, but a header of {len(header)}: is it complete?"
                     )
                 yield reader.line_num, dict(zip(header, cells))
         except csv.Error as error:
@@ -104,7 +104,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 number += 1
                 yield number, values
     except pa.ArrowException as error:
-        raise DataError(f"{file}: not a whole parquet file: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{file}: not a complete Parquet file: {str(error).splitlines()[0]}") from None
 
 
 def _parsed(place: str, data: bytes) -> Any:

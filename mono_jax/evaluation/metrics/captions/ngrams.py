@@ -1,6 +1,6 @@
-"""BLEU, ROUGE-L and CIDEr-D of captions that are cut into tokens already; the numbers of pycocoevalcap.
+"""BLEU, ROUGE-L and CIDEr-D of tokenized captions, with the same results as pycocoevalcap.
 
-Papineni et al. 2002, Lin 2004, Vedantam et al. 2015 (CIDEr-D: clipped counts, penalty for length).
+Papineni et al. 2002, Lin 2004, Vedantam et al. 2015 (CIDEr-D: clipped counts, length penalty).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mono_jax.evaluation.metrics.metric import ratio
 
 N = 4  # longest n-grams
 BETA = 1.2  # of ROUGE-L: weight of recall
-SIGMA = 6.0  # tokens; of CIDEr-D's penalty for another length
+SIGMA = 6.0  # tokens; of CIDEr-D's length penalty
 _SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's, against division by 0
 
 Tokens = Sequence[str]
@@ -27,7 +27,7 @@ def grams_of(tokens: Tokens, n: int) -> Grams:
 
 
 def bleu_counts(given: Tokens, references: Sequence[Tokens]) -> np.ndarray:
-    """float64 [2 * N + 2]: n-grams that are right, n-grams there are, length, length of the nearest reference."""
+    """float64 [2 * N + 2]: number of right n-grams, number of n-grams, length, length of the nearest reference."""
     right, there = [], []
     for n in range(1, N + 1):
         most: Grams = Counter()
@@ -40,7 +40,7 @@ def bleu_counts(given: Tokens, references: Sequence[Tokens]) -> np.ndarray:
 
 
 def bleu(sums: np.ndarray, n: int) -> np.ndarray:
-    """100 * BLEU-n of sums [..., 2 * N + 2] of ``bleu_counts``."""
+    """100 * BLEU-n from sums [..., 2 * N + 2] of ``bleu_counts``."""
     right, there = sums[..., :n], sums[..., N : N + n]
     precision = np.prod((right + _TINY) / (there + _SMALL), axis=-1) ** (1 / n)
     of_length = (sums[..., -2] + _TINY) / (sums[..., -1] + _SMALL)
@@ -48,14 +48,14 @@ def bleu(sums: np.ndarray, n: int) -> np.ndarray:
 
 
 def bleu_alone(sums: np.ndarray, n: int) -> np.ndarray:
-    """``bleu``, but 0 where no n-gram of a length is right: what keeps it above 0 there says nothing of a caption."""
+    """``bleu``, but 0 if no n-gram of some length is right: what then keeps it above 0 says nothing about a caption."""
     return np.where((sums[..., :n] > 0).all(axis=-1), bleu(sums, n), 0)
 
 
 def rouge_l(given: Tokens, references: Sequence[Tokens]) -> float:
-    """F of the longest common subsequence: best precision and best recall over the references."""
+    """F-measure of the longest common subsequence: best precision and best recall over the references."""
     common = [_common_subsequence(given, reference) for reference in references]
-    # An empty caption counts as one token, as splitting it at spaces gives.
+    # An empty caption counts as one token, the result of splitting it at spaces.
     precision = max(common) / max(1, len(given))
     recall = max(length / max(1, len(reference)) for length, reference in zip(common, references))
     return float(ratio(np.float64((1 + BETA**2) * precision * recall), np.float64(recall + BETA**2 * precision)))
@@ -71,7 +71,7 @@ def _common_subsequence(first: Tokens, second: Tokens) -> int:
 
 
 class CiderD:
-    """CIDEr-D of captions against the references of their images; how rare an n-gram is, all references say."""
+    """CIDEr-D of captions against the references of their images; all references determine how rare an n-gram is."""
 
     def __init__(self, references: Sequence[Sequence[Tokens]]):
         """``references``: of all images."""
@@ -88,14 +88,14 @@ class CiderD:
         total = 0.0
         for reference in references:
             theirs = self._vectors(reference)
-            # Lengths are counted in 2-grams, as the published code does.
+            # Lengths are counted in 2-grams, as in the published code.
             apart = max(0, len(given) - 1) - max(0, len(reference) - 1)
             alike = [_clipped_cosine(a, b) for a, b in zip(mine, theirs)]
             total += sum(alike) / N * math.exp(-(apart**2) / (2 * SIGMA**2))
         return 10 * total / len(references)
 
     def _vectors(self, tokens: Tokens) -> list[dict[tuple[str, ...], float]]:
-        """For each n the weights of the n-grams."""
+        """For each n, the weights of the n-grams."""
         return [
             {
                 gram: count * (self._log_images - math.log(max(1, self._images_with[gram])))

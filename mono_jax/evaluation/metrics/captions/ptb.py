@@ -1,22 +1,22 @@
-"""Penn Treebank tokens of captions, without punctuation: what pycocoevalcap gets from Stanford's PTBTokenizer 3.4.1.
+"""Penn Treebank tokens of captions, without punctuation: the output of Stanford's PTBTokenizer 3.4.1 in pycocoevalcap.
 
-The rules are the treebank's as published (clitics apart, hyphens and slashes kept, brackets named) with Stanford's
-treatment of abbreviations, numbers and addresses. Telephone numbers, faces made of marks and marks inside words are
-treated in a simpler way.
+The rules are the treebank's as published (clitics split off, hyphens and slashes kept, brackets named) with Stanford's
+treatment of abbreviations, numbers and addresses. Telephone numbers, emoticons and punctuation inside words are
+treated more simply.
 """
 
 from __future__ import annotations
 
 import re
 
-# Tokens that are dropped. Brackets stay, since PTBTokenizer's lower-case "-lrb-" is not the "-LRB-" of the list.
+# Tokens that are dropped. Brackets are kept, since PTBTokenizer's lower-case "-lrb-" is not the "-LRB-" in the list.
 _DROPPED = {'"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _SIGNS = str.maketrans(
     {"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "--", "—": "--", "…": "...", "½": " 1/2", "¢": " cents "}
     | {"£": "#", "€": "$", "\u00a0": " ", "\u00ad": None}
 )
-_UNTOKENIZED = re.compile(r"[\U00010000-\U0010ffff\u2600-\u27bf\ufe0f\u200d]")  # pictures
+_UNTOKENIZED = re.compile(r"[\U00010000-\U0010ffff\u2600-\u27bf\ufe0f\u200d]")  # emoji
 _ABBREVIATIONS = (
     "jr sr bros ltd corp co inc mr mrs ms dr messrs prof rev hon gen col sgt capt lt lieut gov sen rep pres st mt ft "
     "ave blvd rd dept est ext tel al etc vs jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu "
@@ -67,7 +67,7 @@ def tokenize(caption: str) -> list[str]:
 
 
 def _parts(word: str) -> list[str]:
-    """A word without its clitics, and they."""
+    """A word without its clitics, followed by the clitics."""
     if word in _WHOLE:
         return _WHOLE[word]
     if found := _CLITIC.search(word):

@@ -16,8 +16,8 @@ BLEU_OF = {n: (functools.partial(bleu, n=n), functools.partial(bleu_alone, n=n))
 def captions(examples: Sequence[Answered]) -> dict[str, Measure]:
     """ "CIDEr" (100 times CIDEr-D), "BLEU-1" to "BLEU-4" of the whole corpus, "ROUGE-L".
 
-    ``truths`` are the reference captions of the image. CIDEr weighs n-grams by how few images of this very set have
-    them in their references, so that it cannot be compared between sets. Raises DataError without references.
+    ``truths`` are the reference captions of the image. CIDEr weights n-grams by how few images of this set have them in
+    their references, so it is not comparable between sets. Raises DataError if references are missing.
     """
     if bare := [example.id for example in examples if not example.truths]:
         raise DataError(f"example {bare[0]}: no reference caption")

@@ -82,7 +82,7 @@ TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 
         ({"id": "q7", "image": "none.png"}, {}, r"tasks\.vqa: .*questions\.jsonl:1: none\.png: no such picture"),
         ({"id": "q8", "image": "text.png"}, {}, r"tasks\.vqa: example q8: .*text\.png.*not_an_image"),
         ({"conversations": "x"}, {}, r"questions\.jsonl:1: .*a LLaVA record is needed"),
-        (None, {}, r"tasks\.vqa: .*questions\.jsonl: no example in it"),
+        (None, {}, r"tasks\.vqa: .*questions\.jsonl: contains no examples"),
         ({}, {"path": "none.jsonl"}, r"tasks\.vqa: none\.jsonl: No such file"),
         ({}, {"metric": "exact_mach"}, r"tasks\.vqa\.metric 'exact_mach': did you mean 'exact_match'"),
         ({}, {"benchmark": "textvqa"}, r"tasks\.vqa\.benchmark 'textvqa': did you mean 'textvqa_"),
@@ -99,7 +99,7 @@ TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 
         (
             {"conversations": [TURNS[0], {"from": "gpt", "value": "a."}]},
             {"metric": "gqa"},
-            r"gqa gives 0 even to the",
+            r"gqa scores even right answers as 0",
         ),
     ],
 )
