@@ -128,8 +128,8 @@ class Engine:
         reading = Reading(self.architecture, prompt, sizes.chunks, sizes.block)
         if reading.longest_image() > sizes.chunks[-1]:
             raise TooLong(
-                f"an image has {reading.longest_image()} tokens, more than fit into the largest chunk, which has "
-                f"{sizes.chunks[-1]}, and this model sees images whole: use fewer tiles, or raise prefill_chunk"
+                f"an image has {reading.longest_image()} tokens and cannot be split (bidirectional_images), but chunks "
+                f"have at most {sizes.chunks[-1]}: use fewer tiles, or raise prefill_chunk"
             )
         contents = Contents(self.architecture, prompt, self.config.page) if self.config.reuse_prefixes else None
         arrays = (prompt.input_ids, prompt.patches, prompt.patch_cells)
@@ -244,15 +244,16 @@ def _mesh(tensor: int) -> Mesh | None:
 
 
 def _check_images(model: Architecture, form: PromptFormat, config: EngineConfig) -> None:
-    """Raises ConfigError if a model sees images whole and one may be larger than a chunk of a prompt."""
+    """Raises ConfigError if images cannot be split (bidirectional) and one may be larger than a chunk of a prompt."""
     if model.vision is None or not model.bidirectional_images:
         return
     tiling = tiling_of(model, form)
     tiles = form.max_tiles + (form.thumbnail and form.max_tiles > 1 and not model.vision.native)
     if (tokens := tiles * tiling.geometry.tokens_per_tile) > config.prefill_chunk:
         raise ConfigError(
-            f"engine.prefill_chunk is {config.prefill_chunk}: this model sees images whole, and one may have {tokens} "
-            f"tokens ({tiles} tiles): raise prefill_chunk to {tokens}, or lower --max_tiles"
+            f"engine.prefill_chunk is {config.prefill_chunk}: images of this model cannot be split "
+            f"(bidirectional_images), and one may have {tokens} tokens ({tiles} tiles): raise prefill_chunk to {tokens}, "
+            "or lower --max_tiles"
         )
 
 

@@ -133,8 +133,8 @@ class Contents:
 def _identities(config: Architecture, prompt: Prompt) -> np.ndarray:
     """uint64 [n, 3]: (id, 0, 0) for a text token; (position in its run, digest) for a visual one.
 
-    The digest covers all pixels of a run of visual tokens: encoders mix the pixels of a tile and, for images that are
-    seen whole, those of all its tiles.
+    The digest covers all pixels of a run of visual tokens: encoders mix the pixels of a tile, and bidirectional
+    attention mixes all tiles of an image.
     """
     ids = np.asarray(prompt.input_ids)
     identities = np.zeros((len(ids), 3), np.uint64)

@@ -83,7 +83,7 @@ class StreamOptions(Body):
 class SamplingBody(Body):
     """How tokens are sampled; None = the default of the model's folder."""
 
-    model: str | None = Field(None, description="as /v1/models names it")
+    model: str | None = Field(None, description="as listed by /v1/models")
     temperature: float | None = Field(None, ge=0, le=10)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 or -1 = all")
@@ -121,7 +121,7 @@ class TextPart(Body):
 class ImageUrl(Body):
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = Field(
-        None, description="no effect: tiles are the model's"
+        None, description="no effect: the model determines the tiling"
     )
 
 
@@ -150,13 +150,13 @@ class Message(Body):
 class ChatRequest(SamplingBody):
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="comes before max_tokens")
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="takes precedence over max_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
     def longest(self) -> int | None:
-        """Most tokens of an answer; None = nothing was said."""
+        """Maximum tokens of an answer; None = not specified."""
         return self.max_completion_tokens or self.max_tokens
 
     @field_validator("messages", mode="before")
@@ -166,7 +166,7 @@ class ChatRequest(SamplingBody):
             [each.get("content") for each in messages if isinstance(each, dict)] if isinstance(messages, list) else []
         )
         if sum(len(content) for content in contents if isinstance(content, list)) > MAX_PARTS:
-            raise _fault("too_long", f"all of them have at most {MAX_PARTS} parts", "messages")
+            raise _fault("too_long", f"at most {MAX_PARTS} parts in total are allowed", "messages")
         return messages
 
     @model_validator(mode="after")
@@ -187,7 +187,7 @@ SeveralPrompts = (
 class CompletionRequest(SamplingBody):
     prompt: str | TokenIds | SeveralPrompts
     max_tokens: int | None = Field(
-        None, ge=0, le=MAX_TOKENS, description="16 if nothing is said; 0 with echo: nothing is generated"
+        None, ge=0, le=MAX_TOKENS, description="default 16; 0 with echo: nothing is generated"
     )
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -200,7 +200,7 @@ class CompletionRequest(SamplingBody):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt on its own."""
+        """The prompts as a list."""
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return list(self.prompt) if several else [self.prompt]
 
