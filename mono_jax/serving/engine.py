@@ -252,8 +252,8 @@ def _check_images(model: Architecture, form: PromptFormat, config: EngineConfig)
     if (tokens := tiles * tiling.geometry.tokens_per_tile) > config.prefill_chunk:
         raise ConfigError(
             f"engine.prefill_chunk is {config.prefill_chunk}: images of this model cannot be split "
-            f"(bidirectional_images), and one may have {tokens} tokens ({tiles} tiles): raise prefill_chunk to {tokens}, "
-            "or lower --max_tiles"
+            f"(bidirectional_images), and one may have {tokens} tokens ({tiles} tiles): raise prefill_chunk to "
+            f"{tokens}, or lower --max_tiles"
         )
 
 
