@@ -3,8 +3,8 @@
     client -> API: text and images to a ``Request``     engine.submit(request, on_event) -> Ticket
     client <- API: ``Event``s to JSON                   on_event(Event), from the engine's thread
 
-Whatever requests run beside it, an engine answers a request as ``Generator`` would answer it by itself. The API works
-with any ``ServingEngine``, so its tests need no model.
+An engine gives each request the answer that ``Generator`` would give it, whatever other requests run at the same time.
+The API works with any ``ServingEngine``, so its tests need no model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turns of prefilling prompts and choosing tokens, with the device always one turn ahead of the host.
 
     each turn: dispatch  chunks of prompts (up to ``prefill_chunk`` slots), then a step of all answers
-                          collect   the results of the previous turn, while the device computes this one
+               collect   the results of the previous turn, while the device computes this one
 
 The device's memory is passed from call to call, and finished rows are marked as such on the device, so a turn can be
 dispatched before the results of the previous one are known.

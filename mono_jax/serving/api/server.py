@@ -66,7 +66,7 @@ class _Protocol(H11Protocol):
         super().connection_lost(error)
 
     def _expect(self) -> None:
-        """Starts a timer, in which the client must read half of the waiting bytes, or all of them if they are few."""
+        """Starts the read timer: before it fires, the client must read half of the waiting bytes, or all if few."""
         self._unread = self.transport.get_write_buffer_size()
         self._unread_timer = self.loop.call_later(self._send_s, self._judge)
 
@@ -82,7 +82,7 @@ class _Protocol(H11Protocol):
             self._unread_timer = None
 
     def _wait(self) -> None:
-        """Starts a timer, in which a request's headers must be complete, at their first byte or at the connection."""
+        """Starts the header timer at the first byte or connection: before it fires, the headers must be complete."""
         if self.conn.their_state is not h11.IDLE:
             self._stop()
         elif self._timer is None:

@@ -45,7 +45,7 @@ class _Completion:
         self._echoes: list[str] = []
         self._scored = len(asked.prompts) if asked.echo and asked.logprobs is not None else 0
         self._scores: dict[int, Sequence[TokenLogprobs | None]] = {}
-        self._ahead: list[Piece] = []  # of answers, that arrived while waiting for scores
+        self._ahead: list[Piece] = []  # pieces of answers that arrived while waiting for scores
         self._count = len(asked.prompts) * self._n
         service.check_choices(self._count, self._scored)
         first = samplings.of_completion(service.engine.sampling, asked)
