@@ -1,4 +1,4 @@
-"""One conversation about images: prompts, templates and tiling as the model was trained, answers as text."""
+"""One conversation about images: prompts, templates and tiling as in the model's training, answers as text."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from mono_jax.storage.places import Place
 from mono_jax.weights.model_folder import find_model, load_model, local_files, model_config, read_origin
 from mono_jax.weights.prompt_format import PromptFormat
 
-PROMPT_FLAGS = ("template", "system_message", "max_tiles")  # of commands; None = as the model's folder says
+PROMPT_FLAGS = ("template", "system_message", "max_tiles")  # of commands; None = the default of the model's folder
 
 
 @dataclasses.dataclass
 class Answer:
-    """A turn's answer with its figures. Seconds are wall time and include compiling whatever is new."""
+    """The answer of one turn with its statistics. Seconds are wall time and include any compilation."""
 
     prompt: str
     images: list[str]
@@ -78,9 +78,9 @@ class Chat:
         self._sampling = dataclasses.replace(sampling, stop_tokens=tuple(sorted(stops)))
 
     def ask(self, text: str, images: Sequence[str] = (), on_text: Callable[[str], None] | None = None) -> Answer:
-        """The answer to ``text`` about the files ``images``; ``on_text`` gets it piece by piece.
+        """The answer to ``text`` about the files ``images``; ``on_text`` receives it piece by piece.
 
-        ``<image>`` in the text says where each image stands; without one they come first.
+        ``<image>`` in the text marks where each image goes; without markers the images come first.
 
         Raises:
           DataError, BadSample: an image (named) or the prompt cannot be used.
@@ -123,7 +123,7 @@ class Chat:
         return with_pixels(self._ids(text, [len(patches) for patches, _ in read]), read)
 
     def _ids(self, text: str, counts: list[int]) -> np.ndarray:
-        """A first turn as in training; a later one closes the answer before it and asks again."""
+        """The first turn is as in training; a later one closes the previous answer and asks again."""
         first = not self._session.lengths[0]
         if self._plain:
             begin = [] if self._tokenizer.bos is None or not first else [self._tokenizer.bos]
@@ -134,20 +134,20 @@ class Chat:
 
 
 def tiling_of(config: Architecture, form: PromptFormat) -> Tiling:
-    """How images are cut for a model."""
+    """How images are cut into tiles for a model."""
     if config.vision is None:
         return Tiling()
     return Tiling(config.geometry, form.min_tiles, form.max_tiles, form.thumbnail)
 
 
 def end_tokens(tokenizer: Tokenizer, encoder: ChatEncoder | None = None) -> set[int]:
-    """Those of the tokenizer, and of a chat's template, that end an answer."""
+    """The tokens that end an answer, according to the tokenizer and the chat template."""
     ends = {tokenizer.eos, None if encoder is None else encoder.end} - {None}
     return ends | {tokenizer.added[name] for name in END_TOKENS if name in tokenizer.added}
 
 
 def _read_image(file: str, tiling: Tiling, limits: ImageLimits) -> tuple[np.ndarray, np.ndarray]:
-    """As ``image_tokens``; errors name the file."""
+    """Like ``image_tokens``, but errors name the file."""
     try:
         return image_tokens(Path(file).read_bytes(), tiling, limits)
     except OSError as error:
@@ -158,7 +158,7 @@ def _read_image(file: str, tiling: Tiling, limits: ImageLimits) -> tuple[np.ndar
 
 @dataclasses.dataclass
 class Opened:
-    """A model with what it is asked by. ``folder``, ``files``: as ``find_model`` and ``local_files`` give them."""
+    """A model with its tokenizer and prompt format. ``folder``, ``files``: from ``find_model`` and ``local_files``."""
 
     generator: Generator
     tokenizer: Tokenizer
@@ -168,7 +168,7 @@ class Opened:
 
 
 def model_flags(args: Any) -> dict[str, Any]:
-    """What ``open_model`` takes of a command's flags."""
+    """The arguments of ``open_model`` from a command's flags."""
     return {name: getattr(args, name) for name in ("tokenizer", "dtype", "max_length", *PROMPT_FLAGS)}
 
 
@@ -184,11 +184,11 @@ def open_model(
 ) -> Opened:
     """The model in the folder ``model`` on ``mesh``.
 
-    tokenizer, form: as the folder says where they are None or left out; the names of ``form`` are ``PROMPT_FLAGS``.
+    tokenizer, form: the folder's own where None or left out; the names of ``form`` are ``PROMPT_FLAGS``.
     dtype, max_length: see ``Generator``. grouped: see ``preferred_layout``.
     """
     folder = find_model(model)
-    model_config(folder)  # tells of a wrong folder before anything else is looked for
+    model_config(folder)  # reports a wrong folder before anything else is searched for
     files = local_files(folder)
     opened = _open_tokenizer(tokenizer or files)
     config, params = load_model(folder, shardings=mesh, image_token_id=opened.added.get(IMAGE_CONTEXT))
@@ -200,7 +200,7 @@ def open_model(
 def open_chat(args: Any) -> Chat:
     """The conversation that the flags describe.
 
-    The devices of several processes, which all make the same calls, share the model.
+    The devices of several processes share the model; all processes make the same calls.
     """
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.process_count() > 1 else None
     opened = open_model(args.model, mesh, **model_flags(args))
@@ -209,7 +209,7 @@ def open_chat(args: Any) -> Chat:
 
 
 def prompt_format(folder: Place, **given: Any) -> PromptFormat:
-    """How the model in ``folder`` was trained to be asked, but for what is given (None: not given)."""
+    """The prompt format of the model in ``folder``, except for the given values (None: not given)."""
     given = {name: value for name, value in given.items() if value is not None}
     form = read_origin(folder).prompt or PromptFormat()
     if "max_tiles" in given:
@@ -229,13 +229,13 @@ def _open_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def show(text: str) -> None:
-    """Prints a piece of an answer; of several processes the first one does."""
+    """Prints a piece of an answer; with several processes, only the first one prints."""
     if jax.process_index() == 0:
         print(text, end="", flush=True)
 
 
 def converse(chat: Chat, images: Sequence[str]) -> list[Answer]:
-    """Questions from standard input until its end; mistakes are reported, and the conversation continues."""
+    """Answers questions from standard input until its end; errors are reported, and the conversation continues."""
     answers, images = [], list(images)
     first = jax.process_index() == 0
     while True:
@@ -258,7 +258,7 @@ def converse(chat: Chat, images: Sequence[str]) -> list[Answer]:
 
 
 def talk(args: Any) -> dict[str, Any]:
-    """The conversation of ``experiments/generate.py``, printed as it comes; returns what ``--json`` prints."""
+    """Runs the conversation of ``experiments/generate.py`` and prints it live; returns what ``--json`` prints."""
     chat = open_chat(args)
     answers, images = [], args.image
     if args.prompt is not None:

@@ -3,13 +3,13 @@
     Prompt = token ids with image placeholders + pixels of their visual tokens
     turn:    [compact cache] -> prefill (whole prompts at once) -> first token -> decode loop -> tokens
     shapes:  rows, visual slots, text slots, cache and answer lengths are rounded up to buckets, so that
-             few programs are compiled; what is rounded up is padding (segment 0) that nothing attends to.
+             few programs are compiled; the added slots are padding (segment 0) that nothing attends to.
 
-Visual tokens take the visual experts in every turn: routing follows the slots, not whether there is a
-cache. A row's tokens depend on its own prompt, images and ``Sampling`` only, not on the rows beside it.
+Visual tokens take the visual experts in every turn: routing depends on the slots, not on whether there is a
+cache. A row's tokens depend only on its own prompt, images and ``Sampling``, not on the other rows.
 
-Dynamic RoPE scaling: a call rotates its new tokens with the row's length at that call; keys in the cache
-keep the rotation they were made with, as in the public release.
+Dynamic RoPE scaling: a call rotates its new tokens by the row's length at that call; cached keys keep
+the rotation they were computed with, as in the public release.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Generation:
       tokens: generated ids without the stop token.
       finish: "stop" = a stop token ended it, "length" = ``max_new_tokens`` did.
       stop_token: the one that ended it, or None.
-      logits: float32 [steps, vocabulary] on request: of every chosen token, the stop token included.
+      logits: float32 [steps, vocabulary] on request: for every chosen token, the stop token included.
     """
 
     tokens: list[int]
@@ -69,15 +69,15 @@ class Generation:
 
 
 class Generator:
-    """Generates with one model. Cheap to make: programs are compiled once per architecture, dtype and shape.
+    """Generates with one model. Cheap to construct: programs are compiled once per architecture, dtype and shape.
 
     Args:
-      config, params: the model; params as nested dict of JAX or NumPy arrays, or of their shapes where nothing is
+      config, params: the model; params as a nested dict of JAX or NumPy arrays, or of their shapes if nothing is
         computed (``traced``).
-      dtype: of the computation, the stored kernels and the cache; None = bfloat16 on accelerators, float32 on the CPU.
-      max_length: most tokens (prompts, images and answers of all turns) that the cache of a row may hold.
-      mesh: where the parameters are, of one or several processes, which all make the same calls; None = one device.
-      layout: see ``layer_ranges.arranged``; but for "stacked" the arrays of ``params`` are gone afterwards.
+      dtype: of the computation, the stored kernels and the cache; None = bfloat16 on accelerators, float32 on CPUs.
+      max_length: maximum tokens (prompts, images and answers of all turns) that the cache of a row may hold.
+      mesh: where the parameters are; its processes, if several, all make the same calls; None = one device.
+      layout: see ``layer_ranges.arranged``; unless it is "stacked", the arrays of ``params`` are deleted.
 
     >>> generator = Generator(config, params)
     >>> [answer] = generator.generate([Prompt([1, 5, 7])], Sampling(max_new_tokens=20))
@@ -100,7 +100,7 @@ class Generator:
         self.params = arranged(tree.unflatten(stored), layout)
 
     def _stored(self, path: str, leaf: Any) -> Any:
-        """Kernels and embeddings in the dtype they are used in (the same numbers, less memory to read)."""
+        """Kernels and embeddings in the dtype in which they are used (the same values, less memory to read)."""
         if isinstance(leaf, Transposed):
             return leaf.astype(self.dtype)
         at_use = path.rpartition("/")[2] in ("kernel", "embedding")
@@ -109,7 +109,7 @@ class Generator:
         return jnp.asarray(leaf.astype(self.dtype) if at_use else leaf)
 
     def session(self, rows: int = 1) -> Session:
-        """A conversation, or ``rows`` of them side by side."""
+        """A conversation, or ``rows`` of them in parallel."""
         return Session(self, rows)
 
     def generate(
@@ -119,7 +119,7 @@ class Generator:
         *,
         on_tokens: OnTokens | None = None,
     ) -> list[Generation]:
-        """Answers to ``prompts`` of any lengths, all in one batch; arguments and errors as ``Session.turn``."""
+        """Answers to ``prompts`` of any lengths, all in one batch; arguments and errors as for ``Session.turn``."""
         if not prompts:
             return []
         return self.session(len(prompts)).turn(prompts, sampling, on_tokens=on_tokens)
@@ -137,11 +137,11 @@ class Generator:
 class Session:
     """Conversations over several turns; earlier turns stay in the cache.
 
-    The context of a row is: prompt 1, tokens 1, prompt 2, tokens 2, ...; stop tokens are not in it, so a
-    later prompt starts with whatever closes the answer before it (``<|im_end|>``).
+    The context of a row is: prompt 1, tokens 1, prompt 2, tokens 2, ...; stop tokens are not part of it, so a
+    later prompt starts with the tokens that close the previous answer (``<|im_end|>``).
 
     Attributes:
-      lengths: tokens in the context of each row.
+      lengths: number of tokens in the context of each row.
     """
 
     def __init__(self, generator: Generator, rows: int = 1) -> None:
@@ -170,12 +170,12 @@ class Session:
 
         Args:
           prompts: one per row of the session.
-          sampling: one for each row, or one for all (row i then takes ``seed + i``); None = greedy.
-          on_tokens: called with each row's new tokens: after the first, then every ``STREAM_EVERY``.
+          sampling: one per row, or one for all (row i then uses ``seed + i``); None = greedy.
+          on_tokens: called with each row's new tokens: after the first one, then every ``STREAM_EVERY`` tokens.
 
         Raises:
           GenerationError: placeholders that do not match the patches, ids or shapes that do not fit the
-            model, more tokens than ``max_length`` (the session stays as it was); logits that are not finite.
+            model, more tokens than ``max_length`` (the session is unchanged); logits that are not finite.
         """
         if self._broken:
             raise GenerationError("an earlier turn of this session did not finish: start a new session")
@@ -205,7 +205,7 @@ class Session:
             until = longest if on_tokens is None else int(state.step) + STREAM_EVERY
             state = programs.decode(params, request, state, until, shapes=shapes)
         if not bool(state.finite):
-            raise GenerationError("the model gave logits that are not finite: check the weights, or use dtype float32")
+            raise GenerationError("the model's logits are not finite: check the weights, or use dtype float32")
 
         self._cache = state.cache
         self._cached = np.asarray(state.lengths[:rows], np.int64)
@@ -224,7 +224,7 @@ class Session:
         return seen
 
     def _checked(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> list[Prompt]:
-        """The prompts with what is pending in front; raises GenerationError unless all of them can be served."""
+        """The prompts with pending tokens in front; raises GenerationError unless all of them can be served."""
         if len(prompts) != len(self._pending):
             raise GenerationError(f"{len(prompts)} prompts for the {len(self._pending)} rows of this session")
         config, limit = self._generator.config, self._generator.max_length
@@ -233,7 +233,7 @@ class Session:
             where = f"prompt {i}: " if len(prompts) > 1 else ""
             prompt = check_prompt(config, prompt, where)
             if sampling.stop or sampling.logprobs is not None:
-                raise GenerationError(f"{where}stop strings and logprobs are for the engine of mono_jax.serving")
+                raise GenerationError(f"{where}stop strings and logprobs are only for the engine of mono_jax.serving")
             context, new = self.lengths[i], len(prompt.input_ids)
             if context + new + sampling.max_new_tokens > limit:
                 earlier = f"{context} tokens of earlier turns + " if context else ""
@@ -272,12 +272,12 @@ class _State(NamedTuple):
     Attributes:
       cache: all but the last token of each row.
       lengths: int32 [B], tokens of each row in the cache.
-      tokens: int32 [B, N] generated so far; counts: int32 [B], how many of them are the row's.
+      tokens: int32 [B, N] generated so far; counts: int32 [B], number of them that belong to the row.
       done: bool [B].
-      step: int32 scalar, columns of ``tokens`` in use.
-      finite: bool scalar, all logits so far were finite.
+      step: int32 scalar, number of columns of ``tokens`` in use.
+      finite: bool scalar, whether all logits so far were finite.
       logits: float32 [B, N, vocabulary], or None.
-      seen: of each row's tokens, where any row has penalties.
+      seen: the tokens of each row, if any row has penalties.
     """
 
     cache: Cache
@@ -299,7 +299,7 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _programs(config: Architecture, dtype: Any, mesh: Mesh | None) -> _Programs:
-    """The compiled functions of one architecture; params are an argument, so all models of the shape share them."""
+    """The compiled functions of one architecture; params are an argument, so all models of this shape share them."""
     model = Model(config)
 
     def compiled(function: Any, **options: Any) -> Any:
@@ -319,9 +319,9 @@ def _programs(config: Architecture, dtype: Any, mesh: Mesh | None) -> _Programs:
         capacity: int,
         shapes: StaticChoices,
     ) -> _State:
-        """Runs whole prompts and chooses the first token; logits of the last text slot only are made.
+        """Runs whole prompts and chooses the first token; computes the logits of only the last text slot.
 
-        ``seen`` bool [B, vocabulary]: tokens of each row's context, where any row has penalties.
+        ``seen`` bool [B, vocabulary]: tokens of each row's context, if any row has penalties.
         """
         output = model(params, batch, dtype, cache=cache, collect=("cache",))
         hidden = jnp.take_along_axis(output.hidden, ends[:, None, None], axis=1)[:, 0]
@@ -367,7 +367,7 @@ def _programs(config: Architecture, dtype: Any, mesh: Mesh | None) -> _Programs:
 
 
 def _readable(state: _State) -> _State:
-    """All but the cache whole on each device, where every process of a run reads it."""
+    """Replicates all but the cache on every device, so that every process of a run can read it."""
     return on_all(state._replace(cache=None))._replace(cache=state.cache)
 
 

@@ -1,4 +1,4 @@
-"""How answers are asked for: the choice of tokens, by flags and by generation_config.json."""
+"""Options of generation: how tokens are chosen, from flags and from generation_config.json."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.files import read_json
 
 NO_TEMPLATE = "none"
-MAX_LOGPROBS = 20  # tokens at each place whose log-probabilities may be asked for, as in OpenAI's API
-_MOST, _LARGEST = 2**31 - 1, 1e30  # what int32 holds, and float32 with room to spare: devices compute with these
+MAX_LOGPROBS = 20  # maximum tokens per position whose log-probabilities can be requested, as in OpenAI's API
+_MOST, _LARGEST = 2**31 - 1, 1e30  # limits of int32, and of float32 with room to spare: devices compute with these
 _DRAWING = ("temperature", "top_k", "top_p")
-SAMPLING_FLAGS = ("max_new_tokens", *_DRAWING, "seed")  # of generate.py; None = as the model's folder says
+SAMPLING_FLAGS = ("max_new_tokens", *_DRAWING, "seed")  # of generate.py; None = the default of the model's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +21,21 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-      max_new_tokens: most tokens of an answer, the stop token included.
+      max_new_tokens: maximum tokens of an answer, the stop token included.
       temperature: 0 = greedy; otherwise logits are divided by it.
       top_k: keep the k likeliest tokens; 0 = all.
       top_p: keep the likeliest tokens whose probabilities (after ``top_k``) first add up to this; 1 = all.
-      seed: the token at position p of a row is drawn with a key made of ``seed`` and p.
+      seed: the token at position p of a row is drawn with a key derived from ``seed`` and p.
       stop_tokens: any of these ends the answer.
-      banned_tokens: never generated; the image placeholder never is, in any case.
+      banned_tokens: never generated; nor is the image placeholder, in any case.
       return_logits: keep the logits of every step (float32, rows x steps x vocabulary).
       repetition_penalty: logits of tokens of the context and of the answer are divided by it where positive, else
         multiplied (Keskar et al., arXiv 1909.05858); 1 = none.
-      presence_penalty, frequency_penalty: taken from the logit of a token that the answer has already, once, and for
-        each time that it has it (as in OpenAI's API); 0 = none.
-      stop: strings, any of which ends the answer; it is not part of the text. logprobs: how many of the likeliest
-        tokens come with each token and its log-probability, None = none. Both are for ``mono_jax.serving``: a
-        ``Generator`` knows no text.
+      presence_penalty, frequency_penalty: subtracted from the logit of a token that the answer already contains, once,
+        and for each occurrence (as in OpenAI's API); 0 = none.
+      stop: strings, any of which ends the answer without being part of it. logprobs: how many of the likeliest tokens
+        to return with each token and its log-probability, None = none. Both are for ``mono_jax.serving``: a
+        ``Generator`` does not handle text.
     """
 
     max_new_tokens: int = 256
@@ -70,13 +70,13 @@ class Sampling:
             if not all(0 <= token <= _MOST for token in getattr(self, name)):
                 raise GenerationError(f"{name} is {getattr(self, name)}: ids are from 0 to {_MOST}")
         if "" in self.stop:
-            raise GenerationError("stop holds an empty string, which every text has: leave it out")
+            raise GenerationError("stop contains an empty string, which is in every text: leave it out")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise GenerationError(f"logprobs is {self.logprobs}: it must be from 0 to {MAX_LOGPROBS}")
 
     @property
     def is_plain(self) -> bool:
-        """Whether the likeliest tokens are taken, and nothing else is wanted."""
+        """Whether the likeliest tokens are taken, and nothing else is requested."""
         return self.temperature == 0 and not self.penalises and self.logprobs is None
 
     @property
@@ -85,10 +85,10 @@ class Sampling:
 
 
 def default_sampling(folder: Path, **given: Any) -> Sampling:
-    """Sampling as the generation_config.json of ``folder`` says, but for what is given (None: not given).
+    """Sampling as in the generation_config.json of ``folder``, except for the given values (None: not given).
 
-    Its keys mean what they mean to transformers: without ``do_sample`` the likeliest token is taken, whatever
-    ``temperature`` says. Raises ConfigError that names the file and the key.
+    Its keys mean what they mean in transformers: without ``do_sample`` the likeliest token is taken, regardless of
+    ``temperature``. Raises ConfigError that names the file and the key.
     """
     file = folder / "generation_config.json"
     values = read_json(file) if file.is_file() else {}

@@ -1,7 +1,7 @@
 """Prompts, checked and packed into batches.
 
 Rows, visual slots, text slots, cache and answer lengths are rounded up to buckets, so that few programs are compiled;
-what is rounded up is padding (segment 0) that nothing attends to.
+the added slots are padding (segment 0) that nothing attends to.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Prompt:
 
     Attributes:
       input_ids: int [n], with one image placeholder (``config.image_token_id``) per visual token. The last
-        one must be text: no visual token predicts anything.
-      patches: uint8 [v, P, P, 3], pixels of each visual token in order, or float32 that is normalised already;
+        one must be text, because visual tokens predict nothing.
+      patches: uint8 [v, P, P, 3], pixels of each visual token in order, or float32 that is already normalised;
         None = no image.
       patch_cells: int32 [v], cell of each token in its tile's grid; None = whole tiles, cell by cell.
     """
@@ -98,7 +98,7 @@ def _check_cells(config: Architecture, cells: np.ndarray | None, count: int, whe
 
 
 def _check_native_cells(cells: np.ndarray | None, count: int, where: str) -> np.ndarray:
-    """int32 [count], of whole images."""
+    """int32 [count], for whole images."""
     given = np.zeros(0, np.int32) if cells is None else np.asarray(cells, np.int32)
     start = 0
     while start < len(given):
@@ -109,8 +109,8 @@ def _check_native_cells(cells: np.ndarray | None, count: int, where: str) -> np.
         start += len(image)
     if len(given) != count or start < len(given):
         raise GenerationError(
-            f"{where}patch_cells must be those of whole images ({count} visual tokens), as by "
-            "data_pipelines.batch.native_cells: this model sees native resolution"
+            f"{where}patch_cells must be those of whole images ({count} visual tokens), as made by "
+            "data_pipelines.batch.native_cells: this model takes images in native resolution"
         )
     return given
 
@@ -118,9 +118,9 @@ def _check_native_cells(cells: np.ndarray | None, count: int, where: str) -> np.
 def pack(
     config: Architecture, prompts: Sequence[Prompt], offsets: np.ndarray, rows: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """One prompt per row, and the last text slot int32 [rows] of each.
+    """One prompt per row, and the index of the last text slot of each, int32 [rows].
 
-    Row i's positions start at ``offsets[i]``; "lengths" is its context's length after this batch.
+    Positions of row i start at ``offsets[i]``; "lengths" is the length of its context after this batch.
     """
     visual = bucket(max(len(prompt.patches) for prompt in prompts), config.vision.tile_tokens if config.vision else 1)
     text = bucket(max(len(prompt.input_ids) - len(prompt.patches) for prompt in prompts), TEXT_BUCKET)
@@ -134,7 +134,7 @@ def pack(
     for i, (prompt, offset) in enumerate(zip(prompts, offsets)):
         ids, v = prompt.input_ids, len(prompt.patches)
         n, t = len(ids), len(ids) - v
-        # A model without vision has no placeholder, whatever the number of the id.
+        # A model without vision has no placeholder, whatever the id is.
         is_visual = (ids == config.image_token_id) & (config.vision is not None)
         slots = np.where(is_visual, np.cumsum(is_visual) - 1, visual + np.cumsum(~is_visual) - 1)
         batch["tokens"][i, :t] = ids[~is_visual]

@@ -1,4 +1,4 @@
-"""Prompts of conversations about pictures, made by the code that makes training samples."""
+"""Prompts of conversations about pictures, built by the code that builds training samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Picture = tuple[str, bytes]  # its name, for errors, and the encoded file
 
 
 class Questions:
-    """Makes prompts for one model."""
+    """Builds prompts for one model."""
 
     def __init__(
         self, encoder: ChatEncoder, tiling: Tiling, limits: ImageLimits | None = None, pixel_path: str = "exact"
@@ -26,9 +26,9 @@ class Questions:
         self._limits, self._pixel_path = limits or ImageLimits(), pixel_path
 
     def prompt(self, turns: Sequence[tuple[str, str]], pictures: Sequence[Picture] = (), answer: bool = True) -> Prompt:
-        """The prompt of ``turns``, as ``ChatEncoder.conversation`` takes them; ``answer``: one is to come.
+        """The prompt of ``turns``, as ``ChatEncoder.conversation`` takes them; ``answer``: whether one is to follow.
 
-        Raises BadSample: as ``image_patches``, naming the picture, and as ``conversation``.
+        Raises BadSample like ``image_patches``, naming the picture, and like ``conversation``.
         """
         tiling = self._tiling.shared(len(pictures)) if pictures else self._tiling
         images = []

@@ -17,7 +17,7 @@ from mono_jax.models.architecture import Architecture
 
 
 class Request(NamedTuple):
-    """``Sampling`` of each row as arrays [B]; stop and banned tokens [B, n], filled up with -1."""
+    """``Sampling`` of each row as arrays [B]; stop and banned tokens [B, n], padded with -1."""
 
     max_new_tokens: jax.Array
     temperature: jax.Array
@@ -32,8 +32,8 @@ class Request(NamedTuple):
 
 
 class StaticChoices(NamedTuple):
-    """What is compiled in: size of the answer buffer; whether logits are kept; whether tokens are drawn, filtered, or
-    penalised for any row.
+    """Compile-time choices: size of the answer buffer; whether logits are kept; whether any row's tokens are drawn,
+    filtered, or penalised.
     """
 
     answer: int
@@ -44,7 +44,7 @@ class StaticChoices(NamedTuple):
 
 
 class Occurrences(NamedTuple):
-    """The tokens that each row has already: ``context`` bool [B, vocabulary], ``answer`` int32 (how many times)."""
+    """The tokens that each row already has: ``context`` bool [B, vocabulary], ``answer`` int32 (number of times)."""
 
     context: jax.Array
     answer: jax.Array
@@ -72,7 +72,7 @@ def static_choices(samplings: Sequence[Sampling]) -> StaticChoices:
 def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int, width: int | None = None) -> Request:
     """Samplings as arrays; rows added by rounding up have ``max_new_tokens`` 0.
 
-    ``width``: of the tables of stop and banned tokens; None = as the samplings need it.
+    ``width``: of the tables of stop and banned tokens; None = as large as the samplings need.
     """
     image = () if config.vision is None else (config.image_token_id,)
     idle = rows - len(samplings)
@@ -101,7 +101,7 @@ def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int,
 
 
 def penalised(logits: jax.Array, request: Request, seen: Occurrences) -> jax.Array:
-    """float32 [B, vocabulary]: the logits less the penalties of tokens that the rows have already."""
+    """float32 [B, vocabulary]: the logits minus the penalties for tokens that the rows already contain."""
     repetition, presence, frequency = (
         penalty[:, None]
         for penalty in (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
@@ -114,11 +114,11 @@ def penalised(logits: jax.Array, request: Request, seen: Occurrences) -> jax.Arr
 def choose(logits: jax.Array, positions: jax.Array, request: Request, *, draws: bool, filters: bool) -> jax.Array:
     """The next token int32 [B] of each row from float32 logits [B, vocabulary].
 
-    A draw is the argmax of logits plus Gumbel noise, which depends on the row's seed and on ``positions`` [B]
-    of the token only.
+    A draw is the argmax of logits plus Gumbel noise, which depends only on the row's seed and on the token's
+    ``positions`` [B].
     """
     rows, vocabulary = logits.shape
-    # -1 would be the last token: what is not a token is sent out of bounds, where it is dropped.
+    # -1 would be the last token: non-tokens are sent out of bounds, where they are dropped.
     banned = jnp.where(request.banned_tokens < 0, vocabulary, request.banned_tokens)
     logits = logits.at[jnp.arange(rows)[:, None], banned].set(-jnp.inf, mode="drop")
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)

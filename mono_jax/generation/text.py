@@ -1,4 +1,4 @@
-"""Tokens to text as they come."""
+"""Streaming of tokens to text."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 from data_pipelines.encoding.tokenizer import Tokenizer
 
-_UNFINISHED = "\ufffd"  # how a character decodes whose bytes have not all come
+_UNFINISHED = "\ufffd"  # the decoding of a character whose bytes are incomplete
 
 
 class TextStream:
     """The text of an answer, piece by piece; the pieces in order are the text.
 
-    Held back is what may change yet: a character whose bytes have not all come, and the beginning of a stop string.
+    Text that may still change is held back: a character with missing bytes, and the beginning of a stop string.
 
     Attributes:
-      stopped_by: the stop string that ended the text, in front of which it is cut off; None = none did.
+      stopped_by: the stop string that ended the text, which is cut off before it; None = no stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._tokens: list[int] = []
-        # Only tokens from ``_start`` on are decoded again; those up to ``_read`` are in the text already, and decoded
-        # with the new ones because spaces and bytes depend on what stands before them.
+        # Only tokens from ``_start`` on are decoded again; those up to ``_read`` are already in the text, and decoded
+        # together with the new ones because spaces and bytes depend on the preceding tokens.
         self._start = self._read = 0
         self._held = ""
         self.stopped_by: str | None = None
@@ -36,7 +36,7 @@ class TextStream:
         return self._released(new, end=False)
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         return self._released(self._decoded(whole=True), end=True)
 
     def _decoded(self, whole: bool) -> str:
@@ -60,5 +60,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of ``text`` with which ``stop`` may begin."""
+    """The number of characters at the end of ``text`` with which ``stop`` may begin."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

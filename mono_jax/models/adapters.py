@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): y = x W + scale (x A) B beside kernels W of decoder layers.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): y = x W + scale (x A) B for kernels W of decoder layers.
 
-A [in, r] and B [r, out] are parameters ``layers/.../lora_a/kernel`` and ``layers/.../lora_b/kernel`` beside the kernel
-``layers/.../kernel``, which stays frozen. B begins as zeros, so that the model begins as it was. In a model folder
-there are none: ``merged`` adds them to their kernels.
+A [in, r] and B [r, out] are the parameters ``layers/.../lora_a/kernel`` and ``layers/.../lora_b/kernel`` next to the
+kernel ``layers/.../kernel``, which stays frozen. B starts as zeros, so that the model starts unchanged. Model folders
+contain no adapters: ``merged`` adds them to their kernels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAMES = ("lora_a", "lora_b")
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """``rank``: r above. ``modules``: of a decoder layer, those that have adapters, as "attention/wqkv"."""
+    """``rank``: r above. ``modules``: the modules of a decoder layer that have adapters, e.g. "attention/wqkv"."""
 
     rank: int
     scale: float
@@ -46,19 +46,19 @@ def is_first(path: str) -> bool:
 
 
 def kernel_of(path: str) -> str:
-    """Path of the kernel that the adapter at ``path`` stands beside."""
+    """Path of the kernel that the adapter at ``path`` belongs to."""
     return f"{path.rsplit('/', 2)[0]}/kernel"
 
 
 def pairs(params: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{path of a kernel: (A, B)} of all adapters in ``params``, which may hold other parameters, or not."""
+    """{path of a kernel: (A, B)} of all adapters in ``params``, which may also hold other parameters."""
     flat = tree.flatten(params)
     kernels = sorted({kernel_of(path) for path in flat if is_adapter(path)})
     return {kernel: tuple(flat[kernel.replace("/kernel", f"/{name}/kernel")] for name in _NAMES) for kernel in kernels}
 
 
 def merged(params: Mapping[str, Any], scale: float) -> tree.Tree:
-    """``params`` without adapters, which are added to their kernels; these keep their dtypes."""
+    """``params`` without adapters, which are added to their kernels; the kernels keep their dtypes."""
     flat = tree.flatten(params)
     plain = {path: leaf for path, leaf in flat.items() if not is_adapter(path)}
     for path, (a, b) in pairs(params).items():
@@ -68,6 +68,6 @@ def merged(params: Mapping[str, Any], scale: float) -> tree.Tree:
 
 @functools.partial(jax.jit, static_argnames="scale")
 def added(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    """W + scale A B in float32, of kernels [in, out], or stacked ones [L, in, out]."""
+    """W + scale A B in float32, for kernels [in, out], or stacked ones [L, in, out]."""
     low, high = a.astype(jnp.float32), b.astype(jnp.float32)
     return kernel.astype(jnp.float32) + scale * jnp.matmul(low, high, precision="highest")

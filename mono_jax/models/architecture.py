@@ -1,7 +1,7 @@
-"""What a model is: the numbers that go into ``model.json``. How it is computed stands in ``execution``.
+"""What a model is: the numbers in ``model.json``. How it is computed is defined in ``execution``.
 
-Names follow the Hugging Face ``config.json`` of the published models, so that a user finds each key
-again. Sources of the presets' numbers: Mono-InternVL (arXiv 2410.08202), Mono-InternVL-1.5
+Names follow the Hugging Face ``config.json`` of the published models, so that users recognise each key.
+Sources of the presets' numbers: Mono-InternVL (arXiv 2410.08202), Mono-InternVL-1.5
 (arXiv 2507.12566) and the public configurations of InternLM2 and InternVL-1.5.
 """
 
@@ -48,7 +48,7 @@ class RopeScaling:
                 raise ConfigError(f"rope_scaling.{name} belongs to another type than {self.type!r}: remove it")
 
     def parameters(self) -> dict[str, float]:
-        """All but the type, as far as they are set."""
+        """All keys except the type, if set."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name != "type" and value is not None}
 
@@ -106,7 +106,7 @@ class VisionConfig:
 
     @property
     def tile(self) -> int:
-        """Edge in pixels of a tile of the batch."""
+        """Edge in pixels of the batch's tiles."""
         return self.tile_size or self.image_size
 
     @property
@@ -138,9 +138,9 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A language model with, where it has them, eyes and visual experts; the defaults are those of InternLM2-1.8B.
+    """A language model, optionally with vision and visual experts; the defaults are those of InternLM2-1.8B.
 
-    What another family of language models has and InternLM2 has not is off by default.
+    Features of other families of language models that InternLM2 lacks are off by default.
     """
 
     family: Literal["internlm2", "llama", "mistral", "qwen2", "qwen3", "gemma3"] = field(
@@ -226,7 +226,7 @@ class Architecture:
 
     @property
     def qkv_dim(self) -> int:
-        """Output size of wqkv: per KV head, its group of query heads, then k, then v."""
+        """Output size of wqkv: for each KV head, its group of query heads, then k, then v."""
         return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
 
     @property
@@ -252,7 +252,7 @@ class Architecture:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. What InternLM2 has not is left out where unset: older versions can read the rest."""
+        """For JSON. Keys that InternLM2 lacks are left out unless set, so that older versions can read the rest."""
         values = strict.to_dict(self)
         if self.rope_scaling is not None:
             values["rope_scaling"] = {"type": self.rope_scaling.type} | self.rope_scaling.parameters()

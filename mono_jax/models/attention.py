@@ -1,7 +1,7 @@
 """Attention of packed rows: ``pallas_kernels.attention`` on the slots of a model.
 
-Which token sees which is worked out once per step (``slots.make_slots``). XLA's forms work on modality-major slots
-directly, and on those of a cache; the kernels want sequence order and get it by a gather.
+Which token sees which is computed once per step (``slots.make_slots``). XLA's implementations work directly on
+modality-major slots, and on those of a cache; the kernels need sequence order and get it by a gather.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def attend(
 ) -> jax.Array:
     """Softmax attention (float32 softmax) of query [B, Q, Hq, D] over key and value [B, K, Hkv, D].
 
-    Keys are those of the same ``slots`` (a packed row attends to itself), or those of ``layer`` in ``cache`` where one
-    is given, which has these among them: its slots lie in any order, so that it is read by one of XLA's forms whatever
-    ``execution.attention`` names for rows; but the chunk of a prompt reads pages, which lie in sequence order, by any
-    form of fewer queries than keys, and single queries read page after page where those are laid out for it. The
-    output is [B, Q, Hq, D] in the dtype of ``query``. Empty slots give finite values without meaning.
-    Raises ConfigError if ``execution.attention`` names an implementation that cannot serve these rows, and for a cache
-    where several devices share rows.
+    Keys are those of the same ``slots`` (a packed row attends to itself), or those of ``layer`` in ``cache`` if one is
+    given, which includes the former. The slots of a cache are in any order, so it is read by one of XLA's
+    implementations, whatever ``execution.attention`` names for rows. Exceptions are pages: a chunk of a prompt reads
+    them in sequence order, by any implementation that supports fewer queries than keys, and single queries read page
+    after page where pages are laid out for it. The output is [B, Q, Hq, D] in the dtype of ``query``. Empty slots get
+    finite but meaningless values. Raises ConfigError if ``execution.attention`` names an implementation that cannot
+    serve these rows, and for a cache if several devices share rows.
     """
     named = None if execution.attention == "auto" else execution.attention
     options = {"chunk": execution.attention_chunk, "rows": ROWS, "heads": TENSOR}
@@ -82,14 +82,14 @@ def attend_with_probabilities(
 
 
 def _ahead(slots: Slots) -> jax.Array:
-    """int32 [B, S]: how many later tokens each one sees, in sequence order."""
+    """int32 [B, S]: how many later tokens each token sees, in sequence order."""
     return slots.intervals.last - jnp.arange(slots.order.shape[1])
 
 
 def _paged(slots: Slots) -> Intervals:
-    """What ``slots`` see of the keys of their row, which count from its first token; all in sequence order.
+    """The keys of their row that ``slots`` see, counted from its first token; all in sequence order.
 
-    Empty slots, which stand behind all tokens, see what the last token sees.
+    Empty slots, which come after all tokens, see what the last token sees.
     """
     positions, segments = (jnp.take_along_axis(a, slots.order, axis=1) for a in (slots.positions, slots.segments))
     last = jnp.where(segments > 0, positions + _ahead(slots), 0)
@@ -100,7 +100,7 @@ def _paged(slots: Slots) -> Intervals:
 
 
 def _cached(slots: Slots, cache: AnyCache) -> Intervals:
-    """What ``slots`` see of the keys in ``cache``, theirs among them."""
+    """The keys in ``cache`` that ``slots`` see, including their own."""
     reach = slots.positions + jnp.take_along_axis(_ahead(slots), slots.inverse, axis=1)
     return scattered_intervals(
         (slots.positions, slots.segments), (cache.positions, cache.segments), reach, slots.window

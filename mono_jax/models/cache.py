@@ -13,7 +13,7 @@ from mono_jax.models.slots import Slots
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """The cache of all layers; slots are appended as they come, in any order.
+    """The cache of all layers; new slots are appended, in any order.
 
     Attributes:
       keys, values: [L, B, C, Hkv, D].
@@ -28,7 +28,7 @@ class Cache:
     used: jax.Array
 
     def append(self, slots: Slots) -> Cache:
-        """With the positions and segments of S new slots; ``write`` then fills in each layer's keys and values."""
+        """The cache with positions and segments of S new slots; ``write`` then adds each layer's keys and values."""
         positions, segments = (
             jax.lax.dynamic_update_slice_in_dim(old, new, self.used, axis=1)
             for old, new in ((self.positions, slots.positions), (self.segments, slots.segments))
@@ -37,10 +37,10 @@ class Cache:
         return dataclasses.replace(self, positions=positions, segments=segments, used=used)
 
     def write(self, layer: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
-        """With key and value [B, S, Hkv, D] of ``layer`` in the S slots appended last.
+        """The cache with key and value [B, S, Hkv, D] of ``layer`` in the S slots appended last.
 
-        The arrays of all layers go through the scan as its carry and are written in place; as its inputs and outputs
-        they would be copied whole for every decoded token.
+        The arrays of all layers are the carry of the scan and are written in place; as its inputs and outputs they
+        would be copied whole for every decoded token.
         """
         start = (layer, 0, self.used - key.shape[1], 0, 0)
         keys, values = (
@@ -54,14 +54,14 @@ class Cache:
         return tuple(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in (self.keys, self.values))
 
     def widened(self, capacity: int) -> Cache:
-        """With empty slots at the end, up to ``capacity``."""
+        """The cache with empty slots at the end, up to ``capacity``."""
         extra = capacity - self.keys.shape[2]
         keys, values = (jnp.pad(a, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))) for a in (self.keys, self.values))
         positions, segments = (jnp.pad(a, ((0, 0), (0, extra))) for a in (self.positions, self.segments))
         return Cache(keys, values, positions, segments, self.used)
 
     def compacted(self, capacity: int) -> Cache:
-        """With the slots in use moved to the front and ``capacity`` slots in all; it must hold the longest row."""
+        """The cache with used slots moved to the front and ``capacity`` slots in all; it must hold the longest row."""
         is_used = self.segments > 0
         front = jnp.argsort(~is_used, axis=1, stable=True)[:, :capacity]
         positions, segments = (jnp.take_along_axis(a, front, axis=1) for a in (self.positions, self.segments))

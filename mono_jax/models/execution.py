@@ -1,4 +1,4 @@
-"""How a model is computed: results stay the same but for rounding, and nothing of it is stored with the weights."""
+"""How a model is computed: results stay the same up to rounding, and none of this is stored with the weights."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mono_jax.errors import ConfigError
 
 Program = TypeVar("Program", bound=Callable[..., Any])
 
-# "auto", or a name in pallas_kernels.registry without its room.
+# "auto", or a name in pallas_kernels.registry without its prefix.
 AttentionName = Literal[
     "auto", "xla", "xla_chunked", "xla_blocked", "pallas_tpu", "splash", "mosaic_gpu", "cudnn", "cudnn_masked"
 ]
 
-# What remat policies may keep of a layer beside its attention's output, by the names that `checkpoint_name` gives.
+# What remat policies may keep of a layer besides its attention's output, by the names given to `checkpoint_name`.
 LAYER_INPUT, LAYER_MIDDLE = "layer_input", "layer_middle"
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """Choices of memory against time, and of kernels."""
+    """Trade-offs of memory against time, and choices of kernels."""
 
     remat: Literal["none", "dots", "dots_no_batch", "names", "offload", "full"] = field(
         "none",

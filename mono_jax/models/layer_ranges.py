@@ -1,8 +1,8 @@
-"""Ranges of decoder layers as parameters of their own, so that some layers can train while others stay frozen.
+"""Ranges of decoder layers as separate parameters, so that some layers can train while others stay frozen.
 
-Decoder layers are stacked: a parameter ``layers/...`` is [L, ...]. Where only the layers a to b - 1 of it train, the
-training state holds them under ``layers[a:b]/...`` and the rest under ``layers[0:a]/...`` and ``layers[b:L]/...``.
-Nothing else sees such paths: ``joined`` puts the pieces together again.
+Decoder layers are stacked: a parameter ``layers/...`` is [L, ...]. If only its layers a to b - 1 train, the training
+state holds them under ``layers[a:b]/...`` and the rest under ``layers[0:a]/...`` and ``layers[b:L]/...``. No other code
+sees such paths: ``joined`` puts the pieces together again.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _rows(leaf: Any, start: int, stop: int) -> Any:
 
 
 def joined(params: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]) -> tree.Tree:
-    """``params`` with every piece back in its whole parameter; ``concatenate`` joins arrays along axis 0.
+    """``params`` with all pieces joined into whole parameters; ``concatenate`` joins arrays along axis 0.
 
-    ``arranged`` parameters come back as they were.
+    ``arranged`` parameters are restored to their original form.
     """
     whole: dict[str, Any] = {}
     pieces: dict[str, dict[int, Any]] = {}
@@ -67,14 +67,14 @@ def joined(params: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]) -
 
 
 def arranged(params: Mapping[str, Any], layout: Layout) -> tree.Tree:
-    """``params`` in the form that decodes fastest somewhere; ``preferred_layout`` says where.
+    """``params`` in the form that decodes fastest on some devices; ``preferred_layout`` says where.
 
-    "separate": every decoder layer is a piece of its own, ``layers[i:i + 1]/...``; ``segments`` then gives layers. XLA
-    copies a layer's matrices out of stacked ones every time before it multiplies by them, which reads and writes all
-    weights once more for each token. "separate_transposed": their kernels and the LM head's are ``Transposed`` as well.
+    "separate": every decoder layer is a separate piece, ``layers[i:i + 1]/...``; ``segments`` then gives layers. With
+    stacked matrices, XLA copies those of a layer out every time before it multiplies by them, which reads and writes
+    all weights once more per token. "separate_transposed": their kernels and the LM head's are also ``Transposed``.
 
-    Arrays that are cut or turned are deleted at once, so that one of them at a time is in memory twice. (Leaves may be
-    shapes of arrays.) What is arranged already stays as it is.
+    Arrays that are cut or transposed are deleted at once, so that only one of them at a time is in memory twice.
+    (Leaves may be shapes of arrays.) Parameters that are already arranged stay unchanged.
     """
     if layout == "stacked":
         return dict(params)
@@ -94,9 +94,9 @@ def arranged(params: Mapping[str, Any], layout: Layout) -> tree.Tree:
 def preferred_layout(
     mesh: Mesh | None, params: Mapping[str, Any], *, grouped: bool = False, platform: str | None = None
 ) -> Layout:
-    """The form of parameters that decodes fastest; separate layers take longer to compile for.
+    """The form of parameters that decodes fastest; separate layers take longer to compile.
 
-    On CPUs they are for layers that no cache holds; on TPUs for kernels alone, into which stacked matrices are copied.
+    On CPUs for layers that exceed the CPU's caches; on TPUs only for kernels, into which stacked matrices are copied.
 
     Args:
       grouped: experts are run by the grouped kernels (``Execution.experts``).
@@ -128,7 +128,7 @@ def _split(stacked: jax.Array, turned: bool) -> list[jax.Array]:
 
 
 def _transposed(kernel: Any) -> Transposed:
-    """``kernel`` [..., in, out], which is deleted, with its array the other way round."""
+    """``kernel`` [..., in, out], which is deleted, with its array transposed."""
     if isinstance(kernel, jax.ShapeDtypeStruct):
         return Transposed(kernel.update(shape=(*kernel.shape[:-2], kernel.shape[-1], kernel.shape[-2])))
     turned = jax.block_until_ready(kernel.swapaxes(-1, -2))
@@ -137,9 +137,9 @@ def _transposed(kernel: Any) -> Transposed:
 
 
 def segments(params: Mapping[str, Any], count: int) -> list[tuple[int, int, tree.Tree]]:
-    """(start, stop, layers): runs of decoder layers whose parameters, [stop - start, ...], come from one piece each.
+    """(start, stop, layers): runs of decoder layers whose parameters, [stop - start, ...], each come from one piece.
 
-    Without pieces this is one run of all ``count`` layers. A run never mixes trainable and frozen layers of one
+    Without pieces, this is one run of all ``count`` layers. A run never mixes trainable and frozen layers of a
     parameter, so the backward pass computes no weight gradient of a frozen layer.
     """
     spans = {name: tuple(map(int, piece.groups())) for name in params if (piece := _PIECE.fullmatch(name))}

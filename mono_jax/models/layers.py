@@ -1,7 +1,7 @@
-"""The small layers that every model of the family shares, and how modules become pure functions.
+"""Basic layers shared by every model of the family, and how modules become pure functions.
 
 All modules are Flax NNX modules without mutable state. ``Structure`` builds one abstractly and binds it to a plain
-nested dict of arrays when it is called; ``stacked`` makes one module of many equal layers, which ``scan_layers`` runs.
+nested dict of arrays when called; ``stacked`` makes one module of many equal layers, which ``scan_layers`` runs.
 Kernels are [in, out], or ``Transposed``. Parameters are cast to the dtype of the activations at use; normalisation
 statistics are float32.
 """
@@ -26,7 +26,7 @@ Build = Callable[[nnx.Rngs], nnx.Module]
 
 
 class Structure:
-    """A module without its arrays: ``init`` makes them, ``bind`` puts a nested dict of them in."""
+    """A module without its arrays: ``init`` creates them, ``bind`` inserts a nested dict of them."""
 
     def __init__(self, build: Build):
         self._build = build
@@ -37,7 +37,7 @@ class Structure:
         return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(params=key))))
 
     def init_stacked(self, key: jax.Array, count: int) -> dict[str, Any]:
-        """Parameters of ``count`` such modules on a new leading axis."""
+        """Parameters of ``count`` such modules, stacked on a new leading axis."""
         return jax.vmap(self.init)(jax.random.split(key, count))
 
     def bind(self, params: Mapping[str, Any]) -> Any:
@@ -52,7 +52,7 @@ def stacked(build: Build, count: int, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def scan_layers(layers: nnx.Module, x: jax.Array, count: int, wrap: Callable[[Any], Any]) -> jax.Array:
-    """x through the first ``count`` layers of a ``stacked`` module; ``wrap`` (remat) is applied to the scan's body."""
+    """Passes x through the first ``count`` layers of a ``stacked`` module; ``wrap`` (remat) wraps the scan's body."""
     graph, state = nnx.split(layers)
 
     def body(x: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
@@ -68,10 +68,10 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float = INIT_STD) -> ja
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-    """A kernel [..., in, out] that lies in memory as ``array`` [..., out, in], for decoding on CPUs.
+    """A kernel [..., in, out] that is stored as ``array`` [..., out, in], for decoding on CPUs.
 
-    XLA's products there pack all of their right operand, for however few rows. With the weights on the left, 2 to 32
-    rows take between a fifth and two thirds of the time; one row, and many, as long as before (BUILD_NOTES).
+    XLA's matmuls on CPUs pack the whole right operand, however few rows there are. With the weights on the left, 2 to
+    32 rows take between a fifth and two thirds of the time; one row, or many, take as long as before (BUILD_NOTES).
     """
 
     array: jax.Array
@@ -91,18 +91,18 @@ class Transposed:
         return Transposed(self.array.astype(dtype))
 
     def __getitem__(self, index: Any) -> Transposed:
-        """Of its leading axes."""
+        """Indexes the leading axes."""
         return self if index is Ellipsis else Transposed(self.array[index])
 
     def times(self, x: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
-        """x [..., in] @ kernel [in, out], added up and returned in ``dtype`` (None: that of x)."""
+        """x [..., in] @ kernel [in, out], accumulated and returned in ``dtype`` (None: that of x)."""
         weights, rows = self.array, x.reshape(-1, x.shape[-1])
         few = len(rows) <= self.FEW_ROWS
         operands, last = (weights, rows) if few else (rows, weights), (((1,), (1,)), ((), ()))
         precision = product_precision(x, weights)
         y = jax.lax.dot_general(*operands, last, precision=precision, preferred_element_type=dtype)
         if few:
-            y = jax.lax.optimization_barrier(y).T  # without the barrier XLA would turn it into the form of many rows
+            y = jax.lax.optimization_barrier(y).T  # without the barrier XLA would turn it into the form for many rows
         return y.reshape(*x.shape[:-1], weights.shape[0])
 
 
@@ -118,7 +118,7 @@ def product(x: jax.Array, kernel: Kernel) -> jax.Array:
 
 @jax.custom_vjp
 def product_with_wide_gradient(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., in] @ kernel [in, out]; the kernel's gradient is added up, over slots and devices, in float32."""
+    """x [..., in] @ kernel [in, out]; the kernel's gradient is accumulated in float32 over slots and devices."""
     return product(x, kernel)
 
 
@@ -163,7 +163,7 @@ class Linear(nnx.Module):
         return isinstance(self.kernel[...], Transposed)
 
     def weight(self, dtype: jnp.dtype) -> jax.Array:
-        """The one matrix [in, out] that x is multiplied by, an adapter's product added; not of transposed kernels."""
+        """The matrix [in, out] that x is multiplied by, including an adapter's product; not for transposed kernels."""
         kernel = self.kernel[...].astype(dtype)
         if not hasattr(self, "lora_a"):
             return kernel
@@ -171,8 +171,8 @@ class Linear(nnx.Module):
         return kernel + self.scale * product(low, high)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Rows flattened: the weight gradient of a [B, S, F] product makes XLA transpose on CPUs. Not where devices
-        # share rows: a device's slots do not follow one another then.
+        # Rows flattened: the weight gradient of a [B, S, F] product makes XLA transpose on CPUs. Not if devices share
+        # rows, because a device's slots are not contiguous then.
         kernel, flat = self.kernel[...].astype(x.dtype), x if ways_of_rows() > 1 else x.reshape(-1, x.shape[-1])
         multiply = product_with_wide_gradient if self.wide else product
         y = multiply(flat, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
@@ -183,7 +183,7 @@ class Linear(nnx.Module):
 
 @jax.custom_vjp
 def rows_with_wide_gradient(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows ``ids`` of table [vocabulary, d]; its gradient is added up, over slots and devices, in float32."""
+    """Rows ``ids`` of table [vocabulary, d]; its gradient is accumulated in float32 over slots and devices."""
     return jnp.take(table, ids, axis=0)
 
 
@@ -207,7 +207,7 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(_normal(rngs, (vocabulary, features)))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        # Cast first: devices that hold parts of the table pass each other rows of this dtype.
+        # Cast first: devices that hold parts of the table exchange rows of this dtype.
         table = self.embedding[...].astype(dtype)
         return rows_with_wide_gradient(table, ids) if self.wide else jnp.take(table, ids, axis=0)
 
@@ -224,7 +224,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param((jnp.zeros if offset else jnp.ones)((features,), jnp.float32))
 
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """``scale`` [..., d] takes the place of the norm's own."""
+        """``scale`` [..., d] replaces the norm's own scale."""
         scale = self.scale[...] if scale is None else scale
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
@@ -252,7 +252,7 @@ class LayerNorm(nnx.Module):
 
 @jax.custom_vjp
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up; the backward pass keeps nothing but its two arguments."""
+    """silu(gate) * up; the backward pass keeps only its two arguments."""
     return jax.nn.silu(gate) * up
 
 

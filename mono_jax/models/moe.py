@@ -1,9 +1,9 @@
 """Multimodal mixture of experts with static routing (Mono-InternVL, eq. 4-5).
 
-Slots are modality-major: of x [B, S, d] the first slots of each row, or of each part of it, are visual. Where the
-boundary is the same for all rows and known when the program is compiled, each expert is a dense layer on its own slots.
+Slots are modality-major: of x [B, S, d], the first slots of each row, or of each part of it, are visual. If the
+boundary is the same for all rows and known at compile time, each expert is a dense layer on its own slots.
 *Ragged* boundaries differ from row to row and are an array; the grouped kernels of ``pallas_kernels`` take the expert
-of each block of slots, so that no slot is computed twice there either.
+of each block of slots, so that again no slot is computed twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def by_modality(
     """Applies ``visual`` to the visual slots of x [B, S, d] and ``text`` to the rest.
 
     Without a visual expert every slot takes ``text``. ``execution.experts`` chooses the form: "static", "grouped", or
-    "dense_both", which runs both experts on all slots and chooses by mask (the naive form of the papers; the
+    "dense_both", which runs both experts on all slots and selects by mask (the naive form of the papers; the
     oracle of the tests). Raises ConfigError for "static" with ragged boundaries.
     """
     if visual is None or slots.all_text:
@@ -37,7 +37,7 @@ def by_modality(
     if execution.experts == "grouped":
         return _grouped(text, visual, x, slots, execution)
     if slots.boundaries is not None:
-        raise ConfigError("execution.experts 'static' cannot serve rows with boundaries of their own: use 'grouped'")
+        raise ConfigError("execution.experts 'static' cannot serve rows with different boundaries: use 'grouped'")
     if slots.visual == x.shape[1]:
         return visual(x)
     of_visual, of_text = slots.apart(x)
@@ -47,7 +47,7 @@ def by_modality(
 def _grouped(
     text: Linear | SwiGLU, visual: Linear | SwiGLU, x: jax.Array, slots: Slots, execution: Execution
 ) -> jax.Array:
-    """The rows of all x in one grouped call a device; blocks do not straddle a boundary, so nothing is permuted."""
+    """The rows of x in one grouped call per device; blocks do not straddle a boundary, so nothing is permuted."""
     rows, length, _ = x.shape
     block, parts = execution.experts_block, slots.parts
     if length % (parts * block) or (slots.boundaries is None and slots.visual % (parts * block)):
@@ -56,7 +56,7 @@ def _grouped(
             f"execution.experts 'grouped' needs rows of whole blocks: {length} slots, {slots.visual} of them visual"
             f"{each}, execution.experts_block {block}: change data.visual_tokens and data.text_tokens, or the block"
         )
-    # The first slot of a block decides for all of it; TEXT and VISUAL are 0 and 1.
+    # The first slot of a block determines the expert for the whole block; TEXT and VISUAL are 0 and 1.
     experts = jnp.broadcast_to(slots.is_visual()[:, ::block], (rows, length // block)).astype(jnp.int32)
     if text.is_transposed:
         return _block_by_block(text, visual, x, experts, block)
@@ -80,7 +80,7 @@ def _grouped(
 def _block_by_block(
     text: Linear | SwiGLU, visual: Linear | SwiGLU, x: jax.Array, experts: jax.Array, block: int
 ) -> jax.Array:
-    """The expert of each block in a branch: kernels turned back for the grouped ones would be copied at every call."""
+    """Picks each block's expert by a branch: transposing kernels for the grouped form would copy them at every call."""
 
     def one(of_block: tuple[jax.Array, jax.Array]) -> jax.Array:
         expert, slots = of_block

@@ -1,4 +1,4 @@
-"""Keys and values in pages that rows of different lengths share, for serving."""
+"""Keys and values in pages shared by rows of different lengths, for serving."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pallas_kernels.precision import float32_sums
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PagedCache:
-    """What ``Cache`` is to the model; the keys of a row lie in pages anywhere, and several rows may read the same page.
+    """Replaces ``Cache`` in the model; a row's keys are in pages anywhere, and several rows may read the same page.
 
     Attributes:
-      keys, values: [L, N, page, Hkv, D], or with ``heads_first`` [L, N, Hkv, page, D]. Page 0 is nobody's: the slots of
-        padding are written there.
-      pages: int32 [B, P], of each row in the order of its tokens; those beyond its length are 0.
-      lengths: int32 [B], tokens of each row, those appended last included.
-      places: int32 [B, S], where those slots are written, counted over all pages.
+      keys, values: [L, N, page, Hkv, D], or with ``heads_first`` [L, N, Hkv, page, D]. Page 0 belongs to no row: slots
+        of padding are written there.
+      pages: int32 [B, P], those of each row in the order of its tokens; entries beyond its length are 0.
+      lengths: int32 [B], tokens of each row, including those appended last.
+      places: int32 [B, S], where the slots appended last are written, counted over all pages.
     """
 
     keys: jax.Array
@@ -35,10 +35,10 @@ class PagedCache:
 
     @classmethod
     def of_rows(cls, keys: jax.Array, values: jax.Array, pages: jax.Array, *, heads_first: bool = False) -> PagedCache:
-        """Nothing is appended yet.
+        """A cache to which nothing has been appended yet.
 
-        ``heads_first``: single queries are answered by ``attend``, which multiplies pages as they lie then. (XLA:TPU
-        copies all pages to write into such ones.)
+        ``heads_first``: single queries use ``attend``, which multiplies pages in their stored layout. (XLA:TPU copies
+        all pages in order to write into this layout.)
         """
         rows = pages.shape[0]
         return cls(keys, values, pages, jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 0), jnp.int32), heads_first)
@@ -59,7 +59,7 @@ class PagedCache:
         return self.keys.shape[3 if self.heads_first else 2]
 
     def append(self, slots: Slots) -> PagedCache:
-        """With the places of S new slots, which follow from their positions; ``write`` fills in keys and values."""
+        """The cache with the places of S new slots, derived from their positions; ``write`` adds keys and values."""
         page = self._page
         is_token = slots.segments > 0
         of_row = jnp.take_along_axis(self.pages, slots.positions // page, axis=1, mode="clip")
@@ -68,10 +68,10 @@ class PagedCache:
         return dataclasses.replace(self, lengths=lengths, places=places)
 
     def write(self, layer: jax.Array, key: jax.Array, value: jax.Array) -> PagedCache:
-        """With key and value [B, S, Hkv, D] of ``layer`` in the slots appended last.
+        """The cache with key and value [B, S, Hkv, D] of ``layer`` in the slots appended last.
 
-        A value that is not finite becomes 0: weight 0 would not keep it from other rows once they hold its page. (The
-        row itself has such a key too, from the layer after.)
+        A value that is not finite becomes 0, since weight 0 would not keep it out of other rows that later hold its
+        page. (The row itself also has such a key, from the next layer on.)
         """
         page, offset = self.places // self._page, self.places % self._page
         value = jnp.where(jnp.isfinite(value), value, 0)
@@ -95,18 +95,18 @@ class PagedCache:
     def attend(
         self, layer: jax.Array, query: jax.Array, positions: jax.Array, window: jax.Array | None = None
     ) -> jax.Array:
-        """Attention of one query a row, [B, 1, Hq, D], over the tokens of its row, itself among them.
+        """Attention of one query per row, [B, 1, Hq, D], over the tokens of its row, including itself.
 
-        One page of every row at a time, up to the longest row's last one, with a running maximum and sum: what is
-        gathered stays in the processor's caches, and rows are not padded to a size (``read`` copies all pages first).
+        Processes one page of every row at a time, up to the longest row's last one, with a running maximum and sum: the
+        gathered data stays in the CPU's caches, and rows are not padded to a size (``read`` copies all pages first).
         Pages must have heads first.
 
         Args:
           positions: int32 [B, 1], of the queries in their rows.
-          window: int32 scalar; keys that lie so much or more before their query are not seen. None: all are.
+          window: int32 scalar; keys this far or further before their query are not seen. None: all are seen.
 
         Returns:
-          [B, 1, Hq, D] in the dtype of ``query``; of rows without tokens finite values without meaning.
+          [B, 1, Hq, D] in the dtype of ``query``; for rows without tokens, finite but meaningless values.
         """
         rows, _, heads, dim = query.shape
         kv_heads, page = self.keys.shape[2], self._page
@@ -125,7 +125,7 @@ class PagedCache:
             scores = float32_sums("bhgd,bhkd->bhgk", grouped, key)
             scores = jnp.where(is_seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
             now = jnp.maximum(largest, scores.max(axis=-1, keepdims=True))
-            # Weights of a row that has seen no key yet are wiped out by its first one.
+            # Weights of a row that has seen no key yet are cancelled by its first key.
             kept, weights = jnp.exp(largest - now), jnp.exp(scores - now)
             added = float32_sums("bhgk,bhkd->bhgd", weights.astype(value.dtype), value)
             return now, total * kept + weights.sum(axis=-1, keepdims=True), mixed * kept + added
@@ -138,7 +138,7 @@ class PagedCache:
 
 
 def reads_page_by_page() -> bool:
-    """Whether ``PagedCache.attend`` should answer single queries: on one CPU. (Loops cost accelerators launches.)"""
+    """Whether single queries should use ``PagedCache.attend``: on one CPU. (On accelerators loops cost launches.)"""
     return platform() == "cpu" and split_mesh() is None
 
 

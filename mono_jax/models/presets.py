@@ -28,7 +28,7 @@ _TINY_LM = Architecture(
     max_position_embeddings=512,
     image_token_id=100,
 )
-_DEMO_LM = Architecture(  # 2 M parameters and the embeddings: trains in minutes on two CPU cores
+_DEMO_LM = Architecture(  # 2 M parameters plus the embeddings: trains in minutes on two CPU cores
     hidden_size=192,
     intermediate_size=512,
     num_hidden_layers=4,
@@ -38,7 +38,7 @@ _DEMO_LM = Architecture(  # 2 M parameters and the embeddings: trains in minutes
     vocab_size=128,
     image_token_id=100,
 )
-_SMALL_LM = Architecture(  # 85 M parameters and the embeddings: hours on one GPU
+_SMALL_LM = Architecture(  # 85 M parameters plus the embeddings: hours on one GPU
     hidden_size=768,
     intermediate_size=2048,
     num_hidden_layers=12,
@@ -52,7 +52,7 @@ _TINY_VISION = VisionConfig(hidden_size=32, patch_size=4, image_size=32, num_hid
 
 
 def _mono(base: Architecture, **changes: Any) -> Architecture:
-    """Mono-InternVL over ``base``: patch embedding, added tokens, visual FFN experts."""
+    """Mono-InternVL on top of ``base``: patch embedding, added tokens, visual FFN experts."""
     defaults = {
         "vocab_size": base.vocab_size + ADDED_TOKENS,
         "vision": VisionConfig(),

@@ -18,7 +18,7 @@ def rotary(
 
     Args:
       positions: int [...], position of each token within its sample; visual tokens count like any other.
-      lengths: int [...], current length L of the token's sample. Only dynamic scaling reads it: beyond
+      lengths: int [...], current length L of the token's sample. Used only by dynamic scaling: beyond
         ``max_position_embeddings`` the base grows by (factor * L / max - (factor - 1)) ** (dim / (dim - 2)).
       local: the angles of sliding layers.
     """
@@ -50,7 +50,7 @@ def rotary(
 
 
 def _llama3(scaling: RopeScaling, inverse_frequency: np.ndarray) -> np.ndarray:
-    """float32 [D / 2]: long wavelengths divided by the factor, short ones as they are, a ramp in between."""
+    """float32 [D / 2]: long wavelengths divided by the factor, short ones unchanged, a ramp in between."""
     turns = scaling.original_max_position_embeddings * inverse_frequency.astype(np.float64) / (2 * np.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = np.clip((turns - low) / (high - low), 0, 1)
@@ -58,9 +58,9 @@ def _llama3(scaling: RopeScaling, inverse_frequency: np.ndarray) -> np.ndarray:
 
 
 def _yarn(scaling: RopeScaling, inverse_frequency: np.ndarray, theta: float) -> np.ndarray:
-    """float32 [D / 2]: frequencies of many turns within the original length kept, of few divided by the factor.
+    """float32 [D / 2]: frequencies with many turns in the original length unchanged, with few divided by the factor.
 
-    YaRN, arXiv 2309.00071, section 3.2; the ramp runs over the dimensions, between whole ones.
+    YaRN, arXiv 2309.00071, section 3.2; the ramp runs over the dimensions, between integer ones.
     """
     half = len(inverse_frequency)
 

@@ -1,6 +1,6 @@
-"""How activations lie on the mesh in use, said where the partitioner would have to guess.
+"""Sharding constraints on activations, for places where the partitioner would have to guess.
 
-Left to itself it may give each device a part of a contraction over all rows, and add activations up.
+By itself it may give each device a part of a contraction over all rows, and sum activations over devices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def by_rows(x: jax.Array, columns: str | None = None) -> jax.Array:
     """x [B, S, ..., C] with its rows split over the axes that split rows, the slots S over ``context`` if it divides
     them, and C over the axis ``columns`` likewise.
 
-    Where no mesh is in use (``jax.sharding.get_abstract_mesh()``), or inside a ``shard_map``, x as it is.
+    If no mesh is in use (``jax.sharding.get_abstract_mesh()``), or inside a ``shard_map``, x is unchanged.
     """
     mesh = split_mesh()
     if mesh is None:
@@ -30,17 +30,17 @@ def by_rows(x: jax.Array, columns: str | None = None) -> jax.Array:
 
 
 def on_all(values: Any) -> Any:
-    """The arrays of ``values``, each of them whole on every device of the mesh in use, if one is."""
+    """The arrays of ``values``, each replicated on every device of the mesh in use, if there is one."""
     if split_mesh() is None:
         return values
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), values)
 
 
 def from_columns(x: jax.Array) -> jax.Array:
-    """``by_rows(x)`` for x [B, S, C] of an embedding, whose columns C all axes split but ``data``.
+    """``by_rows(x)`` for x [B, S, C] of an embedding whose columns C are split over all axes but ``data``.
 
-    Step by step, since the partitioner knows exchanges of the innermost axis of a dimension only; all at once it would
-    give every device the embeddings of all rows.
+    Done step by step, since the partitioner only knows exchanges of the innermost axis of a dimension; all at once it
+    would give every device the embeddings of all rows.
     """
     mesh = split_mesh()
     if mesh is None or x.shape[-1] % math.prod(mesh.shape.get(axis, 1) for axis in COLUMNS):
@@ -52,5 +52,5 @@ def from_columns(x: jax.Array) -> jax.Array:
 
 
 def ways_of_rows() -> int:
-    """Devices of the mesh in use that share the slots of each row."""
+    """The number of devices of the mesh in use that share the slots of each row."""
     return devices_along(CONTEXT)

@@ -1,10 +1,10 @@
-"""Where the tokens of a packed row stand: what every layer needs to know about its slots.
+"""The layout of the tokens in packed rows: what every layer needs to know about its slots.
 
-Slots are modality-major: of a row's S slots the first V are visual, the other T text. Where several devices share rows
-(the mesh's axis ``context``), each has a part of either kind, so that every device's experts know theirs when the
-program is compiled, and no slot moves to another device:
+Slots are modality-major: of a row's S slots the first V are visual, the other T text. If several devices share rows
+(the mesh axis ``context``), each has a part of either kind, so that every device's experts know their slots at compile
+time, and no slot moves to another device:
 
-    V V V V V V T T      one part: as the batch says
+    V V V V V V T T      one part: as in the batch
     V V V T V V V T      two parts
 """
 
@@ -28,7 +28,7 @@ from pallas_kernels.attention.intervals import packed_intervals, within_window
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What sliding layers have otherwise: attributes of ``Slots`` by the same names."""
+    """What differs in sliding layers: attributes of ``Slots`` with the same names."""
 
     cosines: jax.Array
     sines: jax.Array
@@ -43,17 +43,17 @@ class Slots:
     """The S slots of B rows, modality-major in each of their parts.
 
     Attributes:
-      positions, segments: int32 [B, S], position within the sample, number of the sample (0 = empty slot).
+      positions, segments: int32 [B, S], position within the sample, index of the sample (0 = empty slot).
       order: int32 [B, S], the slot at each sequence position; inverse: the sequence position of each slot.
       cosines, sines: float32 [B, S, head_dim / 2], RoPE angles.
       intervals: the keys that each token sees, in sequence order; the same in every layer.
-      visual: visual slots of every row, where that is known when the program is compiled.
-      parts: devices that share each row.
-      own: what each part has to do, where there are several.
-      causal: every token sees its sample up to itself, in all layers.
-      sliding: what layers with a sliding window have otherwise; None where there are none.
-      window: int32 scalar, tokens that this layer sees, the last one its own; None: all of the sample.
-      boundaries: int32 [B] where rows have ragged boundaries (each its own number of visual slots), else None.
+      visual: number of visual slots of every row, if known at compile time.
+      parts: number of devices that share each row.
+      own: the work of each part, if there are several.
+      causal: whether every token sees its sample up to itself, in all layers.
+      sliding: what differs in layers with a sliding window; None if there are none.
+      window: int32 scalar, tokens that this layer sees, including the token itself; None: all of the sample.
+      boundaries: int32 [B] if rows have ragged boundaries (different numbers of visual slots), else None.
     """
 
     positions: jax.Array
@@ -72,7 +72,7 @@ class Slots:
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def of_layer(self, is_sliding: jax.Array) -> Slots:
-        """What a layer sees; ``is_sliding``: bool scalar."""
+        """The slots as a layer sees them; ``is_sliding``: bool scalar."""
         if self.sliding is None:
             return self
         everything = jnp.full((), jnp.iinfo(jnp.int32).max // 2, jnp.int32)
@@ -98,7 +98,7 @@ class Slots:
         return slot % (slot.shape[1] // self.parts) < self.visual // self.parts
 
     def in_parts(self, x: jax.Array) -> jax.Array:
-        """[B, N, C], N slots of each row, as [B, parts, N / parts, C]; one part is x as it is.
+        """[B, N, C], N slots of each row, as [B, parts, N / parts, C]; with one part x is unchanged.
 
         (XLA:TPU does not fuse SwiGLU's gradient into matmuls of [B, 1, N, C]: 3 % of a step's bound.)
         """
@@ -106,7 +106,7 @@ class Slots:
         return x if self.parts == 1 else x.reshape(rows, self.parts, slots // self.parts, features)
 
     def apart(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The visual slots of x [B, S, C] and those of text, both ``in_parts``; boundaries must not be ragged."""
+        """The visual slots of x [B, S, C] and its text slots, both ``in_parts``; boundaries must not be ragged."""
         x, visual = self.in_parts(x), self.visual // self.parts
         return x[..., :visual, :], x[..., visual:, :]
 
@@ -117,9 +117,9 @@ class Slots:
 
 
 def make_slots(config: Architecture, batch: Mapping[str, jax.Array], visual: int) -> Slots:
-    """The slots of a batch whose rows have ``visual`` visual slots, or boundaries of their own in "visual_slots".
+    """The slots of a batch whose rows have ``visual`` visual slots each, or ragged boundaries in "visual_slots".
 
-    Raises ConfigError if the devices that share a row of the mesh in use cannot have equal parts of it.
+    Raises ConfigError if the devices that share a row in the mesh in use cannot have equal parts of it.
     """
     order, boundaries, parts = batch["order"], batch.get("visual_slots"), ways_of_rows()
     images = order < (visual if boundaries is None else boundaries[:, None]) if config.bidirectional_images else None
@@ -150,8 +150,8 @@ def make_slots(config: Architecture, batch: Mapping[str, jax.Array], visual: int
 def _check_parts(parts: int, visual: int, text: int, ragged: bool) -> None:
     if ragged:
         raise ConfigError(
-            f"mesh.context is {parts}, and data.boundary_block gives each row a boundary of its own: devices that "
-            "share rows need the same one in all: set mesh.context to 1, or data.boundary_block to 0"
+            f"mesh.context is {parts}, but data.boundary_block gives each row its own boundary: devices that "
+            "share rows need the same one in all rows: set mesh.context to 1, or data.boundary_block to 0"
         )
     if visual % parts or text % parts:
         raise ConfigError(
@@ -164,7 +164,7 @@ def _in_parts(slot: jax.Array, visual: int, parts: int) -> jax.Array:
     """Slots of the batch, int32 [B, S], as slots of rows in ``parts``."""
     mine, length = visual // parts, slot.shape[1] // parts
     of_text = length - mine
-    place = slot - visual  # among those of text
+    place = slot - visual  # among the text slots
     text = place // max(of_text, 1) * length + mine + place % max(of_text, 1)
     return jnp.where(slot < visual, slot // max(mine, 1) * length + slot % max(mine, 1), text)
 

@@ -2,10 +2,10 @@
 
     batch -> embed -> [B, S, d], slots modality-major (V visual, then T text)
           -> layers: x += attention(norm(x)); x += expert of the slot's modality(norm(x))
-          -> final norm and LM head on the text slots only, since no visual token predicts anything
+          -> final norm and LM head on the text slots only, since visual tokens predict nothing
 
 Parameters are one plain nested dict. ``Model`` holds the pure functions over it: it binds the embeddings and the head
-once (``Ends``), and the decoder layers, stacked on a leading axis, one after another in ``jax.lax.scan``.
+once (``Ends``), and runs the decoder layers, which are stacked on a leading axis, in ``jax.lax.scan``.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ Collected = dict[str, Any]
 
 
 class Output(NamedTuple):
-    """``hidden`` [B, T, d]: text slots after the final norm. ``collected``: what was asked for, stacked over layers.
+    """``hidden`` [B, T, d]: text slots after the final norm. ``collected``: what was requested, stacked over layers.
 
-    "hidden": [L + 1, B, S, d], the embeddings and the output of each layer, the last after the final norm;
-    "attention": float32 [L, B, Hq, S, S] in slot order; "ffn": [L, B, S, d], what the experts are given. ``cache``: the
-    updated cache, if one was given or asked for.
+    "hidden": [L + 1, B, S, d], the embeddings and the output of each layer, the last one after the final norm;
+    "attention": float32 [L, B, Hq, S, S] in slot order; "ffn": [L, B, S, d], the input of the experts. ``cache``: the
+    updated cache, if one was given or requested.
     """
 
     hidden: jax.Array
@@ -56,7 +56,7 @@ class Output(NamedTuple):
 class VisualAttention(nnx.Module):
     """The visual attention expert of Mono-InternVL-1.5: a QKV projection (and its norms) for visual tokens.
 
-    Outputs of wqkv are laid out per KV head: (queries..., k, v).
+    Outputs of wqkv are grouped by KV head: (queries..., k, v).
     """
 
     def __init__(self, config: Architecture, wide: bool, *, rngs: nnx.Rngs):
@@ -78,7 +78,7 @@ def _norm(config: Architecture, features: int, rngs: nnx.Rngs) -> RMSNorm:
 
 
 class DecoderLayer(nnx.Module):
-    """One decoder layer with, where the config has them, visual experts beside the text ones."""
+    """One decoder layer with, if the config has them, visual experts beside the text experts."""
 
     def __init__(self, config: Architecture, execution: Execution, adapters: Adapters | None = None, *, rngs: nnx.Rngs):
         d, wide = config.hidden_size, execution.wide_gradients
@@ -100,9 +100,9 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self, x: jax.Array, slots: Slots, layer: jax.Array, cache: AnyCache | None, collect: tuple[str, ...]
     ) -> tuple[jax.Array, AnyCache | None, Collected]:
-        """x [B, S, d] to x; ``layer`` is this one's number in ``cache``.
+        """Maps x [B, S, d] to x; ``layer`` is the index of this layer in ``cache``.
 
-        Also returns the cache with this layer's keys and values, and this layer's share of what ``collect`` asks for.
+        Also returns the cache with this layer's keys and values, and this layer's part of what ``collect`` requests.
         """
         collected: Collected = {}
         if sliding := self.config.sliding_layers:
@@ -145,7 +145,7 @@ class DecoderLayer(nnx.Module):
         return query, key, value
 
     def _normed(self, name: str, x: jax.Array, slots: Slots) -> jax.Array:
-        """x [B, S, heads, D] after the norm ``name`` of each head; visual experts have scales of their own."""
+        """x [B, S, heads, D] after the norm ``name`` of each head; visual experts have separate scales."""
         norm = getattr(self.attention, name)
         if not self.config.visual_attention_experts or slots.all_text:
             return norm(x)
@@ -170,7 +170,7 @@ class Ends(nnx.Module):
     def embed_visual(self, patches: jax.Array, cells: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Visual tokens [B, V, d] of patches [B, V, P, P, 3] (uint8, or normalised floats) and cells int32 [B, V].
 
-        For a modular model V must be made of whole tiles (``vision.tile_tokens`` tokens each).
+        For a modular model, V must consist of whole tiles (``vision.tile_tokens`` tokens each).
         """
         return by_rows(self.projector(self.vision(patches, cells, dtype, self.execution.remat_scan)))
 
@@ -193,18 +193,18 @@ class Ends(nnx.Module):
         slot = jnp.arange(slots.order.shape[1])[None]
         end = slots.boundaries[:, None]
         source = jnp.where(slot < end, slot, slot - end + visual.shape[1])
-        # Slots after the text (source beyond the end) hold padding, whatever is there.
+        # Slots after the text (source beyond the end) contain arbitrary padding.
         return jnp.take_along_axis(x, source[..., None], axis=1, mode="clip"), slots
 
     def output_kernel(self) -> Kernel:
-        """[d, vocabulary]: the LM head's kernel, or the transposed embedding where they are tied."""
+        """[d, vocabulary]: the LM head's kernel, or the transposed embedding if they are tied."""
         return self.embed.embedding[...].T if self.config.tie_word_embeddings else self.lm_head.kernel[...]
 
 
 class Model:
-    """The pure functions of one architecture, computed as ``execution`` says; it holds no arrays.
+    """The pure functions of one architecture, computed as ``execution`` says; holds no arrays.
 
-    ``adapters``: low-rank ones beside kernels of the decoder layers, more parameters; None in a model that is finished.
+    ``adapters``: low-rank adapters of kernels of decoder layers, as extra parameters; None in a finished model.
 
     >>> model = Model(preset("tiny_mono"))
     >>> params = model.init(jax.random.key(0))
@@ -223,11 +223,11 @@ class Model:
         return self._ends.init(ends) | {"layers": stacked}
 
     def init_adapters(self, key: jax.Array) -> Params:
-        """Of ``init``'s result the adapters."""
+        """The adapters from ``init``'s result."""
         return tree.unflatten({path: leaf for path, leaf in tree.flatten(self.init(key)).items() if is_adapter(path)})
 
     def plain(self, params: Mapping[str, Any]) -> Params:
-        """``params`` of the same model without adapters: they are added to their kernels."""
+        """``params`` of the same model without adapters, which are added to their kernels."""
         return params if self.adapters is None else merged(params, self.adapters.scale)
 
     def abstract_params(self) -> Params:
@@ -251,22 +251,22 @@ class Model:
         """Runs the model on a batch of packed rows.
 
         Args:
-          params: nested dict as made by ``init``.
-          batch: fields of ``data_pipelines.batch.BatchSpec``. Optional further field ``lengths`` int32 [B, S]
-            in sequence order: current length of each token's sample, if it is not the one the batch shows
-            (dynamic RoPE scaling reads it). Optional field ``visual_slots`` int32 [B], multiples of
-            ``execution.experts_block``: ragged boundaries. Row b then has its first visual_slots[b] visual tokens in
-            front and as much text after them as S (the width of "order") leaves room for.
+          params: nested dict as returned by ``init``.
+          batch: fields of ``data_pipelines.batch.BatchSpec``. Optional additional field ``lengths`` int32 [B, S] in
+            sequence order: current length of each token's sample, if it is not the length in the batch (dynamic RoPE
+            scaling uses it). Optional field ``visual_slots`` int32 [B], multiples of ``execution.experts_block``:
+            ragged boundaries. Row b then starts with its first visual_slots[b] visual tokens, followed by as much text
+            as fits into S (the width of "order").
           dtype: of the activations.
-          collect: of "hidden", "attention", "ffn"; see ``Output``. "cache" (where none is given): a cache of
-            capacity S that holds this call's slots, made without attending to empty ones.
+          collect: any of "hidden", "attention", "ffn"; see ``Output``. "cache" (if none is given): a cache of
+            capacity S that holds this call's slots, built without attending to empty ones.
           cache: keys and values of earlier slots; this call's S slots are appended. ``positions`` of the
-            batch must then count from the sample's start, and ``segments`` agree with the cache's.
-          visual: visual tokens [B, V, d], if they are embedded already.
+            batch must then count from the sample's start, and ``segments`` must match the cache's.
+          visual: visual tokens [B, V, d], if they are already embedded.
         """
         ends = self.ends(params)
         x, slots = ends.embed_slots(batch, dtype, visual)
-        x = jnp.where((slots.segments > 0)[..., None], x, 0)  # what padding holds, a NaN even, reaches no gradient
+        x = jnp.where((slots.segments > 0)[..., None], x, 0)  # the content of padding, even NaN, reaches no gradient
         cache = None if cache is None else cache.append(slots)
         x, cache, collected = self._run_layers(params, x, slots, cache, collect)
         if "hidden" in collect:
@@ -305,7 +305,7 @@ class Model:
         return self.ends(params).output_kernel()
 
     def logits(self, params: Mapping[str, Any], hidden: jax.Array) -> jax.Array:
-        """float32 [..., vocabulary] of ``hidden`` [..., d]."""
+        """float32 [..., vocabulary] from ``hidden`` [..., d]."""
         kernel = self.output_kernel(params).astype(hidden.dtype)
         if isinstance(kernel, Transposed):
             return kernel.times(hidden, jnp.float32)
@@ -313,7 +313,7 @@ class Model:
 
 
 def _without_padding(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """The patches; floating ones may hold a NaN, so those of empty slots become zeros: they make weight gradients."""
+    """The patches; if floating, those of empty slots are set to 0, since a NaN there would reach weight gradients."""
     patches, count = batch["patches"], batch["patch_cells"].shape[1]
     if not jnp.issubdtype(patches.dtype, jnp.floating):
         return patches

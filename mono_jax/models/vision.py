@@ -1,6 +1,6 @@
 """From pixels to visual tokens: patch embedding, pixel shuffle, projector, and InternViT.
 
-A visual token covers s x s patches of p x p pixels (s = 1 / downsample_ratio). The batch brings the
+A visual token covers s x s patches of p x p pixels (s = 1 / downsample_ratio). The batch contains the
 pixels of each token, so convolution and pixel shuffle are a reshape and one matmul:
 
     patches [.., s*p, s*p, 3] -> [.., s*s, p*p*3] @ kernel + bias + PE -> [.., s*s, C]
@@ -36,7 +36,7 @@ def cubic(distance: Any, numpy: Any = np) -> Any:
     """The cubic kernel with a = -0.75 at ``distance`` >= 0, by NumPy or ``jax.numpy``."""
     a = -0.75
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = a * (distance - 1) * (distance - 2) ** 2  # in factors: nothing cancels in float32
+    far = a * (distance - 1) * (distance - 2) ** 2  # factored, so that nothing cancels in float32
     return numpy.where(distance <= 1, near, numpy.where(distance < 2, far, 0.0))
 
 
@@ -54,7 +54,7 @@ def bicubic_matrix(size_out: int, size_in: int) -> np.ndarray:
 def cell_embedding(table: jax.Array, config: VisionConfig) -> jax.Array:
     """Positional embedding float32 [cells, s*s, C] of each token cell of a tile from ``table`` [1 + G*G, C].
 
-    Row 0 of the table belongs to the class slot. A tile of another size interpolates bicubically in float32.
+    Row 0 of the table belongs to the class slot. For tiles of another size, it is interpolated bicubically in float32.
     """
     grid, shuffle = config.grid, config.shuffle
     tile_grid = config.tile // config.patch_size
@@ -70,13 +70,13 @@ def cell_embedding(table: jax.Array, config: VisionConfig) -> jax.Array:
 def native_embedding(table: jax.Array, cells: jax.Array, config: VisionConfig) -> jax.Array:
     """Positional embedding float32 [B, V, s*s, C] of tokens at ``native_cells`` int32 [B, V].
 
-    Each image's grid reads the stored one as a tile of its size would (``cell_embedding``).
+    Each image's grid samples the stored grid like a tile of its size (``cell_embedding``).
     """
     grid, shuffle, width = config.grid, config.shuffle, table.shape[-1]
 
     def weights(place: jax.Array, count: jax.Array) -> jax.Array:
         """float32 [B, V, s, G]: of the stored grid's lines, for the patches of a token at ``place`` of ``count``."""
-        # Centres are (2 p + 1) G / 2n - 1/2 for patch p of n: whole numbers over 2n, so that nothing is rounded twice.
+        # Centres are (2 p + 1) G / 2n - 1/2 for patch p of n: integers over 2n, so that nothing is rounded twice.
         patches = count[..., None] * shuffle
         centres = (2 * (place[..., None] * shuffle + jnp.arange(shuffle)) + 1) * grid - patches
         near = (centres // (2 * patches))[..., None] + jnp.arange(-1, 3)  # [B, V, s, 4]
@@ -105,7 +105,7 @@ class PatchEmbedding(Linear):
 
 
 class VisionTower(nnx.Module):
-    """Embeds the pixels of visual tokens; with ``kind == "intern_vit"`` followed by InternViT over each tile."""
+    """Embeds the pixels of visual tokens; with ``kind == "intern_vit"``, InternViT then runs over each tile."""
 
     def __init__(self, config: VisionConfig, *, wide: bool = False, rngs: nnx.Rngs):
         self.config = config
@@ -120,13 +120,13 @@ class VisionTower(nnx.Module):
     def __call__(self, patches: jax.Array, cells: jax.Array, dtype: jnp.dtype, wrap: Callable[[Any], Any]) -> jax.Array:
         """Patches [B, V, P, P, 3] and cells int32 [B, V] to patch features [B, V, s*s*C].
 
-        ``wrap`` is the remat of InternViT's layers, for which V must be made of whole tiles.
+        ``wrap`` is the remat of InternViT's layers, for which V must consist of whole tiles.
         """
         config = self.config
         b, v = cells.shape
         s, p = config.shuffle, config.patch_size
         x = normalise(patches, dtype).reshape(b, v, s, p, s, p * config.num_channels)
-        # Sliced, not transposed: for that TPUs pad pixels to many times their size.
+        # Sliced, not transposed: TPUs would pad transposed pixels to many times their size.
         x = jnp.stack([x[:, :, i, :, j].reshape(b, v, -1) for i, j in np.ndindex(s, s)], axis=2)
         position = by_rows(self._positions(cells))
         x = by_rows(self.patch_embedding(x)) + position.astype(dtype)
@@ -141,7 +141,7 @@ class VisionTower(nnx.Module):
         return jnp.take(cell_embedding(self.position_embedding[...], self.config), cells, axis=0)
 
     def _encode(self, x: jax.Array, wrap: Callable[[Any], Any]) -> jax.Array:
-        """x [B, tiles, patches, C] through InternViT up to ``select_layer``, with class tokens in front meanwhile."""
+        """x [B, tiles, patches, C] through InternViT up to ``select_layer``, with class tokens in front in between."""
         config = self.config
         token = (self.class_embedding[...] + self.position_embedding[...][0]).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (*x.shape[:2], 1, config.hidden_size)), x], axis=2)
@@ -173,7 +173,7 @@ class LayerScale(nnx.Module):
 
 
 class ViTAttention(nnx.Module):
-    """Multi-head attention over a tile; optionally RMS-normalised queries and keys over all heads at once."""
+    """Multi-head attention within a tile; optionally RMS-normalised queries and keys over all heads jointly."""
 
     def __init__(self, config: VisionConfig, wide: bool, *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -194,23 +194,23 @@ class ViTAttention(nnx.Module):
             mixed = _fused_attention(*(a.reshape(-1, *heads) for a in (query, key, value)))
         else:
             query, key, value = (a.reshape(*tiles, *heads) for a in (query, key, value))
-            # Of rows of tiles: both together would be one axis that devices which share a row cut into many pieces.
+            # Rows and tiles stay separate axes: devices that share a row would cut a merged one into many pieces.
             with library_products(x.dtype):
                 mixed = jax.vmap(jax.nn.dot_product_attention, in_axes=1, out_axes=1)(query, key, value)
         return self.proj(mixed.reshape(x.shape))
 
 
 def _cudnn_serves(dtype: jnp.dtype, dim: int) -> bool:
-    """Whether cuDNN has a kernel for attention of whole tiles in ``dtype`` with heads of ``dim``, on one GPU."""
+    """Whether cuDNN has a kernel for attention on whole tiles in ``dtype`` with heads of ``dim``, on one GPU."""
     here = device_key().startswith("nvidia") and split_mesh() is None
     return here and dtype == jnp.bfloat16 and dim % 8 == 0 and dim <= 128
 
 
 @jax.custom_vjp
 def _fused_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Attention of [N, length, heads, D] without the scores in memory.
+    """Attention of [N, length, heads, D] without storing the scores.
 
-    Where gradients are taken, XLA's: cuDNN adds them up in any order, and a run would not repeat itself.
+    With gradients, XLA's implementation: cuDNN accumulates them in any order, so runs would not be reproducible.
     """
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
