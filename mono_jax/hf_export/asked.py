@@ -1,4 +1,4 @@
-"""A conversion as the flags of ``experiments/convert.py`` ask for it, tokenizers included."""
+"""A conversion as requested by the flags of ``experiments/convert.py``, tokenizers included."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OPTIONS = ("source_kind", "target_kind", "names_file", "image_token_id", "dtype
 
 
 def convert_as_asked(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What was done, for JSON; raises MonoJaxError."""
+    """Returns what was done, for JSON; raises MonoJaxError."""
     vision = {key.split(".")[1]: flags[key] for key in flags if key.startswith("vision.") and flags[key] is not None}
     upcycling = Upcycling(Tokenizer, vision, flags["attention_experts"], flags["seed"])
     options = {name: flags[name] for name in (*_OPTIONS, "layout")}

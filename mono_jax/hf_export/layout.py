@@ -1,7 +1,7 @@
-"""The Hugging Face layout of our own: config.json, and the code that loads it in transformers (trust_remote_code).
+"""Our own Hugging Face layout: config.json, and the code that loads it in transformers (trust_remote_code).
 
-For models whose layout nobody published (Mono-InternVL-1.5, visual experts in other families), and on demand for
-those that have one, since the published code serves old releases of transformers only.
+For models without a published layout (Mono-InternVL-1.5, visual experts in other families), and on request for
+the others, since the published code works only with old releases of transformers.
 
     FOLDER/   config.json (architecture, prompt format, auto_map), *_mono_jax.py, model*.safetensors,
               tokenizer files, generation_config.json, processor_config.json, chat_template.jinja
@@ -28,10 +28,10 @@ CODE = Path(__file__).parent / "code"
 
 
 def write_files(folder: Path, config: Architecture, prompt: PromptFormat, dtype: str) -> None:
-    """All but the weights, beside the tokenizer files in ``folder``, some of which are rewritten.
+    """Writes all files but the weights, next to the tokenizer files in ``folder``, some of which are rewritten.
 
-    Raises ConfigError for a model that the code does not know, DataError for a tokenizer or template that cannot be
-    used, WeightsError for one that cannot be written in Hugging Face's form.
+    Raises ConfigError for a model that the code does not support, DataError for an unusable tokenizer or template,
+    WeightsError for one that cannot be written in Hugging Face's format.
     """
     write_json(folder / "config.json", own_config(config, prompt, dtype))
     for file in CODE.glob("*.py"):
@@ -51,7 +51,7 @@ def write_files(folder: Path, config: Architecture, prompt: PromptFormat, dtype:
 
 
 def _generation_config(folder: Path, config: Architecture) -> dict[str, Any]:
-    """As it stands there, and what our own generation does beside: greedy where nothing is said, no placeholders."""
+    """The existing one, plus what our own generation does: greedy where it says nothing, and no placeholders."""
     file = folder / "generation_config.json"
     values = read_json(file) if file.is_file() else {"do_sample": False}
     values.setdefault("max_new_tokens", Sampling.max_new_tokens)

@@ -1,4 +1,4 @@
-"""Tokenizer files in Hugging Face's form: all added tokens in them, and the chat template that a model is asked by."""
+"""Tokenizer files in Hugging Face's format, with all added tokens, and the model's chat template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mono_jax.files import read_json
 from mono_jax.weights.prompt_format import PromptFormat
 
 _PIECE = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-# Follows the texts of a FixedTemplate as ``write`` does; the texts stand in front as variables.
+# Processes the texts of a FixedTemplate like its ``write``; the texts are variables in front.
 _FIXED = """
 {%- if messages[0]['role'] == 'system' -%}
   {%- set message = messages[0]['content'] | trim -%}{%- set turns = messages[1:] -%}
@@ -33,10 +33,10 @@ _FIXED = """
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, prompt: PromptFormat) -> dict[str, int]:
-    """tokenizer_config.json, chat_template.jinja and, where there is one, tokenizer.json of ``folder``, rewritten.
+    """Rewrites tokenizer_config.json, chat_template.jinja and, if there is one, tokenizer.json of ``folder``.
 
-    Returns ids of special tokens for generation_config.json. Raises WeightsError where an added token's id cannot be
-    said in tokenizer.json.
+    Returns ids of special tokens for generation_config.json. Raises WeightsError if tokenizer.json cannot express the
+    id of an added token.
     """
     file = folder / "tokenizer_config.json"
     values = read_json(file) if file.is_file() else {}
@@ -69,7 +69,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, prompt: PromptFormat) ->
 
 
 class _Names:
-    """Tokens of a tokenizer by id and by name, those of the file itself among them."""
+    """Tokens of a tokenizer by id and by name, including those of the file itself."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer, self._added = tokenizer, {number: name for name, number in tokenizer.added.items()}
@@ -90,14 +90,14 @@ class _Names:
 
 
 def _template(folder: Path, values: dict[str, Any], prompt: PromptFormat) -> str:
-    """The Jinja program of the model's template, with the system message that it was trained with."""
+    """The Jinja source of the model's template, with the system message that the model was trained with."""
     if prompt.template != OWN_TEMPLATE:
         return _fixed(FIXED[prompt.template], prompt.system_message, values["bos_token"] is not None)
     own, found = folder / "chat_template.jinja", values.get("chat_template")
     if isinstance(found, list):
         found = {each["name"]: each["template"] for each in found}.get("default")
     source = own.read_text(encoding="utf-8") if own.is_file() else found
-    # What a prompt is must not depend on the day: in training there is no such function, and transformers has one.
+    # A prompt must not depend on the date: transformers provides such a function, but training does not.
     source = re.sub(r"\bstrftime_now\b", "no_date_of_today", source)
     if not prompt.system_message:
         return source
@@ -118,10 +118,10 @@ def _fixed(template: FixedTemplate, message: str | None, begins: bool) -> str:
 
 
 def _write_tokenizer_json(tokenizer: Tokenizer) -> None:
-    """Added tokens that stand beside tokenizer.json come into it.
+    """Adds tokens that are stored outside tokenizer.json to it.
 
-    Ids of added tokens follow the vocabulary's there, but for those that the vocabulary has: so they come into both,
-    where it is a table (a model's vocabulary may end after the tokenizer's, and the first added token is beyond).
+    Its added tokens have ids after the vocabulary's, except those that the vocabulary contains: so they are added to
+    both, if it is a table (a model's vocabulary may end after the tokenizer's, with the first added token beyond).
     """
     import tokenizers
 

@@ -1,7 +1,7 @@
 """Collectives of a compiled module: their kind, dtype, groups, bytes on the wire, and whether they are asynchronous.
 
 XLA:TPU spreads an asynchronous gather over several fusions: one that starts it (it calls ``AsyncCollectiveStart``),
-some that compute something else meanwhile, one that ends it. It is counted where it starts, once.
+some that compute something else in the meantime, and one that ends it. It is counted once, where it starts.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Groups = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective as one device runs it.
+    """One collective as run by one device.
 
     Attributes:
-      kind: opcode, "all-gather" for "all-gather-start" too. An all-reduce of which a fusion keeps only this device's
-        slice is a "reduce-scatter": XLA:TPU writes it so, other backends do not.
+      kind: opcode; "all-gather" also for "all-gather-start". An all-reduce of which a fusion keeps only this device's
+        slice is a "reduce-scatter": XLA:TPU writes it this way, other backends do not.
       dtypes: bytes of the operands by dtype.
       groups: partitions that take part together; () = all devices of the program.
-      devices: of a group.
-      asynchronous: it starts in one instruction and ends in another.
+      devices: number of devices in a group.
+      asynchronous: whether it starts in one instruction and ends in another.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Collective:
 
     @property
     def wire_bytes(self) -> dict[str, float]:
-        """Bytes that each device sends, by dtype, with the best algorithms on rings."""
+        """Bytes that each device sends, by dtype, with optimal ring algorithms."""
         n = max(self.devices, 1)
         share = {
             "all-gather": n - 1.0,
@@ -52,7 +52,7 @@ class Collective:
 
 
 def find(module: Module, computation: Computation, instruction: Instruction) -> tuple[Computation, Instruction] | None:
-    """The collective that ``instruction`` is or holds, with the computation that it stands in."""
+    """The collective that ``instruction`` is or contains, with the computation that it is in."""
     if _kind(instruction):
         return computation, instruction
     if instruction.opcode == "async-start":
@@ -62,7 +62,7 @@ def find(module: Module, computation: Computation, instruction: Instruction) -> 
 
 
 def started(module: Module, computation: Computation, instruction: Instruction) -> Collective | None:
-    """The collective that ``instruction`` runs or starts, if it does."""
+    """The collective that ``instruction`` runs or starts, or None."""
     found = find(module, computation, instruction)
     if found is None or found[1].opcode.endswith(("-done", "-update")):
         return None
@@ -78,7 +78,7 @@ def started(module: Module, computation: Computation, instruction: Instruction) 
 
 
 def ended(module: Module, computation: Computation, instruction: Instruction) -> str | None:
-    """Name of the instruction that started the transfer which ``instruction`` waits for; None if it waits for none."""
+    """Name of the instruction that started the transfer that ``instruction`` waits for; None if it waits for none."""
     if instruction.opcode.endswith("-done"):
         start = computation.by_name[instruction.operands[0]]
         while not start.opcode.endswith("-start") and start.operands:
@@ -100,7 +100,7 @@ def _kind(instruction: Instruction) -> str | None:
 
 
 def _role(module: Module, fusion: Instruction) -> str:
-    """What a fusion does of an asynchronous collective: "starts", "goes on", "ends"; "" = nothing of the kind."""
+    """A fusion's role in an asynchronous collective: "starts", "goes on", "ends"; "" = none."""
     role = ""
     for _, instruction in module.inside(fusion):
         if instruction.target == "AsyncCollectiveStart":
@@ -118,11 +118,11 @@ def _channel(module: Module, fusion: Instruction) -> str | None:
 
 
 def _keeps_a_slice(computation: Computation, reduce: Instruction) -> bool:
-    """Whether of every array that ``reduce`` adds up, only a slice is read."""
+    """Whether only a slice is read of every array that ``reduce`` sums."""
     users = computation.users.get(reduce.name, [])
     while len(users) == 1 and users[0].opcode in ("bitcast", "reshape", "copy", "convert"):
         users = computation.users.get(users[0].name, [])
-    if users and all(user.opcode == "get-tuple-element" for user in users):  # several arrays in one
+    if users and all(user.opcode == "get-tuple-element" for user in users):  # several arrays in one instruction
         return all(_keeps_a_slice(computation, user) for user in users)
     return bool(users) and all(user.opcode == "dynamic-slice" for user in users)
 
@@ -141,7 +141,7 @@ def _collective(computation: Computation, instruction: Instruction, kind: str, a
 
 
 def groups(attributes: str) -> Groups:
-    """Partitions that take part together, in whichever way they are written; () = all.
+    """Partitions that take part together, in any notation; () = all.
 
     {{0,1},{2,3}}    [2,4]<=[8]    [4,2]<=[2,4]T(1,0)    mesh['x'=4,'y'=2] {'x'}    source_target_pairs={{0,1},{1,0}}
     """
@@ -164,7 +164,7 @@ def _of_mesh(axes: str, chosen: str) -> Groups:
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
     parts = [(name, int(a or 1), int(b or 0)) for name, a, b in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", chosen)]
     shape: list[int] = []
-    along: dict[str, list[tuple[int, int]]] = {}  # axis: its dimensions as (place, size of what is larger)
+    along: dict[str, list[tuple[int, int]]] = {}  # axis: its dimensions as (place, size of the larger part)
     for name, size in sizes.items():
         mine = [(before, before * part) for axis, before, part in parts if axis == name and part]
         cuts = sorted({1, size, *itertools.chain(*mine)})
@@ -182,7 +182,7 @@ def _of_mesh(axes: str, chosen: str) -> Groups:
 
 
 def _connected(pairs: list[tuple[int, int]]) -> Groups:
-    """The rings and chains that pairs of (source, target) form."""
+    """The rings and chains formed by pairs of (source, target)."""
     group: dict[int, set[int]] = {}
     for source, target in pairs:
         joined = group.get(source, {source}) | group.get(target, {target})

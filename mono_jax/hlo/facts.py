@@ -1,4 +1,4 @@
-"""What a compiled step does, as plain facts: for golden tests and for a look inside.
+"""The facts about a compiled step: for golden tests and for inspection.
 
 >>> found = facts(step.lower(state, frozen, batch).compile().as_text())
 >>> found.by_kind()["all-gather"]["bf16"]
@@ -20,13 +20,13 @@ class Transfer:
     """A collective, and how often the program runs it.
 
     Attributes:
-      kind, dtype: "all-gather", "bf16"; a collective of several dtypes is several transfers.
+      kind, dtype: "all-gather", "bf16"; a collective of several dtypes counts as several transfers.
       dims: shapes of its operands, on one device.
-      bytes: each device sends in all its runs.
-      times: it runs.
-      devices: of a group; 0 = all of the program.
-      asynchronous: other work may hide it.
-      op_name: where in the traced program it comes from.
+      bytes: bytes that each device sends over all runs.
+      times: number of runs.
+      devices: number of devices in a group; 0 = all of the program.
+      asynchronous: whether other work may overlap with it.
+      op_name: its origin in the traced program.
     """
 
     kind: str
@@ -41,9 +41,9 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """An instruction with FLOPs: a dot, a convolution, a fusion around them, a kernel with an estimate of its own.
+    """An instruction with FLOPs: a dot, a convolution, a fusion around them, or a kernel with its own estimate.
 
-    ``flops`` are those of all ``times`` runs; ``dims`` is the shape of the result, where it is one array.
+    ``flops`` are those of all ``times`` runs; ``dims`` is the shape of the result, if it is a single array.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Of one device and one run of a program; ``loops`` are trip counts, None where they depend on data."""
+    """The facts for one device and one run of a program; ``loops`` are trip counts, None if they depend on data."""
 
     transfers: tuple[Transfer, ...]
     products: tuple[Product, ...]
@@ -66,7 +66,7 @@ class Facts:
         return sum(product.flops for product in self.products)
 
     def by_kind(self) -> dict[str, dict[str, tuple[int, float]]]:
-        """{kind: {dtype: (collectives, bytes that a device sends)}}."""
+        """{kind: {dtype: (number of collectives, bytes that a device sends)}}."""
         found: dict[str, dict[str, tuple[int, float]]] = {}
         for transfer in self.transfers:
             kind = found.setdefault(transfer.kind, {})
@@ -76,7 +76,7 @@ class Facts:
 
 
 def facts(text: str) -> Facts:
-    """Reads a compiled module's text; raises ValueError if it is none."""
+    """Reads a compiled module's text; raises ValueError if it is not one."""
     module = read(text)
     transfers, products = [], []
     for run in loops.executed(module):

@@ -1,9 +1,9 @@
-"""How often each instruction runs: trip counts of while loops, and the walk over the whole module.
+"""How often each instruction runs: trip counts of while loops, and a walk over the whole module.
 
-XLA:CPU and XLA:GPU write ``known_trip_count``; XLA:TPU does not. There the loop's counter is simulated: the scalar
+XLA:CPU and XLA:GPU write ``known_trip_count``; XLA:TPU does not. For it, the loop's counter is simulated: the scalar
 integers among the values that the body passes on are computed from their initial values, trip after trip, until the
 condition is false. So steps other than 1, counters that run down and limits that come through tuples of outer loops
-need no cases of their own. A loop whose condition depends on data has no trip count (None).
+need no special cases. A loop whose condition depends on data has no trip count (None).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Value = int | tuple["Value", ...] | None
 
 
 class Scalars:
-    """Values of scalar integers of one computation, given those of its parameters."""
+    """Values of the scalar integers of one computation, given those of its parameters."""
 
     def __init__(self, module: Module, computation: Computation, parameters: dict[int, Value]):
         self.module, self.computation, self.parameters = module, computation, parameters
@@ -92,7 +92,7 @@ class Scalars:
         return _ARITHMETIC[opcode](*values) if opcode != "divide" or values[1] else None
 
     def passed_through(self, loop: Instruction) -> Value:
-        """The tuple that a loop returns, as far as the loop does not change it."""
+        """The tuple that a loop returns, with the values that the loop does not change."""
         before = self.of(loop.operands[0])
         same = _unchanged(self.module.computations[loop.called("body") or ""])
         if not isinstance(before, tuple):
@@ -101,7 +101,7 @@ class Scalars:
 
 
 def _may_be_known(shape: Shape) -> bool:
-    """Of tuples and single integers; arrays are never computed."""
+    """For tuples and single integers; arrays are never computed."""
     return not isinstance(shape, Array) or (shape.size == 1 and shape.dtype[0] in "sup")
 
 
@@ -112,7 +112,7 @@ def _integer(text: str) -> int | None:
 
 
 def _unchanged(body: Computation) -> set[int]:
-    """Places of a loop's tuple that its body passes on as they are."""
+    """Indices in a loop's tuple that its body passes on unchanged."""
     if body.root.opcode != "tuple":
         return set(range(len(body.root.shape))) if body.root.opcode == "parameter" else set()
     found = set()
@@ -141,7 +141,7 @@ def trip_count(module: Module, loop: Instruction, initial: Value) -> int | None:
             return trips
         after = Scalars(module, body, {0: state}).of(body.root.name)
         if after == state:
-            return None  # nothing that is known here ends it
+            return None  # no known value ends it
         state = after
     return None
 
@@ -152,14 +152,14 @@ def trip_count(module: Module, loop: Instruction, initial: Value) -> int | None:
 
 
 class Scope:
-    """One computation as it is called: what is known of its parameters, and so the trips of its loops."""
+    """One computation as called: the known values of its parameters, and so the trips of its loops."""
 
     def __init__(self, module: Module, computation: Computation, parameters: dict[int, Value] | None = None):
         self.module, self.computation = module, computation
         self._scalars = Scalars(module, computation, parameters or {})
 
     def calls(self, instruction: Instruction) -> list[tuple[Scope, int | None]]:
-        """What ``instruction`` runs besides itself and how often: bodies of loops, branches, called computations.
+        """What ``instruction`` runs besides itself, and how often: loop bodies, branches, called computations.
 
         Fusions are instructions, not calls. Every branch of a conditional counts as taken; None = unknown trips.
         """
@@ -184,7 +184,7 @@ class Scope:
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """An instruction outside fusions, the computation it stands in, and how often one run of the module executes it."""
+    """An instruction outside fusions, the computation it is in, and how often one run of the module executes it."""
 
     instruction: Instruction
     computation: Computation

@@ -1,7 +1,7 @@
 """A compiled module's text (``compiled.as_text()``) as computations and instructions.
 
-Only what the readers of this room need is read: names, opcodes, shapes, operands and the text of the attributes. The
-dialects of TPU, GPU and CPU differ in attributes and layouts, not in this grammar.
+Only what the readers in this package need is parsed: names, opcodes, shapes, operands and the text of the attributes.
+The dialects of TPU, GPU and CPU differ in attributes and layouts, not in this grammar.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CALLED = re.compile(
 class Instruction:
     """One line: ``name = shape opcode(operands), attributes``.
 
-    ``arguments`` is the text between the brackets: of a constant its value, of a parameter its number.
+    ``arguments`` is the text between the brackets: the value of a constant, or the number of a parameter.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Instruction:
     attributes: str
 
     def attribute(self, name: str) -> str | None:
-        """Text of a plain attribute, None where there is none: ``direction=LT``, ``custom_call_target="x"``."""
+        """Text of a plain attribute, or None: ``direction=LT``, ``custom_call_target="x"``."""
         found = re.search(rf"(?:^|[,\s]){name}=(\"[^\"]*\"|\{{[^{{}}]*\}}|[^,\s]+)", self.attributes)
         return found[1].strip('"') if found else None
 
     def called(self, name: str) -> str | None:
-        """The computation of one attribute (``calls``, ``body``, ``condition``, ``to_apply``)."""
+        """The computation named by one attribute (``calls``, ``body``, ``condition``, ``to_apply``)."""
         value = self.attribute(name)
         return value.lstrip("%") if value else None
 
@@ -57,13 +57,13 @@ class Instruction:
 
     @functools.cached_property
     def backend_config(self) -> dict:
-        """The backend's own attributes, {} where there are none or they are not JSON."""
+        """The backend's own attributes; {} if there are none or they are not JSON."""
         place = self.attributes.find("backend_config=")
         if place < 0:
             return {}
         text = self.attributes[place + len("backend_config=") :]
         try:
-            if text.startswith('"'):  # a quoted string: the other way in which it is printed
+            if text.startswith('"'):  # a quoted string, the alternative notation
                 text = json.JSONDecoder().raw_decode(text)[0]
             value = json.JSONDecoder().raw_decode(text)[0]
         except (json.JSONDecodeError, TypeError):
@@ -72,24 +72,24 @@ class Instruction:
 
     @property
     def target(self) -> str | None:
-        """What a custom call calls."""
+        """The target of a custom call."""
         return self.attribute("custom_call_target") if self.opcode == "custom-call" else None
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from; "" where nothing says."""
+        """Its origin in the traced program; "" if unknown."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     @property
     def index(self) -> int:
-        """Of a get-tuple-element."""
+        """The index of a get-tuple-element."""
         return int(self.attribute("index") or 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions in the order in which they run, where the module is scheduled."""
+    """Instructions in the order in which they run, if the module is scheduled."""
 
     name: str
     instructions: tuple[Instruction, ...]
@@ -126,11 +126,11 @@ class Module:
     entry: Computation
 
     def fused(self, instruction: Instruction) -> Computation | None:
-        """What a fusion computes; None for every other instruction."""
+        """The computation of a fusion; None for every other instruction."""
         return self.computations.get(instruction.called("calls") or "") if instruction.opcode == "fusion" else None
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-        """Instructions of the fusion ``instruction``, of fusions within it too, with their computations."""
+        """Instructions of the fusion ``instruction``, including nested fusions, with their computations."""
         if (body := self.fused(instruction)) is not None:
             for inner in body.instructions:
                 yield body, inner
@@ -138,7 +138,7 @@ class Module:
 
 
 def read(text: str) -> Module:
-    """Raises ValueError if the text is no HLO module."""
+    """Raises ValueError if the text is not an HLO module."""
     computations, entry = {}, None
     name, lines = "", []
     for line in text.splitlines():
@@ -151,7 +151,7 @@ def read(text: str) -> Module:
             name = ""
         elif _INSTRUCTION.match(line):
             lines.append(line)
-        elif lines:  # an attribute with line breaks in it
+        elif lines:  # an attribute that contains line breaks
             lines[-1] += "\n" + line
     if entry is None:
         raise ValueError("not the text of an HLO module: no ENTRY computation")
@@ -179,7 +179,7 @@ def _instruction(line: str) -> tuple[Instruction, bool]:
 
 
 def _closing(text: str, start: int) -> int:
-    """Place of the bracket that closes the one at ``start``."""
+    """Index of the bracket that closes the one at ``start``."""
     depth = 0
     for found in re.finditer(r"[()]", text[start:]):
         depth += 1 if found[0] == "(" else -1

@@ -1,11 +1,11 @@
-"""The least time that a compiled module takes on a chip, operation by operation: a bound, not a prediction.
+"""The minimum time that a compiled module takes on a chip, operation by operation: a bound, not a prediction.
 
-An operation takes max(FLOPs / peak, HBM bytes / bandwidth); they run one after the other in the order of the schedule.
-Asynchronous copies and collectives run beside them, each kind one after the other; what they take longer than the work
-between their start and their end is *exposed*. A synchronous collective is exposed whole. Not modelled: vector units,
-latencies, how well a matmul fills the matrix unit (kernels aside, for which the caller may say so), links shared by
-collectives of different axes, and one HBM shared by copies and operations. Of the branches of a conditional the slowest
-counts, unless the caller knows that it is the fastest.
+An operation takes max(FLOPs / peak, HBM bytes / bandwidth); operations run one after another in schedule order.
+Asynchronous copies and collectives run concurrently, each kind one after another; the time by which they exceed the
+work between their start and their end is *exposed*. A synchronous collective is fully exposed. Not modelled: vector
+units, latencies, how well a matmul fills the matrix unit (except for kernels, if the caller gives a share), links
+shared by collectives of different axes, and HBM shared by copies and operations. Of the branches of a conditional, the
+slowest counts, unless the caller knows that the fastest is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mono_jax.hlo.module import Computation, Instruction, Module, read
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Of one run of one instruction.
+    """The work of one run of one instruction.
 
     Attributes:
       flops: multiply-adds times two.
@@ -35,7 +35,7 @@ class Work:
     efficiency: float = 1.0
 
 
-# What a kernel does, where the caller knows more than the module says: (computation, instruction) -> Work or None.
+# A kernel's work, if the caller knows more than the module says: (computation, instruction) -> Work or None.
 Kernels = Callable[[Computation, Instruction], Work | None]
 
 
@@ -54,20 +54,20 @@ class Machine:
 
 @dataclasses.dataclass
 class Totals:
-    """Of one device and one run of the module; ``seconds`` is the bound, the other times are parts or alternatives.
+    """Totals for one device and one run of the module; ``seconds`` is the bound, other times are parts or alternatives.
 
     Attributes:
       flops: of dots and kernels.
       bytes: to and from HBM, copies included.
-      compute_s: FLOPs at the share of the peak that matmuls and kernels can reach, nothing else.
+      compute_s: FLOPs at the share of the peak that matmuls and kernels can reach, and nothing else.
       memory_s: bytes at the bandwidth.
-      collective_s: collectives one after the other.
-      exposed_collective_s: what of that the operations do not hide.
-      exposed_copy_s: likewise, of asynchronous copies.
-      seconds: operations, each at the slower of its two rates, and what is exposed.
+      collective_s: collectives one after another.
+      exposed_collective_s: the part of that time that operations do not hide.
+      exposed_copy_s: the same for asynchronous copies.
+      seconds: operations, each at the slower of its two rates, plus the exposed times.
       collectives: {(kind, dtype): [count, bytes on the wire]}.
       unknown_loops: loops without a trip count, taken as one trip.
-      silent_kernels: kernels that say nothing of their FLOPs.
+      silent_kernels: kernels that do not report their FLOPs.
     """
 
     flops: float = 0.0
@@ -96,7 +96,7 @@ class Totals:
 
 
 def totals(text: str, machine: Machine, kernels: Kernels | None = None, branch: Callable[..., Any] = max) -> Totals:
-    """Of a compiled module's text. ``branch``: ``max`` or ``min``: which branch of a conditional is taken, by time."""
+    """Totals from a compiled module's text. ``branch``: ``max`` or ``min``: the branch that is taken, by time."""
     module = read(text)
     return _Timeline(module, machine, kernels or (lambda *_: None), branch).of(Scope(module, module.entry))
 
@@ -106,9 +106,9 @@ class _Timeline:
         self.module, self.machine, self.kernels, self.branch = module, machine, kernels, branch
 
     def of(self, scope: Scope) -> Totals:
-        """One run of a computation: a clock for the operations, one for each of the two things that run beside them."""
+        """One run of a computation: one clock for operations, and one each for copies and collectives."""
         total, computation = Totals(), scope.computation
-        ready: dict[str, tuple[str, float]] = {}  # what was started: (what runs it, when it is done)
+        ready: dict[str, tuple[str, float]] = {}  # what was started: (what runs it, when it finishes)
         free = {"network": 0.0, "copies": 0.0}
         for instruction in computation.instructions:
             if instruction.opcode != "async-start":
@@ -138,7 +138,7 @@ class _Timeline:
         return total
 
     def _called(self, scope: Scope, instruction: Instruction) -> list[tuple[Totals, int | None]]:
-        """What ``instruction`` runs besides itself, and how often; of branches one."""
+        """What ``instruction`` runs besides itself, and how often; for a conditional, only one branch."""
         found = [(self.of(inner), trips) for inner, trips in scope.calls(instruction)]
         if instruction.opcode == "conditional" and found:
             return [self.branch(found, key=lambda branch: branch[0].seconds)]
@@ -178,5 +178,5 @@ class _Timeline:
 
 
 def _is_copy(instruction: Instruction) -> bool:
-    """Whether it starts a copy that runs beside the operations."""
+    """Whether it starts a copy that runs concurrently with the operations."""
     return instruction.opcode in ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")

@@ -1,4 +1,4 @@
-"""Shapes as a compiled module writes them: ``bf16[2,64]{1,0:T(8,128)(2,1)S(1)}``, tuples of them, and their bytes."""
+"""Shapes as written in a compiled module: ``bf16[2,64]{1,0:T(8,128)(2,1)S(1)}``, tuples of them, and their bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<dims>[^\]]*)\](?:\{(?P<layout>[^{}]*)\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
-HBM = 0  # memory space of what stands outside the chip's own scratch memories; on TPUs 1 is VMEM
+HBM = 0  # memory space of data outside the chip's own scratch memories; on TPUs 1 is VMEM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Array:
       dtype: as in HLO: bf16, f32, s32, pred, f8e4m3fn ...
       dims: logical sizes.
       order: dimensions from the minor to the major one.
-      tiles: (8, 128), (2, 1) ...: what the minor dimensions are padded to; () = none.
+      tiles: (8, 128), (2, 1) ...: to which the minor dimensions are padded; () = none.
       space: memory space, see ``HBM``.
     """
 
@@ -38,7 +38,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the elements themselves, as they go over a wire."""
+        """Bytes of the elements themselves, as sent over a wire."""
         return (self.size * bits(self.dtype) + 7) // 8
 
     @property
@@ -67,7 +67,7 @@ def bits(dtype: str) -> int:
 
 
 def parse(text: str) -> Shape:
-    """The shape that ``text`` is; raises ValueError if it is none."""
+    """The shape described by ``text``; raises ValueError if it is not one."""
     text = _COMMENT.sub("", text).strip()
     if text.startswith("("):
         return tuple(parse(part) for part in split(text[1:-1]))
@@ -92,7 +92,7 @@ def _sizes(tile: str) -> tuple[int, ...]:
 
 
 def split(text: str) -> list[str]:
-    """``text`` at the commas that stand in no brackets."""
+    """Splits ``text`` at the commas outside brackets."""
     parts, depth, start = [], 0, 0
     for place, letter in enumerate(text):
         if letter in "([{":

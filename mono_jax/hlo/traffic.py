@@ -1,8 +1,8 @@
 """Bytes that an instruction moves to and from HBM.
 
-What stands in a scratch memory of the chip (VMEM, S(1) in the text) costs nothing there. A fusion reads of an operand
-only what its slices and gathers take, and writes of a buffer that it updates in place only the update: a scan's stacked
-weights and results are otherwise counted whole in every trip.
+Data in a scratch memory of the chip (VMEM, S(1) in the text) costs nothing. A fusion reads of an operand only what its
+slices and gathers take, and writes only the update of a buffer that it updates in place: otherwise a scan's stacked
+weights and results would be counted whole in every trip.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from mono_jax.hlo import shapes
 from mono_jax.hlo.module import Computation, Instruction, Module
 from mono_jax.hlo.shapes import HBM, Array
 
-# What moves nothing itself: names, views, and what runs other instructions.
+# Instructions that move nothing themselves: names, views, and those that run other instructions.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
     *("after-all", "partition-id", "replica-id", "optimization-barrier", "add-dependency", "domain", "iota"),
 }
 _VIEWS = ("bitcast", "reshape", "transpose", "copy", "convert")
 _SLICES = ("dynamic-slice", "slice", "gather")
-_UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # in place, and which operand is the update
+_UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # updates in place, and which operand is the update
 COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
     *("collective-broadcast", "ragged-all-to-all"),
@@ -28,7 +28,7 @@ COLLECTIVES = (
 
 
 def hbm_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """Bytes read from and written to HBM by one run of ``instruction``; padded tiles count."""
+    """Bytes read from and written to HBM by one run of ``instruction``, including tile padding."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith(("-done", "-update")):
         return 0.0
@@ -57,13 +57,13 @@ def _fusion(module: Module, computation: Computation, instruction: Instruction, 
 
 
 def _read_of(module: Module, body: Computation, name: str) -> float:
-    """Bytes that a fused computation reads of its value ``name``, which lies in HBM."""
+    """Bytes that a fused computation reads of its value ``name``, which is in HBM."""
     total, whole = 0.0, _stored(body.by_name[name])
     for user in body.users.get(name, []):
         if user is body.root and user.opcode == "tuple":
             continue  # passed on
         if user.opcode in COLLECTIVES or user.opcode == "custom-call":
-            continue  # a buffer in flight: its bytes are the network's, and counted where the transfer starts
+            continue  # a buffer in flight: its bytes belong to the network, and are counted where the transfer starts
         if user.opcode in _SLICES and user.operands[0] == name:
             total += _stored(user)
         elif user.opcode in _UPDATES and user.operands[0] == name:

@@ -1,6 +1,6 @@
-"""FLOPs of instructions: dots, convolutions (as which XLA:TPU writes its dots), GEMM calls, kernels' own estimates.
+"""FLOPs of instructions: dots, convolutions (XLA:TPU's form of dots), GEMM calls, and kernels' own estimates.
 
-Elementwise work is not counted: a matrix unit does none of it, and the time that it takes is the memory's.
+Elementwise work is not counted: the matrix unit does none of it, and its time is that of the memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KERNELS = ("tpu_custom_call", "mosaic_gpu", "triton", "__cudnn$fmha", "__cudnn$
 
 
 def flops(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """FLOPs (two for each multiply-add) of one run of ``instruction``, those inside a fusion included."""
+    """FLOPs (two per multiply-add) of one run of ``instruction``, including those inside a fusion."""
     own = _own_flops(computation, instruction)
     return own + sum(_own_flops(body, inner) for body, inner in module.inside(instruction))
 
@@ -37,12 +37,12 @@ def _own_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Whether it is a kernel, whose work the compiler knows only if the kernel says so."""
+    """Whether it is a kernel, whose work the compiler knows only if the kernel reports it."""
     return any((instruction.target or "").startswith(name) for name in _KERNELS)
 
 
 def estimate(instruction: Instruction) -> Mapping[str, float]:
-    """What a Pallas kernel says of itself (``pl.CostEstimate``): flops, bytes_accessed, transcendentals; else {}."""
+    """A Pallas kernel's own estimate (``pl.CostEstimate``): flops, bytes_accessed, transcendentals; else {}."""
     found = instruction.backend_config.get("custom_call_config", {}).get("cost_estimate", {})
     return {name: float(value) for name, value in found.items()}
 
@@ -58,14 +58,14 @@ def _dot(computation: Computation, instruction: Instruction, contracted: list[in
 
 
 def _gemm(computation: Computation, instruction: Instruction) -> float:
-    """A call of cuBLAS; its dimension numbers stand in the backend's config."""
+    """A cuBLAS call; its dimension numbers are in the backend config."""
     config = instruction.backend_config.get("gemm_backend_config", instruction.backend_config)
     numbers = config.get("dot_dimension_numbers", {}).get("lhs_contracting_dimensions", ())
     return _dot(computation, instruction, [int(axis) for axis in numbers])
 
 
 def _convolution(computation: Computation, instruction: Instruction) -> float:
-    """Window places outside the input do not count: with them XLA:TPU writes a dot of several dimensions."""
+    """Window positions outside the input do not count: with them, XLA:TPU writes a dot of several dimensions."""
     labels = instruction.attribute("dim_labels") or ""
     left, right, out = labels.replace("->", "_").split("_")
     image, kernel = computation.arrays(instruction)[:2]
@@ -84,7 +84,7 @@ def _size(array: Array, labels: str, label: str) -> int:
 
 
 def _positions(image: int, output: int, kernel: int, window: Mapping[str, str], place: int) -> int:
-    """Pairs (output place, window place) that read the image and not its padding, along one dimension."""
+    """Pairs (output position, window position) that read the image and not its padding, along one dimension."""
 
     def of(name: str, default: str) -> str:
         return window[name].split("x")[place] if name in window else default

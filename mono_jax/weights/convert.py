@@ -46,14 +46,14 @@ Kind = Literal["hf", "orbax", "gguf"]
 
 
 class OwnLayout(Protocol):
-    """Writes what stands beside the weights in the layout of our own (``mono_jax.hf_export.layout.write_files``)."""
+    """Writes the companion files of our own layout next to the weights (``mono_jax.hf_export.layout.write_files``)."""
 
     def __call__(self, folder: Path, config: Architecture, prompt: PromptFormat, dtype: str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Upcycling:
-    """How visual experts are put into the model on its way.
+    """How visual experts are added to the model during conversion.
 
     Attributes:
       open_tokenizer: the tokenizer of a folder, with its ``added`` tokens (name -> id) and its ``vocab_size``.
@@ -83,20 +83,20 @@ def convert(
     layout: Literal["auto", "published", "own"] = "auto",
     own_layout: OwnLayout | None = None,
 ) -> dict[str, Any]:
-    """Converts the model in ``source``; ``target`` appears when it is whole. Returns what was done, for JSON.
+    """Converts the model in ``source``; ``target`` appears once it is complete. Returns what was done, for JSON.
 
     Args:
       source: a Hugging Face folder, a GGUF file, a model folder, or the workdir of a finished run.
-      source_kind: what ``source`` must be; default: seen from its files.
-      target_kind: default: the other kind, or the same with ``upcycling`` or ``grow_vocabulary``.
+      source_kind: what ``source`` must be; default: detected from its files.
+      target_kind: default: the other kind, or the same kind with ``upcycling`` or ``grow_vocabulary``.
       names_file: JSON table of checkpoint names that differ from the built-in ones.
       image_token_id: id of <IMG_CONTEXT>; default: from the tokenizer files.
-      dtype: cast all weights; None keeps them bit for bit.
-      shard_size: bytes of the largest safetensors file.
-      upcycling: visual experts for a model without them; its vocabulary grows as far as the tokens need.
-      grow_vocabulary: new size of the vocabulary of a model that stays the same otherwise.
-      layout: of a Hugging Face folder; "auto" = the published one where there is one, or tensors have ``names``.
-      own_layout: writes that of our own; None = there is the published one only.
+      dtype: casts all weights; None keeps them bit for bit.
+      shard_size: maximum size of a safetensors file in bytes.
+      upcycling: add visual experts to a model without them; its vocabulary grows as far as the new tokens need.
+      grow_vocabulary: new vocabulary size of a model that otherwise stays the same.
+      layout: of a Hugging Face folder; "auto" = the published layout if there is one, or if tensors have ``names``.
+      own_layout: writes our own layout; None = only the published one is available.
 
     Raises MonoJaxError.
     """
@@ -117,7 +117,7 @@ def convert(
     report: dict[str, Any] = {"from": kind, "to": target_kind, "src": str(given), "dst": str(target)}
     added_tokens, old_size = None, config.vocab_size
     if upcycling and grow_vocabulary:
-        raise ConfigError("grow_vocabulary: embedding experts grows the vocabulary by itself: give one of the two")
+        raise ConfigError("grow_vocabulary: adding experts already grows the vocabulary: give one of the two")
     if upcycling:
         chat = (origin.prompt or PromptFormat()).template != OWN_TEMPLATE
         config, params, added_tokens = _upcycle(source, config, params, upcycling, image_token_id, chat)
@@ -157,13 +157,13 @@ def convert(
 
 
 def _config_json(config: Architecture, origin: Origin, cast: str | None, stored: np.dtype) -> dict[str, Any]:
-    """``cast``: dtype that all weights get; ``stored``: of the embedding, for a config.json that is new."""
+    """``cast``: dtype of all weights after a cast; ``stored``: dtype of the embedding, for a new config.json."""
     values = config_to_hf(config, origin.config_json, stored, prompt=origin.prompt)
     return with_dtype(values, cast) if cast else values
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The report of ``convert`` in words."""
+    """The report of ``convert`` as text."""
     text = (
         f"{report['dst']}: {report['model']}, {report['parameters'] / 1e9:.3f} B parameters in {report['tensors']} "
         f"tensors, {report['bytes'] / 1e9:.2f} GB ({', '.join(report['dtypes'])}), {report['seconds']} s"
@@ -176,9 +176,9 @@ def summary(report: Mapping[str, Any]) -> str:
 def _kind_of(source: Place, expected: Kind | None) -> Kind:
     found: Kind = "orbax" if (source / MODEL_FILE).is_file() else "hf"
     if expected == "orbax" and found == "hf":
-        raise WeightsError(f"{source}: no {MODEL_FILE} in it: not a model folder; use --from=hf?")
+        raise WeightsError(f"{source}: contains no {MODEL_FILE}: not a model folder; use --from=hf?")
     if expected == "hf" and found == "orbax":
-        raise WeightsError(f"{source}: has a {MODEL_FILE}: a model folder; use --from=orbax")
+        raise WeightsError(f"{source}: contains a {MODEL_FILE}: a model folder; use --from=orbax")
     return found
 
 
@@ -187,7 +187,7 @@ def _upcycle(
 ) -> tuple[Architecture, tree.Tree, dict[str, int]]:
     """Config and weights of the Mono-InternVL model, and the added tokens of its tokenizer (``chat``: see there)."""
     if upcycling.vision and config.vision is not None:
-        raise ConfigError(f"--vision.{next(iter(upcycling.vision))}: {source} has a patch embedding already")
+        raise ConfigError(f"--vision.{next(iter(upcycling.vision))}: {source} already has a patch embedding")
     known, vocab_size = {}, config.vocab_size
     files = local_files(source)
     if any((files / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
@@ -207,7 +207,7 @@ def _upcycle(
 
 
 def _describe(config: Architecture) -> str:
-    """What the model is. No size: the published labels (2B) belong to the published checkpoints only."""
+    """A description of the model, without a size: published labels (2B) belong to the published checkpoints only."""
     if config.vision is None:
         return family_of(config).title
     name = "Mono-InternVL" if config.is_monolithic else "modular InternVL"
@@ -226,13 +226,13 @@ def _sizes(params: tree.Tree) -> dict[str, Any]:
 
 
 def _count(flat: Mapping[str, Any]) -> int:
-    """Number of tensors in a checkpoint: one per layer."""
+    """The number of tensors in a checkpoint: one per layer."""
     return sum(leaf.shape[0] if is_stacked(path) else 1 for path, leaf in flat.items())
 
 
 @contextlib.contextmanager
 def _published(target: Place, size: int) -> Iterator[Path]:
-    """A folder for ``size`` bytes that becomes ``target`` at the end; what the disk refuses becomes a WeightsError."""
+    """A folder for ``size`` bytes that becomes ``target`` at the end; disk errors become WeightsErrors."""
     if isinstance(target, ObjectPath):
         with tempfile.TemporaryDirectory() as made:
             with _published(Path(made) / "model", size) as folder:
@@ -257,7 +257,7 @@ def _not_empty(target: Place) -> ConfigError:
 
 
 def _with_progress(params: tree.Tree) -> tree.Tree:
-    """Counts the slices as they are read, on one line of a terminal."""
+    """Counts the slices that have been read, on one line of a terminal."""
     if not sys.stderr.isatty():
         return params
     flat = tree.flatten(params)

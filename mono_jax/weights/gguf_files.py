@@ -1,7 +1,7 @@
-"""GGUF files (llama.cpp) as Hugging Face folders: weights dequantised, config.json, tokenizer and chat template.
+"""GGUF files (llama.cpp) as Hugging Face folders: dequantised weights, config.json, tokenizer and chat template.
 
-What such a file holds of a Llama is read with the package ``gguf``. Its queries and keys lie in the order of
-llama.cpp's rotary embeddings (neighbouring pairs); here they get that of Hugging Face back (halves).
+Llama models in such files are read with the package ``gguf``. Their queries and keys are in the order of
+llama.cpp's rotary embeddings (neighbouring pairs); here they are put back into Hugging Face's order (halves).
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _NAMES = {  # Hugging Face: GGUF
     "mlp.up_proj.weight": _BLOCK + "ffn_up.weight",
     "mlp.down_proj.weight": _BLOCK + "ffn_down.weight",
 }
-_CONTROL = (3, 4)  # token types: control, defined by users
-# How texts are cut before the merges, by tokenizer.ggml.pre: whether digits stand alone.
+_CONTROL = (3, 4)  # token types: control, user-defined
+# How texts are split before the merges, by tokenizer.ggml.pre: whether each digit is split off.
 _DIGITS_ALONE = {"smollm": True, "gpt-2": False}
 
 
 @contextlib.contextmanager
 def unpacked(file: Path) -> Iterator[Path]:
-    """A folder, as long as the context lasts, with what ``file`` holds, in float32.
+    """Yields a folder, which exists within the context, with the contents of ``file`` in float32.
 
-    Raises ConfigError or WeightsError that name the file and what of it cannot be read.
+    Raises ConfigError or WeightsError that name the file and the part of it that cannot be read.
     """
     reader, values = _opened(file)
     with tempfile.TemporaryDirectory() as made:
@@ -64,7 +64,7 @@ def unpacked(file: Path) -> Iterator[Path]:
 
 
 def _opened(file: Path) -> tuple[Any, dict[str, Any]]:
-    """The library's reader and its fields as plain values."""
+    """The library's reader, and the file's fields as plain values."""
     try:
         import gguf
     except ImportError:
@@ -83,7 +83,7 @@ def _opened(file: Path) -> tuple[Any, dict[str, Any]]:
 
 def _config_json(file: Path, values: Mapping[str, Any], tied: bool) -> dict[str, Any]:
     if (kind := values.get("general.architecture")) != "llama":
-        raise ConfigError(f"{file}: general.architecture is {kind!r}: of GGUF files this project reads 'llama'")
+        raise ConfigError(f"{file}: general.architecture is {kind!r}: of GGUF files this project reads only 'llama'")
 
     def get(key: str, default: Any = None) -> Any:
         value = values.get(f"llama.{key}", default)
@@ -166,7 +166,7 @@ def _gguf_name(name: str, n: int | None) -> str:
 
 
 def _halves(weight: np.ndarray, dim: int) -> np.ndarray:
-    """Rows of each head from neighbouring pairs to halves: (a0, b0, a1, b1, ...) to (a0, a1, ..., b0, b1, ...)."""
+    """Reorders the rows of each head from pairs to halves: (a0, b0, a1, b1, ...) to (a0, a1, ..., b0, b1, ...)."""
     rows, columns = weight.shape
     return weight.reshape(rows // dim, dim // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
@@ -182,7 +182,7 @@ def _write_tokenizer(file: Path, values: Mapping[str, Any], folder: Path) -> Non
     kind, cut = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre")
     if kind != "gpt2" or cut not in _DIGITS_ALONE:
         raise ConfigError(
-            f"{file}: its tokenizer is {kind!r} with {cut!r}: this project reads 'gpt2' with "
+            f"{file}: its tokenizer is {kind!r} with {cut!r}: this project reads only 'gpt2' with "
             f"{', '.join(map(repr, _DIGITS_ALONE))}: use the model's safetensors and tokenizer files"
         )
     names = values["tokenizer.ggml.tokens"]

@@ -1,4 +1,4 @@
-"""The config.json of Hugging Face and this project's config, one made from the other."""
+"""Conversion between Hugging Face's config.json and this project's config."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mono_jax.weights.prompt_format import PROMPT_KEYS, PromptFormat, prompt_to_
 from mono_jax.weights.readers import tensor_names
 
 _VISION_KINDS = {"intern_vit_patch": "patch_embed", "intern_vit_6b": "intern_vit"}
-OWN_MODEL_TYPE = "mono_jax"  # of the layout of our own, whose code is ``mono_jax.hf_export``
-DTYPE_KEYS = ("torch_dtype", "dtype")  # of the weights: the older spelling, and that of transformers 5
-# What a new config.json says of things outside the model: the values of the paper (arXiv 2410.08202) and its release.
+OWN_MODEL_TYPE = "mono_jax"  # of our own layout, whose code is ``mono_jax.hf_export``
+DTYPE_KEYS = ("torch_dtype", "dtype")  # of the weights: the older key, and that of transformers 5
+# Contents of a new config.json beyond the model: the values of the paper (arXiv 2410.08202) and its release.
 CHAT_DEFAULTS = {
     "template": "internlm2-chat",
     "dynamic_image_size": True,
@@ -59,9 +59,9 @@ def config_from_hf(
     for key in ("use_backbone_lora", "use_llm_lora"):
         if values.get(key):
             raise ConfigError(f"{file}: {key} is {values[key]!r}: merge the LoRA weights first and set it to 0")
-    for key in ROPE_KEYS:  # here nothing would read it
+    for key in ROPE_KEYS:  # no code would read it here
         if values.get(key) is not None and language.values.get(key) is None:
-            raise ConfigError(f"{file}: {key} stands beside llm_config: move it into llm_config")
+            raise ConfigError(f"{file}: {key} is next to llm_config: move it into llm_config")
     vision = _vision(top, Section(values.get("vision_config"), f"{file}: vision_config"))
     default = Architecture.image_token_id
     return _build(
@@ -83,7 +83,7 @@ def _build(file: str | Path, **keys: Any) -> Architecture:
 
 def _vision(top: Section, section: Section) -> VisionConfig:
     kind = _VISION_KINDS[section.get("model_type", str, valid=tuple(_VISION_KINDS))]
-    # Required where they shape the model; a monolithic one has no encoder and only keeps them.
+    # Required where they shape the model; a monolithic model has no encoder and only keeps them.
     fallback = VisionConfig() if kind == "patch_embed" else None
 
     def encoder(key: str, type_: type, valid: tuple = ()) -> Any:
@@ -124,11 +124,11 @@ def config_to_hf(
     *,
     prompt: PromptFormat | None = None,
 ) -> dict[str, Any]:
-    """config.json of ``config``. Keys of ``original`` that this project does not know are kept, and its spellings.
+    """config.json of ``config``. Keys of ``original`` that this project does not know are kept, as is its spelling.
 
-    ``original`` may be that of the dense base of a multimodal ``config``. ``dtype`` (of the weights) is written
-    into a config that is new. ``prompt``: how the model was trained to be asked; None = as ``original`` says, else
-    CHAT_DEFAULTS. A model with visual attention experts gets an architecture name of its own and loses
+    ``original`` may be the config.json of the dense base of a multimodal ``config``. ``dtype`` (of the weights) is
+    written into a new config. ``prompt``: the format of the model's training; None = as in ``original``, else
+    CHAT_DEFAULTS. A model with visual attention experts gets a separate architecture name and loses
     ``_name_or_path`` and ``auto_map``: no public code loads it and no published label fits it.
     """
     out: dict[str, Any] = copy.deepcopy(dict(original or {}))
@@ -140,7 +140,7 @@ def config_to_hf(
         out = with_dtype(out, dtype)
     if config.vision is None:
         _update(out, _hf_language(config, out))
-        # That a tokenizer's own template is used is seen from its files.
+        # The use of a tokenizer's own template is detected from its files.
         return out if prompt and prompt.template == OWN_TEMPLATE else out | prompt_to_hf(prompt, out)
     if config.vision.native:
         raise ConfigError("vision.native has no published layout, whose readers cut tiles: --layout=own")
@@ -165,7 +165,7 @@ def config_to_hf(
 
 
 def has_published_layout(config: Architecture) -> bool:
-    """Whether ``config_to_hf`` makes a config.json that code of others loads."""
+    """Whether ``config_to_hf`` makes a config.json that other projects' code can load."""
     if config.vision is None or not config.is_monolithic:
         return True
     own = config.visual_attention_experts or config.bidirectional_images or config.vision.native
@@ -179,7 +179,7 @@ def config_beside(
     *,
     prompt: PromptFormat | None = None,
 ) -> dict[str, Any] | None:
-    """The config.json beside a model of ours: that of ``config_to_hf``, None where there is no published layout."""
+    """The config.json stored with one of our models: ``config_to_hf``, or None if there is no published layout."""
     try:
         return config_to_hf(config, original, dtype, prompt=prompt)
     except ConfigError:
@@ -187,7 +187,7 @@ def config_beside(
 
 
 def own_config(config: Architecture, prompt: PromptFormat, dtype: str) -> dict[str, Any]:
-    """config.json of the layout of our own. Raises ConfigError for a modular model, which its code does not know."""
+    """config.json of our own layout. Raises ConfigError for a modular model, which its code does not support."""
     if config.vision is not None and not config.is_monolithic:
         raise ConfigError("vision.kind 'intern_vit' has the published layout only: --layout=published")
     classes = dict.fromkeys(("AutoModel", "AutoModelForCausalLM"), f"modeling_mono_jax.{_OWN_CLASS}")
@@ -207,7 +207,7 @@ _OWN_CLASS = "MonoJaxForCausalLM"
 
 
 def with_dtype(values: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """``values`` of a config.json whose weights are ``dtype``: every spelling, in every section, says so."""
+    """``values`` of a config.json with the dtype of the weights set to ``dtype``, in every spelling and section."""
     name = str(np.dtype(dtype))
     out = _with_dtype(values, name)
     return out if any(key in out for key in DTYPE_KEYS) else out | {"torch_dtype": name}
@@ -219,7 +219,7 @@ def _with_dtype(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _update(section: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Sets ``values``, leaving what already is equal (1000000 and 1e6) as the original wrote it."""
+    """Sets ``values``, but keeps the original spelling of those that are already equal (1000000 and 1e6)."""
     for key, value in values.items():
         if key not in section or section[key] != value:
             section[key] = value
@@ -254,7 +254,7 @@ def _hf_top(config: Architecture, original: Mapping[str, Any]) -> dict[str, Any]
 
 
 def find_image_token_id(directory: str | Path) -> int | None:
-    """Id of <IMG_CONTEXT> by name from the tokenizer files of ``directory``; None where no file has it."""
+    """Id of <IMG_CONTEXT> by name from the tokenizer files of ``directory``; None if no file has it."""
     directory = Path(directory)
     if (file := directory / "added_tokens.json").is_file() and IMAGE_CONTEXT in (tokens := read_json(file)):
         return int(tokens[IMAGE_CONTEXT])
@@ -272,9 +272,9 @@ def find_image_token_id(directory: str | Path) -> int | None:
 def read_config(
     directory: str | Path, *, image_token_id: int | None = None, names: Names | None = None
 ) -> Architecture:
-    """The Architecture of a Hugging Face folder; <IMG_CONTEXT> is resolved by name where its tokenizer files have it.
+    """The Architecture of a Hugging Face folder; <IMG_CONTEXT> is looked up by name in its tokenizer files if present.
 
-    Visual attention experts are also recognised by their tensors, since no published config.json announces them.
+    Visual attention experts are also recognised by their tensors, since no published config.json declares them.
     """
     directory = Path(directory)
     if not directory.is_dir():

@@ -1,7 +1,7 @@
 """Rotary embeddings in a Hugging Face config.json, in each of its spellings.
 
 rope_theta, rope_scaling {type, factor}                    up to transformers 4
-rope_theta, rope_scaling {rope_type, factor}               late ones of them
+rope_theta, rope_scaling {rope_type, factor}               late releases of transformers 4
 rope_parameters {rope_type, rope_theta, factor}            transformers 5
 """
 
@@ -15,7 +15,7 @@ from mono_jax.models.architecture import Architecture, RopeScaling
 from mono_jax.weights.hf_section import Section
 
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-_PARAMETERS = {  # of kinds that have more than a factor
+_PARAMETERS = {  # of kinds with more parameters than a factor
     "llama3": {"original_max_position_embeddings": int, "low_freq_factor": float, "high_freq_factor": float},
     "yarn": {
         "original_max_position_embeddings": int,
@@ -30,11 +30,11 @@ _TYPE_KEYS = ("rope_type", "type")
 def rope_from_hf(
     section: Section, *, kinds: Sequence[str], default: float, limit: int
 ) -> tuple[float, RopeScaling | None]:
-    """Base of the angles and their scaling; raises ConfigError for a kind or key that is not known.
+    """Base of the angles and their scaling; raises ConfigError for an unknown kind or key.
 
-    ``kinds`` of scaling are those that the model's code knows, ``default`` its base where no key says otherwise,
-    ``limit`` its max_position_embeddings. Keys that contradict each other are refused too: what reads them differs
-    between releases of transformers.
+    ``kinds`` are the kinds of scaling that the model's code supports, ``default`` is its base if no key gives one,
+    ``limit`` its max_position_embeddings. Contradicting keys are refused too, because it depends on the release of
+    transformers which of them is read.
     """
     section.get("partial_rotary_factor", float, 1.0, valid=(1.0,))
     found = {
@@ -66,7 +66,7 @@ def _parse(section: Section, key: str, valid: tuple[str, ...], limit: int) -> tu
     for name, value in part.values.items():
         known = name in (*_TYPE_KEYS, "rope_theta", "factor", *parameters) or value is None
         if not known and not (name in neutral and value == neutral[name]):
-            raise ConfigError(f"{part.where}: {name} is {value!r}: this project does not know it; remove it if you can")
+            raise ConfigError(f"{part.where}: {name} is {value!r}: unknown to this project; remove it if you can")
     if len(set(kinds.values())) > 1:
         raise ConfigError(f"{part.where}: rope_type and type differ: remove the wrong one")
     theta = part.get("rope_theta", float) if part.values.get("rope_theta") is not None else None
@@ -86,7 +86,7 @@ def _parse(section: Section, key: str, valid: tuple[str, ...], limit: int) -> tu
 def rope_to_hf(
     config: Architecture, original: Mapping[str, Any], *, kinds: Sequence[str], default: float
 ) -> dict[str, Any]:
-    """The keys of ``config``, spelt as in the section ``original``; what says the same there stays as it is.
+    """The keys of ``config``, spelt as in the section ``original``; equivalent entries there are kept unchanged.
 
     ``kinds`` and ``default`` as for ``rope_from_hf``.
     """
@@ -105,7 +105,7 @@ def rope_to_hf(
         out["rope_theta"] = config.rope_theta
     if not old:
         scaling = config.rope_scaling
-        kind = "rope_type" if scaling and scaling.type in _PARAMETERS else "type"  # the newer kinds came with it
+        kind = "rope_type" if scaling and scaling.type in _PARAMETERS else "type"  # introduced with the newer kinds
         out["rope_scaling"] = {kind: scaling.type} | scaling.parameters() if scaling else None
     return out
 

@@ -1,4 +1,4 @@
-"""Arrays that stay on disk until a slice of them is asked for."""
+"""Arrays that stay on disk until a slice of them is requested."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Bounds = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 @dataclass(frozen=True)
 class LazyArray:
-    """An array that lies in a file: ``lazy[n]`` reads layer n, ``np.asarray(lazy)`` reads all.
+    """An array in a file: ``lazy[n]`` reads layer n, ``np.asarray(lazy)`` reads everything.
 
-    ``lazy[a:b]`` is a range of layers, as lazy as the whole.
+    ``lazy[a:b]`` is a range of layers, which is lazy too.
 
-    ``read(n)`` returns slice n of the leading axis, or the whole of an array that is not stacked (n None). ``region``
-    reads any part by itself, where asking for less than a slice pays (a bucket); None: parts are cut out of slices.
+    ``read(n)`` returns slice n of the leading axis, or the whole array if it is not stacked (n None). ``region`` reads
+    any part by itself, where reading less than a slice pays off (a bucket); None: parts are cut out of slices.
     """
 
     shape: tuple[int, ...]
@@ -31,13 +31,13 @@ class LazyArray:
         if isinstance(n, slice):
             start, stop, step = n.indices(self.shape[0])
             if step != 1:
-                raise ValueError(f"layers come one after another, not in steps of {step}")
+                raise ValueError(f"a range of layers must be contiguous, not in steps of {step}")
             shape = (max(stop - start, 0), *self.shape[1:])
             return replace(self, shape=shape, stacked=True, read=lambda i: self[start + i], region=None)
         return self.read(n) if self.stacked else self.read(None)[n]
 
     def parts(self, bounds: Sequence[Bounds], dtype: Any = None) -> list[np.ndarray]:
-        """The parts within ``bounds``, made while each slice is read once; slices that no part needs are not read."""
+        """The parts within ``bounds``; each slice is read once, and slices that no part needs are not read."""
         inside = [tuple(slice(*pair) for pair in part) for part in bounds]
         if self.region is not None:
             return [np.asarray(self.region(index), dtype or self.dtype) for index in inside]
@@ -64,6 +64,6 @@ class LazyArray:
         return out
 
     def astype(self, dtype: Any) -> LazyArray:
-        """The same array, cast slice by slice when it is read."""
+        """The same array, cast slice by slice as it is read."""
         region = self.region and (lambda index: self.region(index).astype(dtype))
         return replace(self, dtype=np.dtype(dtype), read=lambda n: self.read(n).astype(dtype), region=region)

@@ -1,9 +1,9 @@
-"""Model folders: a model as this project keeps it.
+"""Model folders: the format in which this project stores a model.
 
     MODEL/    model.json (config, name table, prompt format, dtype), params/ (Orbax, with checksums),
               config.json (as in Hugging Face folders), tokenizer files and other companions
 
-Whatever reads a model reads a Hugging Face folder as well, and the working directory of a finished run.
+Code that reads a model also reads a Hugging Face folder, and the working directory of a finished run.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from mono_jax.weights.orbax_arrays import open_arrays, write_arrays
 from mono_jax.weights.prompt_format import PromptFormat, prompt_from_hf
 
 MODEL_FILE = "model.json"
-MODEL_FOLDER = "model"  # of a working directory
-BEST_FOLDER = "best"  # of one where the best step is kept
+MODEL_FOLDER = "model"  # in a working directory
+BEST_FOLDER = "best"  # in one where the best step is kept
 PARAMS_FOLDER = "params"
 FORMAT = 2  # of model.json
-_WRITTEN_IF_SET = ("bidirectional_images",)  # without them older versions can read the file
-# What format 1 also held: how the model was computed, which is no part of it.
+_WRITTEN_IF_SET = ("bidirectional_images",)  # if unset, older versions can read the file
+# Format 1 also contained how the model was computed, which is not part of the model.
 _EXECUTION_KEYS = ("remat", "mmoe", "mmoe_kernel", "mmoe_tile", "attention", "attention_chunk", "loss_chunk")
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -50,7 +50,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-OTHER_FILES = (  # settings of whatever loads the model, and the code that config.json's auto_map names
+OTHER_FILES = (  # settings for loaders of the model, and the code that config.json's auto_map names
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -62,12 +62,12 @@ OTHER_FILES = (  # settings of whatever loads the model, and the code that confi
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a folder says of its model beside architecture and weights.
+    """What a folder says about its model besides architecture and weights.
 
     Attributes:
-      config_json: its config.json as it stands; None where it has none.
-      prompt: how the model was trained to be asked; None where nothing says so.
-      dtype: of the weights of the base that the model descends from; None = see the weights.
+      config_json: its config.json, unchanged; None if it has none.
+      prompt: the prompt format that the model was trained with; None if unknown.
+      dtype: of the weights of the base model that it descends from; None = see the weights.
       names: table of tensor names.
     """
 
@@ -78,10 +78,10 @@ class Origin:
 
 
 def find_model(path: str | Place) -> Place:
-    """The folder of a model: ``path`` itself, or the model in it if it is the working directory of a run.
+    """The folder of a model: ``path`` itself, or the model inside it if it is the working directory of a run.
 
-    Of a Hugging Face folder in a bucket it is a copy in the cache folder, since safetensors are read as files.
-    Raises WeightsError if there is no such folder, or its run has not left a model yet.
+    For a Hugging Face folder in a bucket it is a copy in the cache folder, since safetensors are read as files.
+    Raises WeightsError if there is no such folder, or if its run has not produced a model yet.
     """
     path = place_of(path)
     for folder in (path, path / MODEL_FOLDER):
@@ -96,7 +96,7 @@ def find_model(path: str | Place) -> Place:
 
 
 def local_files(folder: Place) -> Path:
-    """A local folder with the files of the model ``folder`` (as ``find_model`` gives it) but for its weights."""
+    """A local folder with the files of the model ``folder`` (from ``find_model``) except its weights."""
     if isinstance(folder, Path):
         return folder
     return local_copy(folder, [name for name in folder.objects(without=[PARAMS_FOLDER]) if "/" not in name])
@@ -104,14 +104,14 @@ def local_files(folder: Place) -> Path:
 
 def _refuse_unfinished(path: Place) -> None:
     if (path / "checkpoints").is_dir() and not any(path.glob("*.safetensors")):
-        raise WeightsError(f"{path}: the workdir of a run without a model yet: let the run finish (start it again)")
+        raise WeightsError(f"{path}: the workdir of a run that has no model yet: let the run finish (start it again)")
     stages = sorted(str(file.parent.parent) for file in path.glob(f"*/{MODEL_FOLDER}/{MODEL_FILE}"))
     if stages and not (path / "config.json").is_file():
         raise WeightsError(f"{path}: the workdir of several stages: use one of them: {first(stages)}")
 
 
 def _has_template(folder: Place, config_json: Mapping[str, Any]) -> bool:
-    """Whether a language model's tokenizer says how it is asked. InternLM2 is asked as Mono-InternVL is."""
+    """Whether a language model's tokenizer has its chat template. InternLM2 uses that of Mono-InternVL."""
     family = BY_MODEL_TYPE.get(config_json.get("model_type", ""))
     if family is None or family is INTERNLM2:
         return False
@@ -120,9 +120,9 @@ def _has_template(folder: Place, config_json: Mapping[str, Any]) -> bool:
 
 
 def read_origin(folder: Place) -> Origin:
-    """What ``folder`` (as ``find_model`` gives it) says of its model beside the weights.
+    """What ``folder`` (from ``find_model``) says about its model besides the weights.
 
-    Runs of older versions left no prompt format in model.json: there the run's own config stands in for it. Raises
+    Runs of older versions left no prompt format in model.json: for these, the run's own config is used. Raises
     ConfigError that names the file and the key.
     """
     file, hf_file, run_file = folder / MODEL_FILE, folder / "config.json", folder.parent / "config.json"
@@ -144,8 +144,8 @@ def read_origin(folder: Place) -> Origin:
 def companion_files(directory: str | Place, tokenizer: str | Place | None = None) -> list[Path]:
     """Files that belong to the model in ``directory``, without config.json and the weights.
 
-    ``tokenizer``: folder of another tokenizer than the one there. Its files take the place of those of ``directory``
-    (two tokenizers are never mixed), and its other files stand in for what ``directory`` lacks.
+    ``tokenizer``: folder of a different tokenizer. Its tokenizer files replace those of ``directory`` (two tokenizers
+    are never mixed), and its other files are used where ``directory`` lacks them.
     """
 
     def found(folder: str | Place, patterns: Iterable[str]) -> dict[str, Path]:
@@ -166,11 +166,11 @@ def save_model(
     extra_files: Iterable[str | Path] = (),
     origin: Origin = Origin(),
 ) -> None:
-    """Writes a model folder; one already there is replaced.
+    """Writes a model folder, replacing an existing one.
 
     ``params``: arrays on any mesh (every process calls this), or ``LazyArray`` leaves, which are streamed
-    slice by slice. ``extra_files`` (see ``companion_files``) are copied. ``origin``: what else is kept; its
-    ``config_json`` is written as it stands. ``model.json`` is written last: a folder without it is incomplete.
+    slice by slice. ``extra_files`` (see ``companion_files``) are copied. ``origin``: other information to keep; its
+    ``config_json`` is written unchanged. ``model.json`` is written last: a folder without it is incomplete.
     Raises WeightsError if ``params`` do not fit ``config``, CheckpointError if they cannot be written.
     """
     directory = place_of(directory).absolute()
@@ -194,12 +194,12 @@ def save_model(
 
 
 def _complete(directory: Place, config: Architecture, extra_files: Iterable[str | Path], origin: Origin) -> None:
-    """What stands beside the weights, ``model.json`` last."""
+    """Writes the files next to the weights, ``model.json`` last."""
     for file in map(Path, extra_files):
         copy_file(file, directory / file.name)
     if origin.config_json is not None:
         write_json(directory / "config.json", origin.config_json)
-    if isinstance(directory, Path):  # in a bucket they were written with the arrays
+    if isinstance(directory, Path):  # in a bucket they were written together with the arrays
         write_checksums(directory / PARAMS_FOLDER)
     model = {key: v for key, v in config.to_dict().items() if v or key not in _WRITTEN_IF_SET}
     values = {"format": FORMAT, "model": model, "names": dict(origin.names)}
@@ -220,7 +220,7 @@ def model_config(
             return hf_config.read_config(directory, image_token_id=image_token_id, names=names)
         raise WeightsError(
             f"{directory}: not a model folder: it has no {MODEL_FILE} (written by convert.py and train.py) "
-            "and is no Hugging Face folder (config.json and safetensors)"
+            "and is not a Hugging Face folder (config.json and safetensors)"
         )
     values = read_json(file)
     if values.get("format") not in (1, FORMAT):
@@ -256,13 +256,13 @@ def _open_params(directory: Place, config: Architecture, verify: bool) -> tree.T
     folder = directory.absolute() / PARAMS_FOLDER
     try:
         if verify:
-            with together():  # each process a part of the files
+            with together():  # each process reads a part of the files
                 verify_checksums(folder, jax.process_index(), jax.process_count())
     except (Damaged, PeerError) as error:
         raise WeightsError(f"{error}: copy or convert the model again") from None
     flat = open_arrays(folder)
     if not flat:
-        raise WeightsError(f"{folder}: no weights in it")
+        raise WeightsError(f"{folder}: contains no weights")
     try:
         check_params(config, flat)
     except WeightsError as error:
@@ -275,8 +275,8 @@ def load_model(
 ) -> tuple[Architecture, tree.Tree]:
     """Config and parameters (jax.Array) of a model folder or a Hugging Face folder.
 
-    ``dtype`` None keeps what is stored. ``shardings``: a mesh (laid out as in training), one sharding, or a nested dict
-    of them by path; None = the default device. Errors: see ``open_model``.
+    ``dtype`` None keeps the stored dtype. ``shardings``: a mesh (laid out as in training), one sharding, or a nested
+    dict of them by path; None = the default device. Errors: see ``open_model``.
     """
     config, lazy, _ = open_model(directory, image_token_id=image_token_id)
     flat = tree.flatten(lazy)
@@ -290,9 +290,9 @@ def load_model(
 
 
 def place(leaf: Any, dtype: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """``leaf`` on devices; ``dtype`` None keeps what is stored (float64 becomes float32: JAX has no other here).
+    """Puts ``leaf`` on devices; ``dtype`` None keeps the stored dtype (but float64 becomes float32, as usual in JAX).
 
-    Of a ``LazyArray`` no more is in memory than this process's devices hold, and one slice.
+    Of a ``LazyArray``, only what this process's devices hold, plus one slice, is in memory at a time.
     """
     dtype, shape = np.dtype(dtype or jax.dtypes.canonicalize_dtype(leaf.dtype)), tuple(leaf.shape)
     if sharding is None:

@@ -1,8 +1,8 @@
-"""Which tensor of a Hugging Face checkpoint is which parameter, and how it is laid out there.
+"""Which tensor of a Hugging Face checkpoint is which parameter, and its layout there.
 
-The language model's names are those of its family (``families``), under ``language_model.`` where it has eyes; the
-others are those of the public releases of InternVL and Mono-InternVL. For the visual experts no published names are
-known but for InternLM2's FFNs; those here are this project's own and can be changed with a name table (JSON:
+The language model's names are those of its family (``families``), under ``language_model.`` in a multimodal model; the
+others are those of the public releases of InternVL and Mono-InternVL. Published names for visual experts exist only
+for InternLM2's FFNs; the others here are this project's own and can be changed with a name table (JSON:
 ``{"parameter/path": "checkpoint.name.{n}.weight"}``).
 """
 
@@ -24,7 +24,7 @@ from mono_jax.models.transformer import Model
 from mono_jax.weights import qkv
 from mono_jax.weights.families.table import family_of
 
-Names = Mapping[str, str]  # parameter path -> name of its tensor, {n} for the layer
+Names = Mapping[str, str]  # parameter path -> name of its tensor, with {n} for the layer
 
 DTYPES = {  # of safetensors files, by the name there
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -69,10 +69,10 @@ VISION: dict[str, str] = {
 
 
 # Layouts in the checkpoint:
-#   same    as it is
+#   same    unchanged
 #   kernel  [out, in], ours [in, out]
 #   conv    [C, 3, P, P], ours [P*P*3, C] with rows ordered (row, column, channel)
-#   batch   leading axes of size 1 until the tensor has three
+#   batch   leading axes of size 1 until the tensor has three axes
 def _layout(path: str) -> str:
     if path.startswith("vision/patch_embedding/"):
         return "conv" if path.endswith("kernel") else "same"
@@ -82,9 +82,9 @@ def _layout(path: str) -> str:
 
 
 def patterns(config: Architecture, names: Names | None = None) -> dict[str, str]:
-    """Path of a parameter -> name of its tensor, for all that models of ``config``'s family may have.
+    """Path of a parameter -> name of its tensor, for all parameters that models of ``config``'s family may have.
 
-    {n} stands for the layer, {qkv} for q, k and v where these are three tensors. Raises ConfigError for bad ``names``.
+    {n} stands for the layer, {qkv} for q, k and v if these are three tensors. Raises ConfigError for bad ``names``.
     """
     prefix = "" if config.vision is None else _LM
     table = {path: prefix + name for path, name in family_of(config).tensors.items()} | VISION
@@ -114,10 +114,10 @@ class Tensor:
     """One row of the table for one config.
 
     Attributes:
-      pattern: its name in the checkpoint, with {n} for the layer where stacked, {qkv} where it is three tensors.
-      shape: ours, of one layer where stacked.
-      layers: how many are stacked; None for a parameter that is not.
-      heads: of the model, which the three tensors are cut by.
+      pattern: its name in the checkpoint, with {n} for the layer if stacked, {qkv} if it is three tensors.
+      shape: our shape, of one layer if stacked.
+      layers: number of stacked layers; None if not stacked.
+      heads: the model's heads, by which the three tensors are split.
     """
 
     path: str
@@ -139,7 +139,7 @@ class Tensor:
 
     @property
     def hf_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape in the checkpoint of each of ``names``."""
+        """Shape of each of ``names`` in the checkpoint."""
         if "{qkv}" in self.pattern:
             return tuple((rows, *self._hf_shape[1:]) for rows in self.heads.rows)
         return (self._hf_shape,)
@@ -179,7 +179,7 @@ class Tensor:
 
 
 def tensors(config: Architecture, names: Names | None = None) -> list[Tensor]:
-    """The rows of the table that ``config`` has, every parameter exactly once; raises ConfigError for bad ``names``."""
+    """The table rows for ``config``, every parameter exactly once; raises ConfigError for bad ``names``."""
     table = patterns(config, names)
     heads = qkv.Heads.of(config)
     rows = []
@@ -225,7 +225,7 @@ def check_params(config: Architecture, flat: Mapping[str, Any]) -> None:
 
 
 def fit_error(what: str, missing: list[str], unexpected: list[str], misshapen: list[str]) -> WeightsError | None:
-    """The one error that counts all that does not fit and lists the first of each kind; None where everything does."""
+    """One error that counts everything that does not fit and lists the first of each kind; None if everything fits."""
     problems = [
         f"{len(items)} {kind} ({first(items)})"
         for kind, items in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
@@ -240,7 +240,7 @@ def first(items: Sequence[str], count: int = 5, separator: str = ", ") -> str:
     return separator.join(items[:count]) + more
 
 
-# Names that only checkpoints of these kinds have, and what makes one that can be read of them.
+# Names found only in checkpoints of these kinds, and how to make a readable checkpoint from them.
 _FAMILIES = (
     (r"^base_model\.model\.|\.lora_[AB]\.", "a PEFT adapter's", "merge it into its base model first"),
     (r"^_orig_mod\.|^module\.", "those of a wrapped PyTorch model (torch.compile, DDP)", "save the inner model"),

@@ -1,8 +1,8 @@
-"""Arrays in buckets: plain zarr, every chunk an object, each process writes what its devices hold.
+"""Arrays in buckets: plain zarr with every chunk an object; each process writes what its devices hold.
 
-What is written is hashed before it is sent, so nothing is read back; a folder is whole once the lists of its checksums,
-written last, are there. (Orbax knows no s3://, gives no hook for the bytes that it writes, and waits a quarter of an
-hour for storage that is away.)
+Data is hashed before it is sent, so nothing is read back; a folder is complete once its lists of checksums, which are
+written last, exist. (Orbax does not support s3://, gives no hook for the bytes that it writes, and waits a quarter of
+an hour for unavailable storage.)
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Block:
     Attributes:
       name: of the array's folder.
       offset: of its first element.
-      chunk: shape of a chunk; a block begins at the border of one, and is cut along its first axis only.
-      read: gives its values.
+      chunk: shape of a chunk; a block begins at a chunk boundary, and is cut along its first axis only.
+      read: returns its values.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Block:
     read: Callable[[], np.ndarray]
 
     def below(self, folder: str) -> Block:
-        """The same, written below ``folder``."""
+        """The same block, written below ``folder``."""
         return dataclasses.replace(self, name=f"{folder}/{self.name}")
 
     def objects(self) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of its chunks; zarr stores one that reaches over the array's end at full length."""
+        """(name, bytes) of its chunks; zarr stores a chunk that extends beyond the array's end at full length."""
         values = self.read()
         if not values.ndim:
             yield f"{self.name}/0", values.tobytes()
@@ -60,14 +60,14 @@ class Block:
 
 
 def put_arrays(folder: ObjectPath, flat: Mapping[str, Any]) -> dict[str, str]:
-    """Writes this process's part of arrays (jax.Array, numpy or LazyArray leaves, by path), by layer where they have
+    """Writes this process's part of arrays (jax.Array, numpy or LazyArray leaves, by path), by layer if they have
     layers; returns the SHA-256 of each object by name. Raises StorageError.
     """
     return put(folder, headers(flat, by_layer=True), blocks(flat, by_layer=True))
 
 
 def put(folder: ObjectPath, ready: Mapping[str, bytes], rest: Sequence[Block]) -> dict[str, str]:
-    """Writes objects that are there and those of blocks; returns their SHA-256 by name. Raises StorageError."""
+    """Writes the given objects and those of the blocks; returns their SHA-256 by name. Raises StorageError."""
 
     def write(name: str, data: bytes) -> tuple[str, str]:
         (folder / name).write_bytes(data)
@@ -79,14 +79,14 @@ def put(folder: ObjectPath, ready: Mapping[str, bytes], rest: Sequence[Block]) -
 
 
 def headers(flat: Mapping[str, Any], by_layer: bool) -> dict[str, bytes]:
-    """The metadata of the arrays, which the first process writes: {} in the others."""
+    """The metadata of the arrays, which the first process writes: {} on the others."""
     if jax.process_index() != 0:
         return {}
     return {f"{_name(path)}/.zarray": _header(leaf, chunk_shape(path, leaf, by_layer)) for path, leaf in flat.items()}
 
 
 def blocks(flat: Mapping[str, Any], by_layer: bool) -> list[Block]:
-    """What this process writes. ``by_layer``: stacked parameters get a chunk for each layer, to be read by itself."""
+    """What this process writes. ``by_layer``: one chunk per layer of stacked parameters, to be read by itself."""
     return [
         Block(_name(path), offset, chunk_shape(path, leaf, by_layer), read)
         for path, leaf in flat.items()
@@ -95,32 +95,32 @@ def blocks(flat: Mapping[str, Any], by_layer: bool) -> list[Block]:
 
 
 def held(rest: Sequence[Block]) -> list[Block]:
-    """The same blocks with copies of their values: what they come from may be overwritten after that."""
+    """The same blocks with copies of their values, so that the originals may be overwritten."""
     copies = [np.array(block.read()) for block in rest]
     return [dataclasses.replace(block, read=lambda values=values: values) for block, values in zip(rest, copies)]
 
 
 def chunk_shape(path: str, leaf: Any, by_layer: bool) -> tuple[int, ...]:
-    """Chunks that no two processes share: what a device holds, cut along the first axis to ``CHUNK`` bytes at most."""
+    """Chunks that no two processes share: what a device holds, cut along the first axis to at most ``CHUNK`` bytes."""
     if not leaf.shape:
         return ()
     rows, *rest = leaf.sharding.shard_shape(leaf.shape) if isinstance(leaf, jax.Array) else leaf.shape
     if by_layer and is_stacked(path):
         return (1, *rest)
     pieces = max(1, math.ceil(rows * math.prod(rest) * np.dtype(leaf.dtype).itemsize / CHUNK))
-    if rows < leaf.shape[0]:  # shards meet inside the array, where no chunk may be longer than what is in it
+    if rows < leaf.shape[0]:  # shards meet inside the array, where a chunk must not extend beyond its data
         pieces = next(n for n in range(pieces, rows + 1) if rows % n == 0) if pieces <= rows else rows
     return (max(1, math.ceil(rows / pieces)), *rest)
 
 
 def _pieces(path: str, leaf: Any) -> Iterator[tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
-    """(offset, how it is read) of what this process writes of ``leaf``."""
+    """(offset, how to read it) for each piece of ``leaf`` that this process writes."""
     own = jax.process_index()
     if isinstance(leaf, jax.Array):
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0 and shard.data.size:
                 yield tuple(part.start or 0 for part in shard.index), lambda data=shard.data: np.asarray(data)
-    elif is_stacked(path):  # from where all processes can read: its layers are shared out
+    elif is_stacked(path):  # readable by all processes: its layers are distributed over them
         for n in range(own, leaf.shape[0], jax.process_count()):
             yield (n, *[0] * (len(leaf.shape) - 1)), lambda n=n: np.asarray(leaf[n])[None]
     elif own == 0:
@@ -140,5 +140,5 @@ def _header(leaf: Any, chunk: tuple[int, ...]) -> bytes:
 
 
 def write_list(folder: ObjectPath, sums: Mapping[str, str], name: str) -> None:
-    """Writes the list of checksums of what this process wrote: the last of its objects."""
+    """Writes the list of checksums of what this process wrote, as the last of its objects."""
     (folder / name).write_text(json.dumps({"processes": jax.process_count(), "sha256": dict(sums)}))

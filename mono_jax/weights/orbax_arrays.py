@@ -1,4 +1,4 @@
-"""Arrays in Orbax checkpoints: written whole from any mesh or streamed slice by slice, opened lazily."""
+"""Arrays in Orbax checkpoints: written whole from any mesh or streamed slice by slice, and opened lazily."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from mono_jax.weights.names import is_stacked
 from mono_jax.weights.object_arrays import put_arrays, write_list
 from mono_jax.weights.slices import is_spread, slice_rows, slices
 
-_AT_A_TIME = 16  # arrays opened
+_AT_A_TIME = 16  # arrays opened concurrently
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-# Orbax logs the traceback of every error that it also raises, several times over; here errors are one line.
+# Orbax logs the traceback of every error that it also raises, several times; here errors are one line.
 logging.getLogger("absl").addFilter(_not_from_orbax)
 
 
 def orbax_processes() -> ocp.options.MultiprocessingOptions:
     """Naming the processes makes Orbax wait for them through the runtime's store, with a timeout.
 
-    By default it waits by a collective over the devices, which, in the background, meets a step's own in another order
-    on each process.
+    By default it waits with a collective over the devices; in the background, this can be ordered differently on each
+    process relative to a step's own collectives.
     """
     several = set(range(jax.process_count())) if jax.process_count() > 1 else None
     return ocp.options.MultiprocessingOptions(active_processes=several)
@@ -55,9 +55,9 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def write_arrays(folder: Place, flat: Mapping[str, Any]) -> None:
-    """Writes arrays (jax.Array on any mesh, numpy or LazyArray leaves, by path) so that layers can be read one by one.
+    """Writes arrays (jax.Array on any mesh, numpy or LazyArray leaves, by path) so that single layers can be read.
 
-    All processes call this. In a bucket the folder gets its lists of checksums here, written last.
+    All processes call this. In a bucket, this also writes the folder's lists of checksums, last.
     """
     with together():
         if isinstance(folder, ObjectPath):
@@ -84,9 +84,9 @@ def save_arrays(folder: Path, params: tree.Tree) -> None:
 def stream_arrays(folder: Path, flat: Mapping[str, Any]) -> None:
     """Writes arrays (LazyArray too) as an Orbax checkpoint, slice by slice.
 
-    Orbax takes whole arrays only. So it writes the checkpoint's frame around scalars, and each scalar is then
-    replaced by a zarr array with one chunk per slice, as Orbax itself would lay it out. Uncompressed: weights
-    hardly compress, and converting is bound by the disk. Every process calls this, the first one writes.
+    Orbax only takes whole arrays. So it writes the checkpoint's frame around scalars, and each scalar is then
+    replaced by a zarr array with one chunk per slice, in Orbax's own layout. Uncompressed: weights hardly
+    compress, and converting is bound by the disk. Every process calls this, the first one writes.
     """
     with _checkpointer() as checkpointer:
         checkpointer.save(folder, tree.unflatten({path: np.zeros((), np.float32) for path in flat}))
@@ -100,7 +100,7 @@ def stream_arrays(folder: Path, flat: Mapping[str, Any]) -> None:
 def _write_array(target: Path, path: str, leaf: Any) -> None:
     shutil.rmtree(target)
     metadata = {"compressor": None, "chunks": [slice_rows(path, leaf), *leaf.shape[1:]], "dimension_separator": "."}
-    # Without the last flag a chunk of negative zeros would count as empty and come back as zeros.
+    # Without the last flag, a chunk of negative zeros would count as empty and be read back as zeros.
     spec = _array_spec(target) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
     array = ts.open(spec, create=True, dtype=np.dtype(leaf.dtype), shape=leaf.shape).result()
     for rows, values in slices(path, leaf):
@@ -110,17 +110,17 @@ def _write_array(target: Path, path: str, leaf: Any) -> None:
 def _array_spec(folder: Place) -> dict[str, Any]:
     if isinstance(folder, ObjectPath):
         return {"driver": "zarr", "kvstore": folder.spec()}
-    # Unsynced: a chunk lost in a power failure shows in the checksums, and syncing each one triples the time.
+    # Unsynced: the checksums reveal chunks lost in a power failure, and syncing each chunk triples the time.
     return {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder), "file_io_sync": False}}
 
 
 def open_arrays(folder: Place) -> dict[str, LazyArray]:
-    """Every array of a checkpoint of plain zarr arrays by path; raises WeightsError that names a bad one."""
+    """All arrays of a checkpoint of plain zarr arrays, by path; raises WeightsError that names a bad one."""
     return {path: _lazy(folder / path.replace("/", "."), path, array) for path, array in open_zarrs(folder).items()}
 
 
 def open_zarrs(folder: Place) -> dict[str, ts.TensorStore]:
-    """The same as TensorStore's arrays."""
+    """The same as TensorStore arrays."""
     names = sorted(file.parent.name for file in folder.glob("*/.zarray"))
     arrays = in_threads(lambda name: _open_array(folder / name), names, _AT_A_TIME)
     return dict(zip((name.replace(".", "/") for name in names), arrays))

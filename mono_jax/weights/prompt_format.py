@@ -1,4 +1,4 @@
-"""How questions are put to a model. It belongs to what the model was trained with, so it is stored with the weights."""
+"""The prompt format of a model. It is determined by the training, so it is stored with the weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PromptFormat:
 
     @classmethod
     def of(cls, data: Any) -> PromptFormat:
-        """That of a DataConfig, or of anything with its attributes."""
+        """The prompt format of a DataConfig, or of anything with its attributes."""
         return cls(**{spec.name: getattr(data, spec.name) for spec in dataclasses.fields(cls)})
 
     @classmethod
@@ -44,7 +44,7 @@ class PromptFormat:
         return strict.to_dict(self)
 
 
-_HF_KEYS = {  # Hugging Face's name: ours; no published config has the last
+_HF_KEYS = {  # Hugging Face's name: ours; the last one is in no published config
     "template": "template",
     "min_dynamic_patch": "min_tiles",
     "max_dynamic_patch": "max_tiles",
@@ -57,7 +57,7 @@ PROMPT_KEYS = (*_HF_KEYS, "dynamic_image_size")  # of a config.json
 def prompt_from_hf(values: Mapping[str, Any], file: Path, template: str | None = None) -> PromptFormat:
     """The prompt format that a config.json describes; raises ConfigError that names ``file`` and the key.
 
-    template: where it names none; None = the default.
+    template: used if it names none; None = the default.
     """
     found = {} if template is None else {"template": template}
     found |= {ours: values[theirs] for theirs, ours in _HF_KEYS.items() if values.get(theirs) is not None}
@@ -67,12 +67,12 @@ def prompt_from_hf(values: Mapping[str, Any], file: Path, template: str | None =
 
 
 def prompt_to_hf(prompt: PromptFormat | None, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that make the config.json ``values`` describe ``prompt``; none where it does already."""
+    """Keys that make the config.json ``values`` describe ``prompt``; empty if it already does."""
     try:
         if prompt is None or prompt_from_hf(values, Path("config.json")) == prompt:
             return {}
     except ConfigError:
-        pass  # what cannot be read is replaced
+        pass  # unreadable values are replaced
     keys = {theirs: getattr(prompt, ours) for theirs, ours in _HF_KEYS.items()}
     if prompt.system_message is None and "system_message" not in values:
         del keys["system_message"]

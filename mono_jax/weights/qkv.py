@@ -1,4 +1,4 @@
-"""Query, key and value projections as three tensors of a checkpoint, and as our one."""
+"""Query, key and value projections: three tensors in a checkpoint, one fused tensor here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Weights of Hugging Face folders: safetensors in.
 
 Weights move slice by slice: a parameter of stacked layers ``[L, ...]`` is read one layer at a time, so that converting
-takes little more memory than the largest single slice. Values are never rounded unless a dtype is asked for: bytes go
-out as they came in. Pickles (.bin, .pt, .pth) are never loaded.
+needs little more memory than the largest single slice. Values are never rounded unless a dtype is requested: bytes
+are copied unchanged. Pickles (.bin, .pt, .pth) are never loaded.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors").fullmatch
-_NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old InternLM2 files carry; RoPE recomputes it
+_NOT_WEIGHTS = re.compile(r"rotary_emb\.inv_freq$")  # a buffer in old InternLM2 files; RoPE recomputes it
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor of a safetensors file, not yet read."""
+    """A tensor of a safetensors file that has not been read yet."""
 
     file: Path
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ def _read_index(directory: Path) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
     for file in _weight_files(directory):
         with _open(file) as handle:
-            for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+            for name in handle.keys():  # noqa: SIM118 (the handle is not a mapping)
                 part = handle.get_slice(name)
                 entries[name] = _Entry(file, tuple(part.get_shape()), part.get_dtype())
     return entries
@@ -55,7 +55,7 @@ def _weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise WeightsError(f"{index}: key 'weight_map' is missing or no object")
+            raise WeightsError(f"{index}: key 'weight_map' is missing or not an object")
         return [directory / name for name in sorted(set(map(str, weight_map.values())))]
     if (directory / WEIGHTS_FILE).is_file():
         return [directory / WEIGHTS_FILE]
@@ -70,7 +70,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _no_weights(directory: Path) -> str:
-    """What a folder without weights that can be read looks like, and the fix."""
+    """What a folder without readable weights looks like, and the fix."""
     if problem := adapter_error(directory):
         return problem
     if others := sorted(file.name for file in directory.glob("*.safetensors")):
@@ -86,7 +86,7 @@ def _no_weights(directory: Path) -> str:
 
 
 def adapter_error(directory: Path) -> str | None:
-    """What is wrong, and the fix, if the folder holds an adapter without its base model; None if it does not."""
+    """The problem and the fix, if the folder contains an adapter without its base model; otherwise None."""
     file = directory / "adapter_config.json"
     if not file.is_file():
         return None
@@ -95,7 +95,7 @@ def adapter_error(directory: Path) -> str | None:
 
 
 def tensor_names(directory: Path) -> Collection[str]:
-    """Names of the tensors of a folder; none if its weights cannot be read, which ``open_params`` reports."""
+    """Names of the tensors of a folder; empty if its weights cannot be read, which ``open_params`` reports."""
     try:
         return _read_index(directory)
     except (WeightsError, ConfigError):
@@ -104,7 +104,7 @@ def tensor_names(directory: Path) -> Collection[str]:
 
 def _open(file: Path) -> Any:
     if not file.is_file():
-        raise WeightsError(f"{file}: no such file, though {INDEX_FILE} names it: copy it too")
+        raise WeightsError(f"{file}: no such file, although {INDEX_FILE} names it: copy it too")
     if problem := lfs_error(file):
         raise WeightsError(problem)
     try:
@@ -114,7 +114,7 @@ def _open(file: Path) -> Any:
 
 
 def _read(entry: _Entry, name: str) -> np.ndarray:
-    # The file is opened for each tensor: a mapping kept open would hold all pages read so far.
+    # The file is opened for each tensor: a mapping kept open would keep all pages read so far in memory.
     with _open(entry.file) as handle:
         return handle.get_tensor(name)
 
@@ -122,7 +122,7 @@ def _read(entry: _Entry, name: str) -> np.ndarray:
 def open_params(directory: str | Path, config: Architecture, *, names: Names | None = None) -> tree.Tree:
     """The weights of a Hugging Face folder as a nested dict of LazyArray: nothing is read yet.
 
-    The head of a tied model may be stored as well, if it equals the embedding.
+    The head of a tied model may also be stored, if it equals the embedding.
     Raises one WeightsError that counts all missing, unexpected and misshapen tensors and lists the first of each.
     """
     directory = Path(directory)
@@ -146,14 +146,14 @@ def _lazy(row: Tensor, entries: Mapping[str, _Entry]) -> LazyArray:
 
 
 def _drop_tied_head(directory: Path, entries: dict[str, _Entry], config: Architecture, names: Names | None) -> None:
-    """Takes the stored head out of ``entries``; raises WeightsError if it is another matrix than the embedding."""
+    """Removes the stored head from ``entries``; raises WeightsError if it differs from the embedding."""
     table = patterns(config, names)
     embedding, head = table["embed/embedding"], table["lm_head/kernel"]
     if head not in entries or embedding not in entries:
         return
     if not np.array_equal(_read(entries[head], head), _read(entries[embedding], embedding)):
         raise WeightsError(
-            f"{directory}: {head} is another matrix than {embedding}, though the config ties them: "
+            f"{directory}: {head} differs from {embedding}, although the config ties them: "
             "set tie_word_embeddings to false"
         )
     del entries[head]
@@ -187,7 +187,7 @@ def load_params(
 ) -> tree.Tree:
     """The weights of a Hugging Face folder as a nested dict of numpy arrays, stacked over layers.
 
-    ``dtype`` None keeps what is stored. Errors: see ``open_params``.
+    ``dtype`` None keeps the stored dtype. Errors: see ``open_params``.
     """
     lazy = tree.flatten(open_params(directory, config, names=names))
     return tree.unflatten({path: leaf.__array__(dtype) for path, leaf in lazy.items()})

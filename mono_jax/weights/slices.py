@@ -1,6 +1,6 @@
-"""Arrays of any kind on the host, slice after slice: what hashes and files are made of.
+"""Arrays of any kind on the host, slice by slice, for hashing and writing files.
 
-An array whose parts lie on the devices of several processes is gathered slice by slice, by all of them together.
+An array that is distributed over the devices of several processes is gathered slice by slice, by all of them together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def is_spread(leaf: Any) -> bool:
 
 
 def slice_rows(path: str, leaf: Any) -> int:
-    """Rows of a slice: one layer; of what has no layers as many as ``CHUNK`` holds, in slices of equal size."""
+    """Rows of a slice: one layer; without layers, as many as fit into ``CHUNK``, in slices of equal size."""
     if is_stacked(path) or not leaf.shape:
         return 1
     size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
@@ -33,9 +33,9 @@ def slice_rows(path: str, leaf: Any) -> int:
 
 
 def slices(path: str, leaf: Any) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, values) of an array (a ``LazyArray``, too) in order; () and a scalar's value for a scalar.
+    """(rows, values) of an array (also a ``LazyArray``) in order; () and a scalar's value for a scalar.
 
-    What lies in one piece and has no layers comes whole. All processes call this where ``is_spread``.
+    An array in one piece without layers is returned whole. All processes call this if ``is_spread``.
     """
     rows, step = leaf.shape[0] if leaf.shape else 0, slice_rows(path, leaf)
     if is_spread(leaf):
@@ -51,7 +51,7 @@ def slices(path: str, leaf: Any) -> Iterator[tuple[slice, np.ndarray]]:
 
 @functools.lru_cache
 def _gather(mesh: Mesh) -> Any:
-    """(array, start, size=...) -> its rows [start, start + size) on every device."""
+    """(array, start, size=...) -> its rows [start, start + size), on every device."""
     whole = NamedSharding(mesh, PartitionSpec())
     rows = functools.partial(jax.lax.dynamic_slice_in_dim, axis=0)
     return jax.jit(lambda a, start, size: rows(a, start, size), static_argnames="size", out_shardings=whole)

@@ -1,4 +1,4 @@
-"""Upcycling: visual experts put into a dense language model, as Mono-InternVL starts from InternLM2.
+"""Upcycling: adds visual experts to a dense language model, as Mono-InternVL starts from InternLM2.
 
 Each visual FFN starts as a copy of the text FFN of its layer (arXiv 2410.08202); for Mono-InternVL-1.5 the
 visual QKV starts as a copy of the text QKV (this project's choice, by the same principle). The patch embedding
@@ -22,15 +22,15 @@ from mono_jax.models.transformer import Model
 from mono_jax.weights.lazy import LazyArray
 
 INTERNLM2_VOCABULARY = 92544
-_ROWS = 4096  # of the embedding that are averaged at a time
+_ROWS = 4096  # rows of the embedding averaged at a time
 
 
 def add_tokens(known: Mapping[str, int], vocab_size: int, chat: bool = True) -> tuple[dict[str, int], int]:
-    """Ids of the added tokens of a tokenizer with the image tokens, and the size of the new vocabulary.
+    """Ids of the added tokens of a tokenizer, including the image tokens, and the size of the new vocabulary.
 
-    ``known``: added tokens that the tokenizer has. They keep their ids; the others follow after ``vocab_size``, in the
-    order of the public release, but for InternLM2's chat tokens, which are unnamed rows of its own vocabulary.
-    ``chat``: InternLM2's chat tokens too, for a model without a chat template of its own.
+    ``known``: added tokens that the tokenizer has. They keep their ids; new ones follow after ``vocab_size``, in the
+    order of the public release, except InternLM2's chat tokens, which are unnamed rows of its own vocabulary.
+    ``chat``: also add InternLM2's chat tokens, for a model without its own chat template.
     """
     tokens = dict(known)
     if chat and vocab_size == INTERNLM2_VOCABULARY:
@@ -53,18 +53,18 @@ def upcycle(
     image_token_id: int | None = None,
     seed: int = 0,
 ) -> tuple[Architecture, tree.Tree]:
-    """The monolithic multimodal model made of ``config`` and ``params``; what is there already is kept.
+    """The monolithic multimodal model built from ``config`` and ``params``; existing parts are kept.
 
     Args:
       params: a nested dict of arrays or ``LazyArray``; lazy leaves stay lazy, others are copied.
-      vision: patch embedding of a model that has none; default: that of Mono-InternVL.
-      ffn_experts: a visual FFN per layer; without, the dense model only gets eyes (full tuning in table 5).
+      vision: patch embedding for a model that has none; default: that of Mono-InternVL.
+      ffn_experts: a visual FFN per layer; if False, the dense model only gets vision (full tuning in table 5).
       attention_experts: also a visual QKV per layer (1.5).
       vocab_size: new size; added rows of the embedding and columns of the head are the mean of the old ones.
       image_token_id: id of <IMG_CONTEXT>.
       seed: of the patch embedding and the projector.
 
-    Raises ConfigError for a modular model, a shrinking vocabulary, or a model that has all experts already.
+    Raises ConfigError for a modular model, a shrinking vocabulary, or a model that already has all experts.
     """
     if config.vision is not None and not config.is_monolithic:
         raise ConfigError("a modular model has a vision encoder: visual experts go into a dense or monolithic one")
@@ -73,7 +73,7 @@ def upcycle(
         and config.visual_ffn_experts >= ffn_experts
         and config.visual_attention_experts >= attention_experts
     ):
-        raise ConfigError("the model has these visual experts already")
+        raise ConfigError("the model already has these visual experts")
     new = config.replace(
         vision=config.vision or vision or VisionConfig(),
         visual_ffn_experts=config.visual_ffn_experts or ffn_experts,
@@ -95,7 +95,7 @@ def upcycle(
 
 
 def _copies(flat: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
-    """Copies, not references: a train step that donates its state cannot take one buffer twice."""
+    """Copies, not references: a train step that donates its state cannot take the same buffer twice."""
     return {
         new + path.removeprefix(old): leaf if isinstance(leaf, LazyArray) else leaf.copy()
         for path, leaf in flat.items()
@@ -104,9 +104,9 @@ def _copies(flat: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
 
 
 def grow_vocabulary(config: Architecture, params: Mapping[str, Any], size: int) -> tuple[Architecture, tree.Tree]:
-    """The same model with ``size`` rows of embedding and columns of the head; the new ones are the mean of the old.
+    """The same model with ``size`` rows of embedding and columns of the head; new ones are the mean of the old ones.
 
-    Raises ConfigError for a vocabulary that shrinks.
+    Raises ConfigError if the vocabulary would shrink.
     """
     flat = tree.flatten(params)
     return config.replace(vocab_size=size), tree.unflatten(flat | _grow_vocabulary(flat, config.vocab_size, size))
@@ -136,7 +136,7 @@ def _grown(leaf: Any, size: int, axis: int) -> Any:
 
 
 def _new_vision(config: Architecture, dtype: np.dtype, seed: int) -> dict[str, Any]:
-    # The same initialisation as a whole new model of this width; the unneeded language model is kept small.
+    # The same initialisation as for a new model of this width; the unneeded language model is kept small.
     windows = {"sliding_window": None, "sliding_layers": ()}
     small = config.replace(vocab_size=1, intermediate_size=1, num_hidden_layers=1, **windows)
     new = tree.flatten(_init_vision(small, jax.random.key(seed)))

@@ -1,4 +1,4 @@
-"""Weights of Hugging Face folders: safetensors out, slice by slice, bit for bit."""
+"""Weights to Hugging Face folders: safetensors, written slice by slice, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mono_jax.weights.readers import INDEX_FILE, WEIGHTS_FILE
 
 Shard = list[tuple[Tensor, int | None]]  # the tensors of one file: row of the table, layer
 
-SHARD_SIZE = 5_000_000_000  # bytes of one exported file, as Hugging Face writes them
+SHARD_SIZE = 5_000_000_000  # maximum bytes of an exported file, as used by Hugging Face
 
 
 def save_params(
@@ -32,8 +32,8 @@ def save_params(
 ) -> list[str]:
     """Writes ``params`` (arrays or LazyArray) as safetensors; returns the names of the files.
 
-    One ``model.safetensors`` if all fit ``shard_size`` bytes, else numbered shards with an index. A tensor
-    larger than ``shard_size`` gets a file of its own. Raises WeightsError listing all that does not fit.
+    One ``model.safetensors`` if everything fits into ``shard_size`` bytes, else numbered shards with an index. A tensor
+    larger than ``shard_size`` gets a separate file. Raises WeightsError that lists everything that does not fit.
     """
     directory = Path(directory)
     flat = tree.flatten(params)
@@ -53,7 +53,7 @@ def save_params(
 
 
 def _shards(rows: list[Tensor], flat: Mapping[str, Any], shard_size: int) -> list[Shard]:
-    # Layer by layer, what has no layer first: the shards of a large model then hold whole layers.
+    # Layer by layer, parameters without layers first: the shards of a large model then contain whole layers.
     order = [(row, n) for row in rows for n in row.slices]
     order.sort(key=lambda item: -1 if item[1] is None else item[1])
     shards: list[Shard] = [[]]
@@ -69,10 +69,10 @@ def _shards(rows: list[Tensor], flat: Mapping[str, Any], shard_size: int) -> lis
 
 
 def _write_file(file: Path, shard: Shard, flat: Mapping[str, Any]) -> int:
-    """One safetensors file, tensor by tensor; returns its bytes of weights.
+    """Writes one safetensors file, tensor by tensor; returns its bytes of weights.
 
-    The library's writer wants all tensors of a file in memory; the format (8 bytes of header length, a JSON
-    header, the bytes) is written here so that one at a time will do. The library reads it.
+    The library's writer needs all tensors of a file in memory; the format (8 bytes of header length, a JSON
+    header, the bytes) is written here so that one tensor at a time is enough. The library reads it.
     """
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -104,7 +104,7 @@ def save_hf(
     names: Names | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> list[str]:
-    """A Hugging Face folder: weights and config.json. Returns the names of the files."""
+    """Writes a Hugging Face folder: weights and config.json. Returns the names of the files."""
     files = save_params(directory, config, params, names=names, shard_size=shard_size)
     values = config_to_hf(config, original, params["embed"]["embedding"].dtype)
     write_json(Path(directory) / "config.json", values)

@@ -78,7 +78,7 @@ def test_unusable_sources_and_targets(source, dense, golden_dir, tmp_path, capsy
     assert "config.json" in fails(capsys, tmp_path / "full", new)
     assert "invalid choice" in fails(capsys, "--to=onnx", source, new)
     assert "--attention_experts needs --embed_experts" in fails(capsys, "--attention_experts", source, new)
-    assert "has these visual experts already" in fails(capsys, "--embed_experts", source, new)
+    assert "already has these visual experts" in fails(capsys, "--embed_experts", source, new)
     assert "a modular model has a vision encoder" in fails(capsys, "--embed_experts", golden_dir / "modular_tiny", new)
     assert "image_size is 50" in fails(capsys, "--embed_experts", "--vision.image_size=50", dense, new)
     assert "'lots' is no size" in fails(capsys, "--shard_size=lots", source, new)

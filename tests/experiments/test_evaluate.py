@@ -133,7 +133,9 @@ def test_answers_of_another_model_or_prompt_are_not_mixed_in(
     models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run(capsys, data, tmp_path, models[0], limit=2)
-    with pytest.raises(ConfigError, match="questions: contains answers for a different max_new_tokens: give another --out"):
+    with pytest.raises(
+        ConfigError, match="questions: contains answers for a different max_new_tokens: give another --out"
+    ):
         run(capsys, data, tmp_path, models[0], limit=2, max_new_tokens=6)
     with pytest.raises(ConfigError, match="another prompt"):
         run(capsys, data, tmp_path, models[0], limit=2, max_tiles=1)
@@ -198,8 +200,7 @@ def test_what_scores_lack_is_said(models: list[Path], data: Path, tmp_path: Path
     assert list(task["models"]["first"]["scores"]) == ["accuracy"]
     [note] = task["notes"]
     assert (
-        "no question occurs in several orders" in note
-        and note.split(",")[0] in (tmp_path / "report.html").read_text()
+        "no question occurs in several orders" in note and note.split(",")[0] in (tmp_path / "report.html").read_text()
     )
 
 

@@ -1,4 +1,4 @@
-"""Configuration of a model that mono-jax exported: its architecture is one section of config.json."""
+"""Configuration of a model exported by mono-jax: its architecture is one section of config.json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-# What transformers asks a configuration for, and the architecture has.
+# Attributes that transformers reads from a configuration, and that are part of the architecture.
 SHARED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "max_position_embeddings", "image_token_id"),
@@ -24,13 +24,13 @@ def _shared(name: str) -> property:
 
 
 class MonoJaxConfig(PretrainedConfig):
-    """``architecture``: the fields of mono-jax's ``Architecture``, by its names."""
+    """``architecture``: the fields of mono-jax's ``Architecture``, under the same names."""
 
     model_type = "mono_jax"
 
     def __init__(self, architecture: dict[str, Any] | None = None, **kwargs: Any):
         self.architecture = dict(architecture or {})
-        # A tied head is no module of its own here, so that there is nothing for transformers to tie.
+        # A tied head is not a separate module here, so there is nothing for transformers to tie.
         super().__init__(**{**kwargs, "tie_word_embeddings": False})
 
     @property

@@ -1,6 +1,6 @@
 """The layers of mono-jax's models in PyTorch: one transformer for all families of language models.
 
-``a`` is the architecture: which parts a model has. ``SPELLINGS`` says what they are called in checkpoints.
+``a`` is the architecture: which parts a model has. ``SPELLINGS`` gives their names in checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .rotary_mono_jax import rotate
 
-# Part -> its name in checkpoints of a family.
+# Part -> its name in a family's checkpoints.
 _LLAMA = {
     "embed": "embed_tokens",
     "head": "lm_head",
@@ -54,7 +54,7 @@ SPELLINGS = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA) | {
 
 @dataclass
 class Seen:
-    """What layers of one kind need to know: ``mask`` bool [B, 1, Q, K], and the angles [B, Q, 1, D / 2] of RoPE."""
+    """What layers of one kind need: ``mask`` bool [B, 1, Q, K], and the RoPE angles [B, Q, 1, D / 2]."""
 
     mask: Tensor
     cosines: Tensor
@@ -63,7 +63,7 @@ class Seen:
 
 @dataclass
 class Places:
-    """Row numbers of text and of visual tokens among the B * Q tokens of a call; ``visual`` None: all are text."""
+    """Row indices of text and visual tokens among the B * Q tokens of a call; ``visual`` None: all are text."""
 
     text: Tensor | None = None
     visual: Tensor | None = None
@@ -72,7 +72,7 @@ class Places:
 def by_modality(
     text: Callable[[Tensor], Tensor], visual: Callable[[Tensor], Tensor] | None, x: Tensor, places: Places
 ) -> Tensor:
-    """``text`` of the text rows of x [N, d] and ``visual`` of the visual ones; all by ``text`` where there are none."""
+    """``text`` of the text rows of x [N, d] and ``visual`` of the visual rows; ``text`` of all if there are none."""
     if visual is None or places.visual is None:
         return text(x)
     of_text, of_visual = text(x[places.text]), visual(x[places.visual])
@@ -115,9 +115,9 @@ class GatedFFN(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; with visual experts, queries, keys and values of visual tokens have their own weights.
+    """Grouped-query attention; with visual experts, visual tokens have separate weights for queries, keys and values.
 
-    InternLM2 has one matrix for the three, whose rows are, per KV head, its queries, its key and its value.
+    InternLM2 has one matrix for all three, whose rows are, for each KV head, its queries, its key and its value.
     """
 
     def __init__(self, a: SimpleNamespace):
@@ -136,7 +136,7 @@ class Attention(nn.Module):
         self.add_module(self.out, nn.Linear(query, a.hidden_size, bias=a.bias))
 
     def qkv(self, x: Tensor, suffix: str) -> Tensor:
-        """Rows x [N, d] as [N, Hq + 2 * Hkv, D]: queries, keys, values, the first two normed where the model has it."""
+        """Rows x [N, d] as [N, Hq + 2 * Hkv, D]: queries, keys, values; the first two normed if the model has norms."""
         a = self.a
         if self.fused:
             rows = getattr(self, "wqkv" + suffix)(x).unflatten(-1, (a.num_key_value_heads, -1, a.head_dim))
@@ -169,7 +169,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One decoder layer; its visual FFN, where it has one, stands beside the text FFN."""
+    """One decoder layer; its visual FFN, if it has one, is next to the text FFN."""
 
     def __init__(self, a: SimpleNamespace, number: int):
         super().__init__()
@@ -196,7 +196,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token embedding, layers and final norm: they stand together in checkpoints."""
+    """Token embedding, layers and final norm, which are stored together in checkpoints."""
 
     def __init__(self, a: SimpleNamespace):
         super().__init__()
@@ -206,7 +206,7 @@ class Decoder(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Convolution and learned positions; ``class_embedding`` and the first position are kept, and used by nothing."""
+    """Convolution and learned positions; ``class_embedding`` and the first position are kept, but not used."""
 
     def __init__(self, v: SimpleNamespace):
         super().__init__()
@@ -229,7 +229,7 @@ class PatchEmbedding(nn.Module):
         return x.permute(order).flatten(3).flatten(1, 2)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """[1, C, rows, columns] of patches; float32 where the stored grid is interpolated."""
+        """[1, C, rows, columns] of patches; float32 if the stored grid is interpolated."""
         grid = self.v.image_size // self.v.patch_size
         stored = self.position_embedding[:, 1:].transpose(1, 2).unflatten(-1, (grid, grid))
         if (rows, columns) == (grid, grid):
@@ -237,7 +237,7 @@ class PatchEmbedding(nn.Module):
         return F.interpolate(stored.float(), (rows, columns), mode="bicubic", align_corners=False)
 
     def native_positions(self, cells: Tensor, s: int) -> Tensor:
-        """float32 [N, C, s, s]: those of each token among its image's."""
+        """float32 [N, C, s, s]: the positions of each token within its image."""
         found = self.position_embedding.new_empty(len(cells), self.v.hidden_size, s, s, dtype=torch.float32)
         for rows, columns in cells[:, 2:].unique(dim=0).tolist():
             whole = self.positions(rows * s, columns * s)[0].float().unflatten(2, (columns, s)).unflatten(1, (rows, s))

@@ -1,7 +1,7 @@
-"""Models of mono-jax in PyTorch: a language model with, where it has them, eyes and visual experts.
+"""mono-jax models in PyTorch: a language model, optionally with vision and visual experts.
 
-A token is visual if its id is ``image_token_id``, in a prompt as in any later turn; each expert computes the tokens of
-its own modality only.
+A token is visual if its id is ``image_token_id``, in a prompt as in any later turn; each expert computes only the
+tokens of its own modality.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .rotary_mono_jax import rotary
 
 @dataclass
 class MonoJaxOutput(ModelOutput):
-    """``cache`` and ``past_key_values`` are one: transformers renamed it in 5.x."""
+    """``cache`` and ``past_key_values`` are the same: transformers renamed it in 5.x."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -67,7 +67,7 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
             width = v.hidden_size * round(1 / v.downsample_ratio) ** 2
             self.native = getattr(v, "native", False)
             tile = (v.tile_size or v.image_size) // round(v.patch_size / v.downsample_ratio)
-            self.tile_tokens = 1 if self.native else tile**2  # in native resolution a token is a tile of its own
+            self.tile_tokens = 1 if self.native else tile**2  # in native resolution each token is a tile
             self.vision_model = nn.Module()
             self.vision_model.embeddings = PatchEmbedding(v)
             self.mlp1 = nn.Sequential(
@@ -103,7 +103,7 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         if not wanted:
             return x
         if self.native and (pixel_cells is None or len(pixel_cells) != tiles):
-            raise ValueError("pixel_cells: this model sees native resolution; give those of the processor")
+            raise ValueError("pixel_cells: this model takes images in native resolution; pass the processor's")
         return x.masked_scatter(visual[..., None], self.embed_images(pixel_values, pixel_cells).to(x.dtype))
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         return x * torch.tensor(self.a.hidden_size**0.5, dtype=x.dtype) if self.a.scale_embeddings else x
 
     def embed_images(self, pixel_values: Tensor, pixel_cells: Tensor | None) -> Tensor:
-        """[tiles, tokens of a tile, d]."""
+        """[tiles, tokens per tile, d]."""
         return self.mlp1(self.vision_model.embeddings(pixel_values, pixel_cells))
 
     def logits(self, x: Tensor) -> Tensor:
@@ -120,12 +120,12 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         return F.linear(x, self.get_input_embeddings().weight if head is None else head.weight).float()
 
     def seen(self, mask: Tensor, visual: Tensor, sliding: bool) -> Seen:
-        """``mask`` [B, K]: 1 where a key is no padding; ``visual`` bool [B, Q]: of the last Q, the new ones."""
+        """``mask`` [B, K]: 1 for keys that are not padding; ``visual`` bool [B, Q]: of the last Q, new tokens."""
         a, new = self.a, visual.shape[1]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         ahead = positions[:, None, :] - positions[:, -new:, None]  # of key before query, [B, Q, K]
         sees = ahead <= 0
-        if a.bidirectional_images:  # an image comes whole: its tokens are neighbours of one call
+        if a.bidirectional_images:  # images come whole: their tokens are adjacent, in one call
             image = F.pad(visual.long(), (1, 0)).diff(dim=1).clamp(min=0).cumsum(1) * visual
             same = (image[:, :, None] == image[:, None, :]) & visual[:, :, None]
             sees = torch.cat([sees[..., :-new], sees[..., -new:] | same], dim=-1)
@@ -155,9 +155,9 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
     ) -> MonoJaxOutput | tuple:
         """input_ids [B, Q] are the tokens after those in the cache; attention_mask [B, K] covers all.
 
-        pixel_values [tiles, 3, T, T]: normalised tiles of the images whose placeholders stand in input_ids, row by row.
-        In native resolution [tokens, 3, P, P], and pixel_cells int [tokens, 4] says where each token stands: its row,
-        its column, and how many rows and columns its image has.
+        pixel_values [tiles, 3, T, T]: normalised tiles of the images whose placeholders are in input_ids, row by row.
+        In native resolution [tokens, 3, P, P], and pixel_cells int [tokens, 4] gives the place of each token: its row,
+        its column, and the number of rows and columns of its image.
         labels [B, Q]: the ids themselves, -100 where they are not trained on.
         """
         a = self.a
@@ -200,9 +200,9 @@ class MonoJaxForCausalLM(MonoJaxPreTrainedModel, GenerationMixin):
         pixel_cells: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The tokens that are not in the cache yet, and the tiles of the images among them.
+        """The tokens that are not in the cache yet, and the tiles of their images.
 
-        A further turn may give all ids and the tiles of all images, or those of its new images only.
+        A further turn may pass all ids and the tiles of all images, or only those of its new images.
         """
         cache = past_key_values if cache is None else cache
         past = 0 if cache is None else cache.get_seq_length()

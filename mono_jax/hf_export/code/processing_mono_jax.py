@@ -1,4 +1,4 @@
-"""Texts with images, as mono-jax trains on them: tiles, placeholders and chat template."""
+"""Texts with images in the format on which mono-jax trains: tiles, placeholders and chat template."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers.utils import cached_file
 IMAGE, START, CONTEXT, END = "<image>", "<img>", "<IMG_CONTEXT>", "</img>"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETTINGS = "processor_config.json"
-MOST_ACROSS = 256  # rows or columns of tokens of an image in native resolution
+MOST_ACROSS = 256  # maximum rows or columns of tokens of an image in native resolution
 
 
 class MonoJaxProcessor(ProcessorMixin):
-    """Prompts and images to what the model takes.
+    """Turns prompts and images into model inputs.
 
     >>> messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
     >>> prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -41,24 +41,24 @@ class MonoJaxProcessor(ProcessorMixin):
         native: bool = False,
         chat_template: str | None = None,
     ):
-        """``native``: no tiles, an image keeps its size, in whole tokens, up to those of ``max_tiles`` tiles."""
+        """``native``: no tiles; an image keeps its size, in whole tokens, up to the tokens of ``max_tiles`` tiles."""
         self.tokenizer, self.chat_template = tokenizer, chat_template
         self.tile_size, self.token_pixels = tile_size, token_pixels
         self.min_tiles, self.max_tiles, self.thumbnail, self.native = min_tiles, max_tiles, thumbnail, native
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> MonoJaxProcessor:
-        """Releases of transformers read processors in several ways, some without the settings: read here."""
+        """Releases of transformers read processors differently, some without the settings, so they are read here."""
         hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         hub_options = {key: kwargs[key] for key in hub if kwargs.get(key) is not None}
         settings = json.loads(Path(cached_file(pretrained_model_name_or_path, SETTINGS, **hub_options)).read_text())
         settings = {key: value for key, value in settings.items() if key not in ("auto_map", "processor_class")}
-        trust = kwargs.get("trust_remote_code", True)  # whoever runs this file trusts the folder
+        trust = kwargs.get("trust_remote_code", True)  # running this file already implies trust in the folder
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=trust, **hub_options)
         return cls(tokenizer, **settings)
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> list[str]:
-        """Tokenizer, settings and this file."""
+        """Saves the tokenizer, the settings and this file."""
         self.tokenizer.save_pretrained(save_directory)
         shutil.copyfile(__file__, Path(save_directory) / Path(__file__).name)
         names = ("tile_size", "token_pixels", "min_tiles", "max_tiles", "thumbnail", "native")
@@ -79,8 +79,8 @@ class MonoJaxProcessor(ProcessorMixin):
 
         In native resolution pixel_values [tokens, 3, P, P] and pixel_cells [tokens, 4] (row, column, rows, columns).
 
-        images: one, a list (for one text), or a list for each text. ``<image>`` stands for each in the text; where a
-        text has none, its images come first. Images of one text share ``max_tiles``.
+        images: one, a list (for one text), or a list for each text. ``<image>`` in the text marks the place of each; if
+        a text has none, its images come first. The images of a text share ``max_tiles``.
         """
         texts = [text] if isinstance(text, str) else list(text or [""])
         cut: list[tuple[np.ndarray, np.ndarray]] = []
@@ -105,11 +105,11 @@ class MonoJaxProcessor(ProcessorMixin):
         nested = any(isinstance(each, (list, tuple)) for each in images)
         groups = [list(each) for each in images] if nested else [list(images)]
         if len(groups) != texts:
-            raise ValueError(f"images are for {len(groups)} texts, there are {texts}: give a list of images for each")
+            raise ValueError(f"images for {len(groups)} texts, but {texts} texts: give a list of images for each text")
         return groups
 
     def _ids(self, text: str, counts: list[int]) -> list[int]:
-        """Ids of a text, its images as placeholders; what stands between images is encoded piece by piece."""
+        """Ids of a text, its images as placeholders; the text between images is encoded piece by piece."""
         if IMAGE not in text:
             text = f"{IMAGE}\n" * len(counts) + text
         parts = text.split(IMAGE)
@@ -140,7 +140,7 @@ class MonoJaxProcessor(ProcessorMixin):
         return _normalised(_cut(picture, size, columns, rows)), np.array(cells, np.int64)
 
     def native_grid(self, width: int, height: int, most: int) -> tuple[int, int]:
-        """(columns, rows) of tokens nearest to the image's size, made smaller where it has more than ``most``."""
+        """(columns, rows) of tokens nearest to the image's size, scaled down if there are more than ``most``."""
         size = np.array([width, height], np.float64) / self.token_pixels
         near, longest = np.round(size), MOST_ACROSS
         if near.prod() > most or near.max() > longest:
@@ -149,7 +149,7 @@ class MonoJaxProcessor(ProcessorMixin):
         return columns, rows
 
     def grid(self, width: int, height: int, most: int) -> tuple[int, int]:
-        """(columns, rows) nearest in aspect ratio; of equal ones the largest that the image more than half fills."""
+        """(columns, rows) nearest in aspect ratio; among ties, the largest grid that the image more than half fills."""
         least = min(self.min_tiles, most)
         grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
         grids.sort(key=lambda grid: grid[0] * grid[1])
@@ -161,9 +161,9 @@ class MonoJaxProcessor(ProcessorMixin):
     def apply_chat_template(
         self, conversation: list, tokenize: bool = False, images: Any = None, **kwargs: Any
     ) -> str | list[str] | BatchFeature:
-        """The prompt of a conversation (or of each of several); with ``tokenize`` what the model takes.
+        """The prompt of a conversation (or of each of several); with ``tokenize``, the model inputs.
 
-        Contents are texts, or lists of {"type": "text", "text": ...} and {"type": "image"}, which may hold an "image".
+        Contents are texts, or lists of {"type": "text", "text": ...} and {"type": "image"}, optionally with an "image".
         """
         several = bool(conversation) and isinstance(conversation[0], (list, tuple))
         found: list[list[Any]] = []
@@ -195,7 +195,7 @@ CLASS = f"{Path(__file__).stem}.{MonoJaxProcessor.__name__}"
 
 
 def _as_text(content: Any, held: list[Any]) -> str:
-    """The text of a message; images that it holds are appended to ``held``."""
+    """The text of a message; images in it are appended to ``held``."""
     if isinstance(content, str):
         return content.strip()
     texts = []
@@ -209,7 +209,7 @@ def _as_text(content: Any, held: list[Any]) -> str:
 
 
 def _cut(picture: Image.Image, size: int, columns: int, rows: int) -> list[Image.Image]:
-    """The picture, resized to so many squares, row by row."""
+    """The picture, resized and cut into columns x rows squares, row by row."""
     whole = picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
     corners = [(x * size, y * size) for y in range(rows) for x in range(columns)]
     return [whole.crop((x, y, x + size, y + size)) for x, y in corners]
@@ -223,7 +223,7 @@ def _normalised(parts: list[Image.Image]) -> np.ndarray:
 
 
 def _rgb(image: Any) -> Image.Image:
-    """A PIL image, array or file as RGB: upright, on white where it is transparent."""
+    """A PIL image, array or file as RGB: upright, on white if it is transparent."""
     if isinstance(image, (str, Path)):
         image = Image.open(image)
     elif not isinstance(image, Image.Image):

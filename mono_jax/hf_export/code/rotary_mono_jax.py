@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def rotary(a: SimpleNamespace, positions: Tensor, lengths: Tensor, sliding: bool) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, float32 [B, Q, D / 2], at positions [B, Q] of samples that are lengths [B] long so far.
+    """Cosines and sines, float32 [B, Q, D / 2], at positions [B, Q] of samples whose current lengths are lengths [B].
 
-    They are made when they are needed: a buffer would have to survive the ways in which transformers fills models.
+    They are computed when needed: a buffer would have to survive the ways in which transformers initialises models.
     """
     theta, scaling = a.rope_theta, a.rope_scaling
     if sliding and a.rope_local_theta is not None:
@@ -38,7 +38,7 @@ def rotary(a: SimpleNamespace, positions: Tensor, lengths: Tensor, sliding: bool
 
 
 def _llama3(scaling: dict[str, Any], frequencies: Tensor) -> Tensor:
-    """Long wavelengths divided by the factor, short ones as they are, a ramp in between."""
+    """Long wavelengths divided by the factor, short ones unchanged, a ramp in between."""
     turns = scaling["original_max_position_embeddings"] * frequencies.double() / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -46,7 +46,7 @@ def _llama3(scaling: dict[str, Any], frequencies: Tensor) -> Tensor:
 
 
 def _yarn(scaling: dict[str, Any], frequencies: Tensor, theta: float) -> Tensor:
-    """YaRN, arXiv 2309.00071, section 3.2; the ramp runs over the dimensions, between whole ones."""
+    """YaRN, arXiv 2309.00071, section 3.2; the ramp runs over the dimensions, between integer ones."""
     half = frequencies.shape[-1]
 
     def dimension(turns: float) -> float:
@@ -61,6 +61,6 @@ def _yarn(scaling: dict[str, Any], frequencies: Tensor, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """x [B, Q, heads, D] by angles [B, Q, 1, D / 2], in float32; the dtype of x comes back."""
+    """Rotates x [B, Q, heads, D] by angles [B, Q, 1, D / 2] in float32; returns the dtype of x."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1).to(x.dtype)

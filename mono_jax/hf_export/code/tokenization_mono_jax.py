@@ -1,4 +1,4 @@
-"""A SentencePiece model with added tokens: what lies between these is encoded piece by piece, as in training."""
+"""A SentencePiece model with added tokens: the text between these is encoded piece by piece, as in training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MonoJaxTokenizer(PreTrainedTokenizer):
         return self.model.id_to_piece(index)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Added tokens stand by name, without spaces; what lies between is decoded piece by piece."""
+        """Added tokens appear by name, without spaces; the text between them is decoded piece by piece."""
         parts: list[str] = []
         words: list[str] = []
         for token in [*tokens, None]:

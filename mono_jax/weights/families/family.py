@@ -1,7 +1,7 @@
-"""What a family of language models is called in Hugging Face folders: its tensors, and the keys of its config.json.
+"""How a family of language models is stored in Hugging Face folders: its tensor names, and the keys of its config.json.
 
-All families are one transformer (``mono_jax.models``); which of its parts a model has stands in ``Architecture``. A
-family says how these parts are spelt. What its config.json asks for and the transformer has not is refused by name.
+All families use one transformer (``mono_jax.models``); ``Architecture`` says which of its parts a model has. A family
+defines the spelling of these parts. If a config.json needs something that the transformer lacks, it is refused by name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mono_jax.weights.hf_rope import rope_from_hf, rope_to_hf
 from mono_jax.weights.hf_section import Section
 
 CAUSAL = "ForCausalLM"
-# Keys that change what models of some family compute, and the value at which they change nothing.
+# Keys that change what models of some families compute, and the value at which they have no effect.
 NEUTRAL: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -40,7 +40,7 @@ NEUTRAL: dict[str, Any] = {
     "num_local_experts": None,
     "quantization_config": None,
 }
-# What a family's ``read`` does not return is at its default in all models of it.
+# Fields that a family's ``read`` does not return have their defaults in all models of the family.
 LANGUAGE = tuple(
     spec.name
     for spec in dataclasses.fields(Architecture)
@@ -50,7 +50,7 @@ LANGUAGE = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A key of config.json: its name there, its type, and what holds where it is absent (None: it must be there)."""
+    """A key of config.json: its name, its type, and its default if absent (None: required)."""
 
     name: str
     kind: type
@@ -59,21 +59,21 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One family; subclasses know keys that are not one value each.
+    """One family; subclasses handle keys that do not map to one value each.
 
     Attributes:
-      name: as ``Architecture.family`` has it.
-      title: for people.
+      name: its value in ``Architecture.family``.
+      title: for display.
       model_type, architecture: of its config.json.
-      tensors: path of a parameter -> name of its tensor ({n} = layer). With {qkv} in it, the fused parameter is stored
-        as three, whose names have q, k and v there.
-      keys: field of ``Architecture`` -> key of config.json; beside those that every family has.
-      parts: fields of ``Architecture`` that are so in all models of the family.
+      tensors: path of a parameter -> name of its tensor ({n} = layer). If it contains {qkv}, the fused parameter is
+        stored as three tensors, with q, k and v in their names.
+      keys: field of ``Architecture`` -> key of config.json; in addition to those that every family has.
+      parts: fields of ``Architecture`` with the same value in all models of the family.
       own: keys of ``NEUTRAL`` that the family reads.
-      activation: key of the activation and its only value.
-      theta: base of the rotary angles where no key has it.
-      scalings: kinds of RoPE scaling that the family's code knows.
-      head_dim: width of a head where its key is absent; 0 = hidden_size / heads. None: there is no such key.
+      activation: key of the activation and its only supported value.
+      theta: base of the rotary angles if no key gives it.
+      scalings: kinds of RoPE scaling that the family's code supports.
+      head_dim: width of a head if its key is absent; 0 = hidden_size / heads. None: there is no such key.
     """
 
     name: str
@@ -113,12 +113,12 @@ class Family:
         return values | {"family": self.name} | self.parts
 
     def refuse(self, section: Section) -> None:
-        """Raises ConfigError for keys that ask for what is not computed."""
+        """Raises ConfigError for keys that require something unsupported."""
         for key, neutral in NEUTRAL.items():
             value = section.values.get(key)
             if key not in self.own and value is not None and value != neutral:
                 fix = f"{neutral!r} only" if neutral is not None else "nothing there"
-                raise ConfigError(f"{section.where}: {key} is {value!r}: for {self.title} this project knows {fix}")
+                raise ConfigError(f"{section.where}: {key} is {value!r}: for {self.title} this project supports {fix}")
 
     def read_head(self, section: Section, heads: int, width: int) -> dict[str, Any]:
         usual = width // heads
@@ -137,7 +137,7 @@ class Family:
         return {}
 
     def write(self, config: Architecture, original: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys of config.json for ``config``; raises ConfigError for what the family's config cannot say."""
+        """Keys of config.json for ``config``; raises ConfigError for what the family's config cannot express."""
         keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         values = {key: getattr(config, key) for key in (*keys, "num_key_value_heads")}
         values |= {key.name: getattr(config, field) for field, key in self.keys.items()}
@@ -156,10 +156,10 @@ class Family:
         return {}
 
     def _check_says(self, config: Architecture, values: Mapping[str, Any]) -> None:
-        """Raises ConfigError for fields of ``config`` that are read from ``values`` as something else."""
+        """Raises ConfigError for fields of ``config`` that would be read back from ``values`` with other values."""
         found = Architecture(**self.read(Section(values, "config.json")))
         for field in LANGUAGE:
             if (wanted := getattr(config, field)) != getattr(found, field):
                 raise ConfigError(
-                    f"model.{field} is {wanted!r}: a config.json of {self.title} cannot say so (model.family)"
+                    f"model.{field} is {wanted!r}: a config.json of {self.title} cannot express this (model.family)"
                 )

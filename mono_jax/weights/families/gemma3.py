@@ -25,7 +25,7 @@ _NORMS = {
 
 
 class _Gemma3(Family):
-    """Every sixth layer sees all; the others have a window, and rotary angles of their own base."""
+    """Every sixth layer has full attention; the others have a window, and rotary angles with a different base."""
 
     def read_windows(self, section: Section, layers: int) -> dict[str, Any]:
         numbers = sliding_layers(section, layers)
@@ -53,7 +53,7 @@ class _Gemma3(Family):
         theta, scaling = rope_from_hf(whole, kinds=self.scalings, default=self.theta, limit=limit)
         local_theta, local_scaling = rope_from_hf(local, kinds=self.scalings, default=_LOCAL_THETA, limit=limit)
         if local_scaling is not None:
-            raise ConfigError(f"{local.where}: this project scales no rotary angles of sliding layers")
+            raise ConfigError(f"{local.where}: this project does not support scaled rotary angles in sliding layers")
         return {"rope_theta": theta, "rope_scaling": scaling, "rope_local_theta": local_theta}
 
     def write_rope(self, config: Architecture, original: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class _Gemma3(Family):
 
 
 def _apart(section: Section) -> tuple[Section, Section]:
-    """The keys of the rotary angles of all-seeing and of sliding layers, each as a section without the others'."""
+    """The keys of the rotary angles of full and of sliding layers, as two separate sections."""
     whole = {key: section.values[key] for key in ROPE_KEYS if key in section.values}
     local = {"rope_theta": section.values.get(_LOCAL)}
     nested = whole.pop("rope_parameters", None)

@@ -10,7 +10,7 @@ _LAYER = "model.layers.{n}."
 
 class _InternLM2(Family):
     def refuse(self, section: Section) -> None:
-        """Its code reads no keys but those below."""
+        """InternLM2's code reads only the keys below."""
 
 
 INTERNLM2 = _InternLM2(
@@ -37,7 +37,7 @@ INTERNLM2 = _InternLM2(
         "layers/visual_feed_forward/up/kernel": _LAYER + "feed_forward_ve.w3.weight",
         "layers/visual_feed_forward/down/kernel": _LAYER + "feed_forward_ve.w2.weight",
     },
-    keys={  # absent ones take the defaults of the public configuration
+    keys={  # missing ones take the defaults of the public configuration
         "rms_norm_eps": Key("rms_norm_eps", float, 1e-6),
         "max_position_embeddings": Key("max_position_embeddings", int, 2048),
         "bias": Key("bias", bool, True),

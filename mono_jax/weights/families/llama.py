@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and what is built like it: Mistral, Qwen2 (and 2.5), Qwen3."""
+"""Llama 2 and 3, and models with the same structure: Mistral, Qwen2 (and 2.5), Qwen3."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ QK_NORMS = {
 
 
 def keys(limit: int, tied: bool = False) -> dict[str, Key]:
-    """``limit``: length that holds where no key says so; ``tied``: likewise, whether embedding and head are one."""
+    """``limit``: default of max_position_embeddings; ``tied``: default of tie_word_embeddings."""
     return {
         "rms_norm_eps": Key("rms_norm_eps", float, 1e-6),
         "max_position_embeddings": Key("max_position_embeddings", int, limit),
@@ -53,7 +53,7 @@ BIAS_KEY = {"bias": Key("attention_bias", bool, False)}
 
 
 class _Mistral(Family):
-    """``sliding_window`` alone decides: all layers have it, or none."""
+    """Only ``sliding_window`` decides: either all layers have it, or none."""
 
     def read_windows(self, section: Section, layers: int) -> dict[str, Any]:
         if "sliding_window" in section.values and section.values["sliding_window"] is None:
@@ -66,7 +66,7 @@ class _Mistral(Family):
 
 
 class _Qwen(Family):
-    """The layers from ``max_window_layers`` on have a window, or those that ``layer_types`` says, once it is in use."""
+    """When in use, the window applies to the layers from ``max_window_layers`` on, or to those in ``layer_types``."""
 
     def read_windows(self, section: Section, layers: int) -> dict[str, Any]:
         if not section.get("use_sliding_window", bool, False):

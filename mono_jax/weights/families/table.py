@@ -1,4 +1,4 @@
-"""The families that are known. A new one: a ``Family``, its name in ``Architecture.family``, and a golden case."""
+"""The known families. To add one: a ``Family``, its name in ``Architecture.family``, and a golden case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers have a sliding window, as config.json lists them."""
+"""Which layers have a sliding window, as listed in config.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def sliding_layers(section: Section, layers: int) -> tuple[int, ...] | None:
-    """Numbers of the layers that ``layer_types`` calls sliding; None where there is no such key."""
+    """Indices of the layers that ``layer_types`` calls sliding; None if there is no such key."""
     types = section.values.get("layer_types")
     if types is None:
         return None

@@ -222,7 +222,7 @@ def test_rotary_embeddings_that_are_not_known_are_refused_by_name(golden, keys, 
 
 def test_rotary_embeddings_where_nothing_reads_them(golden):
     values = with_rope(golden("mono_tiny")[0]) | {"rope_parameters": V5}
-    with pytest.raises(ConfigError, match="rope_parameters stands beside llm_config"):
+    with pytest.raises(ConfigError, match="rope_parameters is next to llm_config"):
         hf_config.config_from_hf(values)
 
 

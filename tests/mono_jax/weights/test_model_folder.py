@@ -178,7 +178,7 @@ def test_a_workdir_stands_for_its_model(place, model, golden_dir):
     (workdir / "checkpoints" / "file").touch()  # in a bucket there are no empty folders
     (workdir / "config.json").write_text("{}")
     for read in (load_model, open_model, model_config):
-        with pytest.raises(WeightsError, match="run: the workdir of a run without a model yet"):
+        with pytest.raises(WeightsError, match="run: the workdir of a run that has no model yet"):
             read(workdir)
     save_model(workdir / "model", config, lazy)
     assert find_model(workdir) == find_model(workdir / "model") == workdir / "model"

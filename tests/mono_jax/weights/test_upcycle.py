@@ -54,5 +54,5 @@ def test_models_that_cannot_be_upcycled():
     params = Model(config).init(jax.random.key(0))
     with pytest.raises(ConfigError, match="the vocabulary cannot shrink"):
         upcycle(config, params, vision=VISION, vocab_size=config.vocab_size - 1)
-    with pytest.raises(ConfigError, match="has these visual experts already"):
+    with pytest.raises(ConfigError, match="already has these visual experts"):
         upcycle(preset("tiny_mono_1_5"), params)

@@ -24,7 +24,7 @@ def published(golden_dir: Path, name: str, **changes: Any) -> dict[str, Any]:
     ("name", "changes", "message"),
     [
         ("llama", {"model_type": "phi3"}, "model_type is 'phi3': use one of 'internvl_chat', 'internlm2', 'llama'"),
-        ("llama", {"mlp_bias": True}, "mlp_bias is True: for Llama this project knows False only"),
+        ("llama", {"mlp_bias": True}, "mlp_bias is True: for Llama this project supports False only"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is"),
@@ -110,7 +110,7 @@ def test_a_changed_model_is_read_as_what_it_is(golden_dir: Path, name: str):
 def test_a_family_that_cannot_say_what_a_model_is():
     for changes in ({"qk_norm": True}, {"qkv_bias": True}, {"sliding_window": 4, "sliding_layers": (0,)}):
         with pytest.raises(
-            ConfigError, match=f"model.{next(iter(changes))} is .* a config.json of Llama cannot say so"
+            ConfigError, match=f"model.{next(iter(changes))} is .* a config.json of Llama cannot express this"
         ):
             config_to_hf(preset("tiny_lm", family="llama", **changes))
     with pytest.raises(ConfigError, match="head_size"):
