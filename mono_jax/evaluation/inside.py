@@ -33,7 +33,7 @@ class Units:
 
     Attributes:
       total, square: float64 [L, F], sums of |h| and h^2 of h = silu(gate) * up; largest: [L, F], of |h|.
-      tokens: their number.
+      tokens: number of tokens.
     """
 
     total: np.ndarray

@@ -225,7 +225,7 @@ GOOD = {"index": 1, "image": encoded(), "question": "q", "A": "x", "B": "y", "an
         ({"A": "", "B": ""}, r"AI2D_TEST\.tsv:2: no options: columns A, B, \.\.\. or a list in options"),
         ({"answer": "Q"}, r"AI2D_TEST\.tsv:2: the answer is 'Q': it must be one of A, B, or an option"),
         ({"answer": ""}, r"AI2D_TEST\.tsv: example 1 has no right answer, and multiple_choice needs one"),
-        ({"image": "9"}, r"AI2D_TEST\.tsv:2: image names row '9', which is not above it"),
+        ({"image": "9"}, r"AI2D_TEST\.tsv:2: image names row '9', which does not precede it"),
         ({"image": "%" * 80}, r"AI2D_TEST\.tsv:2: image is not base64"),
     ],
 )
@@ -243,7 +243,7 @@ def test_bad_files_are_named(tmp_path: Path):
     with pytest.raises(DataError, match="id '1' occurs twice"):
         benchmark.read(tmp_path)
     tables = {
-        "x.tsv": ("a\tb\n1\n", "x.tsv:2: 1 cells, but a header of 2"),
+        "x.tsv": ("a\tb\n1\n", "x.tsv:2: 1 cells, but the header has 2"),
         "x.jsonl": ('{"id": 1}\n{"id"', "x.jsonl:2: not JSON"),
         "x.json": ("3", "x.json: neither a list nor an object"),
         "y.jsonl": ("[1]\n", "y.jsonl:1: list instead of an object"),

@@ -112,7 +112,9 @@ class Pictures:
             value = value.strip()
             if len(value) <= _SHORT:
                 if value not in self._of_index:
-                    raise DataError(f"{row.place}: image names row {value!r}, which is not above it: is it complete?")
+                    raise DataError(
+                        f"{row.place}: image names row {value!r}, which does not precede it: is the file complete?"
+                    )
                 found = self._of_index[value]
             else:
                 found = self._encoded(row, value)

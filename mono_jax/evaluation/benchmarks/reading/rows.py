@@ -67,7 +67,8 @@ def _tsv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             for cells in reader:
                 if len(cells) != len(header):
                     raise DataError(
-                        f"{file}:{reader.line_num}: {len(cells)} cells, but a header of {len(header)}: is it complete?"
+                        f"{file}:{reader.line_num}: {len(cells)} cells, but the header has {len(header)}: "
+                        "is the file complete?"
                     )
                 yield reader.line_num, dict(zip(header, cells))
         except csv.Error as error:
