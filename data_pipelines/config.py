@@ -20,7 +20,7 @@ CAPTION_PROMPT = "provide a one-sentence caption for the image"  # S1.1 of the M
 class SourceConfig:
     """One source of samples."""
 
-    name: str = field("", help='label in reports and of overrides; "" = source0, source1, ...')
+    name: str = field("", help='label in reports and in overrides; "" = source0, source1, ...')
     spec: Mapping[str, Any] = field(
         default_factory=dict,
         help='what to open, e.g. {"kind": "tar", "paths": "shards/*.tar"}; see sources.source.open_source',
@@ -29,12 +29,12 @@ class SourceConfig:
         None,
         gt=0,
         help="share of the samples, relative to the other sources' weights; None for all sources = their sizes, so "
-        "that every sample of every source appears exactly once per epoch; None for some = what the others leave of "
-        "1, shared by size",
+        "that every sample of every source appears exactly once per epoch; None for some = the rest up to 1, "
+        "shared by size",
     )
     prompts: str | tuple[str, ...] = field(
         (CAPTION_PROMPT,),
-        help="questions before a caption, one or more; each sample keeps the one that its index picks",
+        help="one or more questions put before a caption; the sample's index picks one, which stays the same",
     )
 
     def __post_init__(self) -> None:
@@ -52,67 +52,70 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = field(help="where samples come from")
     tokenizer: str = field(help="folder or file: tokenizer.model + added_tokens.json, or tokenizer.json")
     template: str = field(
-        "internlm2-chat", help="chat template: internlm2-chat, or tokenizer (the one that the tokenizer brings)"
+        "internlm2-chat", help="chat template: internlm2-chat, or tokenizer (the one that comes with the tokenizer)"
     )
     system_message: str | None = field(None, help='system turn; None = the template\'s own, "" = none')
 
-    min_tiles: int = field(1, ge=1, help="least tiles of an image, the thumbnail not counted")
+    min_tiles: int = field(1, ge=1, help="fewest tiles of an image, not counting the thumbnail")
     max_tiles: int = field(6, ge=1, help="most tiles of an image; a sample's n images get max(1, max_tiles // n) each")
-    thumbnail: bool = field(True, help="append the whole image as one more tile where there are several")
+    thumbnail: bool = field(True, help="append the whole image as another tile if there are several")
     pixel_path: Literal["exact", "fast", "device"] = field(
         "exact",
-        help="Pillow's bicubic, equal to the reference; scaled JPEG decoding and SIMD resizing; or decoding only, and "
-        "the accelerator makes the tiles, equal to the reference too",
+        help='"exact" = Pillow\'s bicubic filter, identical to the reference; "fast" = scaled JPEG decoding and SIMD '
+        'resizing; "device" = the host only decodes and the accelerator makes the tiles, also identical to the '
+        "reference",
     )
     crop_size: int = field(
         1024,
         ge=1,
-        help="pixel_path=device: edge in pixels of the room for the part of an image that a tile depends on; tiles of "
-        "larger parts are made here",
+        help='with pixel_path "device": edge, in pixels, of the buffer for the part of an image that a tile depends '
+        "on; tiles that need a larger part are made on the host",
         on_resume="free",
     )
     jpeg_augment: bool = field(False, help="re-encode each tile as JPEG at a random quality 75..100")
-    max_image_pixels: int = field(50_000_000, ge=1, help="limit of width x height, judged before decoding")
-    max_image_bytes: int = field(50_000_000, ge=1, help="limit of an encoded image")
-    min_image_side: int = field(8, ge=1, help="least width and height of an image, pixels")
-    max_aspect: float = field(50.0, ge=1, help="limit of an image's longer edge / shorter edge")
+    max_image_pixels: int = field(50_000_000, ge=1, help="limit of width x height, checked before decoding")
+    max_image_bytes: int = field(50_000_000, ge=1, help="limit for an encoded image")
+    min_image_side: int = field(8, ge=1, help="smallest width and height of an image, pixels")
+    max_aspect: float = field(50.0, ge=1, help="limit for an image's longer edge / shorter edge")
     truncated_jpegs: bool = field(
         False,
-        help="decode JPEGs that are cut off as far as they go, what they lack being grey, instead of skipping them",
+        help="decode truncated JPEGs as far as they go, with the missing part grey, instead of skipping them",
     )
-    max_caption_chars: int = field(1000, ge=1, help="longer captions are cut at a word")
+    max_caption_chars: int = field(1000, ge=1, help="longer captions are cut at a word boundary")
 
     visual_tokens: int = field(8192, ge=0, help="V, visual slots of a row")
     text_tokens: int = field(2048, ge=1, help="T, text slots of a row")
     boundary_block: int = field(
         0,
         ge=0,
-        help="above 0, for mixes whose visual share is not known in advance: a row has visual_tokens slots in all, at "
-        "most text_tokens of them text, and a ragged boundary (one of its own) at a multiple of this; needs "
-        "execution.experts=grouped",
+        help="above 0, for mixes whose visual share is not known in advance: a row has visual_tokens slots in total, "
+        "at most text_tokens of them text, and its own (ragged) boundary between the two at a multiple of this; "
+        "needs execution.experts=grouped",
     )
     batch_size: int = field(8, ge=1, help="packed rows of the global batch")
-    max_piece: int | None = field(None, ge=1, help="plain text is cut into pieces of this many tokens; None = T")
+    max_piece: int | None = field(None, ge=1, help="plain text is split into pieces of this many tokens; None = T")
     block_samples: int = field(16_384, ge=1, help="consecutive samples of the shuffled order that are packed together")
-    seed: int = field(0, help="of shuffling and augmentation")
+    seed: int = field(0, help="seed of shuffling and augmentation")
     shuffle: Literal["global", "local", "none"] = field(
-        "global", help='"local": each block draws from local_runs runs of run_length neighbours'
+        "global", help='"local": each block draws from local_runs runs of run_length neighbouring samples'
     )
     local_runs: int = field(32, ge=1, help="runs that are shuffled together")
     run_length: int = field(512, ge=1, help="neighbouring samples of a run")
-    epochs: int | None = field(None, ge=1, help="passes over the data; None = without end")
+    epochs: int | None = field(None, ge=1, help="passes over the data; None = unlimited")
     loss_weighting: Literal["token", "sample", "sqrt"] = field(
         "token", help="weight of each of a sample's n trained tokens: 1, 1/n or 1/sqrt(n)"
     )
     source_ids: bool = field(
-        False, help="batches say which source each text slot comes from, for a loss per source", on_resume="free"
+        False, help="batches record which source each text slot comes from, for a loss per source", on_resume="free"
     )
 
-    retries: int = field(5, ge=0, help="of a read that fails, with pauses that double from 0.5 s on", on_resume="free")
-    storage_wait_s: float = field(
-        600.0, ge=0, help="seconds that storage is waited for after the retries; then the run stops", on_resume="free"
+    retries: int = field(
+        5, ge=0, help="retries of a failed read, with pauses that start at 0.5 s and double", on_resume="free"
     )
-    workers: int = field(0, ge=0, help="processes that make batches; 0 = a thread of this process", on_resume="free")
+    storage_wait_s: float = field(
+        600.0, ge=0, help="seconds to wait for storage after the retries, before the run stops", on_resume="free"
+    )
+    workers: int = field(0, ge=0, help="processes that make batches; 0 = a thread in this process", on_resume="free")
     prefetch: int = field(2, ge=1, help="batches made ahead, per worker", on_resume="free")
 
     def __post_init__(self) -> None:

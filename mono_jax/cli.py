@@ -1,6 +1,7 @@
-"""The commands of ``experiments``: those of ``data_pipelines.cli``, and the errors of ``mono_jax`` in one line too.
+"""What the commands of ``experiments`` share: ``data_pipelines.cli``, with the errors of ``mono_jax`` on one line as
+well.
 
-A command's ``main(argv=None)`` parses with ``parser(__doc__, EXAMPLES)``, imports what it works with, makes one call
+A command's ``main(argv=None)`` parses with ``parser(__doc__, EXAMPLES)``, then imports what it needs, makes one call
 and, with ``--json``, ends with ``json_line(result)``. ``run(main)`` runs it.
 """
 
@@ -39,22 +40,24 @@ __all__ = [
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """``data_pipelines.cli.run`` that knows the errors of ``mono_jax``."""
+    """``data_pipelines.cli.run`` that also handles the errors of ``mono_jax``."""
     command.run(main, errors=(MonoJaxError,))
 
 
 def add_cluster_flags(to: argparse.ArgumentParser) -> None:
     """Flags of commands that several processes run together; see ``mono_jax.parallel.distributed``."""
     group = to.add_argument_group(
-        "several processes", "found by SLURM, Open MPI, TPU pods and GKE; else on each of them, or as JAX_... variables"
+        "several processes",
+        "detected on SLURM, Open MPI, TPU pods and GKE; otherwise give these to each process, or set the JAX_... "
+        "variables",
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (JAX_COORDINATOR_ADDRESS)")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, 0 to N - 1 (JAX_PROCESS_ID)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (JAX_COORDINATOR_ADDRESS)")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes (JAX_NUM_PROCESSES)")
+    group.add_argument("--process", type=int, metavar="I", help="index of this process, 0 to N - 1 (JAX_PROCESS_ID)")
 
 
 def add_format_flags(to: argparse.ArgumentParser) -> None:
-    """How a model is asked, which its folder says too; see ``mono_jax.generation.chat.open_model``."""
+    """How prompts are built; the defaults come from the model's folder; see ``mono_jax.generation.chat.open_model``."""
     add = to.add_argument
     add("--max_tiles", type=positive, help="most tiles of an image (the model's own)")
     add("--template", help="chat template (the model's own)")
@@ -71,7 +74,7 @@ def add_prompt_flags(to: argparse.ArgumentParser) -> None:
 
 
 def add_config_flags(to: Any, cls: type) -> None:
-    """A flag for each field of a config of numbers, strings and truths; ``config_of`` reads them.
+    """Adds a flag for each field of a config of numbers, strings and booleans; ``config_of`` reads them.
 
     to: a parser, or a group of one.
     """
@@ -87,19 +90,20 @@ def add_config_flags(to: Any, cls: type) -> None:
 
 
 def config_of(args: argparse.Namespace, cls: type[Config]) -> Config:
-    """The config that the flags describe; raises what ``cls`` raises for values that cannot be."""
+    """The config that the flags describe; raises what ``cls`` raises for invalid values."""
     return cls(**{name: getattr(args, name) for name in fields_of(cls)})
 
 
 def joined(args: argparse.Namespace) -> contextlib.AbstractContextManager[bool]:
-    """With the other processes of the run, by the flags of ``add_cluster_flags``: yields whether this is the first."""
-    from mono_jax.parallel import distributed  # after parsing: --help needs none of it
+    """Joins the other processes of the run by the flags of ``add_cluster_flags``; yields whether this is the first
+    process."""
+    from mono_jax.parallel import distributed  # after parsing: --help does not need it
 
     return distributed.joined(distributed.find(args.coordinator, args.processes, args.process))
 
 
 def alone(command: str, args: argparse.Namespace | None = None) -> None:
-    """Raises ClusterError where several processes were started: they would overwrite each other's files.
+    """Raises ClusterError if several processes were started, because they would overwrite each other's files.
 
     ``args``: of a command with ``add_cluster_flags``.
     """
@@ -108,11 +112,11 @@ def alone(command: str, args: argparse.Namespace | None = None) -> None:
     flags = () if args is None else (args.coordinator, args.processes, args.process)
     environment = dict(os.environ)
     if not distributed.started_by_srun(environment):
-        environment.pop("SLURM_NTASKS", None)  # a batch script's own process, whatever else the job may start
+        environment.pop("SLURM_NTASKS", None)  # this is the batch script's own process, whatever else the job may start
     if (cluster := distributed.find(*flags, environment=environment)) is not None:
         raise ClusterError(
-            f"{command} runs in one process, but several were started (found by {cluster.found_by}): start one, or set "
-            "JAX_NUM_PROCESSES=1 where this is one"
+            f"{command} runs in one process, but several were started (found by {cluster.found_by}): start only one, "
+            "or set JAX_NUM_PROCESSES=1 if there is only one"
         )
 
 
@@ -132,5 +136,5 @@ def byte_size(text: str) -> int:
     except ValueError:
         size = 0
     if size <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 5GB, 500MB or a number of bytes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 5GB, 500MB or a number of bytes")
     return size

@@ -1,4 +1,4 @@
-"""Errors that users see: one line that names the file or key and the fix."""
+"""Errors shown to users: one line that names the file or key and the fix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_pipelines.errors import did_you_mean
 class MonoJaxError(Exception):
     """An error of the user's input. Commands print its message on one line and exit non-zero.
 
-    ``known_to_all``: of the processes of a run, which then end by themselves.
+    ``known_to_all``: whether all processes of the run have the error, in which case each ends by itself.
     """
 
     known_to_all = False
@@ -29,11 +29,11 @@ class CheckpointError(MonoJaxError):
 
 
 class ClusterError(MonoJaxError):
-    """Processes that do not find each other, or are described by half."""
+    """Processes that do not find each other, or whose description is incomplete."""
 
 
 class PeerError(MonoJaxError):
-    """An error of another process of the run, which ends this one too; the message names the process."""
+    """An error in another process of the run, which also ends this one; the message names the process."""
 
     known_to_all = True
 
@@ -43,5 +43,5 @@ class GenerationError(MonoJaxError):
 
 
 def unknown_key(what: str, key: str, valid: Iterable[str]) -> ConfigError:
-    """The error for a misspelt ``key`` of ``what``; names the nearest valid key."""
+    """The error for a misspelt ``key`` of ``what``; it names the closest valid key."""
     return ConfigError(f"unknown {what} {key!r}: {did_you_mean(key, valid)}")

@@ -1,4 +1,4 @@
-"""JSON files and checksums of folders: what weights and checkpoints on disk have in common."""
+"""JSON files and checksums of folders, shared by weights and checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CHECKSUMS_FILE = "checksums.json"
 
 
 class Damaged(Exception):
-    """Files that are not what was written; the message names the first bad one."""
+    """Files that differ from what was written; the message names the first bad one."""
 
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def lfs_error(file: Path) -> str | None:
-    """What is wrong, and the fix, if ``file`` is what Git leaves in place of a large file; None if it is none."""
+    """The problem and the fix if ``file`` is a Git LFS pointer instead of the large file itself; None if it is not."""
     try:
         with file.open("rb") as handle:
             pointer = handle.read(len(_LFS)) == _LFS
@@ -50,7 +50,7 @@ def read_json(file: Place) -> dict[str, Any]:
 
 
 def stored_json(file: Place) -> dict[str, Any]:
-    """The JSON object in ``file``; {} if there is none, or it is damaged."""
+    """The JSON object in ``file``; {} if the file is missing or damaged."""
     try:
         return read_json(file)
     except ConfigError:
@@ -68,8 +68,8 @@ def reason(error: BaseException) -> str:
 def write_checksums(folder: Path, process: int = 0, processes: int = 1) -> None:
     """Writes the SHA-256 of every file below ``folder`` into ``checksums.json``.
 
-    Where several ``processes`` wrote the folder together, each lists the files that it wrote, number 1 in
-    ``checksums.1.json`` and so on, right after writing, when they are likely to be in its memory still.
+    If several ``processes`` wrote the folder together, each lists the files that it wrote (process 1 in
+    ``checksums.1.json`` and so on) right after writing, while they are likely to be in its page cache.
     """
     names = [name for name in _files(folder) if _writer(name) % processes == process]
     with ThreadPoolExecutor(4) as pool:
@@ -78,9 +78,10 @@ def write_checksums(folder: Path, process: int = 0, processes: int = 1) -> None:
 
 
 def verify_checksums(folder: Place, process: int = 0, processes: int = 1) -> bool:
-    """True if the files are what was written, False if a list is missing; raises Damaged that names a bad file.
+    """True if the files are unchanged since they were written, False if a list is missing; raises Damaged that names a
+    bad file.
 
-    Of several ``processes`` that share the work, ``process`` checks every so many files.
+    If several ``processes`` share the work, ``process`` checks every ``processes``-th file.
     """
     if not (folder / CHECKSUMS_FILE).is_file():
         return False
@@ -100,7 +101,7 @@ def verify_checksums(folder: Place, process: int = 0, processes: int = 1) -> boo
 
 
 def lists_of(folder: Place) -> list[str]:
-    """Names of the lists of checksums that a whole folder has; raises Damaged if the first one is unreadable."""
+    """Names of the checksum lists that a complete folder has; raises Damaged if the first one is unreadable."""
     return [list_name(number) for number in range(_read_list(folder, CHECKSUMS_FILE).get("processes", 1))]
 
 
@@ -115,7 +116,7 @@ def _read_list(folder: Place, name: str) -> dict[str, Any]:
 
 
 def list_name(process: int) -> str:
-    """Of the list of what ``process`` wrote."""
+    """Name of the list of the files that ``process`` wrote."""
     return CHECKSUMS_FILE if process == 0 else f"checksums.{process}.json"
 
 
@@ -124,7 +125,8 @@ _PROCESS_FOLDER = re.compile(r"(?:^|/)(?:ocdbt\.)?process_(\d+)(?:/|$)")
 
 
 def _writer(name: str) -> int:
-    """The process that wrote a file of a checkpoint: Orbax gives each a folder of its own, process 0 the rest."""
+    """The process that wrote a file of a checkpoint: Orbax gives each process its own folder, process 0 writes the
+    rest."""
     found = _PROCESS_FOLDER.search(name)
     return int(found[1]) if found else 0
 
@@ -135,7 +137,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _digest(file: Place) -> str | None:
-    """SHA-256 of a file; None if there is none."""
+    """SHA-256 of a file; None if it does not exist."""
     try:
         if isinstance(file, ObjectPath):
             return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Nested dicts with '/'-joined paths: the one form of parameters in this project."""
+"""Nested dicts with '/'-joined paths, the form of all parameters in this project."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tree = dict[str, Any]
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """{"a/b": leaf} of a nested dict, in sorted order level by level; empty dicts vanish."""
+    """{"a/b": leaf} of a nested dict, sorted level by level; empty dicts are dropped."""
     flat = traverse_util.flatten_dict(tree)
     return {"/".join(path): flat[path] for path in sorted(flat)}
 
@@ -37,13 +37,13 @@ def merge(*trees: Tree) -> Tree:
 
 
 def leaves_by_path(state: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """{"a/b": leaf} of any tree of JAX; named tuples and dicts give the same paths."""
+    """{"a/b": leaf} of any JAX pytree; named tuples and dicts give the same paths."""
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def match(table: Sequence[tuple[str, Any]], paths: Iterable[str], what: str) -> dict[str, Any]:
-    """Looks each path up in ``table`` of (regex for the whole path, value).
+    """Looks up each path in ``table``, a list of (regex for the whole path, value).
 
     Raises ConfigError unless every path matches exactly one pattern and every pattern matches a path.
     """

@@ -1,6 +1,6 @@
-"""The frozen base of a run: parameters that no step changes, stored once in BASE/<sha256 of their content>/.
+"""The frozen base of a run: parameters that no step updates, stored once in BASE/<sha256 of their content>/.
 
-They are stored as the initial weights had them, bit for bit; on devices they may be of another dtype.
+They are stored exactly as in the initial weights, bit for bit; on devices they may have another dtype.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def save_base(directory: str | Place, params: Mapping[str, Any]) -> str:
 
 
 def is_there(folder: Place) -> bool:
-    """Whether a base is stored; on disk it is renamed when it is whole, in a bucket its list is written last."""
+    """Whether a base is stored: on disk it is renamed once it is complete, in a bucket its list is written last."""
     return (folder / CHECKSUMS_FILE).is_file() if isinstance(folder, ObjectPath) else folder.is_dir()
 
 
 def _save(folder: Place, flat: dict[str, Any]) -> None:
     lazy = any(isinstance(leaf, LazyArray) for leaf in flat.values())
-    if isinstance(folder, ObjectPath) or not lazy:  # what Orbax writes itself, it renames when it is whole
+    if isinstance(folder, ObjectPath) or not lazy:  # Orbax itself renames what it writes once it is complete
         write_arrays(folder, flat)
         return
     partial = folder.with_name(f"{folder.name}.partial")
@@ -70,7 +70,7 @@ def open_base(directory: str | Place, content: str) -> dict[str, LazyArray]:
 
 
 def load_base(directory: str | Place, content: str, abstract: Mapping[str, Any]) -> tree.Tree:
-    """The frozen parameters of hash ``content``, placed and cast as the leaves of ``abstract`` say.
+    """The frozen parameters of hash ``content``, placed and cast like the leaves of ``abstract``.
 
     Raises CheckpointError if they are missing, do not fit ``abstract`` or are not what was saved.
     """

@@ -1,4 +1,4 @@
-"""Whether what lies on disk is what was saved, and fits what is asked for."""
+"""Checks whether the files on disk are what was saved, and fit what is requested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def list_checksums(folder: Path) -> None:
 
 
 def verify_together(folder: Path) -> bool:
-    """``verify_checksums`` by all processes, each a part of the lists, so that files are read once and all agree."""
+    """``verify_checksums`` split over all processes, so that each file is read once and all processes agree on the
+    result."""
     try:
         with together():
             listed = verify_checksums(folder, jax.process_index(), jax.process_count())
@@ -60,9 +61,10 @@ def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def tree_hash(params: Mapping[str, Any]) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bytes of a nested dict of arrays, one slice in memory at a time.
+    """SHA-256 over the paths, dtypes, shapes and bytes of a nested dict of arrays, with one slice in memory at a time.
 
-    All processes call this. The first one reads and hashes; the others help to gather what is spread over them.
+    All processes call this. The first one reads and hashes; the others help to gather arrays that are sharded over
+    them.
     """
     digest, reads = hashlib.sha256(), jax.process_index() == 0
     with together():

@@ -1,7 +1,7 @@
-"""The checkpoints of a run: which are kept, what is done about damage and saves that fail.
+"""The checkpoints of a run: which ones are kept, and how damage and failed saves are handled.
 
-How they are stored differs between a local folder (``orbax_manager``) and a bucket (``object_manager``). In both a step
-is visible only when whole, and has lists of SHA-256 sums that are checked when it is read.
+How they are stored differs between a local folder (``orbax_manager``) and a bucket (``object_manager``). In both, a
+step becomes visible only once it is complete, and its lists of SHA-256 sums are checked when it is read.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def _to_stderr(line: str) -> None:
 class Checkpoints:
     """The checkpoints of one run: the newest ``keep``, those at multiples of ``keep_period`` steps, and the best.
 
-    At least two are kept, since the newest is proved to be sound only by the steps after it.
+    At least two are kept, since only the steps after the newest one prove that it is sound.
 
     >>> with Checkpoints("runs/a/checkpoints") as checkpoints:
     ...     checkpoints.save(300, {"step": step, "trainable": params, "opt_state": opt_state}, {"config": ...})
     ...     state, metadata = checkpoints.restore(abstract_state)
 
-    ``asynchronous``: ``save`` returns when the arrays are copied to the host and writes in the background; an error
-    there is reported when it happens, and raised by the next ``wait``. ``report`` gets one line for each damaged
-    checkpoint and each save that failed in the background. ``marker``: a file that is made once a checkpoint is whole,
-    and stays when checkpoints are lost. ``before_commit``: called before a checkpoint in a bucket becomes visible; what
-    it raises fails the save.
+    ``asynchronous``: ``save`` returns once the arrays are copied to the host, and writes in the background; an error in
+    the background is reported when it happens and raised by the next ``wait``. ``report`` gets one line for each
+    damaged checkpoint and each save that failed in the background. ``marker``: a file that is created once a checkpoint
+    is complete, and stays even if checkpoints are lost. ``before_commit``: called before a checkpoint in a bucket
+    becomes visible; an error that it raises makes the save fail.
 
     Attributes:
-      failed: saves that failed, in the background or not.
+      failed: number of saves that failed, in the background or not.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Checkpoints:
         self.failed = 0
         self._saved: int | None = None
         self._best: int | None = None
-        self._sound: set[int] = set()  # steps whose files were found to be what was written
+        self._sound: set[int] = set()  # steps whose files have been verified
         self._meetings = itertools.count()
         self._meeting: Meeting | None = None  # of the save in flight, with several processes
         self._manager = self._open()
@@ -95,8 +95,8 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for a save in flight and lets go of Orbax's threads; raises its CheckpointError. Waits for no other
-        process: what closes may be an error of this one."""
+        """Waits for a save in flight, raises its CheckpointError, and releases Orbax's threads. Does not wait for other
+        processes, because an error in this one may be the reason for closing."""
         self._join()
         self._manager.close()
         if self._error is not None:
@@ -110,14 +110,14 @@ class Checkpoints:
     def save(
         self, step: int, state: PyTree, metadata: Mapping[str, Any], *, rotate: bool = True, best: int | None = None
     ) -> bool:
-        """Saves ``state`` (arrays) and ``metadata`` (JSON) as ``step``; False: that step is saved already.
+        """Saves ``state`` (arrays) and ``metadata`` (JSON) as ``step``; returns False if that step is already saved.
 
-        After ``restore(step=...)`` of an older step, the checkpoints after it are deleted by the next save. ``rotate``:
-        whether old checkpoints are removed once this one is whole. ``best``: the step of one that stays; as long as
-        there is none of it (its save failed), the one named before.
+        After ``restore(step=...)`` of an older step, the next save deletes the checkpoints after it. ``rotate``:
+        whether to remove old checkpoints once this one is complete. ``best``: the step of a checkpoint to keep; while
+        that step has no checkpoint (because its save failed), the previously named one is kept.
         Raises CheckpointError if this save failed (a full disk, say); checkpoints saved earlier stay.
         """
-        with contextlib.suppress(CheckpointError):  # of the save before this one: reported when it happened
+        with contextlib.suppress(CheckpointError):  # from the previous save, reported when it happened
             self.wait()
         if step == self._saved:
             return False
@@ -126,8 +126,8 @@ class Checkpoints:
             self._meeting = Meeting(f"{self.directory}/{step}/{next(self._meetings)}")
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
         try:
-            self.discard_from(step)  # the run went back to an older step: what followed it is no longer its history
-        except (StorageError, PeerError) as error:  # which all processes have
+            self.discard_from(step)  # the run went back to an older step: later ones are no longer its history
+        except (StorageError, PeerError) as error:  # all processes have them
             raise self._not_saved(step, error) from None
         try:
             with together():
@@ -174,18 +174,18 @@ class Checkpoints:
                 self._report(f"{self._error} (failed saves so far: {self.failed})")
 
     def _rotate(self) -> None:
-        """Removes what is older than the newest ``keep``, milestones and the best aside."""
+        """Removes all but the newest ``keep`` checkpoints, the milestones and the best one."""
         for old in self._manager.all_steps()[: -self._keep]:
             if old != self._best and (not self._keep_period or old % self._keep_period):
                 self._sound.discard(old)
-                with contextlib.suppress(StorageError):  # the next save tries it again
+                with contextlib.suppress(StorageError):  # the next save tries again
                     self._manager.delete(old)
 
     def _not_saved(self, step: int, error: Exception) -> CheckpointError:
         self.failed += 1
         return CheckpointError(
-            f"{self.directory}: step {step} was not saved: {reason(error)}; "
-            "earlier checkpoints are intact, make room and run again to resume from the newest"
+            f"{self.directory}: step {step} was not saved: {reason(error)}; earlier checkpoints are intact; free some "
+            "space and run again to resume from the newest"
         )
 
     def _join(self) -> None:
@@ -208,16 +208,17 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: cannot be used for checkpoints: {reason(error)}") from None
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
-        """The metadata of what ``restore`` would restore; damaged checkpoints are treated as by ``restore``."""
+        """The metadata of the checkpoint that ``restore`` would restore; damaged checkpoints are handled as in
+        ``restore``."""
         return self._first_sound(step, self._read_metadata)
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
-        """The state and metadata of ``step``, by default of the newest checkpoint that is sound.
+        """The state and metadata of ``step``, by default of the newest sound checkpoint.
 
-        ``abstract_state``: arrays or jax.ShapeDtypeStruct in the structure wanted; their shardings say where
-        each array goes, whatever mesh it was saved from. A damaged checkpoint is reported, renamed to
-        ``damaged-STEP`` and passed over. Raises CheckpointError if there is no sound one, if ``step`` is
-        damaged, or (listing all differences) if the checkpoint holds other arrays than ``abstract_state``.
+        ``abstract_state``: arrays or jax.ShapeDtypeStruct in the structure wanted; their shardings decide where each
+        array goes, regardless of the mesh it was saved from. A damaged checkpoint is reported, renamed to
+        ``damaged-STEP`` and skipped. Raises CheckpointError if there is no sound one, if ``step`` is damaged, or
+        (listing all differences) if the checkpoint's arrays differ from ``abstract_state``.
         """
         return self._first_sound(step, lambda candidate: self._read(candidate, abstract_state))
 
@@ -237,18 +238,18 @@ class Checkpoints:
         listed = "; ".join(map(str, damaged.values()))
         if step is not None:
             raise CheckpointError(f"{listed}; choose another of the steps {self.steps()}")
-        raise CheckpointError(f"{listed}; no other checkpoint is left: start in another workdir")
+        raise CheckpointError(f"{listed}; no other checkpoint is left: start in a new workdir")
 
     def _existing(self, step: int | None) -> list[int]:
         steps = self.steps()[::-1]
         if not steps:
-            raise CheckpointError(f"{self.directory}: no checkpoint in it")
+            raise CheckpointError(f"{self.directory}: contains no checkpoint")
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory}: no checkpoint of step {step}: there are {steps[::-1]}")
         return steps if step is None else [step]
 
     def _verified(self, step: int) -> bool:
-        """Whether the step's files are known to be sound (False: nothing is known); raises Damaged."""
+        """Whether the step's files are known to be sound (False = unknown); raises Damaged."""
         if step not in self._sound and verify_together(self.directory / str(step)):
             self._sound.add(step)
         return step in self._sound

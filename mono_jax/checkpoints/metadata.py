@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run beside the config: the versions that it ran on."""
+"""What a checkpoint records about its run besides the config: package versions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+    """Versions of Python and of the packages that affect numerical results."""
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

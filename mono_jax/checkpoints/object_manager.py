@@ -1,9 +1,9 @@
-"""Checkpoints in a bucket: as ``Checkpoints`` asks for them; Orbax's own need a rename.
+"""Checkpoints in a bucket, with the interface that ``Checkpoints`` needs; Orbax's own format relies on renames.
 
-    CHECKPOINTS/300/    state/ (zarr, a chunk an object), metadata/metadata, checksums.json (and .1.json, ...)
+    CHECKPOINTS/300/    state/ (zarr, one object per chunk), metadata/metadata, checksums.json (and .1.json, ...)
 
-Each process writes its own objects and then its list of their checksums; a step is there once all lists are. Storage
-that is away is waited for in the background.
+Each process writes its own objects and then the list of their checksums; a step exists once all lists do. If storage is
+unavailable, the background thread waits for it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from mono_jax.storage.objects import ObjectPath
 from mono_jax.weights.object_arrays import Block, blocks, headers, held, put, write_list
 from mono_jax.weights.orbax_arrays import open_zarrs, read_array
 
-DAMAGED_FILE = "damaged.json"  # a list that was set aside: the step does not count, and stays to be looked at
+DAMAGED_FILE = "damaged.json"  # a list that was set aside: the step no longer counts, but is kept for inspection
 STATE, METADATA = "state", "metadata/metadata"
-_AT_A_TIME = 16  # arrays read
+_AT_A_TIME = 16  # arrays read concurrently
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A save that is copied but not written."""
+    """A save that has been copied to the host but not yet written."""
 
     ready: dict[str, bytes]
     rest: list[Block]
@@ -43,9 +43,10 @@ class _Pending:
 
 
 class ObjectManager:
-    """The steps of ``directory``; only the first process removes anything.
+    """The steps in ``directory``; only the first process removes anything.
 
-    ``before_commit`` is called, where the save is made, before the lists are written; what it raises fails the save.
+    ``before_commit`` is called in the saving thread before the lists are written; an error that it raises makes the
+    save fail.
     """
 
     def __init__(self, directory: ObjectPath, before_commit: Callable[[], None] | None = None):
@@ -55,7 +56,7 @@ class ObjectManager:
         self._look()
 
     def _look(self) -> None:
-        """Finds the steps that are whole, and removes what saves that did not end have left."""
+        """Finds the complete steps, and removes what unfinished saves have left."""
         with together():
             names = self._directory.objects()
             found = {int(first) for name in names if (first := name.partition("/")[0]).isdecimal()}
@@ -63,7 +64,7 @@ class ObjectManager:
             self._steps = {step for step in found if self._is_whole(step, below[step])}
         for step in found - self._steps:
             if jax.process_index() == 0 and DAMAGED_FILE not in below[step]:
-                with contextlib.suppress(StorageError):  # it does no harm
+                with contextlib.suppress(StorageError):  # leftovers do no harm
                     (self._directory / str(step)).remove_below()
 
     def _is_whole(self, step: int, names: set[str]) -> bool:
@@ -71,14 +72,14 @@ class ObjectManager:
             return False
         try:
             return names.issuperset(lists_of(self._directory / str(step)))
-        except Damaged:  # which is found, and reported, when it is read
+        except Damaged:  # found and reported when the step is read
             return True
 
     def all_steps(self) -> list[int]:
         return sorted(self._steps)
 
     def prepare(self, step: int, size: int) -> None:
-        """Removes what may be there of an earlier ``step``; buckets are never full."""
+        """Removes what may be left of an earlier save of ``step``; buckets are never full."""
         del size
         if jax.process_index() == 0:
             (self._directory / str(step)).remove_below()
@@ -95,7 +96,7 @@ class ObjectManager:
         self._pending = _Pending(ready, rest, meeting)
 
     def finish(self, step: int) -> None:
-        """Writes what ``save`` took, and waits until all processes have.
+        """Writes what ``save`` copied, and waits until all processes have done so.
 
         Raises StorageError, PeerError, or what ``before_commit`` raises.
         """
@@ -110,23 +111,23 @@ class ObjectManager:
         self._steps.add(step)
 
     def recover(self) -> None:
-        """After a save that failed: what it left behind lacks a list, and is removed by the next start."""
+        """After a failed save: what it left behind lacks a list, and is removed at the next start."""
         self._pending = None
 
     def delete(self, step: int) -> None:
-        """Removes a step, its lists first: it is either whole or not there."""
+        """Removes a step, its list first, so that it is either complete or absent."""
         if jax.process_index() == 0:
             (self._directory / str(step) / CHECKSUMS_FILE).unlink(missing_ok=True)
             (self._directory / str(step)).remove_below()
         self._steps.discard(step)
 
     def discard(self, step: int) -> None:
-        """``delete`` where the other processes wait until it is done."""
+        """``delete`` for which the other processes wait."""
         with together():
             self.delete(step)
 
     def set_aside(self, step: int) -> None:
-        """A damaged step no longer counts; its objects stay."""
+        """Makes a damaged step no longer count; its objects stay."""
         folder = self._directory / str(step)
         self._steps.discard(step)
         with together():
@@ -143,7 +144,7 @@ class ObjectManager:
         return {path: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype) for path, array in arrays.items()}
 
     def state(self, step: int, abstract: PyTree) -> PyTree:
-        """Arrays as ``abstract`` wants them; each process reads what its devices hold."""
+        """Arrays in the form of ``abstract``; each process reads what its devices hold."""
         folder = self._directory / str(step) / STATE
         arrays, wanted = open_zarrs(folder), tree.leaves_by_path(abstract)
         leaves = in_threads(lambda path: _placed(folder, arrays[path], wanted[path].sharding), wanted, _AT_A_TIME)
@@ -154,7 +155,7 @@ class ObjectManager:
 
 
 def _placed(folder: ObjectPath, array: Any, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """A TensorStore array on devices; what several of them hold is read once."""
+    """A TensorStore array on devices; data held by several of them is read once."""
     if sharding is None:
         return jax.device_put(read_array(folder, array))
     read: dict[str, np.ndarray] = {}

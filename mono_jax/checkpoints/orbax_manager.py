@@ -1,9 +1,9 @@
-"""Checkpoints in a local folder: Orbax's CheckpointManager, as ``Checkpoints`` asks for it.
+"""Checkpoints in a local folder: Orbax's CheckpointManager, with the interface that ``Checkpoints`` needs.
 
     CHECKPOINTS/300/    state/ (Orbax: step, trainables, optimizer), metadata/ (JSON), checksums.json
 
-A step is visible only when whole: Orbax writes into a temporary folder and renames it. Orbax has no checksum over
-array values, so each step gets a list of SHA-256 sums once it is committed.
+A step becomes visible only once it is complete: Orbax writes into a temporary folder and renames it. Orbax has no
+checksums of array values, so each step gets a list of SHA-256 sums once it is committed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ PyTree = Any
 
 
 class OrbaxManager:
-    """The steps of ``directory``, which is made if it is missing. Raises OSError if it cannot be used, PeerError."""
+    """The steps of ``directory``, which is created if it is missing. Raises PeerError, or OSError if it cannot be
+    used."""
 
     def __init__(self, directory: Path, asynchronous: bool):
         self._directory, self._asynchronous = directory, asynchronous
@@ -34,10 +35,10 @@ class OrbaxManager:
         self._manager = self._open()
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """What Orbax waits by in a save: an error of one process is one of all at once, not after its timeout.
+        """The barrier that Orbax waits at in a save: an error in one process reaches all at once, not after a timeout.
 
-        Orbax waits in a ``finally`` too. Where an error ended the write, that is not one of the points that the others
-        pass: to pass it would tell them that everything is written.
+        Orbax also waits in a ``finally``. If an error ended the write, this barrier must not be passed like the others'
+        barriers: passing it would tell them that everything is written.
         """
         del key
         if (error := sys.exception()) is not None:
@@ -52,7 +53,7 @@ class OrbaxManager:
             enable_async_checkpointing=self._asynchronous or several,
             async_options=ocp.AsyncOptions(
                 barrier_sync_fn=self._meet if several else None,
-                create_directories_asynchronously=not several,  # Orbax waits 10 minutes for one that fails
+                create_directories_asynchronously=not several,  # otherwise Orbax waits 10 minutes for one that fails
             ),
             cleanup_tmp_directories=True,
             create=False,
@@ -64,7 +65,7 @@ class OrbaxManager:
         return ocp.CheckpointManager(self._directory, item_handlers=handlers, options=options)
 
     def recover(self) -> None:
-        """After a save that failed: removes what it left behind."""
+        """Removes what a failed save left behind."""
         with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = self._open()
@@ -73,8 +74,8 @@ class OrbaxManager:
         return sorted(self._manager.all_steps())
 
     def prepare(self, step: int, size: int) -> None:
-        """Raises OSError where ``size`` bytes have no room, or, of several processes, where nothing can be written: the
-        others would wait 5 minutes for one."""
+        """Raises OSError if there is no room for ``size`` bytes, or, with several processes, if this one cannot write:
+        the others would wait 5 minutes for it."""
         del step
         if jax.process_count() > 1:
             file = self._directory / f".probe-{jax.process_index()}"
@@ -84,7 +85,7 @@ class OrbaxManager:
             raise OSError(f"it needs {size / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB free")
 
     def save(self, step: int, state: PyTree, metadata: Mapping[str, Any], meeting: Meeting | None) -> None:
-        """Copies the state to the host, and begins to write it."""
+        """Copies the state to the host, and starts writing it."""
         arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(dict(metadata)))
         self._meeting = meeting
         try:
@@ -105,7 +106,7 @@ class OrbaxManager:
     discard = delete
 
     def set_aside(self, step: int) -> None:
-        """A damaged step no longer counts, and stays to be looked at."""
+        """Makes a damaged step no longer count, but keeps it for inspection."""
         with together():
             if jax.process_index() == 0:
                 target = self._directory / f"damaged-{step}"
@@ -121,11 +122,11 @@ class OrbaxManager:
         return self._manager.item_metadata(step)["state"]
 
     def state(self, step: int, abstract: PyTree) -> PyTree:
-        """Arrays as ``abstract`` wants them."""
+        """Arrays in the form of ``abstract``."""
         places = ocp.checkpoint_utils.construct_restore_args(abstract)
         items = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=places))
         return self._manager.restore(step, args=items)["state"]
 
     def close(self) -> None:
-        """Lets go of Orbax's threads."""
+        """Releases Orbax's threads."""
         self._manager.close()

@@ -1,8 +1,9 @@
-"""What the processes of a run agree on outside their steps: waiting for each other, errors, process 0's word.
+"""How the processes of a run coordinate outside their steps: barriers, shared errors and values from process 0.
 
-All of it goes through the store of JAX's distributed runtime, not through the devices: nothing waits for a step in
-flight, and no collective meets a step's own in another order. Every process makes these calls in the same order, and
-none within ``together`` or ``first_process_first``: others may have left those by an error, or come later.
+Everything goes through the key-value store of JAX's distributed runtime, not through the devices, so nothing waits for
+a step in flight, and no collective can interleave with a step's own in a different order. Every process must make these
+calls in the same order, and never within ``together`` or ``first_process_first``, since other processes may have left
+those with an error, or may enter them later.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ import jax
 
 from mono_jax.errors import PeerError
 
-_FOR_EVER = 7 * 24 * 3600 * 1000  # ms: what ends a wait for a process that is lost is ``watch``
+_FOR_EVER = 7 * 24 * 3600 * 1000  # ms; ``watch`` ends the wait for a lost process
 _PREFIX = "mono_jax/agreement"
 _number = itertools.count()
 _is_inside = contextvars.ContextVar("is_inside", default=False)
 
 
 class NestedMeeting(RuntimeError):
-    """A call within another: with several processes it could wait for ever, so that it is a fault with one, too."""
+    """A call within another: with several processes it could wait forever, so it is an error with one process, too."""
 
 
 class Store(Protocol):
-    """What is needed of the client of JAX's distributed runtime."""
+    """The part of the client of JAX's distributed runtime that is used here."""
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
 
@@ -42,20 +43,20 @@ class Store(Protocol):
 
 
 def store() -> Store:
-    """That of this process, which ``distributed.joined`` has connected."""
-    from jax._src.distributed import global_state  # the one way to the store
+    """The client of this process, which ``distributed.joined`` has connected."""
+    from jax._src.distributed import global_state  # the only way to the store
 
     return global_state.client
 
 
 class Meeting:
-    """A sequence of points that all processes pass together, at which an error of one becomes an error of all."""
+    """A sequence of barriers at which an error in one process becomes an error in all."""
 
     def __init__(self, name: str):
         self._name, self._points, self._told = f"{_PREFIX}/{name}", 0, False
 
     def pass_on(self, timeout_ms: int = _FOR_EVER) -> None:
-        """Waits for all; raises PeerError that names the processes that ``fail`` told of."""
+        """Waits for all processes; raises PeerError that names those that called ``fail``."""
         self._points += 1
         store().wait_at_barrier(self._point, timeout_ms)
         told = sorted((int(key.rsplit("/", 1)[1]), text) for key, text in store().key_value_dir_get(f"{self._point}/"))
@@ -63,7 +64,8 @@ class Meeting:
             raise PeerError("; ".join(text for _, text in told))
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others at the point where they wait for this process, once. Not for a PeerError, which all have."""
+        """Reports ``error`` to the others, once, at the barrier where they wait for this process; not a PeerError,
+        which all have."""
         if not isinstance(error, PeerError) and not self._told:
             self._told, self._points = True, self._points + 1
             store().key_value_set(f"{self._point}/{jax.process_index()}", named(error))
@@ -75,13 +77,13 @@ class Meeting:
 
 
 def named(error: BaseException) -> str:
-    """``error`` in one line, with the process that has it."""
+    """``error`` on one line, with the process where it occurred."""
     text = " ".join(str(error).split())[:500] or type(error).__name__
     return f"process {jax.process_index()} on host {socket.gethostname()}: {text}"
 
 
 def barrier() -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes get here."""
     _begin()
     if jax.process_count() > 1:
         Meeting(str(next(_number))).pass_on()
@@ -89,7 +91,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends on all processes or on none: where an error ends it on one, it raises PeerError on the others."""
+    """Succeeds on all processes or on none: if it ends with an error on one, it raises PeerError on the others."""
     _begin()
     if jax.process_count() == 1:
         with _inside():
@@ -108,9 +110,9 @@ def together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """The first process alone, then the others: what it leaves on disk they find there.
+    """Runs on the first process, then on the others, which find what it left on disk.
 
-    An error of the first process raises PeerError on the others.
+    An error in the first process raises PeerError on the others.
     """
     if jax.process_index() != 0:
         with together():
@@ -123,7 +125,7 @@ def first_process_first() -> Iterator[None]:
 
 
 def from_first(value: Any) -> Any:
-    """The first process's ``value``, which JSON can hold, on all of them."""
+    """The first process's ``value`` (JSON-serialisable), on all processes."""
     _begin()
     if jax.process_count() == 1:
         return value
@@ -134,7 +136,7 @@ def from_first(value: Any) -> Any:
 
 
 def gathered(value: Any) -> list[Any]:
-    """The ``value``, which JSON can hold, of every process, in their order."""
+    """Every process's ``value`` (JSON-serialisable), in process order."""
     _begin()
     if jax.process_count() == 1:
         return [value]

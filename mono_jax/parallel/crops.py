@@ -1,7 +1,7 @@
-"""Tiles made on the accelerator from parts of decoded images: Pillow's bicubic filter as two matmuls, bit for bit.
+"""Tiles made on the accelerator from parts of decoded images, with Pillow's bicubic filter as two matmuls, bit for bit.
 
-Weights are integers of 23 bits (``data_pipelines.encoding.crops``). In digits of 8 bits they are exact in bfloat16, as
-pixels are, and so are sums of their products in float32: three matmuls for each axis give exact sums.
+Weights are 23-bit integers (``data_pipelines.encoding.crops``). Split into 8-bit digits, they are exact in bfloat16, as
+pixels are, and the sums of their products are exact in float32; so three matmuls per axis give exact sums.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from mono_jax.parallel.mesh import batch_spec
 from pallas_kernels.precision import product_precision
 
-_BITS = 22  # of a weight after the point
-WHOLE_ROWS = "data.pixel_path='device' makes tiles of whole rows, which mesh.context splits: use 'exact'"
+_BITS = 22  # fractional bits of a weight
+WHOLE_ROWS = "data.pixel_path='device' makes the tiles of whole rows, but mesh.context splits rows: use 'exact'"
 _FIELDS = ("crop_pixels", "crop_starts", "crop_weights")
 
 
@@ -31,15 +31,15 @@ def with_patches(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Ar
 
 @functools.lru_cache(maxsize=8)
 def tiles_program(mesh: Mesh) -> jax.stages.Wrapped:
-    """``patches_of``, compiled for a mesh when it is first called."""
+    """``patches_of``, compiled for a mesh on the first call."""
     return jax.jit(patches_of, out_shardings=NamedSharding(mesh, batch_spec("patches")))
 
 
 def patches_of(pixels: jax.Array, starts: jax.Array, weights: jax.Array, cells: jax.Array) -> jax.Array:
     """uint8 [B, V, P, P, 3] from pixels uint8 [B, N, C, C, 3], starts and weights int32 [B, N, 2, edge, P (, K)], and
-    the cells int32 [B, V] of the tokens, of which edge * edge belong to each of the N tiles.
+    the tokens' cells int32 [B, V], edge * edge of which belong to each of the N tiles.
 
-    One tile of each row at a time, since all their matrices would be large.
+    Processes one tile of each row at a time, since the matrices of all tiles would be large.
     """
     rows, tiles, _, edge, side = starts.shape
     tokens = tiles * edge * edge
@@ -71,7 +71,8 @@ def _matrix(first: jax.Array, weights: jax.Array, size: int) -> jax.Array:
 
 
 def _filtered(lines: jax.Array, matrix: jax.Array) -> jax.Array:
-    """uint8 [B, n, out]: sums of the pixels of each line of uint8 [B, n, size] by matrix int32 [B, out, size]."""
+    """uint8 [B, n, out]: the pixels of each line of uint8 [B, n, size], weighted by matrix int32 [B, out, size] and
+    summed."""
     lines = lines.astype(jnp.bfloat16)
     total, left = jnp.full((), 1 << (_BITS - 1), jnp.int32), matrix
     for shift in (0, 8, 16):

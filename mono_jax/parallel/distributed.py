@@ -1,7 +1,7 @@
-"""Starting the processes of a run together: who they are, and what ends all of them when one is lost.
+"""Starts the processes of a run together: how they find each other, and how all of them end when one is lost.
 
-A process knows the others by flags, by the variables of ``ENVIRONMENT``, or as JAX finds them: SLURM (srun), Open MPI
-(mpirun), TPU pods and GKE. A single process starts as if none of this existed.
+A process finds the others through flags, through the variables of ``ENVIRONMENT``, or through JAX's own detection:
+SLURM (srun), Open MPI (mpirun), TPU pods and GKE. A single process skips all of this.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from mono_jax.errors import ClusterError
 from mono_jax.parallel import watch
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-START_TIMEOUT = 300  # seconds until all processes must have come
-_FIRST_PORT, _PORTS = 61440, 4096  # those of which JAX takes one by the job's number
+START_TIMEOUT = 300  # seconds within which all processes must have joined
+_FIRST_PORT, _PORTS = 61440, 4096  # the range from which JAX picks a port by job number
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What ``jax.distributed.initialize`` is given; None = JAX finds it out.
+    """The arguments of ``jax.distributed.initialize``; None = JAX detects the value.
 
     Attributes:
       coordinator: HOST:PORT of process 0.
-      processes: how many there are.
-      process: number of this one.
-      found_by: what says so, for messages.
-      device: the one GPU of the host that this process takes, where its processes divide them; None = all it sees.
+      processes: number of processes.
+      process: index of this process.
+      found_by: where the values come from, for messages.
+      device: the one GPU that this process uses if the processes on a host share its GPUs; None = all visible ones.
     """
 
     coordinator: str | None
@@ -48,24 +48,25 @@ def find(
     process: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Cluster | None:
-    """The cluster that flags or environment describe; None = a process by itself.
+    """The cluster that flags or environment describe; None = a single process.
 
-    Raises ClusterError where they describe it by half, or where SLURM has several tasks and this is none of them.
+    Raises ClusterError if the description is incomplete, or if SLURM has several tasks but this process is not one of
+    them.
     """
     given = (coordinator, processes, process)
     if any(value is not None for value in given):
         return _explicit(given, ("--coordinator", "--processes", "--process"), "flags")
     if [environment.get(name) for name in ENVIRONMENT] == [None, "1", None]:
-        return None  # whatever else there is: this one is meant to be alone
+        return None  # this process is meant to run alone, whatever else is set
     if (said := tuple(environment.get(name) for name in ENVIRONMENT))[1:] != (None, None):
         return _explicit(said, ENVIRONMENT, "environment variables")
-    if _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:  # mpirun's, in a job of SLURM too
+    if _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:  # mpirun's, also within a SLURM job
         return _open_mpi(environment)
     if _number(environment, "SLURM_NTASKS") > 1:
         if not started_by_srun(environment):
             raise ClusterError(
                 f"SLURM has {environment['SLURM_NTASKS']} tasks, but this process was not started by srun: each would "
-                "train by itself; put srun in front of the command, or ask for one task"
+                "train separately; put srun in front of the command, or request one task"
             )
         local = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "2"))
         device = _own_device("SLURM_LOCALID", int(local[0]) if local else 2, environment)
@@ -82,7 +83,7 @@ def started_by_srun(environment: Mapping[str, str]) -> bool:
 
 def _explicit(values: tuple[object, ...], names: tuple[str, ...], found_by: str) -> Cluster | None:
     if missing := [name for name, value in zip(names, values) if value is None]:
-        raise ClusterError(f"{', '.join(missing)} missing: all of {', '.join(names)} are needed")
+        raise ClusterError(f"{', '.join(missing)} missing: {', '.join(names)} must all be given")
     try:
         coordinator, processes, process = str(values[0]), int(str(values[1])), int(str(values[2]))
     except ValueError:
@@ -100,9 +101,9 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _own_device(local_process: str, local_processes: int, environment: Mapping[str, str]) -> int | None:
-    """The number of this process on its host, where those of a host see the same GPUs and must divide them.
+    """The index of this process on its host, if the processes of a host see the same GPUs and must share them.
 
-    ``local_process``: the variable that holds it.
+    ``local_process``: the variable that holds the index.
     """
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     divided = local_processes > 1 and (not visible or len(visible) >= local_processes)
@@ -110,7 +111,8 @@ def _own_device(local_process: str, local_processes: int, environment: Mapping[s
 
 
 def _open_mpi(environment: Mapping[str, str]) -> Cluster:
-    """Process 0 is expected where mpirun is. JAX finds that up to version 4; since 5 the job is named after it."""
+    """Process 0 is expected on mpirun's host. JAX detects it up to Open MPI 4; since version 5 the job is named after
+    it."""
     size, process, peers = (_number(environment, f"OMPI_COMM_WORLD_{n}") for n in ("SIZE", "RANK", "LOCAL_SIZE"))
     job = re.fullmatch(r"prte(?:run)?-(.+)-(\d+)@\d+", environment.get("PMIX_NAMESPACE", ""))
     coordinator = environment.get(ENVIRONMENT[0], f"{job[1]}:{_FIRST_PORT + int(job[2]) % _PORTS}" if job else None)
@@ -124,7 +126,7 @@ def _on_tpu_pod(environment: Mapping[str, str]) -> bool:
         return True
     if hosts or not (os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")):
         return False
-    with contextlib.suppress(Exception):  # on a TPU VM the machine's metadata names the workers
+    with contextlib.suppress(Exception):  # on a TPU VM the instance metadata lists the workers
         from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
 
         return bool(GceTpuCluster.is_env_present()) and GceTpuCluster.get_process_count() > 1
@@ -133,16 +135,16 @@ def _on_tpu_pod(environment: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def joined(cluster: Cluster | None) -> Iterator[bool]:
-    """With the other processes of ``cluster`` from here to the end; nothing may have touched a device before.
+    """Connects to the other processes of ``cluster`` for the duration; no device may have been used before.
 
-    Yields whether this is the first process, which speaks for all. An error leaves a word to the others, which then
-    end too (``watch``). Raises ClusterError if they do not come.
+    Yields whether this is the first process, which prints for all. An error is reported to the others, which then end,
+    too (``watch``). Raises ClusterError if they do not join.
     """
     if cluster is None:
         yield True
         return
     with contextlib.suppress(AttributeError):
-        jax.config.update("jax_enable_preemption_service", False)  # the run itself agrees on when to stop
+        jax.config.update("jax_enable_preemption_service", False)  # the run itself coordinates when to stop
     explicit = cluster.coordinator is not None
     try:
         jax.distributed.initialize(
@@ -153,12 +155,12 @@ def joined(cluster: Cluster | None) -> Iterator[bool]:
             cluster_detection_method="deactivate" if explicit else None,
             initialization_timeout=START_TIMEOUT,
             heartbeat_timeout_seconds=10
-            * watch.LOST_AFTER,  # the runtime ends processes by SIGABRT, ``watch`` says why
+            * watch.LOST_AFTER,  # the runtime ends processes with SIGABRT; ``watch`` explains why
         )
     except Exception as error:
         raise ClusterError(
-            f"the processes found by {cluster.found_by} did not come together: {error}: {ENVIRONMENT[0]}=HOST:PORT "
-            "says where process 0 is"
+            f"the processes found by {cluster.found_by} did not all connect: {error}: {ENVIRONMENT[0]}=HOST:PORT says "
+            "where process 0 is"
         ) from None
     if jax.process_index() != 0:
         watch.explain_aborts()

@@ -1,4 +1,4 @@
-"""The device mesh: its axes, and functions on it.
+"""The device mesh: its axes, and functions that run on it.
 
 Axes: ``data`` (rows of the batch), ``fsdp`` (rows and parameters), ``context`` (slots of a row and parameters),
 ``tensor`` (heads and FFN columns). The mesh in use while a function is traced is JAX's own
@@ -20,7 +20,8 @@ from mono_jax.parallel.layout import arranged, fsdp_for
 from mono_jax.parallel.mesh_config import MeshConfig
 
 BATCH = PartitionSpec(ROWS)
-# Fields of a batch with a column for each visual or text slot, which ``context`` splits; others tell of whole rows.
+# Fields of a batch with a column for each visual or text slot, which ``context`` splits; other fields describe whole
+# rows.
 OF_SLOTS = ("patches", "patch_cells", "tokens", "targets", "loss_weights", "sources")
 
 
@@ -31,10 +32,10 @@ def make_mesh(
     state_bytes: float = 0,
     memory: int | None = None,
 ) -> Mesh:
-    """The mesh of ``config`` over ``devices`` (default: all of this machine's), neighbours along its inner axes.
+    """The mesh of ``config`` over ``devices`` (default: ``jax.devices()``), with neighbours along its inner axes.
 
-    Where the config leaves ``fsdp`` open it follows from ``state_bytes`` (of parameters, gradients and optimizer state
-    over all devices) and the ``memory`` of one device. Raises ConfigError if the axes do not multiply to the number of
+    If the config leaves ``fsdp`` open, it follows from ``state_bytes`` (parameters, gradients and optimizer state over
+    all devices) and the ``memory`` of one device. Raises ConfigError if the axes do not multiply to the number of
     devices.
     """
     config, devices = config or MeshConfig(), list(jax.devices() if devices is None else devices)
@@ -54,26 +55,26 @@ def make_mesh(
 
 
 def row_ways(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are split into."""
+    """The number of parts that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def unshared(mesh: Mesh) -> Mesh:
-    """The same devices for rows that none need share: those along ``context`` take rows of their own.
+    """The same devices for rows that need not be shared: those along ``context`` take their own rows.
 
-    Parameters lie on it as they lie on ``mesh``.
+    Parameters have the same layout as on ``mesh``.
     """
     sizes = dict(mesh.shape) | {FSDP: mesh.shape[FSDP] * mesh.shape[CONTEXT], CONTEXT: 1}
     return Mesh(mesh.devices.reshape(*sizes.values()), AXES)
 
 
 def batch_spec(field: str) -> PartitionSpec:
-    """How a field of a batch lies on a mesh."""
+    """How a field of a batch is sharded over a mesh."""
     return PartitionSpec(ROWS, CONTEXT) if field in OF_SLOTS else BATCH
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """``function``, traced for ``mesh``: kernels are chosen for its devices, and run on each one's own part."""
+    """``function``, traced for ``mesh``: kernels are chosen for its devices, and run on each device's own shard."""
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

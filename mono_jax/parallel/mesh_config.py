@@ -14,22 +14,22 @@ from mono_jax.errors import ConfigError
 class MeshConfig:
     """Devices along each axis; one of them may be -1 = all that remain.
 
-    ``fsdp`` None: as many as the state wants (``parallel.layout.fsdp_for``); beside a given ``data`` all that remain.
+    ``fsdp`` None: as many as the state needs (``parallel.layout.fsdp_for``), or, if ``data`` is given, all that remain.
     """
 
-    data: int = field(-1, ge=-1, help="copies of the model that share the rows of a batch")
+    data: int = field(-1, ge=-1, help="replicas of the model that share the rows of a batch")
     fsdp: int | None = field(
         None,
         ge=-1,
-        help="shards of parameters and of rows; None = so many that parameters, gradients and optimizer state take an "
-        "eighth of the device's memory (1 where it is not known), or with `data` given all that remain",
+        help="shards of parameters and of rows; None = enough that parameters, gradients and optimizer state take an "
+        "eighth of a device's memory (1 if its size is unknown), or, if `data` is given, all that remain",
     )
     tensor: int = field(1, ge=-1, help="shards of heads and FFN columns")
     context: int = field(
         1,
         ge=-1,
         help="devices that share the slots of each row, for rows too long for one; data.visual_tokens and "
-        "data.text_tokens must be multiples of twice as many. Parameters are sharded over it too",
+        "data.text_tokens must be multiples of twice this number. Parameters are sharded over it, too",
     )
 
     def __post_init__(self) -> None:

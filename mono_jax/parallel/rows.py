@@ -1,12 +1,12 @@
 """The global batch on a mesh: which rows a process makes, and which of their columns each device gets, follow from the
-sharding, never from a process's number.
+sharding, never from a process's index.
 
 Devices along ``context`` share rows. Each gets two runs of a row's visual slots and two of its text slots, so that each
-has about as many pairs of a query and a key to compute, although a token of a long sample sees only those before it:
+has about the same number of query-key pairs to compute, although a token of a long sample sees only those before it:
 
     visual slots, context 2     | 0 | 1 | 2 | 3 |     device 0 gets 0 and 3, device 1 gets 1 and 2
 
-Within a modality slots may stand in any order, since a batch's ``order`` says how they are read.
+Within a modality, slots may be in any order, since a batch's ``order`` says how they are read.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class LocalRows:
     """The rows of a global batch of ``batch_size`` rows that the devices of this process hold.
 
     Attributes:
-      numbers: rows of the global batch, ascending. Processes that share rows (``tensor`` or ``context`` spans them) all
-        make them, whole.
-      counted: bool [len(numbers)], True where this is the first process that holds a row: in sums over processes
-        every row counts once.
+      numbers: rows of the global batch, ascending. Processes that share rows (because ``tensor`` or ``context`` spans
+        them) all make these rows in full.
+      counted: bool [len(numbers)], True if this is the first process that holds the row, so that every row counts once
+        in sums over processes.
     """
 
     def __init__(self, mesh: Mesh, batch_size: int):
@@ -66,13 +66,14 @@ class LocalRows:
 
 
 def dealt(slots: int, ways: int) -> np.ndarray:
-    """int [slots]: the slots in the order in which ``ways`` devices get them; ``slots`` a multiple of 2 * ways."""
+    """int [slots]: the slots in the order in which ``ways`` devices get them; ``slots`` must be a multiple of 2 *
+    ways."""
     runs = np.arange(slots).reshape(2 * ways, -1)
     return np.stack([runs[:ways], runs[: ways - 1 : -1]], axis=1).reshape(-1)
 
 
 def reordered(batch: Mapping[str, np.ndarray], ways: int) -> Batch:
-    """The batch with the ``order`` that it has once its columns are ``dealt``; they are left where they are."""
+    """The batch with the ``order`` that it has once its columns are ``dealt``; the columns themselves are not moved."""
     visual, text = batch["patch_cells"].shape[1], batch["tokens"].shape[1]
     places = np.empty(visual + text, batch["order"].dtype)  # of each slot, once dealt
     places[np.concatenate([dealt(visual, ways), visual + dealt(text, ways)])] = np.arange(visual + text)

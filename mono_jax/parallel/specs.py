@@ -1,4 +1,4 @@
-"""One table from parameter paths to PartitionSpecs, and the shardings that follow from it."""
+"""The table from parameter paths to PartitionSpecs, and the shardings that follow from it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ P = PartitionSpec
 def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
     """(pattern, PartitionSpec) for every parameter of ``config``'s model; stacked layers come first.
 
-    fsdp and context, whose devices have other tokens, split rows of kernels, never columns: TPUs fill the last
-    dimension up to 128 and scatter sums along the first. The ends are split along their width over all axes, since a
-    vocabulary such as 92,553 divides by nothing; the loss lays the head out by columns (``training.loss``).
+    fsdp and context, whose devices have different tokens, split rows of kernels, never columns, since TPUs pad the last
+    dimension to 128 and reduce-scatter along the first. Embedding and LM head are split along their width over all
+    axes, since a vocabulary size such as 92,553 has no suitable divisor; the loss lays out the head by columns
+    (``training.loss``).
     """
     columns, rows = P(None, SHARDS, TENSOR), P(None, (TENSOR, *SHARDS))
     bias = r"|layers/attention/wo/bias" if config.bias else ""
@@ -53,10 +54,10 @@ def spec_table(config: Architecture) -> list[tuple[str, PartitionSpec]]:
 
 
 def param_shardings(config: Architecture, params: Mapping[str, Any], mesh: Mesh) -> tree.Tree:
-    """NamedShardings in the shape of ``params`` (arrays or their shapes, also pieces of stacked layers).
+    """NamedShardings in the shape of ``params`` (arrays or their shapes, including slices of stacked layers).
 
-    An axis that does not divide a dimension, or what others leave of it, is dropped there. Adapters lie like the rows
-    (A) and the columns (B) of their kernels.
+    An axis that does not divide a dimension, or what other axes leave of it, is dropped for that dimension. Adapters
+    are sharded like the rows (A) and the columns (B) of their kernels.
     """
     flat = tree.flatten(params)
     own = {canonical(path) for path in flat if not is_adapter(path)}
@@ -74,7 +75,7 @@ def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def _dividing(entry: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
-    """Of the axes of one dimension those that split it and divide it, one after the other."""
+    """The axes of one dimension that are larger than 1 and divide it, one after the other."""
     kept: tuple[str, ...] = ()
     for axis in (entry,) if isinstance(entry, str) else entry or ():
         if mesh.shape[axis] > 1 and size % math.prod(mesh.shape[other] for other in (*kept, axis)) == 0:
@@ -85,7 +86,7 @@ def _dividing(entry: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str
 def like_params(target: Any, params: tree.Tree, shardings: tree.Tree, mesh: Mesh) -> Any:
     """Shardings for a tree such as an optimizer state.
 
-    A leaf whose path ends in a parameter's path and that has its shape is laid out like it; everything else is
+    A leaf whose path ends in a parameter's path and that has its shape is sharded like it; everything else is
     replicated.
     """
     places, shapes = tree.flatten(shardings), {path: leaf.shape for path, leaf in tree.flatten(params).items()}

@@ -1,4 +1,4 @@
-"""Whole numbers added up over the processes of a run, step by step, without waiting for the device."""
+"""Integers summed over the processes of a run, step by step, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-LAG = 2  # steps between dispatching a step and reading what came of it
-_BITS = 20  # a number travels as two of 32 bits, which up to 2,048 processes can add
+LAG = 2  # steps between dispatching a step and reading its results
+_BITS = 20  # a number is sent as two 32-bit halves, which up to 2,048 processes can sum
 
 
 class Totals:
-    """The sums of each step's numbers. With several processes they are read ``LAG`` steps late, since to read them is
-    to wait for the step: every process sees the sums of the same step then, and so decides alike.
+    """The sums of each step's numbers. With several processes they are read ``LAG`` steps late, since reading them
+    means waiting for the step. Every process then sees the sums of the same step, and so makes the same decision.
 
     Attributes:
-      lag: steps by which ``latest`` is late.
+      lag: number of steps by which ``latest`` lags.
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class Totals:
             self._sum = jax.jit(lambda a: jnp.sum(a, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def add(self, step: int, values: Mapping[str, int], after: Any = ()) -> None:
-        """This process's numbers of ``step``, below 2**51; all processes give the same names, at every step.
+        """This process's numbers of ``step``, below 2**51; all processes must give the same names, at every step.
 
-        ``after``: arrays of the step. Accelerators run programs in the order given; on CPUs two at once would meet on
-        one connection, so there each waits for the other.
+        ``after``: arrays of the step. Accelerators run programs in the order given; on CPUs two programs running at
+        once would share one connection, so there each waits for the other.
         """
         names = tuple(sorted(values))
         for old in [other for other in self._steps if other <= step - 2 * LAG]:
@@ -62,5 +62,5 @@ class Totals:
         return values
 
     def latest(self, step: int) -> dict[str, int]:
-        """The sums of the newest step that need not be waited for at ``step``; {} if there is none."""
+        """The newest sums that are available at ``step`` without waiting; {} if there are none."""
         return self.of(step - self.lag) if step - self.lag in self._steps else {}

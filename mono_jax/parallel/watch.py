@@ -1,9 +1,10 @@
-"""Ends a process whose peers are lost, instead of letting it wait for them for ever.
+"""Ends a process whose peers are lost, instead of letting it wait for them forever.
 
-Every process tells the others each ``BEAT`` seconds that it lives, through the store of JAX's distributed runtime. One
-that has not been heard of for ``LOST_AFTER`` seconds, or that says it ended with an error, ends all: their devices wait
-in a collective that cannot finish, so nothing could be saved; the newest checkpoint stands. Where process 0 is killed,
-which keeps the store, JAX's runtime aborts the others at once: then only the exit code and a line are added.
+Every process sends the others a heartbeat every ``BEAT`` seconds through the key-value store of JAX's distributed
+runtime. If one has not been heard from for ``LOST_AFTER`` seconds, or reports that it ended with an error, all of them
+end: their devices wait in a collective that cannot finish, so nothing could be saved, and the newest checkpoint is the
+one to resume from. If process 0, which hosts the store, is killed, JAX's runtime aborts the others at once; then only
+an exit code and a message are added.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from typing import Any
 from mono_jax.parallel.agreement import Store, store
 
 BEAT = 3  # seconds
-_SIDE_BY_SIDE = 5  # seconds that a process which ends by an error waits for others that do too
+_SIDE_BY_SIDE = 5  # seconds that a process ending with an error waits for others that do the same
 LOST_AFTER = 30  # seconds
-_ANSWER = 10  # seconds that an answer of the store takes at most, unless the connection is cut
-PEER_LOST = 76  # exit code: another process is lost; run the same command again to resume (EX_PROTOCOL)
+_ANSWER = 10  # the store answers within this many seconds unless the connection is cut
+PEER_LOST = 76  # exit code: another process was lost; run the same command again to resume (EX_PROTOCOL)
 _BEATS, _ENDED = "mono_jax/beat/", "mono_jax/ended/"
-_ADVICE = "; stopping; the newest checkpoint stands: run again to resume"
-_kept: list[object] = []  # what C code holds a pointer to
+_ADVICE = "; stopping; run again to resume from the newest checkpoint"
+_kept: list[object] = []  # objects that C code holds pointers to
 
 
 def explain_aborts() -> None:
-    """Makes an abort of this process by the runtime, since process 0 is gone, an exit with a line that says so."""
+    """Turns the runtime's abort of this process, when process 0 is gone, into an exit with a message that says so."""
     from jax._src.distributed import global_state
 
     host, port = str(global_state.coordinator_address).rsplit(":", 1)
@@ -47,7 +48,7 @@ def explain_aborts() -> None:
             socket.create_connection((host, int(port)), timeout=3).close()
         except OSError:
             _leave(f"process 0 on {host} is lost{_ADVICE}")
-        libc.signal(signal.SIGABRT, 0)  # another reason: abort as ever
+        libc.signal(signal.SIGABRT, 0)  # another reason: abort as usual
 
     _kept.append(aborted)
     libc.signal(signal.SIGABRT, aborted)
@@ -60,7 +61,8 @@ def _leave(message: str) -> None:
 
 
 class Watch:
-    """Beats and listens in threads while the context is entered. An error that leaves the context is told."""
+    """Sends and checks heartbeats in threads while the context is active. An error that leaves the context is
+    reported."""
 
     def __init__(
         self,
@@ -94,15 +96,15 @@ class Watch:
         wait = 300
         if error is not None and not isinstance(error, SystemExit):
             if _by_others(error):
-                self._stop.wait(2 * self._lost_after)  # the thread finds out who it was, and leaves
+                self._stop.wait(2 * self._lost_after)  # the thread finds out which process it was, and exits
             self._ending, wait = True, _SIDE_BY_SIDE
             if not getattr(error, "known_to_all", False):
                 self._tell(f"{type(error).__name__}: {error}")
-        with contextlib.suppress(Exception):  # the first process keeps the store until all have come
+        with contextlib.suppress(Exception):  # the first process keeps the store until all have arrived
             self._store.wait_at_barrier("mono_jax/end", timeout_in_ms=1000 * wait)
         self._stop.set()
         self._thread.join()
-        self._beats.join(_ANSWER)  # a thread that comes out of C++ when Python is gone ends the process by a signal
+        self._beats.join(_ANSWER)  # a thread that returns from C++ after Python's shutdown kills the process
 
     def _tell(self, message: str) -> None:
         with contextlib.suppress(Exception):  # the store may be gone
@@ -110,7 +112,7 @@ class Watch:
             self._store.key_value_set(f"{_ENDED}{self._process}", value, allow_overwrite=True)
 
     def _run(self) -> None:
-        """Looks for lost processes; what talks to the store is another thread, which a cut connection holds up."""
+        """Looks for lost processes; another thread talks to the store, because a cut connection would block it."""
         while not self._stop.wait(self._beat):
             if lost := self._lost(time.monotonic()):
                 self._leave(f"{lost}{_ADVICE}")
@@ -119,11 +121,11 @@ class Watch:
     def _talk(self) -> None:
         seen: dict[int, int] = {}
         for number in itertools.count():
-            with contextlib.suppress(Exception):  # of the runtime, of any kind: the store is away
+            with contextlib.suppress(Exception):  # runtime errors of any kind: the store is unreachable
                 beat = json.dumps({"host": self._host, "number": number})
                 self._store.key_value_set(f"{_BEATS}{self._process}", beat, allow_overwrite=True)
                 beats, self._ended = (self._read(prefix) for prefix in (_BEATS, _ENDED))
-                self._heard[0] = now = time.monotonic()  # process 0 keeps the store
+                self._heard[0] = now = time.monotonic()  # process 0 hosts the store
                 for other, value in beats.items():
                     self._hosts[other] = value["host"]
                     if seen.get(other) != value["number"]:
@@ -142,11 +144,11 @@ class Watch:
         for other, when in dict(self._heard).items():
             if other != self._process and now - when > self._lost_after:
                 host = f" on host {self._hosts[other]}" if other in self._hosts else ""
-                return f"process {other}{host} has not been heard of for {now - when:.0f} s"
+                return f"process {other}{host} has not been heard from for {now - when:.0f} s"
         return None
 
 
 def _by_others(error: BaseException) -> bool:
-    """Whether ``error`` may come from a collective that another process did not take part in."""
+    """Whether ``error`` may come from a collective that another process did not join."""
     words = ("Gloo", "NCCL", "collective", "DEADLINE_EXCEEDED", "UNAVAILABLE", "Connection", "heartbeat", "peer")
     return any(word in str(error) for word in words) and "RESOURCE_EXHAUSTED" not in str(error)

@@ -1,4 +1,4 @@
-"""The architecture that a config asks for, and whether the weights that it starts from have it."""
+"""The architecture that a config asks for, and a check that the weights it starts from have it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mono_jax.runs.config import RunConfig
 from mono_jax.weights.model_folder import model_config
 from mono_jax.weights.names import first, param_shapes
 
-# Keys that say what the numbers of a weight mean, even where its shape stays.
+# Keys that change how a weight is interpreted, even if its shape stays the same.
 _MEANING = ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings", "visual_ffn_experts")
 _MEANING += ("family", "head_size", "hidden_act", "unit_offset_norms", "scale_embeddings")
 _MEANING += ("visual_attention_experts", "vision.kind", "vision.num_attention_heads", "vision.norm_type")
@@ -29,9 +29,9 @@ _ENCODER = (
 
 
 def architecture_of(run: RunConfig) -> Architecture:
-    """The architecture: of the weights to start from, or the preset's, with the changes of ``run.model``.
+    """The architecture of the weights to start from, or that of the preset, with the changes in ``run.model``.
 
-    Raises ConfigError that names the key and the fix where the weights have another shape than the config asks for.
+    Raises ConfigError that names the key and the fix if the weights' shapes differ from what the config asks for.
     """
     changes = dict(run.model)
     name = changes.pop("preset", None)
@@ -68,13 +68,13 @@ def _differences(old: Architecture, new: Architecture) -> list[tuple[str, Any, A
 
 
 def _shapes(key: str) -> bool:
-    """Whether shapes of weights may follow from ``key``."""
+    """Whether shapes of weights may depend on ``key``."""
     names = ("size", "num_hidden_layers", "bias", "vision", "num_channels", "downsample_ratio", "qk_normalization")
     return key != "vision.tile_size" and any(name in key.split(".")[-1] for name in names)
 
 
 def _dotted(config: Architecture) -> dict[str, Any]:
-    """Keys of ``config`` with dotted names; those of an encoder only where there is one."""
+    """Keys of ``config`` with dotted names; those of an encoder only if there is one."""
     values = config.to_dict()
     flat = {key: value for key, value in values.items() if key != "vision"}
     for key, value in (values.get("vision") or {}).items():
@@ -84,17 +84,17 @@ def _dotted(config: Architecture) -> dict[str, Any]:
 
 
 def _check_preset(name: str, wanted: Architecture, base: Architecture, changes: Mapping[str, Any], init: str) -> None:
-    """A preset beside ``init`` may say what ``init`` is, nothing else; the token's id is the tokenizer's to say."""
-    with contextlib.suppress(ConfigError):  # changes meant for the weights of init: the preset itself is compared
+    """A preset given with ``init`` may only state what ``init`` is; the image token's id is up to the tokenizer."""
+    with contextlib.suppress(ConfigError):  # the changes are meant for init's weights: compare the preset itself
         wanted = _changed(wanted, changes)
     here, there = _dotted(base), _dotted(wanted)
     said = changes.keys() | {"image_token_id"}
     found = [key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key) and key not in said]
     if found:
-        listed = first([f"{key} {there.get(key)} there, {here.get(key)} here" for key in found], 3)
+        listed = first([f"{key} is {there.get(key)} in the preset, {here.get(key)} in init" for key in found], 3)
         raise ConfigError(
-            f"config.model.preset is {name!r}, but config.init ({init}) is another model ({listed}): "
-            "leave one of the two out; keys beside the preset may change what the weights allow"
+            f"config.model.preset is {name!r}, but config.init ({init}) is another model ({listed}): leave out one of "
+            "the two; other keys of config.model may change what the weights allow"
         )
 
 
@@ -107,6 +107,6 @@ def _check_shapes(base: Architecture, config: Architecture, init: str) -> None:
     if key == "vocab_size" and len(found) == 1 and new > old:
         fix = f"grow it first: experiments/convert.py --grow_vocabulary={new} {init} DST, and start from DST"
     elif key.startswith("visual_") or (base.vision is None and config.vision is not None):
-        fix = f"put them in first: experiments/convert.py --embed_experts {init} DST, and start from DST"
+        fix = f"add them first: experiments/convert.py --embed_experts {init} DST, and start from DST"
     others = f" (and {first([diff[0] for diff in found if diff[0] != key], 3)} differ)" if len(found) > 1 else ""
     raise ConfigError(f"config.model.{key} is {new}, but the weights in {init} have {old}{others}: {fix}")

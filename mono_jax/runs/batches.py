@@ -1,4 +1,4 @@
-"""The batches of a run: opened as its checkpoint knows them, or with other sources from some step on."""
+"""The batches of a run, opened as in its checkpoint, or with other sources from some step on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mono_jax.training.metrics import Say
 
 @dataclasses.dataclass(frozen=True)
 class SkippingSteps:
-    """The batches of ``data``; those of ``ranges`` of steps (first and last, as printed) train on nothing."""
+    """The batches of ``data``, with zero loss weights in ``ranges`` of steps (first and last, as printed)."""
 
     data: PackedData
     ranges: tuple[tuple[int, int], ...]
@@ -53,14 +53,14 @@ class SkippingSteps:
 def open_data(run: RunConfig, config: Architecture, workdir: Workdir, checkpoints: Checkpoints, say: Say) -> PackedData:
     """The batches of ``run``, whose sources may have changed since the newest checkpoint (``change_data_at``).
 
-    Raises DataError or ConfigError if there are none, or the model cannot read them, or the change cannot be.
+    Raises DataError or ConfigError if there are none, if the model cannot read them, or if the change is not possible.
     """
     stored = checkpoints.metadata() if checkpoints.steps() else None
     if stored is not None:
         stored.setdefault("step", checkpoints.steps()[-1])  # of a checkpoint before 0.3
         stored["config"] = workdir.found(stored["config"])
-    begun = (workdir.files / "config.json").is_file()  # its batches stay as they were, whatever storage has to say now
-    with first_process_first():  # which counts what the others then find in the cache
+    begun = (workdir.files / "config.json").is_file()  # its batches stay the same, whatever the storage contains now
+    with first_process_first():  # it counts what the others then find in the cache
         data = opened(run, config.geometry, run.cache_dir or workdir.cache, stored, begun)
     for line in data.changes:
         say(f"from step {data.plan.begin.step} on: {line}")
@@ -72,7 +72,8 @@ def open_data(run: RunConfig, config: Architecture, workdir: Workdir, checkpoint
 def opened(
     run: RunConfig, geometry: TileGeometry, cache: Path | str, stored: Mapping[str, Any] | None, begun: bool
 ) -> PackedData:
-    """``stored``: metadata of the checkpoint that the run resumes from; ``begun``: whether it had a process before."""
+    """``stored``: metadata of the checkpoint that the run resumes from; ``begun``: whether the run was started
+    before."""
     begin = Begin.from_dict(stored["begin"]) if stored is not None and stored.get("begin") else None
     at = run.change_data_at
     if at is not None and stored is None:
@@ -83,21 +84,21 @@ def opened(
     assert at is not None and stored is not None
     if at < stored["step"]:
         raise ConfigError(
-            f"config.change_data_at is {at}, but {stored['step']} steps are done: state that or a later one"
+            f"config.change_data_at is {at}, but {stored['step']} steps are done: give that step or a later one"
         )
     if run.epochs is not None:
         raise ConfigError("config.epochs has no meaning once the sources change: give config.steps")
     names = [[source.name for source in sources] for sources in (past, run.data.sources)]
     if run.data.source_ids and at > stored["step"] and names[0] != names[1]:
         raise ConfigError(
-            f"config.change_data_at is {at}: with data.source_ids other sources can begin at the checkpoint only, "
-            f"step {stored['step']}: state that, or leave source_ids out until then"
+            f"config.change_data_at is {at}: with data.source_ids, other sources can only begin at the checkpoint, "
+            f"step {stored['step']}: give that step, or leave out source_ids until then"
         )
     old = PackedData(dataclasses.replace(run.data, sources=past), cache, geometry, ask_again=False, begin=begin)
     if old.identity != stored["data"]:
         raise ConfigError(
-            "config.change_data_at: the checkpoint's sources are not what they were, or other keys of data changed: "
-            "keep the old files until the change is made, and name the new ones in data.sources"
+            "config.change_data_at: the checkpoint's sources have changed on storage, or other keys of data have: "
+            "keep the old files until the change takes effect, and name the new ones in data.sources"
         )
     old.plan.restore(np.array(stored["plan"], np.int64))
     return change_sources(old, run.data, at)
@@ -109,7 +110,8 @@ def _sources_of(stored: Mapping[str, Any]) -> tuple[SourceConfig, ...]:
 
 
 def record_changes(workdir: Path, data: PackedData, resumed_at: int, changes: Sequence[strict.Change]) -> None:
-    """Adds a line to WORKDIR/data_changes.jsonl, unless it says so already: what changed, at which step."""
+    """Adds a line to WORKDIR/data_changes.jsonl that says what changed at which step, unless the file already says
+    so."""
     file = workdir / "data_changes.jsonl"
     entry = {
         "at_step": data.plan.begin.step,
@@ -124,7 +126,7 @@ def record_changes(workdir: Path, data: PackedData, resumed_at: int, changes: Se
 
 
 def with_image_token(run: RunConfig, config: Architecture, data: PackedData) -> Architecture:
-    """``config`` with the id of <IMG_CONTEXT> in the tokenizer that makes the batches, where it has one.
+    """``config`` with the id of <IMG_CONTEXT> in the tokenizer that makes the batches, if it has one.
 
     Raises ConfigError if ``config.model`` says otherwise.
     """
@@ -138,7 +140,7 @@ def with_image_token(run: RunConfig, config: Architecture, data: PackedData) -> 
 
 
 def steps_of(run: RunConfig, data: PackedData) -> int:
-    """Steps of ``run.epochs``; an epoch's last step may belong to the next one too."""
+    """Number of steps in ``run.epochs``; an epoch's last step may also belong to the next one."""
     if data.begin is not None:
         raise ConfigError("config.epochs has no meaning once the sources changed: give config.steps")
     return max(1, min(round(run.epochs * data.steps_per_epoch()), data.total_steps() or sys.maxsize))
@@ -172,7 +174,7 @@ def _check_boundaries(block: int, execution: Execution) -> None:
     """Raises ConfigError if the experts cannot serve ragged boundaries at multiples of ``block``."""
     if execution.experts == "static":
         raise ConfigError(
-            "data.boundary_block gives each row a boundary of its own: set config.execution.experts='grouped' and "
+            "data.boundary_block gives each row its own boundary: set config.execution.experts='grouped' and "
             f"config.execution.experts_block={block}"
         )
     if execution.experts == "grouped" and block % execution.experts_block:
@@ -183,7 +185,7 @@ def _check_boundaries(block: int, execution: Execution) -> None:
 
 
 def sample_counts(data: PackedData) -> dict[str, int]:
-    """Samples read so far, the bad ones among them in all and by reason."""
+    """Samples read so far, and the bad ones among them in total and by reason."""
     skipped = data.report.skipped
     counts = {"samples": data.report.samples, "bad_samples": sum(skipped.values())}
     return counts | {f"bad/{reason}": count for reason, count in sorted(skipped.items())}

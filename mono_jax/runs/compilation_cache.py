@@ -1,9 +1,10 @@
-"""Compiled programs kept on disk, so that a run that starts again does not compile its step again.
+"""Compiled programs kept on disk, so that a restarted run does not recompile its step.
 
-JAX makes the keys (program, options, XLA and jaxlib, devices) and decides what is kept: what took a second or more to
-compile (``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS``). Its own files are neither written atomically nor checked, so
-that a killed process leaves half an entry for ever and a flipped bit is run as machine code; here an entry appears
-whole and with a checksum, and a damaged one is a miss. A folder that the user gives to JAX itself is left to JAX.
+JAX makes the keys (program, options, XLA and jaxlib, devices) and decides what is kept: programs that took a second or
+more to compile (``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS``). JAX neither writes its own files atomically nor checks
+them, so a killed process leaves half an entry forever, and a flipped bit is run as machine code. Here, an entry is
+written atomically with a checksum, and a damaged one is a cache miss. A folder that the user gives to JAX itself is
+left to JAX.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Programs:
 
     Attributes:
       folder: None = no cache.
-      found: programs that were not compiled again. added: those that were compiled and are kept.
-      saved: seconds that compiling what was found took once, less those of reading it; JAX keeps whole ones.
+      found: programs found in the cache. added: programs that were compiled and added to it.
+      saved: seconds that it once took to compile the programs found, minus the time to read them; JAX stores whole
+      seconds.
     """
 
     folder: Path | None = None
@@ -59,16 +61,16 @@ class Programs:
 
     @contextlib.contextmanager
     def explained(self, what: str, say: Say) -> Iterator[None]:
-        """Says where the program that is compiled within it came from."""
+        """Reports where the program that is compiled within the context came from."""
         before = dataclasses.replace(self)
         yield
         if self.found > before.found:
             say(f"{what} was compiled before{_spared(self.saved - before.saved)}: {self.folder}")
         elif self.added > before.added:
-            say(f"{what} is kept compiled in {self.folder}")
+            say(f"the compiled {what} is kept in {self.folder}")
 
     def lines(self) -> list[str]:
-        """For people, at the end of a run."""
+        """Lines to print at the end of a run."""
         if not (self.found or self.added):
             return []
         return [f"compiled programs: {self.found} found{_spared(self.saved)}, {self.added} added"]
@@ -87,10 +89,10 @@ def folder_of(setting: bool | str, cache_dir: Path | str) -> Path | None:
 
 @contextlib.contextmanager
 def kept_programs(folder: Path | None, say: Say, least_s: float | None = None) -> Iterator[Programs]:
-    """Within it JAX keeps compiled programs below ``folder``; None = nowhere.
+    """Context in which JAX keeps compiled programs below ``folder``; None = nowhere.
 
-    ``least_s``: seconds that a program must take to be kept; None = as JAX has it, a second.
-    What the user said to JAX counts for more: its own folder, or that there is no cache. Contexts may be nested.
+    ``least_s``: compile time in seconds from which a program is kept; None = JAX's setting, one second.
+    What the user told JAX itself takes precedence: its own folder, or no cache at all. Contexts may be nested.
     """
     before = jax.config.jax_compilation_cache_dir, compilation_cache._cache
     least_before = jax.config.jax_persistent_cache_min_compile_time_secs
@@ -115,7 +117,7 @@ def kept_programs(folder: Path | None, say: Say, least_s: float | None = None) -
 
 
 def _use(folder: str | None, cache: CacheInterface | None) -> None:
-    """Makes JAX keep its entries in ``cache``; None = as it would by itself."""
+    """Makes JAX keep its entries in ``cache``; None = JAX's own behaviour."""
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
     if cache is not None:
@@ -123,7 +125,7 @@ def _use(folder: str | None, cache: CacheInterface | None) -> None:
 
 
 class _Entries(CacheInterface):
-    """One file an entry, with a checksum; what fails costs a compilation, never a run."""
+    """One file per entry, with a checksum; a failure costs a compilation, never the run."""
 
     def __init__(self, folder: Path, say: Say):
         self._path, self._say, self._warned = folder, say, False
@@ -155,10 +157,10 @@ class _Entries(CacheInterface):
 
 
 def _machine() -> str:
-    """A folder's name for hosts whose machine code is alike.
+    """A folder name shared by hosts that can run the same machine code.
 
-    On one that lacks an instruction a CPU program may end the process. JAX's keys hold the CPU's features by way of a
-    hash that an upgrade may change, and with several processes those of the first only.
+    A CPU program can crash on a host that lacks one of its instructions. JAX's keys contain the CPU's features only
+    through a hash that an upgrade may change, and with several processes only those of the first.
     """
     backend = jax.default_backend()
     if backend != "cpu":
@@ -167,7 +169,7 @@ def _machine() -> str:
 
 
 def _cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Vendor, model and instructions of this CPU, as Linux tells them; elsewhere the processor's name."""
+    """Vendor, model and instructions of this CPU, as Linux reports them; elsewhere the processor's name."""
     names = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
     try:
         first = cpuinfo.read_text(encoding="utf-8").partition("\n\n")[0]

@@ -29,41 +29,44 @@ ModelChanges = strict.Part[Architecture, "preset"]
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured during a run, on samples that are not trained on."""
+    """What is measured during a run, on samples it does not train on."""
 
-    every: int = field(1000, ge=1, help="steps between two evaluations; the last step is evaluated, too")
+    every: int = field(1000, ge=1, help="steps between evaluations; the last step is always evaluated")
     sources: Mapping[str, Any] = field(
         default_factory=dict,
         help="{name: a spec as in `data.sources`, or the path of a text file}: the loss on each is recorded as "
-        '"heldout/NAME"; None instead of a spec = what evip.py\'s sets have held out under this name; {} = none',
+        '"heldout/NAME"; None instead of a spec = the held-out data of this name from evip.py\'s sets; {} = none',
     )
     data: strict.Part[DataConfig] = field(
         default_factory=dict,
-        help="keys of `data` that are others for the rows of held-out sources: rows that are alike in all stages make "
-        "their losses comparable, and few of them cost little",
+        help="keys of `data` to override for the rows of held-out sources: identical rows in all stages make their "
+        "losses comparable, and a few rows cost little",
     )
-    batches: int | None = field(None, ge=1, help="of each source at most; None = all")
+    batches: int | None = field(None, ge=1, help="most batches of each source; None = all")
     blind: tuple[Blindness, ...] = field(
         (),
-        help='losses of sources with images, measured once more without them: "noise" in their place, or those of an '
-        '"other" sample of the row; "sight/NAME/noise" is the loss that is saved by seeing',
+        help='for sources with images, measure the loss again without them: with "noise" in their place, or with the '
+        'images of an "other" sample of the row; "sight/NAME/noise" is how much seeing the images lowers the loss',
     )
     tasks: Mapping[str, TaskConfig] = field(
         default_factory=dict,
-        help='{name: what is asked and answered}: the score of each is recorded as "tasks/NAME"; {} = none',
+        help='{name: questions with answers}: the score on each is recorded as "tasks/NAME"; {} = none',
     )
-    examples: int = field(8, ge=0, help="examples of each task whose answers WORKDIR/evaluation/answers.html shows")
+    examples: int = field(8, ge=0, help="examples per task whose answers are shown in WORKDIR/evaluation/answers.html")
     keep_best: str | None = field(
         None,
-        help="value whose best step keeps its checkpoint and leaves WORKDIR/best, by its name in the records: "
-        '"heldout/NAME" and the like (the lowest counts), "tasks/NAME" and "sight/NAME/BLINDNESS" (the highest)',
+        help="recorded value that picks the best step, whose checkpoint is kept and whose model is saved in "
+        'WORKDIR/best: "heldout/NAME" and other losses (lowest is best), "tasks/NAME" or "sight/NAME/BLINDNESS" '
+        "(highest is best)",
     )
 
     def __post_init__(self) -> None:
         strict.check(self, "evaluation", ConfigError)
         for name in (*self.sources, *self.tasks):
             if not name.isprintable():
-                raise ConfigError(f"evaluation: {name!r} is no name of a source or task: use letters and digits")
+                raise ConfigError(
+                    f"evaluation: {name!r} is not a valid name for a source or task: use letters and digits"
+                )
         for name, spec in self.sources.items():
             if not isinstance(spec, (str, Mapping)) or not spec:
                 raise ConfigError(f"evaluation.sources.{name} is {spec!r}: give a spec or the path of a text file")
@@ -77,7 +80,7 @@ class EvaluationConfig:
             raise unknown_key("evaluation.keep_best", self.keep_best, names)
 
     def value_names(self) -> list[str]:
-        """Of all that may be recorded."""
+        """Names of all values that may be recorded."""
         losses = [f"heldout/{name}{part}" for name in self.sources for part in ("", "/text", "/image")]
         kept = [f"retention/{name}/{unit}" for name in self.sources for unit in ("ratio", "nats")]
         parts = ["modality/text", "modality/image"] if self.sources else []
@@ -87,16 +90,16 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Where records go beside metrics.jsonl, which is always written, and alerts."""
+    """Where records go in addition to metrics.jsonl, which is always written, and where alerts go."""
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = field(
-        ("tensorboard",), help="views of the records; wandb and trackio are extras of their own: pip install '.[wandb]'"
+        ("tensorboard",), help="views of the records; wandb and trackio are separate extras: pip install '.[wandb]'"
     )
-    project: str = field("mono-jax", help="of wandb and trackio; the run's name there is the workdir's")
+    project: str = field("mono-jax", help="project in wandb and trackio; the run is named after the workdir")
     webhook: str | None = field(
         None,
-        help="URL that alerts are posted to as JSON (updates that are not finite, bad samples, a stall, an error), or "
-        "$NAME of an environment variable that holds it; None = none",
+        help="URL to which alerts are posted as JSON (non-finite updates, bad samples, a stall, an error), or $NAME "
+        "of an environment variable that holds it; None = none",
     )
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class RunConfig:
     data: DataConfig = field(help="sources, packing and batches")
     model: ModelChanges = field(
         default_factory=dict,
-        help='"preset" (beside `init`: only to say what it is), and keys of the architecture to change',
+        help='"preset" (with `init` it only states which model that is), and keys of the architecture to change',
     )
     init: str = field(
         "",
@@ -123,90 +126,105 @@ class RunConfig:
     )
     trains: tuple[str, ...] | None = field(
         None,
-        help="GROUP, GROUP/NAME, GROUP[a:b] (layers a to b - 1) that train; lora = low-rank adapters; None = the "
-        "stage's",
+        help="parameters to train, as GROUP, GROUP/NAME or GROUP[a:b] (layers a to b - 1); lora = low-rank adapters; "
+        "None = the stage's",
     )
-    lora: LoraConfig = field(default_factory=LoraConfig, help="low-rank adapters, where `trains` names lora")
+    lora: LoraConfig = field(default_factory=LoraConfig, help="low-rank adapters, if `trains` names lora")
     steps: int | None = field(None, ge=1, on_resume="free", help="updates; or give `epochs`")
     epochs: float | None = field(None, gt=0, on_resume="free", help="passes over the data; or give `steps`")
     optim: OptimConfig = field(default_factory=OptimConfig, on_resume="free", help="optimizer and schedule")
-    execution: Execution = field(default_factory=Execution, on_resume="free", help="memory against time, kernels")
+    execution: Execution = field(
+        default_factory=Execution, on_resume="free", help="trade-offs between memory and time, kernels"
+    )
     mesh: MeshConfig = field(default_factory=MeshConfig, on_resume="free", help="devices along each axis")
     compiler_options: Mapping[str, Any] = field(
         default_factory=dict,
         on_resume="free",
-        help="options of XLA for the step, {name: value}, beside those known to be better on the chip "
-        "(mono_jax.training.compiler_options); None leaves one of these to XLA",
+        help="XLA options for the step, {name: value}, on top of those known to help on the chip "
+        "(mono_jax.training.compiler_options); None leaves one of the latter to XLA",
     )
     dtype: Dtype = field("bfloat16", help="of the activations")
     frozen_dtype: Literal["source", "bfloat16", "float32"] = field(
         "source",
-        help='of the frozen parameters on the devices, cast at use: "source" = as `init` stores them (random weights: '
-        "bfloat16); what is stored and what leaves the run is always as in `init`, bit for bit",
+        help='dtype of the frozen parameters on the devices, cast when used: "source" = as `init` stores them (random '
+        "weights: bfloat16); what the run stores and exports is always identical to `init`, bit for bit",
     )
     save_dtype: Literal["source", "bfloat16", "float16", "float32"] = field(
         "source",
         on_resume="free",
-        help='of the trained parameters in WORKDIR/model: "source" = of the base that the model descends from, so that '
-        'it leaves as it came (random weights: float32); "float32" = the masters, for another stage that goes on',
+        help='dtype of the trained parameters in WORKDIR/model: "source" = that of the base that the model descends '
+        'from, so that the dtype does not change (random weights: float32); "float32" = the master weights, for '
+        "a next stage that continues from them",
     )
-    grad_accum_steps: int = field(1, ge=1, on_resume="free", help="microbatches that a batch is cut into")
+    grad_accum_steps: int = field(1, ge=1, on_resume="free", help="microbatches that a batch is split into")
     seed: int = field(0, ge=0, help="of random weights")
-    log_every: int = field(10, ge=1, on_resume="free", help="steps between two records")
+    log_every: int = field(10, ge=1, on_resume="free", help="steps between records")
     log: LogConfig = field(default_factory=LogConfig, on_resume="free", help="where records and alerts go")
     profile_steps: tuple[int, int] | None = field(
         None,
         ge=1,
         on_resume="free",
-        help="first and last step of a trace in WORKDIR/profile; SIGUSR2 asks for one of the next 5 steps at any time",
+        help="first and last step of a trace in WORKDIR/profile; at any time, SIGUSR2 requests a trace of the next 5 "
+        "steps",
     )
-    checkpoint_every: int = field(1000, ge=1, on_resume="free", help="steps between two checkpoints")
+    checkpoint_every: int = field(1000, ge=1, on_resume="free", help="steps between checkpoints")
     checkpoint_minutes: float | None = field(
         None,
         gt=0,
         on_resume="free",
-        help="minutes after which a checkpoint is saved, too; None = by steps alone",
+        help="also save a checkpoint after this many minutes; None = only by steps",
     )
-    keep: int = field(3, ge=1, on_resume="free", help="newest checkpoints kept (at least 2)")
-    keep_period: int | None = field(None, ge=1, on_resume="free", help="checkpoints at its multiples stay; None = none")
+    keep: int = field(3, ge=1, on_resume="free", help="how many of the newest checkpoints are kept (at least 2)")
+    keep_period: int | None = field(
+        None, ge=1, on_resume="free", help="checkpoints at multiples of this step are kept forever; None = none"
+    )
     async_checkpoints: bool = field(True, on_resume="free", help="write checkpoints in the background")
     max_nonfinite_steps: int = field(
-        10, ge=1, on_resume="free", help="updates in a row that may be skipped as not finite before the run stops"
+        10, ge=1, on_resume="free", help="consecutive updates that may be skipped as non-finite before the run stops"
     )
     stall_factor: float = field(
         10.0,
         ge=0,
         on_resume="free",
-        help="a step that takes so many times the median (and at least a minute) has the stacks of all threads "
-        "printed; 0 = never",
+        help="print the stacks of all threads when a step takes this many times the median (and at least a minute); 0 "
+        "= never",
     )
     skip_steps: tuple[tuple[int, int], ...] = field(
-        (), ge=1, on_resume="free", help="steps that train on nothing, [[first, last], ...] as printed: after a spike"
+        (),
+        ge=1,
+        on_resume="free",
+        help="steps whose batches are not trained on, [[first, last], ...], numbered as printed; for use after a "
+        "loss spike",
     )
     max_bad_share: float = field(
-        0.05, ge=0, le=1, on_resume="free", help="share of bad samples above which the run stops, saved; 1 = never"
+        0.05, ge=0, le=1, on_resume="free", help="share of bad samples above which the run saves and stops; 1 = never"
     )
-    bad_share_window: int = field(2000, ge=1, on_resume="free", help="newest samples over which the share is taken")
+    bad_share_window: int = field(
+        2000, ge=1, on_resume="free", help="number of most recent samples over which the share is computed"
+    )
     evaluation: EvaluationConfig = field(
         default_factory=EvaluationConfig, on_resume="free", help="what is measured during the run"
     )
     allow_changes: bool = field(
-        False, on_resume="free", help="resume although model, data or stage differ from the checkpoint's"
+        False, on_resume="free", help="resume even if model, data or stage differ from the checkpoint's"
     )
     change_data_at: int | None = field(
         None,
         ge=0,
         on_resume="free",
-        help="steps done when other `data.sources` (weights, sources, captions) than the checkpoint's begin, as many "
-        "as it has or more; sources that stay go on where they were",
+        help="number of completed steps after which `data.sources` that differ from the checkpoint's (weights, "
+        "sources, captions) take effect, at least as many as the checkpoint has; sources that stay continue "
+        "where they were",
     )
-    cache_dir: str | None = field(None, on_resume="free", help="indices and packing plans; None = WORKDIR/cache")
+    cache_dir: str | None = field(
+        None, on_resume="free", help="folder of indices and packing plans; None = WORKDIR/cache"
+    )
     compilation_cache: bool | str = field(
         True,
         on_resume="free",
-        help="where compiled programs are kept for the next start, a folder that several runs may share; True = "
-        "programs/ in `cache_dir`, of evip.py's stages in the workdir of all; False = nowhere. JAX's own "
-        "JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE count for more",
+        help="folder that keeps compiled programs for the next start and that several runs may share; True = "
+        "programs/ in `cache_dir`, for evip.py's stages in their common workdir; False = nowhere. JAX's own "
+        "JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE take precedence",
     )
 
     def __post_init__(self) -> None:
@@ -217,12 +235,12 @@ class RunConfig:
         for key, ranges in {"skip_steps": self.skip_steps, "profile_steps": traced}.items():
             for first, last in ranges:
                 if first > last:
-                    raise ConfigError(f"config.{key}: [{first}, {last}]: the first step comes first")
+                    raise ConfigError(f"config.{key}: [{first}, {last}]: the first step must not come after the last")
         if self.trains is not None and not self.trains:
             raise ConfigError("config.trains is empty: name at least one parameter group")
         adapted = LORA in (self.trains or ())
         if adapted and "*" in self.trains:
-            raise ConfigError("config.trains: '*' trains every kernel, so that none needs an adapter: name groups")
+            raise ConfigError("config.trains: '*' trains every kernel, so no adapter is needed: name groups")
         if not adapted and self.lora != LoraConfig():
             raise ConfigError("config.lora is given, but config.trains does not name 'lora'")
 
@@ -243,18 +261,18 @@ class RunConfig:
         return adapters_of(self.lora, self.resolved_stage(), config)
 
     def resolved_stage(self) -> Stage:
-        """The stage with what this config says of it."""
+        """The stage with this config's changes."""
         stage = get_stage(self.stage)
         return stage if self.trains is None else dataclasses.replace(stage, trains=self.trains)
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoSetsConfig:
-    """Keys of ``sets`` of kind "demo", beside the sizes in ``data_pipelines.recipes.demo.sizes.DemoSizes``."""
+    """Keys of ``sets`` of kind "demo", in addition to the sizes in ``data_pipelines.recipes.demo.sizes.DemoSizes``."""
 
-    seed: int = field(0, ge=0, help="of the sets")
-    vocabulary: int = field(1024, ge=1, help="pieces of the tokenizer, without the added tokens")
-    edge: int | None = field(None, ge=16, help="of the pictures, pixels; None = that of a tile")
+    seed: int = field(0, ge=0, help="seed of the sets")
+    vocabulary: int = field(1024, ge=1, help="size of the tokenizer's vocabulary, without the added tokens")
+    edge: int | None = field(None, ge=16, help="edge of the pictures, pixels; None = that of a tile")
     mismatched: float = field(0.02, ge=0, le=1, help="share of the alt texts of S1.1 that belong to another picture")
 
 
@@ -263,8 +281,8 @@ class EvipConfig:
     """A sequence of stages: what ``experiments/evip.py`` runs."""
 
     stages: Mapping[str, strict.Part[RunConfig]] = field(
-        help="{folder: keys of a stage's config}, in order; `data` there adds to the common `data`, and what it lacks "
-        "(sources, tokenizer) comes from the sets"
+        help="{folder: keys of a stage's config}, in order; a stage's `data` adds to the common `data`, and missing "
+        "keys (sources, tokenizer) come from the sets"
     )
     sets: Mapping[str, Any] = field(
         default_factory=dict,
@@ -272,38 +290,40 @@ class EvipConfig:
     )
     common: strict.Part[RunConfig] = field(default_factory=dict, help="keys of a stage's config, for all stages")
     data: strict.Part[DataConfig] = field(default_factory=dict, help="keys of the data config, for all stages")
-    init: str = field("", help="base language model (model or Hugging Face folder), if no stage S0 makes one")
-    vision: VisionConfig = field(default_factory=VisionConfig, help="the patch embedding that a base without one gets")
-    visual_experts: bool = field(True, help="visual FFN experts; False: the base sees with its own FFNs (ablation)")
+    init: str = field("", help="base language model (model or Hugging Face folder), if no stage S0 trains one")
+    vision: VisionConfig = field(default_factory=VisionConfig, help="the patch embedding added to a base that has none")
+    visual_experts: bool = field(
+        True, help="visual FFN experts; False: the base's own FFNs process visual tokens (ablation)"
+    )
     attention_experts: bool = field(False, help="visual attention experts too (Mono-InternVL-1.5)")
     replay: Mapping[str, Mapping[str, float]] = field(
         default_factory=dict,
-        help="{stage: {other stage: share of the samples}}: sources of the other stage, from the sets, in their "
-        "proportions there or equal parts, mixed into those of the first; {'s2': {'s0': 0.1}} replays text in S2; "
-        "shares that sum to 1 replace them",
+        help="{stage: {other stage: share of the samples}}: mixes sources of the other stage (from the sets, in that "
+        "stage's proportions or in equal parts) into those of the first; {'s2': {'s0': 0.1}} replays text in S2; "
+        "shares that sum to 1 replace the stage's own sources",
     )
     filters: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
-        help="{stage: filters} for all sources that the stage has from the sets, beside their own; {'s1_2': "
-        "{'max_caption_chars': 30}} learns from short captions",
+        help="{stage: filters} for all sources that the stage gets from the sets, in addition to their own; {'s1_2': "
+        "{'max_caption_chars': 30}} trains on short captions",
     )
     scores: Mapping[str, str] = field(
         default_factory=dict,
-        help="{stage: model}: before the stage its sources from the sets are scored by a model folder, or by the model "
-        "of an earlier stage, for its filters: min_loss, max_loss, min_sight ...; {'s1_2': 's0'} with filters {'s1_2': "
-        "{'max_loss': '50%'}} learns from the half that the base finds easier",
+        help="{stage: model}: before the stage, the model in a folder, or the model of an earlier stage, scores the "
+        "stage's sources from the sets for its filters: min_loss, max_loss, min_sight ...; {'s1_2': 's0'} with "
+        "filters {'s1_2': {'max_loss': '50%'}} trains on the half that is easier for the base",
     )
     heldout_batches: int | None = field(
         None,
         ge=1,
-        help="batches of 8 pieces of 256 tokens of the held-out text that are measured before and after each stage; "
+        help="batches of 8 pieces of 256 tokens of the held-out text that are evaluated before and after each stage; "
         "None = all",
     )
     heldout_questions: int | None = field(
-        None, ge=1, help="of each held-out set, asked after a stage, the first ones; None = all"
+        None, ge=1, help="number of questions asked after a stage, the first ones of each held-out set; None = all"
     )
     gallery: int = field(12, ge=0, help="held-out images shown in the report")
-    answer_tokens: int = field(32, ge=1, help="longest answer to a held-out question, tokens")
+    answer_tokens: int = field(32, ge=1, help="most tokens in the answer to a held-out question")
 
     def __post_init__(self) -> None:
         strict.check(self, "config", ConfigError)
@@ -312,7 +332,7 @@ class EvipConfig:
         for folder in self.stages:
             get_stage(self.stage_name(folder))
         if self.attention_experts and not self.visual_experts:
-            raise ConfigError("config.attention_experts: they come with visual_experts")
+            raise ConfigError("config.attention_experts needs visual_experts")
         for folder in self.replay:
             if folder not in self.stages:
                 raise unknown_key("stage of config.replay", folder, self.stages)
@@ -334,20 +354,20 @@ class EvipConfig:
                 raise ConfigError(str(error)) from None
 
     def stage_name(self, folder: str) -> str:
-        """The stage that the folder's run is of; raises ConfigError if it names none."""
+        """The stage of the folder's run; raises ConfigError if it names none."""
         name = self.stages[folder].get("stage")
         if not isinstance(name, str):
             raise ConfigError(f"config.stages.{folder}.stage is {name!r}: use one of {', '.join(STAGES)}")
         return name
 
     def stage_values(self, folder: str, init: str) -> dict[str, Any]:
-        """Keys of the stage's run that starts from ``init``: common ones, then its own; not what the sets give."""
+        """Keys of the stage's run that starts from ``init``: common ones, then its own, without those from the sets."""
         own, common = dict(self.stages[folder]), dict(self.common)
         if init and isinstance(common.get("model"), Mapping):  # the preset is that of the stage without weights
             common["model"] = {key: value for key, value in common["model"].items() if key != "preset"}
         values = {**common, **own, "init": init}
         if folder != list(self.stages)[-1]:
-            values.setdefault("save_dtype", "float32")  # the next stage goes on with the masters
+            values.setdefault("save_dtype", "float32")  # the next stage continues from the master weights
         return {**values, "data": {**self.data, **own.get("data", {})}}
 
     @classmethod
@@ -357,9 +377,9 @@ class EvipConfig:
 
 
 def one_of_several(values: Mapping[str, Any], stage: str | None = None) -> tuple[EvipConfig, str] | None:
-    """A sequence of stages and the one of them that is meant, the first by default; None for the config of one run.
+    """A sequence of stages and the selected one, by default the first; None for the config of a single run.
 
-    Raises ConfigError for a ``stage`` that is none of them.
+    Raises ConfigError if ``stage`` is not one of them.
     """
     if "stages" not in values:
         if stage is not None:

@@ -1,10 +1,10 @@
 """Configs of the commands: a Python file with ``get_config()`` and overrides from the command line.
 
 ``--config=FILE[:arg]`` calls ``get_config(arg)`` of FILE, which returns an ``ml_collections.ConfigDict``;
-``--config.key.subkey=value`` changes a value. Unlike ``ml_collections.config_flags`` this can also set
-keys that the file leaves at their defaults, and values that are None. An entry of a list is named by its
-number or by its "name": ``--config.data.sources.laion.weight=2``. Keys keep the order of the file, which is that of
-the stages: a ConfigDict gives them sorted.
+``--config.key.subkey=value`` changes a value. Unlike ``ml_collections.config_flags``, this can also set keys that the
+file leaves at their defaults, and values that are None. A list entry is addressed by its index or by its "name":
+``--config.data.sources.laion.weight=2``. Keys keep the order in the file, which is the order of the stages; a
+ConfigDict would sort them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse(
 
 
 def values_of(config: ConfigDict, file: str) -> dict[str, Any]:
-    """``config`` as nested dicts, in the order of ``file``; raises ConfigError for a value that it leaves open."""
+    """``config`` as nested dicts, in the order of ``file``; raises ConfigError for a required value that is not set."""
 
     def plain(value: Any, key: str) -> Any:
         if isinstance(value, FieldReference):
@@ -107,9 +107,9 @@ def load(file_and_arg: str) -> ConfigDict:
 
 
 def _own(value: Any) -> Any:
-    """A copy in which no two places hold one mapping or list, which a change to one of them would change in both.
+    """A copy in which no mapping or list is shared between two places, where changing one would change both.
 
-    Field references stay: they are there to be shared.
+    Field references stay, because they are meant to be shared.
     """
     if isinstance(value, ConfigDict):
         own = ConfigDict()
@@ -124,9 +124,9 @@ def _own(value: Any) -> Any:
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets ``config``'s value at the dotted ``key`` from ``text``, a Python literal or else a string.
+    """Sets ``config``'s value at the dotted ``key`` from ``text``, a Python literal or otherwise a string.
 
-    Raises ConfigError if a part of ``key`` holds a plain value, or names no entry of a list.
+    Raises ConfigError if a part of ``key`` holds a plain value, or does not name an entry of a list.
     """
     assign(config, key, lambda old: _value(old, text))
 
@@ -153,7 +153,7 @@ def assign(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _child(node: ConfigDict | dict[str, Any] | list[Any], name: str, key: str) -> Any:
-    """The entry ``name`` of ``node``: a tuple there becomes a list; a mapping that lacks it gets an empty one."""
+    """The entry ``name`` of ``node``: a tuple becomes a list; a missing key of a mapping becomes an empty mapping."""
     place = _index(node, name, key) if isinstance(node, list) else name
     child = node.get(name) if not isinstance(node, list) else node[place]
     if child is None:
@@ -167,7 +167,7 @@ def _child(node: ConfigDict | dict[str, Any] | list[Any], name: str, key: str) -
 
 
 def _index(entries: list[Any], name: str, key: str) -> int:
-    """The place of the entry with this "name" or number."""
+    """The index of the entry with this "name" or number."""
     names = [entry.get("name") if isinstance(entry, (ConfigDict, dict)) else None for entry in entries]
     if name in names:
         return names.index(name)

@@ -1,4 +1,4 @@
-"""What a run measures on the way, as ``config.evaluation`` says: held-out losses, text kept, answers."""
+"""What a run measures during training, as set in ``config.evaluation``: held-out losses, text retention, answers."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from mono_jax.training.loop import Progress
 from mono_jax.training.metrics import Say
 
 FOLDER = Path("evaluation")  # of the workdir
-MEASURED = ("heldout/", "modality/", "retention/", "sight/", "tasks/")  # how the names of values begin
+MEASURED = ("heldout/", "modality/", "retention/", "sight/", "tasks/")  # prefixes of the values' names
 BASE_LOSSES = FOLDER / "base.json"  # see ``Retention``
 
 
 class Measuring:
     """The values of a state, by their names in the records:
 
-    heldout/NAME               mean loss (nats a token) on a source; heldout/NAME/MODALITY where it has both
+    heldout/NAME               mean loss (nats per token) on a source; heldout/NAME/MODALITY if it has both
     modality/text, .../image   the same over all sources, by modality (``heldout.MODALITIES``)
-    retention/NAME/ratio, .../nats   of a source of plain text: over, and minus, the loss of the base
-    sight/NAME/noise, .../other   of a source with images: what the loss grows by without them (``evaluation.blind``)
+    retention/NAME/ratio, .../nats   of a source of plain text: its loss divided by, and minus, that of the base
+    sight/NAME/noise, .../other   of a source with images: how much its loss grows without them (``evaluation.blind``)
     tasks/NAME                 score of a task, in percent or its metric's points
     """
 
@@ -51,7 +51,7 @@ class Measuring:
             data, settings.sources, settings.batches, program.model, program.dtype, program.mesh,
             Path(run.cache_dir or workdir.cache), say, settings.blind,
         )  # fmt: skip
-        identities = self._heldout.identities if run.init else {}  # random weights are no base
+        identities = self._heldout.identities if run.init else {}  # random weights are not a base
         self._retention = Retention(self._files / BASE_LOSSES, base_losses, identities)
         self._asking = None
         if settings.tasks:
@@ -61,10 +61,10 @@ class Measuring:
                 say(f"NOTE: {note}")
 
     def base(self, progress: Progress) -> None:
-        """Before the first step of a run: the losses of the weights that it starts from are kept."""
+        """Before the first step of a run, stores the losses of the weights that it starts from."""
         if progress.done:
             if self._retention.lost:
-                self._say(f"{self._files / BASE_LOSSES} is lost: what is kept of the base's text is not measured")
+                self._say(f"{self._files / BASE_LOSSES} is lost: retention of the base's text is not measured")
         elif losses := self._losses(progress):
             self._retention.measure_base(losses)
             self._say(f"step 0: {'  '.join(f'heldout/{name} {loss.mean:.4f}' for name, loss in losses.items())}")
@@ -97,12 +97,12 @@ class Measuring:
         try:
             pictures = {(name, e.id): e.pictures for name, examples in asking.examples.items() for e in examples}
             answers_page.add(self._files / FOLDER, new, pictures)
-        except OSError as error:  # a page for people: no reason to end a run
+        except OSError as error:  # only a page for people: not a reason to end a run
             self._say(f"{self._files / FOLDER}: answers of step {step} are not shown there: {error.strerror}")
 
 
 def loss_values(losses: Mapping[str, Loss]) -> dict[str, float]:
-    """By source, and by modality in each that has both and over all."""
+    """Losses by source, by modality for each source that has both, and by modality over all sources."""
     values: dict[str, float] = {}
     for name, loss in losses.items():
         values[f"heldout/{name}"] = loss.mean
@@ -114,7 +114,7 @@ def loss_values(losses: Mapping[str, Loss]) -> dict[str, float]:
 
 
 def sight_values(seeing: Mapping[str, Loss], blind: Mapping[str, Mapping[str, Loss]]) -> dict[str, float]:
-    """ "sight/NAME/BLINDNESS": nats a token by which the loss after an image grows if the image is taken away."""
+    """ "sight/NAME/BLINDNESS": by how many nats per token the loss after an image grows if the image is taken away."""
     return {
         f"sight/{name}/{blindness}": loss.by_modality()["image"] - seeing[name].by_modality()["image"]
         for name, losses in blind.items()
@@ -123,7 +123,7 @@ def sight_values(seeing: Mapping[str, Loss], blind: Mapping[str, Mapping[str, Lo
 
 
 def _rows(program: Program) -> DataConfig:
-    """The run's data config with what the evaluation has of its own. Raises ConfigError if the mesh cannot cut it."""
+    """The run's data config with the evaluation's own keys. Raises ConfigError if the mesh cannot split its rows."""
     run = program.run
     data = DataConfig.from_dict(to_dict(run.data) | dict(run.evaluation.data))
     ways = row_ways(program.mesh)
@@ -144,7 +144,7 @@ def evaluating(
     base_losses: Path | None,
     say: Say,
 ) -> Evaluating | None:
-    """The callback that measures; None where nothing is to be measured. Raises DataError or ConfigError."""
+    """The callback that measures; None if there is nothing to measure. Raises DataError or ConfigError."""
     settings = program.run.evaluation
     if not settings.sources and not settings.tasks:
         return None

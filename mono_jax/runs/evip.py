@@ -1,6 +1,6 @@
-"""The stages of EViP one after another, each trained, measured and summed up; finished stages are skipped.
+"""Runs the stages of EViP one after another: trains, evaluates and summarises each; finished stages are skipped.
 
-WORKDIR/data/        sets that the config asks to be built      STAGE/       one run (see ``runs.stage``)
+WORKDIR/data/        sets built as the config asks             STAGE/       one run (see ``runs.stage``)
         mono/        the base with visual experts embedded      STAGE/summary.json
         report.md, report.html                                  base/        frozen parameters of all stages
 """
@@ -62,9 +62,9 @@ from mono_jax.weights.upcycle import upcycle
 
 @dataclasses.dataclass
 class Evip:
-    """A sequence of stages in ``workdir``, ``manifest`` describes the sets. All processes make the same calls.
+    """A sequence of stages in ``workdir``; ``manifest`` describes the sets. All processes make the same calls.
 
-    ``at``: the workdir for whose small files the folder ``workdir`` stands, if that is in a bucket.
+    ``at``: the workdir whose small files are mirrored in the folder ``workdir``, if it is in a bucket.
     """
 
     config: EvipConfig
@@ -75,7 +75,8 @@ class Evip:
 
     @classmethod
     def open(cls, config: EvipConfig, workdir: Path, say: Say = say_now) -> Self:
-        """With the sets that the config names, which are built in ``workdir``. Raises ConfigError or DataError."""
+        """Opens it with the sets that the config names, which are built in ``workdir``. Raises ConfigError or
+        DataError."""
         return cls(config, workdir, prepare_sets(config, workdir, say), say)
 
     def stage_config(self, folder: str, init: str) -> RunConfig:
@@ -98,7 +99,7 @@ class Evip:
         return RunConfig.from_dict(values)
 
     def sources(self, folder: str) -> list[dict[str, Any]]:
-        """Those that the sets have for a stage; raises ConfigError that names the key if there are none."""
+        """The sources that the sets have for a stage; raises ConfigError that names the key if there are none."""
         if folder not in self.manifest["stages"]:
             raise ConfigError(
                 f"config.stages.{folder}.data.sources is missing, and config.sets has no stage {folder!r} "
@@ -107,13 +108,14 @@ class Evip:
         return self.manifest["stages"][folder]["sources"]
 
     def mixed_sources(self, folder: str) -> list[dict[str, Any]]:
-        """The stage's own and those of other stages that ``config.replay`` mixes in, all with ``config.filters``.
+        """The stage's own sources and those of other stages that ``config.replay`` mixes in, all with
+        ``config.filters``.
 
-        They come with the scores that ``config.scores`` asks for.
+        They include the scores that ``config.scores`` asks for.
         """
         replay = self.config.replay.get(folder, {})
         own = self.sources(folder) if (rest := 1 - sum(replay.values())) > 0 else []
-        if replay and any("weight" in source for source in own):  # they keep their proportions
+        if replay and any("weight" in source for source in own):  # keep their proportions
             scale = rest / sum(source["weight"] for source in own)
             own = [{**source, "weight": source["weight"] * scale} for source in own]
         mixed = [source for other, share in replay.items() for source in self._replayed(other, share)]
@@ -122,8 +124,8 @@ class Evip:
         return [_filtered(source, filters) if filters else source for source in sources]
 
     def scored(self, folder: str, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The stage's sources with scores under the model that ``config.scores`` names, which are made if missing."""
-        from mono_jax.runs.scoring import with_scores  # here: other runs start without scipy
+        """The stage's sources with scores by the model that ``config.scores`` names, which are computed if missing."""
+        from mono_jax.runs.scoring import with_scores  # imported here so that other runs start without scipy
 
         model, values = self.config.scores[folder], self.config.stage_values(folder, "")
         place = self.large(model) / "model" if model in self.config.stages else model
@@ -131,7 +133,8 @@ class Evip:
         return with_scores(sources, DataConfig.from_dict(data), place, self.cache(), self.say, values.get("dtype"))
 
     def _replayed(self, stage: str, share: float) -> list[dict[str, Any]]:
-        """A stage's sources under names of their own, ``share`` of the samples in all, in their proportions there."""
+        """A stage's sources under distinct names, with ``share`` of the samples in total, in the proportions they have
+        there."""
         sources = self.sources(stage)
         weights = [source.get("weight", 1 / len(sources)) for source in sources]
         return [
@@ -147,11 +150,11 @@ class Evip:
         return found
 
     def place(self, name: str) -> Path:
-        """Where a stage or another folder of the workdir lies: there, or where a link there leads."""
+        """Where a stage or another folder of the workdir is: in the workdir, or where a link there points."""
         return (self.workdir / name).resolve()
 
     def stage_workdir(self, name: str) -> Workdir:
-        """The same with what is large, which in a bucket is elsewhere."""
+        """The same including the large files, which are elsewhere if the workdir is in a bucket."""
         if self.at is not None:
             return self.at.stage(name)
         return dataclasses.replace(Workdir.of(self.place(name)), is_stage=True)
@@ -161,7 +164,7 @@ class Evip:
         return self.stage_workdir(name).place
 
     def cache(self) -> Path:
-        """What can be made again."""
+        """The folder for files that can be regenerated."""
         return self.place("cache") if self.at is None else self.at.cache
 
     def run(self) -> dict[str, Any]:
@@ -174,13 +177,13 @@ class Evip:
             self.say(f"--- {stage.name}: {stage.title} ({number} of {len(self.config.stages)}) ---")
             summaries[folder] = self.run_stage(folder, init)
             if self.at is not None:
-                self.at.store()  # its summary: the next checkpoint may be long in coming
+                self.at.store()  # its summary: the next checkpoint may be a long way off
             init = str(self.large(folder) / "model")
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         return {"stages": summaries, "manifest": self.manifest, "device": device}
 
     def with_experts(self, init: str) -> str:
-        """The folder of a model that sees, with visual experts: ``init`` itself, or WORKDIR/mono made from it."""
+        """The folder of a model with vision and visual experts: ``init`` itself, or WORKDIR/mono made from it."""
         if not init:
             raise ConfigError("config.init is missing: the first stage with images needs a base language model")
         known = model_config(init)
@@ -208,7 +211,7 @@ class Evip:
         return str(target)
 
     def run_stage(self, folder: str, init: str) -> dict[str, Any]:
-        """Trains and measures one stage, unless its summary was made with the same config."""
+        """Trains and evaluates one stage, unless its summary was made with the same config."""
         run, workdir = self.stage_config(folder, init), self.stage_workdir(folder)
         done, timeline = workdir.files / "summary.json", timeline_file(workdir.files, jax.process_index())
         summary = workdir.portable(_stored(done))
@@ -225,7 +228,7 @@ class Evip:
         return workdir.found(summary)
 
     def train(self, folder: str, run: RunConfig) -> dict[str, Any]:
-        """Trains one stage, with the loss on held-out text before and after it; what is known of it is its summary."""
+        """Trains one stage and measures the loss on held-out text before and after it; returns the stage's summary."""
         files = self.place(folder)
         before_file, timeline = files / "text_loss_before.json", timeline_file(files, jax.process_index())
         if "loss" in (stored := _stored(before_file)):
@@ -244,13 +247,14 @@ class Evip:
             return self.summary(run, result, before) | {"seconds": trained}
 
     def base_losses(self, folder: str) -> Path | None:
-        """Where the first stage that begins with a language model has measured it; None in that stage and before."""
+        """The base's losses, measured by the first stage that starts from a language model; None in that stage and
+        before."""
         first = next((each for each in self.config.stages if self.config.stage_name(each) != "S0"), folder)
         stages = list(self.config.stages)
         return self.place(first) / BASE_LOSSES if stages.index(folder) > stages.index(first) else None
 
     def summary(self, run: RunConfig, result: Mapping[str, Any], before: float | None) -> dict[str, Any]:
-        """What the report shows of a stage; ``before``: the loss on held-out text before it."""
+        """What the report shows about a stage; ``before``: the loss on held-out text before it."""
         config, params, _ = open_model(result["model"], verify=False)
         return {
             "config": run.to_dict(),
@@ -267,7 +271,7 @@ class Evip:
         }
 
     def unasked(self, folder: str, summary: Mapping[str, Any]) -> list[str]:
-        """Held-out sets that a stage's model is yet to be asked: before S2 it has only learnt to describe."""
+        """Held-out sets that a stage's model has yet to answer; before S2, it has only learnt to describe images."""
         name = self.config.stage_name(folder)
         last = name.startswith("S2") or folder == list(self.config.stages)[-1]
         names = () if name == "S0" else ("captions", "questions", "easy_vqa") if last else ("captions",)
@@ -276,7 +280,7 @@ class Evip:
         ]
 
     def text_loss(self, model: str, run: RunConfig) -> float | None:
-        """Loss on the held-out text of the model in the folder ``model``; None where the sets hold no text back."""
+        """Loss on the held-out text of the model in the folder ``model``; None if the sets have no held-out text."""
         if "text" not in self.manifest["heldout"]:
             return None
         config, params, mesh = _on_mesh(model, run)
@@ -291,7 +295,7 @@ class Evip:
         return loss
 
     def evaluate(self, folder: str, run: RunConfig, names: Sequence[str]) -> dict[str, Any]:
-        """Answers of a stage's model to held-out sets; grades of the questions, and texts for the gallery."""
+        """Answers of a stage's model to held-out sets; returns grades of the questions, and texts for the gallery."""
         config, params, mesh = _on_mesh(str(self.large(folder) / "model"), run)
         builder = SampleBuilder(run.data, geometry=config.geometry)
         generator = Generator(config, params, jnp.dtype(run.dtype), mesh=mesh)
@@ -319,7 +323,7 @@ def _filtered(source: Mapping[str, Any], filters: Mapping[str, Any]) -> dict[str
 
 
 def _stored(file: Path) -> dict[str, Any]:
-    """What an earlier run left in ``file``; {} if there is nothing, or it is damaged."""
+    """What an earlier run left in ``file``; {} if it is missing or damaged."""
     return from_first(stored_json(file) if jax.process_index() == 0 else {})
 
 
@@ -330,7 +334,8 @@ def _write(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def _on_mesh(model: str, run: RunConfig) -> tuple[Architecture, tree.Tree, Mesh]:
-    """The model of a folder, laid out on the mesh of ``run`` as in training, but for rows that fit one device."""
+    """The model of a folder, sharded over the mesh of ``run`` as in training, except that each row fits on one
+    device."""
     mesh = unshared(Program.build(run, run.steps or 1).mesh)
     return *load_model(model, shardings=mesh), mesh
 
@@ -338,7 +343,7 @@ def _on_mesh(model: str, run: RunConfig) -> tuple[Architecture, tree.Tree, Mesh]
 def single_stage(values: Mapping[str, Any], workdir: Workdir, folder: str | None = None) -> RunConfig:
     """The config of one run: ``values`` itself, or the stage ``folder`` (default: the first) of a sequence of stages.
 
-    Sets and the model with visual experts that a sequence asks for are made in ``workdir``.
+    If a sequence asks for sets and for a model with visual experts, they are made in ``workdir``.
     Raises ConfigError that names the key.
     """
     if (found := one_of_several(values, folder)) is None:
@@ -363,7 +368,7 @@ def _opened(kind: type[Evip], config: EvipConfig, workdir: Workdir, say: Say) ->
 def run_and_report(
     config: EvipConfig, workdir: Workdir | Path, kind: type[Evip] = Evip
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Sets, stages and report of ``config``: what ``Evip.run`` returns, and the files of the report.
+    """Sets, stages and report of ``config``; returns the result of ``Evip.run`` and the files of the report.
 
     ``kind``: how the stages run. Raises as ``run_evip`` does.
     """
@@ -372,7 +377,7 @@ def run_and_report(
     say, cache = say_in(workdir.files), config.common.get("cache_dir") or workdir.cache.resolve()
     with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say):
         results = _opened(kind, config, workdir, say).run()
-    from mono_jax.runs.reporting import report  # not before it is wanted: what draws it takes seconds to import
+    from mono_jax.runs.reporting import report  # imported late: the plotting library takes seconds to import
 
     with together():
         files = report.write(workdir.files, results) if jax.process_index() == 0 else []
@@ -380,7 +385,7 @@ def run_and_report(
 
 
 def run_evip(config: EvipConfig, workdir: Workdir) -> dict[str, Any]:
-    """Everything of ``config``: sets, stages, report. Returns {"workdir", "reports", "evaluation"}.
+    """Runs all of ``config``: sets, stages, report. Returns {"workdir", "reports", "evaluation"}.
 
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """

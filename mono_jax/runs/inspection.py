@@ -1,4 +1,4 @@
-"""What ``inspect_data.py`` runs: the data of a config, with the tiles of the config's model."""
+"""Implements ``inspect_data.py``: the data of a config, with the tiles of the config's model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from mono_jax.weights.model_folder import model_config
 
 
 def tile_geometry(values: Mapping[str, Any]) -> TileGeometry:
-    """Tiles of the model that a config describes with the keys "init", "model" or "vision"; else the default.
+    """Tile geometry of the model that a config describes with the keys "init", "model" or "vision"; otherwise the
+    default.
 
     Raises ConfigError or WeightsError that names the bad key or folder.
     """
@@ -58,15 +59,15 @@ def run(
     """Makes ``steps`` batches of the config's data and, if asked, packs an epoch and suggests row sizes.
 
     Args:
-      values: a config of training, of ``evip.py`` or only of data (``DataConfig``).
-      html: file for a page of the rows; the rest as in ``data_pipelines.inspection``.
+      values: a config for training, for ``evip.py`` or only for data (``DataConfig``).
+      html: file for an HTML page of the rows; the other arguments are as in ``data_pipelines.inspection``.
       stage: which of a config with several stages (default: the first); its sets are built in the cache folder.
 
     Returns the figures. Raises DataError or MonoJaxError.
     """
     settings, values = data_of(values, cache_dir, stage)
     if settings.pixel_path == "device":
-        settings = dataclasses.replace(settings, pixel_path="exact")  # the same bytes, made here
+        settings = dataclasses.replace(settings, pixel_path="exact")  # the same bytes, made on the host
     data = PackedData(settings, cache_dir, tile_geometry(values))
     result = {"identity": data.identity}
     result |= inspect(data, start, steps, hosts, Path(html) if html else None, html_rows)
@@ -80,7 +81,7 @@ def run(
 def data_of(
     values: Mapping[str, Any], cache_dir: str | None, stage: str | None
 ) -> tuple[DataConfig, Mapping[str, Any]]:
-    """The data of a config (see ``run``), and what describes its model. Raises DataError or MonoJaxError."""
+    """The data of a config (see ``run``), and the values that describe its model. Raises DataError or MonoJaxError."""
     if "stages" in values:
         values = _stage_values(values, Path(cache_dir) if cache_dir else paths.cache_dir(), stage)
     settings = values.get("data", values)
@@ -88,7 +89,8 @@ def data_of(
 
 
 def _stage_values(values: Mapping[str, Any], folder: Path, stage: str | None) -> dict[str, Any]:
-    """ "data" of one stage of a sequence and "vision", or "init" of a base that sees; sets are built in ``folder``."""
+    """ "data" of one stage of a sequence and "vision", or "init" of a base with vision; sets are built in
+    ``folder``."""
     config = EvipConfig.from_dict(values)
     stage = stage or next(iter(config.stages))
     if stage not in config.stages:

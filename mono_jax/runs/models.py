@@ -1,6 +1,8 @@
-"""The models that a run leaves: WORKDIR/model, of its last step, and WORKDIR/best, of the best one where that is kept.
+"""The models that a run writes: WORKDIR/model, from the last step, and WORKDIR/best, from the best step if that is
+kept.
 
-``step.json`` beside a model says of which step it is. It is written last, and what it names is not written again.
+``step.json`` next to a model says which step it is from. It is written last, and a model that it names is not
+rewritten.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ STEP_FILE = "step.json"
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Those in ``workdir``. ``frozen``, ``base``: the run's frozen parameters, and the folder where they are stored."""
+    """The models in ``workdir``. ``frozen``, ``base``: the run's frozen parameters, and the folder where they are
+    stored."""
 
     workdir: Place
     program: Program
@@ -47,19 +50,20 @@ class Models:
 
     @property
     def best(self) -> Place:
-        """The folder of the best step's."""
+        """The folder of the best step's model."""
         return self.workdir / BEST_FOLDER
 
     def write_last(self, state: TrainState) -> None:
-        """Writes the model of the last step, unless it is there."""
+        """Writes the model of the last step, unless it exists."""
         facts = {"step": int(state.step)}
         if not _is_there(self.last, facts):
             self._write(self.last, facts, state)
 
     def write_best(self, best: Best, last: TrainState, checkpoints: Checkpoints, say: Say) -> str | None:
-        """Writes the model of the best step, unless it is there, after that of the last step, whose state is ``last``.
+        """Writes the model of the best step, unless it exists; call it after ``write_last``. ``last``: the last step's
+        state.
 
-        That of the best step takes its memory. Returns the folder, or None if the best step's checkpoint is lost.
+        The best step's state takes over its memory. Returns the folder, or None if the best step's checkpoint is lost.
         """
         facts, shown = dataclasses.asdict(best), f"step {best.step}, {best.metric} {best.value:.4f}"
         if best.step == int(last.step):
@@ -85,7 +89,7 @@ class Models:
                 write_json(target / STEP_FILE, facts)
 
     def _write_again(self, facts: Mapping[str, Any], state: TrainState) -> None:
-        """The last model as the best one: on disk both have the same files of weights; a bucket has no links."""
+        """Uses the last model as the best one: on disk both share the weight files; a bucket has no links."""
         if not isinstance(self.last, Path):
             self._write(self.best, facts, state)
             return
@@ -98,7 +102,7 @@ class Models:
 
 
 def _is_there(target: Place, facts: Mapping[str, Any]) -> bool:
-    """Whether a model is that of ``facts``, and its files are what was written."""
+    """Whether a model is the one described by ``facts``, and its files are intact."""
     found = False
     with together(), contextlib.suppress(ConfigError, Damaged):
         if jax.process_index() == 0:
@@ -108,7 +112,7 @@ def _is_there(target: Place, facts: Mapping[str, Any]) -> bool:
 
 
 def _link_model(model: Path, target: Path, facts: Mapping[str, Any]) -> None:
-    """``target`` becomes ``model`` with other ``facts``; it appears whole."""
+    """Makes ``target`` a copy of ``model`` with other ``facts``, atomically."""
     partial = target.with_name(f"{target.name}.partial")
     remove_tree(partial)
     shutil.copytree(model, partial, ignore=shutil.ignore_patterns(PARAMS_FOLDER))
@@ -119,7 +123,7 @@ def _link_model(model: Path, target: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """A hard link, since files of weights are replaced, never changed; a copy where the file system has no links."""
+    """Makes a hard link, since weight files are replaced, never modified; a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
@@ -127,7 +131,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _restored(step: int, program: Program, last: TrainState, checkpoints: Checkpoints) -> TrainState | str:
-    """The state of ``step`` in the memory of ``last``; or why there is none, on all processes alike."""
+    """The state of ``step``, in the memory of ``last``; or why there is none, the same on all processes."""
     jax.tree.map(lambda leaf: leaf.delete(), last)
     arrays, problem = {}, None
     try:

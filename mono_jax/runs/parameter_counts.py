@@ -1,4 +1,4 @@
-"""What a stage trained and what it left frozen, in numbers for its summary."""
+"""Counts of what a stage trained and what it left frozen, for its summary."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from mono_jax.training.groups import groups_of, trained_groups
 
 
 def parameter_counts(run: RunConfig, config: Architecture, params: tree.Tree) -> dict[str, Any]:
-    """What trained and what stayed frozen, by shapes and dtypes: parameters by group, and bytes of optimizer state."""
+    """What trained and what stayed frozen, from shapes and dtypes: parameters by group, and bytes of optimizer
+    state."""
     with_adapters = tree.flatten(Model(config, adapters=run.adapters(config)).abstract_params())
     adapters = {path: leaf for path, leaf in with_adapters.items() if is_adapter(path)}
-    params = tree.merge(params, tree.unflatten(adapters))  # a model that leaves a run has none
+    params = tree.merge(params, tree.unflatten(adapters))  # a model written by a run has none
     groups = groups_of(config, params)
     trained = trained_groups(run.resolved_stage(), config)
     sizes: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""What a run needs and how fast it can be at best on hardware that need not be there: what ``plan.py`` runs.
+"""Implements ``plan.py``: what a run needs and how fast it can be at best, on hardware that need not be present.
 
-No data is opened. The step is the run's own, compiled by the target's real compiler; times are a bound by operations
-(``mono_jax.hlo.roofline``), not a prediction.
+No data is opened. The step is the run's own, compiled by the target's real compiler; times are lower bounds from its
+operations (``mono_jax.hlo.roofline``), not predictions.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def run(
     """The plan of a config for the target ``name``.
 
     Args:
-      values: of a stage, or of several.
-      stage: which of several; default: the first.
+      values: config of one stage, or of a sequence of stages.
+      stage: which stage of a sequence; default: the first.
       samples_per_row: see ``workload``.
-      compile_best: search first, and compile this many of the best; None = the config as it is.
+      compile_best: search first, and compile this many of the best candidates; None = plan the config as it is.
 
-    Raises ConfigError for a config or a target that cannot be; what does not compile or fit is a result.
+    Raises ConfigError for an invalid config or target; a step that does not compile or fit is a result.
     """
     config = run_config(values, stage)
     hardware = target(name)
@@ -55,13 +55,14 @@ def run(
     if config.steps is None:
         result["days_for_stage"] = None
         result.setdefault("assumptions", []).append(
-            "the config counts epochs: the stage's days are not known without its data"
+            "the config gives epochs: the stage's days are unknown without its data"
         )
     return result
 
 
 def print_table(file: str, compile_rows: Sequence[str]) -> int:
-    """Prints the table of docs/scaling.md from the configs FILE:STAGE, as its rows are made; see ``scaling``."""
+    """Prints the table of docs/scaling.md from the configs FILE:STAGE, row by row as it is computed; see
+    ``scaling``."""
     for line in scaling.table(
         lambda stage: config_file.values_of(config_file.load(f"{file}:{stage}"), file), compile_rows
     ):
@@ -70,7 +71,7 @@ def print_table(file: str, compile_rows: Sequence[str]) -> int:
 
 
 def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig:
-    """The config of one stage. Of a sequence of stages: ``stage``, default the first, with stand-ins for its sets.
+    """The config of one stage; for a sequence, that of ``stage`` (default: the first), with placeholders for its sets.
 
     Raises ConfigError or DataError that names the key.
     """
@@ -87,8 +88,8 @@ def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig
         model.pop("preset", None)
     if not config.init and model.get("preset") is None:
         raise ConfigError(
-            "config.init is empty, and no preset says what the model is: give config.init (a model folder), or, for a "
-            "plan, config.common.model.preset, such as mono_internvl_2b"
+            "config.init is empty, and no preset defines the model: give config.init (a model folder) or, for a plan, "
+            "config.common.model.preset, such as mono_internvl_2b"
         )
     stand_ins = {"tokenizer": "of the sets", "sources": [{"spec": {"kind": "of the sets"}}]}
     data = {**stand_ins, **config.data, **own.get("data", {})}

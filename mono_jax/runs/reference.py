@@ -1,4 +1,4 @@
-"""All keys of the configs, read from their dataclasses: ``docs/config.md``, and what ``--help-config`` prints."""
+"""All keys of the configs, read from their dataclasses, for ``docs/config.md`` and ``--help-config``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ This file is written by `python docs/make_config.py`; `--help-config` prints the
 def stage_keys() -> str:
     """All keys of ``experiments/train.py``'s config, for the terminal."""
     from mono_jax.models.architecture import Architecture
-    from mono_jax.runs.config import RunConfig  # here, so that commands can name this function before they parse
+    from mono_jax.runs.config import RunConfig  # here, so that commands can refer to this function before parsing
 
     return help_text(("config", RunConfig), ("config.model", Architecture))
 
@@ -79,7 +79,7 @@ def _indented(words: str) -> str:
 
 
 def _tables(rows: list[strict.Row], prefix: str) -> Iterator[str]:
-    """The rows of the section ``prefix`` as a table, then each section inside under a heading of its own."""
+    """The rows of the section ``prefix`` as a table, then each subsection under its own heading."""
     own = [row for row in rows if row.key.rpartition(".")[0] == prefix]
     yield "| key | type | default | limits | on resume | meaning |"
     yield "|---|---|---|---|---|---|"

@@ -1,4 +1,4 @@
-"""What happens inside a model, layer by layer, as pictures."""
+"""Pictures of what happens inside a model, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from mono_jax.runs.reporting.figures import plt, png
 
 _TEXT, _VISUAL, _GREY = "#a63603", "#08519c", "#888"
 _MOST = f"{100 * TOP:.0f} %"
-MOST_NUMBERS = 12  # layers of a table whose values stand in its cells
+MOST_NUMBERS = 12  # most layers for which a table prints values in its cells
 LEAST_DEAD = 10  # % of dead units at the end of a scale, so that a few do not look like many
 
 
 def attention(measures: Measures, gap: np.ndarray) -> bytes:
-    """PNG: who attends to images, how far, and how far the modalities' hidden states are apart, by layer."""
+    """PNG: which tokens attend to images, at what distance, and how far apart the modalities' hidden states are, by
+    layer."""
     figure, (shares, distance, apart) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for name, label, color in (("text", "text", _TEXT), ("visual", "visual tokens", _VISUAL)):
         _by_layer(shares, measures[f"{name}_to_visual"], label, color)
-        _by_layer(shares, measures[f"{name}_to_visual_uniform"], f"{label}, all alike", color, ":")
+        _by_layer(shares, measures[f"{name}_to_visual_uniform"], f"{label}, uniform", color, ":")
     shares.set_title("share of attention that goes to images", fontsize=10)
     _by_layer(distance, measures["visual_distance"], "visual tokens", _VISUAL)
-    _by_layer(distance, measures["visual_distance_uniform"], "all alike", _VISUAL, ":")
+    _by_layer(distance, measures["visual_distance_uniform"], "uniform", _VISUAL, ":")
     distance.set_title("tokens between a visual token and\nthe visual ones it attends to", fontsize=10)
     _by_layer(apart, gap, "", _GREY)
     apart.set_title("distance of the modalities' mean hidden\nstates (of the mean norm; 0 = embeddings)", fontsize=10)
@@ -50,7 +51,7 @@ def maps(layers: np.ndarray, visual: np.ndarray) -> bytes:
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for axes, layer in zip(grid.flat, shown):
-        axes.imshow(layers[layer] ** 0.5, cmap="magma", interpolation="nearest")  # the root shows small weights too
+        axes.imshow(layers[layer] ** 0.5, cmap="magma", interpolation="nearest")  # the root shows small weights, too
         for border in borders:
             axes.axhline(border, color="white", linewidth=0.6)
             axes.axvline(border, color="white", linewidth=0.6)
@@ -60,7 +61,7 @@ def maps(layers: np.ndarray, visual: np.ndarray) -> bytes:
 
 
 def moved(distances: Mapping[str, Measures]) -> bytes:
-    """PNG: how far the experts are apart, and from the base where it is known, by layer and matrix."""
+    """PNG: how far apart the experts are, and how far from the base if it is known, by layer and matrix."""
     kinds = list(next(iter(distances.values())))
     titles = {
         "apart": "visual from text expert",
@@ -82,7 +83,7 @@ def moved(distances: Mapping[str, Measures]) -> bytes:
 
 
 def units(visual: Units, text: Units) -> bytes:
-    """PNG: sizes of activations, dead units, and how far the experts use the same units, by layer."""
+    """PNG: sizes of activations, dead units, and how much the experts use the same units, by layer."""
     figure, (size, dead, same) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for label, expert, color in (("visual expert", visual, _VISUAL), ("text expert", text, _TEXT)):
         _by_layer(size, expert.rms, label, color)
@@ -105,9 +106,9 @@ def units(visual: Units, text: Units) -> bytes:
 
 
 def units_by_group(groups: Sequence[Mapping[str, UnitsOfExperts]], whole: UnitsOfExperts) -> bytes:
-    """PNG: for each expert sizes of activations, shared units and dead units, by layer and name of each of ``groups``.
+    """PNG: for each expert, sizes of activations, shared units and dead units, by layer and by name within ``groups``.
 
-    ``whole``: over all tokens, with whose most used units those of a group are compared.
+    ``whole``: over all tokens; a group's most used units are compared with these.
     """
     names = [name for group in groups for name in group]
     found = [units for group in groups for units in group.values()]
@@ -144,7 +145,7 @@ def units_by_group(groups: Sequence[Mapping[str, UnitsOfExperts]], whole: UnitsO
 
 
 def _table(axes: Axes, values: np.ndarray, form: str, norm: Normalize) -> AxesImage:
-    """Values [rows, L] as colors, and as numbers where there is room for them."""
+    """Values [rows, L] as colors, and as numbers if there is room for them."""
     shown = axes.imshow(values, aspect="auto", cmap="viridis", norm=norm)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if values.shape[1] <= MOST_NUMBERS:

@@ -36,13 +36,13 @@ Groups = Mapping[str, inside.UnitsOfExperts]  # by name of a group
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A question with its image at a size: ``edge`` pixels of its shorter edge, None = as it is."""
+    """A question with its image at some size: ``edge`` pixels on the shorter edge, None = the original size."""
 
     question: Question
     edge: int | None
 
     def prompt(self, asker: Asker) -> Prompt:
-        """With the right answer, as the model was trained. Raises DataError that names the image."""
+        """The prompt with the right answer, as in training. Raises DataError that names the image."""
         question = self.question
         try:
             data = question.image.read_bytes() if self.edge is None else _png(scaled(opened(question), self.edge))
@@ -67,14 +67,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     folder = find_model(args.model)
     config, params = load_model(folder)
     if config.vision is None:
-        raise ConfigError(f"{args.model}: this model takes no images: nothing to look at")
+        raise ConfigError(f"{args.model}: this model takes no images, so there is nothing to inspect")
     form = prompt_format(folder, max_tiles=args.max_tiles)
     tokenizer = Tokenizer(local_files(folder))
     chat = ChatEncoder(tokenizer, form.template, form.system_message)
     asker = Asker(None, tokenizer, chat, tiling_of(config, form))
     asked = list(_first_of_each_kind(read_files(args.questions, args.images), args.limit))
     if not asked:
-        raise DataError(f"{args.questions[0]}: no question in it")
+        raise DataError(f"{args.questions[0]}: contains no questions")
     shown = [Shown(question, edge) for question in asked for edge in args.sizes or (None,)]
     first = shown[0].prompt(asker)
     samples = list(_look(Model(config), params, shown, asker))
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _look(model: Model, params: Mapping[str, Any], shown: Sequence[Shown], asker: Asker) -> Iterator[inside.Sample]:
-    """What each shows; the first has maps."""
+    """The measurements of each prompt; the first includes attention maps."""
     for number, each in enumerate(shown):
         yield inside.look(model, params, each.prompt(asker), maps=number == 0)
         if number % 16 == 15:
@@ -99,9 +99,10 @@ def _look(model: Model, params: Mapping[str, Any], shown: Sequence[Shown], asker
 
 
 def read_files(files: Sequence[str], images: Sequence[str]) -> Iterator[Question]:
-    """The questions of files, ``KIND=FILE`` gives all of a file's that kind. ``images``: one folder, or one for each.
+    """The questions of files; ``KIND=FILE`` assigns that kind to all of a file's questions. ``images``: one folder, or
+    one for each file.
 
-    Raises DataError, ConfigError if the folders are neither.
+    Raises DataError, or ConfigError if the number of folders is neither.
     """
     if len(images) not in (1, len(files)):
         raise ConfigError(f"--images has {len(images)} folders for {len(files)} files: give one, or one for each")
@@ -120,7 +121,8 @@ def _first_of_each_kind(questions: Iterable[Question], limit: int) -> Iterator[Q
 
 
 def _groups(shown: Sequence[Shown], samples: Sequence[inside.Sample]) -> dict[str, Groups]:
-    """{"kinds", "sizes": {name: units}}; sizes of images and numbers of their tokens, {} if all are alike."""
+    """{"kinds", "sizes": {name: units}}; "sizes" goes by image size and number of tokens, and is {} if all are the
+    same."""
     kinds, sizes = collections.defaultdict(list), collections.defaultdict(list)
     for each, sample in zip(shown, samples):
         kinds[each.question.kind or "images"].append(sample)
@@ -179,21 +181,21 @@ def _sections(
     counts = f"{len(shown)} prompts with their answers, {visual.tokens} visual tokens, {text.tokens} of text."
     yield Section(
         "Attention, layer by layer",
-        [f"{model}: means over heads and {counts} Dotted: what it would be if all earlier tokens were attended alike."],
+        [f"{model}: means over heads and {counts} Dotted: the value if all earlier tokens were attended to equally."],
         picture=pictures.attention(attention, gap),
         alt="attention to images, distances and the gap between the modalities, by layer",
     )
     question = shown[0].question
     text_asked = question.turns[-1][1].replace("<image>", "").strip()
     lines = [
-        f"Mean over heads while reading “{text_asked}” with the answer “{question.truth}”: each row is a "
-        "token, bright is what it attends to; white lines are the borders of images."
+        f"Mean over heads while reading “{text_asked}” with the answer “{question.truth}”: each row is a token, and "
+        "the tokens it attends to are bright; white lines mark the borders of images."
     ]
     yield Section("Attention maps of one question", lines, picture=maps, alt="attention maps by layer")
     if distances is not None:
         yield Section(
             "How far the experts have moved",
-            ["Frobenius norm of the difference, relative to the norm of what it is measured from."],
+            ["Frobenius norm of the difference, relative to the norm of the matrix it is measured from."],
             picture=pictures.moved(distances),
             alt="distance of the experts by layer and matrix",
         )
@@ -210,7 +212,7 @@ def _sections(
     counted = [f"{label}: {units.visual.tokens}" for group in groups.values() for label, units in group.items()]
     yield Section(
         "Units by kind and size of image",
-        [f"The more tokens, the fewer units look dead. Visual tokens: {'; '.join(counted)}."],
+        [f"With more tokens, fewer units look dead. Visual tokens: {'; '.join(counted)}."],
         picture=pictures.units_by_group([group for group in groups.values() if group], whole),
         alt="sizes of activations, shared units and dead units by layer, kind of image and its size",
     )
