@@ -1,6 +1,6 @@
-"""A program: a config with its model, stage, optimizer and mesh, made without opening any data.
+"""A program: a config with its model, stage, optimizer and mesh, built without opening any data.
 
-Trainer, plans, benchmarks, evaluation and server start from it.
+Training, plans, benchmarks, evaluation and the server start from it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pallas_kernels.devices import compiled_for
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Everything that decides a step but the data; ``steps`` is where the stage ends."""
+    """Everything that determines a step, except the data; ``steps`` is where the stage ends."""
 
     run: RunConfig
     model: Model
@@ -60,15 +60,15 @@ class Program:
         """The program of ``run``.
 
         Args:
-          steps: of the stage, where the config gives epochs.
-          devices: that may be absent; default: those of this machine.
-          architecture: of the model, where it is known already.
+          steps: steps of the stage, if the config gives epochs.
+          devices: may be absent ones; default: ``jax.devices()``.
+          architecture: of the model, if it is already known.
 
-        Raises ConfigError if model, stage, mesh and batch do not fit each other.
+        Raises ConfigError if model, stage, mesh and batch do not fit together.
         """
         steps = steps or run.steps
         if steps is None:
-            raise ConfigError("config.steps is missing: how many steps an epoch has follows from the data only")
+            raise ConfigError("config.steps is missing: the number of steps per epoch is only known from the data")
         stage, config = run.resolved_stage(), architecture or architecture_of(run)
         model = Model(config, run.execution, run.adapters(config))
         optimizer = make_optimizer(stage, model.config, model.abstract_params(), steps, run.optim)
@@ -87,7 +87,7 @@ class Program:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the activations."""
+        """Dtype of the activations."""
         return jnp.dtype(self.run.dtype)
 
     @functools.cached_property
@@ -100,7 +100,7 @@ class Program:
 
     @property
     def frozen_dtype(self) -> jnp.dtype | None:
-        """Of the frozen parameters on the devices; None = as stored."""
+        """Dtype of the frozen parameters on the devices; None = as stored."""
         if self.run.frozen_dtype != "source":
             return jnp.dtype(self.run.frozen_dtype)
         return None if self.run.init else jnp.dtype(jnp.bfloat16)
@@ -144,7 +144,7 @@ class Program:
         return jax.jit(init, out_shardings=places)(params)
 
     def _placed(self, shardings: tree.Tree) -> tree.Tree:
-        """The weights of ``init`` on the devices; frozen ones come in the dtype that they stay in."""
+        """The weights of ``init`` on the devices; frozen ones already in their final dtype."""
         _, lazy, _ = open_model(self.run.init)
         _, frozen = split(self.stage, self.model.config, lazy)
         frozen, places = tree.flatten(frozen), tree.flatten(shardings)
@@ -161,14 +161,15 @@ class Program:
         return init(jax.random.key(self.run.seed))
 
     def frozen_source(self, frozen: tree.Tree) -> tree.Tree:
-        """``frozen`` (as at step 0) as it is stored: as in ``init``, read when it is needed; random weights as is."""
+        """``frozen`` (as at step 0) in its stored form: that of ``init``, read when needed; random weights
+        unchanged."""
         if not self.run.init:
             return frozen
         _, lazy, _ = open_model(self.run.init, verify=False)
         return split(self.stage, self.model.config, lazy)[1]
 
     def train_step(self, state: TrainState, frozen: tree.Tree) -> Step:
-        """The one step, compiled for the mesh when it is first called. ``state`` and ``frozen``: arrays or shapes."""
+        """The training step, compiled for the mesh on the first call. ``state`` and ``frozen``: arrays or shapes."""
         step = make_train_step(
             self.model,
             self.optimizer,
@@ -180,9 +181,9 @@ class Program:
         return jit_train_step(step, self.model, state, frozen, self.mesh, self.run.compiler_options)
 
     def compile_step(self) -> jax.stages.Compiled:
-        """The step's executable, made ahead of time from shapes; the mesh's devices may be absent.
+        """The step's executable, compiled ahead of time from shapes; the mesh's devices may be absent.
 
-        Raises what the compiler raises, "out of memory" for one.
+        Raises what the compiler raises, for example "out of memory".
         """
         state, frozen = self.abstract_state()
         traced = self.train_step(state, frozen).trace(state, frozen, self.abstract_batch())
@@ -191,7 +192,7 @@ class Program:
 
 def check_columns(data: DataConfig, config: Architecture, ways: int) -> None:
     """Raises ConfigError if ``ways`` devices along ``context`` cannot share rows of ``data``."""
-    if ways == 1 or data.boundary_block:  # which ``models.slots`` refuses
+    if ways == 1 or data.boundary_block:  # ``models.slots`` rejects boundary_block
         return
     if data.pixel_path == "device":
         raise ConfigError(WHOLE_ROWS)
@@ -200,29 +201,30 @@ def check_columns(data: DataConfig, config: Architecture, ways: int) -> None:
         if slots % (2 * ways * unit):
             tiles = f" of tiles of {unit} slots" if unit > 1 else ""
             raise ConfigError(
-                f"data.{key} is {slots}: with mesh.context {ways} each device gets two equal runs{tiles} of a row's, "
-                f"so it must be a multiple of {2 * ways * unit}: change it, or mesh.context"
+                f"data.{key} is {slots}: with mesh.context {ways} each device gets two equal runs{tiles} of a row, so "
+                f"it must be a multiple of {2 * ways * unit}: change it, or mesh.context"
             )
 
 
 def _check_heads(run: RunConfig, config: Architecture, mesh: Mesh) -> None:
-    """Raises ConfigError if devices that share rows are to exchange heads and cannot have equally many."""
+    """Raises ConfigError if devices that share rows should exchange heads but cannot have the same number each."""
     tensor, ways = mesh.shape[TENSOR], mesh.shape[CONTEXT]
     own = key_heads_of_device(config, tensor)
     if run.execution.exchanges_heads and own % ways:
         raise ConfigError(
-            f"execution.context_parallel is 'ulysses': mesh.context {ways} must divide the {own} heads of keys that a "
+            f"execution.context_parallel is 'ulysses': mesh.context {ways} must divide the {own} key heads that a "
             f"device has with mesh.tensor {tensor}: change the mesh, or use 'all_gather'"
         )
 
 
 def key_heads_of_device(config: Architecture, tensor: int) -> int:
-    """Heads of keys that a device has where ``tensor`` devices share them, which they do only if they divide them."""
+    """Key heads per device if ``tensor`` devices share them, which they only do if their number divides the heads."""
     heads = config.num_key_value_heads
     return heads // tensor if heads % tensor == 0 else heads
 
 
 def _state_bytes(trainable: tree.Tree, frozen: tree.Tree) -> int:
-    """Bytes during a step: masters, two moments and gradients in float32, copies and what is frozen in bfloat16."""
+    """Bytes during a step: master weights, two moments and gradients in float32, compute copies and frozen parameters
+    in bfloat16."""
     trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (trainable, frozen))
     return 18 * trained + 2 * kept

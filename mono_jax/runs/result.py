@@ -1,4 +1,4 @@
-"""What leaves a run: WORKDIR/model, which says what it was trained with."""
+"""What a run writes at the end: WORKDIR/model, which records what it was trained with."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mono_jax.weights.prompt_format import PromptFormat
 def write_model(target: Place, program: Program, state: TrainState, frozen: tree.Tree, base: Place) -> None:
     """Writes the model folder ``target``.
 
-    Frozen parameters leave as ``base`` (the folder of the run's frozen base) stores them, bit for bit, trained ones as
-    ``save_dtype`` says. With them go the run's prompt format, the dtype and names of the base that the model
-    descends from, and the files that accompany its weights and tokenizer.
+    Frozen parameters are written exactly as stored in ``base`` (the folder of the run's frozen base), bit for bit,
+    trained ones as set by ``save_dtype``. The folder also gets the run's prompt format, the dtype and names of the base
+    that the model descends from, and the files that accompany its weights and tokenizer.
     """
     run, config = program.run, program.model.config
     origin = read_origin(find_model(run.init)) if run.init else Origin()
@@ -41,10 +41,10 @@ def write_model(target: Place, program: Program, state: TrainState, frozen: tree
 def leaving_params(
     program: Program, state: TrainState, frozen: tree.Tree, base: Place, descends_from: str | None
 ) -> tree.Tree:
-    """Every parameter of the model, whole, in the dtype that it leaves in; what the devices lack is read when needed.
+    """All parameters of the model in their final dtype; what is not on the devices is read when needed.
 
-    ``descends_from``: dtype of the base of a model that has been trained before. A parameter of which some layers
-    trained gets a dtype that holds both kinds exactly. Adapters are added to their kernels.
+    ``descends_from``: dtype of the base of a model that has been trained before. A parameter with only some layers
+    trained gets a dtype that holds both kinds exactly. Adapters are merged into their kernels.
     """
     flat: dict[str, Any] = {}
     wish = program.run.save_dtype
@@ -65,14 +65,14 @@ def leaving_params(
             flat[path] = stored[path]
         else:  # a range of layers: joined with the others on the devices
             flat[path] = place(stored[path], None, leaf.sharding)
-    for path, (a, b) in pairs(state.trainable).items():  # one kernel after another: float32 costs memory
+    for path, (a, b) in pairs(state.trainable).items():  # one kernel at a time, because float32 takes memory
         kernel = place(stored[path], None, kept[path].sharding)
         flat[path] = trained(path, added(kernel, a, b, program.model.adapters.scale))
     return joined(tree.unflatten(flat), concatenate)
 
 
 def _cast(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """``leaf`` as ``dtype``; as it is where float16 cannot hold it."""
+    """``leaf`` as ``dtype``; unchanged if float16 cannot hold its values."""
     cast = leaf.astype(jax.dtypes.canonicalize_dtype(dtype))
     return leaf if cast.dtype == jnp.float16 and not bool(jnp.isfinite(cast).all()) else cast
 
@@ -83,7 +83,7 @@ def _config_json(config: Architecture, origin: Origin, dtype: str, prompt: Promp
 
 
 def _companions(init: str, tokenizer: str) -> list[Path]:
-    """The tokenizer's files, and what accompanied the weights that the run started from."""
+    """The tokenizer's files, and the files next to the weights that the run started from."""
     path = place_of(tokenizer)
     folder = path if path.is_dir() else path.parent
     return companion_files(find_model(init), folder) if init else companion_files(folder)

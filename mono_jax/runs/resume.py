@@ -1,4 +1,4 @@
-"""Starting a run, or resuming it from its newest checkpoint: what may have changed meanwhile, and what is restored."""
+"""Starts a run, or resumes it from its newest checkpoint: what may have changed meanwhile, and what is restored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mono_jax.training.state import TrainState
 
 
 class Start(NamedTuple):
-    """Where a run begins: its arrays, the hash of its frozen base, and what it knew as its best step."""
+    """Where a run begins: its arrays, the hash of its frozen base, and its best step so far."""
 
     state: TrainState
     frozen: tree.Tree
@@ -40,9 +40,9 @@ class Start(NamedTuple):
 def metadata_of(
     program: Program, data: PackedData, step: int, base: str, best: Best | None, workdir: Workdir
 ) -> dict[str, Any]:
-    """What a checkpoint of ``step`` holds beside its arrays; "plan" spares counting the rows of blocks again.
+    """What a checkpoint of ``step`` holds besides its arrays; "plan" avoids recounting the rows of blocks.
 
-    Of the data it has what makes the batch that follows, also where other sources are to come at a later step.
+    Its data keys are those of the next batch, even if other sources are due at a later step.
     """
     here = data.at(step)
     return {
@@ -64,7 +64,7 @@ def start_or_resume(
 ) -> Start:
     """Step 0, or the newest sound checkpoint.
 
-    Raises ConfigError for changes that a resumed run may not make, CheckpointError where files are missing or damaged.
+    Raises ConfigError for changes that a resumed run may not make, CheckpointError if files are missing or damaged.
     """
     if not checkpoints.steps():
         _refuse_lost_checkpoints(workdir, checkpoints)
@@ -89,9 +89,9 @@ def start_or_resume(
 
 
 def _refuse_lost_checkpoints(workdir: Workdir, checkpoints: Checkpoints) -> None:
-    """Raises CheckpointError if the run had checkpoints and none is left: not to start over in silence.
+    """Raises CheckpointError if the run had checkpoints and none is left, instead of silently starting over.
 
-    A run that was killed before its first checkpoint was whole starts over.
+    A run that was killed before its first checkpoint was complete does start over.
     """
     if (workdir.place / CHECKPOINTED).is_file():
         records = read_metrics(workdir.files / "metrics.jsonl")
@@ -103,14 +103,14 @@ def _refuse_lost_checkpoints(workdir: Workdir, checkpoints: Checkpoints) -> None
 
 
 def _frozen(program: Program, base_dir: Place, content: str, abstract: tree.Tree, say: Say) -> tree.Tree:
-    """The frozen base of hash ``content``; a damaged or missing one is made again from the initial weights.
+    """The frozen base of hash ``content``; a damaged or missing one is rebuilt from the initial weights.
 
     Raises CheckpointError if these no longer have the hash.
     """
     try:
         return load_base(base_dir, content, abstract)
     except CheckpointError as error:
-        say(f"{error}; making it again from the initial weights")
+        say(f"{error}; rebuilding it from the initial weights")
         _, frozen = program.fresh_state()
         source = program.frozen_source(frozen)
         if tree_hash(source) != content:
@@ -121,7 +121,7 @@ def _frozen(program: Program, base_dir: Place, content: str, abstract: tree.Tree
 
 
 def write_config(run: RunConfig, workdir: Workdir) -> None:
-    """WORKDIR/config.json, the config as it runs now; the first one is kept as config.initial.json."""
+    """WORKDIR/config.json, the current config; the first one is kept as config.initial.json."""
     if jax.process_index() != 0:
         return
     for name in ("config.json", "config.initial.json"):
@@ -132,19 +132,19 @@ def write_config(run: RunConfig, workdir: Workdir) -> None:
 def check_changes(
     run: RunConfig, same_data: bool, metadata: Mapping[str, Any], workdir: Workdir, say: Say
 ) -> list[strict.Change]:
-    """Prints and returns what changed in the config; raises ConfigError for those that may not be made."""
+    """Prints and returns what changed in the config; raises ConfigError for changes that are not allowed."""
     changes = strict.changes(*map(workdir.portable, (metadata["config"], run.to_dict())), RunConfig)
     for change in changes:
         say(f"config.{change.key} was {change.old!r}, now {change.new!r}")
     of_data = [change.key for change in changes if change.key.startswith("data.")]
     refused = [c.key for c in changes if c.on_resume == "fixed" and c.key not in of_data]
-    if not same_data:  # keys of the data that leave the batches as they are may change
+    if not same_data:  # keys of the data that do not change the batches may change
         refused += of_data or ["data (the files changed)"]
     if refused and not run.allow_changes:
         only_sources = all(key.startswith("data.sources") for key in refused)
         at = f"--config.change_data_at={metadata.get('step', 'STEP')} (or a later step), " if only_sources else ""
         raise ConfigError(
-            f"{workdir.place}: the checkpoint was made with another {', '.join(refused)}: restore the old values, "
+            f"{workdir.place}: the checkpoint was made with a different {', '.join(refused)}: restore the old values, "
             f"use another workdir, or pass {at}--config.allow_changes=True"
         )
     return changes

@@ -1,11 +1,11 @@
-"""Scores of the samples of a source under a model, by which filters choose: what is easy or hard for it.
+"""Scores of a source's samples under a model, on which filters select: which samples are easy or hard for it.
 
     loss     nats a trained token
     tokens   how many are trained
     sight    of models with vision: nats a token by which the loss grows with noise in place of the images: how much of
              the text they tell
 
-A model without vision reads each text alone, as plain text.
+A model without vision reads each text separately, as plain text.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from mono_jax.storage.places import Place
 from mono_jax.training.metrics import Say
 from mono_jax.weights.model_folder import find_model, load_model, model_config
 
-_CHUNK = 4096  # texts whose likelihoods are asked for at once
-_FETCHES = 16  # texts read at a time from remote shards: mostly waiting
-_VERSION = 1  # of the rules by which samples are scored
+_CHUNK = 4096  # texts whose likelihoods are requested at once
+_FETCHES = 16  # texts read concurrently from remote shards, since most of the time is waiting
+_VERSION = 1  # of the scoring rules
 
 Scores = dict[str, dict[str, float]]  # {key of a sample: {one of SCORES: value}}
 
@@ -59,11 +59,11 @@ Scores = dict[str, dict[str, float]]  # {key of a sample: {one of SCORES: value}
 class Scorer:
     """Scores samples under the model in a folder, on the devices of this process.
 
-    Raises WeightsError or ConfigError that says what is wrong with the folder.
+    Raises WeightsError or ConfigError that explains what is wrong with the folder.
     """
 
     def __init__(self, model: str | Place, data: DataConfig, cache: Path, say: Say, dtype: str | None = None):
-        """data: how samples become rows; its sources have no part. dtype: of the activations, default: the device's."""
+        """data: how samples become rows; its sources are not used. dtype: of the activations, default: the device's."""
         folder = find_model(model)
         self._mesh = local_mesh(folder) or make_mesh(devices=jax.local_devices())
         self._config, self._params = load_model(folder, shardings=self._mesh)
@@ -71,7 +71,7 @@ class Scorer:
         self._dtype = jnp.dtype(dtype or default_dtype())
 
     def __call__(self, source: SourceConfig) -> Scores:
-        """Of all samples that the source offers but bad ones, which a line counts.
+        """Scores of all samples that the source offers, except bad ones, which are counted in a printed line.
 
         Raises DataError if none can be scored or a loss is not finite; StorageError.
         """
@@ -104,7 +104,7 @@ class Scorer:
             seeing, blind = losses(batch, most), losses(blinded(batch, "noise"), most)
             for row, column in ((row, column) for row, names in enumerate(keys) for column in range(len(names))):
                 found = np.array([part[row, column] for part in (weights, seeing, blind)])
-                sums[keys[row][column]] = sums.get(keys[row][column], 0) + found  # of a text cut in pieces
+                sums[keys[row][column]] = sums.get(keys[row][column], 0) + found  # summed over the pieces of a text
         bad.update(data.report.skipped)
         return {
             key: {"loss": seeing / tokens, "tokens": tokens, "sight": (blind - seeing) / tokens}
@@ -125,14 +125,14 @@ class Scorer:
 
 
 def _builder(data: DataConfig, config: Architecture) -> SampleBuilder:
-    """That of the model's samples; of one without vision the tokenizer need not have tokens of images."""
+    """The builder of the model's samples; for a model without vision, the tokenizer need not have image tokens."""
     if config.vision is None:
         data = dataclasses.replace(data, visual_tokens=0, boundary_block=0)
     return SampleBuilder(data, geometry=config.geometry)
 
 
 def _in_order(data: DataConfig, source: SourceConfig, rows: int) -> DataConfig:
-    """The config of batches that hold every sample of one source once, as it is."""
+    """The config of batches that hold every sample of one source exactly once, unchanged."""
     values = to_dict(data) | {"sources": [to_dict(source) | {"weight": None}], "batch_size": rows, "epochs": 1}
     values |= {"shuffle": "none", "jpeg_augment": False, "loss_weighting": "token", "source_ids": False}
     values |= {"boundary_block": 0, "workers": 0}
@@ -141,7 +141,7 @@ def _in_order(data: DataConfig, source: SourceConfig, rows: int) -> DataConfig:
 
 
 def _texts(source: Source, builder: SampleBuilder, bad: Counter[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, ids of the text with its first token, int32 [n], n > 1) of the samples; the others are counted."""
+    """(key, ids of the text with its first token, int32 [n], n > 1) of the samples; bad ones are counted."""
     calls = ((index,) for index in range(len(source)))
     for number, future in enumerate(ahead(source.read_text, calls, _FETCHES if source.is_remote else 1)):
         try:
@@ -161,7 +161,7 @@ def _text(raw: RawSample, most: int) -> str:
 
 
 def write(file: Path, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """A line of JSON for each sample, which ``spec.scores`` of its source reads. Raises OSError."""
+    """Writes a line of JSON per sample, to be read through ``spec.scores`` of its source. Raises OSError."""
     with publish.new_file(file) as new, new.open("w", encoding="utf-8") as lines:
         for key, score in scores.items():
             values = {name: round(value, 5) for name, value in score.items()}
@@ -169,7 +169,7 @@ def write(file: Path, scores: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def score(model: str, data: DataConfig, out: Path, cache: Path, say: Say, dtype: str | None = None) -> dict[str, Any]:
-    """Scores the samples of all sources of ``data``, each in OUT/NAME.jsonl.
+    """Scores the samples of all sources of ``data``, each source into OUT/NAME.jsonl.
 
     Returns {"model", "sources": {name: {"file", "samples", "loss": its mean}}}. Raises MonoJaxError or DataError.
     """
@@ -185,22 +185,22 @@ def score(model: str, data: DataConfig, out: Path, cache: Path, say: Say, dtype:
 def with_scores(
     sources: Sequence[Mapping[str, Any]], data: DataConfig, model: str | Place, cache: Path, say: Say, dtype: str | None
 ) -> list[dict[str, Any]]:
-    """The sources, those of ``data``, with files of their scores in their specs.
+    """The sources (those of ``data``) with files of their scores in their specs.
 
-    What lacks is made, by each process of some of the sources. All processes make this call and share ``cache``.
-    Raises as ``Scorer`` does, and PeerError where another process failed.
+    Missing files are made, with the sources split over the processes. All processes make this call and share ``cache``.
+    Raises as ``Scorer`` does, and PeerError if another process failed.
     """
     builder = _builder(data, model_config(find_model(model)))
     form = (identity(find_model(model)), data.digest(*BATCH_FIELDS), str(dtype), str(_VERSION))
     files = []
-    with first_process_first():  # which counts what the others then find in the cache
+    with first_process_first():  # it counts what the others then find in the cache
         for source in data.sources:
             parts = (open_source(source.spec).fingerprint(), length_digest(source, builder), *form)
             files.append(cache / "scores" / f"{digest(*parts)[:24]}.jsonl")
-    # Of sources that are the same samples (replayed ones, for example), the first.
+    # Of sources with the same samples (replayed ones, for example), only the first.
     missing = from_first([files.index(file) for file in dict.fromkeys(files) if not file.is_file()])
     if missing:
-        scorer = Scorer(model, data, cache, say, dtype)  # of all processes, which read the weights together
+        scorer = Scorer(model, data, cache, say, dtype)  # made by all processes, which read the weights together
         with together():
             for number in missing[jax.process_index() :: jax.process_count()]:
                 write(files[number], scorer(data.sources[number]))

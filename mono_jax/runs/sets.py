@@ -1,4 +1,4 @@
-"""The sets that a sequence of stages trains on and is measured with."""
+"""The sets that a sequence of stages trains on and is evaluated with."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mono_jax.training.metrics import Say
 
 
 def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[str, Any]:
-    """Builds or opens the sets, the first process before the others.
+    """Builds or opens the sets, on the first process before the others.
 
-    Returns their manifest, an empty one where the config names none. Raises ConfigError or DataError.
+    Returns their manifest, or an empty one if the config names no sets. Raises ConfigError or DataError.
     """
     if not config.sets:
         return {"tokenizer": None, "stages": {}, "heldout": {}}
@@ -44,10 +44,10 @@ def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[
 
 
 def with_heldout(evaluation: Mapping[str, Any], heldout: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``config.evaluation`` of a stage with what it leaves to the sets: sources that are None, tasks that name no file.
+    """``config.evaluation`` of a stage completed from the sets: sources that are None, and tasks that name no file.
 
-    ``heldout``: the entry of the sets' manifest; None = stand-ins, where there are no sets yet. Raises ConfigError that
-    names the source or task if the sets have held out nothing of that name.
+    ``heldout``: the entry of the sets' manifest; None = placeholders, if there are no sets yet. Raises ConfigError that
+    names the source or task if the sets have no held-out data of that name.
     """
 
     def entry(key: str, name: str) -> Any:
@@ -65,13 +65,13 @@ def with_heldout(evaluation: Mapping[str, Any], heldout: Mapping[str, Any] | Non
         if not task.get("path") and not task.get("data"):
             found = entry("tasks", name)
             if isinstance(found, str):
-                raise ConfigError(f"config.evaluation.tasks.{name}: {found} is plain text, which asks nothing")
+                raise ConfigError(f"config.evaluation.tasks.{name}: {found} is plain text, which contains no questions")
             tasks[name] = {**task, "path": found["path"], "image_root": found["image_root"]}
     return {**evaluation, "sources": sources, "tasks": tasks}
 
 
 def made_sets(config: EvipConfig) -> tuple[DemoSetsConfig, DemoSizes] | None:
-    """What sets of kind "demo" are made of; None where the config names sets that are there, or none.
+    """The settings of sets of kind "demo"; None if the config names existing sets, or none.
 
     Raises ConfigError that names the key.
     """
@@ -89,6 +89,7 @@ def made_sets(config: EvipConfig) -> tuple[DemoSetsConfig, DemoSizes] | None:
 
 
 def _painters(sizes: DemoSizes) -> int:
-    """Processes that paint: one for each core where there is much to do, which is worth the seconds that they start."""
+    """Number of processes that paint: one per core if there is enough work to justify the seconds that they take to
+    start."""
     samples = sum(dataclasses.asdict(sizes).values()) - sizes.text_bytes
     return 1 if samples < 10_000 else min(len(PAINTED), os.cpu_count() or 1)

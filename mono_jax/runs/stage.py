@@ -1,4 +1,4 @@
-"""One stage of training, from a config to a model folder: what ``train.py`` and ``evip.py`` run.
+"""One stage of training, from a config to a model folder, as run by ``train.py`` and ``evip.py``.
 
 WORKDIR/config.json      the config as it runs now; config.initial.json: as it ran first
         metrics.jsonl, tensorboard/   what it reported          timeline.jsonl: how the time was spent
@@ -66,13 +66,13 @@ def run_stage(
 
     With ``evaluation.keep_best`` the model of the best step becomes WORKDIR/best.
 
-    ``base_dir``, ``shared_cache``: of frozen parameters and of compiled programs, where runs share them.
+    ``base_dir``, ``shared_cache``: folders of frozen parameters and of compiled programs, if runs share them.
     ``base_losses``: file of an earlier run with the losses of the base that retention is measured against.
 
-    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves",
-    "best": {"metric", "step", "value", "model"} or None, "data": what was read and skipped,
-    "seconds": of this process, by activity (``clock.ACTIVITIES``), "compilation_cache": {"found", "added", "saved_s"}}.
-    Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
+    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves", "best": {"metric",
+    "step", "value", "model"} or None, "data": what was read and skipped, "seconds": time of this process by activity
+    (``clock.ACTIVITIES``), "compilation_cache": {"found", "added", "saved_s"}}. Raises MonoJaxError or DataError;
+    ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     workdir = Workdir.of(workdir)
     refuse_foreign(workdir.files)
@@ -163,9 +163,9 @@ def _run(
 
 
 def _step(program: Program, state: TrainState, frozen: tree.Tree, programs: Programs, say: Say) -> Step:
-    """The step, compiled before the first one is run, with a line that says what it needs."""
+    """The step, compiled before it first runs, with a printed line that says what it needs."""
     if int(state.step) >= program.steps:
-        return program.train_step(state, frozen)  # none is run
+        return program.train_step(state, frozen)  # no step is run
     say("compiling the step ...")
     with programs.explained("the step", say):
         executable = program.compile_step()
@@ -175,7 +175,7 @@ def _step(program: Program, state: TrainState, frozen: tree.Tree, programs: Prog
 
 @contextlib.contextmanager
 def explained(program: Program) -> Iterator[None]:
-    """Turns a device's lack of memory into one line that names what decides it."""
+    """Turns a device's out-of-memory error into one line that names the settings that matter."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -191,7 +191,7 @@ def explained(program: Program) -> Iterator[None]:
 
 
 def _writer(run: RunConfig, workdir: Path, step: int, say: Say) -> metrics.MetricsWriter | None:
-    """Of the records after ``step``; None where another process writes them."""
+    """The writer of the records after ``step``; None if another process writes them."""
     if jax.process_index() != 0:
         return None
     config = {name: value for name, value in run.to_dict().items() if name != "log"}
@@ -201,7 +201,7 @@ def _writer(run: RunConfig, workdir: Path, step: int, say: Say) -> metrics.Metri
 def _alerts(run: RunConfig, workdir: Workdir, say: Say) -> Alerts:
     url = webhook_url(run.log.webhook) if jax.process_index() == 0 else None
     if run.log.webhook and not url and jax.process_index() == 0:
-        say(f"no alerts: the environment has no {run.log.webhook[1:]} (config.log.webhook)")
+        say(f"no alerts: the environment variable {run.log.webhook[1:]} is not set (config.log.webhook)")
     return Alerts(url, {"stage": run.stage, "workdir": str(workdir.place)}, say)
 
 
@@ -244,9 +244,9 @@ def _announce(program: Program, state: TrainState, frozen: tree.Tree, say: Say) 
 
 
 def _summary(program: Program, data: PackedData, workdir: Workdir, state: TrainState) -> dict[str, Any]:
-    """What is known of the run at its end; see ``run_stage``."""
+    """The run's result at its end; see ``run_stage``."""
     records = metrics.read_metrics(workdir.files / "metrics.jsonl")
-    own = LocalRows(program.mesh, data.batch_size).counted.any()  # else another process has read the same
+    own = LocalRows(program.mesh, data.batch_size).counted.any()  # otherwise another process has read the same rows
     read = gathered([data.report.samples, data.report.skipped] if own else [0, {}])
     return {
         "stage": program.stage.name,

@@ -1,9 +1,9 @@
-"""A plan by arithmetic on shapes, without the compiler: milliseconds instead of minutes, for ranking.
+"""A plan computed by arithmetic on shapes, without the compiler: milliseconds instead of minutes, for ranking.
 
-Memory: the shards of state and batch as they lie in memory, and at the worst moment of the backward pass the layers'
-saved activations, gradients, the head and one layer's weights whole, and that layer's activations. Time: dots and
-attention at their rates, the optimizer's and the activations' bytes, and what of the collectives these cannot hide.
-``search`` compares memory with the compiler's where it compiles.
+Memory: the shards of state and batch as laid out in memory, plus, at the peak of the backward pass, the layers' saved
+activations, the gradients, the unsharded weights of the head and of one layer, and that layer's activations. Time: dots
+and attention at their rates, the bytes of the optimizer and the activations, and the part of the collectives that these
+cannot hide. For candidates that ``search`` compiles, it also shows the compiler's memory.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ from pallas_kernels.devices import device_key
 _BF16, _F32 = 2, 4
 HEAD = "token_embeddings"  # its parameter group
 MIB = 1 << 20
-# Values of the layer's width that everything but matmuls and attention moves for a token and layer, forward and
-# backward: what compiled steps of the 2B model show beside their dots (S1.1, S1.3, S2 for v5e:4x4; S1.1, S2 for H200).
-# TPUs keep what they can in vector memory: of larger activations (MiB of one, [tokens, width]) more is moved.
+# How many values per unit of the layer's width everything but matmuls and attention moves per token and layer, forward
+# and backward, as observed in compiled steps of the 2B model (S1.1, S1.3, S2 for v5e:4x4; S1.1, S2 for H200). TPUs keep
+# what they can in vector memory, so larger activations (MiB of one, [tokens, width]) move more.
 MOVED = {"tpu": 60.0, "gpu": 125.0}
 MOVED_FOR_MIB, MOST_MOVED = {"tpu": 1.5, "gpu": 0.0}, 170.0
-# Where devices share rows: how often a layer reads or writes the keys and values of whole rows, to put them in order;
-# where they exchange heads, queries, keys, values and outputs (compiled for TPUs, such steps move no more than others).
+# If devices share rows: how often a layer reads or writes the keys and values of whole rows to put them in order; if
+# they exchange heads, how often it does so with queries, keys, values and outputs (compiled for TPUs, such steps move
+# no more than other steps).
 KEYS_MOVED = {"tpu": 13.0, "gpu": 5.0}
 HEADS_MOVED = {"tpu": 0.0, "gpu": 5.0}
-# Of the collectives at least this share is exposed: XLA:TPU waits for some of each layer's weights (the same steps).
-# Those of keys and values are exposed whole: attention waits for them.
+# At least this share of the collectives is exposed: XLA:TPU waits for some of each layer's weights (in the same steps).
+# Collectives of keys and values are fully exposed, since attention waits for them.
 EXPOSED = {"tpu": 0.18, "gpu": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """Of one device and one step; bytes, seconds, FLOPs."""
+    """Costs of one step on one device, in bytes, seconds and FLOPs."""
 
     arguments: float
     temporaries: float
@@ -81,13 +82,13 @@ class Arithmetic:
         self._states: dict[Mesh, _State] = {}
 
     def estimate(self, program: Program, work: Workload) -> StepCost:
-        """Of ``program`` with the execution, microbatches and mesh that it has."""
+        """The cost of ``program`` with its own execution, microbatches and mesh."""
         if program.mesh not in self._states:
             self._states[program.mesh] = self._state(program.mesh)
         state, sizes = self._states[program.mesh], _Sizes.of(program, work)
         leaves = program.abstract_batch()
         batch = sum(_stored(leaf, self._tiled) for leaf in leaves.values())
-        if crops := pixels.abstract_crops(program):  # and the patches made of them for the next step
+        if crops := pixels.abstract_crops(program):  # and the patches made from them for the next step
             batch += sum(_stored(leaf, self._tiled) for leaf in (*crops.values(), leaves["patches"]))
         compute, memory = self._work_seconds(sizes, program, work, state)
         compute += pixels.flops_of(program) / (self.target.chip.peak * self.target.chip.products)
@@ -127,7 +128,7 @@ class Arithmetic:
         return dots + attention, (optimizer + activations + ordered) / chip.hbm_bandwidth
 
     def _ordered(self, sizes: _Sizes, program: Program) -> float:
-        """Bytes that are moved to put what devices get of each other's slots into sequence order."""
+        """Bytes moved to put the data of other devices' slots into sequence order."""
         ways = program.mesh.shape[CONTEXT]
         if ways == 1:
             return 0.0
@@ -136,7 +137,7 @@ class Arithmetic:
         return sizes.keys * ways * KEYS_MOVED[self._kind]
 
     def _parameters_seconds(self, sizes: _Sizes, program: Program) -> float:
-        """Gathers of the weights, sums of the gradients, and the sums of activations over ``tensor``."""
+        """Seconds to gather the weights, reduce the gradients, and reduce activations over ``tensor``."""
         c, mesh = sizes.config, program.mesh
         whole, trained = (_BF16 * size / sizes.tensor for size in (self.parameters, self.trained))
         shards = math.prod(mesh.shape[axis] for axis in SHARDS)
@@ -150,10 +151,10 @@ class Arithmetic:
         return sizes.microbatches * sum(self._seconds(mesh, *part) for part in parts)
 
     def _shared_rows_seconds(self, sizes: _Sizes, program: Program) -> float:
-        """Of what devices that share rows send each other for attention.
+        """Seconds of what devices that share rows send each other for attention.
 
-        Gathers of keys and values, sums of their gradients, which XLA:TPU scatters for some shapes only; or exchanges
-        of queries, keys, values, outputs and the gradients of all.
+        Either gathers of keys and values and sums of their gradients (which XLA:TPU reduce-scatters only for some
+        shapes), or exchanges of queries, keys, values, outputs and the gradients of all of these.
         """
         mesh, again = program.mesh, POLICIES[program.run.execution.remat].again
         kind = "all-reduce" if self._kind == "tpu" else "reduce-scatter"
@@ -166,7 +167,7 @@ class Arithmetic:
         return sizes.microbatches * sum(self._seconds(mesh, *part) for part in parts)
 
     def _seconds(self, mesh: Mesh, kind: str, axes: tuple[str, ...], size: float) -> float:
-        """Of a collective of ``size`` bytes along ``axes``."""
+        """Seconds of a collective of ``size`` bytes along ``axes``."""
         if math.prod(mesh.shape[axis] for axis in axes) == 1:
             return 0.0
         groups, ways = _along(mesh, axes)
@@ -180,12 +181,12 @@ class Arithmetic:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """Of one device and one microbatch.
+    """Sizes on one device for one microbatch.
 
     Attributes:
       config: the model's.
-      tokens: slots of the device's rows, or its part of them; visual and text ones of them.
-      microbatches: of a step.
+      tokens: slots of the device's rows, or its share of them; ``visual`` and ``text`` are those of each kind.
+      microbatches: number per step.
       tensor: devices that share heads and columns.
       trained: parameter groups that train.
     """
@@ -237,7 +238,7 @@ class _State:
 
 
 def _stored(leaf: jax.ShapeDtypeStruct, tiled: bool) -> float:
-    """Bytes of a leaf's shard; on a TPU two of its dimensions are padded, those by which the least is added."""
+    """Bytes of a leaf's shard; on a TPU two of its dimensions are padded, those that add the least padding."""
     shape = leaf.sharding.shard_shape(leaf.shape)
     if not tiled or not shape:
         return math.prod(shape) * leaf.dtype.itemsize
@@ -261,10 +262,10 @@ class Policy:
     """What a policy of ``execution.remat`` keeps and repeats.
 
     Attributes:
-      inputs: activations of the layer's width d that it keeps of a token and layer.
-      dots: whether it keeps the outputs of the matmuls as well.
-      again: whether matmuls are computed again in the backward pass.
-      attention_again: likewise, the forward attention kernel.
+      inputs: how many activations of the layer's width d it keeps per token and layer.
+      dots: whether it also keeps the outputs of the matmuls.
+      again: whether matmuls are recomputed in the backward pass.
+      attention_again: the same for the forward attention kernel.
     """
 
     inputs: int
@@ -273,7 +274,7 @@ class Policy:
     attention_again: bool
 
     def saved(self, c: Architecture, tensor: int) -> float:
-        """Elements of a token and layer that the backward pass finds in a device's memory."""
+        """Elements per token and layer that the backward pass finds in a device's memory."""
         dots = (c.qkv_dim + 2 * c.intermediate_size) / tensor + 2 * c.hidden_size
         return self.inputs * c.hidden_size + self.dots * dots
 
@@ -298,7 +299,7 @@ def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
     head = c.vocab_size * c.hidden_size / sizes.tensor * width * (1 + (HEAD in sizes.trained))  # and its gradient
     # Backward through an FFN of one modality: gate, up, their product, and the gradients of these.
     ffn = 6 * max(sizes.visual, sizes.text) * c.intermediate_size / sizes.tensor * width
-    # What attention has of the others' slots, as it comes and in order, and the gradients of both.
+    # Data of the other devices' slots that attention holds, as received and in order, and the gradients of both.
     heads = c.num_attention_heads + c.num_key_value_heads
     heads = heads if execution.exchanges_heads else c.num_key_value_heads * context
     shared = 4 * 2 * sizes.tokens * heads * c.head_dim / sizes.tensor * width
@@ -315,14 +316,15 @@ def _temporaries(sizes: _Sizes, program: Program, state: _State) -> float:
 
 
 def _dot_flops(sizes: _Sizes, *, again: bool) -> float:
-    """Of one device and microbatch, attention's scores aside: forward, backward, and ``again`` where recomputed."""
+    """FLOPs on one device for one microbatch, without attention scores: forward, backward, and ``again`` if
+    recomputed."""
     matmuls = language_matmuls(sizes.config, sizes.visual, sizes.text)
     total = sum(each.forward * (2 + (again and each.needed) + (each.group in sizes.trained)) for each in matmuls)
     return total / sizes.tensor
 
 
 def _along(mesh: Mesh, axes: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """One group of partitions along axes of the mesh, and how many devices it has."""
+    """One group of partitions along axes of the mesh, and its number of devices."""
     places = np.arange(mesh.devices.size).reshape(mesh.devices.shape)
     group = places[tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)].reshape(-1)
     return (tuple(group.tolist()),), len(group)

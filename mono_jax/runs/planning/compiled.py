@@ -1,4 +1,4 @@
-"""A run's own step compiled for a target, and what the compiled program says of memory, work and time."""
+"""A run's own step compiled for a target, and what the compiled program says about memory, work and time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DAY = 86400.0
 def plan(program: Program, target: Target, work: Workload) -> dict[str, Any]:
     """The plan of ``program`` on ``target``: what ``experiments/plan.py --json`` prints.
 
-    What does not compile is a result: ``fits`` is false and ``reason`` the compiler's own words.
+    A step that does not compile is also a result: ``fits`` is false and ``reason`` is the compiler's message.
     """
     start = time.perf_counter()
     try:
@@ -45,7 +45,7 @@ def plan(program: Program, target: Target, work: Workload) -> dict[str, Any]:
             "hbm_bytes_per_device": memory.total,
             "argument_bytes": memory.arguments,
             "temp_bytes": memory.temporaries,
-            "reason": None if fits else f"{memory.total / GIB:.2f} GiB a device, {limit / GIB:.2f} are there",
+            "reason": None if fits else f"{memory.total / GIB:.2f} GiB per device, {limit / GIB:.2f} available",
         }
     return result | {"compile_s": round(seconds, 1)}
 
@@ -85,7 +85,7 @@ def _frame(program: Program, target: Target, work: Workload) -> dict[str, Any]:
 
 
 def _refused(message: str, seconds: float) -> dict[str, Any]:
-    """The keys of a step that the compiler refuses."""
+    """The keys for a step that the compiler rejects."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     needed = re.search(r"(?:Used|required[^(]*\()\s*([\d.]+)([KMGT])", message)
     return {
@@ -103,18 +103,18 @@ def _time_of(
     compiled: jax.stages.Compiled,
     tiles: jax.stages.Compiled | None,
 ) -> dict[str, Any]:
-    """``_time``, or the reason why there is none: a libtpu may write programs that an older jaxlib cannot read."""
+    """``_time``, or why it is missing: a newer libtpu may write programs that an older jaxlib cannot read."""
     try:
         text, before = compiled.as_text(), None if tiles is None else tiles.as_text()
     except jax.errors.JaxRuntimeError as error:
         why = str(error).splitlines()[0][:200]
-        unread = f"no traffic and no times are known: this jaxlib cannot read the compiler's program ({why})"
+        unread = f"traffic and times are unknown: this jaxlib cannot read the compiler's program ({why})"
         return {"assumptions": [work.assumption, unread]}
     return _time(program, target, work, text, before)
 
 
 def _time(program: Program, target: Target, work: Workload, text: str, before: str | None) -> dict[str, Any]:
-    """The keys that the compiled program's text gives: traffic always, times where the chip is known.
+    """The keys derived from the compiled program's text: always traffic, and times if the chip is known.
 
     ``before``: the text of the program that makes the tiles before each step.
     """
@@ -160,7 +160,7 @@ def _time(program: Program, target: Target, work: Workload, text: str, before: s
 def _assumptions(totals: Totals) -> list[str]:
     found = []
     if totals.unknown_loops:
-        found.append(f"loops whose trips depend on data count once: {', '.join(totals.unknown_loops)}")
+        found.append(f"loops with data-dependent trip counts count once: {', '.join(totals.unknown_loops)}")
     if totals.silent_kernels:
-        found.append(f"kernels whose work is not known count as nothing: {', '.join(totals.silent_kernels)}")
+        found.append(f"kernels whose work is unknown count as zero: {', '.join(totals.silent_kernels)}")
     return found

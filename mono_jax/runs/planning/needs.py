@@ -1,4 +1,4 @@
-"""What a compiled step runs and needs, in one line."""
+"""What a compiled step runs and needs, on one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Memory:
 
     arguments: int
     temporaries: int
-    others: int  # results that no argument's place takes, and the program itself
+    others: int  # results that are not aliased to an argument, and the program itself
 
     @property
     def total(self) -> int:
@@ -29,7 +29,7 @@ class Memory:
 
 
 def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
-    """As the compiler has planned it; None where the backend does not say."""
+    """As planned by the compiler; None if the backend does not report it."""
     found = compiled.memory_analysis()
     if found is None:
         return None
@@ -53,7 +53,7 @@ def needs(program: Program, executable: jax.stages.Compiled) -> str:
 
 
 def attention(program: Program) -> Implementation:
-    """What serves the attention of the step's rows on the program's mesh."""
+    """The implementation that computes the attention of the step's rows on the program's mesh."""
     execution = program.run.execution
     named = None if execution.attention == "auto" else execution.attention
     return api.choose(attention_problem(program), named).with_chunk(execution.attention_chunk)
@@ -72,18 +72,18 @@ def attention_problem(program: Program) -> Problem:
 
 
 def ways_of_queries(program: Program) -> int:
-    """Devices that share the queries of a row; those that exchange heads have all of them."""
+    """Number of devices that share the queries of a row; devices that exchange heads have all of them."""
     return 1 if program.run.execution.exchanges_heads else program.mesh.shape[CONTEXT]
 
 
 def kernel(implementation: Implementation, slots: int) -> str:
-    """Its name and, where it has blocks of queries, their size in rows of ``slots``."""
+    """Its name and, if it has blocks of queries, their size for rows of ``slots``."""
     size = next((getattr(implementation, n) for n in ("block", "block_q", "chunk") if hasattr(implementation, n)), None)
     return implementation.name.rpartition("/")[2] + ("" if size is None else f" {min(size, slots)}")
 
 
 def _limit(device: jax.Device) -> int | None:
-    """Bytes that a program may use of a device's memory: its own word, or that of the data sheet."""
+    """Bytes of a device's memory that a program may use, as reported by the device or from the data sheet."""
     try:
         stats = device.memory_stats() or {}
     except (AttributeError, jax.errors.JaxRuntimeError):  # an absent device

@@ -12,7 +12,7 @@ from pallas_kernels.devices import compiled_for
 
 
 def abstract_crops(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of what a batch brings instead of patches; empty for other pixel paths."""
+    """Shapes, dtypes and shardings of what a batch contains instead of patches; empty for other pixel paths."""
     data, geometry = program.run.data, program.model.config.geometry
     if data.pixel_path != "device" or not data.visual_tokens:
         return {}
@@ -21,7 +21,7 @@ def abstract_crops(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def compile_tiles(program: Program) -> jax.stages.Compiled | None:
-    """The executable, made ahead of time; None for other pixel paths. Raises what the compiler raises."""
+    """The executable, compiled ahead of time; None for other pixel paths. Raises what the compiler raises."""
     if not (crops := abstract_crops(program)):
         return None
     traced = tiles_program(program.mesh).trace(*crops.values(), program.abstract_batch()["patch_cells"])
@@ -29,9 +29,9 @@ def compile_tiles(program: Program) -> jax.stages.Compiled | None:
 
 
 def with_step(step: Memory, tiles: jax.stages.Compiled | None) -> Memory:
-    """The memory of steps, while one of which runs the next batch's crops and patches are there.
+    """The memory of a step, during which the next batch's crops and patches are also in memory.
 
-    The temporaries of the two programs are never there at once.
+    The temporaries of the two programs never exist at the same time.
     """
     found = None if tiles is None else memory_of(tiles)
     if found is None:
@@ -41,7 +41,7 @@ def with_step(step: Memory, tiles: jax.stages.Compiled | None) -> Memory:
 
 
 def flops_of(program: Program) -> float:
-    """Of making the tiles of a device's rows: two matmuls a tile, in three digits each."""
+    """FLOPs to make the tiles of a device's rows: two matmuls per tile, with three digits each."""
     if not (crops := abstract_crops(program)):
         return 0.0
     shape = crops["crop_pixels"].sharding.shard_shape(crops["crop_pixels"].shape)

@@ -1,7 +1,7 @@
-"""The table of docs/scaling.md: the stages of EViP and EViP++ on pods, beside the paper's days.
+"""The table of docs/scaling.md: the stages of EViP and EViP++ on pods, next to the paper's days.
 
-Rows are found by ``search``'s arithmetic (mesh, microbatches and remat of each stage's own rows); chosen ones are
-compiled as well.
+Rows are found by ``search``'s arithmetic (mesh, microbatches and remat for each stage's own rows); selected ones are
+also compiled.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from mono_jax.runs.planning.search import search
 from mono_jax.runs.planning.targets import Target, target
 
 TARGETS = {"v5e-256": "v5e:16x16", "v5p-128": "v5p:4x4x8", "v6e-256": "v6e:16x16", "256 H100": "h100:1x32x8"}
-# Samples of a stage (Mono-InternVL, table of stages). Of Mono-InternVL-1.5 only the sum of S1 is known, 58 % less: it
-# is taken off each stage alike.
+# Samples of a stage (Mono-InternVL, table of stages). For Mono-InternVL-1.5 only the sum of S1 is known, 58 % less;
+# each of its stages is reduced by the same share.
 SAMPLES = {"S1.1": 922e6, "S1.2": 258e6, "S1.3": 143e6, "S2": 5e6}
 PLUS = 0.42
-BATCH = 2048  # samples of a batch, about: rows are whole
+BATCH = 2048  # approximate samples per batch: rows are whole
 PAPER = "the paper: S1.1 to S1.3 in 16 days, S2 in 1 day, on 256 A100"
 DAY = 86400.0
 
@@ -33,13 +33,13 @@ def table(config_of: Callable[[str], Mapping[str, Any]], compile_: Sequence[str]
 
     Args:
       config_of: the config of a stage, by its name.
-      compile_: rows to compile as well, as "S1.1@v5e-256".
+      compile_: rows to compile in addition, such as "S1.1@v5e-256".
 
-    Raises ConfigError for a row that is none.
+    Raises ConfigError for a row that does not exist.
     """
     rows = [f"{stage}{plus}@{pod}" for plus in ("", "++") for stage in SAMPLES for pod in TARGETS]
     if unknown := set(compile_) - set(rows):
-        raise ConfigError(f"--compile_rows: {sorted(unknown)[0]} is no row of the table, such as {rows[0]}")
+        raise ConfigError(f"--compile_rows: {sorted(unknown)[0]} is not a row of the table, such as {rows[0]}")
     yield f"jax {jax.__version__}; bounds, not predictions; {PAPER}."
     yield ""
     yield "| stage, pod | mesh, microbatches, remat | row, rows | GiB a device | bound MFU | samples/s | days | how |"

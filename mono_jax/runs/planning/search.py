@@ -1,4 +1,4 @@
-"""Meshes, microbatches, remat policies and row lengths ranked by arithmetic, the best few compiled."""
+"""Ranks meshes, microbatches, remat policies and row lengths by arithmetic, and compiles the best few."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mono_jax.runs.planning.targets import Target
 from mono_jax.runs.planning.workload import workload
 from mono_jax.runs.program import Program, key_heads_of_device
 
-LENGTHS = (4096, 8192, 11_264, 16_384, 32_768)  # slots of a row, multiples of 1,024 as kernels want them
-SHARED_FROM = 32_768  # slots of a row that several devices may share; shorter ones fit into one
-LANES = 128  # of slots that are shared, each device gets a multiple, as kernels want it
+LENGTHS = (4096, 8192, 11_264, 16_384, 32_768)  # slots of a row, multiples of 1,024 as the kernels need
+SHARED_FROM = 32_768  # smallest row, in slots, that several devices may share; shorter rows fit on one
+LANES = 128  # each device gets a multiple of this number of shared slots, as the kernels need
 
 
 def search(
@@ -33,11 +33,11 @@ def search(
 ) -> dict[str, Any]:
     """The plan of the best candidate, with {"candidates", "compiled", "seconds"} under "search".
 
-    Candidates have the slots of the run's batch, as nearly as whole rows allow; with ``batch_samples`` as many rows of
-    the run's own length as hold these samples. Raises ConfigError if none is possible.
+    Candidates have as many slots as the run's batch, as closely as whole rows allow; with ``batch_samples``, enough
+    rows of the run's own length to hold this number of samples. Raises ConfigError if no candidate is possible.
     """
     if target.chip is None or target.chip.hbm_bandwidth is None:
-        raise ConfigError(f"--search: nothing is known of the speed of {target.name}: name a TPU, an H100 or an H200")
+        raise ConfigError(f"--search: the speed of {target.name} is unknown: name a TPU, an H100 or an H200")
     start = time.perf_counter()
     program = _program(run, target)
     sums = arithmetic.Arithmetic(program, target)
@@ -50,7 +50,7 @@ def search(
     found.sort(key=_rank)
     if not found:
         raise ConfigError(
-            f"--search: data.batch_size {program.run.data.batch_size} divides by no mesh of {target.name}"
+            f"--search: data.batch_size {program.run.data.batch_size} is not divisible by any mesh of {target.name}"
         )
     seconds = time.perf_counter() - start
     plans = []
@@ -65,9 +65,10 @@ def search(
 
 
 def _rank(entry: Mapping[str, Any]) -> tuple[bool, bool, float, int]:
-    """The fastest that fits comes first; of equals, as far as arithmetic can tell them apart, the smallest.
+    """The fastest candidate that fits comes first; among those that arithmetic rates equal, the one with the least
+    memory.
 
-    "offload" comes after the others that fit: what its traffic with the host costs is not counted.
+    "offload" comes after the other fitting candidates, because the cost of its traffic with the host is not counted.
     """
     fits, speed = entry["fits"], round(entry["roofline_mfu"], 3)
     return not fits, entry["remat"] == "offload", -speed, entry["hbm_bytes_per_device"]
@@ -81,7 +82,7 @@ def _program(run: RunConfig, target: Target) -> Program:
 
 
 def _candidates(program: Program, target: Target, sizes: Sequence[tuple[int, int, int]]) -> Iterator[Program]:
-    on_device = program.run.data.pixel_path == "device"  # of rows that no two devices share
+    on_device = program.run.data.pixel_path == "device"  # only for rows that devices do not share
     for mesh in _meshes(len(target.devices), program):
         sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
         for visual, text, rows in sizes:
@@ -97,7 +98,7 @@ def _candidates(program: Program, target: Target, sizes: Sequence[tuple[int, int
 def _changed(
     program: Program, mesh: MeshConfig, visual: int, text: int, rows: int, parts: int, remat: str, shared: str
 ) -> Program:
-    """``program`` with another run; its model is the old one, which the arithmetic does not ask."""
+    """``program`` with another run; it keeps the old model, which the arithmetic does not use."""
     run = program.run
     data = dataclasses.replace(run.data, visual_tokens=visual, text_tokens=text, batch_size=rows)
     execution = dataclasses.replace(run.execution, remat=remat, context_parallel=shared)
@@ -106,7 +107,7 @@ def _changed(
 
 
 def _with(program: Program, target: Target, entry: dict[str, Any]) -> Program:
-    """The whole program of a candidate."""
+    """The complete program of a candidate."""
     mesh = MeshConfig(**entry["mesh"])
     sharded = dataclasses.replace(program, mesh=make_mesh(mesh, list(target.devices)))
     keys = ("visual_tokens", "text_tokens", "batch_size", "grad_accum_steps", "remat", "context_parallel")
@@ -118,7 +119,8 @@ def _with(program: Program, target: Target, entry: dict[str, Any]) -> Program:
 def _meshes(devices: int, program: Program) -> Iterator[MeshConfig]:
     """data x fsdp x context x tensor; tensor divides the key heads, fsdp and context the width.
 
-    These two leave a device 64 rows of the width: of fewer XLA:TPU pads much and sums gradients whole, not in shards.
+    These two leave each device at least 64 rows of the width: with fewer, XLA:TPU pads heavily and all-reduces
+    gradients instead of reduce-scattering them.
     """
     config = program.model.config
     most = max(config.hidden_size // 64, 16)
@@ -130,7 +132,8 @@ def _meshes(devices: int, program: Program) -> Iterator[MeshConfig]:
 
 
 def _ways_to_share(program: Program, mesh: MeshConfig) -> Sequence[str]:
-    """Of ``execution.context_parallel``: the run's own where no row is shared, else those that its heads allow."""
+    """Values of ``execution.context_parallel``: the run's own if no row is shared, otherwise those that its heads
+    allow."""
     if mesh.context == 1:
         return (program.run.execution.context_parallel,)
     divides = key_heads_of_device(program.model.config, mesh.tensor) % mesh.context == 0
@@ -143,7 +146,8 @@ def _may_share(visual: int, text: int, ways: int) -> bool:
 
 
 def _rows(run: RunConfig) -> Iterator[tuple[int, int, int]]:
-    """(visual, text, rows): the config's own rows, and longer and shorter ones with the same slots in a batch."""
+    """(visual, text, rows): the config's own rows, and longer and shorter ones with the same number of slots per
+    batch."""
     data = run.data
     slots = data.visual_tokens + data.text_tokens
     yield data.visual_tokens, data.text_tokens, data.batch_size
@@ -157,7 +161,7 @@ def _rows(run: RunConfig) -> Iterator[tuple[int, int, int]]:
 
 
 def _policies() -> list[str]:
-    """Of ``execution.remat``; two that keep the same here are one."""
+    """Values of ``execution.remat``; two that keep the same values here count as one."""
     named = get_args(get_type_hints(Execution)["remat"])
     return [name for name in arithmetic.POLICIES if name in named and name != "dots_no_batch"]
 
@@ -167,7 +171,7 @@ def _divisors(number: int, most: int) -> Sequence[int]:
 
 
 def _sized(sums: arithmetic.Arithmetic, program: Program, samples: float | None) -> dict[str, Any]:
-    """One line of the ranking; ``samples``: of a slot."""
+    """One line of the ranking; ``samples``: per slot."""
     run, target = program.run, sums.target
     slots = run.data.visual_tokens + run.data.text_tokens
     work = workload(program, None if samples is None else samples * slots)

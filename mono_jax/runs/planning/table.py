@@ -11,7 +11,7 @@ SHOWN = 12  # candidates of a search
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """What a person wants to know of a plan, and of the search before it."""
+    """A readable summary of a plan, and of the search before it."""
     if "search" in result:
         yield from _ranking(result["search"])
     if "target" in result:
@@ -21,7 +21,10 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 def _ranking(search: Mapping[str, Any]) -> Iterator[str]:
     found = search["candidates"]
     fitting = sum(entry["fits"] for entry in found)
-    yield f"{len(found)} candidates by arithmetic in {search['seconds']} s, {fitting} of them fit; compiled in brackets"
+    yield (
+        f"{len(found)} candidates by arithmetic in {search['seconds']} s, {fitting} of them fit; compiled values in "
+        "brackets"
+    )
     head = ("data", "fsdp", "tensor", "context", "microbatches", "remat", "row", "rows", "GiB", "step s", "MFU")
     yield "  ".join(f"{name:>12}" for name in head)
     for entry in found[:SHOWN]:
@@ -50,7 +53,7 @@ def _plan(plan: Mapping[str, Any]) -> Iterator[str]:
         parts = [f"{plan[key] / GIB:.2f} {key.split('_')[0]}" for key in ("argument_bytes", "temp_bytes") if plan[key]]
         kinds = f" ({', '.join(parts)})" if parts else ""
         fits = "fits" if plan["fits"] else "does not fit"
-        yield f"memory   {plan['hbm_bytes_per_device'] / GIB:.2f}{limit} GiB a device{kinds}: {fits}"
+        yield f"memory   {plan['hbm_bytes_per_device'] / GIB:.2f}{limit} GiB per device{kinds}: {fits}"
     if plan["needs"] is not None:
         yield f"runs     {plan['needs']}"
     if plan["reason"]:
@@ -59,14 +62,14 @@ def _plan(plan: Mapping[str, Any]) -> Iterator[str]:
         span = (
             "" if plan["pixels_s"] is None else f", at least {_span(plan['pixels_s'])}, which the time below includes"
         )
-        yield f"pixels   tiles made before each step: {plan['pixels_flops'] / 1e12:.3g} TFLOP a device{span}"
+        yield f"pixels   tiles made before each step: {plan['pixels_flops'] / 1e12:.3g} TFLOP per device{span}"
     for kind, size in plan["collective_bytes"].items():
-        yield f"network  {kind}: {size / 1e9:.3f} GB a device and step"
+        yield f"network  {kind}: {size / 1e9:.3f} GB per device and step"
     if plan["step_s"] is not None:
         yield (
-            f"time     at least {_span(plan['step_s'])} a step, bound by {plan['bound']}: "
-            f"compute {_span(plan['compute_s'])}, memory {_span(plan['memory_s'])}, "
-            f"collectives {_span(plan['collective_s'])} of which {_span(plan['exposed_collective_s'])} exposed"
+            f"time     at least {_span(plan['step_s'])} per step, bound by {plan['bound']}: compute "
+            f"{_span(plan['compute_s'])}, memory {_span(plan['memory_s'])}, collectives {_span(plan['collective_s'])} "
+            f"of which {_span(plan['exposed_collective_s'])} exposed"
         )
         days = "" if plan["days_for_stage"] is None else f"; {plan['steps']:,} steps: {plan['days_for_stage']:.1f} days"
         yield (

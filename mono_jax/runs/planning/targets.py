@@ -1,4 +1,4 @@
-"""The hardware that a plan is made for: devices that need not be there, and what they can do."""
+"""The hardware that a plan is made for: devices that need not be present, and their capabilities."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pallas_kernels.errors import Unavailable
 
 TPUS = ("v5e", "v5p", "v6e", "tpu7x")
 GPUS = ("h200", "h100")
-MOST_CPUS = 512  # simulated devices of one process: each takes memory and threads
+MOST_CPUS = 512  # simulated devices in one process: each takes memory and threads
 FORMS = "v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, h200:1x8x1, h100:1x32x8 or cpu:8"
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices of one kind; ``chip`` is None where no data sheet is known (CPUs): then no times follow."""
+    """Devices of one kind; ``chip`` is None if there is no data sheet (CPUs), and then there are no times."""
 
     name: str
     devices: tuple[jax.Device, ...]
@@ -38,16 +38,16 @@ class Target:
 
     @property
     def platform(self) -> str:
-        """As ``lower`` wants it."""
+        """As ``lower`` expects it."""
         return lowering_platform(self.devices[0])
 
 
 def target(name: str) -> Target:
-    """The target of a name like "v5e:4x4"; raises ConfigError for one that is none or whose compiler is missing."""
+    """The target of a name like "v5e:4x4"; raises ConfigError for an unknown name or if its compiler is missing."""
     family, _, shape = name.partition(":")
     form = r"\d+" if family == "cpu" else r"\d+(x\d+)+"
     if family not in (*TPUS, *GPUS, "cpu") or not re.fullmatch(form, shape):
-        raise ConfigError(f"--target={name}: use one such as {FORMS}")
+        raise ConfigError(f"--target={name}: use for example {FORMS}")
     if family == "cpu" and not 1 <= int(shape) <= MOST_CPUS:
         raise ConfigError(f"--target={name}: between 1 and {MOST_CPUS} simulated devices")
     try:
@@ -70,7 +70,7 @@ def _devices(family: str, shape: str, name: str) -> list[jax.Device]:
 
 
 def _machines(shape: str) -> str:
-    """Partitions x machines x GPUs of one, as XLA reads it; 1 x N x 1 are machines of up to 8 GPUs."""
+    """Partitions x machines x GPUs per machine, as XLA reads it; 1 x N x 1 means machines with up to 8 GPUs."""
     sizes = [int(size) for size in shape.split("x")]
     if len(sizes) == 3 and sizes[2] == 1:
         gpus = math.gcd(sizes[1], 8)
@@ -79,7 +79,7 @@ def _machines(shape: str) -> str:
 
 
 def _leave_accelerators_alone(cpus: int | None) -> None:
-    """A plan needs no device: without this, JAX would take those of this machine. Too late is no harm."""
+    """A plan needs no device; without this, JAX would take those of this machine. Calling it too late does no harm."""
     try:
         jax.config.update("jax_platforms", "cpu")
         if cpus is not None:
@@ -94,9 +94,9 @@ def _leave_accelerators_alone(cpus: int | None) -> None:
 
 
 def collective_seconds(target: Target, mesh: Mesh, collective: Collective) -> float:
-    """The least time of a collective on the links of ``target``; the program's devices are those of ``mesh``.
+    """The minimum time of a collective on the links of ``target``; the program's devices are those of ``mesh``.
 
-    Rings use both directions of every axis of the torus that a group spans, lines (no wrap-around) one of them.
+    Rings use both directions of every torus axis that a group spans, lines (no wrap-around) only one.
     """
     devices = list(mesh.devices.flat)
     group = [devices[place] for place in collective.groups[0]] if collective.groups else devices
@@ -124,13 +124,14 @@ def _on_torus(target: Target, group: list[jax.Device], kind: str, size: float) -
 
 
 def _wraps(target: Target, extent: int) -> bool:
-    """Whether an axis of the slice is a ring: of v5e and v6e the whole 16, of v5p and tpu7x whole cubes of 4."""
+    """Whether an axis of the slice is a ring: on v5e and v6e only a full axis of 16, on v5p and tpu7x whole cubes of
+    4."""
     flat = target.name.startswith(("v5e", "v6e"))
     return extent == 16 if flat else extent % 4 == 0
 
 
 def _on_switches(target: Target, group: list[jax.Device], size: float) -> float:
-    """Within a machine by NVLink; between machines each GPU has a network card of its own."""
+    """Within a machine by NVLink; between machines, each GPU has its own network card."""
     machines = len({device.process_index for device in group})
     within = size / target.chip.link_bandwidth
     if machines < 2:

@@ -1,4 +1,4 @@
-"""What a step of a run works on, without its data: rows are taken as full, of samples of equal length."""
+"""What a step of a run works on, without its data: rows are assumed full, with samples of equal length."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ class Workload:
     """One global batch.
 
     Attributes:
-      rows: of the batch.
-      visual, text: tokens of a row.
-      samples: of a row, each of (visual + text) / samples tokens.
-      flops: model FLOPs of a step: no recomputation, no frozen weights' gradients, attention within samples.
+      rows: rows of the batch.
+      visual, text: tokens per row.
+      samples: samples per row, each with (visual + text) / samples tokens.
+      flops: model FLOPs of a step: without recomputation and frozen weights' gradients, with attention only within
+      samples.
     """
 
     rows: int
@@ -37,9 +38,10 @@ class Workload:
 
 
 def workload(program: Program, samples_per_row: float | None = None) -> Workload:
-    """The batch of ``program``; ``samples_per_row``: default, as many images of the most tiles as a row can hold.
+    """The batch of ``program``; ``samples_per_row``: default: as many images with the maximum number of tiles as a row
+    can hold.
 
-    Raises ConfigError for a number of samples that no row has.
+    Raises ConfigError for a number of samples that a row cannot hold.
     """
     data, config = program.run.data, program.model.config
     text = data.text_tokens
@@ -48,7 +50,10 @@ def workload(program: Program, samples_per_row: float | None = None) -> Workload
     usual = max(visual / (tiles * config.vision.tile_tokens), 1.0) if visual else 1.0
     samples = usual if samples_per_row is None else samples_per_row
     if not 0 < samples <= visual + text:
-        raise ConfigError(f"--samples_per_row={samples:g}: a row of {visual + text} tokens has between 1 and as many")
+        raise ConfigError(
+            f"--samples_per_row={samples:g}: a row of {visual + text} tokens has at least 1 sample and at most 1 per "
+            "token"
+        )
     length = (visual + text) / samples
     counts = {"visual": visual, "text": text, "pairs": samples * length * (length + 1) / 2}
     trained = trained_groups(program.stage, config)

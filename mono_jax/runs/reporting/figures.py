@@ -1,4 +1,4 @@
-"""Matplotlib without a display, and its figures as PNG."""
+"""Matplotlib without a display, and figures as PNG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["plt", "png"]
 
 
 def png(figure: Figure) -> bytes:
-    """The figure, which is closed."""
+    """The figure as PNG; closes the figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Shares of right answers beside what a constant answer would score."""
+"""Shares of right answers compared with the score of a constant answer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def interval(grade: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def with_interval(grade: Mapping[str, Any]) -> str:
-    """The share of right answers, in words."""
+    """The share of right answers with its interval, as text."""
     low, high = interval(grade)
     return f"{grade['accuracy']:.1%} ({low:.1%} to {high:.1%})"
 
 
 def verdict(grade: Mapping[str, Any]) -> str:
-    """Whether the answers beat what always giving the commonest answer would score, beyond chance."""
+    """Whether the answers beat always giving the most common answer, beyond chance."""
     low, high = interval(grade)
     return "better" if low > grade["majority"] else "worse" if high < grade["majority"] else "no better"
 
 
 def not_better(graded: Mapping[str, Any]) -> list[str]:
-    """The kinds of question whose answers do no better than a constant."""
+    """The kinds of question whose answers are no better than a constant answer."""
     return [kind for kind, grade in graded["by_kind"].items() if verdict(grade) != "better"]

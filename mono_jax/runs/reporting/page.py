@@ -1,4 +1,4 @@
-"""Sections as Markdown, and as one HTML file with its pictures inside."""
+"""Sections as Markdown, and as one HTML file with embedded pictures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """One HTML file that needs no other."""
+    """One self-contained HTML file."""
     parts = [f"{opening(title, _STYLE)}<h1>{html.escape(title)}</h1>"]
     for section in sections:
         heading = html.escape(section.title)

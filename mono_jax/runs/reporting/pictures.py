@@ -1,4 +1,4 @@
-"""The course of a run as one picture."""
+"""The course of a run in one picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DOTS, _LINE, _TEXT, _BAR = "#9ecae1", "#08519c", "#a63603", "#74a9cf"
 def course(workdir: Path, stages: Mapping[str, Mapping[str, Any]]) -> bytes:
     """A PNG of all stages side by side over their steps: training loss, held-out text loss, and what trains.
 
-    Dots are means between two records, the line smooths a tenth of a stage.
+    Dots are means between two records; the line is smoothed over a tenth of a stage.
     """
     figure, (losses, text, trains) = plt.subplots(
         3, 1, figsize=(13, 8), sharex=True, height_ratios=(3, 1.6, 1.6), layout="constrained"

@@ -1,4 +1,4 @@
-"""The report of a sequence of stages: report.md, and report.html with its pictures inside."""
+"""The report of a sequence of stages: report.md, and report.html with embedded pictures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _sections(results: Mapping[str, Any], picture: bytes) -> Iterator[Section]:
     if cards := _through_the_stages(stages):
         yield Section("The same pictures after every stage", cards=cards[:6])
     if (table := _grade_table(stages))[1:]:
-        lines = ["Right answers with their exact 95 % interval, beside what always giving the commonest would score."]
+        lines = ["Right answers with their exact 95 % interval, and the score of always giving the most common answer."]
         yield Section("Held-out questions", lines, table)
     yield Section("Language kept", [_TEXT_LINE], _text_table(stages))
     yield Section("Stages", (), _stage_table(stages))
@@ -53,20 +53,20 @@ def _sections(results: Mapping[str, Any], picture: bytes) -> Iterator[Section]:
     for folder, summary in stages.items():
         for name, graded in summary.get("evaluation", {}).items():
             title = f"{summary['stage']}: held-out {name.replace('_', ' ')}"
-            line = f"{graded['accuracy']:.1%} of {graded['questions']} equal the truth word for word."
+            line = f"{graded['accuracy']:.1%} of {graded['questions']} match the truth word for word."
             yield Section(title, [line], cards=_cards(graded["gallery"]), folded=folder != last)
     yield Section("How this was made", _made(results))
 
 
 _TEXT_LINE = (
-    "Loss on held-out text, nats per token, before and after each stage. While attention and the text side are frozen "
-    "it stays the same to the last bit."
+    "Loss on held-out text, nats per token, before and after each stage. While attention and the text side are "
+    "frozen, it stays the same to the last bit."
 )
 _FROZEN_LINE = "A frozen parameter has no gradient, no float32 master copy and no optimizer state."
 
 
 def _learnt(stages: Stages) -> list[str]:
-    """The headline: answers of the last stage that was asked, and what became of the language."""
+    """The headlines: the answers of the last stage that was asked, and how the language ability changed."""
     lines = []
     asked = [s for s in stages.values() if set(s.get("evaluation", {})) - {"captions"}]
     for name, graded in (asked[-1]["evaluation"] if asked else {}).items():
@@ -85,7 +85,7 @@ def _learnt(stages: Stages) -> list[str]:
     described = [s for s in stages.values() if "captions" in s.get("evaluation", {})]
     if described:
         shares = [f"{s['stage']} {s['evaluation']['captions']['accuracy']:.1%}" for s in described]
-        lines.append(f"Captions that equal the truth word for word: {', '.join(shares)}.")
+        lines.append(f"Captions that match the truth word for word: {', '.join(shares)}.")
     return [*lines, *_language(stages)]
 
 
@@ -102,7 +102,7 @@ def _language(stages: Stages) -> list[str]:
 
 
 def _through_the_stages(stages: Stages) -> list[Card]:
-    """The captions that every stage gave to the same pictures."""
+    """The captions that every stage gave for the same pictures."""
     found = {s["stage"]: s["evaluation"]["captions"] for s in stages.values() if "captions" in s.get("evaluation", {})}
     if len(found) < 2:
         return []

@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is written as."""
+"""The parts of a report, independent of its output format."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Section:
     """A heading with what follows it.
 
     Attributes:
-      lines: of a list; a single one is a paragraph.
+      lines: items of a list; a single one is a paragraph.
       table: the first row holds the headings.
       picture: PNG; ``alt`` says what it shows.
-      folded: shown on demand only.
+      folded: shown only on demand.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Curves of right answers over the levels of each change, and the changes themselves."""
+"""Curves of right answers over the levels of each change, and examples of the changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mono_jax.runs.reporting.figures import plt, png
 
 
 def curves(points: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]) -> bytes:
-    """PNG: a curve for each change, its levels side by side."""
+    """PNG: one curve per change, over its levels."""
     columns = min(4, len(points))
     rows = -(-len(points) // columns)
     figure, grid = plt.subplots(
@@ -37,7 +37,7 @@ def curves(points: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str
 
 
 def _end(point: Mapping[str, Any], which: str) -> float:
-    """Of the interval; the score itself where there is none."""
+    """An end of the interval; the score itself if there is no interval."""
     return point["score"] if point[which] is None else point[which]
 
 

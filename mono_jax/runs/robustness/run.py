@@ -1,4 +1,4 @@
-"""What ``experiments/robustness.py`` does: questions that get harder, broken files, placeholders in odd places."""
+"""Implements ``experiments/robustness.py``: questions that get harder, broken files, placeholders in odd places."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from mono_jax.runs.reporting.section import Section
 from mono_jax.runs.robustness import sets
 from mono_jax.runs.robustness.pictures import curves, examples
 
-NEW_TOKENS = 8  # where only whether there is an answer counts
+NEW_TOKENS = 8  # if it only matters whether there is an answer
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Asks everything; what is answered of an earlier call stays.
+    """Asks everything; answers of an earlier call are kept.
 
-    Returns {"model", "questions": how many, "curves": {name: [{"level", "score", "low", "high", "n"}]}, "broken" and
-    "placeholders": {name: ``ANSWERED``, or why it was refused}, "unexpected": [names of these]}.
+    Returns {"model", "questions": their number, "curves": {name: [{"level", "score", "low", "high", "n"}]}, "broken"
+    and "placeholders": {name: ``ANSWERED``, or why it was refused}, "unexpected": [names of these]}.
 
     Writes OUT/robustness.json and OUT/robustness.html. Raises MonoJaxError or DataError.
     """
     out = Path(args.out)
     asked = read_questions(args.questions, args.images)[: args.limit]
     if not asked:
-        raise DataError(f"{args.questions}: no question in it")
+        raise DataError(f"{args.questions}: contains no questions")
     model = open_model(args.model, None, **model_flags(args))
     broken, odd = try_broken(model, out / "broken", asked[0]), try_odd(model, asked[0])
     files = sets.write(out / "sets", asked, args.changes)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def try_broken(model: Opened, folder: Path, question: Question) -> dict[str, str]:
-    """{kind of file: ``ANSWERED``, or why it was refused}. Whatever else is raised is a fault, and comes through."""
+    """{kind of file: ``ANSWERED``, or why it was refused}. Any other error is a bug and is propagated."""
     folder.mkdir(parents=True, exist_ok=True)
     picture, outcomes = opened(question), {}
     for number, (name, broken) in enumerate(BROKEN.items()):
@@ -68,7 +68,7 @@ def try_broken(model: Opened, folder: Path, question: Question) -> dict[str, str
 
 
 def try_odd(model: Opened, question: Question) -> dict[str, str]:
-    """The same of each of ``ODD``, with the question's picture."""
+    """The same for each of ``ODD``, with the question's picture."""
     asker, picture = running.asker_of(model), (question.image.name, question.image.read_bytes())
 
     def ask(turns: Sequence[tuple[str, str]], pictures: int) -> None:
@@ -78,7 +78,7 @@ def try_odd(model: Opened, question: Question) -> dict[str, str]:
 
 
 def _outcome(ask: Callable[[], object]) -> str:
-    """``ANSWERED``, or the message of the error that refuses it."""
+    """``ANSWERED``, or the message of the error that rejects it."""
     try:
         ask()
     except (DataError, BadSample, GenerationError) as error:
@@ -87,7 +87,7 @@ def _outcome(ask: Callable[[], object]) -> str:
 
 
 def unexpected(cases: Mapping[str, File | Odd], outcomes: Mapping[str, str]) -> list[str]:
-    """The names of those that were answered or refused otherwise than ``cases`` expect."""
+    """The names of cases whose outcome is not the one that ``cases`` expects."""
     return [
         name
         for name, outcome in outcomes.items()
@@ -126,10 +126,10 @@ def _sections(result: Mapping[str, Any], asked: Sequence[Question]) -> list[Sect
     points = result["curves"]
     units = {name: _unit(name) for name in points}
     lines = [
-        f"Right answers to {result['questions']} questions, %, with their 95 % intervals; dotted: as at the first "
-        "level, which is the unchanged question but for interleaved ones."
+        f"Right answers to {result['questions']} questions, %, with their 95 % intervals; dotted: the value at the "
+        "first level, which is the unchanged question except for interleaved ones."
     ]
-    each = "Each must be answered or refused by name."
+    each = "Each must be answered, or refused with an error that names it."
     return [
         Section("Harder and harder", lines, picture=curves(points, units), alt="right answers by level of each change"),
         Section("What the changes look like", picture=examples(opened(asked[0])), alt="one picture at all levels"),
@@ -140,4 +140,4 @@ def _sections(result: Mapping[str, Any], asked: Sequence[Question]) -> list[Sect
 
 def _table(cases: Mapping[str, File | Odd], outcomes: Mapping[str, str]) -> list[list[str]]:
     rows = [[name, cases[name].expected or "either", outcome] for name, outcome in outcomes.items()]
-    return [["what was given", "expected", "what became of it"], *rows]
+    return [["what was given", "expected", "outcome"], *rows]

@@ -1,4 +1,4 @@
-"""Questions with changed pictures and arrangements, as files that ``experiments/evaluate.py`` can ask as well.
+"""Questions with changed pictures and arrangements, as files that ``experiments/evaluate.py`` can also read.
 
 FOLDER/NAME@LEVEL.jsonl     LLaVA records         FOLDER/pictures/NAME@LEVEL/*.png     their pictures
                                                   FOLDER/pictures/edge_EDGE/*.png      all pictures, reduced
@@ -22,7 +22,7 @@ from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES, scaled
 
 
 def write(folder: Path, questions: Sequence[Question], names: Sequence[str] | None = None) -> dict[str, Path]:
-    """{"NAME@LEVEL": file} of all changes, or those called ``names``; what is there of an earlier call stays.
+    """{"NAME@LEVEL": file} for all changes, or those in ``names``; files of an earlier call are kept.
 
     Raises ConfigError for an unknown name, DataError that names the picture.
     """
@@ -61,7 +61,7 @@ def _arranged(folder: Path, name: str, level: float, questions: Sequence[Questio
 
 
 def _reduced(folder: Path, question: Question, edge: int | None) -> Path:
-    """Its picture, with a shorter edge of ``edge`` pixels unless that is None; written once."""
+    """The question's picture, with a shorter edge of ``edge`` pixels unless that is None; written once."""
     if edge is None:
         return question.image.absolute()
     file = folder / "pictures" / f"edge_{edge}" / f"{question.id}.png"

@@ -1,4 +1,4 @@
-"""Sweeps: one config with many changes, each a unit that is trained, measured and compared.
+"""Sweeps: one config with many changes, each a unit that is trained, evaluated and compared.
 
 A sweep file is Python: ``CONFIG`` names the config that all units change, ``sweep(add)`` lists them.
 

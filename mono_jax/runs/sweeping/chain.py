@@ -1,4 +1,5 @@
-"""What a unit trains, stage by stage, each named by all that decides it: units with the same beginning share it."""
+"""What a unit trains, stage by stage. Each stage is named by everything that determines it, so that units with the same
+first stages share them."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ ONLY = "run"  # the folder of a config with one stage
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A stage of a unit, or what comes before the stages ("sets", "mono")."""
+    """A stage of a unit, or something made before the stages ("sets", "mono")."""
 
     folder: str
     digest: str
 
     @property
     def name(self) -> str:
-        """Of its folder, which all units that have it share."""
+        """The name of its folder, which all units that have this stage share."""
         return f"{self.folder}-{self.digest}"
 
 
@@ -36,9 +37,9 @@ class Plan:
     """A unit with its checked config.
 
     Attributes:
-      sets: what the sets are made from; None where none are made.
+      sets: the sets that are made; None if none are.
       mono: the base with visual experts, made before the first stage with images.
-      stages: in order; the digest of each covers those before it.
+      stages: in order; the digest of each includes those before it.
     """
 
     unit: Unit
@@ -49,7 +50,8 @@ class Plan:
 
 
 def plan(unit: Unit) -> Plan:
-    """Checks every key of the unit's config, as far as no data is needed. Raises ConfigError that names the unit."""
+    """Checks every key of the unit's config, as far as possible without data. Raises ConfigError that names the
+    unit."""
     values = unit.values()
     try:
         if "stages" not in values:
@@ -62,7 +64,7 @@ def plan(unit: Unit) -> Plan:
 
 
 def plans(sweep: Sweep) -> list[Plan]:
-    """Of all units. Raises ConfigError that names the first unit that cannot be run."""
+    """The plans of all units. Raises ConfigError that names the first unit that cannot be run."""
     return [plan(unit) for unit in sweep.units]
 
 
@@ -84,7 +86,7 @@ def _several(unit: Unit, config: EvipConfig) -> Plan:
 
 
 def _filled(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The stage's keys with stand-ins for what only the sets know, so that the rest can be checked."""
+    """The stage's keys with placeholders for what only the sets know, so that the rest can be checked."""
     sources = [{"name": "sets", "spec": {"kind": "text", "paths": "-"}}]
     filled = {**values, "data": {"tokenizer": "-", "sources": sources, **values["data"]}}
     if "evaluation" in filled:
@@ -95,7 +97,7 @@ def _filled(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def _checked(values: Mapping[str, Any]) -> RunConfig:
-    """The run of ``values``. Raises ConfigError for an unknown key or value, the model's among them."""
+    """The run of ``values``. Raises ConfigError for an unknown key or value, including those of the model."""
     run = RunConfig.from_dict(values)
     if not run.init:
         architecture_of(run)

@@ -1,4 +1,4 @@
-"""What ``experiments/sweep.py`` does, one function for each of its actions."""
+"""Implements ``experiments/sweep.py``, with one function for each of its actions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A sweep, the folder of what it makes, and the command that runs a unit of it, once the unit is added."""
+    """A sweep, its output folder, and the command that runs one of its units once the unit's name is appended."""
 
     sweep: Sweep
     workdir: Path | None
@@ -37,9 +37,10 @@ class Asked:
 
 
 def act(args: argparse.Namespace, program: str) -> tuple[int, dict[str, Any] | None]:
-    """Does what the arguments of ``program`` ask for: its exit code and, in the first process, the result.
+    """Does what the arguments of ``program`` ask for; returns the exit code and, in the first process, the result.
 
-    Of several sweeps it is {name of the file: result}, but for "run", which has one. Raises MonoJaxError or DataError.
+    For several sweeps, the result is {name of the file: result}, except for "run", which has a single one. Raises
+    MonoJaxError or DataError.
     """
     asked = _asked(args, program)
     if args.action == "run":
@@ -81,10 +82,13 @@ def _run(args: argparse.Namespace, asked: Sequence[Asked]) -> tuple[int, dict[st
 
 
 def _asked(args: argparse.Namespace, program: str) -> list[Asked]:
-    """One for each file; several have folders by their names in the workdir, and one folder of shared stages."""
+    """One for each file; several files get folders by their names in the workdir, and one common folder of shared
+    stages."""
     stems = [file.stem for file in args.files]
     if len(set(stems)) < len(stems):
-        raise ConfigError(f"{', '.join(map(str, args.files))}: two files of one name would use one folder: rename one")
+        raise ConfigError(
+            f"{', '.join(map(str, args.files))}: two files with the same name would use the same folder: rename one"
+        )
     found = []
     for file in args.files:
         sweep, workdir, shared = read_sweep(file, args.config), args.workdir, args.shared
@@ -99,9 +103,9 @@ def _asked(args: argparse.Namespace, program: str) -> list[Asked]:
 
 
 def expand(sweep: Sweep) -> dict[str, Any]:
-    """Checks every unit and prints a table: what it changes, and how many of its stages it trains first."""
+    """Checks every unit and prints a table: what it changes, and how many of its stages it is the first to train."""
     planned, trained = plans(sweep), set()
-    rows = [["", "unit", "stages", "of its own", "changes"]]
+    rows = [["", "unit", "stages", "to train", "changes"]]
     for number, each in enumerate(planned):
         own = [link for link in each.stages if link not in trained]
         trained |= set(own)
@@ -109,14 +113,14 @@ def expand(sweep: Sweep) -> dict[str, Any]:
         rows.append([str(number), each.unit.name, str(len(each.stages)), str(len(own)), changes])
     _print_table(rows)
     stages = sum(len(each.stages) for each in planned)
-    say_now(f"{len(planned)} units, {stages} stages, {len(trained)} to train: the others are shared")
+    say_now(f"{len(planned)} units, {stages} stages, {len(trained)} to train; the others are shared")
     return {"title": sweep.title, "units": _described(planned), "stages": stages, "to_train": len(trained)}
 
 
 def run(asked: Sequence[Asked], jobs: int) -> dict[str, Any]:
-    """Runs all units as processes: of several sweeps the first seeds of all come first, then the second ones.
+    """Runs all units as processes; with several sweeps, the first seeds of all sweeps run first, then the second ones.
 
-    Raises CheckpointError if another process does already.
+    Raises CheckpointError if another process is already running them.
     """
     tasks: list[Task] = []
     with contextlib.ExitStack() as stack:
@@ -137,7 +141,7 @@ def run(asked: Sequence[Asked], jobs: int) -> dict[str, Any]:
 def slurm(
     sweep: Sweep, workdir: Path, jobs: int | None, options: Sequence[str], submit: bool, command: Sequence[str]
 ) -> dict[str, Any]:
-    """Writes the array job, and hands it to sbatch if asked."""
+    """Writes the array job, and submits it with sbatch if asked."""
     planned = plans(sweep)
     _write_manifest(workdir, sweep, planned)
     script = slurm_job.write_script(workdir, sweep.file.stem, len(planned), command, jobs, options)
@@ -148,7 +152,7 @@ def slurm(
 
 
 def status(sweep: Sweep, workdir: Path) -> dict[str, Any]:
-    """Prints how far each unit is."""
+    """Prints the progress of each unit."""
     states = [state_of(workdir, each) for each in plans(sweep)]
     rows = [["unit", "state", "stage", "step", "loss", ""]]
     for state in states:
@@ -162,7 +166,7 @@ def status(sweep: Sweep, workdir: Path) -> dict[str, Any]:
 
 
 def _write_manifest(workdir: Path, sweep: Sweep, planned: Sequence[Plan]) -> None:
-    """WORKDIR/sweep.json: what was asked for."""
+    """Writes WORKDIR/sweep.json, which says what was requested."""
     asked = {"file": str(sweep.file), "title": sweep.title, "units": _described(planned)}
     publish.write_json(workdir / "sweep.json", asked)
 

@@ -1,7 +1,8 @@
-"""The results of a sweep: every unit in results.csv; groups with means and intervals in summary.csv, summary.md, plots.
+"""The results of a sweep: every unit in results.csv; groups with means and intervals in summary.csv, summary.md and
+plots.
 
-Intervals are Student's t at 95 % over the seeds of a group; a group of one has none. Differences to the first group are
-taken seed by seed (paired), since units with the same seed have more in common than those without.
+Intervals are Student's t at 95 % over the seeds of a group; a group of one has none. Differences from the first group
+are taken seed by seed (paired), since units with the same seed have more in common than others.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from mono_jax.runs.sweeping.seeds import MeanOfSeeds
 from mono_jax.runs.sweeping.status import result_of, state_of
 from mono_jax.runs.sweeping.units import Sweep
 
-Compared = tuple[MeanOfSeeds, MeanOfSeeds | None]  # a group by itself, and less the first group
+Compared = tuple[MeanOfSeeds, MeanOfSeeds | None]  # a group's mean, and its difference from the first group
 
 
 def gather(
     sweep: Sweep, plans: Sequence[Plan], workdir: Path, metrics: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Writes what the finished units say.
+    """Writes the results of the finished units.
 
-    ``metrics``: names, or beginnings of names, of what summary and plots show; none = all that differ between units.
-    Returns {"finished", "missing": {name: state}, "metrics", "files"}. Raises ConfigError if nothing is finished, or a
-    metric is unknown.
+    ``metrics``: names, or prefixes of names, of the metrics that summary and plots show; none = all that differ between
+    units. Returns {"finished", "missing": {name: state}, "metrics", "files"}. Raises ConfigError if no unit is
+    finished, or if a metric is unknown.
     """
     results = {plan.unit.name: found for plan in plans if (found := result_of(workdir, plan))}
     missing = {p.unit.name: state_of(workdir, p).state for p in plans if p.unit.name not in results}
@@ -63,7 +64,7 @@ def _chosen(results: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
 
 
 def _by_group(sweep: Sweep, results: Mapping[str, Any], metric: str) -> dict[str, dict[int | None, float]]:
-    """{group: {seed: value}} of the finished units that have ``metric``, groups in the order of the file."""
+    """{group: {seed: value}} of the finished units that have ``metric``, with groups in the order of the file."""
     table: dict[str, dict[int | None, float]] = {group: {} for group in sweep.groups}
     for unit in sweep.units:
         value = results.get(unit.name, {}).get("metrics", {}).get(metric)
@@ -73,7 +74,7 @@ def _by_group(sweep: Sweep, results: Mapping[str, Any], metric: str) -> dict[str
 
 
 def difference(table: Mapping[str, Mapping[int | None, float]], group: str, baseline: str) -> MeanOfSeeds | None:
-    """``group`` minus ``baseline`` over the seeds that both have; None where there are none, or it is the baseline."""
+    """``group`` minus ``baseline`` over the seeds that both have; None if there are none, or if it is the baseline."""
     if group == baseline or group not in table or baseline not in table:
         return None
     own, other = table[group], table[baseline]
@@ -120,7 +121,7 @@ def _markdown(sweep: Sweep, compared: Mapping[str, Mapping[str, Compared]], miss
     lines = [
         f"# {sweep.title}",
         "",
-        f"Means with 95 % intervals over seeds; differences to {baseline}, seed by seed.",
+        f"Means with 95 % intervals over seeds; differences from {baseline}, seed by seed.",
         "",
     ]
     for metric, groups in compared.items():
@@ -129,7 +130,7 @@ def _markdown(sweep: Sweep, compared: Mapping[str, Mapping[str, Compared]], miss
             clear = " *" if apart and apart.is_clear else ""
             lines.append(f"| {group} | {estimate.n} | {estimate} | {apart or ''}{clear} |")
         lines.append("")
-    lines += ["\\* the interval of the difference leaves out 0.", ""]
+    lines += ["\\* the interval of the difference excludes 0.", ""]
     if missing:
         lines += ["Missing: " + ", ".join(f"{name} ({state})" for name, state in missing.items()) + ".", ""]
     return "\n".join(lines)

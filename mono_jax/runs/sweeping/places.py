@@ -1,4 +1,4 @@
-"""Where a sweep keeps what it makes.
+"""Where a sweep keeps its files.
 
 WORKDIR/units/NAME/      a unit: links to its stages, report.html, result.json or failed.json, log.txt
         shared/STAGE-DIGEST/, sets-DIGEST/, mono-DIGEST/    made once for all units that have it
@@ -23,19 +23,19 @@ RESULT, FAILED, LOG = "result.json", "failed.json", "log.txt"
 
 
 def unit_folder(workdir: Path, name: str) -> Path:
-    """Of the unit called ``name``."""
+    """The folder of the unit called ``name``."""
     return workdir / "units" / name
 
 
 def shared_folder(workdir: Path, link: Link) -> Path:
-    """Of a stage, sets or base that all units with the same beginning use."""
+    """The folder of a stage, sets or base that all units with the same first stages use."""
     return workdir / "shared" / link.name
 
 
 def share(workdir: Path, folder: Path) -> None:
-    """Lets the sweep in ``workdir`` use ``folder``, with the stages of other sweeps, for what its units share.
+    """Makes the sweep in ``workdir`` use ``folder``, which may hold stages of other sweeps, for what its units share.
 
-    Raises CheckpointError if it has begun without.
+    Raises CheckpointError if the sweep has already started without it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -43,16 +43,18 @@ def share(workdir: Path, folder: Path) -> None:
     with contextlib.suppress(FileExistsError):
         place.symlink_to(_relative(folder, workdir))
     if not place.samefile(folder):
-        raise CheckpointError(f"{place}: this sweep has its stages there: leave --shared out, or give --shared={place}")
+        raise CheckpointError(
+            f"{place}: this sweep keeps its stages there: leave out --shared, or give --shared={place}"
+        )
 
 
 def is_trained(workdir: Path, link: Link) -> bool:
-    """Whether a stage is finished, by whichever unit."""
+    """Whether a stage has been finished by any unit."""
     return (shared_folder(workdir, link) / "summary.json").is_file()
 
 
 def lay_out(workdir: Path, plan: Plan) -> Path:
-    """Makes the unit's folder, in which links lead to what it shares; returns the folder."""
+    """Makes the unit's folder, with links to what it shares; returns the folder."""
     folder = unit_folder(workdir, plan.unit.name)
     folder.mkdir(parents=True, exist_ok=True)
     links = {stage.folder: shared_folder(workdir, stage) for stage in plan.stages}
@@ -70,7 +72,7 @@ def _link(place: Path, target: Path) -> None:
     if place.is_symlink() and os.readlink(place) == relative:
         return
     with contextlib.suppress(FileNotFoundError):
-        place.unlink()  # of the unit's former config
+        place.unlink()  # from the unit's previous config
     place.symlink_to(relative)
 
 
@@ -80,12 +82,12 @@ def _relative(target: Path, folder: Path) -> str:
 
 @contextlib.contextmanager
 def alone_with(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Waits until no other process makes the shared ``folder``, with a line if there is one."""
+    """Waits until no other process is making the shared ``folder``; prints a line if it has to wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another unit, which makes {folder.name} ...")
+            say(f"waiting for another unit, which is making {folder.name} ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -11,12 +11,12 @@ Groups = Mapping[str, Sequence[float]]
 
 
 def metric_plot(metric: str, groups: Groups) -> bytes:
-    """A PNG: a row for each group, with a dot per seed, and the mean with its 95 % interval."""
+    """A PNG with a row per group: a dot per seed, and the mean with its 95 % interval."""
     return metric_plots({metric: groups})
 
 
 def metric_plots(metrics: Mapping[str, Groups]) -> bytes:
-    """A PNG: a panel for each metric, side by side; the rows are the groups of the first."""
+    """A PNG with one panel per metric, side by side; the rows are the groups of the first metric."""
     names = list(next(iter(metrics.values())))
     width, height = 1.6 + (5.4 if len(metrics) == 1 else 2.6 * len(metrics)), 1.2 + 0.38 * len(names)
     figure, axes = plt.subplots(1, len(metrics), figsize=(width, height), sharey=True, squeeze=False)

@@ -1,4 +1,4 @@
-"""Runs one unit: its stages one after another, those that another unit has trained taken as they are."""
+"""Runs one unit: its stages one after another, reusing those that another unit has trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mono_jax.training.metrics import Say, read_metrics
 
 
 class SharingEvip(Evip):
-    """Stages, sets and bases that another unit of the sweep is making are waited for, then found."""
+    """``Evip`` that waits for stages, sets and bases that another unit of the sweep is making, and then uses them."""
 
     @classmethod
     def open(cls, config: EvipConfig, workdir: Path, say: Say = say_now) -> Self:
@@ -46,10 +46,10 @@ class SharingEvip(Evip):
 
 
 def run_unit(plan: Plan, workdir: Path) -> dict[str, Any]:
-    """Trains and measures what the unit lacks; writes and returns its result. All processes make this call.
+    """Trains and evaluates what is missing for the unit; writes and returns its result. All processes make this call.
 
-    {"unit", "group", "seed", "changes", "stages": {folder: digest}, "seconds", "metrics": {name: number}}
-    Raises MonoJaxError or DataError, which failed.json keeps; ``stopping.Preempted`` after SIGTERM.
+    {"unit", "group", "seed", "changes", "stages": {folder: digest}, "seconds", "metrics": {name: number}} Raises
+    MonoJaxError or DataError, which are recorded in failed.json; ``stopping.Preempted`` after SIGTERM.
     """
     start, first = time.perf_counter(), jax.process_index() == 0
     with first_process_first():
@@ -80,12 +80,12 @@ def run_unit(plan: Plan, workdir: Path) -> dict[str, Any]:
 
 
 def write_failure(folder: Path, line: str, code: int | None) -> None:
-    """Keeps why the unit in ``folder`` failed: the last line of its error and its exit code."""
+    """Records why the unit in ``folder`` failed: the last line of its error and its exit code."""
     publish.write_json(folder / FAILED, {"error": " ".join(line.split())[:300], "code": code, "time": time.time()})
 
 
 def _alone_with(folder: Path, say: Say) -> contextlib.AbstractContextManager[None]:
-    """``alone_with`` in the first process, on whose word the others wait."""
+    """``alone_with`` in the first process, for which the others wait."""
     return alone_with(folder, say) if jax.process_index() == 0 else contextlib.nullcontext()
 
 

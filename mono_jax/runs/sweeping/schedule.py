@@ -1,4 +1,4 @@
-"""Runs the units of sweeps as processes of their own, several at once if asked."""
+"""Runs the units of sweeps as separate processes, several at once if requested."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
 Say = Callable[[str], None]
 
-# Where one of these is set, somebody has chosen how much of a GPU's memory a process takes.
+# If one of these is set, the user has chosen how much of a GPU's memory a process takes.
 MEMORY_CHOICES = {"XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A unit, run as ``command`` in its sweep's ``workdir``; ``name`` is what messages call it."""
+    """A unit, run as ``command`` in its sweep's ``workdir``; ``name`` is its name in messages."""
 
     name: str
     plan: Plan
@@ -53,8 +53,8 @@ class _Job:
 class Scheduler(OnSignals):
     """Keeps up to ``jobs`` tasks running, each with its output in its unit's log.txt.
 
-    A unit whose next stage another one is training is started when that stage is there; sweeps whose units run together
-    have one folder of shared stages. Jobs share the GPUs, see ``share_of_gpus``.
+    A unit whose next stage is being trained by another one starts once that stage is finished; sweeps whose units run
+    together have a common folder of shared stages. Jobs share the GPUs, see ``share_of_gpus``.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -65,7 +65,7 @@ class Scheduler(OnSignals):
         self._stop = False
 
     def run(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
-        """Runs what is not finished: {"finished": names, "failed": names}. Raises Preempted after a signal."""
+        """Runs the unfinished tasks; returns {"finished": names, "failed": names}. Raises Preempted after a signal."""
         waiting = [task for task in tasks if not task.is_finished]
         outcome: dict[str, list[str]] = {"finished": [], "failed": []}
         outcome["finished"] = [task.name for task in tasks if task not in waiting]
@@ -82,7 +82,7 @@ class Scheduler(OnSignals):
                 self._end()
         if self._stop:
             raise Preempted(
-                f"stopped with {len(outcome['finished'])} of {len(tasks)} units finished: run again to go on"
+                f"stopped with {len(outcome['finished'])} of {len(tasks)} units finished: run again to continue"
             )
         return outcome
 
@@ -104,7 +104,7 @@ class Scheduler(OnSignals):
             self._say(f"{task.name}: started ({task.folder / LOG})")
 
     def _is_ready(self, task: Task) -> bool:
-        """Whether no running unit is yet to train what this one needs first."""
+        """Whether the first stage that this unit lacks is not part of any running unit."""
         lacks = next((link for link in task.plan.stages if not is_trained(task.workdir, link)), None)
         return all(lacks not in job.task.plan.stages for job in self._active)
 
@@ -134,11 +134,11 @@ class Scheduler(OnSignals):
 
 
 def share_of_gpus(environment: Mapping[str, str], slot: int, jobs: int) -> dict[str, str]:
-    """What job ``slot`` of ``jobs`` has of the GPUs that CUDA_VISIBLE_DEVICES names, as variables.
+    """The share of job ``slot`` of ``jobs`` in the GPUs that CUDA_VISIBLE_DEVICES names, as environment variables.
 
-    With as many GPUs as jobs or more each gets GPUs of its own. With fewer several jobs have one between them, and each
-    the same part of its memory, of which the first would else take nearly all; XLA_PYTHON_CLIENT_MEM_FRACTION or
-    XLA_PYTHON_CLIENT_PREALLOCATE, if set, stay as they are.
+    With at least as many GPUs as jobs, each job gets its own GPUs. With fewer, several jobs share a GPU, and each gets
+    the same part of its memory, since otherwise the first would take nearly all of it; XLA_PYTHON_CLIENT_MEM_FRACTION
+    or XLA_PYTHON_CLIENT_PREALLOCATE, if set, are left unchanged.
     """
     names = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     each = len(names) // jobs
@@ -152,7 +152,7 @@ def share_of_gpus(environment: Mapping[str, str], slot: int, jobs: int) -> dict[
 
 
 def last_line(log: Path) -> str:
-    """The last line with text in ``log``, "" if there is none."""
+    """The last non-empty line of ``log``; "" if there is none."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))

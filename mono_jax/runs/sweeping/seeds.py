@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class MeanOfSeeds:
-    """The mean of ``n`` values and the half-width of its 95 % interval (Student's t), None for a single one."""
+    """The mean of ``n`` values and the half-width of its 95 % interval (Student's t), None for a single value."""
 
     mean: float
     half: float | None
@@ -31,7 +31,7 @@ class MeanOfSeeds:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.half is not None and abs(self.mean) > self.half
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A sweep as a SLURM array job: one element a unit."""
+"""A sweep as a SLURM array job, with one element per unit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ exit $code
 def write_script(
     workdir: Path, name: str, units: int, command: Sequence[str], jobs: int | None, options: Sequence[str]
 ) -> Path:
-    """Writes WORKDIR/sweep.sbatch: ``units`` elements, at most ``jobs`` at once, with further options of sbatch."""
+    """Writes WORKDIR/sweep.sbatch: ``units`` elements, at most ``jobs`` at once, with additional sbatch options."""
     logs = (workdir / "slurm").absolute()
     logs.mkdir(parents=True, exist_ok=True)
     script = _SCRIPT.format(
@@ -50,9 +50,11 @@ def write_script(
 
 
 def submit(script: Path) -> str:
-    """Hands ``script`` to sbatch and returns what it says. Raises ClusterError."""
+    """Submits ``script`` with sbatch and returns its output. Raises ClusterError."""
     if shutil.which("sbatch") is None:
-        raise ClusterError(f"sbatch is not on this machine: copy {script} to the cluster, or leave --submit out")
+        raise ClusterError(
+            f"sbatch is not installed on this machine: copy {script} to the cluster, or leave out --submit"
+        )
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True)
     if done.returncode:
         raise ClusterError(f"sbatch {script}: {done.stderr.strip() or done.returncode}")

@@ -1,4 +1,4 @@
-"""How far each unit of a sweep is, from its files alone."""
+"""The progress of each unit of a sweep, determined only from its files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FINISHED, FAILED_STATE, RUNNING, PARTLY, WAITING = "finished", "failed", "runnin
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Of one unit.
+    """The progress of one unit.
 
     Attributes:
-      state: finished, failed, running, partly (some of it is there), waiting.
-      stage: the first that is not finished; "" where all are.
-      step, loss: of the newest record of that stage.
+      state: finished, failed, running, partly (some of it is done), waiting.
+      stage: the first unfinished one; "" if all are finished.
+      step, loss: from the newest record of that stage.
       note: why it failed.
     """
 
@@ -35,13 +35,13 @@ class State:
 
 
 def result_of(workdir: Path, plan: Plan) -> dict[str, Any] | None:
-    """The result of a unit that is finished as it is planned now."""
+    """The result of a unit that is finished according to its current plan."""
     found = stored_json(unit_folder(workdir, plan.unit.name) / RESULT)
     return found if found.get("stages") == {link.folder: link.digest for link in plan.stages} else None
 
 
 def state_of(workdir: Path, plan: Plan) -> State:
-    """How far the unit is."""
+    """The progress of the unit."""
     folder, name = unit_folder(workdir, plan.unit.name), plan.unit.name
     if result_of(workdir, plan) is not None:
         return State(name, FINISHED)

@@ -19,7 +19,7 @@ from mono_jax.runs import config_file
 Changes = Mapping[str, Any]
 
 SEED = "seed"
-BY_STAGE = ("replay", "scores", "filters")  # keys of a config that say something for each of its stages
+BY_STAGE = ("replay", "scores", "filters")  # keys of a config with an entry per stage
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*")
 
 
@@ -28,10 +28,10 @@ class Unit:
     """One run of a sweep.
 
     Attributes:
-      name: of its folder; ``group`` with the seed, where the group has several.
-      group: what is compared: its units differ in their seeds only.
+      name: name of its folder; ``group``, plus the seed if the group has several.
+      group: what is compared; the units of a group differ only in their seeds.
       seed: None for a group of one unit.
-      changes: {dotted key: value}, the seed's among them.
+      changes: {dotted key: value}, including the seed's keys.
       config: FILE[:ARG] that is changed.
     """
 
@@ -57,7 +57,8 @@ class Unit:
 
 
 def _chosen(values: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]:
-    """The stages of ``folders``, in that order, and other keys without what they say of the stages left out."""
+    """The stages of ``folders``, in that order, and other keys without their entries for the stages that are left
+    out."""
     stages = values.get("stages", {})
     if isinstance(folders, (str, Mapping)) or not all(isinstance(folder, str) for folder in folders):
         raise ConfigError(f"stages is {folders!r}: list the folders of the stages that run, in order")
@@ -71,13 +72,13 @@ def _chosen(values: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]
 
 
 class Units:
-    """What a sweep file gets as ``add``: collects its units.
+    """The object that a sweep file gets as ``add``; it collects the units.
 
     >>> add("frozen", {"stages.s1_3.stage": "S1.3-frozen-attention"}, seeds=3)
 
     ``changes``: {dotted key of the config: value}. A list under "stages" chooses and orders the stages that run.
-    ``seeds``: how many units the group gets; each has a seed of its own, 0, 1, ... (under ``seed_keys``).
-    ``config``: FILE[:ARG] in place of the sweep's. ``add.base``: the sweep's config, to read numbers from.
+    ``seeds``: the number of units in the group; each has its own seed, 0, 1, ... (under ``seed_keys``).
+    ``config``: FILE[:ARG] instead of the sweep's. ``add.base``: the sweep's config, to read numbers from.
     """
 
     def __init__(self, config: str | None, seed_keys: Sequence[str], file: str):
@@ -96,7 +97,9 @@ class Units:
         if config is None:
             raise ConfigError(f'{self._file}: give CONFIG = "FILE[:ARG]", or add(..., config=...)')
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigError(f"{self._file}: {name!r} is no name for a unit: use letters, digits and _ . + = , -")
+            raise ConfigError(
+                f"{self._file}: {name!r} is not a valid name for a unit: use letters, digits and _ . + = , -"
+            )
         if seeds < 1:
             raise ConfigError(f"{self._file}: {name}: seeds is {seeds}: give 1 or more")
         for seed in range(seeds):
@@ -111,7 +114,7 @@ class Units:
 
 
 def product(*axes: Mapping[str, Changes]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every choice of one entry per axis, each axis a mapping {label: changes}: (labels joined by "-", changes).
+    """Every choice of one entry per axis, each axis a mapping {label: changes}, as (labels joined by "-", changes).
 
     >>> list(product({"a": {"x": 1}}, {"low": {"y": 0}, "high": {"y": 9}}))
     [('a-low', {'x': 1, 'y': 0}), ('a-high', {'x': 1, 'y': 9})]
@@ -140,11 +143,11 @@ class Sweep:
 
     @property
     def groups(self) -> list[str]:
-        """In the order of the file; the first is what the others are compared with."""
+        """The groups in the order of the file; the others are compared with the first."""
         return list(dict.fromkeys(unit.group for unit in self.units))
 
     def unit(self, name: str) -> Unit:
-        """The unit called ``name``, or of this number. Raises ConfigError."""
+        """The unit with this name or index. Raises ConfigError."""
         for number, unit in enumerate(self.units):
             if name in (unit.name, str(number)):
                 return unit
@@ -152,24 +155,24 @@ class Sweep:
 
 
 def read_sweep(file: str | Path, config: str | None = None) -> Sweep:
-    """The sweep in ``file``, of ``config`` if given; raises ConfigError that names the file, the unit or the key."""
+    """The sweep in ``file``, with ``config`` if given; raises ConfigError that names the file, the unit or the key."""
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"{path}: no such sweep file")
     module = _module(path)
     if not callable(getattr(module, "sweep", None)):
-        raise ConfigError(f"{path}: a sweep file has a function sweep(add)")
+        raise ConfigError(f"{path}: a sweep file needs a function sweep(add)")
     config = config or getattr(module, "CONFIG", None)
     units = Units(config, getattr(module, "SEED_KEYS", _seed_keys(config)), str(path))
     _guarded(path, lambda: module.sweep(units))
     if not units.units:
-        raise ConfigError(f"{path}: sweep(add) added no unit")
+        raise ConfigError(f"{path}: sweep(add) added no units")
     title = (module.__doc__ or path.stem).strip().splitlines()[0]
     return Sweep(path, title.rstrip("."), units.units)
 
 
 def _seed_keys(config: str | None) -> tuple[str, ...]:
-    """Seeds of random weights and of the order of the data, in a config of one stage or of several."""
+    """Keys of the seeds of random weights and of the data order, in a config of one stage or of several."""
     several = config is None or "stages" in config_file.load(config)
     return ("common.seed", "data.seed") if several else ("seed", "data.seed")
 
