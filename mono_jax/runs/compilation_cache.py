@@ -38,7 +38,7 @@ class Programs:
       folder: None = no cache.
       found: programs found in the cache. added: programs that were compiled and added to it.
       saved: seconds that it once took to compile the programs found, minus the time to read them; JAX stores whole
-      seconds.
+        seconds.
     """
 
     folder: Path | None = None
@@ -67,7 +67,7 @@ class Programs:
         if self.found > before.found:
             say(f"{what} was compiled before{_spared(self.saved - before.saved)}: {self.folder}")
         elif self.added > before.added:
-            say(f"the compiled {what} is kept in {self.folder}")
+            say(f"{what} was compiled and is kept in {self.folder}")
 
     def lines(self) -> list[str]:
         """Lines to print at the end of a run."""

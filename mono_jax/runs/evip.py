@@ -1,6 +1,6 @@
 """Runs the stages of EViP one after another: trains, evaluates and summarises each; finished stages are skipped.
 
-WORKDIR/data/        sets built as the config asks             STAGE/       one run (see ``runs.stage``)
+WORKDIR/data/        sets built as the config asks              STAGE/       one run (see ``runs.stage``)
         mono/        the base with visual experts embedded      STAGE/summary.json
         report.md, report.html                                  base/        frozen parameters of all stages
 """

@@ -1,9 +1,9 @@
 """Scores of a source's samples under a model, on which filters select: which samples are easy or hard for it.
 
-    loss     nats a trained token
-    tokens   how many are trained
-    sight    of models with vision: nats a token by which the loss grows with noise in place of the images: how much of
-             the text they tell
+    loss     nats per trained token
+    tokens   number of trained tokens
+    sight    for models with vision: by how many nats per token the loss grows with noise in place of the images, that
+             is, how much of the text the images reveal
 
 A model without vision reads each text separately, as plain text.
 """

@@ -1,7 +1,7 @@
 """One stage of training, from a config to a model folder, as run by ``train.py`` and ``evip.py``.
 
-WORKDIR/config.json      the config as it runs now; config.initial.json: as it ran first
-        metrics.jsonl, tensorboard/   what it reported          timeline.jsonl: how the time was spent
+WORKDIR/config.json      the current config; config.initial.json: the first one
+        metrics.jsonl, tensorboard/   recorded metrics          timeline.jsonl: how the time was spent
         checkpoints/     state, newest ``keep``      base/    frozen parameters
         cache/           indices and packing plans   model/   the result; best/: that of the best step, if it is kept
 """

@@ -1,4 +1,4 @@
-"""A working directory, on disk or in a bucket: whose it is, and that one run at a time uses it."""
+"""A working directory, on disk or in a bucket: its layout and ownership, so that only one run at a time uses it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ NAMES = (
     "config.json", "config.initial.json", "checkpoints", "base", "cache", "model", "metrics.jsonl", "tensorboard",
     "timeline.jsonl", "data_changes.jsonl", "profile", "data", "logs", "mono", "evaluation", "best",
 )  # fmt: skip
-HERE = "$WORKDIR"  # what stands for the workdir in the paths that it keeps
+HERE = "$WORKDIR"  # placeholder for the workdir in stored paths
 LOCK = ".lock"
-CHECKPOINTED = ".checkpointed"  # made once the run has a whole checkpoint
+CHECKPOINTED = ".checkpointed"  # created once the run has a complete checkpoint
 LARGE = ("base", "best", "cache", "checkpoints", "model", "mono")  # folders that a bucket's workdir does not mirror
-STORE_EVERY = 60.0  # seconds between two looks for small files that have changed
+STORE_EVERY = 60.0  # seconds between checks for small files that have changed
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Where a run keeps what it writes; a folder, or a folder in a bucket with a local one for its small files.
+    """Where a run writes its files: a folder, or a folder in a bucket with a local one for its small files.
 
     Attributes:
-      place: the workdir as the user names it; what is large (``LARGE``) is written there at once.
-      files: local folder of the small files: the workdir itself, or what stands for it.
-      cache: local folder of what can be made again.
-      mirror: stores what changes in ``files``; None in a workdir on disk.
-      lease: on the workdir in the bucket, of the first process.
-      is_stage: whether it is one of several in a common folder, which move together.
+      place: the workdir as named by the user; large files (``LARGE``) are written there directly.
+      files: local folder of the small files: the workdir itself, or its local mirror.
+      cache: local folder of files that can be regenerated.
+      mirror: stores changes in ``files``; None for a workdir on disk.
+      lease: the first process's lease on the workdir in the bucket.
+      is_stage: whether it is one of several in a common folder, which are moved together.
     """
 
     place: Place
@@ -59,30 +59,31 @@ class Workdir:
 
     @classmethod
     def of(cls, folder: Path | Workdir) -> Workdir:
-        """That of a local folder."""
+        """The workdir of a local folder."""
         return folder if isinstance(folder, Workdir) else cls(folder, folder, folder / "cache")
 
     def stage(self, name: str) -> Workdir:
-        """The workdir of one stage in this one of several."""
+        """The workdir of one stage, within this workdir of several."""
         cache = self.files / name / "cache" if self.mirror is None else self.cache / name
         own = {"place": self.place / name, "files": self.files / name, "cache": cache}
         return dataclasses.replace(self, **own, lease=None, is_stage=True)
 
     def portable(self, value: Any) -> Any:
-        """``value`` with ``HERE`` for the workdir, of a stage for the folder of all, in each path in it.
+        """``value`` with the workdir (for a stage, the common folder) replaced by ``HERE`` in every path.
 
-        So it is kept: a workdir may be moved, mounted elsewhere, or mirrored by a machine with other folders.
+        Paths are stored this way because a workdir may be moved, mounted elsewhere, or mirrored on a machine with other
+        folders.
         """
         roots = [self.files.absolute(), self.files.resolve(), self.place.absolute()]
         return _replaced(value, [(str(root.parent if self.is_stage else root), HERE) for root in roots])
 
     def found(self, value: Any) -> Any:
-        """``value`` with the local folder of the small files for ``HERE``."""
+        """``value`` with ``HERE`` replaced by the local folder of the small files."""
         root = self.files.resolve()
         return _replaced(value, [(HERE, str(root.parent if self.is_stage else root))])
 
     def store(self) -> None:
-        """Brings small files to the bucket. Raises CheckpointError if another run has taken the workdir over."""
+        """Stores small files in the bucket. Raises CheckpointError if another run has taken over the workdir."""
         if self.mirror is not None:
             if self.lease is not None:
                 self.lease.check()
@@ -90,7 +91,7 @@ class Workdir:
 
     @contextlib.contextmanager
     def locked(self, say: Say) -> Iterator[None]:
-        """Keeps it to this run. Raises CheckpointError that names who has it."""
+        """Locks it for this run. Raises CheckpointError that names the current holder."""
         if isinstance(self.place, Path):
             with locked(self.place):
                 yield
@@ -115,10 +116,10 @@ def _replaced(value: Any, roots: Sequence[tuple[str, str]]) -> Any:
 
 @contextlib.contextmanager
 def opened(text: str, stages: Sequence[str] = (), say: Say = say_now) -> Iterator[Workdir]:
-    """The workdir that a path or URL names; ``stages``: folders in it that are workdirs too.
+    """The workdir that a path or URL names; ``stages``: folders in it that are also workdirs.
 
-    In a bucket it is kept to this run, its small files are fetched, and what changes of them is stored every minute
-    and at the end. Raises ConfigError, CheckpointError or StorageError if it cannot be used.
+    In a bucket, it is locked for this run, its small files are fetched, and changes to them are stored every minute and
+    at the end. Raises ConfigError, CheckpointError or StorageError if it cannot be used.
     """
     if isinstance(place := place_of(text), Path):
         yield Workdir.of(place)
@@ -137,7 +138,7 @@ def opened(text: str, stages: Sequence[str] = (), say: Say = say_now) -> Iterato
             with repeated(mirror.push, STORE_EVERY):
                 yield workdir
         except BaseException:
-            with contextlib.suppress(StorageError, CheckpointError):  # what ends the run is said, not this
+            with contextlib.suppress(StorageError, CheckpointError):  # report what ends the run, not this
                 workdir.store()
             raise
         workdir.store()
@@ -145,24 +146,25 @@ def opened(text: str, stages: Sequence[str] = (), say: Say = say_now) -> Iterato
 
 @contextlib.contextmanager
 def looked_at(text: str) -> Iterator[Path]:
-    """A local folder with the small files of a workdir, of a run that may go on: the workdir itself, or copies."""
+    """A local folder with the small files of a workdir whose run may still be going on: the workdir itself, or
+    copies."""
     if isinstance(place := place_of(text), Path):
         yield place
         return
     with tempfile.TemporaryDirectory() as folder:
         for name in place.objects(without=LARGE):
-            if not {*LARGE} & {*name.split("/")}:  # those of a stage
+            if not {*LARGE} & {*name.split("/")}:  # these folders of a stage
                 (place / name).fetch(Path(folder) / name)
         yield Path(folder)
 
 
 def _stop() -> None:
-    """Another run has the workdir: this one ends as if it were told to, without a last checkpoint."""
+    """Another run has the workdir: ends this one as if by SIGTERM, without a last checkpoint."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def refuse_foreign(workdir: Path) -> None:
-    """Raises CheckpointError if ``workdir`` holds files, but none that a run of this project writes."""
+    """Raises CheckpointError if ``workdir`` contains files, but none that a run of this project writes."""
     if workdir.exists():
         _refuse_foreign(workdir, {path.name for path in workdir.iterdir() if not path.name.startswith(".")})
 
@@ -170,15 +172,15 @@ def refuse_foreign(workdir: Path) -> None:
 def _refuse_foreign(place: Place, names: Collection[str]) -> None:
     if names and not {*names} & {*NAMES}:
         raise CheckpointError(
-            f"{place}: not a working directory of this project (it holds {min(names)}): choose another"
+            f"{place}: not a working directory of this project (it contains {min(names)}): choose another"
         )
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keeps ``workdir`` to this process; the lock goes with the process, however it ends.
+    """Locks ``workdir`` for this process; the lock is released with the process, however it ends.
 
-    Raises CheckpointError that names the process, host and time of the run that has it, or if nothing can be written.
+    Raises CheckpointError that names the process, host and time of the run that holds it, or if nothing can be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -194,7 +196,7 @@ def locked(workdir: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a file system without locks
-        with contextlib.suppress(OSError):  # on a full disk the lock holds, without a name
+        with contextlib.suppress(OSError):  # on a full disk the lock still holds, but without a name
             file.truncate(0)
             file.write(json.dumps(this_process()))
             file.flush()
@@ -202,7 +204,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def in_use(workdir: Path) -> bool:
-    """Whether a process has the lock of ``locked``."""
+    """Whether a process holds the lock of ``locked``."""
     try:
         with (workdir / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,8 +1,9 @@
-"""Buckets of gs:// and s3://, asked through TensorStore: credentials, limits of time, and errors in one line.
+"""gs:// and s3:// buckets, accessed through TensorStore: credentials, timeouts, and errors on one line.
 
-TensorStore is what reads and writes arrays anyway; asked for small objects too, a run needs one kind of credentials and
-no further package. S3 is found by the variables that AWS's own tools read (AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE,
-AWS_ACCESS_KEY_ID, ...), GCS by Google's (GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, ...).
+TensorStore reads and writes the arrays anyway; if it also handles small objects, a run needs only one kind of
+credentials and no further package. S3 is configured by the variables that AWS's own tools read (AWS_ENDPOINT_URL,
+AWS_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...), GCS by Google's (GOOGLE_APPLICATION_CREDENTIALS,
+STORAGE_EMULATOR_HOST, ...).
 """
 
 from __future__ import annotations
@@ -22,30 +23,30 @@ from data_pipelines.io.storage import patiently
 T, R = TypeVar("T"), TypeVar("R")
 
 SCHEMES = ("gs", "s3")
-ANSWER_SECONDS = 120.0  # that one request may take, its retries included
-ARRAY_SECONDS = 900.0  # that an array, of many requests, may take
+ANSWER_SECONDS = 120.0  # timeout of one request, retries included
+ARRAY_SECONDS = 900.0  # timeout of an array, which takes many requests
 RETRIES = {
     "max_retries": 4,
     "initial_delay": "200ms",
     "max_delay": "3s",
-}  # of TensorStore, at once and for each request
-_QUIET_SECONDS = "30"  # after which TensorStore's own reader gives up a connection that says nothing
+}  # TensorStore's own retries for each request
+_QUIET_SECONDS = "30"  # after which TensorStore's own reader gives up a silent connection
 _HOST_KEYS = {
     "gs": ("metadata.google.internal", 80),
     "s3": ("169.254.169.254", 80),
-}  # credentials of the machine itself
+}  # metadata servers with the machine's own credentials
 
 
 class OutOfRange(Exception):
-    """An object ends before what was asked for."""
+    """An object ends before the requested range."""
 
 
 class Unreadable(Exception):
-    """What storage gives is not what an array consists of."""
+    """The stored data is not a valid part of an array."""
 
 
 def bucket_spec(scheme: str, bucket: str) -> dict[str, Any]:
-    """TensorStore's spec of a bucket as a key-value store. Raises StorageError where there are no credentials."""
+    """TensorStore's spec of a bucket as a key-value store. Raises StorageError if there are no credentials."""
     _set_defaults()
     if scheme == "gs":
         if not (emulator := _gcs_emulator()):
@@ -59,7 +60,7 @@ def bucket_spec(scheme: str, bucket: str) -> dict[str, Any]:
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         spec["aws_region"] = region
     if "AWS_ACCESS_KEY_ID" in os.environ:
-        return spec | {"aws_credentials": {"type": "environment"}}  # and no search that complains of missing files
+        return spec | {"aws_credentials": {"type": "environment"}}  # avoids a search that complains about missing files
     _check_credentials("s3", bucket)
     return spec
 
@@ -71,7 +72,7 @@ def _set_defaults() -> None:
 
 
 def _gcs_emulator() -> str:
-    """The address that stands in for Google's, as both libraries that read gs:// are told it; "" = none."""
+    """The emulator's address, from the variables of both libraries that read gs://; "" = none."""
     if address := os.environ.get("TENSORSTORE_GCS_HTTP_URL", ""):
         return address
     address = os.environ.get("STORAGE_EMULATOR_HOST", "")
@@ -79,7 +80,8 @@ def _gcs_emulator() -> str:
 
 
 def _check_credentials(scheme: str, bucket: str) -> None:
-    """Raises StorageError if no place holds any: TensorStore would search, complain in many lines, and go on."""
+    """Raises StorageError if there are none anywhere: TensorStore would search, print many lines of complaints, and
+    continue."""
     home = Path.home()
     if scheme == "gs":
         variables = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_AUTH_TOKEN_FOR_TESTING")
@@ -114,7 +116,7 @@ def _on_cloud(scheme: str) -> bool:
 
 
 def denied(url: str, detail: str) -> StorageError:
-    """The StorageError of what asking again will not change."""
+    """A StorageError that retrying will not change."""
     error = StorageError(url, detail)
     error.exhausted = True
     return error
@@ -129,9 +131,9 @@ def context() -> Any:
 
 
 def asked(url: str, question: Callable[[], Any], seconds: float = ANSWER_SECONDS) -> Any:
-    """The result of the future that ``question`` gives, asked again as ``storage.patiently`` does.
+    """The result of the future that ``question`` returns, retried as by ``storage.patiently``.
 
-    Raises StorageError, at once where access is denied or something is not there; OutOfRange and Unreadable.
+    Raises StorageError (immediately if access is denied or something does not exist), OutOfRange and Unreadable.
     """
 
     def ask() -> Any:
@@ -152,7 +154,7 @@ def asked(url: str, question: Callable[[], Any], seconds: float = ANSWER_SECONDS
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int = 8) -> list[R]:
-    """``[function(item) for item in items]``, some at a time; after an error nothing more is begun."""
+    """``[function(item) for item in items]``, several at a time; after an error no further calls are started."""
     pool = ThreadPoolExecutor(threads)
     try:
         return list(pool.map(function, items))

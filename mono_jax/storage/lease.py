@@ -1,8 +1,9 @@
-"""One run at a time on a workdir in a bucket: an object that says who has it, renewed while the run lives.
+"""Allows one run at a time on a workdir in a bucket, by an object that names the holder and is renewed while the run
+lives.
 
-Buckets know no locks that go with a process. So the object WORKDIR/.lock is made only if there is none, and renewed
-every ``BEAT`` seconds only if it is still the one that this run wrote (conditional writes, which GCS and S3 have). A
-holder that does not renew it while it is watched for ``STALE`` seconds is taken to be dead.
+Buckets have no locks that are tied to a process. So the object WORKDIR/.lock is created only if there is none, and
+renewed every ``BEAT`` seconds only if it is still the one that this run wrote (with conditional writes, which GCS and
+S3 support). A holder that does not renew it while it is watched for ``STALE`` seconds is considered dead.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ STALE = 60.0
 
 
 class Lease:
-    """The hold on a workdir; ``check`` before anything is written that another run must not find changed."""
+    """The lease on a workdir; call ``check`` before writing anything that would disturb another run."""
 
     def __init__(self, file: ObjectPath, on_loss: Callable[[], None] = lambda: None):
         self._file, self._on_loss = file, on_loss
@@ -39,13 +40,13 @@ class Lease:
         return bool(self._lost)
 
     def check(self) -> None:
-        """Raises CheckpointError once another run has taken the workdir over."""
+        """Raises CheckpointError once another run has taken over the workdir."""
         if self.is_lost:
             raise CheckpointError(f"{self._file.parent}: taken over by {self._lost}: this run must not write there")
 
     def take(self, say: Callable[[str], None]) -> None:
-        """Raises CheckpointError that names the holder, if it lives."""
-        for _ in range(3):  # as often as somebody else is a moment earlier
+        """Takes the lease. Raises CheckpointError that names the holder, if it is alive."""
+        for _ in range(3):  # retried if another process is slightly faster
             found, generation = self._read()
             if found is not None and self._lives(found, generation, say):
                 raise CheckpointError(
@@ -58,7 +59,7 @@ class Lease:
         raise CheckpointError(f"{self._file.parent}: in use by {holder(self._read()[0])}: use another workdir")
 
     def renew(self) -> None:
-        """Raises StorageError if that cannot be asked; a lease that is lost is found by ``check``."""
+        """Renews the lease. Raises StorageError if storage does not answer; a lost lease is reported by ``check``."""
         if not self._lost and not self._write(self._generation):
             self._lost = holder(self._read()[0])
             self._on_loss()
@@ -73,17 +74,17 @@ class Lease:
             if not _is_running(found.get("pid")):
                 return False
             if time.time() - found.get("beat", 0.0) < STALE:
-                return True  # else another process may have got its number
+                return True  # otherwise another process may have got its pid
         say(f"{self._file.parent}: in use by {holder(found)}: waiting up to {STALE:.0f} s for a sign of life")
         end = time.monotonic() + STALE
-        while time.monotonic() < end:  # clocks of two hosts may differ: only what is seen here counts
+        while time.monotonic() < end:  # clocks of two hosts may differ, so only changes observed here count
             time.sleep(min(STALE / 20, 5.0))
             if self._read()[1] != generation:
                 return True
         return False
 
     def _read(self) -> tuple[dict[str, Any] | None, bytes]:
-        """What the object holds, None if there is none, and its generation."""
+        """The object's content (None if there is none) and its generation."""
         try:
             data, generation = self._file.read_generation()
         except FileNotFoundError:
@@ -94,9 +95,9 @@ class Lease:
             return {}, generation
 
     def _write(self, generation: bytes) -> bool:
-        """Whether the object, of ``generation`` so far, is ours now."""
+        """Whether the object, which had ``generation``, is now ours."""
         written = self._file.write_if(json.dumps(self._me | {"beat": time.time()}).encode(), generation)
-        if written is None:  # not necessarily somebody else's: the answer to a first attempt may have got lost
+        if written is None:  # it may still be ours: the answer to a first attempt may have been lost
             found, written = self._read()
             if found is None or found.get("id") != self._me["id"]:
                 return False
@@ -105,12 +106,12 @@ class Lease:
 
 
 def this_process() -> dict[str, Any]:
-    """What a lock says of its holder."""
+    """What a lock says about its holder."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def holder(found: Any) -> str:
-    """The process that ``this_process`` described, for people; what a damaged lock holds is "another process"."""
+    """A readable description of the process that ``this_process`` recorded; "another process" for a damaged lock."""
     try:
         return f"pid {found['pid']} on host {found['host']} since {found['since']}"
     except (KeyError, TypeError):
@@ -123,15 +124,15 @@ def _is_running(pid: Any) -> bool:
     except (ProcessLookupError, TypeError, ValueError):
         return False
     except OSError:
-        pass  # somebody else's
+        pass  # another user's process
     return True
 
 
 @contextlib.contextmanager
 def held(file: ObjectPath, say: Callable[[str], None], on_loss: Callable[[], None] = lambda: None) -> Iterator[Lease]:
-    """Has the lease meanwhile; ``on_loss`` is called once if another run takes it over.
+    """Context that holds the lease; ``on_loss`` is called once if another run takes it over.
 
-    Raises CheckpointError that names who has it.
+    Raises CheckpointError that names the holder.
     """
     lease = Lease(file, on_loss)
     lease.take(say)
@@ -144,7 +145,7 @@ def held(file: ObjectPath, say: Callable[[str], None], on_loss: Callable[[], Non
 
 @contextlib.contextmanager
 def repeated(function: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Calls ``function`` every ``seconds`` in a thread; what storage does not answer is asked the next time."""
+    """Calls ``function`` every ``seconds`` in a thread; if storage does not answer, it is retried the next time."""
     ended = threading.Event()
 
     def repeat() -> None:

@@ -1,8 +1,9 @@
-"""Small files of a workdir in a bucket: a local folder that stands for it, fetched at the start and stored as it grows.
+"""Small files of a workdir in a bucket: a local folder that mirrors them, fetched at the start and stored as it grows.
 
-Files that a run appends to or replaces stay files: config.json, metrics.jsonl, timeline.jsonl, TensorBoard's events,
-logs, reports. The bucket is right where both differ at the start: what a killed run wrote after the last ``push`` was
-not proved by a checkpoint either. Several processes have a folder each, and store what they themselves changed.
+Files that a run appends to or replaces remain local files: config.json, metrics.jsonl, timeline.jsonl, TensorBoard's
+events, logs, reports. If both differ at the start, the bucket is right: what a killed run wrote after the last ``push``
+is not covered by a checkpoint either. With several processes, each has its own folder and stores what it changed
+itself.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from mono_jax.storage.objects import ObjectPath
 
 
 class Mirror:
-    """``files`` stands for the folder ``place`` without the folders ``large`` in it."""
+    """``files`` mirrors the folder ``place`` without its folders ``large``."""
 
     def __init__(self, place: ObjectPath, files: Path, large: Sequence[str]):
-        """``large``: names relative to ``place``, of folders that are neither fetched nor stored."""
+        """``large``: names, relative to ``place``, of folders that are neither fetched nor stored."""
         self.place, self.files, self._large = place, files, large
-        self._known: dict[str, tuple[int, int]] = {}  # bytes and time of change of what both have
+        self._known: dict[str, tuple[int, int]] = {}  # size and modification time of files that both have
         self._lock = threading.Lock()
 
     def pull(self) -> None:
-        """Makes the local folder what the bucket holds. Raises StorageError, OSError."""
+        """Makes the local folder a copy of the bucket's content. Raises StorageError, OSError."""
         with self._lock:
             shutil.rmtree(self.files, ignore_errors=True)
             self.files.mkdir(parents=True)
@@ -34,7 +35,8 @@ class Mirror:
                 self._known[name] = _mark(self.files / name)
 
     def push(self) -> None:
-        """Stores what changed locally, and removes what is no longer there. Raises StorageError, OSError."""
+        """Stores local changes, and removes from the bucket what no longer exists locally. Raises StorageError,
+        OSError."""
         with self._lock:
             present = {}
             for file in self.files.rglob("*"):
@@ -43,7 +45,7 @@ class Mirror:
             for name, file in present.items():
                 if self._known.get(name) != (mark := _mark(file)):
                     (self.place / name).write_bytes(file.read_bytes())
-                    self._known[name] = mark  # of before: what is written meanwhile is stored the next time
+                    self._known[name] = mark  # taken before the copy: later changes are stored the next time
             for name in self._known.keys() - present.keys():
                 (self.place / name).unlink(missing_ok=True)
                 del self._known[name]
@@ -54,7 +56,7 @@ class Mirror:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether it is no file of the run: a lock, or one that is still being written."""
+    """Whether it is not one of the run's files: a lock, or a file that is still being written."""
     return name.rpartition("/")[2].startswith(".") or name.endswith(".tmp")
 
 

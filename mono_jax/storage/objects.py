@@ -1,4 +1,4 @@
-"""Objects and folders of buckets, as paths: what they share with ``pathlib.Path`` is called and works alike."""
+"""Objects and folders of buckets as paths; methods shared with ``pathlib.Path`` have the same names and behaviour."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from data_pipelines.io import publish
 from mono_jax.errors import ConfigError
 from mono_jax.storage.buckets import SCHEMES, OutOfRange, asked, bucket_spec, context
 
-_PART = 64 << 20  # bytes of one request for a piece of a large object
-MISSING = b"\x02"  # TensorStore's generation of an object that is not there
+_PART = 64 << 20  # bytes per request when reading a large object
+MISSING = b"\x02"  # TensorStore's generation of an object that does not exist
 
 
 @functools.cache
@@ -26,17 +26,18 @@ def _store(scheme: str, bucket: str) -> Any:
 
 
 def forget_buckets() -> None:
-    """The next request looks for address, credentials and settings again."""
+    """Makes the next request look for address, credentials and settings again."""
     _store.cache_clear()
     context.cache_clear()
 
 
 @functools.total_ordering
 class ObjectPath:
-    """``gs://BUCKET/KEY`` or ``s3://BUCKET/KEY``: an object, or the folder of all objects below.
+    """``gs://BUCKET/KEY`` or ``s3://BUCKET/KEY``: an object, or the folder of all objects below it.
 
-    It is no ``os.PathLike``, so that it cannot become the local path that its text would be. Methods that ask storage
-    raise StorageError, those that read an object FileNotFoundError if there is none. A write is whole or not there.
+    It is not an ``os.PathLike``, so that it cannot be mistaken for a local path of the same text. Methods that access
+    storage raise StorageError; those that read an object raise FileNotFoundError if it does not exist. Writes are
+    atomic.
     """
 
     __slots__ = ("bucket", "key", "scheme")
@@ -94,20 +95,20 @@ class ObjectPath:
         return self.read_bytes().decode(encoding)
 
     def read_generation(self) -> tuple[bytes, bytes]:
-        """The content, and the mark that ``write_if`` compares."""
+        """The content, and the generation that ``write_if`` compares."""
         found = asked(str(self), lambda: self._store.read(self.key))
         if found.state != "value":
             raise FileNotFoundError(f"{self}: no such object")
         return found.value, found.stamp.generation
 
     def is_still(self, generation: str) -> bool:
-        """Whether the object is the one of which ``fetch`` returned ``generation``."""
+        """Whether the object is still the one for which ``fetch`` returned ``generation``."""
         mark = bytes.fromhex(generation)
         found = asked(str(self), lambda: self._store.read(self.key, if_not_equal=mark, byte_range=slice(0, 1)))
         return found.state == "unspecified"
 
     def fetch(self, target: Path) -> str:
-        """Copies the object, of any size, to a local file, and returns a mark of its generation."""
+        """Copies the object, of any size, to a local file, and returns its generation in hex."""
         with publish.new_file(target) as temporary, temporary.open("wb") as file:
             generation = b""
             while (part := self._part(file.tell(), generation)) is not None:
@@ -120,9 +121,9 @@ class ObjectPath:
     def _part(self, start: int, generation: bytes) -> tuple[bytes, bytes] | None:
         """Up to ``_PART`` bytes from ``start`` and the object's generation; None if the object ends before that.
 
-        Raises StorageError if the object is of another ``generation`` (b"": any).
+        Raises StorageError if the object has another ``generation`` (b"": any).
         """
-        for stop in (start + _PART, None):  # how long it is, a store says only when asked for too much
+        for stop in (start + _PART, None):  # a store only reveals the length if a request goes beyond it
             try:
                 found = asked(str(self), lambda stop=stop: self._store.read(self.key, byte_range=slice(start, stop)))
             except OutOfRange:
@@ -141,13 +142,13 @@ class ObjectPath:
         return bool(self.key) and bool(self._keys(self.key, self.key + "\0"))
 
     def is_dir(self) -> bool:
-        """Whether there are objects below."""
+        """Whether there are objects below it."""
         return bool(self.objects())
 
     def objects(self, without: Sequence[str] = ()) -> list[str]:
-        """Names of all objects below, sorted, relative to here.
+        """Names of all objects below it, sorted, relative to it.
 
-        ``without``: folders that are left out; however many objects they hold, they are not even listed.
+        ``without``: folders to leave out; they are not even listed, however many objects they hold.
         """
         prefix = f"{self.key}/" if self.key else ""
         names, first = [], prefix
@@ -158,12 +159,12 @@ class ObjectPath:
         return sorted(name.removeprefix(prefix) for name in names)
 
     def iterdir(self) -> Iterator[ObjectPath]:
-        """What is directly below, objects and folders."""
+        """Objects and folders directly below it."""
         for name in sorted({name.partition("/")[0] for name in self.objects()}):
             yield self / name
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Objects below whose relative name matches, part by part."""
+        """Objects below it whose relative name matches, part by part."""
         wanted = pattern.split("/")
         for name in self.objects():
             parts = name.split("/")
@@ -171,7 +172,7 @@ class ObjectPath:
                 yield self / name
 
     def rglob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Objects below, at any depth, whose last name matches."""
+        """Objects below it, at any depth, whose last name matches."""
         for name in self.objects():
             if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern):
                 yield self / name
@@ -188,7 +189,8 @@ class ObjectPath:
         self.write_bytes(b"")
 
     def write_if(self, data: bytes | None, generation: bytes) -> bytes | None:
-        """Writes (None: removes) an object that is still of ``generation``; returns the new one, None if it is not."""
+        """Writes (None: removes) an object if it still has ``generation``; returns the new one, or None if it does
+        not."""
         stamp = asked(str(self), lambda: self._store.write(self.key, data, if_equal=generation))
         return stamp.generation or None
 
@@ -198,14 +200,14 @@ class ObjectPath:
         asked(str(self), lambda: self._store.write(self.key, None))
 
     def remove_below(self) -> None:
-        """Removes all objects below."""
+        """Removes all objects below it."""
         import tensorstore as ts
 
         below = ts.KvStore.KeyRange(f"{self.key}/", f"{self.key}0")
         asked(str(self), lambda: self._store.delete_range(below))
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: folders are there as soon as something is in them."""
+        """Does nothing: folders exist as soon as something is in them."""
 
     # ------------------------------------------------------------------ asking
 

@@ -1,4 +1,4 @@
-"""Places for files: local folders, and gs:// and s3:// URLs; what is done alike in both."""
+"""Places for files (local folders, and gs:// and s3:// URLs), and operations that work on both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mono_jax.storage.buckets import in_threads
 from mono_jax.storage.objects import ObjectPath
 
 Place = Path | ObjectPath
-_AT_A_TIME = 4  # files copied
+_AT_A_TIME = 4  # files copied concurrently
 
 
 def place_of(text: str | Place) -> Place:
@@ -30,7 +30,7 @@ def place_of(text: str | Place) -> Place:
 
 
 def write_bytes(target: Place, data: bytes) -> None:
-    """Writes a file that appears whole or not at all, local parent folders as well. Raises OSError or StorageError."""
+    """Writes a file atomically, with missing local parent folders. Raises OSError or StorageError."""
     if isinstance(target, ObjectPath):
         target.write_bytes(data)
     else:
@@ -48,7 +48,7 @@ def write_json(target: Place, value: Any) -> None:
 
 
 def remove_tree(folder: Place) -> None:
-    """Removes a folder with all that is in it; of a local one, what can be removed."""
+    """Removes a folder with all its contents; in a local one, whatever can be removed."""
     if isinstance(folder, ObjectPath):
         folder.remove_below()
     else:
@@ -56,7 +56,7 @@ def remove_tree(folder: Place) -> None:
 
 
 def copy_file(source: Place, target: Place) -> None:
-    """Copies a (small) file; nothing if both are the same."""
+    """Copies a (small) file; does nothing if both are the same."""
     if isinstance(source, Path) and isinstance(target, Path):
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
@@ -65,22 +65,23 @@ def copy_file(source: Place, target: Place) -> None:
 
 
 def upload(folder: Path, target: ObjectPath, last: Sequence[str]) -> None:
-    """Copies all files of a local folder; those named ``last`` come last, so that with them the rest is there too."""
+    """Copies all files of a local folder; those named ``last`` come last, so that once they exist, the rest does,
+    too."""
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     for group in (set(names) - set(last), set(names) & set(last)):
         in_threads(lambda name: copy_file(folder / name, target / name), sorted(group), _AT_A_TIME)
 
 
 def local_copy(folder: Place, names: Iterable[str]) -> Path:
-    """A local folder with the files ``names`` of ``folder``: itself, or a copy in the cache folder.
+    """A local folder with the files ``names`` of ``folder``: the folder itself, or a copy in the cache folder.
 
-    What was fetched before and has not changed since is not fetched again. Raises StorageError, OSError.
+    Files that were fetched before and have not changed since are not fetched again. Raises StorageError, OSError.
     """
     if isinstance(folder, Path):
         return folder
     target = cache_dir() / "models" / digest(str(folder))[:16] / (folder.name or folder.bucket)
     target.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(".lock")):  # one process of this machine at a time
+    with locked(target.with_name(".lock")):  # one process per machine at a time
         known_file = target.with_name("generations.json")
         known = json.loads(known_file.read_text()) if known_file.is_file() else {}
         old = [name for name in names if known.get(name) and (target / name).is_file()]

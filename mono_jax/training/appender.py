@@ -1,4 +1,4 @@
-"""Files that only grow, on disks that may be full."""
+"""Append-only files on disks that may be full."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Say = Callable[[str], None]
 
 
 class Appender:
-    """Appends whole entries to a file; what cannot be written waits for the next ``write``."""
+    """Appends complete entries to a file; entries that cannot be written wait for the next ``write``."""
 
     def __init__(self, path: Path, what: str, warn: Say):
         self.path, self._what, self._warn = path, what, warn
@@ -19,7 +19,8 @@ class Appender:
         self._warned = False
 
     def write(self, entry: bytes) -> None:
-        """Raises nothing: the first failure in a row is reported, and the file is cut back to its whole entries."""
+        """Never raises: the first of consecutive failures is reported, and the file is truncated to its complete
+        entries."""
         self._waiting.append(entry)
         try:
             self._append(b"".join(self._waiting))
@@ -27,12 +28,13 @@ class Appender:
         except OSError as error:
             if not self._warned:
                 self._warn(
-                    f"{self.path}: {self._what} cannot be written ({error.strerror or error}): kept, tried again"
+                    f"{self.path}: {self._what} cannot be written ({error.strerror or error}); keeping them and "
+                    "trying again later"
                 )
             self._warned = True
 
     def _append(self, data: bytes) -> None:
-        # Opened anew each time: the file may have been replaced, or its disk mounted again.
+        # Reopened each time, because the file may have been replaced or its disk remounted.
         with self.path.open("ab", buffering=0) as file:
             try:
                 file.truncate(self._size)
@@ -46,7 +48,7 @@ class Appender:
         self._size += len(data)
 
     def close(self) -> None:
-        """A last try; reports what is lost."""
+        """Tries a last time; reports what is lost."""
         if self._waiting:
             waiting, self._warned = len(self._waiting), True
             self.write(b"")

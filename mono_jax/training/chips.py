@@ -1,4 +1,5 @@
-"""What one device can do: peaks, memories and links by the vendors' data sheets; what products reach, as measured."""
+"""What one device can do: peak, memory and links from the vendors' data sheets; measured efficiency of matrix
+products."""
 
 from __future__ import annotations
 
@@ -9,17 +10,17 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What JAX calls one device; None = not needed here so far, and no guess stands in for it.
+    """One device in JAX's sense; None = not needed here so far, and not guessed.
 
     Attributes:
-      peak: dense bf16 FLOP/s (half of the figure "with sparsity" where a sheet gives only that one).
-      hbm_bytes: that a program may use. TPUs: what the compiler allows (GiB as it prints them); GPUs: the 75 % of the
-        memory that JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
+      peak: dense bf16 FLOP/s (half of the figure "with sparsity" if a sheet gives only that one).
+      hbm_bytes: memory that a program may use. TPUs: what the compiler allows (GiB as it prints them); GPUs: the 75 %
+        of the memory that JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
       hbm_bandwidth: bytes/s.
-      link_bandwidth: bytes/s one way, of one ICI link (a TPU has two for each axis of its torus), or of all NVLinks of
-        a GPU to its machine's switch.
-      network_bandwidth: bytes/s one way out of the slice or machine, as one device's share.
-      products: share of ``peak`` that large bf16 products have reached where they were measured; else 1.
+      link_bandwidth: bytes/s in one direction, of one ICI link (a TPU has two per axis of its torus), or of all NVLinks
+        of a GPU to its machine's switch.
+      network_bandwidth: bytes/s in one direction out of the slice or machine, as one device's share.
+      products: measured share of ``peak`` that large bf16 matrix products reach; 1 if not measured.
     """
 
     peak: float
@@ -64,15 +65,16 @@ CHIPS: dict[str, Chip] = {
     "TPU v5": _V5P,
     "TPU v6": _V6E,
     "TPU v6e": _V6E,
-    # A chip of 2307e12 FLOP/s, 7.38e12 bytes/s and 192 GB is two devices, which share its links.
+    # A chip with 2307e12 FLOP/s, 7.38e12 bytes/s and 192 GB is two devices, which share its links.
     "TPU7x": Chip(1153.5e12, int(94.74 * _GIB), 3690e9, 45e9, 6.25e9),
 }
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of this kind; None where no data sheet is known.
+    """The chip of this kind; None if no data sheet is known.
 
-    Names match as whole words, the longest first: "NVIDIA H100 PCIe" is no H100 SXM, "RTX A1000" no A100.
+    Names match as whole words, the longest first: "NVIDIA H100 PCIe" is not an H100 SXM, and "RTX A1000" is not an
+    A100.
     """
     for name in sorted(CHIPS, key=len, reverse=True):
         if re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", device_kind):
@@ -81,7 +83,7 @@ def chip_of(device_kind: str) -> Chip | None:
 
 
 def memory_of(device: Any) -> int | None:
-    """Bytes that programs may use of a device, which may be absent; None where neither data sheet nor device says."""
+    """Bytes that programs may use of a device, which may be absent; None if neither data sheet nor device says."""
     chip = chip_of(device.device_kind)
     if chip is not None and chip.hbm_bytes is not None:
         return chip.hbm_bytes

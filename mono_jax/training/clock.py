@@ -12,22 +12,22 @@ import jax
 ACTIVITIES: dict[str, str] = {
     "start": "opening the data, making or restoring the state",
     "data": "waiting for the next batch",
-    "compile": "tracing and compiling, whatever for",
-    "dispatch": "handing batches and steps to the devices; on CPUs a part of the computing",
+    "compile": "tracing and compiling, for any purpose",
+    "dispatch": "dispatching batches and steps to the devices; on CPUs also part of the computation",
     "wait": "waiting for the devices to compute",
-    "save": "saving checkpoints, as far as the run waits for it",
+    "save": "saving checkpoints, where the run waits for it",
     "evaluate": "evaluating",
     "finish": "writing the model folder",
     "other": "everything else: records, profiles, Python",
 }
-_COMPILING = "/jax/core/compile/"  # begins the names of JAX's events of tracing, lowering and compiling
+_COMPILING = "/jax/core/compile/"  # prefix of JAX's events for tracing, lowering and compiling
 
 
 class Clock:
-    """Seconds by activity since it was made, on a monotonic clock.
+    """Seconds by activity since its creation, on a monotonic clock.
 
-    ``on`` changes the activity for a while. While the clock itself is entered, compilation is recognised by JAX's own
-    events, wherever the thread that made the clock compiles, and taken away from the activity that it happened in.
+    ``on`` changes the activity for a while. While the clock itself is active as a context, compilation by the thread
+    that created the clock is detected through JAX's own events, and subtracted from the activity in which it happened.
     """
 
     def __init__(self, activity: str = "other", now: Callable[[], float] = time.monotonic):
@@ -35,7 +35,7 @@ class Clock:
         self._seconds = dict.fromkeys(ACTIVITIES, 0.0)
         self._since = now()
         self._thread = threading.get_ident()
-        self._compiled: list[tuple[float, float]] = []  # disjoint times of compilation within the current activity
+        self._compiled: list[tuple[float, float]] = []  # disjoint compilation intervals within the current activity
 
     def __enter__(self) -> Clock:
         jax.monitoring.register_event_duration_secs_listener(self._event)
@@ -46,7 +46,7 @@ class Clock:
 
     @contextlib.contextmanager
     def on(self, activity: str) -> Iterator[None]:
-        """Time within it counts as ``activity``, except for what an inner ``on`` claims."""
+        """Time in this context counts as ``activity``, except for what an inner ``on`` claims."""
         before = self.switch(activity)
         try:
             yield
@@ -55,7 +55,7 @@ class Clock:
 
     @property
     def activity(self) -> str:
-        """What the time counts as now; other threads may ask."""
+        """What time currently counts as; may be read from other threads."""
         return self._activity
 
     def read(self) -> dict[str, float]:
@@ -64,7 +64,7 @@ class Clock:
         return dict(self._seconds)
 
     def switch(self, activity: str) -> str:
-        """From now on time counts as ``activity``; returns what it counted as until now."""
+        """Makes time count as ``activity`` from now on; returns the previous activity."""
         now, before = self._now(), self._activity
         compiled = min(sum(end - start for start, end in self._compiled), now - self._since)
         self._seconds["compile"] += compiled
@@ -74,7 +74,7 @@ class Clock:
         return before
 
     def _event(self, name: str, seconds: float, **_: object) -> None:
-        """A time that ends now; one that encloses earlier ones takes their place."""
+        """An interval that ends now; one that encloses earlier ones replaces them."""
         if name.startswith(_COMPILING) and threading.get_ident() == self._thread:
             end = self._now()
             start = max(end - seconds, self._since)

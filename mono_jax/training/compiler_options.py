@@ -1,4 +1,4 @@
-"""Options of XLA for the step, by chip: what compiles it better than the defaults."""
+"""XLA options for the step, by chip, that compile it better than the defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from pallas_kernels.devices import device_key
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    # A gather of weights cut into steps rewrites the whole product in every step; one gather before it does not.
+    # A gather of weights split into steps rewrites the whole product in every step; a single gather before it does not.
     "tpu_v5e": {"xla_tpu_enable_windowed_einsum_for_all_gather": False},
 }
 

@@ -1,4 +1,4 @@
-"""Useful work: tokens of a batch, FLOPs of a step over them, and the peak of a device."""
+"""Useful work: tokens of a batch, FLOPs of a step on them, and the peak of a device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ COUNTED = ("visual", "text", "pairs", "image_pairs")
 
 
 def count_tokens(batch: Mapping[str, np.ndarray], counted: np.ndarray | None = None) -> dict[str, int]:
-    """Real (not padding) work of a host batch: ``visual`` and ``text`` tokens, ``pairs`` of attending tokens.
+    """Real (not padding) work of a host batch: ``visual`` and ``text`` tokens, and ``pairs`` of attending tokens.
 
-    Exact, since a token at position p of its sample attends to p + 1 tokens; ``image_pairs`` are those of visual tokens
-    and later ones of their image, which a model with bidirectional images has beside them. ``counted``: bool [B], rows
+    Exact, since a token at position p of its sample attends to p + 1 tokens; ``image_pairs`` are pairs of visual tokens
+    with later ones of their image, which a model with bidirectional images has in addition. ``counted``: bool [B], rows
     that count.
     """
     real = batch["segments"] > 0
@@ -26,8 +26,8 @@ def count_tokens(batch: Mapping[str, np.ndarray], counted: np.ndarray | None = N
         real &= counted[:, None]
     visual = real & (batch["order"] < boundaries(batch)[:, None])
     pairs = (batch["positions"] + 1)[real].sum(dtype=np.int64)
-    # Along a row an image is a run of visual tokens of one sample; with its tokens counted 0, 1, ... the sum of all
-    # counts is the number of pairs.
+    # Along a row, an image is a run of visual tokens of one sample; with its tokens numbered 0, 1, ..., the sum of all
+    # numbers is the number of pairs.
     index = np.broadcast_to(np.arange(real.shape[1]), real.shape)
     image = np.where(visual, batch["segments"], 0)
     starts = np.diff(image, axis=1, prepend=0) != 0
@@ -42,7 +42,7 @@ class Matmul(NamedTuple):
     Attributes:
       forward: FLOPs of the forward pass.
       group: parameter group of the weight.
-      needed: whether the backward pass needs the result, which is then computed again where it was not kept.
+      needed: whether the backward pass needs the result, which is then recomputed if it was not kept.
     """
 
     forward: float
@@ -51,7 +51,7 @@ class Matmul(NamedTuple):
 
 
 def language_matmuls(config: Architecture, visual: float, text: float) -> Iterator[Matmul]:
-    """The matmuls of the language model over so many visual and text tokens."""
+    """The matmuls of the language model for these numbers of visual and text tokens."""
     d, ff, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     experts = "visual_experts" if config.visual_ffn_experts else "text_experts"
     qkv = "visual_attention" if config.visual_attention_experts else "attention"
@@ -64,10 +64,10 @@ def language_matmuls(config: Architecture, visual: float, text: float) -> Iterat
 
 
 def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[str, float]) -> float:
-    """Model FLOPs of one training step over the tokens counted.
+    """Model FLOPs of one training step on the counted tokens.
 
-    A matmul costs 2 FLOPs per multiply-add forward, the same again for its input's gradient, and once more for
-    its weight's gradient only where its group trains. Recomputation and padding do not count.
+    A matmul costs 2 FLOPs per multiply-add forward, the same again for its input's gradient, and once more for its
+    weight's gradient, but only if its group trains. Recomputation and padding do not count.
     """
     d, layers = config.hidden_size, config.num_hidden_layers
     visual = counts["visual"]
@@ -94,6 +94,6 @@ def step_flops(config: Architecture, trained: frozenset[str], counts: Mapping[st
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s that one device of this kind can do; None where no data sheet is known: no guess stands in for it."""
+    """Peak FLOP/s of one device of this kind; None if no data sheet is known, instead of a guess."""
     chip = chip_of(device_kind)
     return None if chip is None else chip.peak

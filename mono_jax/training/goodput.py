@@ -1,7 +1,7 @@
-"""What the time of a run was good for, from the files that it leaves: timeline.jsonl of each stage, and metrics.jsonl.
+"""How a run's time was spent, from the files that it leaves: timeline.jsonl of each stage, and metrics.jsonl.
 
-Every second from the first moment that a line tells of to the last belongs to one of ``BUCKETS``. What no line tells of
-(between a kill and the next start, between two stages) is taken from the lines' times.
+Every second between the first and last recorded moments belongs to one of ``BUCKETS``. Time that no line covers
+(between a kill and the next start, between two stages) is derived from the lines' timestamps.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from mono_jax.errors import ConfigError
 from mono_jax.training.metrics import duration, read_metrics
 
 BUCKETS: dict[str, str] = {
-    "productive": "computing steps that stayed",
+    "productive": "computing steps that were kept",
     "data_wait": "waiting for batches",
     "compile": "tracing and compiling",
-    "checkpoint": "saving checkpoints as far as training waits for it, and the model",
-    "evaluation": "measuring during the run, and between the stages of evip.py",
+    "checkpoint": "saving checkpoints, where training waits for it, and the model",
+    "evaluation": "evaluation during the run, and between the stages of evip.py",
     "restart": "nothing ran, or a process was starting",
-    "lost_work": "steps that were done again after a kill, or never",
+    "lost_work": "steps that were lost in a kill, repeated or not",
 }
-_BUCKET_OF = {  # of activities; the others (dispatch, wait, other) are a step's own
+_BUCKET_OF = {  # by activity; the others (dispatch, wait, other) belong to the step itself
     "data": "data_wait",
     "compile": "compile",
     "save": "checkpoint",
@@ -36,8 +36,8 @@ _BUCKET_OF = {  # of activities; the others (dispatch, wait, other) are a step's
     "evaluate": "evaluation",
     "start": "restart",
 }
-_LOST_TOO = ("productive", "data_wait", "evaluation")  # of steps that are done again
-_TOLERANCE = 0.005  # share of the wall time that the buckets may miss
+_LOST_TOO = ("productive", "data_wait", "evaluation")  # of steps that are repeated
+_TOLERANCE = 0.005  # share of the wall time by which the buckets may be off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Line:
 
 @dataclasses.dataclass
 class Account:
-    """Seconds by bucket of one host's files, and what happened.
+    """Seconds by bucket from one host's files, and counts of events.
 
     Attributes:
       wall: from the first moment to the last, by the hosts' clocks.
-      starts: processes that came to training. kills: those of them that left no last line.
-      lost_steps: steps that were done again.
+      starts: processes that reached training. kills: those of them that left no last line.
+      lost_steps: steps that were repeated.
     """
 
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(BUCKETS, 0.0))
@@ -87,9 +87,9 @@ class Account:
 def measure(workdir: Path) -> dict[str, Any]:
     """The goodput of a workdir of train.py, or of evip.py with its stages.
 
-    Returns ``Account.to_dict()`` of process 0 and "steps", "tokens_per_s" (over all the time; None without records),
-    "stages": {folder: the same of each}, "processes": {number: the same of each process's own files}, "notes": lines.
-    Raises ConfigError if nothing was recorded.
+    Returns ``Account.to_dict()`` of process 0 and "steps", "tokens_per_s" (over the whole time; None without records),
+    "stages": {folder: the same for each stage}, "processes": {number: the same for each process's own files}, "notes":
+    lines. Raises ConfigError if nothing was recorded.
     """
     files = _files(workdir)
     notes: list[str] = []
@@ -98,8 +98,8 @@ def measure(workdir: Path) -> dict[str, Any]:
     for at, each in accounts.items():
         if not each.consistent:
             notes.append(
-                f"process {at}: the buckets sum to {sum(each.seconds.values()):.1f} s, by its clock {each.wall:.1f} s "
-                "passed: the clock was set, or hosts whose clocks differ took turns"
+                f"process {at}: the buckets sum to {sum(each.seconds.values()):.1f} s, but by its clock "
+                f"{each.wall:.1f} s passed: the clock was changed, or hosts with different clocks took turns"
             )
     stages = {stage: account([of]) for stage, of in lines[0].items()}
     steps = {stage: max((line.step for line in of), default=0) for stage, of in lines[0].items()}
@@ -118,7 +118,9 @@ def _files(workdir: Path) -> dict[int, dict[str, Path]]:
     alone = (workdir / "timeline.jsonl").is_file()
     folders = [workdir] if alone else [file.parent for file in sorted(workdir.glob("*/timeline.jsonl"))]
     if not folders:
-        raise ConfigError(f"{workdir}: no timeline.jsonl in it or its folders: name the workdir of train.py or evip.py")
+        raise ConfigError(
+            f"{workdir}: no timeline.jsonl in it or its subfolders: name the workdir of train.py or evip.py"
+        )
     found: dict[int, dict[str, Path]] = {0: {folder.name: folder / "timeline.jsonl" for folder in folders}}
     for folder in folders:
         for file in sorted((folder / "logs").glob("timeline-*.jsonl")):
@@ -128,7 +130,7 @@ def _files(workdir: Path) -> dict[int, dict[str, Path]]:
 
 
 def read_lines(file: Path, notes: list[str]) -> list[Line]:
-    """The lines of a timeline; those that a kill cut off or something damaged are counted in ``notes``."""
+    """The lines of a timeline; truncated or damaged lines are counted in ``notes``."""
     lines, damaged = [], 0
     for text in file.read_bytes().splitlines():
         try:
@@ -138,7 +140,7 @@ def read_lines(file: Path, notes: list[str]) -> list[Line]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             damaged += 1
     if damaged:
-        notes.append(f"{file}: {damaged} damaged lines are left out")
+        notes.append(f"{file}: {damaged} damaged lines were left out")
     return lines
 
 
@@ -152,7 +154,9 @@ def account(stages: Iterable[Sequence[Line]]) -> Account:
         return result
     end = spans[0][0]
     for start, stop, begins, unrecorded in spans:
-        if begins and start > end:  # nothing was written for a while; within a process that is its clock being set
+        if (
+            begins and start > end
+        ):  # nothing was written for a while; within a process, this means its clock was changed
             worked = min(unrecorded, start - end)
             result.seconds["productive"] += worked
             result.seconds["restart"] += start - end - worked
@@ -162,12 +166,12 @@ def account(stages: Iterable[Sequence[Line]]) -> Account:
 
 
 def _spans(lines: Sequence[Line], result: Account) -> list[tuple[float, float, bool, float]]:
-    """Adds a stage's lines to ``result``; returns for each (start, stop, whether a gap may be before it, seconds of
-    that gap that were spent on steps which a checkpoint kept, though no line was written after them).
+    """Adds a stage's lines to ``result``; returns for each (start, stop, whether there may be a gap before it, seconds
+    of that gap spent on steps that a checkpoint kept although no line was written after them).
     """
     spans, step_s = [], _step_seconds(lines)
     resumed_later = _least_later_starts(lines)
-    before, first = None, 0  # the line before of training; the process's first step
+    before, first = None, 0  # the previous training line; the process's first step
     for line, resumed in zip(lines, resumed_later):
         begins, unrecorded = line.event in ("start", "measure"), 0.0
         if line.event == "start":
@@ -193,7 +197,7 @@ def _spans(lines: Sequence[Line], result: Account) -> list[tuple[float, float, b
 
 
 def _least_later_starts(lines: Sequence[Line]) -> list[float]:
-    """For each line the first step from which a later process went on: what came after that was lost."""
+    """For each line, the earliest step from which a later process resumed: anything after that step was lost."""
     result, least = [], math.inf
     for line in reversed(lines):
         result.append(least)
@@ -213,18 +217,18 @@ def _step_seconds(lines: Sequence[Line]) -> float:
 
 
 def _tokens(records: Sequence[Mapping[str, Any]]) -> float:
-    """Tokens that the records tell of."""
+    """Number of tokens according to the records."""
     steps = zip([0, *(record["step"] for record in records)], records)
     return sum((r.get("tokens_per_s") or 0) * (r.get("step_s") or 0) * (r["step"] - before) for before, r in steps)
 
 
 def table(workdir: str | Path, measured: Mapping[str, Any]) -> list[str]:
-    """Lines for people, of what ``measure`` returns."""
+    """Lines that show the result of ``measure``."""
     wall = measured["wall_s"]
     lines = [
-        f"{workdir}: {measured['steps']} steps in {duration(wall)}, {measured['starts']} starts, "
-        f"{measured['kills']} kills, {measured['lost_steps']} steps done again"
-        + (f", {measured['tokens_per_s']:,.0f} tokens/s over all" if measured["tokens_per_s"] else ""),
+        f"{workdir}: {measured['steps']} steps in {duration(wall)}, {measured['starts']} starts, {measured['kills']} "
+        f"kills, {measured['lost_steps']} steps repeated"
+        + (f", {measured['tokens_per_s']:,.0f} tokens/s overall" if measured["tokens_per_s"] else ""),
         f"goodput {measured['goodput']:.1%}",
     ]
     processes = measured["processes"]

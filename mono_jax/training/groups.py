@@ -1,7 +1,7 @@
-"""Parameter groups by path, and what of them a stage trains.
+"""Parameter groups by path, and which parts of them a stage trains.
 
-A stage splits the parameters once into trainable and frozen. What is frozen is not a variable of the
-step: it has no gradient, no optimizer state and no float32 copy.
+A stage splits the parameters once into trainable and frozen. Frozen parameters are not variables of the step: they have
+no gradient, no optimizer state and no float32 copy.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def group_table(config: Architecture) -> list[tuple[str, str]]:
         (r"(embed|lm_head)/.*", "token_embeddings"),
     ]
     if config.vision is not None:
-        # The class embedding, which no monolithic forward pass reads, belongs here as in the public release:
-        # its gradient is zero, so only weight decay moves it.
+        # The class embedding, which no monolithic forward pass reads, belongs here as in the public release; its
+        # gradient is zero, so only weight decay changes it.
         table.append((r"vision/(patch_embedding/.*|(class|position)_embedding)|projector/.*", "visual_embedding"))
         if config.vision.kind == "intern_vit":
             table.append((r"vision/layers/.*", "visual_encoder"))
@@ -67,21 +67,21 @@ class Selection:
         if found["group"] not in GROUPS:
             raise unknown_key(f"parameter group in {where}", found["group"], GROUPS)
         if found["group"] == LORA and text != LORA:
-            raise ConfigError(f"trains: {text!r}: which kernels have adapters, lora.targets says; write {LORA!r}")
+            raise ConfigError(f"trains: {text!r}: lora.targets selects the kernels with adapters; write {LORA!r}")
         if found["start"] is None:
             return cls(found["group"], found["name"] or "")
         start, stop = int(found["start"] or 0), int(found["stop"] or layers)
         if not 0 <= start < stop <= layers:
-            raise ConfigError(f"{where}: {text!r}: the model has the layers 0 to {layers - 1}")
+            raise ConfigError(f"{where}: {text!r}: the model has layers 0 to {layers - 1}")
         return cls(found["group"], found["name"] or "", (start, stop))
 
     def takes(self, path: str, group: str) -> bool:
-        """Whether the parameter at ``path`` of ``group`` belongs to the selection, its range of layers aside."""
+        """Whether the parameter at ``path`` of ``group`` belongs to the selection, ignoring its range of layers."""
         return group == self.group and (not self.name or self.name in path.split("/"))
 
 
 def selections(stage: Stage, config: Architecture) -> list[Selection]:
-    """What ``stage`` trains of ``config``'s model; raises ConfigError if the model lacks a group."""
+    """The parts of ``config``'s model that ``stage`` trains; raises ConfigError if the model lacks a group."""
     present = {group for _, group in group_table(config)} | {LORA} & {*stage.trains}
     if "*" in stage.trains:
         return [Selection(group) for group in sorted(present)]
@@ -104,7 +104,7 @@ def trained_groups(stage: Stage, config: Architecture) -> frozenset[str]:
 def split(stage: Stage, config: Architecture, params: Mapping[str, Any]) -> tuple[tree.Tree, tree.Tree]:
     """(trainable, frozen): two nested dicts that share no leaf and together hold every parameter.
 
-    ``params``: arrays, or their shapes. Parameters of which only a range of layers trains are cut into pieces; see
+    ``params``: arrays, or their shapes. Parameters with only a range of layers trained are split into pieces; see
     ``models.layer_ranges``. Raises ConfigError for a selection that matches no parameter.
     """
     groups, chosen = groups_of(config, params), selections(stage, config)
@@ -116,7 +116,7 @@ def split(stage: Stage, config: Architecture, params: Mapping[str, Any]) -> tupl
         used |= set(hits)
         for piece, array, trains in _pieces(path, leaf, hits):
             (trainable if trains else frozen)[piece] = array
-    # Adapters are not among the parameters that a run starts from.
+    # Adapters are not part of the parameters that a run starts from.
     if unused := [selection for selection in chosen if selection not in used and selection.group != LORA]:
         raise ConfigError(f"trains: group {unused[0].group} has no parameter named {unused[0].name!r}")
     return tree.unflatten(trainable), tree.unflatten(frozen)
@@ -129,5 +129,5 @@ def _pieces(path: str, leaf: Any, hits: list[Selection]) -> list[tuple[str, Any,
     if len(hits) > 1:
         raise ConfigError(f"trains: {path} is selected by several ranges of layers: give one range")
     if not path.startswith("layers/"):
-        raise ConfigError(f"trains: {path} has no layers to choose from: leave the range out")
+        raise ConfigError(f"trains: {path} has no layers to choose from: leave out the range")
     return layer_ranges.cut(path, leaf, *hits[0].layers)

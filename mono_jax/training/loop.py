@@ -2,10 +2,10 @@
 
 The loop never waits for the device: callbacks get the arrays of a step's metrics, which may not be computed yet.
 
-Of several processes one may meet an error that the others do not have, in its data or in a callback. It takes part in
-the steps that are left until the others know of it by ``Totals``, ``LAG`` steps later; then all save and end together.
-Batches for these steps are read ahead. What breaks off a step itself ends a process at once, and the others by
-``parallel.watch``.
+With several processes, one may get an error that the others do not have, in its data or in a callback. It still takes
+part in the steps until the others learn of the error through ``Totals``, ``LAG`` steps later; then all save and end
+together. Batches for these steps are read ahead. An error inside a step itself ends its process at once, and the others
+through ``parallel.watch``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mono_jax.training.step import Metrics, Step
 
 
 class Batches(Protocol):
-    """What the loop needs of the data (``data_pipelines.loading.packed_data.PackedData``)."""
+    """What the loop needs from the data (``data_pipelines.loading.packed_data.PackedData``)."""
 
     batch_size: int
 
@@ -44,7 +44,7 @@ class Batches(Protocol):
 class Stopped(MonoJaxError):
     """A run that ends before its last step, with its state saved unless the message says otherwise.
 
-    Of several processes all raise it after the same step.
+    With several processes, all raise it after the same step.
     """
 
     known_to_all = True
@@ -56,7 +56,7 @@ class DataEnded(Stopped):
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run is; callbacks read it, only the loop writes it.
+    """The progress of a run; callbacks read it, only the loop writes it.
 
     Attributes:
       state: after ``done`` steps.
@@ -66,12 +66,12 @@ class Progress:
       steps: where the stage ends.
       metrics: of the last step, still on the device.
       batch: the last step's rows of this process.
-      counted: bool [rows], those of them that this process counts; the others are counted by another one.
-      totals: what the callbacks' ``facts`` add up to over all processes.
-      data_wait: seconds that batch took to come.
-      failure: an error of this process that the others may not know of yet.
-      error: what ends the run before ``steps``, if anything does.
-      clock: of what the time is spent on.
+      counted: bool [rows], which of these rows this process counts; the others are counted by another process.
+      totals: sums of the callbacks' ``facts`` over all processes.
+      data_wait: seconds spent waiting for that batch.
+      failure: an error of this process that the others may not know about yet.
+      error: the error that ends the run before ``steps``, if any.
+      clock: records what the time is spent on.
     """
 
     state: TrainState
@@ -90,31 +90,31 @@ class Progress:
 
 
 class Callback:
-    """Something that happens beside training: after every ``every``-th step, and when the loop ends.
+    """An action besides training: after every ``every``-th step, and when the loop ends.
 
-    Callbacks run in the order given. ``step`` may raise ``Stopped`` to end the run; whatever ends it, ``finish``
-    still runs for all of them. ``activity``: what their time counts as, one of ``clock.ACTIVITIES``.
+    Callbacks run in the order given. ``step`` may raise ``Stopped`` to end the run; whatever ends it, ``finish`` still
+    runs for all callbacks. ``activity``: what its time counts as, one of ``clock.ACTIVITIES``.
     """
 
     every: int = 1
     activity: str = "other"
 
     def begin(self, progress: Progress) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def facts(self, progress: Progress) -> Mapping[str, int]:
         """Numbers of this process's last step; ``progress.totals`` has their sums over all processes.
 
-        What ends a run must be decided by them: a process that stops alone leaves the others waiting.
+        Decisions to end a run must be based on these sums: a process that stops by itself leaves the others waiting.
         """
         del progress
         return {}
 
     def step(self, progress: Progress) -> None:
-        """After ``progress.done`` steps, a multiple of ``every``."""
+        """Called after ``progress.done`` steps, a multiple of ``every``."""
 
     def finish(self, progress: Progress) -> None:
-        """The last step is done, or ``progress.error`` ends the run."""
+        """Called when the last step is done, or when ``progress.error`` ends the run."""
 
 
 def run_loop(
@@ -130,8 +130,8 @@ def run_loop(
     """Trains from ``state.step`` to ``steps`` and returns the last state.
 
     Raises whatever ends the run earlier (DataEnded, the ``Stopped`` of a callback, any error of the data or a step)
-    after all callbacks have finished, or the CheckpointError that made "saved" untrue. Only KeyboardInterrupt and the
-    like leave at once.
+    after all callbacks have finished, or the CheckpointError that made "saved" untrue. Only KeyboardInterrupt and
+    similar exceptions leave immediately.
     """
     start = int(state.step)
     rows = LocalRows(mesh, batches.batch_size)
@@ -147,12 +147,12 @@ def run_loop(
         for _ in range(start, steps):
             _step(progress, stream, step_fn, rows)
             after_step(progress, callbacks)
-        _agree(progress)  # of what happened in the last steps
+        _agree(progress)  # about what happened in the last steps
     except PeerError as error:
         progress.error = Stopped(f"{error}; saved: run the same command again to resume")
     except Exception as error:
         if jax.process_count() > 1 and not getattr(error, "known_to_all", False):
-            raise  # to save takes all processes
+            raise  # saving needs all processes
         progress.error = error
     finally:
         getattr(made, "close", lambda: None)()
@@ -160,7 +160,7 @@ def run_loop(
         try:
             with progress.clock.on(callback.activity):
                 callback.finish(progress)
-        except Exception as error:  # the others must finish too; the first error is the one that counts
+        except Exception as error:  # the other callbacks must finish, too; the first error counts
             unsaved = isinstance(error, CheckpointError) and isinstance(progress.error, Stopped)
             progress.error = error if unsaved else progress.error or error
     if progress.error is not None:
@@ -169,7 +169,7 @@ def run_loop(
 
 
 def after_step(progress: Progress, callbacks: Sequence[Callback]) -> None:
-    """Starts to add up what the callbacks have to say of the step, and gives each its turn."""
+    """Starts summing the callbacks' facts about the step over all processes, and calls each callback."""
     facts = (callback.facts(progress) for callback in callbacks)
     values = dict(itertools.chain.from_iterable(each.items() for each in facts))
     progress.totals.add(progress.done, values | {"failed": progress.failure is not None}, progress.metrics)
@@ -187,21 +187,22 @@ def after_step(progress: Progress, callbacks: Sequence[Callback]) -> None:
 
 
 def _agree(progress: Progress) -> None:
-    """Raises the failure of this process, PeerError for that of another; all processes are here."""
+    """Raises this process's failure, or PeerError for that of another; all processes must call this."""
     with together():
         if progress.failure is not None:
             raise progress.failure
 
 
 class _ReadAhead:
-    """Batches, read so far ahead that each process knows of an error of its data before the others need its batch."""
+    """Batches, read far enough ahead that each process learns of an error in its data before the others need its
+    batch."""
 
     def __init__(self, batches: Iterator[Any]):
         self._batches, self._depth = batches, LAG + 1 if jax.process_count() > 1 else 0
         self._queue: collections.deque[Any] = collections.deque()
 
     def fill(self) -> Exception | None:
-        """Reads as far ahead as is wanted; returns what prevents it."""
+        """Reads as far ahead as needed; returns the error that prevents it."""
         try:
             self._queue.extend(itertools.islice(self._batches, self._depth - len(self._queue)))
         except Exception as error:
@@ -219,8 +220,8 @@ def _step(progress: Progress, stream: _ReadAhead, step_fn: Step, rows: LocalRows
         item = stream.next()
     if item is None:
         raise DataEnded(
-            f"the data ends at step {progress.done}, the stage at {progress.steps}; saved: "
-            "raise data.epochs (None = endlessly) or lower steps, and run again"
+            f"the data ends at step {progress.done}, the stage at {progress.steps}; saved: raise data.epochs (None = "
+            "unlimited) or lower steps, and run again"
         )
     number, progress.batch = item
     progress.data_wait = time.perf_counter() - before

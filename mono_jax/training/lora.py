@@ -1,4 +1,4 @@
-"""Which kernels have low-rank adapters, and how large these are."""
+"""Which kernels have low-rank adapters, and their size."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ ADAPTABLE = ("attention", "text_experts", "visual_attention", "visual_experts")
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters, where `trains` names "lora"."""
+    """Low-rank adapters, if `trains` names "lora"."""
 
-    rank: int = field(16, ge=1, help="r: of a kernel [in, out] an adapter has r * (in + out) parameters")
-    alpha: float = field(32.0, gt=0, help="what an adapter adds is scaled by alpha / rank")
+    rank: int = field(16, ge=1, help="r; the adapter of a kernel [in, out] has r * (in + out) parameters")
+    alpha: float = field(32.0, gt=0, help="the adapter's output is scaled by alpha / rank")
     targets: tuple[str, ...] | None = field(
         None,
-        help="GROUP or GROUP/NAME, the kernels that get adapters: of attention, text_experts, visual_attention, "
-        "visual_experts; None = all of these that the model has and `trains` leaves frozen",
+        help="kernels that get adapters, as GROUP or GROUP/NAME, from attention, text_experts, visual_attention and "
+        "visual_experts; None = all of these that the model has and that `trains` leaves frozen",
     )
 
     def __post_init__(self) -> None:
         strict.check(self, "lora", ConfigError)
         if self.targets is not None and not self.targets:
-            raise ConfigError("lora.targets is empty: name at least one group, or leave it out")
+            raise ConfigError("lora.targets is empty: name at least one group, or leave out the key")
 
 
 def adapters_of(lora: LoraConfig, stage: Stage, config: Architecture) -> Adapters | None:
-    """The adapters that ``stage`` trains of ``config``'s model; None if it trains none.
+    """The adapters of ``config``'s model that ``stage`` trains; None if it trains none.
 
-    Raises ConfigError for a target that the model has not, that cannot have adapters, or that trains itself.
+    Raises ConfigError for a target that the model lacks, that cannot have adapters, or that is itself trained.
     """
     training = selections(stage, config)
     if all(selection.group != LORA for selection in training):
@@ -50,9 +50,9 @@ def adapters_of(lora: LoraConfig, stage: Stage, config: Architecture) -> Adapter
     else:
         chosen = set().union(*(_named(text, kernels, config) for text in lora.targets))
     if own := sorted(chosen & trained):
-        raise ConfigError(f"lora.targets: {own[0]} trains itself: leave it out of the targets, or out of trains")
+        raise ConfigError(f"lora.targets: {own[0]} is itself trained: leave it out of the targets, or out of trains")
     if not chosen:
-        raise ConfigError("lora: every kernel that could have an adapter trains itself: leave 'lora' out of trains")
+        raise ConfigError("lora: every kernel that could have an adapter is itself trained: leave 'lora' out of trains")
     modules = frozenset(path.removeprefix("layers/").removesuffix("/kernel") for path in chosen)
     return Adapters(lora.rank, lora.alpha / lora.rank, modules)
 
@@ -60,9 +60,9 @@ def adapters_of(lora: LoraConfig, stage: Stage, config: Architecture) -> Adapter
 def _named(text: str, kernels: dict[str, str], config: Architecture) -> set[str]:
     target = Selection.parse(text, config.num_hidden_layers, "lora.targets")
     if target.group not in ADAPTABLE:
-        raise ConfigError(f"lora.targets: {text!r}: there are adapters for {', '.join(ADAPTABLE)} only")
+        raise ConfigError(f"lora.targets: {text!r}: only {', '.join(ADAPTABLE)} can have adapters")
     if target.layers is not None:
-        raise ConfigError(f"lora.targets: {text!r}: adapters stand in all layers: leave the range out")
+        raise ConfigError(f"lora.targets: {text!r}: adapters are always in all layers: leave out the range")
     if target.group not in kernels.values():
         present = ", ".join(sorted({*kernels.values()}))
         raise ConfigError(f"lora.targets: this model has no {target.group}: it has {present}")

@@ -1,4 +1,4 @@
-"""Next-token cross entropy on the text slots, each device on its own."""
+"""Next-token cross entropy on the text slots, computed separately on each device."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mono_jax.axes import CONTEXT, ROWS, SHARDS, TENSOR
 from pallas_kernels.devices import Axes, per_device, split_mesh
 from pallas_kernels.precision import float32_sums
 
-# Two lane tiles of a TPU; any usual size of the tensor axis divides it. XLA:TPU does not scatter the sum of bfloat16
-# gradients with an odd number of columns: each device would hold all of it.
+# Two lane tiles of a TPU, divisible by any usual size of the tensor axis. XLA:TPU does not reduce-scatter bfloat16
+# gradients with an odd number of columns, so each device would hold all of them.
 VOCABULARY_MULTIPLE = 256
 
 
@@ -31,10 +31,10 @@ def weighted_cross_entropy(
       weights: float32 [B, T], 0 = not trained on.
       chunk, wide: as for ``token_cross_entropy``.
     """
-    # Before the product: what an unused slot holds, a NaN even, must reach neither the loss nor a gradient.
+    # Before the product, because the content of an unused slot, even a NaN, must reach neither the loss nor a gradient.
     hidden = jnp.where((weights > 0)[..., None], hidden, 0)
     losses = token_cross_entropy(hidden, kernel, targets, chunk=chunk, wide=wide)
-    # where, not only a product: 0 * inf is a NaN.
+    # where, not just a product: 0 * inf is NaN.
     return jnp.where(weights > 0, weights * losses, 0.0)
 
 
@@ -43,17 +43,17 @@ def token_cross_entropy(
 ) -> jax.Array:
     """Cross entropy of each slot, float32 [B, T].
 
-    On a mesh each device gathers the kernel along d once, then works on its own slots; the columns of the kernel,
-    filled up to divide, are split over the tensor axis, so that logits are nowhere whole. Left to the partitioner,
-    every chunk adds up partial logits of all rows.
+    On a mesh, each device gathers the kernel along d once, then works on its own slots; the columns of the kernel,
+    padded to be divisible, are split over the tensor axis, so that no device holds the full logits. If left to the
+    partitioner, every chunk would reduce partial logits of all rows.
 
     Args:
       hidden: [B, T, d], after the final norm.
       kernel: [d, vocabulary], the LM head.
       targets: int32 [B, T], ids of the next tokens.
-      chunk: a device's slots of each row whose logits are in memory at once (made again backward); 0 = all. With a
-        vocabulary of 92,553 the float32 logits of 4,096 slots take 1.5 GB.
-      wide: devices add up the kernel's gradient in float32, whatever its dtype.
+      chunk: how many of a device's slots per row have their logits in memory at once (recomputed in the backward pass);
+        0 = all. With a vocabulary of 92,553, the float32 logits of 4,096 slots take 1.5 GB.
+      wide: devices reduce the kernel's gradient in float32, whatever its dtype.
     """
     axes = {} if (mesh := split_mesh()) is None else dict(mesh.shape)
     d, vocabulary = kernel.shape
@@ -61,11 +61,11 @@ def token_cross_entropy(
     present = tuple(axis for axis in SHARDS if axes.get(axis, 1) > 1)
     shards = present if d % math.prod(axes[axis] for axis in present) == 0 else ()
     tensor = TENSOR if axes.get(TENSOR, 1) > 1 else None
-    if shards or tensor:  # stored weights and the optimizer never see these columns: their gradient is cut off again
+    if shards or tensor:  # stored weights and the optimizer never see these columns: their gradient is sliced off
         multiple = math.lcm(VOCABULARY_MULTIPLE, axes.get(TENSOR, 1))
         kernel = jnp.pad(kernel, ((0, 0), (0, -vocabulary % multiple)))
 
-    if wide:  # sums over devices have the dtype of what enters `per_device`
+    if wide:  # sums over devices have the dtype of the inputs of `per_device`
         kernel = kernel.astype(jnp.float32)
 
     def of_own_slots(hidden: jax.Array, kernel: jax.Array, targets: jax.Array) -> jax.Array:
@@ -78,7 +78,7 @@ def token_cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gathered(dtype: jnp.dtype, axes: Axes, kernel: jax.Array) -> jax.Array:
-    """The rows of all devices, sent in ``dtype``; gradients are added up in the kernel's, each where it stays."""
+    """The rows of all devices, sent in ``dtype``; gradients are reduce-scattered in the kernel's dtype."""
     return jax.lax.all_gather(kernel.astype(dtype), axes, axis=0, tiled=True)
 
 
@@ -94,8 +94,8 @@ _gathered.defvjp(_gathered_fwd, _gathered_bwd)
 
 
 def _losses(kernel: jax.Array, vocabulary: int, tensor: str | None, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-    """float32 [B, T] of hidden [B, T, d]; with ``tensor`` this device's columns of the kernel are one part of all."""
-    flat = hidden.reshape(-1, hidden.shape[-1])  # on CPUs faster than a product of [B, T, d]
+    """float32 [B, T] of hidden [B, T, d]; with ``tensor``, this device has only part of the kernel's columns."""
+    flat = hidden.reshape(-1, hidden.shape[-1])  # faster on CPUs than a product with [B, T, d]
     logits = float32_sums("nd,dv->nv", flat, kernel)
     logits = logits.reshape(*targets.shape, -1)
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
@@ -113,7 +113,7 @@ def _losses(kernel: jax.Array, vocabulary: int, tensor: str | None, hidden: jax.
 
 
 def _in_chunks(losses: Callable[..., jax.Array], chunk: int, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-    """``losses`` of ``chunk`` slots of all rows at a time."""
+    """``losses``, for ``chunk`` slots of all rows at a time."""
     rows, slots = targets.shape
     if not chunk or slots <= chunk:
         return losses(hidden, targets)

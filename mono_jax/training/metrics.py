@@ -1,7 +1,8 @@
 """What a run reports: the console line and metrics.jsonl.
 
-metrics.jsonl is the record: one object per logged step, each step once. Its views (``training.sinks``) are filled in
-from it when a run starts. None of them ends a run: what cannot be written is kept and tried again with the next record.
+metrics.jsonl is the primary record: one object per logged step, each step once. Its views (``training.sinks``) are
+filled from it when a run starts. None of them ends a run: records that cannot be written are kept and retried with the
+next one.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """A view of the records. Nothing of it raises or blocks."""
+    """A view of the records. Its methods neither raise nor block."""
 
     def write(self, record: Record) -> None: ...
 
     def close(self) -> None: ...
 
 
-# Makes a view of the records that there are; None = it cannot be made, which is reported.
+# Makes a view of the existing records; None = it cannot be made, which is reported.
 MakeSink = Callable[[Sequence[Record]], Sink | None]
 
 
 def numbers(record: Record) -> dict[str, float]:
-    """What a view can draw of a record."""
+    """The values of a record that a view can plot."""
     return {
         name: value
         for name, value in record.items()
@@ -80,8 +81,8 @@ def console_line(stage: str, steps: int, record: Mapping[str, Any]) -> str:
 class MetricsWriter:
     """Appends records to ``directory/metrics.jsonl`` and to views of it; only process 0 should have one.
 
-    Records of steps after ``start_step`` (an interrupted run got further than its last checkpoint) are dropped, so that
-    every step is recorded once. Raises CheckpointError if the folder cannot be written at the start.
+    Records of steps after ``start_step`` (from an interrupted run that got further than its last checkpoint) are
+    dropped, so that every step is recorded once. Raises CheckpointError if the folder cannot be written at the start.
     """
 
     def __init__(self, directory: Path, start_step: int = 0, warn: Say = print, views: Sequence[MakeSink] = ()):
@@ -96,7 +97,7 @@ class MetricsWriter:
         self._views = [view for make in views if (view := make(kept)) is not None]
 
     def write(self, record: Record) -> None:
-        """One record with "step"; a value that is not finite becomes null."""
+        """Writes a record with "step"; non-finite values become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._records.write(json.dumps(clean).encode() + b"\n")
         for view in self._views:
@@ -119,7 +120,8 @@ class MetricsWriter:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, by step; [] if there is none.
 
-    Lines that are no record (cut off by a kill, damaged) are left out, and of a step written twice the last counts.
+    Lines that are not a record (truncated by a kill, or damaged) are skipped, and for a step written twice, the last
+    record counts.
     """
     if not path.exists():
         return []

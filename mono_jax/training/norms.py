@@ -1,4 +1,4 @@
-"""Norms of gradients, updates and parameters by group of the stage table."""
+"""Norms of gradients, updates and parameters by parameter group."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical
 from mono_jax.training.groups import groups_of
 
-NOT_COMPUTED = -1.0  # no norm is
+NOT_COMPUTED = -1.0  # not a possible norm
 
 Norms = dict[str, jax.Array]
 
 
 class GroupNorms:
-    """Norms over the groups of ``params`` (arrays or their shapes), all of a model's."""
+    """Norms over the groups of ``params`` (arrays or their shapes), which are all parameters of a model."""
 
     def __init__(self, config: Architecture, params: tree.Tree):
         self._groups = groups_of(config, params)

@@ -23,7 +23,7 @@ DECAYED = ("kernel", "embedding", "position_embedding", "class_embedding")
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """``transform``: on the trainable tree; ``schedules``: {group: step -> learning rate}."""
+    """``transform``: for the trainable tree; ``schedules``: {group: step -> learning rate}."""
 
     transform: optax.GradientTransformation
     schedules: dict[str, Callable[[jax.Array], jax.Array]]
@@ -54,9 +54,8 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimizer of ``stage`` for the trainable part of ``params`` (arrays or their shapes).
 
-    Frozen parameters are not in its tree at all, so they have no state, take no part in the clipping norm,
-    and weight decay cannot move them. Raises ConfigError if ``steps`` < 1 or a group named in the
-    config does not train.
+    Frozen parameters are not in its tree at all, so they have no state, do not count in the clipping norm, and cannot
+    be changed by weight decay. Raises ConfigError if ``steps`` < 1 or a group named in the config does not train.
     """
     config = config or OptimConfig()
     if steps < 1:
@@ -77,7 +76,7 @@ def make_optimizer(
         schedules[group] = make_schedule(peak, kind, warmup_steps, steps, end=config.end, decay=config.decay)
         weight_decay = _first(own.weight_decay, config.weight_decay, stage.weight_decay)
         transforms[group] = _transform(own.optimizer or config.optimizer, schedules[group], weight_decay, config)
-    # The identity keeps the state's structure: a resumed run may turn clipping on or off.
+    # The identity keeps the state's structure, so that a resumed run may turn clipping on or off.
     clipping = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return Optimizer(optax.chain(clipping, optax.multi_transform(transforms, tree.unflatten(labels))), schedules)
 
@@ -104,13 +103,14 @@ def _transform(
             muon_weight_dimension_numbers=_muon_dimensions,
             **{f"adam_{key}": value for key, value in moments.items()},
         )
-    # Weight decay as in AdamW: times the learning rate, and only on what the mask names. The direction points downhill.
+    # Weight decay as in AdamW: scaled by the learning rate, and only where the mask is True. The direction points
+    # downhill.
     decayed = optax.add_decayed_weights(-weight_decay, mask=_decay_mask)
     return optax.chain(direction, decayed, optax.scale_by_schedule(schedule))
 
 
 def _decay_mask(params: Any) -> Any:
-    """True for kernels and embeddings, False for scales and biases (stacking hides their rank, so by name)."""
+    """True for kernels and embeddings, False for scales and biases (by name, since stacking hides their rank)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 

@@ -1,7 +1,8 @@
-"""The stages of EViP: which parameter groups train when, and how fast.
+"""The stages of EViP: which parameter groups train in which stage, and at which learning rate.
 
-What trains is written as GROUP, GROUP/NAME or with a range of layers at the end, GROUP[0:12] or GROUP/NAME[0:12];
-NAME is a part of the group's paths. ``["attention"]`` trains wqkv and wo only, ``["text_experts/gate",
+What trains is written as GROUP or GROUP/NAME, optionally with a range of layers at the end: GROUP[0:12] or
+GROUP/NAME[0:12];
+NAME is a part of the group's paths. ``["attention"]`` trains only wqkv and wo, ``["text_experts/gate",
 "text_experts/up"]`` those two matrices of each text expert, ``["visual_experts[12:24]"]`` the visual experts of the
 upper half; ``["*"]`` everything.
 """
@@ -24,7 +25,7 @@ GROUPS: dict[str, str] = {
     "text_experts": "FFNs of the language model",
     "norms": "RMSNorms of the language model",
     "token_embeddings": "token embeddings and LM head",
-    "lora": "low-rank adapters beside kernels of decoder layers that stay frozen (training.lora)",
+    "lora": "low-rank adapters for kernels of decoder layers that stay frozen (training.lora)",
 }
 LORA = "lora"
 
@@ -35,12 +36,12 @@ class Stage:
 
     Attributes:
       name, title: as in the papers.
-      trains: what trains, in the words above.
-      learning_rate: peak; a default that the run's config may change.
+      trains: what trains, in the notation above.
+      learning_rate: peak learning rate; a default that the run's config may change.
       schedule: after the warm-up; see ``optim_config.OptimConfig``.
       warmup: fraction of the steps.
       weight_decay: of AdamW, on kernels and embeddings.
-      source: where the numbers come from.
+      source: where the values come from.
     """
 
     name: str
@@ -91,7 +92,7 @@ STAGES: dict[str, Stage] = {
 
 
 def get_stage(name: str) -> Stage:
-    """The stage ``name``; raises ConfigError that names the nearest one."""
+    """The stage ``name``; raises ConfigError that names the closest one."""
     if name not in STAGES:
         raise unknown_key("stage", name, STAGES)
     return STAGES[name]

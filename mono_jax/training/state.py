@@ -1,4 +1,4 @@
-"""The training state: what a step changes, and the frozen parameters beside it."""
+"""The training state: what a step changes, and the frozen parameters that go with it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class TrainState:
 
     Attributes:
       step: int32, steps done.
-      nonfinite_steps: int32, updates in a row, up to now, that were skipped as not finite.
-      skipped: int32, all such updates.
-      trainable: nested dict of float32 masters.
+      nonfinite_steps: int32, consecutive updates up to now that were skipped as non-finite.
+      skipped: int32, total number of such updates.
+      trainable: nested dict of float32 master weights.
       opt_state: of optax, over ``trainable``.
     """
 
@@ -46,9 +46,9 @@ class TrainState:
 def init_state(
     stage: Stage, model: Model, optimizer: Optimizer, params: tree.Tree, frozen_dtype: jnp.dtype | None = jnp.bfloat16
 ) -> tuple[TrainState, tree.Tree]:
-    """(state, frozen) at step 0; frozen parameters are cast to ``frozen_dtype`` (None: they stay as they are)."""
+    """(state, frozen) at step 0; frozen parameters are cast to ``frozen_dtype`` (None: unchanged)."""
     trainable, frozen = split(stage, model.config, params)
-    # A copy: the step donates its state, and must not take the caller's arrays with it.
+    # A copy, because the step donates its state and must not invalidate the caller's arrays.
     trainable = jax.tree.map(lambda a: jnp.array(a, jnp.float32), trainable)
     frozen = jax.tree.map(lambda a: jnp.asarray(a, frozen_dtype), frozen)
     zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 (one buffer each: they are donated)
@@ -88,14 +88,14 @@ def _like(full: tree.Tree, part: tree.Tree) -> tree.Tree:
 
 
 def all_params(state: TrainState, frozen: tree.Tree) -> Mapping[str, Any]:
-    """Every parameter of the model, whole: trained masters and frozen ones.
+    """All parameters of the model, with layers joined: trained masters and frozen parameters.
 
-    A parameter of which some layers trained gets the dtype of the masters, which holds the frozen layers exactly.
+    A parameter with only some layers trained gets the dtype of the masters, which holds the frozen layers exactly.
     """
     return joined(tree.merge(state.trainable, frozen), concatenate)
 
 
 def concatenate(pieces: list[jax.Array]) -> jax.Array:
-    """The layers of ``pieces`` as one array, in the least dtype that holds them all."""
+    """The layers of ``pieces`` as one array, in the smallest dtype that holds them all."""
     dtype = jnp.result_type(*pieces)
     return jnp.concatenate([piece.astype(dtype) for piece in pieces])

@@ -1,4 +1,4 @@
-"""The one training step: trainer, ahead-of-time compilation, benchmarks and tests all call the step made here."""
+"""The training step, used by training, ahead-of-time compilation, benchmarks and tests alike."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _compute_copy(trainable: tree.Tree, dtype: jnp.dtype) -> tree.Tree:
 def slot_losses(
     model: Model, trainable: tree.Tree, frozen: tree.Tree, batch: Mapping[str, jax.Array], dtype: jnp.dtype
 ) -> jax.Array:
-    """Loss of each text slot of ``batch`` times its weight, float32 [B, T]."""
+    """Loss of each text slot of ``batch``, times its weight, float32 [B, T]."""
     params = tree.merge(_compute_copy(trainable, dtype), frozen)
     hidden = model(params, batch, dtype).hidden
     kernel = model.output_kernel(params)
@@ -53,7 +53,7 @@ def loss_sum(
 
 
 def sums_by_source(losses: jax.Array, batch: Mapping[str, jax.Array], sources: Sequence[str]) -> Metrics:
-    """loss_sum/NAME, of the weighted ``losses`` [B, T], and weight/NAME of each of the sources; {} without any."""
+    """loss_sum/NAME of the weighted ``losses`` [B, T] and weight/NAME for each of the sources; {} without sources."""
     if not sources:
         return {}
     number = jnp.arange(1, len(sources) + 1, dtype=jnp.int32)[:, None, None]
@@ -75,13 +75,13 @@ def make_train_step(
     """The step (state, frozen, batch) -> (state, metrics), not yet jitted.
 
     The loss is sum(weight * token loss) / sum(weight) over the whole batch, however many microbatches
-    ``grad_accum_steps`` cuts it into. An update whose loss, gradient or result is not finite is skipped and counted; a
-    batch without a trained token updates nothing. The learning rate follows ``state.step`` in any case.
+    ``grad_accum_steps`` splits it into. An update whose loss, gradient or result is non-finite is skipped and counted;
+    a batch without trained tokens updates nothing. The learning rate follows ``state.step`` in any case.
 
-    Metrics (scalars): loss, grad_norm (before clipping, trainable parameters only), weight (sum of loss
-    weights), nonfinite (1 = skipped), nonfinite_steps (in a row), skipped (all), lr/GROUP. With ``norms_every`` also
+    Metrics (scalars): loss, grad_norm (before clipping, trainable parameters only), weight (sum of loss weights),
+    nonfinite (1 = skipped), nonfinite_steps (consecutive), skipped (total), lr/GROUP. With ``norms_every`` also
     grad_norm/GROUP and, in steps that it divides (NOT_COMPUTED in others), update_norm/GROUP and param_norm/GROUP. With
-    ``sources``, names in the order of the batch's field "sources", see ``sums_by_source``.
+    ``sources`` (names in the order of the batch's field "sources"), also those of ``sums_by_source``.
     """
     group_norms = GroupNorms(model.config, model.abstract_params()) if norms_every else None
 
@@ -92,7 +92,7 @@ def make_train_step(
         norms = named("grad_norm", group_norms(grads)) if group_norms else {}
         grad_norm = optax.tree.norm(list(norms.values()) if norms else grads)
         opt_state = at_step(state.opt_state, state.step)
-        with library_products(dtype):  # Muon's; beside bfloat16 activations, whatever is fast does for them
+        with library_products(dtype):  # Muon's; with bfloat16 activations, the fastest precision will do
             updates, opt_state = optimizer.transform.update(grads, opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         if group_norms:
@@ -118,9 +118,10 @@ def make_train_step(
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:
-    """``opt_state`` with the schedules' own counters set to ``step``: skipped updates do not hold the rate back.
+    """``opt_state`` with the schedules' own counters set to ``step``, so that skipped updates do not delay the
+    schedule.
 
-    The counters of moments are left alone: they count updates.
+    The counters of the moments are left unchanged, since they count updates.
     """
 
     def is_schedule(path: Any, _: Any) -> bool:
@@ -135,7 +136,7 @@ Objective = Callable[[tree.Tree, Mapping[str, jax.Array]], tuple[jax.Array, Metr
 def _objective(
     model: Model, frozen: tree.Tree, weight: jax.Array, dtype: jnp.dtype, sources: Sequence[str]
 ) -> Objective:
-    """(trainable, batch or a part of it) -> (its share of the loss, sums by source)."""
+    """Returns (trainable, batch or part of it) -> (its share of the loss, sums by source)."""
     weight = jnp.maximum(weight, 1e-9)
 
     def objective(trainable: tree.Tree, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Metrics]:
@@ -148,7 +149,7 @@ def _objective(
 def _gradients(
     objective: Objective, trainable: tree.Tree, batch: Mapping[str, jax.Array], grad_accum_steps: int
 ) -> tuple[tuple[jax.Array, Metrics], tree.Tree]:
-    """``objective`` over the batch and its gradient by ``trainable``, one microbatch after another."""
+    """``objective`` over the batch and its gradient with respect to ``trainable``, one microbatch after another."""
     gradients = jax.value_and_grad(objective, has_aux=True)
     if grad_accum_steps == 1:
         return gradients(trainable, batch)
@@ -175,15 +176,15 @@ def jit_train_step(
     mesh: Mesh,
     options: Mapping[str, Any] | None = None,
 ) -> Step:
-    """``step`` compiled for ``mesh``, its state donated. ``state`` and ``frozen``: arrays or their shapes.
+    """``step`` compiled for ``mesh``, with its state donated. ``state`` and ``frozen``: arrays or their shapes.
 
-    ``options`` of the compiler change those of the devices' kind (``compiler_options``).
+    ``options``: compiler options that override those of the device kind (``compiler_options``).
     """
     shardings, frozen_shardings = state_shardings(model, state, frozen, mesh)
     return jax.jit(
         on_mesh(step, mesh),
         donate_argnums=0,
-        in_shardings=(shardings, frozen_shardings, None),  # a batch comes as ``parallel.rows`` has laid it out
+        in_shardings=(shardings, frozen_shardings, None),  # a batch comes in the layout of ``parallel.rows``
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         compiler_options=compiler_options(mesh, options),
     )

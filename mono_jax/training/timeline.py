@@ -1,15 +1,15 @@
-"""WORKDIR/timeline.jsonl: how all processes that ever worked on a run spent their time, what was lost included.
+"""WORKDIR/timeline.jsonl: how all processes that ever worked on a run spent their time, including lost work.
 
-Unlike metrics.jsonl nothing is ever taken out of it. One object a line, written by process 0; process N of several
-writes its own WORKDIR/logs/timeline-N.jsonl:
+Unlike in metrics.jsonl, nothing is ever removed. One object per line, written by process 0; with several processes,
+process N writes its own WORKDIR/logs/timeline-N.jsonl:
 
-    event     "start" of a process, "step" while training, "save", "end" (none of a process that was killed); "measure"
-              before or after it, by evip.py
-    step      steps done; the start's is where the process resumed, so that steps after it, of earlier ones, were lost
+    event     "start" of a process, "step" while training, "save", "end" (missing if a process was killed);
+              "measure" before or after it, by evip.py
+    step      steps done; in "start" it is where the process resumed, so later steps of earlier processes were lost
     time      seconds since 1970
-    seconds   since the line before, on a monotonic clock, by activity (``clock.ACTIVITIES``; 0 is left out)
-    bytes, waited_s     of a save: the state's, and the seconds that training waited for it
-    compilation_cache   the end's: programs found and added, seconds saved
+    seconds   since the previous line, on a monotonic clock, by activity (``clock.ACTIVITIES``; 0 is left out)
+    bytes, waited_s     in "save": size of the state, and the seconds that training waited
+    compilation_cache   in "end": programs found and added, seconds saved
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from mono_jax.training.metrics import Appender, Say
 
 
 def timeline_file(workdir: Path, process: int = 0) -> Path:
-    """Of one of the processes of a run."""
+    """The timeline of one of a run's processes."""
     return workdir / "timeline.jsonl" if process == 0 else workdir / "logs" / f"timeline-{process}.jsonl"
 
 
 @contextlib.contextmanager
 def measuring(file: Path, say: Say, step: int | None = None) -> Iterator[None]:
-    """Adds a line that the time within it was spent on evaluating, before a process of the run or after it."""
+    """Adds a line that counts the time in this context as evaluation, before or after a process of the run."""
     began = time.monotonic()
     yield
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -47,12 +47,12 @@ class Timeline(Callback):
 
     def __init__(self, file: Path, clock: Clock, say: Say, every: int = 1):
         self.every, self.clock = every, clock
-        self._step: int | None = None  # until the process knows where it starts
+        self._step: int | None = None  # None until the process knows where it starts
         self._file = Appender(file, "the timeline", say)
-        self.seconds: dict[str, float] = {}  # of the clock at the last line
+        self.seconds: dict[str, float] = {}  # the clock's readings at the last line
 
     def begin(self, progress: Progress) -> None:
-        with contextlib.suppress(OSError):  # writing says it
+        with contextlib.suppress(OSError):  # reported when writing
             self._file.path.parent.mkdir(parents=True, exist_ok=True)
         self.add("start", progress.start)
 
@@ -63,7 +63,7 @@ class Timeline(Callback):
         self._step = progress.done
 
     def add(self, event: str, step: int | None = None, **facts: Any) -> None:
-        """One line; ``step``: None = the last one known. ``facts``: what else it says."""
+        """Adds a line; ``step``: None = the last known one. ``facts``: further entries."""
         self._step = self._step if step is None else step
         seconds = self.clock.read()
         passed = {name: round(value - self.seconds.get(name, 0.0), 6) for name, value in seconds.items()}
@@ -73,7 +73,7 @@ class Timeline(Callback):
         self._file.write(json.dumps(entry | facts).encode() + b"\n")
 
     def close(self, **facts: Any) -> list[str]:
-        """The last line; returns a table of the process's time. Nothing, if it did not come to training."""
+        """Adds the last line, and returns a table of the process's time; does nothing if it did not reach training."""
         if self._step is None:
             return []
         self.add("end", **facts)

@@ -66,7 +66,7 @@ def test_a_plan_has_the_work_of_both_models(v5e: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_is_for_one_chip_that_is_known() -> None:
-    for name, message in (("cpu:1", "one chip with a data sheet"), ("v7:1x1", "use one such as")):
+    for name, message in (("cpu:1", "one chip with a data sheet"), ("v7:1x1", "use for example")):
         with pytest.raises(ConfigError, match=message):
             serving.main(["--plan", name])
 

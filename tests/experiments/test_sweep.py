@@ -76,7 +76,7 @@ def test_a_sweep_stopped_on_the_way_gives_what_its_units_give_alone(config: dict
         time.sleep(0.1)
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate()
-    assert running.returncode == 75 and "run again to go on" in err
+    assert running.returncode == 75 and "run again to continue" in err
     assert last_json(sweep("status", file, workdir))["counts"].get("finished", 0) < 4
     assert last_json(sweep("run", file, workdir, "--jobs=2"))["failed"] == []
     assert len(list(workdir.glob("shared/s*-*/summary.json"))) == 2 * 4, "S0 is trained once for each seed"

@@ -245,7 +245,7 @@ def test_one_bad_batch_costs_its_update_only(tmp_path: Path) -> None:
 
 def test_after_a_streak_the_run_resumes_from_the_last_sound_checkpoint(tmp_path: Path) -> None:
     rig = Rig(tmp_path, every=1, keep=2)
-    with pytest.raises(NonFinite, match=r"3 updates in a row .*steps 5 to 7.*skip_steps='\[\[5,7\]\]'"):
+    with pytest.raises(NonFinite, match=r"3 consecutive updates .*steps 5 to 7.*skip_steps='\[\[5,7\]\]'"):
         rig(8, Data(faults=dict.fromkeys((5, 6, 7), ruin)))
     assert rig.steps() == [3, 4]
     state = rig(8)  # the data is mended
@@ -267,7 +267,7 @@ def test_frozen_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
         return tree.unflatten(flat)
 
     rig = Rig(tmp_path, poison=poison)
-    with pytest.raises(NonFinite, match="frozen weights that are not finite: final_norm/scale"):
+    with pytest.raises(NonFinite, match="frozen weights with non-finite values: final_norm/scale"):
         rig(8)
 
 

@@ -19,7 +19,7 @@ class Workload:
       visual, text: tokens per row.
       samples: samples per row, each with (visual + text) / samples tokens.
       flops: model FLOPs of a step: without recomputation and frozen weights' gradients, with attention only within
-      samples.
+        samples.
     """
 
     rows: int

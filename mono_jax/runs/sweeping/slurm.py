@@ -12,8 +12,8 @@ from data_pipelines.io import publish
 from mono_jax.errors import ClusterError
 
 _SCRIPT = """#!/bin/bash
-# Made by sweep.py slurm. Each element of the array trains one unit; one that is preempted (exit code 75), or loses a
-# process (76), is queued again and resumes. Units with the same beginning wait for the one that trains it.
+# Made by sweep.py slurm. Each element of the array trains one unit; an element that is preempted (exit code 75) or
+# loses a process (76) is requeued and resumes. Units with the same first stages wait for the one that trains them.
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}{limit}
 #SBATCH --output={logs}/%a.log

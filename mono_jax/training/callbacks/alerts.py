@@ -1,4 +1,4 @@
-"""Alerts: a JSON object is sent to a webhook when a run needs someone, by a thread that the run never waits for."""
+"""Alerts: when a run needs attention, a JSON object is sent to a webhook by a thread that the run never waits for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mono_jax.training.callbacks.stopping import NonFinite, Preempted, TooManyBa
 from mono_jax.training.loop import Callback, DataEnded, Progress
 from mono_jax.training.sinks.mailbox import Mailbox
 
-TIMEOUT_S = 10.0  # of one request
-REPEAT_S = 600.0  # in which an alert of a kind is not sent again
+TIMEOUT_S = 10.0  # per request
+REPEAT_S = 600.0  # within which an alert of the same kind is not sent again
 _ENDS: dict[type[Exception], str | None] = {
     NonFinite: "nonfinite",
     TooManyBadSamples: "bad_share",
@@ -29,16 +29,17 @@ _ENDS: dict[type[Exception], str | None] = {
 
 
 def webhook_url(setting: str | None) -> str | None:
-    """``setting``, or the environment variable that it names as "$NAME", which keeps a secret out of configs."""
+    """``setting``, or the value of the environment variable that it names as "$NAME", which keeps secrets out of
+    configs."""
     return os.environ.get(setting[1:]) if setting and setting.startswith("$") else setting
 
 
 @dataclasses.dataclass
 class Alerts(Callback):
-    """Posts {"kind", "text", "step", ...``about``} to ``url`` (None = nowhere): what ``alert`` is given, and an error
-    that ends the run.
+    """Posts {"kind", "text", "step", ...``about``} to ``url`` (None = nowhere): the arguments of ``alert``, and an
+    error that ends the run.
 
-    Nothing of it blocks or ends the run: what a server does not take within ``TIMEOUT_S`` is reported in one line.
+    Never blocks or ends the run: if a server does not accept an alert within ``TIMEOUT_S``, one line reports it.
     """
 
     url: str | None
@@ -53,7 +54,7 @@ class Alerts(Callback):
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
     def alert(self, kind: str, step: int, text: str) -> None:
-        """Sends it, unless one of the kind was sent a short while ago."""
+        """Sends an alert, unless one of this kind was sent recently."""
         if self.url is None or self.now() - self._sent.get(kind, -REPEAT_S) < REPEAT_S:
             return
         self._sent[kind] = self.now()
@@ -67,7 +68,7 @@ class Alerts(Callback):
     def finish(self, progress: Progress) -> None:
         error = progress.error
         if error is not None and (kind := _ENDS.get(type(error), "error")) is not None:
-            self._sent.pop(kind, None)  # the end is always said
+            self._sent.pop(kind, None)  # the end is always reported
             self.alert(kind, progress.done, f"{type(error).__name__}: {reason(error)}")
         self._waiting.end()
         if self._thread.is_alive():
@@ -84,7 +85,7 @@ class Alerts(Callback):
             request = urllib.request.Request(self.url, data, {"Content-Type": "application/json"}, method="POST")
             with urllib.request.urlopen(request, timeout=TIMEOUT_S):
                 pass
-        except Exception as error:  # whatever a URL or a server does: the run goes on
+        except Exception as error:  # whatever a URL or a server does, the run continues
             if not self._failed:
                 self.say(f"an alert could not be sent: {reason(error)}; training continues")
             self._failed = True

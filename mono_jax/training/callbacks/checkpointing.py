@@ -1,4 +1,4 @@
-"""Saving the state."""
+"""Saves the state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mono_jax.training.metrics import Say
 
 
 class Saver(Protocol):
-    """What ``Checkpointing`` needs of ``checkpoints.manager.Checkpoints``."""
+    """What ``Checkpointing`` needs from ``checkpoints.manager.Checkpoints``."""
 
     failed: int
 
@@ -29,16 +29,16 @@ class Saver(Protocol):
 
 
 class Checkpointing(Callback):
-    """Saves the state after every ``every``-th step, every so many minutes, after the best, and when the run ends.
+    """Saves the state after every ``every``-th step, every ``minutes``, after the best step, and when the run ends.
 
-    A save that fails during the run is reported and counted, and the next one is made. While updates are not finite no
-    state is saved but the last (``skipped`` counts them); one that a failed step has consumed cannot be saved.
-    ``metadata``: of a step. ``before_save`` is called first. ``best``: the step that was the best so far; its
-    checkpoint is not rotated away.
+    A save that fails during the run is reported and counted, and training continues to the next one. While updates are
+    non-finite, only the last state is saved (``skipped`` counts the others); a state that a failed step has consumed
+    cannot be saved. ``metadata``: returns the metadata of a step. ``before_save`` is called first. ``best``: returns
+    the best step so far, whose checkpoint is not rotated away.
 
-    ``minutes`` since the last save are counted by the first process (None = steps alone decide); the others hear of it
-    through ``progress.totals``, so that all save the same step. ``record`` is given (step, bytes, seconds that training
-    waited) of each save.
+    The first process counts the ``minutes`` since the last save (None = only steps decide); the others learn of it
+    through ``progress.totals``, so that all save the same step. ``record`` is called with (step, bytes, seconds that
+    training waited) for each save.
     """
 
     activity = "save"
@@ -58,7 +58,7 @@ class Checkpointing(Callback):
         self._every, self.skipped, self._best = every, 0, best
         self._checkpoints, self._metadata, self._say, self._before_save = checkpoints, metadata, say, before_save
         self._seconds, self._record, self._now = None if minutes is None else 60 * minutes, record, now
-        self._last, self._since = 0, now()  # step and time of the last save, or of the last call for one
+        self._last, self._since = 0, now()  # step and time of the last save, or of the last request for one
 
     def begin(self, progress: Progress) -> None:
         self._last, self._since = progress.start, self._now()
@@ -68,12 +68,12 @@ class Checkpointing(Callback):
             return {}
         due = jax.process_index() == 0 and self._now() - self._since >= self._seconds
         if due:
-            self._since = self._now()  # said once: all hear of it some steps later
+            self._since = self._now()  # requested once: all processes learn of it some steps later
         return {"save_now": int(due)}
 
     def step(self, progress: Progress) -> None:
         totals = progress.totals
-        # A call from before the last save is answered already.
+        # A request from before the last save has already been served.
         called = totals.latest(progress.done).get("save_now") and progress.done - totals.lag > self._last
         wanted = called or progress.done % self._every == 0 or progress.done == self._best()
         if progress.done == progress.steps or not wanted:
@@ -82,7 +82,7 @@ class Checkpointing(Callback):
         self._before_save(progress)
         if int(progress.state.nonfinite_steps):
             self.skipped += 1
-            self._say(f"step {progress.done} is not saved: its update was not finite")
+            self._say(f"step {progress.done} is not saved: its update was non-finite")
             return
         try:
             self._save(progress)
@@ -104,7 +104,7 @@ class Checkpointing(Callback):
             self._save_last(progress)
             self._checkpoints.wait()
         except CheckpointError as error:
-            if progress.error is not None:  # which may be what the run ends with
+            if progress.error is not None:  # the run may end with that error instead
                 self._say(str(error))
             raise
 
@@ -112,7 +112,8 @@ class Checkpointing(Callback):
         if isinstance(progress.error, NonFinite):
             self._checkpoints.discard_from(progress.error.first)
         elif any(leaf.is_deleted() for leaf in jax.tree.leaves(progress.state)):
-            self._say(f"the state of step {progress.done} is lost in the failed step: the newest checkpoint stands")
+            self._say(f"the state of step {progress.done} was lost in the failed step; the newest checkpoint remains")
         elif progress.done > progress.start or progress.error is not None:
-            # In a streak of updates that are not finite the state may be ruined already: older ones stay beside it.
+            # During a streak of non-finite updates the state may already be corrupt, so older checkpoints are kept,
+            # too.
             self._save(progress, rotate=not int(progress.state.nonfinite_steps))

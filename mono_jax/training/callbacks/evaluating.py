@@ -1,4 +1,4 @@
-"""Measuring during the run, and which step was the best."""
+"""Evaluates during the run, and keeps track of the best step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Evaluate = Callable[[Progress], Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The step whose value was the best so far; ``metric`` is its name in the records."""
+    """The step with the best value so far; ``metric`` is its name in the records."""
 
     metric: str
     step: int
@@ -27,10 +27,10 @@ class Best:
 
 
 class Evaluating(Callback):
-    """Measures the state after every ``every``-th step and after the last; a value goes into the step's record.
+    """Evaluates the state after every ``every``-th step and after the last; the values go into the step's record.
 
-    Stands before the recorder in the loop. With ``metric``, ``best`` is the step at which that was lowest or highest; a
-    value that is not finite never is.
+    Must come before the recorder in the loop. With ``metric``, ``best`` is the step at which it was lowest or highest;
+    a non-finite value is never the best.
     """
 
     activity = "evaluate"
@@ -46,8 +46,8 @@ class Evaluating(Callback):
         lower_is_better: bool = True,
         before: Callable[[Progress], None] = lambda progress: None,
     ):
-        """``record``: is given (step, values, seconds spent). ``best``: of the checkpoint that the run resumes from.
-        ``before``: is called before the first step.
+        """``record``: called with (step, values, seconds spent). ``best``: from the checkpoint that the run resumes
+        from. ``before``: called before the first step.
         """
         self.every, self._evaluate, self._record, self._say = every, evaluate, record, say
         self._metric, self._sign, self._before = metric, 1 if lower_is_better else -1, before
@@ -58,14 +58,14 @@ class Evaluating(Callback):
 
     def step(self, progress: Progress) -> None:
         with progress.clock.on("wait"):
-            jax.block_until_ready(progress.metrics)  # so that steps in flight do not count as time spent here
+            jax.block_until_ready(progress.metrics)  # so that steps in flight do not count as evaluation time
         before = time.perf_counter()
         values = dict(self._evaluate(progress))
         seconds = time.perf_counter() - before
         self._record(progress.done, values, seconds)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         better = self._metric is not None and self._is_better(values)
-        self._say(f"step {progress.done}: {shown} (in {duration(seconds)}){', the best so far' if better else ''}")
+        self._say(f"step {progress.done}: {shown} (in {duration(seconds)}){', best so far' if better else ''}")
         if better:
             self.best = Best(self._metric, progress.done, values[self._metric])
 

@@ -1,4 +1,4 @@
-"""Traces of what devices and host do during some steps, for TensorBoard, XProf or Perfetto."""
+"""Profiler traces of devices and host for selected steps, for TensorBoard, XProf or Perfetto."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mono_jax.training.callbacks.signals import OnSignals
 from mono_jax.training.loop import Progress
 from mono_jax.training.metrics import Say
 
-SIGNAL = signal.SIGUSR2  # SIGUSR1 is what hurries data workers
-SIGNAL_STEPS = 5  # steps of the trace that a signal asks for
+SIGNAL = signal.SIGUSR2  # SIGUSR1 makes data workers stop waiting
+SIGNAL_STEPS = 5  # steps in a trace requested by the signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,10 @@ class _Trace:
 
 
 class Profiling(OnSignals):
-    """Writes a trace of the steps ``steps`` (first and last), and of those that follow a SIGUSR2, below ``folder``.
+    """Writes traces below ``folder``, of the steps ``steps`` (first and last) and of those that follow a SIGUSR2.
 
-    Each process writes its own, so the signal may go to one of them or to all. It is caught while this context is
-    entered. A trace that fails is reported, and the run goes on.
+    Each process writes its own, so the signal may be sent to one process or to all. It is caught while this context is
+    active. A trace that fails is reported, and the run continues.
     """
 
     signals = (SIGNAL,)
@@ -72,43 +72,46 @@ class Profiling(OnSignals):
 
     def _start(self, progress: Progress, last: int) -> None:
         folder = self._folder / f"steps-{progress.done + 1}-{last}"
-        if jax.process_count() > 1:  # of which several may run on one host, whose name is the file's
+        if jax.process_count() > 1:  # several may run on one host, and the file is named after the host
             folder /= f"process-{jax.process_index()}"
         trace = _Trace(progress.done + 1, last, folder)
         try:
             with progress.clock.on("wait"):
-                jax.block_until_ready(progress.metrics)  # earlier steps are no part of it
+                jax.block_until_ready(progress.metrics)  # so that earlier steps are not part of the trace
             if self._unwritten is not None:
                 jax.profiler.stop_trace()
                 self._drop(self._unwritten)
                 self._unwritten = None
             if not may_trace():
-                raise RuntimeError("this process has loaded libtpu without a TPU: its profiler would end the process")
+                raise RuntimeError("this process has loaded libtpu without a TPU: its profiler would crash the process")
             folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(folder)
             self._open = trace
-        except Exception as error:  # whatever a profiler or a disk raises: looking inside must not end a run
+        except Exception as error:  # whatever the profiler or the disk raises: profiling must not end a run
             self._say(f"{trace} failed: {reason(error)}; training continues")
 
     def _stop(self, trace: _Trace, progress: Progress) -> None:
         self._open = None
-        with progress.clock.on("wait"), contextlib.suppress(Exception):  # whoever reads the metrics reports it
+        with (
+            progress.clock.on("wait"),
+            contextlib.suppress(Exception),
+        ):  # the error is reported when the metrics are read
             jax.block_until_ready(progress.metrics)
         try:
             jax.profiler.stop_trace()
-            self._say(f"{trace} is in {trace.folder}: see it with tensorboard --logdir {self._folder}")
+            self._say(f"{trace} is in {trace.folder}: view it with tensorboard --logdir {self._folder}")
         except Exception as error:
             self._unwritten = trace
             self._drop(trace)
             self._say(f"{trace} failed: {reason(error)}; training continues")
 
     def _drop(self, trace: _Trace) -> None:
-        """Removes half a trace."""
+        """Removes an incomplete trace."""
         shutil.rmtree(trace.folder, ignore_errors=True)
 
 
 def may_trace() -> bool:
-    """Whether a trace can be started. Where libtpu was loaded to compile for absent TPUs it ends in a segfault."""
+    """Whether a trace can be started. If libtpu was loaded to compile for absent TPUs, a trace would segfault."""
     try:
         loaded = "libtpu" in Path("/proc/self/maps").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""From the metrics of steps to records and console lines."""
+"""Turns the metrics of steps into records and console lines."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ class _Pending:
     done: int
     metrics: Mapping[str, jax.Array]
     data_wait: float
-    seconds: float = 0.0  # that the step took; 0 until it is found finished
+    seconds: float = 0.0  # duration of the step; 0 until it is found finished
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What rates are reported against.
+    """What throughput is measured against.
 
     Attributes:
-      flops: model FLOPs of the tokens counted.
-      peak: FLOP/s of all devices at most; None = not known, and no MFU is reported.
+      flops: model FLOPs for the counted tokens.
+      peak: peak FLOP/s of all devices; None = unknown, and no MFU is reported.
     """
 
     flops: Callable[[Mapping[str, float]], float]
     peak: float | None
 
     def mfu(self, counts: Mapping[str, float], seconds: float) -> float | None:
-        """Share of the peak that the work of ``counts`` in ``seconds`` makes."""
+        """The share of the peak reached by doing the work of ``counts`` in ``seconds``."""
         return None if self.peak is None else self.flops(counts) / seconds / self.peak
 
 
 class Recorder(Callback):
-    """Turns the metrics of steps into records and console lines, and stops a run that is not finite.
+    """Turns the metrics of steps into records and console lines, and stops a run whose updates stay non-finite.
 
-    Metrics are read ``LAG`` steps late, so that the device always has work queued. Only the first step is waited for:
-    its compilation is kept out of the rates.
+    Metrics are read ``LAG`` steps late, so that the device always has work queued. Only the first step is waited for,
+    to keep its compilation out of the throughput.
     """
 
     def __init__(
@@ -65,22 +65,22 @@ class Recorder(Callback):
         counts: Callable[[], Mapping[str, float]] = dict,
         alert: Callable[[str, int, str], None] = lambda kind, step, text: None,
     ):
-        """``sample_keys``: of a step; ``counts``: what else each record holds, e.g. of the data; ``alert`` is given the
-        kind, step and text of what someone should know.
+        """``sample_keys``: returns the keys of a step's samples; ``counts``: returns further values for each record,
+        e.g. about the data; ``alert`` is called with the kind, step and text of an alert.
         """
         self._stage, self._log_every, self._max_nonfinite_steps = stage, log_every, max_nonfinite_steps
         self._speed, self._sample_keys, self._writer, self._say = speed, sample_keys, writer, say
         self._counts, self._alert = counts, alert
         self._pending: collections.deque[_Pending] = collections.deque()
         self._measured: dict[int, Mapping[str, float]] = {}
-        self._seconds: dict[str, float] = {}  # of the clock at the last record
+        self._seconds: dict[str, float] = {}  # the clock's readings at the last record
         self._began = time.perf_counter()
         self._since = self._began
         self._clear()
 
     def _clear(self) -> None:
         self._window: collections.Counter[str] = collections.Counter()
-        self._losses: list[float] = []  # of the steps since the last record
+        self._losses: list[float] = []  # losses of the steps since the last record
         self._by_source: collections.Counter[str] = collections.Counter()  # sums over these steps
 
     def facts(self, progress: Progress) -> Mapping[str, int]:
@@ -90,7 +90,7 @@ class Recorder(Callback):
         self._pending.append(_Pending(progress.done, progress.metrics, progress.data_wait))
         self._look()
         if progress.done == progress.start + 1:
-            if progress.done < progress.steps:  # else its record waits for the evaluation of the last step
+            if progress.done < progress.steps:  # otherwise its record waits for the evaluation of the last step
                 self._drain(progress, keep=0)
             self._window.clear()
             self._since = time.perf_counter()
@@ -98,16 +98,17 @@ class Recorder(Callback):
         self._drain(progress, keep=LAG)
 
     def finish(self, progress: Progress) -> None:
-        if not isinstance(progress.error, NonFinite):  # what was in flight behind it says the same again
+        if not isinstance(progress.error, NonFinite):  # later steps in flight would only report the same again
             self._drain(progress, keep=0)
 
     def add(self, done: int, values: Mapping[str, float], seconds: float) -> None:
-        """Puts ``values`` into the record of step ``done``, which is then made; measuring took ``seconds``."""
+        """Puts ``values`` into the record of step ``done``, which is then always written; the evaluation took
+        ``seconds``."""
         self._measured[done] = values
-        self._since += seconds  # no time of the steps
+        self._since += seconds  # evaluation time is not step time
 
     def before_save(self, progress: Progress) -> None:
-        """Records what a checkpoint of this moment will not bring again."""
+        """Records the pending steps, which a run resumed from this checkpoint would not repeat."""
         self._drain(progress, keep=0)
 
     def _drain(self, progress: Progress, keep: int) -> None:
@@ -116,7 +117,7 @@ class Recorder(Callback):
             self._pending.popleft()
 
     def _look(self, read: _Pending | None = None) -> None:
-        """Steps that are found finished now, ``read`` among them, share the time since the last look that found any."""
+        """Splits the time since the last look that found any among the steps found finished now, including ``read``."""
         new = [each for each in self._pending if not each.seconds and (each is read or each.metrics["loss"].is_ready())]
         if new:
             now = time.perf_counter()
@@ -167,7 +168,8 @@ class Recorder(Callback):
         self._clear()
 
     def _losses_by_source(self) -> dict[str, float | None]:
-        """loss/NAME, mean over the trained tokens of the steps since the last record, and weight/NAME, their weight."""
+        """loss/NAME, mean over the trained tokens of the steps since the last record, and weight/NAME, their total
+        weight."""
         sums, record = self._by_source, {}
         for source in (name.removeprefix("weight/") for name in sums if name.startswith("weight/")):
             weight = sums[f"weight/{source}"]
@@ -176,7 +178,7 @@ class Recorder(Callback):
         return record
 
     def _passed(self, clock: Clock) -> dict[str, float]:
-        """Seconds of each activity since the last record; of the first one since the process began."""
+        """Seconds of each activity since the last record; for the first record, since the process started."""
         before, self._seconds = self._seconds, clock.read()
         return {f"seconds/{name}": value - before.get(name, 0.0) for name, value in self._seconds.items()}
 
@@ -184,31 +186,31 @@ class Recorder(Callback):
         keys = self._sample_keys(done - 1)
         shown = ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")
         what = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
-        self._say(f"step {done}: {what}: the update is not finite and is skipped; samples: {shown}")
-        self._alert("nonfinite", done, f"step {done}: {what}: the update is not finite and is skipped")
+        self._say(f"step {done}: {what}: the update is non-finite and is skipped; samples: {shown}")
+        self._alert("nonfinite", done, f"step {done}: {what}: the update is non-finite and is skipped")
         if values["nonfinite_steps"] < self._max_nonfinite_steps:
             return
         first = done - int(values["nonfinite_steps"]) + 1
         if ruined := nonfinite_paths(progress.frozen):
-            cause = f"frozen weights that are not finite: {', '.join(ruined[:5])}; use sound initial weights"
+            cause = f"frozen weights with non-finite values: {', '.join(ruined[:5])}; use sound initial weights"
         else:
             cause = (
-                f"samples of the last step: {shown}. Lower the learning rate, or leave these steps out with "
+                f"samples of the last step: {shown}. Lower the learning rate, or leave out these steps with "
                 f"--config.skip_steps='[[{first},{done}]]', and run again: it resumes before step {first}"
             )
         raise NonFinite(
-            f"{done - first + 1} updates in a row were not finite, steps {first} to {done} ({what}); {cause}", first
+            f"{done - first + 1} consecutive updates were non-finite, steps {first} to {done} ({what}); {cause}", first
         )
 
 
 def device_memory() -> dict[str, int]:
-    """Bytes in use, and the most so far, of the fullest of this process's devices; {} where none tells (CPUs)."""
+    """Bytes in use, and their peak, on the fullest of this process's devices; {} if none reports them (CPUs)."""
     stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
     names = {"memory_bytes": "bytes_in_use", "memory_peak_bytes": "peak_bytes_in_use"}
     return {name: max(s[key] for s in stats) for name, key in names.items() if stats and all(key in s for s in stats)}
 
 
 def nonfinite_paths(params: tree.Tree) -> list[str]:
-    """Paths of the arrays that hold a value that is not finite."""
+    """Paths of the arrays that contain a non-finite value."""
     sound = jax.device_get(jax.jit(lambda p: jax.tree.map(lambda a: jnp.isfinite(a).all(), p))(params))
     return [path for path, finite in tree.flatten(sound).items() if not finite]

@@ -1,4 +1,4 @@
-"""Callbacks that hear signals."""
+"""Callbacks that handle signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mono_jax.training.loop import Callback
 
 
 class OnSignals(Callback):
-    """Hears ``signals`` while its context is entered; outside the main thread Python allows no handlers."""
+    """Handles ``signals`` while its context is active; outside the main thread, Python allows no handlers."""
 
     signals: ClassVar[tuple[int, ...]]
 

@@ -1,4 +1,4 @@
-"""Steps that take far longer than the others: where every thread stands is printed while it lasts."""
+"""Detects steps that take far longer than the others, and prints the stacks of all threads while the stall lasts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mono_jax.training.clock import Clock
 from mono_jax.training.loop import Callback, Progress
 from mono_jax.training.metrics import Say, duration
 
-KNOWN = 50  # steps that the median is taken over
-FEWEST = 5  # of them, before anything counts as long
-SHORTEST = 60.0  # seconds: a stall takes at least that
-LONG_BY_NATURE = ("save", "evaluate", "finish")  # activities whose time is no part of a step
+KNOWN = 50  # number of steps for the median
+FEWEST = 5  # steps needed before any step counts as long
+SHORTEST = 60.0  # seconds: a stall takes at least this long
+LONG_BY_NATURE = ("save", "evaluate", "finish")  # activities whose time is not part of a step
 
 
 class Stalls(Callback):
-    """Says once of each step that takes more than ``factor`` times the median of the last ``KNOWN``, and with it the
+    """Reports, once per step, a step that takes more than ``factor`` times the median of the last ``KNOWN``, with the
     stacks of all threads; 0 = never. The time of ``LONG_BY_NATURE`` does not count.
 
-    A thread looks on while the context is entered, since the one that trains is the one that is stuck.
+    A separate thread watches while the context is active, since the training thread is the one that is stuck.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Stalls(Callback):
         self._next(progress)
 
     def step(self, progress: Progress) -> None:
-        if progress.done > progress.start + 1:  # the first one compiles what is not compiled yet
+        if progress.done > progress.start + 1:  # the first one compiles what is not yet compiled
             self._seconds.append(time.monotonic() - self._since - self._time_aside(progress.clock))
         self._next(progress)
 
@@ -91,7 +91,7 @@ class Stalls(Callback):
             if passed > max(self._factor * median, self._shortest):
                 said = self._done
                 text = f"step {said + 1} has taken {duration(passed)}, the median is {median:.2f} s"
-                self._say(f"{text}; where every thread stands:\n{stacks()}")
+                self._say(f"{text}; stacks of all threads:\n{stacks()}")
                 self._alert("stall", said + 1, text)
 
 
@@ -101,4 +101,4 @@ def stacks() -> str:
         faulthandler.dump_traceback(file)
         file.seek(0)
         return file.read().decode(errors="replace").rstrip()
-    return "not known: the disk is full"
+    return "unknown: the disk is full"

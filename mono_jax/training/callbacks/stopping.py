@@ -1,4 +1,4 @@
-"""What ends a run before its last step: a signal, bad data, updates that are not finite."""
+"""What ends a run before its last step: a signal, bad data, non-finite updates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Protocol
 from mono_jax.training.callbacks.signals import OnSignals
 from mono_jax.training.loop import Callback, Progress, Stopped
 
-PREEMPTED = 75  # exit code after SIGTERM or SIGINT: saved, run again to resume (EX_TEMPFAIL)
+PREEMPTED = 75  # exit code after SIGTERM or SIGINT: state saved, run again to resume (EX_TEMPFAIL)
 
 
 class Preempted(Stopped):
@@ -20,7 +20,7 @@ class Preempted(Stopped):
 
 
 class NonFinite(Stopped):
-    """Too many updates in a row were not finite. The state is not saved: ``first`` is the first step of the streak."""
+    """Too many consecutive updates were non-finite. The state is not saved. ``first``: the first step of the streak."""
 
     def __init__(self, message: str, first: int):
         super().__init__(message)
@@ -32,7 +32,7 @@ class TooManyBadSamples(Stopped):
 
 
 class SampleReport(Protocol):
-    """What ``BadSampleLimit`` needs of the data's report (``data_pipelines.loading.report.Report``)."""
+    """What ``BadSampleLimit`` needs from the data's report (``data_pipelines.loading.report.Report``)."""
 
     samples: int
     skipped: collections.Counter[str]
@@ -43,14 +43,14 @@ class SampleReport(Protocol):
 
 
 class BadSampleLimit(Callback):
-    """Ends the run when the share of bad samples among the newest ones is above ``limit``."""
+    """Ends the run when the share of bad samples among the most recent ones is above ``limit``."""
 
     def __init__(self, report: SampleReport, limit: float):
         self._report, self._limit = report, limit
 
     def facts(self, progress: Progress) -> Mapping[str, int]:
-        """Beside what is decided by: all that was read so far, for the records."""
-        own = progress.counted is None or bool(progress.counted.any())  # else another process counts the same rows
+        """The numbers that decide, and the totals read so far, for the records."""
+        own = progress.counted is None or bool(progress.counted.any())  # otherwise another process counts the same rows
         facts = {"samples": self._report.samples * own, "bad_samples": sum(self._report.skipped.values()) * own}
         return facts | dict(zip(("recent_samples", "recent_bad"), self._report.recent()))
 
@@ -60,16 +60,17 @@ class BadSampleLimit(Callback):
         if share > self._limit:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self._report.skipped.most_common(5))
             raise TooManyBadSamples(
-                f"{share:.1%} of the last samples are bad, more than the limit of {self._limit:.1%} "
-                f"({reasons} in all); saved: look at the data (python -m data_pipelines.check), or raise "
-                "--config.max_bad_share, and run again"
+                f"{share:.1%} of the last samples are bad, more than the limit of {self._limit:.1%} ({reasons} in "
+                "total); saved: check the data (python -m data_pipelines.check), or raise --config.max_bad_share, and "
+                "run again"
             )
 
 
 class StopWhenAsked(OnSignals):
-    """Ends the run after SIGTERM or SIGINT, caught while this context is entered. A second SIGINT interrupts.
+    """Ends the run after SIGTERM or SIGINT, caught while this context is active. A second SIGINT interrupts
+    immediately.
 
-    ``hurry`` is called when the signal comes, to end waiting that a step may be held up by.
+    ``hurry`` is called when the signal arrives, to end any waiting that delays the step.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -82,7 +83,7 @@ class StopWhenAsked(OnSignals):
             raise KeyboardInterrupt
         self._requested = True
         again = "; Ctrl-C again: at once, unsaved" if number == signal.SIGINT else ""
-        # Not print: the handler may have interrupted one.
+        # Not print, because the handler may have interrupted one.
         os.write(2, f"stopping after this step{again}\n".encode())
         self._hurry()
 
@@ -91,4 +92,6 @@ class StopWhenAsked(OnSignals):
 
     def step(self, progress: Progress) -> None:
         if progress.totals.latest(progress.done).get("asked_to_stop"):
-            raise Preempted(f"stopped at step {progress.done} as asked; saved: run the same command again to resume")
+            raise Preempted(
+                f"stopped at step {progress.done} as requested; saved: run the same command again to resume"
+            )

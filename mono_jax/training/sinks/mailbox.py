@@ -1,4 +1,4 @@
-"""What a thread is to send, handed to it by the run, which never waits for it."""
+"""Items that the run hands to a sending thread without ever waiting for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """Items in order; ``most``: how many wait at most, the oldest give way (None = all are kept)."""
+    """A queue of items; ``most``: how many may wait before the oldest are dropped (None = all are kept)."""
 
     def __init__(self, items: Iterable[T] = (), most: int | None = None):
         self._items = collections.deque(items, maxlen=most)
@@ -21,19 +21,19 @@ class Mailbox(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> None:
-        """Never waits for the thread that takes."""
+        """Adds an item; never waits for the thread that takes them."""
         with self._more:
             self._items.append(item)
             self._more.notify()
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Says that no more items will come."""
         with self._more:
             self._ended = True
             self._more.notify()
 
     def take(self) -> T | None:
-        """The next item, once there is one; None = the end."""
+        """Waits for the next item; None = the end."""
         with self._more:
             self._more.wait_for(lambda: self._items or self._ended)
             return self._items.popleft() if self._items else None

@@ -1,7 +1,8 @@
-"""TensorBoard's event file, written here: framed records without a thread, which a full disk does not block.
+"""Writes TensorBoard's event file itself: framed records without a thread, so that a full disk does not block.
 
-The few fields that are used are encoded here as well (protocol buffers' wire format, tensorflow/core/util/event.proto):
-libraries that do it import PyTorch and clients of clouds where these are installed, seconds at every start of a run.
+The few fields that are used are also encoded here (protocol buffers' wire format, tensorflow/core/util/event.proto):
+libraries that do this import PyTorch and cloud clients if they are installed, which costs seconds at every start of a
+run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mono_jax.training.metrics import numbers
 
 
 class EventFile:
-    """Gets a line for each record."""
+    """An event file that gets an event per record."""
 
     def __init__(self, file: Appender):
         self._file = file
@@ -36,7 +37,7 @@ class EventFile:
 
 
 def open_events(folder: Path, records: Sequence[Mapping[str, Any]], warn: Say) -> EventFile | None:
-    """A new event file with ``records`` in it, in place of the old ones; None (reported) if it cannot be written."""
+    """A new event file with ``records``, which replaces the old ones; None (reported) if it cannot be written."""
     name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
     version = _double(1, time.time()) + _bytes(3, b"brain.Event:2")
     try:
@@ -64,7 +65,7 @@ def _event(record: Mapping[str, Any]) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """A number of at least 0, seven bits to a byte, the lowest first."""
+    """A non-negative number, seven bits per byte, lowest first."""
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)
@@ -85,7 +86,7 @@ def _bytes(field: int, value: bytes) -> bytes:
 
 
 def _float(field: int, value: float) -> bytes:
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         return _varint(field << 3 | 5) + np.float32(value).tobytes()
 
 
@@ -93,6 +94,6 @@ def _float(field: int, value: float) -> bytes:
 
 
 def _framed(data: bytes) -> bytes:
-    """A TFRecord: length, its checksum, the data, its checksum."""
+    """A TFRecord: length, checksum of the length, data, checksum of the data."""
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))

@@ -1,7 +1,7 @@
-"""Experiment trackers, fed by a thread of their own: what their network or disk does is no concern of the run.
+"""Experiment trackers, each fed by its own thread, so that problems of their network or disk do not affect the run.
 
-What was sent is kept in WORKDIR/logs/NAME.json, so that a resumed run goes on with what is missing. Without that file
-the whole view is made anew, from metrics.jsonl.
+WORKDIR/logs/NAME.json records what was sent, so that a resumed run continues with what is missing. Without that file,
+the whole view is rebuilt from metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mono_jax.training.appender import Say
 from mono_jax.training.metrics import numbers
 from mono_jax.training.sinks.mailbox import Mailbox
 
-CLOSING_S = 15.0  # seconds that the end of a run waits for what is still to be sent
+CLOSING_S = 15.0  # seconds that the end of a run waits for unsent records
 
 
 class Tracker(Protocol):
-    """What is needed of a library; it may block and raise."""
+    """The interface needed from a library; it may block and raise."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -36,10 +36,11 @@ Open = Callable[[str, str, str, Mapping[str, Any], Path], Tracker]
 
 
 class Tracking:
-    """Sends records to a tracker in the background. One that fails is reported and left alone until the next start.
+    """Sends records to a tracker in the background. A tracker that fails is reported and not used again until the next
+    start.
 
     Attributes:
-      thread: that does the sending; it ends with the process, whatever it is doing.
+      thread: does the sending; it ends with the process, whatever it is doing.
     """
 
     def __init__(
@@ -60,15 +61,15 @@ class Tracking:
         self.thread.start()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        if self.thread.is_alive():  # else the next start sends it
+        if self.thread.is_alive():  # otherwise the next start sends it
             self._waiting.put(record)
 
     def close(self) -> None:
-        """Gives what is waiting some time to be sent; metrics.jsonl has it anyway."""
+        """Waits a while for unsent records; metrics.jsonl has them anyway."""
         self._waiting.end()
         self.thread.join(CLOSING_S)
         if self.thread.is_alive():
-            self._say(f"{self._name}: does not answer: {len(self._waiting)} records are left for the next start")
+            self._say(f"{self._name} does not respond: {len(self._waiting)} records are left for the next start")
 
     def _run(self) -> None:
         try:
@@ -87,7 +88,7 @@ class Tracking:
             logging.getLogger(__name__).debug("%s", self._name, exc_info=True)
 
     def _stored(self) -> dict[str, Any]:
-        """{"id": of the tracker's run, "sent": the last step that it has}."""
+        """{"id": id of the tracker's run, "sent": the last step sent to it}."""
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
             return {"id": str(state["id"]), "sent": int(state["sent"])}
@@ -96,7 +97,7 @@ class Tracking:
 
 
 class WandB:
-    """Weights & Biases. WANDB_MODE=offline writes below WORKDIR/logs only, for ``wandb sync``."""
+    """Weights & Biases. WANDB_MODE=offline writes only below WORKDIR/logs, for ``wandb sync``."""
 
     def __init__(self, project: str, id: str, name: str, config: Mapping[str, Any], folder: Path):
         import wandb
@@ -115,7 +116,7 @@ class WandB:
 
 
 class Trackio:
-    """Hugging Face's Trackio, in its local store (TRACKIO_DIR says where)."""
+    """Hugging Face's Trackio, in its local store (located at TRACKIO_DIR)."""
 
     def __init__(self, project: str, id: str, name: str, config: Mapping[str, Any], folder: Path):
         import trackio

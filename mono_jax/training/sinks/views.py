@@ -1,4 +1,4 @@
-"""The views that a run's config asks for."""
+"""The views of the records that a run's config asks for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from mono_jax.training.sinks.tracking import TRACKERS, Tracking
 
 
 def views(names: Sequence[str], workdir: Path, project: str, config: Mapping[str, Any], say: Say) -> list[MakeSink]:
-    """For each of ``names`` what makes that view of a run in ``workdir``; ``config``: of the run, for trackers."""
+    """For each of ``names``, a function that makes that view of a run in ``workdir``; ``config``: the run's, for
+    trackers."""
     return [functools.partial(_view, name, workdir, project, config, say) for name in dict.fromkeys(names)]
 
 

@@ -163,7 +163,7 @@ def test_only_damaged_checkpoints(place):
 
 def test_no_checkpoint(place):
     with Checkpoints(place) as checkpoints:
-        with pytest.raises(CheckpointError, match="no checkpoint in it"):
+        with pytest.raises(CheckpointError, match="contains no checkpoint"):
             checkpoints.restore(make_state(0))
         checkpoints.save(3, make_state(3), {})
         with pytest.raises(CheckpointError, match=r"no checkpoint of step 4: there are \[3\]"):

@@ -70,7 +70,7 @@ def test_flags_come_before_the_environment():
 @pytest.mark.parametrize(
     ("flags", "environment", "message"),
     [
-        (("h:5", 2, None), {}, r"--process missing: all of --coordinator, --processes, --process are needed"),
+        (("h:5", 2, None), {}, r"--process missing: --coordinator, --processes, --process must all be given"),
         (("h", 2, 1), {}, "--coordinator is 'h': it must be HOST:PORT"),
         (("h:5", 2, 2), {}, "--process is 2: it must be one of 0 to 1"),
         ((None, None, None), {"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing"),
@@ -152,13 +152,13 @@ def test_one_that_falls_silent_is_named():
         with peers[2].watch:
             time.sleep(0.1)
         for peer in peers[:2]:
-            assert peer.gone.wait(5) and "process 2 on host host2 has not been heard of for" in peer.left[0]
+            assert peer.gone.wait(5) and "process 2 on host host2 has not been heard from for" in peer.left[0]
 
 
 def test_one_that_never_came_is_named_without_its_host():
     peer = Peer(Store(), 0)
     with peer.watch:
-        assert peer.gone.wait(5) and peer.left[0].startswith("process 1 has not been heard of for")
+        assert peer.gone.wait(5) and peer.left[0].startswith("process 1 has not been heard from for")
 
 
 @pytest.mark.parametrize("error", [ValueError("no\nroom"), KeyboardInterrupt("no room")])

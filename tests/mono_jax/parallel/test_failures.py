@@ -105,7 +105,7 @@ def test_a_host_that_is_cut_off_is_named_and_the_rest_resumes(config, tmp_path, 
         assert time.monotonic() - cut < 90  # 60 on an idle machine
     for number in range(2):
         [error] = cluster.errors(number)
-        assert f"process {1 - number} on host {two.addresses[1 - number]} has not been heard of" in error
+        assert f"process {1 - number} on host {two.addresses[1 - number]} has not been heard from" in error
     done = max(int(folder.name) for folder in (tmp_path / "run/checkpoints").iterdir() if folder.name.isdigit())
     clusters.append(Cluster(config, tmp_path / "run", 1, [f"--config.steps={done + 2}"]))
     assert clusters[-1].wait() == [0] and f"resuming S1.1 at step {done}" in clusters[-1].said(0)

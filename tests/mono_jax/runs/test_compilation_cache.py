@@ -31,7 +31,7 @@ def test_a_program_is_found_by_the_next_process_and_says_so(tmp_path: Path):
         expected = run_anew()
     with kept_programs(tmp_path, said.append) as second, second.explained("the step", said.append):
         assert run_anew() == expected
-    assert said == [f"the step is kept compiled in {tmp_path}", f"the step was compiled before: {tmp_path}"]
+    assert said == [f"the step was compiled and is kept in {tmp_path}", f"the step was compiled before: {tmp_path}"]
     assert first.added == len(entries(tmp_path)) > 0 == first.found
     assert second.counts() == {"found": first.added, "added": 0, "saved_s": 0}
     assert second.lines() == [f"compiled programs: {first.added} found, 0 added"]

@@ -109,7 +109,7 @@ def test_a_change_is_taken_back_before_it_begins_or_its_old_files_are_missed(set
     changing = batches.opened(pending, geometry, cache, stored, True)
     assert changing.at(5).identity == data.identity and changing.at(6) is changing
     assert batches.opened(old, geometry, cache, stored, True).identity == data.identity  # taken back
-    with pytest.raises(ConfigError, match="are not what they were"):
+    with pytest.raises(ConfigError, match="sources have changed on storage"):
         batches.opened(pending, geometry, cache, stored | {"data": "other"}, True)
     with pytest.raises(ConfigError, match=r"data\.source_ids"):
         with_ids = dataclasses.replace(pending, data=dataclasses.replace(pending.data, source_ids=True))

@@ -129,7 +129,7 @@ def test_frozen_layers_have_no_state_and_no_weight_gradient() -> None:
         (("attention[3:9]",), "layers 0 to 3"),
         (("attention[2:1]",), "layers 0 to 3"),
         (("attention/w1",), "no parameter named 'w1'"),
-        (("token_embeddings[0:2]",), "leave the range out"),
+        (("token_embeddings[0:2]",), "leave out the range"),
         (("attention[0:1]", "attention/wo[2:3]"), "give one range"),
         (("attention[",), "GROUP/NAME"),
         (("visual_attention",), "does not have"),

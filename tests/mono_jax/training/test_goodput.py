@@ -184,7 +184,7 @@ def test_damage_and_clocks_that_were_set_are_named(tmp_path: Path):
     stage, *_ = played(file, 5)
     file.write_bytes(b'{"event": "sta\n\x00\xff\n[1]\n' + file.read_bytes() + b'{"event": "step", "step"\n')
     measured = goodput.measure(tmp_path)
-    assert measured["notes"] == [f"{file}: 4 damaged lines are left out"]
+    assert measured["notes"] == [f"{file}: 4 damaged lines were left out"]
     assert close(measured["seconds"], stage.expected())
     stage.now += 500
     stage.write("step", 10**6, {"wait": 1.0})  # within a process: its clock was set forward

@@ -144,11 +144,11 @@ def test_adapters_lie_like_the_sides_of_their_kernels():
     [
         (("atention",), ("lora",), "lora.targets.*did you mean 'attention'"),
         (("text_experts/gat",), ("lora",), "kernel of lora.targets in text_experts 'gat'.*did you mean 'gate'"),
-        (("attention[0:1]",), ("lora",), "leave the range out"),
+        (("attention[0:1]",), ("lora",), "leave out the range"),
         (
             ("token_embeddings",),
             ("lora",),
-            "adapters for attention, text_experts, visual_attention, visual_experts only",
+            "only attention, text_experts, visual_attention, visual_experts can have adapters",
         ),
         (("visual_attention",), ("lora",), "this model has no visual_attention: it has attention"),
         (("attention", "text_experts"), ("lora", "text_experts/up"), "layers/feed_forward/up/kernel trains itself"),

@@ -77,7 +77,7 @@ def test_a_plan_of_the_step_itself(name: str):
         assert found["step_s"] >= max(found["compute_s"], found["exposed_collective_s"])
         assert found["days_for_stage"] == pytest.approx(50 * found["step_s"] / 86400)
         assert found["samples_per_s"] == pytest.approx(8 * 4 / found["step_s"])
-        assert not any("not known" in line for line in found["assumptions"])
+        assert not any("unknown" in line for line in found["assumptions"])
     assert any("MFU" in line for line in table.lines(found)) == (name != "cpu:8")
     assert any("tiles made before each step" in line for line in table.lines(found)) == bool(on_device)
     # Two rows per device, with 4 tiles of 32 pixels from crops of 64, to three digits.
@@ -103,7 +103,7 @@ def test_tiles_made_on_the_device_are_part_of_the_plan():
     assert pixels.with_step(step, None) == step
     exact = Program.build(plan.run_config(values(mesh={"data": 1, "fsdp": 2})), devices=devices)
     assert (pixels.compile_tiles(exact), pixels.flops_of(exact)) == (None, 0.0)
-    with pytest.raises(ConfigError, match=r"data.pixel_path='device' .* mesh.context splits: use 'exact'"):
+    with pytest.raises(ConfigError, match=r"data.pixel_path='device' .* mesh.context splits rows: use 'exact'"):
         check_columns(config.data, program.model.config, 2)
 
 
@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_a_result(at: str, monkeypatch: pytest.MonkeyPatch)
     found = compiled.plan(program, hardware, workload(program))
     assert found["fits"] is False
     assert found["hbm_bytes_per_device"] > found["hbm_limit"] == 1000
-    assert ("GiB a device" if at == "after" else "Ran out of memory") in found["reason"]
+    assert ("GiB per device" if at == "after" else "Ran out of memory") in found["reason"]
     assert found.keys() >= KEYS
     printed = list(table.lines(found))
     assert any(line.startswith("refused") for line in printed) and not any("()" in line for line in printed)
@@ -242,7 +242,7 @@ def test_a_stage_of_several_needs_no_sets():
         ),
         (
             {"execution": {"context_parallel": "ulysses"}},
-            r"mesh\.context 4 must divide the 2 heads of keys that a device has with mesh\.tensor 1",
+            r"mesh\.context 4 must divide the 2 key heads that a device has with mesh\.tensor 1",
         ),
     ],
 )

@@ -47,5 +47,5 @@ def test_a_table_has_every_stage_and_pod_and_sums_days(monkeypatch: pytest.Monke
 
 
 def test_a_row_that_is_none():
-    with pytest.raises(ConfigError, match="is no row of the table"):
+    with pytest.raises(ConfigError, match="is not a row of the table"):
         list(scaling.table(lambda stage: values(stage=stage), ["S1.1@moon"]))

@@ -109,5 +109,5 @@ def test_sweeps_share_their_stages(sweep: Sweep, tmp_path: Path):
     shared_folder(first, stage).mkdir()
     (first / "units" / planned.unit.name / stage.folder / "summary.json").write_text("{}")
     assert is_trained(second, stage)
-    with pytest.raises(CheckpointError, match="second/shared: this sweep has its stages there"):
+    with pytest.raises(CheckpointError, match="second/shared: this sweep keeps its stages there"):
         share(second, tmp_path / "others")

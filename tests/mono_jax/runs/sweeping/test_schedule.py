@@ -134,7 +134,7 @@ def test_several_sweeps_are_one_queue(sweep_file: Path, tmp_path: Path, monkeypa
     assert seen[3].command == (sys.executable, "sweep.py", "run", *own)
     assert (work / "rates/shared").resolve() == (work / "others/shared").resolve() == work / "shared"
     args.files = [sweep_file, sweep_file]
-    with pytest.raises(ConfigError, match="two files of one name would use one folder"):
+    with pytest.raises(ConfigError, match="two files with the same name would use the same folder"):
         commands.act(args, "sweep.py")
 
 
@@ -195,5 +195,5 @@ def test_the_array_job_runs_units_and_queues_preempted_ones_again(tmp_path: Path
 
 def test_handing_in_without_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ClusterError, match="sbatch is not on this machine"):
+    with pytest.raises(ClusterError, match="sbatch is not installed on this machine"):
         slurm.submit(tmp_path / "sweep.sbatch")

@@ -41,10 +41,10 @@ def test_grids():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("", r"sweep\.py: a sweep file has a function sweep\(add\)"),
+        ("", r"sweep\.py: a sweep file needs a function sweep\(add\)"),
         ("def sweep(add): pass", "added no unit"),
         ("def sweep(add): add('a'); add('a')", "two units are called 'a'"),
-        ("def sweep(add): add('a/b')", "'a/b' is no name"),
+        ("def sweep(add): add('a/b')", "'a/b' is not a valid name"),
         ("def sweep(add): add('a', seeds=0)", "seeds is 0"),
         ("def sweep(add): 1 / 0", r"sweep\.py: ZeroDivisionError"),
         ("x = y\ndef sweep(add): add('a')", r"sweep\.py: NameError"),

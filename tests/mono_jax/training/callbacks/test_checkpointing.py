@@ -76,7 +76,7 @@ def test_states_are_saved_at_every_so_many_steps_and_at_the_end(start, every, ba
     assert sum(f"failed saves so far: {saver.failed}); training continues" in line for line in said) == len(fails)
     unsaved = [step for step in bad if step % every == 0 and step < STEPS]
     assert [line for line in said if "is not saved" in line] == [
-        f"step {step} is not saved: its update was not finite" for step in unsaved
+        f"step {step} is not saved: its update was non-finite" for step in unsaved
     ]
     assert callback.skipped == len(unsaved)
 
@@ -88,7 +88,7 @@ def test_a_state_of_which_a_failed_step_has_consumed_a_part_is_not_saved():
     progress = Progress(consumed, {}, 0, 4, STEPS, error=RuntimeError("out of memory"))
     Checkpointing(saver, 3, lambda step: {}, said.append).finish(progress)
     assert saver.asked == [("wait",)]
-    assert said == ["the state of step 4 is lost in the failed step: the newest checkpoint stands"]
+    assert said == ["the state of step 4 was lost in the failed step; the newest checkpoint remains"]
 
 
 class Late:

@@ -72,7 +72,7 @@ def test_the_steps_that_were_asked_for_are_traced(tmp_path: Path, steps, start, 
     assert traced(tmp_path) == expected
     assert len(said) == len(expected)
     for name in expected:
-        assert any(f"is in {tmp_path / name}: see it with tensorboard --logdir {tmp_path}" in line for line in said)
+        assert any(f"is in {tmp_path / name}: view it with tensorboard --logdir {tmp_path}" in line for line in said)
 
 
 def test_a_signal_asks_for_five_steps_and_is_not_caught_any_more_afterwards(tmp_path: Path):

@@ -142,7 +142,7 @@ def test_updates_that_are_not_finite_are_named_and_kept_out_of_the_mean():
     progress = run(recorder(records, 7, said.append), bad=(2, 5, 6))
     assert progress.error is None
     assert records[0]["loss_mean"] == pytest.approx(np.mean([10, 30, 40, 70])) and records[0]["skipped"] == 3
-    named = [line for line in said if "not finite" in line]
+    named = [line for line in said if "non-finite" in line]
     assert [line.split(":")[0] for line in named] == ["step 2", "step 5", "step 6"]
     assert [line.split("samples: ")[1] for line in named] == ["key 1", "key 4", "key 5"]
 
@@ -153,7 +153,7 @@ def test_too_many_updates_in_a_row_that_are_not_finite_end_the_run(most: int, ba
     assert isinstance(progress.error, NonFinite) == stops
     if stops:
         assert progress.error.first == 3
-        assert "2 updates in a row were not finite, steps 3 to 4" in str(progress.error)
+        assert "2 consecutive updates were non-finite, steps 3 to 4" in str(progress.error)
         assert "samples of the last step: key 3." in str(progress.error)
 
 
@@ -161,7 +161,7 @@ def test_frozen_weights_that_are_not_finite_are_named_in_place_of_samples():
     good, bad = jnp.ones(3), jnp.asarray([0.0, jnp.inf])
     assert nonfinite_paths({"a": {"b": good, "c": bad}, "d": bad * 0}) == ["a/c", "d"]
     progress = run(recorder(Writer(), 1, lambda line: None, 1), bad=(3,), frozen={"a": {"b": good, "c": bad}})
-    assert "frozen weights that are not finite: a/c;" in str(progress.error) and "key" not in str(progress.error)
+    assert "frozen weights with non-finite values: a/c;" in str(progress.error) and "key" not in str(progress.error)
 
 
 def test_at_most_twenty_samples_are_named():
@@ -171,7 +171,7 @@ def test_at_most_twenty_samples_are_named():
         said.clear()
         keys = [f"key {number}" for number in range(count)]
         run(Recorder("S1.1", 100, 10, speed, lambda step, keys=keys: keys, None, said.append), bad=(2,))
-        [line] = [line for line in said if "not finite" in line]
+        [line] = [line for line in said if "non-finite" in line]
         assert line.endswith(end)
 
 

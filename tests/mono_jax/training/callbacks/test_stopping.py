@@ -63,7 +63,7 @@ def test_a_signal_ends_the_run_after_its_step(number: int, capfd: pytest.Capture
             "; Ctrl-C again: at once, unsaved\n" * (number == signal.SIGINT) or "\n"
         )
         assert hurried == [True]
-        with pytest.raises(Preempted, match="stopped at step 4 as asked; saved"):
+        with pytest.raises(Preempted, match="stopped at step 4 as requested; saved"):
             turn(asked, 4)
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
 

@@ -93,7 +93,7 @@ def test_one_that_never_answers_holds_nothing_up(tmp_path: Path, monkeypatch: py
     began = time.monotonic()
     [line] = written(tmp_path, library, range(1, 2000))
     assert time.monotonic() - began < 60  # every write returned
-    assert "does not answer" in line and "left for the next start" in line
+    assert "does not respond" in line and "left for the next start" in line
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1999
     forever.set()
 
