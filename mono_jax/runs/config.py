@@ -212,9 +212,8 @@ class RunConfig:
         None,
         ge=0,
         on_resume="free",
-        help="number of completed steps after which `data.sources` that differ from the checkpoint's (weights, "
-        "sources, captions) take effect, at least as many as the checkpoint has; sources that stay continue "
-        "where they were",
+        help="number of completed steps after which changed `data.sources` (weights, sources, captions) take effect, "
+        "not less than the checkpoint's; sources that stay continue where they were",
     )
     cache_dir: str | None = field(
         None, on_resume="free", help="folder of indices and packing plans; None = WORKDIR/cache"

@@ -489,7 +489,7 @@ def test_a_checkpoint_without_its_list_gets_it_when_it_is_read(tmp_path: Path) -
 class Asks(Callback):
     def step(self, progress: Any) -> None:
         if progress.done == 3:
-            raise Preempted("stopped at step 3 as asked; saved: run the same command again to resume")
+            raise Preempted("stopped at step 3 as requested; saved: run the same command again to resume")
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -125,7 +125,7 @@ def test_machines_that_no_axis_spans_are_shared_by_several():
 
 
 def test_machines_that_no_axis_can_span_are_refused():
-    with pytest.raises(ConfigError, match="3 machines: one axis must be a multiple"):
+    with pytest.raises(ConfigError, match="3 machines: the size of one axis must be a multiple"):
         arranged((2, 2, 1), [FakeDevice(n, min(n, 2), 0) for n in range(4)])
 
 

@@ -66,7 +66,7 @@ def test_sources_change_at_a_stated_step(sets, tmp_path, monkeypatch, every_prog
     before = of({"s1_1": 1.0, "s1_2": 1.0}, sets, steps=4, **programs)
     found, _ = seen(workdir, monkeypatch, before)
     after = {"s1_2": 3.0, "s2": 1.0}
-    with pytest.raises(ConfigError, match=r"another data\.sources.*change_data_at=4 \(or a later step\)"):
+    with pytest.raises(ConfigError, match=r"a different data\.sources.*change_data_at=4 \(or a later step\)"):
         run(of(after, sets, steps=8, **programs), workdir)
     with pytest.raises(ConfigError, match="is 3, but 4 steps are done"):
         run(of(after, sets, steps=8, change_data_at=3, **programs), workdir)

@@ -117,7 +117,7 @@ def test_it_resumes_and_shares_the_base(finished: tuple[Path, Path, dict[str, An
     assert metadata == [1, 2, 3, 4]
     other = Program.build(RunConfig.from_dict(values | {"lora": {"rank": 1}}))
     assert [folder.name for folder in base.iterdir() if folder.is_dir()] == [tree_hash(other.frozen_source({}))]
-    with pytest.raises(ConfigError, match=r"another lora\.rank"):
+    with pytest.raises(ConfigError, match=r"a different lora\.rank"):
         run(values | {"lora": {"rank": 1, "targets": TARGETS}, "steps": 6}, copy, base)
 
 

@@ -259,11 +259,11 @@ def test_weights_of_other_shapes_are_refused_before_the_first_step(
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"rope_theta": 5e5}, "rope_theta 1000000.0 there, 500000.0 here"),
-        ({"rms_norm_eps": 1e-6}, "rms_norm_eps 1e-05 there, 1e-06 here"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling None there, .*factor"),
-        ({"max_position_embeddings": 64}, "max_position_embeddings 512 there, 64 here"),
-        ({"vision": {"ps_version": "v1"}}, "vision.ps_version v2 there, v1 here"),
+        ({"rope_theta": 5e5}, "rope_theta is 1000000.0 in the preset, 500000.0 in init"),
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-05 in the preset, 1e-06 in init"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is None in the preset, .*factor"),
+        ({"max_position_embeddings": 64}, "max_position_embeddings is 512 in the preset, 64 in init"),
+        ({"vision": {"ps_version": "v1"}}, "vision.ps_version is v2 in the preset, v1 in init"),
     ],
 )
 def test_a_preset_that_differs_from_the_weights_in_any_key_is_refused(

@@ -151,9 +151,9 @@ def test_adapters_lie_like_the_sides_of_their_kernels():
             "only attention, text_experts, visual_attention, visual_experts can have adapters",
         ),
         (("visual_attention",), ("lora",), "this model has no visual_attention: it has attention"),
-        (("attention", "text_experts"), ("lora", "text_experts/up"), "layers/feed_forward/up/kernel trains itself"),
-        (None, ("lora", "attention", "text_experts", "visual_experts"), "every kernel .* trains itself"),
-        (None, ("lora[0:1]",), "lora.targets says"),
+        (("attention", "text_experts"), ("lora", "text_experts/up"), "layers/feed_forward/up/kernel is itself trained"),
+        (None, ("lora", "attention", "text_experts", "visual_experts"), "every kernel .* is itself trained"),
+        (None, ("lora[0:1]",), "lora.targets selects"),
     ],
     ids=str,
 )

@@ -55,7 +55,7 @@ def progress(done: int = 7, error: Exception | None = None) -> Progress:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (NonFinite("3 updates in a row were not finite", 5), "nonfinite"),
+        (NonFinite("3 consecutive updates were non-finite", 5), "nonfinite"),
         (TooManyBadSamples("7.0% of the last samples are bad"), "bad_share"),
         (OSError("disk"), "error"),
         (Preempted("as asked"), None),

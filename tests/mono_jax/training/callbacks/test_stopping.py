@@ -22,7 +22,7 @@ def test_a_share_of_bad_samples_above_the_limit_ends_the_run(bad: int, stops: bo
     progress.totals.add(1, limit.facts(progress))
     if not stops:
         return limit.step(progress)
-    said = r"10\.1% of the last samples are bad, more than the limit of 10\.0% \(too_long 5, no_image 3 in all\)"
+    said = r"10\.1% of the last samples are bad, more than the limit of 10\.0% \(too_long 5, no_image 3 in total\)"
     with pytest.raises(TooManyBadSamples, match=said):
         limit.step(progress)
 
@@ -36,7 +36,7 @@ def test_the_commonest_five_reasons_are_named():
     report.recent = lambda: (1000, 500)
     limit, progress = BadSampleLimit(report, 0.1), Progress(None, {}, 0, 1, 7)
     progress.totals.add(1, limit.facts(progress))
-    with pytest.raises(TooManyBadSamples, match=r"\(reason7 7, reason6 6, reason5 5, reason4 4, reason3 3 in all\)"):
+    with pytest.raises(TooManyBadSamples, match=r"\(reason7 7, reason6 6, reason5 5, reason4 4, reason3 3 in total\)"):
         limit.step(progress)
 
 
