@@ -111,7 +111,9 @@ def test_a_command_of_one_process_refuses_to_be_started_several_times(monkeypatc
     main = importlib.import_module(f"experiments.{command.split('.')[0]}").main
     for name, value in variables[found_by].items():
         monkeypatch.setenv(name, value)
-    said = rf"{re.escape(command)} runs in one process, but several were started \(found by {found_by}\): start only one"
+    said = (
+        rf"{re.escape(command)} runs in one process, but several were started \(found by {found_by}\): start only one"
+    )
     with pytest.raises(ClusterError, match=said):
         main(WITHOUT_CLUSTER[command])
 
