@@ -294,7 +294,7 @@ class EvipConfig:
     visual_experts: bool = field(
         True, help="visual FFN experts; False: the base's own FFNs process visual tokens (ablation)"
     )
-    attention_experts: bool = field(False, help="visual attention experts too (Mono-InternVL-1.5)")
+    attention_experts: bool = field(False, help="also add visual attention experts (Mono-InternVL-1.5)")
     replay: Mapping[str, Mapping[str, float]] = field(
         default_factory=dict,
         help="{stage: {other stage: share of the samples}}: mixes sources of the other stage (from the sets, in that "

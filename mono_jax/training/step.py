@@ -1,4 +1,4 @@
-"""The training step, used by training, ahead-of-time compilation, benchmarks and tests alike."""
+"""The one training step, which training, ahead-of-time compilation, benchmarks and tests all use."""
 
 from __future__ import annotations
 

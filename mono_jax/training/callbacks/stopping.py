@@ -82,7 +82,7 @@ class StopWhenAsked(OnSignals):
         if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = True
-        again = "; Ctrl-C again: at once, unsaved" if number == signal.SIGINT else ""
+        again = "; press Ctrl-C again to stop at once, without saving" if number == signal.SIGINT else ""
         # Not print, because the handler may have interrupted one.
         os.write(2, f"stopping after this step{again}\n".encode())
         self._hurry()

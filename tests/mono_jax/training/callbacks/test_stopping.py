@@ -60,7 +60,7 @@ def test_a_signal_ends_the_run_after_its_step(number: int, capfd: pytest.Capture
         os.kill(os.getpid(), number)
         said = "stopping after this step"
         assert capfd.readouterr().err == said + (
-            "; Ctrl-C again: at once, unsaved\n" * (number == signal.SIGINT) or "\n"
+            "; press Ctrl-C again to stop at once, without saving\n" * (number == signal.SIGINT) or "\n"
         )
         assert hurried == [True]
         with pytest.raises(Preempted, match="stopped at step 4 as requested; saved"):
