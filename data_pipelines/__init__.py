@@ -1,14 +1,14 @@
 """Data for Mono-InternVL training: sources -> samples -> packing plan -> batches.
 
-The rooms are stacked; each imports only of those before it, and of the modules beside them:
+The packages form layers; each imports only from those before it, and from the modules in the right-hand column:
 
-    io          local and remote files            batch           fields of a batch, geometry of tiles
-    records     raw samples, headers of images    config          what decides the batches
-    sources     tars, Parquet, JSONL, ... of them errors          bad samples, mistakes of the user
+    io          local and remote files            batch           batch fields, tile geometry
+    records     raw samples, image headers        config          what determines the batches
+    sources     tars, Parquet, JSONL, ...         errors          bad samples, user errors
     encoding    a raw sample's ids and pixels     special_tokens  names of chat and image tokens
     packing     which samples share a row         strict          from a mapping to a checked config
     loading     batches, for any host and worker
-    inspection  hashes, occupancy, a page of pictures
+    inspection  hashes, occupancy, an HTML page
 
-``recipes`` makes sets of samples that ``sources`` reads.
+``recipes`` builds data sets that ``sources`` reads.
 """

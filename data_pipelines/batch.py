@@ -1,11 +1,11 @@
 """The batch: what the data pipelines produce and the model consumes.
 
-This module is the single home of the batch's fields, of the tile geometry and of what the pixels mean. It needs only
-NumPy, so that both sides can import it.
+This module is the only definition of the batch's fields, of the tile geometry and of the meaning of the pixels. It
+needs only NumPy, so that both sides can import it.
 
-One *row* is a packed sequence with ``S = V + T`` slots. The first ``V`` slots are visual, the other
-``T`` are text, whatever the order in which the tokens are read ("modality-major" layout): which
-expert a token takes is thus decided here, on the host. ``order`` says how the slots are read.
+One *row* is a packed sequence with ``S = V + T`` slots. The first ``V`` slots are visual and the other
+``T`` are text, whatever the order in which the tokens are read ("modality-major" layout). Which expert
+a token takes is thus decided here, on the host. ``order`` gives the order in which the slots are read.
 
     slot       0 .. V-1                 V .. V+T-1
                visual tokens            text tokens
@@ -32,7 +32,7 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class TileGeometry:
-    """How a tile is cut into visual tokens: a fact of the model that reads the batches, not of the data.
+    """How a tile is cut into visual tokens: a property of the model that reads the batches, not of the data.
 
     Attributes:
       tile_size: edge of a tile in pixels.
@@ -65,10 +65,10 @@ class TileGeometry:
 
 @dataclasses.dataclass(frozen=True)
 class NativeGeometry(TileGeometry):
-    """No tiles: an image is rows and columns of tokens, as many as its own pixels make. A tile is a measure of budgets.
+    """No tiles: an image is a grid of tokens whose size follows from its pixels. A tile is only a unit for budgets.
 
-    A token's ``patch_cells`` is then four bytes, from the highest: its row, its column, and the rows and columns of its
-    image less one.
+    A token's ``patch_cells`` then packs four bytes, from the highest: its row, its column, and the image's numbers of
+    rows and columns, each minus one.
     """
 
     native: ClassVar[bool] = True
@@ -82,7 +82,7 @@ def native_cells(columns: int, rows: int) -> np.ndarray:
 
 
 def of_native_cells(cells: Any) -> tuple[Any, Any, Any, Any]:
-    """(row, column, rows, columns) of ``native_cells``, an array of NumPy or JAX."""
+    """(row, column, rows, columns) of ``native_cells``, a NumPy or JAX array."""
     row, column, rows, columns = (cells >> shift & 255 for shift in (24, 16, 8, 0))
     return row, column, rows + 1, columns + 1
 
@@ -98,8 +98,8 @@ class BatchSpec:
       visual_tokens: V, visual slots of a row.
       text_tokens: T, text slots of a row.
       token_pixels: P, see ``TileGeometry``.
-      boundary_block: 0 = as drawn above. Else boundaries are ragged (see ``ragged``): each row has V slots in all, at
-        most T of them text, and a boundary of its own at a multiple of this.
+      boundary_block: 0 = as drawn above. Otherwise boundaries are ragged (see ``ragged``): each row has V slots in all,
+        at most T of them text, and its own boundary at a multiple of this.
       source_ids: whether batches say which source each text slot comes from.
     """
 
@@ -146,7 +146,7 @@ class BatchSpec:
         }
 
     def empty(self, rows: int, patches: np.ndarray | None = None) -> Batch:
-        """A batch of ``rows`` rows that hold only padding. ``patches``, if given, is taken as it is for that field."""
+        """A batch of ``rows`` rows that hold only padding. ``patches``, if given, is used unchanged for that field."""
         given = {} if patches is None else {"patches": patches}
         fields = {name: field for name, field in self.fields().items() if name not in given}
         batch = given | {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in fields.items()}
@@ -154,7 +154,7 @@ class BatchSpec:
         return batch
 
     def check(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Raises ValueError that names the field if ``batch`` does not fit this spec."""
+        """Raises a ValueError that names the field if ``batch`` does not match this spec."""
         fields = self.fields()
         if unknown := sorted(set(batch) ^ set(fields)):
             raise ValueError(f"batch fields missing or unknown: {unknown}; expected {sorted(fields)}")
@@ -172,18 +172,18 @@ def boundaries(batch: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def ragged(batch: Mapping[str, np.ndarray], slots: int, block: int) -> Batch:
-    """The batch with a boundary of its own in each row, for mixes whose visual share is not known in advance.
+    """The batch with a separate boundary in each row, for mixtures whose visual share is not known in advance.
 
     Args:
       batch: rows with V visual and T text slots, filled from the front.
       slots: S' of the result, a multiple of ``block``, at most V + T.
-      block: slots that share an expert; each row's visual slots are rounded up to a multiple.
+      block: slots that share an expert; each row's visual slots are rounded up to a multiple of it.
 
     Returns:
       The batch with ``order``, ``positions`` and ``segments`` of width ``slots``, and ``visual_slots`` int32 [B].
 
     Raises:
-      ValueError: a row's tokens do not fit, or ``slots`` is no multiple of ``block``.
+      ValueError: a row's tokens do not fit, or ``slots`` is not a multiple of ``block``.
     """
     visual, text = batch["patch_cells"].shape[1], batch["tokens"].shape[1]
     rows = len(batch["order"])
@@ -198,7 +198,7 @@ def ragged(batch: Mapping[str, np.ndarray], slots: int, block: int) -> Batch:
         ends[row] = -(-(int(used[is_visual].max(initial=-1)) + 1) // block) * block
         placed = np.where(is_visual, used, used - visual + ends[row])
         if len(used) and placed.max() >= slots:
-            raise ValueError(f"row {row} needs {placed.max() + 1} slots, there are {slots}")
+            raise ValueError(f"row {row} needs {placed.max() + 1} slots, but there are {slots}")
         result["order"][row] = np.concatenate([placed, np.setdiff1d(np.arange(slots), placed)])
         for name in ("positions", "segments"):
             result[name][row, : len(placed)] = batch[name][row][real[row]]

@@ -1,4 +1,4 @@
-"""What all commands share: help with examples, errors in one line, one JSON object as the last line."""
+"""What all commands share: help with examples, one-line errors, one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from data_pipelines.errors import BadSample, DataError, StorageError
 
-USER_ERROR = 2  # exit code of every one-line error but those of storage
+USER_ERROR = 2  # exit code of every one-line error except storage errors
 STORAGE_ERROR = 1
 INTERRUPTED = 130  # as shells report Ctrl-C
 
@@ -73,9 +73,9 @@ def _strict(value: Any) -> Any:
 
 
 def run(main: Callable[[], int | None], *, errors: tuple[type[Exception], ...] = ()) -> NoReturn:
-    """Runs ``main`` and exits; a user's mistake, or a file or disk that fails, ends in one line instead of a traceback.
+    """Runs ``main`` and exits; a user error or a failing file or disk gives a one-line message instead of a traceback.
 
-    ``main`` returns the exit code (None = 0). ``errors``: further exceptions that are a user's mistake.
+    ``main`` returns the exit code (None = 0). ``errors``: further exceptions that count as user errors.
     MONO_JAX_TRACEBACK=1 shows tracebacks.
     """
     if os.environ.get("MONO_JAX_TRACEBACK"):

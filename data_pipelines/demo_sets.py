@@ -1,6 +1,7 @@
-"""Builds the demo sets: small sets that every stage can train on and be evaluated with.
+"""Builds the demo sets: small data sets on which every stage can be trained and evaluated.
 
-They are made of real input that pip can fetch. A second run keeps what is built and resumes what was interrupted.
+They are made from real data that pip can fetch. A second run keeps what is already built and resumes what was
+interrupted.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from data_pipelines.recipes.demo.sizes import DemoSizes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; ``arguments`` are those of the command line (None = ``sys.argv``)."""
+    """The command; ``arguments`` are the command-line arguments (None = ``sys.argv``)."""
     example = "example: python -m data_pipelines.demo_sets --out=runs/demo/data --s2=12000"
     parser = cli.parser("demo_sets", f"{__doc__}\n{demo.__doc__}", example)
     parser.add_argument("--out", required=True, help="folder of the sets, for example runs/demo/data")
-    parser.add_argument("--seed", type=int, default=0, help="decides every picture, text and split (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every picture, text and split (default 0)")
     for field in dataclasses.fields(DemoSizes):
         unit = "bytes of prose" if field.name == "text_bytes" else f"samples of {field.name}"
         parser.add_argument(
             f"--{field.name}", type=int, default=field.default, metavar="N", help=f"{unit} (default {field.default})"
         )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that paint (default 1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that draw pictures (default 1)")
     options = parser.parse_args(arguments)
     sizes = DemoSizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(DemoSizes)})
     from data_pipelines.recipes.demo.sets import build_demo_sets

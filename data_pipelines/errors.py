@@ -1,4 +1,4 @@
-"""The kinds of trouble with data: a bad sample (skipped, counted), a user's mistake, storage that does not answer."""
+"""The kinds of data errors: a bad sample (skipped and counted), a user error, and storage that does not answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class BadSample(Exception):
     Attributes:
       reason: short_snake_case, from a small closed set, so that it can be counted ("truncated_image", ...).
       key: the sample's key; empty where it is not known (a caller that knows it fills it in).
-      detail: what exactly was found, for the report.
+      detail: exactly what was found, for the report.
     """
 
     def __init__(self, reason: str, key: str = "", detail: str = ""):
@@ -30,15 +30,15 @@ class DataError(Exception):
 
 
 class StorageError(DataError):
-    """Bytes that could not be asked for, or that are not those that were indexed: storage is away, or a file changed.
+    """Bytes that could not be read, or that differ from those indexed: storage is unavailable, or a file changed.
 
-    This says nothing about samples: it is retried and waited for (see ``io.storage``), and then ends the run.
+    This says nothing about samples: the read is retried and waited for (see ``io.storage``), and then ends the run.
 
     Attributes:
       path: of the file or folder.
       detail: what happened.
-      missing: whether storage did answer: that there is no such file.
-      exhausted: whether it has been retried and waited for already.
+      missing: whether storage did answer that there is no such file.
+      exhausted: whether retrying and waiting have already been tried.
     """
 
     def __init__(self, path: str, detail: str = "", missing: bool = False):
@@ -53,7 +53,7 @@ class StorageError(DataError):
 
 
 def check_keys(given: Iterable[str], valid: Iterable[str], what: str) -> None:
-    """Raises DataError that names the first unknown key of ``given`` and the nearest valid one."""
+    """Raises a DataError that names the first unknown key of ``given`` and the nearest valid one."""
     valid = sorted(valid)
     for key in given:
         if key not in valid:
@@ -61,7 +61,7 @@ def check_keys(given: Iterable[str], valid: Iterable[str], what: str) -> None:
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """ "did you mean 'x'?" if one of ``valid`` is similar to ``word``, otherwise the list of them."""
+    """ "did you mean 'x'?" if one of ``valid`` is similar to ``word``, otherwise the list of valid words."""
     valid = sorted(valid)
     near = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(valid)}"

@@ -1,6 +1,6 @@
-"""Builds the real sets: pictures with captions, questions about pictures, English text for every stage, language tasks.
+"""Builds the real sets: captioned pictures, questions about pictures, English text for every stage, language tasks.
 
-They are made of packages that public registries hold.
+They are made from packages in public registries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from data_pipelines.recipes.real.catalogue import SETS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; ``arguments`` are those of the command line (None = ``sys.argv``)."""
+    """The command; ``arguments`` are the command-line arguments (None = ``sys.argv``)."""
     epilog = (
         "example: python -m data_pipelines.real_sets --out=real_data --sets=tuxpaint,detection,moby_dick\n"
         f"sets: {', '.join(f'{s.name} ({s.stage})' for s in SETS)}"
@@ -22,9 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = cli.parser("real_sets", f"{__doc__}\n{real.__doc__}", epilog)
     parser.add_argument("--out", required=True, help="folder of the sets, for example real_data")
     parser.add_argument("--sets", help="names of sets, separated by commas (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="decides composed samples (default 0)")
-    parser.add_argument("--limit", type=int, help="at most that many samples a set, for a quick look")
-    parser.add_argument("--vocabulary", type=int, default=8192, help="pieces of the tokenizer (default 8192)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the composed samples (default 0)")
+    parser.add_argument("--limit", type=int, help="maximum number of samples per set, for a quick look")
+    parser.add_argument("--vocabulary", type=int, default=8192, help="vocabulary size of the tokenizer (default 8192)")
     options = parser.parse_args(arguments)
     from data_pipelines.recipes.manifest import STAGES, load_manifest
     from data_pipelines.recipes.real.sets import build_real_sets

@@ -1,6 +1,6 @@
-"""Names of the tokens that steer the model: image tokens of InternVL, turn tokens of InternLM2's chat; of templates.
+"""Names of control tokens (InternVL's image tokens, the turn tokens of InternLM2's chat format) and of templates.
 
-Imports nothing: everything that names such a token, in any package, takes it from here.
+Imports nothing: every package that names such a token takes it from here.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ IMAGE_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, "<quad>", "</quad>", "<re
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 END_TOKENS = (IM_END, IM_START)  # an answer ends at any of these
-OWN_TEMPLATE = "tokenizer"  # name of the chat template that a tokenizer brings
+OWN_TEMPLATE = "tokenizer"  # name of the chat template that comes with a tokenizer
 CHAT_TOKENS = {IM_END: 92542, IM_START: 92543}  # ids in InternLM2, whose own tokenizer leaves these rows unnamed

@@ -12,7 +12,7 @@ from data_pipelines.special_tokens import IMAGE_CONTEXT
 _SPACES = re.compile(r"\s+")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffd]")
 _TAGS = re.compile(
-    # A tag's name is followed by attributes, or by nothing: "a <b and c> d" is no tag.
+    # A tag's name is followed by attributes or by nothing: "a <b and c> d" is not a tag.
     r"<br\s*/?>|</?(?:a|b|i|u|p|div|span|strong|em|font|h[1-6]|li|ul|ol|td|tr|table|img|sup|sub)"
     r"(?:\s+[\w:.-]+\s*=[^<>]*|(?:\s+(?:nowrap|ismap|reversed|compact|hidden))+)?\s*/?>",
     re.I,
@@ -21,14 +21,14 @@ _RESERVED = re.compile(rf"<\|\w+\|>|{IMAGE}|{IMAGE_CONTEXT}|</?s>|</?quad>")
 
 
 def clean_caption(text: str, max_chars: int = 1000) -> str:
-    """A caption as found on the web, made fit to train on.
+    """A caption as found on the web, cleaned for training.
 
-    Entities become characters, HTML tags and tokens that steer the model are dropped (``<ref>`` and ``<box>`` stay), so
-    are control characters; white space becomes single spaces; what is longer than ``max_chars`` is cut at a word.
+    Entities become characters. HTML tags, control tokens of the model (except ``<ref>`` and ``<box>``) and control
+    characters are dropped. White space becomes single spaces, and text beyond ``max_chars`` is cut at a word boundary.
 
     Raises BadSample "empty_caption" if nothing is left.
     """
-    text = html.unescape(html.unescape(text))  # twice: much of the web is escaped twice
+    text = html.unescape(html.unescape(text))  # twice, since much of the web is double-escaped
     text = _RESERVED.sub(" ", _TAGS.sub(" ", _CONTROL.sub("", text)))
     text = _SPACES.sub(" ", text).strip()
     if len(text) > max_chars:

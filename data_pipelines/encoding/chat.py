@@ -1,4 +1,4 @@
-"""From conversations and plain text to token ids with loss masks: chat templates."""
+"""Chat templates: from conversations and plain text to token ids with loss masks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from data_pipelines.errors import BadSample, DataError, did_you_mean
 from data_pipelines.special_tokens import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, OWN_TEMPLATE
 
 IMAGE = "<image>"  # stands for an image in the text of a conversation
-_WORD = "<\ufdd3mage>"  # the word itself, by a letter that Unicode has set aside; as long, so that spans stay
+_WORD = "<\ufdd3mage>"  # the literal word, with a Unicode noncharacter; of the same length, so that spans stay
 
 
 def word(text: str) -> str:
-    """``text`` in which ``<image>`` stands for no image, but is a word."""
+    """``text`` in which ``<image>`` is a literal word and does not stand for an image."""
     return text.replace(IMAGE, _WORD)
 
 
 def open_template(name: str, tokenizer: Tokenizer) -> Template:
-    """The template of a name; raises DataError if there is none, or the tokenizer's cannot be used."""
+    """The template of that name; raises DataError if there is none, or if the tokenizer's cannot be used."""
     if name == OWN_TEMPLATE:
         return tokenizer_template(tokenizer.file.parent, tokenizer.added)
     if name not in FIXED:
@@ -64,9 +64,9 @@ class ChatEncoder:
 
         Args:
           turns: (speaker, text), the speaker being "system" (first only), "human" or "gpt".
-          images: number of visual tokens of each image, in order of the ``<image>``s in the text; where no text has an
-            ``<image>`` they go in front of the first question.
-          answer: end with the head of an answer that is to be generated; nothing is trained on then.
+          images: number of visual tokens of each image, in the order of the ``<image>``s in the text; if no text has an
+            ``<image>``, they go before the first question.
+          answer: end with the header of an answer to be generated; nothing is trained on then.
 
         Returns:
           ids int32 [n] and mask float32 [n]: 1 where the id is to be predicted (the assistant's text and its end).
@@ -85,7 +85,7 @@ class ChatEncoder:
         return self._encoded(begin, written.text, () if answer else written.trained, images)
 
     def next_question(self, text: str, images: Sequence[int] = ()) -> np.ndarray:
-        """Ids int32 [n] that continue a conversation after the last word of an answer, up to that of the next one.
+        """Ids int32 [n] that continue a conversation after the last word of an answer, up to the start of the next.
 
         Raises BadSample as ``conversation`` does.
         """
@@ -96,7 +96,7 @@ class ChatEncoder:
 
     @functools.cached_property
     def end(self) -> int | None:
-        """Id of the token that ends an answer in the template; None where nothing tells."""
+        """Id of the token that ends an answer in the template; None if it cannot be determined."""
         name = self.template.end()
         return None if name is None else self.tokenizer.added.get(name)
 
@@ -107,7 +107,7 @@ class ChatEncoder:
 
     @functools.cached_property
     def missing(self) -> tuple[str, ...]:
-        """Tokens of the template that the tokenizer would spell: conversations cannot be written."""
+        """Tokens of the template that the tokenizer would split into pieces: conversations cannot be written."""
         return tuple(name for name in self.template.tokens if not self.tokenizer.has(name))
 
     def _check_template(self) -> None:
@@ -144,7 +144,7 @@ class ChatEncoder:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [n], ``begin`` first, and mask float32 [n] of ``text``.
 
-        trained: (start, stop) characters of what is trained on. Raises BadSample "image_count_mismatch".
+        trained: (start, stop) characters of the text to train on. Raises BadSample "image_count_mismatch".
         """
         if (count := text.count(IMAGE)) != len(images):
             raise BadSample("image_count_mismatch", detail=f"{count} {IMAGE} in the text, {len(images)} images")
@@ -167,9 +167,9 @@ class ChatEncoder:
         return array, mask_array
 
     def document(self, text: str, images: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and loss mask of a text without template in which ``<image>`` stands for each image.
+        """Ids and loss mask of a text without a template in which ``<image>`` stands for each image.
 
-        All of it but the images is trained on. Raises BadSample "image_count_mismatch".
+        Everything except the images is trained on. Raises BadSample "image_count_mismatch".
         """
         array, mask = self._encoded(self._begin, text, [(0, len(text))], images)
         mask[:1] = 0
@@ -177,7 +177,7 @@ class ChatEncoder:
         return array, mask
 
     def plain(self, text: str) -> np.ndarray:
-        """Ids of a text without template, before it is cut into pieces: int32 [n]."""
+        """Ids of a text without a template, before it is cut into pieces: int32 [n]."""
         return np.array(self.tokenizer.encode(text), np.int32)
 
     @property
@@ -190,5 +190,5 @@ class ChatEncoder:
         room = longest - len(self._begin)
         ids = np.concatenate([np.array(self._begin, np.int32), ids[number * room : (number + 1) * room]])
         mask = np.ones(len(ids), np.float32)
-        mask[0] = 0  # nothing stands before the first token
+        mask[0] = 0  # nothing precedes the first token
         return ids, mask

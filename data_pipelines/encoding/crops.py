@@ -1,9 +1,9 @@
-"""Tiles that the accelerator makes: parts of decoded images, and the weights of the filter that turns them into tiles.
+"""Tiles made on the accelerator: parts of decoded images, and the filter weights that turn them into tiles.
 
 The filter is Pillow's bicubic for eight bits: along each axis an output pixel is a sum of neighbouring pixels with
-weights in units of 2^-22, rounded half up and clipped, first from left to right, then from top to bottom.
-``mono_jax.parallel.crops`` computes these sums exactly, so that tiles are those of the exact path. Since version 13
-Pillow takes the height first for some images that shrink more in height than in width: none is made from crops.
+weights in units of 2^-22, rounded half up and clipped, first horizontally, then vertically.
+``mono_jax.parallel.crops`` computes these sums exactly, so that the tiles equal those of the exact path. Since version
+13 Pillow resizes the height first for some images that shrink more in height than in width; no crops are made of these.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SUPPORT = 2.0  # of the filter, in pixels of the coarser side
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
-    """Room for the tiles of one row, or of some neighbouring ones of it, counted in visual tokens.
+    """Room for the tiles of one row, or for some neighbouring tiles of a row, counted in visual tokens.
 
     Attributes:
-      pixels: uint8 [tiles, C, C, 3], in the corner of each the part of an image that its tile depends on.
-      starts: int32 [tiles, 2, edge, P], for each row (0) and column (1) of a tile the first pixel of its sum.
-      weights: int32 [tiles, 2, edge, P, K], of that pixel and those after it; 0 = none.
+      pixels: uint8 [tiles, C, C, 3]; the corner of each holds the part of an image that its tile depends on.
+      starts: int32 [tiles, 2, edge, P]; for each row (0) and column (1) of a tile, the first pixel of its sum.
+      weights: int32 [tiles, 2, edge, P, K], of that pixel and the following ones; 0 = none.
     """
 
     pixels: np.ndarray
@@ -36,7 +36,7 @@ class Crops:
 
     @classmethod
     def fields(cls, rows: int, visual_tokens: int, size: int, geometry: TileGeometry) -> dict[str, np.ndarray]:
-        """The arrays of a batch, [rows, ...] each, by name: "crop_" and the attribute's."""
+        """The arrays of a batch, [rows, ...] each, by name: "crop_" plus the attribute's name."""
         tiles, edge = visual_tokens // geometry.tokens_per_tile, geometry.edge
         axes = rows, tiles, 2, edge, geometry.token_pixels
         taps = 2 * math.ceil(_SUPPORT * max(1.0, size / geometry.tile_size)) + 1
@@ -63,9 +63,9 @@ class Crops:
         return Crops(self.pixels[tiles], self.starts[tiles], self.weights[tiles])
 
     def cut(self, image: np.ndarray, columns: int, rows: int) -> bool:
-        """Fills these tiles, a grid over an image (uint8 [h, w, 3]); False if they are not to be made of it.
+        """Fills these tiles, a grid over an image (uint8 [h, w, 3]); False if they must be made in another way.
 
-        So where there is no room for one of its parts, and where Pillow may take the height first.
+        That is the case if there is no room for one of the parts, or if Pillow may resize the height first.
         """
         tile, (height, width) = self.starts[0, 0].size, image.shape[:2]
         if height > rows * tile and height * columns > width * rows:
@@ -86,10 +86,10 @@ class Crops:
         return True
 
     def put(self, canvas: np.ndarray) -> None:
-        """Fills these tiles with an image of whole tiles that are not to be filtered."""
+        """Fills these tiles with an image of whole tiles that needs no filtering."""
         tile = self.starts[0, 0].size
         if not self.cut(canvas, canvas.shape[1] // tile, canvas.shape[0] // tile):
-            raise ValueError(f"room for {self.pixels.shape[1]} pixels, a tile has {tile}")
+            raise ValueError(f"room for {self.pixels.shape[1]} pixels, but a tile has {tile}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Part:
 
 @functools.lru_cache(maxsize=2048)
 def _part(size: int, out: int, first: int, tile: int) -> _Part:
-    """Of outputs ``first`` to ``first + tile`` - 1 of ``out``, made of ``size`` pixels."""
+    """The part for outputs ``first`` to ``first + tile`` - 1 of ``out``, computed from ``size`` pixels."""
     starts, weights = bicubic(size, out)
     starts, weights = starts[first : first + tile], weights[first : first + tile]
     used = weights != 0
@@ -115,7 +115,7 @@ def _part(size: int, out: int, first: int, tile: int) -> _Part:
 
 @functools.lru_cache(maxsize=256)
 def bicubic(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pillow's sums that make ``out`` pixels of ``size``: first pixels int32 [out], weights int32 [out, taps]."""
+    """Pillow's sums for resizing ``size`` pixels to ``out``: first pixels int32 [out], weights int32 [out, taps]."""
     scale = size / out
     coarse = max(scale, 1.0)
     center = (np.arange(out) + 0.5) * scale

@@ -1,4 +1,4 @@
-"""From an encoded image to its pixels: limits, judged by the header, and decoding."""
+"""From an encoded image to its pixels: limits, checked against the header, and decoding."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from data_pipelines.records.image_header import ImageHeader, formats, read_heade
 
 @dataclasses.dataclass(frozen=True)
 class ImageLimits:
-    """What an image may be, judged by its header, before a pixel is decoded.
+    """Limits on an image, checked against its header before any pixel is decoded.
 
     Attributes:
-      max_pixels: width * height as stored. Converting an image with alpha or floats takes up to 20 bytes a pixel.
+      max_pixels: width * height as stored. Converting an image with alpha or floats takes up to 20 bytes per pixel.
       max_bytes: of the encoded file.
-      min_side: the shorter edge in pixels; smaller ones are spacers and tracking pixels.
-      max_aspect: longer edge / shorter edge; beyond are rules and gradients.
-      truncated_jpegs: whether JPEGs that are cut off are decoded as far as they go; what they lack is grey.
+      min_side: the shorter edge in pixels; smaller images are spacers and tracking pixels.
+      max_aspect: longer edge / shorter edge; images beyond it are rules and gradients.
+      truncated_jpegs: whether truncated JPEGs are decoded as far as they go; the missing part is grey.
     """
 
     max_pixels: int = 50_000_000
@@ -35,14 +35,14 @@ class ImageLimits:
     truncated_jpegs: bool = False
 
     def refuse(self, width: int | np.ndarray, height: int | np.ndarray) -> int | np.ndarray:
-        """0 for sizes that are fine, else an index of ``SIZE_REASONS``; numbers or int64 arrays."""
+        """0 for acceptable sizes, otherwise an index into ``SIZE_REASONS``; for numbers or int64 arrays."""
         large = width * height > self.max_pixels
         small = (width < self.min_side) | (height < self.min_side)
         elongated = (width > height * self.max_aspect) | (height > width * self.max_aspect)
         return large * 1 + small * 2 + elongated * 4
 
     def named(self, code: int) -> str:
-        """The key of the limit that ``refuse`` has found exceeded, with its value."""
+        """The key and the value of the limit that ``refuse`` found exceeded."""
         if code & 1:
             return f"data.max_image_pixels is {self.max_pixels}"
         return f"data.min_image_side is {self.min_side}" if code & 2 else f"data.max_aspect is {self.max_aspect:g}"
@@ -50,12 +50,12 @@ class ImageLimits:
 
 _PLUGINS = {"heif": "HEIF", "jxl": "JXL"}  # Pillow's names of formats that are only opened where they are expected
 _LARGE, _SMALL, _LONG = "image_too_large", "image_too_small", "image_too_elongated"
-# By the sum of what `ImageLimits.refuse` finds wrong; the first of several counts.
+# Indexed by the sum of what `ImageLimits.refuse` finds wrong; the first of several reasons counts.
 SIZE_REASONS = ("", _LARGE, _SMALL, _LARGE, _LONG, _LARGE, _SMALL, _LARGE)
 
 
 def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
-    """The header of an image worth decoding.
+    """The header of an image that is acceptable for decoding.
 
     Raises BadSample: "image_too_many_bytes", a size reason, "image_too_many_scans", or as ``read_header``.
     """
@@ -64,7 +64,7 @@ def check_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     header = read_header(data)
     _judge(header.size, limits)
     if header.format == "jpeg" and (count := scans(data)) > MAX_SCANS:
-        raise BadSample("image_too_many_scans", detail=f"{count} scans; a JPEG may have {MAX_SCANS}")
+        raise BadSample("image_too_many_scans", detail=f"{count} scans; a JPEG may have at most {MAX_SCANS}")
     return header
 
 
@@ -79,8 +79,8 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
 
     Args:
       data: the encoded file.
-      limits: looked at before decoding.
-      at_least: (width, height) of the upright image that suffice: a JPEG may be decoded at a reduced scale.
+      limits: checked before decoding.
+      at_least: (width, height) of the upright image that is sufficient: a JPEG may be decoded at a reduced scale.
 
     Returns:
       uint8 [height, width, 3] RGB.
@@ -100,7 +100,7 @@ def decode(data: bytes, limits: ImageLimits, at_least: tuple[int, int] | None = 
 
 
 def _jpeg(data: bytes, width: int, height: int, cut: bool) -> np.ndarray:
-    """A JPEG, also one that lacks nothing but the mark of its end, perhaps with zeros instead, or (``cut``) more of it.
+    """Decodes a JPEG, even if its end marker is missing or replaced by zeros or, with ``cut``, if more is missing.
 
     Raises ValueError.
     """
@@ -116,7 +116,7 @@ def _jpeg(data: bytes, width: int, height: int, cut: bool) -> np.ndarray:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether simplejpeg can take it. Pillow knows odd subsampling, and Adobe's inverted inks of CMYK."""
+    """Whether simplejpeg can decode it. Unusual subsampling and Adobe's inverted CMYK inks are left to Pillow."""
     try:
         return simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB")
     except ValueError:
@@ -140,20 +140,20 @@ def _damage(message: str) -> str:
 
 
 def _decode_with_pillow(data: bytes, limits: ImageLimits, header: ImageHeader) -> np.ndarray:
-    """``header``: its orientation counts. Pillow's own reading of it would differ, since it asks XMP too."""
+    """``header``: its orientation is used. Pillow's own reading would differ, since it also considers XMP."""
     try:
         with warnings.catch_warnings():
             Image.MAX_IMAGE_PIXELS = None  # `limits` are the limit
-            warnings.simplefilter("ignore")  # sizes are judged by `limits`; oddities in metadata do not matter here
+            warnings.simplefilter("ignore")  # sizes are checked by `limits`; oddities in metadata do not matter here
             with Image.open(io.BytesIO(without_texts(data)), formats=formats(_PLUGINS.get(header.format, ""))) as image:
-                # Some headers lie, and some formats hold several sizes: what is decoded counts, before and after.
+                # Some headers are wrong, some formats hold several sizes: what is decoded is checked before and after.
                 _judge(image.size, limits)
                 for width, height in inner_sizes(image, data):
                     if limits.refuse(width, height) & 1:
                         _judge((width, height), limits)
                 image.load()
                 _judge(image.size, limits)
-                # TIFF and JPEG XL have been turned upright on loading, but for what is a JPEG inside.
+                # TIFF and JPEG XL have been turned upright on loading, unless the content is a JPEG.
                 turned = image.format == "TIFF" or (image.format == "JXL" and not image.jpeg)
                 return _upright(np.asarray(_rgb(image)), 1 if turned else header.orientation)
     except BadSample:
@@ -178,8 +178,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of more than 8 bits, which Pillow's own conversion clips at 255: uint8 of the same shape.
 
-    Integers are 16-bit (65535 = white) unless all of them fit in 8 bits; floats are 0..1 if they lie there, else
-    0..255 if they lie there, else stretched between their extremes.
+    Integers are 16-bit (65535 = white) unless all of them fit in 8 bits. Floats are read as 0..1 if all are in that
+    range, otherwise as 0..255 if all are in that range, otherwise stretched between their extremes.
     """
     if values.dtype.kind != "f":
         values = np.clip(values, 0, 65535).astype(np.uint32)

@@ -18,7 +18,7 @@ from data_pipelines.errors import BadSample, DataError
 
 
 class ExactResizer:
-    """Resizes one image with Pillow's bicubic: byte for byte what the public release does."""
+    """Resizes one image with Pillow's bicubic filter, byte for byte as the public release does."""
 
     def __init__(self, image: np.ndarray):
         """image: uint8 [h, w, 3]."""
@@ -33,7 +33,7 @@ _of_thread = threading.local()
 
 
 class FastResizer:
-    """Resizes one image with the same filter in SIMD, rounding otherwise. Needs the optional package cykooz.resizer."""
+    """Resizes one image with the same filter using SIMD, with other rounding. Needs the optional cykooz.resizer."""
 
     def __init__(self, image: np.ndarray):
         """image: uint8 [h, w, 3]. Raises DataError if the package is missing."""
@@ -48,7 +48,7 @@ class FastResizer:
     def __call__(self, width: int, height: int) -> np.ndarray:
         """uint8 [height, width, 3]."""
         resized = self._lib.ImageData(width, height, self._lib.PixelType.U8x3)
-        if not hasattr(_of_thread, "resizer"):  # it keeps buffers, and serves one thread
+        if not hasattr(_of_thread, "resizer"):  # it keeps buffers and can be used by one thread only
             bicubic = self._lib.ResizeAlg.convolution(self._lib.FilterType.catmull_rom)
             _of_thread.resizer = self._lib.Resizer(), self._lib.ResizeOptions(bicubic)
         resizer, options = _of_thread.resizer
@@ -56,17 +56,17 @@ class FastResizer:
         return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-# Where there is no room for crops, "device" is made here, to the same bytes.
+# Where there is no room for crops, tiles of "device" are made here, with the same bytes.
 RESIZERS = {"exact": ExactResizer, "fast": FastResizer, "device": ExactResizer}
 
 
 def check_pixel_path(pixel_path: str) -> None:
-    """Raises DataError now, not at the first image, if its package is missing."""
+    """Raises DataError if its package is missing: now, not at the first image."""
     RESIZERS[pixel_path](np.zeros((1, 1, 3), np.uint8))
 
 
 def image_patches(data: bytes, tiling: Tiling, limits: ImageLimits, *args: Any, **options: Any) -> np.ndarray:
-    """The pixels of ``image_tokens``, which takes the same arguments."""
+    """The pixels returned by ``image_tokens``, which takes the same arguments."""
     return image_tokens(data, tiling, limits, *args, **options)[0]
 
 
@@ -92,7 +92,7 @@ def image_tokens(
       BadSample: as ``decode``, and "length_mismatch" if ``out`` is too small.
     """
     geometry, thumbnail = tiling.geometry, tiling.thumbnail
-    if geometry.native:  # a token is a tile of its own
+    if geometry.native:  # each token is its own tile
         geometry, thumbnail = TileGeometry(geometry.token_pixels, geometry.token_pixels), False
     tile = geometry.tile_size
     wanted = None
@@ -103,7 +103,7 @@ def image_tokens(
     if wanted is None:
         columns, rows = grid_of(image.shape[1], image.shape[0], tiling)
     sizes = [(columns, rows)] + [(1, 1)] * (thumbnail and columns * rows > 1)
-    resizer = functools.cache(lambda: RESIZERS[pixel_path](image))  # which copies the image
+    resizer = functools.cache(lambda: RESIZERS[pixel_path](image))  # lazily, since it copies the image
     count = sum(across * down for across, down in sizes) * geometry.tokens_per_tile
     if out is None:
         out = np.empty((count, geometry.token_pixels, geometry.token_pixels, 3), np.uint8)
@@ -126,7 +126,7 @@ def image_tokens(
 
 
 def _recompressed(canvas: np.ndarray, tile: int, rng: np.random.Generator) -> np.ndarray:
-    """Each tile through JPEG at a quality of its own, 75..100."""
+    """Each tile re-encoded as JPEG at its own quality, 75..100."""
     canvas = canvas.copy()
     for top in range(0, canvas.shape[0], tile):
         for left in range(0, canvas.shape[1], tile):

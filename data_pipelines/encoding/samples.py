@@ -1,4 +1,4 @@
-"""From what a source returns to what is packed: ids, loss mask and raw pixels of one sample."""
+"""From a source's raw sample to what is packed: ids, loss mask and raw pixels of one sample."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Sample:
 
     Attributes:
       key: where it comes from.
-      input_ids: int32 [n], the id of ``<IMG_CONTEXT>`` where a visual token stands.
-      visual: bool [n], True there.
+      input_ids: int32 [n], the id of ``<IMG_CONTEXT>`` at visual tokens.
+      visual: bool [n], True at visual tokens.
       loss_mask: float32 [n], 1 where the id is to be predicted.
       patches: uint8 [v, P, P, 3].
       patch_cells: int32 [v].
@@ -51,7 +51,7 @@ class Sample:
 
 
 class SampleBuilder:
-    """Builds samples, and counts their tokens without decoding images by the very same rules."""
+    """Builds samples, and counts their tokens by exactly the same rules without decoding images."""
 
     def __init__(
         self, config: DataConfig, tokenizer: Tokenizer | None = None, geometry: TileGeometry = DEFAULT_GEOMETRY
@@ -78,10 +78,10 @@ class SampleBuilder:
         if self.longest_piece <= self.chat.begin_length:
             raise DataError(
                 f"data.text_tokens, data.max_piece or data.boundary_block leaves {self.longest_piece} tokens for a "
-                f"piece of text: more than {self.chat.begin_length} are needed"
+                f"piece of text, but more than {self.chat.begin_length} are needed"
             )
         if config.pixel_path == "device" and geometry.native:
-            raise DataError("data.pixel_path='device' makes tiles: vision.native has none, use 'exact' or 'fast'")
+            raise DataError("data.pixel_path='device' makes tiles, but vision.native has none: use 'exact' or 'fast'")
         if config.pixel_path == "device" and config.crop_size < geometry.tile_size:
             raise DataError(f"data.crop_size is {config.crop_size}: it must be at least {geometry.tile_size}, a tile")
         check_pixel_path(config.pixel_path)
@@ -99,16 +99,16 @@ class SampleBuilder:
         """The sample in ``raw``.
 
         Args:
-          raw: of a source.
+          raw: from a source.
           rng_seed: of the augmentation.
           prompt: question put before a caption.
-          piece: which piece of plain text that is longer than a row.
-          out: uint8 [at least v, P, P, 3], contiguous: where to write the patches; None = new memory. What it holds
-            when BadSample is raised is not defined.
+          piece: which piece of a plain text that is longer than a row.
+          out: uint8 [at least v, P, P, 3], contiguous: where to write the patches; None = new memory. Its content is
+            undefined when BadSample is raised.
 
         Raises:
           BadSample, with the key: what is wrong with the images or the text; "too_many_patches" or "too_long" if
-            it does not fit in a row.
+            the sample does not fit in a row.
         """
         try:
             return self._build(raw, rng_seed, prompt, piece, out)
@@ -130,7 +130,7 @@ class SampleBuilder:
     def _patches(
         self, raw: RawSample, rng_seed: int, out: np.ndarray | Crops | None
     ) -> tuple[np.ndarray | Crops, np.ndarray, list[int]]:
-        """Visual tokens of all images of a sample, their cells, and how many tokens each image has."""
+        """Visual tokens of all images of a sample, their cells, and the number of tokens of each image."""
         frames = raw.frames or (0,) * len(raw.images)
         tiling = self.tiling.limited(raw.max_tiles).shared(frames.count(0))
         of_frames = self.tiling.limited(raw.frame_tiles)
@@ -176,14 +176,14 @@ class SampleBuilder:
     def text_tokens(self, raw: RawSample, images: int, prompt: str = CAPTION_PROMPT) -> tuple[int, bool]:
         """Number of text tokens of a sample read without its images, and whether it is plain text.
 
-        Plain text is counted whole, without begin token. Raises BadSample as ``build``.
+        Plain text is counted as a whole, without a begin token. Raises BadSample like ``build``.
         """
         if raw.text is not None and not images:
             return len(self.chat.plain(raw.text)), True
         return len(self._encoded(raw, [0] * images, prompt)[0]), False
 
     def _encoded(self, raw: RawSample, counts: Sequence[int], prompt: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and loss mask of all but plain text; ``counts``: visual tokens of each image."""
+        """Ids and loss mask of everything except plain text; ``counts``: visual tokens of each image."""
         if raw.text is not None:
             return self.chat.document(raw.text, counts)
         return self.chat.conversation(self.turns(raw, len(counts), prompt), counts)
@@ -200,11 +200,11 @@ class SampleBuilder:
         Args:
           counts: int [n], images of each sample.
           sizes: int [sum(counts), 2] width and height.
-          most_tiles: int [n], 0 = as the config says; None = for all.
-          frame_tiles: int [sum(counts)], most tiles of each frame of a video; 0 = an image; None = all are images.
+          most_tiles: int [n], 0 = as in the config; None = as in the config for all.
+          frame_tiles: int [sum(counts)], maximum tiles of each video frame; 0 = an image; None = all are images.
 
         Returns:
-          tokens int32 [n] and reason code int32 [n], an index of ``SIZE_REASONS``: 0 = fine.
+          tokens int32 [n] and reason code int32 [n], an index into ``SIZE_REASONS``; 0 = acceptable.
         """
         owner = np.repeat(np.arange(len(counts)), counts)
         codes = np.zeros(len(counts), np.int32)

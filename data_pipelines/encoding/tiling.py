@@ -1,4 +1,4 @@
-"""Which grid of tiles an image becomes, how many visual tokens that makes, and which pixels each of them holds."""
+"""Which grid of tiles an image becomes, how many visual tokens it has, and which pixels each of them holds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from data_pipelines.batch import DEFAULT_GEOMETRY, NativeGeometry, TileGeometry,
 class Tiling:
     """How an image becomes tiles ("dynamic resolution" of the public release), and tiles become visual tokens.
 
-    In native resolution (``geometry.native``) there are none: an image keeps its size and shape, rounded to whole
-    tokens, and is made smaller if it has more of them than ``max_tiles`` tiles.
+    In native resolution (``geometry.native``) there are no tiles: an image keeps its size and shape, rounded to whole
+    tokens, and is downscaled if it has more tokens than ``max_tiles`` tiles.
 
     Attributes:
       geometry: of a tile.
-      min_tiles, max_tiles: tiles of an image, the thumbnail not counted.
-      thumbnail: the whole image is one more tile where there are several.
+      min_tiles, max_tiles: tiles per image, not counting the thumbnail.
+      thumbnail: whether the whole image is added as one more tile if there are several.
     """
 
     geometry: TileGeometry = DEFAULT_GEOMETRY
@@ -29,11 +29,11 @@ class Tiling:
     thumbnail: bool = True
 
     def limited(self, most: int) -> Tiling:
-        """With at most ``most`` tiles for an image; 0 = as it is."""
+        """The same with at most ``most`` tiles per image; 0 = unchanged."""
         return dataclasses.replace(self, max_tiles=most, min_tiles=min(self.min_tiles, most)) if most else self
 
     def shared(self, images: int) -> Tiling:
-        """The tiling of each image of a sample with that many: they share ``max_tiles``."""
+        """The tiling for each image of a sample with ``images`` images, which share ``max_tiles``."""
         limit = max(1, self.max_tiles // max(1, images))
         return dataclasses.replace(self, max_tiles=limit, min_tiles=min(self.min_tiles, limit))
 
@@ -44,9 +44,9 @@ class Tiling:
           sizes: [n, 2] (width, height) in pixels.
 
         Returns:
-          int32 [n, 2] (columns, rows): in native resolution of tokens. Else of tiles: the grid whose aspect ratio is
-          nearest the image's; of equally near ones the largest of which the image has more than half the pixels, or
-          else the smallest.
+          int32 [n, 2] (columns, rows), in native resolution of tokens. Otherwise of tiles: the grid whose aspect ratio
+          is nearest to the image's. Among equally near grids it is the largest of which the image has more than half
+          the pixels, or else the smallest.
         """
         if self.geometry.native:
             return _native_grids(sizes, self.geometry.token_pixels, self.max_tiles * self.geometry.tokens_per_tile)
@@ -54,7 +54,7 @@ class Tiling:
         width, height = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
         distance = np.abs(width / height - grids[:, 0] / grids[:, 1])
         nearest = distance == distance.min(axis=1, keepdims=True)
-        # Grids come in increasing number of tiles, so the last that is big enough is the largest.
+        # Grids are in order of increasing number of tiles, so the last acceptable one is the largest.
         enough = nearest & (width * height > 0.5 * self.geometry.tile_size**2 * grids[:, 0] * grids[:, 1])
         last = len(grids) - 1 - np.argmax(enough[:, ::-1], axis=1)
         return grids[np.where(enough.any(axis=1), last, np.argmax(nearest, axis=1))]
@@ -70,17 +70,17 @@ class Tiling:
 
 @functools.lru_cache
 def _grids(low: int, high: int) -> np.ndarray:
-    """All (columns, rows) with low <= columns * rows <= high in increasing number of tiles: int32 [n, 2]."""
+    """All (columns, rows) with low <= columns * rows <= high by increasing number of tiles: int32 [n, 2]."""
     grids = [(c, r) for c in range(1, high + 1) for r in range(1, high // c + 1) if c * r >= low]
     return np.array(sorted(grids, key=lambda grid: grid[0] * grid[1]), np.int32)
 
 
 def _native_grids(sizes: np.ndarray, pixels: int, most: int) -> np.ndarray:
-    """(columns, rows) of tokens of ``pixels`` that images [n, 2] (width, height) have with at most ``most`` of them."""
+    """(columns, rows) of at most ``most`` tokens of ``pixels`` pixels for images [n, 2] (width, height)."""
     in_tokens = sizes.astype(np.float64) / pixels
     fits = np.sqrt(most / in_tokens.prod(axis=1))
     fits = np.minimum(fits, NativeGeometry.MOST / in_tokens.max(axis=1))[:, None]
-    # Rounded to whole tokens; down where more of them would be too many.
+    # Rounded to whole tokens; rounded down where there would otherwise be too many.
     near, below = np.round(in_tokens), np.floor(in_tokens * np.minimum(fits, 1) + 1e-9)
     whole = (near.prod(axis=1) <= most) & (near.max(axis=1) <= NativeGeometry.MOST)
     grids = np.maximum(np.where(whole[:, None], near, below), 1)
@@ -96,7 +96,7 @@ def image_cells(tiling: Tiling, columns: int, rows: int) -> np.ndarray:
 
 
 def patch_cells(geometry: TileGeometry, tokens: int) -> np.ndarray:
-    """``patch_cells`` of ``tokens`` visual tokens in order: int32 [tokens], cells counted row by row in a tile."""
+    """``patch_cells`` of ``tokens`` visual tokens in order: int32 [tokens], cells numbered row by row within a tile."""
     tile = _tile_cells(geometry.edge, geometry.ps_version)
     return np.tile(tile, tokens // len(tile))
 
@@ -115,7 +115,7 @@ def grid_of(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
 
 
 def cut_tiles(image: np.ndarray, geometry: TileGeometry, out: np.ndarray) -> None:
-    """Cuts an image of whole tiles into visual tokens: tiles row by row, tokens within a tile as ``ps_version`` says.
+    """Cuts an image of whole tiles into visual tokens: tiles row by row, tokens within a tile in ``ps_version`` order.
 
     Args:
       image: uint8 [rows * tile, columns * tile, 3].

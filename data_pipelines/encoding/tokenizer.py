@@ -1,4 +1,4 @@
-"""Tokenizers as users hold them: a SentencePiece model with added tokens, or a Hugging Face ``tokenizer.json``."""
+"""Tokenizers in their usual forms: a SentencePiece model with added tokens, or a Hugging Face ``tokenizer.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_pipelines.special_tokens import IMAGE_TOKENS
 
 FILES = (
     *("tokenizer.model", "tokenizer.json", "added_tokens.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),  # these for chat templates, too
+    *("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),  # also needed for chat templates
 )
 CACHED_CHARS = 200  # longer texts are not likely to recur
 LONG_CHARS = 1 << 14
@@ -26,20 +26,21 @@ Spans = Sequence[tuple[int, int]]  # (start, stop) characters of a text, in orde
 class Tokenizer:
     """A SentencePiece model with added tokens, or a Hugging Face ``tokenizer.json``.
 
-    Added tokens that the file itself does not know are cut out of the text first, and what lies between them is encoded
+    Added tokens that the file itself does not know are cut out of the text first, and the text between them is encoded
     piece by piece.
 
     Attributes:
-      bos, eos: ids of the begin and end tokens; None where the tokenizer has none.
+      bos, eos: ids of the begin and end tokens; None if the tokenizer has none.
       digest: hash of the files, for identities. file: the model or tokenizer.json.
     """
 
     def __init__(self, path: str | Path):
         """Args:
-          path: a folder or URL with ``tokenizer.model`` or ``tokenizer.json``, or one of these files. Beside it may lie
-            ``added_tokens.json`` (token -> id) and ``tokenizer_config.json`` (whose ``added_tokens_decoder`` is read).
+          path: a folder or URL with ``tokenizer.model`` or ``tokenizer.json``, or one of these files. It may be
+            accompanied by ``added_tokens.json`` (token -> id) and ``tokenizer_config.json`` (whose
+            ``added_tokens_decoder`` is read).
 
-        Raises DataError if no tokenizer is there or it cannot be read.
+        Raises DataError if there is no tokenizer or it cannot be read.
         """
         self.file = file = _find(_local(path))
         self.added = _added_tokens(file.parent)
@@ -66,7 +67,7 @@ class Tokenizer:
 
     @functools.cached_property
     def longest(self) -> int:
-        """Letters of the longest token: a text of n * longest has n tokens at least."""
+        """Characters of the longest token: a text of n * longest characters has at least n tokens."""
         return max(map(len, (*self._base.names(), *self.added)))
 
     def id(self, token: str) -> int:
@@ -79,7 +80,7 @@ class Tokenizer:
             missing = [name for name in IMAGE_TOKENS if name not in self.added]
             ids = json.dumps({name: self.vocab_size + number for number, name in enumerate(missing)})
             raise DataError(
-                f"tokenizer {self.file}: no token {token!r}, which images need; add what is missing to "
+                f"tokenizer {self.file}: no token {token!r}, which images need; add the missing tokens to "
                 f"added_tokens.json beside it: {ids}, and give the model a vocabulary of at least "
                 f"{self.vocab_size + len(missing)}"
             )
@@ -100,11 +101,11 @@ class Tokenizer:
         return ids
 
     def _part(self, text: str) -> Sequence[int]:
-        # Texts that templates repeat are short.
+        # Texts that recur in templates are short.
         return self._cached(text) if len(text) <= CACHED_CHARS else self._base.encode(text)
 
     def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
-        """Ids of ``text``, and which of them stand for characters in ``spans``, be it only in part."""
+        """Ids of ``text``, and which of them stand, even partly, for characters in ``spans``."""
         ids: list[int] = []
         marks: list[bool] = []
         begins, ends = [first for first, _ in spans], [last for _, last in spans]
@@ -139,7 +140,7 @@ class Tokenizer:
 
 
 def _local(path: str | Path) -> Path:
-    """``path``, or where the files of a URL are copied to."""
+    """``path``, or the local copy of the files of a URL."""
     if not paths.is_remote(str(path)):
         return Path(path)
     one = str(path).endswith(FILES)
@@ -158,7 +159,7 @@ def _find(path: Path) -> Path:
 
 
 def _none_there(path: str | Path) -> DataError:
-    return DataError(f"tokenizer {path}: no tokenizer.model or tokenizer.json there; set data.tokenizer")
+    return DataError(f"tokenizer {path}: no tokenizer.model or tokenizer.json found; set data.tokenizer")
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
@@ -191,7 +192,7 @@ class _SentencePiece:
         return [self._model.id_to_piece(number) for number in range(self.size)]
 
     def decode(self, ids: list[int]) -> str:
-        """Ids beyond the model, which a vocabulary may have been padded with, have no text."""
+        """Ids beyond the model's, with which a vocabulary may have been padded, have no text."""
         return self._model.decode([number for number in ids if number < self.size])
 
     def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
@@ -208,7 +209,7 @@ class _SentencePiece:
         return ids, marks
 
     def _common(self, start: str, ids: list[int]) -> tuple[int, bool]:
-        """How many of ``ids`` are those of ``start``, the beginning of their text, and whether these are all of it."""
+        """How many of ``ids`` encode ``start``, the beginning of their text, and whether they cover all of it."""
         found = self.encode(start)
         same = next((n for n, (one, other) in enumerate(zip(found, ids)) if one != other), min(len(found), len(ids)))
         return same, same == len(found)
@@ -231,13 +232,13 @@ class _HuggingFace:
         self.eos = self._special(named, "eos_token", "</s>", "<|end_of_text|>", "<|endoftext|>")
 
     def _special(self, config: dict, part: str, *usual: str) -> int | None:
-        """The token that tokenizer_config.json names (null: there is none); without the key, one of the usual names."""
+        """The token named in tokenizer_config.json (null: there is none); without the key, one of the usual names."""
         named = config.get(part)
         names = (named.get("content") if isinstance(named, dict) else named,) if part in config else usual
         return next((number for name in names if name and (number := self.find(name)) is not None), None)
 
     def encode(self, text: str) -> list[int]:
-        if len(text) > LONG_CHARS:  # a batch lets other threads of Python work meanwhile: a megabyte takes a second
+        if len(text) > LONG_CHARS:  # a batch call releases the GIL for other threads: a megabyte takes a second
             return self._model.encode_batch([text], add_special_tokens=False)[0].ids
         return self._model.encode(text, add_special_tokens=False).ids
 

@@ -1,4 +1,4 @@
-"""The batches that a config gives: their hashes, occupancy, what is skipped, and a page of pictures."""
+"""The batches that a config yields: their hashes, occupancy, skipped samples, and an HTML page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batch_hash(batch: Batch) -> str:
 
 
 def global_batches(data: PackedData, start: int, steps: int, hosts: int) -> Iterator[tuple[int, Batch]]:
-    """(step, global batch), joined from what each of ``hosts`` hosts makes."""
+    """(step, global batch), joined from the parts that each of ``hosts`` hosts makes."""
     if not 1 <= hosts <= data.batch_size:
         raise DataError(f"data.batch_size is {data.batch_size}: it cannot be split over {hosts} hosts")
     borders = [data.batch_size * host // hosts for host in range(hosts + 1)]
@@ -49,7 +49,7 @@ def global_batches(data: PackedData, start: int, steps: int, hosts: int) -> Iter
 
 @dataclasses.dataclass
 class Occupancy:
-    """Slots and tokens of the batches seen; index 0 = visual, 1 = text."""
+    """Slots and tokens of the batches so far; index 0 = visual, 1 = text."""
 
     slots: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
     tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
@@ -78,7 +78,7 @@ def inspect(
     html_rows: int = 8,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Makes ``steps`` batches, host by host, says a line for each, and returns the figures.
+    """Makes ``steps`` batches, host by host, reports a line for each, and returns the figures.
 
     ``html``: file for a page with the first ``html_rows`` rows of each step.
     """

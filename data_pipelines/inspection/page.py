@@ -1,4 +1,4 @@
-"""A page that shows packed rows as the model gets them: pixels, text with its loss mask, segments, what was skipped."""
+"""An HTML page that shows packed rows as the model gets them: pixels, text and loss mask, segments, skipped samples."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def page(
     """A self-contained HTML page.
 
     Args:
-      batches: (step, batch); of each the first ``rows`` rows are drawn.
+      batches: (step, batch); the first ``rows`` rows of each are drawn.
       geometry: of the tiles.
       tokenizer: for the text.
       facts: (name, value) pairs of the table at the top.
@@ -61,9 +61,9 @@ def page(
     parts = [
         opening(title, _STYLE),
         f"<h1>{html.escape(title)}</h1>{_table(facts)}",
-        "<p class='legend'><b>Green</b>: the model is trained to predict these tokens. <i>[image]</i>: where the visual"
-        " tokens of the tiles above the text stand. Bars: how the samples of a row share its slots; what is empty is"
-        " padding.</p>",
+        "<p class='legend'><b>Green</b>: the model is trained to predict these tokens. <i>[image]</i>: position of"
+        " the visual tokens of the tiles above the text. Bars: how the samples of a row share its slots; the empty part"
+        " is padding.</p>",
     ]
     for step, batch in batches:
         for row in range(min(rows, len(batch["tokens"]))):
@@ -74,7 +74,7 @@ def page(
 
 
 def _skipped(skipped: Sequence[tuple[str, str, str]]) -> str:
-    """How many samples were skipped for which reason, and which."""
+    """How many samples were skipped for each reason, and which ones."""
     if not skipped:
         return "<h2>skipped: none</h2>"
     reasons = Counter(reason for _, reason, _ in skipped).most_common()
@@ -86,7 +86,7 @@ def _skipped(skipped: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _table(lines: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
-    """Rows of cells; without ``head`` the first cell of each names the row."""
+    """Rows of cells; without ``head`` the first cell of each row is its name."""
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     rows = [f"<tr>{top}</tr>"] if head else []
     for line in lines:
@@ -142,7 +142,7 @@ def _sample(
 
 
 def _pictures(patches: np.ndarray, cells: np.ndarray, geometry: TileGeometry) -> Iterator[np.ndarray]:
-    """The tiles, or the images in native resolution, that visual tokens were cut out of: uint8 [height, width, 3]."""
+    """The tiles (in native resolution: the images) from which visual tokens were cut: uint8 [height, width, 3]."""
     size, start = geometry.token_pixels, 0
     while start < len(cells):
         if geometry.native:
@@ -164,7 +164,7 @@ def _image(pixels: np.ndarray) -> str:
 
 
 def _text(ids: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Decoded run by run, so that characters of several tokens come out whole."""
+    """Decoded run by run, so that characters that span several tokens stay whole."""
     parts, start = [], 0
     for end in [*(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]:
         words = html.escape(tokenizer.decode(ids[start:end]))

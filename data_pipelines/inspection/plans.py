@@ -1,4 +1,4 @@
-"""What the token counts say of a config, without reading samples: an epoch's rows, and which row sizes suit it."""
+"""What the token counts say about a config, without reading samples: an epoch's rows, and suitable row sizes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from data_pipelines.loading.packed_data import PackedData
 from data_pipelines.packing.capacity import suggest
 
 SAMPLES = 12_288  # of the mixture, for suggestions
-# Slots of a row should be a multiple: TPU kernels of attention take blocks of 512 or 1,024, which must divide a row.
+# A row's slots should be a multiple of this: TPU attention kernels use blocks of 512 or 1,024, which must divide it.
 ROW_MULTIPLE = 1024
-_BLOCKS = 64  # packed to estimate the epoch's occupancy
+_BLOCKS = 64  # number packed to estimate the epoch's occupancy
 
 
 def whole_epoch(data: PackedData, say: Say = print) -> dict[str, Any]:
-    """Packs the first epoch, says a line, and returns its units, blocks, rows, steps and occupancy."""
+    """Packs the first epoch, reports a line, and returns its units, blocks, rows, steps and occupancy."""
     started, plan = time.perf_counter(), data.plan
     steps = data.steps_per_epoch()
     blocks = [plan.block(number) for number in range(min(plan.blocks_per_epoch, _BLOCKS))]
@@ -47,9 +47,9 @@ def suggestions(
     """The best values of visual_tokens and text_tokens for rows of ``slots`` slots, as a table and as dicts.
 
     They are measured on the first samples of the shuffled mixture. ``slots``: None = as many as the config's rows have.
-    ``row_multiple``: V + T is a multiple of it; None = of ROW_MULTIPLE in long rows, else any.
+    ``row_multiple``: V + T is a multiple of it; None = ROW_MULTIPLE for long rows, otherwise any.
 
-    Raises DataError if boundaries are ragged, or no row of ``slots`` slots holds such samples.
+    Raises DataError if boundaries are ragged, or if rows of ``slots`` slots cannot hold such samples.
     """
     if data.spec.boundary_block:
         raise DataError(

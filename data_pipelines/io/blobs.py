@@ -18,13 +18,13 @@ from data_pipelines.io.storage import patiently, storage, storage_error
 
 _OPEN_FILES = 256  # file descriptors or remote handles kept open per process
 _WHOLE, _PLACES, _PLACE = 1 << 22, 64, 1 << 14  # bytes of files digested whole, places of larger ones, bytes of each
-_GAP = 1 << 16  # bytes between two wanted places of a remote file that are read rather than split into two requests
+_GAP = 1 << 16  # gap in bytes between two ranges of a remote file up to which both are read in one request
 
 
 class Blob:
     """Random access to one file, safe to share between threads and across fork.
 
-    Raises StorageError if the file is missing or unreadable: a local one on opening, a remote one when it is used.
+    Raises StorageError if the file is missing or unreadable: on opening if it is local, on first use if it is remote.
     """
 
     def __init__(self, path: str):
@@ -44,12 +44,12 @@ class Blob:
     def size(self) -> int:
         try:
             return os.fstat(self._fd).st_size if self._fd >= 0 else int(self._fs.size(self._inner))
-        except Exception as error:  # remote file systems raise kinds of their own
+        except Exception as error:  # remote file systems raise their own exception types
             raise storage_error(self.path, error) from None
 
     @functools.cached_property
     def mark(self) -> str:
-        """As ``paths.stamp``, computed once."""
+        """Like ``paths.stamp``, computed once."""
         return stamp(self.path)
 
     def read(self, offset: int, length: int) -> bytes:
@@ -66,7 +66,7 @@ class Blob:
         return self.fetch(offset, offset + length) if chunks is None else chunks.read(self, offset, length)
 
     def read_all(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
-        """What ``read`` gives for each (offset, length); neighbours in a remote file are fetched by one request."""
+        """What ``read`` returns for each (offset, length); neighbours in a remote file are fetched in one request."""
         if self._fd >= 0:
             return [self.read(*place) for place in places]
         found: dict[tuple[int, int], bytes] = {}
@@ -86,14 +86,14 @@ class Blob:
         """Bytes ``start`` to ``stop`` (None: the end) of a remote file in one request. Raises StorageError."""
         try:
             data = self._fs.cat_file(self._inner, start=start or None, end=stop)
-        except Exception as error:  # file systems raise kinds of their own
+        except Exception as error:  # file systems raise their own exception types
             if start and not isinstance(error, OSError) and start >= self.size:
                 return b""
-            if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):  # no address at all
+            if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):  # not an address at all
                 raise StorageError(self.path, str(error), missing=True) from None
             raise storage_error(self.path, error) from None
         fits = stop is None or len(data) <= stop - start
-        return data if fits else data[start:stop]  # a server that knows no ranges gives the whole file
+        return data if fits else data[start:stop]  # a server without range support sends the whole file
 
 
 _lock = threading.Lock()
@@ -105,7 +105,7 @@ def _blob(path: str, pid: int) -> Blob:
 
 
 def blob(path: str) -> Blob:
-    """The process's open handle of ``path``. The least recently used ones are closed once no thread reads from them."""
+    """The process's open handle of ``path``. Least recently used handles are closed once no thread reads from them."""
     with _lock:
         return _blob(path, os.getpid())
 
@@ -118,7 +118,7 @@ def close_blobs() -> None:
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.Lock()  # it may have been held by another thread at the moment of the fork
+    _lock = threading.Lock()  # another thread may have held it at the moment of the fork
 
 
 if hasattr(os, "register_at_fork"):
@@ -126,17 +126,17 @@ if hasattr(os, "register_at_fork"):
 
 
 class Positioned:
-    """A file object for reading at any place, but for ``_bytes``; ``size``: of what it reads."""
+    """A seekable, read-only file object; subclasses implement ``_bytes``. ``size``: of what it reads."""
 
     size: int
     _position = 0
 
     def _bytes(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset`` on, at least one, all within ``size``."""
+        """``length`` bytes (at least one) from ``offset`` on, all within ``size``."""
         raise NotImplementedError
 
     def read(self, length: int | None = -1) -> bytes:
-        """``length`` bytes, fewer at the end of the file; None or below 0: all that are left."""
+        """``length`` bytes, fewer at the end of the file; None or negative: all that remain."""
         left = max(0, self.size - self._position)
         length = left if length is None or length < 0 else min(length, left)
         data = self._bytes(self._position, length) if length else b""
@@ -158,14 +158,14 @@ class Positioned:
 
 
 class PatientFile(Positioned):
-    """A seekable file object that is opened again, and waited for, when it cannot be read.
+    """A seekable file object that is reopened, and waited for, when it cannot be read.
 
-    ``size`` is that of the file when it was opened: a file that ends before that has been cut meanwhile. Raises
-    StorageError, as all its methods do that read.
+    ``size`` is that of the file when it was opened: a file that ends earlier has been truncated since. The constructor
+    and all methods that read raise StorageError.
     """
 
     def __init__(self, path: str, **options: Any):
-        """options: of ``open`` for a local file, of the file system's ``open`` for a remote one."""
+        """options: for ``open`` if the file is local, for the file system's ``open`` if it is remote."""
         self._path, self._options = path, options
         self._file: Any = None
         self.closed = False
@@ -194,10 +194,10 @@ class PatientFile(Positioned):
             if file.tell() != offset:
                 file.seek(offset)
             data = file.read(length)
-        except Exception as error:  # file systems raise kinds of their own
+        except Exception as error:  # file systems raise their own exception types
             raise storage_error(self._path, error) from None
         if len(data) < length:
-            raise StorageError(self._path, f"cut while it was read: {offset + len(data)} of {self.size} bytes are left")
+            raise StorageError(self._path, f"cut short while read: {offset + len(data)} of {self.size} bytes are left")
         return data
 
     def _bytes(self, offset: int, length: int) -> bytes:
@@ -218,9 +218,9 @@ class PatientFile(Positioned):
 
 
 class ScanView:
-    """One pass over a file in (mostly) increasing order of offsets, as an indexer makes it; buffered, never mapped.
+    """One pass over a file in (mostly) increasing order of offsets, for indexing; buffered, never memory-mapped.
 
-    ``size`` is that of the file.
+    ``size`` is the size of the file.
     """
 
     def __init__(self, file: PatientFile):
@@ -244,7 +244,7 @@ def scan_view(path: str) -> Iterator[ScanView]:
 
 
 def open_file(path: str) -> PatientFile:
-    """A seekable file object, for libraries that read one. Raises StorageError if it cannot be opened."""
+    """A seekable file object, for libraries that expect one. Raises StorageError if it cannot be opened."""
     return PatientFile(path)
 
 
@@ -256,16 +256,16 @@ def read_bytes(path: str, limit: int | None = None) -> bytes:
     size = handle.size if limit is None else min(limit, handle.size)
     data = handle.read(0, size)
     if len(data) < size:
-        raise StorageError(path, f"cut while it was read: {len(data)} of {size} bytes are left")
+        raise StorageError(path, f"cut short while read: {len(data)} of {size} bytes are left")
     return data
 
 
 def content_mark(path: str) -> str:
-    """Follows from the content of a local file, as far as that is cheap to see: a small one is read whole, of a larger
-    one the size and 64 places from its beginning to its end. Empty for a remote file. Raises StorageError.
+    """A mark of a local file's content that is cheap to compute: from all of a small file, and from the size and 64
+    places between beginning and end of a larger one. Empty for a remote file. Raises StorageError.
     """
     if is_remote(path):
-        return ""  # its stamp is a mark of its content
+        return ""  # its stamp already marks its content
     handle, result = Blob(path), Digest()
     result.add(str(handle.size))
     if handle.size <= _WHOLE:

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class RemoteFile(Protocol):
-    """What the cache needs to know of a file: its path, the mark of its content, and how it is fetched."""
+    """What the cache needs to know about a file: its path, the mark of its content, and how to fetch it."""
 
     path: str
 
@@ -32,15 +32,15 @@ class RemoteFile(Protocol):
 class ChunkCache:
     """Aligned pieces of remote files in a folder of the local disk, shared by all processes of the machine.
 
-    A piece is fetched by one process while others that want it wait. The least recently used pieces make room. On a
-    disk that is full or read-only nothing is kept, and everything is fetched each time.
+    A piece is fetched by one process while others that need it wait. The least recently used pieces are evicted. On a
+    full or read-only disk nothing is kept, and everything is fetched each time.
     """
 
     CHUNK = 1 << 23
     LOCKS = 64
 
     def __init__(self, folder: Path, limit: int):
-        """limit: bytes kept in ``folder``, which is made if missing."""
+        """limit: bytes kept in ``folder``, which is created if missing."""
         self._folder, self.limit = folder, limit
         self._warned = False
         with self._optional():
@@ -65,7 +65,7 @@ class ChunkCache:
         with contextlib.ExitStack() as stack:
             with self._optional():
                 stack.enter_context(locked(self._folder / "locks" / str(int(name[:4], 16) % self.LOCKS)))
-            with contextlib.suppress(OSError):  # another process was quicker
+            with contextlib.suppress(OSError):  # another process was faster
                 return self._read_kept(place, start, length)
             data = file.fetch(number * self.CHUNK, (number + 1) * self.CHUNK)
             with self._optional():
@@ -88,7 +88,7 @@ class ChunkCache:
             with contextlib.suppress(OSError):  # read-only
                 os.utime(place)  # used now
             data = os.pread(file.fileno(), length, start)
-        if len(data) < length:  # the file's end, which is rarely asked for, or a damaged piece: fetched again
+        if len(data) < length:  # the file's end, which is rarely requested, or a damaged piece: fetched again
             raise OSError(errno.EIO, "a piece is too short", str(place))
         return data
 
@@ -111,14 +111,14 @@ _current: ChunkCache | None = None
 
 
 def current() -> ChunkCache | None:
-    """The cache that this process reads remote files through, if it has been enabled."""
+    """The cache through which this process reads remote files, if enabled."""
     return _current
 
 
 def enable(gigabytes: float) -> None:
-    """Lets this process read remote files in pieces that are kept in the cache folder, ``gigabytes`` at most.
+    """Lets this process read remote files in pieces that are kept in the cache folder, at most ``gigabytes``.
 
-    Of several calls the largest limit counts.
+    If called several times, the largest limit applies.
     """
     global _current
     limit = int(gigabytes * 1e9)

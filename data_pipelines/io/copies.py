@@ -13,7 +13,7 @@ from data_pipelines.io.storage import storage
 
 
 def local_copy(path: str) -> str:
-    """A remote file's copy in the cache folder, made once, for readers that need a local file; a local path as it is.
+    """A remote file's copy in the cache folder, made once, for readers that need a local file; a local path unchanged.
 
     Raises StorageError.
     """
@@ -25,7 +25,7 @@ def local_copy(path: str) -> str:
 
 
 def local_folder(path: str, names: Collection[str] | None = None) -> str:
-    """As ``local_copy``, of the files in a folder (only those of ``names``, if given), which keep their names."""
+    """Like ``local_copy``, for the files in a folder (only those in ``names``, if given), which keep their names."""
     if not paths.is_remote(path):
         return paths.local_path(path)
     files = [file for file in paths.list_dir(path) if names is None or file[0] in names]
@@ -36,7 +36,7 @@ def local_folder(path: str, names: Collection[str] | None = None) -> str:
 
 
 def _copy(url: str, place: Path) -> None:
-    """Fetches a remote file unless it is there. Raises StorageError."""
+    """Fetches a remote file unless it already exists. Raises StorageError."""
     with storage(str(place), "free some space, or set MONO_JAX_CACHE"):
         place.parent.mkdir(parents=True, exist_ok=True)
         with locked(place.with_name(f"{place.name}.lock")):  # one process at a time
@@ -46,9 +46,9 @@ def _copy(url: str, place: Path) -> None:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes a whole file to a path or URL; a local one appears whole or not at all.
+    """Writes a whole file to a path or URL; a local file appears whole or not at all.
 
-    Raises OSError, also where the place is read-only.
+    Raises OSError, also if the location is read-only.
     """
     if paths.is_remote(path):
         fs, inner = paths.filesystem(path)

@@ -13,7 +13,7 @@ def hash64(data: bytes) -> int:
 
 
 class Digest:
-    """A 128-bit hash of parts that are added one by one; their borders count."""
+    """A 128-bit hash of parts that are added one by one; the boundaries between them matter."""
 
     def __init__(self) -> None:
         self._state = hashlib.blake2b(digest_size=16)
@@ -37,12 +37,12 @@ def digest(*parts: bytes | str) -> str:
 
 
 def with_checksum(data: bytes) -> bytes:
-    """``data`` and, after it, 16 bytes that ``without_checksum`` compares."""
+    """``data`` followed by 16 bytes that ``without_checksum`` verifies."""
     return data + hashlib.blake2b(data, digest_size=16).digest()
 
 
 def without_checksum(data: bytes) -> bytes:
-    """The data that was given to ``with_checksum``. Raises ValueError if a bit of it has changed."""
+    """The data that was given to ``with_checksum``. Raises ValueError if any bit of it has changed."""
     data, checksum = data[:-16], data[-16:]
     if hashlib.blake2b(data, digest_size=16).digest() != checksum:
         raise ValueError("the checksum does not match")
@@ -66,7 +66,7 @@ _TABLE = _crc_table()
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum of TFRecord files, TensorBoard's among them: CRC-32C, rotated and shifted by a constant."""
+    """The checksum of TFRecord files, including TensorBoard's: CRC-32C, rotated and offset by a constant."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8

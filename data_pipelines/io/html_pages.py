@@ -1,4 +1,4 @@
-"""What every HTML page of the project begins with, and pictures inside of it."""
+"""The opening of every HTML page of the project, and embedded pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _KINDS = {"jpg": "jpeg", "svg": "svg+xml"}
 
 
 def opening(title: str, style: str) -> str:
-    """The head of a page that needs no other file."""
+    """The head of a self-contained page."""
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
         f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{style}</style>"
@@ -18,7 +18,7 @@ def opening(title: str, style: str) -> str:
 
 
 def data_url(data: bytes, kind: str) -> str:
-    """An encoded picture as the address of an image; ``kind``: "png", "jpeg" and the like."""
+    """An encoded picture as a data URL; ``kind``: "png", "jpeg" and so on."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 

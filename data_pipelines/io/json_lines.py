@@ -10,7 +10,7 @@ _WINDOW = 1 << 22  # bytes read at a time
 
 
 def lines(view: ScanView) -> Iterator[tuple[int, int, int]]:
-    """(number, offset, length) of every line that is not blank, in bounded memory however long a line is."""
+    """(number, offset, length) of every non-blank line, in bounded memory however long a line is."""
     number, start, position, blank = 1, 0, 0, True
     while chunk := view.read(position, _WINDOW):
         at = 0

@@ -17,8 +17,8 @@ from data_pipelines.io.storage import is_missing, patiently, storage_error
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(://|::.*://)")  # "data::x.jpg" is a name
 _BRACES = re.compile(r"\{([^{},]*,[^{}]*|\d+\.\.\d+)\}")
-# What file systems report about a file's content; the times only where there is nothing better, since a listing and a
-# query of the single file may give them in different precision.
+# What file systems report about a file's content. Times are used only where there is nothing better, since a listing
+# and a query of the single file may report them with different precision.
 _CONTENT_MARKS = frozenset(["etag", "md5hash", "crc32c", "generation", "uid"])
 _TIME_MARKS = frozenset(["mtime", "created", "updated", "last-modified", "lastmodified", "last_modified"])
 
@@ -29,7 +29,7 @@ def is_remote(path: str) -> bool:
 
 
 def web_host(path: str) -> str:
-    """The host of an address in the web (http, https); empty for other paths."""
+    """The host of a web address (http, https); empty for other paths."""
     found = re.match(r"https?://([^/?#]+)", path) if path.startswith("http") else None
     return found.group(1).lower() if found else ""
 
@@ -51,17 +51,17 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def remote(url: str) -> Iterator[tuple[Any, str]]:
-    """As ``filesystem``; whatever the file system raises becomes a StorageError."""
+    """Like ``filesystem``; whatever the file system raises becomes a StorageError."""
     try:
         yield filesystem(url)
     except DataError:
         raise
-    except Exception as error:  # file systems raise kinds of their own
+    except Exception as error:  # file systems raise their own exception types
         raise storage_error(url, error, "check the address, your credentials and the network") from None
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
-    """``{000..012}`` counts with leading zeros, ``{a,b}`` lists."""
+    """``{000..012}`` expands to a range with leading zeros, ``{a,b}`` to a list."""
     match = _BRACES.search(pattern)
     if match is None:
         yield pattern
@@ -79,7 +79,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
     """Paths and URLs matched by globs (``*``, ``**``, ``{000..127}``), sorted within each pattern.
 
-    Raises DataError that names a pattern which matches nothing.
+    Raises a DataError that names a pattern that matches nothing.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
@@ -87,11 +87,11 @@ def expand(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
     for pattern in paths:
         pattern = os.fspath(pattern)
         literal = [] if is_remote(pattern) or "{" not in pattern else patiently(functools.partial(_glob, pattern))
-        spelled = [pattern] if literal else list(_expand_braces(pattern))  # names may hold braces
+        spelled = [pattern] if literal else list(_expand_braces(pattern))  # names may contain braces
         if len(spelled) > 1 and is_remote(spelled[0]):
             for folder in {parent(path) for path in spelled}:
                 with contextlib.suppress(DataError):  # a web server need not list its folders
-                    _list_remote(folder)  # which the file system caches: no request for each single path
+                    _list_remote(folder)  # the file system caches it, which saves a request for each single path
         for path in spelled:
             matches = patiently(functools.partial(_glob, path))
             if not matches:
@@ -107,13 +107,13 @@ def _glob(path: str) -> list[str]:
                 return sorted(fs.unstrip_protocol(p) for p in fs.glob(inner))
             return [path] if fs.exists(inner) else []
     path = local_path(path)
-    if _status(path) is not None:  # first, so that a name with brackets in it is found literally
+    if _status(path) is not None:  # checked first, so that a name with brackets is found literally
         return [path]
     return sorted(glob.glob(path, recursive=True))
 
 
 def _status(path: str) -> os.stat_result | None:
-    """Of a local file or folder; None if there is none. Raises StorageError where that cannot be found out."""
+    """The status of a local file or folder; None if there is none. Raises StorageError if that cannot be determined."""
     try:
         return os.stat(local_path(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
@@ -123,14 +123,14 @@ def _status(path: str) -> os.stat_result | None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder. Raises StorageError where that cannot be found out."""
+    """Whether there is a file or folder. Raises StorageError if that cannot be determined."""
     if is_remote(path):
         return bool(patiently(lambda: _glob(path)))
     return patiently(lambda: _status(path)) is not None
 
 
 def is_dir(path: str) -> bool:
-    """Whether there is a folder. Raises StorageError where that cannot be found out."""
+    """Whether there is a folder. Raises StorageError if that cannot be determined."""
     if is_remote(path):
         return patiently(lambda: _is_remote_dir(path))
     found = patiently(lambda: _status(path))
@@ -166,7 +166,7 @@ def _list_local(path: str) -> list[tuple[str, int, str]]:
 
 
 def walk(path: str) -> list[str]:
-    """Sorted paths of the folders at and below ``path`` that hold files; hidden ones are left out.
+    """Sorted paths of the folders at and below ``path`` that contain files; hidden folders are left out.
 
     Raises StorageError if one of them cannot be listed.
     """
@@ -180,14 +180,14 @@ def _remote_folders(url: str) -> set[str]:
 
 
 def _local_folders(path: str) -> set[str]:
-    """Links to folders are followed last, so that a folder in reach is found under its own name."""
+    """Links to folders are followed last, so that a folder that can be reached directly keeps its own name."""
     found, seen = set(), set()
     folders, links = [local_path(path)], []
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         try:
             status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:  # a link that leads back, or to a folder in reach
+            if (status.st_dev, status.st_ino) in seen:  # a link back, or to a folder that was reached directly
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
@@ -220,7 +220,7 @@ def basename(path: str) -> str:
 
 
 def stamp(path: str) -> str:
-    """Changes when the file does: size and time of change (local), the file system's marks of content (remote).
+    """Changes when the file does: size and modification time (local), or the file system's content marks (remote).
 
     Raises StorageError.
     """

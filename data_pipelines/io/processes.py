@@ -1,4 +1,4 @@
-"""Work for several threads or processes at a time, and locks between processes."""
+"""Running work in several threads or processes, and locks between processes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _WATCH_SECONDS = 1.0
 
 
 def end_with_parent(*_: object) -> None:
-    """Lets this process end when the process that started it dies, however that happens; for workers, at their start.
+    """Makes this process end when its parent dies, however that happens; called by workers when they start.
 
-    The kernel sees to it on Linux, even in the midst of a long call; elsewhere, and where the parent is gone already, a
-    thread that looks every second does. Takes any arguments, so that it serves as an initializer.
+    On Linux the kernel does this, even during a long call. Elsewhere, and if the parent is already gone, a thread
+    checks every second. Takes any arguments, so that it can serve as an initializer.
     """
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
@@ -44,7 +44,7 @@ def _watch(parent: int) -> None:
 
 
 def in_processes(function: Callable[..., T], calls: Sequence[tuple], workers: int) -> Iterator[T | None]:
-    """``function(*call)`` of every call in order, by ``workers`` processes; None for a call that kills its process.
+    """``function(*call)`` for every call in order, in ``workers`` processes; None for a call that kills its process.
 
     Raises what the function raises.
     """
@@ -60,8 +60,8 @@ def in_processes(function: Callable[..., T], calls: Sequence[tuple], workers: in
 def _as_they_come(function: Callable[..., T], calls: Sequence[tuple], workers: int) -> Iterator[tuple[int, T | None]]:
     """(number, result) of every call. When a process dies, all unfinished calls of its pool are lost.
 
-    Calls begin in order, so the guilty one is among the first ``workers`` of these: they are tried again one by one,
-    the others in a new pool.
+    Calls start in order, so the one at fault is among the first ``workers`` of these: they are retried one by one, the
+    rest in a new pool.
     """
     context = multiprocessing.get_context("spawn")  # threads of the parent do not survive a fork
     left = list(range(len(calls)))
@@ -86,7 +86,7 @@ def _as_they_come(function: Callable[..., T], calls: Sequence[tuple], workers: i
 def _submitted(
     pool: concurrent.futures.Executor, function: Callable[..., T], call: tuple
 ) -> concurrent.futures.Future[T]:
-    """A call's future, also where the pool is broken already."""
+    """A call's future, even if the pool is already broken."""
     try:
         return pool.submit(function, *call)
     except BrokenProcessPool as error:
@@ -96,10 +96,10 @@ def _submitted(
 
 
 def ahead(function: Callable[..., T], calls: Iterable[tuple], threads: int) -> Iterator[concurrent.futures.Future[T]]:
-    """Futures of ``function(*call)`` in order, begun by threads that mostly wait for remote storage.
+    """Futures of ``function(*call)`` in order, run by threads that mostly wait for remote storage.
 
-    Four a thread are begun ahead, so that the number of calls does not matter for memory. Closed early, the iterator
-    waits for those that run, and leaves out the others.
+    Up to four per thread are started ahead, so that memory does not grow with the number of calls. If closed early, the
+    iterator waits for the running calls and drops the rest.
     """
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()
@@ -122,4 +122,4 @@ def locked(file: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has the file open too
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a process forked since then has the file open too

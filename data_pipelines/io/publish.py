@@ -1,7 +1,7 @@
-"""Publishing files and folders atomically: they appear at their place whole or not at all.
+"""Publishing files and folders atomically: they appear at their destination whole or not at all.
 
-What is written lies under a temporary name beside its target until it is complete, then it is renamed. A process that
-is killed meanwhile leaves that name behind, which ``is_temporary`` recognises and ``remove_stale`` removes.
+Output is written under a temporary name beside its target and renamed once it is complete. A process that is killed
+before that leaves the temporary name behind, which ``is_temporary`` recognises and ``remove_stale`` removes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _STALE_SECONDS = 86_400  # after which a temporary file counts as left by a kill
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of this name (or path) is one that is still being written, or was left unfinished."""
+    """Whether a file or folder of this name (or path) is still being written, or was left unfinished."""
     return bool(_TEMPORARY.search(name))
 
 
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to; it replaces ``target`` at the end, or is removed on an error.
+    """Yields a temporary path to write to; it replaces ``target`` at the end, or is removed on an error.
 
-    Missing parent folders are made. Raises OSError.
+    Missing parent folders are created. Raises OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
@@ -44,11 +44,11 @@ def new_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """Gives a new temporary folder to fill; it becomes ``target`` at the end, or is removed on an error.
+    """Yields a new temporary folder to fill; it becomes ``target`` at the end, or is removed on an error.
 
-    Missing parent folders are made. ``replace``: whether a ``target`` that is there already gives way.
+    Missing parent folders are created. ``replace``: whether an existing ``target`` is replaced.
     Raises OSError; FileExistsError if ``target`` is not an empty folder and may not be replaced, at the beginning or,
-    where another process has made it meanwhile, at the end.
+    if another process has created it in the meantime, at the end.
     """
     if not replace:
         _check_vacant(target)
@@ -66,7 +66,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(target: Path, data: bytes) -> None:
-    """Writes a file atomically, its parent folders as well. Raises OSError."""
+    """Writes a file atomically, creating its parent folders. Raises OSError."""
     with new_file(target) as file:
         file.write_bytes(data)
 
@@ -87,7 +87,7 @@ def json_text(value: Any) -> str:
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes temporary files and folders that killed processes left: those that nobody has written to for a day."""
+    """Removes temporary files and folders left by killed processes: those not written to for a day."""
     for entry in folder.glob("*.tmp"):
         if is_temporary(entry.name):
             with contextlib.suppress(OSError):  # another process removed it
@@ -97,7 +97,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def _temporary(target: Path) -> Path:
-    """A name that nobody else takes: process numbers repeat where containers share a folder."""
+    """A unique name; process ids are not sufficient, since they repeat where containers share a folder."""
     return target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
 
 
@@ -121,7 +121,7 @@ def _move(folder: Path, target: Path) -> None:
 
 
 def _exchange(folder: Path, target: Path) -> None:
-    """Puts ``folder`` in the place of ``target``, which is removed only after that."""
+    """Puts ``folder`` in the place of ``target``, which is removed only afterwards."""
     old = _temporary(target)
     os.replace(target, old)
     try:

@@ -1,6 +1,6 @@
-"""Storage that does not answer: what counts as that, how often it is asked again, and how long it is waited for.
+"""Storage that does not answer: what counts as that, how often requests are retried, and how long to wait.
 
-Whatever reads bytes raises ``StorageError``; whatever can be done again is called by ``patiently``.
+Whatever reads bytes raises ``StorageError``; whatever can be retried is called through ``patiently``.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from data_pipelines.errors import StorageError
 T = TypeVar("T")
 
 _MISSING = frozenset([errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP])
-_MISSING_STATUS = frozenset([400, 404, 410, 414, 451])  # of HTTP; 401 and 403 are faults of credentials
-_LONGEST_PAUSE = 30.0  # seconds between two questions
-_LOG_SECONDS = 60.0  # between two lines while storage is waited for
+_MISSING_STATUS = frozenset([400, 404, 410, 414, 451])  # of HTTP; 401 and 403 are credential errors
+_LONGEST_PAUSE = 30.0  # seconds between two requests
+_LOG_SECONDS = 60.0  # seconds between two log lines while waiting for storage
 _NAP = 0.1  # seconds
-_AWAY = 3  # files in a row that cannot be asked for: then storage as a whole is away
-_HOSTS_AWAY = 64  # hosts of the web in a row: then the network is
+_AWAY = 3  # consecutive files without an answer after which storage as a whole counts as unavailable
+_HOSTS_AWAY = 64  # consecutive web hosts without an answer after which the network counts as unavailable
 _log = logging.getLogger(__name__)
-_random = random.Random()  # of its own: pauses must not touch anybody's seeded numbers
-_closing = 0  # contexts of ``impatient`` that are entered
+_random = random.Random()  # separate, since pauses must not affect any seeded random numbers
+_closing = 0  # ``impatient`` contexts currently entered
 _given_up = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """How long storage is asked again.
+    """How long requests to storage are retried.
 
     Attributes:
-      retries: number of retries, with pauses that double from ``first_pause`` seconds on.
-      wait_s: seconds that storage is waited for after that.
+      retries: number of retries, with pauses that start at ``first_pause`` seconds and double.
+      wait_s: seconds to wait for storage after that.
     """
 
     retries: int = 5
@@ -51,13 +51,13 @@ _last_line = 0.0
 
 
 def set_patience(patience: Patience) -> None:
-    """Sets what ``patiently`` goes by in this process, which waits again if it had given up."""
+    """Sets the patience of ``patiently`` in this process, which waits again if it had given up."""
     global _patience, _given_up
     _patience, _given_up = patience, False
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether an error is storage's answer that there is no such file, rather than no answer."""
+    """Whether an error is an answer from storage that the file does not exist, rather than the lack of an answer."""
     if isinstance(error, StorageError):
         return error.missing
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
@@ -68,7 +68,7 @@ def is_missing(error: BaseException) -> bool:
 
 
 def storage_error(path: str, error: BaseException, hint: str = "") -> StorageError:
-    """The StorageError of an error that a file system has raised for ``path``."""
+    """The StorageError for an error that a file system raised for ``path``."""
     if isinstance(error, StorageError):
         return error
     text = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
@@ -77,7 +77,7 @@ def storage_error(path: str, error: BaseException, hint: str = "") -> StorageErr
 
 @contextlib.contextmanager
 def storage(path: str, hint: str = "") -> Iterator[None]:
-    """Turns an OSError into the StorageError of the file that it names, otherwise of ``path``."""
+    """Turns an OSError into a StorageError for the file that it names, or else for ``path``."""
     try:
         yield
     except OSError as error:
@@ -86,11 +86,11 @@ def storage(path: str, hint: str = "") -> Iterator[None]:
 
 
 def patiently(function: Callable[[], T], *, missing: bool = False, forget: Callable[[], None] | None = None) -> T:
-    """``function()``, called again while it raises StorageError: after pauses that double, then for ``wait_s`` seconds.
+    """``function()``, retried while it raises StorageError: with pauses that double, then for ``wait_s`` seconds.
 
     Args:
-      missing: whether a file that is not there is waited for too (it was there before).
-      forget: called before each further call, to drop handles that may be stale.
+      missing: whether to wait for a missing file too (because it existed before).
+      forget: called before each retry, to drop handles that may be stale.
 
     Raises StorageError once patience is exhausted, and whatever else the function raises.
     """
@@ -118,7 +118,7 @@ def patiently(function: Callable[[], T], *, missing: bool = False, forget: Calla
 
 
 def _log_waiting(error: StorageError, seconds: float) -> None:
-    """At most one line a minute, however many threads wait."""
+    """At most one line per minute, however many threads wait."""
     global _last_line
     now = time.monotonic()
     if not _last_line or now - _last_line >= _LOG_SECONDS:
@@ -128,7 +128,7 @@ def _log_waiting(error: StorageError, seconds: float) -> None:
 
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
-    """Nobody waits for storage meanwhile, since what is waited for is not wanted any more."""
+    """Nothing waits for storage inside this context, since the results are no longer needed."""
     global _closing
     _closing += 1
     try:
@@ -138,9 +138,9 @@ def impatient() -> Iterator[None]:
 
 
 def give_up(*_: object) -> None:
-    """Ends all waiting for storage in this process, until ``set_patience`` is called: what waits raises StorageError.
+    """Ends all waiting for storage in this process until ``set_patience`` is called; waiting calls raise StorageError.
 
-    Takes no lock and any arguments, so that it may be called by, or be, the handler of a signal.
+    Takes no lock and accepts any arguments, so that it may be called by a signal handler, or be one.
     """
     global _given_up
     _given_up = True
@@ -151,24 +151,24 @@ def _is_leaving() -> bool:
 
 
 def _sleep(seconds: float) -> None:
-    """Short naps, since a signal that comes meanwhile may end the waiting."""
+    """Sleeps in short naps, since a signal may end the waiting."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not _is_leaving():
         time.sleep(min(left, _NAP))
 
 
 class Questions:
-    """Reads many small files where some may not answer: those are told apart from storage that is away as a whole."""
+    """Reads many small files, some of which may not answer; these are distinguished from storage being unavailable."""
 
     def __init__(self) -> None:
-        self._in_a_row: Counter[str] = Counter()  # questions without an answer, by host, since the last answer of any
-        self._dead: Counter[str] = Counter()  # the same since the last answer of that host
+        self._in_a_row: Counter[str] = Counter()  # unanswered requests by host, since the last answer of any host
+        self._dead: Counter[str] = Counter()  # the same, since the last answer of that host
 
     def ask(self, function: Callable[[], T], host: str = "") -> T:
-        """``function()``, retried. Raises StorageError: of this file only, or, ``exhausted``, of all storage.
+        """``function()``, retried. Raises StorageError: for this file only or, if ``exhausted``, for all storage.
 
-        ``host``: of an address in the web, where a host may be gone for good: it is not retried for ever, and only
-        many hosts without an answer mean that the network is away.
+        ``host``: of a web address. A host may be gone for good, so it is not retried forever, and only many hosts
+        without an answer mean that the network is unavailable.
         """
         try:
             result = function() if host and self._dead[host] >= _AWAY else _retried(function)
@@ -190,7 +190,7 @@ class Questions:
 
 
 def _retried(function: Callable[[], T]) -> T:
-    """``function()``, retried but not waited for; its StorageError is not ``exhausted``."""
+    """``function()``, retried without further waiting; its StorageError is not ``exhausted``."""
     for number in range(_patience.retries):
         try:
             return function()

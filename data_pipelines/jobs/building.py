@@ -1,4 +1,4 @@
-"""Rewriting shards of any kind as ArrayRecord files that hold only what is used, by an Apache Beam pipeline."""
+"""Rewriting shards of any kind as ArrayRecord files that hold only the samples in use, with an Apache Beam pipeline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from data_pipelines.sources.source import Source, open_source
 
 _log = logging.getLogger(__name__)
 
-_GROUP_SIZE = 1  # records a chunk: with more, each random access would decompress its neighbours too
+_GROUP_SIZE = 1  # records per chunk: with more, each random access would also decompress the neighbours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Task:
 def plan(spec: Mapping[str, Any], output: str, samples_per_file: int, tokenizer: str | None = None) -> list[Task]:
     """Cuts a source into output files PART-00000-of-00012.array_record, ... Raises DataError like ``open_source``."""
     if samples_per_file < 1:
-        raise DataError(f"--samples_per_file must be at least 1, is {samples_per_file}")
+        raise DataError(f"--samples_per_file must be at least 1, got {samples_per_file}")
     if tokenizer:
         Tokenizer(tokenizer)  # its errors are raised before any work begins
     text = json.dumps(spec, sort_keys=True)
@@ -82,7 +82,7 @@ def _tokenizer(path: str) -> Tokenizer:
 
 
 def convert(sample: RawSample, tokenizer: Tokenizer | None = None, limits: ImageLimits | None = None) -> bytes:
-    """The record of a sample, its images decoded once to see that they can be.
+    """The record of a sample, whose images are decoded once to check that they can be.
 
     With a tokenizer, "tokens" holds the ids of the cleaned caption, of the text, or of each turn of the conversation,
     without any template. Raises BadSample.
@@ -105,7 +105,7 @@ def convert(sample: RawSample, tokenizer: Tokenizer | None = None, limits: Image
 
 
 def _encoded(image: bytes) -> bytes:
-    """The image as it is; as PNG if it is a frame of a video, which comes as raw pixels."""
+    """The image unchanged; as PNG if it is a video frame, which comes as raw pixels."""
     if not image.startswith(RAW_FRAME):
         return image
     out = io.BytesIO()
@@ -114,9 +114,9 @@ def _encoded(image: bytes) -> bytes:
 
 
 def build_file(task: Task) -> dict[str, int]:
-    """Writes one output file and, last, its counts beside it; returns them: "samples", "written" and reasons.
+    """Writes one output file and finally its counts beside it; returns the counts: "samples", "written" and reasons.
 
-    A file whose counts are there already, made from the same task, is left as it is.
+    A file that already has counts from the same task is left unchanged.
     """
     stats_file = task.output.removesuffix(".array_record") + "_stats.json"
     source = _source(task.spec)
@@ -166,7 +166,7 @@ def _write_records(path: str, records: Iterator[bytes]) -> None:
 
 
 def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sum of counts, key by key; associative, as Beam's combining demands."""
+    """The sum of counts, key by key; associative, as Beam's combiners require."""
     total: Counter[str] = Counter()
     for each in counts:
         total.update(each)
@@ -178,9 +178,9 @@ def source_spec(patterns: Sequence[str], kind: str | None, options: Mapping[str,
     shards = shards_of(patterns, kind, options)
     kinds = sorted({shard.kind for shard in shards})
     if len(kinds) > 1:
-        raise DataError(f"shards of several kinds ({', '.join(kinds)}): build them one kind at a time, see --kind")
+        raise DataError(f"shards of several kinds ({', '.join(kinds)}): build one kind at a time, see --kind")
     if any(shard.encoding for shard in shards):
-        raise DataError("max_dynamic_patch and data_augment of a meta file cannot be built in: build its sets alone")
+        raise DataError("max_dynamic_patch and data_augment of a meta file cannot be built in: build each of its sets")
     same = len({shard.options for shard in shards}) == 1  # not so where a meta file gives each annotation its own root
     spec = {"kind": kinds[0], "paths": [shard.source for shard in shards] if same else list(patterns)}
     spec |= shards[0].options.given() if same else {}

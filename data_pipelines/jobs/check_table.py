@@ -1,4 +1,4 @@
-"""What a check has found as one table: a row for each folder and kind of shards in it."""
+"""The results of a check as one table, with a row for each folder and kind of shard in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 150  # characters of a line with a reason
 
 @dataclasses.dataclass
 class Row:
-    """The shards of one kind in a folder; ``examples``: of bad samples, by reason."""
+    """The shards of one kind in a folder; ``examples``: bad samples by reason."""
 
     folder: str
     kind: str
@@ -37,13 +37,13 @@ class Row:
 
 
 class Table:
-    """Rows in the order in which their folders came."""
+    """Rows in the order in which their folders first appeared."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], Row] = {}
 
     def row(self, path: str, kind: str) -> Row:
-        """That of a shard."""
+        """The row of a shard."""
         folder = path if kind.startswith(("files", "tfds")) else paths.parent(path)
         return self._rows.setdefault((folder, kind), Row(folder, kind))
 
@@ -51,7 +51,7 @@ class Table:
         return [row.to_dict() for row in self._rows.values()]
 
     def lines(self) -> Iterator[str]:
-        """The table as text: folders from their common one on, and of each reason its number and an example."""
+        """The table as text: folders relative to their common parent, and for each reason its count and an example."""
         rows = list(self._rows.values())
         folders = {row.folder for row in rows}
         common = posixpath.commonpath(folders) if len(folders) > 1 and not any(map(paths.is_remote, folders)) else ""
@@ -67,4 +67,4 @@ class Table:
             for reason, count in [] if row is None else row.bad.most_common():
                 yield textwrap.shorten(f"{count} {reason}: {row.examples[reason]}", _WIDTH, initial_indent="    ")
         if len(rows) > SHOWN:
-            yield f"... and {len(rows) - SHOWN} folders more: see --json"
+            yield f"... and {len(rows) - SHOWN} more folders: see --json"

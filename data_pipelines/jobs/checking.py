@@ -39,7 +39,7 @@ _TOKENS = {IMAGE_START: 256, IMAGE_END: 257, IMAGE_CONTEXT: 258}
 
 
 class _Bytes:
-    """Stands in for a tokenizer where none is given: every byte is a token. It accepts whatever others accept."""
+    """Replaces a tokenizer where none is given: every byte is a token. It accepts whatever real tokenizers accept."""
 
     added = _TOKENS
     bos = eos = None
@@ -55,7 +55,7 @@ class _Bytes:
         return list(text.encode())
 
     def marked(self, text: str, spans: Spans) -> tuple[list[int], list[bool]]:
-        # In bytes, of each character and of what follows the last one.
+        # Byte offsets of each character and of the end of the text.
         starts = list(itertools.accumulate((len(character.encode()) for character in text), initial=0))
         marks = [False] * starts[-1]
         for first, last in spans:
@@ -65,7 +65,7 @@ class _Bytes:
 
 
 class Bad(NamedTuple):
-    """A bad sample; ``line`` (or number of the list's element) in the shard, 0 = has none; ``id``: its record's own."""
+    """A bad sample; ``line`` in the shard (or number of the list element), 0 = none; ``id``: the record's own."""
 
     key: str
     reason: str
@@ -74,14 +74,14 @@ class Bad(NamedTuple):
     id: str = ""
 
     def to_dict(self, path: str) -> dict[str, Any]:
-        """The line of the report; ``path``: of the shard."""
+        """The report line; ``path``: of the shard."""
         found = {"key": self.key, "reason": self.reason, "detail": self.detail, "path": path}
         return found | {name: value for name, value in (("line", self.line), ("id", self.id)) if value}
 
 
 @dataclasses.dataclass
 class ShardCheck:
-    """What was found in one shard; ``fault``: why storage did not give it."""
+    """What was found in one shard; ``fault``: why storage did not deliver it."""
 
     path: str
     kind: str = ""
@@ -122,9 +122,9 @@ def _builder(settings: CheckSettings) -> SampleBuilder:
 
 
 def check_shard(shard: Shard, settings: CheckSettings) -> ShardCheck:
-    """Reads every sample of a shard; whatever goes wrong is part of the result, whose bad and good ones add up.
+    """Reads every sample of a shard; whatever goes wrong is part of the result, and every sample counts as good or bad.
 
-    A shard that storage does not give is only its ``fault``. Raises DataError if the tokenizer cannot be loaded.
+    For a shard that storage does not deliver only ``fault`` is set. Raises DataError if the tokenizer cannot be loaded.
     """
     builder = _builder(settings)
     set_patience(settings.patience)
@@ -173,7 +173,7 @@ def _unusable(shard: Shard, index: ShardIndex, rows: np.ndarray) -> Iterator[Bad
 
 
 def _line(separator: str, key: str) -> int:
-    """The line of a sample of a file of lines or list elements, whose keys are FILE:LINE; 0 for others."""
+    """A sample's line in files of lines or list elements, whose keys are FILE:LINE; 0 for other files."""
     return int(key) if separator == ":" and key.isdigit() else 0
 
 
@@ -193,12 +193,12 @@ def _bad_samples(source: IndexedSource, builder: SampleBuilder, only_images: Sha
             yield Bad(key, error.reason, error.detail, line, raw.id)
         except StorageError:
             raise
-        except Exception as error:  # a fault of the reading code is reported as such, and the rest is still read
+        except Exception as error:  # a bug in the reading code is reported as such, and the rest is still read
             yield Bad(key, "unexpected_error", f"{type(error).__name__}: {error}"[:500], line, raw.id)
 
 
 def _build_image(source: IndexedSource, builder: SampleBuilder, index: ShardIndex, row: int) -> None:
-    """Judges an image without a caption. Raises BadSample."""
+    """Checks an image without a caption. Raises BadSample."""
     reason = index.columns["reason"][row]
     if reason and index.reasons[reason - 1] != "no_caption":
         raise BadSample(index.reasons[reason - 1], detail=index.detail[row])
@@ -206,7 +206,7 @@ def _build_image(source: IndexedSource, builder: SampleBuilder, index: ShardInde
 
 
 def check_shards(shards: Sequence[Shard], settings: CheckSettings, workers: int = 1) -> Iterator[ShardCheck]:
-    """Results of all shards in order, made by ``workers`` processes."""
+    """Results of all shards in order, computed by ``workers`` processes."""
     names = shard_names([shard.source for shard in shards])
     shards = [dataclasses.replace(shard, name=name) for shard, name in zip(shards, names)]
     if workers <= 1 or len(shards) <= 1:
@@ -219,9 +219,9 @@ def check_shards(shards: Sequence[Shard], settings: CheckSettings, workers: int 
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Checks what the command line names and writes the report; returns what ``--json`` prints.
+    """Checks what the command line asks for and writes the report; returns what ``--json`` prints.
 
-    "unread" lists the shards that storage did not give. Raises DataError; StorageError if it gives none at all.
+    "unread" lists the shards that storage did not deliver. Raises DataError; StorageError if it delivers none at all.
     """
     set_patience(patience(options))
     shards = shards_of(options.shards, options.kind, vars(options))

@@ -1,4 +1,4 @@
-"""Indexing many shards by several processes, or by an Apache Beam pipeline, and what was found in them.
+"""Indexing many shards with several processes or with an Apache Beam pipeline, and what was found in them.
 
 An interrupted run resumes where it stopped, since finished indices are kept.
 """
@@ -37,7 +37,7 @@ class ShardReport:
     fault: StorageError | None = None
 
     def counts(self) -> dict[str, Any]:
-        """What is added up over shards, in JSON's types."""
+        """What is summed over shards, in JSON types."""
         fault = self.fault
         return {
             "samples": self.samples,
@@ -71,7 +71,7 @@ def index_shards(
     force: bool = False,
     patience: Patience | None = None,
 ) -> Iterator[ShardReport]:
-    """Reports of all shards in order, made by ``workers`` processes."""
+    """Reports of all shards in order, computed by ``workers`` processes."""
     if workers <= 1 or len(shards) <= 1:
         yield from (report_shard(shard, index_dir, force, patience) for shard in shards)
         return
@@ -81,9 +81,9 @@ def index_shards(
 
 
 def run(options: argparse.Namespace, beam_arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Indexes what the command line names and prints a summary; returns what ``--json`` prints.
+    """Indexes what the command line asks for and prints a summary; returns what ``--json`` prints.
 
-    "unread" lists the shards that storage did not give. Raises DataError; StorageError if it gives none at all.
+    "unread" lists the shards that storage did not deliver. Raises DataError; StorageError if it delivers none at all.
     """
     start, wait = time.monotonic(), patience(options)
     set_patience(wait)
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace, beam_arguments: Sequence[str] = ()) -> dict
 
 
 def _by_processes(shards: Sequence[Shard], options: argparse.Namespace, wait: Patience) -> dict[str, Any]:
-    """What is found in all shards, by processes of this machine. Raises StorageError if storage is away."""
+    """What is found in all shards, by local processes. Raises StorageError if storage is unavailable."""
     faults, found = Faults(), []
     for report in index_shards(shards, options.workers, options.index_dir, options.force, wait):
         faults.add(report.path, report.fault)
@@ -115,7 +115,7 @@ def _by_processes(shards: Sequence[Shard], options: argparse.Namespace, wait: Pa
 def _by_beam(
     shards: Sequence[Shard], options: argparse.Namespace, arguments: Sequence[str], wait: Patience
 ) -> dict[str, Any]:
-    """The same by a Beam pipeline; indices that are there and fresh are left as they are."""
+    """The same by a Beam pipeline; existing up-to-date indices are left unchanged."""
     if not options.index_dir:
         raise DataError("--runner needs --index_dir: a folder or URL that all workers write to, named in the spec too")
     work = functools.partial(_counts_of, index_dir=options.index_dir, force=options.force, patience=wait)

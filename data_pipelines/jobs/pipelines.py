@@ -1,4 +1,4 @@
-"""Work on many files by an Apache Beam pipeline: on this machine, or on whatever engine Beam is told to use."""
+"""Processing many files with an Apache Beam pipeline, on this machine or on any engine that Beam is configured for."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def run_pipeline(
     summary: str,
     beam_arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The sum of what ``work`` gives for each of the tasks, which any worker may do, in any order.
+    """The sum of the results of ``work`` for all tasks, which any worker may process in any order.
 
     Args:
-      add: sums; associative, as Beam's combining demands, with a value for no summands at all.
+      add: computes the sum; associative, as Beam's combiners require, and defined for zero summands.
       summary: path of a file that all workers can write to, for the sum.
-      beam_arguments: of the command line, such as ``--runner=FlinkRunner``.
+      beam_arguments: from the command line, such as ``--runner=FlinkRunner``.
 
     Raises DataError if Beam is missing.
     """
@@ -32,7 +32,7 @@ def run_pipeline(
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        needed = "pip install -r data_pipelines/requirements-build.txt (in an environment of its own)"
+        needed = "pip install -r data_pipelines/requirements-build.txt (in a separate environment)"
         raise DataError(f"this needs Apache Beam: {needed}") from None
     with beam.Pipeline(options=PipelineOptions(list(beam_arguments), save_main_session=False)) as pipeline:
         _ = (

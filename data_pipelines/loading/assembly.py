@@ -18,10 +18,10 @@ def fill_row(
     weighting: str,
     sources: Sequence[int] = (),
 ) -> None:
-    """Writes samples, whose patches are in place, into a row that holds only padding, one after another.
+    """Writes samples, whose patches are already in place, one after another into a row that holds only padding.
 
     Args:
-      samples: None keeps its segment number and takes no slot.
+      samples: None keeps its segment number but takes no slot.
       visual_slots: V.
       weighting: see ``DataConfig.loss_weighting``.
       sources: number of each sample's source, if the batch has the field "sources".
@@ -53,7 +53,7 @@ def fill_row(
 
 
 def _targets(ids: np.ndarray, samples: Sequence[Sample], weighting: str) -> tuple[np.ndarray, np.ndarray]:
-    """Next token and its weight at every position of a row: int32 [n], float32 [n]; 0 where nothing is learnt."""
+    """Next token and its weight at every position of a row: int32 [n], float32 [n]; 0 where nothing is trained on."""
     learnt = []  # for each position: the weight of the token that follows
     for sample in samples:
         mask = sample.loss_mask

@@ -1,8 +1,8 @@
-"""Other sources, or another mixture of them, from some step of a run on.
+"""Changing the sources, or their mixture, from a given step of a run on.
 
-The rows of the steps before it have been used. What the unchanged sources had drawn for rows after them comes first
-in the new mixture, then their passes go on where they were: nothing of them is lost, and nothing is seen again before
-its pass is over.
+The rows of the steps before it have been used. Samples that unchanged sources had already drawn for later rows come
+first in the new mixture; then their passes continue where they stopped. No sample of them is lost, and none is repeated
+before its pass is over.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from data_pipelines.packing.standing import Begin, Standing
 
 
 def change_sources(old: PackedData, config: DataConfig, step: int) -> PackedData:
-    """The batches of ``old`` before ``step``, and of ``config`` from it on, which differs in its sources only.
+    """The batches of ``old`` before ``step``, and from there on those of ``config``, which differs only in its sources.
 
-    Its ``changes`` has a line for each source, old or new. A source with the same content goes on, whatever it is
-    called; one whose content changed under its name (other captions, say) goes on at its place if it has as many
-    samples as before. Raises DataError where that cannot be.
+    Its ``changes`` has a line for each source, old or new. A source with the same content continues, whatever its name;
+    one whose content changed under the same name (other captions, say) continues at its position if it has as many
+    samples as before. Raises DataError where that is impossible.
     """
     if config.epochs is not None:
         raise DataError(
-            "data.epochs counts passes over all sources, which has no meaning once they change: leave it out, and say "
-            "with config.steps where the stage ends"
+            "data.epochs counts passes over all sources, which has no meaning once they change: leave it out and set "
+            "config.steps to say where the stage ends"
         )
     if dataclasses.replace(config, sources=old.config.sources) != old.config:
         raise DataError("only data.sources may change at a step, not other keys of data")
     if step < old.plan.begin.step:
-        raise DataError(f"the sources changed at step {old.plan.begin.step} already: only a later step may be stated")
+        raise DataError(f"the sources already changed at step {old.plan.begin.step}: only a later step may be given")
     found = PackedData(config, old.cache_dir, old.geometry)
     standings = old.plan.standings(step * old.batch_size)
     begin, changes = _continued(old, standings, found, step)
@@ -49,10 +49,10 @@ def _continued(old: PackedData, standings: Sequence[Standing], new: PackedData, 
         count = new.plan.units[at].count
         if same:
             number = next((number for number in same if number in named), same[0])
-            lines.append(f"source {source.name}: unchanged, goes on after {_used(standings[number], count)}")
+            lines.append(f"source {source.name}: unchanged, continues after {_used(standings[number], count)}")
         elif named and old.plan.units[named[0]].count == count:
             number = named[0]
-            lines.append(f"source {source.name}: other content, goes on after {_used(standings[number], count)}")
+            lines.append(f"source {source.name}: other content, continues after {_used(standings[number], count)}")
         else:
             lines.append(f"source {source.name}: {'other content, from its start' if named else 'new'}")
             left = {number: name for number, name in left.items() if name != source.name}

@@ -1,4 +1,4 @@
-"""Packed batches, each a pure function of the step: random access, any rows, on any number of hosts and workers."""
+"""Packed batches, each a pure function of the step: random access to any rows, on any number of hosts and workers."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from data_pipelines.sources.source import Source, open_source
 if TYPE_CHECKING:
     from data_pipelines.records.raw_sample import RawSample
 
-COUNT_ALONE = 4_000_000  # samples that are planned sooner than worker processes start
+COUNT_ALONE = 4_000_000  # up to this many samples, planning takes less time than starting worker processes
 _FETCHES = 16  # samples read at a time from remote shards: mostly waiting
-_VERSION = 3  # of the rules by which batches are made; goes into the identity
+_VERSION = 3  # of the rules for making batches; part of the identity
 
 
 class PackedData:
@@ -50,11 +50,11 @@ class PackedData:
       spec: static sizes of a batch.
       geometry: of the model's tiles.
       batch_size: packed rows of the global batch.
-      identity: hash of everything that decides the batches.
+      identity: hash of everything that determines the batches.
       tokenizer: of the text slots.
       report: what ``batch`` and ``iterate`` of this object have read so far.
       begin: where another mixture left off; None = these are the batches of a run from step 0 on.
-      before: that mixture, if its steps may be asked for. changes: what became of its sources, a line for each.
+      before: that mixture, if its steps may be requested. changes: what became of its sources, one line each.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class PackedData:
         return _opened_again, (self.config, self.cache_dir, self.geometry, self.identity, self.begin)
 
     def at(self, step: int) -> PackedData:
-        """The one that makes the batch of ``step``: this one, or one of those before it."""
+        """The object that makes the batch of ``step``: this one, or an earlier one."""
         return self.before.at(step) if self.before is not None and step < self.plan.begin.step else self
 
     def sources_summary(self) -> list[dict[str, Any]]:
-        """What each source has to offer, see ``summary.summarize``."""
+        """What each source offers, see ``summary.summarize``."""
         settings, lengths = self.config.sources, [units.lengths for units in self.plan.units]
         return [
             summarize(each.name, source, counted, self.plan.refused(number))
@@ -116,11 +116,11 @@ class PackedData:
         ]
 
     def steps_per_epoch(self) -> int:
-        """Steps until the first epoch's last row has been seen. Counts the epoch's blocks, unless that is cached."""
+        """Steps until the last row of the first epoch. Counts the epoch's blocks, unless that is cached."""
         return -(-self._count_epochs(1) // self.batch_size)
 
     def total_steps(self) -> int | None:
-        """Steps of all epochs, the last of which may be part empty; None = without end."""
+        """Steps of all epochs, the last of which may be partly empty; None = endless."""
         if self.config.epochs is None:
             return None
         return -(-self._count_epochs(self.config.epochs) // self.batch_size)
@@ -137,17 +137,17 @@ class PackedData:
         return sum(rows)
 
     def iterate(self, start_step: int = 0, rows: Sequence[int] | None = None) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) of every step from ``start_step`` on, made ahead; ends with the last epoch.
+        """(step, batch) of every step from ``start_step`` on, prefetched; ends with the last epoch.
 
         Args:
-          rows: of the global batch, which this process makes; None = all.
+          rows: those of the global batch that this process makes; None = all.
 
         Raises:
           DataError: the global batch has no such rows.
         """
         chosen = range(self.batch_size) if rows is None else rows
         if not chosen or not set(chosen) <= set(range(self.batch_size)):
-            raise DataError(f"rows {list(chosen)} asked for, but data.batch_size is {self.batch_size}")
+            raise DataError(f"rows {list(chosen)} requested, but data.batch_size is {self.batch_size}")
         if self.at(start_step) is not self:
             with contextlib.closing(self.before.iterate(start_step, rows)) as earlier:
                 for start_step, batch in earlier:
@@ -158,7 +158,7 @@ class PackedData:
                     return
         if self.config.workers:
             self.plan.locate(start_step * self.batch_size)
-            self.plan.save()  # the workers read it, and need not count again
+            self.plan.save()  # the workers read it and need not count again
         made_batches = made_ahead(self, start_step, chosen)
         try:
             for step in itertools.count(start_step):
@@ -177,7 +177,7 @@ class PackedData:
     def stop_waiting(self, *_: object) -> None:
         """Ends all waiting for storage, here and in the workers: ``iterate`` and ``batch`` raise StorageError at once.
 
-        May be called by the handler of a signal, so that a run that waits can be saved before it is killed.
+        May be called by a signal handler, so that a waiting run can be saved before it is killed.
         """
         give_up()
         hurry_workers()
@@ -198,9 +198,9 @@ class PackedData:
         return [self.plan.locate(step * self.batch_size + row) for row in rows]
 
     def assemble(self, places: Sequence[Place]) -> tuple[Batch, int, BadSamples, int]:
-        """The rows at these places, without touching the report: a batch, and what ``Report.add`` is given."""
+        """The rows at these places, without updating the report: a batch, and the arguments of ``Report.add``."""
         static = dataclasses.replace(self.spec, boundary_block=0)
-        # Zeroing all pixels first would take a tenth of the time; what the samples leave over is zeroed below.
+        # Zeroing all pixels first would take a tenth of the time; what the samples leave unused is zeroed below.
         patches, crops = np.empty((len(places), *static.fields()["patches"][0]), np.uint8), {}
         if self.config.pixel_path == "device":
             crops = Crops.fields(len(places), self.spec.visual_tokens, self.config.crop_size, self.geometry)
@@ -236,7 +236,7 @@ class PackedData:
     def _reads(self, places: Sequence[Place]) -> Iterator[Callable[[], RawSample]]:
         """For each sample of the rows, in order, a function that reads it.
 
-        Remote ones are read ahead, several at a time: one after the other would mean a round trip for each sample.
+        Remote samples are prefetched, several at a time: reading them one by one would cost a round trip per sample.
         """
         blocks = ((self.plan.block(place[0]), place[1]) for place in places if place is not None)
         units = (
@@ -252,11 +252,11 @@ class PackedData:
         return self.sources[source].read(index)
 
     def sample_keys(self, step: int) -> list[str]:
-        """Keys of the samples of a global step, row by row, bad ones included."""
+        """Keys of the samples of a global step, row by row, including bad samples."""
         return [key for keys in self.row_keys(step) for key in keys]
 
     def row_keys(self, step: int) -> list[list[str]]:
-        """The same for each row: the sample of segment s is number s - 1 of its row."""
+        """The same as a list per row: the sample of segment s is number s - 1 of its row."""
         if self.at(step) is not self:
             return self.at(step).row_keys(step)
         rows: list[list[str]] = []
@@ -273,16 +273,16 @@ class PackedData:
         return self.sources[source].key(sample)
 
     def _describe(self, source: int, sample: int) -> str:
-        """The key of a sample that no row holds, and why."""
+        """The key of a sample that is in no row, and why."""
         key, why = self._key(source, sample), self._why(source, sample)
         return f"{key} ({why})" if why else key
 
     def _why(self, source: int, sample: int) -> str:
-        """How many tokens it has, or what is found when they are counted again. Raises StorageError."""
+        """The number of its tokens, or what is found when they are counted again. Raises StorageError."""
         visual, text = self.plan.units[source].lengths.counts[sample].tolist()
         if visual >= 0:
             room = f"{self.config.visual_tokens} and {self.config.text_tokens}"
-            return f"{visual} visual and {abs(text)} text tokens, a row has room for {room}"
+            return f"{visual} visual and {abs(text)} text tokens, but a row has room for {room}"
         try:
             images = int(self.sources[source].image_sizes(np.array([sample]))[0][0])
             self.builder.text_tokens(self.sources[source].read_text(sample), images)
@@ -291,7 +291,7 @@ class PackedData:
         return ""
 
     def _detail(self, source: int, sample: int) -> str:
-        """``_why``, if that costs no request, and storage gives it: nothing else of such a sample is needed."""
+        """``_why``, if it costs no request and storage delivers it: nothing else of such a sample is needed."""
         if self.sources[source].is_remote:
             return ""
         with contextlib.suppress(StorageError):
@@ -301,7 +301,7 @@ class PackedData:
     def _build(
         self, block: Block, unit: int, read: Callable[[], RawSample], out: np.ndarray, bad: BadSamples
     ) -> Sample | None:
-        """The sample that ``read`` gives, its patches in the front of ``out``; None if it is bad: then ``bad`` grows.
+        """The sample that ``read`` returns, its patches at the start of ``out``; None if bad, then added to ``bad``.
 
         Raises StorageError if it cannot be read, or if its shard is not the one that was indexed.
         """
@@ -322,7 +322,7 @@ class PackedData:
             bad.append((error.key or f"{settings.name}:{index}", error.reason, error.detail))
         except DataError:
             raise
-        except Exception as error:  # a fault of this program or of a decoder; one sample must not end a run of weeks
+        except Exception as error:  # a bug here or in a decoder; one sample must not end a run of weeks
             self.sources[source].check_unchanged(index)
             bad.append((self._key(source, index), "unexpected_error", f"{type(error).__name__}: {error}"))
         return None
@@ -331,7 +331,7 @@ class PackedData:
 def _opened_again(
     config: DataConfig, cache_dir: Path, geometry: TileGeometry, identity: str, begin: Begin | None
 ) -> PackedData:
-    """In another process. Raises StorageError if the files are not those that the first process opened."""
+    """Opens the data in another process. Raises StorageError if the files are not those the first process opened."""
     names = ", ".join(source.name for source in config.sources)
 
     def attempt() -> PackedData:

@@ -1,4 +1,4 @@
-"""What has been read, and which samples were bad."""
+"""How many samples have been read, and which of them were bad."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Report:
     """Counts of samples, good and bad.
 
     Attributes:
-      file: every bad sample is appended here as a line of JSON; None = nowhere.
+      file: every bad sample is appended here as a line of JSON; None = no file.
       samples: samples delivered.
       skipped: number of bad samples by reason.
-      found: number of them that were found while reading; the others were known from the index and the config.
+      found: number of bad samples found while reading; the rest were known from the index and the config.
       bad: (key, reason, detail) of the first ``LISTED`` bad samples.
       wait_seconds: time spent waiting for batches.
-      window: samples that ``bad_share`` looks back.
+      window: number of samples that ``bad_share`` looks back.
     """
 
     LISTED: ClassVar[int] = 10_000
@@ -43,9 +43,9 @@ class Report:
         self._recent_samples = self._recent_bad = 0
 
     def add(self, samples: int, bad: BadSamples, found: int | None = None) -> None:
-        """Adds a batch's number of samples and its bad ones.
+        """Adds a batch's number of samples and its bad samples.
 
-        ``found``: how many of them were found while reading; None = all.
+        ``found``: how many of the bad ones were found while reading; None = all.
         """
         self.samples += samples
         self.skipped.update(reason for _, reason, _ in bad)
@@ -64,14 +64,14 @@ class Report:
             self._recent_samples, self._recent_bad = self._recent_samples - count, self._recent_bad - lost
 
     def recent(self) -> tuple[int, int]:
-        """The last ``window`` samples: how many there are, and how many were found bad while reading."""
+        """Over the last ``window`` samples: how many there are, and how many were found to be bad while reading."""
         return self._recent_samples, self._recent_bad
 
     def bad_share(self, samples: int, bad: int) -> float:
         """Share of ``bad`` among ``samples``, 0..1; see ``recent``.
 
-        Of fewer than a tenth of the window the share is taken as if they were that many, so that one of the first
-        few samples does not count as a large share.
+        Fewer samples than a tenth of the window count as a tenth of it, so that one bad sample among the first few is
+        not a large share.
         """
         return bad / max(samples, self.window // 10, 1)
 
@@ -81,6 +81,6 @@ class Report:
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(line + "\n" for line in lines))
-        except OSError as error:  # a list for people: no reason to end a run
-            _log.warning("%s: bad samples are not listed there any more (%s)", file, error)
+        except OSError as error:  # the list is only informative: no reason to end a run
+            _log.warning("%s: bad samples are no longer listed there (%s)", file, error)
             self.file = None

@@ -1,4 +1,4 @@
-"""Packed rows as a random-access source of grain, which batches them, makes batches ahead and runs the workers."""
+"""Packed rows as a random-access source for grain, which batches them, prefetches batches and runs the workers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from data_pipelines.io.storage import give_up, impatient
 from data_pipelines.loading.report import BadSamples
 from data_pipelines.packing.plan import Plan
 
-MAX_DEATHS = 3  # of worker processes in a row without a batch in between
-_ENDLESS = 2**48  # rows; where the last epoch ends is known only after all its blocks are counted
-_WORKER = "grain-process-prefetch"  # how the names of grain's worker processes begin
+MAX_DEATHS = 3  # consecutive deaths of worker processes without a batch in between
+_ENDLESS = 2**48  # rows; the end of the last epoch is known only once all its blocks are counted
+_WORKER = "grain-process-prefetch"  # prefix of the names of grain's worker processes
 _HURRY = signal.SIGUSR1
 _log = logging.getLogger(__name__)
 
@@ -29,32 +29,32 @@ Place = tuple[int, int] | None  # of a row: (block, row within it); None after t
 
 
 class Made(NamedTuple):
-    """An element of the dataset: a batch and what ``Report.add`` is given, the end (None), or an error."""
+    """An element of the dataset: a batch and the arguments of ``Report.add``, the end (None), or an error."""
 
     batch: Batch | None
     samples: int = 0
     bad: BadSamples = []  # noqa: RUF012  never changed
-    found: int = 0  # bad samples of which that was not known from the index
+    found: int = 0  # bad samples that were not known to be bad from the index
     error: Exception | None = None
 
 
 class Data(Protocol):
-    """What rows are made of, see ``packed_data.PackedData``."""
+    """What rows are made from, see ``packed_data.PackedData``."""
 
     config: DataConfig
     batch_size: int
     plan: Plan
 
     def assemble(self, places: Sequence[Place]) -> tuple[Batch, int, BadSamples, int]:
-        """The rows at these places: a batch, and what ``Report.add`` is given."""
+        """The rows at these places: a batch, and the arguments of ``Report.add``."""
         ...
 
 
 class Rows:
     """Source whose element r is the place of global row r, which is row r % B of step r // B.
 
-    Elements are places, not pixels: ``PackedData.assemble`` writes the samples of a whole batch where they belong,
-    while grain's stacking of finished rows would copy every pixel once more.
+    Elements are places, not pixels: ``PackedData.assemble`` writes the samples of a whole batch directly to their
+    positions, while stacking finished rows in grain would copy every pixel once more.
     """
 
     def __init__(self, data: Data):
@@ -68,9 +68,9 @@ class Rows:
 
 
 class Assemble:
-    """Batches the places of a step's rows: makes those of one process.
+    """Turns the places of a step's rows into the batch of one process.
 
-    Never raises: elements that grain holds ready would be lost, and an error that cannot be pickled hangs a worker.
+    Never raises: elements that grain has prefetched would be lost, and an error that cannot be pickled hangs a worker.
     """
 
     def __init__(self, data: Data, rows: Sequence[int]):
@@ -88,14 +88,14 @@ class Assemble:
 def _portable(error: Exception) -> Exception:
     try:
         return pickle.loads(pickle.dumps(error))
-    except Exception:  # what an exception of another library holds need not be picklable
+    except Exception:  # the content of another library's exception need not be picklable
         return DataError(f"{type(error).__name__}: {error}")
 
 
 def made_ahead(data: Data, step: int, rows: Sequence[int]) -> Iterator[Made]:
-    """Rows ``rows`` of the batches from ``step`` on, made ahead by a thread or by worker processes.
+    """Rows ``rows`` of the batches from ``step`` on, prefetched by a thread or by worker processes.
 
-    If a worker is killed, all are restarted at the step that is missing: grain cannot replace one.
+    If a worker is killed, all are restarted at the missing step: grain cannot replace a single one.
 
     Raises DataError if workers are killed repeatedly; StorageError; and the other errors of ``PackedData.assemble``.
     """
@@ -105,7 +105,7 @@ def made_ahead(data: Data, step: int, rows: Sequence[int]) -> Iterator[Made]:
         while True:
             try:
                 made = next(iterator)
-            except RuntimeError as error:  # grain's word for a worker that was killed
+            except RuntimeError as error:  # what grain raises when a worker was killed
                 if not data.config.workers:
                     raise
                 deaths += 1
@@ -131,7 +131,7 @@ def made_ahead(data: Data, step: int, rows: Sequence[int]) -> Iterator[Made]:
 
 
 def hurry_workers(*_: object) -> None:
-    """Ends all waiting for storage in the worker processes; may be called by the handler of a signal."""
+    """Ends all waiting for storage in the worker processes; may be called by a signal handler."""
     for process in multiprocessing.active_children():
         if process.name.startswith(_WORKER) and process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -140,7 +140,7 @@ def hurry_workers(*_: object) -> None:
 
 def _start_worker(*_: object) -> None:
     signal.signal(_HURRY, give_up)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # sent to a whole group, it asks the training process for a profile
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # sent to the whole group to profile the trainer
     end_with_parent()
 
 
@@ -149,11 +149,11 @@ def _iterator(data: Data, step: int, rows: Sequence[int]) -> Any:
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads flags, and refuses to before they are parsed
+        flags.FLAGS.mark_as_parsed()  # grain reads flags, which fails before they are parsed
     workers, prefetch = data.config.workers, data.config.prefetch
     source = grain.MapDataset.source(Rows(data)).slice(slice(step * data.batch_size, None))
     batches = source.batch(data.batch_size, batch_fn=Assemble(data, rows))
-    # One thread each: batches are large, and those made ahead are held in memory.
+    # One thread each: batches are large, and prefetched ones are held in memory.
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else prefetch)
     processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
     return iter(batches.to_iter_dataset(reading).mp_prefetch(processes, _start_worker))

@@ -1,4 +1,4 @@
-"""What each source has to offer, and a warning where much of it is left out."""
+"""What each source offers, and a warning where much of it is dropped."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _UNJOINED = "no_joined_caption"
 
 
 def summarize(name: str, source: Source, lengths: Lengths, refused: Mapping[str, int]) -> dict[str, Any]:
-    """What a source has to offer.
+    """What a source offers.
 
     Args:
       name: in the config.
       lengths: of the source's samples.
-      refused: samples that no row has room for, by reason.
+      refused: samples that do not fit in any row, by reason.
 
     Returns:
-      "source": its name; "samples" of its shards; "usable": those that are read, as often as they are offered;
-      "dropped": by reason; "dropped_share": of the samples, 0..1, unjoined ones included and filtered ones not;
-      "filtered": by filter. With captions also "captions": in the files, "joined": samples with one, "unjoined":
-      samples without, "unused": captions that belong to no sample.
+      "source": its name; "samples": number in its shards; "usable": samples that are read, counted as often as they are
+      offered; "dropped": by reason; "dropped_share": share of the samples, 0..1, including unjoined but not filtered
+      ones; "filtered": by filter. With captions also "captions": number in the files, "joined": samples with a caption,
+      "unjoined": samples without, "unused": captions that belong to no sample.
     """
     filtered = source.filtered()
     dropped = Counter({reason: n for reason, n in source.dropped().items() if reason not in filtered})
@@ -50,7 +50,7 @@ def summarize(name: str, source: Source, lengths: Lengths, refused: Mapping[str,
 
 
 def summary_lines(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines for the console, of ``PackedData.sources_summary``: one a source, and one more where much is dropped."""
+    """Console lines for ``PackedData.sources_summary``: one per source, and one more where much is dropped."""
     lines = []
     for each in summaries:
         parts = [f"{each['usable']} of {each['samples']} samples usable"]

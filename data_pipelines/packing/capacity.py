@@ -1,4 +1,4 @@
-"""Which V and T suit a mixture: tried out by packing a sample of it."""
+"""Which V and T suit a mixture, determined by packing a sample of it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 
 from data_pipelines.packing.pack import STYLES, least_rows, pack
 
-GOAL = (0.975, 0.91)  # visual and text occupancy: 97 and 90 % with a margin for other blocks than those tried
-DROPPED = 0.002  # share of the samples that may be too long for a row
-_TEXT_FACTORS = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1)  # T relative to what the mean needs
+GOAL = (0.975, 0.91)  # visual and text occupancy: 97 and 90 %, with a margin for blocks that were not tried
+DROPPED = 0.002  # acceptable share of samples that are too long for a row
+_TEXT_FACTORS = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1)  # T relative to the mean requirement
 _STYLES = STYLES[::4]
 
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """One choice and what it reaches on the sample.
+    """One choice of V and T and the results on the sample.
 
     Attributes:
       visual_tokens, text_tokens: V and T.
       visual_occupancy, text_occupancy: share of the slots that hold tokens.
-      occupancy: the same of all slots.
-      bound: the occupancy of all slots that no packing of this V and T can exceed.
+      occupancy: the same for all slots.
+      bound: upper bound on the occupancy of all slots for any packing with this V and T.
       dropped: share of the samples that are too long for a row.
       samples_per_row: mean.
     """
@@ -72,8 +72,8 @@ def suggest(visual: np.ndarray, text: np.ndarray, slots: int, unit: int, row_mul
     Args:
       visual, text: int [n], tokens of a random sample of the mixture (about 10,000).
       slots: the longest row wanted.
-      unit: visual tokens of a tile; V is a multiple.
-      row_multiple: V + T is a multiple: attention kernels work on whole blocks.
+      unit: visual tokens of a tile; V is a multiple of it.
+      row_multiple: V + T is a multiple of it, since attention kernels work on whole blocks.
     """
     unit_text = 64 if slots >= 4096 else 16
     if not visual.any():
@@ -88,7 +88,7 @@ def suggest(visual: np.ndarray, text: np.ndarray, slots: int, unit: int, row_mul
             for size in sizes
             for factor in _TEXT_FACTORS
         }
-        # The text slots take what is missing to a whole multiple, or, one multiple less, what is left.
+        # The text slots fill up to the next whole multiple or, one multiple lower, take what remains.
         totals = {
             (v, -(-(v + t) // row_multiple) * row_multiple - less) for v, t in choices for less in (0, row_multiple)
         }

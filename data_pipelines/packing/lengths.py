@@ -1,4 +1,4 @@
-"""Tokens of every sample of a source: counted once, exactly, without decoding an image, and kept in a file."""
+"""Token counts of every sample of a source: computed once, exactly, without decoding images, and kept in a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _VERSION = 3  # of the files
 CHUNK = 65_536  # samples counted at a time; also what is lost when counting is interrupted
-_FETCHES = 16  # texts fetched at a time from remote shards: mostly waiting
+_FETCHES = 16  # texts fetched at a time from remote shards, which is mostly waiting
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,7 @@ class Lengths:
     def of(
         cls, source: Source, config: SourceConfig, builder: SampleBuilder, cache_dir: Path | None, workers: int = 0
     ) -> Lengths:
-        """Counts, or takes from ``cache_dir`` what was counted earlier (an interrupted count resumes).
+        """Counts the tokens, or loads earlier counts from ``cache_dir`` (an interrupted count resumes).
 
         Raises StorageError if a source does not answer, or the cache cannot be written to.
         """
@@ -73,7 +73,7 @@ class Lengths:
                 return cls(*found)
             try:
                 _count_into(file, source, config, builder, workers)
-            except FileNotFoundError:  # another process has counted too, was sooner, and removed the parts
+            except FileNotFoundError:  # another process has counted too, finished earlier, and removed the parts
                 if not file.is_file():
                     raise
             if (found := kept(file, len(source))) is None:
@@ -82,7 +82,7 @@ class Lengths:
 
 
 def length_digest(config: SourceConfig, builder: SampleBuilder) -> str:
-    """Hash of all that decides the counts but the source's content."""
+    """Hash of everything that determines the counts, except the source's content."""
     size = f"{builder.geometry.tile_size} {builder.geometry.token_pixels}{' native' * builder.geometry.native}"
     extra = "\n".join([size, builder.tokenizer.digest + builder.chat.template.digest, *config.prompts])
     return builder.config.digest(*LENGTH_FIELDS, extra=extra)
@@ -103,7 +103,7 @@ def _chunks(source: Source) -> list[range]:
 def count(
     source: Source, prompts: tuple[str, ...], builder: SampleBuilder, chunk: range
 ) -> tuple[np.ndarray, list[str]]:
-    """Token counts of the samples of ``chunk``, as in ``Lengths``: counts and reasons."""
+    """Token counts of the samples in ``chunk``, as in ``Lengths``: counts and reasons."""
     indices = np.arange(chunk.start, chunk.stop)
     images, sizes = source.image_sizes(indices)
     limits = source.most_tiles(indices), source.frame_tiles(indices)
@@ -120,14 +120,14 @@ def count(
             counts[at] = -1 - reasons.setdefault(error.reason, len(reasons)), 0
         except DataError:
             raise
-        except Exception as error:  # a fault of this program; one sample must not end a run
+        except Exception as error:  # a bug in this program; one sample must not end a run
             _log.warning("sample %d cannot be counted: %s: %s", index, type(error).__name__, error)
             counts[at] = -1 - reasons.setdefault("unexpected_error", len(reasons)), 0
     return counts, list(reasons)
 
 
 def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSample]]:
-    """For each sample a function that returns its text or raises; of remote shards, several are fetched at a time."""
+    """For each sample a function that returns its text or raises; remote texts are fetched several at a time."""
     if not source.is_remote:
         yield from (functools.partial(source.read_text, index) for index in indices)
     else:
@@ -136,7 +136,7 @@ def _texts(source: Source, indices: list[int]) -> Iterator[Callable[[], RawSampl
 
 
 class _Joined:
-    """The counts of consecutive chunks under one list of reasons, chunk by chunk; then what goes with them."""
+    """The counts of consecutive chunks with a common list of reasons, chunk by chunk; then their metadata."""
 
     def __init__(self, chunks: Iterable[tuple[np.ndarray, list[str]]]):
         self._chunks = chunks
@@ -161,7 +161,7 @@ class _Joined:
 
 
 def kept(file: Path, samples: int) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """What was counted earlier; None if there is nothing whole. Raises OSError."""
+    """Earlier counts; None if there is no intact file. Raises OSError."""
     try:
         meta = json.loads(without_checksum(file.with_suffix(".json").read_bytes()))
         counts = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -176,7 +176,7 @@ def kept(file: Path, samples: int) -> tuple[np.ndarray, dict[str, Any]] | None:
 
 
 def _checksum(counts: np.ndarray, start: int = 0) -> int:
-    """CRC-32 of counts, continued from ``start``, in little memory."""
+    """CRC-32 of counts, continued from ``start``, using little memory."""
     for at in range(0, len(counts), CHUNK):
         start = zlib.crc32(np.ascontiguousarray(counts[at : at + CHUNK]).tobytes(), start)
     return start
@@ -203,9 +203,9 @@ def _count_into(file: Path, source: Source, config: SourceConfig, builder: Sampl
 
 
 def write(file: Path, samples: int, chunks: Iterable[tuple[np.ndarray, list[str]]]) -> None:
-    """Writes what ``kept`` reads: counts and reasons of consecutive samples, as ``count`` gives them. Raises OSError.
+    """Writes what ``kept`` reads: counts and reasons of consecutive samples, as ``count`` returns them. Raises OSError.
 
-    Piece by piece: it may not fit in memory, and a map of a file on a full disk would kill the process.
+    It writes piece by piece: the whole may not fit in memory, and mapping a file on a full disk would kill the process.
     """
     joined, checksum = _Joined(chunks), 0
     with publish.new_file(file) as new, new.open("wb") as stream:
@@ -230,7 +230,7 @@ def _load(file: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _is_whole(file: Path, samples: int) -> bool:
-    """Whether a part has been written, and no bit of it has changed. Raises OSError."""
+    """Whether a part has been written and is intact. Raises OSError."""
     try:
         return len(_load(file)[0]) == samples
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How the positions of the shuffled mixture are shared among its sources."""
+"""How the positions of the shuffled mixture are distributed over its sources."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 class Mixture:
-    """How many of the first n positions belong to each source: whole numbers that only grow with n, and sum to n.
+    """How many of the first n positions belong to each source: integers that never decrease with n and sum to n.
 
-    Source after source takes its share of what is left, rounded down. In one epoch without weights every source gets
-    exactly its size; with weights every source is within a few samples of its share, at any n. Sources without one
-    among others with one share what those leave of 1, by their sizes.
+    One after another, each source takes its share of what is left, rounded down. In one epoch without weights every
+    source gets exactly its size; with weights every source is within a few samples of its share, at any n. If only some
+    sources have a weight, the rest share what those leave of 1 in proportion to their sizes.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float | None] = ()):

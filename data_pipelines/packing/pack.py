@@ -1,6 +1,6 @@
 """Two-dimensional packing: samples of (visual, text) tokens into rows of V visual and T text slots.
 
-Everything is done for many rows and samples at once, in NumPy, so that millions of samples are packed per second.
+Everything is vectorised over many rows and samples in NumPy, so that millions of samples are packed per second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Style:
     """How rows are filled.
 
     Attributes:
-      slack: rows opened at the start, relative to the least number that could do.
+      slack: rows opened at the start, relative to the minimum number that could suffice.
       spread: share of the visual tokens (of the largest samples) that is dealt out evenly; the rest fills gaps.
       heavy: samples with more than this share of a row's text slots are dealt out first.
     """
@@ -37,19 +37,20 @@ def pack(
 ) -> np.ndarray:
     """Packs samples into few rows.
 
-    Three ways of filling follow each other. Samples with much text, and then the largest images, are *dealt out*:
-    in rounds, each row gets one, the largest sample going to the emptiest row, which makes rows alike in both kinds of
-    token. Smaller images *fill gaps*: each goes to the tightest row that takes it. Text without images is dealt out
-    into what is left. For samples that found no place, rows with visual room *exchange* text: a sample with much of it
-    changes places with one of equal visual size in a row whose visual slots are full. What is left opens new rows.
+    Rows are filled in three ways, one after another. Samples with much text, and then the largest images, are *dealt
+    out*: in each round every row gets one sample, the largest going to the emptiest row, which balances both kinds of
+    token across rows. Smaller images *fill gaps*: each goes to the tightest row that can take it. Text without images
+    is dealt out into what is left. For samples that found no place, rows with visual room *exchange* text: a sample
+    with much text is swapped with one of equal visual size in a row whose visual slots are full. What is left opens new
+    rows.
 
     Args:
       visual, text: int [n], tokens of each sample; none exceeds the slots of a row.
       visual_slots, text_slots: V and T.
-      styles: those to try; the fewest rows win, and of equals the first.
+      styles: the styles to try; the one with the fewest rows wins, the first in case of a tie.
 
     Returns:
-      int32 [n]: the row of each sample. Rows are 0 .. max, none is empty. A pure function of the arguments.
+      int32 [n]: the row of each sample. Rows are 0 .. max, and none is empty. A pure function of the arguments.
     """
     if not len(visual):
         return np.zeros(0, np.int32)
@@ -61,22 +62,22 @@ def pack(
 def best_styles(
     visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int, count: int = 2
 ) -> tuple[Style, ...]:
-    """The styles that suit such samples best: others of the same kind need not be tried with all of them."""
+    """The styles that suit such samples best, so that similar samples need not be tried with all styles."""
     tried = {s: int(pack(visual, text, visual_slots, text_slots, [s]).max(initial=0)) for s in STYLES}
     return tuple(sorted(STYLES, key=lambda style: tried[style])[:count])
 
 
 def least_rows(visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int) -> int:
-    """No packing has fewer rows than this."""
+    """A lower bound on the number of rows of any packing."""
     needed = [int(np.sum(text)) / text_slots] + ([int(np.sum(visual)) / visual_slots] if visual_slots else [])
     return math.ceil(max(needed))
 
 
 class _Packing:
-    """One packing under way. ``rows`` is the result; indices of samples are kept in decreasing size, visual first."""
+    """One packing in progress. ``rows`` is the result; sample indices are kept in decreasing size, visual first."""
 
-    WORTH = 0.05  # share of the samples that must have been placed for another go
-    EXCHANGES = 4  # goes at evening out text before rows are added
+    WORTH = 0.05  # share of the samples that must have been placed for another attempt
+    EXCHANGES = 4  # attempts at evening out text before rows are added
 
     def __init__(self, visual: np.ndarray, text: np.ndarray, visual_slots: int, text_slots: int, style: Style):
         self.visual, self.text = np.asarray(visual, np.int64), np.asarray(text, np.int64)
@@ -115,7 +116,7 @@ class _Packing:
         return samples[~fits]
 
     def _deal(self, samples: np.ndarray, by_text: bool) -> np.ndarray:
-        """Rounds in which each row gets one sample, the largest the emptiest; returns those that did not fit."""
+        """Rounds in which each row gets one sample, the emptiest row the largest; returns those that did not fit."""
         left = [samples[:0]]
         for start in range(0, len(samples), len(self.visual_room)):
             some = samples[start : start + len(self.visual_room)]
@@ -124,7 +125,7 @@ class _Packing:
         return np.concatenate(left)
 
     def _fill_gaps(self, samples: np.ndarray) -> np.ndarray:
-        """Size after size, samples go to the tightest rows that take them; returns those that found none."""
+        """Size by size, samples go to the tightest rows that can take them; returns those that found none."""
         left = [samples[:0]]
         sizes, starts = np.unique(-self.visual[samples], return_index=True)
         for size, some in zip(-sizes, np.split(samples, starts[1:])):
@@ -135,7 +136,7 @@ class _Packing:
                 roomiest_first = tightest[np.argsort(-self.text_room[tightest], kind="stable")]
                 most_text, others = some[: len(tightest)], some[len(tightest) :]
                 some = np.concatenate([self._put(most_text, roomiest_first), others])
-                if len(some) == before:  # the rows with the most room lack it: then the samples with the least text
+                if len(some) == before:  # the rows with the most room lack text slots: take the least text first
                     least_text = some[::-1][: len(tightest)]
                     refused = self._put(least_text, roomiest_first[::-1])
                     some = np.concatenate([some[: before - len(least_text)], refused[::-1]])
@@ -157,7 +158,7 @@ class _Packing:
                 exchanges += 1
 
     def _even_out(self, left: np.ndarray) -> None:
-        """Makes room for the text of ``left`` in rows that have visual room: full rows take some of theirs."""
+        """Makes room for the text of ``left`` in rows that have visual room: full rows take some of their text."""
         has_room = self.visual_room >= self.visual[left].min()
         lacks_text = has_room & (self.text_room < np.quantile(self.text[left], 0.75))
         placed = np.flatnonzero(self.rows >= 0)
@@ -166,9 +167,9 @@ class _Packing:
             self._exchange(giving[self.visual[giving] == size], taking[self.visual[taking] == size])
 
     def _exchange(self, giving: np.ndarray, taking: np.ndarray) -> None:
-        """Samples of equal visual size change places, one of a row: much text leaves rows of ``giving`` for less."""
+        """Swaps samples of equal visual size, one per row: those of ``giving`` for samples with less text."""
         taking = self._first_of_row(taking, self.text)
-        takes = self.text_room[self.rows[taking]] + self.text[taking]  # most text that could stand there instead
+        takes = self.text_room[self.rows[taking]] + self.text[taking]  # the most text that would fit there instead
         order = np.argsort(-takes, kind="stable")
         giving = self._first_of_row(giving[self.text[giving] <= takes.max(initial=0)], -self.text)
         giving = giving[np.argsort(-self.text[giving], kind="stable")]
@@ -182,6 +183,6 @@ class _Packing:
         self.rows[giving], self.rows[taking] = self.rows[taking], self.rows[giving]
 
     def _first_of_row(self, samples: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """Of each row's samples the one with the least key."""
+        """The sample with the smallest key in each row."""
         samples = samples[np.lexsort((key[samples], self.rows[samples]))]
         return samples[np.unique(self.rows[samples], return_index=True)[1]]

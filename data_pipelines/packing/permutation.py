@@ -1,4 +1,4 @@
-"""Seeded permutations with random access, and the 64-bit hashes that they are made of (grain's are of 32 bits)."""
+"""Seeded permutations with random access, and the 64-bit hashes that they are built from (grain's have 32 bits)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MASK = 2**64 - 1
 
 
 def mix(values: np.ndarray | int, key: int) -> np.ndarray:
-    """A well mixed 64-bit hash of each value under a key (the finaliser of splitmix64): uint64, same shape."""
+    """A well-mixed 64-bit hash of each value under a key (the splitmix64 finaliser): uint64, same shape."""
     x = np.asarray(values, np.uint64) + np.uint64((key * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _MASK)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -26,11 +26,11 @@ def fold(*numbers: int) -> int:
 
 
 class Permutation:
-    """A seeded permutation of range(n), any part of which is computed by itself, without memory.
+    """A seeded permutation of range(n), any part of which can be computed independently, without memory.
 
     A Feistel network on the digits (left, right) of a number in a mixed radix, left < a, right < b, a * b >= n: in
-    turn one digit is shifted by a hash of the other, modulo its radix, which can be undone and so is one to one. The
-    few results that are not below n are sent through until they are.
+    turn, one digit is shifted by a hash of the other, modulo its radix. This is invertible, hence a bijection. The few
+    results that are not below n are passed through the network again until they are.
     """
 
     ROUNDS = 8
@@ -58,10 +58,10 @@ class Permutation:
 
 
 class LocalPermutation:
-    """A permutation of range(n) that draws from few neighbourhoods at a time, so that far shards are read in long runs.
+    """A permutation of range(n) that draws from few neighbourhoods at a time: remote shards are read in long runs.
 
-    range(n) is cut into runs of ``run_length`` neighbours and the runs are shuffled; ``runs`` of them at a time are
-    joined and shuffled. What is left after the last whole group is a group of its own, and comes last.
+    range(n) is cut into runs of ``run_length`` neighbours and the runs are shuffled; then ``runs`` of them at a time
+    are joined and shuffled. What is left after the last whole group forms a separate group and comes last.
     """
 
     def __init__(self, n: int, key: int, runs: int, run_length: int):

@@ -1,14 +1,14 @@
-"""Which samples stand in which row: a pure function of the configuration and the sources' lengths.
+"""Which samples go into which row: a pure function of the configuration and the sources' lengths.
 
 Glossary
-  unit      what is shuffled and packed: a sample, or one piece of plain text that is cut.
-  pass      one walk through all units of one source, each exactly once, in an order of its own.
+  unit      what is shuffled and packed: a sample, or one piece of a plain text that is cut.
+  pass      one walk through all units of one source, each exactly once, in an order specific to the pass.
   position  place in the shuffled mixture of all sources, 0, 1, 2, ... without end.
   epoch     as many positions as there are units; without weights it holds every unit exactly once.
   block     ``block_samples`` consecutive positions (fewer at the end of an epoch), packed into rows by themselves.
   row       global number of a packed row: rows of block 0, then of block 1, ...
 
-Finding row r needs the numbers of rows of all blocks before it (counted once, kept in a file) and then only its block.
+Finding row r requires the row counts of all earlier blocks (counted once, kept in a file) and then only its own block.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from data_pipelines.packing.units import Units
 
 SAVE_EVERY = 64  # blocks counted between two writes of the plan file
 _REFUSALS = {2: "too_many_patches", 3: "too_long"}
-_COUNTED = 1 << 20  # samples looked at together
+_COUNTED = 1 << 20  # samples processed together
 _log = logging.getLogger(__name__)
 
 
@@ -49,8 +49,8 @@ class Block:
     Attributes:
       source, sample, piece, visual, text: int [m], row by row.
       starts: int64 [R + 1], units of row r are starts[r] .. starts[r + 1] - 1.
-      dropped: (source, sample, reason) of units known not to be usable.
-      epoch: which one.
+      dropped: (source, sample, reason) of units known to be unusable.
+      epoch: the epoch it belongs to.
     """
 
     source: np.ndarray
@@ -80,11 +80,11 @@ class Plan:
         describe: Callable[[int, int], str] | None = None,
     ):
         """Args:
-          units: of each source of ``config``.
-          file: where the numbers of rows per block are kept.
+          units: of each source in ``config``.
+          file: where the row counts of the blocks are kept.
           geometry: of the model's tiles.
           begin: where an earlier mixture left off; None = the run's first mixture. Blocks are counted from there.
-          describe: the key of (source, sample) and what is wrong with it, for messages.
+          describe: returns the key of (source, sample) and what is wrong with it, for messages.
 
         Raises DataError if there is nothing to train on.
         """
@@ -117,7 +117,7 @@ class Plan:
         return start, min(start + self.config.block_samples, first + self.epoch_units)
 
     def _permutation(self, source: int, number: int) -> Permutation | LocalPermutation | None:
-        """Order of pass ``number`` of a source; None = as it lies."""
+        """Order of pass ``number`` of a source; None = storage order."""
         config, n = self.config, self.units[source].count
         key = fold(config.seed, 0x5EED, self.begin.standings[source].number, number)
         if config.shuffle == "global":
@@ -145,7 +145,7 @@ class Plan:
         return drawn
 
     def _columns(self, block: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """(source, sample, piece, visual, text) of a block's units, and the code why one cannot be used (0: it can)."""
+        """(source, sample, piece, visual, text) of a block's units, and a code why one is unusable (0: usable)."""
         drawn = self._drawn(block)
         source = np.repeat(np.arange(len(drawn)), [len(units) for units in drawn])
         columns = zip(*(self.units[number].get(units) for number, units in enumerate(drawn)))
@@ -153,12 +153,12 @@ class Plan:
         return (source, sample, piece, visual, text), self._code(visual, text)
 
     def _code(self, visual: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Why units of these lengths cannot be used: 0 = they can, 1 = bad, otherwise a key of ``_REFUSALS``."""
+        """Why units of these lengths are unusable: 0 = usable, 1 = bad, otherwise a key of ``_REFUSALS``."""
         long = (text > self.config.text_tokens) | (visual + text > self.most_tokens)
         return np.select([visual < 0, visual > self.config.visual_tokens, long], [1, 2, 3])
 
     def lengths(self, units: int) -> tuple[np.ndarray, np.ndarray]:
-        """Visual and text tokens of the first units of the shuffled mixture, too long ones included, bad ones not."""
+        """Visual and text tokens of the first units of the shuffled mixture, including too long but not bad ones."""
         blocks = range(min(self.blocks_per_epoch, -(-units // self.config.block_samples)))
         columns = [self._columns(block)[0] for block in blocks]
         visual, text = (np.concatenate([column[at] for column in columns])[:units] for at in (3, 4))
@@ -166,7 +166,7 @@ class Plan:
 
     @functools.cached_property
     def _styles(self) -> tuple[Style, ...]:
-        """Ways of packing that suit the first block; shuffled blocks are all alike."""
+        """Packing styles that suit the first block; shuffled blocks are all similar."""
         (_, _, _, visual, text), refused = self._columns(0)
         good = refused == 0
         return best_styles(*self._sizes(visual[good], text[good]))
@@ -187,14 +187,14 @@ class Plan:
         good = np.flatnonzero(refused == 0)
         rows = pack(*self._sizes(visual[good], text[good]), self._styles)
         count = int(rows.max()) + 1 if len(rows) else 0
-        # Packing fills rows by size; in a batch they should be mixed.
+        # Packing fills rows by size; within a batch they should be mixed.
         rows = Permutation(count, fold(self.config.seed, 0xB10C, block))(rows)
         order = good[np.argsort(rows, kind="stable")]
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int64)
         return Block(*(column[order] for column in columns), starts, dropped, block // self.blocks_per_epoch)
 
     def drops(self, block: int) -> list[tuple[int, int, str]]:
-        """What is dropped of a block, and of those right before it that have no row to be reported with."""
+        """What is dropped from a block, and from those right before it that have no row to be reported with."""
         first = block
         while 0 < first <= len(self._counts) and not self._counts[first - 1]:
             first -= 1
@@ -206,10 +206,10 @@ class Plan:
         return _REFUSALS[int(code)]
 
     def count_blocks(self, blocks: int, rows_of: Callable[[range], Sequence[int]] | None = None) -> None:
-        """Makes sure that the rows of the first ``blocks`` blocks are counted.
+        """Counts the rows of the first ``blocks`` blocks unless they have been counted.
 
         Args:
-          rows_of: counts the rows of a range of blocks (in other processes, say); None = here.
+          rows_of: counts the rows of a range of blocks (in other processes, say); None = in this process.
         """
         with self._lock:
             while (counted := len(self._counts)) < blocks:
@@ -233,14 +233,14 @@ class Plan:
         self._saved = len(self._counts)
 
     def save(self) -> None:
-        """Keeps what has been counted."""
+        """Saves what has been counted."""
         with self._lock:
             if len(self._counts) > self._saved:
                 self._save()
 
     @property
     def counts(self) -> np.ndarray:
-        """Rows of each block counted so far: int64 [blocks]. Put into a checkpoint, it spares counting them again."""
+        """Rows of each block counted so far: int64 [blocks]. Stored in a checkpoint, it saves counting them again."""
         return self._counts
 
     def restore(self, counts: np.ndarray) -> None:
@@ -251,7 +251,7 @@ class Plan:
                 self._ends = np.cumsum(self._counts)
 
     def refused(self, source: int) -> dict[str, int]:
-        """Number of samples of a source that no row has room for, by reason; plain text is cut instead."""
+        """Number of samples of a source that do not fit in any row, by reason; plain text is cut instead."""
         counts, found = self.units[source].lengths.counts, Counter[str]()
         for start in range(0, len(counts), _COUNTED):
             visual, text = counts[start : start + _COUNTED].astype(np.int64).T
@@ -267,7 +267,7 @@ class Plan:
         return int(self._counts[first:last].sum())
 
     def locate(self, row: int) -> tuple[int, int] | None:
-        """(block, row within it) of a global row; None after the last epoch. Counts as many blocks as that takes."""
+        """(block, row within it) of a global row; None after the last epoch. Counts as many blocks as necessary."""
         row -= self._first_row
         if row < 0:
             raise DataError(f"data: this mixture begins at step {self.begin.step}")
@@ -284,7 +284,7 @@ class Plan:
         return block, row - (int(self._ends[block - 1]) if block else 0)
 
     def _nothing(self) -> str:
-        """Why no sample of the first epoch can be used: the reasons with counts and an example of each."""
+        """Why no sample of the first epoch is usable: the reasons with counts and an example of each."""
         drops = [drop for block in range(min(self.blocks_per_epoch, 64)) for drop in self.block(block).dropped]
         counts = Counter(reason for _, _, reason in drops)
         examples = {reason: self._describe(source, sample) for source, sample, reason in reversed(drops)}
@@ -293,7 +293,7 @@ class Plan:
         return f"data: no sample fits in a row{slots}: {found}"
 
     def standings(self, row: int) -> tuple[Standing, ...]:
-        """How the sources stand when the rows before the global row ``row`` have been used."""
+        """The state of the sources once the rows before the global row ``row`` have been used."""
         place = self.locate(row)
         if place is None:
             raise DataError(f"data: its epochs end before row {row}")
@@ -309,12 +309,12 @@ class Plan:
 
 
 def _taken(standing: Standing, drawn: int) -> int:
-    """Units that a source's passes have given when ``drawn`` of it have been drawn since the mixture began."""
+    """Units drawn from a source's passes once ``drawn`` units of it have been drawn since the mixture began."""
     return standing.taken + max(0, drawn - len(standing.waiting))
 
 
 def _kept_counts(file: Path) -> np.ndarray:
-    """Rows of each block as they were counted earlier: int64; none if there is no whole file.
+    """Rows of each block from an earlier count: int64; empty if there is no intact file.
 
     Raises StorageError if it cannot be read.
     """

@@ -1,4 +1,4 @@
-"""How far the sources of a mixture have been used, so that another one may go on with nothing lost or repeated."""
+"""How far the sources of a mixture have been used, so that another mixture can continue without loss or repetition."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Standing:
     """How far one source has been used.
 
     Attributes:
-      number: stands for the source in the keys of its orders; it stays when the source's place in the list changes.
-      taken: units drawn so far, pass after pass.
-      waiting: those of them that are in no row that was used; they come first.
+      number: identifies the source in the keys of its orders; it is kept when the source's place in the list changes.
+      taken: units drawn so far, over all passes.
+      waiting: drawn units that are in no used row; they come first.
     """
 
     number: int
@@ -24,9 +24,9 @@ class Standing:
 
 @dataclasses.dataclass(frozen=True)
 class Begin:
-    """Where a mixture begins: its first global step, and how its sources stand there.
+    """Where a mixture begins: its first global step, and the state of its sources at that step.
 
-    ``numbers``: how many sources have had a number so far, those that are gone included.
+    ``numbers``: how many sources have been given a number so far, including removed ones.
     """
 
     step: int
@@ -35,11 +35,11 @@ class Begin:
 
     @classmethod
     def first(cls, sources: int) -> Begin:
-        """Of a run's first mixture."""
+        """The beginning of a run's first mixture."""
         return cls(0, tuple(map(Standing, range(sources))), sources)
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
+        """In JSON types."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -12,7 +12,7 @@ class Units:
 
     def __init__(self, lengths: Lengths, longest_piece: int, begin: int):
         """Args:
-        longest_piece: tokens of the longest piece of plain text, ``begin`` of them put in front of each.
+        longest_piece: maximum tokens of a piece of plain text, including the ``begin`` tokens put in front of each.
         """
         self.lengths, self._longest, self._begin = lengths, longest_piece, begin
         self.count = len(lengths.counts)
@@ -36,7 +36,7 @@ class Units:
         return samples, pieces, counts[:, 0], np.where(counts[:, 1] < 0, cut, counts[:, 1])
 
     def number(self, samples: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-        """The units of these pieces of samples, ``get``'s inverse: int64 [k]."""
+        """The units of these pieces of samples, the inverse of ``get``: int64 [k]."""
         if self._ends is None:
             return np.asarray(samples, np.int64)
         return np.where(samples > 0, self._ends[samples - 1], 0) + pieces

@@ -1,5 +1,5 @@
-"""Recipes that build sets of samples: ``demo`` out of what only pip fetches, ``real`` out of packages of registries.
+"""Recipes that build data sets: ``demo`` from what pip can fetch, ``real`` from packages in public registries.
 
-The modules beside the two are what they share: parts that are built once, the manifest, conversations, shards and JSONL
-files, the tokenizer, and two readers (``prose`` of docstrings, ``easy_vqa``).
+The modules beside these two are shared by both: parts that are built once, the manifest, conversations, shards and
+JSONL files, the tokenizer, and two readers (``prose`` for docstrings, ``easy_vqa``).
 """

@@ -1,4 +1,4 @@
-"""Conversations in LLaVA's form, and the wording that answers share: numbers and boxes."""
+"""Conversations in LLaVA format, and the common wording of answers: numbers and boxes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Box = tuple[int, int, int, int]  # x1, y1, x2, y2 on a scale of 0 to 1000
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """Pictures and the turns about them, on their way into a JSONL file.
+    """Pictures and the turns about them, to be written to a JSONL file.
 
     Attributes:
-      kind: the skill asked for, or the sort of picture (of held-out records).
+      kind: the skill tested, or the type of picture (for held-out records).
     """
 
     id: str

@@ -1,6 +1,6 @@
 """The manifest of a folder of sets: which sources each stage trains on, and what is held out.
 
-``load_manifest`` gives it with absolute paths:
+``load_manifest`` returns it with absolute paths:
 
     {"version", "seed", "tile_size", "token_pixels", "tokenizer": FOLDER,
      "stages": {"s0" | "s1_1" | "s1_2" | "s1_3" | "s2":
@@ -9,9 +9,9 @@
                  NAME: {"path", "image_root", "samples", "majority_answer"?, "majority_accuracy"?}},
      "packages": {NAME: VERSION} (demo) | "licences": {PACKAGE: LICENCE} (real)}
 
-The entries of ``sources`` are what ``SourceConfig`` takes; the samples of s0 are documents. A line of a held-out file
-is a LLaVA record (``id``, ``image``, ``conversations`` with one question and its answer) plus ``kind`` (the skill asked
-for, or the sort of picture).
+The entries of ``sources`` are those that ``SourceConfig`` accepts; the samples of s0 are documents. A line of a
+held-out file is a LLaVA record (``id``, ``image``, ``conversations`` with one question and its answer) plus ``kind``
+(the skill tested, or the type of picture).
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def pair_source(
 
 
 def conversation_source(name: str, file: str, image_root: str | None = None) -> Source:
-    """Conversations of a JSONL file; ``image_root`` is the folder of the pictures that they name, if they name any."""
+    """Conversations in a JSONL file; ``image_root`` is the folder of the pictures that they name, if any."""
     spec = {"kind": "jsonl", "paths": [file]} | ({"image_root": image_root} if image_root else {})
     return {"name": name, "spec": spec}
 
 
 def stage_entries(samples: Mapping[str, int], sources: Mapping[str, Sequence[Source]]) -> dict[str, Any]:
-    """The entry "stages" of a manifest, of the samples and the sources of every stage."""
+    """The entry "stages" of a manifest, from the samples and the sources of every stage."""
     return {stage: {"samples": samples[stage], "sources": sources[stage]} for stage in STAGES}
 
 
 def heldout_entry(root: Path, path: str, *, with_majority: bool) -> dict[str, Any]:
-    """The entry of a held-out JSONL file; ``with_majority`` adds the score of always giving the commonest answer."""
+    """The entry of a held-out JSONL file; ``with_majority`` adds the score of always giving the most common answer."""
     answers = collections.Counter(record["conversations"][1]["value"] for record in read_jsonl(root / path))
     entry: dict[str, Any] = {"path": path, "image_root": f"{Path(path).parent}/images", "samples": answers.total()}
     if with_majority:
@@ -68,7 +68,7 @@ def heldout_entry(root: Path, path: str, *, with_majority: bool) -> dict[str, An
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes ``root/manifest.json``; it comes last, so that a folder with a manifest is complete."""
+    """Writes ``root/manifest.json``; it is written last, so that a folder with a manifest is complete."""
     publish.write_text(root / "manifest.json", json.dumps(manifest, indent=1))
 
 
@@ -88,7 +88,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or not {"tokenizer", "stages", "heldout"} <= value.keys():
-        raise DataError(f"{path}: damaged: remove it and build the sets again; the parts that are whole are kept")
+        raise DataError(f"{path}: damaged: remove it and build the sets again; intact parts are kept")
     return _absolute(value, root)
 
 

@@ -1,4 +1,4 @@
-"""The parts of a folder of sets: each is built once, a function of its settings, and appears when it is complete."""
+"""The parts of a folder of sets: each is built once, depends only on its settings, and appears when it is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Progress = Callable[[str], None]
 
 
 def sample_rng(seed: int, part: str, index: int = 0) -> np.random.Generator:
-    """The generator of one sample: independent of the number and order of the others."""
+    """The generator of one sample, independent of the number and order of the other samples."""
     digest = hashlib.blake2b(part.encode(), digest_size=4).digest()
     return np.random.default_rng([seed, int.from_bytes(digest, "little"), index])
 
@@ -27,9 +27,9 @@ def sample_rng(seed: int, part: str, index: int = 0) -> np.random.Generator:
 def build_part(
     root: Path, name: str, settings: Mapping[str, Any], write: Callable[[Path], Counts], progress: Progress
 ) -> Counts:
-    """Builds the folder ``root/name``; ``write`` fills the temporary folder that it is given.
+    """Builds the folder ``root/name``; ``write`` fills the temporary folder passed to it.
 
-    A part that an earlier call built with equal ``settings`` is kept. Returns what ``write`` counted.
+    A part that an earlier call built with equal ``settings`` is kept. Returns the counts from ``write``.
     """
     folder = root / name
     counts = built_counts(folder, settings)
@@ -58,5 +58,5 @@ def built_counts(folder: Path, settings: Mapping[str, Any] | None = None) -> Cou
 
 
 def skip_counts(skipped: Counter[str]) -> Counts:
-    """Bad samples by reason, as they stand among the counts of a part."""
+    """Bad samples by reason, in the form used in the counts of a part."""
     return {f"skipped ({reason})": count for reason, count in sorted(skipped.items())}

@@ -1,4 +1,4 @@
-"""English prose out of the docstrings of installed packages, and the text files that documents are written to.
+"""English prose from the docstrings of installed packages, and the text files to which documents are written.
 
 A fresh virtual environment holds megabytes of written English: the docstrings of Python and of the numerical packages
 (PSF, BSD and Apache licences). Paragraphs that read like sentences are kept, each once; a module is a document.
@@ -26,7 +26,7 @@ _PARAGRAPH_END = re.compile(r"\n\s*\n")
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Paragraphs of one file, in order; ``name`` is its path below the package, the same everywhere."""
+    """Paragraphs of one file, in order; ``name`` is its path within the package, the same on every machine."""
 
     name: str
     paragraphs: tuple[str, ...]
@@ -48,7 +48,7 @@ def clean_paragraph(text: str) -> str | None:
 
 
 def documents(packages: Iterable[str] = PACKAGES) -> Iterator[Document]:
-    """Documents of Python itself and of the ``packages`` that are installed; no paragraph comes twice."""
+    """Documents of Python itself and of the ``packages`` that are installed; no paragraph occurs twice."""
     seen: set[str] = set()
     for name, texts in _texts(packages):
         paragraphs = []
@@ -69,7 +69,7 @@ def _texts(packages: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         yield f"pydoc/{topic}", [topics[topic]]
     yield from _module_texts("python", Path(sysconfig.get_path("stdlib")))
     for package in packages:
-        spec = importlib.util.find_spec(package)  # finds, does not import
+        spec = importlib.util.find_spec(package)  # finds without importing
         if spec is not None and spec.origin is not None:
             yield from _module_texts(package, Path(spec.origin).parent)
 
@@ -84,9 +84,9 @@ def _module_texts(package: str, root: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def write_documents(path: Path, documents: Iterable[Sequence[str]], limit: int | None = None) -> int:
-    """Writes documents (sequences of paragraphs), each as a whole, up to ``limit`` bytes in all; returns the bytes.
+    """Writes whole documents (sequences of paragraphs), up to ``limit`` bytes in total; returns the bytes written.
 
-    One paragraph a line, a blank line after each document. The first document is written whatever its length.
+    One paragraph per line, a blank line after each document. The first document is written whatever its length.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     written = 0

@@ -1,8 +1,8 @@
-"""Writes image-text shards in the layout of img2dataset, so that built and downloaded sets are read in the same way.
+"""Writes image-text shards in img2dataset layout, so that built and downloaded sets are read in the same way.
 
 00000.tar         KEY.jpg, KEY.json, KEY.txt of every sample, each after a PAX header
 00000.parquet     the metadata of every sample
-00000_stats.json  counts; written last: a shard without it was interrupted
+00000_stats.json  counts; written last, so that a shard without it was interrupted
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-# Fixed, so that equal samples give equal bytes; the fraction makes tarfile add PAX headers.
+# Fixed, so that equal samples yield equal bytes; the fraction makes tarfile add PAX headers.
 _MTIME = 1.5e9 + 0.5
 _SCHEMA = pa.schema(
     [
@@ -52,9 +52,9 @@ class ShardWriter:
     """Writes samples into numbered shards of a folder; use as a context manager.
 
     Args:
-      folder: where the shards go; made if missing.
-      samples_per_shard: a new shard begins after that many samples. Keys are the shard's number in five digits and the
-        sample's number, hence unique in the folder.
+      folder: where the shards are written; created if missing.
+      samples_per_shard: a new shard begins after this number of samples. Keys consist of the shard's number in five
+        digits and the sample's number, and are therefore unique in the folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, samples_per_shard: int = 10_000) -> None:

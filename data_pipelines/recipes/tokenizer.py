@@ -1,4 +1,4 @@
-"""Trains a small tokenizer with the layout of InternLM2's."""
+"""Trains a small tokenizer with the layout of InternLM2's tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def train_tokenizer(folder: Path, sentences: Iterable[str], vocabulary: int) -> 
     """Trains ``tokenizer.model`` and writes ``added_tokens.json`` beside it.
 
     SentencePiece BPE with byte fallback: <unk> 0, <s> 1, </s> 2, ``vocabulary`` pieces in all, then the added tokens.
-    Raises DataError if the sentences do not hold that many pieces.
+    Raises DataError if the sentences do not yield that many pieces.
     """
     import sentencepiece
 

@@ -1,6 +1,7 @@
-"""What Pillow does not read by itself: HEIC, JPEG XL and SVG, with the packages of the extra ``images``, and video.
+"""Formats that Pillow cannot read by itself: HEIC, JPEG XL and SVG (packages of the extra ``images``), and video.
 
-Without them such a sample is bad for a reason of its own: "unread_heic", "unread_jxl", "unread_svg", "unread_video".
+Without these packages such a sample is bad for a specific reason: "unread_heic", "unread_jxl", "unread_svg",
+"unread_video".
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from typing import Any, NoReturn
 from data_pipelines.errors import BadSample
 
 _PACKAGES = {"heic": "pillow_heif", "jxl": "pillow_jxl", "svg": "resvg_py", "video": "av"}
-# The major brands of HEIF files in HEVC; "mif1" and "msf1" say it of AVIF too, which Pillow reads.
+# The major brands of HEIF files in HEVC; "mif1" and "msf1" also occur in AVIF, which Pillow reads.
 _HEIC = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"])
 _JXL, _JXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 _SVG = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>\s*)*<(?:\w+:)?svg\b", re.S
 )
-_SVG_HEAD = 1 << 16  # bytes in which <svg must begin
+_SVG_HEAD = 1 << 16  # bytes within which <svg must begin
 _SVG_LINK = re.compile(
     rb"<(?:\w+:)?(?:image|feImage|use)\b[^>]*?\bhref\s*=\s*[\"'](?!\s*#|\s*data:)([^\"']{0,80})", re.S
 )
-SVG_SIDE = 896  # pixels of a drawing's longer side; drawings have no resolution of their own
+SVG_SIDE = 896  # pixels of a drawing's longer side; vector drawings have no resolution
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width : height, by number from 1
 
 
 def kind_of(data: bytes) -> str:
-    """ "heic", "jxl" or "svg" of an encoded image of these formats, "" of others."""
+    """ "heic", "jxl" or "svg" for an encoded image in one of these formats, "" for others."""
     if data[4:8] == b"ftyp":
         length = min(int.from_bytes(data[:4], "big"), 256)
         brands = {data[8:12], *(data[at : at + 4] for at in range(16, length, 4))}
@@ -45,7 +46,7 @@ def kind_of(data: bytes) -> str:
 
 @functools.cache
 def _package(kind: str) -> Any:
-    """The package that reads a kind, told to Pillow where it is a plugin; None if it is not installed."""
+    """The package that reads a kind, registered with Pillow if it is a plugin; None if it is not installed."""
     if importlib.util.find_spec(_PACKAGES[kind]) is None:
         return None
     package = importlib.import_module(_PACKAGES[kind])
@@ -55,7 +56,7 @@ def _package(kind: str) -> Any:
 
 
 def need(kind: str, found: str = "") -> Any:
-    """The package for a kind. Raises BadSample "unread_<kind>", which tells ``found`` too, if it is missing."""
+    """The package for a kind. If it is missing, raises BadSample "unread_<kind>", which also reports ``found``."""
     if (package := _package(kind)) is None:
         name, extra = _PACKAGES[kind].replace("_", "-"), "video" if kind == "video" else "images"
         advice = f"{kind.upper()} needs {name}: pip install -e '.[{extra}]'"
@@ -64,21 +65,21 @@ def need(kind: str, found: str = "") -> Any:
 
 
 def refuse_video(found: str) -> NoReturn:
-    """Raises BadSample for a video where none is looked for: the reason that it has without the package anyhow."""
+    """Raises BadSample for a video where none is expected; without the package, for the reason that it is missing."""
     need("video", found)
     raise BadSample("unexpected_video", detail=found)
 
 
 def now_readable(reasons: Iterable[str]) -> bool:
-    """Whether one of the ``reasons`` in an index was the lack of a package that is there now."""
+    """Whether one of the ``reasons`` in an index was a missing package that is now installed."""
     kinds = (reason.removeprefix("unread_") for reason in reasons)
     return any(_package(kind) is not None for kind in kinds if kind in _PACKAGES)
 
 
 def draw(data: bytes) -> bytes:
-    """An SVG as PNG, its longer side ``SVG_SIDE`` pixels. Text is set in DejaVu Sans, so that all hosts draw alike.
+    """An SVG as PNG, its longer side ``SVG_SIDE`` pixels. Text is set in DejaVu Sans, so that all hosts draw the same.
 
-    Raises BadSample "unread_svg", "corrupt_image", or "svg_names_files" for what is not in the file itself.
+    Raises BadSample "unread_svg", "corrupt_image", or "svg_names_files" if it refers to content outside the file.
     """
     package = need("svg")
     if found := _SVG_LINK.search(data):
@@ -101,16 +102,16 @@ def draw(data: bytes) -> bytes:
 
 @functools.cache
 def _fonts() -> list[str]:
-    """Those that come with matplotlib."""
+    """The fonts that come with matplotlib."""
     spec = importlib.util.find_spec("matplotlib")
     folder = Path(spec.origin).parent / "mpl-data/fonts/ttf"
     return [str(folder / f"DejaVuSans{style}.ttf") for style in ("", "-Bold", "-Oblique", "-BoldOblique")]
 
 
 def jxl_size(data: bytes) -> tuple[int, int, int]:
-    """(width, height, orientation) of a JPEG XL file, by its header: ISO/IEC 18181-1, SizeHeader and ImageMetadata.
+    """(width, height, orientation) of a JPEG XL file from its header: ISO/IEC 18181-1, SizeHeader and ImageMetadata.
 
-    The size is as stored, before the orientation (as EXIF's, 1..8) turns it. Raises BadSample "bad_image_header".
+    The size is as stored, before the orientation (1..8 as in EXIF) is applied. Raises BadSample "bad_image_header".
     """
     head = _codestream(data, 22)
     if head[:2] != _JXL:
@@ -133,7 +134,7 @@ def jxl_size(data: bytes) -> tuple[int, int, int]:
 
 
 def _codestream(data: bytes, count: int) -> bytes:
-    """The first bytes of the codestream, which a container holds in one box or in parts, however small."""
+    """The first bytes of the codestream, which a container holds in one box or in parts of any size."""
     if data[:2] == _JXL:
         return data[:count]
     at, start = 0, b""

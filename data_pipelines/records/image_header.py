@@ -14,23 +14,23 @@ from data_pipelines.errors import BadSample
 from data_pipelines.records import extra_formats
 
 _ORIENTATION = 0x0112
-# Start-of-frame markers: all of C0..CF but DHT (C4), JPG (C8) and DAC (CC).
+# Start-of-frame markers: all of C0..CF except DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Of a JPEG, with a length, or the end: not a stuffed zero, a fill byte, or one that restarts a scan.
+# A JPEG marker with a length, or the end marker: not a stuffed zero, a fill byte, or a restart marker.
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.S)
 MAX_SEGMENTS = 10_000  # of a JPEG; a 16 MB colour profile has 255
-MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; training has limits of its own
+MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; training has its own limits
 _TEXT_CHUNKS = frozenset([b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rarities.
+# Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rare ones.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
-# Faults of images are counted and listed; without this, Pillow would also print some of them.
+# Image errors are counted and listed; without this, Pillow would also print some of them.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageHeader:
-    """What a header says.
+    """The content of a header.
 
     Attributes:
       format: "jpeg", "png", or Pillow's name of the format in lower case.
@@ -50,16 +50,16 @@ class ImageHeader:
 
 
 def check_length(length: int) -> None:
-    """Raises BadSample "image_too_many_bytes" for what should not be read at all."""
+    """Raises BadSample "image_too_many_bytes" for data that should not be read at all."""
     if length > MAX_IMAGE_BYTES:
         raise BadSample("image_too_many_bytes", detail=f"{length} bytes")
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """The header of an encoded image (the whole file; only its first part is looked at where that suffices).
+    """The header of an encoded image (the whole file, of which only the first part is examined if that is sufficient).
 
     Raises BadSample: "empty_image" (no bytes), "not_an_image" (HTML, text, unknown format), "bad_image_header",
-    "image_too_large" (beyond what Pillow opens), "unread_heic" and its like (see ``extra_formats``).
+    "image_too_large" (beyond what Pillow opens), "unread_heic" and similar reasons (see ``extra_formats``).
     """
     if not data:
         raise BadSample("empty_image", detail="0 bytes")
@@ -108,7 +108,7 @@ def _png(data: bytes) -> ImageHeader:
     position, orientation, width, height, has_pixels = 8, 0, 0, 0, False
     while position + 8 <= len(data):  # chunks are skipped; eXIf may come before or after the pixels
         length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"IHDR" and not has_pixels and position + 16 <= len(data):  # to Pillow the last one counts
+        if kind == b"IHDR" and not has_pixels and position + 16 <= len(data):  # Pillow uses the last one
             width, height = struct.unpack_from(">II", data, position + 8)
         elif kind == b"eXIf":
             orientation = orientation or _exif_orientation(data[position + 8 : position + 8 + length])
@@ -120,7 +120,7 @@ def _png(data: bytes) -> ImageHeader:
 
 
 def _gif(data: bytes) -> ImageHeader:
-    """The screen, and beyond it the first frame. (Pillow would fill a frame as it opens one, of any size.)"""
+    """The logical screen, extended by the first frame. (On opening, Pillow would allocate a frame of any size.)"""
     if len(data) < 13:
         raise BadSample("bad_image_header", detail="GIF without a screen")
     width, height, flags = struct.unpack_from("<HHB", data, 6)
@@ -142,7 +142,7 @@ def _gif(data: bytes) -> ImageHeader:
 
 
 def _ico(data: bytes) -> ImageHeader:
-    """The largest picture, by its own header, not by the directory's. (Pillow would decode it as it opens an icon.)"""
+    """The largest picture, from its own header, not the directory. (Pillow would decode it on opening the icon.)"""
 
     def rank(entry: tuple[int, ...]) -> tuple[int, int]:
         width, height, colors, _, _, depth, _, _ = entry
@@ -158,13 +158,13 @@ def _ico(data: bytes) -> ImageHeader:
         width, height = struct.unpack_from("<HH" if small else "<Ii", inner, 4)
     except (struct.error, ValueError):
         raise BadSample("bad_image_header", detail="ICO without a picture") from None
-    return ImageHeader("ico", width, abs(height) // 2)  # its mask is as high
+    return ImageHeader("ico", width, abs(height) // 2)  # the height includes an equally high mask
 
 
 def without_texts(data: bytes) -> bytes:
-    """A PNG without its texts and colour profile, which say nothing about its pixels; anything else as it is.
+    """A PNG without its text chunks and colour profile, which do not affect its pixels; anything else unchanged.
 
-    Pillow inflates them, and refuses the whole image where one is larger than its own limit, or damaged.
+    Pillow inflates them, and rejects the whole image if one is damaged or larger than Pillow's limit.
     """
     if data[:8] != _PNG:
         return data
@@ -200,7 +200,7 @@ def _exif_orientation(tiff: bytes) -> int:
 
 @functools.lru_cache
 def formats(more: str = "") -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this build of Pillow has, and ``more``."""
+    """Those of ``FORMATS`` that this build of Pillow supports, and ``more``."""
     from PIL import Image
 
     Image.init()
@@ -208,7 +208,7 @@ def formats(more: str = "") -> tuple[str, ...]:
 
 
 def _extra(kind: str, data: bytes) -> ImageHeader:
-    """Of one of ``extra_formats``."""
+    """The header of an image in one of ``extra_formats``."""
     extra_formats.need(kind)
     if kind == "svg":
         return dataclasses.replace(_png(extra_formats.draw(data)), format="svg")
@@ -216,24 +216,24 @@ def _extra(kind: str, data: bytes) -> ImageHeader:
 
 
 def _other(data: bytes, more: str = "") -> ImageHeader:
-    """GIF, WebP, BMP, TIFF ... by Pillow, which opens lazily (no pixels are decoded)."""
+    """GIF, WebP, BMP, TIFF ... via Pillow, which opens lazily (no pixels are decoded)."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is judged by whoever decodes
-            Image.MAX_IMAGE_PIXELS = None  # the limit is that of the config
+            warnings.simplefilter("ignore")  # the size is checked when decoding
+            Image.MAX_IMAGE_PIXELS = None  # the limit of the config applies
             with Image.open(io.BytesIO(data), formats=formats(more)) as image:
                 width, height = image.size
-                if image.format == "TIFF":  # whose size Pillow gives upright
+                if image.format == "TIFF":  # Pillow reports its upright size
                     width, height = image.tag_v2[256], image.tag_v2[257]
-                # HEIF's own mark of orientation has been obeyed; EXIF only repeats it.
+                # HEIF's own orientation has been applied; EXIF only repeats it.
                 orientation = 1 if image.format == "HEIF" else image.getexif().get(_ORIENTATION, 1)
                 name = (image.format or "unknown").lower()
     except Image.DecompressionBombError as error:
         raise BadSample("image_too_large", detail=str(error)) from None
     except Image.UnidentifiedImageError:
         raise BadSample("not_an_image", detail=f"starts with {bytes(data[:16])!r}") from None
-    except Exception as error:  # Pillow's plugins raise many kinds: OSError, ValueError, SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow's plugins raise many types: OSError, ValueError, SyntaxError, struct.error, ...
         raise BadSample("bad_image_header", detail=f"{type(error).__name__}: {error}") from None
     return ImageHeader(name, width, height, orientation if orientation in range(1, 9) else 1)

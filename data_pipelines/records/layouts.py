@@ -1,7 +1,7 @@
-"""From a record of any public layout (a dict: a JSON object, a row of a table) to a ``RawSample``.
+"""From a record in any public layout (a dict: a JSON object, a row of a table) to a ``RawSample``.
 
-Looked for in this order: a conversation, a caption under its own name, with images a question and its answer, other
-captions; without images plain text, a question and its answer. Names are in ``names``, and null counts as absent.
+Tried in this order: a conversation; a caption under its own name; with images, a question and its answer, then other
+captions; without images, plain text, then a question and its answer. Names are in ``names``; null counts as absent.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _BY_LETTER = "Answer with the option's letter from the given choices directly."
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What decides how a record is read, beyond the record itself.
+    """What determines how a record is read, apart from the record itself.
 
     Attributes:
       caption_key: the field that holds the caption; None = the first of ``names.CAPTION_FIELDS``.
-      image_fields: the fields that may hold images, the first filled one counts.
+      image_fields: the fields that may hold images; the first filled one is used.
       images: how many images come with the record from elsewhere (members of an archive); None: it names its own.
-      videos: the same of videos, which follow the images; None: none are read.
-      ordered: whether those are in an order that the text cannot change.
-      key: of the sample; of several captions it picks one, with ``seed``.
+      videos: the same for videos, which follow the images; None: none are read.
+      ordered: whether these are in an order that the text cannot change.
+      key: of the sample; together with ``seed`` it picks one of several captions.
     """
 
     caption_key: str | None = None
@@ -59,7 +59,7 @@ class Reading:
 def parse(form: int, data: bytes, reading: Reading = Reading()) -> RawSample:
     """The text in the bytes of a text part.
 
-    Raises BadSample: "no_caption", "caption_not_utf8", "text_not_utf8", "broken_json", or as ``from_record``.
+    Raises BadSample: "no_caption", "caption_not_utf8", "text_not_utf8", "broken_json", or like ``from_record``.
     """
     if form == Form.CAPTION:
         return RawSample(caption=checked_text(decode_text(data), "no_caption"))
@@ -99,13 +99,13 @@ def from_record(record: Mapping[str, Any], reading: Reading = Reading()) -> RawS
         turns = conversation if isinstance(conversation, list | tuple) else ()
         check_ids([lowered, *(turn for turn in turns if isinstance(turn, dict))], bool(sample.conversations))
     _check_marks(sample, with_images)
-    object.__setattr__(sample, "id", record_id(record))  # nobody else has seen it: a copy would cost as much as reading
+    object.__setattr__(sample, "id", record_id(record))  # not shared yet; copying would cost as much as reading
     return sample
 
 
 @functools.lru_cache(maxsize=256)
 def _fields_of(keys: tuple[str, ...]) -> tuple[bool, tuple[str, ...]]:
-    """(whether all keys are in lower case, which may hold a conversation), once for all records of a file."""
+    """(whether all keys are in lower case, the keys that may hold a conversation), once for all records of a file."""
     lowered = {key.lower() for key in keys}
     return all(map(str.islower, keys)), tuple(name for name in names.CONVERSATION_FIELDS if name in lowered)
 
@@ -138,24 +138,24 @@ def _talk(
 
 
 def _kept(turns: Sequence[tuple[str, str]], images: int, videos: int, ordered: bool) -> tuple[tuple[str, str], ...]:
-    """The turns of a record whose images and videos come from elsewhere, in that order."""
+    """The turns of a record whose images and then videos come from elsewhere."""
     turns, order = number_images(loose_marks(turns, images), images)
     if videos:
         turns, refs = place_videos(turns, [""] * images, [Video("")] * videos)
         order += [images + isinstance(ref, Video) for ref in refs]
     if ordered and order != sorted(order):
-        raise BadSample("image_count_mismatch", detail="the text names images in another order than they are kept")
+        raise BadSample("image_count_mismatch", detail="the text names images in another order than they are stored")
     return tuple(turns)
 
 
 def _chosen(fields: Sequence[tuple[str, Any]], marks: int) -> list[Reference]:
-    """The images of the first filled field; of several, of the first with as many images as there are marks."""
+    """The images of the first filled field; among several, of the first with as many images as there are marks."""
     found = [references(value) for _, value in fields]
     return next((images for images in found if len(images) == marks), found[0]) if found else []
 
 
 def _placed(places: Sequence[Place], listed: Sequence[Reference]) -> list[Reference]:
-    """The images of typed content, those that it only numbers or counts taken from the ``listed`` ones."""
+    """The images of typed content; those that it only numbers or counts are taken from ``listed``."""
     if all(isinstance(place, str | bytes) for place in places):
         return list(places)
     result, taken = [], 0
@@ -197,7 +197,7 @@ def _other(
 
 
 def _one(caption: Any, reading: Reading) -> Any:
-    """Of several captions the one that the sample's key picks; objects of COCO's kind hold one each."""
+    """The caption, of several the one picked by the sample's key; COCO-style objects hold one each."""
     if isinstance(caption, list | tuple):
         texts = [text for item in caption if isinstance(text := _one(item, reading), str) and text.strip()]
         return texts[hash64(f"{reading.seed} {reading.key}".encode()) % len(texts)] if texts else None
@@ -207,7 +207,7 @@ def _one(caption: Any, reading: Reading) -> Any:
 
 
 def question_and_answer(record: Mapping[str, Any]) -> list[Any] | None:
-    """The turns of a row with a question and its answer (VQA, Alpaca, multiple choice); None if it is no such row."""
+    """The turns of a row with a question and its answer (VQA, Alpaca, multiple choice); None for other rows."""
     question = next((record[name] for name in names.QUESTION_FIELDS if given(record.get(name))), None)
     answer = next((record[name] for name in names.ANSWER_FIELDS if given(record.get(name))), None)
     if question is None or answer is None:
@@ -230,7 +230,7 @@ def question_and_answer(record: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _choices(record: Mapping[str, Any]) -> dict[str, str]:
-    """The choices by letter: columns A, B, C ..., or a list (perhaps written as text) or dict of them."""
+    """The choices by letter: from columns A, B, C ..., or from a list (perhaps written as text) or dict."""
     columns = {letter: record[letter] for letter in string.ascii_uppercase[:10] if given(record.get(letter))}
     if len(columns) > 1:
         return {letter: str(choice) for letter, choice in columns.items()}
@@ -249,7 +249,7 @@ def _choices(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _answer(answer: Any, letters: Sequence[str]) -> str:
-    """The answer as text: of several the most frequent (the first of equals), of choices the letter."""
+    """The answer as text: the most frequent of several answers (the first if tied), the letter of a choice."""
     if isinstance(answer, list | tuple):
         texts = [_answer(item, letters) for item in answer if given(item)]
         return Counter(texts).most_common(1)[0][0]
@@ -262,9 +262,9 @@ def _answer(answer: Any, letters: Sequence[str]) -> str:
 
 
 def _interleaved(record: Mapping[str, Any], count: int | None) -> RawSample | None:
-    """OBELICS' documents: lists of texts and of images of equal length, each place filled in one of them.
+    """OBELICS documents: lists of texts and of images of equal length, each position filled in one of them.
 
-    ``count``: how many images come from elsewhere; they stand where there is no text.
+    ``count``: how many images come from elsewhere; they are placed where there is no text.
     """
     texts, images = record.get("texts"), record.get("images")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str | None) for text in texts):
@@ -283,13 +283,13 @@ def _interleaved(record: Mapping[str, Any], count: int | None) -> RawSample | No
 
 
 def _check_marks(sample: RawSample, with_images: bool) -> None:
-    """Raises BadSample where a question has the mark of a video or a sound, or holds or shows an image as text."""
+    """Raises BadSample if a question has a video or audio mark, or contains or shows an image as text."""
     for speaker, text in sample.conversations:
         if speaker == "human" and not with_images and (tag := placed_link(text)):
             advice = "name it in a field 'image', with <image> in its place"
             raise BadSample("unread_image_tag", detail=f"{tag[:80]}; {advice}")
         if speaker == "human" and "data:image/" in text:
-            raise BadSample("unread_image_field", detail="an image is written out within the text of a turn")
+            raise BadSample("unread_image_field", detail="an image is encoded within the text of a turn")
         if speaker == "human" and "<" in text and (found := names.MEDIA_MARK.search(text)):
             medium = found.group(1) or found.group(2)
             if medium == "video":

@@ -1,4 +1,4 @@
-"""Images in a record: where they are named or held, and fields that look like images or video but are not read."""
+"""Images in a record: where they are named or stored, and fields that look like images or video but are not read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_pipelines.errors import BadSample
 from data_pipelines.records import extra_formats, names
 from data_pipelines.records.raw_sample import Video
 
-Reference = str | bytes | Video  # the path or address of an image, or the encoded image itself; or a video
+Reference = str | bytes | Video  # the path or URL of an image, or the encoded image itself; or a video
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.=+-]+)*?(;base64)?,", re.I)
 _BASE64_IMAGE = re.compile(r"(?:[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/_\r\n-]{60}")
@@ -33,7 +33,7 @@ _TEXTS = frozenset(
 
 
 def given(value: Any) -> bool:
-    """Whether a field holds anything: tables fill what a row lacks with null, NaN, "", [] or structs of nulls."""
+    """Whether a field holds anything: tables fill missing values with null, NaN, "", [] or structs of nulls."""
     if type(value) is str:
         return value != ""
     if value is None or (isinstance(value, float) and value != value):
@@ -42,11 +42,11 @@ def given(value: Any) -> bool:
         return any(map(given, value.values()))
     if isinstance(value, list | tuple):
         return any(map(given, value))
-    return value != ""  # bytes are, even if there are none: an empty image
+    return value != ""  # bytes count even if empty: an empty image
 
 
 def references(value: Any, inner: bool = False) -> list[Reference]:
-    """The images in a field, in order; nulls of a list are left out. Raises BadSample "bad_image_field"."""
+    """The images in a field, in order; nulls in a list are left out. Raises BadSample "bad_image_field"."""
     if isinstance(value, str):
         listed = _listed(value)
         return [_of_text(value)] if listed is None else [_of_text(text) for text in listed]
@@ -59,11 +59,11 @@ def references(value: Any, inner: bool = False) -> list[Reference]:
             return [bytes(value)]  # list<uint8>
         return [found for item in value if given(item) for found in references(item, True)]
     what = f"{'a list of ' if inner else ''}{type(value).__name__}"
-    raise BadSample("bad_image_field", detail=f"an image must be a path, bytes or a list of these, is {what}")
+    raise BadSample("bad_image_field", detail=f"an image must be a path, bytes or a list of these, not {what}")
 
 
 def _listed(text: str) -> list[str] | None:
-    """The texts of a list that was written as text, by JSON or Python; None for other texts."""
+    """The texts in a list that was written as text in JSON or Python syntax; None for other texts."""
     if text[:2] not in ('["', "['") or text[-1:] != "]":
         return None
     try:
@@ -125,10 +125,10 @@ def image_fields(record: Mapping[str, Any], fields: Sequence[str] = names.IMAGE_
 
 @functools.lru_cache(maxsize=256)
 def _names_of(keys: tuple[str, ...], fields: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """(those of ``fields``, numbered ones, those of files) among the keys of a record, each in order of rank."""
+    """(those in ``fields``, numbered ones, those of files) among the keys of a record, each by priority."""
     numbers = {name: int(found.group(1)) for name in keys if (found := names.NUMBERED_IMAGE.fullmatch(name))}
     ranked = dict.fromkeys(name for name in fields if name in keys)
-    if len(fields) > 1:  # nobody has said which
+    if len(fields) > 1:  # the field was not specified
         ranked |= dict.fromkeys(name for name in keys if names.IMAGE_FIELD.fullmatch(name))
     if "image" in keys and min(numbers.values(), default=0) > 1:  # image, image2, image3
         numbers["image"] = 1
@@ -138,7 +138,7 @@ def _names_of(keys: tuple[str, ...], fields: tuple[str, ...]) -> tuple[tuple[str
 
 @functools.lru_cache(maxsize=4096)
 def _medium(name: str) -> str:
-    """ "video", "audio", "document", "text" for a field of that name, "" for others."""
+    """ "video", "audio", "document" or "text" for a field of that name, "" for other fields."""
     fields = (("video", names.VIDEO_FIELD), ("audio", names.AUDIO_FIELD), ("document", names.DOCUMENT_FIELD))
     if found := next((medium for medium, pattern in fields if pattern.fullmatch(name)), ""):
         return found
@@ -149,7 +149,7 @@ def check_unread(record: Mapping[str, Any], images: bool, videos: bool = False) 
     """Raises BadSample "unread_audio", (without ``images``) "unread_document", "unread_image_field", (without
     ``videos``) "unread_video" or "unexpected_video".
 
-    Training on the rest of such a record would teach answers about what the model has not seen.
+    Training on the rest of such a record would teach the model to answer about something it has not seen.
     """
     for name, value in record.items():
         medium = _medium(name)
@@ -184,7 +184,7 @@ def check_ids(records: Sequence[Mapping[str, Any]], talk: bool) -> None:
     for record in records:
         for name, medium in _ids_of(tuple(record)):
             if given(value := record[name]) and isinstance(value, str | int) and (talk or medium == "image"):
-                advice = "is not here: name it in a field of its own, or leave this one out"
+                advice = "is not in the record: name it in a separate field, or leave this field out"
                 reason = "unread_image_field" if medium == "image" else "unread_video"
                 raise BadSample(reason, detail=f"{name}: {str(value)[:80]}; the {medium} {advice}")
 
@@ -197,7 +197,7 @@ def _ids_of(keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def _inner(value: Any, depth: int = 4) -> Iterator[str | bytes]:
-    """The texts and bytes in a field, in lists (of which the first item counts) and in objects."""
+    """The texts and bytes in a field, in lists (of which only the first item is used) and in objects."""
     if isinstance(value, str | bytes):
         yield value
     elif isinstance(value, list | tuple) and value and depth:
@@ -226,7 +226,7 @@ def looks_like_an_image(value: str | bytes) -> bool:
 
 
 def image_link(text: str) -> str:
-    """The first image that ``text`` shows by a tag of Markdown or HTML, not counting what stands in code; or ""."""
+    """The first image that ``text`` shows with a Markdown or HTML tag, not counting tags in code; or ""."""
     if "](" not in text and "<img" not in text.lower():
         return ""
     found = names.IMAGE_LINK.search(names.CODE.sub(" ", text))
@@ -234,9 +234,9 @@ def image_link(text: str) -> str:
 
 
 def placed_link(text: str) -> str:
-    """As ``image_link``, if it stands as sets place the image that is asked about: in a line or at an end of the text.
+    """Like ``image_link``, if it is where sets place the image in question: on its own line or at an end of the text.
 
-    Pages and programs that somebody asks about hold such tags among others of HTML: these are text.
+    Web pages and programs that are the subject of a question contain such tags among other HTML tags: these are text.
     """
     if not image_link(text):
         return ""

@@ -29,7 +29,7 @@ class Form(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video as a record names it (a path, an address) or holds it (bytes); the part from ``start`` to ``stop`` s.
+    """A video as a record names it (a path, a URL) or holds it (bytes); the part from ``start`` to ``stop`` seconds.
 
     ``source`` may also be the paths of images, which are its frames.
     """
@@ -44,17 +44,17 @@ class RawSample:
     """Encoded images and the text that belongs to them: one of ``caption``, ``conversations`` and ``text``.
 
     Attributes:
-      key: unique within the source: "SHARD/KEY" or "FILE:LINE". Empty in a sample that is part of a shard's reading.
+      key: unique within the source: "SHARD/KEY" or "FILE:LINE". Empty while a shard is being read.
       images: encoded images in order of appearance.
       caption: of an image-text pair.
       conversations: turns (speaker, text), the speaker being "human", "gpt" or "system".
       text: plain text; with images a document in which ``<image>`` stands for each.
-      frames: of each image its number within a video, from 1; 0 = an image. Empty where there is no video.
-      frame_tiles: most tiles of a frame.
-      max_tiles: most tiles of its images, 0 = what the config says. jpeg_augment: as if the config said so.
+      frames: the number of each image within a video, from 1; 0 = an image. Empty if there is no video.
+      frame_tiles: maximum tiles of a frame.
+      max_tiles: maximum tiles of its images, 0 = as in the config. jpeg_augment: as if set in the config.
       id: the record's own, for reports.
-      image_refs: the images as the text part names (a path, an address) or holds them (bytes), and videos, until they
-        are read.
+      image_refs: the images as the text part names (a path, a URL) or holds them (bytes), and videos, until they are
+        read.
     """
 
     key: str = ""
@@ -78,7 +78,7 @@ class RawSample:
 
     @property
     def identity(self) -> str:
-        """Equal only for texts that are encoded alike: a caption as it is, others with their form and speakers."""
+        """Equal only for texts that are encoded the same way: a caption itself, others with their form and speakers."""
         if self.conversations:
             return json.dumps(self.conversations)
         return self.caption if self.caption is not None else f"text\0{self.text}"
@@ -93,7 +93,7 @@ def decode_text(data: bytes, what: str = "caption") -> str:
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object; a list of turns is one of a conversation. Raises BadSample "broken_json"."""
+    """A JSON object; a list of turns becomes a conversation object. Raises BadSample "broken_json"."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError covers JSON and UTF-8 errors
@@ -107,9 +107,9 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 
 def checked_text(text: Any, reason: str) -> str:
-    """``text`` if it is a text that a tokenizer accepts, and not blank.
+    """``text`` if it is a non-blank text that a tokenizer accepts.
 
-    Raises BadSample ``reason``, or "caption_not_utf8" for bytes and lone surrogates, which JSON can spell.
+    Raises BadSample ``reason``, or "caption_not_utf8" for bytes and lone surrogates, which JSON can express.
     """
     if isinstance(text, bytes):
         raise BadSample("caption_not_utf8", detail=repr(text[:40]))

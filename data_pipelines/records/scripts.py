@@ -1,10 +1,10 @@
-"""Which writing system a text is in, by the Unicode blocks most of its letters belong to."""
+"""The writing system of a text, from the Unicode blocks that most of its letters belong to."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# First code point of a range and its script; a range ends where the next begins. "" = not a letter of any script here.
+# First code point of a range and its script; a range ends where the next begins. "" = not a letter of a listed script.
 _RANGES: tuple[tuple[int, str], ...] = (
     (0x0000, ""), (0x0041, "latin"), (0x005B, ""), (0x0061, "latin"), (0x007B, ""), (0x00AA, "latin"), (0x00AB, ""),
     (0x00C0, "latin"), (0x00D7, ""), (0x00D8, "latin"), (0x00F7, ""), (0x00F8, "latin"), (0x02B0, ""),
@@ -30,12 +30,12 @@ SCRIPTS: tuple[str, ...] = (
 
 _STARTS = np.array([start for start, _ in _RANGES])
 _CLASS = np.array([SCRIPTS.index(name or "none") for _, name in _RANGES])
-_SAMPLED = 4096  # characters looked at
+_SAMPLED = 4096  # characters examined
 
 
 def script_of(text: str) -> int:
-    """Index into SCRIPTS. Kana anywhere beside Han makes a text "kana" (Japanese), as Chinese has none."""
-    if text.isascii():  # most captions; a text without letters has nothing to change case of
+    """Index into SCRIPTS. Any kana beside Han makes a text "kana" (Japanese), since Chinese has none."""
+    if text.isascii():  # most captions; case conversion changes nothing in a text without letters
         return SCRIPTS.index("latin") if text.lower() != text.upper() else 0
     codes = np.frombuffer(text[:_SAMPLED].encode("utf-32-le", "surrogatepass"), np.uint32)
     counts = np.bincount(_CLASS[np.searchsorted(_STARTS, codes, side="right") - 1], minlength=len(SCRIPTS))

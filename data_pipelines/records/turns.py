@@ -16,14 +16,14 @@ from data_pipelines.records.pictures import Reference, check_unread, given, imag
 from data_pipelines.records.raw_sample import IMAGE
 from data_pipelines.records.video.reference import VIDEO, Turn, videos_in, videos_of
 
-# Of an image or a video in typed content: itself; of an image also its number among the sample's, or the next one.
+# An image or video in typed content: itself, or an image's number among those of the sample, or the next image.
 Place = Reference | int | None
 
 _IMAGE_TYPES = frozenset(["image", "image_url", "input_image", "img", "picture", "image_path"])
 
 
 def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...], list[Place]]:
-    """(turns, the images that typed content places in them). ``value``: a list of turns or of (question, answer)s.
+    """(turns, the images that typed content places in them). ``value``: a list of turns or of (question, answer) pairs.
 
     Raises BadSample "bad_conversation", "nothing_to_train", "unread_video", "unread_audio", "bad_image_field".
     """
@@ -42,7 +42,7 @@ def read_turns(value: Any, system: str | None = None) -> tuple[tuple[Turn, ...],
 
 
 def _listed(value: Any) -> Any:
-    """The list of turns in a field: also one that was written as text, by columns, as the only item of a list."""
+    """The list of turns in a field, which may also be written as text, by columns, or as the only item of a list."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -59,7 +59,7 @@ def _listed(value: Any) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """What Python or NumPy wrote as text; None if it is no list or dict."""
+    """The value that Python or NumPy wrote as text; None if it is not a list or dict."""
     try:
         found = ast.literal_eval(re.sub(r"\}\s+\{", "}, {", text))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -78,7 +78,7 @@ def speaker_of(role: str) -> str | None:
 
 def _turns_of(item: Any, places: list[Place]) -> list[Turn]:
     """One turn, or the two of a question with its answer."""
-    if type(item) is dict and len(item) == 2:  # as most are: without looking at all spellings
+    if type(item) is dict and len(item) == 2:  # the most common case, without trying all spellings
         role, text = item.get("from"), item.get("value")
         if type(role) is str and type(text) is str and role in names.ROLES:
             return [(names.ROLES[role], text)]
@@ -106,7 +106,7 @@ def _turns_of(item: Any, places: list[Place]) -> list[Turn]:
 
 
 def _with_own_images(item: Mapping[str, Any], text: str, places: list[Place]) -> str:
-    """The text of a turn that has images in a field of its own, which stand before it unless marks place them."""
+    """The text of a turn with images in its own field, which go before the text unless marks place them."""
     others = {name.lower(): value for name, value in item.items()}
     for name in (*names.ROLE_FIELDS, *names.TEXT_FIELDS):
         others.pop(name, None)
@@ -134,14 +134,14 @@ def _tagged(speaker: str, text: str, places: list[Place]) -> str:
 
 
 def _pair(item: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The question and the answer in one object, such as {"user": ..., "assistant": ...}; [] if they are not there."""
+    """The question and the answer in one object, such as {"user": ..., "assistant": ...}; [] if they are missing."""
     question = next((item[name] for name in (*names.QUESTION_FIELDS, "q") if isinstance(item.get(name), str)), None)
     answer = next((item[name] for name in (*names.ANSWER_FIELDS, "a") if isinstance(item.get(name), str)), None)
     return [] if question is None or answer is None else [("human", question), ("gpt", answer)]
 
 
 def _content(content: Any, places: list[Place]) -> str:
-    """The text of a turn; images and videos of typed content are added to ``places``, their marks stand for them."""
+    """The text of a turn; images and videos of typed content are added to ``places`` and replaced by marks."""
     if isinstance(content, str):
         return content
     parts = [content] if isinstance(content, dict) else content
@@ -153,7 +153,7 @@ def _content(content: Any, places: list[Place]) -> str:
             texts.append(_part(part, places))
         elif part is not None:
             texts.append((_string(part, "a part of a turn"), False))
-    if any(marks := [mark for _, mark in texts]):  # then a mark that somebody typed is none
+    if any(marks := [mark for _, mark in texts]):  # then marks typed in the text do not count
         typed = (
             text if mark else text.replace(IMAGE, " ").replace(VIDEO, " ") for (text, _), mark in zip(texts, marks)
         )
@@ -188,7 +188,7 @@ def _part(part: Mapping[str, Any], places: list[Place]) -> tuple[str, bool]:
 
 
 def neutral(text: str) -> str:
-    """``text`` without what steers the model, and with every mark of an image but numbered ones as ``<image>``."""
+    """``text`` without control tokens, and with every image mark except numbered ones as ``<image>``."""
     if "<" in text:
         text = names.OTHER_MEDIA.sub(lambda found: VIDEO if found.group(1) else "<audio>", text)
         text = names.CONTROL.sub(" ", names.OTHER_MARKS.sub(IMAGE, text))
@@ -211,19 +211,19 @@ def check_answered(turns: Sequence[Turn]) -> None:
     answered = any(speaker == "gpt" and text.strip() for speaker, text in turns[first:])
     if answered and any(speaker == "gpt" and IMAGE in text for speaker, text in turns[:first]):
         raise BadSample(
-            "bad_conversation", detail="the image stands in the assistant's first turn: exchanged speakers?"
+            "bad_conversation", detail="the image is in the assistant's first turn: are the speakers swapped?"
         )
     if not answered:
         if first == len(turns):
             raise BadSample("bad_conversation", detail="no question")
-        raise BadSample("nothing_to_train", detail="no question has an answer: are the speakers exchanged?")
+        raise BadSample("nothing_to_train", detail="no question has an answer: are the speakers swapped?")
 
 
 def number_images(turns: Sequence[Turn], count: int) -> tuple[tuple[Turn, ...], list[int]]:
-    """(turns in which ``<image>`` stands for marks such as ``<image 2>``, the numbers of the images in their order).
+    """(turns in which ``<image>`` replaces marks such as ``<image 2>``, the images' numbers in order of the marks).
 
-    A mark that occurs again becomes the words "image 2". Raises BadSample "image_count_mismatch" if the marks do not
-    name each of the ``count`` images.
+    A repeated mark becomes the words "image 2". Raises BadSample "image_count_mismatch" if the marks do not name each
+    of the ``count`` images.
     """
     found = [int(number) for _, text in turns if "<" in text for number in names.NUMBERED_MARK.findall(text)]
     if not found:

@@ -1,9 +1,9 @@
-"""Files of captions (parquet or JSONL), turned once into a table of columns that is mapped, not loaded.
+"""Caption files (parquet or JSONL), converted once to a table of columns that is memory-mapped, not loaded.
 
-A few hundred million captions need disk space, not memory. The columns, sorted by ``hash``, of equal keys the last::
+A few hundred million captions need disk space, not memory. The columns, sorted by ``hash``, the last of equal keys::
 
     hash       uint64 [n]  of the key; of a url or sha256, combined with its number in SALTS, where there is no key
-    url_hash, sha256_hash  uint64 [n]  of what a row says beside its key, 0 = nothing
+    url_hash, sha256_hash  uint64 [n]  of the url and sha256 given beside the key, 0 = none
     start      int64  [n]  of the caption in ``texts``; length int32 [n], both in bytes
     chars      int32  [n]  characters of the caption
     text_hash  uint64 [n]  of the caption
@@ -35,14 +35,14 @@ from data_pipelines.sources.joining import last_of_equals
 VERSION = "6"  # of the table
 _ARRAYS = {"hash": "u8", "start": "i8", "length": "i4", "chars": "i4", "text_hash": "u8", "script": "u1"}
 _ARRAYS |= dict.fromkeys(ORIGINS, "u8")
-SALTS = {"url_hash": 0x9E3779B97F4A7C15, "sha256_hash": 0xC2B2AE3D27D4EB4F}  # so that no key is taken for a url
-JOINED_BY = ("key", "url", "sha256")  # columns that say which sample a caption belongs to, the first filled one counts
-_MAX_LINE = 1 << 26  # bytes of a line, which may hold many captions; a longer one is not read
-_BUFFERED = 1 << 16  # captions processed together while the table is made
+SALTS = {"url_hash": 0x9E3779B97F4A7C15, "sha256_hash": 0xC2B2AE3D27D4EB4F}  # so that no key is mistaken for a url
+JOINED_BY = ("key", "url", "sha256")  # columns that identify a caption's sample; the first filled one is used
+_MAX_LINE = 1 << 26  # bytes of a line, which may hold many captions; longer lines are not read
+_BUFFERED = 1 << 16  # captions processed together while the table is written
 
 
 def write_table(files: Sequence[str], folder: Path) -> None:
-    """Writes the table to an empty folder; 45 bytes a caption are held in memory, for sorting.
+    """Writes the table to an empty folder; 45 bytes per caption are held in memory for sorting.
 
     The header is {"digest": of keys and captions, "broken": {FILE: [number of broken lines, the first]}}.
     Raises DataError, OSError.
@@ -59,7 +59,7 @@ def write_table(files: Sequence[str], folder: Path) -> None:
 
 
 def _collect(files: Sequence[str], table: ColumnFiles) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-    """(the columns in the order of the files, broken lines); the captions themselves are written to the table."""
+    """(the columns in the order of the files, broken lines); the captions themselves go directly into the table."""
     broken: dict[str, list[int]] = {}
     parts: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in _ARRAYS.items()}
     position = 0
@@ -84,7 +84,7 @@ def _collect(files: Sequence[str], table: ColumnFiles) -> tuple[dict[str, np.nda
 
 
 class _Entry(NamedTuple):
-    """``hash``: of what the caption is found by; ``origin``: see ``origin_of``, of what a row says beside its key."""
+    """``hash``: of what identifies the caption; ``origin``: see ``origin_of``, of what a row says beside its key."""
 
     hash: int
     caption: str
@@ -133,9 +133,9 @@ def _parquet_rows(file: str) -> Iterator[dict[str, Any]]:
 
 
 def _jsonl_rows(file: str, broken: dict[str, list[int]]) -> Iterator[dict[str, Any]]:
-    """The rows in the lines; how many lines are ``broken`` and the first of them is added there.
+    """The rows in the lines; the number of broken lines and the first of them are added to ``broken``.
 
-    Raises DataError if all are.
+    Raises DataError if all lines are broken.
     """
     bad, good, why = [], 0, ""
     with scan_view(file) as view:

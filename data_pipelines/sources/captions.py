@@ -21,12 +21,12 @@ _log = logging.getLogger(__name__)
 
 
 class Captions:
-    """Captions by the hash of their key, sorted by it; ``captions[row]`` is a caption's text.
+    """Captions sorted by the hash of their key; ``captions[row]`` is a caption's text.
 
     Attributes:
       columns: see ``caption_files``.
       digest: of keys and texts.
-      broken: for each file with unreadable lines, their number and the number of the first.
+      broken: for each file with unreadable lines, how many there are and the line number of the first.
     """
 
     def __init__(self, columns: Columns, header: dict[str, Any]):
@@ -45,7 +45,7 @@ class Captions:
         """int64 [n]: row of the caption of each sample, -1 = none.
 
         A key in the files is "SHARD/KEY" or only "KEY"; ``origins``: hashes of the samples' urls and sha256s, for
-        captions that have no key.
+        captions without a key.
         """
         result, hashes = np.full(len(keys), -1, np.int64), self.columns["hash"]
         for name, values in (origins or {}).items():
@@ -54,7 +54,7 @@ class Captions:
         return joining.find_keys(hashes, shard, keys, result)
 
     def contradicts(self, rows: np.ndarray, origins: Mapping[str, np.ndarray]) -> np.ndarray:
-        """bool [n]: whether the caption of each of ``rows`` is said to belong to another url or sha256."""
+        """bool [n]: whether the caption of each of ``rows`` names another url or sha256."""
         result = np.zeros(len(rows), bool)
         for name, values in origins.items():
             stated = self.columns[name][rows]
@@ -67,8 +67,8 @@ def open_captions(patterns: str | Sequence[str]) -> Captions:
 
     Parquet: columns "key" (or "url" or "sha256") and "caption" (or another of ``names.CAPTION_FIELDS``). JSONL: the
     same as objects, or {KEY: CAPTION, ...} in a line.
-    Entries without a caption are left out; so are broken lines, which are counted and logged. Raises DataError that
-    names the file and what is wrong in it if none of its lines is good.
+    Entries without a caption are left out; so are broken lines, which are counted and logged. If a file has no good
+    line, raises a DataError that names the file and the problem.
     """
     captions = Captions(*joining.open_table(patterns, "captions", VERSION, write_table))
     for file, (count, first) in captions.broken.items():
@@ -77,7 +77,7 @@ def open_captions(patterns: str | Sequence[str]) -> Captions:
 
 
 class CaptionedSource:
-    """A source whose samples have joined captions in place of their own texts (see ``source.Source``)."""
+    """A source whose samples have joined captions instead of their own texts (see ``source.Source``)."""
 
     def __init__(self, source: IndexedSource, captions: Captions, table: Columns):
         """table: its column "caption_row" (int64 [n]) holds each sample's row of ``captions``."""

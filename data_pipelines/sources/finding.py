@@ -1,4 +1,4 @@
-"""Shards among paths: their kinds, the ones that a folder or a meta file stands for, and their names in keys."""
+"""Finding shards: their kinds, the shards that a folder or a meta file stands for, and their names in keys."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _SHARDS = frozenset(
         ".tfrecords",
     ]
 )
-_MOST_LOOKED_AT = 100  # JSON and CSV files of a folder that may hold the records of a set
+_MOST_LOOKED_AT = 100  # JSON and CSV files of a folder that are examined for the records of a set
 _LOOKED_AT = 1 << 26  # bytes of each
 _METADATA = (
     "metadata.jsonl",
     "metadata.csv",
     "metadata.parquet",
-)  # which hold the texts of the images beside and below them
+)  # these hold the texts of the images beside and below them
 
 
 def make_shard(kind: str, path: str, **options: Any) -> Shard:
-    """A shard of a kind; options of other kinds are left out."""
+    """A shard of that kind; options of other kinds are dropped."""
     return FORMATS[kind].shard(path, options)
 
 
@@ -52,7 +52,7 @@ def kind_of(path: str) -> str:
     """The kind of source that a path's name suggests. Raises DataError."""
     if paths.is_dir(path):
         prepared, saved = (paths.exists(paths.join(path, name)) for name in ("dataset_info.json", "state.json"))
-        # Hugging Face's sets have such a file too, beside their Arrow files.
+        # Hugging Face data sets also have such a file beside their Arrow files.
         arrow = prepared and any(name.endswith(".arrow") for name, _, _ in paths.list_dir(path))
         return "tfds" if prepared and not saved and not arrow else "files"
     suffix = suffix_of(plain_name(path))
@@ -60,14 +60,14 @@ def kind_of(path: str) -> str:
         if suffix in form.suffixes:
             return kind
     known = ", ".join(suffix for form in FORMATS.values() for suffix in form.suffixes)
-    raise DataError(f"{path}: unknown kind of shard; give a folder or one of {known}, or say which with --kind")
+    raise DataError(f"{path}: unknown kind of shard; give a folder or one of {known}, or set --kind")
 
 
 def shards_of(patterns: Iterable[str], kind: str | None, options: Mapping[str, Any]) -> list[Shard]:
-    """Shards in order of ``patterns`` (globs allowed), the kind of each by its name unless given.
+    """Shards in the order of ``patterns`` (globs allowed), the kind of each from its name unless given.
 
-    A folder stands for the shards in it and below; where it holds loose files it is a shard itself. Files of unknown
-    kind that a glob matches beside shards (statistics, indices) are left out. Raises DataError if nothing is found.
+    A folder stands for the shards in and below it; if it holds loose files, it is itself a shard. Files of unknown kind
+    that a glob matches beside shards (statistics, indices) are left out. Raises DataError if nothing is found.
     """
     shards: dict[Shard, None] = {}
     for pattern in patterns:
@@ -85,7 +85,7 @@ def shards_of(patterns: Iterable[str], kind: str | None, options: Mapping[str, A
 
 
 def _found(path: str, kind: str, options: Mapping[str, Any], within: bool) -> Iterator[Shard]:
-    """The shards of a path. ``within`` a folder one that cannot be opened is a shard with a fault. Raises DataError."""
+    """The shards of a path. ``within`` a folder, an unreadable file is a shard with a fault. Raises DataError."""
     try:
         yield from [shard for shard, _ in FORMATS[kind].find([path], options)]
     except StorageError:
@@ -97,13 +97,13 @@ def _found(path: str, kind: str, options: Mapping[str, Any], within: bool) -> It
 
 
 def _instead(patterns: Iterable[str]) -> str:
-    """What there is instead in the first folder that holds anything, and what to do."""
-    advice = "; say what it is with --kind"
+    """What the first non-empty folder contains instead, and what to do."""
+    advice = "; set its kind with --kind"
     for path in (path for pattern in patterns for path in paths.expand(pattern) if paths.is_dir(path)):
         for folder in paths.walk(path):
             if found := [paths.join(folder, name) for name, _, _ in paths.list_dir(folder)]:
                 return (
-                    f": {len(found)} files such as {found[0]}; name files themselves, or say what they are with --kind"
+                    f": {len(found)} files such as {found[0]}; name the files themselves, or set their kind with --kind"
                 )
     return advice
 
@@ -115,7 +115,7 @@ def _shards_in(path: str) -> list[tuple[str, str]]:
         return [(path, kind)]
     folders = paths.walk(path)
     files = [paths.join(folder, name) for folder in folders for name, _, _ in paths.list_dir(folder)]
-    # img2dataset puts a table of metadata beside each shard: 00000.parquet beside 00000.tar or the folder 00000.
+    # img2dataset writes a metadata table beside each shard: 00000.parquet beside 00000.tar or the folder 00000.
     stems = {file.removesuffix(".tar") for file in files if file.endswith(".tar")} | set(folders)
     shards = [(f, kind_of(f)) for f in files if suffix_of(plain_name(f)) in _SHARDS]
     records = dict(found for folder in folders for found in _record_files(folder))
@@ -129,9 +129,9 @@ def _shards_in(path: str) -> list[tuple[str, str]]:
 
 
 def _record_files(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """(file, the annotations that it lists) of the JSON, CSV and YAML files of a folder that hold or list records.
+    """(file, the annotations that it lists) for the JSON, CSV and YAML files in a folder that hold or list records.
 
-    Not of those that belong to an image beside them.
+    Files that belong to an image beside them are excluded.
     """
     names = [name for name, _, _ in paths.list_dir(folder)]
     keys = {split_key(name)[0] for name in names if is_image(name) or medium_of(name)}
@@ -156,18 +156,18 @@ def _listed(path: str, start: bytes) -> tuple[bool, list[str]]:
         return True, []
     try:
         return False, [entry.annotation for entry in meta_entries(path) or ()]
-    except DataError:  # whoever opens it says what is wrong with it
+    except DataError:  # opening it will say what is wrong with it
         return path.endswith(".json") or b"json_path" in start, []
 
 
 def shard_names(shards: Sequence[str]) -> list[str]:
-    """Names for keys: base names without suffix where these are unique, otherwise paths from the common folder on."""
+    """Names for keys: base names without suffix if these are unique, otherwise paths from the common folder on."""
     bases = [_stem(paths.basename(path)) for path in shards]
     if len(set(bases)) == len(bases):
         return bases
     common = posixpath.commonpath([paths.parent(path) for path in shards])
     names = [_stem(path.removeprefix(common).strip("/")) for path in shards]
-    # The same file listed twice (an annotation used with two image roots): numbered, so that keys stay unique.
+    # A file listed twice (an annotation used with two image roots) is numbered, so that keys stay unique.
     counts: Counter[str] = Counter()
     for i, name in enumerate(names):
         counts[name] += 1

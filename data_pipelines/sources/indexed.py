@@ -1,4 +1,4 @@
-"""Sources made of shards with indices: one table of all offered samples, and bytes fetched on demand."""
+"""Sources built from indexed shards: one table of all offered samples, and bytes fetched on demand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from data_pipelines.sources.indices.unchanged import check_content, check_stamp
 
 
 class IndexedSource:
-    """Random access to the samples of a table (see ``source.Source``); their format says how they are read."""
+    """Random access to the samples of a table (see ``source.Source``); their format determines how they are read."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class IndexedSource:
         filtered: Mapping[str, int] | None = None,
         examples: Mapping[str, str] | None = None,
     ):
-        """examples: of samples that are not offered, by reason."""
+        """examples: of dropped samples, by reason."""
         self.name = name
         self.shards = list(shards)
         self.table = table
@@ -135,7 +135,7 @@ class IndexedSource:
         return dataclasses.replace(sample, key=key, image_refs=(), **encoding)
 
     def _once(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        """One try. A sample that the index offers is only bad if its shard is the one that was indexed."""
+        """One attempt. A sample that the index offers is only bad if its shard is the one that was indexed."""
         check_stamp(shard)
         try:
             return self._format.read(shard, entry, images, text)
@@ -150,7 +150,7 @@ class IndexedSource:
     def _forget(self, shard: Shard) -> None:
         self._format.forget()
         if self.is_remote:
-            with contextlib.suppress(Exception):  # it is asked again anyhow
+            with contextlib.suppress(Exception):  # it is requested again anyway
                 paths.filesystem(shard.path)[0].invalidate_cache()
 
     def check_unchanged(self, index: int) -> None:

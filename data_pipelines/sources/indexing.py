@@ -1,9 +1,9 @@
-"""The indices of shards: loaded if they are fresh, made and kept otherwise.
+"""The indices of shards: loaded if they are up to date, otherwise built and stored.
 
-An index is kept beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that place is
-read-only. It is made again when its shard has changed: another time of change with the same content does not count.
-So it is when a package has been installed for the lack of which images were not read.
-Samples of which parts could not be asked for are asked again.
+An index is kept beside its shard (``00000.tar.index.npz``), or in the cache folder ($MONO_JAX_CACHE) if that location
+is read-only. It is rebuilt when the content of its shard has changed (a new modification time by itself does not
+count), or when a package has been installed that was missing for reading some images.
+Samples whose files did not answer when they were indexed are requested again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from data_pipelines.sources.indices.shard_index import ShardIndex
 
 
 def shard_stamp(shard: Shard) -> str:
-    """Changes when the shard does. Raises StorageError if it is not there."""
+    """Changes when the shard does. Raises StorageError if it does not exist."""
     return patiently(lambda: FORMATS[shard.kind].stamp(shard))
 
 
 def with_mark(shard: Shard) -> Shard:
-    """The shard with its ``mark``. Raises StorageError if it is not there."""
+    """The shard with its ``mark``. Raises StorageError if it does not exist."""
     local = not paths.is_remote(shard.path) and not paths.is_dir(shard.path)
     return dataclasses.replace(shard, mark=patiently(lambda: paths.stamp(shard.path)) if local else "")
 
@@ -36,9 +36,9 @@ def with_mark(shard: Shard) -> Shard:
 def load_or_make(
     shard: Shard, index_dir: str | None = None, force: bool = False, ask_again: bool = True
 ) -> tuple[ShardIndex, bool]:
-    """(the shard's index, whether it was made now because it was missing, stale or ``force``).
+    """(the shard's index, whether it was built now because it was missing or stale, or because of ``force``).
 
-    ``ask_again``: whether files that could not be asked for when the index was made are asked again.
+    ``ask_again``: whether files that did not answer when the index was built are requested again.
 
     Raises DataError, StorageError if the shard cannot be opened.
     """
@@ -72,7 +72,7 @@ def _scanned(shard: Shard, stamp: str) -> ShardIndex:
 
 
 def _fresh(shard: Shard, candidates: Sequence[str], stamp: str) -> ShardIndex | None:
-    """The kept index, if it is that of the shard as it is now."""
+    """The stored index, if it matches the shard in its current state."""
     touched = []
     for index in shard_index.load_whole(candidates, shard.kind):
         if now_readable(index.reasons):

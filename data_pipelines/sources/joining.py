@@ -1,4 +1,4 @@
-"""Files that are joined to shards by key, such as captions and scores: their tables, and rows found in them."""
+"""Files that are joined to shards by key, such as captions and scores: their tables, and looking up rows in them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from data_pipelines.sources.indices.columns import Columns, Strings
 def open_table(
     patterns: str | Sequence[str], kind: str, version: str, write: Callable[[Sequence[str], Path], None]
 ) -> tuple[Columns, dict[str, Any]]:
-    """The table of the files (paths, URLs, globs) and its header, from the cache if it is there.
+    """The table of the files (paths, URLs, globs) and its header, from the cache if it exists.
 
     Args:
       kind: name of the tables' folder in the cache.
-      version: of the table's form.
-      write: makes the table of files in an empty folder.
+      version: of the table's format.
+      write: writes the table of files to an empty folder.
 
     Raises what ``write`` raises; DataError if nothing can be kept in the cache.
     """
@@ -46,7 +46,7 @@ def open_table(
 
 
 def last_of_equals(hashes: np.ndarray) -> np.ndarray:
-    """int64 [k]: the order that sorts ``hashes`` (uint64 [n]), of equal ones the last only."""
+    """int64 [k]: the order that sorts ``hashes`` (uint64 [n]), with only the last of equal ones."""
     # A stable sort of the reversed list puts the last of equals first.
     order = (len(hashes) - 1 - np.argsort(hashes[::-1], kind="stable")).astype(np.int64)
     first = np.ones(len(order), bool)
@@ -55,7 +55,7 @@ def last_of_equals(hashes: np.ndarray) -> np.ndarray:
 
 
 def find(hashes: np.ndarray, wanted: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """``rows`` (int64 [n], -1 = none) with the places of those of ``wanted`` that are in the sorted ``hashes``."""
+    """``rows`` (int64 [n], -1 = none) with the positions of those of ``wanted`` that are in the sorted ``hashes``."""
     if not len(hashes):
         return rows
     places = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
@@ -63,7 +63,7 @@ def find(hashes: np.ndarray, wanted: np.ndarray, rows: np.ndarray) -> np.ndarray
 
 
 def find_keys(hashes: np.ndarray, shard: str, keys: Strings, rows: np.ndarray, separator: str = "/") -> np.ndarray:
-    """As ``find``, of a shard's samples by the hash of "SHARD/KEY" (with this ``separator``), else of "KEY"."""
+    """Like ``find``, for a shard's samples by the hash of "SHARD/KEY" (with this ``separator``), or else of "KEY"."""
     for prefix in ("", shard + separator):  # the full name last: it takes precedence over the short one
         names = ((prefix + keys[i]).encode("utf-8", "surrogateescape") for i in range(len(keys)))
         rows = find(hashes, np.fromiter(map(hash64, names), np.uint64, len(keys)), rows)

@@ -1,4 +1,4 @@
-"""Scores joined to existing shards by key, such as a model's loss on each sample: numbers that filters read."""
+"""Scores joined to existing shards by key, such as a model's loss on each sample: numbers for filters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Scores:
     """Scores by the hash of their key.
 
     Attributes:
-      names: what they are called: the columns of the files in lower case, without "_score".
+      names: of the scores: the columns of the files in lower case, without "_score".
       digest: of names, keys and scores.
     """
 
@@ -44,10 +44,10 @@ class Scores:
 
 
 def open_scores(patterns: str | Sequence[str]) -> Scores:
-    """Opens files of scores (paths, URLs, globs): a "key" and numbers in each line of JSONL or row of parquet.
+    """Opens score files (paths, URLs, globs): a "key" and numbers in each line of JSONL or row of parquet.
 
-    Columns that are no numbers are left out; a later line for the same key replaces an earlier one.
-    Raises DataError that names the file and what is wrong in it.
+    Columns that are not numbers are left out; a later line for the same key replaces an earlier one.
+    Raises a DataError that names the file and the problem.
     """
     return Scores(*joining.open_table(patterns, "scores", _VERSION, write_table))
 
@@ -93,12 +93,12 @@ def _read(file: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         lacking = table["key"].null_count if "key" in table.column_names else len(table)
         if lacking or not names:
             raise DataError(
-                f"{file}: {f'{lacking} rows without a key' if lacking else 'no numbers'}; files of scores need both, "
+                f"{file}: {f'{lacking} rows without a key' if lacking else 'no numbers'}; score files need both, "
                 f'as in {{"key": "00000/000000001", "loss": 2.5}}; its columns are {", ".join(table.column_names)}'
             )
         keys = (str(key).encode("utf-8", "surrogatepass") for key in table.column("key").to_pylist())
         hashes = np.fromiter(map(hash64, keys), np.uint64, len(table))
         numbers = {name: table.column(column).cast(pa.float32(), safe=False) for name, column in names.items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not a readable file of scores ({error})") from None
+        raise DataError(f"{file}: not a readable score file ({error})") from None
     return hashes, {name: column.to_numpy().astype(np.float32) for name, column in numbers.items()}

@@ -1,7 +1,7 @@
 """Sources of samples: random access to everything the trainer can read, behind one small interface.
 
-``open_source({"kind": "tar", "paths": "shards/*.tar"})`` finds the shards, loads (or makes) their indices, joins
-captions and applies the metadata filters; what is left is the list of usable samples, in a fixed order.
+``open_source({"kind": "tar", "paths": "shards/*.tar"})`` finds the shards, loads (or builds) their indices, joins
+captions and applies the metadata filters; the result is the list of usable samples, in a fixed order.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from data_pipelines.sources.selection.select import CONTRADICTION, Joined, Selec
 from data_pipelines.sources.selection.share import Share
 
 _log = logging.getLogger(__name__)
-_PROBLEMS_LOGGED = 20  # at most, of a source
+_PROBLEMS_LOGGED = 20  # per source, at most
 _COMMON_OPTIONS = ("kind", "name", "paths", "index_dir", "captions", "scores", "filters", "remote_cache_gb")
-_MOST_CONTRADICTED = 0.01  # share of the joined captions
+_MOST_CONTRADICTED = 0.01  # maximum share of the joined captions
 _THREADS = 16  # shards whose stamps and indices are fetched at a time, mostly waiting for remote storage
 
 
 class Source(Protocol):
     """Random access to n usable samples; thread-safe, and safe to fork or pickle into other processes.
 
-    ``is_remote``: whether a read is mostly waiting, so that several at a time are faster.
+    ``is_remote``: whether reading is mostly waiting, so that several reads at a time are faster.
     """
 
     name: str
@@ -62,15 +62,15 @@ class Source(Protocol):
         ...
 
     def read_text(self, index: int) -> RawSample:
-        """The same with ``images=()``: cheap, for counting tokens."""
+        """The same sample with ``images=()``: cheap, for counting tokens."""
         ...
 
     def read_images(self, index: int) -> RawSample:
-        """The same with nothing but key and images."""
+        """The same sample with only key and images."""
         ...
 
     def key(self, index: int) -> str:
-        """The key of sample ``index``; one that is offered for the second time ends in "#2", and so on."""
+        """The key of sample ``index``; if it is offered for the second time, the key ends in "#2", and so on."""
         ...
 
     def image_sizes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,11 +78,11 @@ class Source(Protocol):
         ...
 
     def most_tiles(self, indices: np.ndarray) -> np.ndarray:
-        """int32 [k]: most tiles of an image of each sample; 0 = as the config says."""
+        """int32 [k]: maximum tiles per image of each sample; 0 = as in the config."""
         ...
 
     def frame_tiles(self, indices: np.ndarray) -> np.ndarray:
-        """int32 [sum of the samples' images]: most tiles of each image that is a frame of a video; 0 = it is none."""
+        """int32 [sum of the samples' images]: maximum tiles of each image that is a video frame; 0 = not a frame."""
         ...
 
     def fingerprint(self) -> str:
@@ -90,7 +90,7 @@ class Source(Protocol):
         ...
 
     def dropped(self) -> dict[str, int]:
-        """Number of samples that are not offered, by reason; those that filters drop included."""
+        """Number of samples that are not offered, by reason, including those that filters drop."""
         ...
 
     def filtered(self) -> dict[str, int]:
@@ -98,35 +98,35 @@ class Source(Protocol):
         ...
 
     def counts(self) -> dict[str, int]:
-        """ "samples" of the shards; with captions also "captions", and those that belong to no sample ("unused")."""
+        """ "samples" in the shards; with captions also "captions", and those that belong to no sample ("unused")."""
         ...
 
     def check_unchanged(self, index: int) -> None:
-        """Raises StorageError if the shard of sample ``index`` is not as it was indexed: its samples are not bad."""
+        """Raises StorageError if the shard of sample ``index`` has changed since indexing: its samples are not bad."""
         ...
 
     def problems(self) -> dict[str, list[str]]:
-        """Descriptions of what is wrong with shards as a whole (cut off, unfinished, ...), by path."""
+        """Descriptions of what is wrong with shards as a whole (truncated, unfinished, ...), by path."""
         ...
 
 
 def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
-    """Opens a source; indices that are missing or stale are made.
+    """Opens a source; missing or stale indices are built.
 
     Args:
-      ask_again: whether files that could not be asked for when they were indexed are asked again: an answer changes
-        what is offered.
+      ask_again: whether files that did not answer when they were indexed are requested again; an answer changes what is
+        offered.
       spec: "kind" (tar, files, parquet, jsonl, text, array_record, tfds) and "paths" (a path, URL or glob, or a list of
         them). Optional: "name"; "index_dir" (where indices are kept, if not beside the shards); "captions" (files of
         key -> caption that replace the samples' own; samples without one are dropped as "no_joined_caption"); "scores"
         (files of key -> numbers, for filters); "filters" (see ``selection.filters.check_filters``); "remote_cache_gb"
-        (read remote shards in pieces of 8 MiB that are kept on the local disk, up to that many GB: for few hosts and
-        shuffle "local"); and the options of the kind (see its module in ``formats``).
+        (read remote shards in pieces of 8 MiB that are kept on the local disk, up to this number of GB: for few hosts
+        and shuffle "local"); and the options of the kind (see its module in ``formats``).
 
     Shards that are damaged or unfinished as a whole are logged as warnings; ``problems`` lists them all.
 
     Raises DataError: unknown kind or key (with the nearest valid one), paths that match nothing, nothing usable;
-    StorageError where storage does not answer.
+    StorageError if storage does not answer.
     """
     kind = spec.get("kind")
     if kind not in FORMATS:
@@ -139,7 +139,7 @@ def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
         raise DataError(f"{what}: no paths; set 'paths' to a file, a glob or a list of them")
     if size := spec.get("remote_cache_gb"):
         if isinstance(size, bool) or not isinstance(size, int | float) or size < 0:
-            raise DataError(f"{what}: remote_cache_gb must be a number of gigabytes, is {size!r}")
+            raise DataError(f"{what}: remote_cache_gb must be a number of gigabytes, got {size!r}")
         chunk_cache.enable(size)
     captions = open_captions(spec["captions"]) if spec.get("captions") else None
     scores = open_scores(spec["scores"]) if spec.get("scores") else None
@@ -164,13 +164,13 @@ def open_source(spec: Mapping[str, Any], ask_again: bool = True) -> Source:
 
 
 def _check_captions(what: str, contradicted: int, joined: int) -> None:
-    """Logs joined captions that are those of other images. Raises DataError if they are more than a few."""
+    """Logs joined captions that belong to other images. Raises DataError if there are more than a few."""
     if contradicted:
         _log.warning("%s: %d joined captions name another url or sha256 than their samples", what, contradicted)
     if contradicted > _MOST_CONTRADICTED * (contradicted + joined):
         raise DataError(
             f"{what}: {contradicted} of {contradicted + joined} joined captions name another url or sha256 than the "
-            "samples of the same key: these captions were made for other shards; join them by url: leave out their key"
+            "samples with the same key: they were made for other shards; to join them by url, leave out their key"
         )
 
 
@@ -183,17 +183,17 @@ def _losses(header: Mapping[str, Any]) -> str:
 
 
 def _log_problems(problems: Mapping[str, Sequence[str]]) -> None:
-    """Logs what is wrong with shards, one line each as long as they are few."""
+    """Logs what is wrong with shards, one line each up to a limit."""
     lines = [(path, problem) for path, found in problems.items() for problem in found]
     for path, problem in lines[:_PROBLEMS_LOGGED]:
         _log.warning("%s: %s", path, problem)
     if len(lines) > _PROBLEMS_LOGGED:
-        _log.warning("%d problems more: python -m data_pipelines.index lists all", len(lines) - _PROBLEMS_LOGGED)
+        _log.warning("%d more problems: python -m data_pipelines.index lists all", len(lines) - _PROBLEMS_LOGGED)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Offer:
-    """What decides which samples of which shards a source offers; ``shares``: how much of each shard is offered."""
+    """What determines the samples that a source offers; ``shares``: how much of each shard is offered."""
 
     shards: Sequence[Shard]
     shares: Sequence[Share]
@@ -215,7 +215,7 @@ class _Offer:
             return [shard.mark for shard in pool.map(with_mark, self.shards)]
 
     def table(self) -> tuple[Columns, dict[str, Any]]:
-        """(columns of the offered samples, what ``_build`` says of them), from the cache if it is there."""
+        """(columns of the offered samples, the header from ``_build``), from the cache if it exists."""
         _ = self.marks
         kept = paths.cache_dir() / "sources" / self._identity()
         found = Columns.load_whole(kept)
@@ -228,7 +228,7 @@ class _Offer:
                 with contextlib.ExitStack() as stack:  # a large table is published at the end
                     make_folder = functools.partial(publish.new_folder, kept, replace=True)
                     columns, header = self._build(lambda: stack.enter_context(make_folder()))
-            except FileExistsError:  # another process was quicker
+            except FileExistsError:  # another process was faster
                 columns = None
         if columns is not None:
             return columns, header
@@ -283,7 +283,7 @@ class _Offer:
         return builder.finish(header), header
 
     def _selections(self, dropped: Counter[str]) -> Iterator[tuple[Shard, ShardIndex, Selection]]:
-        """What is offered of each shard; unusable samples are added to ``dropped``."""
+        """The offered samples of each shard; unusable samples are added to ``dropped``."""
         names = [shard.name for shard in self.shards]
         if self.filters.shared:
             settle(self._indices(), names, self.filters, self.joined)
@@ -296,7 +296,7 @@ class _Offer:
             yield shard, index, repeat(selection, share)
 
     def _indices(self) -> Iterator[ShardIndex]:
-        """The shards' indices in order, a few fetched ahead, so that their number does not matter for memory."""
+        """The shards' indices in order, a few prefetched, so that memory does not grow with their number."""
         calls = ((shard, self.index_dir, False, self.ask_again) for shard in self.shards)
         for future in ahead(load_or_make, calls, _THREADS):
             yield future.result()[0]

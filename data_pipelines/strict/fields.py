@@ -1,4 +1,4 @@
-"""The fields of a config: what is said of each, and their types in words."""
+"""The fields of a config: the rules for each, and their types in words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST = 60  # characters of a value in a message
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What ``field`` says of a field beyond its type: see there."""
+    """The rules that ``field`` sets for a field beyond its type: see there."""
 
     help: str = ""
     ge: float | None = None
@@ -62,8 +62,8 @@ def field(
     Args:
       help: its meaning, for the reference; units included.
       ge, gt, le, lt: limits of the field's numbers (>=, >, <=, <), those inside a list or mapping included.
-      choices: the strings that it may be; of a mapping: the keys that it may have.
-      on_resume: "free" = a resumed run may change it; of a section: everything inside.
+      choices: the strings that it may be; for a mapping: the keys that it may have.
+      on_resume: "free" = a resumed run may change it; for a section: everything inside.
     """
     rule = Rule(help, ge, gt, le, lt, choices, on_resume)
     return dataclasses.field(default=default, default_factory=default_factory, metadata={_RULE: rule})
@@ -71,7 +71,7 @@ def field(
 
 @dataclasses.dataclass(frozen=True)
 class PartOf:
-    """``section``: the dataclass. ``further``: keys that may stand beside its own."""
+    """``section``: the dataclass. ``further``: keys that are allowed beside its own."""
 
     section: type
     further: tuple[str, ...] = ()
@@ -80,8 +80,8 @@ class PartOf:
 class Part:
     """``Part[Cls]`` annotates a mapping with some keys of the dataclass ``Cls``, such as changes of a preset.
 
-    Keys and values are checked as those of ``Cls`` are, sections inside are parts as well, and the value stays a
-    mapping. ``Changes = Part[Cls, "preset"]`` may have the key "preset" too, with any plain value.
+    Keys and values are checked like those of ``Cls``, sections inside are parts as well, and the value stays a mapping.
+    ``Changes = Part[Cls, "preset"]`` may also have the key "preset", with any plain value.
     """
 
     def __class_getitem__(cls, section: type | tuple[Any, ...]) -> Any:
@@ -90,7 +90,7 @@ class Part:
 
 
 def part_of(kind: Any) -> PartOf | None:
-    """What a ``Part`` is part of; None for other types."""
+    """The dataclass (with further keys) of a ``Part``; None for other types."""
     if get_origin(kind) is Annotated and isinstance(get_args(kind)[1], PartOf):
         return get_args(kind)[1]
     return None
@@ -98,7 +98,7 @@ def part_of(kind: Any) -> PartOf | None:
 
 @functools.cache
 def fields_of(cls: type) -> dict[str, dataclasses.Field]:
-    """{name: field} of what the constructor takes."""
+    """{name: field} of the constructor's arguments."""
     return {spec.name: spec for spec in dataclasses.fields(cls) if spec.init}
 
 
@@ -128,7 +128,7 @@ def is_named(kind: Any) -> bool:
 
 
 def section_of(kind: Any) -> tuple[type | None, bool]:
-    """The dataclass in ``kind`` if there is one (no ``Part``), and whether ``kind`` holds many of it."""
+    """The dataclass in ``kind`` if there is one (not a ``Part``), and whether ``kind`` holds many of it."""
     if part_of(kind):
         return None, False
     if dataclasses.is_dataclass(kind):
@@ -139,14 +139,14 @@ def section_of(kind: Any) -> tuple[type | None, bool]:
 
 
 def nearest_key(key: object, cls: type, others: Collection[str], further: Collection[str] = ()) -> str:
-    """ "did you mean 'x'?" for a key that ``cls`` lacks, where 'x' may be of ``others``; else the valid keys."""
+    """ "did you mean 'x'?" for a key that ``cls`` lacks, where 'x' may be from ``others``; else the valid keys."""
     if elsewhere := next((name for name in others if name.rpartition(".")[2] == key), None):
         return f"did you mean '{elsewhere}'?"
     return did_you_mean(key if isinstance(key, str) else show(key), (*fields_of(cls), *further))
 
 
 def dotted_names(cls: type, where: str) -> list[str]:
-    """Of all fields in ``cls`` and its sections, below ``where``."""
+    """The dotted names of all fields in ``cls`` and its sections, below ``where``."""
     names = []
     for name, kind in kinds_of(cls).items():
         section, many = section_of(kind)
@@ -162,7 +162,7 @@ def join(where: str, name: str) -> str:
 
 
 def show(value: Any) -> str:
-    """``value`` on one line, cut where it is long."""
+    """``value`` on one line, shortened if it is long."""
     try:
         text = " ".join(repr(value).split())
     except (ValueError, RecursionError):  # an int of thousands of digits, a list inside itself
@@ -187,7 +187,7 @@ _NAMES = {
 
 
 def words(kind: Any, rule: Rule = NO_RULE, brief: bool = False) -> str:
-    """What ``kind`` is, in words; ``brief``: without limits, choices and the keys of sections."""
+    """A description of ``kind`` in words; ``brief``: without limits, choices and the keys of sections."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any and brief:
         return "any plain value"
@@ -214,4 +214,4 @@ def words(kind: Any, rule: Rule = NO_RULE, brief: bool = False) -> str:
         keys = f" with keys {listed(rule.choices)}" if rule.choices is not None and not brief else ""
         inner = dataclasses.replace(rule, choices=None)
         return f"a mapping{keys}" + ("" if args[1] is Any else f" (each value {words(args[1], inner, brief)})")
-    raise TypeError(f"{kind!r}: strict knows no such type")
+    raise TypeError(f"{kind!r}: strict does not support this type")

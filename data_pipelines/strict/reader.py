@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "config", error: type[Exception] = DataError) -> T:
-    """The dataclass ``cls`` from ``values``; an instance of ``cls`` is returned as it is.
+    """The dataclass ``cls`` from ``values``; an instance of ``cls`` is returned unchanged.
 
-    A list of dataclasses with a field "name" may also be a mapping {name: other fields}.
+    A list of dataclasses with a field "name" may also be given as a mapping {name: other fields}.
 
-    Raises ``error``, whose one line has the dotted name (below ``where``), the value and what is expected. An ``error``
-    or DataError of ``__post_init__`` is raised as ``error`` too, with the dotted name in front.
+    Raises ``error`` with one line: the dotted name (below ``where``), the value and what is expected. An ``error`` or
+    DataError from ``__post_init__`` is also raised as ``error``, with the dotted name in front.
     """
     try:
         return _Reader(error, cls, where).section(values, cls, where)
@@ -48,7 +48,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config", error:
 
 
 def check(config: Any, where: str = "config", error: type[Exception] = DataError) -> None:
-    """``build``'s checks for a dataclass that was made by hand: the first line of its ``__post_init__``."""
+    """``build``'s checks for a dataclass constructed directly: the first line of its ``__post_init__``."""
     reader, kinds = _Reader(error, type(config), where), kinds_of(type(config))
     try:
         for name, spec in fields_of(type(config)).items():
@@ -59,7 +59,7 @@ def check(config: Any, where: str = "config", error: type[Exception] = DataError
 
 
 def to_dict(config: Any) -> Any:
-    """``config`` in plain JSON types; ``build`` makes an equal one of it."""
+    """``config`` in plain JSON types, from which ``build`` makes an equal config."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {name: to_dict(getattr(config, name)) for name in fields_of(type(config))}
     if isinstance(config, Mapping):
@@ -68,7 +68,7 @@ def to_dict(config: Any) -> Any:
 
 
 class _Refusal(Exception):
-    """A value cannot be used. ``vague_at``: the dotted name of a value of which only that is known."""
+    """A value cannot be used. ``vague_at``: the dotted name of a value for which no more is known than that."""
 
     def __init__(self, message: str, vague_at: str | None = None):
         super().__init__(message)
@@ -81,7 +81,7 @@ class _Reader:
 
     Attributes:
       error: what ``__post_init__`` raises.
-      root, where: the config that all belongs to and its name, for hints.
+      root, where: the top-level config and its name, for hints.
     """
 
     error: type[Exception]
@@ -115,7 +115,7 @@ class _Reader:
             raise _Refusal(_located(str(error), where, fields)) from error
 
     def part(self, values: Any, part: PartOf, where: str) -> dict[str, Any]:
-        """The checked ``values`` of some fields; what is in them stays in plain types."""
+        """The checked ``values`` of some fields; their content stays in plain types."""
         if not isinstance(values, Mapping):
             _refuse(values, where, words(Part[(part.section, *part.further)]))
         fields, kinds, made = fields_of(part.section), kinds_of(part.section), {}
@@ -155,7 +155,7 @@ class _Reader:
         return _scalar(value, kind, rule, where)
 
     def union(self, value: Any, kind: Any, rule: Rule, where: str) -> Any:
-        """The first option that takes ``value``; its own words if it knows what is wrong, e.g. inside a section."""
+        """The first option that accepts ``value``; its own message if it knows what is wrong, e.g. inside a section."""
         refusals = []
         for option in sorted(get_args(kind), key=lambda option: option is not NoneType):
             try:
@@ -193,7 +193,7 @@ class _Reader:
         return {key: self.value(value, get_args(kind)[1], inner, join(where, key)) for key, value in values.items()}
 
     def anything(self, value: Any, where: str) -> Any:
-        """``value`` in JSON's types."""
+        """``value`` in JSON types."""
         if isinstance(value, Mapping):
             return self.mapping(value, Mapping[str, Any], NO_RULE, where)
         if isinstance(value, (list, tuple)):
@@ -228,7 +228,7 @@ def _scalar(value: Any, kind: Any, rule: Rule, where: str) -> Any:
 
 
 def _choice(value: Any, valid: tuple[Any, ...], where: str) -> Any:
-    """``value`` if it is in ``valid``; None (as the command line reads "none") is taken for "none"."""
+    """``value`` if it is in ``valid``; None (which the command line makes of "none") is read as "none"."""
     if value is None and None not in valid and "none" in valid:
         return "none"
     for option in valid:
@@ -241,12 +241,12 @@ def _choice(value: Any, valid: tuple[Any, ...], where: str) -> Any:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A ConfigDict as a dict, a FieldReference's value, a NumPy scalar as Python's; other values as they are."""
+    """A ConfigDict as a dict, a FieldReference's value, a NumPy scalar as Python's; other values unchanged."""
     name = type(value).__name__
     if name == "FieldReference":
         try:
             return _plain(value.get(), where)
-        except Exception as error:  # ml_collections' RequiredValueError, or what computes the value failed
+        except Exception as error:  # ml_collections' RequiredValueError, or computing the value failed
             raise _Refusal(f"{where} has no value: {' '.join(str(error).split())}") from error
     if name in ("ConfigDict", "FrozenConfigDict"):
         return dict(value._fields)  # as written: its own items() are sorted
@@ -260,7 +260,7 @@ def _refuse(value: Any, where: str, expected: str) -> NoReturn:
 
 
 def _located(message: str, where: str, fields: Collection[str]) -> str:
-    """``message`` of a section's ``__post_init__`` with the dotted name ``where`` in front, unless it is there."""
+    """``message`` of a section's ``__post_init__`` with the dotted name ``where`` in front, unless already there."""
     parts = where.split(".") if where else []
     for start in range(len(parts)):
         if message.startswith(tuple(f"{'.'.join(parts[start:])}{end}" for end in (".", " ", ":", "["))):

@@ -1,4 +1,4 @@
-"""What differs between two configs, and what there is to set."""
+"""The differences between two configs, and the reference of all settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Change(NamedTuple):
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], cls: type) -> list[Change]:
-    """What differs between two configs of ``cls`` in ``to_dict``'s form; an absent key has its default."""
+    """The differences between two configs of ``cls`` in ``to_dict``'s form; an absent key has its default."""
     return list(_differences(old, new, cls, "", "fixed"))
 
 
@@ -62,7 +62,7 @@ def _differences(old: Any, new: Any, kind: Any, key: str, on_resume: OnResume) -
 
 
 class Row(NamedTuple):
-    """One field in the reference; a section has no ``default``, its fields follow. All are words."""
+    """One field in the reference, in words; a section has no ``default``, and its fields follow."""
 
     key: str
     type: str

@@ -59,7 +59,7 @@ CASES = [
     Case("null_columns/nulls.jsonl", 8, 8),
     Case("recap_keys/00000.tar", 4, 4),
     Case("roles/roles.jsonl", 15, 14, {"nothing_to_train": 1}, ("roles.jsonl:15",)),
-    Case("swapped_roles_fixed_in_place/d.jsonl", 4, 0, {"nothing_to_train": 4}, ("are the speakers exchanged?",)),
+    Case("swapped_roles_fixed_in_place/d.jsonl", 4, 0, {"nothing_to_train": 4}, ("are the speakers swapped?",)),
     Case("swapped_roles_fixed_in_place/good.jsonl", 4, 4),
     Case("symlinked_folders/data", 4, 4),
     Case("symlinked_folders/tars", 2, 2),

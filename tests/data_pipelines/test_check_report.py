@@ -103,5 +103,5 @@ def test_tags_of_images_in_texts_are_counted(tmp_path: Path, capsys: pytest.Capt
     code = check.main([str(path), f"--report={tmp_path / 'report'}", "--strict"])
     out = capsys.readouterr().out
     assert code == 0
-    assert "noted: 3 samples without images show some by a tag, which stays text, such as 1 (![it](x.jpg))" in out
+    assert "noted: 3 samples without images show images with a tag, which stays text, such as 1 (![it](x.jpg))" in out
     assert "0 problems: 5 of 5 samples are fine" in out

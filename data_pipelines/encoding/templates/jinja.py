@@ -1,9 +1,9 @@
-"""Chat templates as tokenizers bring them: Jinja programs, run in a sandbox.
+"""Chat templates that come with tokenizers: Jinja programs, run in a sandbox.
 
-They say how a conversation is written, but not which of it is the assistant's. That is found by marks: one behind the
-text of every turn, and two around what stands in ``{% generation %}``, which some templates have for this purpose. In
-those that have none an answer begins where the head of an answer that is to be generated ends, and ends with the
-special token behind its text: exactly what the model has to write by itself.
+They say how a conversation is written, but not which part of it is the assistant's. Marks are inserted to find out: one
+after the text of every turn, and two around the content of ``{% generation %}``, which some templates have for this
+purpose. In templates without it, an answer begins where the header of an answer to be generated ends, and ends with the
+special token after its text: exactly what the model has to generate.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ import jinja2.sandbox
 from data_pipelines.encoding.templates.template import Template, Turns, Written
 from data_pipelines.errors import BadSample, DataError
 
-_SAID, _BEGIN, _END = _MARKS = "\ufdd0\ufdd1\ufdd2"  # Unicode has set them aside: no text has them
+_SAID, _BEGIN, _END = _MARKS = "\ufdd0\ufdd1\ufdd2"  # Unicode noncharacters, which do not occur in text
 _MARK = re.compile(f"([{_MARKS}])")
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
 class _Refused(Exception):
-    """What a template says of a conversation that it does not write."""
+    """A template's message about a conversation that it refuses to write."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}``: what it writes stands between two marks."""
+    """``{% generation %}``: its output is enclosed in two marks."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2's own declaration
 
@@ -57,7 +57,7 @@ def _json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 def _sandbox() -> jinja2.Environment:
-    """As transformers has it, but for the date: what a sample is must not depend on the day."""
+    """As in transformers, except for the date: a sample must not depend on the current day."""
     found = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
@@ -67,19 +67,19 @@ def _sandbox() -> jinja2.Environment:
 
 
 class JinjaTemplate(Template):
-    """The template ``source``, of the file ``where``.
+    """The template ``source``, from the file ``where``.
 
-    special: the tokenizer's special tokens by their part ("bos_token"), which templates name. added: all tokens that
-    are cut out of texts by name. Raises DataError if the source is no template, or names what is no token.
+    special: the tokenizer's special tokens by role ("bos_token"), to which templates refer. added: all tokens that are
+    cut out of texts by name. Raises DataError if the source is not a template, or a special token is not in ``added``.
     """
 
-    begins = True  # or has none, if its author wants none
+    begins = True  # or writes no begin token if its author wants none
 
     def __init__(self, source: str, special: Mapping[str, str], added: Collection[str], where: str | Path):
         self._where, self._special = where, dict(special)
         for part, name in special.items():
             if part in source and name not in added:
-                raise DataError(f"{where}: its {part} {name!r} is no token; add it to added_tokens.json beside it")
+                raise DataError(f"{where}: its {part} {name!r} is not a token; add it to added_tokens.json beside it")
         self.digest = hashlib.sha256(json.dumps([source, special], sort_keys=True).encode()).hexdigest()[:16]
         self._token = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)")
         try:
@@ -106,30 +106,30 @@ class JinjaTemplate(Template):
 
     @functools.cached_property
     def _opening(self) -> str:
-        """What stands between the last word of a question and the first of its answer."""
+        """The text between the last word of a question and the first word of its answer."""
         text, ends, _ = self._read([("human", ".")], None, answer=True)
         return text[ends[-1] :]
 
     def _answer(self, text: str, ends: list[int], number: int) -> tuple[int, int]:
-        """Where turn ``number``, an answer, begins and stops in ``text``; raises DataError where nothing tells."""
-        mark = "mark what answers are with {% generation %}"
+        """Where turn ``number``, an answer, begins and stops in ``text``; raises DataError if that is unknown."""
+        mark = "mark the answers with {% generation %}"
         if not text.startswith(self._opening, ends[number - 1]):
             found = text[ends[number - 1] : ends[number - 1] + len(self._opening)]
             raise DataError(
                 f"{self._where}: its chat template has {found!r} before an answer, but {self._opening!r} before one "
-                f"that is to be generated: {mark}"
+                f"to be generated: {mark}"
             )
         last = self._token.search(text, ends[number])
         if last is None or text[ends[number] : last.start()].strip():
-            raise DataError(f"{self._where}: its chat template puts no special token behind an answer: {mark}")
+            raise DataError(f"{self._where}: its chat template puts no special token after an answer: {mark}")
         return ends[number - 1] + len(self._opening), last.end()
 
     def _read(self, turns: Turns, system: str | None, answer: bool) -> tuple[str, list[int], list[tuple[int, int]]]:
-        """The text without marks; where turns' texts end in it; (start, stop) of what stands in generation blocks."""
+        """The text without marks; where the turns' texts end in it; (start, stop) of the generation blocks."""
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": _ROLES[speaker], "content": said + _SAID} for speaker, said in turns]
         if any(mark in said for _, said in (("", system or ""), *turns) for mark in _MARKS):
-            raise BadSample("bad_conversation", detail="a character that Unicode has set aside")
+            raise BadSample("bad_conversation", detail="the text contains a Unicode noncharacter")
         try:
             text = self._template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=answer, **self._special
@@ -149,14 +149,14 @@ class JinjaTemplate(Template):
 
 
 def tokenizer_template(folder: Path, added: Collection[str]) -> JinjaTemplate:
-    """The template of the tokenizer in ``folder``. Raises DataError where it has none, or one that cannot be used."""
+    """The template of the tokenizer in ``folder``. Raises DataError if it has none, or if it cannot be used."""
     values: dict[str, Any] = {}
     try:
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (file := folder / name).is_file():
                 values |= json.loads(file.read_text("utf-8"))
         found = values.get("chat_template")
-        if isinstance(found, list):  # several by name
+        if isinstance(found, list):  # several, by name
             found = {each["name"]: each["template"] for each in found}.get("default")
         if (own := folder / "chat_template.jinja").is_file():
             file, found = own, own.read_text("utf-8")
@@ -165,7 +165,7 @@ def tokenizer_template(folder: Path, added: Collection[str]) -> JinjaTemplate:
         raise DataError(f"{file}: cannot be read ({error})") from None
     if not isinstance(found, str):
         raise DataError(
-            f"{folder}: this tokenizer has no chat template, neither chat_template.jinja nor the key chat_template of "
+            f"{folder}: this tokenizer has no chat template, neither chat_template.jinja nor the key chat_template in "
             "tokenizer_config.json: set data.template"
         )
     return JinjaTemplate(found, {part: name for part, name in special.items() if isinstance(name, str)}, added, file)

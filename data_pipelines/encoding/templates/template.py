@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from data_pipelines.special_tokens import IM_END, IM_START
 
-Turns = Sequence[tuple[str, str]]  # ("human" or "gpt", text), taking turns, a question first
+Turns = Sequence[tuple[str, str]]  # ("human" or "gpt", text), alternating, starting with a question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Written:
 
     Attributes:
       text: with the template's special tokens by name.
-      trained: (start, stop) characters of each answer and its end, which the model has to predict.
+      trained: (start, stop) characters of each answer and its end token, which the model has to predict.
       ends: where the text of each turn ends.
     """
 
@@ -30,9 +30,9 @@ class Template(abc.ABC):
     """How a conversation is written.
 
     Attributes:
-      begins: whether the text of ``write`` is whole, so that no begin token is put in front.
-      digest: of whatever decides the text beside the template's name; "" for those that never change.
-      tokens: that the tokenizer must have. A tokenizer's own template asks for none that it lacks.
+      begins: whether the text of ``write`` is complete, so that no begin token is added in front.
+      digest: of whatever determines the text besides the template's name; "" for templates that never change.
+      tokens: the tokens that the tokenizer must have. A tokenizer's own template requires none that it lacks.
     """
 
     begins = False
@@ -45,25 +45,25 @@ class Template(abc.ABC):
 
         Args:
           system: the system message; None = the template's own, "" = none.
-          answer: end with the head of an answer that is to be generated.
+          answer: end with the header of an answer to be generated.
 
         Raises:
-          BadSample: "bad_conversation", where the template refuses it.
+          BadSample: "bad_conversation" if the template refuses it.
           DataError: the template cannot be used.
         """
 
     @abc.abstractmethod
     def follow(self, question: str) -> str:
-        """What stands between the last word of an answer and the first of the next one."""
+        """The text between the last word of an answer and the first word of the next one."""
 
     @abc.abstractmethod
     def end(self) -> str | None:
-        """The token that ends an answer, by name; None where nothing tells."""
+        """The token that ends an answer, by name; None if it cannot be determined."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedTemplate(Template):
-    """``{}`` stands for the text of a turn. message: of the system, where none is given."""
+    """``{}`` stands for the text of a turn. message: the system message to use if none is given."""
 
     message: str
     system: str

@@ -1,4 +1,4 @@
-"""One build of the demo sets: the settings that every sample follows from."""
+"""One build of the demo sets: the settings that determine every sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DemoBuild:
     Attributes:
       root: folder of the sets.
       edge: edge of the pictures in pixels.
-      vocabulary: pieces of the tokenizer.
+      vocabulary: number of tokenizer pieces.
       mismatched: share of the alt texts of S1.1 that belong to another picture.
     """
 
@@ -37,15 +37,15 @@ class DemoBuild:
 
     @functools.cached_property
     def painter(self) -> Painter:
-        """Paints what is trained on."""
+        """Paints the training pictures."""
         return Painter(self.edge, heldout=False)
 
     @functools.cached_property
     def heldout_painter(self) -> Painter:
-        """Paints what is held out."""
+        """Paints the held-out pictures."""
         return Painter(self.edge, heldout=True)
 
     @functools.cached_property
     def paragraphs(self) -> list[str]:
-        """The prose that is trained on; the part "text" must be built."""
+        """The prose of the training split; the part "text" must have been built."""
         return [line for line in (self.root / "text/train.txt").read_text().splitlines() if line]

@@ -1,4 +1,4 @@
-"""Conversations that are trained on: without images (S0) and about pictures (S2)."""
+"""Training conversations: without images (S0) and about pictures (S2)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Maker = Callable[[DemoBuild, np.random.Generator, str], Conversation]  # the str
 
 
 def write_s0(build: DemoBuild, folder: Path) -> Counts:
-    """Conversations without images, in equal parts prose to be continued and descriptions.
+    """Conversations without images: half prose to be continued, half descriptions.
 
-    A base language model knows how people chat and describe things before it sees any; without these the frozen text
-    side could neither end an answer nor say "triangle".
+    A base language model already knows how people chat and describe things before it sees images; without these
+    conversations the frozen text side could neither end an answer nor say "triangle".
     """
     makers: dict[str, Maker] = {"prose": _continuation, "descriptions": _description}
     count = build.sizes.s0_chat // len(makers)
@@ -61,14 +61,14 @@ def _records(
 
 
 def _continuation(build: DemoBuild, rng: np.random.Generator, id: str) -> Conversation:
-    """Text only: a sentence of the prose to be continued."""
+    """Text-only: a sentence of the prose, to be continued."""
     words = build.paragraphs[int(rng.integers(len(build.paragraphs)))].split()[:24]
     half = len(words) // 2
     return Conversation(id, [], [(f"continue: {' '.join(words[:half])}", " ".join(words[half:]))])
 
 
 def _description(build: DemoBuild, rng: np.random.Generator, id: str) -> Conversation:
-    """Text only: the caption of a picture that is not shown."""
+    """Text-only: the caption of a picture that is not shown."""
     return Conversation(id, [], [("describe a picture", build.painter.any(rng).caption)])
 
 
@@ -101,7 +101,7 @@ def _about_photo(build: DemoBuild, rng: np.random.Generator, id: str) -> Convers
 
 
 def _about_two_scenes(build: DemoBuild, rng: np.random.Generator, id: str) -> Conversation:
-    """Two images in the first turn, or one in each of two turns."""
+    """Two images in the first turn, or one image in each of two turns."""
     (first, scene_1), (second, scene_2) = (build.painter.scene(rng, shapes=1) for _ in range(2))
     (shape_1,), (shape_2,) = scene_1.shapes, scene_2.shapes
     if rng.integers(2):

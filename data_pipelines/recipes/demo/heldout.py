@@ -1,4 +1,4 @@
-"""Held-out captions and questions, on which the demo is evaluated; nothing of it is trained on."""
+"""Held-out captions and questions, on which the demo is evaluated; none of them is used in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_pipelines.recipes.parts import Counts
 
 
 def write_heldout(build: DemoBuild, folder: Path) -> Counts:
-    """Captions of any picture, questions about scenes, and half as many questions of easy-vqa's test split."""
+    """Captions of any picture, questions about scenes, and half as many questions from easy-vqa's test split."""
     makers = {
         "captions": (build.sizes.heldout_captions, _caption),
         "questions": (build.sizes.heldout_questions, _question),

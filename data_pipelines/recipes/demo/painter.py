@@ -35,7 +35,7 @@ PHOTOS = {
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture with a careful (``caption``) and a careless (``alt``) description, its sort and its origin."""
+    """A picture with a careful (``caption``) and a careless (``alt``) description, its type and its origin."""
 
     image: Image.Image
     caption: str
@@ -58,7 +58,7 @@ class Painter:
         self.heldout = heldout
 
     def any(self, rng: np.random.Generator) -> Picture:
-        """7 in 10 scenes, the rest digits and photographs."""
+        """A scene in 7 of 10 cases, otherwise a digit or a photograph."""
         choice = rng.random()
         return self.scene(rng)[0] if choice < 0.7 else self.digit(rng) if choice < 0.85 else self.photo(rng)
 
@@ -69,7 +69,7 @@ class Painter:
         return Picture(image, scenes.caption(scene), scenes.alt_text(scene, rng), "scene", "scenes"), scene
 
     def digit(self, rng: np.random.Generator) -> Picture:
-        """A handwritten digit of scikit-learn in some colour; every sixth of the set is held out."""
+        """A handwritten digit from scikit-learn in a random colour; every sixth digit of the set is held out."""
         images, labels = _digits()
         candidates = np.flatnonzero((np.arange(len(labels)) % 6 == 0) == self.heldout)
         index = int(candidates[rng.integers(len(candidates))])
@@ -87,7 +87,7 @@ class Painter:
         return Picture(image, f"a handwritten {word}", alt, "digit", f"scikit-learn/digits/{index}")
 
     def photo(self, rng: np.random.Generator) -> Picture:
-        """A square cut-out: training from the left two thirds of a photograph, held-out from the right."""
+        """A square crop: for training from the left two thirds of a photograph, held-out from the rest."""
         name = list(PHOTOS)[int(rng.integers(len(PHOTOS)))]
         photo = _photo(name)
         width, height = photo.size
@@ -133,5 +133,5 @@ def _photo(name: str) -> Image.Image:
 
     path = Path(skimage.data.__file__).parent / name
     if not path.is_file():
-        raise DataError(f"{path}: scikit-image has no such photograph; install scikit-image 0.24 or later")
+        raise DataError(f"{path}: scikit-image does not contain this photograph; install scikit-image 0.24 or later")
     return Image.open(path).convert("RGB")

@@ -1,4 +1,4 @@
-"""Image-text pairs of stage 1: noisy alt text (S1.1), captions (S1.2), captions with detection and OCR (S1.3)."""
+"""Image-text pairs for stage 1: noisy alt text (S1.1), captions (S1.2), captions with detection and OCR (S1.3)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES_PER_SHARD = 1000
 
 
 def write_s1_1(build: DemoBuild, folder: Path) -> Counts:
-    """Alt text as written; every so often it belongs to another picture."""
+    """Alt text as written; a share of it belongs to another picture."""
     share = Fraction(str(build.mismatched))
     with ShardWriter(folder, samples_per_shard=SAMPLES_PER_SHARD) as writer:
         for index in range(build.sizes.s1_1):
@@ -47,7 +47,7 @@ def write_s1_2(build: DemoBuild, folder: Path) -> Counts:
 
 
 def write_s1_3(build: DemoBuild, folder: Path) -> Counts:
-    """Captions, detection and OCR in the shares of the paper."""
+    """Captions, detection and OCR in the proportions of the paper."""
     words = _common_words(build.paragraphs)
     tasks: dict[str, Callable[[np.random.Generator], tuple[Picture, str]]] = {
         "caption": lambda rng: _with_caption(build.painter.any(rng)),
@@ -73,7 +73,7 @@ def _with_boxes(build: DemoBuild, rng: np.random.Generator) -> tuple[Picture, st
 
 
 def _common_words(paragraphs: list[str], count: int = 80) -> list[str]:
-    """The commonest short words of the prose."""
+    """The most common short words of the prose."""
     frequencies = collections.Counter(word for line in paragraphs for word in line.lower().split())
     short = [word for word, _ in frequencies.most_common(4000) if 3 <= len(word) <= 5 and word.isalpha()]
     return short[:count]

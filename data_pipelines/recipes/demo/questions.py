@@ -13,7 +13,7 @@ from data_pipelines.recipes.demo.scenes import COLORS, SHAPES, Scene, Shape, art
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about a scene; ``kind`` names the skill asked for (a key of ``QUESTION_KINDS``)."""
+    """A question about a scene; ``kind`` names the skill tested (a key of ``QUESTION_KINDS``)."""
 
     kind: str
     text: str
@@ -66,7 +66,7 @@ def _ask_exists(scene: Scene, rng: np.random.Generator) -> Turn | None:
     if rng.integers(2):
         return f"is there {article(shape.label)}?", "yes"
     present = {other.label for other in scene.shapes}
-    while True:  # a near miss: the colour or the shape is there, the two together are not
+    while True:  # a near miss: the colour or the shape occurs, but not both together
         if rng.integers(2):
             label = f"{rng.choice(list(COLORS))} {shape.shape}"
         else:
@@ -99,7 +99,7 @@ QUESTION_KINDS: dict[str, Callable[[Scene, np.random.Generator], Turn | None]] =
 
 
 def sample_questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """Up to ``count`` different questions about the scene, of different kinds as far as there are any."""
+    """Up to ``count`` different questions about the scene, of different kinds as far as possible."""
     kinds = [str(kind) for kind in rng.permutation(list(QUESTION_KINDS))]
     found: dict[str, Question] = {}
     for kind in kinds * 3:

@@ -1,7 +1,7 @@
 """Composed scenes: a few coloured shapes on a grid, with captions, boxes and answers that follow from the ``Scene``.
 
-Scenes are split into training and held-out ones by what they show (``Scene.is_heldout``), so that a right answer about
-a held-out scene was not memorised.
+Scenes are split into training and held-out ones by their content (``Scene.is_heldout``), so that a right answer about a
+held-out scene cannot have been memorised.
 
     scene (grid 2)            caption   "a red circle left of a blue square"
     +-----+-----+             boxes     red circle [60, 70, 430, 440], blue square [560, 80, 920, 440]
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def label(self) -> str:
-        """As in "red circle"."""
+        """For example "red circle"."""
         return f"{self.color} {self.shape}"
 
     def box(self) -> tuple[int, int, int, int]:
@@ -57,19 +57,19 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Shapes in reading order on a ``grid`` x ``grid`` raster; no two have the same colour and shape."""
+    """Shapes in reading order on a ``grid`` x ``grid`` grid; no two have the same colour and shape."""
 
     grid: int
     shapes: tuple[Shape, ...]
     background: tuple[int, int, int]
 
     def place(self, shape: Shape) -> str:
-        """Where the shape is, as in "top left"."""
+        """Where the shape is, for example "top left"."""
         row, column = _ROWS[self.grid][shape.cell[0]], _COLUMNS[self.grid][shape.cell[1]]
         return "center" if (row, column) == ("middle", "center") else f"{row} {column}"
 
     def is_heldout(self) -> bool:
-        """True for a tenth of all scenes, chosen by which shape in which colour lies in which cell."""
+        """True for a tenth of all scenes, chosen by which shape in which colour is in which cell."""
         content = repr([(s.color, s.shape, s.cell) for s in self.shapes])
         return hashlib.blake2b(content.encode(), digest_size=8).digest()[0] % 10 == 0
 
@@ -77,7 +77,7 @@ class Scene:
 def sample_scene(
     rng: np.random.Generator, *, grid: int = 2, shapes: int | None = None, heldout: bool | None = None
 ) -> Scene:
-    """A random scene of 1 to 3 shapes (``shapes`` fixes the number), from either or one side of the split."""
+    """A random scene of 1 to 3 shapes (``shapes`` fixes the number), from both sides or one side of the split."""
     if grid not in _ROWS:
         raise ValueError(f"grid={grid}: scenes have a grid of {sorted(_ROWS)} cells an edge")
     while True:
@@ -146,7 +146,7 @@ def caption(scene: Scene) -> str:
 
 
 def alt_text(scene: Scene, rng: np.random.Generator) -> str:
-    """A short, careless text, as web pages carry it (stage S1.1)."""
+    """A short, careless text, as found on web pages (stage S1.1)."""
     names = [s.label for s in scene.shapes]
     form = int(rng.integers(5))
     if form == 0:

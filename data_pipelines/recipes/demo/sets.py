@@ -52,18 +52,18 @@ def build_demo_sets(
     workers: int = 1,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
-    """Builds the demo sets, or what is missing of them, and returns the manifest with absolute paths.
+    """Builds the demo sets, or the missing parts of them, and returns the manifest with absolute paths.
 
     Args:
       out_dir: folder of the sets. Parts that an earlier call finished with the same arguments are kept; each part
-        appears only when it is complete, so that an interrupted build resumes where it was.
-      seed: decides every picture, text and split.
+        appears only when it is complete, so that an interrupted build resumes where it stopped.
+      seed: determines every picture, text and split.
       sizes: samples of each set.
       edge: edge of the pictures in pixels: the tile size to train with, or a multiple of it.
       token_pixels: edge of the square that one visual token covers; divides ``edge``.
-      vocabulary: pieces of the tokenizer, without the added tokens.
+      vocabulary: number of tokenizer pieces, without the added tokens.
       mismatched: share of the alt texts of S1.1 that belong to another picture.
-      workers: processes that paint; more than one only where the main module is guarded. The sets are the same.
+      workers: processes that paint; more than one requires a guarded main module. It does not change the sets.
       progress: called with one line for each part that is built.
 
     Raises:
@@ -72,7 +72,7 @@ def build_demo_sets(
     sizes = sizes or DemoSizes()
     if edge % token_pixels:
         raise DataError(
-            f"edge={edge} is no multiple of token_pixels={token_pixels}: choose, say, edge=64, token_pixels=16"
+            f"edge={edge} is not a multiple of token_pixels={token_pixels}: choose, say, edge=64, token_pixels=16"
         )
     build = DemoBuild(Path(out_dir), seed, sizes, edge, vocabulary, mismatched)
     settings = {"version": VERSION, **dataclasses.asdict(build)}
@@ -93,7 +93,7 @@ def _part(build: DemoBuild, settings: Mapping[str, Any], name: str, progress: Pr
 
 
 def _painted(part: Callable[[str, Progress], Counts], workers: int, progress: Progress) -> dict[str, Counts]:
-    """The parts with pictures and chats, each by one process; the largest is begun first."""
+    """The parts with pictures and chats, each in one process; the largest is started first."""
     if workers == 1:
         return {name: part(name, progress) for name in PAINTED}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -107,7 +107,7 @@ def _painted(part: Callable[[str, Progress], Counts], workers: int, progress: Pr
 
 
 def _quietly(part: Callable[[str, Progress], Counts], name: str) -> tuple[Counts, list[str]]:
-    """A part and the lines that its building said."""
+    """A part and the progress lines of its build."""
     lines: list[str] = []
     return part(name, lines.append), lines
 
@@ -130,7 +130,7 @@ def write_tokenizer(build: DemoBuild, folder: Path) -> Counts:
     return train_tokenizer(folder, _sentences(build), build.vocabulary)
 
 
-# Each is a function of the build alone, but for the prose of "text", which comes before, and the tokenizer, after.
+# Each depends only on the build, except for the prose of "text", which is built before, and the tokenizer, built last.
 PAINTED = ("s2", "s0", "s1_1", "s1_2", "s1_3", "heldout")
 _WRITERS = {
     "text": write_text,
@@ -145,7 +145,7 @@ _WRITERS = {
 
 
 def _sentences(build: DemoBuild) -> Iterator[str]:
-    """The prose, and every caption, question and answer that is trained on."""
+    """The prose, and every caption, question and answer used in training."""
     yield from build.paragraphs
     for folder in ("s1_1", "s1_2", "s1_3/caption", "s1_3/detection", "s1_3/ocr"):
         yield from read_captions(build.root / folder)

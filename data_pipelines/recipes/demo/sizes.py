@@ -9,7 +9,7 @@ from data_pipelines.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class DemoSizes:
-    """Samples of each set; ``s1_3`` and ``s2`` are divided among their sources. ``text_bytes`` caps the prose.
+    """Samples of each set; ``s1_3`` and ``s2`` are divided among their sources. ``text_bytes`` limits the prose.
 
     Raises DataError if a size is below 20.
     """

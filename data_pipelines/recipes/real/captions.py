@@ -17,7 +17,7 @@ from data_pipelines.recipes.shard_writer import ShardWriter, encode_image
 
 
 def _pairs(read: Callable[..., Iterable[Pair]], *, captions: bool) -> Recipe:
-    """Writes the pairs of a reader as shards; with ``captions``, alt text in them and captions beside them."""
+    """Writes the pairs of a reader as shards; with ``captions``, alt text goes into them and captions beside them."""
 
     def write(options: Options, folder: Path, roots: list[Path]) -> Counts:
         skipped: Counter[str] = Counter()
@@ -40,7 +40,7 @@ def _pairs(read: Callable[..., Iterable[Pair]], *, captions: bool) -> Recipe:
 
 
 def _figures(folder: str) -> Recipe:
-    """The figures of a manual; ``folder`` is its place in the first package."""
+    """The figures of a manual; ``folder`` is its path in the first package."""
     return _pairs(lambda root, *_: manuals.read_figures(root, folder), captions=False)
 
 

@@ -1,4 +1,4 @@
-"""The real sets: name, stage and packages of each, and what all recipes share. How a set is built is its recipe's."""
+"""The real sets: name, stage and packages of each, and what all recipes share. Recipes define how sets are built."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from data_pipelines.recipes.real.packages import Package
 
-TASKS = "lm_eval"  # the stage of sets that nothing trains on
-HELDOUT = 50  # one group of pictures, or one document of text, out of this many is held out
+TASKS = "lm_eval"  # the stage of sets that are not used in training
+HELDOUT = 50  # one out of this many groups of pictures or text documents is held out
 PICTURE_SIZES = ((448, 448), (672, 448), (448, 672), (896, 448))  # of composed pictures: width, height in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a build may choose. ``limit``: at most that many samples a set (None = all there are).
+    """Options of a build. ``limit``: maximum number of samples per set (None = no limit).
 
-    The other numbers are samples of the sets that are composed or drawn, whose stock has no end.
+    The other numbers are sample counts of the sets that are composed or drawn, whose supply is unlimited.
     """
 
     seed: int = 0
@@ -39,7 +39,7 @@ class Options:
         return wanted if self.limit is None else min(wanted, self.limit)
 
 
-# Fills a folder from the folders of the unpacked packages, in the order of the catalogue; returns what it counted.
+# Fills a folder from the folders of the unpacked packages, given in catalogue order; returns its counts.
 Recipe = Callable[[Options, Path, list[Path]], dict[str, int]]
 
 
@@ -68,7 +68,7 @@ def _npm(name: str, version: str) -> Package:
 _TUXPAINT = _debian("tuxpaint-stamps-default")
 _WALLPAPERS = (_debian("plasma-workspace-wallpapers"), _debian("mate-backgrounds"))
 _FLUENT = (_npm("@lobehub/fluent-emoji-3d", "1.1.0"), _npm("emojibase-data", "17.0.0"))
-_GIMP_HELP = (_debian("gimp-help-en"), _debian("gimp-help-common"))  # the licence lies in the second
+_GIMP_HELP = (_debian("gimp-help-en"), _debian("gimp-help-common"))  # the second contains the licence
 _WORDNET = _debian("wordnet-base")
 
 SETS = (

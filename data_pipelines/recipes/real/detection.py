@@ -1,6 +1,6 @@
-"""Detection (S1.3): collages, stamps (cut-out pictures with names) on photographs, so that every box is exact.
+"""Detection (S1.3): collages of stamps (cut-out pictures with names) on photographs, so that every box is exact.
 
-The stamps are those of tuxpaint (GPL-2), the photographs are wallpapers of Plasma (GPL-2+) and MATE (GPL-2+,
+The stamps come from tuxpaint (GPL-2), the photographs are wallpapers of Plasma (GPL-2+) and MATE (GPL-2+,
 CC-BY-SA-4.0).
 """
 
@@ -26,7 +26,7 @@ from data_pipelines.recipes.shard_writer import ShardWriter, encode_image
 
 PROMPT = "detect the objects in the image and give their boxes"
 _WALLPAPER_EDGE = 1400
-_MIN_SHARE, _MAX_SHARE = 0.15, 0.4  # longer edge of a stamp, of the picture's shorter edge
+_MIN_SHARE, _MAX_SHARE = 0.15, 0.4  # longer edge of a stamp as a share of the picture's shorter edge
 
 
 def _write_detection(options: Options, folder: Path, roots: list[Path]) -> Counts:
@@ -72,7 +72,7 @@ class CollageComposer:
                 self.stamps.append((stamp_name(pair), _stamp(pair.picture)))
 
     def collage(self, rng: np.random.Generator) -> Collage:
-        """One to five stamps, none covering another, on a cut-out of a wallpaper."""
+        """One to five stamps, none covering another, on a crop of a wallpaper."""
         width, height = PICTURE_SIZES[int(rng.integers(len(PICTURE_SIZES)))]
         image = self._background(rng, width, height)
         boxes: list[Box] = []  # in pixels
@@ -107,7 +107,7 @@ class CollageComposer:
 
 
 def stamp_name(pair: Pair) -> str:
-    """Short name of a stamp: the first words of its caption, without article."""
+    """Short name of a stamp: the first words of its caption, without the article."""
     text = re.split(r"[.,:;!?(]", pair.caption.removeprefix("an emoji of "))[0].strip()
     text = re.sub(r"^(?:an?|the|some|this is an?)\s+", "", text, flags=re.IGNORECASE)
     return text[:1].lower() + text[1:]
@@ -118,11 +118,11 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _stamp(picture: Path | Image.Image) -> Image.Image:
-    """RGBA cut to what can be seen, no larger than it is ever pasted. Raises BadSample ("unreadable")."""
+    """RGBA cropped to the visible part, no larger than it is ever pasted. Raises BadSample ("unreadable")."""
     image = open_picture(picture).convert("RGBA")
     box = image.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox()
     if box is None:
-        raise BadSample("unreadable", detail="nothing to be seen")
+        raise BadSample("unreadable", detail="nothing is visible")
     image = image.crop(box)
     edge = round(_MAX_SHARE * max(min(size) for size in PICTURE_SIZES))
     image.thumbnail((edge, edge))
@@ -139,7 +139,7 @@ def _wallpaper(path: Path) -> Image.Image:
 
 
 def package_composer(roots: Sequence[Path]) -> CollageComposer:
-    """Stamps of the first package that are trained on and have short names, and wallpapers of the others."""
+    """Stamps of the first package (training split, short names only), and wallpapers of the other packages."""
     stamps = [
         pair
         for pair in read_tuxpaint(roots[0])

@@ -1,4 +1,4 @@
-"""Tasks for lm-evaluation-harness, of texts that registries hold: which of four definitions is that of a word.
+"""Tasks for lm-evaluation-harness from texts in registries: which of four definitions belongs to a word.
 
 NAME.yaml, NAME.py, NAME.jsonl      a task of the harness; --include_path names their folder
 """
@@ -53,9 +53,9 @@ def _write_word_meaning(options: Options, folder: Path, roots: list[Path]) -> Co
 
 
 def word_questions(root: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` words drawn of WordNet, each with its definition among three of other words of its part of speech.
+    """``count`` words drawn from WordNet, each with its definition and three of other words of its part of speech.
 
-    Every word is asked once; right answers stand in each place equally often, and none holds the word.
+    Every word occurs once; right answers are at each position equally often, and none contains the word.
     """
     meanings: dict[tuple[str, str], list[str]] = defaultdict(list)
     for part, word, gloss in english.read_wordnet_senses(root):
@@ -75,7 +75,7 @@ def word_questions(root: Path, count: int, seed: int) -> list[dict[str, Any]]:
         others = [other for other in (of_part[part][place] for place in drawn) if other != key]
         wrong = [meanings[other][0] for other in others if meanings[other][0] not in meanings[key]][: CHOICES - 1]
         if len(wrong) < CHOICES - 1:
-            continue  # too few words of its part
+            continue  # too few words of its part of speech
         answer = len(questions) % CHOICES
         choices = [*wrong[:answer], meanings[key][0], *wrong[answer:]]
         questions.append({"word": word, "part": part, "choices": choices, "answer": answer})

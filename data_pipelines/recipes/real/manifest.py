@@ -1,4 +1,4 @@
-"""The manifest of the real sets that are built."""
+"""The manifest of the real sets that have been built."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from data_pipelines.recipes.real import detection, ocr
 VERSION = 1
 LICENCES = "licences.json"  # beside the samples of a set: package -> licence
 
-Built = dict[str, dict[str, Counts]]  # stage -> set -> counts of the sets that are built
+Built = dict[str, dict[str, Counts]]  # stage -> set -> counts of the sets that have been built
 
 
 def make_manifest(root: Path, built: Built, seed: int) -> dict[str, Any]:
-    """The manifest of the sets that are built in ``root``."""
+    """The manifest of the sets that have been built in ``root``."""
     return {
         "version": VERSION,
         "seed": seed,
@@ -41,7 +41,7 @@ def make_manifest(root: Path, built: Built, seed: int) -> dict[str, Any]:
 
 
 def made_samples(counts: Counts) -> int:
-    """Samples of a set, without those held out: the one count among its counts that is of samples."""
+    """Samples of a set without those held out: the only one of its counts that counts samples."""
     return sum(counts.get(unit, 0) for unit in ("pairs", "conversations", "documents", "questions"))
 
 
@@ -71,7 +71,7 @@ def _sources(built: Built) -> dict[str, list[Source]]:
 
 
 def _alignment_sources(captioned: list[Source], built: Built) -> list[Source]:
-    """S1.3 in the shares of the paper; the share of captions is divided by the sizes of their sets."""
+    """S1.3 in the proportions of the paper; the share of captions is divided in proportion to the sets' sizes."""
     total = sum(counts["pairs"] for counts in built.get("s1_2", {}).values())
     prompts = {"detection": detection.PROMPT, "ocr": ocr.PROMPT}
     sources = [
@@ -95,12 +95,12 @@ def _heldout(root: Path) -> dict[str, Any]:
         if (root / path).is_file() and (root / path).stat().st_size:
             entries[name] = heldout_entry(root, path, with_majority=name != "captions")
             if name == "captions":
-                entries[name]["image_root"] = "."  # its pictures lie in the folders of several sets
+                entries[name]["image_root"] = "."  # its pictures are in the folders of several sets
     return entries
 
 
 def _licences(root: Path, built: Built) -> dict[str, str]:
-    """Package -> licence, of every set that is built."""
+    """Package -> licence, for every set that has been built."""
     licences: dict[str, str] = {}
     for stage in sorted(built):
         for name in sorted(built[stage]):

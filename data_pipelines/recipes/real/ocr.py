@@ -1,6 +1,6 @@
-"""OCR (S1.3): sentences drawn in lines, so that every letter is known.
+"""OCR (S1.3): sentences rendered in lines, so that every letter is known.
 
-The sentences come from the docstrings of installed packages (``prose.py``), the font is Pillow's own.
+The sentences come from the docstrings of installed packages (``prose.py``); the font is Pillow's built-in font.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _write_ocr(options: Options, folder: Path, roots: list[Path]) -> Counts:
 
 
 def draw_page(sentences: Sequence[str], rng: np.random.Generator) -> tuple[Image.Image, str]:
-    """Up to eight lines of one of the sentences in one size and colour, and the text with its line breaks.
+    """A page with up to eight lines of one of the sentences in one size and colour, and its text with line breaks.
 
     Raises BadSample ("text_too_wide") if the first word does not fit.
     """
@@ -61,7 +61,7 @@ def draw_page(sentences: Sequence[str], rng: np.random.Generator) -> tuple[Image
 
 
 def _wrap(words: Sequence[str], font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:
-    """Lines of at most ``width`` pixels; they end before a word that does not fit on a line by itself."""
+    """Lines of at most ``width`` pixels; they end before a word that does not fit on a line of its own."""
     lines: list[str] = []
     line = ""
     for word in words:

@@ -1,6 +1,6 @@
-"""Fetches and unpacks packages through the ordinary clients of their registries; no root, nothing is installed.
+"""Fetches and unpacks packages with the ordinary clients of their registries, without root or installation.
 
-debian   apt-get download with package lists of our own, dpkg-deb -x      needs a Debian-like system
+debian   apt-get download with separate package lists, dpkg-deb -x        needs a Debian-like system
 npm      npm pack, tar                                                    needs Node.js
 pypi     pip download --no-deps, unpacked as the archive it is
 """
@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 1800
 class Package:
     """A package of a registry ("debian", "npm" or "pypi").
 
-    ``names``: the name, or several where it changes with the distribution's release; the first that exists is taken.
+    ``names``: the name, or several if it depends on the distribution's release; the first that exists is used.
     ``version``: None = the newest.
     """
 
@@ -69,7 +69,7 @@ class PackageStore:
         raise DataError(f"{package}: {failure}")
 
     def licence(self, package: Package) -> str:
-        """The licence that the package states, in short; a pointer, not a legal judgement."""
+        """The licence that the package states, in short form; a hint, not a legal judgement."""
         folder = self.unpacked(package)
         if package.registry == "debian":
             return _debian_licence(folder)
@@ -156,10 +156,10 @@ def _unpack(archive: Path) -> None:
 
 
 def _safely(file: tarfile.TarFile) -> dict[str, Any]:
-    """Options of ``extractall`` that let nothing out of the folder."""
+    """Options of ``extractall`` that keep everything inside the folder."""
     if hasattr(tarfile, "data_filter"):
         return {"filter": "data"}
-    # Python 3.11.3 and older have no filters: plain files alone.
+    # Python 3.11.3 and older have no filters: only plain files are extracted.
     paths = {member: PurePosixPath(member.name) for member in file if member.isfile()}
     return {"members": [m for m, path in paths.items() if not path.is_absolute() and ".." not in path.parts]}
 

@@ -23,7 +23,7 @@ HELDOUT_QUESTIONS = 200
 
 
 def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts:
-    """All questions of the training split; of each image of the test split one question, held out."""
+    """All questions of the training split; held out is one question for each image of the test split."""
     counts = {}
     for split, name in (("train", "train"), ("test", "heldout")):
         records = []
@@ -37,7 +37,7 @@ def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts
 
 
 def _write_collages(options: Options, folder: Path, roots: list[Path]) -> Counts:
-    """Several questions about each collage; held out are other collages, with one question that has a short answer."""
+    """Several questions about each collage; held out are other collages, each with one question with a short answer."""
     composer = package_composer(roots)
     names = sorted({name for name, _ in composer.stamps})
 
@@ -59,7 +59,7 @@ def _write_collages(options: Options, folder: Path, roots: list[Path]) -> Counts
 
 
 def collage_turns(collage: Collage, others: Sequence[str], rng: np.random.Generator) -> list[Turn]:
-    """Two to four turns about a collage; ``others`` are names to ask for that may be absent."""
+    """Two to four turns about a collage; ``others`` are names to ask about that may be absent."""
     names = list(dict.fromkeys(p.label for p in collage.placed))
     turns = [("What objects were put on the picture?", f"{', '.join(names)}."), *short_turns(collage, others, rng)]
     if single := _named_once(collage):
@@ -89,7 +89,7 @@ def _named_once(collage: Collage) -> list[Placed]:
 
 
 def _translations(question: str, read: Callable[..., Iterable[Pair]]) -> Recipe:
-    """Each picture with its name in English and two more languages; every tenth time two pictures at once."""
+    """Each picture with its name in English and two more languages; every tenth also together with another."""
 
     def write(options: Options, folder: Path, roots: list[Path]) -> Counts:
         skipped: Counter[str] = Counter()
@@ -114,7 +114,7 @@ def _translations(question: str, read: Callable[..., Iterable[Pair]]) -> Recipe:
 
 
 def _write_definitions(options: Options, folder: Path, roots: list[Path]) -> Counts:
-    """Text only: what words mean, after WordNet."""
+    """Text-only: what words mean according to WordNet."""
     entries = [(word, gloss) for _, word, gloss in english.read_wordnet_senses(roots[0]) if word.isalpha() and gloss]
     order = sample_rng(options.seed, "definitions").permutation(len(entries))
     records = []

@@ -41,22 +41,22 @@ def build_real_sets(
     packages: PackageStore | None = None,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
-    """Fetches packages and builds the named sets (None = all) of them.
+    """Fetches packages and builds the named sets (None = all) from them.
 
     Args:
       out_dir: folder of the sets. Sets that an earlier call built with the same arguments are kept.
-      sets: names of the catalogue.
-      seed: decides composed samples.
-      limit: at most that many samples a set.
-      vocabulary: pieces of the tokenizer, without the added tokens.
+      sets: names from the catalogue.
+      seed: determines composed samples.
+      limit: maximum number of samples per set.
+      vocabulary: number of tokenizer pieces, without the added tokens.
       packages: where packages come from; by default they are fetched into ``out_dir/packages``.
       progress: called with one line for each set and licence.
 
     Returns {"sets": {NAME: {"stage", "counts", "licences"}}, "failed": {NAME: why}, "manifest": path}. The manifest
-    covers every set in ``out_dir`` that models train on, those of earlier calls included; None without one.
+    covers every training set in ``out_dir``, including those of earlier calls; None if there is no training set.
 
     Raises:
-      DataError: an unknown name of a set, or arguments that do not fit.
+      DataError: an unknown set name, or invalid arguments.
     """
     by_name = {real_set.name: real_set for real_set in SETS}
     for name in sets or ():
@@ -73,7 +73,7 @@ def build_real_sets(
             finished[real_set.name] = _build_set(root, real_set, options, store, progress)
         except (DataError, OSError) as error:
             failed[real_set.name] = str(error)
-        except Exception as error:  # a package of another form than its reader knows must not stop the other sets
+        except Exception as error:  # an unexpectedly structured package must not stop the other sets
             failed[real_set.name] = f"its packages cannot be read ({type(error).__name__}: {error})"
         if real_set.name in failed:
             progress(f"{real_set.stage}/{real_set.name}: FAILED: {failed[real_set.name]}")
@@ -85,13 +85,13 @@ def build_real_sets(
 def _build_set(
     root: Path, real_set: RealSet, options: Options, store: PackageStore, progress: Progress
 ) -> dict[str, Any]:
-    """Nothing is downloaded for a set that is built already."""
+    """Nothing is downloaded for a set that has already been built."""
 
     def write(folder: Path) -> Counts:
         roots = [store.unpacked(package) for package in real_set.packages]
         counts = RECIPES[real_set.name](options, folder, roots)
         if not made_samples(counts):
-            raise DataError("its packages hold nothing of the expected form")
+            raise DataError("its packages contain nothing of the expected form")
         licences = {str(package): store.licence(package) for package in real_set.packages}
         (folder / LICENCES).write_text(json.dumps(licences, indent=1))
         return counts
@@ -107,7 +107,7 @@ def _build_set(
 
 
 def _built(root: Path) -> Built:
-    """What models train on: tasks are not of the tokenizer's text."""
+    """The sets that models train on: tasks do not belong to the tokenizer's text."""
     built: Built = {}
     for real_set in SETS:
         if real_set.stage == TASKS:
@@ -119,7 +119,7 @@ def _built(root: Path) -> Built:
 
 
 def _finish(root: Path, seed: int, vocabulary: int, progress: Progress) -> None:
-    """Tokenizer, held-out text and captions, and manifest of the sets that are built."""
+    """Writes tokenizer, held-out text and captions, and manifest of the sets that have been built."""
     built = _built(root)
     if not built:
         return
@@ -134,7 +134,7 @@ def _finish(root: Path, seed: int, vocabulary: int, progress: Progress) -> None:
 
 
 def _heldout_captions(root: Path, built: Built) -> Iterator[dict[str, Any]]:
-    """Held-out pairs of the sets with good captions; pictures are named from the root of all sets."""
+    """Held-out pairs of the sets with good captions; picture paths are relative to the root of all sets."""
     for name in sorted(built.get("s1_2", {})):
         for record in read_jsonl(root / f"s1_2/{name}/heldout.jsonl"):
             image = f"s1_2/{name}/images/{record['image']}"
@@ -142,7 +142,7 @@ def _heldout_captions(root: Path, built: Built) -> Iterator[dict[str, Any]]:
 
 
 def _sentences(root: Path, built: Built) -> Iterator[str]:
-    """Some megabytes of every text, every caption, and what is said in conversations."""
+    """Some megabytes of every text, every caption, and the turns of conversations."""
     names = {stage: sorted(sets) for stage, sets in built.items()}
     for name in names.get("text", ()):
         with (root / f"text/{name}/train.txt").open(encoding="utf-8", errors="ignore") as file:

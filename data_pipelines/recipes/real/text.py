@@ -12,7 +12,7 @@ from data_pipelines.recipes.real.readers import english
 
 
 def _text(read: Callable[..., Iterable[list[str]]]) -> Recipe:
-    """Writes the documents of a reader; every fiftieth (``HELDOUT``) is held out."""
+    """Writes the documents of a reader; one in fifty (``HELDOUT``) is held out."""
 
     def write(options: Options, folder: Path, roots: list[Path]) -> Counts:
         documents = list(options.cut(read(*roots)))
@@ -33,7 +33,7 @@ def _pages(folder: str) -> Recipe:
 
 
 def _files(pattern: str) -> Recipe:
-    """The text files of a package that match a pattern."""
+    """The text files in a package that match a pattern."""
     return _text(lambda root: english.read_files(root, pattern))
 
 

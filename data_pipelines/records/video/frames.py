@@ -1,6 +1,6 @@
-"""Frames of a video file by PyAV: how many there are and when, from its header, and their pixels at random access.
+"""Frames of a video file via PyAV: their number and times from the header, and random access to their pixels.
 
-Which frame is meant is said in seconds, since frames need not be at equal distances: the one that is shown then.
+Frames are identified by a time in seconds, since they need not be equally spaced: the frame that is shown at that time.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from data_pipelines.records.raw_sample import Video
 if TYPE_CHECKING:
     from av import VideoFrame
 
-# What FFmpeg may open. Left out are images, and those that open other files or addresses (HLS, DASH, concat).
+# Formats that FFmpeg may open. Left out are images, and formats that open other files or URLs (HLS, DASH, concat).
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,mxf,wtv,nut,h264,hevc"
 _MOST_BYTES = 1 << 30  # of the frames of a video, before they become tiles
-_READ = {False: 1 << 16, True: 1 << 20}  # bytes of a read of local and of remote files
-_JUMP_SECONDS = 4.0  # without an index, a frame that is not nearer than this is looked for from a key frame
+_READ = {False: 1 << 16, True: 1 << 20}  # bytes per read of local and of remote files
+_JUMP_SECONDS = 4.0  # without an index, a frame further ahead than this is searched for from a key frame
 _BEFORE_SECONDS = 10.0
 _LAST = 64  # entries of an index that are compared with the file's length
-_LACKING = 0.1  # share of a video without which it counts as cut off
+_LACKING = 0.1  # missing share of a video above which it counts as truncated
 
-RAW_FRAME = b"P6 "  # how a frame begins: a PPM
+RAW_FRAME = b"P6 "  # start of a frame, which is a PPM image
 Still = TypeVar("Still")  # an image, or the path of one
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Which frames of a video are looked at.
+    """Which frames of a video are used.
 
     Attributes:
-      frames: most frames of a video.
-      fps: frames a second, at equal distances; None: always ``frames``, or as many as there are.
+      frames: maximum number of frames per video.
+      fps: frames per second, equally spaced; None: always ``frames``, or as many as there are.
     """
 
     frames: int = 8
@@ -52,17 +52,17 @@ class Sampling:
         """Raises DataError."""
         whole = isinstance(self.frames, int) and not isinstance(self.frames, bool)
         if not whole or not 1 <= self.frames <= 4096:
-            raise DataError(f"video_frames must be a number from 1 to 4096, is {self.frames!r}")
+            raise DataError(f"video_frames must be a number from 1 to 4096, got {self.frames!r}")
         if self.fps is not None and (not isinstance(self.fps, int | float) or not self.fps > 0):
-            raise DataError(f"video_fps must be a positive number, is {self.fps!r}")
+            raise DataError(f"video_fps must be a positive number, got {self.fps!r}")
 
     def stills(self, frames: Sequence[Still]) -> list[Still]:
-        """Of the frames that are images of their own, those in the middles of equal parts; they have no times."""
+        """The frames in the middle of equal parts, for frames that are separate images and have no times."""
         count = min(self.frames, len(frames))
         return [frames[(2 * number + 1) * len(frames) // (2 * count)] for number in range(count)]
 
     def times(self, header: VideoHeader, video: Video) -> list[float]:
-        """Seconds from the start: the middles of equal parts. Raises BadSample "empty_video", "video_too_large"."""
+        """Seconds from the start: midpoints of equal parts. Raises BadSample "empty_video", "video_too_large"."""
         start, stop = video.start, min(video.stop, header.seconds)
         if not 0 <= start < stop:
             raise BadSample("empty_video", detail=f"second {start:g} to {video.stop:g} of {header.seconds:g}")
@@ -79,12 +79,12 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class VideoHeader:
-    """What the header of a video says.
+    """The content of a video's header.
 
     Attributes:
       width, height: pixels of an upright frame.
       seconds: its duration.
-      frames: how many there are; an estimate where the format does not say it.
+      frames: number of frames; an estimate if the format does not give it.
     """
 
     width: int
@@ -98,7 +98,7 @@ class VideoHeader:
 
 
 class VideoFile(Positioned, io.RawIOBase):
-    """A file, or a part of one, as PyAV reads it. Raises StorageError where it cannot be read."""
+    """A file, or a part of one, in the form that PyAV reads. Raises StorageError if it cannot be read."""
 
     def __init__(self, path: str, start: int = 0, length: int | None = None):
         """start, length: the bytes of a member of an archive; None = to the end."""
@@ -111,7 +111,7 @@ class VideoFile(Positioned, io.RawIOBase):
 
 
 def read_header(file: BinaryIO | VideoFile) -> VideoHeader:
-    """The header of a video, and one frame of it, which alone says how frames are turned.
+    """The header of a video, completed from one frame, since only a frame tells how frames are rotated.
 
     Raises BadSample: "empty_video" (no bytes, frames or duration), "not_a_video", "corrupt_video", "no_video_stream".
     """
@@ -135,7 +135,7 @@ def read_header(file: BinaryIO | VideoFile) -> VideoHeader:
 def read_frames(file: BinaryIO | VideoFile, times: Sequence[float]) -> list[bytes]:
     """The frames that are shown at ``times`` (seconds from the start, increasing), upright, each as a PPM image.
 
-    Raises BadSample: as ``read_header``, and "truncated_video".
+    Raises BadSample: like ``read_header``, and "truncated_video".
     """
     with _opened(file) as (container, stream):
         cursor = _Cursor(container, stream)
@@ -143,14 +143,14 @@ def read_frames(file: BinaryIO | VideoFile, times: Sequence[float]) -> list[byte
 
 
 class _Cursor:
-    """The frame that is shown at a time; times increase."""
+    """The frame that is shown at a given time; times must increase."""
 
     def __init__(self, container: Any, stream: Any):
         self._container, self._stream, self._base = container, stream, stream.time_base
         self._origin = stream.start_time or 0
         self._seconds = float((stream.duration or 0) * self._base) or (container.duration or 0) / 1e6
         self._shown: VideoFrame | None = None
-        self._next: VideoFrame | None = None  # the one that follows it; None = there is none
+        self._next: VideoFrame | None = None  # the following frame; None = there is none
         self._decoder: Iterator[VideoFrame] = iter(())
 
     def at(self, seconds: float) -> VideoFrame:
@@ -159,7 +159,7 @@ class _Cursor:
             self._jump(target)
         while self._next is not None and _pts(self._next) <= target:
             self._shown, self._next = self._next, self._pulled()
-        if self._shown is None:  # a video whose first frame is late
+        if self._shown is None:  # the video's first frame comes late
             self._shown = self._next
         if self._shown is None:
             raise BadSample("empty_video", detail="no frame can be decoded")
@@ -170,7 +170,7 @@ class _Cursor:
         return self._shown
 
     def _is_far(self, target: int) -> bool:
-        """Whether there is a key frame between the frame that follows and the one at ``target``."""
+        """Whether there is a key frame between the following frame and the one at ``target``."""
         if self._next is None:
             return False
         now, entries = _pts(self._next), self._stream.index_entries
@@ -180,8 +180,8 @@ class _Cursor:
         return place >= 0 and entries[place].timestamp > now
 
     def _jump(self, target: int) -> None:
-        """To a key frame at or before ``target``: formats without a whole index may find a later one at first."""
-        first = self._origin - round(_BEFORE_SECONDS / self._base)  # what is decoded first is not what is shown first
+        """Seeks a key frame at or before ``target``: formats without a complete index may first find a later one."""
+        first = self._origin - round(_BEFORE_SECONDS / self._base)  # decoding order is not display order
         for back in (0.0, 2.0, 10.0, math.inf):
             at = first if math.isinf(back) else max(first, target - round(back / self._base))
             self._container.seek(at, stream=self._stream, backward=True)
@@ -198,7 +198,7 @@ class _Cursor:
         shown = self._shown
         end = float((_pts(shown) + (shown.duration or 0) - self._origin) * self._base)
         if seconds - end > max(1.0, _LACKING * self._seconds):
-            detail = f"nothing after {end:.1f} s, {self._seconds:.1f} s are announced"
+            detail = f"nothing after {end:.1f} s, but {self._seconds:.1f} s are declared"
             raise BadSample("truncated_video", detail=detail)
 
 
@@ -208,7 +208,7 @@ def _pts(frame: VideoFrame | None) -> int:
 
 @contextlib.contextmanager
 def _opened(file: BinaryIO | VideoFile) -> Iterator[tuple[Any, Any]]:
-    """(container, stream of pictures) of a video. Faults of FFmpeg become BadSample, those of storage stay."""
+    """(container, video stream) of a video. FFmpeg errors become BadSample; storage errors pass through."""
     import av
 
     av.logging.set_level(av.logging.PANIC)  # damage is counted and listed
@@ -224,7 +224,7 @@ def _opened(file: BinaryIO | VideoFile) -> Iterator[tuple[Any, Any]]:
                 raise BadSample("no_video_stream", detail=f"it holds {kinds}")
             if streams[0].codec_context is None:
                 raise BadSample("corrupt_video", detail="its codec is not known")
-            streams[0].codec_context.thread_count = 1  # the loader's processes are as many as there are cores
+            streams[0].codec_context.thread_count = 1  # the loader already runs one process per core
             opened = True
             yield container, streams[0]
     except (BadSample, StorageError):
@@ -236,25 +236,25 @@ def _opened(file: BinaryIO | VideoFile) -> Iterator[tuple[Any, Any]]:
 
 
 def _looks_like_one(file: BinaryIO | VideoFile) -> bool:
-    """Whether the first bytes are those of a usual container."""
+    """Whether the first bytes are those of a common container."""
     file.seek(0)
     head = file.read(16)
     return head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"FLV\x01", b"OggS")
 
 
 def _check_whole(stream: Any, file: BinaryIO | VideoFile) -> None:
-    """Raises BadSample "truncated_video" if a frame lies beyond the end of the file, where an index says so."""
+    """Raises BadSample "truncated_video" if, according to an index, a frame is beyond the end of the file."""
     entries = stream.index_entries
     last = (entries[number] for number in range(max(0, len(entries) - _LAST), len(entries)))
     end = max((entry.pos + entry.size for entry in last), default=0)
     place = file.tell()
     if (size := file.seek(0, io.SEEK_END)) < end:
-        raise BadSample("truncated_video", detail=f"{size} bytes, {end} are announced")
+        raise BadSample("truncated_video", detail=f"{size} bytes, but {end} are declared")
     file.seek(place)
 
 
 def _walked(container: Any, stream: Any) -> tuple[float, int]:
-    """(seconds, frames) by going through the packets, where no header says it."""
+    """(seconds, frames) from a walk through the packets, for files whose header does not say."""
     container.seek(stream.start_time or 0, stream=stream)
     packets = [packet for packet in container.demux(stream) if packet.pts is not None]
     if not packets:
@@ -264,7 +264,7 @@ def _walked(container: Any, stream: Any) -> tuple[float, int]:
 
 
 def _tagged(metadata: dict[str, str]) -> float:
-    """Matroska's own duration of a stream, in a tag such as "00:00:04.040000000"; 0 if there is none."""
+    """The duration of a stream from Matroska's tag, such as "00:00:04.040000000"; 0 if there is none."""
     found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", metadata.get("DURATION", ""))
     return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else 0.0
 

@@ -1,4 +1,4 @@
-"""Videos in a record: which file each is, which part of it is meant, and the marks of their places in the text."""
+"""Videos in a record: the file of each, the part that is meant, and the marks of their places in the text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Turn = tuple[str, str]
 
 
 def videos_in(record: Mapping[str, Any]) -> list[Video]:
-    """The videos that a record names or holds; its names are in lower case. Raises BadSample "unexpected_video"."""
+    """The videos that a record names or holds; its keys are in lower case. Raises BadSample "unexpected_video"."""
     fields, files = _fields_of(tuple(record))
     held = (value for name in fields if isinstance(value := record[name], str | bytes | list | tuple | dict))
     named = (value for name in files if isinstance(value := record[name], str) and names.VIDEO_NAME.search(value))
@@ -32,7 +32,7 @@ def videos_in(record: Mapping[str, Any]) -> list[Video]:
 
 @functools.lru_cache(maxsize=256)
 def _fields_of(keys: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The keys that are fields of videos, and those of files of any kind; once for all records of a file."""
+    """The keys of video fields, and of fields for files of any kind; once for all records of a file."""
     fields = tuple(name for name in keys if names.VIDEO_FIELD.fullmatch(name))
     return fields, tuple(name for name in names.FILE_FIELDS if name in keys)
 
@@ -59,7 +59,7 @@ def _names_a_still(path: str) -> bool:
 
 
 def _clip(record: Mapping[str, Any]) -> tuple[float, float] | None:
-    """(first, last) second of the part that is meant, if the record says so."""
+    """(first, last) second of the part that is meant, if the record specifies one."""
     pairs = [record.get("clip"), *([record.get(first), record.get(last)] for first, last in _CLIPS)]
     for pair in pairs:
         if isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_number, pair)) and 0 <= pair[0] < pair[1]:
@@ -72,7 +72,7 @@ def _is_number(value: Any) -> bool:
 
 
 def need_videos(videos: Sequence[Video], readable: bool) -> None:
-    """Raises BadSample unless these videos can be read. ``readable``: whether the format reads any."""
+    """Raises BadSample unless these videos can be read. ``readable``: whether the format reads videos at all."""
     for video in videos:
         detail = f"a video: {str(video.source)[:80]}"
         if not readable:
@@ -84,9 +84,9 @@ def need_videos(videos: Sequence[Video], readable: bool) -> None:
 def place_videos(
     turns: Sequence[Turn], images: Sequence[Reference], videos: Sequence[Video]
 ) -> tuple[list[Turn], list[Reference]]:
-    """(turns in which ``<image>`` stands for videos too, images and videos in the order of these marks).
+    """(turns in which ``<image>`` also stands for videos, images and videos in the order of these marks).
 
-    What has no mark stands before the first question. Where a record has only videos, its ``<image>``s are theirs.
+    Items without a mark go before the first question. If a record has only videos, its ``<image>``s refer to them.
 
     Raises BadSample "video_count_mismatch", "image_count_mismatch".
     """
@@ -107,10 +107,10 @@ def place_videos(
 
 
 def with_frames(sample: RawSample, frames: Sequence[int]) -> RawSample:
-    """The sample with a line "Frame1: <image>" for each frame of a video in the place of the video's mark.
+    """The sample with each video's mark replaced by a line "Frame1: <image>" for each of its frames.
 
     Args:
-      frames: of each of its images the number within its video, from 1; 0 = an image.
+      frames: the number of each of its images within its video, from 1; 0 = an image.
     """
     if not any(frames):
         return sample
@@ -120,7 +120,7 @@ def with_frames(sample: RawSample, frames: Sequence[int]) -> RawSample:
 
 
 def without_frames(sample: RawSample) -> RawSample:
-    """The inverse of ``with_frames``: one mark for each video. Its images stay, and so do their numbers."""
+    """The inverse of ``with_frames``: one mark for each video. Its images and their numbers are kept."""
     if not any(sample.frames):
         return sample
     groups, turns = _groups(sample.frames), []
@@ -135,13 +135,13 @@ def without_frames(sample: RawSample) -> RawSample:
 
 
 def _groups(frames: Sequence[int]) -> Iterator[str]:
-    """What stands for each image and each video."""
+    """The text that stands for each image and each video."""
     starts = [at for at, number in enumerate(frames) if number < 2]
     return (frame_lines(frames[start:stop]) for start, stop in itertools.pairwise([*starts, len(frames)]))
 
 
 def frame_lines(frames: Sequence[int]) -> str:
-    """The marks of images and frames in lines, as InternVL writes them."""
+    """The marks of images and frames, one per line, as InternVL writes them."""
     return "\n".join(f"Frame{number}: {IMAGE}" if number else IMAGE for number in frames)
 
 

@@ -1,11 +1,11 @@
 """ArrayRecord files as ``data_pipelines.build`` writes them: one sample a record, images as they were encoded.
 
-A record is the magic b"MJR1", the header's length as uint32 (little endian), the header, and the images one after the
-other. The header is a JSON object with "key", "images" = byte lengths, and "caption", "conversations" or "text";
-optionally scores, "sha256" and "tokens". Where there are frames of videos it has "frames" = of each image its number
+A record consists of the magic b"MJR1", the header's length as uint32 (little endian), the header, and the images one
+after another. The header is a JSON object with "key", "images" = byte lengths, and "caption", "conversations" or
+"text"; optionally scores, "sha256" and "tokens". If there are video frames, it has "frames" = the number of each image
 within a video, from 1, 0 = an image; a video has one mark in the text. "tokens" holds the ids of the text part, for
-readers that want them; sizes are not stored, since the index reads them from the images themselves. The library reads
-local files only, so a remote file is copied to the cache folder when it is first read.
+readers that want them. Sizes are not stored, since the index reads them from the images themselves. The library reads
+only local files, so a remote file is copied to the cache folder when it is first read.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def split(record: bytes) -> tuple[dict[str, Any], tuple[bytes, ...]]:
 
 
 def frames_of(header: Mapping[str, Any]) -> list[int]:
-    """``RawSample.frames`` of the images of a record, 0 for each that is none. Raises BadSample "bad_record"."""
+    """``RawSample.frames`` of a record's images, 0 for those that are not frames. Raises BadSample "bad_record"."""
     count = len(header.get("images", ()))
     frames = header.get("frames") or [0] * count
     if not isinstance(frames, list) or len(frames) != count or not all(isinstance(n, int) and n >= 0 for n in frames):
@@ -94,7 +94,7 @@ class Reader:
         from array_record.python.array_record_module import ArrayRecordReader
 
         place = local_copy(path)
-        with storage(path), open(place, "rb", buffering=0) as file:  # the library does not tell why it cannot read
+        with storage(path), open(place, "rb", buffering=0) as file:  # the library does not say why it cannot read
             file.read(1)
         try:
             self._reader = ArrayRecordReader(place, "readahead_buffer_size:0")
@@ -119,7 +119,7 @@ def forget_readers() -> None:
 
 
 def reader(path: str) -> Reader:
-    """This thread's reader of a file; the ones used last are kept."""
+    """This thread's reader of a file; the most recently used ones are kept."""
     if getattr(_local, "pid", None) != os.getpid():
         _local.pid, _local.readers = os.getpid(), functools.lru_cache(maxsize=_FILES_KEPT)(Reader)
     return _local.readers(path)

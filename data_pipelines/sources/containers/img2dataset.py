@@ -1,4 +1,4 @@
-"""The files that img2dataset writes beside its shards, which say whether a shard is complete."""
+"""The files that img2dataset writes beside its shards, which tell whether a shard is complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data_pipelines.io import blobs, paths
 
 
 def stats_problems(shard: str, found: int) -> list[str]:
-    """What is wrong with a shard according to the ``NAME_stats.json`` that img2dataset writes when it is finished.
+    """Problems of a shard according to the ``NAME_stats.json`` that img2dataset writes when the shard is complete.
 
     ``found``: number of samples in the shard. Without a stats file: nothing, unless the shard looks like img2dataset's.
     """
@@ -18,13 +18,13 @@ def stats_problems(shard: str, found: int) -> list[str]:
     place = stem + "_stats.json"
     if not paths.exists(place):
         unfinished = _is_of_img2dataset(paths.parent(shard), paths.basename(stem), shard.removeprefix(stem))
-        return ["unfinished: no stats file, as img2dataset writes when a shard is complete"] if unfinished else []
+        return ["unfinished: no stats file, which img2dataset writes when a shard is complete"] if unfinished else []
     try:
         successes = json.loads(blobs.read_bytes(place)).get("successes")
     except (ValueError, AttributeError, DataError):
         return [f"stats file {paths.basename(place)} is broken"]
     if isinstance(successes, int) and successes != found:
-        return [f"incomplete: {found} samples found, the stats file counts {successes}"]
+        return [f"incomplete: {found} samples found, but the stats file counts {successes}"]
     return []
 
 

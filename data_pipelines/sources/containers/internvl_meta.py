@@ -1,4 +1,4 @@
-"""InternVL's meta files, which list annotation files, and LLaVA-OneVision's YAML mixes, which do so too.
+"""InternVL's meta files and LLaVA-OneVision's YAML mixes, both of which list annotation files.
 
 InternVL: {NAME: {"root", "annotation" (a path or several), "repeat_time", "data_augment", "max_dynamic_patch"}}.
 LLaVA-OneVision: {"datasets": [{"json_path", "sampling_strategy"}]}, a strategy being "all", "first:N", "end:N" or
@@ -19,7 +19,7 @@ from data_pipelines.io import blobs, paths
 from data_pipelines.sources.selection.share import Share
 
 _KEYS = ("annotation", "root", "repeat_time", "data_augment", "max_dynamic_patch", "length")
-_SIGNS = frozenset(["annotation", "root", "repeat_time", "max_dynamic_patch"])  # at least one is in every data set
+_SIGNS = frozenset(["annotation", "root", "repeat_time", "max_dynamic_patch"])  # every data set has at least one
 _LIST_KEYS = ("json_path", "sampling_strategy")
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class MetaEntry:
     Attributes:
       annotation, root: the file and the folder of its images; no root = the folder of the file.
       share: how much of it is offered.
-      max_tiles: of its images, 0 = what the config says. jpeg_augment: whether its tiles are re-encoded at random.
+      max_tiles: of its images, 0 = as in the config. jpeg_augment: whether its tiles are re-encoded at random.
     """
 
     annotation: str
@@ -44,8 +44,9 @@ class MetaEntry:
 def meta_entries(path: str) -> list[MetaEntry] | None:
     """The annotation files that a meta file lists, or None if ``path`` is not one.
 
-    Its relative paths are looked up from the working folder, as InternVL does, then from the meta file's own folder.
-    Unknown keys, and what is no data set, are logged. Raises DataError if an annotation is missing or a value is wrong.
+    Its relative paths are resolved from the working folder, as InternVL does, then from the meta file's own folder.
+    Unknown keys and entries that are not data sets are logged. Raises DataError if an annotation is missing or a value
+    is wrong.
     """
     if path.endswith((".yaml", ".yml")):
         return list(_mix(path))
@@ -57,20 +58,20 @@ def meta_entries(path: str) -> list[MetaEntry] | None:
 
 def _entries(path: str, name: str, settings: Any) -> Iterator[MetaEntry]:
     if not isinstance(settings, Mapping) or name.startswith("_"):
-        _log.warning("%s: %r is no data set (it has no annotation): left out", path, name)
+        _log.warning("%s: %r is not a data set (it has no annotation): left out", path, name)
         return
     if "annotation" not in settings:
         raise DataError(f"{path}: {name!r} has no annotation; its keys: {', '.join(settings) or 'none'}")
     for key in settings.keys() - set(_KEYS):
-        _log.warning("%s: unknown key %r of %r is not obeyed; %s", path, key, name, did_you_mean(key, _KEYS))
+        _log.warning("%s: unknown key %r of %r is ignored; %s", path, key, name, did_you_mean(key, _KEYS))
     times, tiles = settings.get("repeat_time", 1), settings.get("max_dynamic_patch") or 0
     if isinstance(times, bool) or not isinstance(times, int | float) or not times > 0:
-        raise DataError(f"{path}: repeat_time of {name!r} must be a positive number, is {times!r}")
+        raise DataError(f"{path}: repeat_time of {name!r} must be a positive number, got {times!r}")
     if isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 0:
-        raise DataError(f"{path}: max_dynamic_patch of {name!r} must be a positive integer, is {tiles!r}")
+        raise DataError(f"{path}: max_dynamic_patch of {name!r} must be a positive integer, got {tiles!r}")
     augment = settings.get("data_augment")
     if not isinstance(augment, bool | None):
-        raise DataError(f"{path}: data_augment of {name!r} must be true or false, is {augment!r}")
+        raise DataError(f"{path}: data_augment of {name!r} must be true or false, got {augment!r}")
     files = settings["annotation"]
     if not files:
         raise DataError(f"{path}: annotation of {name!r} is empty: {files!r}")
@@ -107,7 +108,7 @@ def _read_meta(path: str) -> dict[str, Any] | None:
 
 
 def _mix(path: str) -> Iterator[MetaEntry]:
-    """The files of a YAML mix; their images lie in their own folders, unless the source has an image_root."""
+    """The files of a YAML mix; their images are in the files' own folders, unless the source has an image_root."""
     import yaml
 
     try:

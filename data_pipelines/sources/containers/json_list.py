@@ -1,4 +1,4 @@
-"""The elements of a JSON list in a file, damaged lists included, in bounded memory."""
+"""The elements of a JSON list in a file, even a damaged one, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CLOSING = {b"[": b"]", b"{": b"}"}
 _SCALAR = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\s,"]+', re.S)
 _FIRST_NAME = re.compile(rb'\{\s*("[^"\\]{0,100}")\s*:')
 _MOST_PROBLEMS = 1000  # of a list
-_OVERLAP = 1000  # bytes: longer than what _search looks for
+_OVERLAP = 1000  # bytes: longer than any match of _search
 
 
 def is_list(view: ScanView) -> bool:
@@ -24,10 +24,10 @@ def is_list(view: ScanView) -> bool:
 
 
 def list_elements(view: ScanView, problems: list[str]) -> Iterator[tuple[int, int]]:
-    """(offset, length) of every element of a JSON list; each is parsed on its own later.
+    """(offset, length) of every element of a JSON list; each is parsed separately later.
 
-    Of a damaged list, those that can be distinguished: after a place where brackets do not match, the next element is
-    the next object that begins with the same name as the first. Damage is appended to ``problems``; when there is too
+    For a damaged list, those that can be distinguished: after a place where brackets do not match, the next element is
+    the next object that begins with the same name as the first. Damage is appended to ``problems``; if there is too
     much of it, the rest counts as one element.
     """
     position = view.read(0, 4096).index(b"[") + 1
@@ -46,7 +46,7 @@ def list_elements(view: ScanView, problems: list[str]) -> Iterator[tuple[int, in
         problems.append(
             "truncated: the list is not closed" if ended else f"corrupt: brackets do not match at byte {start}"
         )
-        if len(problems) > _MOST_PROBLEMS:  # each may cost the reading of MAX_TEXT_BYTES
+        if len(problems) > _MOST_PROBLEMS:  # each may require reading MAX_TEXT_BYTES
             problems.append(f"corrupt: given up at byte {position}")
             yield position, view.size - position
             return
@@ -60,7 +60,7 @@ def list_elements(view: ScanView, problems: list[str]) -> Iterator[tuple[int, in
 def _matched(view: ScanView, position: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of the list's elements that are in brackets, from ``position`` on.
 
-    The last pair is no whole element: stop = start at the bracket that closes the list, -1 where an element begins
+    The last pair is not a whole element: stop = start at the bracket that closes the list, -1 where an element begins
     that is not closed properly or exceeds MAX_TEXT_BYTES, and (size, -1) at the end of the file.
     """
     opened, start = bytearray(), view.size
@@ -99,7 +99,7 @@ def _brackets(view: ScanView, position: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _scalars(view: ScanView, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the elements without brackets: no samples, but they count."""
+    """(offset, length) of the elements without brackets: they are not samples, but they are counted."""
     if stop - start > MAX_TEXT_BYTES:
         yield start, stop - start
         return
@@ -108,13 +108,13 @@ def _scalars(view: ScanView, start: int, stop: int) -> Iterator[tuple[int, int]]
 
 
 def _beginning(view: ScanView, start: int) -> re.Pattern[bytes]:
-    """How an object begins that is like the one at ``start``, with the comma before it."""
+    """The beginning of an object like the one at ``start``, with the comma before it."""
     name = _FIRST_NAME.match(view.read(start, 1000))
     return re.compile(rb"(,\s{0,100})\{\s{0,100}" + (re.escape(name.group(1)) + rb"\s{0,100}:" if name else b'"'))
 
 
 def _search(view: ScanView, pattern: re.Pattern[bytes], position: int) -> tuple[int, int]:
-    """Where a match begins and where its first group ends; the size of the file twice if there is none."""
+    """Where a match begins and where its first group ends; twice the file's size if there is none."""
     while chunk := view.read(position, _WINDOW):
         if found := pattern.search(chunk):
             return position + found.start(), position + found.end(1)

@@ -1,6 +1,6 @@
-"""Samples made of the members of an archive or folder that share a key.
+"""Samples that consist of the members of an archive or folder with the same key.
 
-A key is the member's path up to the first dot of its file name, so that ``a/img.v1.jpg`` belongs to ``a/img``. Where
+A key is the member's path up to the first dot of its file name, so that ``a/img.v1.jpg`` belongs to ``a/img``. If
 several texts of such a key have images of the same stem ("scale_0.5.png", "scale_0.5.txt", "scale_0.7.png" ...), the
 stems, up to the last dot, are the keys.
 """
@@ -23,16 +23,16 @@ IMAGE_EXTENSIONS = frozenset(
 )
 _LAST_IMAGES = frozenset(
     ["heic", "heif", "hif", "jxl", "svg"]
-)  # where there is no other image: KEY.svg is drawn in KEY.png
+)  # only if there is no other image: KEY.svg is drawn in KEY.png
 CAPTION_EXTENSIONS = frozenset(["txt", "caption", "text"])
-_LAST_CAPTIONS = frozenset(["cap", "alt"])  # where there is no other
+_LAST_CAPTIONS = frozenset(["cap", "alt"])  # only if there is no other
 _MASKS = frozenset(
     [
         *("seg", "segmentation", "semseg", "mask", "masks", "matte", "sam", "depth", "normal", "normals"),
         *("edge", "edges", "canny", "saliency"),
     ]
 )
-IGNORED = "ignored: "  # how a problem begins that is none: what has been left out on purpose
+IGNORED = "ignored: "  # prefix of entries that are not problems: files left out on purpose
 _JUNK = ("/._", "/.DS_Store", "/Thumbs.db", "/desktop.ini", "/__MACOSX/")
 
 
@@ -41,8 +41,8 @@ class Choice:
     """Which members are a sample's images and its caption.
 
     Attributes:
-      images: extensions of the images, such as "jpg" or "input.png"; empty = all images but masks beside others.
-      captions: (extension, weight) of the captions, of which a sample's key and ``seed`` draw one; empty = any.
+      images: extensions of the images, such as "jpg" or "input.png"; empty = all images except masks beside others.
+      captions: (extension, weight) of the captions; a sample's key and ``seed`` draw one of them; empty = any.
     """
 
     images: tuple[str, ...] = ()
@@ -63,9 +63,9 @@ class Choice:
             else [each if isinstance(each, tuple) else (each, 1.0) for each in captions]
         )
         if not all(isinstance(name, str) for name in (*images, *(name for name, _ in pairs))):
-            raise DataError(f"image_ext and caption_ext must name extensions, are {images!r} and {captions!r}")
+            raise DataError(f"image_ext and caption_ext must name extensions, got {images!r} and {captions!r}")
         if not all(isinstance(weight, int | float) and weight >= 0 for _, weight in pairs):
-            raise DataError(f"the weights of caption_ext must be numbers of at least 0, are {captions!r}")
+            raise DataError(f"the weights of caption_ext must be numbers of at least 0, got {captions!r}")
         spelled = [name.lower().lstrip(".") for name in images]
         return cls(tuple(spelled), tuple((n.lower().lstrip("."), float(w)) for n, w in pairs), seed or 0)
 
@@ -74,7 +74,7 @@ ANY = Choice()
 
 
 def is_junk(name: str) -> bool:
-    """Whether a member is one that systems leave behind: AppleDouble files, .DS_Store, Thumbs.db."""
+    """Whether a member was left behind by an operating system: AppleDouble files, .DS_Store, Thumbs.db."""
     return any(mark in f"/{name}" for mark in _JUNK)
 
 
@@ -89,14 +89,14 @@ def is_image(name: str) -> bool:
 
 
 def medium_of(name: str) -> str:
-    """ "video" or "audio" for the name or extension of such a file, "" for others."""
+    """ "video" or "audio" for the name or extension of such a file, "" for other files."""
     if names.VIDEO_NAME.search(f".{name}"):
         return "video"
     return "audio" if names.AUDIO_NAME.search(f".{name}") else ""
 
 
 def split_key(path: str) -> tuple[str, str]:
-    """(key, extension in lower case) of a member path; both sides of the first dot of its file name."""
+    """(key, extension in lower case) of a member path, split at the first dot of its file name."""
     folder, _, name = path.rpartition("/")
     stem, _, extension = name.partition(".")
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
@@ -110,11 +110,11 @@ class Group:
     def __init__(self, key: str):
         self.key = key
         self.problem = ""  # what is ambiguous in its names
-        self.medium = ""  # "video" or "audio" if such a member belongs to it; of both "audio", which is not read
+        self.medium = ""  # "video" or "audio" if it has such a member; with both "audio", which is not read
         self.videos: list[tuple[int, int]] = []
         self.extensions: dict[str, tuple[int, int]] = {}
         self.images: list[tuple[int, int]] = []
-        self.masks: list[str] = []  # extensions of the images that are none of the sample
+        self.masks: list[str] = []  # extensions of images that do not belong to the sample
         self.caption: tuple[int, int] | None = None
         self.json: tuple[int, int] | None = None
 
@@ -139,7 +139,7 @@ class Group:
         )
         self.caption = None if caption is None else self.extensions[caption]
         self.json = next((self.extensions[extension] for extension, kind in last.items() if kind == "json"), None)
-        if not (choice.images and self.images):  # otherwise somebody has said which members matter
+        if not (choice.images and self.images):  # otherwise the options say which members matter
             media = {extension: medium_of(extension) for extension in self.extensions}
             self.videos = [self.extensions[extension] for extension, medium in media.items() if medium == "video"]
             self.medium = "audio" if "audio" in media.values() else "video" if self.videos else ""
@@ -147,11 +147,11 @@ class Group:
 
     @property
     def is_sample(self) -> bool:
-        """Whether there is an image, a text, video or sound in it: a README beside images is no sample."""
+        """Whether it has an image, text, video or audio: a README beside images is not a sample."""
         return bool(self.images or self.caption or self.json or self.medium)
 
     def _drawn(self, choice: Choice) -> str | None:
-        """The extension of one of the captions that are wanted and there."""
+        """The extension of one of the wanted captions that exist."""
         found = [(e, w) for name, w in choice.captions for e in self.extensions if _matches(e, name) and w > 0]
         at = hash64(f"{choice.seed} {self.key}".encode("utf-8", "surrogateescape")) / 2**64
         left = at * sum(weight for _, weight in found)
@@ -165,13 +165,13 @@ class Group:
 def group_members(
     found: Iterable[tuple[str, int, int]], choice: Choice = ANY, problems: list[str] | None = None
 ) -> list[Group]:
-    """Samples made of (path, offset, bytes) members. A second member of the same name begins a sample of its own.
+    """Samples made of (path, offset, bytes) members. A second member of the same name begins a separate sample.
 
-    What is left out though it might be expected is counted in ``problems``, as "ignored".
+    Files that are left out although they might be expected are counted in ``problems``, as "ignored".
     """
     ignored: dict[str, list[str]] = {
-        "left behind by a system": [],
-        "images that are masks (see image_ext)": [],
+        "left behind by an operating system": [],
+        "that are image masks (see image_ext)": [],
         "that are part of no sample": [],
     }
     junk, masks, others = ignored.values()
@@ -198,16 +198,16 @@ def group_members(
 
 
 def _stem(extension: str) -> str:
-    """What of a member's extension may belong to its name: "20.30" of "20.30.png", "20" of a text "20.png.txt"."""
+    """The part of an extension that may belong to the name: "20.30" of "20.30.png", "20" of a text "20.png.txt"."""
     stem, _, last = extension.rpartition(".")
     inner, _, image = stem.rpartition(".")
     return inner if last not in IMAGE_EXTENSIONS and image in IMAGE_EXTENSIONS else stem
 
 
 def _split(group: Group) -> list[Group]:
-    """The samples that a key stands for, where dots in names make it stand for several.
+    """The samples of a key, which may be several if names contain dots.
 
-    What belongs to none of them is a sample of its own with a ``problem``.
+    Members that belong to none of them form a separate sample with a ``problem``.
     """
     if len(group.extensions) < 3:
         return [group]
@@ -219,7 +219,7 @@ def _split(group: Group) -> list[Group]:
     for part in stems.values():
         part.settle(ANY)
     whole = [stem for stem, part in stems.items() if part.images and (part.caption or part.json)]
-    if not any(whole):  # no text but the key's own has an image of its stem
+    if not any(whole):  # no text except the key's own has an image of its stem
         return [group]
     for stem, part in stems.items():
         if stem not in whole and (part.images or part.caption or part.json):

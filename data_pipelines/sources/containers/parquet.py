@@ -1,6 +1,6 @@
 """Rows of parquet files in bounded memory: in order for indexing, one by one for training.
 
-Random access to a row costs the reading of its row group, so the groups used last are kept.
+Random access to a row requires reading its row group, so the most recently used groups are kept.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from data_pipelines.errors import BadSample
 from data_pipelines.io.blobs import open_file
 
 _FILES_KEPT = 64  # open readers per thread
-_GROUP_BYTES = 1 << 28  # row groups kept in memory per thread; one beyond half of it is streamed instead
-_BATCH, _BATCH_BYTES = 64, 1 << 26  # rows read at a time, fewer if they are large
-_OPEN = {"buffer_size": 1 << 20, "pre_buffer": False}  # otherwise a whole row group is fetched at once
-_BOMB_BYTES, _BOMB_RATIO = 1 << 29, 50  # images do not compress: a group beyond both is a decompression bomb
+_GROUP_BYTES = 1 << 28  # bytes of row groups kept per thread; a group larger than half of it is streamed
+_BATCH, _BATCH_BYTES = 64, 1 << 26  # rows read at a time; fewer if they are large
+_OPEN = {"buffer_size": 1 << 20, "pre_buffer": False}  # otherwise a whole row group would be fetched at once
+_BOMB_BYTES, _BOMB_RATIO = 1 << 29, 50  # images do not compress: a group above both is a decompression bomb
 
 
 def open_parquet(file: Any, problems: list[str]) -> pq.ParquetFile | None:
-    """A parquet file to be read in order; None, and a problem more, if it is not a whole one."""
+    """A parquet file to be read in order; None, and one more problem, if it is not intact."""
     try:
         parquet = pq.ParquetFile(file, **_OPEN)
         for group in range(parquet.num_row_groups):
             parquet.metadata.row_group(group)
-    except (pa.ArrowException, OSError) as error:  # of the file's content: its reader raises StorageError
+    except (pa.ArrowException, OSError) as error:  # a content error: read errors are StorageError
         problems.append(f"corrupt: not a whole parquet file ({_first_line(error)})")
         return None
     return parquet
@@ -41,7 +41,7 @@ def open_parquet(file: Any, problems: list[str]) -> pq.ParquetFile | None:
 def rows_in_order(
     parquet: pq.ParquetFile, columns: Sequence[str], problems: list[str]
 ) -> Iterator[dict[str, Any] | None]:
-    """All rows, None for those that cannot be read; each row group that has such rows is one problem more."""
+    """All rows, None for those that cannot be read; each row group with such rows adds one problem."""
     for group in range(parquet.num_row_groups):
         lost = parquet.metadata.row_group(group).num_rows
         try:
@@ -108,7 +108,7 @@ def _text(value: bytes | None) -> str | bytes | None:
 
 
 class _Stream:
-    """A big row group, read from its beginning as far as rows are requested: cheap if that is in order."""
+    """A big row group, read from its beginning up to the requested rows: cheap if they are requested in order."""
 
     def __init__(self, parquet: pq.ParquetFile, group: int, columns: Sequence[str]):
         self.group = group
@@ -154,13 +154,13 @@ class _Reader:
                 self._big.add(group)
                 return None
             while kept and sum(batch.nbytes for batch in kept.values()) + found.nbytes > _GROUP_BYTES:
-                del kept[next(iter(kept))]  # the one not used for longest
+                del kept[next(iter(kept))]  # the least recently used one
         kept[name] = found  # last: used now
         return found
 
     def _small(self, group: int, columns: tuple[str, ...]) -> pa.RecordBatch | None:
-        """A row group; None if it is too big for memory, which is not known in advance where values are in a dictionary
-        and are counted once however often they occur."""
+        """A row group; None if it is too big for memory. That is not known in advance for dictionary-encoded values,
+        which are counted once however often they occur."""
         parts, size = [], 0
         for batch in _batches(self._parquet, group, columns):
             parts.append(batch)
@@ -179,7 +179,7 @@ def forget_readers() -> None:
 
 
 def _reader(path: str) -> _Reader:
-    """This thread's reader of a file; the ones used last are kept."""
+    """This thread's reader of a file; the most recently used ones are kept."""
     if getattr(_local, "pid", None) != os.getpid():
         _local.pid, _local.groups = os.getpid(), {}
         _local.readers = functools.lru_cache(maxsize=_FILES_KEPT)(_Reader)

@@ -1,6 +1,6 @@
-"""The members of tar archives, damaged ones included: only the members that are hit are lost.
+"""The members of tar archives, including damaged ones: only the affected members are lost.
 
-A scan never stops early: after a damaged header it continues at the next valid one.
+A scan never stops early: after a damaged header it continues at the next valid header.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import NamedTuple
 from data_pipelines.io.blobs import ScanView
 
 BLOCK = 512
-_MOST_LINKS = 16  # that lead to one another
-_MAX_PAX = 1 << 20  # bytes of an extended header; a longer one is not read
+_MOST_LINKS = 16  # length of a chain of links
+_MAX_PAX = 1 << 20  # bytes of an extended header; longer ones are not read
 
 
 class Member(NamedTuple):
-    """A member's path, and the place of its data; ``link``: the member that holds the data, for links."""
+    """A member's path and the place of its data; ``link``: for links, the member that holds the data."""
 
     name: str
     offset: int
@@ -29,7 +29,7 @@ class Member(NamedTuple):
 
 @dataclasses.dataclass
 class _Extended:
-    """What extended headers say of the next member; a size below 0 = nothing."""
+    """What extended headers say about the next member; a negative size = nothing."""
 
     path: str = ""
     link: str = ""
@@ -51,10 +51,10 @@ class _Extended:
 
 
 def members(view: ScanView, problems: list[str]) -> Iterator[Member]:
-    """Every regular member that can be found, in order; links have the place of the member that they lead to.
+    """Every regular member that can be found, in order; links have the place of the member that they point to.
 
-    A member cut off by the end of the file is given too (offset + size beyond ``view.size``). What is wrong with the
-    archive is appended to ``problems``.
+    A member truncated by the end of the file is included (offset + size beyond ``view.size``). Problems of the archive
+    are appended to ``problems``.
     """
     regular: list[Member] = []
     links: list[tuple[str, str]] = []
@@ -71,14 +71,14 @@ def members(view: ScanView, problems: list[str]) -> Iterator[Member]:
         if end in places:
             yield places[end]._replace(name=name, link=end)
         elif end is None:
-            problems.append(f"link {name} -> {target}: a circle of links")
-        elif not any(place.startswith(f"{end}/") for place in places):  # a linked folder is no member
+            problems.append(f"link {name} -> {target}: a cycle of links")
+        elif not any(place.startswith(f"{end}/") for place in places):  # a linked folder is not a member
             outside = end.startswith(("/", ".."))
             problems.append(f"link {name} -> {end}: {'leads outside' if outside else 'no such member of'} the archive")
 
 
 def _followed(path: str, targets: Mapping[str, str]) -> str | None:
-    """Where a path leads if it, or folders in it, are links to ``targets``; None if it leads in a circle."""
+    """Where a path leads if it, or folders in it, are links to ``targets``; None for a cycle of links."""
     for _ in range(_MOST_LINKS):
         parts = path.split("/")
         linked = next((n for n in range(len(parts), 0, -1) if "/".join(parts[:n]) in targets), 0)
@@ -89,7 +89,7 @@ def _followed(path: str, targets: Mapping[str, str]) -> str | None:
 
 
 def _entries(view: ScanView, problems: list[str]) -> Iterator[tuple[Member, str | None]]:
-    """(member, None), and for a link the path that it leads to."""
+    """(member, None), or for a link (member, path that it points to)."""
     position, extended, damaged = 0, _Extended(), False
     while position + BLOCK <= view.size:
         block = view.read(position, BLOCK)
@@ -120,7 +120,7 @@ def _entries(view: ScanView, problems: list[str]) -> Iterator[tuple[Member, str 
                 size = 0 if kind == b"2" else size
             extended = _Extended()
         if data + size > view.size:
-            # Either the file is cut off here or the size is false; in the second case more headers follow.
+            # Either the file is truncated here or the size is wrong; in the latter case more headers follow.
             problems.append(
                 f"truncated: the member at byte {position} ends {data + size - view.size} bytes beyond the file"
             )
@@ -136,7 +136,7 @@ def _link_name(block: bytes) -> str:
 
 
 def _target(path: str, link: str, kind: bytes) -> str:
-    """The path that a link leads to: a hard one names a member, a symbolic one starts from its own folder."""
+    """The path that a link points to: a hard link names a member, a symbolic link is relative to its own folder."""
     return posixpath.normpath(link if kind == b"1" else posixpath.join(posixpath.dirname(path), link))
 
 
@@ -145,13 +145,13 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     text = field.split(b"\0", 1)[0].strip()
-    if text and not text.isdigit():  # int() would take signs and underscores
+    if text and not text.isdigit():  # int() would accept signs and underscores
         raise ValueError(f"{text!r} is not an octal number")
     return int(text, 8) if text else 0
 
 
 def header(block: bytes) -> tuple[str, int, bytes] | None:
-    """(path, size, type) of a header block with a right checksum, otherwise None."""
+    """(path, size, type) of a header block with a correct checksum, otherwise None."""
     try:
         if len(block) < BLOCK or _number(block[148:156]) != sum(block[:148]) + 256 + sum(block[156:]):
             return None
@@ -165,7 +165,7 @@ def header(block: bytes) -> tuple[str, int, bytes] | None:
 
 
 def _pax(data: bytes) -> dict[str, str]:
-    """Records ``LENGTH KEY=VALUE\\n`` of an extended header; what is malformed ends the parse."""
+    """Records ``LENGTH KEY=VALUE\\n`` of an extended header; parsing stops at a malformed one."""
     found, position = {}, 0
     while position < len(data):
         space = data.find(b" ", position, position + 20)

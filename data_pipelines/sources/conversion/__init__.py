@@ -1,1 +1,1 @@
-"""Files that cannot be read at random as they are: written once, in a form that can, to the cache folder."""
+"""Files without random access: written once to the cache folder in a format that has it."""

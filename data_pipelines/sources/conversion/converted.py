@@ -1,4 +1,4 @@
-"""Shards in forms without random access (compressed, CSV, one JSON object, Arrow), converted once."""
+"""Shards in formats without random access (compressed, CSV, one JSON object, Arrow), converted once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_pipelines.sources.conversion import json_shapes, tables
 from data_pipelines.sources.conversion.mds import mds_to_parquet
 from data_pipelines.sources.conversion.tfrecord import tfrecord_to_parquet
 
-_VERSION = "2"  # of what conversions write
+_VERSION = "2"  # of the output of conversions
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -36,7 +36,7 @@ _SUFFIXES = {
     ".tgz": "gzip",
     ".txz": "xz",
 }
-# How files begin that are no shard under whatever name.
+# First bytes of files that are not shards, whatever their name.
 _FOREIGN = {
     b"PK\3\4": "a zip archive: unpack it",
     b"7z\xbc\xaf": "a 7-Zip archive: unpack it",
@@ -47,7 +47,7 @@ _FOREIGN = {
     b"<!DOCTYPE": "a page of the web: the download failed",
     b"<!doctype": "a page of the web: the download failed",
     b"<html": "a page of the web: the download failed",
-    b"<?xml": "an XML file, perhaps the answer of a store: the download failed",
+    b"<?xml": "an XML file, perhaps an error response from a store: the download failed",
 }
 _LONGEST_MAGIC = max(map(len, (*_MAGIC, *_FOREIGN)))
 _CHUNK = 1 << 22
@@ -62,22 +62,22 @@ _log = logging.getLogger(__name__)
 
 
 def plain_name(path: str) -> str:
-    """The name of a file without the suffix of its compression: "a.jsonl" of "a.jsonl.gz", "a.tar" of "a.tgz"."""
+    """The name of a file without its compression suffix: "a.jsonl" for "a.jsonl.gz", "a.tar" for "a.tgz"."""
     name = paths.basename(path)
     suffix = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)] + (".tar" if suffix in (".tgz", ".txz") else "")
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name in lower case, without a number of shards: ".tfrecord" of "a.tfrecord-00-of-16"."""
+    """The suffix of a file's name in lower case, without a shard number: ".tfrecord" for "a.tfrecord-00-of-16"."""
     name = re.sub(r"-\d+-of-\d+$", "", name.lower())
     return name[name.rfind(".") :] if "." in name else ""
 
 
 def converted(path: str, kind: str) -> str:
-    """``path``, or the file in the cache folder that a shard of ``kind`` was converted to.
+    """``path``, or the file in the cache folder to which a shard of ``kind`` was converted.
 
-    Raises DataError that names the file and what is wrong with it; StorageError.
+    Raises a DataError that names the file and the problem; StorageError.
     """
     if paths.is_dir(path):
         return path
@@ -93,7 +93,7 @@ def converted(path: str, kind: str) -> str:
 
 
 def _compression(path: str) -> str | None:
-    """What a file is compressed with: a local one by its first bytes, a remote one by its name."""
+    """A file's compression: by the first bytes of a local file, by the name of a remote one."""
     if paths.is_remote(path):
         return next((codec for suffix, codec in _SUFFIXES.items() if path.lower().endswith(suffix)), None)
     start = blobs.Blob(path).read(0, _LONGEST_MAGIC)
@@ -103,14 +103,14 @@ def _compression(path: str) -> str | None:
 
 
 def _made(path: str, name: str, write: Callable[[BinaryIO], None]) -> str:
-    """Where the conversion of ``path`` is kept, made if it is not there yet."""
+    """Path of the conversion of ``path``, which is made if it does not exist yet."""
     identity = digest(_VERSION, path if paths.is_remote(path) else paths.local_path(path), paths.stamp(path))[:16]
     place = paths.cache_dir() / "converted" / identity / name
     with storage(str(place), "free some space, or set MONO_JAX_CACHE"):
         place.parent.mkdir(parents=True, exist_ok=True)
         with locked(place.with_name(f"{name}.lock")):  # one process at a time
             if not place.exists():
-                _log.warning("%s: cannot be read at random; converted once to %s", path, place)
+                _log.warning("%s: has no random access; converted once to %s", path, place)
                 _write(place, write)
     return str(place)
 
@@ -121,7 +121,7 @@ def _write(place: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _plain(file: blobs.PatientFile, codec: str) -> Any:
-    """A file object of what a file holds without its compression."""
+    """A file object with the decompressed content of a file."""
     import pyarrow as pa
 
     return lzma.LZMAFile(file) if codec == "xz" else pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)

@@ -1,6 +1,6 @@
-"""JSON files that are neither lines nor a list: wrapped lists, COCO, tables by column, one object, objects in a row.
+"""JSON files that are neither lines nor a list: wrapped lists, COCO, tables by column, one object, adjacent objects.
 
-They may be in UTF-16 or UTF-32, with a byte order mark or without.
+They may be in UTF-16 or UTF-32, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from data_pipelines.records.names import (
     ROLE_FIELDS,
 )
 
-_HEAD = 1 << 18  # bytes looked at to see whether a file holds lines
+_HEAD = 1 << 18  # bytes examined to see whether a file holds lines
 _LARGEST = 1 << 32  # bytes of a file that is parsed as a whole
 _WRAPPERS = (
     *("data", "samples", "annotations", "records", "rows", "items", "examples", "instances", "dataset", "questions"),
@@ -47,7 +47,7 @@ def line_of(record: Any) -> bytes:
 def records_of(path: str) -> Iterator[Any] | None:
     """The records in a file of one of these shapes; None if it holds lines or a list, which are read in place.
 
-    Raises DataError that names the file, the line and what is wrong in it.
+    Raises a DataError that names the file, the line and the problem.
     """
     blob = blobs.blob(path)
     head = blob.read(0, _HEAD)
@@ -57,13 +57,13 @@ def records_of(path: str) -> Iterator[Any] | None:
             return None
     if blob.size > _LARGEST:
         raise DataError(
-            f"{path}: neither JSONL nor a JSON list, and too large to be converted: write one object a line"
+            f"{path}: neither JSONL nor a JSON list, and too large to be converted: write one object per line"
         )
     return _parsed(path, blob.read(0, blob.size))
 
 
 def is_set(data: bytes) -> bool:
-    """Whether a JSON file holds many records, or captions by image; not one record or conversation.
+    """Whether a JSON file holds many records, or captions by image, rather than one record or conversation.
 
     ``data``: the file, or the beginning of a longer one.
     """
@@ -92,7 +92,7 @@ def _holds_lines(head: bytes, size: int) -> bool:
             found, keyed = _WRAPPED.match(text[:65536]), _KEYED.match(text[:65536])
             known = found is not None and found.group(1) in (*_WRAPPERS, "images", "info", "licenses")
             return not known and (keyed is None or keyed.group(1).lower() in KNOWN)
-        # An object that goes on in the next line is no line.
+        # An object that continues on the next line is not a line of its own.
         return not (isinstance(error, json.JSONDecodeError) and error.pos >= len(text) - 1)
     if text[end:].strip()[:1] in ("{", ","):  # several objects in a line, or objects in a list without brackets
         return False
@@ -101,7 +101,7 @@ def _holds_lines(head: bytes, size: int) -> bool:
 
 
 def _parsed(path: str, data: bytes) -> Iterator[Any]:
-    """All objects in the data, those that wrap others replaced by them."""
+    """All objects in the data; objects that wrap others are replaced by them."""
     encoding = json.detect_encoding(data)
     try:
         text = data.decode(encoding)
@@ -138,7 +138,7 @@ def _unwrapped(value: Any) -> list[Any]:
 
 
 def _of_one_object(value: Mapping[str, Any]) -> list[Any] | None:
-    """The records in the only object of a file; None if it is one itself.
+    """The records in the only object of a file; None if it is itself a record.
 
     Lists wrapped in one or two objects, tables by column (those of pandas too), records by id, captions by image.
     """
@@ -167,7 +167,7 @@ def _of_one_object(value: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _are(kind: type, items: Any) -> bool:
-    """Whether this is a list of such things, and not empty."""
+    """Whether this is a non-empty list whose items are of that kind."""
     return isinstance(items, list) and bool(items) and all(isinstance(item, kind) for item in items)
 
 
@@ -179,7 +179,7 @@ def _wrapped(value: Mapping[str, Any]) -> list[Any] | None:
         return _coco(lists["images"], lists["annotations"])
     known = (*CONVERSATION_FIELDS, *CAPTION_FIELDS, *IMAGE_FIELDS[:1])
     if any(value.get(name) for name in known):
-        return None  # a record of its own
+        return None  # itself a record
     name = next((name for name in _WRAPPERS if name in lists), None)
     if name is None and "images" in lists and any(field in lists["images"][0] for field in CAPTION_FIELDS):
         name = "images"  # Karpathy's splits
@@ -187,7 +187,7 @@ def _wrapped(value: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _coco(images: list[dict], annotations: list[dict]) -> list[dict]:
-    """A record for each image with all its captions, or for each annotation that has other text."""
+    """One record per image with all its captions, or per annotation that has other text."""
     files = {each.get("id"): next((each[name] for name in FILE_FIELDS if each.get(name)), None) for each in images}
     if not any("caption" in each for each in annotations):
         return [{**each, "image": files.get(each.get("image_id"))} for each in annotations]

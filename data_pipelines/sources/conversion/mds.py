@@ -1,7 +1,7 @@
 """MosaicML's shards (MDS) as parquet. A shard describes itself, so index.json is not needed.
 
 A file holds a uint32 n, n + 1 uint32 offsets, a JSON object with the columns, and the samples: a uint32 length for each
-column without a fixed one, then the columns' bytes, little-endian.
+column without a fixed length, then the columns' bytes; little-endian.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 def mds_to_parquet(path: str, out: BinaryIO) -> None:
     """Writes the samples of a shard as parquet. Columns of arrays and pickles are left out, with a warning.
 
-    Raises DataError that names the file and what is wrong in it.
+    Raises a DataError that names the file and the problem.
     """
     import pyarrow as pa
 
@@ -87,7 +87,7 @@ def _rows(
 
 
 def _kind(encoding: str) -> tuple[Any, Callable[[bytes], Any]] | None:
-    """(type of the column, how its bytes are read); None for what is not read."""
+    """(type of the column, how its bytes are read); None for a column that is not read."""
     import pyarrow as pa
 
     name = encoding.partition(":")[0]
@@ -99,7 +99,7 @@ def _kind(encoding: str) -> tuple[Any, Callable[[bytes], Any]] | None:
         return pa.large_binary(), _png_of
     if name in ("jpeg_array", "jpegarray"):
         return pa.list_(pa.large_binary()), _parts
-    if name in ("list[jpeg]", "list[png]"):  # after a uint32 that means nothing
+    if name in ("list[jpeg]", "list[png]"):  # after a uint32 without meaning
         return pa.list_(pa.large_binary()), lambda data: _parts(data[4:])
     if name == "list[pil]":
         return pa.list_(pa.large_binary()), lambda data: [_png_of(part) for part in _parts(data[4:])]

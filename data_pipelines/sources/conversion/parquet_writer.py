@@ -1,4 +1,4 @@
-"""Rows as a parquet file of small row groups, which random access needs."""
+"""Rows as a parquet file with small row groups, which random access requires."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ROWS = 64  # of a group
 
 
 def write_rows(out: BinaryIO, schema: pa.Schema, rows: Iterator[Mapping[str, Any]]) -> None:
-    """Writes the rows. Columns of type binary, not large_binary, become text, be it UTF-8 or not.
+    """Writes the rows. Columns of type binary, not large_binary, become text, whether or not it is UTF-8.
 
-    Whoever reads text that is not UTF-8 finds a bad sample there; pyarrow would refuse the whole file.
+    When read, text that is not UTF-8 makes a bad sample; pyarrow would reject the whole file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

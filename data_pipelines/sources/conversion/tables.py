@@ -1,4 +1,4 @@
-"""Tables as lines of JSON or as parquet: CSV and TSV (VLMEvalKit's base64 images among them), Arrow and Feather."""
+"""Tables as lines of JSON or as parquet: CSV and TSV (including VLMEvalKit's base64 images), Arrow and Feather."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from data_pipelines.sources.conversion import json_shapes
 _MOST_CELL = 1 << 28  # bytes
 _INDEX = 64  # characters: an "image" no longer than this is the index of another row that holds the image
 _ROW_GROUP = 256
-_HEAD = 1 << 16  # bytes in which the header stands
+_HEAD = 1 << 16  # bytes within which the header must be
 _DELIMITERS = (",", "\t", ";", "|")
 
 
 class _Raw(io.RawIOBase):
-    """A PatientFile as Python's text layer needs it."""
+    """A PatientFile in the form that Python's text layer needs."""
 
     def __init__(self, file: blobs.PatientFile):
         self._file = file
@@ -36,7 +36,7 @@ class _Raw(io.RawIOBase):
 
 
 class _Header(NamedTuple):
-    """The columns of a table, and how its lines are read; ``before``: blank lines and Excel's "sep=;" before these."""
+    """The columns of a table, and how its lines are read; ``before``: preceding blank lines and Excel's "sep=;"."""
 
     columns: list[str]
     delimiter: str
@@ -47,8 +47,8 @@ class _Header(NamedTuple):
 def csv_lines(path: str, out: BinaryIO) -> None:
     """Writes the rows of a CSV or TSV file as lines of JSON, empty cells left out.
 
-    Delimiters are commas, tabs, semicolons or bars, whichever divides the header most; its names come without spaces
-    around them. Raises DataError that names the file, the line and what is wrong.
+    The delimiter is a comma, tab, semicolon or bar, whichever splits the header most; spaces around the header's names
+    are removed. Raises a DataError that names the file, the line and the problem.
     """
     csv.field_size_limit(_MOST_CELL)
     with blobs.open_file(path) as file:
@@ -78,7 +78,7 @@ def csv_lines(path: str, out: BinaryIO) -> None:
 
 
 def _header(path: str, head: bytes) -> _Header:
-    """How a file begins. Raises DataError if its first line names an image, not columns."""
+    """The header of a file. Raises DataError if its first line names an image, not columns."""
     encoding = json.detect_encoding(head)
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding
     lines = head.decode(encoding, "replace").splitlines() or [""]
@@ -94,11 +94,11 @@ def _header(path: str, head: bytes) -> _Header:
 
 
 def holds_records(path: str, head: bytes) -> bool:
-    """Whether the columns of a table have names that records have; ``head``: how it begins."""
+    """Whether the columns of a table have names used in records; ``head``: the first bytes."""
     try:
         columns = _header(path, head[:_HEAD]).columns
     except DataError:
-        return True  # whoever reads it says what is wrong
+        return True  # reading it will say what is wrong
     return not json_shapes.KNOWN.isdisjoint(map(str.lower, columns))
 
 
@@ -116,7 +116,7 @@ def _first_not(path: str, encoding: str) -> int:
 
 
 def _cell(cell: str) -> Any:
-    """A list or object that was written as text, otherwise the text."""
+    """The list or object if the cell is one written as text, otherwise the text."""
     if re.match(r"\[\s*[\[{\"]|\{\s*\"", cell):
         try:
             return json.loads(cell)

@@ -22,9 +22,9 @@ _LONGEST = 1 << 30  # bytes of a record
 
 
 def tfrecord_to_parquet(path: str, out: BinaryIO) -> None:
-    """Writes the examples of a file as parquet, a column for each feature.
+    """Writes the examples of a file as parquet, one column per feature.
 
-    Raises DataError that names the file and what is wrong in it.
+    Raises a DataError that names the file and the problem.
     """
     import pyarrow as pa
 
@@ -44,7 +44,7 @@ def tfrecord_to_parquet(path: str, out: BinaryIO) -> None:
 
 @dataclasses.dataclass
 class _Feature:
-    """What all examples hold under a name: ``kind`` of the values, the most in an example, how many are texts."""
+    """What all examples hold under a name: ``kind`` of the values, most per example, how many are texts."""
 
     kind: str = ""
     most: int = 0
@@ -57,14 +57,14 @@ class _Feature:
         if not values:
             return
         if self.kind and self.kind != kind:
-            raise DataError(f"{path}: feature {name!r} is now {self.kind}, now {kind}")
+            raise DataError(f"{path}: feature {name!r} is {self.kind} in one record and {kind} in another")
         self.kind, self.most = kind, max(self.most, len(values))
         if kind == "bytes_list":
             self.values += len(values)
             self.texts += sum(map(_is_text, values))
 
     def type(self) -> pa.DataType:
-        """Bytes are text, which ``write_rows`` marks by the type binary, if most of them can be."""
+        """Bytes count as text, which ``write_rows`` marks by the type binary, if most of them are valid text."""
         import pyarrow as pa
 
         kinds = {"float_list": pa.float32(), "int64_list": pa.int64(), "bytes_list": pa.large_binary()}
@@ -87,12 +87,12 @@ def _value(feature: Any, several: bool) -> Any:
 
 
 def _examples(path: str, view: blobs.ScanView) -> Iterator[Any]:
-    """The features of each example, by name; none for a record that is no example, whose row is then empty."""
+    """The features of each example, by name; none for a record that is not an example, whose row is then empty."""
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_generated_pb2 as proto
 
     for number, data in enumerate(_records(path, view)):
-        example = proto.SequenceExample()  # an Example is one without lists
+        example = proto.SequenceExample()  # an Example is a SequenceExample without lists
         try:
             example.ParseFromString(data)
         except DecodeError:
@@ -108,7 +108,7 @@ def _records(path: str, view: blobs.ScanView) -> Iterator[bytes]:
     while at < view.size:
         head = view.read(at, 12)
         length, mark = struct.unpack("<QI", head) if len(head) == 12 else (0, -1)
-        # A record's own bytes are checked by what they hold.
+        # A record's own bytes are checked when their content is read.
         if mark != masked_crc32c(head[:8]) or length > _LONGEST or at + 16 + length > view.size:
             raise DataError(f"{path}: not a whole TFRecord file (record {number} at byte {at} of {view.size})")
         yield view.read(at + 12, length)

@@ -18,7 +18,7 @@ from data_pipelines.sources.indices.entry import Entry
 from data_pipelines.sources.indices.index_builder import Draft, ImagePart, IndexBuilder, TextPart, origin_of, scores_of
 from data_pipelines.sources.indices.shard import FrameOptions, Shard
 
-_BATCH, _BATCH_BYTES = 16, 1 << 26  # records read at a time while indexing, fewer if they are large
+_BATCH, _BATCH_BYTES = 16, 1 << 26  # records read at a time while indexing; fewer if they are large
 _local = threading.local()
 
 
@@ -35,7 +35,7 @@ class ArrayRecordFormat(FileFormat):
     kind, suffixes, options = "array_record", (".array_record", ".arrayrecord"), ArrayRecordOptions
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
-        """A sample's offset is the number of its record; unreadable ones count as "corrupt_chunk".
+        """A sample's offset is the number of its record; unreadable records count as "corrupt_chunk".
 
         Raises StorageError if the file cannot be fetched or opened.
         """
@@ -59,7 +59,7 @@ class ArrayRecordFormat(FileFormat):
         forget_readers()
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        """The record read last is kept, since text and images are requested one after the other."""
+        """The last record read is kept, since text and images are requested one after another."""
         last = (os.getpid(), shard.path, entry.row)
         if getattr(_local, "last", (None,))[0] != last:
             (data,) = reader(shard.path).read([entry.row])

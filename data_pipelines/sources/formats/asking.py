@@ -1,4 +1,4 @@
-"""Asking for the files of single samples while a shard is indexed."""
+"""Requesting the files of single samples while a shard is indexed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 def ask(questions: Questions, read: Callable[[], T], missing: str, host: str = "") -> T:
-    """What ``read`` gives; ``host``: see ``Questions.ask``.
+    """The result of ``read``; ``host``: see ``Questions.ask``.
 
     Raises BadSample ``missing`` if storage says that there is no such file, BadSample ``UNASKED`` if it does not answer
-    for this one, and StorageError if it does not answer at all.
+    for this file, and StorageError if it does not answer at all.
     """
     try:
         return questions.ask(read, host)

@@ -27,7 +27,7 @@ from data_pipelines.sources.indices.shard import Shard
 from data_pipelines.sources.indices.unchanged import changed
 from data_pipelines.sources.selection.share import Share
 
-# Files that are kept beside samples: statistics, indices, shards of other kinds.
+# Files found beside samples: statistics, indices, shards of other kinds.
 _NO_MEMBERS = ("_stats.json", ".parquet", ".npz", ".tar", ".jsonl", ".array_record")
 
 
@@ -78,12 +78,12 @@ class FilesFormat(FileFormat):
 
 
 def folders_of_samples(folders: Sequence[str]) -> list[str]:
-    """Those of the folders that hold images, videos or sounds."""
+    """Those of the folders that hold images, videos or audio."""
     return [folder for folder in folders if _holds(folder, _is_medium)]
 
 
 def _holds(folder: str, wanted: Callable[[str], object]) -> bool:
-    """Whether a file of a folder has a name as ``wanted``."""
+    """Whether the name of any file in a folder satisfies ``wanted``."""
     return any(wanted(name) for name, _, _ in paths.list_dir(folder))
 
 
@@ -92,7 +92,7 @@ def _is_medium(name: str) -> bool:
 
 
 def _is_member(name: str) -> bool:
-    """Whether a file is part of a sample: not hidden, not unfinished, and none of the files beside samples."""
+    """Whether a file is part of a sample: not hidden, not unfinished, and not one of the files beside samples."""
     return not name.startswith((".", "_")) and not name.endswith(_NO_MEMBERS) and not publish.is_temporary(name)
 
 
@@ -110,7 +110,7 @@ class _FolderView(blobs.ScanView):
             yield name, i << 40, size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Raises BadSample "unreadable" (gone since it was listed) or ``UNASKED``, StorageError if all is away."""
+        """Raises BadSample "unreadable" (gone since it was listed) or ``UNASKED``, StorageError if storage is down."""
         path = paths.join(self.path, self.name(offset))
         return ask(self._questions, lambda: blobs.read_bytes(path, length), "unreadable")
 
@@ -119,18 +119,18 @@ class _FolderView(blobs.ScanView):
         return ask(self._questions, lambda: read_header(VideoFile(path)), "unreadable")
 
     def name(self, offset: int) -> str:
-        """Of the file that begins at ``offset``."""
+        """The name of the file that begins at ``offset``."""
         return self.entries[offset >> 40][0]
 
 
 def _is_set(group: Group, view: _FolderView) -> bool:
-    """Whether a sample is a JSON file of many records, which lies beside images."""
+    """Whether a sample is a JSON file of many records that is beside images."""
     lone = group.json and not (group.images or group.videos or group.caption or group.problem)
     return bool(lone) and is_set(view.read(*group.json))
 
 
 def _split_images(group: Group, view: _FolderView) -> list[Group]:
-    """Loose images without any text that share a stem (photo.jpg, photo.png) are samples of their own, by file name."""
+    """Loose images without text that share a stem (photo.jpg, photo.png) become separate samples, by file name."""
     if group.caption or group.json or len(group.images) < 2:
         return [group]
     parts = []
@@ -141,17 +141,17 @@ def _split_images(group: Group, view: _FolderView) -> list[Group]:
 
 
 def _video(shard: Shard, name: str, length: int) -> VideoFile:
-    """As ``_read_file``, to be read at random."""
+    """Like ``_read_file``, with random access."""
     file = VideoFile(path := paths.join(shard.path, name))
     if file.size != length:
-        raise changed(path, f"{file.size} bytes, {length} were indexed")
+        raise changed(path, f"{file.size} bytes, but {length} were indexed")
     return file
 
 
 def _read_file(shard: Shard, name: str, length: int) -> bytes:
-    """A file of the folder. Raises StorageError if it has not the length that the index says."""
+    """A file in the folder. Raises StorageError if its length is not that in the index."""
     path = paths.join(shard.path, name)
     data = blobs.read_bytes(path)
     if len(data) != length:
-        raise changed(path, f"{len(data)} bytes, {length} were indexed")
+        raise changed(path, f"{len(data)} bytes, but {length} were indexed")
     return data

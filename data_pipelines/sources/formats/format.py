@@ -1,4 +1,4 @@
-"""What a storage format is: how shards are found among paths, stamped, scanned into an index, and read."""
+"""The interface of a storage format: how shards are found among paths, stamped, scanned into an index, and read."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Format(Protocol):
 
     Attributes:
       kind: its name in the spec of a source.
-      suffixes: of its shards' names; empty where names say nothing.
-      options: what its shards can be read with.
+      suffixes: of its shards' names; empty if names say nothing.
+      options: the options with which its shards can be read.
       key_separator: between the shard's name and the sample's own key.
     """
 
@@ -37,33 +37,33 @@ class Format(Protocol):
     key_separator: str
 
     def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
-        """(shard, how much of it is offered) of the paths. Raises DataError."""
+        """(shard, how much of it is offered) for the paths. Raises DataError."""
         ...
 
     def shard(self, path: str, options: Mapping[str, Any]) -> Shard:
-        """A shard with those of ``options`` that the format has."""
+        """A shard with those of ``options`` that the format supports."""
         ...
 
     def stamp(self, shard: Shard) -> str:
-        """Changes when the shard does. Raises StorageError if it is not there."""
+        """Changes when the shard does. Raises StorageError if it does not exist."""
         ...
 
     def contents(self, shard: Shard) -> list[str]:
-        """Marks of the shard's content, that of its own file first: equal where only times have changed.
+        """Marks of the shard's content, that of its own file first: unchanged if only times have changed.
 
-        None where a shard is not one local file. Raises StorageError.
+        Empty if a shard is not one local file. Raises StorageError.
         """
         ...
 
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """Adds all samples of a shard to its index, bad ones with their reasons.
 
-        Raises DataError if it is no such shard, StorageError if it cannot be read.
+        Raises DataError if it is not a shard of this format, StorageError if it cannot be read.
         """
         ...
 
     def ask_again(self, shard: Shard, index: ShardIndex, builder: IndexBuilder) -> None:
-        """As ``scan``, where ``index`` is fresh but for the samples of which parts could not be asked for."""
+        """Like ``scan``, if ``index`` is up to date except for samples some of whose files did not answer."""
         ...
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
@@ -71,12 +71,12 @@ class Format(Protocol):
         ...
 
     def forget(self) -> None:
-        """Closes what is kept open, since it may be stale."""
+        """Closes everything that is kept open, since it may be stale."""
         ...
 
 
 class FileFormat:
-    """The parts of a ``Format`` that are alike where every path is a shard, and a file."""
+    """The common parts of ``Format``s in which every path is a shard and a file."""
 
     kind: str
     suffixes: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class FileFormat:
             yield from ((self.converted(file, options), Share()) for file in self.files_of(path))
 
     def files_of(self, path: str) -> list[str]:
-        """The shards that a path stands for: itself, or of a folder the files in it and below that are named so.
+        """The shards that a path stands for: itself or, for a folder, the files in and below it with matching names.
 
         Raises DataError if there are none.
         """
@@ -102,10 +102,10 @@ class FileFormat:
         return sorted(found)
 
     def converted(self, path: str, options: Mapping[str, Any]) -> Shard:
-        """The shard of a path, or of what it had to be converted to."""
+        """The shard of a path, or of the file to which it had to be converted."""
         try:
             place = converted(path, self.kind)
-        except StorageError:  # whoever reads the shard finds out, and waits
+        except StorageError:  # reading the shard will find out, and wait
             return self.shard(path, options)
         except DataError as error:
             return dataclasses.replace(self.shard(path, options), fault=str(error))
@@ -140,7 +140,7 @@ class ByteRangeFormat(FileFormat):
     """A format whose images and texts are byte ranges of the shard."""
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        """Both together, since they are neighbours: in a remote shard they cost one request."""
+        """Reads both together, since they are adjacent: in a remote shard they cost one request."""
         places = [*(entry.image_places() if images else ()), *([entry.text_place()] if text else ())]
         found = read_ranges(shard, places)
         sample = parse(entry.text_form, found.pop(), reading_of(shard.options, entry.key)) if text else RawSample()
@@ -148,7 +148,7 @@ class ByteRangeFormat(FileFormat):
 
 
 def read_ranges(shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bytes at each (offset, length), which the index says are there. Raises StorageError if they are not."""
+    """The bytes at each (offset, length) given by the index. Raises StorageError if they are not there."""
     found = blobs.blob(shard.path).read_all(places)
     for data, (offset, length) in zip(found, places):
         if len(data) != length:
@@ -159,7 +159,7 @@ def read_ranges(shard: Shard, places: Sequence[tuple[int, int]]) -> list[bytes]:
 def reading_of(options: Options, key: str, images: int | None = None, videos: int = 0) -> Reading:
     """How the record of the sample ``key`` is read.
 
-    images, videos: how many come with it from elsewhere; None = it names its own.
+    images, videos: how many come with the record from elsewhere; None = it names its own.
     """
     image_key = getattr(options, "image_key", None)
     return Reading(

@@ -1,12 +1,12 @@
 """Instruction data: JSONL or a JSON list in LLaVA form, and InternVL meta files that list several of them.
 
-One sample a line (or list element)::
+One sample per line (or list element)::
 
     {"id": ..., "image": "a.jpg" | ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": ...}, ...]}
 
 Without "image" it is a text-only sample; other layouts are read too, see ``records.layouts``. Image paths are relative
-to ``image_root`` (default: the folder of the file). If only a few of many images have changed, ``index --force`` makes
-the index again: see ``JsonlFormat.stamp`` for what is noticed without it. An InternVL meta file is an object
+to ``image_root`` (default: the folder of the file). If only a few of many images have changed, rebuild the index with
+``index --force``: ``JsonlFormat.stamp`` says which changes are detected without it. An InternVL meta file is an object
 {NAME: {"root", "annotation", "repeat_time"}}; ``repeat_time`` offers a data set several times or in part.
 """
 
@@ -48,8 +48,8 @@ from data_pipelines.sources.selection.share import Share
 _IMAGE_FIELD = re.compile(
     rb'"(?:(?:image|img|pic|photo)\w{0,20}|file_?name|url)"\s{0,100}:\s{0,100}("(?:[^"\\]|\\.)*"|\[[^\[\]{}]*\])'
 )
-_LONGEST_PATH = 4096  # a longer one is the image itself
-_FETCHES = 32  # records whose remote images are asked for at a time
+_LONGEST_PATH = 4096  # a longer string is the image itself
+_FETCHES = 32  # records whose remote images are requested at a time
 _PROGRESS_SECONDS = 60.0
 _SAMPLED = 1 << 14  # bytes searched for an image's path
 _log = logging.getLogger(__name__)
@@ -75,13 +75,13 @@ class JsonlOptions(VideoOptions):
 
 
 class JsonlFormat(FileFormat):
-    """Lines of JSONL files or elements of JSON lists, whose images are files of their own. Keys are FILE:NUMBER."""
+    """Lines of JSONL files or elements of JSON lists, whose images are separate files. Keys are FILE:NUMBER."""
 
     kind, options, key_separator = "jsonl", JsonlOptions, ":"
     suffixes = (".jsonl", ".json", ".ndjson", ".yaml", ".yml", ".csv", ".tsv")
 
     def find(self, paths: Sequence[str], options: Mapping[str, Any]) -> Iterator[tuple[Shard, Share]]:
-        """Meta files are replaced by what they list."""
+        """Meta files are replaced by the files that they list."""
         for file in itertools.chain.from_iterable(map(self.files_of, paths)):
             entries = meta_entries(file)
             if entries is None:
@@ -93,15 +93,15 @@ class JsonlFormat(FileFormat):
                 yield dataclasses.replace(shard, **changes), entry.share
 
     def stamp(self, shard: Shard) -> str:
-        """Changes when the file does, or any of some 100 images (8 of remote files) that are drawn from all over it.
+        """Changes when the file does, or any of about 100 images (8 for remote files) that are sampled from all of it.
 
-        So it is noticed when images arrive, go or are replaced together, and not when this happens to a few of many.
+        This detects images that are added, removed or replaced together, but not changes to a few of many images.
         """
         marks = _marks(shard, paths.stamp)
         return digest(paths.stamp(shard.path), *marks)
 
     def contents(self, shard: Shard) -> list[str]:
-        """That of the file, and that of the images that are looked at for ``stamp``."""
+        """The mark of the file, and that of the images that are examined for ``stamp``."""
         mark = blobs.content_mark(shard.path)
         return [mark, digest(*_marks(shard, _content))] if mark else []
 
@@ -132,7 +132,7 @@ class JsonlFormat(FileFormat):
         data = read_ranges(shard, [entry.text_place()])
         try:
             record = parse(entry.text_form, *data, reading_of(shard.options, entry.key))
-        except BadSample as error:  # it could be parsed when it was indexed, or a joined caption replaces it
+        except BadSample as error:  # it could be parsed when indexed, or a joined caption replaces it
             if text:
                 raise changed(shard.path, f"at byte {entry.row}: {error.reason}") from None
             raise
@@ -143,7 +143,7 @@ class JsonlFormat(FileFormat):
 
 
 def _drafts(shard: Shard, view: blobs.ScanView, elements: Iterator[tuple[int, int, int]]) -> Iterator[Draft]:
-    """What is found out about each element; remote images are asked for in parallel, with a line of progress a minute.
+    """The findings about each element; remote images are requested in parallel, with a progress line per minute.
 
     Raises StorageError.
     """
@@ -181,7 +181,7 @@ def _draft(shard: Shard, questions: Questions, number: int, offset: int, length:
         draft.record = from_record(value, reading_of(shard.options, draft.key))
         draft.images, contents = new_images(shard, draft.record.image_refs, questions)
         if not draft.images and draft.record.caption is not None:
-            raise BadSample("no_image", detail=f"a caption, and no image in: {', '.join(value)}"[:300])
+            raise BadSample("no_image", detail=f"a caption, but no image in: {', '.join(value)}"[:300])
         draft.record = with_frames(draft.record, [image.frame for image in draft.images])
         if shard.options.hash_images and contents:
             draft.image_hash = hash64(b"".join(contents))
@@ -189,12 +189,12 @@ def _draft(shard: Shard, questions: Questions, number: int, offset: int, length:
 
 
 def _image_names(path: str, most: int) -> list[str]:
-    """Different image paths in the file: all of a small one, else the first after each of ``most`` places."""
+    """Distinct image paths in the file: all in a small file, otherwise the first after each of ``most`` places."""
     blob = patiently(lambda: blobs.Blob(path))
     if blob.size <= most * _SAMPLED:
         fields = _IMAGE_FIELD.findall(blob.read(0, blob.size))
     else:
-        places = random.Random(0).sample(range(blob.size), most)  # even steps might coincide with the data's own
+        places = random.Random(0).sample(range(blob.size), most)  # equal steps might coincide with a period of the data
         fields = [found.group(1) for at in places if (found := _IMAGE_FIELD.search(blob.read(at, _SAMPLED)))]
     names: dict[str, None] = {}
     for field in fields:
@@ -207,14 +207,14 @@ def _image_names(path: str, most: int) -> list[str]:
 
 
 def _marks(shard: Shard, mark: Callable[[str], str]) -> list[str]:
-    """Marks of some images; "missing" for those that are not there."""
+    """Marks of some images; "missing" for those that do not exist."""
     most = 8 if paths.is_remote(shard.path) else 100
     names = _image_names(shard.path, most)
     names, questions, marks = random.Random(0).sample(names, min(most, len(names))), Questions(), []
     for name in names:
         path = paths.join(root_of(shard), name)
         if paths.web_host(path) and not paths.is_remote(shard.path):
-            continue  # the web is not asked for marks of single images
+            continue  # marks of single images are not requested from the web
         try:
             marks.append(questions.ask(functools.partial(mark, path)))
         except ValueError:  # a NUL character in the path

@@ -1,7 +1,7 @@
-"""Parquet: rows of any layout, with their images in columns or as paths of files beside it.
+"""Parquet: rows in any layout, with their images in columns or as paths of files beside the parquet file.
 
-Random access to a row costs the reading of its row group; parquet is best read in long runs (shuffle "local"), or
-rewritten once by ``data_pipelines.build``.
+Random access to a row requires reading its row group. Parquet is best read in long runs (shuffle "local"), or rewritten
+once by ``data_pipelines.build``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from data_pipelines.sources.indices.shard import Shard, VideoOptions
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "images", "image_bytes")  # looked at first, in this order
+IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "images", "image_bytes")  # tried first, in this order
 _IMAGE_FIELDS = tuple(dict.fromkeys([*IMAGE_COLUMNS, *names.IMAGE_FIELDS]))
 _TEXT_FIELDS = frozenset(
     [
@@ -39,7 +39,14 @@ _TEXT_FIELDS = frozenset(
         names.HISTORY_FIELD,
     ]
 )
-_ORIGINS = ("url", "key", "sha256", "exif", "status", "error_message")  # img2dataset's: they say where images are from
+_ORIGINS = (
+    "url",
+    "key",
+    "sha256",
+    "exif",
+    "status",
+    "error_message",
+)  # img2dataset's columns about where images come from
 _FAILURES = ("failed_to_download", "failed_to_resize")  # values of img2dataset's column "status"
 
 
@@ -48,7 +55,7 @@ class ParquetOptions(VideoOptions):
     """Options of parquet files.
 
     Attributes:
-      image_root: folder of images that are named (default: the folder of the file).
+      image_root: folder of images given by name (default: the folder of the file).
       image_key: column of the images (default: the first filled one of IMAGE_COLUMNS and ``names.IMAGE_FIELDS``).
       caption_key: column of the captions (default: a conversation, a caption or a question, see ``records.layouts``).
       caption_seed: which of several captions a sample gets (default: 0).
@@ -64,9 +71,9 @@ class ParquetOptions(VideoOptions):
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """The columns of a file that matter: of images, of texts, of videos, and others that may hold what is not read.
+    """The relevant columns of a file: images, texts, videos, and others that may hold unread media.
 
-    The others are only looked at while indexing.
+    The others are examined only while indexing.
     """
 
     images: tuple[str, ...]
@@ -84,7 +91,7 @@ class ParquetFormat(FileFormat):
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """A sample's offset is its row; the rows of a damaged group count as "corrupt_row_group".
 
-        Raises DataError if the file cannot be opened or has no fitting column.
+        Raises DataError if the file cannot be opened or has no suitable column.
         """
         from data_pipelines.sources.containers.parquet import open_parquet, rows_in_order
 
@@ -115,7 +122,7 @@ class ParquetFormat(FileFormat):
         _kept_layout.cache_clear()
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        """All requested columns in one read: images may be in, or in the order of, the text."""
+        """Reads all requested columns at once: images may be in the text column, or ordered by the text."""
         from data_pipelines.sources.containers.parquet import read_row
 
         layout = _kept_layout(shard)
@@ -125,7 +132,7 @@ class ParquetFormat(FileFormat):
         columns = tuple(dict.fromkeys(name for part in parts for name in part))
         value = read_row(shard.path, entry.row, columns) if columns else {}
         reading = _reading(shard, layout, entry.key)
-        if not images and videos and text:  # their frames take the places of the marks in it
+        if not images and videos and text:  # their frames replace the marks in it
             return from_record(_row(value, layout), reading)
         if not images:
             reading = dataclasses.replace(reading, images=entry.image_count, ordered=False)
@@ -154,7 +161,7 @@ def _is_id(field: pa.Field) -> bool:
 
 
 def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
-    """Raises DataError that names the file if there is nothing to read or a named column is missing."""
+    """Raises a DataError that names the file if there is nothing to read or a specified column is missing."""
     import pyarrow as pa
 
     options = shard.options
@@ -169,7 +176,7 @@ def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
         spelled = [name for name in lowered if names.IMAGE_FIELD.fullmatch(name)]
         named = [lowered[n] for n in dict.fromkeys([*_IMAGE_FIELDS, *spelled, *numbered]) if n in lowered]
         files = [lowered[name] for name in names.FILE_FIELDS if name in lowered]
-        # A column of nulls only, whose type is null, must not stop the search.
+        # A column with only nulls, whose type is null, must not stop the search.
         filled = [name for name in named if not pa.types.is_null(schema.field(name).type)]
         images = (*(filled or _held(shard, schema) or named), *files)
     texts = [name for name in schema.names if name.lower() in _TEXT_FIELDS]
@@ -188,7 +195,7 @@ def _layout_of(shard: Shard, schema: pa.Schema) -> _Layout:
 
 
 def _may_show_media(field: pa.Field) -> bool:
-    """Whether a column may hold paths of media, media themselves, or say which one a row is about."""
+    """Whether a column may hold paths of media, the media themselves, or ids of the media that a row is about."""
     return bool(names.MEDIA_ID.fullmatch(field.name)) or _may_hold_media(field.type)
 
 
@@ -237,7 +244,7 @@ def _reading(shard: Shard, layout: _Layout, key: str) -> Reading:
 def _draft(
     shard: Shard, row: int, value: Mapping[str, Any], layout: _Layout, questions: Questions
 ) -> tuple[Draft, bool]:
-    """(what is in a row, whether its image cells hold anything)."""
+    """(the draft of a row, whether its image cells hold anything)."""
     key = value.get("key")
     draft = Draft(
         str(key) if key is not None and not isinstance(key, bytes) else f"row{row}",
@@ -268,7 +275,7 @@ def _draft(
 
 
 def _row(value: Mapping[str, Any], layout: _Layout) -> dict[str, Any]:
-    """The row as a record: its text, image and media columns; with a caption_key no other text."""
+    """The row as a record: its text, image and media columns; with a caption_key, no other text."""
     kept = {*layout.images, *layout.texts, *layout.videos, *layout.others}
     return {name: cell for name, cell in value.items() if name in kept}
 

@@ -1,4 +1,4 @@
-"""Images and videos that a record names or holds: read while a shard is indexed, and again as the index knows them."""
+"""Images and videos that a record names or holds: read while a shard is indexed, and read again as indexed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_pipelines.sources.indices.unchanged import changed
 
 
 def root_of(shard: Shard) -> str:
-    """The folder of the images that are named."""
+    """The folder of images given by name."""
     root = getattr(shard.options, "image_root", None)
     return paths.parent(shard.path) if root is None else root
 
@@ -29,10 +29,10 @@ def root_of(shard: Shard) -> str:
 def new_images(
     shard: Shard, refs: Sequence[Reference], questions: Questions, row: int = 0
 ) -> tuple[list[ImagePart], list[bytes]]:
-    """(the images and frames, to be indexed, at offset ``row``; what their hash is made of).
+    """(the images and frames to be indexed, at offset ``row``; the data for their hash).
 
-    Raises BadSample "missing_image", "missing_video", ``UNASKED``, "image_too_many_bytes", or as ``read_header`` of
-    images and of videos.
+    Raises BadSample "missing_image", "missing_video", ``UNASKED``, "image_too_many_bytes", or like ``read_header`` for
+    images and for videos.
     """
     parts: list[ImagePart] = []
     contents: list[bytes] = []
@@ -52,7 +52,7 @@ def new_images(
 
 
 def indexed_images(shard: Shard, refs: Sequence[Reference], entry: Entry) -> tuple[bytes, ...]:
-    """The images and frames, as the index knows them. Raises StorageError if one is gone, or has another length."""
+    """The images and frames as indexed. Raises StorageError if one is gone or has another length."""
     places = iter(entry.image_places())
     found: list[bytes] = []
     for ref, _ in _frames_apart(shard, refs):
@@ -64,12 +64,12 @@ def indexed_images(shard: Shard, refs: Sequence[Reference], entry: Entry) -> tup
         else:
             found.append(_indexed(shard, ref, length))
     if len(found) != entry.image_count:
-        raise changed(shard.path, f"{len(found)} images, {entry.image_count} were indexed")
+        raise changed(shard.path, f"{len(found)} images, but {entry.image_count} were indexed")
     return tuple(found)
 
 
 def _frames_apart(shard: Shard, refs: Sequence[Reference]) -> Iterator[tuple[Reference, int]]:
-    """(image or video, 0), and for a video of images each of its frames that are looked at with its number, from 1."""
+    """(image or video, 0); for a video given as images, (frame, its number from 1) for each frame that is used."""
     for ref in refs:
         if isinstance(ref, Video) and isinstance(ref.source, tuple):
             yield from ((name, number) for number, name in enumerate(shard.options.sampling.stills(ref.source), 1))
@@ -78,7 +78,7 @@ def _frames_apart(shard: Shard, refs: Sequence[Reference]) -> Iterator[tuple[Ref
 
 
 def _path(shard: Shard, ref: str | Video) -> str:
-    """Of what a record names; empty for a video that it holds."""
+    """The path of what a record names; empty for a video that it holds."""
     name = ref.source if isinstance(ref, Video) else ref
     return paths.join(root_of(shard), name) if isinstance(name, str) else ""
 
@@ -103,7 +103,7 @@ def _indexed_frames(shard: Shard, ref: Video, length: int) -> list[bytes]:
     with _video(ref, path) as file:
         size = file.seek(0, io.SEEK_END)
         if size != length:
-            raise changed(path or shard.path, f"{size} bytes, {length} were indexed")
+            raise changed(path or shard.path, f"{size} bytes, but {length} were indexed")
         return read_frames(file, shard.options.sampling.times(read_header(file), ref))
 
 
@@ -111,7 +111,7 @@ def _indexed(shard: Shard, ref: str | bytes, length: int) -> bytes:
     path = shard.path if isinstance(ref, bytes) else paths.join(root_of(shard), ref)
     data = ref if isinstance(ref, bytes) else _read(path)
     if len(data) != length:
-        raise changed(path, f"{len(data)} bytes, {length} were indexed")
+        raise changed(path, f"{len(data)} bytes, but {length} were indexed")
     return data
 
 

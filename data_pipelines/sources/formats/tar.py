@@ -1,6 +1,6 @@
-"""Image-text tars as img2dataset and webdataset write them, indexed once and then read in place.
+"""Image-text tars as written by img2dataset and webdataset, indexed once and then read in place.
 
-A sample is all members with the same key, see ``containers.members``.
+A sample consists of all members with the same key, see ``containers.members``.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class TarOptions(VideoOptions):
     Attributes:
       caption_key: the field of KEY.json that holds the caption (default: the caption is in KEY.txt).
       caption_seed: which of several captions a sample gets (default: 0).
-      image_ext: extension of the images, or several: "jpg", "input.png" (default: all images but masks).
-      caption_ext: extension of the captions, or several of which each sample gets one, drawn by its key and
-        caption_seed, with {EXTENSION: WEIGHT} as often as the weights say (default: the first of txt, caption, text).
+      image_ext: extension of the images, or several: "jpg", "input.png" (default: all images except masks).
+      caption_ext: extension of the captions, or several, of which each sample gets one, drawn by its key and
+        caption_seed, with {EXTENSION: WEIGHT} according to the weights (default: the first of txt, caption, text).
       hash_images: whether images without a stored hash are hashed, for the filter unique_images.
     """
 
@@ -88,9 +88,9 @@ class TarFormat(ByteRangeFormat):
         builder.problems.extend(stats_problems(shard.path, len(groups)))
 
     def read(self, shard: Shard, entry: Entry, images: bool, text: bool) -> RawSample:
-        """As other byte ranges, each with the header before it, which must be that of the sample.
+        """Like other byte ranges, each with the header before it, which must belong to the sample.
 
-        Of videos only what their frames need is read.
+        Only those parts of videos are read that their frames need.
         """
         wanted = entry.members() if images else []
         if text and entry.row:
@@ -115,13 +115,13 @@ def frames_in(videos: Iterable[VideoFile], sampling: Sampling) -> Iterator[bytes
         yield from read_frames(file, sampling.times(read_header(file), Video("")))
 
 
-_unlike: set[str] = set()  # archives that are unchanged though their headers have other names than their members
+_unlike: set[str] = set()  # unchanged archives whose headers nevertheless have other names than their members
 
 
 def _check_member(shard: Shard, block: bytes, entry: Entry, offset: int, member: str) -> None:
-    """Raises StorageError unless ``block`` is the header of a member of the sample, as it was when it was indexed.
+    """Raises StorageError unless ``block`` is still the header of a member of the sample, as when it was indexed.
 
-    ``member``: the path of that which a link leads to; empty = one of the sample's own.
+    ``member``: the path of the member that a link points to; empty = one of the sample's own members.
     """
     found = header(block)
     if found is None:
@@ -142,11 +142,11 @@ def draft_of(
     video_header: Callable[[int, int], VideoHeader],
     file_name: Callable[[int], str],
 ) -> Draft:
-    """What the members of a sample hold.
+    """The content of a sample's members.
 
     Args:
-      video_header: gives that of the member at an offset, of a number of bytes.
-      file_name: gives the name to be kept of the member at an offset, where members are files.
+      video_header: returns the header of the member at an offset, with a given number of bytes.
+      file_name: returns the file name to be stored for the member at an offset, if members are files.
     """
     draft, metadata = Draft(group.key), {}
     with draft.judged():
@@ -162,7 +162,7 @@ def draft_of(
         draft.text = _text_part(group, metadata, options.caption_key)
         draft.id = record_id(metadata)
         draft.record = _record(view, group, draft.text, metadata, options)
-    if draft.text.length > MAX_TEXT_BYTES:  # perhaps a false size, which no column could hold
+    if draft.text.length > MAX_TEXT_BYTES:  # perhaps a wrong size, which no column could hold
         draft.text = draft.text._replace(length=0)
     draft.text_name = file_name(draft.text.offset) if draft.text.form else ""
     if (draft.reason or "").startswith("unread_"):
@@ -177,7 +177,7 @@ def draft_of(
         if not images and (draft.record is None or draft.record.caption is not None):
             raise BadSample("no_image", detail=f"members: {', '.join(group.extensions)}")
         if not images and (hidden := _hidden_images(view, group)):
-            raise BadSample("unread_image_field", detail=f"members {', '.join(hidden)}: say so with image_ext")
+            raise BadSample("unread_image_field", detail=f"members {', '.join(hidden)}: name them in image_ext")
         draft.image_hash = _image_hash(
             view, [image for image in images if image.frame < 2], metadata.get("sha256"), options.hash_images
         )
@@ -186,13 +186,13 @@ def draft_of(
 
 
 def _hidden_images(view: ScanView, group: Group) -> list[str]:
-    """Extensions of the members that begin as images do; asked where a text would be trained on by itself."""
+    """Extensions of the members that begin like images; checked if a text would otherwise be trained on by itself."""
     others = {e: place for e, place in group.extensions.items() if place not in (group.json, group.caption)}
     return [e for e, (offset, size) in others.items() if size > 64 and looks_like_an_image(view.read(offset, 64))]
 
 
 def _metadata(view: ScanView, group: Group, caption_key: str | None) -> dict[str, Any]:
-    """The object in the sample's JSON member; a broken one does no harm to a sample that does not need it."""
+    """The object in the sample's JSON member; a broken one does not matter to a sample that does not need it."""
     try:
         return parse_json(_read_text(view, *group.json)) if group.json else {}
     except BadSample:
@@ -238,7 +238,7 @@ def _image_part(view: ScanView, offset: int, size: int, name: str) -> ImagePart:
 
 
 def _image_hash(view: ScanView, images: list[ImagePart], sha256: object, hash_images: bool) -> int:
-    """From the sha256 that img2dataset stored; otherwise, with ``hash_images``, from the images themselves."""
+    """The hash from img2dataset's stored sha256 or else, with ``hash_images``, from the images themselves."""
     if images and isinstance(sha256, str) and sha256:
         return hash64(sha256.encode("utf-8", "replace"))
     if images and hash_images:

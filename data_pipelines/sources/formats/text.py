@@ -1,4 +1,4 @@
-"""Plain text files, cut into pieces at paragraph, line or word borders (language-model runs, retention checks)."""
+"""Plain text files, cut into pieces at paragraph, line or word boundaries (language-model runs, retention checks)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IMAGE_CELL = re.compile(rf"(?:{names.IMAGE_NAME.pattern.removesuffix('$')})(?:#
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions(Options):
-    """``chunk_bytes``: greatest length of a piece (default: CHUNK_BYTES)."""
+    """``chunk_bytes``: maximum length of a piece (default: CHUNK_BYTES)."""
 
     chunk_bytes: int | None = None
 
@@ -39,7 +39,7 @@ class TextFormat(ByteRangeFormat):
         """
         length = CHUNK_BYTES if shard.options.chunk_bytes is None else shard.options.chunk_bytes
         if not isinstance(length, int) or length < 16:
-            raise DataError(f"{shard.path}: chunk_bytes must be an integer of at least 16, is {length!r}")
+            raise DataError(f"{shard.path}: chunk_bytes must be an integer of at least 16, got {length!r}")
         with scan_view(shard.path) as view:
             if line := _of_a_table(view.read(0, _LOOKED_AT)):
                 raise DataError(f"{shard.path}: a table of images, not text ({line!r}): name it .csv or .tsv")
@@ -48,7 +48,7 @@ class TextFormat(ByteRangeFormat):
                 data = view.read(position, length)
                 if position + len(data) < view.size:
                     data = data[: _cut(data)]
-                if data.strip(_BLANK):  # white space between pieces is no sample
+                if data.strip(_BLANK):  # white space between pieces is not a sample
                     number += 1
                     draft = Draft(str(number), text=TextPart(position, len(data), Form.TEXT))
                     with draft.judged():
@@ -58,7 +58,7 @@ class TextFormat(ByteRangeFormat):
 
 
 def _of_a_table(head: bytes) -> str:
-    """One of the lines at the beginning of a file, if most of them name an image beside something else; or ""."""
+    """One of the first lines of a file, if most of them name an image together with something else; otherwise ""."""
     lines = [line for line in head.decode("utf-8", "replace").splitlines()[:20] if line.strip()]
     cells = [(line, re.split(r"[,;|\t]", line)) for line in lines]
     found = [line for line, parts in cells if len(parts) > 1 and _IMAGE_CELL.search(parts[0].strip())]
@@ -73,7 +73,7 @@ def _cut(data: bytes) -> int:
         if found >= 0:
             return found + len(border)
     end = len(data)
-    while end > len(data) - 4 and data[end - 1] & 0xC0 == 0x80:  # no border at all: but never inside a character
+    while end > len(data) - 4 and data[end - 1] & 0xC0 == 0x80:  # no boundary at all: but never cut inside a character
         end -= 1
     lead = data[end - 1]
     width = 4 if lead >= 0xF0 else 3 if lead >= 0xE0 else 2 if lead >= 0xC0 else 1

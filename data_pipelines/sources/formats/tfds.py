@@ -1,7 +1,7 @@
-"""TFDS datasets in a random access format (ArrayRecord), read by ``as_data_source``: TensorFlow is never imported.
+"""TFDS datasets in a random-access format (ArrayRecord), read via ``as_data_source``: TensorFlow is never imported.
 
-The path is the folder of a prepared dataset's version, the one with dataset_info.json in it. Images stay encoded. All
-files of a remote folder are copied to the cache folder when it is first read.
+The path is the folder of a version of a prepared dataset, the one that contains dataset_info.json. Images stay encoded.
+All files of a remote folder are copied to the cache folder when it is first read.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class TfdsOptions(VideoOptions):
 
     Attributes:
       split: the split that is read (default: "train").
-      image_key: feature of the images (default: the first of parquet's IMAGE_COLUMNS that exists); of the frames of a
-        video where its name is that of a video.
-      caption_key: "feature" or "feature/inner" of the captions (default: the first usual one that exists).
+      image_key: feature of the images (default: the first of parquet's IMAGE_COLUMNS that exists), or of the frames of
+        a video if its name is that of a video.
+      caption_key: "feature" or "feature/inner" of the captions (default: the first common one that exists).
       hash_images: whether images are hashed, for the filter unique_images.
     """
 
@@ -64,7 +64,7 @@ class TfdsFormat(FileFormat):
     def scan(self, shard: Shard, builder: IndexBuilder) -> None:
         """Reads a split once; a sample's offset and key are its number.
 
-        Raises DataError if the dataset is not prepared, is not in a random access format, or a feature is missing.
+        Raises DataError if the dataset is not prepared, is not in a random-access format, or a feature is missing.
         """
         source, image, caption = _dataset(shard.path, shard.options)
         for row in range(len(source)):
@@ -85,7 +85,7 @@ def _draft(source: Any, row: int, image: str | None, caption: str, options: Tfds
         draft.scores = scores_of(numbers)
         data = _image_parts(example, image, options)
         draft.image_hash = hash64(b"".join(data)) if options.hash_images and data else 0
-        first = 1 if image and names.VIDEO_FIELD.fullmatch(image.lower()) else 0  # frames have numbers from 1 on
+        first = 1 if image and names.VIDEO_FIELD.fullmatch(image.lower()) else 0  # frames are numbered from 1
         draft.images = [
             ImagePart(row, len(each), image_header.read_header(each).size, frame=first and number)
             for number, each in enumerate(data, 1)
@@ -99,13 +99,13 @@ def _draft(source: Any, row: int, image: str | None, caption: str, options: Tfds
 def _example(source: Any, row: int) -> Mapping[str, Any]:
     try:
         return source[row]
-    except Exception as error:  # a damaged file, a record that does not parse: many kinds
+    except Exception as error:  # a damaged file or an unparsable record: many exception types
         raise BadSample("corrupt_record", detail=f"{type(error).__name__}: {error}"[:200]) from None
 
 
 @functools.lru_cache(maxsize=8)
 def _open(path: str, split: str, thread: tuple[int, int]) -> tuple[Any, Mapping[str, Any]]:
-    """(data source, features) of a split; one for each thread of each process."""
+    """(data source, features) of a split; one per thread and process."""
     import tensorflow_datasets as tfds
 
     try:
@@ -113,15 +113,15 @@ def _open(path: str, split: str, thread: tuple[int, int]) -> tuple[Any, Mapping[
         features = builder.info.features
         images = {name: _as_stored() for name, f in features.items() if _holds_images(tfds, f)}
         return builder.as_data_source(split, decoders=images), features
-    except Exception as error:  # tfds raises many kinds
+    except Exception as error:  # tfds raises many exception types
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "tensorflow" in message:
-            message += ": features of video and sound need it; keep frames as Sequence(Image()) under the name 'video'"
+            message += ": video and audio features need it; store frames as Sequence(Image()) under the name 'video'"
         raise DataError(f"{path}: split {split!r} cannot be opened as a TFDS data source ({message})") from None
 
 
 def _as_stored() -> Any:
-    """A decoder that leaves images encoded, in sequences too, which that of TFDS does not know without TensorFlow."""
+    """A decoder that leaves images encoded, also in sequences, which TFDS's own does not support without TensorFlow."""
     import tensorflow_datasets as tfds
 
     class AsStored(tfds.decode.SkipDecoding):
@@ -152,7 +152,7 @@ def _dataset(path: str, options: TfdsOptions) -> tuple[Any, str | None, str | No
 
 
 def _image_feature(path: str, features: Mapping[str, Any]) -> str | None:
-    """The usual one, or the only one. Raises DataError if there are several, or only video and sound."""
+    """The common one, or the only one. Raises DataError if there are several, or only video and audio."""
     import tensorflow_datasets as tfds
 
     found = [name for name in features if _holds_images(tfds, features[name])]
@@ -161,12 +161,12 @@ def _image_feature(path: str, features: Mapping[str, Any]) -> str | None:
         raise DataError(f"{path}: which feature is the image? set image_key to one of: {', '.join(found)}")
     media = [name for name in features if isinstance(features[name], tfds.features.Video | tfds.features.Audio)]
     if usual is None and not found and media:
-        raise DataError(f"{path}: feature {media[0]!r} is video or sound, which is not read")
+        raise DataError(f"{path}: feature {media[0]!r} is video or audio, which is not read")
     return usual or next(iter(found), None)
 
 
 def _caption(example: Mapping[str, Any], name: str) -> RawSample:
-    """The caption at "feature" or "feature/inner"; of several captions the first."""
+    """The caption at "feature" or "feature/inner"; the first of several captions."""
     value: Any = example
     for part in name.split("/"):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -185,7 +185,7 @@ def _caption(example: Mapping[str, Any], name: str) -> RawSample:
 
 
 def _image_parts(example: Mapping[str, Any], name: str | None, options: TfdsOptions) -> tuple[bytes, ...]:
-    """The images of an example, or those frames of its video that are looked at."""
+    """The images of an example, or those frames of its video that are used."""
     value = example.get(name) if name else None
     if isinstance(value, bytes):
         return (value,)

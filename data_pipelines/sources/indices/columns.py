@@ -1,6 +1,6 @@
-"""Columns: arrays by name, in memory or as plain bytes in the files of a folder, from where they are mapped.
+"""Columns: arrays by name, in memory or as plain bytes in the files of a folder, which are memory-mapped.
 
-Tables of samples and of captions may be larger than memory; mapped columns cost none, and processes share their pages.
+Tables of samples and of captions may be larger than memory; mapped columns use none, and processes share their pages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_pipelines.io.digests import with_checksum, without_checksum
 from data_pipelines.io.storage import storage_error
 
 _HEADER = "columns.json"
-_MOST_CHECKED = 1 << 32  # bytes that are read to see whether they are whole
+_MOST_CHECKED = 1 << 32  # bytes that are read to verify checksums
 _DAMAGED = (
     *(ValueError, KeyError, TypeError, AttributeError),
     *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
@@ -59,7 +59,7 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 class Columns(Mapping[str, np.ndarray]):
-    """Arrays by name. Mapped ones are pickled as the path of their folder."""
+    """Arrays by name. Mapped columns are pickled as the path of their folder."""
 
     def __init__(
         self,
@@ -67,13 +67,13 @@ class Columns(Mapping[str, np.ndarray]):
         folder: Path | None = None,
         checksums: Mapping[str, int] | None = None,
     ):
-        """checksums: of the files of mapped ones."""
+        """checksums: of the files of mapped columns."""
         self._arrays = dict(arrays)
         self._folder, self._checksums = folder, dict(checksums or {})
 
     @classmethod
     def load_whole(cls, folder: Path) -> tuple[Columns, dict[str, Any]] | None:
-        """As ``load``; None if there is nothing whole. Damage is logged; beyond 4 GiB only sizes are compared.
+        """Like ``load``; None if there is no intact table. Damage is logged; above 4 GiB only sizes are compared.
 
         Raises StorageError if the folder cannot be read.
         """
@@ -82,14 +82,14 @@ class Columns(Mapping[str, np.ndarray]):
             columns._check()
         except _DAMAGED as error:
             if folder.exists():
-                _log.warning("%s: damaged (%s); it is made again", folder, error)
+                _log.warning("%s: damaged (%s); it is rebuilt", folder, error)
             return None
         except OSError as error:
             raise storage_error(str(folder), error) from None
         return columns, header
 
     def _check(self) -> None:
-        """Raises ValueError if a bit of the files has changed."""
+        """Raises ValueError if any bit of the files has changed."""
         if sum(array.nbytes for array in self._arrays.values()) > _MOST_CHECKED:
             return
         for name, array in self._arrays.items():
@@ -136,10 +136,10 @@ def _crc(array: np.ndarray, crc: int = 0) -> int:
 
 
 class ColumnFiles:
-    """Columns that are written to the files of a folder, piece by piece."""
+    """Columns that are written piece by piece to the files of a folder."""
 
     def __init__(self, folder: Path):
-        """folder: exists and is empty."""
+        """folder: must exist and be empty."""
         self._folder = folder
         self._layouts: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._checksums: dict[str, int] = {}
@@ -163,7 +163,7 @@ class ColumnFiles:
 
 
 class GrowingColumns:
-    """Columns that grow by some rows at a time: in memory, and beyond ``limit`` pending rows in files."""
+    """Columns that grow by some rows at a time: in memory, and above ``limit`` pending rows in files."""
 
     def __init__(self, limit: int, make_folder: Callable[[], Path] | None = None):
         """make_folder: makes the empty folder for the files when they are needed; None = always in memory."""
@@ -188,7 +188,7 @@ class GrowingColumns:
         self._pending_rows = 0
 
     def finish(self, header: Mapping[str, Any], unused: Collection[str] = ()) -> Columns | None:
-        """All columns but ``unused`` ones, in memory; None if they are in files, complete with ``header``."""
+        """All columns except ``unused`` ones, in memory; None if they are in files, complete with ``header``."""
         if self._files is None:
             return Columns({name: np.concatenate(p) for name, p in self._pending.items() if name not in unused})
         self._spill(self._files)

@@ -9,7 +9,7 @@ from data_pipelines.sources.indices.columns import Columns
 
 
 class Member(NamedTuple):
-    """The place of an image (``frames`` = 0), a video or a text; ``name``: of a file."""
+    """The place of an image (``frames`` = 0), a video or a text; ``name``: file name."""
 
     offset: int
     length: int
@@ -18,7 +18,7 @@ class Member(NamedTuple):
 
 
 class Entry:
-    """One sample of a table: where its parts are in its shard. Everything is looked up when it is needed."""
+    """One sample of a table: where its parts are in its shard. Everything is looked up on demand."""
 
     __slots__ = ("_columns", "_index")
 
@@ -54,13 +54,13 @@ class Entry:
         return [(int(offsets[i]), int(lengths[i])) for i in self._images()]
 
     def frames(self) -> list[int]:
-        """Of each image its number within a video, from 1; 0 = an image."""
+        """The number of each image within a video, from 1; 0 = an image."""
         if "image_frame" not in self._columns:
             return [0] * self.image_count
         return self._columns["image_frame"][self._images()].tolist()
 
     def members(self) -> list[Member]:
-        """The files, or members of an archive, that its images and videos are."""
+        """The files, or archive members, of its images and videos."""
         parts = list(zip(self.image_places(), self.image_names(), self.frames()))
         starts = [number for number, (*_, frame) in enumerate(parts) if frame < 2]
         frames = [stop - start if parts[start][2] else 0 for start, stop in itertools.pairwise([*starts, len(parts)])]
@@ -72,11 +72,11 @@ class Entry:
         return frames.count(0), frames.count(1)
 
     def text_name(self) -> str:
-        """File name of the text part; empty where there is none."""
+        """File name of the text part; empty if there is none."""
         return self._columns.strings("text_name")[self._index] if "text_name" in self._columns else ""
 
     def image_names(self) -> list[str]:
-        """File names of the images; empty where there are none."""
+        """File names of the images; empty if there are none."""
         if "image_name" not in self._columns:
             return [""] * self.image_count
         names = self._columns.strings("image_name")

@@ -1,4 +1,4 @@
-"""Making a shard's index: what a format's scan finds out about each sample, collected into columns."""
+"""Building a shard's index: the findings of a format's scan about each sample, collected into columns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from data_pipelines.sources.indices.shard_index import (
 class ImagePart:
     """One encoded image of a sample: its place, its upright size and (kind "files") its file name.
 
-    ``frame``: its number within a video, from 1, whose place and name it has then; 0 = an image.
+    ``frame``: its number within a video, from 1 (place and name are then those of the video); 0 = an image.
     """
 
     offset: int
@@ -51,22 +51,22 @@ class TextPart(NamedTuple):
 
 NO_TEXT = TextPart()
 _LONGEST_DETAIL = 400  # characters
-NOTED = "noted: "  # how a problem begins that is none: what is read, but perhaps not as somebody expects
+NOTED = "noted: "  # prefix of entries that are not problems: what is read, but perhaps not as expected
 
 
 @dataclasses.dataclass
 class Draft:
-    """What a scan has found out about a sample so far.
+    """What a scan has found out so far about a sample.
 
     Attributes:
       key: unique within the shard, otherwise the sample counts as a duplicate.
       images: the places of its images.
-      text: the place of its text part; ``text_name`` is its file name (kind "files").
+      text: the place of its text part; ``text_name`` is the text's file name (kind "files").
       record: the parsed text part, if it could be parsed.
       scores: see ``scores_of``.
       origin: its "url" and "sha256" in its metadata, see ``origin_of``.
       image_hash: of the encoded images; 0 = not known.
-      reason: why the sample is unusable; None if it is not. detail: what exactly was found.
+      reason: why the sample is unusable; None if it is usable. detail: exactly what was found.
       id: the record's own.
     """
 
@@ -84,7 +84,7 @@ class Draft:
 
     @contextlib.contextmanager
     def judged(self) -> Iterator[None]:
-        """Ends the block at a ``BadSample``, whose reason becomes that of the sample."""
+        """Ends the block at a ``BadSample``, whose reason becomes the sample's reason."""
         try:
             yield
         except BadSample as error:
@@ -92,7 +92,7 @@ class Draft:
 
 
 class IndexBuilder:
-    """Collects samples in order; ``build`` makes the index. The first of a repeated key counts, others are unusable.
+    """Collects samples in order; ``build`` makes the index. For a repeated key only the first sample is usable.
 
     ``problems``: descriptions of what is wrong with the shard as a whole.
     """
@@ -108,7 +108,7 @@ class IndexBuilder:
         self._seen: set[bytes] = set()
         self._reasons: dict[str, int] = {}
         self.problems: list[str] = []
-        self._links: dict[str, str] = {}  # the image that a text shows by a tag, by the sample's key
+        self._links: dict[str, str] = {}  # the image that a text shows with a tag, by sample key
         self._copied: ShardIndex | None = None
         self._image_ends = np.zeros(0, np.int64)
 
@@ -152,7 +152,7 @@ class IndexBuilder:
             self._image_names.append(_encoded(image.name))
 
     def copy(self, index: ShardIndex, row: int) -> None:
-        """Adds a sample as another index of the same shard has it; rows of one index in order."""
+        """Adds a sample as it is in another index of the same shard; the rows of one index in order."""
         key = _encoded(index.keys[row])
         self._seen.add(key)
         self._keys.append(key)
@@ -180,7 +180,7 @@ class IndexBuilder:
     def build(self, meta: Mapping[str, Any]) -> ShardIndex:
         """The index of all samples; ``meta`` holds its kind and the stamp of its shard."""
         for key, link in list(self._links.items())[:1]:
-            count = f"{len(self._links)} samples without images show some by a tag, which stays text"
+            count = f"{len(self._links)} samples without images show images with a tag, which stays text"
             self.problems.append(f"{NOTED}{count}, such as {key} ({link[:80]})")
         columns = {name: np.asarray(values, SAMPLE_COLUMNS[name]) for name, values in self._rows.items()}
         columns |= {name: np.asarray(values, IMAGE_COLUMNS[name]) for name, values in self._image_rows.items()}
@@ -188,7 +188,7 @@ class IndexBuilder:
         keys = Strings.of(self._keys)
         names = [Strings.of(n if any(n) else []) for n in self._strings()]
         silent = set(ORIGINS) if columns["image_frame"].any() else {*ORIGINS, "image_frame"}
-        # Identity of the content: the places and the text of everything, but no path, host or time.
+        # Identity of the content: all places and texts, but no path, host or time.
         content = digest(
             keys.data.tobytes(),
             *(columns[name].tobytes() for name in sorted(columns.keys() - silent)),
@@ -199,7 +199,7 @@ class IndexBuilder:
 
 
 def _shown(record: RawSample | None, content: str) -> str:
-    """The tag of an image in a text that has none; "" where there is no such tag."""
+    """The image tag in the text of a sample without images; "" if there is no such tag."""
     if record is not None and record.text is not None and IMAGE in content:
         return IMAGE
     return image_link(content)
@@ -208,12 +208,12 @@ def _shown(record: RawSample | None, content: str) -> str:
 def _encoded(name: str) -> bytes:
     try:
         return name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate that JSON has spelt
+    except UnicodeEncodeError:  # a lone surrogate from JSON
         return name.encode("utf-8", "replace")
 
 
 def origin_of(value: Mapping[str, Any]) -> dict[str, int]:
-    """Hashes of the "url" and "sha256" in a metadata object; only of those that are texts."""
+    """Hashes of the "url" and "sha256" in a metadata object; only of those that are strings."""
     texts = {f"{name}_hash": value.get(name) for name in ("url", "sha256")}
     return {
         name: hash64(text.encode("utf-8", "replace")) for name, text in texts.items() if isinstance(text, str) and text
@@ -221,7 +221,7 @@ def origin_of(value: Mapping[str, Any]) -> dict[str, int]:
 
 
 def scores_of(value: Mapping[str, Any]) -> dict[str, float]:
-    """The known scores of a metadata object, whatever the case of their names; only those that are numbers."""
+    """The known scores in a metadata object, case-insensitively; only those that are numbers."""
     found = {}
     for name, number in value.items():
         name = score_name(str(name))
@@ -231,5 +231,5 @@ def scores_of(value: Mapping[str, Any]) -> dict[str, float]:
 
 
 def score_name(column: str) -> str:
-    """What filters call the score in a field: AESTHETIC_SCORE is "aesthetic"."""
+    """The filters' name for the score in a field: AESTHETIC_SCORE is "aesthetic"."""
     return column.lower().removesuffix("_score")

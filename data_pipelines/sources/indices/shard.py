@@ -14,7 +14,7 @@ class Options:
     """How shards of a format are read; each format has its own subclass. None and False stand for "not given"."""
 
     def given(self) -> dict[str, Any]:
-        """The options that differ from "not given", which is what an index depends on."""
+        """The options that differ from "not given": those on which an index depends."""
         return {name: value for name, value in vars(self).items() if value not in (None, False)}
 
 
@@ -23,7 +23,7 @@ class FrameOptions(Options):
     """Options of formats that hold frames of videos.
 
     Attributes:
-      video_tiles: most tiles of a frame, the thumbnail not counted (default: 1).
+      video_tiles: maximum tiles per frame, not counting the thumbnail (default: 1).
     """
 
     video_tiles: int | None = None
@@ -32,7 +32,7 @@ class FrameOptions(Options):
         """Raises DataError."""
         tiles = 1 if self.video_tiles is None else self.video_tiles
         if isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1:
-            raise DataError(f"video_tiles must be a positive number, is {tiles!r}")
+            raise DataError(f"video_tiles must be a positive number, got {tiles!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ class VideoOptions(FrameOptions):
     """Options of formats that read videos, or choose among their frames.
 
     Attributes:
-      video_frames: most frames of a video (default: 8).
-      video_fps: frames a second (default: always ``video_frames`` at equal distances).
+      video_frames: maximum number of frames per video (default: 8).
+      video_fps: frames per second (default: always ``video_frames``, equally spaced).
     """
 
     video_frames: int | None = None
@@ -64,13 +64,13 @@ class Shard:
     Attributes:
       kind: of source; a key of ``formats.registry.FORMATS``.
       path: path or URL of the file or folder.
-      options: decide the content of its index.
+      options: determine the content of its index.
       name: its part of the samples' keys; empty as long as it is not part of a source.
-      mark: the stamp of a local file when its index was opened; empty = it is not compared.
-      content: the ``content_mark`` of a local file when it was indexed; empty = it is not compared.
-      origin: the file that it was converted from; empty = itself.
-      fault: why it could not be converted to a form that can be read; empty = it could, or need not.
-      max_tiles: most tiles of its images, 0 = as the config says. jpeg_augment: as if the config said it of this shard.
+      mark: the stamp of a local file when its index was opened; empty = not compared.
+      content: the ``content_mark`` of a local file when it was indexed; empty = not compared.
+      origin: the file from which it was converted; empty = itself.
+      fault: why it could not be converted to a readable format; empty = it could be, or need not be.
+      max_tiles: maximum tiles of its images, 0 = as in the config. jpeg_augment: as if the config said so for it.
     """
 
     kind: str
@@ -86,16 +86,16 @@ class Shard:
 
     @property
     def source(self) -> str:
-        """The file that people know it by."""
+        """The file as the user knows it."""
         return self.origin or self.path
 
     @property
     def encoding(self) -> str:
-        """What of it decides how its samples are encoded, for identities; empty if it leaves that to the config."""
+        """Its settings that affect how samples are encoded, for identities; empty if that is left to the config."""
         frames = f"frames {self.frame_tiles}" if self.frame_tiles > 1 else ""
         return f"{self.max_tiles} {self.jpeg_augment}{frames}" if self.max_tiles or self.jpeg_augment else frames
 
     @property
     def frame_tiles(self) -> int:
-        """Most tiles of a frame of a video."""
+        """Maximum tiles of a video frame."""
         return getattr(self.options, "video_tiles", None) or 1

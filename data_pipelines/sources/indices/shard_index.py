@@ -1,6 +1,6 @@
 """The index of one shard: the places of each sample's parts, and what filters and planning need to know about them.
 
-Columns (n samples, m images in all; the images of a sample are neighbours):
+Columns (n samples, m images in all; the images of a sample are adjacent):
 
     keys           n byte strings    unique within the shard
     reason         uint8   [n]       0 = usable, otherwise 1 + index into ``reasons``
@@ -16,11 +16,11 @@ Columns (n samples, m images in all; the images of a sample are neighbours):
     text_length    int32   [n]
     text_form      uint8   [n]       raw_sample.Form
     text_chars     int32   [n]       characters of caption, conversation or text
-    text_hash      uint64  [n]       of its ``RawSample.identity``: equal only for texts that are encoded alike
-    detail         n byte strings    what exactly is wrong with unusable samples, otherwise empty
-    record_id      n byte strings    the own ids of the records of unusable samples, otherwise empty
+    text_hash      uint64  [n]       of its ``RawSample.identity``: equal only for texts encoded the same way
+    detail         n byte strings    exactly what is wrong with unusable samples, otherwise empty
+    record_id      n byte strings    the ids in the records of unusable samples, otherwise empty
     script         uint8   [n]       scripts.SCRIPTS: the writing system most letters belong to
-    url_hash, sha256_hash   uint64 [n]  of what the sample's metadata say, 0 = not known: for joined captions
+    url_hash, sha256_hash   uint64 [n]  from the sample's metadata, 0 = not known: for joined captions
     similarity, punsafe, pwatermark, aesthetic   float32 [n], NaN = not given
 """
 
@@ -41,11 +41,11 @@ from data_pipelines.io.digests import digest, json_digest, with_checksum, withou
 from data_pipelines.io.storage import patiently
 from data_pipelines.sources.indices.columns import Strings
 
-VERSION = 7  # of what an index holds and of how shards are scanned
+VERSION = 7  # of the content of an index and of how shards are scanned
 SUFFIX = ".index.npz"
-UNASKED = "could_not_be_asked"  # reason of samples whose files did not answer: asked again at the next opening
+UNASKED = "could_not_be_asked"  # reason for samples whose files did not answer: retried at the next opening
 SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
-ORIGINS = ("url_hash", "sha256_hash")  # no part of the content's digest
+ORIGINS = ("url_hash", "sha256_hash")  # not part of the content's digest
 IMAGE_COLUMNS = {"image_offset": np.int64, "image_length": np.int64, "image_size": np.int32, "image_frame": np.uint16}
 SAMPLE_COLUMNS = {
     "reason": np.uint8,
@@ -68,7 +68,7 @@ class ShardIndex:
     """See the module's docstring for the columns.
 
     Attributes:
-      keys, image_name, text_name, detail, record_id: strings of the samples and images.
+      keys, image_name, text_name, detail, record_id: string columns of the samples and images.
       columns: the numeric columns by name.
       reasons: why samples are unusable; ``columns["reason"]`` counts from 1 into it.
       problems: descriptions of what is wrong with the shard as a whole.
@@ -95,7 +95,7 @@ class ShardIndex:
 
     @property
     def unasked(self) -> np.ndarray:
-        """int64 rows of the samples of which parts could not be asked for."""
+        """int64 rows of the samples some of whose files did not answer."""
         if UNASKED not in self.reasons:
             return np.zeros(0, np.int64)
         return np.flatnonzero(self.columns["reason"] == 1 + self.reasons.index(UNASKED))
@@ -106,7 +106,7 @@ class ShardIndex:
         return {reason: int(count) for reason, count in zip(self.reasons, counts) if count}
 
     def examples(self) -> dict[str, tuple[str, str]]:
-        """(key, detail) of the first sample that is unusable for each reason."""
+        """(key, detail) of the first unusable sample for each reason."""
         found = {}
         for number, reason in enumerate(self.reasons, 1):
             rows = np.flatnonzero(self.columns["reason"] == number)
@@ -130,7 +130,7 @@ class ShardIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ShardIndex:
-        """Raises ValueError if ``data`` is not a whole index of this version."""
+        """Raises ValueError if ``data`` is not an intact index of this version."""
         try:
             with np.load(io.BytesIO(without_checksum(data)), allow_pickle=False) as file:
                 header = json.loads(file["header"].tobytes())
@@ -143,14 +143,14 @@ class ShardIndex:
                     header["problems"],
                     header["meta"],
                 )
-        except Exception as error:  # zip, zlib, NumPy and JSON raise many kinds on damaged data
+        except Exception as error:  # zip, zlib, NumPy and JSON raise many types on damaged data
             raise ValueError(f"not an index: {error}") from None
 
 
 def index_paths(shard: str, options: Mapping[str, Any], index_dir: str | None = None) -> list[str]:
     """Where the index of ``shard`` may be: in ``index_dir`` if given, otherwise beside the shard or in the cache.
 
-    Options that change the content are part of the name, so that two uses of one shard do not overwrite each other.
+    Options that affect the content are part of the name, so that two uses of one shard do not overwrite each other.
     """
     suffix = "." + json_digest(options)[:8] if options else ""
     name = paths.basename(shard) + suffix + SUFFIX
@@ -161,7 +161,7 @@ def index_paths(shard: str, options: Mapping[str, Any], index_dir: str | None = 
 
 
 def load_whole(candidates: Iterable[str], kind: str) -> Iterator[ShardIndex]:
-    """The whole indices in ``candidates`` that were made for this kind. Raises StorageError if one does not answer."""
+    """The intact indices in ``candidates`` built for this kind. Raises StorageError if one does not answer."""
     for path in candidates:
         try:
             index = ShardIndex.from_bytes(patiently(functools.partial(blobs.read_bytes, path)))
@@ -175,7 +175,7 @@ def load_whole(candidates: Iterable[str], kind: str) -> Iterator[ShardIndex]:
 
 
 def save(index: ShardIndex, candidates: Sequence[str]) -> str | None:
-    """Writes to the first of ``candidates`` that can be written to and returns it; None if there is none."""
+    """Writes to the first writable path in ``candidates`` and returns it; None if there is none."""
     data = index.to_bytes()
     for path in candidates:
         try:

@@ -6,11 +6,11 @@ from data_pipelines.errors import StorageError
 from data_pipelines.io import blobs, paths
 from data_pipelines.sources.indices.shard import Shard
 
-_accepted: dict[str, str] = {}  # path: stamp of a file that has only been touched
+_accepted: dict[str, str] = {}  # path: stamp of a file of which only the time has changed
 
 
 def check_stamp(shard: Shard) -> None:
-    """Raises StorageError if a local file is gone, or another one than was indexed; costs one look at its status.
+    """Raises StorageError if a local file is gone or is not the one that was indexed; costs one ``stat`` call.
 
     A file with another stamp is accepted if its content is the same.
     """
@@ -23,12 +23,12 @@ def check_stamp(shard: Shard) -> None:
 
 
 def check_content(shard: Shard) -> None:
-    """Raises StorageError if a local file has other content than was indexed, as far as that is cheap to see."""
+    """Raises StorageError if a local file's content differs from what was indexed, as far as that is cheap to check."""
     if shard.content and blobs.content_mark(shard.path) != shard.content:
         raise changed(shard.path)
 
 
 def changed(path: str, detail: str = "") -> StorageError:
-    """The StorageError of a file that is not the one that was indexed."""
-    hint = "put the file back as it was, or index it again: python -m data_pipelines.index --force"
+    """The StorageError for a file that is not the one that was indexed."""
+    hint = "restore the file, or index it again: python -m data_pipelines.index --force"
     return StorageError(path, f"changed since it was indexed{f' ({detail})' if detail else ''}; {hint}")

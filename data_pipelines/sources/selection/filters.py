@@ -1,6 +1,6 @@
-"""Metadata filters for noisy pairs, decided from the indices only; each counts what it drops.
+"""Metadata filters for noisy pairs, which need only the indices; each counts what it drops.
 
-A sample without the score that a filter needs is dropped by it: an unknown value is not a good one.
+A sample without the score that a filter needs is dropped by it: an unknown value does not pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_pipelines.sources.indices.shard_index import SCORES, ShardIndex
 
 Columns = Mapping[str, np.ndarray]
 
-# Option -> (what it is counted under, column, whether the option is the least value allowed).
+# Option -> (reason under which it is counted, column, whether the option is the minimum value allowed).
 _BOUNDS: dict[str, tuple[str, str, bool]] = {
     "min_size": ("too_small", "short_side", True),
     "max_size": ("too_big", "long_side", False),
@@ -32,7 +32,7 @@ _OTHERS = ("scripts", "unique_captions", "unique_images")
 
 
 def _bounds(scores: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
-    """``_BOUNDS`` with those of the indices' scores and of joined ones."""
+    """``_BOUNDS`` plus the bounds of the indices' scores and of joined scores."""
     of_scores = {f"{end}_{name}": (name, name, end == "min") for name in (*SCORES, *scores) for end in ("min", "max")}
     return of_scores | _BOUNDS
 
@@ -42,8 +42,8 @@ def check_filters(options: Mapping[str, Any], what: str, scores: Sequence[str] =
 
     Options: min_size (shorter side, pixels), max_size (longer side), max_aspect_ratio (longer / shorter),
     min_NAME and max_NAME of each score (``SCORES``, and joined ones: ``scores``), min_caption_chars, max_caption_chars:
-    bounds are allowed values, "N%" stands for the value that N % of the source's usable samples do not exceed; scripts
-    (list of writing systems), unique_captions, unique_images (booleans: the first of equals is kept).
+    the bounds themselves are allowed, "N%" is the value that N % of the source's usable samples do not exceed; scripts
+    (list of writing systems), unique_captions, unique_images (booleans: the first of equal samples is kept).
     """
     bounds = _bounds(scores)
     check_keys(options, (*bounds, *_OTHERS), f"{what}: filters")
@@ -51,17 +51,17 @@ def check_filters(options: Mapping[str, Any], what: str, scores: Sequence[str] =
         value = options[name]
         is_number = isinstance(value, int | float | None) and not isinstance(value, bool)
         if not is_number and not (isinstance(value, str) and _percent(value) is not None):
-            raise DataError(f'{what}: filter {name} must be a number or a share, "0%" to "100%", is {value!r}')
+            raise DataError(f'{what}: filter {name} must be a number or a share, "0%" to "100%", got {value!r}')
     for script in options.get("scripts") or ():
         if script not in SCRIPTS:
             raise DataError(f"{what}: filter scripts: unknown script {script!r}; {did_you_mean(script, SCRIPTS)}")
     for name in ("unique_captions", "unique_images"):
         if not isinstance(options.get(name, False), bool | None):
-            raise DataError(f"{what}: filter {name} must be true or false, is {options[name]!r}")
+            raise DataError(f"{what}: filter {name} must be true or false, got {options[name]!r}")
 
 
 def _percent(text: str) -> float | None:
-    """The share in "N%", 0 to 1; None where it is none."""
+    """The share in "N%", 0 to 1; None if ``text`` is not a share."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
     return float(found[1]) / 100 if found and float(found[1]) <= 100 else None
 
@@ -69,7 +69,7 @@ def _percent(text: str) -> float | None:
 class Filters:
     """Checked options; ``dropped`` counts what they have dropped so far. Raises DataError like ``check_filters``.
 
-    ``scores``: names of joined ones.
+    ``scores``: names of joined scores.
     """
 
     def __init__(self, options: Mapping[str, Any] | None, what: str = "source", scores: Sequence[str] = ()):
@@ -87,7 +87,7 @@ class Filters:
 
     @property
     def shared(self) -> set[str]:
-        """Columns of which all values are needed, since a bound is a share of the samples."""
+        """Columns whose values are needed for all samples, since a bound is a share of the samples."""
         return {self._bounds[option][1] for option, value in self._values.items() if isinstance(value, str)}
 
     def settle(self, columns: Columns) -> None:
@@ -99,17 +99,17 @@ class Filters:
                 self._values[option] = float(np.quantile(known, _percent(value))) if len(known) else math.nan
 
     def uncounted(self) -> Filters:
-        """The same, settled alike, with counts of its own."""
+        """The same filters with the same settled values, but with separate counts."""
         trial = copy.copy(self)
         trial.dropped = Counter()
         return trial
 
     def keep(self, columns: Columns, with_image: np.ndarray) -> np.ndarray:
-        """bool [k]: which of k samples pass all filters but those on duplicates.
+        """bool [k]: which of k samples pass all filters except those on duplicates.
 
         Args:
           columns: see ``select.columns``.
-          with_image: bool [k], whether a sample has any.
+          with_image: bool [k], whether a sample has an image.
         """
         alive = np.ones(len(with_image), bool)
         for option, (reason, column, is_minimum) in self._bounds.items():
@@ -159,7 +159,7 @@ def shapes(index: ShardIndex, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _first_of_equals(hashes: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """bool [n]: false where an earlier alive sample has the same hash; hash 0 (nothing there) never counts."""
+    """bool [n]: false if an earlier alive sample has the same hash; hash 0 (no content) never counts."""
     considered = np.flatnonzero(alive & (hashes != 0))
     _, first = np.unique(hashes[considered], return_index=True)
     result = np.ones(len(hashes), bool)

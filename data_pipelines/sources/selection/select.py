@@ -14,12 +14,16 @@ from data_pipelines.sources.scores import Scores
 from data_pipelines.sources.selection.filters import Filters, shapes
 from data_pipelines.sources.selection.share import Share
 
-_TEXT_COLUMNS = {"text_chars": "chars", "script": "script", "text_hash": "text_hash"}  # of an index: of captions
+_TEXT_COLUMNS = {
+    "text_chars": "chars",
+    "script": "script",
+    "text_hash": "text_hash",
+}  # column of an index: column of captions
 # Reasons of samples that a joined caption makes usable.
 _CURED_BY_CAPTION = ("no_caption", "caption_not_utf8", "text_too_large", "broken_json", "nothing_to_train")
 
 
-CONTRADICTION = "caption_of_another_image"  # reason of a sample whose joined caption names another url or sha256
+CONTRADICTION = "caption_of_another_image"  # reason for a sample whose joined caption names another url or sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Selection:
 
     Attributes:
       index: the shard's index.
-      rows: int64 [k] rows of the index, in order; a row occurs again where it is offered again.
+      rows: int64 [k] rows of the index, in order; a row that is offered again occurs again.
       captions: int64 [k] rows of the joined captions, -1 = the sample's own text; None without a join.
     """
 
@@ -37,13 +41,13 @@ class Selection:
     captions: np.ndarray | None = None
 
     def where(self, chosen: np.ndarray) -> Selection:
-        """Those that ``chosen`` (bool [k] or int [m]) picks."""
+        """The samples picked by ``chosen`` (bool [k] or int [m])."""
         return Selection(self.index, self.rows[chosen], None if self.captions is None else self.captions[chosen])
 
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """What is joined to the samples of shards by key. ``separator``: see ``Format.key_separator``."""
+    """Data joined to the samples of shards by key. ``separator``: see ``Format.key_separator``."""
 
     captions: Captions | None = None
     scores: Scores | None = None
@@ -57,11 +61,11 @@ class Joined:
 def select(
     index: ShardIndex, name: str, filters: Filters, joined: Joined
 ) -> tuple[Selection, np.ndarray, Counter[str]]:
-    """(what is offered of a shard, the hashes of its texts, the unusable samples by reason).
+    """(the offered samples of a shard, the hashes of their texts, the unusable samples by reason).
 
     Args:
       name: of the shard in keys.
-      filters: count what they drop.
+      filters: these count what they drop.
     """
     usable, lost = _usable(index, name, joined)
     found = columns(usable, name, joined)
@@ -70,7 +74,7 @@ def select(
 
 
 def columns(usable: Selection, name: str, joined: Joined) -> dict[str, np.ndarray]:
-    """[k] each: what filters know of samples: their scores, shapes and texts (joined ones where there are any)."""
+    """[k] each: what filters know about samples: their scores, shapes and texts (joined ones if there are any)."""
     index, rows = usable.index, usable.rows
     text = {key: index.columns[key][rows] for key in _TEXT_COLUMNS}
     if joined.captions is not None:
@@ -82,7 +86,7 @@ def columns(usable: Selection, name: str, joined: Joined) -> dict[str, np.ndarra
 
 
 def settle(indices: Iterable[ShardIndex], names: Iterable[str], filters: Filters, joined: Joined) -> None:
-    """Turns the filters' shares of the samples into values, by all usable samples of the shards."""
+    """Turns the filters' shares of the samples into values, based on all usable samples of the shards."""
     wanted = filters.shared
     parts = []
     for name, index in zip(names, indices):
@@ -94,7 +98,7 @@ def settle(indices: Iterable[ShardIndex], names: Iterable[str], filters: Filters
 def unique(
     indices: Iterable[ShardIndex], names: Iterable[str], filters: Filters, joined: Joined
 ) -> Iterator[np.ndarray]:
-    """For each shard, which of its selected samples are no duplicates (bool [k])."""
+    """For each shard, which of its selected samples are not duplicates (bool [k])."""
     hashes = []
     trial = filters.uncounted()
     for name, index in zip(names, indices):
@@ -105,7 +109,7 @@ def unique(
 
 
 def _usable(index: ShardIndex, name: str, joins: Joined) -> tuple[Selection, Counter[str]]:
-    """(the usable samples of a shard, with their joined captions; the others by reason)."""
+    """(the usable samples of a shard, with their joined captions; the unusable samples by reason)."""
     captions = joins.captions
     if captions is None:
         return Selection(index, index.usable), Counter(index.dropped())
@@ -125,5 +129,5 @@ def _usable(index: ShardIndex, name: str, joins: Joined) -> tuple[Selection, Cou
 
 
 def repeat(selection: Selection, share: Share) -> Selection:
-    """What ``share`` offers of the samples."""
+    """The part of the samples that ``share`` offers."""
     return selection if share == Share() else selection.where(share.rows(len(selection.rows)))

@@ -1,4 +1,4 @@
-"""How much of a shard is offered: several times, a fraction, or its first, last or some random samples."""
+"""How much of a shard is offered: several passes, a fraction, or its first, last or some random samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Share:
     """How much of a shard is offered.
 
     Attributes:
-      times: as often as the whole part says, and evenly spread samples for the fraction.
+      times: the integer part is the number of repetitions; the fractional part selects evenly spread samples.
       part: "first:N", "end:N" or "random:N" of its samples, N a number or a percentage; empty = all.
     """
 

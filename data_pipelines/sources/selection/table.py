@@ -1,7 +1,7 @@
 """The table of the samples that a source offers: the columns of their indices, shard after shard.
 
 Small tables are in memory; from TABLE_ROWS samples on they are written to the cache folder once, piece by piece, and
-mapped: opening a source of hundreds of millions of samples takes seconds and little memory.
+memory-mapped, so that opening a source of hundreds of millions of samples takes seconds and little memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TableBuilder:
         self._columns = GrowingColumns(TABLE_ROWS, make_folder)
         self._rows = self._images = 0
         self._characters = dict.fromkeys(_STRINGS, 0)
-        self._unused = {"repeat", "caption_row", "image_frame"}  # as long as no shard has anything in them
+        self._unused = {"repeat", "caption_row", "image_frame"}  # as long as no shard uses them
 
     def add(self, selection: Selection) -> None:
         index, rows = selection.index, selection.rows

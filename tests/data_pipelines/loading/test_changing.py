@@ -145,7 +145,7 @@ def test_other_content_under_a_name_goes_on_or_starts_anew(golden_dir, pool, cac
     changed = SourceConfig("b", {"kind": "jsonl", "paths": str(fewer)})
     renamed = dataclasses.replace(pool["b"], name="bb")
     new = change_sources(old, settings(golden_dir, [asked, changed]), 2)
-    assert new.changes[0].startswith("source a: other content, goes on after") and new.changes[1:] == [
+    assert new.changes[0].startswith("source a: other content, continues after") and new.changes[1:] == [
         "source b: other content, from its start", "source b: left out"
     ][:1]  # fmt: skip
     assert new.begin.standings[0].number == 0 and new.begin.standings[1].number == 2

@@ -165,7 +165,7 @@ def test_augmentation_leaves_a_step_as_it_is_and_images_nearly(golden_dir, pairs
 
 
 def test_user_errors_are_one_line(golden_dir, pairs, cache):
-    with pytest.raises(DataError, match=r"rows \[10000\] asked for, but data.batch_size is"):
+    with pytest.raises(DataError, match=r"rows \[10000\] requested, but data.batch_size is"):
         next(packed(config(golden_dir, tars(pairs)), cache).iterate(0, [10_000]))
     with pytest.raises(DataError, match="no token '<IMG_CONTEXT>'"):
         plain = cache / "plain"

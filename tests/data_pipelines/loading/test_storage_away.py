@@ -248,7 +248,7 @@ def test_a_list_of_bad_samples_that_cannot_be_written_ends_no_run(golden_dir, tm
     for step in range(data.total_steps()):
         data.batch(step)
     assert data.report.skipped == {"truncated_image": 1}
-    assert any("are not listed there any more" in record.getMessage() for record in caplog.records)
+    assert any("are no longer listed there" in record.getMessage() for record in caplog.records)
 
 
 def test_settings_of_the_config_are_the_processes(golden_dir, tmp_path):

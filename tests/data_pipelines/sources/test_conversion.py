@@ -1,4 +1,4 @@
-"""Shards in forms without random access: converted once, and then like those that need none."""
+"""Shards in formats without random access: converted once, and then like those that need none."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ def test_scores_of_conversations(tmp_path: Path) -> None:
     [
         ('{"key": "00000", "loss": "low"}', r"s\.jsonl: no numbers.*key, loss"),
         ('{"key": "00000", "loss": 1}\n{"name": "00001", "loss": 1}', r"s\.jsonl: 1 rows without a key"),
-        ('{"key": "00000", "loss": 1}\n{"key"', r"s\.jsonl: not a readable file of scores"),
-        ("", r"s\.jsonl: not a readable file of scores"),
+        ('{"key": "00000", "loss": 1}\n{"key"', r"s\.jsonl: not a readable score file"),
+        ("", r"s\.jsonl: not a readable score file"),
     ],
 )
 def test_bad_files_of_scores_are_named(tmp_path: Path, lines: str, message: str) -> None:

@@ -160,7 +160,7 @@ def test_damaged_shards_are_reported_on_opening(tmp_path: Path, monkeypatch, cap
     monkeypatch.setattr(sources, "_PROBLEMS_LOGGED", 1)
     caplog.clear()
     open_source({"kind": "tar", "paths": str(tmp_path / "*.tar")})
-    assert len(caplog.records) == 2 and "problems more" in caplog.records[1].getMessage()
+    assert len(caplog.records) == 2 and "more problems" in caplog.records[1].getMessage()
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ _TUXPAINT_LANGUAGES = {
 
 
 def read_tuxpaint(root: Path) -> Iterator[Pair]:
-    """Stamps of tuxpaint (GPL-2): cut-out pictures, each beside one English sentence and its translations."""
+    """Stamps of tuxpaint (GPL-2): cut-out pictures, each with one English sentence and its translations."""
     stamps = root / "usr/share/tuxpaint/stamps"
     for path in sorted(stamps.rglob("*.txt")):
         picture = path.with_suffix(".png")
@@ -58,7 +58,7 @@ def read_tuxpaint(root: Path) -> Iterator[Pair]:
 
 
 def read_wesnoth(root: Path) -> Iterator[Pair]:
-    """Units of the game wesnoth (GPL-2+) with the long descriptions of its encyclopedia."""
+    """Units of the game wesnoth (GPL-2+) with the long descriptions from its encyclopedia."""
     for path in sorted(root.rglob("units/**/*.cfg")):
         source = path.read_text(encoding="utf-8", errors="replace")
         name, description = (_wml_text(source, key) for key in ("name", "description"))

@@ -27,7 +27,7 @@ def read_fluent(pictures: Path, data: Path) -> Iterator[Pair]:
 
 
 def _emoji_names(data: Path, language: str) -> dict[str, tuple[str, list[str]]]:
-    """Hexadecimal code -> (label, tags), skin tones included."""
+    """Hexadecimal code -> (label, tags), including skin tones."""
     path = data / "package" / language / "data.json"
     names: dict[str, tuple[str, list[str]]] = {}
     for entry in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []:
@@ -40,7 +40,7 @@ def _emoji_names(data: Path, language: str) -> dict[str, tuple[str, list[str]]]:
 def read_noto(noto: Path, cldr: Path) -> Iterator[Pair]:
     """Emoji drawn from the bitmaps of Noto (OFL-1.1) with names and keywords of the Unicode CLDR (Unicode-DFS-2016)."""
     file = next(noto.rglob("NotoColorEmoji.ttf"))
-    font = ImageFont.truetype(str(file), 109)  # the one size that the bitmaps have
+    font = ImageFont.truetype(str(file), 109)  # the only size of the bitmaps
     width = font.getlength("\N{GRINNING FACE}")
     for code, (label, keywords) in _cldr_names(cldr).items():
         if len(code) > 1 and not features.check("raqm"):

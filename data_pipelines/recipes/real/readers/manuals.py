@@ -13,7 +13,7 @@ from data_pipelines.recipes.real.readers.pictures import Pair
 
 
 def read_figures(root: Path, folder: str) -> Iterator[Pair]:
-    """Figures of an HTML manual with their captions; where there is none, the alternative text under its heading.
+    """Figures of an HTML manual with their captions; if there is none, the alternative text under its heading.
 
     It is used for the manuals of GIMP (GFDL-1.2+), KiCad (GPL-3+), scikit-image (BSD-3-Clause) and the Debian
     Administrator's Handbook (GPL-2+ or CC-BY-SA-3.0).
@@ -115,7 +115,7 @@ class _Figures(html.parser.HTMLParser):
 
 @dataclasses.dataclass
 class _Container:
-    """An open figure: its own images, those of closed inner figures with their captions, and its caption so far."""
+    """An open figure: its own images, the captioned images of closed inner figures, and its caption so far."""
 
     images: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     done: list[tuple[tuple[str, str], list[str]]] = dataclasses.field(default_factory=list)

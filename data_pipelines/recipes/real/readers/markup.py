@@ -1,4 +1,4 @@
-"""Plain text out of markup and file names."""
+"""Plain text from markup and file names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 
 def one_line(text: str) -> str:
-    """The text without tags, entities, line breaks and the marks of links to headings."""
+    """The text without tags, entities, line breaks and heading-link marks."""
     return " ".join(re.sub(r"<[^<>]*>", " ", html.unescape(html.unescape(text))).replace("¶", "").split())
 
 

@@ -1,4 +1,4 @@
-"""Pictures with captions, as the readers give them, and how their files are opened."""
+"""Pictures with captions, as the readers yield them, and how their files are opened."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from data_pipelines.errors import BadSample
 
 MAX_PIXELS = 50_000_000
 MIN_EDGE = 32  # smaller pictures are buttons and bullets
-MAX_EDGE = 1024  # larger pictures are reduced
+MAX_EDGE = 1024  # larger pictures are downscaled
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture (file or image) and what is said of it.
+    """A picture (file or image) and its descriptions.
 
     Attributes:
-      caption: the best description there is.
-      alt: a poorer one, as web pages carry it; empty = the caption serves.
-      group: pictures of one group fall on the same side of the held-out split.
+      caption: the best available description.
+      alt: a poorer description, as on web pages; empty = the caption is used.
+      group: pictures of one group are on the same side of the held-out split.
       translations: the caption in other languages, by English name of the language.
     """
 
@@ -58,7 +58,7 @@ def open_picture(picture: Path | Image.Image) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB with transparency laid on white."""
+    """RGB, with transparency composited on white."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     canvas = Image.new("RGB", image.size, "white")
@@ -67,7 +67,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def open_pairs(pairs: Iterable[Pair], skipped: Counter[str]) -> Iterator[tuple[int, Pair, Image.Image]]:
-    """(number, pair, RGB image of at most ``MAX_EDGE`` pixels an edge) of every pair; bad pictures are counted."""
+    """(number, pair, RGB image of at most ``MAX_EDGE`` pixels per edge) of every pair; bad pictures are counted."""
     for number, pair in enumerate(pairs):
         try:
             image = on_white(open_picture(pair.picture))

@@ -95,7 +95,7 @@ def test_the_releases_template_in_jinja_is_the_same(golden_dir, tmp_path):
         ({"chat_template.jinja": "{{ messages[0].content[0] }}"}, "writes 0 of 1 turns' texts"),
         ({"chat_template.jinja": None}, "has no chat template, neither chat_template.jinja nor"),
         ({"chat_template.jinja": None, "tokenizer_config.json": '{"chat_template": ['}, "cannot be read"),
-        ({"tokenizer_config.json": '{"bos_token": "<nil>"}'}, "its bos_token '<nil>' is no token"),
+        ({"tokenizer_config.json": '{"bos_token": "<nil>"}'}, "its bos_token '<nil>' is not a token"),
     ],
 )
 def test_templates_that_cannot_be_used_are_refused(golden_dir, tmp_path, change, message):
@@ -119,7 +119,7 @@ TURN = "{% for m in messages %}<|end_header_id|>{{ m.content }}"
             TURN + "{% endfor %}{% if add_generation_prompt %}So: {% endif %}",
             "has '<|en' before an answer, but 'So: ' before",
         ),
-        (TURN.replace("<|end_header_id|>", "") + " {% endfor %}", "no special token behind an answer"),
+        (TURN.replace("<|end_header_id|>", "") + " {% endfor %}", "no special token after an answer"),
         (TURN + "{{ m.content }}<|eot_id|>{% endfor %}", "writes 4 of 2 turns' texts"),
     ],
 )
@@ -138,7 +138,7 @@ def test_what_a_template_refuses_is_a_bad_sample(golden_dir):
     assert error.value.reason == "bad_conversation"
     with pytest.raises(DataError, match=r"data\.system_message: the template takes none"):
         ChatEncoder(tokenizer, OWN_TEMPLATE, "Be brief.")
-    with pytest.raises(BadSample, match="set aside"):
+    with pytest.raises(BadSample, match="noncharacter"):
         ChatEncoder(tokenizer, OWN_TEMPLATE).conversation([("human", "a"), ("gpt", "b\ufdd0")])
 
 

@@ -94,7 +94,7 @@ def test_sets_that_cannot_be_built_do_not_stop_the_others(built: tuple[Path, dic
     assert failed.pop("noto_emoji").startswith("its packages cannot be read (")
     assert failed == {
         "wesnoth": "debian package wesnoth-1.16-data: no such package",
-        "kicad_figures": "its packages hold nothing of the expected form",
+        "kicad_figures": "its packages contain nothing of the expected form",
     }
     assert set(result["sets"]) == {"tuxpaint", "detection", "ocr", "collages", "stamps_translated", "moby_dick"}
     counts = result["sets"]["tuxpaint"]["counts"]

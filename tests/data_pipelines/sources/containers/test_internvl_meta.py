@@ -71,8 +71,8 @@ def test_lists_of_annotations_and_comments(folder: Path, caplog: pytest.LogCaptu
     mix = {"annotation": ["a.jsonl", "b.jsonl"], "repeat_time": 1, "max_dynamic_patches": 3}
     source = open_source(meta(folder, _comment="mine", x=mix))
     assert keys(source) == [f"{name}.jsonl:{line}" for name in "ab" for line in (1, 2, 3, 4)]
-    assert "'_comment' is no data set" in caplog.text
-    assert "unknown key 'max_dynamic_patches' of 'x' is not obeyed; did you mean 'max_dynamic_patch'?" in caplog.text
+    assert "'_comment' is not a data set" in caplog.text
+    assert "unknown key 'max_dynamic_patches' of 'x' is ignored; did you mean 'max_dynamic_patch'?" in caplog.text
     with pytest.raises(DataError, match="'y' has no annotation; its keys: root"):
         open_source(meta(folder, x=mix, y={}))
     with pytest.raises(DataError, match="'y' has no annotation; its keys: root, annotations"):
@@ -80,7 +80,7 @@ def test_lists_of_annotations_and_comments(folder: Path, caplog: pytest.LogCaptu
     with pytest.raises(DataError, match=r"annotation of 'x' is empty: \[\]"):
         open_source(meta(folder, x={"annotation": []}))
     for key, wrong in (("max_dynamic_patch", "12"), ("data_augment", "false"), ("repeat_time", "2")):
-        with pytest.raises(DataError, match=f"{key} of 'x' must be .*, is '{wrong}'"):
+        with pytest.raises(DataError, match=f"{key} of 'x' must be .*, got '{wrong}'"):
             open_source(meta(folder, x={"annotation": "a.jsonl", key: wrong}))
 
 

@@ -56,7 +56,7 @@ def test_links_lead_to_members_of_the_same_archive(tmp_path: Path, format: int, 
     problems = next(iter(source.problems().values()))
     assert [problem.split(": ")[-1] for problem in problems] == [
         *["leads outside the archive"] * 2,
-        "a circle of links",
+        "a cycle of links",
     ]
 
 
