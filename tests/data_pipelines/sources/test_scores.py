@@ -88,8 +88,8 @@ def test_bad_files_of_scores_are_named(tmp_path: Path, lines: str, message: str)
     ("filters", "message"),
     [
         ({"max_loss": 2}, r"'max_loss'"),  # no scores are joined
-        ({"max_similarity": "half"}, r"max_similarity must be .* is 'half'"),
-        ({"max_similarity": "101%"}, r"is '101%'"),
+        ({"max_similarity": "half"}, r"max_similarity must be .* got 'half'"),
+        ({"max_similarity": "101%"}, r"got '101%'"),
         ({"max_similarity": [1]}, r"must be a number"),
     ],
 )

@@ -91,6 +91,6 @@ def test_members_by_choice(captioned: dict[str, str], kind: str) -> None:
     even = [caption for _, caption in read(caption_ext=["alt.txt", "recap.txt", "gone.txt"])]
     assert 10 < even.count("alt.txt") < 30
     source = open_source({"kind": kind, "paths": captioned[kind]})
-    assert "ignored: 40 files images that are masks" in str(source.problems())
+    assert "ignored: 40 files that are image masks" in str(source.problems())
     with pytest.raises(DataError, match="weights of caption_ext"):
         read(caption_ext={"alt.txt": -1})

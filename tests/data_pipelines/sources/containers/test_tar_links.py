@@ -79,4 +79,4 @@ def test_what_systems_leave_behind_is_ignored_and_counted(tmp_path: Path, junk: 
             _add(tar, name, data)
     index, _ = load_or_make(make_shard("tar", str(tmp_path / "a.tar")))
     assert len(index) == len(index.usable) == 1
-    assert index.problems == [f"ignored: 1 files left behind by a system, such as {junk.removeprefix('./')}"]
+    assert index.problems == [f"ignored: 1 files left behind by an operating system, such as {junk.removeprefix('./')}"]
