@@ -19,6 +19,7 @@ from mono_jax import cli
 EXAMPLES = """examples:
   python experiments/evaluate.py --model=Mono-InternVL-2B --tasks=mme,mmbench_dev_en --data=benchmarks --out=results
   python experiments/evaluate.py --model runs/demo/s1_3 runs/demo/s2 --tasks=questions=my.jsonl --out=results
+  python experiments/evaluate.py --model=runs/demo/s2 --tasks=questions=my.jsonl --out=results --blind
   python experiments/evaluate.py --model=M --tasks=zero_shot,refcoco_all --data=benchmarks --out=results --limit=200
   python experiments/evaluate.py --model=M --tasks=mmvet --data=D --out=O --judge=http://localhost:8000/v1 \\
       --judge_model=judge
@@ -42,6 +43,7 @@ def build_parser() -> Any:
     add("--batch_size", type=cli.positive, default=16, help="examples answered at once (%(default)s)")
     add("--limit", type=cli.positive, help="only this many examples from the start of each task (all)")
     add("--max_new_tokens", type=cli.positive, help="maximum tokens per answer (the task's own)")
+    add("--blind", action="store_true", help="also ask about other examples' pictures: what do answers owe to theirs?")
     cli.add_prompt_flags(parser)
     add("--judge", metavar="COMMAND|URL", help="grades mathvista and mmvet: a program or an OpenAI-compatible URL")
     add("--judge_model", metavar="NAME", help="model to request at the URL; the key is read from JUDGE_API_KEY")

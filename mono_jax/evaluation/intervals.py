@@ -77,6 +77,17 @@ def of_share(right: int, number: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def of_gain(gained: int, lost: int, number: int) -> tuple[float, float]:
+    """The interval of (gained - lost) / number: the difference of two shares over the same ``number`` units.
+
+    Args:
+      gained, lost: units that only the first, and only the second of the two have. Resampled, as in ``difference``.
+    """
+    counts = np.array([gained, lost, number - gained - lost])
+    draws = np.random.default_rng(0).multinomial(number, counts / number, RESAMPLES)
+    return _interval((draws[:, 0] - draws[:, 1]) / number)
+
+
 def estimate(measure: Measure, resamples: int = RESAMPLES, seed: int = 0) -> Score:
     """The score of ``measure`` and its interval; the same numbers for the same seed."""
     units = len(measure.units)

@@ -15,6 +15,7 @@ from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import BadSample, DataError
 from mono_jax.evaluation.benchmarks.answering import Asker
+from mono_jax.evaluation.benchmarks.other_pictures import partners
 from mono_jax.evaluation.metrics.short_answers import same
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.prompts import Prompt
@@ -87,22 +88,41 @@ def _asker(generator: Generator | None, builder: SampleBuilder) -> Asker:
     return Asker(generator, builder.tokenizer, builder.chat, builder.tiling, builder.limits, pixel_path)
 
 
-def grade(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Any]:
+def with_other_images(questions: Sequence[Question]) -> list[Question]:
+    """The same questions about the images of others; as they are if there is one image only."""
+    others = partners([(question.image,) for question in questions])
+    return [
+        question if other is None else dataclasses.replace(question, image=questions[other].image)
+        for question, other in zip(questions, others)
+    ]
+
+
+def grade(
+    questions: Sequence[Question], answers: Sequence[str], blind_answers: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Share of answers that equal the truth (ignoring case and surrounding whitespace), overall and by kind.
 
     "majority": the score of always giving the most common truth of all questions; "by_kind" has the same per kind, so
     that a kind with only two possible answers cannot pass for skill.
+
+    ``blind_answers``: to the same questions about other images. They add "blind", their score, and "gained" and "lost",
+    the numbers of questions answered correctly with the right image only, and with the other one only.
     """
 
-    def scores(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-        truths = collections.Counter(truth for truth, _ in pairs)
-        right = sum(same(truth, given) for truth, given in pairs)
+    def scores(numbers: Sequence[int]) -> dict[str, Any]:
+        truths, count = collections.Counter(questions[i].truth for i in numbers), len(numbers)
+        right = {i for i in numbers if same(questions[i].truth, answers[i])}
         common, times = truths.most_common(1)[0]
-        count = len(pairs)
-        return {"accuracy": right / count, "majority": times / count, "majority_answer": common, "questions": count}
+        found = {"accuracy": len(right) / count, "majority": times / count, "majority_answer": common}
+        if blind_answers is not None:
+            blind = {i for i in numbers if same(questions[i].truth, blind_answers[i])}
+            found |= {"blind": len(blind) / count, "gained": len(right - blind), "lost": len(blind - right)}
+        return found | {"questions": count}
 
-    by_kind: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
-    for question, given in zip(questions, answers, strict=True):
-        by_kind[question.kind].append((question.truth, given))
-    pairs = [pair for group in by_kind.values() for pair in group]
-    return scores(pairs) | {"by_kind": {kind: scores(group) for kind, group in sorted(by_kind.items())}}
+    if not len(questions) == len(answers) == len(answers if blind_answers is None else blind_answers):
+        raise ValueError(f"{len(questions)} questions have {len(answers)} answers")
+    by_kind: dict[str, list[int]] = collections.defaultdict(list)
+    for number, question in enumerate(questions):
+        by_kind[question.kind].append(number)
+    kinds = {kind: scores(numbers) for kind, numbers in sorted(by_kind.items())}
+    return scores(range(len(questions))) | {"by_kind": kinds}

@@ -8,6 +8,7 @@ WORKDIR/data/        sets built as the config asks              STAGE/       one
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -303,11 +304,14 @@ class Evip:
         for name in names:
             asked = questions.read_questions(heldout[name]["path"], heldout[name]["image_root"])
             asked = asked[: self.config.heldout_questions]
-            answers = questions.answer(generator, builder, asked, self.config.answer_tokens)
-            grades = questions.grade(asked, answers)
+            ask = functools.partial(questions.answer, generator, builder, max_new_tokens=self.config.answer_tokens)
+            answers = ask(asked)
+            blind = None if name == "captions" else ask(questions.with_other_images(asked))
+            grades = questions.grade(asked, answers, blind)
+            about_others = f"about other images: {grades['blind']:.1%}, " if blind else ""
             self.say(
-                f"held-out {name}: {grades['accuracy']:.1%} right "
-                f"(always {grades['majority_answer']!r}: {grades['majority']:.1%}; {len(asked)} questions)"
+                f"held-out {name}: {grades['accuracy']:.1%} right ({about_others}"
+                f"always {grades['majority_answer']!r}: {grades['majority']:.1%}; {len(asked)} questions)"
             )
             shown = [
                 {"id": q.id, "image": str(q.image), "asked": q.turns[-1][1], "truth": q.truth, "answer": a}
@@ -391,6 +395,7 @@ def run_evip(config: EvipConfig, workdir: Workdir) -> dict[str, Any]:
     """
     results, files = run_and_report(config, workdir)
     final = list(results["stages"].values())[-1]
-    grades = {name: {k: g[k] for k in ("accuracy", "majority")} for name, g in final.get("evaluation", {}).items()}
+    kept = ("accuracy", "majority", "blind")
+    grades = {name: {k: g[k] for k in kept if k in g} for name, g in final.get("evaluation", {}).items()}
     reports = [str(workdir.place / file.name) for file in files]
     return {"workdir": str(workdir.place), "reports": reports, "evaluation": grades}

@@ -66,7 +66,9 @@ CASES = [
     Case("tar_oddities/good.tar.gz", 3, 3),
     Case("tar_oddities/hidden_gz.tar", 3, 3),
     Case("tar_oddities/links.tar", 3, 3),
-    Case("tar_oddities/mac.tar", 2, 2, named=("ignored: 6 files left behind by an operating system", "part of no sample")),
+    Case(
+        "tar_oddities/mac.tar", 2, 2, named=("ignored: 6 files left behind by an operating system", "part of no sample")
+    ),
     Case("tar_oddities/sparse_pax.tar", 4, 3, {"no_image": 1}, ("sparse member ./1.bmp is not read",)),
     Case("tfrecord", 3, 3),
     Case("tfrecord/flickr.tfrecord-00000-of-00001", 3, 3),

@@ -82,7 +82,7 @@ def one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(capsys: pytest.CaptureFixture[str], data: Path, out: Path, *models: Path, **flags: Any) -> dict[str, Any]:
     values = {"tasks": "questions", "batch_size": 4, "max_new_tokens": 5, "dtype": "float32"} | flags
-    given = [f"--{name}={value}" for name, value in values.items()]
+    given = [f"--{name}" if value is None else f"--{name}={value}" for name, value in values.items()]
     command.main(["--model", *map(str, models), f"--data={data}", f"--out={out}", *given, "--json"])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
@@ -157,6 +157,29 @@ def test_answers_are_those_of_generate(
     for i in (0, 1):
         images = [str(data / f"{i}.png")] if i else []
         assert chat.open_chat(args).ask(f"what is {i}?", images).text == found[f"q{i}"]
+
+
+@pytest.mark.usefixtures("one_copy")
+def test_blind_answers_are_those_about_the_pictures_of_others(
+    models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As if the file of questions had the exchanged pictures; the difference is the right picture's."""
+    result = run(capsys, data, tmp_path / "out", *models, blind=None)["tasks"]["questions"]
+    pairs = [(each["model"], each["against"]) for each in result["differences"]]
+    assert pairs == [("second", "first"), ("first", "first-blind"), ("second", "second-blind")]
+    found = answers(tmp_path / "out/first-blind/questions")
+    assert len(found) == QUESTIONS and found["q0"] == answers(tmp_path / "out/first/questions")["q0"]
+    lines = [json.loads(line) for line in (data / "questions.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines[1:]):
+        line["image"] = f"{1 + (i + 3) % 6}.png"
+    exchanged = data / "exchanged.jsonl"
+    exchanged.write_text("\n".join(map(json.dumps, lines)))
+    other = run(capsys, data, tmp_path / "other", models[0], tasks=f"questions={exchanged}")["tasks"]["questions"]
+    assert answers(tmp_path / "other/first/questions") == found
+    assert other["models"]["first"] == result["models"]["first-blind"]
+    assert "first-blind" in (tmp_path / "out/report.html").read_text()
+    alone = run(capsys, data, tmp_path / "alone", models[0], blind=None, limit=2)
+    assert list(alone["tasks"]["questions"]["models"]) == ["first"], "one picture has no other"
 
 
 def test_copies_on_several_devices_answer_the_same(

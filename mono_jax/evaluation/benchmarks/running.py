@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mono_jax.errors import ConfigError
 from mono_jax.evaluation.benchmarks import page, submissions
 from mono_jax.evaluation.benchmarks.answering import Asker
 from mono_jax.evaluation.benchmarks.catalogue import Task, find_tasks, need_files
+from mono_jax.evaluation.benchmarks.other_pictures import with_other_pictures
 from mono_jax.evaluation.benchmarks.predictions import Predictions, Replies
 from mono_jax.evaluation.benchmarks.preparing import Prepared, prepare
 from mono_jax.evaluation.benchmarks.reading.example import Example
@@ -35,6 +37,7 @@ from mono_jax.weights.model_folder import MODEL_FILE, PARAMS_FOLDER, TOKENIZER_F
 from mono_jax.weights.model_folder import open_model as open_weights
 
 Say = Callable[[str], None]
+BLIND = "-blind"  # after a model's label where it is asked about other pictures
 _WEIGHTS = (MODEL_FILE, "config.json", *TOKENIZER_FILES, f"{PARAMS_FOLDER}/**/*", "*.safetensors", "*.bin")
 
 
@@ -58,17 +61,23 @@ def evaluate(args: Any) -> dict[str, Any]:
             submissions.check(task.benchmark.submission)
         for note in prepared[task.name].notes:
             say(f"NOTE: {note}")
+    rounds = {"": examples} | ({BLIND: _blind(tasks, examples, models, say)} if args.blind else {})
     answers: dict[str, dict[str, dict[str, str]]] = {task.name: {} for task in tasks}
     for label, model in models.items():
-        for task, found in _answers(args, label, model, tasks, examples, out, say):
-            answers[task.name][label] = found
+        for name, suffix, found in _answers(args, label, model, tasks, rounds, out, say):
+            answers[name][label + suffix] = found
     if jax.process_index() != 0:
         return {}
     result: dict[str, Any] = {"models": models, "data": str(data), "tasks": {}}
     shown: dict[str, Any] = {}
     for task in tasks:
         result["tasks"][task.name], shown[task.name] = _scored(
-            task, prepared[task.name], answers[task.name], lambda label, task=task: out / label / task.name, judge
+            task,
+            prepared[task.name],
+            answers[task.name],
+            lambda label, task=task: out / label / task.name,
+            judge,
+            models,
         )
     publish.write_json(out / "scores.json", result)
     publish.write_text(out / "report.html", page.page(result, shown))
@@ -89,20 +98,41 @@ def labels(models: Sequence[str]) -> dict[str, str]:
     return dict(zip(short, models))
 
 
+def _blind(
+    tasks: Sequence[Task], examples: Mapping[str, Sequence[Example]], models: Mapping[str, str], say: Say
+) -> dict[str, list[Example]]:
+    """The examples of each task about other pictures; without the tasks that have none, or hide their answers."""
+    if taken := [label for label in models if label + BLIND in models]:
+        raise ConfigError(f"--blind: {taken[0] + BLIND} is a model's own name: rename its folder")
+    found = {}
+    for task in tasks:
+        exchanged, unchanged = with_other_pictures(examples[task.name])
+        if unchanged:
+            say(
+                f"NOTE: --blind: {task.name}: {unchanged} of {len(exchanged)} examples have no pictures, or no other "
+                "example has as many: they are asked unchanged"
+            )
+        if unchanged < len(exchanged) and not task.benchmark.hides(examples[task.name]):
+            found[task.name] = exchanged
+    return found
+
+
 def _answers(
     args: Any,
     label: str,
     model: str,
     tasks: Sequence[Task],
-    examples: Mapping[str, Sequence[Example]],
+    rounds: Mapping[str, Mapping[str, Sequence[Example]]],
     out: Path,
     say: Say,
-) -> list[tuple[Task, dict[str, str]]]:
+) -> list[tuple[str, str, dict[str, str]]]:
     """One model's answers to all tasks; the model is loaded only if any answers are missing."""
     opened, known = None, identity(find_model(model))
     form = prompt_format(find_model(model), **{name: getattr(args, name) for name in PROMPT_FLAGS})
     found = []
-    for task in tasks:
+    for suffix, task in itertools.product(rounds, tasks):
+        if task.name not in rounds[suffix]:
+            continue
         decides = {
             "model": known,
             "prompt": form.to_dict(),
@@ -111,22 +141,22 @@ def _answers(
             "tokenizer": digest(*map(content_mark, _tokenizer_files(args.tokenizer))),
         }
         with first_process_first():
-            kept = Predictions(out / label / task.name, decides, jax.process_index())
+            kept = Predictions(out / (label + suffix) / task.name, decides, jax.process_index())
             kept.begin()
-        asked = examples[task.name]
+        asked = rounds[suffix][task.name]
         there = kept.of(asked)
         mine = [example for example in asked[jax.process_index() :: jax.process_count()] if example.id not in there]
         barrier()  # no process adds answers before all have read the existing ones
         if len(there) < len(asked):
             opened = opened or open_model(model, local_mesh(model), **model_flags(args))
             asker = asker_of(opened)
-            say(f"{label}, {task.name}: {len(asked)} examples, {len(there)} already answered")
+            say(f"{label + suffix}, {task.name}: {len(asked)} examples, {len(there)} already answered")
             done = 0
             for batch in asker.answers(mine, decides["max_new_tokens"], args.batch_size):
                 kept.add(batch)
                 done += len(batch)
                 if done * 10 // len(mine) > (done - len(batch)) * 10 // len(mine):
-                    say(f"{label}, {task.name}: {done} of {len(mine)}")
+                    say(f"{label + suffix}, {task.name}: {done} of {len(mine)}")
         barrier()
         there = kept.of(asked)
         if lost := [example.id for example in asked if example.id not in there]:
@@ -134,7 +164,7 @@ def _answers(
                 f"{kept.folder}: the answers to {lost[0]} and {len(lost) - 1} other examples are missing: "
                 "--out must be a folder that all processes share"
             )
-        found.append((task, there))
+        found.append((task.name, suffix, there))
     return found
 
 
@@ -178,6 +208,7 @@ def _scored(
     answers: Mapping[str, Mapping[str, str]],
     folder: Callable[[str], Path],
     judge: Any,
+    models: Iterable[str],
 ) -> tuple[dict[str, Any], Any]:
     """({"examples", "metric", "notes", "models": {label: scores or submission}, "differences"}, data for the page).
 
@@ -198,8 +229,14 @@ def _scored(
             for label, given in answers.items()
         }
         result["models"] = {label: each.to_json() for label, each in scored.items()}
-        result["differences"] = differences(scored)
+        result["differences"] = differences(scored, _pairs(models, scored))
     if benchmark.metric in JUDGED and not hidden:
         result["judge"] = judge.name
-    right = {label: each.is_right() for label, each in scored.items()}
+    right = {label: scored[label].is_right() for label in models if label in scored}
     return result, page.Shown(examples, answers, right)
+
+
+def _pairs(models: Iterable[str], scored: Iterable[str]) -> list[tuple[str, str]]:
+    """Models are compared with those before them, and each with itself about other pictures."""
+    blind = [(label, label + BLIND) for label in models if label + BLIND in scored]
+    return [(second, first) for first, second in itertools.combinations(models, 2)] + blind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mono_jax.evaluation import intervals
@@ -75,13 +75,12 @@ def _constant(metric: Metric, examples: Sequence[Example]) -> tuple[str, Measure
     return answer, next(iter(metric([example.answered(answer) for example in examples]).values()))
 
 
-def differences(scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-    """For every pair of models and each score: the later model minus the earlier one."""
-    names, found = list(scored), []
-    for i, second in enumerate(names):
-        for first in names[:i]:
-            for score, measure in scored[second].measures.items():
-                if score in scored[first].measures:
-                    gain = intervals.difference(measure, scored[first].measures[score])
-                    found.append({"model": second, "against": first, "score": score, **gain.to_json()})
+def differences(scored: Mapping[str, Scored], pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """For each of ``pairs`` and each score: the first model minus the second one."""
+    found = []
+    for model, against in pairs:
+        for score, measure in scored[model].measures.items():
+            if score in scored[against].measures:
+                gain = intervals.difference(measure, scored[against].measures[score])
+                found.append({"model": model, "against": against, "score": score, **gain.to_json()})
     return found

@@ -72,16 +72,20 @@ def _learnt(stages: Stages) -> list[str]:
     for name, graded in (asked[-1]["evaluation"] if asked else {}).items():
         if name == "captions":
             continue
+        about_others = f", {graded['blind']:.1%} when asked about another image" if "blind" in graded else ""
         lines.append(
             f"{asked[-1]['stage']} answers {grades.with_interval(graded)} of {graded['questions']} held-out "
-            f"{name.replace('_', ' ')} right; always {graded['majority_answer']!r} would score "
+            f"{name.replace('_', ' ')} right{about_others}; always {graded['majority_answer']!r} would score "
             f"{graded['majority']:.1%}."
         )
-        if len(graded["by_kind"]) > 1:
+        if (kinds := len(graded["by_kind"])) > 1:
             weak = grades.not_better(graded)
-            better = len(graded["by_kind"]) - len(weak)
             rest = f"; no better than a constant answer: {', '.join(weak)}" if weak else ""
-            lines.append(f"{better} of {len(graded['by_kind'])} kinds of {name} beat a constant answer{rest}.")
+            lines.append(f"{kinds - len(weak)} of {kinds} kinds of {name} beat a constant answer{rest}.")
+            if "blind" in graded:
+                blind = grades.not_seen(graded)
+                rest = f"; no better than about another image: {', '.join(blind)}" if blind else ""
+                lines.append(f"{kinds - len(blind)} of {kinds} kinds of {name} are answered by looking{rest}.")
     described = [s for s in stages.values() if "captions" in s.get("evaluation", {})]
     if described:
         shares = [f"{s['stage']} {s['evaluation']['captions']['accuracy']:.1%}" for s in described]
@@ -141,8 +145,9 @@ def _is_right(item: Mapping[str, Any]) -> bool:
 
 def _grade_table(stages: Stages) -> Rows:
     rows = [
-        ["stage", "questions", "kind", "number", "right", "95 % interval", "commonest", "would score", "the model is"]
-    ]
+        ["stage", "questions", "kind", "number", "right", "95 % interval", "commonest", "would score", "the model is",
+         "about another image", "the image adds", "95 % interval"]
+    ]  # fmt: skip
     for s in stages.values():
         for name, graded in s.get("evaluation", {}).items():
             if name == "captions":
@@ -153,9 +158,17 @@ def _grade_table(stages: Stages) -> Rows:
                 rows.append(
                     [s["stage"], name.replace("_", " "), kind, str(grade["questions"]), f"{grade['accuracy']:.1%}",
                      f"{low:.1%} to {high:.1%}", grade["majority_answer"], f"{grade['majority']:.1%}",
-                     grades.verdict(grade)]
+                     grades.verdict(grade), *_blind_cells(grade)]
                 )  # fmt: skip
     return rows
+
+
+def _blind_cells(grade: Mapping[str, Any]) -> list[str]:
+    """Empty for a stage that an earlier version graded."""
+    if "blind" not in grade:
+        return ["", "", ""]
+    gain, low, high = grades.image_adds(grade)
+    return [f"{grade['blind']:.1%}", f"{gain:+z.1%}", f"{low:z.1%} to {high:z.1%}"]
 
 
 def _text_table(stages: Stages) -> Rows:

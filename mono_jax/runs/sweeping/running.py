@@ -114,6 +114,7 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: summary.get(key) for key in keys}
     for name, graded in summary.get("evaluation", {}).items():
         found |= {name: graded["accuracy"], f"{name}/commonest": graded["majority"]}
+        found |= {f"{name}/blind": graded["blind"]} if "blind" in graded else {}
         found |= {f"{name}/{kind}": kept["accuracy"] for kind, kept in graded.get("by_kind", {}).items()}
     return found
 

@@ -59,6 +59,21 @@ def test_the_headline_holds_answers_against_a_constant_and_names_the_kinds_that_
     assert "S1.3 25.0%, S2 25.0%" in text
 
 
+def test_what_answers_owe_to_the_image_is_shown(results: dict[str, Any], tmp_path: Path):
+    graded = results["stages"]["s2"]["evaluation"]["questions"]
+    kinds = graded["by_kind"]
+    kinds["color"] |= {"blind": 0.2, "gained": 32, "lost": 2}
+    kinds["shape"] |= {"blind": 0.16, "gained": 4, "lost": 3}
+    kinds["exists"] |= {"blind": 0.58, "gained": 5, "lost": 6}
+    graded |= {"blind": 47 / 150, "gained": 41, "lost": 11}
+    text = write(tmp_path, results)[0].read_text()
+    assert "right, 31.3% when asked about another image; always" in text
+    assert (
+        "1 of 3 kinds of questions are answered by looking; no better than about another image: shape, exists." in text
+    )
+    assert re.search(r"color .*\| 20\.0% +\| \+60\.0% +\| 4\d\.0% to 7\d\.0%", text)
+
+
 def test_both_forms_show_the_same_and_nobody_reads_sixteen_digits(results: dict[str, Any], tmp_path: Path):
     markdown, page = (file.read_text() for file in write(tmp_path, results))
     for shown in ("truncated_image: 2", "none, to the last bit", "random weights", "8.1", "jax ", "1 x cpu"):
