@@ -137,10 +137,10 @@ def test_answers_of_another_model_or_prompt_are_not_mixed_in(
         ConfigError, match="questions: contains answers for a different max_new_tokens: give another --out"
     ):
         run(capsys, data, tmp_path, models[0], limit=2, max_new_tokens=6)
-    with pytest.raises(ConfigError, match="another prompt"):
+    with pytest.raises(ConfigError, match="a different prompt"):
         run(capsys, data, tmp_path, models[0], limit=2, max_tiles=1)
     (tmp_path / "first").rename(tmp_path / "second")
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match="a different model"):
         run(capsys, data, tmp_path, models[1], limit=2)
 
 
@@ -276,7 +276,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(models: list[Path], data: Pa
     refused(ConfigError, "unknown task 'question'", one, "--tasks=question")
     refused(ConfigError, "graded by a language model: give --judge=", one, "--tasks=mmvet")
     refused(DataError, r"has none of MME\.tsv", one, "--tasks=mme")
-    refused(DataError, r"MME\.tsv.*\(mme\).* missing out: --tasks=questions", one, "--tasks=mme,questions")
+    refused(DataError, r"MME\.tsv.*\(mme\).* leave out what is missing: --tasks=questions", one, "--tasks=mme,questions")
     row = {"index": 1, "image": "1.png", "question": "is it?", "answer": "yes", "category": "color"}
     (data / "half.jsonl").write_text(json.dumps(row))
     refused(DataError, "1 questions, and acc\\+ needs two of each image", one, f"--tasks=mme={data / 'half.jsonl'}")
