@@ -276,7 +276,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(models: list[Path], data: Pa
     refused(ConfigError, "unknown task 'question'", one, "--tasks=question")
     refused(ConfigError, "graded by a language model: give --judge=", one, "--tasks=mmvet")
     refused(DataError, r"has none of MME\.tsv", one, "--tasks=mme")
-    refused(DataError, r"MME\.tsv.*\(mme\).* leave out what is missing: --tasks=questions", one, "--tasks=mme,questions")
+    refused(DataError, r"MME\.tsv.*\(mme\).* what is missing: --tasks=questions", one, "--tasks=mme,questions")
     row = {"index": 1, "image": "1.png", "question": "is it?", "answer": "yes", "category": "color"}
     (data / "half.jsonl").write_text(json.dumps(row))
     refused(DataError, "1 questions, and acc\\+ needs two of each image", one, f"--tasks=mme={data / 'half.jsonl'}")
