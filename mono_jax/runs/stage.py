@@ -71,8 +71,8 @@ def run_stage(
 
     Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves", "best": {"metric",
     "step", "value", "model"} or None, "data": what was read and skipped, "seconds": time of this process by activity
-    (``clock.ACTIVITIES``), "compilation_cache": {"found", "added", "saved_s"}}. Raises MonoJaxError or DataError;
-    ``stopping.Preempted`` after SIGTERM, with everything saved.
+    (``clock.ACTIVITIES``), "compilation_cache": {"found", "added", "saved_s"}}.
+    Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     workdir = Workdir.of(workdir)
     refuse_foreign(workdir.files)

@@ -89,7 +89,8 @@ def measure(workdir: Path) -> dict[str, Any]:
 
     Returns ``Account.to_dict()`` of process 0 and "steps", "tokens_per_s" (over the whole time; None without records),
     "stages": {folder: the same for each stage}, "processes": {number: the same for each process's own files}, "notes":
-    lines. Raises ConfigError if nothing was recorded.
+    lines.
+    Raises ConfigError if nothing was recorded.
     """
     files = _files(workdir)
     notes: list[str] = []
@@ -154,9 +155,7 @@ def account(stages: Iterable[Sequence[Line]]) -> Account:
         return result
     end = spans[0][0]
     for start, stop, begins, unrecorded in spans:
-        if (
-            begins and start > end
-        ):  # nothing was written for a while; within a process, this means its clock was changed
+        if begins and start > end:  # nothing was written for a while; within a process: its clock was changed
             worked = min(unrecorded, start - end)
             result.seconds["productive"] += worked
             result.seconds["restart"] += start - end - worked

@@ -309,7 +309,7 @@ def test_too_many_bad_samples_stop_the_run_saved(tmp_path: Path) -> None:
 
     rig = Rig(tmp_path)
     limit = BadSampleLimit(report, 0.099)
-    with pytest.raises(TooManyBadSamples, match=r"10\.0% of the last samples are bad.*unreadable 1 in all"):
+    with pytest.raises(TooManyBadSamples, match=r"10\.0% of the last samples are bad.*unreadable 1 in total"):
         rig(8, Data(faults=dict.fromkeys(range(1, 9), some_bad)), more=(limit,))
     assert rig.steps()[-1] == 1
     rig(4, Data(faults=dict.fromkeys(range(1, 9), some_bad)), more=(BadSampleLimit(report, 0.11),))

@@ -33,8 +33,8 @@ from pallas_kernels.devices import device_key
 _BF16, _F32 = 2, 4
 HEAD = "token_embeddings"  # its parameter group
 MIB = 1 << 20
-# How many values per unit of the layer's width everything but matmuls and attention moves per token and layer, forward
-# and backward, as observed in compiled steps of the 2B model (S1.1, S1.3, S2 for v5e:4x4; S1.1, S2 for H200). TPUs keep
+# How many vectors of the layer's width everything except matmuls and attention moves per token and layer, forward and
+# backward, as observed in compiled steps of the 2B model (S1.1, S1.3, S2 for v5e:4x4; S1.1, S2 for H200). TPUs keep
 # what they can in vector memory, so larger activations (MiB of one, [tokens, width]) move more.
 MOVED = {"tpu": 60.0, "gpu": 125.0}
 MOVED_FOR_MIB, MOST_MOVED = {"tpu": 1.5, "gpu": 0.0}, 170.0

@@ -1,8 +1,9 @@
 """The work of attention kernels inside a step, which the compiler cannot see.
 
 What a kernel computes depends on the layout of the rows, which a program does not contain, so samples of equal length
-are assumed. ``SHARES`` gives the largest share of the chip's peak that a kernel can reach: useful FLOPs of a block over
-the cycles of its static schedule, as printed by the TPU compiler, or as measured.
+are assumed.
+``SHARES`` gives the largest share of the chip's peak that a kernel can reach: useful FLOPs of a block over the cycles
+of its static schedule, as printed by the TPU compiler, or as measured.
 """
 
 from __future__ import annotations

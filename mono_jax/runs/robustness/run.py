@@ -102,7 +102,7 @@ def _say(result: Mapping[str, Any]) -> None:
     for name in ("broken", "placeholders"):
         outcomes = result[name].values()
         answered = sum(outcome == ANSWERED for outcome in outcomes)
-        say_now(f"{name}: {answered} of {len(outcomes)} answered, the others refused by name")
+        say_now(f"{name}: {answered} of {len(outcomes)} answered, the others refused with an error that names them")
     if result["unexpected"]:
         say_now(f"not as expected: {', '.join(result['unexpected'])}")
 

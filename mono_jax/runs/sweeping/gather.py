@@ -30,8 +30,9 @@ def gather(
     """Writes the results of the finished units.
 
     ``metrics``: names, or prefixes of names, of the metrics that summary and plots show; none = all that differ between
-    units. Returns {"finished", "missing": {name: state}, "metrics", "files"}. Raises ConfigError if no unit is
-    finished, or if a metric is unknown.
+    units.
+    Returns {"finished", "missing": {name: state}, "metrics", "files"}. Raises ConfigError if no unit is finished, or if
+    a metric is unknown.
     """
     results = {plan.unit.name: found for plan in plans if (found := result_of(workdir, plan))}
     missing = {p.unit.name: state_of(workdir, p).state for p in plans if p.unit.name not in results}

@@ -33,8 +33,9 @@ class Checkpointing(Callback):
 
     A save that fails during the run is reported and counted, and training continues to the next one. While updates are
     non-finite, only the last state is saved (``skipped`` counts the others); a state that a failed step has consumed
-    cannot be saved. ``metadata``: returns the metadata of a step. ``before_save`` is called first. ``best``: returns
-    the best step so far, whose checkpoint is not rotated away.
+    cannot be saved.
+    ``metadata``: returns the metadata of a step. ``before_save`` is called first. ``best``: returns the best step so
+    far, whose checkpoint is not rotated away.
 
     The first process counts the ``minutes`` since the last save (None = only steps decide); the others learn of it
     through ``progress.totals``, so that all save the same step. ``record`` is called with (step, bytes, seconds that

@@ -47,7 +47,8 @@ class Evaluating(Callback):
         before: Callable[[Progress], None] = lambda progress: None,
     ):
         """``record``: called with (step, values, seconds spent). ``best``: from the checkpoint that the run resumes
-        from. ``before``: called before the first step.
+        from.
+        ``before``: called before the first step.
         """
         self.every, self._evaluate, self._record, self._say = every, evaluate, record, say
         self._metric, self._sign, self._before = metric, 1 if lower_is_better else -1, before

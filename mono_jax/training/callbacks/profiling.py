@@ -92,10 +92,7 @@ class Profiling(OnSignals):
 
     def _stop(self, trace: _Trace, progress: Progress) -> None:
         self._open = None
-        with (
-            progress.clock.on("wait"),
-            contextlib.suppress(Exception),
-        ):  # the error is reported when the metrics are read
+        with progress.clock.on("wait"), contextlib.suppress(Exception):  # reported by whatever reads the metrics
             jax.block_until_ready(progress.metrics)
         try:
             jax.profiler.stop_trace()
