@@ -38,7 +38,7 @@ def test_index_command(tmp_path: Path, capsys) -> None:
         "skipped": {"no_image": 1},
         "indexed": 2,
         "problems": {
-            str(tmp_path / "00001.tar"): ["incomplete: 2 samples found, the stats file counts 3"],
+            str(tmp_path / "00001.tar"): ["incomplete: 2 samples found, but the stats file counts 3"],
         },
     }
     assert index_line(capsys, tmp_path / "*.tar", "--workers=1")["indexed"] == 0

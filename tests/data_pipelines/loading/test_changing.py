@@ -160,5 +160,5 @@ def test_changes_that_cannot_be_are_refused(golden_dir, pool, cache):
     with pytest.raises(DataError, match=r"only data\.sources"):
         change_sources(old, settings(golden_dir, [pool["a"]], seed=8), 2)
     later = change_sources(old, settings(golden_dir, [pool["a"]]), 6)
-    with pytest.raises(DataError, match="at step 6 already"):
+    with pytest.raises(DataError, match="already changed at step 6"):
         change_sources(later, settings(golden_dir, [pool["b"]]), 5)

@@ -130,7 +130,7 @@ def test_drops_are_reported_once_with_the_first_row_of_their_block(golden_dir, t
         assert data.assemble(rows)[2] == reports[0]
     long = [data.sources[0].key(index) for index in np.flatnonzero(counts[:, 1] > limit)]
     assert 0 < len(long) < 60 and sorted(bad[:2] for bad in found) == sorted((key, "too_long") for key in long)
-    assert all(detail.endswith(f"text tokens, a row has room for 32 and {limit}") for _, _, detail in found)
+    assert all(detail.endswith(f"text tokens, but a row has room for 32 and {limit}") for _, _, detail in found)
 
 
 def test_drops_of_blocks_without_a_row_are_reported_too(golden_dir, tmp_path, cache):

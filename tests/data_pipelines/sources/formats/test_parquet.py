@@ -116,7 +116,7 @@ def test_columns_of_nulls_do_not_stop_the_search(tmp_path: Path) -> None:
         open_source({"kind": "parquet", "paths": str(tmp_path / "string.parquet")})
     talks = {"conversations": [talk], "image_id": [5]}
     pq.write_table(pa.table(talks), tmp_path / "id.parquet")
-    with pytest.raises(DataError, match=r"unread_image_field: id/row0 \(image_id: 5; the image is not here"):
+    with pytest.raises(DataError, match=r"unread_image_field: id/row0 \(image_id: 5; the image is not in the record"):
         open_source({"kind": "parquet", "paths": str(tmp_path / "id.parquet")})
 
 

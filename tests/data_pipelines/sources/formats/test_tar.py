@@ -204,7 +204,7 @@ def test_stats_files_tell_what_is_missing(tmp_path: Path) -> None:
     write_tar(tmp_path / "00002.tar", pairs(2))
     problems = [make_index(make_shard("tar", str(tmp_path / f"0000{i}.tar"))).problems for i in range(3)]
     assert problems[0] == []
-    assert problems[1] == ["incomplete: 2 samples found, the stats file counts 5"]
+    assert problems[1] == ["incomplete: 2 samples found, but the stats file counts 5"]
     assert problems[2] == ["unfinished: no stats file, which img2dataset writes when a shard is complete"]
     (tmp_path / "00000_stats.json").write_text("{")
     assert "broken" in make_index(make_shard("tar", str(tmp_path / "00000.tar"))).problems[0]
