@@ -55,7 +55,7 @@ def json_digest(value: Any) -> str:
 
 
 def _crc_table() -> tuple[int, ...]:
-    """Of CRC-32C (RFC 3720, appendix B.4), bits reversed."""
+    """The table for CRC-32C (RFC 3720, appendix B.4), bits reversed."""
     table = list(range(256))
     for _ in range(8):
         table = [value >> 1 ^ 0x82F63B78 * (value & 1) for value in table]

@@ -23,7 +23,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
         "--image_ext", nargs="+", help="tar, files: file extensions of the images, such as jpg or input.png"
     )
     parser.add_argument(
-        "--caption_ext", nargs="+", help="tar, files: file extensions of the captions; one is drawn at random"
+        "--caption_ext", nargs="+", help="tar, files: file extensions of the captions; one is drawn per sample"
     )
     parser.add_argument("--video_frames", type=int, help="maximum number of frames per video (default: 8)")
     parser.add_argument(

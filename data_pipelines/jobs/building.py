@@ -180,7 +180,7 @@ def source_spec(patterns: Sequence[str], kind: str | None, options: Mapping[str,
     if len(kinds) > 1:
         raise DataError(f"shards of several kinds ({', '.join(kinds)}): build one kind at a time, see --kind")
     if any(shard.encoding for shard in shards):
-        raise DataError("max_dynamic_patch and data_augment of a meta file cannot be built in: build each of its sets")
+        raise DataError("max_dynamic_patch and data_augment of a meta file cannot be stored: build its sets separately")
     same = len({shard.options for shard in shards}) == 1  # not so where a meta file gives each annotation its own root
     spec = {"kind": kinds[0], "paths": [shard.source for shard in shards] if same else list(patterns)}
     spec |= shards[0].options.given() if same else {}

@@ -135,7 +135,7 @@ def check_shard(shard: Shard, settings: CheckSettings) -> ShardCheck:
 
 
 def _checked(shard: Shard, builder: SampleBuilder) -> ShardCheck:
-    """As ``check_shard``; raises StorageError."""
+    """Like ``check_shard``, but raises StorageError."""
     result = ShardCheck(shard.source, shard.kind)
     try:
         shard = with_mark(shard)

@@ -204,7 +204,7 @@ class _Offer:
 
     @functools.cached_property
     def stamps(self) -> list[str]:
-        """Of the shards."""
+        """The stamps of the shards."""
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(shard_stamp, self.shards))
 

@@ -92,7 +92,7 @@ def test_a_shard_that_cannot_be_converted_is_a_problem_of_its_own(tmp_path: Path
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "words"}' * 99)[:-9])
     code = check.main([str(tmp_path / "*.jsonl*"), f"--report={tmp_path / 'report'}", "--strict"])
     (found,) = map(json.loads, (tmp_path / "report").read_text().splitlines())
-    assert code == 1 and "cut.jsonl.gz: not a whole gzip file" in found["problem"]
+    assert code == 1 and "cut.jsonl.gz: not a valid gzip file" in found["problem"]
 
 
 def test_tags_of_images_in_texts_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

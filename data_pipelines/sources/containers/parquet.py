@@ -33,7 +33,7 @@ def open_parquet(file: Any, problems: list[str]) -> pq.ParquetFile | None:
         for group in range(parquet.num_row_groups):
             parquet.metadata.row_group(group)
     except (pa.ArrowException, OSError) as error:  # a content error: read errors are StorageError
-        problems.append(f"corrupt: not a whole parquet file ({_first_line(error)})")
+        problems.append(f"corrupt: not a valid parquet file ({_first_line(error)})")
         return None
     return parquet
 

@@ -136,7 +136,7 @@ def _unpack(path: str, codec: str, out: BinaryIO) -> None:
                 while chunk := stream.read(_CHUNK):
                     out.write(chunk)
         except (pa.ArrowException, lzma.LZMAError, OSError, EOFError) as error:
-            raise DataError(f"{path}: not a whole {codec} file ({' '.join(str(error).split())})") from None
+            raise DataError(f"{path}: not a valid {codec} file ({' '.join(str(error).split())})") from None
 
 
 def _write_lines(records: Iterator[Any], out: BinaryIO) -> None:

@@ -36,7 +36,7 @@ def mds_to_parquet(path: str, out: BinaryIO) -> None:
         try:
             offsets, columns = _head(view)
         except (ValueError, KeyError, struct.error) as error:
-            raise DataError(f"{path}: not a whole MDS shard ({error})") from None
+            raise DataError(f"{path}: not a valid MDS shard ({error})") from None
         kinds = {name: _kind(encoding) for name, encoding, _ in columns}
         lost = [f"{name} ({encoding})" for name, encoding, _ in columns if kinds[name] is None]
         if lost:

@@ -70,7 +70,7 @@ def csv_lines(path: str, out: BinaryIO) -> None:
                     record["image"] = held[image]
                 out.write(json_shapes.line_of({name: _cell(cell) for name, cell in record.items()}))
         except csv.Error as error:
-            raise DataError(f"{path}:{rows.line_num + header.before}: not a whole CSV file ({error})") from None
+            raise DataError(f"{path}:{rows.line_num + header.before}: not a valid CSV file ({error})") from None
         except UnicodeDecodeError as error:
             encoding, what = header.encoding.removesuffix("-sig").upper(), error.object[error.start : error.end]
             where = f"{path}:{_first_not(path, header.encoding)}"
@@ -143,4 +143,4 @@ def arrow_to_parquet(path: str, out: BinaryIO) -> None:
         except StorageError:
             raise
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not a whole Arrow file ({' '.join(str(error).split())[:200]})") from None
+            raise DataError(f"{path}: not a valid Arrow file ({' '.join(str(error).split())[:200]})") from None

@@ -110,6 +110,6 @@ def _records(path: str, view: blobs.ScanView) -> Iterator[bytes]:
         length, mark = struct.unpack("<QI", head) if len(head) == 12 else (0, -1)
         # A record's own bytes are checked when their content is read.
         if mark != masked_crc32c(head[:8]) or length > _LONGEST or at + 16 + length > view.size:
-            raise DataError(f"{path}: not a whole TFRecord file (record {number} at byte {at} of {view.size})")
+            raise DataError(f"{path}: not a valid TFRecord file (record {number} at byte {at} of {view.size})")
         yield view.read(at + 12, length)
         at, number = at + 16 + length, number + 1

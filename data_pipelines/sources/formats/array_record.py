@@ -42,7 +42,7 @@ class ArrayRecordFormat(FileFormat):
         try:
             records = Reader(shard.path)
         except BadSample as error:
-            builder.problems.append(f"corrupt: not a whole ArrayRecord file ({error.detail})")
+            builder.problems.append(f"corrupt: not a valid ArrayRecord file ({error.detail})")
             return
         if not records.count:
             builder.problems.append("empty or corrupt: no records found")

@@ -212,8 +212,8 @@ def test_compressed_tars(folder: Path, name: str, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-20], "a.jsonl.gz: not a whole gzip file"),
-        ("a.tar", gzip.compress(tar_bytes(pairs(3)), mtime=0)[:-20], "a.tar: not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-20], "a.jsonl.gz: not a valid gzip file"),
+        ("a.tar", gzip.compress(tar_bytes(pairs(3)), mtime=0)[:-20], "a.tar: not a valid gzip file"),
         ("a.json", b'{\n"data": [\n{"a": 1},\n{"b" 2}]}', r"a.json:4: broken JSON"),
         ("a.json", '{\n"data": [\n{"a": "é"}]}'.encode("latin-1"), r"a.json:3: not UTF-8 .*; write the file as UTF-8"),
         ("a.csv", "image,caption\na.jpg,é\n".encode("latin-1"), r"a.csv:2: not UTF-8 \(.*\); write the file as UTF-8"),
@@ -222,7 +222,7 @@ def test_compressed_tars(folder: Path, name: str, caplog: pytest.LogCaptureFixtu
             b"a.jpg,one\nb.jpg,two\n",
             "a.csv:1: names an image, not the columns: put a line such as 'image,caption'",
         ),
-        ("a.jsonl.xz", lzma.compress(LINES.encode())[:-20], "a.jsonl.xz: not a whole xz file"),
+        ("a.jsonl.xz", lzma.compress(LINES.encode())[:-20], "a.jsonl.xz: not a valid xz file"),
         ("a.tar", b"PK\3\4....", "a.tar: a zip archive: unpack it"),
         ("a.jsonl", b"<!DOCTYPE html>", "a.jsonl: a page of the web: the download failed"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1", "a.parquet: a pointer of Git LFS"),
@@ -230,7 +230,7 @@ def test_compressed_tars(folder: Path, name: str, caplog: pytest.LogCaptureFixtu
         ("a.txt", b"1.jpg#0\tone\n1.jpg#1\ttwo\n", "a.txt: a table of images"),
         ("a.jsonl", b"", "empty: there is no sample in it"),
         ("a.csv", b"image,caption\n", "empty: there is no sample in it"),
-        ("a.arrow", b"ARROW1 nothing", "a.arrow: not a whole Arrow file"),
+        ("a.arrow", b"ARROW1 nothing", "a.arrow: not a valid Arrow file"),
     ],
 )
 def test_what_cannot_be_converted_is_named(folder: Path, name: str, data: bytes, message: str) -> None:

@@ -92,5 +92,5 @@ def test_other_settings_rebuild(demo_dir: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_must_hold_whole_tokens(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no multiple of token_pixels=28"):
+    with pytest.raises(DataError, match="not a multiple of token_pixels=28"):
         build_demo_sets(tmp_path, token_pixels=28)
