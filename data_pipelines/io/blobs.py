@@ -197,7 +197,7 @@ class PatientFile(Positioned):
         except Exception as error:  # file systems raise their own exception types
             raise storage_error(self._path, error) from None
         if len(data) < length:
-            raise StorageError(self._path, f"cut short while read: {offset + len(data)} of {self.size} bytes are left")
+            raise StorageError(self._path, f"truncated while read: {offset + len(data)} of {self.size} bytes are left")
         return data
 
     def _bytes(self, offset: int, length: int) -> bytes:
@@ -256,7 +256,7 @@ def read_bytes(path: str, limit: int | None = None) -> bytes:
     size = handle.size if limit is None else min(limit, handle.size)
     data = handle.read(0, size)
     if len(data) < size:
-        raise StorageError(path, f"cut short while read: {len(data)} of {size} bytes are left")
+        raise StorageError(path, f"truncated while read: {len(data)} of {size} bytes are left")
     return data
 
 

@@ -162,7 +162,7 @@ def test_a_file_cut_while_it_is_scanned(tmp_path: Path) -> None:
     with blobs.scan_view(str(path)) as view:
         view.read(0, 10)
         os.truncate(path, 1000)
-        with pytest.raises(StorageError, match=r"a: cut short while read: \d+ of 1048576 bytes are left"):
+        with pytest.raises(StorageError, match=r"a: truncated while read: \d+ of 1048576 bytes are left"):
             view.read(1 << 19, 1 << 19)
 
 
