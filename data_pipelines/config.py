@@ -57,7 +57,9 @@ class DataConfig:
     system_message: str | None = field(None, help='system turn; None = the template\'s own, "" = none')
 
     min_tiles: int = field(1, ge=1, help="fewest tiles of an image, not counting the thumbnail")
-    max_tiles: int = field(6, ge=1, help="most tiles of an image; a sample's n images get max(1, max_tiles // n) each")
+    max_tiles: int = field(
+        6, ge=1, help="maximum tiles of an image; a sample's n images get max(1, max_tiles // n) each"
+    )
     thumbnail: bool = field(True, help="append the whole image as another tile if there are several")
     pixel_path: Literal["exact", "fast", "device"] = field(
         "exact",

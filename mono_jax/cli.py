@@ -59,7 +59,7 @@ def add_cluster_flags(to: argparse.ArgumentParser) -> None:
 def add_format_flags(to: argparse.ArgumentParser) -> None:
     """How prompts are built; the defaults come from the model's folder; see ``mono_jax.generation.chat.open_model``."""
     add = to.add_argument
-    add("--max_tiles", type=positive, help="most tiles of an image (the model's own)")
+    add("--max_tiles", type=positive, help="maximum tiles of an image (the model's own)")
     add("--template", help="chat template (the model's own)")
     add("--system_message", help='the system turn (the template\'s own); "" = none')
     add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")

@@ -25,12 +25,12 @@ class RopeScaling:
         help='"linear" (t / factor), "dynamic" (NTK: the base grows with length), "llama3" (low frequencies divided by '
         'factor), "yarn" (arXiv 2309.00071)'
     )
-    factor: float = field(gt=0, help="of the scaling")
+    factor: float = field(gt=0, help="factor of the scaling")
     original_max_position_embeddings: int | None = field(
         None, ge=1, help='"llama3", "yarn": the length that the model was trained on before'
     )
-    low_freq_factor: float | None = field(None, gt=0, help='"llama3": longer wavelengths than original / this scale')
-    high_freq_factor: float | None = field(None, gt=0, help='"llama3": shorter ones than original / this stay')
+    low_freq_factor: float | None = field(None, gt=0, help='"llama3": wavelengths above original / this are scaled')
+    high_freq_factor: float | None = field(None, gt=0, help='"llama3": wavelengths below original / this are unchanged')
     beta_fast: float | None = field(
         None, gt=0, help='"yarn": faster frequencies (turns in the original) stay; None = 32'
     )
@@ -70,14 +70,14 @@ class VisionConfig:
     tile_size: int | None = field(
         None,
         ge=1,
-        help="edge of the batch's tiles, pixels; another one than image_size interpolates; None = equal",
+        help="edge of the batch's tiles, pixels; a value other than image_size interpolates; None = equal",
     )
     native: bool = field(
         False,
         help="native resolution: an image is not cut into tiles but keeps its size and shape, in whole tokens, up to "
         "data.max_tiles tiles' worth of them; the positional embedding is interpolated to each image's grid",
     )
-    num_channels: int = field(3, ge=1, help="of the pixels")
+    num_channels: int = field(3, ge=1, help="channels of the pixels")
     downsample_ratio: float = field(
         0.5, ge=0.01, le=1, help="of the pixel shuffle: 0.5 merges 2x2 patches into one token, 1 merges none"
     )
@@ -167,12 +167,18 @@ class Architecture:
     )
     sandwich_norms: bool = field(False, help="RMSNorms after attention and FFN too, before the sum (Gemma 3)")
     unit_offset_norms: bool = field(False, help="RMSNorms multiply by 1 + scale (Gemma 3)")
-    hidden_act: Literal["silu", "gelu_tanh"] = field("silu", help='of the FFNs: "silu" (SwiGLU) or "gelu_tanh" (GeGLU)')
+    hidden_act: Literal["silu", "gelu_tanh"] = field(
+        "silu", help='activation of the FFNs: "silu" (SwiGLU) or "gelu_tanh" (GeGLU)'
+    )
     scale_embeddings: bool = field(False, help="token embeddings are multiplied by sqrt(hidden_size) (Gemma 3)")
-    sliding_window: int | None = field(None, ge=1, help="tokens that sliding layers see, their own one included")
+    sliding_window: int | None = field(
+        None, ge=1, help="tokens that sliding layers attend to, the token itself included"
+    )
     sliding_layers: tuple[int, ...] = field((), ge=0, help="numbers of the layers with a sliding window")
     rope_local_theta: float | None = field(
-        None, gt=0, help="base of the rotary angles, unscaled, in sliding layers (Gemma 3); None = as in the others"
+        None,
+        gt=0,
+        help="base of the rotary angles, unscaled, in sliding layers (Gemma 3); None = as in the other layers",
     )
     tie_word_embeddings: bool = field(False, help="the LM head is the transposed token embedding")
     vision: VisionConfig | None = field(None, help="the visual side; None = a language model")
@@ -180,7 +186,7 @@ class Architecture:
     visual_attention_experts: bool = field(False, help="each layer has a second QKV, for visual tokens (1.5)")
     image_token_id: int = field(92546, ge=0, help="id of <IMG_CONTEXT>")
     bidirectional_images: bool = field(
-        False, help="visual tokens see the whole of their image (all its tiles), later tokens too; False = causal"
+        False, help="visual tokens attend to all of their image (all its tiles), later tokens too; False = causal"
     )
 
     def __post_init__(self) -> None:

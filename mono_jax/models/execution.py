@@ -27,15 +27,15 @@ class Execution:
 
     remat: Literal["none", "dots", "dots_no_batch", "names", "offload", "full"] = field(
         "none",
-        help='what the backward pass finds in memory: "none" = everything (nothing is recomputed); "dots" = outputs of '
+        help='what is stored for the backward pass: "none" = everything (nothing is recomputed); "dots" = outputs of '
         'matmuls and of attention, "dots_no_batch" = of matmuls with weights and of attention; "names" = the layer\'s '
         'input, its output of attention and the input of its FFN (3 * d values a token); "offload" = the same in the '
         'host\'s memory; "full" = layer inputs only',
     )
     grad_reduce_dtype: Literal["compute", "float32"] = field(
         "compute",
-        help="in which devices add up gradients of matrices and embeddings: the activations' dtype, or float32 (twice "
-        'the bytes); not with experts "grouped"',
+        help="dtype in which devices sum gradients of matrices and embeddings: the activations' dtype, or float32 "
+        '(twice the bytes); not with experts "grouped"',
     )
     experts: Literal["static", "grouped", "dense_both"] = field(
         "static",

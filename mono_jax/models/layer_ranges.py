@@ -96,7 +96,8 @@ def preferred_layout(
 ) -> Layout:
     """The form of parameters that decodes fastest; separate layers take longer to compile.
 
-    On CPUs for layers that exceed the CPU's caches; on TPUs only for kernels, into which stacked matrices are copied.
+    Separate on one GPU; on one CPU for layers that exceed its caches; on one TPU only for grouped kernels with visual
+    experts, into which stacked matrices would be copied. Stacked on a mesh.
 
     Args:
       grouped: experts are run by the grouped kernels (``Execution.experts``).

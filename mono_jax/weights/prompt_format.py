@@ -18,8 +18,8 @@ class PromptFormat:
 
     template: str = field("internlm2-chat", help="chat template; tokenizer = the one that the tokenizer brings")
     system_message: str | None = field(None, help='system turn; None = the template\'s own, "" = none')
-    min_tiles: int = field(1, ge=1, help="least tiles of an image, the thumbnail not counted")
-    max_tiles: int = field(6, ge=1, help="most tiles of an image")
+    min_tiles: int = field(1, ge=1, help="minimum tiles of an image, not counting the thumbnail")
+    max_tiles: int = field(6, ge=1, help="maximum tiles of an image")
     thumbnail: bool = field(True, help="append the whole image as one more tile where there are several")
 
     def __post_init__(self) -> None:

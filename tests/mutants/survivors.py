@@ -38,27 +38,21 @@ HARMLESS: tuple[Harmless, ...] = (
     ),
     Harmless(
         "mono_jax/parallel/mesh.py",
-        "sizes[sizes.index(-1)] = len(devices) // known if known else 0",
+        "sizes[open_axis] = len(devices) // known if known else 0",
         "0 -> 1",
         "MeshConfig refuses an axis of 0, so that there is always a product of the known ones",
     ),
     Harmless(
         "mono_jax/training/callbacks/recorder.py",
-        "per_step = max(now - self._since, 1e-9) / count",
+        "pending.seconds = max(now - self._since, 1e-9) / len(new)",
         "now - self._since, 1e-9 -> 1e-9, now - self._since",
         "the larger of two numbers, in any order",
     ),
     Harmless(
         "mono_jax/training/callbacks/recorder.py",
-        "per_step = max(now - self._since, 1e-9) / count",
+        "pending.seconds = max(now - self._since, 1e-9) / len(new)",
         "1e-9 -> 2e-09",
         "any small number keeps the division possible",
-    ),
-    Harmless(
-        "mono_jax/training/flops.py",
-        'x = jax.device_put(jnp.ones((size, size), jnp.float32 if device.platform == "cpu" else dtype), device)',
-        "ones -> zeros",
-        "a matmul that is timed: its numbers do not matter",
     ),
     Harmless(
         "mono_jax/weights/convert.py",

@@ -9,6 +9,7 @@ import pytest
 
 from tests.mutants import rooms
 from tests.mutants.faults import faults
+from tests.mutants.survivors import HARMLESS, Harmless
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +53,13 @@ def test_every_fault_of_a_module_is_valid_and_another_program():
     assert len(found) > 20 and len({fault.key for fault in found}) == len(found)
     programs = {ast.dump(ast.parse(fault.planted(data))) for fault in found}
     assert len(programs) == len(found) and ast.dump(ast.parse(data)) not in programs
+
+
+@pytest.mark.parametrize("known", HARMLESS, ids=lambda known: f"{known.file}: {known.change}")
+def test_faults_that_do_no_harm_are_planted(known: Harmless):
+    """An entry whose line has changed would excuse nothing, and say so to nobody."""
+    found = faults(known.file, (ROOT / known.file).read_bytes())
+    assert (known.source, known.change) in {(fault.source, fault.change) for fault in found}
 
 
 def test_every_core_module_has_tests_and_further_ones_exist():

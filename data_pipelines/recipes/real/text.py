@@ -19,7 +19,7 @@ def _text(read: Callable[..., Iterable[list[str]]]) -> Recipe:
         heldout = [document for number, document in enumerate(documents) if number % HELDOUT == HELDOUT - 1]
         train = [document for number, document in enumerate(documents) if number % HELDOUT != HELDOUT - 1]
         return {
-            "documents": len(documents),
+            "documents": len(train),
             "bytes": write_documents(folder / "train.txt", train),
             "held-out bytes": write_documents(folder / "heldout.txt", heldout),
         }

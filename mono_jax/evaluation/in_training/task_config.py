@@ -27,14 +27,16 @@ class TaskConfig:
     image_root: str = field("", help="folder in which images are looked for first")
     metric: str | None = field(
         None,
-        help="what answers are scored by: a key of mono_jax.evaluation.metrics.registry.METRICS; None = the "
+        help="metric that scores the answers: a key of mono_jax.evaluation.metrics.registry.METRICS; None = the "
         "benchmark's own",
     )
     examples: int | None = field(
-        200, ge=1, help="so many, the first ones, and whole sets of those that are scored as one; None = all"
+        200,
+        ge=1,
+        help="number of examples, from the first on, and whole sets of those that are scored as one; None = all",
     )
-    max_new_tokens: int | None = field(None, ge=1, help="longest answer, tokens; None = the benchmark's own")
-    batch_size: int = field(16, ge=1, help="examples answered at once, rounded up to what the devices share")
+    max_new_tokens: int | None = field(None, ge=1, help="maximum tokens of an answer; None = the benchmark's own")
+    batch_size: int = field(16, ge=1, help="examples per batch, rounded up to a multiple of the devices")
 
     def __post_init__(self) -> None:
         strict.check(self, "task", ConfigError)
