@@ -31,7 +31,9 @@ def change_sources(old: PackedData, config: DataConfig, step: int) -> PackedData
     if dataclasses.replace(config, sources=old.config.sources) != old.config:
         raise DataError("only data.sources may change at a step, not other keys of data")
     if step < old.plan.begin.step:
-        raise DataError(f"the sources already changed at step {old.plan.begin.step}: only that step or a later one may be given")
+        raise DataError(
+            f"the sources already changed at step {old.plan.begin.step}: only that step or a later one may be given"
+        )
     found = PackedData(config, old.cache_dir, old.geometry)
     standings = old.plan.standings(step * old.batch_size)
     begin, changes = _continued(old, standings, found, step)

@@ -46,7 +46,8 @@ class EvaluationConfig:
     blind: tuple[Blindness, ...] = field(
         (),
         help='for sources with images, measure the loss again without them: with "noise" in their place, or with the '
-        'images of an "other" sample of the row; "sight/NAME/noise" is how much seeing the images lowers the loss',
+        'images of an "other" sample of the row; "sight/NAME/noise" is how much seeing the images lowers the loss. '
+        'With "other", tasks are also asked about other pictures: "tasks/NAME/sight" is what the right ones add',
     )
     tasks: Mapping[str, TaskConfig] = field(
         default_factory=dict,
@@ -85,7 +86,10 @@ class EvaluationConfig:
         kept = [f"retention/{name}/{unit}" for name in self.sources for unit in ("ratio", "nats")]
         parts = ["modality/text", "modality/image"] if self.sources else []
         sight = [f"sight/{name}/{blindness}" for name in self.sources for blindness in self.blind]
-        return [*losses, *parts, *kept, *sight, *(f"tasks/{name}" for name in self.tasks)]
+        tasks = [
+            f"tasks/{name}{part}" for name in self.tasks for part in ("", "/sight") if not part or "other" in self.blind
+        ]
+        return [*losses, *parts, *kept, *sight, *tasks]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Measuring:
     retention/NAME/ratio, .../nats   of a source of plain text: its loss divided by, and minus, that of the base
     sight/NAME/noise, .../other   of a source with images: how much its loss grows without them (``evaluation.blind``)
     tasks/NAME                 score of a task, in percent or its metric's points
+    tasks/NAME/sight           how much of it is lost when asked about other pictures (``evaluation.blind``)
     """
 
     def __init__(self, program: Program, workdir: Workdir, base_losses: Path | None, say: Say):
@@ -56,7 +57,8 @@ class Measuring:
         self._asking = None
         if settings.tasks:
             builder = SampleBuilder(run.data, geometry=config.geometry)
-            self._asking = Asking(settings.tasks, builder, program.dtype, program.mesh)
+            blind = "other" in settings.blind
+            self._asking = Asking(settings.tasks, builder, program.dtype, program.mesh, blind)
             for note in self._asking.notes:
                 say(f"NOTE: {note}")
 

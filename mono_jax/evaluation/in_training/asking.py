@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from mono_jax import tree
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation.benchmarks.answering import Asker
 from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, Task
+from mono_jax.evaluation.benchmarks.other_pictures import with_other_pictures
 from mono_jax.evaluation.benchmarks.preparing import Prepared, prepare
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.in_training.task_config import TaskConfig
@@ -52,10 +53,18 @@ class Asking:
       notes: remarks on their scores, one line each.
     """
 
-    def __init__(self, tasks: Mapping[str, TaskConfig], builder: SampleBuilder, dtype: jnp.dtype, mesh: Mesh):
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskConfig],
+        builder: SampleBuilder,
+        dtype: jnp.dtype,
+        mesh: Mesh,
+        blind: bool = False,
+    ):
         """Reads the examples, scores their right answers, and builds each prompt once, so that problems show up now.
 
-        Raises DataError or ConfigError that name the task and the example.
+        ``blind``: also asks about the pictures of other examples. Raises DataError or ConfigError that name the task
+        and the example.
         """
         self._configs, self._builder, self._dtype, self._mesh = tasks, builder, dtype, unshared(mesh)
         self._tasks = {name: find_task(f"config.evaluation.tasks.{name}", task) for name, task in tasks.items()}
@@ -63,6 +72,8 @@ class Asking:
             prepared = {name: self._prepare(name) for name in tasks}
         self.examples: dict[str, list[Example]] = {name: each.examples for name, each in prepared.items()}
         self.notes = [note for each in prepared.values() for note in each.notes]
+        exchanged = {name: with_other_pictures(examples) for name, examples in self.examples.items() if blind}
+        self._blind = {name: some for name, (some, same) in exchanged.items() if same < len(some)}
 
     def _prepare(self, name: str) -> Prepared:
         config, task, where = self._configs[name], self._tasks[name], f"config.evaluation.tasks.{name}"
@@ -86,29 +97,38 @@ class Asking:
     def __call__(self, config: Architecture, params: tree.Tree) -> tuple[dict[str, float], dict[str, list[str]]]:
         """({"tasks/NAME": score}, {NAME: answers}); further scores are "tasks/NAME/SCORE".
 
-        Raises GenerationError, and DataError for an image.
+        "tasks/NAME/sight": by how much the score exceeds that about the pictures of other examples. Raises
+        GenerationError, and DataError for an image.
         """
         asker = self._asker(self._generator(config, params))
         values: dict[str, float] = {}
         answers = {}
         for name, task in self._tasks.items():
-            answers[name] = self._answers(asker, name)
-            answered = [example.answered(text) for example, text in zip(self.examples[name], answers[name])]
-            headline, *further = METRICS[task.benchmark.metric](answered).items()
-            values[f"tasks/{name}"] = headline[1].score
-            values |= {f"tasks/{name}/{score}": measure.score for score, measure in further}
+            answers[name] = self._answers(asker, name, self.examples[name])
+            headline, *further = _scores(task, self.examples[name], answers[name]).items()
+            values[f"tasks/{name}"] = headline[1]
+            values |= {f"tasks/{name}/{score}": value for score, value in further}
+            if name in self._blind:
+                blind = _scores(task, self._blind[name], self._answers(asker, name, self._blind[name]))
+                values[f"tasks/{name}/sight"] = headline[1] - blind[headline[0]]
         return values, answers
 
-    def _answers(self, asker: Asker, name: str) -> list[str]:
+    def _answers(self, asker: Asker, name: str, examples: Sequence[Example]) -> list[str]:
         """Answers in the order of the examples; all processes answer all of them."""
         config = self._configs[name]
         longest = config.max_new_tokens or self._tasks[name].benchmark.max_new_tokens
-        batches = asker.answers(self.examples[name], longest, config.batch_size, meeting=together)
+        batches = asker.answers(examples, longest, config.batch_size, meeting=together)
         found = {example.id: text for batch in batches for example, text in batch}
-        return [found[example.id] for example in self.examples[name]]
+        return [found[example.id] for example in examples]
 
     def _generator(self, config: Architecture, params: tree.Tree) -> Generator:
         """A generator on parameters that stay in place; master weights are rounded to the compute dtype of training."""
         # Devices do not share rows here, so the mesh has other axes; each device keeps the shards it held.
         params = jax.device_put(params, param_shardings(config, params, self._mesh))
         return Generator(config, params, self._dtype, mesh=self._mesh)
+
+
+def _scores(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+    """{score: value}, the headline first."""
+    answered = [example.answered(text) for example, text in zip(examples, answers, strict=True)]
+    return {name: measure.score for name, measure in METRICS[task.benchmark.metric](answered).items()}

@@ -26,7 +26,7 @@ from mono_jax.evaluation.blind import blinded
 from mono_jax.evaluation.heldout import HeldoutLoss, HeldoutSources, Loss, with_modalities
 from mono_jax.evaluation.in_training.asking import Asking
 from mono_jax.evaluation.in_training.task_config import TaskConfig
-from mono_jax.evaluation.questions import answer, grade, read_questions
+from mono_jax.evaluation.questions import answer, grade, read_questions, with_other_images
 from mono_jax.generation.decode import Generator
 from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
@@ -100,6 +100,9 @@ def test_the_answers_are_those_of_the_model(sets: dict[str, Any], finished: tupl
     answers = answer(Generator(config, params, jnp.float32), builder, questions, 3)
     score = read_metrics(workdir / "metrics.jsonl")[-1]["tasks/questions"]
     assert score == 100 * grade(questions, answers)["accuracy"]
+    others = answer(Generator(config, params, jnp.float32), builder, with_other_images(questions), 3)
+    sight = read_metrics(workdir / "metrics.jsonl")[-1]["tasks/questions/sight"]
+    assert sight == score - 100 * grade(questions, others)["accuracy"] and others != answers
     shown = [json.loads(line) for line in (workdir / "evaluation/answers.jsonl").read_text().splitlines()]
     assert [each["step"] for each in shown] == [3, 3, 6, 6, 8, 8]
     assert [each["answer"] for each in shown[-2:]] == answers[:2]
@@ -123,17 +126,20 @@ def test_benchmarks_score_what_evaluate_says(
     names = ("pope", "mme", "mmbench_dev_en", "textvqa_val", "mmmu_val")
     own = {"data": str(folder), "examples": 4, "max_new_tokens": 2, "batch_size": 4}
     tasks = {name: TaskConfig(name, **own) for name in names}
-    values, answers = Asking(tasks, builder, jnp.float32, mesh_of(1))(config, params)
-    flags = ["--limit=4", "--max_new_tokens=2", "--batch_size=4", "--dtype=float32", "--json"]
+    values, answers = Asking(tasks, builder, jnp.float32, mesh_of(1), blind=True)(config, params)
+    flags = ["--limit=4", "--max_new_tokens=2", "--batch_size=4", "--dtype=float32", "--json", "--blind"]
     given = [f"--model={model}", f"--tasks={','.join(names)}", f"--data={folder}", f"--out={tmp_path / 'out'}"]
     evaluate.main([*given, *flags])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in names:
-        [of_model] = result["tasks"][name]["models"].values()
+        label, blind = result["tasks"][name]["models"]
+        of_model = result["tasks"][name]["models"][label]
         headline, *further = ((score, found["score"]) for score, found in of_model["scores"].items())
         expected = {f"tasks/{name}": headline[1]} | {f"tasks/{name}/{score}": value for score, value in further}
         assert {key: values[key] for key in expected} == expected
-        [file] = (tmp_path / "out").glob(f"*/{name}/predictions.jsonl")
+        sight = [each["difference"] for each in result["tasks"][name]["differences"] if each["score"] == headline[0]]
+        assert sight == [pytest.approx(values[f"tasks/{name}/sight"])] and blind == f"{label}-blind"
+        [file] = (tmp_path / "out").glob(f"{label}/{name}/predictions.jsonl")
         assert sorted(line["answer"] for line in read_lines(file)) == sorted(answers[name])
     assert values["tasks/pope"] > 0, "whoever says no no says yes"
 
