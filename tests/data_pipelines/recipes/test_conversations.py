@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipelines.recipes.conversations import Conversation, boxes_text
+from data_pipelines.recipes.conversations import Conversation, boxes_text, by_question
 
 
 def test_images_are_saved_and_named(tmp_path: Path) -> None:
@@ -34,3 +34,11 @@ def test_images_are_saved_and_named(tmp_path: Path) -> None:
 def test_boxes_follow_their_labels() -> None:
     text = boxes_text([("a cat", (1, 2, 3, 4)), ("dog", (0, 0, 1000, 1000))])
     assert text == "<ref>a cat</ref><box>[[1, 2, 3, 4]]</box><ref>dog</ref><box>[[0, 0, 1000, 1000]]</box>"
+
+
+def test_each_question_is_a_record_with_the_image(tmp_path: Path) -> None:
+    record = Conversation("a", [Image.new("RGB", (4, 4))], [("what?", "it"), ("and?", "that")], "kind").save(tmp_path)
+    first, second = by_question(record)
+    assert {**second, "conversations": None} == {"id": "a_01", "conversations": None, "image": "a.png", "kind": "kind"}
+    assert [turn["value"] for turn in second["conversations"]] == ["<image>\nand?", "that"]
+    assert first["conversations"] == record["conversations"][:2] and first["id"] == "a_00"
