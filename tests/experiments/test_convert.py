@@ -81,7 +81,7 @@ def test_unusable_sources_and_targets(source, dense, golden_dir, tmp_path, capsy
     assert "already has these visual experts" in fails(capsys, "--embed_experts", source, new)
     assert "a modular model has a vision encoder" in fails(capsys, "--embed_experts", golden_dir / "modular_tiny", new)
     assert "image_size is 50" in fails(capsys, "--embed_experts", "--vision.image_size=50", dense, new)
-    assert "'lots' is no size" in fails(capsys, "--shard_size=lots", source, new)
+    assert "'lots' is not a size" in fails(capsys, "--shard_size=lots", source, new)
     assert "names.json: no such file" in fails(capsys, f"--names={tmp_path / 'names.json'}", source, new)
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"layers/visual_attention/wqkv/kernel": "visual.{n}"}))

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     files = sets.write(out / "sets", asked, args.changes)
     tasks = ",".join(f"{name}:questions={file}" for name, file in files.items())
     options = {"model": [args.model], "tasks": tasks, "data": str(args.images), "out": str(out / "answers"),
-               "limit": None, "judge": None, "judge_model": None}  # fmt: skip
+               "limit": None, "judge": None, "judge_model": None, "blind": False}  # fmt: skip
     scores = running.evaluate(argparse.Namespace(**{**vars(args), **options}))
     result = {"model": args.model, "questions": len(asked), "curves": _curves(scores), "broken": broken,
               "placeholders": odd, "unexpected": unexpected(BROKEN, broken) + unexpected(ODD, odd)}  # fmt: skip
