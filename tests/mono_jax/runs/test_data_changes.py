@@ -79,7 +79,7 @@ def test_sources_change_at_a_stated_step(sets, tmp_path, monkeypatch, every_prog
     found |= seen(workdir, monkeypatch, changed)[0]  # one more step of the old ones, one of the new
     [record] = [json.loads(line) for line in (workdir / "data_changes.jsonl").read_text().splitlines()]
     assert (record["at_step"], record["resumed_at"]) == (5, 4)
-    assert [line.partition(" goes")[0] for line in record["sources"]] == [
+    assert [line.partition(" continues")[0] for line in record["sources"]] == [
         "source s1_2: unchanged,", "source s2: new", "source s1_1: left out"
     ]  # fmt: skip
     assert any(change["key"] == "data.sources.s1_2.weight" for change in record["config"])
