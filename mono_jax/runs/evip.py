@@ -308,11 +308,9 @@ class Evip:
             answers = ask(asked)
             blind = None if name == "captions" else ask(questions.with_other_images(asked))
             grades = questions.grade(asked, answers, blind)
-            about_others = f"about other images: {grades['blind']:.1%}, " if blind else ""
-            self.say(
-                f"held-out {name}: {grades['accuracy']:.1%} right ({about_others}"
-                f"always {grades['majority_answer']!r}: {grades['majority']:.1%}; {len(asked)} questions)"
-            )
+            others = f"about other images: {grades['blind']:.1%}, " if blind else ""
+            always = f"always {grades['majority_answer']!r}: {grades['majority']:.1%}"
+            self.say(f"held-out {name}: {grades['accuracy']:.1%} right ({others}{always}; {len(asked)} questions)")
             shown = [
                 {"id": q.id, "image": str(q.image), "asked": q.turns[-1][1], "truth": q.truth, "answer": a}
                 for q, a in list(zip(asked, answers))[: self.config.gallery]
