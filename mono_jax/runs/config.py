@@ -86,9 +86,8 @@ class EvaluationConfig:
         kept = [f"retention/{name}/{unit}" for name in self.sources for unit in ("ratio", "nats")]
         parts = ["modality/text", "modality/image"] if self.sources else []
         sight = [f"sight/{name}/{blindness}" for name in self.sources for blindness in self.blind]
-        tasks = [
-            f"tasks/{name}{part}" for name in self.tasks for part in ("", "/sight") if not part or "other" in self.blind
-        ]
+        parts_of_tasks = ("", "/sight") if "other" in self.blind else ("",)
+        tasks = [f"tasks/{name}{part}" for name in self.tasks for part in parts_of_tasks]
         return [*losses, *parts, *kept, *sight, *tasks]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from mono_jax.evaluation.benchmarks.reading.example import Example
 
@@ -37,11 +37,24 @@ def partners(pictures: Sequence[tuple[Hashable, ...]]) -> list[int | None]:
     return [other.get(key) for key in pictures]
 
 
-def with_other_pictures(examples: Sequence[Example]) -> tuple[list[Example], int]:
-    """(the examples with the pictures of their partners, how many have no partner and are unchanged)."""
-    found = partners([tuple(picture.same for picture in example.pictures) for example in examples])
-    exchanged = [
-        example if other is None else dataclasses.replace(example, pictures=examples[other].pictures)
-        for example, other in zip(examples, found)
-    ]
-    return exchanged, found.count(None)
+def with_other_pictures(tasks: Mapping[str, Sequence[Example]]) -> tuple[dict[str, list[Example]], list[str]]:
+    """({task: its examples with the pictures of their partners}, notes, a line each).
+
+    Examples without a partner are unchanged, and a task of only such examples is left out: the notes say so.
+    """
+    exchanged: dict[str, list[Example]] = {}
+    notes = []
+    for name, examples in tasks.items():
+        others = partners([tuple(picture.same for picture in example.pictures) for example in examples])
+        if unchanged := others.count(None):
+            outcome = "they are asked unchanged" if unchanged < len(examples) else "there is no blind score"
+            notes.append(
+                f"{name}, blind: {unchanged} of {len(examples)} examples have no pictures, or no other example has as "
+                f"many: {outcome}"
+            )
+        if unchanged < len(examples):
+            exchanged[name] = [
+                example if other is None else dataclasses.replace(example, pictures=examples[other].pictures)
+                for example, other in zip(examples, others)
+            ]
+    return exchanged, notes

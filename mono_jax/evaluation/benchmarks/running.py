@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +104,11 @@ def _blind(
     """The examples of each task about other pictures; without the tasks that have none, or hide their answers."""
     if taken := [label for label in models if label + BLIND in models]:
         raise ConfigError(f"--blind: {taken[0] + BLIND} is a model's own name: rename its folder")
-    found = {}
-    for task in tasks:
-        exchanged, unchanged = with_other_pictures(examples[task.name])
-        if unchanged:
-            say(
-                f"NOTE: --blind: {task.name}: {unchanged} of {len(exchanged)} examples have no pictures, or no other "
-                "example has as many: they are asked unchanged"
-            )
-        if unchanged < len(exchanged) and not task.benchmark.hides(examples[task.name]):
-            found[task.name] = exchanged
-    return found
+    scored = [task.name for task in tasks if not task.benchmark.hides(examples[task.name])]
+    exchanged, notes = with_other_pictures({name: examples[name] for name in scored})
+    for note in notes:
+        say(f"NOTE: {note}")
+    return exchanged
 
 
 def _answers(
@@ -208,7 +202,7 @@ def _scored(
     answers: Mapping[str, Mapping[str, str]],
     folder: Callable[[str], Path],
     judge: Any,
-    models: Iterable[str],
+    models: Collection[str],
 ) -> tuple[dict[str, Any], Any]:
     """({"examples", "metric", "notes", "models": {label: scores or submission}, "differences"}, data for the page).
 
@@ -236,7 +230,7 @@ def _scored(
     return result, page.Shown(examples, answers, right)
 
 
-def _pairs(models: Iterable[str], scored: Iterable[str]) -> list[tuple[str, str]]:
+def _pairs(models: Collection[str], scored: Collection[str]) -> list[tuple[str, str]]:
     """Models are compared with those before them, and each with itself about other pictures."""
     blind = [(label, label + BLIND) for label in models if label + BLIND in scored]
     return [(second, first) for first, second in itertools.combinations(models, 2)] + blind

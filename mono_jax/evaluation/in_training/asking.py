@@ -72,8 +72,8 @@ class Asking:
             prepared = {name: self._prepare(name) for name in tasks}
         self.examples: dict[str, list[Example]] = {name: each.examples for name, each in prepared.items()}
         self.notes = [note for each in prepared.values() for note in each.notes]
-        exchanged = {name: with_other_pictures(examples) for name, examples in self.examples.items() if blind}
-        self._blind = {name: some for name, (some, same) in exchanged.items() if same < len(some)}
+        self._blind, notes = with_other_pictures(self.examples if blind else {})
+        self.notes += notes
 
     def _prepare(self, name: str) -> Prepared:
         config, task, where = self._configs[name], self._tasks[name], f"config.evaluation.tasks.{name}"

@@ -39,8 +39,10 @@ def test_only_the_pictures_of_an_example_change():
         Example("d", (("human", "text"),), (), ("no",)),
         Example("e", (("human", "<image><image>"),), (picture("1"), picture("2")), ("no",)),
     ]
-    found, unchanged = with_other_pictures(examples)
-    assert unchanged == 2 and found[3:] == examples[3:]
+    exchanged, notes = with_other_pictures({"some": examples, "text": examples[3:4]})
+    found = exchanged["some"]
+    assert list(exchanged) == ["some"] and found[3:] == examples[3:]
+    assert ["2 of 5" in notes[0], "1 of 1" in notes[1], len(notes)] == [True, True, 2]
     assert [[p.name for p in each.pictures] for each in found[:3]] == [["2"], ["2"], ["1"]]
     for before, after in zip(examples, found):
         assert (before.id, before.turns, before.truths, before.group) == (
