@@ -43,7 +43,10 @@ def _sections(results: Mapping[str, Any], picture: bytes) -> Iterator[Section]:
     if cards := _through_the_stages(stages):
         yield Section("The same pictures after every stage", cards=cards[:6])
     if (table := _grade_table(stages))[1:]:
-        lines = ["Right answers with their exact 95 % interval, and the score of always giving the most common answer."]
+        lines = [
+            "Right answers with their exact 95 % interval, the score of always giving the most common answer, and what "
+            "the image adds to the answers about another question's image."
+        ]
         yield Section("Held-out questions", lines, table)
     yield Section("Language kept", [_TEXT_LINE], _text_table(stages))
     yield Section("Stages", (), _stage_table(stages))
