@@ -17,11 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; ``arguments`` are the command-line arguments (None = ``sys.argv``)."""
     epilog = (
         "example: python -m data_pipelines.real_sets --out=real_data --sets=tuxpaint,detection,moby_dick\n"
-        f"sets: {', '.join(f'{s.name} ({s.stage})' for s in SETS)}"
+        f"sets: {', '.join(f'{s.name} ({s.stage})' for s in SETS if not s.on_demand)}\n"
+        f"only if named: {', '.join(f'{s.name} ({s.stage})' for s in SETS if s.on_demand)}"
     )
     parser = cli.parser("real_sets", f"{__doc__}\n{real.__doc__}", epilog)
     parser.add_argument("--out", required=True, help="folder of the sets, for example real_data")
-    parser.add_argument("--sets", help="names of sets, separated by commas (default: all)")
+    parser.add_argument("--sets", help="names of sets, separated by commas (default: all of the first list)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the composed samples (default 0)")
     parser.add_argument("--limit", type=int, help="maximum number of samples per set, for a quick look")
     parser.add_argument("--vocabulary", type=int, default=8192, help="vocabulary size of the tokenizer (default 8192)")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data_pipelines.config import CAPTION_PROMPT
 from data_pipelines.recipes.conversations import Conversation
+from data_pipelines.recipes.easy_vqa import caption, read_easy_vqa
 from data_pipelines.recipes.jsonl import write_jsonl
 from data_pipelines.recipes.parts import Counts, skip_counts
 from data_pipelines.recipes.real.catalogue import Options, Recipe, is_heldout
@@ -39,6 +40,13 @@ def _pairs(read: Callable[..., Iterable[Pair]], *, captions: bool) -> Recipe:
     return write
 
 
+def _easy_vqa(root: Path) -> Iterator[Pair]:
+    """Training images of easy-vqa, captioned by the answers to their questions."""
+    for path, turns in read_easy_vqa(root, "train"):
+        if text := caption(turns):
+            yield Pair(path, text, origin=f"easy_vqa/{path.name}")
+
+
 def _figures(folder: str) -> Recipe:
     """The figures of a manual; ``folder`` is its path in the first package."""
     return _pairs(lambda root, *_: manuals.read_figures(root, folder), captions=False)
@@ -54,4 +62,5 @@ RECIPES: dict[str, Recipe] = {
     "fluent_emoji": _pairs(emoji.read_fluent, captions=True),
     "noto_emoji": _pairs(emoji.read_noto, captions=True),
     "wesnoth": _pairs(clipart.read_wesnoth, captions=True),
+    "easy_vqa_captions": _pairs(_easy_vqa, captions=True),
 }

@@ -50,11 +50,12 @@ def is_heldout(group: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class RealSet:
-    """A set; its folder is STAGE/NAME."""
+    """A set; its folder is STAGE/NAME. ``on_demand``: it is only built if it is named."""
 
     name: str
     stage: str
     packages: tuple[Package, ...]
+    on_demand: bool = False
 
 
 def _debian(*alternatives: str) -> Package:
@@ -70,6 +71,7 @@ _WALLPAPERS = (_debian("plasma-workspace-wallpapers"), _debian("mate-backgrounds
 _FLUENT = (_npm("@lobehub/fluent-emoji-3d", "1.1.0"), _npm("emojibase-data", "17.0.0"))
 _GIMP_HELP = (_debian("gimp-help-en"), _debian("gimp-help-common"))  # the second contains the licence
 _WORDNET = _debian("wordnet-base")
+_EASY_VQA = Package("pypi", ("easy-vqa",), "1.0")
 
 SETS = (
     # Alternative text and titles as people wrote them (captions.py).
@@ -83,11 +85,12 @@ SETS = (
     RealSet("fluent_emoji", "s1_2", _FLUENT),
     RealSet("noto_emoji", "s1_2", (_debian("fonts-noto-color-emoji"), _debian("unicode-cldr-core"))),
     RealSet("wesnoth", "s1_2", (_debian("wesnoth-1.16-data", "wesnoth-1.18-data"),)),
+    RealSet("easy_vqa_captions", "s1_2", (_EASY_VQA,), on_demand=True),  # two dozen different captions
     # Boxes (detection.py) and rendered text (ocr.py).
     RealSet("detection", "s1_3", (_TUXPAINT, *_WALLPAPERS)),
     RealSet("ocr", "s1_3", ()),
     # Conversations (questions.py).
-    RealSet("easy_vqa", "s2", (Package("pypi", ("easy-vqa",), "1.0"),)),
+    RealSet("easy_vqa", "s2", (_EASY_VQA,)),
     RealSet("collages", "s2", (_TUXPAINT, *_WALLPAPERS)),
     RealSet("stamps_translated", "s2", (_TUXPAINT,)),
     RealSet("emoji_translated", "s2", _FLUENT),

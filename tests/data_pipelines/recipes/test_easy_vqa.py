@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageColor
 
-from data_pipelines.recipes.easy_vqa import read_easy_vqa
+from data_pipelines.recipes.easy_vqa import COLORS, SHAPES, caption, read_easy_vqa
 
 easy_vqa = pytest.importorskip("easy_vqa")
 
@@ -20,3 +22,39 @@ def test_questions_are_joined_with_their_images() -> None:
         number, (path, turns) = next((int(path.stem), (path, turns)) for path, turns in images if len(turns) > 1)
         assert turns == [(question, answer) for question, answer, image in triples if image == number]
         assert path.is_file() and path.samefile(paths[number])
+
+
+def test_captions_name_what_the_pixels_show() -> None:
+    # Area over the root of the determinant of the coordinates' covariance: the same wherever and however it is drawn.
+    ratios = {"triangle": 108**0.5, "rectangle": 12.0, "circle": 4 * np.pi}
+    values = {color: np.array(ImageColor.getrgb(color)) for color in COLORS}
+    compared = set()
+    for path, turns in read_easy_vqa(Path(easy_vqa.__file__).parents[1], "train")[:400]:
+        words = set((caption(turns) or "").split())
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+        drawn = min(found[np.argsort(-counts)[:2]], key=np.sum)  # the background is the lighter one of the two
+        if words & COLORS:
+            assert words & COLORS == {min(COLORS, key=lambda color: np.abs(values[color] - drawn).sum())}, path
+        mask = (pixels == drawn).all(axis=-1)
+        if words & SHAPES and mask.sum() > 300:
+            ratio = mask.sum() / np.linalg.det(np.cov(np.nonzero(mask))) ** 0.5
+            assert words & SHAPES == {min(SHAPES, key=lambda shape: abs(ratios[shape] - ratio))}, path
+            compared.add(frozenset(words))
+    assert len(compared) >= 24  # eight colors of three shapes
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([("what color is the shape?", "red"), ("what is the shape?", "circle")], "a red circle"),
+        ([("is there a teal shape?", "yes"), ("is there no circle?", "no")], "a teal circle"),
+        ([("is there not a blue shape in the image?", "yes"), ("is there a circle?", "no")], None),
+        ([("what is the green shape?", "triangle")], "a green triangle"),
+        ([("does the image contain a rectangle?", "yes")], "a rectangle"),
+        ([("is a gray shape present?", "yes")], "a gray shape"),
+        ([], None),
+    ],
+)
+def test_captions_say_what_the_answers_say(turns: list[tuple[str, str]], expected: str | None) -> None:
+    assert caption(turns) == expected

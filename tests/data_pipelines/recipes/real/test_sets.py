@@ -143,3 +143,9 @@ def test_a_second_build_builds_only_what_is_missing(
 
 def test_every_set_of_the_catalogue_has_a_recipe() -> None:
     assert sorted(RECIPES) == sorted(real_set.name for real_set in SETS)
+
+
+def test_without_names_all_are_built_but_those_on_demand(tmp_path: Path) -> None:
+    result = build_real_sets(tmp_path, limit=1, vocabulary=300, packages=Store({}))
+    tried = {*result["sets"], *result["failed"]}
+    assert {real_set.name for real_set in SETS} - tried == {"easy_vqa_captions"}

