@@ -2,7 +2,7 @@
 
     OUT/MODEL/TASK/task.json            everything that determines the answers, and its hash
                    predictions.jsonl    {"id", "digest", "answer"} of process 0; process I writes predictions.I.jsonl
-                   judged.jsonl         {"prompt", "reply"} of a judge
+                   judged.jsonl         {"judge", "prompt", "reply"}
 
 Answers of another model, prompt, tiling or length are never mixed in: a folder that contains such answers is refused.
 """
@@ -64,15 +64,15 @@ class Predictions:
 
 
 class Replies(dict[str, str]):
-    """{prompt: reply} of a judge, each written to a file as it arrives."""
+    """{prompt: reply} of the judge named ``judge``, each written to a file as it arrives; others' lines are ignored."""
 
-    def __init__(self, file: Path):
-        super().__init__((line["prompt"], line["reply"]) for line in read_lines(file))
-        self._file = file
+    def __init__(self, file: Path, judge: str):
+        super().__init__((line["prompt"], line["reply"]) for line in read_lines(file) if line.get("judge") == judge)
+        self._file, self._judge = file, judge
 
     def __setitem__(self, prompt: str, reply: str) -> None:
         super().__setitem__(prompt, reply)
-        append_lines(self._file, [{"prompt": prompt, "reply": reply}])
+        append_lines(self._file, [{"judge": self._judge, "prompt": prompt, "reply": reply}])
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -219,7 +219,7 @@ def _scored(
         scored = {}
     else:
         scored = {
-            label: Scored(task, examples, given, Memory(judge, Replies(folder(label) / "judged.jsonl")))
+            label: Scored(task, examples, given, Memory(judge, Replies(folder(label) / "judged.jsonl", judge.name)))
             for label, given in answers.items()
         }
         result["models"] = {label: each.to_json() for label, each in scored.items()}

@@ -6,12 +6,15 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mono_jax.evaluation import judges
+from mono_jax.evaluation.benchmarks.predictions import Replies, append_lines
 from mono_jax.evaluation.judges import EndpointJudge, JudgeError
+from mono_jax.evaluation.metrics.judged import Memory
 
 Reply = tuple[int, str]
 
@@ -96,3 +99,25 @@ def test_a_server_that_is_not_there_is_named(server: Server):
     server.stop()
     with pytest.raises(JudgeError, match=r"judge grader at .*refused"):
         EndpointJudge(server.url, "grader")("?")
+
+
+class Always:
+    """A judge that always gives the same grade."""
+
+    def __init__(self, name: str, grade: str):
+        self.name, self._grade, self.asked = name, grade, 0
+
+    def __call__(self, prompt: str) -> str:
+        self.asked += 1
+        return self._grade
+
+
+def test_each_judge_s_grades_are_its_own(tmp_path: Path):
+    """In any order, also where the file has lines that do not say whose they are; each judge is asked once."""
+    append_lines(tmp_path / "judged.jsonl", [{"prompt": "?", "reply": "0.9"}])
+    strict, kind = Always("strict", "0.1"), Always("kind", "1.0")
+    for judge, grade in ((strict, 0.1), (kind, 1.0), (strict, 0.1), (kind, 1.0)):
+        memory = Memory(judge, Replies(tmp_path / "judged.jsonl", judge.name))
+        assert memory.usable("?", float) == grade
+        assert float(memory.reply("?")) == grade
+    assert (strict.asked, kind.asked) == (1, 1)
