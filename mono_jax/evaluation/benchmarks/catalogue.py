@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_pipelines.errors import DataError
-from mono_jax.errors import unknown_key
+from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation.benchmarks.reading import forms
 from mono_jax.evaluation.benchmarks.reading.annotations import captions_of, is_coco, with_answers
 from mono_jax.evaluation.benchmarks.reading.columns import Pictures
@@ -226,8 +226,8 @@ class Task:
 def find_tasks(named: str) -> list[Task]:
     """The tasks of "mme,coco" or "questions=my.jsonl"; names may be names of groups and may contain a ``*``.
 
-    "LABEL:NAME=FILE" gives the task the name LABEL, so that one benchmark can be run on several files. Raises
-    ConfigError.
+    "LABEL:NAME=FILE" gives the task the name LABEL, so that one benchmark can be run on several files. A task that is
+    named several times, e.g. by itself and by a group, is one. Raises ConfigError, also for two tasks of one name.
     """
     tasks: dict[str, Task] = {}
     for part in filter(None, (each.strip() for each in named.split(","))):
@@ -235,7 +235,9 @@ def find_tasks(named: str) -> list[Task]:
         label, _, name = label.rpartition(":")
         for found in _names(name):
             key = label or found
-            tasks[key] = Task(key, BENCHMARKS[found], Path(file) if file else None)
+            task = Task(key, BENCHMARKS[found], Path(file) if file else None)
+            if tasks.setdefault(key, task) != task:
+                raise ConfigError(f"--tasks: two tasks are called {key!r}: give each its own as LABEL:TASK=FILE")
     if not tasks:
         raise unknown_key("task", named, [*BENCHMARKS, *GROUPS])
     return list(tasks.values())

@@ -325,6 +325,25 @@ def test_tasks_are_named_by_name_group_pattern_and_file():
         find_tasks("mm")
 
 
+@pytest.mark.parametrize(
+    ("named", "repeated"),
+    [
+        ("questions=a.jsonl,questions=b.jsonl", "questions"),
+        ("questions,questions=b.jsonl", "questions"),
+        ("x:zero_shot", "x"),
+        ("x:mme*,x:pope", "x"),
+        ("mme:questions=a.jsonl,mme", "mme"),
+    ],
+)
+def test_two_tasks_of_one_name_are_refused(named: str, repeated: str):
+    with pytest.raises(ConfigError, match=f"two tasks are called '{repeated}': give each its own as LABEL:TASK=FILE"):
+        find_tasks(named)
+
+
+def test_a_task_named_twice_is_one():
+    assert [task.name for task in find_tasks("coco,zero_shot,mme,mm?,mme")] == [*GROUPS["zero_shot"], "mme"]
+
+
 def test_every_benchmark_and_metric_is_documented():
     text = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
     missing = [name for name in (*BENCHMARKS, *GROUPS, *METRICS, *JUDGED) if f"`{name}`" not in text]
