@@ -20,10 +20,11 @@ from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.benchmarks import submissions
 from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, GROUPS, find_tasks
-from mono_jax.evaluation.benchmarks.reading import forms
+from mono_jax.evaluation.benchmarks.reading import columns, forms
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.reading.rows import read_rows
-from mono_jax.evaluation.metrics.registry import JUDGED, METRICS
+from mono_jax.evaluation.metrics import judged
+from mono_jax.evaluation.metrics.registry import JUDGED, METRICS, find_metric
 
 
 def png(colour: str = "red") -> bytes:
@@ -182,6 +183,45 @@ def test_mathvista_and_mmvet(tmp_path: Path):
     as_json(tmp_path / "MMVet.json", value)
     [example] = BENCHMARKS["mmvet"].read(tmp_path)
     assert (example.id, example.asked, example.category) == ("v1_0", "x?", "ocr,math")
+
+
+@pytest.mark.parametrize(
+    ("given", "truths"),
+    [
+        *[
+            ("[12]", ("[12]",)),
+            ("[1, 2]", ("[1, 2]",)),
+            ("['1', 2]", ("['1', 2]",)),
+            ("[see page 3]", ("[see page 3]",)),
+        ],
+        *[("['12', 'twelve']", ("12", "twelve")), ('["12"]', ("12",)), ("['a', {'answer': 'b'}]", ("a", "b"))],
+        *[("[", ("[",)), ("[1][0]", ("[1][0]",)), ("[]", ()), (["x", 12], ("x", "12")), (12, ("12",)), (None, ())],
+    ],
+)
+def test_text_is_several_right_answers_only_if_it_is_a_list_of_texts(tmp_path: Path, given: Any, truths: tuple):
+    picture(tmp_path / "1.png")
+    jsonl(tmp_path / "DocVQA_VAL.jsonl", [{"image": "1.png", "question": "q", "answer": given}])
+    [row] = read_rows(tmp_path / "DocVQA_VAL.jsonl")
+    assert columns.answers(row) == forms.caption(row, ()).truths == truths
+
+
+@pytest.mark.parametrize("truth", ["[1, 2, 0]", [1, 2, 0], "['a', 'b']"])
+def test_a_list_is_one_answer_in_mathvista(tmp_path: Path, truth: Any):
+    picture(tmp_path / "1.png")
+    row = {"image": "1.png", "question": "q", "question_type": "free_form", "answer_type": "list", "answer": truth}
+    jsonl(tmp_path / "MathVista_MINI.jsonl", [row])
+    [example] = BENCHMARKS["mathvista"].read(tmp_path)
+    judge = judged.Memory(type("Copies", (), {"name": "copies", "__call__": lambda self, prompt: str(truth)})())
+    assert find_metric("math_vista", judge)([example.answered(str(truth))])["accuracy"].score == 100
+
+
+@pytest.mark.parametrize("choices", [{}, {"choices": "none"}, {"choices": []}, {"choices": "[3, 4"}])
+def test_a_choice_of_mathvista_needs_choices(tmp_path: Path, choices: dict[str, Any]):
+    picture(tmp_path / "1.png")
+    row = {"image": "1.png", "question": "q", "question_type": "multi_choice", "answer_type": "text", "answer": "x"}
+    jsonl(tmp_path / "MathVista_MINI.jsonl", [row | choices])
+    with pytest.raises(DataError, match=r"MathVista_MINI\.jsonl:1: question_type is multi_choice, but there are no"):
+        BENCHMARKS["mathvista"].read(tmp_path)
 
 
 def test_parquet_as_hugging_face_keeps_it(tmp_path: Path):

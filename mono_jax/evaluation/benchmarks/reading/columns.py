@@ -45,11 +45,15 @@ def question(row: Row) -> str:
     return text
 
 
-def answers(row: Row) -> tuple[str, ...]:
-    """All right answers, from text, a list of texts or of {"answer": ...}, or a list as text; () if there are none."""
-    value = cell(row, ANSWERS)
+def answers(row: Row, names: Sequence[str] = ANSWERS) -> tuple[str, ...]:
+    """All right answers, from text, a list of texts or of {"answer": ...}, or such a list as text; () if none is given.
+
+    Text like "[12]" is one answer, since no member of the list is text.
+    """
+    value = cell(row, names)
     if isinstance(value, str) and value.startswith("["):
-        value = _literal(value)
+        listed = _literal(value)
+        value = listed if all(isinstance(each, (str, Mapping)) for each in listed) else value
     found = value if isinstance(value, list) else [] if value is None else [value]
     return tuple(_text(each.get("answer") if isinstance(each, Mapping) else each, row) for each in found)
 

@@ -99,23 +99,25 @@ def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
 
 
 def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
-    """MathVista, asked with its own "query" where there is one."""
+    """MathVista, asked with its own "query" where there is one. Its only right answer may be a list: "[1, 2, 0]"."""
     asked = str(columns.needed(row, ("query", "question"), "question"))
     fields = {name: row.values.get(name) for name in ("question_type", "answer_type", "precision")}
     for name in ("question_type", "answer_type"):
         if fields[name] is None:
             raise DataError(f"{row.place}: no {name}")
-    of = columns.options(row) if fields["question_type"] == "multi_choice" else {}
-    return _made(row, pictures, asked, truths=columns.answers(row), options=of, fields=fields)
+    is_choice, truth = fields["question_type"] == "multi_choice", columns.cell(row, columns.ANSWERS)
+    of = columns.options(row) if is_choice else {}
+    if is_choice and not of:
+        raise DataError(f"{row.place}: question_type is multi_choice, but there are no choices: a list is needed")
+    truths = () if truth is None else (str(truth),)
+    return _made(row, pictures, asked, truths=truths, options=of, fields=fields)
 
 
 def caption(row: Row, pictures: tuple[Picture, ...]) -> Example:
     """One picture, any number of references; a LLaVA record is asked unchanged."""
     if "conversations" in row.values:
         return conversation(row, pictures)
-    found = columns.cell(row, _NAMES)
-    found = found if isinstance(found, list) else [] if found is None else [found]
-    return _made(row, pictures, CAPTION, truths=tuple(str(text) for text in found))
+    return _made(row, pictures, CAPTION, truths=columns.answers(row, _NAMES))
 
 
 def box(row: Row, pictures: tuple[Picture, ...]) -> Example:
