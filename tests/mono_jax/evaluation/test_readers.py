@@ -244,6 +244,58 @@ def test_parquet_as_hugging_face_keeps_it(tmp_path: Path):
     assert second.asked == f"sum\nand?\nA. 1\nB. 2\nC. 3\n{forms.LETTER}"
 
 
+def parquet(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file
+
+
+@pytest.mark.parametrize("write", [jsonl, as_json, parquet])
+@pytest.mark.parametrize("index", [int, str])
+def test_vlmevalkit_s_columns_mean_the_same_in_every_kind_of_file(tmp_path: Path, write: Any, index: type):
+    """Pictures as base64, as the index of another row, as a list; one task's pictures have names, too."""
+    choice = {"question": "which?", "A": "cat", "B": "dog", "answer": "A"}
+    images = [encoded(), "7", str([encoded(), encoded("blue")]), encoded("blue")]
+    rows = [{"index": index(7 + i), "image": image, **choice} for i, image in enumerate(images)]
+    named = [{**row, "category": "x", "answer": "yes", "image_path": f"x/{i // 2}.png"} for i, row in enumerate(rows)]
+    suffix = {jsonl: "jsonl", as_json: "json", parquet: "parquet"}[write]
+    for name, stem, table in (("ai2d", "AI2D_TEST", rows), ("pope", "POPE", named)):
+        expected = BENCHMARKS[name].read(tmp_path, tsv(tmp_path / f"{stem}.tsv", table))
+        found = BENCHMARKS[name].read(tmp_path, write(tmp_path / f"{stem}.{suffix}", table))
+        assert [[p.read() for p in e.pictures] for e in found] == [
+            [png()],
+            [png()],
+            [png(), png("blue")],
+            [png("blue")],
+        ]
+        assert [(e.id, e.turns, e.truths) for e in found] == [(e.id, e.turns, e.truths) for e in expected]
+        groups = [[e.group == other.group for other in examples] for examples in (found, expected) for e in examples]
+        assert groups[: len(rows)] == groups[len(rows) :]
+
+
+@pytest.mark.parametrize(
+    ("image", "pictures"),
+    [
+        ([encoded(), encoded("blue")], [png(), png("blue")]),
+        (f"data:image/png;base64,{encoded()}", [png()]),
+        ([f"data:image/png;base64,{encoded()}", "1.png"], [png(), png("blue")]),
+        (f"{'./' * 40}1.png", [png("blue")]),
+    ],
+)
+def test_pictures_in_json_may_be_encoded_or_named(tmp_path: Path, image: Any, pictures: list[bytes]):
+    picture(tmp_path / "1.png", "blue")
+    jsonl(tmp_path / "POPE.jsonl", [{"index": 1, "image": image, "question": "q", "answer": "yes", "category": "x"}])
+    [example] = BENCHMARKS["pope"].read(tmp_path)
+    assert [each.read() for each in example.pictures] == pictures
+    assert len({each.name for each in example.pictures}) == len(pictures)
+
+
+@pytest.mark.parametrize("image", ["no.png", "9", "x" * 300 + ".png", "nul\0.png"])
+def test_a_picture_that_is_not_there_is_named(tmp_path: Path, image: str):
+    jsonl(tmp_path / "POPE.jsonl", [{"index": 1, "image": image, "question": "q", "answer": "yes", "category": "x"}])
+    with pytest.raises(DataError, match=r"POPE\.jsonl:1: .*: no such picture below"):
+        BENCHMARKS["pope"].read(tmp_path)
+
+
 def test_one_s_own_questions_may_have_several_turns_or_no_picture(tmp_path: Path):
     picture(tmp_path / "1.png")
     turns = [("human", "<image>\nhi"), ("gpt", "yes?"), ("human", "what is it?"), ("gpt", " cat ")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import binascii
+import os
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,24 +110,22 @@ class Pictures:
 
     def of(self, row: Row) -> tuple[Picture, ...]:
         """Raises DataError that names the row, and where a file was searched for."""
-        index = str(row.values.get("index", ""))
-        value = row.values.get("image")
-        is_table = row.file.suffix.lower() == ".tsv"
-        if is_table and isinstance(value, str):
-            value = value.strip()
-            if len(value) <= _SHORT:
-                if value not in self._of_index:
-                    raise DataError(
-                        f"{row.place}: image names row {value!r}, which does not precede it: is the file complete?"
-                    )
-                found = self._of_index[value]
-            else:
-                found = self._encoded(row, value)
-        else:
+        index, value = str(row.values.get("index", "")), row.values.get("image")
+        found = self._in_cell(row, str(value).strip()) if isinstance(value, (str, int)) else None
+        if found is None:
             found = tuple(self._found(row))
         if index:
             self._of_index[index] = found
         return found
+
+    def _in_cell(self, row: Row, value: str) -> tuple[Picture, ...] | None:
+        """VLMEvalKit's cells: the index of an earlier row, base64, or a list of that as text; None = a path or URL."""
+        if value in self._of_index:
+            return self._of_index[value]
+        is_table = row.file.suffix.lower() == ".tsv"  # which never has paths
+        if is_table and len(value) <= _SHORT:
+            raise DataError(f"{row.place}: image names row {value!r}, which does not precede it: is the file complete?")
+        return self._encoded(row, value) if is_table or _is_encoded(value) else None
 
     def _encoded(self, row: Row, value: str) -> tuple[Picture, ...]:
         cells = _literal(value) if value.startswith("[") else [value]
@@ -156,8 +155,9 @@ class Pictures:
                     each = path
                 if isinstance(each, bytes):
                     yield self._kept(f"{row.file.name}:{row.number}/{column}{number or ''}", each)
-                elif isinstance(each, str) and each.startswith("data:"):
-                    yield self._kept(f"{row.file.name}:{row.number}", _decoded(row, each.partition(",")[2]))
+                elif isinstance(each, str) and (each.startswith("data:") or _is_encoded(each)):
+                    text = each.partition(",")[2] if each.startswith("data:") else each
+                    yield self._kept(f"{row.file.name}:{row.number}/{column}{number or ''}", _decoded(row, text))
                 elif isinstance(each, str):
                     path = self._path(row, each)
                     yield Picture(each, str(path.stat().st_size), each, path)
@@ -170,9 +170,14 @@ class Pictures:
         names = [name, name.split("/", 1)[-1]] if name.startswith("data/") else [name]  # InternVL's files say data/...
         tried = [root / below / each for root in self._folders for below in _FOLDERS for each in names]
         for path in tried:
-            if path.is_file():
+            if os.path.isfile(path):  # unlike Path's, False for a name that no file can have
                 return path
-        raise DataError(f"{row.place}: {name}: no such picture below {', '.join(map(str, self._folders))}")
+        raise DataError(f"{row.place}: {name[:200]}: no such picture below {', '.join(map(str, self._folders))}")
+
+
+def _is_encoded(text: str) -> bool:
+    """Whether a cell holds a picture as base64, which is long and, unlike the paths of pictures, has no dot."""
+    return len(text) > _SHORT and "." not in text and not text.startswith("data:")
 
 
 def _decoded(row: Row, text: str) -> bytes:
