@@ -16,6 +16,7 @@ from mono_jax.evaluation.metrics.short_answers import levenshtein
 
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # of MM-Vet, in its categories' names
 _TRIES = 3  # attempts at a usable reply
+_MARKS, _STOPS = "*_`'\"()[]{}", ".,:;!"  # around a grade, and after it
 _LETTER = re.compile(r"\(([a-zA-Z])\)")
 
 EXTRACT = """A question about an image was answered. Copy out the final answer from the reply, and nothing else.
@@ -78,8 +79,9 @@ def mm_vet(judge: Memory) -> Metric:
 
 
 def _grade(reply: str) -> float | None:
+    """The number that the reply ends with, whatever marks are around it; None if it is no grade."""
     try:
-        grade = float(reply.strip().split()[-1])
+        grade = float(reply.split()[-1].lstrip(_MARKS).rstrip(_MARKS + _STOPS))
     except (ValueError, IndexError):
         return None
     return grade if 0 <= grade <= 1 else None

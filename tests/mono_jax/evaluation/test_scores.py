@@ -16,6 +16,7 @@ import pytest
 
 from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
+from mono_jax.evaluation.judges import JudgeError
 from mono_jax.evaluation.metrics import boxes, choices, judged, mmmu, short_answers, vqa, yes_no
 from mono_jax.evaluation.metrics.metric import Answered
 from mono_jax.evaluation.metrics.registry import METRICS, find_metric
@@ -275,6 +276,33 @@ def test_mm_vet_is_the_judge_s_mean_grade_by_ability():
     for _ in range(2):  # the second time, nothing is asked
         scores = {name: measure.score for name, measure in find_metric("mm_vet", judge)(examples).items()}
         assert scores == pytest.approx({"grade": 75, "rec": 100, "ocr": 50, "math": 50})
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        *[("0.5", 0.5), ("Grade: 0.5.", 0.5), ("**0.5**.", 0.5), ("so (0.5)", 0.5), ("`.5`", 0.5), ("Grade:\n1.\n", 1)],
+        *[
+            ("'0.0'!", 0),
+            ("1", 1),
+            ("1.5", None),
+            ("-1", None),
+            ("nan", None),
+            ("good", None),
+            ("", None),
+            ("...", None),
+        ],
+        ("5/10", None),
+    ],
+)
+def test_a_grade_is_the_number_at_the_end_of_a_reply(reply: str, grade: float | None):
+    judge = judged.Memory(Scripted(*[reply] * 3))
+    examples = [answered("x", "y", category="rec", fields={"question": "?"})]
+    if grade is None:
+        with pytest.raises(JudgeError, match="judge scripted: no grade in its reply"):
+            find_metric("mm_vet", judge)(examples)
+    else:
+        assert find_metric("mm_vet", judge)(examples)["grade"].score == 100 * grade
 
 
 def math_fields(question_type: str, answer_type: str, precision: Any = None) -> Mapping[str, Any]:
