@@ -52,7 +52,7 @@ def _mmbench(answers: Answers) -> Table:
     for example, answer in answers:
         texts = [example.options.get(letter, "") for letter in letters]
         prediction = choices.choice_of(answer, example.options) or answer
-        rows.append([_number(example.id), example.asked.split("\n")[0], *texts, prediction])
+        rows.append([_number(example.id), example.fields["text"], *texts, prediction])
     return rows
 
 

@@ -173,6 +173,21 @@ def test_mme_and_hallusionbench(tmp_path: Path):
     assert example.fields["figure_id"] == "2" and scored("hallusionbench", [example], ["Yes."]) == 100
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_hallusionbench_with_columns_for_set_figure_and_question(tmp_path: Path, indexed: bool):
+    names = ("set_id", "figure_id", "question_id")
+    places = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0)]
+    rows = [
+        {**dict(zip(names, place)), "image": encoded(), "question": "Is it?", "answer": 1, "l2-category": "chart"}
+        | ({"index": f"VD_{number}"} if indexed else {})
+        for number, place in enumerate(places)
+    ]
+    tsv(tmp_path / "HallusionBench.tsv", rows)
+    examples = BENCHMARKS["hallusionbench"].read(tmp_path)
+    assert [tuple(int(e.fields[name]) for name in names) for e in examples] == places
+    assert scored("hallusionbench", examples, ["yes"] * 4 + ["no"]) == 80
+
+
 def test_mathvista_and_mmvet(tmp_path: Path):
     row = {"question": "how many?", "question_type": "multi_choice", "answer_type": "text", "choices": "['3', '4']"}
     tsv(tmp_path / "MathVista_MINI.tsv", [{"index": 1, "image": encoded(), **row, "answer": "4", "task": "counting"}])
@@ -388,15 +403,17 @@ def test_hidden_answers_of_mmmu_are_letters_where_there_are_options(tmp_path: Pa
 
 def test_hidden_answers_of_mmbench_become_a_workbook(tmp_path: Path):
     openpyxl = pytest.importorskip("openpyxl")
-    row = {key: value for key, value in GOOD.items() if key != "answer"}
+    row = {key: value for key, value in GOOD.items() if key != "answer"} | {"hint": "look\nclosely"}
     formula = {**row, "index": 1000001, "question": "=1+1 is", "A": "=2", "B": "#N/A"}
-    tsv(tmp_path / "MMBench_TEST_EN.tsv", [row, formula])
-    answers = zip(BENCHMARKS["mmbench_test_en"].read(tmp_path), ["(B)", "neither\x07"])
+    long = {**row, "index": 2, "question": "first\nsecond"}
+    tsv(tmp_path / "MMBench_TEST_EN.tsv", [row, formula, long])
+    answers = zip(BENCHMARKS["mmbench_test_en"].read(tmp_path), ["(B)", "neither\x07", "A"])
     sheet = openpyxl.load_workbook(submissions.write(tmp_path / "m", "mmbench", list(answers))).active
     assert [[cell.value for cell in row] for row in sheet] == [
         ["index", "question", "A", "B", "C", "D", "prediction"],
         [1, "q", "x", "y", None, None, "B"],
         [1000001, "=1+1 is", "=2", "#N/A", None, None, "neither "],
+        [2, "first\nsecond", "x", "y", None, None, "A"],
     ]
     assert {cell.data_type for row in sheet for cell in row if isinstance(cell.value, str)} == {"s"}
 

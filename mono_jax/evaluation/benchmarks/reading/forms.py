@@ -75,13 +75,13 @@ def choice(suffix: str | None = None, open_suffix: str | None = None) -> Form:
 
 
 def circular(row: Row, pictures: tuple[Picture, ...]) -> Example:
-    """MMBench and CCBench."""
+    """MMBench and CCBench. Field "text": the question by itself, for the file to submit."""
     example = choice()(row, pictures)
     try:
         number = int(example.id) % _MANY
     except ValueError:
         raise DataError(f"{row.place}: index is {example.id!r}: it must be a number") from None
-    return dataclasses.replace(example, fields={**example.fields, "question": number})
+    return dataclasses.replace(example, fields={**example.fields, "question": number, "text": columns.question(row)})
 
 
 def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
@@ -95,7 +95,9 @@ def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
             raise DataError(f"{row.place}: no {', '.join(names)}, and index is not like VD_chart_0_1_2_0")
         found = dict(zip(names, parts[3:]))
     words = tuple({"1": "yes", "0": "no"}.get(truth, truth) for truth in example.truths)
-    return dataclasses.replace(example, truths=words, fields={**example.fields, **found})
+    # "question_id", a usual column for ids, counts within a figure here.
+    name = str(row.values.get("index", row.number))
+    return dataclasses.replace(example, id=name, truths=words, fields={**example.fields, **found})
 
 
 def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
