@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ from mono_jax.evaluation.benchmarks.catalogue import find_tasks
 from mono_jax.evaluation.benchmarks.page import difference_rows, page
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.scoring import Scored
+from mono_jax.evaluation.judges import JudgeError
 from mono_jax.evaluation.metrics import judged
 from mono_jax.generation import chat
 from mono_jax.models.architecture import VisionConfig
@@ -142,6 +144,20 @@ def test_answers_of_another_model_or_prompt_are_not_mixed_in(
     (tmp_path / "first").rename(tmp_path / "second")
     with pytest.raises(ConfigError, match="a different model"):
         run(capsys, data, tmp_path, models[1], limit=2)
+
+
+@pytest.mark.usefixtures("one_copy")
+def test_the_default_dtype_is_that_of_the_device(
+    models: list[Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A resume on another device does not mix dtypes."""
+    flags = [f"--model={models[0]}", f"--data={data}", f"--out={tmp_path}", "--tasks=questions"]
+    flags += ["--limit=1", "--max_new_tokens=2"]
+    command.main([*flags, "--dtype=float32"])
+    command.main(flags)
+    monkeypatch.setattr(running, "default_dtype", lambda: jnp.bfloat16)  # as on an accelerator
+    with pytest.raises(ConfigError, match="contains answers for a different dtype"):
+        command.main(flags)
 
 
 @pytest.mark.usefixtures("one_copy")
@@ -309,3 +325,20 @@ def test_a_judge_is_asked_once(
         assert result["tasks"]["mmvet"]["models"]["first"]["scores"]["rec"]["score"] == 50
     assert (tmp_path / "asked").read_text() == "x\n"
     assert result["tasks"]["mmvet"]["judge"].startswith("sh ")
+
+
+@pytest.mark.usefixtures("one_copy")
+@pytest.mark.parametrize(("says", "message"), [("echo nothing", "no grade in its reply 'nothing'"), ("exit 3", "3")])
+def test_a_judge_that_fails_costs_only_its_own_task(
+    models: list[Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], says: str, message: str
+):
+    line = {"index": 1, "image": "1.png", "question": "what?", "answer": "cat", "category": "rec"}
+    (data / "MMVet.jsonl").write_text(json.dumps(line))
+    script = tmp_path / "judge.sh"
+    script.write_text(f"cat > /dev/null; {says}")
+    flags = {"tasks": "mmvet,questions", "judge": f"sh {script}", "limit": 2}
+    with pytest.raises(JudgeError, match=f"mmvet is not scored: judge .*{message}.*: run again to continue"):
+        run(capsys, data, tmp_path / "out", models[0], **flags)
+    assert list(json.loads((tmp_path / "out/scores.json").read_text())["tasks"]) == ["questions"]
+    script.write_text("cat > /dev/null; echo 1")
+    assert list(run(capsys, data, tmp_path / "out", models[0], **flags)["tasks"]) == ["mmvet", "questions"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from data_pipelines.encoding.chat import ChatEncoder
@@ -26,10 +27,11 @@ from mono_jax.evaluation.benchmarks.predictions import Predictions, Replies
 from mono_jax.evaluation.benchmarks.preparing import Prepared, prepare
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.scoring import Scored, differences
-from mono_jax.evaluation.judges import find_judge
+from mono_jax.evaluation.judges import JudgeError, find_judge
 from mono_jax.evaluation.metrics.judged import Memory
 from mono_jax.evaluation.metrics.registry import JUDGED
 from mono_jax.generation.chat import PROMPT_FLAGS, Opened, model_flags, open_model, prompt_format, tiling_of
+from mono_jax.generation.decode import default_dtype
 from mono_jax.parallel.agreement import barrier, first_process_first, together
 from mono_jax.parallel.mesh import make_mesh
 from mono_jax.storage.places import Place
@@ -44,7 +46,8 @@ _WEIGHTS = (MODEL_FILE, "config.json", *TOKENIZER_FILES, f"{PARAMS_FOLDER}/**/*"
 def evaluate(args: Any) -> dict[str, Any]:
     """Runs ``experiments/evaluate.py``; returns what ``--json`` prints, on the first process ({} on the others).
 
-    Raises DataError, ConfigError, WeightsError or GenerationError with the fix in the message.
+    Raises DataError, ConfigError, WeightsError or GenerationError with the fix in the message; JudgeError after all
+    tasks that the judge did not fail are scored and reported.
     """
     out, data = Path(args.out), Path(args.data)
     say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda line: None
@@ -69,21 +72,26 @@ def evaluate(args: Any) -> dict[str, Any]:
     if jax.process_index() != 0:
         return {}
     result: dict[str, Any] = {"models": models, "data": str(data), "tasks": {}}
-    shown: dict[str, Any] = {}
+    shown: dict[str, page.Shown] = {}
+    failed: list[JudgeError] = []
     for task in tasks:
-        result["tasks"][task.name], shown[task.name] = _scored(
-            task,
-            prepared[task.name],
-            answers[task.name],
-            lambda label, task=task: out / label / task.name,
-            judge,
-            models,
-        )
+        folder = functools.partial(_folder, out, task.name)
+        try:
+            found = _scored(task, prepared[task.name], answers[task.name], folder, judge, models)
+            result["tasks"][task.name], shown[task.name] = found
+        except JudgeError as error:
+            failed.append(JudgeError(f"{task.name} is not scored: {error}: run again to continue"))
     publish.write_json(out / "scores.json", result)
     publish.write_text(out / "report.html", page.page(result, shown))
     say(page.table(result))
     say(f"{out / 'report.html'}, {out / 'scores.json'}")
+    if failed:
+        raise failed[0]
     return result
+
+
+def _folder(out: Path, task: str, label: str) -> Path:
+    return out / label / task
 
 
 def labels(models: Sequence[str]) -> dict[str, str]:
@@ -131,11 +139,11 @@ def _answers(
             "model": known,
             "prompt": form.to_dict(),
             "max_new_tokens": args.max_new_tokens or task.benchmark.max_new_tokens,
-            "dtype": args.dtype or "default",
+            "dtype": jnp.dtype(args.dtype or default_dtype()).name,
             "tokenizer": digest(*map(content_mark, _tokenizer_files(args.tokenizer))),
         }
         with first_process_first():
-            kept = Predictions(out / (label + suffix) / task.name, decides, jax.process_index())
+            kept = Predictions(_folder(out, task.name, label + suffix), decides, jax.process_index())
             kept.begin()
         asked = rounds[suffix][task.name]
         there = kept.of(asked)
@@ -203,7 +211,7 @@ def _scored(
     folder: Callable[[str], Path],
     judge: Any,
     models: Collection[str],
-) -> tuple[dict[str, Any], Any]:
+) -> tuple[dict[str, Any], page.Shown]:
     """({"examples", "metric", "notes", "models": {label: scores or submission}, "differences"}, data for the page).
 
     "notes" and "differences" are left out if empty.
