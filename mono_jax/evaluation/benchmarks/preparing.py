@@ -39,21 +39,28 @@ def prepare(task: Task, data: Path, limit: int | None = None, images: Path | Non
         return Prepared(examples, [])
     file = task.file or task.benchmark.find(data)[0]
     try:
-        check(task.benchmark.metric, examples)
+        notes = check(task.benchmark.metric, examples) + _notes(task, examples, data)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    return Prepared(examples, [f"{task.name}, {file}: {note}" for note in _notes(task, examples, data)])
+    return Prepared(examples, [f"{task.name}, {file}: {note}" for note in notes])
 
 
-def check(metric: str, examples: Sequence[Example]) -> None:
-    """Raises DataError if ``metric`` cannot score the examples, or gives their right answers 0."""
+def check(metric: str, examples: Sequence[Example]) -> list[str]:
+    """Notes on the scores that right answers get.
+
+    Raises DataError if ``metric`` cannot score the examples, or if all scores of their right answers are 0.
+    """
     right = [example.answered(example.truth) for example in examples]
     scores = find_metric(metric, Memory(_Agreeing()))(right)
-    if metric not in JUDGED and not any(measure.score > 0 for measure in scores.values()):
+    if metric in JUDGED:
+        return []  # the judge is not asked yet
+    if not any(measure.score > 0 for measure in scores.values()):
         raise DataError(
             f"{metric} scores even right answers as 0, e.g. {right[0].answer!r} of example {right[0].id}: "
             "use another metric, or write the answers in the form that it reads"
         )
+    headline, measure = next(iter(scores.items()))
+    return [] if measure.score > 0 else [f"{headline} is 0 even for the right answers of these examples"]
 
 
 def _notes(task: Task, examples: Sequence[Example], data: Path) -> list[str]:

@@ -78,6 +78,16 @@ def test_a_metric_that_reads_no_right_answer_is_refused():
     check("gqa", [example, dataclasses.replace(example, id="2", truths=("Yes",))])
 
 
+def test_a_headline_that_no_answer_could_raise_is_said():
+    """CIDEr counts n-grams that some image lacks, so one image has none; F1 of a yes needs one that is right."""
+    one = Example("1", (("human", "?"),), truths=("a red wall",))
+    for metric, truth, headline in (("captions", "a red wall", "CIDEr"), ("pope", "no", "f1")):
+        same = [dataclasses.replace(one, id=str(number), truths=(truth,)) for number in range(3)]
+        for examples in (same[:1], same):
+            assert check(metric, examples) == [f"{headline} is 0 even for the right answers of these examples"]
+    assert check("captions", [one, dataclasses.replace(one, id="2", truths=("two dogs",))]) == []
+
+
 def test_answers_without_their_annotations_are_refused_or_said(tmp_path: Path):
     picture(tmp_path / "docvqa/1.png")
     file = jsonl(tmp_path / "docvqa/val.jsonl", [{"image": "1.png", "question": "q", "question_id": 9, "answer": "a"}])
