@@ -20,7 +20,7 @@ import jax
 
 from mono_jax.errors import PeerError
 
-_FOR_EVER = 7 * 24 * 3600 * 1000  # ms; ``watch`` ends the wait for a lost process
+FOR_EVER = 7 * 24 * 3600 * 1000  # ms; ``watch`` ends the wait for a lost process
 _PREFIX = "mono_jax/agreement"
 _number = itertools.count()
 _is_inside = contextvars.ContextVar("is_inside", default=False)
@@ -55,7 +55,7 @@ class Meeting:
     def __init__(self, name: str):
         self._name, self._points, self._told = f"{_PREFIX}/{name}", 0, False
 
-    def pass_on(self, timeout_ms: int = _FOR_EVER) -> None:
+    def pass_on(self, timeout_ms: int = FOR_EVER) -> None:
         """Waits for all processes; raises PeerError that names those that called ``fail``."""
         self._points += 1
         store().wait_at_barrier(self._point, timeout_ms)
@@ -69,7 +69,7 @@ class Meeting:
         if not isinstance(error, PeerError) and not self._told:
             self._told, self._points = True, self._points + 1
             store().key_value_set(f"{self._point}/{jax.process_index()}", named(error))
-            store().wait_at_barrier(self._point, _FOR_EVER)
+            store().wait_at_barrier(self._point, FOR_EVER)
 
     @property
     def _point(self) -> str:
@@ -132,7 +132,7 @@ def from_first(value: Any) -> Any:
     key = f"{_PREFIX}/{next(_number)}/value"
     if jax.process_index() == 0:
         store().key_value_set(key, json.dumps(value))
-    return json.loads(store().blocking_key_value_get(key, _FOR_EVER))
+    return json.loads(store().blocking_key_value_get(key, FOR_EVER))
 
 
 def gathered(value: Any) -> list[Any]:
@@ -142,7 +142,7 @@ def gathered(value: Any) -> list[Any]:
         return [value]
     folder = f"{_PREFIX}/{next(_number)}"
     store().key_value_set(f"{folder}/values/{jax.process_index()}", json.dumps(value))
-    store().wait_at_barrier(folder, _FOR_EVER)
+    store().wait_at_barrier(folder, FOR_EVER)
     found = {int(key.rsplit("/", 1)[1]): text for key, text in store().key_value_dir_get(f"{folder}/values/")}
     return [json.loads(found[index]) for index in range(jax.process_count())]
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from mono_jax.parallel.agreement import Store, store
+from mono_jax.parallel.agreement import FOR_EVER, Store, store
 
 BEAT = 3  # seconds
 _SIDE_BY_SIDE = 5  # seconds that a process ending with an error waits for others that do the same
@@ -93,15 +93,17 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        wait = 300
+        wait = (
+            FOR_EVER  # an upload or scores of the first process may take hours; the threads end the wait for a lost one
+        )
         if error is not None and not isinstance(error, SystemExit):
             if _by_others(error):
                 self._stop.wait(2 * self._lost_after)  # the thread finds out which process it was, and exits
-            self._ending, wait = True, _SIDE_BY_SIDE
+            self._ending, wait = True, 1000 * _SIDE_BY_SIDE
             if not getattr(error, "known_to_all", False):
                 self._tell(f"{type(error).__name__}: {error}")
         with contextlib.suppress(Exception):  # the first process keeps the store until all have arrived
-            self._store.wait_at_barrier("mono_jax/end", timeout_in_ms=1000 * wait)
+            self._store.wait_at_barrier("mono_jax/end", timeout_in_ms=wait)
         self._stop.set()
         self._thread.join()
         self._beats.join(_ANSWER)  # a thread that returns from C++ after Python's shutdown kills the process

@@ -147,6 +147,32 @@ def test_peers_that_beat_are_left_alone_and_all_may_end():
     assert [peer.left for peer in peers] == [[], []]
 
 
+def test_one_that_has_ended_waits_for_the_others_however_long_they_need():
+    """The first process may still score, or upload, for hours: limits below a day pass at once here."""
+    store, waits = Store(2), threading.Event()
+    peers, wait_at_barrier = [Peer(store, number) for number in range(2)], store.wait_at_barrier
+
+    def limited(barrier: str, timeout_in_ms: int) -> None:
+        waits.set()
+        if timeout_in_ms < 24 * 3600 * 1000:
+            raise TimeoutError
+        wait_at_barrier(barrier, timeout_in_ms)
+
+    def ends() -> None:
+        with peers[1].watch:
+            pass
+
+    store.wait_at_barrier = limited
+    other = threading.Thread(target=ends)
+    with peers[0].watch:
+        other.start()
+        assert waits.wait(20)
+        other.join(0.2)
+        assert other.is_alive()
+    other.join(20)
+    assert not other.is_alive() and [peer.left for peer in peers] == [[], []]
+
+
 def test_one_that_falls_silent_is_named():
     store = Store()
     peers = [Peer(store, number, 3) for number in range(3)]
