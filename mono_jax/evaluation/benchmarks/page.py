@@ -87,7 +87,8 @@ def page(result: Mapping[str, Any], shown: Mapping[str, Shown]) -> str:
     title = "Evaluation of " + ", ".join(result["models"])
     parts = [
         f"{opening(title, _STYLE)}<h1>{html.escape(title)}</h1>",
-        "<p>Shares in percent. Intervals: exact for independent right/wrong examples, otherwise bootstrapped.</p>",
+        "<p>Shares in percent. Intervals: exact for independent right/wrong examples, otherwise bootstrapped, or, "
+        "where all units score the same, by their number.</p>",
         _table(list(rows(result))),
     ]
     if len(differing := list(difference_rows(result))) > 1:

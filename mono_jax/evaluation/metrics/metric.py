@@ -74,6 +74,7 @@ class Measure:
       counts: int [units], number of examples in each unit.
       strata: int [units]; units are resampled within their stratum.
       unit_of_score: "%" (a share times 100), "points" (on the benchmark's own scale).
+      highest: the best possible score; the lowest is 0.
       is_share: whether ``sums`` are [right, asked], with examples that are either right or wrong.
     """
 
@@ -85,6 +86,7 @@ class Measure:
     unit_of_score: str = "%"
     is_share: bool = False
     alone: Value | None = None
+    highest: float = 100.0
 
     @property
     def examples(self) -> int:
@@ -121,6 +123,7 @@ def measure(
     unit_of_score: str = "%",
     is_share: bool = False,
     alone: Value | None = None,
+    highest: float = 100.0,
 ) -> Measure:
     """Adds up (unit, numbers) by unit. ``strata``: of each unit; None = one for all. Raises DataError without rows."""
     sums: dict[str, np.ndarray] = {}
@@ -140,6 +143,7 @@ def measure(
         unit_of_score=unit_of_score,
         is_share=is_share,
         alone=alone,
+        highest=highest,
     )
 
 

@@ -82,7 +82,7 @@ def mme(examples: Sequence[Answered]) -> dict[str, Measure]:
                 row[names.index(category)] = hit, 1, all(hits) / 2, 1 / 2
                 rows.append((f"{category}/{image}", row.ravel()))
         strata = {f"{category}/{image}": category for category, image in chosen}
-        return measure(rows, _mme_points, strata=strata, unit_of_score="points")
+        return measure(rows, _mme_points, strata=strata, unit_of_score="points", highest=200 * len(names))
 
     groups = {"perception": PERCEPTION, "cognition": COGNITION}
     groups["total"] = sorted({category for category, _ in images})

@@ -10,6 +10,7 @@ from data_pipelines.errors import DataError
 from mono_jax.evaluation import intervals
 from mono_jax.evaluation.metrics.captions.scores import captions
 from mono_jax.evaluation.metrics.metric import Answered, Measure, measure
+from mono_jax.evaluation.metrics.registry import METRICS
 from mono_jax.evaluation.metrics.yes_no import pope
 
 
@@ -51,6 +52,72 @@ def test_strata_keep_their_sizes():
     rows = [(f"u{i}", (float(i < 3), 1)) for i in range(10)]
     found = intervals.estimate(measure(rows, lambda sums: 50 * sums[..., 0] / sums[..., 1], strata=strata))
     assert found.low == found.high == pytest.approx(15)
+
+
+ANY = 1 - 0.025 ** (1 / np.arange(1, 100).astype(float))  # [n - 1]: upper limit of what none of n units does
+
+
+@pytest.mark.parametrize("units", [2, 3, 20])
+@pytest.mark.parametrize("worth", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["examples", "pictures", "unequal pictures", "means"])
+def test_units_that_all_score_the_same_leave_room_for_others(units: int, worth: float, kind: str):
+    """At both ends it is Clopper-Pearson's interval of the units, whatever they consist of."""
+    sizes = {"pictures": [2] * units, "unequal pictures": [2 + 2 * (i % 2) for i in range(units)]}.get(
+        kind, [1] * units
+    )
+    right = [(f"u{i}", (worth, 1)) for i, size in enumerate(sizes) for _ in range(size)]
+    if kind in ("pictures", "unequal pictures"):
+        right = [(f"u{i}", (j < worth * size, 1)) for i, size in enumerate(sizes) for j in range(size)]
+    found = intervals.estimate(measure(right, is_share=kind != "means" and worth != 0.5))
+    assert found.method == ("exact" if kind == "examples" and worth != 0.5 else "units")
+    others = ANY[units - 1]
+    expected = (100 * worth * (1 - others), 100 * worth + 100 * (1 - worth) * others)
+    assert (found.low, found.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("right", "ends"), [(True, (400 * (1 - ANY[5]), 400)), (False, (0, 400 * ANY[5]))])
+def test_points_of_units_in_strata_leave_room_for_others(right: bool, ends: tuple[float, float]):
+    """Two categories of MME with 3 and 5 images: as for 2 x 3 of them."""
+    said = {True: ("Yes", "No"), False: ("No", "Yes")}[right]
+    images = [("color", i) for i in range(3)] + [("count", i) for i in range(5)]
+    asked = [
+        Answered(f"{name}{i}{j}", said[j], (("Yes", "No")[j],), category=name, group=f"{i}.png")
+        for name, i in images
+        for j in range(2)
+    ]
+    found = intervals.estimate(METRICS["mme"](asked)["total"])
+    assert found.method == "units" and (found.low, found.high) == pytest.approx(ends)
+    alone = intervals.estimate(METRICS["mme"]([a for a in asked if a.group == "0.png"])["total"])
+    assert alone.low is alone.high is None, "no category has a second image"
+
+
+def test_captions_that_all_fail_or_all_match_leave_room_for_others():
+    truths = ("a red wall of bricks", "two dogs run on grass", "one cat sleeps in a box")
+    for answers, score in ((truths, "BLEU-4"), (truths, "ROUGE-L"), (("x",) * 3, "CIDEr"), (("x",) * 3, "ROUGE-L")):
+        of_all = captions([Answered(str(i), a, (t,)) for i, (a, t) in enumerate(zip(answers, truths))])
+        found = intervals.estimate(of_all[score])
+        assert found.method == "units" and found.high - found.low > 50
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("units", [2, 5, 6, 40])
+def test_a_model_that_is_always_better_may_still_not_be(units: int, group: int):
+    """The interval of a difference of shares excludes 0 from 6 units on, as does the exact test."""
+    found = intervals.difference(of(np.ones(group * units, bool), group), of(np.zeros(group * units, bool), group))
+    assert found.high == found.difference == 100 and found.low < 100
+    if group == 1:
+        assert (found.low > 0) == (found.p < 0.05) == (units >= 6)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 30, 200])
+def test_a_gain_excludes_0_only_if_the_exact_test_does(number: int):
+    for gained in range(min(number, 12) + 1):
+        for lost in range(min(number - gained, 3) + 1):
+            low, high = intervals.of_gain(gained, lost, number)
+            assert -1 <= low <= (gained - lost) / number <= high <= 1
+            p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1
+            assert low <= 0 <= high or p < 0.05
+            assert low < high or not gained + lost
 
 
 def test_one_unit_has_no_interval():

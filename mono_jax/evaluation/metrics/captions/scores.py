@@ -27,7 +27,7 @@ def captions(examples: Sequence[Answered]) -> dict[str, Measure]:
     units = [example.unit for example in examples]
     counts = [bleu_counts(tokens, of_image) for tokens, of_image in zip(given, references)]
     result = {
-        "CIDEr": measure((unit, (cider(*pair), 1)) for unit, *pair in zip(units, given, references)),
+        "CIDEr": measure(((unit, (cider(*pair), 1)) for unit, *pair in zip(units, given, references)), highest=1000),
     }
     result |= {f"BLEU-{n}": measure(zip(units, counts), value, alone=alone) for n, (value, alone) in BLEU_OF.items()}
     result["ROUGE-L"] = measure((unit, (rouge_l(*pair), 1)) for unit, *pair in zip(units, given, references))
