@@ -12,7 +12,7 @@ from data_pipelines.config import DataConfig
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.strict import to_dict
 from mono_jax import tree
-from mono_jax.errors import ConfigError
+from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation.heldout import HeldoutSources, Loss
 from mono_jax.evaluation.in_training import answers_page
 from mono_jax.evaluation.in_training.asking import Asking
@@ -41,12 +41,17 @@ class Measuring:
     tasks/NAME/sight           how much of it is lost when asked about other pictures (``evaluation.blind``)
     """
 
-    def __init__(self, program: Program, workdir: Workdir, base_losses: Path | None, say: Say):
-        """Opens the sources and tasks. Raises DataError or ConfigError if one cannot be used."""
+    def __init__(
+        self, program: Program, workdir: Workdir, base_losses: Path | None, say: Say, needed: str | None = None
+    ):
+        """Opens the sources and tasks. ``needed``: see ``begin``.
+
+        Raises DataError or ConfigError if one cannot be used.
+        """
         run = program.run
         settings, config = run.evaluation, program.model.config
         self._model, self._files, self._say = program.model, workdir.files, say
-        self._examples = settings.examples
+        self._examples, self._blind, self._needed = settings.examples, settings.blind, needed
         data = _rows(program)
         self._heldout = HeldoutSources(
             data, settings.sources, settings.batches, program.model, program.dtype, program.mesh,
@@ -62,14 +67,29 @@ class Measuring:
             for note in self._asking.notes:
                 say(f"NOTE: {note}")
 
-    def base(self, progress: Progress) -> None:
-        """Before the first step of a run, stores the losses of the weights that it starts from."""
-        if progress.done:
-            if self._retention.lost:
-                self._say(f"{self._files / BASE_LOSSES} is lost: retention of the base's text is not measured")
-        elif losses := self._losses(progress):
+    def begin(self, progress: Progress) -> None:
+        """Before the first step of a run, stores the losses of the weights that it starts from.
+
+        Raises ConfigError if the value ``needed`` is not among those that will be recorded.
+        """
+        if progress.done and self._retention.lost:
+            self._say(f"{self._files / BASE_LOSSES} is lost: retention of the base's text is not measured")
+        if progress.done and self._needed is None:
+            return
+        losses = self._losses(progress)
+        if losses and not progress.done:
             self._retention.measure_base(losses)
             self._say(f"step 0: {'  '.join(f'heldout/{name} {loss.mean:.4f}' for name, loss in losses.items())}")
+        if self._needed is not None and self._needed not in (names := self._names(losses)):
+            raise unknown_key("evaluation.keep_best: value", self._needed, names)
+
+    def _names(self, losses: Mapping[str, Loss]) -> list[str]:
+        """Of the values that can pick the best step, where the sources have these ``losses``."""
+        names = [*loss_values(losses), *self._retention.values(losses)]
+        names += [
+            f"sight/{name}/{kind}" for name, loss in losses.items() if loss.weights["image"] for kind in self._blind
+        ]
+        return names if self._asking is None else [*names, *self._asking.names]
 
     def __call__(self, progress: Progress) -> dict[str, float]:
         """Raises StorageError, DataError or GenerationError."""
@@ -150,7 +170,8 @@ def evaluating(
     settings = program.run.evaluation
     if not settings.sources and not settings.tasks:
         return None
-    measuring = Measuring(program, workdir, base_losses, say)
+    is_recorded = best is not None and best["metric"] == settings.keep_best
+    measuring = Measuring(program, workdir, base_losses, say, None if is_recorded else settings.keep_best)
     return Evaluating(
         settings.every,
         measuring,
@@ -159,5 +180,5 @@ def evaluating(
         metric=settings.keep_best,
         lower_is_better=not (settings.keep_best or "").startswith(("tasks/", "sight/")),
         best=best,
-        before=measuring.base,
+        before=measuring.begin,
     )

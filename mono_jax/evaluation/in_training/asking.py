@@ -75,6 +75,11 @@ class Asking:
         self._blind, notes = with_other_pictures(self.examples if blind else {})
         self.notes += notes
 
+    @property
+    def names(self) -> list[str]:
+        """Of the headlines, and of what is measured about other pictures."""
+        return [f"tasks/{name}" for name in self._tasks] + [f"tasks/{name}/sight" for name in self._blind]
+
     def _prepare(self, name: str) -> Prepared:
         config, task, where = self._configs[name], self._tasks[name], f"config.evaluation.tasks.{name}"
         images = Path(config.image_root) if config.image_root else None

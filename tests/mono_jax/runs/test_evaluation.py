@@ -25,11 +25,13 @@ from mono_jax.evaluation.benchmarks.predictions import read_lines
 from mono_jax.evaluation.blind import blinded
 from mono_jax.evaluation.heldout import HeldoutLoss, HeldoutSources, Loss, with_modalities
 from mono_jax.evaluation.in_training.asking import Asking
+from mono_jax.evaluation.in_training.retention import Retention
 from mono_jax.evaluation.in_training.task_config import TaskConfig
 from mono_jax.evaluation.questions import answer, grade, read_questions, with_other_images
 from mono_jax.generation.decode import Generator
 from mono_jax.models.transformer import Model
 from mono_jax.runs.config import RunConfig
+from mono_jax.runs.evaluating import Measuring
 from mono_jax.runs.stage import run_stage
 from mono_jax.training.metrics import read_metrics
 from mono_jax.weights.model_folder import load_model
@@ -310,6 +312,70 @@ def test_evaluating_leaves_the_training_alone(
 def test_settings_that_make_no_sense_are_named(sets: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RunConfig.from_dict(configured(sets, **changes))
+
+
+TEXT = Loss({"text": 6.0, "image": 0.0}, {"text": 2.0, "image": 0.0})
+CAPTIONS = Loss({"text": 0.0, "image": 6.0}, {"text": 0.0, "image": 2.0})
+BOTH = Loss({"text": 6.0, "image": 3.0}, {"text": 2.0, "image": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("losses", "base", "others", "never"),
+    [
+        ({"a": TEXT}, True, True, ["heldout/a/text", "modality/image", "sight/a/noise"]),
+        ({"a": TEXT}, False, False, ["retention/a/nats", "tasks/q/sight"]),
+        ({"a": CAPTIONS}, True, True, ["heldout/a/image", "modality/text", "retention/a/ratio", "heldout/b"]),
+        ({"a": BOTH, "b": TEXT}, True, True, ["retention/a/nats", "heldout/b/text", "sight/b/other"]),
+        ({}, True, False, ["heldout/a", "modality/text", "tasks/q/sight"]),
+    ],
+)
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_value_that_is_not_recorded_picks_no_best_step(
+    tmp_path: Path, losses: dict[str, Loss], base: bool, others: bool, never: list[str], done: int
+) -> None:
+    """Before the first step after each start, whatever is recorded can be needed, and nothing else."""
+    measuring, state = object.__new__(Measuring), SimpleNamespace(trainable={})
+    progress = SimpleNamespace(done=0, state=state, frozen={})
+    seen = {name: loss for name, loss in losses.items() if loss.weights["image"]}
+    measuring._heldout = Sources(losses, {name: {"noise": loss, "other": loss} for name, loss in seen.items()})
+    measuring._retention = Retention(tmp_path / "base.json", None, dict.fromkeys(losses, "batches") if base else {})
+    measuring._asking = Asked(["tasks/q", *(["tasks/q/sight"] if others else [])])
+    measuring._blind, measuring._needed, measuring._say, measuring._files = ("noise", "other"), None, print, tmp_path
+    measuring._model = SimpleNamespace(config=None, plain=lambda params: params)
+    measuring._examples = 0
+    measuring.begin(progress)
+    recorded = measuring(progress)
+    progress.done = done
+    for name in recorded:
+        measuring._needed = name
+        measuring.begin(progress)
+    for name in never:
+        measuring._needed = name
+        with pytest.raises(ConfigError, match=f"evaluation.keep_best: value '{name}'"):
+            measuring.begin(progress)
+
+
+class Sources:
+    """``HeldoutSources`` with known losses."""
+
+    def __init__(self, losses: dict[str, Loss], blind: dict[str, dict[str, Loss]]):
+        self._losses, self._blind = losses, blind
+
+    def __call__(self, trainable: Any, frozen: Any) -> dict[str, Loss]:
+        return self._losses
+
+    def blind(self, trainable: Any, frozen: Any, seeing: Any) -> dict[str, dict[str, Loss]]:
+        return self._blind
+
+
+class Asked:
+    """``Asking`` whose scores are all 50."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def __call__(self, config: Any, params: Any) -> tuple[dict[str, float], dict[str, list[str]]]:
+        return dict.fromkeys(self.names, 50.0), {}
 
 
 def test_a_source_without_a_usable_sample_is_named(sets: dict[str, Any], tmp_path: Path) -> None:
