@@ -92,6 +92,7 @@ def of_gain(gained: int, lost: int, number: int) -> tuple[float, float]:
     if not gained + lost:
         return 0.0, 0.0
     gains = np.repeat([[1.0], [-1.0], [0.0]], [gained, lost, number - gained - lost], axis=0)
+    # Three kinds of units are drawn fast, and quantiles of few units jump: more resamples keep chance out of them.
     low, high = _quantiles(_resampled(gains, np.zeros(number, int), 10 * RESAMPLES, seed=0)[:, 0] / number)
     lowest, highest = ((2 * end - 1) * (gained + lost) / number for end in of_share(gained, gained + lost))
     return (min(low, lowest), max(high, highest)) if lowest <= 0 <= highest or low == high else (low, high)
