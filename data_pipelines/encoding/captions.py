@@ -10,11 +10,12 @@ from data_pipelines.errors import BadSample
 from data_pipelines.special_tokens import IMAGE_CONTEXT
 
 _SPACES = re.compile(r"\s+")
+_LONG_ENTITY = re.compile(r"&#\d{1000,};?")  # html.unescape would raise ValueError for a number of 4300 digits
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufff9-\ufffd]")
 _TAGS = re.compile(
     # A tag's name is followed by attributes or by nothing: "a <b and c> d" is not a tag.
     r"<br\s*/?>|</?(?:a|b|i|u|p|div|span|strong|em|font|h[1-6]|li|ul|ol|td|tr|table|img|sup|sub)"
-    r"(?:\s+[\w:.-]+\s*=[^<>]*|(?:\s+(?:nowrap|ismap|reversed|compact|hidden))+)?\s*/?>",
+    r"(?:\s+[\w:.-]+\s*=[^<>]*|(?:\s+(?:nowrap|ismap|reversed|compact|hidden))*\s*/?)>",
     re.I,
 )
 _RESERVED = re.compile(rf"<\|\w+\|>|{IMAGE}|{IMAGE_CONTEXT}|</?s>|</?quad>")
@@ -28,7 +29,8 @@ def clean_caption(text: str, max_chars: int = 1000) -> str:
 
     Raises BadSample "empty_caption" if nothing is left.
     """
-    text = html.unescape(html.unescape(text))  # twice, since much of the web is double-escaped
+    for _ in range(2):  # since much of the web is double-escaped
+        text = html.unescape(_LONG_ENTITY.sub("\ufffd", text))
     text = _RESERVED.sub(" ", _TAGS.sub(" ", _CONTROL.sub("", text)))
     text = _SPACES.sub(" ", text).strip()
     if len(text) > max_chars:

@@ -22,12 +22,15 @@ _PACKAGES = {"heic": "pillow_heif", "jxl": "pillow_jxl", "svg": "resvg_py", "vid
 # The major brands of HEIF files in HEVC; "mif1" and "msf1" also occur in AVIF, which Pillow reads.
 _HEIC = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"])
 _JXL, _JXL_BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
+# Atomic: without <svg after them, the comments must not be divided differently, in exponentially many ways.
 _SVG = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>\s*)*<(?:\w+:)?svg\b", re.S
+    rb"(?:\xef\xbb\xbf)?\s*(?>(?:(?:<\?xml.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>)\s*)*)<(?:\w+:)?svg\b",
+    re.S,
 )
 _SVG_HEAD = 1 << 16  # bytes within which <svg must begin
+# Up to the next "<", which no attribute contains; one may contain ">".
 _SVG_LINK = re.compile(
-    rb"<(?:\w+:)?(?:image|feImage|use)\b[^>]*?\bhref\s*=\s*[\"'](?!\s*#|\s*data:)([^\"']{0,80})", re.S
+    rb"<(?:\w+:)?(?:image|feImage|use)\b[^<]*?\bhref\s*=\s*[\"'](?!\s*#|\s*data:)([^\"']{0,80})", re.S
 )
 SVG_SIDE = 896  # pixels of a drawing's longer side; vector drawings have no resolution
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width : height, by number from 1

@@ -38,12 +38,14 @@ VIDEO_FIELD = re.compile(rf"(?:video|videos|video_clip|mp4|webm|mkv|avi){_FILES}
 AUDIO_FIELD = re.compile(rf"(?:audio|audios|audio_clip|speech|wav|mp3|flac|ogg|m4a){_FILES}")
 DOCUMENT_FIELD = re.compile(rf"(?:pdf|pdfs|document|documents|doc){_FILES}")  # if its value is the name of one
 
+# Bounded, as are all repetitions that could meet the same text again from each place at which a match may begin.
+_QUERY = r"(?:[?#]\S{0,4000}+)?$"
 IMAGE_NAME = re.compile(
-    r"\.(?:jpe?g|jpe|jfif|png|apng|gif|webp|avif|bmp|tiff?|heic|heif|jxl|jp2|j2k|ico|tga|ppm|svg)(?:[?#]\S*)?$", re.I
+    r"\.(?:jpe?g|jpe|jfif|png|apng|gif|webp|avif|bmp|tiff?|heic|heif|jxl|jp2|j2k|ico|tga|ppm|svg)" + _QUERY, re.I
 )
-VIDEO_NAME = re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm|flv|wmv|mpe?g|3gp|ogv)(?:[?#]\S*)?$", re.I)
-AUDIO_NAME = re.compile(r"\.(?:wav|mp3|flac|ogg|opus|m4a|aac|wma)(?:[?#]\S*)?$", re.I)
-DOCUMENT_NAME = re.compile(r"\.(?:pdf|djvu|docx?|pptx?|xlsx?)(?:[?#]\S*)?$", re.I)
+VIDEO_NAME = re.compile(r"\.(?:mp4|m4v|mov|avi|mkv|webm|flv|wmv|mpe?g|3gp|ogv)" + _QUERY, re.I)
+AUDIO_NAME = re.compile(r"\.(?:wav|mp3|flac|ogg|opus|m4a|aac|wma)" + _QUERY, re.I)
+DOCUMENT_NAME = re.compile(r"\.(?:pdf|djvu|docx?|pptx?|xlsx?)" + _QUERY, re.I)
 
 CONVERSATION_FIELDS = (
     *("conversations", "messages", "conversation", "dialog", "dialogue", "dialogs", "dialogues", "chat", "turns"),
@@ -98,9 +100,9 @@ OTHER_MARKS = re.compile(
 # Words that mark an image's place if there are as many of them as images, and are ordinary words otherwise.
 LOOSE_MARK = re.compile(r"\[(?:img|image|picture)[ _-]?\d{0,2}\]|\{\{?image\}\}?|<<image>>|<(?:picture|pic)>", re.I)
 OTHER_MEDIA = re.compile(r"<\|(?:(video)|audio)(?:[_ -]?(?:pad|token|placeholder|\d+))?\|>", re.I)
-IMAGE_TAG = re.compile(r"<img>\s*([^<>\n]{1,1000}?)\s*</img>")  # the path of an image, in its place
+IMAGE_TAG = re.compile(r"<img>\s*([^\s<>](?:[^<>\n]{0,998}[^\s<>])?)\s*</img>")  # the path of an image, in its place
 # At the start or end of a line, as sets place it.
-MEDIA_MARK = re.compile(r"(?m)^\s*<(video|audio|speech|sound)>|<(video|audio|speech|sound)>\s*$")
+MEDIA_MARK = re.compile(r"(?m)^[^\S\n]*<(video|audio|speech|sound)>|<(video|audio|speech|sound)>\s*$")
 # An image in Markdown or HTML, and code, in which it would not count.
 IMAGE_LINK = re.compile(
     r"!\[[^\]\n]{0,1000}\]\(\s{0,9}[^\s()][^()\n]{0,4000}\)|<img\s(?:[^<>]{0,4000}\s)?src\s{0,9}=[^<>]{1,4000}>", re.I

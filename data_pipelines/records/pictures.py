@@ -18,6 +18,7 @@ Reference = str | bytes | Video  # the path or URL of an image, or the encoded i
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.=+-]+)*?(;base64)?,", re.I)
 _BASE64_IMAGE = re.compile(r"(?:[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/_\r\n-]{60}")
+_LINE_END = re.compile(r"[ \t]*(?:\n|\Z)")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _HELD = ("bytes", "data", "base64", "b64", "image_bytes", "raw")  # keys of a struct that holds the image itself
 _NAMED = ("path", "url", "file_name", "filename", "file", "src", "uri", "image_url", "image", "image_path", "name")
@@ -241,10 +242,12 @@ def placed_link(text: str) -> str:
     if not image_link(text):
         return ""
     text = names.CODE.sub(" ", text).strip()
+    in_html, end = names.OTHER_TAG.search(text) is not None, 0
     for found in names.IMAGE_LINK.finditer(text):
-        before, after = text[: found.start()].rstrip(" \t"), text[found.end() :].lstrip(" \t")
-        alone = before[-1:] in ("", "\n") and after[:1] in ("", "\n")
-        at_an_end = not before or not after
-        if (alone or at_an_end) and not (found.group()[0] == "<" and names.OTHER_TAG.search(text)):
+        begins = text[end : found.start()].rstrip(" \t")[-1:] == "\n" or found.start() == 0
+        start, end = found.span()
+        ends = _LINE_END.match(text, end) is not None
+        at_an_end = start == 0 or end == len(text)
+        if ((begins and ends) or at_an_end) and not (found.group()[0] == "<" and in_html):
             return found.group()
     return ""

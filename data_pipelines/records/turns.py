@@ -72,7 +72,7 @@ def speaker_of(role: str) -> str | None:
     """ "human", "gpt" or "system" for any public spelling of a speaker; None for others."""
     name = role.strip("<>|:[]# \n").lower()
     if name not in names.ROLES:
-        name = re.sub(r"[\s_-]*\d+$", "", name)  # user1, Bot 2
+        name = name.rstrip("0123456789").rstrip(" _-")  # user1, Bot 2
     return names.ROLES.get(name) or ("gpt" if names.MODEL.match(name) else None)
 
 

@@ -11,7 +11,7 @@ from mono_jax.evaluation.metrics.metric import Answered
 THRESHOLD = 0.5
 SCALE = 1000  # of the coordinates in <box>[[x1, y1, x2, y2]]</box>
 Box = tuple[float, float, float, float]
-_BOX = re.compile(r"\[([^\[,]*?),(.*?),(.*?),(.*?)\]")
+_BOX = re.compile(r"\[([^\[,]*),([^,\n]*),([^,\n]*),([^\]\n]*)\]")
 
 
 def box_of(answer: str, width: float, height: float) -> Box | None:

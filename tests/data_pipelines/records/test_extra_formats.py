@@ -136,7 +136,8 @@ def test_svg() -> None:
     assert (pixels[:, :440] == (255, 0, 0)).all() and (pixels[:, 456:] == 255).all()
     text = decode(shape.format('<text x="13" y="10" font-size="8" font-family="Arial">ab</text>').encode(), LIMITS)
     assert (text[:, 456:] < 128).any()
-    for link in ('<image href="/etc/x.png"/>', "<image xlink:href='http://a.b/x.png'/>", '<use href="other.svg#a"/>'):
+    links = ('<image href="/etc/x.png"/>', "<image xlink:href='http://a.b/x.png'/>", '<use href="other.svg#a"/>')
+    for link in (*links, '<image id=">" href="/etc/x.png"/>'):
         with pytest.raises(BadSample, match="svg_names_files"):
             decode(shape.format(link).encode(), LIMITS)
     for broken in (b"<svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="0"/>', b"<svg>\xff</svg>"):

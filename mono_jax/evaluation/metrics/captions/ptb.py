@@ -28,7 +28,7 @@ _SPLIT = "can|not gim|me gon|na got|ta lem|me wan|na y'|all 't|is 't|was"
 _WHOLE = {word.replace("|", ""): word.split("|") for word in _SPLIT.split()}
 _TOKEN = re.compile(
     rf"""
-    (?P<address>https?://[^\s<>"|()]+ | www\.[^\s<>"|(),]+ | [\w.+-]+@\w[\w-]*(?:\.[\w-]+)*)
+    (?P<address>https?://[^\s<>"|()]+ | www\.[^\s<>"|(),]+ | [\w.+-]{{1,254}}+@\w[\w-]*(?:\.[\w-]+)*)
   | (?P<initials>(?:\b\w+-)?(?:[^\W\d_]\.)+(?:[^\W\d_]\b)?(?:-\w+)*(?<=[\w.]{{3}}) | \b[^\W\d_]\.(?=\s|$))
   | (?P<degree>\bph\.d\.)
   | (?P<abbreviation>\b(?:{_ABBREVIATIONS})\.(?!\w))
