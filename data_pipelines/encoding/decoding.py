@@ -13,7 +13,7 @@ from PIL import Image
 from data_pipelines.encoding.bombs import MAX_SCANS, inner_sizes, scans
 from data_pipelines.errors import BadSample
 from data_pipelines.records import extra_formats
-from data_pipelines.records.image_header import ImageHeader, formats, read_header, without_texts
+from data_pipelines.records.image_header import ImageHeader, formats, read_header, without_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,8 @@ def _decode_with_pillow(data: bytes, limits: ImageLimits, header: ImageHeader) -
         with warnings.catch_warnings():
             Image.MAX_IMAGE_PIXELS = None  # `limits` are the limit
             warnings.simplefilter("ignore")  # sizes are checked by `limits`; oddities in metadata do not matter here
-            with Image.open(io.BytesIO(without_texts(data)), formats=formats(_PLUGINS.get(header.format, ""))) as image:
+            file = io.BytesIO(without_metadata(data))
+            with Image.open(file, formats=formats(_PLUGINS.get(header.format, ""))) as image:
                 # Some headers are wrong, some formats hold several sizes: what is decoded is checked before and after.
                 _judge(image.size, limits)
                 for width, height in inner_sizes(image, data):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import logging
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 
 from data_pipelines.errors import BadSample
 from data_pipelines.records import extra_formats
@@ -19,9 +21,13 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # A JPEG marker with a length, or the end marker: not a stuffed zero, a fill byte, or a restart marker.
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.S)
 MAX_SEGMENTS = 10_000  # of a JPEG; a 16 MB colour profile has 255
+# Chunks of a PNG, or blocks before the first frame of a GIF. A PNG of 50 MB has 6,400 chunks from libpng.
+MAX_PARTS = 1 << 16
 MAX_IMAGE_BYTES = 1 << 28  # a longer "image" is not even read into memory; training has its own limits
-_TEXT_CHUNKS = frozenset([b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
 _PNG = b"\x89PNG\r\n\x1a\n"
+_GIF = (b"GIF87a", b"GIF89a")
+_EXTENSION, _FRAME, _TRAILER = 0x21, 0x2C, 0x3B  # first bytes of a GIF's sections
+_CONTROL_EXTENSION = b"\x21\xf9"  # holds the transparent colour
 # Formats that Pillow may open. Left out are those that start other programs (EPS) or draw (WMF), and rare ones.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "PCX")
 # Image errors are counted and listed; without this, Pillow would also print some of them.
@@ -67,7 +73,7 @@ def read_header(data: bytes) -> ImageHeader:
         header = _jpeg(data)
     elif data[:8] == _PNG:
         header = _png(data)
-    elif data[:6] in (b"GIF87a", b"GIF89a"):
+    elif data[:6] in _GIF:
         header = _gif(data)
     elif data[:4] == b"\0\0\1\0":
         header = _ico(data)
@@ -105,40 +111,64 @@ def _jpeg(data: bytes) -> ImageHeader:
 def _png(data: bytes) -> ImageHeader:
     if len(data) < 24 or data[12:16] != b"IHDR":
         raise BadSample("bad_image_header", detail="PNG without IHDR")
-    position, orientation, width, height, has_pixels = 8, 0, 0, 0, False
-    while position + 8 <= len(data):  # chunks are skipped; eXIf may come before or after the pixels
-        length, kind = struct.unpack_from(">I4s", data, position)
+    orientation, width, height, has_pixels = 0, 0, 0, False
+    for position, length, kind in _chunks(data):  # eXIf may come before or after the pixels
         if kind == b"IHDR" and not has_pixels and position + 16 <= len(data):  # Pillow uses the last one
             width, height = struct.unpack_from(">II", data, position + 8)
         elif kind == b"eXIf":
             orientation = orientation or _exif_orientation(data[position + 8 : position + 8 + length])
         has_pixels |= kind == b"IDAT"
-        if kind == b"IEND" or (has_pixels and orientation):
+        if has_pixels and orientation:
             break
-        position += 12 + length
     return ImageHeader("png", width, height, orientation or 1)
+
+
+def _chunks(png: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(position, length of the content, kind) of each chunk up to IEND. Raises BadSample "bad_image_header"."""
+    position = len(_PNG)
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(png):
+            return
+        length, kind = struct.unpack_from(">I4s", png, position)
+        yield position, length, kind
+        if kind == b"IEND":
+            return
+        position += 12 + length
+    raise BadSample("bad_image_header", detail=f"PNG of more than {MAX_PARTS} chunks")
 
 
 def _gif(data: bytes) -> ImageHeader:
     """The logical screen, extended by the first frame. (On opening, Pillow would allocate a frame of any size.)"""
     if len(data) < 13:
         raise BadSample("bad_image_header", detail="GIF without a screen")
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    position = 13 + (flags >> 7) * (6 << (flags & 7))
-    while position < len(data) and data[position] != 0x3B:
-        kind = data[position]
-        if kind == 0x2C:
-            if position + 10 > len(data):
-                break
+    width, height = struct.unpack_from("<HH", data, 6)
+    for position, kind in _sections(data):
+        if kind == _FRAME and position + 10 <= len(data):
             left, top, across, down = struct.unpack_from("<4H", data, position + 1)
             return ImageHeader("gif", max(width, left + across), max(height, top + down))
-        position += 1
-        if kind == 0x21:  # an extension: its label, and blocks until an empty one
-            position += 1
-            while position < len(data) and data[position]:
-                position += 1 + data[position]
-            position += 1
     raise BadSample("bad_image_header", detail="GIF without a frame")
+
+
+def _sections(gif: bytes) -> Iterator[tuple[int, int]]:
+    """(position, kind) of extensions and stray bytes up to the first frame, and of the frame.
+
+    Raises BadSample "bad_image_header".
+    """
+    flags, in_extension = gif[10], False
+    position = 13 + (flags >> 7) * (6 << (flags & 7))
+    for _ in range(MAX_PARTS):
+        if position >= len(gif):
+            return
+        kind = gif[position]
+        if in_extension:  # a block, which begins with its length; an empty one is the last
+            in_extension, position = kind > 0, position + 1 + kind
+            continue
+        yield position, kind
+        if kind in (_FRAME, _TRAILER):
+            return
+        in_extension = kind == _EXTENSION
+        position += 1 + in_extension  # an extension's label
+    raise BadSample("bad_image_header", detail=f"GIF of more than {MAX_PARTS} blocks before its first frame")
 
 
 def _ico(data: bytes) -> ImageHeader:
@@ -161,23 +191,31 @@ def _ico(data: bytes) -> ImageHeader:
     return ImageHeader("ico", width, abs(height) // 2)  # the height includes an equally high mask
 
 
-def without_texts(data: bytes) -> bytes:
-    """A PNG without its text chunks and colour profile, which do not affect its pixels; anything else unchanged.
+def without_metadata(data: bytes) -> bytes:
+    """A PNG or GIF without what does not affect the pixels of its first frame; anything else unchanged.
 
-    Pillow inflates them, and rejects the whole image if one is damaged or larger than Pillow's limit.
+    Pillow reads each text, profile and comment in Python, some in quadratic time, inflates those of a PNG, and rejects
+    the whole image if one is damaged or larger than Pillow's limit. Raises BadSample "bad_image_header".
     """
-    if data[:8] != _PNG:
-        return data
-    position, kept, start = 8, [], 0
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if kind in _TEXT_CHUNKS:
+    if data[:8] == _PNG:
+        return _png_without_metadata(data)
+    return _gif_without_metadata(data) if data[:6] in _GIF else data
+
+
+def _png_without_metadata(data: bytes) -> bytes:
+    kept, start = [], 0
+    for position, length, kind in _chunks(data):
+        if kind.isalpha() and kind[:1].islower() and kind != b"tRNS":
             kept.append(data[start:position])
             start = position + 12 + length
-        position += 12 + length
-        if kind == b"IEND":
-            break
     return b"".join([*kept, data[start:]]) if kept else data
+
+
+def _gif_without_metadata(data: bytes) -> bytes:
+    positions = [position for position, _ in _sections(data)]
+    spans = itertools.pairwise(positions)
+    controls = [data[start:end] for start, end in spans if data[start : start + 2] == _CONTROL_EXTENSION]
+    return b"".join([data[: positions[0]], *controls, data[positions[-1] :]])
 
 
 def _exif_orientation(tiff: bytes) -> int:

@@ -17,6 +17,7 @@ from PIL import Image, features
 from data_pipelines.encoding.bombs import MAX_SCANS, scans
 from data_pipelines.encoding.decoding import ImageLimits, decode
 from data_pipelines.errors import BadSample
+from data_pipelines.records.image_header import MAX_PARTS, without_metadata
 
 LIMITS = ImageLimits(max_pixels=1_000_000, min_side=1, max_aspect=200.0)
 SIDE = 20_000  # of what the bombs hold: 400 MB where a pixel is a byte
@@ -199,3 +200,51 @@ def test_what_is_no_scan_is_not_counted() -> None:
     for data in (progressive(0, before=comment), plain + marks, plain[:-2] + b"\xff\xff\xff\xd9" + marks):
         assert scans(data) == scans(plain)
         np.testing.assert_array_equal(decode(data, LIMITS), decode(plain, LIMITS))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parts of a file
+# ----------------------------------------------------------------------------------------------------------------------
+
+TRANSPARENT = SMALL.quantize(16)
+TRANSPARENT.info["transparency"] = 3
+BEGINNINGS = {"PNG": (b"IDAT", 4), "GIF": (b"\x21\xf9\x04", 0)}  # of pixels: a mark, and the bytes before it
+PARTS = {
+    "private chunks": ("PNG", chunk(b"prVt", b"")),
+    "frames of an animation": ("PNG", chunk(b"fdAT", bytes(8))),
+    "damaged chunks": ("PNG", chunk(b"gAMA", b"1234")[:-1] + b"!"),
+    "extensions": ("GIF", b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"),
+    "comments": ("GIF", b"\x21\xfe\x01a\0"),
+    "stray bytes": ("GIF", b"\x01"),
+}
+
+
+def inserted(format: str, parts: bytes) -> bytes:
+    data, (mark, before) = saved(format, TRANSPARENT), BEGINNINGS[format]
+    at = data.index(mark) - before
+    return data[:at] + parts + data[at:]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_without_pixels_are_dropped_and_bounded(name: str) -> None:
+    """Each costs Pillow time, and comments of a GIF their number squared."""
+    format, part = PARTS[name]
+    plain, many = inserted(format, b""), inserted(format, part * (MAX_PARTS // 8))
+    assert len(without_metadata(many)) <= len(plain)
+    np.testing.assert_array_equal(decode(many, LIMITS), decode(plain, LIMITS))
+    assert (decode(plain, LIMITS) == 255).all(-1).any()  # transparent
+    with pytest.raises(BadSample, match=r"bad_image_header.*more than"):
+        decode(inserted(format, part * MAX_PARTS), LIMITS)
+
+
+def test_files_of_many_parts_are_read() -> None:
+    """Pixels in short chunks, a large profile, and an animation of more blocks than may come before its first frame."""
+    rows = zlib.compress(bytes(900 * 901), 0)
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 900, 900, 8, 0, 0, 0, 0))
+    chunks = [chunk(b"IDAT", rows[at : at + 16]) for at in range(0, len(rows), 16)]
+    assert 50_000 < len(chunks) < MAX_PARTS
+    assert decode(b"".join([head, *chunks, chunk(b"IEND", b"")]), LIMITS).shape == (900, 900, 3)
+    profile = b"\x21\xff\x0bICCRGBG1012" + (b"\xff" + bytes(255)) * 20_000 + b"\0"
+    image = inserted("GIF", profile)
+    later = image[image.index(b"\x21\xf9\x04") : -1] * MAX_PARTS
+    assert decode(image[:-1] + later + b";", LIMITS).shape == (16, 16, 3)
