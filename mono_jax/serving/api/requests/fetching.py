@@ -12,7 +12,18 @@ import aiohttp
 
 from mono_jax.serving.api.errors import ApiError
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Addresses that Python's ``is_global``, or that of some of its versions, takes for public.
+_LOCAL = [
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's virtual machines reach their host here
+        "192.0.0.0/24",  # IETF protocols; 192.0.0.192 has Oracle's credentials
+        "192.88.99.0/24",  # 6to4 relays, given up
+        "2001::/23",  # IETF protocols, Teredo among them
+        "3fff::/20",  # documentation
+        "fec0::/10",  # site-local, given up
+    )
+]
 _REDIRECTS = 5
 _PIECE = 1 << 16
 
@@ -25,11 +36,13 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
         inside = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
-            inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        is_isatap = int(ip) >> 32 & 0xFDFF_FFFF == 0x5EFE
+        if is_isatap:
+            inside = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
         if inside is not None and not is_public(str(inside)):
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    is_local = any(ip in network for network in _LOCAL)
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or is_local)
 
 
 class _Refused(OSError):
