@@ -19,8 +19,31 @@ from mono_jax.serving.api.tickets.visit import Visit
 _TAKEN = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM", re.S)
 
 
-async def load(urls: Sequence[str], fetcher: Fetcher | None, visit: Visit, config: ApiConfig) -> list[Picture]:
-    """The encoded files at ``urls``, named by number.
+_SLICE = 1 << 18  # letters that are decoded at a time, a multiple of 4: meanwhile no other thread runs
+
+
+class Files(Sequence[Picture]):
+    """Encoded files, named by number; each is decoded from base64 and checked on access, which takes a while.
+
+    On access raises ApiError 400 that names the image.
+    """
+
+    def __init__(self, held: Sequence[str | bytes], all_formats: bool):
+        """``held``: files, or data URIs of files."""
+        self._held, self._all_formats = held, all_formats
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getitem__(self, number: int) -> Picture:
+        held, name = self._held[number], _name(number)
+        data = held if isinstance(held, bytes) else _inline(held, name)
+        _check_format(data, name, self._all_formats)
+        return name, data
+
+
+async def load(urls: Sequence[str], fetcher: Fetcher | None, visit: Visit, config: ApiConfig) -> Files:
+    """The files at ``urls``.
 
     fetcher: None = only data URIs are accepted. visit: accounts for the bytes fetched, ``config.max_body`` at most.
     Raises ApiError 400 that names the image, 429.
@@ -34,23 +57,24 @@ async def load(urls: Sequence[str], fetcher: Fetcher | None, visit: Visit, confi
             raise ApiError(400, f"the images exceed {most} bytes", param="messages", code="image_not_fetched")
         visit.take(count)
 
-    names = [f"image {number}" for number in range(1, len(urls) + 1)]
-    tasks = [asyncio.ensure_future(_file(url, name, fetcher, take)) for url, name in zip(urls, names)]
+    tasks = [asyncio.ensure_future(_file(url, _name(number), fetcher, take)) for number, url in enumerate(urls)]
     try:
-        pictures = [(name, await task) for name, task in zip(names, tasks)]
+        return Files([await task for task in tasks], config.all_formats)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for name, data in pictures:
-        _check_format(data, name, config.all_formats)
-    return pictures
 
 
-async def _file(url: str, name: str, fetcher: Fetcher | None, take: Callable[[int], None]) -> bytes:
+def _name(number: int) -> str:
+    return f"image {number + 1}"
+
+
+async def _file(url: str, name: str, fetcher: Fetcher | None, take: Callable[[int], None]) -> str | bytes:
+    """The file, or the data URI that holds it."""
     scheme = url[: url.find(":")].lower() if ":" in url[:16] else ""
     if scheme == "data":
-        return _inline(url, name)
+        return url
     if scheme not in ("http", "https"):
         raise _wrong(name, "its URL must be data:image/png;base64,... with the file in base64")
     if fetcher is None:
@@ -73,7 +97,10 @@ def _inline(url: str, name: str) -> bytes:
     if not comma or "base64" not in options or not (kind == "" or kind.startswith("image/")):
         raise _wrong(name, "a data URI must begin with data:image/...;base64,")
     try:
-        return base64.b64decode(text, validate=True)
+        if text.find("=", 0, -2) >= 0:  # only the last slice may end with padding
+            raise binascii.Error
+        slices = (text[start : start + _SLICE] for start in range(0, len(text), _SLICE))
+        return b"".join(base64.b64decode(each, validate=True) for each in slices)
     except (binascii.Error, ValueError):  # ValueError: non-ASCII characters
         raise _wrong(name, "the data after base64, is not base64") from None
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.presets import preset
+from mono_jax.serving.api.requests import images
+from mono_jax.serving.api.requests.images import _SLICE
 from mono_jax.serving.api.requests.prompts import Conversation, PromptMaker
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.contract import Closed, Event, Full
@@ -117,6 +121,10 @@ WRONG = [
     (CHAT, image(""), "messages", "data:image"),
     (CHAT, image("data:image/png;base64,%%%"), "messages", "not base64"),
     (CHAT, image("data:image/png;base64,é"), "messages", "not base64"),
+    (CHAT, image("data:image/png;base64,AAA"), "messages", "not base64"),
+    (CHAT, image("data:image/png;base64,AA=A"), "messages", "not base64"),
+    (CHAT, image(f"data:image/png;base64,{'A' * (_SLICE - 1)}=AAAA"), "messages", "not base64"),
+    (CHAT, image(f"data:image/png;base64,{'A' * 2 * _SLICE}%"), "messages", "not base64"),
     (CHAT, image("data:image/png,abc"), "messages", "base64"),
     (CHAT, image("data:text/html;base64,aGk="), "messages", "data:image"),
     (CHAT, inline(b""), "messages", "image 1: 0 bytes"),
@@ -311,3 +319,16 @@ def test_a_data_uri_as_a_plain_string_is_taken(client: Client):
         for each in (content, as_object)
     ]
     assert answers[0] == answers[1]
+
+
+def test_images_are_decoded_in_their_own_threads(client: Client, monkeypatch: pytest.MonkeyPatch):
+    """Not in the event loop, and in slices, between which other threads run."""
+    seen = []
+
+    def decode(text: str, **options: Any) -> bytes:
+        seen.append((threading.current_thread().name.split("_")[0], len(text) <= _SLICE))
+        return base64.b64decode(text, **options)
+
+    monkeypatch.setattr(images, "base64", SimpleNamespace(b64decode=decode))
+    assert client.chat(picture(0, 400, 400), picture(1), "?")[0] == 200
+    assert len(seen) > 2 and set(seen) == {("images", True)}
