@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
 pytest.importorskip("aiohttp")
 
+from mono_jax.generation.options import Sampling
+from mono_jax.generation.prompts import Prompt
 from tests.mono_jax.serving.api.browser import BINARY, Tab, tab
 from tests.mono_jax.serving.api.running_server import Client, picture, serving
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
@@ -90,6 +92,44 @@ def test_an_answer_is_stopped_and_begun_anew(client: Client, engine: ScriptedEng
         in_browser(work)
     finally:
         engine.release()
+
+
+def test_an_answer_cut_by_a_new_conversation_is_not_part_of_it(client: Client, engine: ScriptedEngine):
+    told, plain = [], engine.script
+
+    def script(prompt: Prompt, sampling: Sampling) -> str:
+        told.append(engine.tokenizer.decode(prompt.input_ids))
+        return plain(prompt, sampling)
+
+    async def work(page: Tab) -> None:
+        await page.open(client.url)
+        await page.type("First?")
+        await answered(page)
+        engine.hold(3)
+        await page.type("Second?")
+        await page.until("document.querySelectorAll('.assistant').length === 2")
+        await page.until(f"{LAST}.querySelector('.said').textContent !== ''")
+        await page.run("document.getElementById('new').click()")
+        await page.until("document.getElementById('send').textContent === 'Ask'")
+        assert await page.run("document.getElementById('new').disabled")
+        engine.release()
+        await page.run("document.getElementById('question').focus()")
+        await page.type("Third?")
+        await answered(page)
+        assert page.faults == []
+
+    engine.script = script
+    try:
+        in_browser(work)
+    finally:
+        engine.release()
+        engine.script = plain
+    asked = ["First?", "Second?", "Third?"]
+    assert [[text in prompt for text in asked] for prompt in told] == [
+        [True, False, False],
+        [True, True, False],
+        [False, False, True],
+    ]
 
 
 def test_errors_and_keys_are_shown(engine: ScriptedEngine):
