@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Protocol(H11Protocol):
-    """Closes connections whose client sends no request, or does not read, in time: uvicorn would keep them for ever."""
+    """Closes connections whose client does not send its request, or does not read, in time: uvicorn would keep them."""
 
     def __init__(self, head_s: float, send_s: float, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -60,6 +60,11 @@ class _Protocol(H11Protocol):
         self._read()
         super().resume_writing()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_discarding():
+            self._wait()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._stop()
         self._read()
@@ -82,11 +87,18 @@ class _Protocol(H11Protocol):
             self._unread_timer = None
 
     def _wait(self) -> None:
-        """Starts the header timer at the first byte or connection: before it fires, the headers must be complete."""
-        if self.conn.their_state is not h11.IDLE:
+        """Starts the timer: before it fires, the headers must be complete, or the body that nobody reads any more.
+
+        Such a body is received and discarded: a client that is still sending might otherwise not see the response.
+        """
+        if self.conn.their_state is not h11.IDLE and not self._is_discarding():
             self._stop()
         elif self._timer is None:
             self._timer = self.loop.call_later(self._head_s, self.transport.close)
+
+    def _is_discarding(self) -> bool:
+        """Whether the response is complete, but not the body of the request."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _stop(self) -> None:
         if self._timer is not None:

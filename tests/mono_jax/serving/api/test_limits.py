@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
@@ -179,6 +180,63 @@ def test_a_connection_on_which_no_request_comes_is_closed(sent: bytes, engine: S
             engine.release()
         assert running.recv(100).startswith(b"HTTP/1.1 200 ")
         running.close()
+
+
+EARLY = {
+    "no key": (f"POST {CHAT}", "Content-Length: 1000000", b"x", 401),
+    "no key, in chunks": (f"POST {CHAT}", "Transfer-Encoding: chunked", b"1\r\nx\r\n", 401),
+    "no key, before it is told to continue": (
+        f"POST {CHAT}",
+        "Content-Length: 1000000\r\nExpect: 100-continue",
+        b"x",
+        401,
+    ),
+    "no body expected": ("GET /health", "Content-Length: 1000000", b"x", 200),
+    "no such path": ("POST /nowhere", "Content-Length: 1000000\r\nAuthorization: Bearer k", b"x", 404),
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_a_body_after_its_answer_must_come_in_time(name: str, engine: ScriptedEngine):
+    """Byte by byte, no connection is kept for ever."""
+    request, headers, piece, status = EARLY[name]
+
+    def has_ended() -> bool:
+        try:
+            connection.sendall(piece)
+            return connection.recv(1 << 16) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    with serving(engine, ApiConfig(body_timeout_s=0.5, drain_s=0), keys=["k"]) as client:
+        with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
+            connection.sendall(f"{request} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode())
+            assert connection.recv(1 << 16).startswith(f"HTTP/1.1 {status} ".encode())
+            connection.setblocking(False)
+            wait_for(has_ended)
+        assert client.get("/health")[0] == 200
+
+
+def test_a_body_after_its_answer_may_be_followed_by_a_request(engine: ScriptedEngine):
+    with serving(engine, keys=["k"]) as client:
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+        body = b'{"prompt": "Hi"}'
+        headers = {"Content-Type": "application/json", "Content-Length": len(body)}
+        for key, status in (("wrong", 401), ("k", 200)):
+            connection.putrequest("POST", "/tokenize")
+            for name, value in (headers | {"Authorization": f"Bearer {key}"}).items():
+                connection.putheader(name, str(value))
+            connection.endheaders()
+            connection.auto_open = 0  # from now on, this connection only
+            if status == 401:
+                wait_for(lambda: client.get("/metrics")[1].count('status="401"'))
+            connection.send(body)
+            reply = connection.getresponse()
+            reply.read()
+            assert reply.status == status
+        connection.close()
 
 
 def test_a_body_that_does_not_come_is_given_up(engine: ScriptedEngine):
