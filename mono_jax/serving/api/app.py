@@ -34,6 +34,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, what in {
         400: "invalid request: message says what is wrong, param where",
         401: "missing or wrong API key",
+        403: "not served under this host name without API keys",
         404: "no such model",
         408: "the body did not arrive in time",
         413: "the body is too large",
@@ -43,6 +44,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         504: "the request timed out",
     }.items()
 }
+_REFUSED = {status: _ERRORS[status] for status in (401, 403)}
 _EVENT = {"data": {"type": "string", "description": "a chunk or an error, as JSON; finally [DONE]"}}
 _STREAM = {"schema": {"type": "object", "description": "with stream = true", "properties": _EVENT}}
 _ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": _STREAM}}, **_ERRORS}
@@ -89,11 +91,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
         engine = service.engine
         return shapes.ModelCard(id=engine.name, created=service.started, max_model_len=engine.config.max_length)
 
-    @app.get("/v1/models", responses={401: _ERRORS[401]})
+    @app.get("/v1/models", responses=_REFUSED)
     async def models() -> shapes.ModelList:
         return shapes.ModelList(data=[card()])
 
-    @app.get("/v1/models/{name:path}", responses={status: _ERRORS[status] for status in (401, 404)})
+    @app.get("/v1/models/{name:path}", responses=_REFUSED | {404: _ERRORS[404]})
     async def model(name: str) -> shapes.ModelCard:
         service.check_model(name)
         return card()
@@ -104,7 +106,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
     tokenizer = service.engine.tokenizer
     special = {tokenizer.name(number): number for number in (tokenizer.bos, tokenizer.eos) if number is not None}
 
-    @app.get("/tokenizer_info", responses={401: _ERRORS[401]})
+    @app.get("/tokenizer_info", responses=_REFUSED)
     async def tokenizer_info() -> shapes.TokenizerInfo:
         names = {number: name for name, number in special.items()}
         return shapes.TokenizerInfo(

@@ -16,7 +16,7 @@ from mono_jax.serving.contract import Closed, Full, TooLong
 
 CLIENT_CLOSED = 499  # not a standard status; marks requests whose client disconnected, in logs and metrics
 FAILED = "the engine no longer serves requests: see the server's log"  # the reason is for the operator, not for clients
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ApiError(HTTPException):

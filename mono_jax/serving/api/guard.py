@@ -1,9 +1,10 @@
-"""Runs before the endpoints: checks keys, sizes, times and concurrency. Counts the responses."""
+"""Runs before the endpoints: checks keys, host names, sizes, times and concurrency. Counts the responses."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from collections.abc import Collection
 
@@ -24,6 +25,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service, paths: Collection[str], keys: Collection[str]):
         self._app, self._service, self._paths = app, service, frozenset(paths)
         self._keys = [key.encode() for key in keys]
+        self._names = {name.strip().lower() for name in service.config.host_names.split(",")}
         self._inside = 0  # requests in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,6 +61,9 @@ class Guard:
         config, headers = self._service.config, dict(scope["headers"])
         if self._keys and not self._has_key(headers.get(b"authorization", b"")):
             raise ApiError(401, "missing or wrong API key: send Authorization: Bearer KEY", code="invalid_api_key")
+        if not self._keys and not self._has_name(name := headers.get(b"host", b"").decode("latin-1")):
+            advice = "start the server with this name in --host_names, or with an API key"
+            raise ApiError(403, f"not served under the name {name[:80]!r}: {advice}", code="unknown_host")
         self._service.gate.check()
         if self._inside > config.max_requests:
             why = f"{config.max_requests} requests are already in progress"
@@ -70,6 +75,21 @@ class Guard:
     def _has_key(self, header: bytes) -> bool:
         kind, _, given = header.partition(b" ")
         return kind.lower() == b"bearer" and any(hmac.compare_digest(given.strip(), key) for key in self._keys)
+
+    def _has_name(self, host: str) -> bool:
+        """Whether a Host header is safe without a key.
+
+        A web page can have its own name resolve to this server, whose answers the browser then lets it read. It cannot
+        do so with an IP address, or with a name that it could not register.
+        """
+        name = host.partition(":")[0].rstrip(".").lower()  # without the port
+        if host.startswith("[") or "." not in name or name.endswith(".localhost") or name in self._names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
 
 
 class _Body:

@@ -14,6 +14,11 @@ from mono_jax.errors import ConfigError
 class ApiConfig:
     """Limits for requests, and timeouts."""
 
+    host_names: str = field(
+        "",
+        help="names under which browsers may reach a server without API keys, with commas, besides IP addresses, "
+        "localhost and names without a dot",
+    )
     max_body: int = field(32 << 20, ge=1, help="maximum size of a request in bytes")
     max_bytes: int = field(
         1 << 30,

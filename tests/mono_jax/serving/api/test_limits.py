@@ -416,6 +416,38 @@ def test_no_key_is_empty(engine: ScriptedEngine):
         create_app(Service(engine, ApiConfig()), ["a", ""])
 
 
+HOSTS = {
+    "127.0.0.1:8000": True,
+    "localhost": True,
+    "LOCALHOST.:8000": True,
+    "app.localhost:8000": True,
+    "[::1]:8000": True,
+    "192.168.1.5:8000": True,
+    "gpu-box:8000": True,
+    "chat.example.com": True,  # a configured one
+    "other.example.org:443": True,
+    "example.com": False,
+    "evil.chat.example.com": False,
+    "evil.com:8000": False,
+    "127.0.0.1.evil.com": False,
+    "localhost.evil.com": False,
+}
+
+
+@pytest.mark.parametrize("keys", [[], ["k"]])
+def test_without_a_key_only_safe_host_names_are_served(keys: list[str], engine: ScriptedEngine):
+    """DNS rebinding: a web page whose name resolves to this server."""
+    names = ApiConfig(host_names="chat.example.com, Other.example.org", drain_s=0)
+    with serving(engine, names, keys=keys) as client:
+        for host, safe in HOSTS.items():
+            headers = {"Host": host} | ({"Authorization": "Bearer k"} if keys else {})
+            status, answer = client.get("/v1/models", headers=headers)
+            assert status == (200 if safe or keys else 403), host
+            if status == 403:
+                assert answer["error"]["code"] == "unknown_host" and "--host_names" in answer["error"]["message"]
+        assert client.get("/health", headers={"Host": "evil.com"})[0] == 200
+
+
 def test_keys(engine: ScriptedEngine):
     with serving(engine, keys=["one", "two"]) as client:
         for header in ({}, {"Authorization": "Bearer three"}, {"Authorization": "one"}, {"Authorization": "Basic one"}):
