@@ -205,7 +205,8 @@ def without_metadata(data: bytes) -> bytes:
 def _png_without_metadata(data: bytes) -> bytes:
     kept, start = [], 0
     for position, length, kind in _chunks(data):
-        if kind.isalpha() and kind[:1].islower() and kind != b"tRNS":
+        is_optional = kind.isalpha() and kind[:1].islower()  # by the format's rule for names
+        if is_optional and kind != b"tRNS":  # the transparent colours
             kept.append(data[start:position])
             start = position + 12 + length
     return b"".join([*kept, data[start:]]) if kept else data

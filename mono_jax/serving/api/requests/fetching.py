@@ -36,8 +36,7 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
         inside = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        is_isatap = int(ip) >> 32 & 0xFDFF_FFFF == 0x5EFE
-        if is_isatap:
+        if int(ip) >> 32 & 0xFDFF_FFFF == 0x5EFE:  # ISATAP; the bit left out says whether the address is unique
             inside = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
         if inside is not None and not is_public(str(inside)):
             return False
