@@ -1,4 +1,4 @@
-"""Text and files from strangers cost time in proportion to their length: no expression backtracks without end."""
+"""Text and files from strangers: no expression backtracks without end, no depth of nesting ends the process."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import contextlib
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 from data_pipelines.encoding.captions import clean_caption
-from data_pipelines.errors import BadSample
-from data_pipelines.records import extra_formats, names, pictures, turns
-from mono_jax.evaluation.metrics import boxes
+from data_pipelines.errors import BadSample, DataError
+from data_pipelines.records import extra_formats, layouts, names, pictures, turns
+from data_pipelines.sources import caption_files
+from data_pipelines.sources.containers import internvl_meta
+from data_pipelines.sources.conversion import tables
+from mono_jax.evaluation.metrics import boxes, judged
 from mono_jax.evaluation.metrics.captions import ptb
+from mono_jax.evaluation.metrics.metric import Answered
+from mono_jax.evaluation.questions import read_questions
 
 MANY = 400_000
-WATCHDOG_S = 120  # all cases together take seconds; a single expression that backtracks takes hours
+WATCHDOG_S = 600  # all cases together take seconds; a single expression that backtracks takes hours
 CASES = {
     "comments without a drawing": lambda: extra_formats.kind_of(b"<!-- -->" * 8000),
     "declarations without a drawing": lambda: extra_formats.kind_of(b"<?xml?> " * 8000),
@@ -58,3 +67,28 @@ def test_time_is_linear() -> None:
         said = child.stdout.read().splitlines()
         timer.cancel()
     assert said[-1:] == ["finished"]
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (lambda file: layouts._choices({"choices": DEEP}), {}),
+        (lambda file: tables._cell(DEEP), DEEP),
+        (lambda file: internvl_meta._read_meta(str(file)), None),
+        (lambda file: judged._is_bare(DEEP, Answered("1", DEEP, ("1",), fields={"answer_type": "list"})), False),
+    ],
+)
+def test_text_nested_without_end_is_not_parsed(read: Callable[[Path], object], expected: object, tmp_path: Path):
+    (tmp_path / "deep.json").write_text('{"image": ' + DEEP)
+    assert read(tmp_path / "deep.json") == expected
+
+
+def test_files_nested_without_end_are_named(tmp_path: Path):
+    (tmp_path / "deep.jsonl").write_text(DEEP)
+    with pytest.raises(DataError, match=r"deep\.jsonl:1"):
+        read_questions(tmp_path / "deep.jsonl", tmp_path)
+    with pytest.raises(DataError, match=r"deep\.jsonl:1"):
+        list(caption_files._jsonl_rows(str(tmp_path / "deep.jsonl"), {}))

@@ -238,7 +238,7 @@ def _choices(record: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(value, str) and value[:1] in "[{":
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             try:
                 value = ast.literal_eval(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -44,7 +44,7 @@ def read_questions(path: str | Path, image_root: str | Path) -> list[Question]:
             turns = tuple((turn["from"], turn["value"]) for turn in record["conversations"])
             image = Path(image_root) / record["image"]
             questions.append(Question(str(record["id"]), image, turns[:-1], turns[-1][1], str(record.get("kind", ""))))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise DataError(
                 f"{path}:{number}: not a LLaVA record with an image: {type(error).__name__} {error}"
             ) from None

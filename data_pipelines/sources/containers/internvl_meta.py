@@ -99,7 +99,7 @@ def _read_meta(path: str) -> dict[str, Any] | None:
             return None
         try:
             value = json.loads(view.read(0, view.size))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None  # JSONL that happens to be named .json
     entries = list(value.values()) if isinstance(value, dict) else []
     listed = [entry for entry in entries if isinstance(entry, dict)]

@@ -120,7 +120,7 @@ def _cell(cell: str) -> Any:
     if re.match(r"\[\s*[\[{\"]|\{\s*\"", cell):
         try:
             return json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cell
     return cell
 

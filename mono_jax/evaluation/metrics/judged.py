@@ -116,7 +116,7 @@ def _is_bare(answer: str, example: Answered) -> bool:
     kind = {"integer": int, "float": float, "list": _list}.get(str(example.field("answer_type")))
     try:
         return kind is not None and kind(answer) is not None
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
