@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -35,6 +36,75 @@ def test_the_tables_are_those_of_the_results(make: ModuleType):
     assert {file.stem for file in make.FOLDER.glob("*.csv")} == {name.removesuffix(".png") for name in pictures}
     for file in make.FOLDER.glob("*.csv"):
         assert (ROOT / f"experiments/sweeps/{file.name.replace('.csv', '.py')}").is_file()
+
+
+ANSWERS, CAPTIONS, TEXT = "answers, %", "caption loss", "text loss, % above base"
+CAPTIONS_BEFORE_S2, TEXT_BEFORE_S2 = "after S1.3: caption loss", "after S1.3: text loss, %"
+ALL = "s1_1-s1_2-s1_3"
+CLAIMS = {  # {beginning of a claim: what its numbers are, in order: sweep, metric, group, group it is compared with}
+    "Delta tuning": [
+        ("tuning", TEXT, "full", "delta"),
+        ("tuning", ANSWERS, "full", "delta"),
+        ("tuning", ANSWERS, "full_without_experts", "delta"),
+    ],
+    "Attention must train": [
+        ("attention_s1_3", CAPTIONS, "frozen", "trained"),
+        ("attention_s1_3", CAPTIONS_BEFORE_S2, "frozen", "trained"),
+        ("attention_s1_3", ANSWERS, "frozen", "trained"),
+    ],
+    "Pre-training is needed": [
+        ("stages", ANSWERS, "s2_alone", ALL),
+        ("stages", CAPTIONS, "reversed", ALL),
+        ("stages", ANSWERS, "without_s1_1", ALL),
+        ("stages", ANSWERS, "without_s1_2", ALL),
+        ("stages", ANSWERS, "without_s1_3", ALL),
+        ("stages", ANSWERS, "mixed", ALL),
+    ],
+    "S1.1 saturates": [
+        ("pretraining_scale", CAPTIONS_BEFORE_S2, "s1_1_x0.25", "all"),
+        ("pretraining_scale", CAPTIONS_BEFORE_S2, "s1_3_x0.25", "all"),
+        ("pretraining_scale", CAPTIONS_BEFORE_S2, "s1_3_x0.5", "all"),
+    ],
+    "Visual attention experts": [
+        ("evip_plus", ANSWERS, "evip_plus_42", "evip"),
+        ("evip_plus", CAPTIONS, "evip_plus_42", "evip"),
+    ],
+    "Separate experts": [
+        ("experts", TEXT_BEFORE_S2, "separate_full", "separate"),
+        ("experts", TEXT_BEFORE_S2, "shared_full", "shared"),
+    ],
+    "Visual experts beat": [
+        ("equal_time", ANSWERS, "one_ffn", "experts"),
+        ("equal_time", CAPTIONS, "one_ffn", "experts"),
+        ("equal_time", TEXT, "one_ffn", "experts"),
+        ("experts", ANSWERS, "shared", "separate"),
+        ("experts", CAPTIONS, "shared", "separate"),
+    ],
+    "Language survives S2": [
+        ("text_kept", TEXT, "published", None),
+        ("text_kept", TEXT, "replay_0.1", None),
+        ("demo", TEXT, "demo", None),
+    ],
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_the_numbers_of_the_claims_are_those_of_the_results(make: ModuleType, claim: str):
+    [row] = [line for line in make.PAGE.read_text().splitlines() if line.startswith(f"| {claim}")]
+    numbers = re.findall(r"([-+]?\d+(?:\.(\d+))?) ± (\d+(?:\.\d+)?)", row)
+    for (mean, decimals, half), (sweep, metric, group, baseline) in zip(numbers, CLAIMS[claim], strict=True):
+        tables = make.tables(make.read(make.FOLDER / f"{sweep}.csv"))
+        [values] = [of for each, of in tables.items() if each.title == metric]
+        alone = make.MeanOfSeeds.of(list(values[group].values()))
+        found = make.difference(values, group, baseline) if baseline else alone
+        rounded = 0.501 * 10.0 ** -len(decimals)
+        assert float(mean) == pytest.approx(found.mean, abs=rounded), (sweep, metric, group)
+        assert float(half) == pytest.approx(found.half, abs=rounded), (sweep, metric, group)
+
+
+def test_every_claim_is_compared_with_the_results(make: ModuleType):
+    table = make.PAGE.read_text().partition("| Claim |")[2].partition("\n\n")[0]
+    assert len(CLAIMS) == len(table.splitlines()) - 2
 
 
 def test_arrows_mark_differences_whose_interval_leaves_out_0(make: ModuleType, tmp_path: Path):
