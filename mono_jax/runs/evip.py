@@ -44,7 +44,7 @@ from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import Workdir
 from mono_jax.storage.places import Place
 from mono_jax.training import stages
-from mono_jax.training.metrics import Say
+from mono_jax.training.metrics import Say, decimal
 from mono_jax.training.timeline import measuring, timeline_file
 from mono_jax.weights.hf_config import config_beside
 from mono_jax.weights.model_folder import (
@@ -217,7 +217,7 @@ class Evip:
         done, timeline = workdir.files / "summary.json", timeline_file(workdir.files, jax.process_index())
         summary = workdir.portable(_stored(done))
         if summary.get("config") == workdir.portable(run.to_dict()):
-            self.say(f"finished: {summary['steps']} steps, loss {summary['loss']:.4f}")
+            self.say(f"finished: {summary['steps']} steps, loss {decimal(summary['loss'], 4)}")
         else:
             summary = workdir.portable(self.train(folder, run))
             _write(done, summary)

@@ -69,9 +69,10 @@ def run_stage(
     ``base_dir``, ``shared_cache``: folders of frozen parameters and of compiled programs, if runs share them.
     ``base_losses``: file of an earlier run with the losses of the base that retention is measured against.
 
-    Returns {"stage", "step", "loss", "model", "skipped_updates", "failed_saves", "skipped_saves", "best": {"metric",
-    "step", "value", "model"} or None, "data": what was read and skipped, "seconds": time of this process by activity
-    (``clock.ACTIVITIES``), "compilation_cache": {"found", "added", "saved_s"}}.
+    Returns {"stage", "step", "loss": the newest finite one that was recorded, or None, "model", "skipped_updates",
+    "failed_saves", "skipped_saves", "best": {"metric", "step", "value", "model"} or None, "data": what was read and
+    skipped, "seconds": time of this process by activity (``clock.ACTIVITIES``), "compilation_cache": {"found", "added",
+    "saved_s"}}.
     Raises MonoJaxError or DataError; ``stopping.Preempted`` after SIGTERM, with everything saved.
     """
     workdir = Workdir.of(workdir)
@@ -251,7 +252,7 @@ def _summary(program: Program, data: PackedData, workdir: Workdir, state: TrainS
     return {
         "stage": program.stage.name,
         "step": int(state.step),
-        "loss": records[-1]["loss"] if records else None,
+        "loss": metrics.newest(records, "loss"),
         "skipped_updates": int(state.skipped),
         "data": {
             "samples": sum(samples for samples, _ in read),

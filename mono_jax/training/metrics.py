@@ -55,6 +55,16 @@ def duration(seconds: float) -> str:
     return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
 
 
+def newest(records: Sequence[Record], name: str) -> float | None:
+    """The newest finite value of ``name`` in records of metrics.jsonl; None if there is none."""
+    return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
+
+
+def decimal(value: float | None, digits: int) -> str:
+    """``value`` with that many decimals; "unknown" for None."""
+    return "unknown" if value is None else f"{value:.{digits}f}"
+
+
 def console_line(stage: str, steps: int, record: Mapping[str, Any]) -> str:
     """One line of progress from a record of metrics.jsonl."""
     parts = [

@@ -142,6 +142,16 @@ def test_steps_left_out_train_on_nothing(
     assert result["skipped_updates"] == 0
 
 
+def test_the_loss_of_a_run_is_the_newest_finite_one(
+    sets: dict[str, Any], four_steps: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    copy = copy_of(four_steps[0], tmp_path)
+    *others, last = (copy / "metrics.jsonl").read_text().splitlines()
+    skipped = json.dumps(json.loads(last) | {"loss": None})
+    (copy / "metrics.jsonl").write_text("\n".join([*others, skipped]) + "\n")
+    assert run(settings(sets, steps=4), copy)["loss"] == json.loads(others[-1])["loss"]
+
+
 def test_no_memory_on_the_device_is_one_line_that_names_what_decides_it(sets: dict[str, Any]) -> None:
     config = RunConfig.from_dict(settings(sets))
     program = Program.build(config)

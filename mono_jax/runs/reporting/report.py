@@ -16,7 +16,7 @@ from mono_jax.runs.reporting import grades
 from mono_jax.runs.reporting.page import markdown, page
 from mono_jax.runs.reporting.pictures import course
 from mono_jax.runs.reporting.section import Card, Rows, Section
-from mono_jax.training.metrics import duration
+from mono_jax.training.metrics import decimal, duration
 from mono_jax.training.stages import GROUPS
 
 TITLE = "Mono-InternVL: report of a training run"
@@ -195,7 +195,7 @@ def _stage_table(stages: Stages) -> Rows:
     for s in stages.values():
         trained = ", ".join(group.replace("_", " ") for group, g in s["groups"].items() if g["trained"])
         rows.append(
-            [s["stage"], s["title"], str(s["steps"]), duration(s["seconds"]), f"{s['loss']:.3f}", trained,
+            [s["stage"], s["title"], str(s["steps"]), duration(s["seconds"]), decimal(s["loss"], 3), trained,
              str(s["skipped_updates"])]
         )  # fmt: skip
     return rows

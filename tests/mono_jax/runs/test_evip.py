@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.io.publish import write_json
 from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
@@ -83,6 +84,13 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
     assert asked == ["a", "a"] and again.keys() == first.keys()
     assert (again["text_loss_before"], again["text_loss_after"]) == (4.0, 4.0)
     assert evip.run_stage("a", "init")["config"] == first["config"] and asked == ["a", "a"]
+
+
+def test_a_stage_without_a_finite_loss_is_finished(evip: Evip):
+    config, said = evip.stage_config("a", "init").to_dict(), []
+    write_json(evip.workdir / "a" / "summary.json", {"config": config, "steps": 3, "loss": None})
+    assert dataclasses.replace(evip, say=said.append).run_stage("a", "init")["loss"] is None
+    assert said == ["finished: 3 steps, loss unknown"]
 
 
 def test_the_last_stage_is_asked_more_and_nothing_twice(evip: Evip):

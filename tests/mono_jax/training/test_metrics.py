@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,25 @@ def test_records_of_lost_steps_are_dropped_on_resume(tmp_path: Path):
         {"step": 2, "loss": 2.0},
         {"step": 3, "loss": None},
     ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "found", "shown"),
+    [
+        ([], None, "unknown"),
+        ([math.nan], None, "unknown"),
+        ([3.0, 2.25], 2.25, "2.250"),
+        ([3.0, 2.25, math.nan], 2.25, "2.250"),
+        ([3.0, math.inf, -math.inf], 3.0, "3.000"),
+    ],
+)
+def test_the_newest_finite_value(tmp_path: Path, losses: list[float], found: float | None, shown: str):
+    with metrics.MetricsWriter(tmp_path) as writer:
+        for step, loss in enumerate(losses, 1):
+            writer.write({"step": step, "loss": loss})
+        writer.write({"step": len(losses) + 1, "heldout/captions": 1.0})
+    value = metrics.newest(metrics.read_metrics(tmp_path / "metrics.jsonl"), "loss")
+    assert (value, metrics.decimal(value, 3)) == (found, shown)
 
 
 def test_console_line_has_what_users_watch():

@@ -87,6 +87,11 @@ def test_both_forms_show_the_same_and_nobody_reads_sixteen_digits(results: dict[
     assert (tmp_path / "course.png").stat().st_size > 10_000 and "](course.png)" in markdown
 
 
+def test_a_stage_whose_updates_were_all_skipped_has_a_report(results: dict[str, Any], tmp_path: Path):
+    results["stages"]["s2"] |= {"loss": None, "skipped_updates": 4}
+    assert re.search(r"S2 .*\| unknown .*\| 4 ", write(tmp_path, results)[0].read_text())
+
+
 def test_a_run_without_images_or_held_out_sets_has_a_report(results: dict[str, Any], tmp_path: Path):
     only = {"s0": results["stages"]["s0"] | {"text_loss_after": None}}
     text = write(tmp_path, results | {"stages": only})[0].read_text()
