@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,8 +48,8 @@ def text_change(stage: str) -> Callable[[Row], float | None]:
     """By how many percent the loss on held-out text is above that of the base."""
 
     def change(row: Row) -> float | None:
-        after = row.get(f"{stage}/text_loss_after")
-        return 100 * (float(after) / float(row["s0/text_loss_after"]) - 1) if after else None
+        after, base = row.get(f"{stage}/text_loss_after"), row.get("s0/text_loss_after")
+        return 100 * (float(after) / float(base) - 1) if after and base else None
 
     return change
 
@@ -93,11 +94,11 @@ def _short(text: str) -> str:
 
 
 def tables(groups: Mapping[str, Sequence[Row]]) -> dict[Metric, dict[str, dict[int | None, float]]]:
-    """{metric: {group: {seed: value}}} of the metrics that were measured."""
+    """{metric: {group: {seed: value}}} of the metrics that were measured, without values that are not finite."""
     found = {}
     for metric in METRICS:
         values = {
-            group: {int(row["seed"]): value for row in rows if (value := metric.value(row)) is not None}
+            group: {int(row["seed"]): value for row in rows if _is_finite(value := metric.value(row))}
             for group, rows in groups.items()
         }
         if any(values.values()):
@@ -105,22 +106,43 @@ def tables(groups: Mapping[str, Sequence[Row]]) -> dict[Metric, dict[str, dict[i
     return found
 
 
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def left_out(groups: Mapping[str, Sequence[Row]], found: Mapping[Metric, Values]) -> dict[str, list[str]]:
+    """{unit: titles of the metrics that it lacks, or that are not finite, though its group was measured}."""
+    lacking: dict[str, list[str]] = {}
+    for metric in found:
+        for rows in groups.values():
+            values = {row["unit"]: metric.value(row) for row in rows}
+            if any(value is not None for value in values.values()):
+                for unit in (unit for unit, value in values.items() if not _is_finite(value)):
+                    lacking.setdefault(unit, []).append(metric.title)
+    return lacking
+
+
 def table(groups: Mapping[str, Sequence[Row]], found: Mapping[Metric, Values]) -> list[str]:
-    """Markdown: means and 95 % intervals; an arrow where the difference to the first group leaves out 0."""
+    """Markdown: means and 95 % intervals; an arrow where the difference to the first group leaves out 0; the number of
+    values if it is not that of the seeds, and which units lack one."""
     first = next(iter(groups))
     lines = ["| | seeds | " + " | ".join(metric.title for metric in found) + " |", "|---" * (len(found) + 2) + "|"]
     for group, rows in groups.items():
-        cells = [_cell(metric, values, group, first) for metric, values in found.items()]
+        cells = [_cell(metric, values, group, first, len(rows)) for metric, values in found.items()]
         lines.append(f"| {group} | {len(rows)} | {' | '.join(cells)} |")
+    if lacking := left_out(groups, found):
+        units = "; ".join(f"{unit} ({', '.join(titles)})" for unit, titles in lacking.items())
+        lines += ["", f"Left out, since not finite or not measured: {units}."]
     return lines
 
 
-def _cell(metric: Metric, values: Values, group: str, first: str) -> str:
+def _cell(metric: Metric, values: Values, group: str, first: str, seeds: int) -> str:
     if not values[group]:
         return ""
     estimate, apart = MeanOfSeeds.of(list(values[group].values())), difference(values, group, first)
     text = f"{estimate.mean:.{metric.decimals}f}"
     text += "" if estimate.half is None else f" ± {estimate.half:.{metric.decimals}f}"
+    text += "" if estimate.n == seeds else f" ({estimate.n} of {seeds})"
     return text + ("" if not apart or not apart.is_clear else " ↑" if apart.mean > 0 else " ↓")
 
 

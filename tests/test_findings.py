@@ -107,6 +107,26 @@ def test_every_claim_is_compared_with_the_results(make: ModuleType):
     assert len(CLAIMS) == len(table.splitlines()) - 2
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", ""])
+def test_values_that_are_not_finite_are_left_out_counted_and_named(make: ModuleType, tmp_path: Path, value: str):
+    units = {
+        "first-seed0": "0.1",
+        "first-seed1": "0.11",
+        "more-seed0": "0.2",
+        "more-seed1": "0.22",
+        "more-seed2": value,
+    }
+    rows = [f"{unit},{unit[:-6]},{unit[-1]},4.0,{5 if of else ''},{of}" for unit, of in units.items()]
+    file = tmp_path / "made" / "results.csv"
+    file.parent.mkdir()
+    file.write_text("\n".join(["unit,group,seed,s0/text_loss_after,s2/text_loss_after,s2/questions", *rows]))
+    make.keep(file)
+    groups = make.read(make.FOLDER / "made.csv")
+    lines = make.table(groups, make.tables(groups))
+    assert "| more | 3 | 21.0 ± 12.7 (2 of 3) ↑ |" in lines[3]
+    assert lines[-1].startswith("Left out, since not finite or not measured: more-seed2 (answers, %")
+
+
 def test_arrows_mark_differences_whose_interval_leaves_out_0(make: ModuleType, tmp_path: Path):
     values = {"first": (10.0, 11.0, 12.0), "more": (20.0, 21.5, 22.0), "same": (11.0, 10.0, 12.5), "one": (50.0,)}
     rows = [

@@ -2,13 +2,15 @@
 plots.
 
 Intervals are Student's t at 95 % over the seeds of a group; a group of one has none. Differences from the first group
-are taken seed by seed (paired), since units with the same seed have more in common than others.
+are taken seed by seed (paired), since units with the same seed have more in common than others. Values that are not
+finite, or were not measured although others of the group were, are left out and named.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,8 @@ def gather(
 
     ``metrics``: names, or prefixes of names, of the metrics that summary and plots show; none = all that differ between
     units.
-    Returns {"finished", "missing": {name: state}, "metrics", "files"}. Raises ConfigError if no unit is finished, or if
-    a metric is unknown.
+    Returns {"finished", "missing": {name: state}, "left_out": {metric: {name of a finished unit: why}}, "metrics",
+    "files"}. Raises ConfigError if no unit is finished, or if a metric is unknown.
     """
     results = {plan.unit.name: found for plan in plans if (found := result_of(workdir, plan))}
     missing = {p.unit.name: state_of(workdir, p).state for p in plans if p.unit.name not in results}
@@ -44,13 +46,15 @@ def gather(
     publish.write_text(files[0], _results_csv(results))
     compared = {name: _compared(groups, sweep.groups[0]) for name, groups in table.items()}
     publish.write_text(files[1], _summary_csv(compared))
-    markdown = _markdown(sweep, compared, missing)
+    left_out = {name: found for name in shown if (found := _left_out(sweep, results, name))}
+    markdown = _markdown(sweep, compared, left_out, missing)
     publish.write_text(files[2], markdown)
-    for name in shown:
+    for name in (name for name in shown if table[name]):
         files.append(workdir / f"{name.replace('/', '.')}.png")
         publish.write_bytes(files[-1], metric_plot(name, {g: list(v.values()) for g, v in table[name].items()}))
     say(markdown)
-    return {"finished": len(results), "missing": missing, "metrics": shown, "files": [str(file) for file in files]}
+    outcome = {"finished": len(results), "missing": missing, "left_out": left_out, "metrics": shown}
+    return outcome | {"files": [str(file) for file in files]}
 
 
 def _chosen(results: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
@@ -65,13 +69,25 @@ def _chosen(results: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
 
 
 def _by_group(sweep: Sweep, results: Mapping[str, Any], metric: str) -> dict[str, dict[int | None, float]]:
-    """{group: {seed: value}} of the finished units that have ``metric``, with groups in the order of the file."""
+    """{group: {seed: value}} of the finished units with a finite ``metric``, with groups in the order of the file."""
     table: dict[str, dict[int | None, float]] = {group: {} for group in sweep.groups}
     for unit in sweep.units:
         value = results.get(unit.name, {}).get("metrics", {}).get(metric)
-        if value is not None:
+        if value is not None and math.isfinite(value):
             table[unit.group][unit.seed] = value
     return {group: values for group, values in table.items() if values}
+
+
+def _left_out(sweep: Sweep, results: Mapping[str, Any], metric: str) -> dict[str, str]:
+    """{unit: why} of the finished units without a finite ``metric`` in groups for which it was measured."""
+    measured = {name for name, result in results.items() if metric in result["metrics"]}
+    groups = {results[name]["group"] for name in measured}
+    finite = {(group, seed) for group, values in _by_group(sweep, results, metric).items() for seed in values}
+    return {
+        name: "not finite" if name in measured else "not measured"
+        for name, result in results.items()
+        if result["group"] in groups and (result["group"], result["seed"]) not in finite
+    }
 
 
 def difference(table: Mapping[str, Mapping[int | None, float]], group: str, baseline: str) -> MeanOfSeeds | None:
@@ -96,7 +112,7 @@ def _results_csv(results: Mapping[str, Any]) -> str:
     rows = [["unit", "group", "seed", *changed, *measured]]
     for result in results.values():
         changes = [result["changes"].get(key, "") for key in changed]
-        values = [result["metrics"].get(name, "") for name in measured]
+        values = ["nan" if (value := result["metrics"].get(name, "")) is None else value for name in measured]
         seed = "" if result["seed"] is None else result["seed"]
         rows.append([result["unit"], result["group"], seed, *changes, *values])
     return _csv(rows)
@@ -117,7 +133,12 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _markdown(sweep: Sweep, compared: Mapping[str, Mapping[str, Compared]], missing: Mapping[str, str]) -> str:
+def _markdown(
+    sweep: Sweep,
+    compared: Mapping[str, Mapping[str, Compared]],
+    left_out: Mapping[str, Mapping[str, str]],
+    missing: Mapping[str, str],
+) -> str:
     baseline = sweep.groups[0]
     lines = [
         f"# {sweep.title}",
@@ -131,7 +152,13 @@ def _markdown(sweep: Sweep, compared: Mapping[str, Mapping[str, Compared]], miss
             clear = " *" if apart and apart.is_clear else ""
             lines.append(f"| {group} | {estimate.n} | {estimate} | {apart or ''}{clear} |")
         lines.append("")
+        if metric in left_out:
+            lines += [f"Left out: {_listed(left_out[metric])}.", ""]
     lines += ["\\* the interval of the difference excludes 0.", ""]
     if missing:
-        lines += ["Missing: " + ", ".join(f"{name} ({state})" for name, state in missing.items()) + ".", ""]
+        lines += [f"Missing: {_listed(missing)}.", ""]
     return "\n".join(lines)
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({reason})" for name, reason in reasons.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from mono_jax.runs.sweeping.places import FAILED, RESULT, alone_with, lay_out
 from mono_jax.runs.workdir import Workdir, locked
 from mono_jax.training.loop import Stopped
 from mono_jax.training.metrics import Say, read_metrics
+
+Metrics = dict[str, float | None]  # None: not finite, as in metrics.jsonl
 
 
 class SharingEvip(Evip):
@@ -48,8 +51,9 @@ class SharingEvip(Evip):
 def run_unit(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Trains and evaluates what is missing for the unit; writes and returns its result. All processes make this call.
 
-    {"unit", "group", "seed", "changes", "stages": {folder: digest}, "seconds", "metrics": {name: number}} Raises
-    MonoJaxError or DataError, which are recorded in failed.json; ``stopping.Preempted`` after SIGTERM.
+    {"unit", "group", "seed", "changes", "stages": {folder: digest}, "seconds", "metrics": {name: number, or None if it
+    is not finite}} Raises MonoJaxError or DataError, which are recorded in failed.json; ``stopping.Preempted`` after
+    SIGTERM.
     """
     start, first = time.perf_counter(), jax.process_index() == 0
     with first_process_first():
@@ -89,44 +93,42 @@ def _alone_with(folder: Path, say: Say) -> contextlib.AbstractContextManager[Non
     return alone_with(folder, say) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
-def _measured(plan: Plan, folder: Path) -> dict[str, float]:
+def _measured(plan: Plan, folder: Path) -> Metrics:
     config = plan.config
     if isinstance(config, RunConfig):
         return _single(config, (folder / plan.stages[0].folder).resolve())
     results, _ = run_and_report(config, folder, SharingEvip)
-    found: dict[str, float] = {}
+    found: Metrics = {}
     for name, summary in results["stages"].items():
-        found |= _numbers(f"{name}/", summary_metrics(summary)) | _heldout(folder / name, f"{name}/")
+        found |= stage_metrics(summary, folder / name, f"{name}/")
     return found
 
 
-def _single(run: RunConfig, place: Path) -> dict[str, float]:
+def _single(run: RunConfig, place: Path) -> Metrics:
     with _alone_with(place, say_now):
         result = run_stage(run, place)
         if jax.process_index() == 0:
             publish.write_json(place / "summary.json", Workdir.of(place).portable(result))
-    return _numbers("", {"loss": result["loss"]}) | _heldout(place, "")
+    return stage_metrics({"loss": result["loss"]}, place, "")
 
 
-def summary_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a stage's summary that are worth comparing, by name."""
-    keys = ("loss", "seconds", "text_loss_before", "text_loss_after", "trainable", "optimizer_bytes")
-    found = {key: summary.get(key) for key in keys}
+def stage_metrics(summary: Mapping[str, Any], stage: Path, prefix: str) -> Metrics:
+    """The numbers of a stage that are worth comparing: of its summary, and the newest of each kind that was measured on
+    held-out samples during the stage in the folder ``stage``."""
+    newest: Metrics = {}
+    for record in read_metrics(stage / "metrics.jsonl"):
+        newest |= {key: value for key, value in record.items() if key.startswith(MEASURED)}
+    found = _of_summary(summary) | newest
+    return {
+        f"{prefix}{key}": value if value is not None and math.isfinite(value) else None for key, value in found.items()
+    }
+
+
+def _of_summary(summary: Mapping[str, Any]) -> Metrics:
+    keys = ("seconds", "text_loss_before", "text_loss_after", "trainable", "optimizer_bytes")
+    found = {"loss": summary["loss"], **{key: summary[key] for key in keys if summary.get(key) is not None}}
     for name, graded in summary.get("evaluation", {}).items():
         found |= {name: graded["accuracy"], f"{name}/commonest": graded["majority"]}
         found |= {f"{name}/blind": graded["blind"]} if "blind" in graded else {}
         found |= {f"{name}/{kind}": kept["accuracy"] for kind, kept in graded.get("by_kind", {}).items()}
     return found
-
-
-def _heldout(stage: Path, prefix: str) -> dict[str, float]:
-    """The newest value of each kind that the stage measured on held-out samples."""
-    newest: dict[str, Any] = {}
-    for record in read_metrics(stage / "metrics.jsonl"):
-        newest |= {key: value for key, value in record.items() if key.startswith(MEASURED)}
-    return _numbers(prefix, newest)
-
-
-def _numbers(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-    return {f"{prefix}{key}": value for key, value in numbers.items()}

@@ -22,7 +22,7 @@ class MeanOfSeeds:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> MeanOfSeeds:
-        """``values`` must not be empty."""
+        """``values``: at least one, all finite."""
         n, mean = len(values), statistics.fmean(values)
         if n < 2:
             return cls(mean, None, n)

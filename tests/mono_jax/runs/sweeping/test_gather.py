@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from matplotlib import image
 from scipy import stats
 
 from mono_jax.errors import CheckpointError, ConfigError
+from mono_jax.runs.sweeping import running
 from mono_jax.runs.sweeping.chain import Plan, plans
 from mono_jax.runs.sweeping.gather import difference, gather
 from mono_jax.runs.sweeping.places import is_trained, lay_out, share, shared_folder
@@ -19,6 +22,7 @@ from mono_jax.runs.sweeping.seeds import MeanOfSeeds
 from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import Sweep, read_sweep
 from mono_jax.runs.workdir import locked
+from mono_jax.training.metrics import MetricsWriter
 
 
 @pytest.fixture
@@ -72,6 +76,49 @@ def test_results_of_what_is_finished_and_names_of_what_is_not(sweep: Sweep, tmp_
     assert gather(sweep, planned, workdir, ["con"], said.append)["metrics"] == ["constant"]
     with pytest.raises(ConfigError, match="did you mean 'loss'"):
         gather(sweep, planned, workdir, ["lass"], print)
+
+
+@pytest.mark.parametrize(
+    ("values", "n", "left_out"),
+    [
+        ((1.0, 2.0), 2, {}),
+        ((1.0, None), 1, {"low-seed1": "not finite"}),
+        ((math.nan, 2.0), 1, {"low-seed0": "not finite"}),
+        ((math.inf, -math.inf), 0, {"low-seed0": "not finite", "low-seed1": "not finite"}),
+        ((1.0, "absent"), 1, {"low-seed1": "not measured"}),
+        ((None, "absent"), 0, {"low-seed0": "not finite", "low-seed1": "not measured"}),
+        (("absent", "absent"), 0, {}),  # of other stages
+    ],
+)
+def test_values_that_are_not_finite_are_left_out_counted_and_named(
+    sweep: Sweep, tmp_path: Path, values: tuple[Any, Any], n: int, left_out: dict[str, str]
+):
+    planned, workdir = plans(sweep), tmp_path / "work"
+    for plan, value in zip(planned, values):
+        finish(workdir, plan, **({} if value == "absent" else {"loss": value}))
+    finish(workdir, planned[2], loss=3.0)
+    found = gather(sweep, planned, workdir, [], print)
+    assert found["left_out"] == ({"loss": left_out} if left_out else {})
+    with (workdir / "summary.csv").open() as file:
+        assert {row["group"]: row["n"] for row in csv.DictReader(file)} == {"high": "1"} | (
+            {"low": str(n)} if n else {}
+        )
+    named = ", ".join(f"{name} ({why})" for name, why in left_out.items())
+    assert (f"Left out: {named}." in (workdir / "summary.md").read_text()) == bool(left_out)
+    with (workdir / "results.csv").open() as file:
+        written = [row["loss"] for row in csv.DictReader(file)]
+    assert written[:2] == [str({"absent": "", None: "nan"}.get(value, value)) for value in values]
+
+
+def test_metrics_of_a_unit_keep_those_that_are_not_finite(tmp_path: Path):
+    """Those that a stage does not have are left out."""
+    summary = {"loss": None, "text_loss_before": None, "text_loss_after": math.nan, "trainable": 5}
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"step": 1, "heldout/text": 2.0, "heldout/captions": 3.0})
+        writer.write({"step": 2, "heldout/text": math.inf, "grad_norm": math.nan})
+    found = running.stage_metrics(summary, tmp_path, "s2/")
+    measured = {"s2/heldout/text": None, "s2/heldout/captions": 3.0}
+    assert found == {"s2/loss": None, "s2/text_loss_after": None, "s2/trainable": 5, **measured}
 
 
 def test_states_of_units(sweep: Sweep, sweep_file: Path, tmp_path: Path):
