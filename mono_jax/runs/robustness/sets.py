@@ -2,27 +2,32 @@
 
 FOLDER/NAME@LEVEL.jsonl     LLaVA records         FOLDER/pictures/NAME@LEVEL/*.png     their pictures
                                                   FOLDER/pictures/edge_EDGE/*.png      all pictures, reduced
+
+A picture is named after the question's id and the bytes that it is made from, so one that is already there is the same.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from data_pipelines.encoding.chat import IMAGE
+from data_pipelines.errors import DataError
 from data_pipelines.io import publish
+from data_pipelines.io.digests import digest
 from mono_jax.errors import unknown_key
 from mono_jax.evaluation.questions import Question, opened
 from mono_jax.evaluation.robustness.changes import ARRANGEMENTS, CHANGES, scaled
 
 
 def write(folder: Path, questions: Sequence[Question], names: Sequence[str] | None = None) -> dict[str, Path]:
-    """{"NAME@LEVEL": file} for all changes, or those in ``names``; files of an earlier call are kept.
+    """{"NAME@LEVEL": file} for all changes, or those in ``names``; pictures of an earlier call are kept.
 
     Raises ConfigError for an unknown name, DataError that names the picture.
     """
@@ -34,19 +39,16 @@ def write(folder: Path, questions: Sequence[Question], names: Sequence[str] | No
         chosen = {name: each for name, each in table.items() if not names or name in names}
         for name, level in ((name, level) for name, each in chosen.items() for level in each.levels):
             file = files[f"{name}@{level:g}"] = folder / f"{name}@{level:g}.jsonl"
-            if not file.is_file():
-                records = make(folder, name, level, questions)
-                publish.write_text(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+            records = make(folder, name, level, questions)
+            publish.write_text(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
     return files
 
 
 def _changed(folder: Path, name: str, level: float, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
     place = folder / "pictures" / f"{name}@{level:g}"
-    place.mkdir(parents=True, exist_ok=True)
     for question in questions:
         rng = np.random.default_rng(zlib.crc32(f"{name}/{question.id}".encode()))
-        file = place / f"{question.id}.png"
-        CHANGES[name].apply(opened(question), level, rng).save(file)
+        file = _made(place, question, lambda picture, rng=rng: CHANGES[name].apply(picture, level, rng))
         yield _record(question, question.turns[-1][1], [file.relative_to(folder)])
 
 
@@ -64,11 +66,19 @@ def _reduced(folder: Path, question: Question, edge: int | None) -> Path:
     """The question's picture, with a shorter edge of ``edge`` pixels unless that is None; written once."""
     if edge is None:
         return question.image.absolute()
-    file = folder / "pictures" / f"edge_{edge}" / f"{question.id}.png"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scaled(opened(question), edge).save(file)
-    return file.absolute()
+    return _made(folder / "pictures" / f"edge_{edge}", question, lambda picture: scaled(picture, edge)).absolute()
+
+
+def _made(folder: Path, question: Question, change: Callable[[Image.Image], Image.Image]) -> Path:
+    """The file in ``folder`` with the question's picture after ``change``; made if it is not there."""
+    try:
+        name = digest(question.id, question.image.read_bytes())[:16]
+    except OSError as error:
+        raise DataError(f"{question.image}: {error.strerror}") from None
+    if not (file := folder / f"{name}.png").is_file():
+        with publish.new_file(file) as new:
+            change(opened(question)).save(new, "PNG")
+    return file
 
 
 def _record(question: Question, text: str, pictures: Sequence[Path]) -> dict[str, Any]:

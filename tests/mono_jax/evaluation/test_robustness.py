@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import resource
@@ -92,6 +93,55 @@ def test_many_pictures_are_tiny_but_for_the_one_that_is_asked_about(tmp_path: Pa
         named = [record["image"]] if count == 1 else record["image"]
         assert [Image.open(name).size for name in named] == [(21, 16)] * (count - 1) + [(64, 48)]
         assert named[-1] == str(tmp_path / "1.png")
+
+
+@pytest.mark.parametrize("name", ["noisy", "other_pictures", "many_tiny"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "coco/1"},
+        {"id": "../1"},
+        {"id": "x" * 300},
+        {"turns": (("human", "how many?"),)},
+        {"truth": "another"},
+        {"kind": "count"},
+        {"image": "other.png"},
+        {"more": 2},
+        {"more": -1},
+        {"bytes": True},
+    ],
+)
+def test_sets_of_an_earlier_call_are_those_that_a_first_call_makes(
+    tmp_path: Path, picture: Image.Image, name: str, change: dict[str, Any]
+):
+    """Whatever has changed in the questions: their pictures, number, words or ids."""
+    picture.save(tmp_path / "one.png")
+    picture.rotate(90).save(tmp_path / "other.png")
+    questions = [Question(str(n), tmp_path / "one.png", (("human", "what?"),), "this", "") for n in range(2)]
+    write(tmp_path / "again", questions, [name])
+    match change:
+        case {"more": more}:
+            questions = questions[: 2 + more] + [dataclasses.replace(questions[0], id=str(9 + n)) for n in range(more)]
+        case {"bytes": True}:
+            picture.rotate(180).save(tmp_path / "one.png")
+        case {"image": file}:
+            questions = [dataclasses.replace(question, image=tmp_path / file) for question in questions]
+        case _:
+            questions[0] = dataclasses.replace(questions[0], **change)
+    again, first = (write(tmp_path / folder, questions, [name]) for folder in ("again", "first"))
+    for label, file in again.items():
+        records, expected = ([json.loads(line) for line in each.open()] for each in (file, first[label]))
+        assert [record["id"] for record in records] == [question.id for question in questions]
+        for record, other in zip(records, expected, strict=True):
+            pictures, others = (
+                [image] if isinstance(image := each.pop("image"), str) else image for each in (record, other)
+            )
+            assert record == other
+            for mine, theirs in zip(pictures, others, strict=True):
+                assert (file.parent / mine).read_bytes() == (first[label].parent / theirs).read_bytes()
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("again/pictures/*/*")}
+    write(tmp_path / "again", questions, [name])
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("again/pictures/*/*")} == kept
 
 
 def refused(name: str, picture: Image.Image) -> str:
