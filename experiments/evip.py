@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mono_jax.runs.config import EvipConfig  # after parsing: --help needs none of it
     from mono_jax.runs.evip import run_evip
     from mono_jax.runs.workdir import opened
-    from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
+    from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted, StopAtOnce
 
-    with cli.joined(args) as first:
+    with StopAtOnce(), cli.joined(args) as first:
         try:
             config = EvipConfig.from_dict(values)
             with opened(args.workdir, list(config.stages)) as workdir:

@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mono_jax.runs.evip import single_stage  # after parsing: --help needs none of it
     from mono_jax.runs.stage import run_stage
     from mono_jax.runs.workdir import opened
-    from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
+    from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted, StopAtOnce
 
-    with cli.joined(args) as first:
+    with StopAtOnce(), cli.joined(args) as first:
         try:
             with opened(args.workdir) as workdir:
                 result = run_stage(single_stage(values, workdir, args.stage), workdir)

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipelines.config import CAPTION_PROMPT
 from data_pipelines.errors import DataError
+from data_pipelines.io.processes import end_with_parent
 from data_pipelines.recipes import prose
 from data_pipelines.recipes.demo.build import DemoBuild
 from data_pipelines.recipes.demo.conversations import write_s0, write_s2
@@ -96,7 +97,7 @@ def _painted(part: Callable[[str, Progress], Counts], workers: int, progress: Pr
     """The parts with pictures and chats, each in one process; the largest is started first."""
     if workers == 1:
         return {name: part(name, progress) for name in PAINTED}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         painted = {name: pool.submit(_quietly, part, name) for name in PAINTED}
         counts = {}
         for name, future in painted.items():

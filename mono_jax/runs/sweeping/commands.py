@@ -24,7 +24,7 @@ from mono_jax.runs.sweeping.schedule import Scheduler, Task
 from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import Sweep, read_sweep
 from mono_jax.runs.workdir import locked
-from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
+from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted, StopAtOnce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _act(args: argparse.Namespace, asked: Asked) -> dict[str, Any]:
 def _run(args: argparse.Namespace, asked: Sequence[Asked]) -> tuple[int, dict[str, Any] | None]:
     if args.unit is None:
         cli.alone("sweep.py run without --unit", args)
-    with cli.joined(args) if args.unit is not None else contextlib.nullcontext(True) as first:
+    joined = contextlib.nullcontext(True) if args.unit is None else cli.joined(args)
+    with StopAtOnce(), joined as first:
         try:
             if args.unit is not None:
                 result = run_unit(plan(asked[0].sweep.unit(args.unit)), asked[0].workdir)

@@ -16,6 +16,7 @@ from mono_jax.runs.sweeping.chain import Plan
 from mono_jax.runs.sweeping.places import FAILED, LOG, is_trained, unit_folder
 from mono_jax.runs.sweeping.running import write_failure
 from mono_jax.runs.sweeping.status import FINISHED, state_of
+from mono_jax.runs.workdir import in_use
 from mono_jax.training.callbacks.signals import OnSignals
 from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
 
@@ -55,6 +56,9 @@ class Scheduler(OnSignals):
 
     A unit whose next stage is being trained by another one starts once that stage is finished; sweeps whose units run
     together have a common folder of shared stages. Jobs share the GPUs, see ``share_of_gpus``.
+
+    Nothing is started while another process runs one of the units, for example one that a killed scheduler left: it may
+    have the GPU of a job.
     """
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -63,6 +67,7 @@ class Scheduler(OnSignals):
         self._jobs, self._say = jobs, say
         self._active: list[_Job] = []
         self._stop = False
+        self._others: list[str] = []  # units that other processes run
 
     def run(self, tasks: Sequence[Task]) -> dict[str, list[str]]:
         """Runs the unfinished tasks; returns {"finished": names, "failed": names}. Raises Preempted after a signal."""
@@ -75,7 +80,7 @@ class Scheduler(OnSignals):
             try:
                 while self._active or (waiting and not self._stop):
                     if not self._stop:
-                        self._start(waiting)
+                        self._start(waiting, outcome["finished"])
                     self._collect(outcome)
                     time.sleep(0.2)
             finally:
@@ -86,9 +91,14 @@ class Scheduler(OnSignals):
             )
         return outcome
 
-    def _start(self, waiting: list[Task]) -> None:
+    def _start(self, waiting: list[Task], finished: list[str]) -> None:
         while len(self._active) < self._jobs and (task := next(filter(self._is_ready, waiting), None)):
+            if self._has_others(waiting):
+                return
             waiting.remove(task)
+            if task.is_finished:  # by another process
+                finished.append(task.name)
+                continue
             slot = min(set(range(self._jobs)) - {job.slot for job in self._active})
             task.folder.mkdir(parents=True, exist_ok=True)
             with (task.folder / LOG).open("ab") as log:
@@ -102,6 +112,13 @@ class Scheduler(OnSignals):
                 )
             self._active.append(_Job(task, process, slot))
             self._say(f"{task.name}: started ({task.folder / LOG})")
+
+    def _has_others(self, waiting: Sequence[Task]) -> bool:
+        """Whether another process runs one of these units; prints which."""
+        before, self._others = self._others, [task.name for task in waiting if in_use(task.folder)]
+        if self._others and self._others != before:
+            self._say(f"waiting for {', '.join(self._others)}, which another process runs ...")
+        return bool(self._others)
 
     def _is_ready(self, task: Task) -> bool:
         """Whether the first stage that this unit lacks is not part of any running unit."""
@@ -118,7 +135,7 @@ class Scheduler(OnSignals):
             if code == 0:
                 outcome["finished"].append(name)
                 self._say(f"{name}: finished")
-            elif code != PREEMPTED or not self._stop:
+            elif not (self._stop and (code == PREEMPTED or code < 0)):  # negative: ended by the signal itself
                 if not (folder / FAILED).is_file():
                     write_failure(folder, last_line(folder / LOG), code)
                 outcome["failed"].append(name)

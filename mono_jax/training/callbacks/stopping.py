@@ -12,7 +12,7 @@ from typing import Protocol
 from mono_jax.training.callbacks.signals import OnSignals
 from mono_jax.training.loop import Callback, Progress, Stopped
 
-PREEMPTED = 75  # exit code after SIGTERM or SIGINT: state saved, run again to resume (EX_TEMPFAIL)
+PREEMPTED = 75  # exit code after SIGTERM, or SIGINT during steps: run again to resume (EX_TEMPFAIL)
 
 
 class Preempted(Stopped):
@@ -64,6 +64,21 @@ class BadSampleLimit(Callback):
                 "total); saved: check the data (python -m data_pipelines.check), or raise --config.max_bad_share, and "
                 "run again"
             )
+
+
+class StopAtOnce(OnSignals):
+    """Ends the process with exit code ``PREEMPTED`` on SIGTERM, for a whole command; ``StopWhenAsked`` takes over while
+    steps run.
+
+    Outside them, nothing needs to be saved: the next start makes again what was not complete, as after SIGKILL. Hence
+    no exception, which something might catch or delay.
+    """
+
+    signals = (signal.SIGTERM,)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        os.write(2, b"stopped as requested: run the same command again to resume\n")
+        os._exit(PREEMPTED)
 
 
 class StopWhenAsked(OnSignals):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -11,26 +12,33 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_pipelines.io.publish import write_json
 from mono_jax.errors import ClusterError, ConfigError
 from mono_jax.runs.sweeping import commands, slurm
 from mono_jax.runs.sweeping.chain import Plan, plans
-from mono_jax.runs.sweeping.places import share
+from mono_jax.runs.sweeping.places import alone_with, share, unit_folder
 from mono_jax.runs.sweeping.schedule import Scheduler, Task, last_line, share_of_gpus
 from mono_jax.runs.sweeping.status import state_of
 from mono_jax.runs.sweeping.units import read_sweep
-from mono_jax.training.callbacks.stopping import Preempted
+from mono_jax.runs.workdir import locked
+from mono_jax.training.callbacks.stopping import PREEMPTED, Preempted
+
+ROOT = Path(__file__).parents[4]
 
 # Stands in for sweep.py run: makes the unit's stages one after another, following its plan in plans.json.
 WORKER = """
-import json, os, sys, time
+import json, os, signal, sys, time
 workdir, name = sys.argv[1], sys.argv[2]
 plan = json.load(open(workdir + "/plans.json"))[name]
 def note(event):
     with open(workdir + "/events.txt", "a") as file:
         file.write(f"{event} {name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+if plan["on_term"] is not None:
+    signal.signal(signal.SIGTERM, lambda *_: exec(plan["on_term"]))
 note("start")
 if name == plan["fails"]:
     print("some line", flush=True); print("ValueError: no luck", file=sys.stderr); sys.exit(1)
@@ -52,16 +60,16 @@ def planned(sweep_file: Path) -> list[Plan]:
     return plans(read_sweep(sweep_file))
 
 
-def run(workdir: Path, planned: list[Plan], jobs: int, seconds: float = 0.05, fails: str = "") -> dict[str, list[str]]:
-    return Scheduler(jobs, print).run(tasks(workdir, planned, seconds, fails))
+def run(workdir: Path, planned: list[Plan], jobs: int, **how: Any) -> dict[str, list[str]]:
+    return Scheduler(jobs, print).run(tasks(workdir, planned, **how))
 
 
-def tasks(workdir: Path, planned: list[Plan], seconds: float = 0.05, fails: str = "") -> list[Task]:
+def tasks(
+    workdir: Path, planned: list[Plan], seconds: float = 0.05, fails: str = "", on_term: str | None = None
+) -> list[Task]:
     workdir.mkdir(exist_ok=True, parents=True)
-    described = {
-        plan.unit.name: {"stages": {s.folder: s.digest for s in plan.stages}, "seconds": seconds, "fails": fails}
-        for plan in planned
-    }
+    how = {"seconds": seconds, "fails": fails, "on_term": on_term}
+    described = {plan.unit.name: {"stages": {s.folder: s.digest for s in plan.stages}, **how} for plan in planned}
     (workdir / "plans.json").write_text(json.dumps(described))
     command = (sys.executable, "-c", WORKER, str(workdir))
     return [Task(plan.unit.name, plan, workdir, (*command, plan.unit.name)) for plan in planned]
@@ -97,7 +105,18 @@ def test_failures_are_named_and_tried_again(planned: list[Plan], tmp_path: Path)
     assert run(workdir, planned, jobs=1)["failed"] == []
 
 
-def test_a_signal_ends_the_units_and_the_next_start_goes_on(planned: list[Plan], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("on_term", "failed"),
+    [
+        (None, False),  # it is importing, or compiling: the signal itself ends it
+        ("os._exit(75)", False),
+        ("os.kill(os.getpid(), 9)", False),  # no memory, or no patience
+        ("print('ValueError: a bug', flush=True); os._exit(1)", True),
+    ],
+)
+def test_a_signal_ends_the_units_and_the_next_start_goes_on(
+    planned: list[Plan], tmp_path: Path, on_term: str | None, failed: bool
+):
     workdir = tmp_path / "work"
 
     def stop() -> None:
@@ -107,8 +126,49 @@ def test_a_signal_ends_the_units_and_the_next_start_goes_on(planned: list[Plan],
 
     threading.Thread(target=stop).start()
     with pytest.raises(Preempted, match="0 of 5 units finished: run again"):
-        run(workdir, planned, jobs=2, seconds=600)
+        run(workdir, planned, jobs=1, seconds=600, on_term=on_term)
+    states = [state_of(workdir, plan) for plan in planned]
+    assert [(state.state, state.note) for state in states if state.state != "waiting"] == (
+        [("failed", "ValueError: a bug")] if failed else []
+    )
     assert len(run(workdir, planned, jobs=3, seconds=0)["finished"]) == 5
+
+
+@pytest.mark.parametrize("finishes", [False, True])
+def test_units_of_another_process_are_waited_for(planned: list[Plan], tmp_path: Path, finishes: bool):
+    """Nothing else is started meanwhile; a unit that the other process finishes is not run again."""
+    workdir, said = tmp_path / "work", []
+    other, folder = planned[2], unit_folder(tmp_path / "work", planned[2].unit.name)
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(locked(folder))
+
+        def say(line: str) -> None:
+            said.append(line)
+            if line == f"waiting for {other.unit.name}, which another process runs ...":
+                assert not (workdir / "events.txt").exists()
+                if finishes:
+                    stages = {stage.folder: stage.digest for stage in other.stages}
+                    write_json(folder / "result.json", {"stages": stages, "metrics": {}})
+                lock.close()
+
+        outcome = Scheduler(2, say).run(tasks(workdir, planned))
+    assert len(outcome["finished"]) == 5 and outcome["failed"] == []
+    assert said[0].startswith("waiting") and sum(line.startswith("waiting") for line in said) == 1
+    assert (["start", other.unit.name] in [event[:2] for event in events(workdir)]) != finishes
+
+
+def test_a_unit_stops_at_once_while_it_waits_for_another(sweep_file: Path, planned: list[Plan], tmp_path: Path):
+    """SIGTERM is not a failure: the exit code says to run again."""
+    workdir = tmp_path / "work"
+    folder = unit_folder(workdir, planned[0].unit.name)
+    command = [sys.executable, "experiments/sweep.py", "run", str(sweep_file), f"--workdir={workdir}", "--index=0"]
+    with alone_with(folder / "data", print):
+        unit = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert unit.stdout.readline() == "waiting for another unit, which is making data ...\n"
+        unit.send_signal(signal.SIGTERM)
+        _, error = unit.communicate()
+    assert (unit.returncode, error) == (PREEMPTED, "stopped as requested: run the same command again to resume\n")
+    assert state_of(workdir, planned[0]).state == "waiting"
 
 
 def test_several_sweeps_are_one_queue(sweep_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

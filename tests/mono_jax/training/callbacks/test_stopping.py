@@ -10,7 +10,13 @@ import pytest
 
 from data_pipelines.loading.report import Report
 from mono_jax.training.callbacks import stopping
-from mono_jax.training.callbacks.stopping import BadSampleLimit, Preempted, StopWhenAsked, TooManyBadSamples
+from mono_jax.training.callbacks.stopping import (
+    BadSampleLimit,
+    Preempted,
+    StopAtOnce,
+    StopWhenAsked,
+    TooManyBadSamples,
+)
 from mono_jax.training.loop import Progress
 
 
@@ -43,6 +49,23 @@ def test_the_commonest_five_reasons_are_named():
 def test_the_exit_code_of_a_run_that_was_asked_to_stop():
     """Launchers rely on it: EX_TEMPFAIL of sysexits.h."""
     assert stopping.PREEMPTED == 75
+
+
+def test_a_command_stops_at_once_except_during_steps(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    handler, codes = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with StopAtOnce():
+        with StopWhenAsked() as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Preempted):
+                turn(asked)
+        assert codes == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert codes == [stopping.PREEMPTED]
+        assert capfd.readouterr().err.endswith("stopped as requested: run the same command again to resume\n")
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def turn(stopping: StopWhenAsked, done: int = 3) -> None:
