@@ -1,7 +1,8 @@
 """Runs the stages of EViP one after another and writes a report.
 
 Each stage of the config is trained (as experiments/train.py does for a single stage), the loss on held-out
-text is measured before and after, and the model describes held-out images. Finished stages are skipped; an
+text is measured before and after, and the model describes held-out images. Finished stages are skipped, and only
+asked again if the config now asks otherwise (heldout_questions, heldout_batches, answer_tokens, gallery); an
 interrupted run (SIGTERM or Ctrl-C: exit code 75) resumes where it stopped. The base language model comes from
 stage S0 or from config.init; visual experts are embedded in it before the first stage with images.
 

@@ -372,6 +372,11 @@ class EvipConfig:
             values.setdefault("save_dtype", "float32")  # the next stage continues from the master weights
         return {**values, "data": {**self.data, **own.get("data", {})}}
 
+    def asked(self, heldout: str) -> dict[str, Any]:
+        """The keys that decide what is measured on a held-out set, "text" or one with questions."""
+        keys = ("heldout_batches",) if heldout == "text" else ("heldout_questions", "answer_tokens", "gallery")
+        return {key: getattr(self, key) for key in keys}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvipConfig:
         """Raises ConfigError with the dotted name of the key."""

@@ -8,37 +8,26 @@ WORKDIR/data/        sets built as the config asks              STAGE/       one
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from data_pipelines.config import DataConfig
-from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.io import publish
 from data_pipelines.special_tokens import IMAGE_CONTEXT
-from mono_jax import tree
 from mono_jax.errors import ConfigError
-from mono_jax.evaluation import questions
-from mono_jax.evaluation.heldout import HeldoutSources
 from mono_jax.files import stored_json
-from mono_jax.generation.decode import Generator
-from mono_jax.models.architecture import Architecture
-from mono_jax.models.transformer import Model
 from mono_jax.parallel.agreement import from_first, together
-from mono_jax.parallel.mesh import row_ways, unshared
 from mono_jax.runs.compilation_cache import folder_of, kept_programs
 from mono_jax.runs.config import EvipConfig, RunConfig, one_of_several
 from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.evaluating import BASE_LOSSES
+from mono_jax.runs.heldout import Heldout
 from mono_jax.runs.parameter_counts import parameter_counts
-from mono_jax.runs.program import Program
 from mono_jax.runs.sets import prepare_sets, with_heldout
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.workdir import Workdir
@@ -52,13 +41,14 @@ from mono_jax.weights.model_folder import (
     Origin,
     companion_files,
     find_model,
-    load_model,
     model_config,
     open_model,
     read_origin,
     save_model,
 )
 from mono_jax.weights.upcycle import upcycle
+
+TEXT_LOSS_BEFORE = "text_loss_before.json"
 
 
 @dataclasses.dataclass
@@ -212,7 +202,8 @@ class Evip:
         return str(target)
 
     def run_stage(self, folder: str, init: str) -> dict[str, Any]:
-        """Trains and evaluates one stage, unless its summary was made with the same config."""
+        """Trains one stage, unless its summary was made with the same config; then measures what the summary lacks, or
+        has for other sets or settings."""
         run, workdir = self.stage_config(folder, init), self.stage_workdir(folder)
         done, timeline = workdir.files / "summary.json", timeline_file(workdir.files, jax.process_index())
         summary = workdir.portable(_stored(done))
@@ -221,31 +212,40 @@ class Evip:
         else:
             summary = workdir.portable(self.train(folder, run))
             _write(done, summary)
+        if summary.get("text_asked") != (asked := workdir.portable(self.heldout.asked("text"))):
+            before, model = self.text_loss_before(folder, run), str(self.large(folder) / "model")
+            with measuring(timeline, self.say, summary["steps"]):
+                after = self.text_loss(model, run)
+            summary |= {"text_loss_before": before, "text_loss_after": after, "text_asked": asked}
+            _write(done, summary)
         if names := self.unasked(folder, summary):
             with measuring(timeline, self.say, summary["steps"]):
-                found = workdir.portable(self.evaluate(folder, run, names))
-            summary["evaluation"] = {**summary.get("evaluation", {}), **found}
+                found = self.evaluate(folder, run, names)
+            found = {name: graded | {"asked": self.heldout.asked(name)} for name, graded in found.items()}
+            summary["evaluation"] = {**summary.get("evaluation", {}), **workdir.portable(found)}
             _write(done, summary)
-        return workdir.found(summary)
+        answered = {name: summary["evaluation"][name] for name in self.heldout.names(folder)}
+        return workdir.found(summary | {"evaluation": answered})
 
     def train(self, folder: str, run: RunConfig) -> dict[str, Any]:
-        """Trains one stage and measures the loss on held-out text before and after it; returns the stage's summary."""
-        files = self.place(folder)
-        before_file, timeline = files / "text_loss_before.json", timeline_file(files, jax.process_index())
-        if "loss" in (stored := _stored(before_file)):
-            before = stored["loss"]
-        else:
-            with measuring(timeline, self.say):
-                before = self.text_loss(run.init, run) if run.init else None
+        """Trains one stage, once the loss on held-out text has been measured; returns the stage's summary."""
+        before, asked = self.text_loss_before(folder, run), self.heldout.asked("text")
         start = time.perf_counter()
         workdir = self.stage_workdir(folder)
         result = run_stage(
             run, workdir, base_dir=self.large("base"), shared_cache=self.cache(), base_losses=self.base_losses(folder)
         )
-        _write(before_file, {"loss": before})
-        trained = round(time.perf_counter() - start, 1)
-        with measuring(timeline, self.say, result["step"]):
-            return self.summary(run, result, before) | {"seconds": trained}
+        _write(workdir.files / TEXT_LOSS_BEFORE, {"loss": before, "asked": workdir.portable(asked)})
+        return self.summary(run, result) | {"seconds": round(time.perf_counter() - start, 1)}
+
+    def text_loss_before(self, folder: str, run: RunConfig) -> float | None:
+        """Loss on held-out text before a stage, measured unless it is known; None for random weights."""
+        workdir = self.stage_workdir(folder)
+        stored = _stored(workdir.files / TEXT_LOSS_BEFORE)
+        if "loss" in stored and stored.get("asked") == workdir.portable(self.heldout.asked("text")):
+            return stored["loss"]
+        with measuring(timeline_file(workdir.files, jax.process_index()), self.say):
+            return self.text_loss(run.init, run) if run.init else None
 
     def base_losses(self, folder: str) -> Path | None:
         """The base's losses, measured by the first stage that starts from a language model; None in that stage and
@@ -254,8 +254,8 @@ class Evip:
         stages = list(self.config.stages)
         return self.place(first) / BASE_LOSSES if stages.index(folder) > stages.index(first) else None
 
-    def summary(self, run: RunConfig, result: Mapping[str, Any], before: float | None) -> dict[str, Any]:
-        """What the report shows about a stage; ``before``: the loss on held-out text before it."""
+    def summary(self, run: RunConfig, result: Mapping[str, Any]) -> dict[str, Any]:
+        """What the report shows about the training of a stage."""
         config, params, _ = open_model(result["model"], verify=False)
         return {
             "config": run.to_dict(),
@@ -266,57 +266,27 @@ class Evip:
             "skipped_updates": result["skipped_updates"],
             "best": result["best"],
             "data": result["data"],
-            "text_loss_before": before,
-            "text_loss_after": self.text_loss(result["model"], run),
             **parameter_counts(run, config, params),
         }
 
+    @property
+    def heldout(self) -> Heldout:
+        """What is measured on the held-out sets."""
+        return Heldout(self.config, self.manifest["heldout"], self.cache(), self.say)
+
     def unasked(self, folder: str, summary: Mapping[str, Any]) -> list[str]:
-        """Held-out sets that a stage's model has yet to answer; before S2, it has only learnt to describe images."""
-        name = self.config.stage_name(folder)
-        last = name.startswith("S2") or folder == list(self.config.stages)[-1]
-        names = () if name == "S0" else ("captions", "questions", "easy_vqa") if last else ("captions",)
-        return [
-            name for name in names if name in self.manifest["heldout"] and name not in summary.get("evaluation", {})
-        ]
+        """Held-out sets for which a stage's summary has no answers, or has those to another set or other settings."""
+        portable, found = self.stage_workdir(folder).portable, summary.get("evaluation", {})
+        names = self.heldout.names(folder)
+        return [n for n in names if found.get(n, {}).get("asked") != portable(self.heldout.asked(n))]
 
     def text_loss(self, model: str, run: RunConfig) -> float | None:
         """Loss on the held-out text of the model in the folder ``model``; None if the sets have no held-out text."""
-        if "text" not in self.manifest["heldout"]:
-            return None
-        config, params, mesh = _on_mesh(model, run)
-        values = {**self.config.data, "tokenizer": run.data.tokenizer}
-        values |= {"visual_tokens": 0, "text_tokens": 256, "batch_size": -(-8 // row_ways(mesh)) * row_ways(mesh)}
-        values |= {"sources": [{"spec": {"kind": "text", "paths": self.manifest["heldout"]["text"]}}]}
-        data, dtype = DataConfig.from_dict(values), jnp.dtype(run.dtype)
-        text, most = {"text": self.manifest["heldout"]["text"]}, self.config.heldout_batches
-        heldout = HeldoutSources(data, text, most, Model(config), dtype, mesh, self.cache(), self.say)
-        loss = heldout(params, {})["text"].mean
-        self.say(f"held-out text loss of {model}: {loss:.6f}")
-        return loss
+        return self.heldout.text_loss(model, run)
 
     def evaluate(self, folder: str, run: RunConfig, names: Sequence[str]) -> dict[str, Any]:
         """Answers of a stage's model to held-out sets; returns grades of the questions, and texts for the gallery."""
-        config, params, mesh = _on_mesh(str(self.large(folder) / "model"), run)
-        builder = SampleBuilder(run.data, geometry=config.geometry)
-        generator = Generator(config, params, jnp.dtype(run.dtype), mesh=mesh)
-        heldout, results = self.manifest["heldout"], {}
-        for name in names:
-            asked = questions.read_questions(heldout[name]["path"], heldout[name]["image_root"])
-            asked = asked[: self.config.heldout_questions]
-            ask = functools.partial(questions.answer, generator, builder, max_new_tokens=self.config.answer_tokens)
-            answers = ask(asked)
-            blind = None if name == "captions" else ask(questions.with_other_images(asked))
-            grades = questions.grade(asked, answers, blind)
-            others = f"about other images: {grades['blind']:.1%}, " if blind else ""
-            always = f"always {grades['majority_answer']!r}: {grades['majority']:.1%}"
-            self.say(f"held-out {name}: {grades['accuracy']:.1%} right ({others}{always}; {len(asked)} questions)")
-            shown = [
-                {"id": q.id, "image": str(q.image), "asked": q.turns[-1][1], "truth": q.truth, "answer": a}
-                for q, a in list(zip(asked, answers))[: self.config.gallery]
-            ]
-            results[name] = grades | {"gallery": shown}
-        return results
+        return self.heldout.answers(str(self.large(folder) / "model"), run, names)
 
 
 def _filtered(source: Mapping[str, Any], filters: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,13 +303,6 @@ def _write(file: Path, value: Mapping[str, Any]) -> None:
     with together():
         if jax.process_index() == 0:
             publish.write_json(file, value)
-
-
-def _on_mesh(model: str, run: RunConfig) -> tuple[Architecture, tree.Tree, Mesh]:
-    """The model of a folder, sharded over the mesh of ``run`` as in training, except that each row fits on one
-    device."""
-    mesh = unshared(Program.build(run, run.steps or 1).mesh)
-    return *load_model(model, shardings=mesh), mesh
 
 
 def single_stage(values: Mapping[str, Any], workdir: Workdir, folder: str | None = None) -> RunConfig:

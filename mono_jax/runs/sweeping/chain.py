@@ -40,6 +40,7 @@ class Plan:
       sets: the sets that are made; None if none are.
       mono: the base with visual experts, made before the first stage with images.
       stages: in order; the digest of each includes those before it.
+      asked: the keys that decide what is measured on the held-out sets, however the stages were trained.
     """
 
     unit: Unit
@@ -47,6 +48,12 @@ class Plan:
     sets: Link | None
     mono: Link | None
     stages: tuple[Link, ...]
+    asked: dict[str, Any]
+
+    @property
+    def decides(self) -> dict[str, dict[str, Any]]:
+        """What decides the unit's result, as the result repeats it."""
+        return {"stages": {link.folder: link.digest for link in self.stages}, "asked": self.asked}
 
 
 def plan(unit: Unit) -> Plan:
@@ -56,7 +63,7 @@ def plan(unit: Unit) -> Plan:
     try:
         if "stages" not in values:
             run = _checked(values)
-            return Plan(unit, run, None, None, (Link(ONLY, _digest(run.to_dict())),))
+            return Plan(unit, run, None, None, (Link(ONLY, _digest(run.to_dict())),), {})
         config = EvipConfig.from_dict(values)
         return _several(unit, config)
     except ConfigError as error:
@@ -82,7 +89,7 @@ def _several(unit: Unit, config: EvipConfig) -> Plan:
         scored = [config.scores[folder]] if folder in config.scores else []
         digest = _digest(digest, own, config.replay.get(folder), config.filters.get(folder), *scored)
         stages.append(Link(folder, digest))
-    return Plan(unit, config, sets, mono, tuple(stages))
+    return Plan(unit, config, sets, mono, tuple(stages), config.asked("text") | config.asked("questions"))
 
 
 def _filled(values: Mapping[str, Any], stage: str) -> dict[str, Any]:

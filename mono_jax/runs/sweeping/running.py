@@ -51,9 +51,9 @@ class SharingEvip(Evip):
 def run_unit(plan: Plan, workdir: Path) -> dict[str, Any]:
     """Trains and evaluates what is missing for the unit; writes and returns its result. All processes make this call.
 
-    {"unit", "group", "seed", "changes", "stages": {folder: digest}, "seconds", "metrics": {name: number, or None if it
-    is not finite}} Raises MonoJaxError or DataError, which are recorded in failed.json; ``stopping.Preempted`` after
-    SIGTERM.
+    {"unit", "group", "seed", "changes", "stages": {folder: digest}, "asked": {key: value}, "seconds", "metrics": {name:
+    number, or None if it is not finite}} Raises MonoJaxError or DataError, which are recorded in failed.json;
+    ``stopping.Preempted`` after SIGTERM.
     """
     start, first = time.perf_counter(), jax.process_index() == 0
     with first_process_first():
@@ -74,7 +74,7 @@ def run_unit(plan: Plan, workdir: Path) -> dict[str, Any]:
             "group": unit.group,
             "seed": unit.seed,
             "changes": dict(unit.changes),
-            "stages": {link.folder: link.digest for link in plan.stages},
+            **plan.decides,
             "seconds": round(time.perf_counter() - start, 1),
             "metrics": metrics,
         }

@@ -36,8 +36,8 @@ class State:
 
 def result_of(workdir: Path, plan: Plan) -> dict[str, Any] | None:
     """The result of a unit that is finished according to its current plan."""
-    found = stored_json(unit_folder(workdir, plan.unit.name) / RESULT)
-    return found if found.get("stages") == {link.folder: link.digest for link in plan.stages} else None
+    found, decides = stored_json(unit_folder(workdir, plan.unit.name) / RESULT), plan.decides
+    return found if {key: found.get(key) for key in decides} == decides else None
 
 
 def state_of(workdir: Path, plan: Plan) -> State:

@@ -88,7 +88,8 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
 
 def test_a_stage_without_a_finite_loss_is_finished(evip: Evip):
     config, said = evip.stage_config("a", "init").to_dict(), []
-    write_json(evip.workdir / "a" / "summary.json", {"config": config, "steps": 3, "loss": None})
+    summary = {"config": config, "steps": 3, "loss": None, "text_asked": evip.heldout.asked("text")}
+    write_json(evip.workdir / "a" / "summary.json", summary)
     assert dataclasses.replace(evip, say=said.append).run_stage("a", "init")["loss"] is None
     assert said == ["finished: 3 steps, loss unknown"]
 
@@ -96,11 +97,78 @@ def test_a_stage_without_a_finite_loss_is_finished(evip: Evip):
 def test_the_last_stage_is_asked_more_and_nothing_twice(evip: Evip):
     evip.manifest["heldout"] = {"captions": {}, "questions": {}, "text": ""}
     assert evip.unasked("a", {}) == ["captions"] and evip.unasked("b", {}) == ["captions", "questions"]
-    assert evip.unasked("b", {"evaluation": {"captions": {}}}) == ["questions"]
+    summary = {"evaluation": {"captions": {"asked": evip.heldout.asked("captions")}}}
+    assert evip.unasked("b", summary) == ["questions"]
     del evip.config.stages["b"]
-    assert evip.unasked("a", {"evaluation": {"captions": {}}}) == ["questions"], (
-        "trained for another sequence of stages"
-    )
+    assert evip.unasked("a", summary) == ["questions"], "trained for another sequence of stages"
+
+
+@pytest.mark.parametrize(
+    ("change", "asks"),
+    [
+        ({}, ""),
+        ({"heldout_questions": 3}, "captions questions"),
+        ({"answer_tokens": 3}, "captions questions"),
+        ({"gallery": 3}, "captions questions"),
+        ({"heldout_batches": 3}, "text"),
+        ({"heldout_batches": 3, "gallery": 3}, "text captions questions"),
+        ({"captions": {"path": "others"}}, "captions"),
+        ({"text": "other.txt"}, "text"),
+    ],
+)
+def test_a_finished_stage_is_measured_again_only_where_it_is_asked_otherwise(
+    evip: Evip, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], asks: str
+):
+    """Without training, and with the results of the settings now."""
+    did: list[str] = []
+
+    def run_stage(run, workdir, **_):
+        did.append("train")
+        return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "best": None, "data": {}}
+
+    def text_loss(self: Evip, *_) -> float:
+        did.append("text")
+        return float(self.config.heldout_batches or 9)
+
+    def evaluate(self: Evip, folder, run, names):
+        did.extend(names)
+        return {name: {"answers": self.config.heldout_questions} for name in names}
+
+    monkeypatch.setattr(module, "run_stage", run_stage)
+    monkeypatch.setattr(module, "open_model", lambda folder, verify: (preset("tiny_lm"), {}, {}))
+    monkeypatch.setattr(module, "parameter_counts", lambda *_: {})
+    monkeypatch.setattr(Evip, "text_loss", text_loss)
+    monkeypatch.setattr(Evip, "evaluate", evaluate)
+    evip.manifest["heldout"] = {"captions": {}, "questions": {}, "text": "text.txt"}
+    first = evip.run_stage("b", "init")
+    assert did == ["text", "train", "text", "captions", "questions"]
+    did.clear()
+    keys = {key: value for key, value in change.items() if key not in evip.manifest["heldout"]}
+    sets = {key: value for key, value in change.items() if key not in keys}
+    manifest = {**evip.manifest, "heldout": evip.manifest["heldout"] | sets}
+    other = Evip(dataclasses.replace(evip.config, **keys), evip.workdir, manifest)
+    found = other.run_stage("b", "init")
+    assert did == asks.replace("text", "text text").split(), "text before and after"
+    assert found["text_loss_before"] == found["text_loss_after"] == keys.get("heldout_batches", 9)
+    assert {graded["answers"] for graded in found["evaluation"].values()} == {keys.get("heldout_questions")}
+    did.clear()
+    assert other.run_stage("b", "init") == found and did == []
+    assert evip.run_stage("b", "init") == first, "another unit of a sweep has asked otherwise in between"
+
+
+def test_a_summary_has_only_what_this_sequence_of_stages_asks(evip: Evip):
+    evip.manifest["heldout"] = {"captions": {}, "questions": {}}
+    config = evip.stage_config("a", "init").to_dict()
+    graded = {name: {"asked": evip.heldout.asked(name)} for name in ("captions", "questions")}
+    summary = {
+        "config": config,
+        "steps": 3,
+        "loss": 2.0,
+        "text_asked": evip.heldout.asked("text"),
+        "evaluation": graded,
+    }
+    write_json(evip.workdir / "a" / "summary.json", summary)
+    assert list(evip.run_stage("a", "init")["evaluation"]) == ["captions"]
 
 
 def test_what_is_measured_on_the_way_comes_from_the_sets(evip: Evip):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def sweep(sweep_file: Path) -> Sweep:
 def finish(workdir: Path, plan: Plan, **metrics: float) -> None:
     unit, folder = plan.unit, lay_out(workdir, plan)
     result = {"unit": unit.name, "group": unit.group, "seed": unit.seed, "changes": unit.changes, "metrics": metrics}
-    result["stages"] = {link.folder: link.digest for link in plan.stages}
+    result |= plan.decides
     (folder / "result.json").write_text(json.dumps(result))
 
 
@@ -144,6 +145,18 @@ def test_states_of_units(sweep: Sweep, sweep_file: Path, tmp_path: Path):
     changed = plans(read_sweep(sweep_file))[0]
     assert state_of(workdir, changed).state == "failed", "its result is of another config"
     assert lay_out(workdir, changed) == folder and (folder / "s0").readlink().name == changed.stages[0].name
+
+
+@pytest.mark.parametrize("key", ["heldout_questions", "heldout_batches", "answer_tokens", "gallery"])
+def test_a_unit_that_is_asked_otherwise_is_not_finished(write_sweep: Callable[[str], Path], tmp_path: Path, key: str):
+    """Neither another unit with the same stages, nor the same unit after a change in the file."""
+    body = "def sweep(add):\n    add('a')\n    add('b', {{'{}': {}}})\n"
+    first, second = plans(read_sweep(write_sweep(body.format(key, 2))))
+    assert first.stages == second.stages and first.decides != second.decides
+    finish(tmp_path, second)
+    assert state_of(tmp_path, second).state == "finished"
+    _, changed = plans(read_sweep(write_sweep(body.format(key, 3))))
+    assert state_of(tmp_path, changed).state != "finished"
 
 
 def test_sweeps_share_their_stages(sweep: Sweep, tmp_path: Path):

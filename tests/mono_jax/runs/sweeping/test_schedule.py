@@ -50,7 +50,7 @@ for folder, digest in plan["stages"].items():
         open(done + ".part", "w").write("{}")
         os.rename(done + ".part", done)
         note("made-" + folder)
-json.dump({"stages": plan["stages"], "metrics": {}}, open(f"{workdir}/units/{name}/result.json", "w"))
+json.dump({**plan["decides"], "metrics": {}}, open(f"{workdir}/units/{name}/result.json", "w"))
 note("end")
 """
 
@@ -69,7 +69,7 @@ def tasks(
 ) -> list[Task]:
     workdir.mkdir(exist_ok=True, parents=True)
     how = {"seconds": seconds, "fails": fails, "on_term": on_term}
-    described = {plan.unit.name: {"stages": {s.folder: s.digest for s in plan.stages}, **how} for plan in planned}
+    described = {plan.unit.name: {"stages": plan.decides["stages"], "decides": plan.decides, **how} for plan in planned}
     (workdir / "plans.json").write_text(json.dumps(described))
     command = (sys.executable, "-c", WORKER, str(workdir))
     return [Task(plan.unit.name, plan, workdir, (*command, plan.unit.name)) for plan in planned]
@@ -147,8 +147,7 @@ def test_units_of_another_process_are_waited_for(planned: list[Plan], tmp_path: 
             if line == f"waiting for {other.unit.name}, which another process runs ...":
                 assert not (workdir / "events.txt").exists()
                 if finishes:
-                    stages = {stage.folder: stage.digest for stage in other.stages}
-                    write_json(folder / "result.json", {"stages": stages, "metrics": {}})
+                    write_json(folder / "result.json", {**other.decides, "metrics": {}})
                 lock.close()
 
         outcome = Scheduler(2, say).run(tasks(workdir, planned))
