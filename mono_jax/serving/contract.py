@@ -219,4 +219,7 @@ class ServingEngine(Protocol):
         """May be called from any thread."""
 
     def close(self, drain: bool = True) -> None:
-        """Accepts no more requests; finishes those in progress, or ends them as "cancelled". Returns once done."""
+        """Accepts no more requests; finishes those in progress, or ends them as "cancelled". Returns once done.
+
+        May be called before ``start``, and again.
+        """

@@ -48,13 +48,17 @@ class Compilations:
     """Counts the programs that JAX compiles in this process while it listens."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self._listening = 0, False
 
     def _heard(self, name: str, seconds: float, **_: Any) -> None:
         self.count += name == _COMPILED
 
     def listen(self) -> None:
+        self._listening = True
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
     def stop(self) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._heard)
+        """May be called at any time: an engine may be closed before it was started, and more than once."""
+        if self._listening:
+            self._listening = False
+            jax.monitoring.unregister_event_duration_listener(self._heard)

@@ -217,6 +217,18 @@ def test_a_cut_tells_why(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (client.finish, client.events[-1].message) in [("cancelled", "the engine is closing"), ("length", "")]
 
 
+@pytest.mark.parametrize("calls", ["c", "cc", "sc", "scc", "scsc"])
+def test_an_engine_can_be_closed_at_any_time(calls: str, mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is started, and again, as in a ``finally``; afterwards it no longer counts compilations."""
+    engine = mono.engine()
+    monkeypatch.setattr(mono.programs, "compile", lambda: 0)
+    for call in calls:
+        engine.start() if call == "s" else engine.close()
+    assert engine.closed is not None
+    jax.jit(lambda x: x + len(calls))(0)
+    assert engine.stats().compilations == 0
+
+
 def test_requests_that_cannot_be_served(mono: Served) -> None:
     engine = mono.engine()
     with pytest.raises(Full, match="not been started"):
