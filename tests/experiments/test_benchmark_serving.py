@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipelines.encoding.tokenizer import Tokenizer
 from experiments.benchmarks import serving
 from experiments.benchmarks.first_token_bench.models import MODELS
-from experiments.benchmarks.serving_bench import over_http, planning, run
+from experiments.benchmarks.serving_bench import clients, over_http, planning, run
 from mono_jax.errors import ConfigError
+from mono_jax.serving.contract import Event, Stats
 from tests.tiny_folder import tiny_config
 
 
@@ -99,6 +103,45 @@ def test_a_running_server_is_measured_from_outside(
     for url, message in (("127.0.0.1:8000", "give it as http"), (f"{client.url}/v1", "no server answers")):
         with pytest.raises(ConfigError, match=message):
             serving.main([f"--url={url}"])
+
+
+class FailingEngine:
+    """Answers in a thread that drops what a client raises; every ``nth`` answer ends by ``finish``."""
+
+    def __init__(self, finish: str, nth: int):
+        self._finish, self._nth, self._submitted = finish, nth, 0
+
+    def stats(self) -> Stats:
+        return Stats()
+
+    def submit(self, request: Any, on_event: Any) -> None:
+        self._submitted += 1
+        finish = "length" if self._submitted % self._nth else self._finish
+
+        def answer() -> None:
+            with contextlib.suppress(Exception):
+                on_event(Event(tokens=(1,), finish=finish, message="the device is gone"))
+
+        threading.Thread(target=answer).start()
+
+
+@pytest.mark.parametrize("finish", ["error", "cancelled", "stop"])
+@pytest.mark.parametrize(("nth", "concurrency"), [(1, 1), (1, 4), (3, 1), (3, 2), (6, 4)])
+def test_a_failed_answer_ends_the_measurement(finish: str, nth: int, concurrency: int) -> None:
+    """With its reason: waiting for it would never end."""
+    raised: list[BaseException] = []
+
+    def measure() -> None:
+        try:
+            clients.serve(FailingEngine(finish, nth), [None] * 6, concurrency)
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=measure, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert f"ended by '{finish}': the device is gone" in str(raised[0])
 
 
 def test_what_failed_is_told() -> None:
