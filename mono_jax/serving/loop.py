@@ -64,7 +64,7 @@ class Loop:
         self._programs, self._page = programs, config.page
         self.scheduler, self.records = Scheduler(config), Records()
         self._dispatched: list[_Read | _Step] = []
-        self._stepped_s = 0.0
+        self._stepped_s: float | None = None  # when the results of a step were received, if nothing was since
 
     @property
     def idle(self) -> bool:
@@ -152,14 +152,16 @@ class Loop:
     def _collect(self, one: _Read | _Step) -> None:
         now = time.perf_counter()
         if isinstance(one, _Step):
-            self.records.step_s.append(now - self._stepped_s)
+            # After a chunk there is no telling when the step began: both may have ended before the host looked.
+            if self._stepped_s is not None:
+                self.records.stepped(now - self._stepped_s)
             for number, task in enumerate(one.tasks):
                 self._token(task, one.found, number)
         elif one.task.scores is not None:
             self._scores(one)
         elif one.chunk.is_last:
             self._token(one.task, one.found[0], 0)
-        self._stepped_s = now
+        self._stepped_s = now if isinstance(one, _Step) else None
 
     def _token(self, task: Task, found: Chosen, at: int) -> None:
         """Handles token number ``at``, unless its request has ended in the meantime."""

@@ -33,7 +33,7 @@ from experiments.benchmarks.serving_bench.splitting import device_parts, host_pa
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
-from mono_jax.serving.contract import EngineConfig, Request
+from mono_jax.serving.contract import EngineConfig, Request, Stats
 from mono_jax.serving.engine import Engine
 
 FILE = "serving.json"
@@ -161,12 +161,18 @@ def _throughput(
     return found | {"reduction": _less(found, "first_token_s")}
 
 
-def _overhead(before: Any, after: Any) -> dict[str, float]:
-    """CPU time of the scheduler as a share of the time in which there was work, and the median step."""
+def _overhead(before: Stats, after: Stats) -> dict[str, float | None]:
+    """CPU time of the scheduler as a share of the time in which there was work, and the median step (None: each one
+    had a chunk of a prompt before it).
+    """
     working = after.working_s - before.working_s
     busy = after.host_share * after.working_s - before.host_share * before.working_s
-    steps = after.step_s[-(after.steps - before.steps) :]
-    return {"host_share": busy / working, "step_s": statistics.median(steps) if steps else 0.0}
+    return {"host_share": busy / working, "step_s": _median_step(before, after)}
+
+
+def _median_step(before: Stats, after: Stats) -> float | None:
+    new = after.steps_timed - before.steps_timed
+    return statistics.median(after.step_s[-new:]) if new else None
 
 
 def _one_by_one(
@@ -214,7 +220,7 @@ def _finished(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
         serve(engine, [Request(prompt, sampling) for prompt in prompts], rows)
         after = engine.stats()
         processor.append((time.process_time() - start) / (after.steps - before.steps))
-        medians.append(statistics.median(after.step_s[-(after.steps - before.steps) :]))
+        medians.append(_median_step(before, after))
     finished = sum(engine.stats().requests.values())
     counts = [finished - rows * n for n in range(args.rounds, 0, -1)]
     return {"rows": rows, "finished": counts, "step_s": medians, "processor_s": processor}
@@ -243,7 +249,8 @@ def _line(point: Mapping[str, Any]) -> str:
         return about + f"failed: {point['failed']}"
 
     def both(key: str, scale: float = 1e3) -> str:
-        return " / ".join(f"{point[name][key] * scale:.4g}" for name in MODELS if name in point)
+        values = [point[name][key] for name in MODELS if name in point]
+        return " / ".join("-" if value is None else f"{value * scale:.4g}" for value in values)
 
     if point["kind"] == "first_token":
         return about + f"{both('first_token_s')} ms, {point['reduction']:.1%} less"

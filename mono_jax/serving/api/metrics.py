@@ -63,7 +63,7 @@ class _OfEngine(Collector):
             "compilations", "programs compiled after the warm-up: 0 unless there is a bug", stats.compilations
         )
         yield _ended(stats)
-        yield _latest("step_seconds", "latest decode steps of the running batch", stats.step_s)
+        yield _latest("step_seconds", "latest decode steps that followed another one directly", stats.step_s)
         yield _latest("queue_seconds", "latest waits before prefill began", stats.queue_s)
         yield _latest(
             "engine_first_token_seconds", "latest times from submission to the first token", stats.first_token_s

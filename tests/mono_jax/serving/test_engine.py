@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import math
 import threading
+import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from mono_jax.generation.prompts import Prompt
 from mono_jax.models.architecture import RopeScaling
 from mono_jax.models.presets import preset
 from mono_jax.serving import engine as engines
+from mono_jax.serving import loop as loops
 from mono_jax.serving.contract import EngineConfig, Event, Full, Request, TooLong
 from mono_jax.serving.engine import Engine
+from mono_jax.serving.loop import Loop
 from mono_jax.serving.pages import Pages
 from mono_jax.serving.programs import Programs, Sizes
 from tests.mono_jax.generation.test_decode import IMAGE, prompt
@@ -215,6 +219,23 @@ def test_a_cut_tells_why(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     ended.wait()
     engine.close(drain=False)
     assert (client.finish, client.events[-1].message) in [("cancelled", "the engine is closing"), ("length", "")]
+
+
+def test_a_step_is_timed_from_the_step_before(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the host is slow, the results of a turn arrive all at once: a step after a chunk would seem to take no time."""
+    turns, turn = [0], Loop.turn
+
+    def counted(loop: Loop, cut: str | None = None) -> None:
+        turns[0] += 1
+        turn(loop, cut)
+
+    monkeypatch.setattr(Loop, "turn", counted)
+    clock = types.SimpleNamespace(perf_counter=lambda: float(turns[0]), thread_time=time.thread_time)
+    monkeypatch.setattr(loops, "time", clock)
+    _, loop = run(mono, 1)
+    records = loop.records
+    assert 20 < records.steps_timed == len(records.step_s) < records.steps
+    assert set(records.step_s) == {1.0}
 
 
 @pytest.mark.parametrize("calls", ["c", "cc", "sc", "scc", "scsc"])
