@@ -29,7 +29,7 @@ from experiments.benchmarks.first_token_bench.run import PUBLISHED
 from experiments.benchmarks.kernels.results import header
 from experiments.benchmarks.serving_bench.clients import NoText, one_by_one, serve
 from experiments.benchmarks.serving_bench.exported import compare
-from experiments.benchmarks.serving_bench.splitting import device_parts, host_parts
+from experiments.benchmarks.serving_bench.splitting import device_parts, digest_part, host_parts
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
@@ -77,7 +77,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _engine(generator: Generator, args: argparse.Namespace) -> Engine:
-    """An engine with programs for the measured sizes only, and without reuse: every request is computed."""
+    """An engine with programs for the measured sizes only, and without reuse: every request is computed.
+
+    So no request waits for digests, which "digest_s" of the point "split" measures.
+    """
     longest = max(_input_tokens(generator, tiles, args.text) for tiles in args.tiles) + args.new_tokens
     page, rows = 16, max(args.concurrency)
     length = -(-longest // page) * page
@@ -142,7 +145,8 @@ def _split(engines: Mapping[str, Engine], tiles: int, args: argparse.Namespace) 
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
     for number in range(args.rounds):
         for name, engine in engines.items():
-            parts[name].append(device_parts(engine, make_prompt(engine.architecture, tiles, args.text, number)))
+            prompt = make_prompt(engine.architecture, tiles, args.text, number)
+            parts[name].append(device_parts(engine, prompt) | {"digest_s": digest_part(engine, prompt)})
     for name, engine in engines.items():
         medians = {key: statistics.median(part[key] for part in parts[name]) for key in parts[name][0]}
         found[name] = host_parts(engine, tiles, args.rounds) | medians
@@ -255,7 +259,7 @@ def _line(point: Mapping[str, Any]) -> str:
     if point["kind"] == "first_token":
         return about + f"{both('first_token_s')} ms, {point['reduction']:.1%} less"
     if point["kind"] == "split":
-        parts = {key: both(key) for key in ("decode_s", "tile_s", "embed_s", "prefill_s")}
+        parts = {key: both(key) for key in ("decode_s", "tile_s", "digest_s", "embed_s", "prefill_s")}
         return about + ", ".join(f"{key.removesuffix('_s')} {value} ms" for key, value in parts.items())
     if point["kind"] == "one_by_one":
         return about + f"{both('ratio', 1)} times its tokens/s with all at once; equal {both('equal_answers', 1)}"

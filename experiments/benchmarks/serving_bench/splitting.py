@@ -16,6 +16,7 @@ from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt, check_prompt
 from mono_jax.serving.chunks import Part, Reading
 from mono_jax.serving.engine import Engine
+from mono_jax.serving.pages import Contents
 from mono_jax.serving.programs import Programs
 
 
@@ -43,6 +44,17 @@ def host_parts(engine: Engine, tiles: int, rounds: int) -> dict[str, float]:
         image_patches(data, tiling, limits)
         both.append(time.perf_counter() - start)
     return {"decode_s": min(decoding), "tile_s": max(min(both) - min(decoding), 0.0)}
+
+
+def digest_part(engine: Engine, prompt: Prompt) -> float:
+    """Seconds for the digests by which a prompt's pages are found again.
+
+    An engine that reuses prefixes makes them before the first token; the measured one does not, and so has none.
+    """
+    prompt = check_prompt(engine.architecture, prompt, "")
+    start = time.perf_counter()
+    Contents(engine.architecture, prompt, engine.config.page)
+    return time.perf_counter() - start
 
 
 def device_parts(engine: Engine, prompt: Prompt) -> dict[str, float]:
