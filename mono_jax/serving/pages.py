@@ -133,8 +133,8 @@ class Contents:
 def _identities(config: Architecture, prompt: Prompt) -> np.ndarray:
     """uint64 [n, 3]: (id, 0, 0) for a text token; (position in its run, digest) for a visual one.
 
-    The digest covers all pixels of a run of visual tokens: encoders mix the pixels of a tile, and bidirectional
-    attention mixes all tiles of an image.
+    The digest covers all pixels of a run of visual tokens, because bidirectional attention mixes all tiles of an image;
+    of a modular model, all tiles of which it has a part, because encoders mix the pixels of a tile.
     """
     ids = np.asarray(prompt.input_ids)
     identities = np.zeros((len(ids), 3), np.uint64)
@@ -143,9 +143,11 @@ def _identities(config: Architecture, prompt: Prompt) -> np.ndarray:
         return identities
     is_visual = ids == config.image_token_id
     edges = np.flatnonzero(np.diff(np.concatenate([[0], is_visual.astype(np.int8), [0]])))
+    tile = 1 if config.is_monolithic else config.vision.tile_tokens
     seen = 0
     for start, stop in edges.reshape(-1, 2):
-        part = slice(seen, seen := seen + stop - start)
+        first, seen = seen, seen + stop - start
+        part = slice(first // tile * tile, -(-seen // tile) * tile)
         digest = _digest(prompt.patch_cells[part].tobytes(), np.ascontiguousarray(prompt.patches[part]))
         identities[start:stop, 0] = np.arange(stop - start)
         identities[start:stop, 1:] = np.frombuffer(digest, np.uint64)

@@ -86,6 +86,31 @@ def test_equal_contents_are_equal_tokens_pixels_and_angles() -> None:
     assert contents([*range(1, 10)], **scaled)[0] != contents([*range(1, 11)], **scaled)[0]
 
 
+@pytest.mark.parametrize("name", ["tiny_mono", "tiny_modular"])
+@pytest.mark.parametrize("runs", [(16, 16), (32,), (8, 24), (8, 8, 16), (4, 20, 8)])
+def test_a_page_is_known_by_all_pixels_that_its_keys_depend_on(name: str, runs: tuple[int, ...]) -> None:
+    """Visual tokens of one tile may stand apart; an encoder still mixes all of its pixels."""
+    config, tile = preset(name), 16
+    ids = [token for count in runs for token in (*[IMAGE] * count, 1, 2, 3, 4)]
+    runs_of = np.repeat(np.arange(len(runs)), runs)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
+
+    def digests(image: np.ndarray) -> list[bytes]:
+        return Contents(config, check_prompt(config, Prompt(ids, image), ""), 4).digests
+
+    before = digests(pixels)
+    for changed in range(32):
+        other = pixels.copy()
+        other[changed, 0, 0, 0] ^= 1
+        together = runs_of == runs_of[changed]
+        if not config.is_monolithic:
+            together |= np.arange(32) // tile == changed // tile
+        first = int(np.argmax(together))
+        page = (first + 4 * int(runs_of[first])) // 4
+        same = [old == new for old, new in zip(before, digests(other))]
+        assert not any(same[page:]), changed
+
+
 @pytest.mark.parametrize("limit", [512, 8])
 def test_answers_are_contents_too(limit: int) -> None:
     """As if they had been in the prompt, but not beyond the length from which their angles would change."""
