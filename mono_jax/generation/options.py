@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.files import read_json
 
+_log = logging.getLogger(__name__)
+
 NO_TEMPLATE = "none"
 MAX_LOGPROBS = 20  # maximum tokens per position whose log-probabilities can be requested, as in OpenAI's API
 _MOST, _LARGEST = 2**31 - 1, 1e30  # limits of int32, and of float32 with room to spare: devices compute with these
 _DRAWING = ("temperature", "top_k", "top_p")
+# Numbers that generation_config.json may have, and their types.
+_NUMBER = (int, float)
+_KINDS = {"max_new_tokens": int, "repetition_penalty": _NUMBER, "temperature": _NUMBER, "top_k": int, "top_p": _NUMBER}
+# Its keys that are not supported here, each with the value (besides null) that has no effect; the second ones count
+# only if tokens are drawn.
+_UNSUPPORTED: dict[str, Any] = {
+    "num_beams": 1,
+    "penalty_alpha": 0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "guidance_scale": 1,
+    "bad_words_ids": [],
+    "begin_suppress_tokens": [],
+    "sequence_bias": [],
+    "forced_bos_token_id": None,
+    "exponential_decay_length_penalty": None,
+}
+_UNSUPPORTED_DRAWING = {"min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 SAMPLING_FLAGS = ("max_new_tokens", *_DRAWING, "seed")  # of generate.py; None = the default of the model's folder
 
 
@@ -88,25 +111,39 @@ def default_sampling(folder: Path, **given: Any) -> Sampling:
     """Sampling as in the generation_config.json of ``folder``, except for the given values (None: not given).
 
     Its keys mean what they mean in transformers: without ``do_sample`` the likeliest token is taken, regardless of
-    ``temperature``. Raises ConfigError that names the file and the key.
+    ``temperature``. Logs a warning that names keys which would change answers there and have no effect here. Raises
+    ConfigError that names the file and the key.
     """
     file = folder / "generation_config.json"
     values = read_json(file) if file.is_file() else {}
-    found = {key: values[key] for key in ("max_new_tokens", *_DRAWING) if values.get(key) is not None}
-    if values.get("do_sample"):
-        found.setdefault("temperature", 1.0)
-    else:
-        found = {key: value for key, value in found.items() if key not in _DRAWING}
-    kinds = {"max_new_tokens": int, "temperature": (int, float), "top_k": int, "top_p": (int, float)}
+    draws = bool(values.get("do_sample"))
+    read = [key for key in _KINDS if draws or key not in _DRAWING]
+    found = {key: values[key] for key in read if values.get(key) is not None}
     for key, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, kinds[key]):
+        if isinstance(value, bool) or not isinstance(value, _KINDS[key]):
             raise ConfigError(f"{file}: {key} is {value!r}: it must be a number")
-    ends = values.get("eos_token_id")
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ends):
-        raise ConfigError(f"{file}: eos_token_id is {values['eos_token_id']!r}: it must be an id or a list of ids")
+    if draws:
+        found.setdefault("temperature", 1.0)
     found |= {key: value for key, value in given.items() if value is not None}
+    stops, banned = (_ids(file, values, key) for key in ("eos_token_id", "suppress_tokens"))
+    if without := _without_effect(values, draws):
+        _log.warning("%s: %s: not supported, so answers may differ from those of transformers", file, without)
     try:
-        return Sampling(**found, stop_tokens=tuple(ends))
+        return Sampling(**found, stop_tokens=stops, banned_tokens=banned)
     except GenerationError as error:
         raise error if given.get(str(error).split()[0]) is not None else ConfigError(f"{file}: {error}") from None
+
+
+def _ids(file: Path, values: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """The value of ``key``: an id, a list of ids, or None."""
+    value = values.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token <= _MOST for token in ids):
+        raise ConfigError(f"{file}: {key} is {value!r}: it must be an id or a list of ids")
+    return tuple(ids)
+
+
+def _without_effect(values: Mapping[str, Any], draws: bool) -> str:
+    """The entries of ``values`` that would change answers in transformers only, as text."""
+    neutral = _UNSUPPORTED | (_UNSUPPORTED_DRAWING if draws else {})
+    return ", ".join(f"{key} = {values[key]!r}" for key in neutral if values.get(key) not in (None, neutral[key]))

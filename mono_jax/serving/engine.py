@@ -94,6 +94,10 @@ class Engine:
         encoder = None if plain else ChatEncoder(opened.tokenizer, opened.form.template, opened.form.system_message)
         stops = {*sampling.stop_tokens, *end_tokens(opened.tokenizer, encoder)}
         sampling = dataclasses.replace(sampling, stop_tokens=tuple(sorted(stops)))
+        try:
+            _check_tables(sampling)
+        except GenerationError as error:  # of the folder, which every request would have
+            raise ConfigError(f"{opened.files / 'generation_config.json'}: {error}") from None
         name = name or Path(model.rstrip("/")).name
         return cls(opened.generator, opened.tokenizer, config, form=opened.form, sampling=sampling, name=name)
 
@@ -171,9 +175,7 @@ class Engine:
         if request.scores:  # neither tokens nor text are generated
             sampling = dataclasses.replace(sampling, max_new_tokens=1, stop=())
         prompt = self.prepare(request.prompt)
-        for name in ("stop_tokens", "banned_tokens"):
-            if (count := len(getattr(sampling, name))) >= TOKENS_PER_TABLE:
-                raise GenerationError(f"{count} {name}: a request must have fewer than {TOKENS_PER_TABLE}")
+        _check_tables(sampling)
         if sampling.return_logits:
             raise GenerationError("return_logits is for Generator; a request may have logprobs")
         tokens, new = len(prompt.input_ids), 0 if request.scores else sampling.max_new_tokens
@@ -241,6 +243,13 @@ def _mesh(tensor: int) -> Mesh | None:
             f"engine.tensor is {tensor}: there are {len(devices)} devices; use 1 to {len(devices)}, or -1"
         )
     return None if count == 1 else make_mesh(MeshConfig(data=1, fsdp=1, tensor=count), devices[:count])
+
+
+def _check_tables(sampling: Sampling) -> None:
+    """Raises GenerationError for more stop or banned tokens than the device's tables hold."""
+    for name in ("stop_tokens", "banned_tokens"):
+        if (count := len(getattr(sampling, name))) >= TOKENS_PER_TABLE:
+            raise GenerationError(f"{count} {name}: a request must have fewer than {TOKENS_PER_TABLE}")
 
 
 def _check_images(model: Architecture, form: PromptFormat, config: EngineConfig) -> None:

@@ -147,7 +147,8 @@ def test_a_failed_answer_ends_the_measurement(finish: str, nth: int, concurrency
 
 def test_steps_that_could_not_be_timed_are_not_reported_as_fast() -> None:
     stats = Stats(working_s=2.0, host_share=0.5, steps=3, step_s=(7.0,), steps_timed=1)
-    found = {"first_token_s": 1.0, "tokens_per_s": 2.0} | run._overhead(stats, dataclasses.replace(stats, working_s=4.0, steps=9))
+    later = dataclasses.replace(stats, working_s=4.0, steps=9)
+    found = {"first_token_s": 1.0, "tokens_per_s": 2.0} | run._overhead(stats, later)
     line = run._line({"kind": "concurrency_16", "tiles": 14, "input_tokens": 80} | dict.fromkeys(MODELS, found))
     assert found["step_s"] is None and "step - / - ms" in line
 

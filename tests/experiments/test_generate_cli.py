@@ -25,7 +25,7 @@ from data_pipelines.special_tokens import END_TOKENS
 from experiments import generate as command
 from mono_jax import cli
 from mono_jax.errors import ConfigError
-from mono_jax.generation import chat
+from mono_jax.generation import chat, options
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
@@ -172,6 +172,9 @@ def test_what_a_run_left_in_model_json_comes_first(tmp_path: Path) -> None:
         ),
         ({"do_sample": True, "top_k": 50}, {"top_k": 2, "seed": 3}, Sampling(256, 1.0, 2, 1.0, 3)),
         ({"do_sample": True, "temperature": 0.6}, {"temperature": 0.0}, Sampling()),
+        ({"repetition_penalty": 1.3}, {}, Sampling(repetition_penalty=1.3)),
+        ({"suppress_tokens": [7, 9], "eos_token_id": None}, {}, Sampling(banned_tokens=(7, 9))),
+        ({"repetition_penalty": None, "suppress_tokens": None, "min_p": None}, {}, Sampling()),
     ],
 )
 def test_generation_config_says_how_tokens_are_drawn(
@@ -182,13 +185,47 @@ def test_generation_config_says_how_tokens_are_drawn(
 
 
 @pytest.mark.parametrize(
-    "values", [{"eos_token_id": "</s>"}, {"do_sample": True, "top_p": "high"}, {"max_new_tokens": 0}]
+    "values",
+    [
+        {"eos_token_id": "</s>"},
+        {"eos_token_id": [-1]},
+        {"do_sample": True, "top_p": "high"},
+        {"max_new_tokens": 0},
+        {"repetition_penalty": "high"},
+        {"repetition_penalty": 0.0},
+        {"suppress_tokens": [3, 2**40]},
+        {"suppress_tokens": [True]},
+    ],
 )
 def test_a_generation_config_of_nonsense_is_named(tmp_path: Path, values: dict[str, Any]) -> None:
     file = tmp_path / "generation_config.json"
     file.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=f"{file}: {list(values)[-1]} is "):
         default_sampling(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"num_beams": 1, "no_repeat_ngram_size": 0, "do_sample": True, "min_p": 0.0, "typical_p": 1.0}, []),
+        ({"min_p": 0.1, "typical_p": 0.9, "epsilon_cutoff": 1e-4, "eta_cutoff": 1e-4}, []),  # nothing is drawn
+        (
+            {"do_sample": True, "min_p": 0.1, "typical_p": 0.9, "num_beams": 4},
+            ["min_p = 0.1", "typical_p = 0.9", "num_beams = 4"],
+        ),
+        ({"no_repeat_ngram_size": 3, "bad_words_ids": [[5]]}, ["no_repeat_ngram_size = 3", "bad_words_ids = [[5]]"]),
+        ({"_from_model_config": True, "pad_token_id": 2, "transformers_version": "5", "temperature": 0.5}, []),
+    ],
+)
+def test_keys_that_would_change_answers_elsewhere_are_named(
+    values: dict[str, Any], named: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    default_sampling(tmp_path)
+    warnings = [record.message for record in caplog.records if record.name == options.__name__]
+    assert len(warnings) == bool(named)
+    assert sum(" = " in part for warning in warnings for part in warning.split(", ")) == len(named)
+    assert all(name in warnings[0] for name in named)
 
 
 def test_end_tokens_of_generation_config_end_an_answer(

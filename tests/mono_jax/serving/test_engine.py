@@ -222,7 +222,7 @@ def test_a_cut_tells_why(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_is_timed_from_the_step_before(mono: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the host is slow, the results of a turn arrive all at once: a step after a chunk would seem to take no time."""
+    """If the host is slow, a turn's results arrive all at once: a step after a chunk would seem to take no time."""
     turns, turn = [0], Loop.turn
 
     def counted(loop: Loop, cut: str | None = None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from mono_jax.models.presets import preset
 from mono_jax.serving import engine, start
 from mono_jax.serving.contract import EngineConfig
 from mono_jax.weights.prompt_format import PromptFormat
+from tests.tiny_folder import tiny_folder
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -43,3 +46,14 @@ def test_images_that_no_chunk_holds_are_refused_at_the_start():
             engine._check_images(config, form, EngineConfig(prefill_chunk=most - 1))
         engine._check_images(config, form, EngineConfig(prefill_chunk=most))
     engine._check_images(preset("tiny_mono"), form, EngineConfig(prefill_chunk=16))
+
+
+@pytest.mark.parametrize(("key", "name"), [("suppress_tokens", "banned_tokens"), ("eos_token_id", "stop_tokens")])
+def test_a_folder_with_more_tokens_than_a_request_may_have_is_refused_at_the_start(
+    key: str, name: str, golden_dir: Path, tmp_path: Path
+):
+    """Otherwise the server would start, and refuse every request."""
+    folder = tiny_folder(golden_dir, tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({key: [*range(70)]}))
+    with pytest.raises(ConfigError, match=rf"generation_config\.json: 7\d {name}: .* fewer than 64"):
+        engine.Engine.open(str(folder), EngineConfig())
