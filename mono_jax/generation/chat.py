@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.chat import IMAGE, ChatEncoder, word
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import image_tokens
 from data_pipelines.encoding.tiling import Tiling
@@ -25,7 +25,7 @@ from mono_jax.files import lfs_error
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import NO_TEMPLATE, SAMPLING_FLAGS, Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
-from mono_jax.generation.questions import with_pixels
+from mono_jax.generation.questions import Picture, with_pixels
 from mono_jax.generation.text import TextStream
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import preferred_layout
@@ -41,7 +41,10 @@ PROMPT_FLAGS = ("template", "system_message", "max_tiles")  # of commands; None 
 
 @dataclasses.dataclass
 class Answer:
-    """The answer of one turn with its statistics. Seconds are wall time and include any compilation."""
+    """The answer of one turn with its statistics. Seconds are wall time and include any compilation.
+
+    ``prompt_tokens``, ``visual_tokens``: those read for this turn; see ``Chat`` for when earlier ones are read again.
+    """
 
     prompt: str
     images: list[str]
@@ -55,7 +58,12 @@ class Answer:
 
 
 class Chat:
-    """One conversation with a model; images may come in any turn."""
+    """One conversation with a model; images may come in any turn.
+
+    All images of a conversation share ``max_tiles``, as those of a training sample do. So if a turn's images leave the
+    earlier ones fewer tiles than they have, the conversation is read again from its beginning; otherwise only the new
+    turn is read.
+    """
 
     def __init__(
         self,
@@ -66,7 +74,9 @@ class Chat:
         limits: ImageLimits | None = None,
     ):
         """``sampling``: the tokens that end an answer are added to it. Raises DataError for an unknown template."""
-        self._session = generator.session()
+        self._generator, self._session = generator, generator.session()
+        self._turns: list[tuple[str, str]] = []  # so far, as ``ChatEncoder`` takes them
+        self._pictures: list[Picture] = []
         self._tokenizer = tokenizer
         self._tiling = tiling_of(generator.config, prompt_format)
         self._limits = limits or ImageLimits()
@@ -88,7 +98,10 @@ class Chat:
         """
         start = time.perf_counter()
         with together():
-            prompt = self._prompt(text, images)
+            new = [(str(image), _read_file(image)) for image in images]
+            retold = self._is_retold(new)
+            prompt = self._prompt(text, new, retold)
+        session = self._generator.session() if retold else self._session
         stream, first = TextStream(self._tokenizer), []
 
         def show(piece: str) -> None:
@@ -99,12 +112,15 @@ class Chat:
             first.append(time.perf_counter())
             show(stream.add(rows[0]))
 
-        [generation] = self._session.turn([prompt], self._sampling, on_tokens=add)
+        [generation] = session.turn([prompt], self._sampling, on_tokens=add)
         show(stream.finish())
+        answer = self._tokenizer.decode(generation.tokens).strip()
+        self._session, self._pictures = session, [*self._pictures, *new]
+        self._turns += [_question(text, len(new)), ("gpt", word(answer))]
         return Answer(
             prompt=text,
             images=[str(image) for image in images],
-            text=self._tokenizer.decode(generation.tokens).strip(),
+            text=answer,
             finish=generation.finish,
             new_tokens=len(generation.tokens),
             prompt_tokens=len(prompt.input_ids),
@@ -113,24 +129,33 @@ class Chat:
             seconds=round(time.perf_counter() - start, 4),
         )
 
-    def _prompt(self, text: str, images: Sequence[str]) -> Prompt:
-        if images and not self._has_vision:
-            raise GenerationError(f"{images[0]}: this model takes no images")
-        if images and self._plain:
-            raise GenerationError(f"{images[0]}: images need a chat template, not --template={NO_TEMPLATE}")
-        tiling = self._tiling.shared(len(images)) if images else self._tiling
-        read = [_read_image(image, tiling, self._limits) for image in images]
-        return with_pixels(self._ids(text, [len(patches) for patches, _ in read]), read)
+    def _is_retold(self, new: Sequence[Picture]) -> bool:
+        """Whether ``new`` pictures change the tiles of earlier ones."""
+        before, after = len(self._pictures), len(self._pictures) + len(new)
+        return bool(before) and self._tiling.shared(before) != self._tiling.shared(after)
 
-    def _ids(self, text: str, counts: list[int]) -> np.ndarray:
-        """The first turn is as in training; a later one closes the previous answer and asks again."""
-        first = not self._session.lengths[0]
+    def _prompt(self, text: str, new: Sequence[Picture], retold: bool) -> Prompt:
+        """What is to be read for the next turn; ``retold``: with all earlier turns."""
+        if new and not self._has_vision:
+            raise GenerationError(f"{new[0][0]}: this model takes no images")
+        if new and self._plain:
+            raise GenerationError(f"{new[0][0]}: images need a chat template, not --template={NO_TEMPLATE}")
+        tiling = self._tiling.shared(len(self._pictures) + len(new))
+        shown = [*self._pictures, *new] if retold else new
+        read = [_read_image(picture, tiling, self._limits) for picture in shown]
+        return with_pixels(self._ids(text, [len(patches) for patches, _ in read], len(new), retold), read)
+
+    def _ids(self, text: str, counts: list[int], new: int, retold: bool) -> np.ndarray:
+        """A conversation from its beginning is as in training; else a turn closes the previous answer and asks again.
+
+        counts: visual tokens of each picture in these ids; ``new`` of them belong to this turn.
+        """
         if self._plain:
-            begin = [] if self._tokenizer.bos is None or not first else [self._tokenizer.bos]
+            begin = [] if self._tokenizer.bos is None or self._turns else [self._tokenizer.bos]
             return np.array([*begin, *self._tokenizer.encode(text)], np.int32)
-        if first:
-            return self._encoder.conversation([("human", text)], counts, answer=True)[0]
-        return self._encoder.next_question(text, counts)
+        if self._turns and not retold:
+            return self._encoder.next_question(text, counts)
+        return self._encoder.conversation([*self._turns, _question(text, new)], counts, answer=True)[0]
 
 
 def tiling_of(config: Architecture, form: PromptFormat) -> Tiling:
@@ -146,14 +171,26 @@ def end_tokens(tokenizer: Tokenizer, encoder: ChatEncoder | None = None) -> set[
     return ends | {tokenizer.added[name] for name in END_TOKENS if name in tokenizer.added}
 
 
-def _read_image(file: str, tiling: Tiling, limits: ImageLimits) -> tuple[np.ndarray, np.ndarray]:
-    """Like ``image_tokens``, but errors name the file."""
+def _question(text: str, images: int) -> tuple[str, str]:
+    """The turn that asks ``text``, with a marker for each of its images."""
+    text = text.strip()
+    return "human", text if IMAGE in text else f"{IMAGE}\n" * images + text
+
+
+def _read_file(file: str) -> bytes:
     try:
-        return image_tokens(Path(file).read_bytes(), tiling, limits)
+        return Path(file).read_bytes()
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
+
+
+def _read_image(picture: Picture, tiling: Tiling, limits: ImageLimits) -> tuple[np.ndarray, np.ndarray]:
+    """Like ``image_tokens``, but errors name the file."""
+    file, data = picture
+    try:
+        return image_tokens(data, tiling, limits)
     except BadSample as error:
-        raise DataError(f"{BadSample(error.reason, str(file), error.detail)}: give another image") from None
+        raise DataError(f"{BadSample(error.reason, file, error.detail)}: give another image") from None
 
 
 @dataclasses.dataclass

@@ -16,19 +16,21 @@ import pytest
 from PIL import Image
 
 from data_pipelines.batch import TileGeometry
-from data_pipelines.encoding.chat import ChatEncoder
+from data_pipelines.encoding.chat import ChatEncoder, word
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import image_patches
 from data_pipelines.encoding.tiling import Tiling
 from data_pipelines.encoding.tokenizer import Tokenizer
+from data_pipelines.errors import DataError
 from data_pipelines.special_tokens import END_TOKENS
 from experiments import generate as command
 from mono_jax import cli
-from mono_jax.errors import ConfigError
+from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.generation import chat, options
-from mono_jax.generation.decode import Generator
+from mono_jax.generation.decode import Generator, Session
 from mono_jax.generation.options import Sampling, default_sampling
 from mono_jax.generation.prompts import Prompt
+from mono_jax.generation.questions import Questions
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.weights.model_folder import Origin, find_model, load_model, save_model
@@ -113,6 +115,50 @@ def test_turns(
     assert "<|im_start|>user\nhello<|im_end|><|im_start|>assistant\n<|im_end|><|im_start|>user" in text
     assert text.endswith(f"and <img>{context}</img> here?<|im_end|><|im_start|>assistant\n")
     assert [len(one.input_ids) for one in seen] == [turn["prompt_tokens"] for turn in turns]
+
+
+@pytest.mark.parametrize("images", [(1, 0, 1, 0), (0, 1, 1), (2, 1, 3), (1, 1, 0, 1), (2, 0)])
+@pytest.mark.parametrize("max_tiles", [1, 2, 5])
+def test_images_of_all_turns_are_tiled_as_those_of_one_sample(
+    images: tuple[int, ...], max_tiles: int, folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training and by the server, which see the whole conversation; a turn that cannot be asked changes nothing.
+
+    The context is compared after every turn, whether earlier turns were read again for it or not.
+    """
+    opened = chat.open_model(str(folder), None, dtype="float32", max_tiles=max_tiles, max_length=1024)
+    encoder = ChatEncoder(opened.tokenizer, opened.form.template, opened.form.system_message)
+    tiling = chat.tiling_of(opened.generator.config, opened.form)
+    questions = Questions(encoder, tiling)
+    talk = chat.Chat(opened.generator, opened.tokenizer, opened.form, Sampling(3))
+    read: list[Prompt] = []
+    turn = Session.turn
+
+    def reading(session: Session, prompts: list[Prompt], *args: Any, **options: Any) -> Any:
+        earlier = [*read] if session.lengths[0] else []
+        answer = turn(session, prompts, *args, **options)
+        read[:] = [*earlier, *prompts]
+        return answer
+
+    monkeypatch.setattr(Session, "turn", reading)
+    turns: list[tuple[str, str]] = []
+    for number, count in enumerate(images):
+        before = len(read)
+        for bad in (f"{picture}.missing", str(folder / "config.json")):
+            with pytest.raises(DataError):
+                talk.ask("what?", [str(picture), bad])
+        with pytest.raises(GenerationError, match="do not fit"):
+            talk.ask("what? " * 999, [str(picture)])
+        answer = talk.ask(f"what is {number}?", [str(picture)] * count)
+        turns += [("human", "<image>\n" * count + f"what is {number}?"), ("gpt", word(answer.text))]
+        whole = questions.prompt(turns[:-1], [("picture", picture.read_bytes())] * sum(images[: number + 1]))
+        seen = [one.patches for one in read if one.patches is not None]
+        assert np.array_equal(np.concatenate(seen), whole.patches) if seen else whole.patches is None
+        changed = tiling.shared(sum(images[:number])) != tiling.shared(sum(images[: number + 1]))
+        retold = bool(sum(images[:number])) and changed
+        assert len(read) == (1 if retold or not number else before + 1)
+        if retold:
+            assert np.array_equal(read[0].input_ids, whole.input_ids)
 
 
 def test_plain_text_goes_on_as_it_stands(
