@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from data_pipelines.encoding.tokenizer import Tokenizer
 
 _UNFINISHED = "\ufffd"  # the decoding of a character whose bytes are incomplete
+_HELD = 8  # tokens that are held back at most; only the last three of them can belong to a character of four bytes
 
 
 class TextStream:
@@ -27,6 +28,11 @@ class TextStream:
         self._held = ""
         self.stopped_by: str | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tokens so far end with a whole character."""
+        return self._read == len(self._tokens)
+
     def add(self, tokens: Sequence[int]) -> str:
         """The new text after ``tokens``."""
         new = ""
@@ -41,10 +47,13 @@ class TextStream:
 
     def _decoded(self, whole: bool) -> str:
         before = self._tokenizer.decode(self._tokens[self._start : self._read])
-        now = self._tokenizer.decode(self._tokens[self._start :])
+        now, read = self._tokenizer.decode(self._tokens[self._start :]), len(self._tokens)
         if now.endswith(_UNFINISHED) and not whole:
-            return ""
-        self._start, self._read = self._read, len(self._tokens)
+            if read - self._read < _HELD:
+                return ""
+            read -= 3  # bytes that are no characters, which must not be decoded again and again
+            now = self._tokenizer.decode(self._tokens[self._start : read])
+        self._start, self._read = self._read, read
         return now[len(before) :]
 
     def _released(self, new: str, end: bool) -> str:

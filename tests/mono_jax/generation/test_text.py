@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,29 @@ def test_any_tokens(golden_dir: Path, name: str) -> None:
             text += stream.add(rest[:count])
             rest = rest[count:]
         assert text + stream.finish() == tokenizer.decode(known)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_bytes_that_never_become_characters_take_linear_time(name: str, golden_dir: Path) -> None:
+    """A model, or a client whose prompt is echoed, may write any number; the text is still that of the tokens."""
+    tokenizer, decoded = Tokenizer(golden_dir / name), 0
+
+    class Counting:
+        @staticmethod
+        def decode(ids: Sequence[int]) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return tokenizer.decode(ids)
+
+    parts = list(tokenizer.encode("x🙂y"))
+    split = [token for token in parts if tokenizer.decode([token]).endswith("\ufffd")]
+    begin = split[:1] or [parts[0]]  # some have a token for every character here
+    for count in (1, 2, 9, 400):
+        ids, decoded = [*parts, *begin * count, *parts], 0
+        stream = TextStream(Counting())
+        text = "".join([*(stream.add([token]) for token in ids), stream.finish()])
+        assert text == tokenizer.decode(ids)
+        assert decoded <= 30 * len(ids)
 
 
 def _decodes(tokenizer: Tokenizer, token: int) -> bool:
