@@ -23,6 +23,7 @@ from mono_jax.serving.api.tickets.visit import Room, Visit
 from mono_jax.serving.contract import Request, ServingEngine
 
 T = TypeVar("T")
+_VALUE_BYTES = 200  # that a log-probability takes in memory and as JSON; a token takes two more of this size
 _LAST_S = 1.0  # that workers have to finish after everything else has
 
 
@@ -68,6 +69,27 @@ class Service:
     def room_left(self, prompt: Prompt) -> int:
         """The number of tokens that an answer to ``prompt`` may have; can be negative."""
         return self.engine.config.max_length - len(prompt.input_ids)
+
+    def longest(self, requests: Sequence[Request]) -> int:
+        """The maximum number of tokens of all answers together."""
+        return sum(min(each.sampling.max_new_tokens, self.engine.config.max_length) for each in requests)
+
+    def take_logprobs(self, visit: Visit, tokens: int, logprobs: int | None) -> None:
+        """Reserves the bytes for the log-probabilities of ``tokens`` tokens, each with ``logprobs`` likeliest ones.
+
+        Raises ApiError 400 if there can never be room for them, 429 if there is none now.
+        """
+        if logprobs is None:
+            return
+        more = tokens * (logprobs + 2) * _VALUE_BYTES
+        if visit.taken + more > self.config.max_bytes:
+            why = (
+                f"log-probabilities of up to {tokens} tokens, with {logprobs} others each, take {more} bytes of the "
+                f"{self.config.max_bytes} that all requests may hold: send fewer prompts, or lower n, max_tokens or "
+                "the number of log-probabilities"
+            )
+            raise ApiError(400, why, param="logprobs", code="too_many_logprobs")
+        visit.take(more)
 
     def visit(self) -> Visit:
         """The ``Visit`` of a request that arrives now."""

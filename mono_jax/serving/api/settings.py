@@ -23,7 +23,8 @@ class ApiConfig:
     max_bytes: int = field(
         1 << 30,
         ge=1,
-        help="maximum bytes of all requests in progress (bodies, fetched images, pixels); more are refused",
+        help="maximum bytes of all requests in progress (bodies, fetched images, pixels, log-probabilities); more are "
+        "refused",
     )
     max_images: int = field(16, ge=0, help="maximum number of images in a request")
     max_pixels: int = field(50_000_000, ge=1, help="maximum number of pixels of an image, width x height")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from mono_jax.serving.api.answers import logprobs, shapes
+from mono_jax.serving.api.answers.json_text import json_response
 from mono_jax.serving.api.answers.pieces import Trimmed
 from mono_jax.serving.api.answers.stream import EventStream, Frames
 from mono_jax.serving.api.errors import ApiError
@@ -29,7 +30,7 @@ async def answer(service: Service, asked: ChatRequest, visit: Visit) -> Response
     prompt_tokens = len(requests[0].prompt.input_ids)
     if not asked.stream:
         choices = await _whole(service, running)
-        return await service.with_text(_written, service, running, choices, asked, prompt_tokens)
+        return await visit.in_time(_written(service, running, choices, asked, prompt_tokens))
     await running.__aenter__()
     frames = _frames(service, running, asked, prompt_tokens)
     return EventStream(frames, lambda: service.close_answers(running))
@@ -52,7 +53,9 @@ async def _requests(service: Service, asked: ChatRequest, visit: Visit) -> list[
         prompt = await service.with_text(service.prompts.chat, said, ())
     first = sampling.of_chat(service.engine.sampling, asked)
     room = service.room_left(prompt) if asked.longest is None else None
-    return [Request(prompt, sampling.of_choice(first, number, room)) for number in range(asked.n or 1)]
+    requests = [Request(prompt, sampling.of_choice(first, number, room)) for number in range(asked.n or 1)]
+    service.take_logprobs(visit, service.longest(requests), first.logprobs)
+    return requests
 
 
 async def _whole(service: Service, running: Running) -> list[Choice]:
@@ -63,25 +66,30 @@ async def _whole(service: Service, running: Running) -> list[Choice]:
         service.close_answers(running)
 
 
-def _written(
+async def _written(
     service: Service, running: Running, choices: Sequence[Choice], asked: ChatRequest, prompt_tokens: int
 ) -> Response:
-    """The whole response; log-probabilities of many tokens take a while."""
-    tokenizer = service.engine.tokenizer
+    """The whole response."""
     written = {
         **shapes.head("chatcmpl", "chat.completion", service.engine.name),
         "choices": [
             {
                 "index": number,
                 "message": {"role": "assistant", "content": choice.text.strip(), "refusal": None},
-                "logprobs": logprobs.of_chat(tokenizer, [], choice.logprobs) if asked.logprobs else None,
+                "logprobs": await _logprobs(service, choice) if asked.logprobs else None,
                 "finish_reason": choice.finish,
             }
             for number, choice in enumerate(choices)
         ],
         "usage": shapes.usage(prompt_tokens, sum(running.tokens), running.cached[0]),
     }
-    return JSONResponse(written)
+    return await service.with_text(json_response, written)
+
+
+async def _logprobs(service: Service, choice: Choice) -> dict[str, Any]:
+    form = logprobs.OfChat(service.engine.tokenizer)
+    pieces = await logprobs.written(service, form, choice.tokens, choice.logprobs)
+    return {**logprobs.joined(form, pieces), "refusal": None}
 
 
 async def _frames(service: Service, running: Running, asked: ChatRequest, prompt_tokens: int) -> Frames:
@@ -94,7 +102,7 @@ async def _frames(service: Service, running: Running, asked: ChatRequest, prompt
         return {**head, "choices": [choice], **usage}
 
     shown = [Trimmed() for _ in running.tokens]
-    tokens: list[list[int]] = [[] for _ in running.tokens]
+    forms = [logprobs.OfChat(service.engine.tokenizer) for _ in running.tokens]
     begun: set[int] = set()
     async for piece in running.pieces(ping=True):
         if piece is None:
@@ -106,8 +114,7 @@ async def _frames(service: Service, running: Running, asked: ChatRequest, prompt
             yield chunk(number, {"role": "assistant", "content": "", "refusal": None})
         found = None
         if asked.logprobs and event.logprobs:
-            found = logprobs.of_chat(service.engine.tokenizer, tokens[number], event.logprobs)
-        tokens[number] += event.tokens
+            found = {**forms[number].add(event.tokens, event.logprobs), "refusal": None}
         if (text := shown[number].add(event.text)) or found:
             yield chunk(number, {"content": text}, found)
         if event.finish is not None:

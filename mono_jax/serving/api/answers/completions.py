@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.serving.api.answers import logprobs, shapes
+from mono_jax.serving.api.answers.json_text import Json, json_response
 from mono_jax.serving.api.answers.stream import EventStream, Frames
 from mono_jax.serving.api.requests import sampling as samplings
 from mono_jax.serving.api.requests.schemas import CompletionRequest
@@ -45,6 +46,7 @@ class _Completion:
         self._echoes: list[str] = []
         self._scored = len(asked.prompts) if asked.echo and asked.logprobs is not None else 0
         self._scores: dict[int, Sequence[TokenLogprobs | None]] = {}
+        self._echoed_pieces: dict[int, list[dict[str, str]]] = {}
         self._ahead: list[Piece] = []  # pieces of answers that arrived while waiting for scores
         self._count = len(asked.prompts) * self._n
         service.check_choices(self._count, self._scored)
@@ -66,13 +68,16 @@ class _Completion:
             self._echoes = [
                 text if isinstance(text, str) else await service.with_text(decode, text) for text in asked.prompts
             ]
-        requests = [Request(prompt, self._sampling, scores=True) for prompt in self._prompts[: self._scored]]
+        scored = [Request(prompt, self._sampling, scores=True) for prompt in self._prompts[: self._scored]]
+        requests = []
         for prompt in self._prompts if asked.max_tokens != 0 else ():
             room = service.room_left(prompt) if asked.max_tokens is None else None
             requests += [
                 Request(prompt, samplings.of_choice(self._sampling, number, room)) for number in range(self._n)
             ]
-        self._running: Running = service.running(requests, self._visit, "prompt")
+        echoed = sum(len(each.prompt.input_ids) for each in scored) * self._n  # each answer repeats its prompt
+        service.take_logprobs(self._visit, echoed + service.longest(requests), asked.logprobs)
+        self._running: Running = service.running([*scored, *requests], self._visit, "prompt")
 
     async def begin(self) -> None:
         """Submits everything; returns once the scores of an echo are available."""
@@ -106,20 +111,21 @@ class _Completion:
                 choices[number].add(self._shown(event))
         finally:
             self.close()
-        return await self._service.with_text(self._written, choices)
+        return await self._visit.in_time(self._written(choices))
 
-    def _written(self, choices: Sequence[Choice]) -> Response:
-        """The whole response; log-probabilities of long texts take a while to format."""
+    async def _written(self, choices: Sequence[Choice]) -> Response:
+        """The whole response."""
         written = [
             {
                 "index": number,
                 "text": self._echoes[number // self._n] + choice.text,
-                "logprobs": self._whole_logprobs(number, choice.tokens, choice.logprobs),
+                "logprobs": await self._whole_logprobs(number, choice),
                 "finish_reason": choice.finish,
             }
             for number, choice in enumerate(choices)
         ]
-        return JSONResponse({**self._head, "choices": written, "usage": self._usage()})
+        whole = {**self._head, "choices": written, "usage": self._usage()}
+        return await self._service.with_text(json_response, whole)
 
     async def frames(self) -> Frames:
         usage = {"usage": None} if self._asked.include_usage else {}
@@ -130,18 +136,17 @@ class _Completion:
 
         for number in range(self._count if self._asked.echo else 0):
             finish = "length" if self._asked.max_tokens == 0 else None
-            echoed = await self._service.with_text(self._whole_logprobs, number)
+            echoed = await self._visit.in_time(self._whole_logprobs(number))
             yield chunk(number, self._echoes[number // self._n], echoed, finish)
-        tokens: list[list[int]] = [[] for _ in range(self._count)]
-        length = [len(self._echoes[number // self._n]) for number in range(self._count)]
+        forms = [self._form(number) for number in range(self._count)]
         async for piece in self._pieces(ping=True):
             if piece is None:
                 yield None
                 continue
             number, event = piece[0], self._shown(piece[1])
-            found = self._logprobs(event, tokens[number], length[number])
-            tokens[number] += event.tokens
-            length[number] += len(event.text)
+            found = None
+            if self._asked.logprobs is not None:
+                found = forms[number].add(event.tokens, event.logprobs or ())
             if event.text or event.tokens or event.finish is not None:
                 yield chunk(number, event.text, found, event.finish)
         if self._asked.include_usage:
@@ -152,23 +157,28 @@ class _Completion:
             return event
         return dataclasses.replace(event, text="", finish=event.finish and "stop")
 
-    def _logprobs(self, event: Event, before: Sequence[int], offset: int) -> dict[str, Any] | None:
-        """The log-probabilities of a piece that follows the tokens ``before``; its text begins at ``offset``."""
-        if self._asked.logprobs is None:
-            return None
-        tokenizer, found = self._service.engine.tokenizer, event.logprobs or ()
-        return logprobs.of_completion(tokenizer, event.tokens, found, before, offset)
+    def _form(self, number: int) -> logprobs.OfText:
+        """The log-probabilities of an answer, whose text follows the echo."""
+        return logprobs.OfText(self._service.engine.tokenizer, begin=len(self._echoes[number // self._n]))
 
-    def _whole_logprobs(
-        self, number: int, tokens: Sequence[int] = (), found: Sequence[TokenLogprobs] = ()
-    ) -> dict[str, Any] | None:
-        """The log-probabilities of an answer, preceded by those of the prompt if it is echoed."""
+    async def _whole_logprobs(self, number: int, choice: Choice | None = None) -> dict[str, Json] | None:
+        """The log-probabilities of an answer, preceded by those of the prompt if it is echoed; None = of the echo."""
         if self._asked.logprobs is None:
             return None
-        if self._asked.echo:
-            prompt = self._prompts[number // self._n].input_ids
-            tokens, found = [*map(int, prompt), *tokens], [*self._scores[number // self._n], *found]
-        return logprobs.of_completion(self._service.engine.tokenizer, tokens, found)
+        pieces = [*await self._echoed(number // self._n)] if self._asked.echo else []
+        if choice is not None:
+            pieces += await logprobs.written(self._service, self._form(number), choice.tokens, choice.logprobs)
+        return logprobs.joined(logprobs.OfText, pieces)
+
+    async def _echoed(self, number: int) -> list[dict[str, str]]:
+        """The log-probabilities of a prompt, in pieces; made once for all answers to it."""
+        if number not in self._echoed_pieces:
+            ids, text = self._prompts[number].input_ids.tolist(), self._asked.prompts[number]
+            begins = isinstance(text, str) and ids[0] == self._service.engine.tokenizer.bos  # not in the text
+            form = logprobs.OfText(self._service.engine.tokenizer, unseen=int(begins))
+            scores = self._scores.pop(number)
+            self._echoed_pieces[number] = await logprobs.written(self._service, form, ids, scores)
+        return self._echoed_pieces[number]
 
     def _usage(self) -> dict[str, Any]:
         prompts = sum(len(prompt.input_ids) for prompt in self._prompts)

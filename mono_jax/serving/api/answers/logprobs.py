@@ -1,27 +1,49 @@
-"""Log-probabilities in the two formats that OpenAI's API uses."""
+"""Log-probabilities in the two formats that OpenAI's API uses: token by token for streams, or all as JSON.
+
+All of a response can be many megabytes and take seconds, so they are turned into JSON a few tokens at a time: requests
+that need the same threads get their turn, and a client that leaves, or the deadline, ends the work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from data_pipelines.encoding.tokenizer import Tokenizer
-from mono_jax.serving.api.answers.pieces import token_texts
+from mono_jax.serving.api.answers.json_text import Json, plain
+from mono_jax.serving.api.answers.pieces import TokenTexts, token_text
+from mono_jax.serving.api.service import Service
 from mono_jax.serving.contract import TokenLogprobs
 
 _LEAST = -9999.0  # JSON has no infinity
+_AT_A_TIME = 256  # tokens
+Found = Sequence[TokenLogprobs | None]  # one entry per token; None = the token has no probability
 
 
-def of_chat(tokenizer: Tokenizer, before: Sequence[int], found: Iterable[TokenLogprobs]) -> dict[str, Any]:
-    """The format of /v1/chat/completions; ``before``: the tokens of the answer so far."""
-    found = list(found)
-    texts = token_texts(tokenizer, [each.token for each in found], before)
-    content = [
-        _entry(text, each.logprob)
-        | {"top_logprobs": [_entry(tokenizer.decode([token]), value) for token, value in each.top]}
-        for text, each in zip(texts, found)
-    ]
-    return {"content": content, "refusal": None}
+class Format(Protocol):
+    """The log-probabilities of one text; tokens are added in order. ``fields``: names of its lists."""
+
+    fields: tuple[str, ...]
+
+    def add(self, ids: Sequence[int], found: Found) -> dict[str, list[Any]]:
+        """The entries of the next tokens, by field."""
+
+
+class OfChat:
+    """The format of /v1/chat/completions."""
+
+    fields = ("content",)
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self._texts = tokenizer, TokenTexts(tokenizer)
+
+    def add(self, ids: Sequence[int], found: Found) -> dict[str, list[Any]]:
+        return {"content": [self._token(token, each) for token, each in zip(ids, found, strict=True)]}
+
+    def _token(self, token: int, each: TokenLogprobs) -> dict[str, Any]:
+        top = [_entry(token_text(self._tokenizer, other), value) for other, value in each.top]
+        return _entry(self._texts.add(token)[0], each.logprob) | {"top_logprobs": top}
 
 
 def _entry(text: str, logprob: float) -> dict[str, Any]:
@@ -29,30 +51,45 @@ def _entry(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": max(_LEAST, logprob), "bytes": list(text.encode()) if known else None}
 
 
-def of_completion(
-    tokenizer: Tokenizer,
-    ids: Sequence[int],
-    found: Sequence[TokenLogprobs | None],
-    before: Sequence[int] = (),
-    offset: int = 0,
-) -> dict[str, Any]:
-    """The format of /v1/completions for the tokens ``ids`` that follow ``before``; their text begins at ``offset``.
+class OfText:
+    """The format of /v1/completions. ``begin``, ``unseen``: see ``TokenTexts``."""
 
-    ``found``: one entry for each of ``ids``; None for a token that has no probability.
-    """
-    texts = token_texts(tokenizer, ids, before)
-    offsets, values, tops = [], [], []
-    for text, each in zip(texts, found):
-        offsets.append(offset)
-        offset += len(text)
-        values.append(None if each is None else max(_LEAST, each.logprob))
-        tops.append(None if each is None else _by_text(tokenizer, each))
-    return {"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+    fields = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+
+    def __init__(self, tokenizer: Tokenizer, begin: int = 0, unseen: int = 0):
+        self._tokenizer, self._texts = tokenizer, TokenTexts(tokenizer, begin, unseen)
+
+    def add(self, ids: Sequence[int], found: Found) -> dict[str, list[Any]]:
+        rows = [self._token(token, each) for token, each in zip(ids, found, strict=True)]
+        return dict(zip(self.fields, map(list, zip(*rows)))) if rows else {name: [] for name in self.fields}
+
+    def _token(self, token: int, each: TokenLogprobs | None) -> tuple[Any, ...]:
+        text, offset = self._texts.add(token)
+        if each is None:
+            return text, None, None, offset
+        return text, max(_LEAST, each.logprob), self._by_text(each), offset
+
+    def _by_text(self, each: TokenLogprobs) -> dict[str, float]:
+        """The likeliest tokens and the token itself; if several have the same text, the likeliest one counts."""
+        texts: dict[str, float] = {}
+        for token, value in (*each.top, (each.token, each.logprob)):
+            texts.setdefault(token_text(self._tokenizer, token), max(_LEAST, value))
+        return texts
 
 
-def _by_text(tokenizer: Tokenizer, each: TokenLogprobs) -> dict[str, float]:
-    """The likeliest tokens and the token itself; if several tokens have the same text, the likeliest one counts."""
-    texts: dict[str, float] = {}
-    for token, value in (*each.top, (each.token, each.logprob)):
-        texts.setdefault(tokenizer.decode([token]), max(_LEAST, value))
-    return texts
+async def written(service: Service, form: Format, ids: Sequence[int], found: Found) -> list[dict[str, str]]:
+    """The entries of all tokens as pieces of JSON, for ``joined``."""
+    starts = range(0, len(ids), _AT_A_TIME)
+    parts = ((ids[start : start + _AT_A_TIME], found[start : start + _AT_A_TIME]) for start in starts)
+    return [await service.with_text(_fragments, form, *part) for part in parts]
+
+
+def _fragments(form: Format, ids: Sequence[int], found: Found) -> dict[str, str]:
+    """The lists without their brackets."""
+    return {name: plain(values)[1:-1] for name, values in form.add(ids, found).items()}
+
+
+def joined(form: Format | type[Format], *pieces: Iterable[Mapping[str, str]]) -> dict[str, Json]:
+    """The lists of a ``Format`` from the results of ``written``, one after another."""
+    every = list(itertools.chain(*pieces))
+    return {name: Json(f"[{','.join(piece[name] for piece in every)}]") for name in form.fields}

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 from data_pipelines.encoding.tokenizer import Tokenizer
+from mono_jax.generation.text import TextStream
 
-_CONTEXT = 4  # preceding tokens that a token's text may depend on: spaces, bytes of a character
+
+@functools.lru_cache(1 << 16)
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token by itself; kept, because the likeliest tokens are mostly the same ones."""
+    return tokenizer.decode([token])
 
 
-def token_texts(tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
-    """The text that each of ``ids`` adds to the tokens before it; ``before``: the tokens that precede the first one."""
-    context = list(before[-_CONTEXT:])
-    start, ids, texts = len(context), [*context, *ids], []
-    for number in range(start, len(ids)):
-        before = tokenizer.decode(ids[max(0, number - _CONTEXT) : number])
-        so_far = tokenizer.decode(ids[max(0, number - _CONTEXT) : number + 1])
-        texts.append(so_far[len(before) :] if so_far.startswith(before) else tokenizer.decode(ids[number : number + 1]))
-    return texts
+class TokenTexts:
+    """What each token adds to a text, and where in the text that begins.
+
+    Of a character that is split over several tokens, each has the text it has by itself (replacement characters), and
+    begins where the character does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, begin: int = 0, unseen: int = 0):
+        """``begin``: where the first token's text begins. ``unseen``: the number of first tokens that have no text."""
+        self._tokenizer, self._stream = tokenizer, TextStream(tokenizer)
+        self._length, self._unseen = begin, unseen
+
+    def add(self, token: int) -> tuple[str, int]:
+        """The text of the next token, and where it begins."""
+        begin, was_whole = self._length, self._stream.is_whole
+        if self._unseen:
+            self._unseen -= 1
+            return token_text(self._tokenizer, token), begin
+        text = self._stream.add([token])
+        self._length += len(text)
+        return text if was_whole and self._stream.is_whole else token_text(self._tokenizer, token), begin
 
 
 class Trimmed:

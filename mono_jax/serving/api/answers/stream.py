@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mono_jax.serving.api.answers.json_text import dumps
 from mono_jax.serving.api.errors import ApiError, body
 from mono_jax.serving.api.tickets.running import while_connected
 
@@ -49,4 +49,4 @@ class EventStream(Response):
 
 
 def _data(frame: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + dumps(frame).encode() + b"\n\n"

@@ -31,7 +31,7 @@ class Visit:
 
     Attributes:
       deadline: in the event loop's time. timeout_s: the seconds from the start to the deadline.
-      taken: the bytes it holds: its body, the images fetched for it, the pixels of its prompt.
+      taken: the bytes it holds: its body, the images fetched for it, the pixels of its prompt, its log-probabilities.
     """
 
     def __init__(self, room: Room, gate: Gate, timeout_s: float):
@@ -61,6 +61,14 @@ class Visit:
         """Ends ``within``."""
         if not self._cut.done():
             self._cut.set_result(why)
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``, cancelled at the deadline (ApiError 504), but not when the server shuts down."""
+        try:
+            async with asyncio.timeout(max(0.0, self.left_s)):
+                return await work
+        except TimeoutError:
+            raise self.late() from None
 
     async def within(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, cancelled at the deadline (ApiError 504) or when the server shuts down (503)."""

@@ -13,6 +13,7 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.generation.chat import end_tokens
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt, check_prompt
+from mono_jax.generation.text import TextStream
 from mono_jax.models.architecture import Architecture
 from mono_jax.serving.contract import EngineConfig, Event, Full, OnEvent, Request, Stats, TokenLogprobs, TooLong
 from mono_jax.weights.prompt_format import PromptFormat
@@ -38,6 +39,7 @@ class Answering:
         words = engine.tokenizer.encode(engine.script(request.prompt, request.sampling))
         self.tokens = list(words)[: request.sampling.max_new_tokens]
         self.whole = len(words) <= len(self.tokens)
+        self.text = TextStream(engine.tokenizer, request.sampling.stop)
 
     def cancel(self) -> None:
         with self.engine.changed:
@@ -53,10 +55,11 @@ class Answering:
             scores = (None, *(logprob(token, place, count) for place, token in enumerate(ids, 1)))
             return self._end(Event(finish="length", scores=scores))
         new = self.tokens[self.sent : self.sent + 1 + self.sent % 2]
-        before, self.sent = self.engine.tokenizer.decode(self.tokens[: self.sent]), self.sent + len(new)
-        text = self.engine.tokenizer.decode(self.tokens[: self.sent])[len(before) :]
-        last = self.sent == len(self.tokens)
-        finish = ("stop" if self.whole else "length") if last else None
+        self.sent += len(new)
+        text, stopped = self.text.add(new), self.text.stopped_by is not None
+        if last := stopped or self.sent == len(self.tokens):
+            text += self.text.finish()
+        finish = ("stop" if stopped or self.whole else "length") if last else None
         count = self.request.sampling.logprobs
         found = (
             None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,11 @@ from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.generation.chat import tiling_of
 from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import Questions
+from mono_jax.models.architecture import Architecture
 from mono_jax.serving.api.answers import logprobs
-from mono_jax.serving.api.answers.pieces import Trimmed, token_texts
+from mono_jax.serving.api.answers.pieces import TokenTexts, Trimmed, token_text
 from mono_jax.serving.contract import TokenLogprobs
-from tests.mono_jax.serving.api.running_server import Client, message, picture
+from tests.mono_jax.serving.api.running_server import Client, message, picture, serving
 from tests.mono_jax.serving.api.scripted import ScriptedEngine, digest, logprob
 
 
@@ -191,9 +194,9 @@ def test_of_tokens_with_the_same_text_the_likelier_counts():
             return "\ufffd" * len(ids)
 
     found = [TokenLogprobs(3, -math.inf, ((7, -0.5), (8, -2.0)))]
-    shape = logprobs.of_completion(SameText(), [3], found)
+    shape = logprobs.OfText(SameText()).add([3], found)
     assert shape["top_logprobs"] == [{"\ufffd": -0.5}] and shape["token_logprobs"] == [-9999.0]
-    assert logprobs.of_chat(SameText(), [], found)["content"][0]["bytes"] is None
+    assert logprobs.OfChat(SameText()).add([3], found)["content"][0]["bytes"] is None
 
 
 def test_log_probabilities_of_a_piece_take_no_longer_the_more_came_before(engine: ScriptedEngine):
@@ -201,13 +204,16 @@ def test_log_probabilities_of_a_piece_take_no_longer_the_more_came_before(engine
     counting = _Counting(engine.tokenizer)
     ids = [5 + number % 40 for number in range(400)]
     found = [TokenLogprobs(token, -1.0, ((6, -2.0),)) for token in ids]
-    costs = []
+    costs, texts = [], logprobs.OfText(engine.tokenizer).add(ids, found)["tokens"]
+    of_chat, of_text = logprobs.OfChat(counting), logprobs.OfText(counting)
+    for token in {*ids, 6}:
+        token_text(counting, token)  # once, whenever it first comes
     for number in range(len(ids)):
         counting.decoded = 0
-        chat = logprobs.of_chat(counting, ids[:number], found[number : number + 1])
-        text = logprobs.of_completion(counting, ids[number : number + 1], found[number : number + 1], ids[:number])
+        chat = of_chat.add(ids[number : number + 1], found[number : number + 1])
+        text = of_text.add(ids[number : number + 1], found[number : number + 1])
         costs.append(counting.decoded)
-        assert chat["content"][0]["token"] == text["tokens"][0] == token_texts(engine.tokenizer, ids)[number]
+        assert chat["content"][0]["token"] == text["tokens"][0] == texts[number]
     assert max(costs) == costs[-1] == costs[10]
 
 
@@ -220,6 +226,75 @@ class _Counting:
     def decode(self, ids: Sequence[int]) -> str:
         self.decoded += len(ids)
         return self._tokenizer.decode(ids)
+
+
+TOKENIZERS = ["chat", *(f"chat_templates/{name}" for name in ("llama3", "mistral", "smollm2", "gemma3"))]
+WRITTEN = ["a你😀b", "one two three", "naïve 模型 x", "🙂🙃 of 👩‍👩‍👧 several", "  two  spaces \n\n and\tlines "]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", WRITTEN)
+def test_offsets_are_positions_in_the_text(name: str, text: str, golden_dir: Path):
+    """A split character counts once, where it begins; streamed in any pieces, offsets are the same."""
+    tokenizer = Tokenizer(golden_dir / name)
+    ids = list(tokenizer.encode(text))
+    found = [TokenLogprobs(token, -1.0) for token in ids]
+    whole = logprobs.OfText(tokenizer, begin=5).add(ids, found)
+    before = [tokenizer.decode(ids[:number]).rstrip("\ufffd") for number in range(len(ids))]
+    assert whole["text_offset"] == [5 + len(each) for each in before]
+    for token, offset in zip(whole["tokens"], whole["text_offset"]):
+        assert "\ufffd" in token or tokenizer.decode(ids)[offset - 5 :].startswith(token)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        form, streamed = logprobs.OfText(tokenizer, begin=5), {name: [] for name in whole}
+        cuts = [0, *np.sort(rng.integers(0, len(ids) + 1, 3)).tolist(), len(ids)]
+        for start, stop in itertools.pairwise(cuts):
+            for field, values in form.add(ids[start:stop], found[start:stop]).items():
+                streamed[field] += values
+        assert streamed == whole
+
+
+@pytest.mark.parametrize("stop", [None, " two t_", "b"])
+@pytest.mark.parametrize("prompt", ["once upon", "a你😀b", [9, 8, 7]])
+@pytest.mark.parametrize("echo", [False, True])
+def test_streamed_log_probabilities_are_the_whole_ones(
+    echo: bool, prompt: Any, stop: str | None, client: Client, engine: ScriptedEngine
+):
+    """Wherever text is held back, because a stop string or a character may follow."""
+    engine.script, plain = lambda prompt, sampling: "one two three a你😀b 🙂 two to", engine.script
+    try:
+        body = {"prompt": prompt, "echo": echo, "logprobs": 2, "max_tokens": 60, "seed": 0, "n": 2, "stop": stop}
+        _, whole = client.post("/v1/completions", body)
+        frames = client.stream("/v1/completions", body)
+    finally:
+        engine.script = plain
+    for number, choice in enumerate(whole["choices"]):
+        of_choice = [frame["choices"][0] for frame in frames[:-1] if frame["choices"][0]["index"] == number]
+        assert "".join(each["text"] for each in of_choice) == choice["text"]
+        for name, values in choice["logprobs"].items():
+            assert [value for each in of_choice for value in each["logprobs"][name]] == values, name
+        found = choice["logprobs"]
+        texts = [(token, at) for token, at in zip(found["tokens"], found["text_offset"]) if "\ufffd" not in token]
+        inside = [(token, at) for token, at in texts if at + len(token) <= len(choice["text"])]
+        assert all(choice["text"][at:].startswith(token) for token, at in inside)
+        assert len(inside) > 0.6 * len(texts) if stop else inside == texts
+
+
+def test_the_begin_of_a_prompt_is_no_part_of_its_text(golden_dir: Path, small: Architecture):
+    """Tokenizers may write its name; the echo of a text is the text."""
+    tokenizer = Tokenizer(golden_dir / "chat_templates/llama3")
+    engine = ScriptedEngine(tokenizer, small.replace(vocab_size=tokenizer.vocab_size))
+    engine.start()
+    with serving(engine) as client:
+        for prompt in ("once upon", [tokenizer.bos, *tokenizer.encode("once upon")]):
+            body = {"prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 0}
+            [choice] = client.post("/v1/completions", body)[1]["choices"]
+            found, unseen = choice["logprobs"], isinstance(prompt, str)
+            assert found["text_offset"][0] == 0 and found["tokens"][0] == tokenizer.name(tokenizer.bos)
+            for token, at in [*zip(found["tokens"], found["text_offset"])][unseen:]:
+                assert choice["text"][at:].startswith(token)
+            assert choice["text"] == ("" if unseen else found["tokens"][0]) + "once upon"
+    engine.close()
 
 
 def test_an_echo_alone(client: Client, engine: ScriptedEngine):
@@ -322,7 +397,8 @@ def test_trimmed_pieces_are_the_trimmed_text(text: str):
 
 def test_texts_of_tokens_add_up(engine: ScriptedEngine):
     ids = list(engine.tokenizer.encode("hello you and  you"))
-    assert "".join(token_texts(engine.tokenizer, ids)) == engine.tokenizer.decode(ids)
+    texts = TokenTexts(engine.tokenizer)
+    assert "".join(texts.add(token)[0] for token in ids) == engine.tokenizer.decode(ids)
 
 
 def test_tokens_are_counted_without_the_tokenizer(client: Client, engine: ScriptedEngine):
