@@ -25,6 +25,7 @@ from mono_jax.serving.api.requests.prompts import Conversation, Gone, PromptMake
 from mono_jax.serving.api.server import _Protocol
 from mono_jax.serving.api.service import Service
 from mono_jax.serving.api.settings import ApiConfig
+from mono_jax.serving.api.tickets.visit import Visit
 from mono_jax.serving.start import KEY, keys_of
 from tests.mono_jax.serving.api.running_server import Client, message, picture, serving, wait_for
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
@@ -403,6 +404,96 @@ def test_what_is_too_long_is_refused_before_it_is_encoded(
     status, answer = client.post(path, body)
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
     assert "max_length" in answer["error"]["message"]
+
+
+LOGPROBS = [
+    ("/v1/completions", {"prompt": [[5] * 100] * 16, "echo": True, "logprobs": 20, "max_tokens": 0}),
+    ("/v1/completions", {"prompt": [5] * 100, "echo": True, "logprobs": 20, "max_tokens": 0, "n": 16}),
+    ("/v1/completions", {"prompt": "Hi", "logprobs": 20, "max_tokens": 50, "n": 32}),
+    (CHAT, {"messages": [message("Hi")], "logprobs": True, "top_logprobs": 20, "max_tokens": 50, "n": 32}),
+    (CHAT, {"messages": [message("Hi")], "logprobs": True, "max_tokens": 50, "n": 128}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), LOGPROBS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_count_as_bytes(
+    stream: bool, path: str, body: dict[str, Any], held: ScriptedEngine, engine: ScriptedEngine
+):
+    """Refused with 400 if they can never have room, before anything is computed, and with 429 if there is none now."""
+    body = body | {"stream": stream}
+    with serving(engine, ApiConfig(drain_s=0)) as client, ThreadPoolExecutor() as pool:
+        inside = pool.submit(client.post, path, body)
+        wait_for(lambda: held.under_way)
+        most = client.service.room.used
+        held.release()
+        assert inside.result()[0] == 200
+        wait_for(lambda: client.service.room.used == 0)
+    held.hold()
+    with serving(engine, ApiConfig(max_body=1 << 18, max_bytes=most - 1, drain_s=0)) as client:
+        status, answer = client.post(path, body)
+        assert (status, answer["error"]["code"]) == (400, "too_many_logprobs")
+        assert not held.under_way
+    with serving(engine, ApiConfig(max_body=1 << 18, max_bytes=2 * most - 1, drain_s=0)) as client:
+        with ThreadPoolExecutor() as pool:
+            inside = pool.submit(client.post, path, body)
+            wait_for(lambda: held.under_way)
+            status, answer = client.post(path, body)
+            assert (status, answer["error"]["code"]) == (429, "too_many_bytes")
+            held.release()
+            assert inside.result()[0] == 200
+        wait_for(lambda: client.service.room.used == 0)
+
+
+class _Slow:
+    """A tokenizer whose every call takes a while; counts the calls."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer, self.calls = tokenizer, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, ids: Any) -> str:
+        self.calls += 1
+        threading.Event().wait(0.0005)
+        return self._tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("ends", ["late", "gone"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_are_written_until_nobody_waits(
+    stream: bool, ends: str, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """The deadline holds while they are written, and so does a disconnect; others get their turn meanwhile."""
+    count = 20_000
+    body = {"prompt": [[5] * 1000] * (count // 1000), "echo": True, "logprobs": 0, "max_tokens": 0, "stream": stream}
+    ended, plain = engine.ended.get("length", 0), engine.tokenizer
+    engine.tokenizer = _Slow(plain)
+
+    def left_s(visit: Visit) -> float:
+        """Little, once all scores are known and only have to be written."""
+        scored = engine.ended.get("length", 0) - ended == len(body["prompt"])
+        return 0.5 if scored and ends == "late" else 600.0
+
+    monkeypatch.setattr(Visit, "left_s", property(left_s))
+    try:
+        with serving(engine, ApiConfig(drain_s=0)) as client:
+            connection = send(client, body, "/v1/completions")
+            if ends == "gone":
+                wait_for(lambda: engine.tokenizer.calls > 100)
+                assert client.post("/tokenize", {"prompt": "Hi"})[0] == 200
+                connection.close()
+            else:
+                text = b""
+                while b'"code":"timeout"' not in text:
+                    text += (piece := connection.recv(1 << 16))
+                    assert piece
+                connection.close()
+            wait_for(lambda: client.service.room.used == 0 and not client.service._working)
+            assert engine.tokenizer.calls < count
+    finally:
+        engine.tokenizer = plain
 
 
 def test_no_key_is_empty(engine: ScriptedEngine):
