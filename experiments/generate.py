@@ -1,11 +1,9 @@
 """Answers a prompt about images, once or turn by turn.
 
 MODEL is a Hugging Face folder, a model folder made by convert.py or train.py, or the workdir of a stage.
-The same code that makes training samples cuts images into tiles and puts questions into the chat template. All images
-of a conversation share max_tiles: if one in a later turn leaves the earlier ones fewer tiles, they are read again.
+The same code that makes training samples cuts images into tiles and puts questions into the chat template.
 Its settings come from model.json, which the training run wrote, else from the model's config.json, else from the
-defaults; sampling settings come from its generation_config.json, also repetition_penalty and suppress_tokens. Flags
-take precedence over all of them.
+defaults; sampling settings come from its generation_config.json. Flags take precedence over all of them.
 
 An answer ends at the tokenizer's or generation_config.json's end token, <|im_end|>, <|im_start|>, or the length limit.
 """
