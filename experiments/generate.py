@@ -39,7 +39,7 @@ def build_parser() -> Any:
     add("--top_k", type=int, help=f"sample from the k likeliest tokens, 0 = all ({own} {Sampling.top_k})")
     add("--top_p", type=float, help=f"sample from the likeliest that add up to p ({own} {Sampling.top_p})")
     add("--seed", type=int, default=Sampling.seed, help="sampling seed (%(default)s)")
-    add("--max_tiles", type=int, help=f"maximum tiles per image ({own} {PromptFormat.max_tiles})")
+    add("--max_tiles", type=int, help=f"maximum tiles, shared by all images ({own} {PromptFormat.max_tiles})")
     add("--template", help=f"chat template (the model's own); {NO_TEMPLATE} = continue the prompt as it is")
     add("--system_message", help='the system turn (the template\'s own); "" = none')
     add("--tokenizer", metavar="PATH", help="folder or file (default: in the model's folder)")
