@@ -14,8 +14,10 @@ import ast
 import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import RequiredValueError
@@ -92,18 +94,31 @@ def load(file_and_arg: str) -> ConfigDict:
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"{file}: no such config file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigError(f"{file}: a config is a Python file (.py) with get_config()")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = module_of(path)
         config = module.get_config(arg) if arg else module.get_config()
     except Exception as error:
         raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{file}: get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}")
     return _own(config)
+
+
+def module_of(file: Path) -> ModuleType:
+    """The module that ``file`` defines, as it is now; raises whatever running it raises."""
+    loader = _Uncached(file.stem, str(file))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(file.stem, loader))
+    loader.exec_module(module)
+    return module
+
+
+class _Uncached(SourceFileLoader):
+    """Without bytecode files, which hide a change of the source within a second that keeps its length."""
+
+    def path_stats(self, path: str) -> NoReturn:
+        raise OSError
 
 
 def _own(value: Any) -> Any:

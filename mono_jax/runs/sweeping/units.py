@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
 
+T = TypeVar("T")
 Changes = Mapping[str, Any]
 
 SEED = "seed"
@@ -178,17 +178,14 @@ def _seed_keys(config: str | None) -> tuple[str, ...]:
 
 
 def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigError(f"{path}: a sweep is a Python file (.py) with sweep(add)")
-    module = importlib.util.module_from_spec(spec)
-    _guarded(path, lambda: spec.loader.exec_module(module))
-    return module
+    return _guarded(path, lambda: config_file.module_of(path))
 
 
-def _guarded(path: Path, call: Any) -> None:
+def _guarded(path: Path, call: Callable[[], T]) -> T:
     try:
-        call()
+        return call()
     except ConfigError:
         raise
     except Exception as error:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,17 @@ def test_overrides_reach_every_key(file: Path):
     }
     assert parse(f"--config={file}", "--config.name=12")["name"] == "12"  # a string stays one
     assert parse(f"--config={file}", "--config.data.rows=none")["data"]["rows"] is None
+
+
+def test_a_file_is_read_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "changing.py"
+    for steps in (1, 2):  # of one length, in the same second
+        file.write_text(
+            f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({{'n': {steps}}})\n"
+        )
+        os.utime(file, (1_800_000_000, 1_800_000_000))
+        assert config_file.load(str(file)).n == steps
 
 
 def test_keys_keep_the_order_of_the_file(tmp_path: Path):
