@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from experiments.benchmarks.tables import fill
 from mono_jax.runs.sweeping.gather import difference
 from mono_jax.runs.sweeping.plots import metric_plots
 from mono_jax.runs.sweeping.seeds import MeanOfSeeds
+from mono_jax.training.metrics import is_finite
 
 FOLDER = Path(__file__).parent / "findings"
 PAGE = Path(__file__).parent / "findings.md"
@@ -98,16 +98,12 @@ def tables(groups: Mapping[str, Sequence[Row]]) -> dict[Metric, dict[str, dict[i
     found = {}
     for metric in METRICS:
         values = {
-            group: {int(row["seed"]): value for row in rows if _is_finite(value := metric.value(row))}
+            group: {int(row["seed"]): value for row in rows if is_finite(value := metric.value(row))}
             for group, rows in groups.items()
         }
         if any(values.values()):
             found[metric] = values
     return found
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def left_out(groups: Mapping[str, Sequence[Row]], found: Mapping[Metric, Values]) -> dict[str, list[str]]:
@@ -117,7 +113,7 @@ def left_out(groups: Mapping[str, Sequence[Row]], found: Mapping[Metric, Values]
         for rows in groups.values():
             values = {row["unit"]: metric.value(row) for row in rows}
             if any(value is not None for value in values.values()):
-                for unit in (unit for unit, value in values.items() if not _is_finite(value)):
+                for unit in (unit for unit, value in values.items() if not is_finite(value)):
                     lacking.setdefault(unit, []).append(metric.title)
     return lacking
 

@@ -107,6 +107,16 @@ def test_every_claim_is_compared_with_the_results(make: ModuleType):
     assert len(CLAIMS) == len(table.splitlines()) - 2
 
 
+def table_of(make: ModuleType, folder: Path, rows: list[str]) -> list[str]:
+    """The lines of the table of a sweep with these results."""
+    file = folder / "made" / "results.csv"
+    file.parent.mkdir()
+    file.write_text("\n".join(["unit,group,seed,s0/text_loss_after,s2/text_loss_after,s2/questions", *rows]))
+    make.keep(file)
+    groups = make.read(make.FOLDER / "made.csv")
+    return make.table(groups, make.tables(groups))
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", ""])
 def test_values_that_are_not_finite_are_left_out_counted_and_named(make: ModuleType, tmp_path: Path, value: str):
     units = {
@@ -117,12 +127,7 @@ def test_values_that_are_not_finite_are_left_out_counted_and_named(make: ModuleT
         "more-seed2": value,
     }
     rows = [f"{unit},{unit[:-6]},{unit[-1]},4.0,{5 if of else ''},{of}" for unit, of in units.items()]
-    file = tmp_path / "made" / "results.csv"
-    file.parent.mkdir()
-    file.write_text("\n".join(["unit,group,seed,s0/text_loss_after,s2/text_loss_after,s2/questions", *rows]))
-    make.keep(file)
-    groups = make.read(make.FOLDER / "made.csv")
-    lines = make.table(groups, make.tables(groups))
+    lines = table_of(make, tmp_path, rows)
     assert "| more | 3 | 21.0 ± 12.7 (2 of 3) ↑ |" in lines[3]
     assert lines[-1].startswith("Left out, since not finite or not measured: more-seed2 (answers, %")
 
@@ -134,12 +139,7 @@ def test_arrows_mark_differences_whose_interval_leaves_out_0(make: ModuleType, t
         for group, found in values.items()
         for seed, value in enumerate(found)
     ]
-    file = tmp_path / "made" / "results.csv"
-    file.parent.mkdir()
-    file.write_text("\n".join(["unit,group,seed,s0/text_loss_after,s2/text_loss_after,s2/questions", *rows]))
-    make.keep(file)
-    groups = make.read(make.FOLDER / "made.csv")
-    table = make.table(groups, make.tables(groups))
+    table = table_of(make, tmp_path, rows)
     assert table[0] == "| | seeds | answers, % | text loss, % above base |"
     assert table[2:] == [
         "| first | 3 | 11.0 ± 2.5 | 11.0 ± 2.5 |",

@@ -22,6 +22,11 @@ def word(text: str) -> str:
     return text.replace(IMAGE, _WORD)
 
 
+def with_marks(text: str, images: int) -> str:
+    """``text`` with an ``<image>`` line in front for each image, unless it has an ``<image>``."""
+    return text if IMAGE in text else f"{IMAGE}\n" * images + text
+
+
 def open_template(name: str, tokenizer: Tokenizer) -> Template:
     """The template of that name; raises DataError if there is none, or if the tokenizer's cannot be used."""
     if name == OWN_TEMPLATE:
@@ -79,7 +84,7 @@ class ChatEncoder:
         self._check_template()
         system, turns = self._ordered(turns)
         if not any(IMAGE in text for _, text in turns):
-            turns[0] = (turns[0][0], f"{IMAGE}\n" * len(images) + turns[0][1])
+            turns[0] = (turns[0][0], with_marks(turns[0][1], len(images)))
         written = self.template.write(turns, system, answer)
         begin = [] if self.template.begins else self._begin
         return self._encoded(begin, written.text, () if answer else written.trained, images)
@@ -89,9 +94,7 @@ class ChatEncoder:
 
         Raises BadSample as ``conversation`` does.
         """
-        text = text.strip()
-        if IMAGE not in text:
-            text = f"{IMAGE}\n" * len(images) + text
+        text = with_marks(text.strip(), len(images))
         return self._encoded([], self.template.follow(text), (), images)[0]
 
     @functools.cached_property

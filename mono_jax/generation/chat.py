@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.encoding.chat import IMAGE, ChatEncoder, word
+from data_pipelines.encoding.chat import ChatEncoder, with_marks, word
 from data_pipelines.encoding.decoding import ImageLimits
 from data_pipelines.encoding.patches import image_tokens
 from data_pipelines.encoding.tiling import Tiling
@@ -172,9 +172,8 @@ def end_tokens(tokenizer: Tokenizer, encoder: ChatEncoder | None = None) -> set[
 
 
 def _question(text: str, images: int) -> tuple[str, str]:
-    """The turn that asks ``text``, with a marker for each of its images."""
-    text = text.strip()
-    return "human", text if IMAGE in text else f"{IMAGE}\n" * images + text
+    """The turn that asks ``text``, with a mark for each of its images."""
+    return "human", with_marks(text.strip(), images)
 
 
 def _read_file(file: str) -> bytes:

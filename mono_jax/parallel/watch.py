@@ -93,9 +93,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        wait = (
-            FOR_EVER  # an upload or scores of the first process may take hours; the threads end the wait for a lost one
-        )
+        wait = FOR_EVER  # the first process may upload or score for hours; the threads end the wait for a lost one
         if error is not None and not isinstance(error, SystemExit):
             if _by_others(error):
                 self._stop.wait(2 * self._lost_after)  # the thread finds out which process it was, and exits

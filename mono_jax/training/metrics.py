@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from data_pipelines.io import publish
 from mono_jax.errors import CheckpointError
@@ -53,6 +53,11 @@ def duration(seconds: float) -> str:
     if seconds < 86400:
         return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
     return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Whether ``value`` was measured and is finite; records have None for what is not finite."""
+    return value is not None and math.isfinite(value)
 
 
 def newest(records: Sequence[Record], name: str) -> float | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mono_jax.runs.sweeping.plots import metric_plot
 from mono_jax.runs.sweeping.seeds import MeanOfSeeds
 from mono_jax.runs.sweeping.status import result_of, state_of
 from mono_jax.runs.sweeping.units import Sweep
+from mono_jax.training.metrics import is_finite
 
 Compared = tuple[MeanOfSeeds, MeanOfSeeds | None]  # a group's mean, and its difference from the first group
 
@@ -46,7 +46,7 @@ def gather(
     publish.write_text(files[0], _results_csv(results))
     compared = {name: _compared(groups, sweep.groups[0]) for name, groups in table.items()}
     publish.write_text(files[1], _summary_csv(compared))
-    left_out = {name: found for name in shown if (found := _left_out(sweep, results, name))}
+    left_out = {name: found for name in shown if (found := _left_out(results, name, table[name]))}
     markdown = _markdown(sweep, compared, left_out, missing)
     publish.write_text(files[2], markdown)
     for name in (name for name in shown if table[name]):
@@ -73,20 +73,21 @@ def _by_group(sweep: Sweep, results: Mapping[str, Any], metric: str) -> dict[str
     table: dict[str, dict[int | None, float]] = {group: {} for group in sweep.groups}
     for unit in sweep.units:
         value = results.get(unit.name, {}).get("metrics", {}).get(metric)
-        if value is not None and math.isfinite(value):
+        if is_finite(value):
             table[unit.group][unit.seed] = value
     return {group: values for group, values in table.items() if values}
 
 
-def _left_out(sweep: Sweep, results: Mapping[str, Any], metric: str) -> dict[str, str]:
-    """{unit: why} of the finished units without a finite ``metric`` in groups for which it was measured."""
+def _left_out(
+    results: Mapping[str, Any], metric: str, table: Mapping[str, Mapping[int | None, float]]
+) -> dict[str, str]:
+    """{unit: why} of the finished units that ``table`` lacks, in groups for which ``metric`` was measured."""
     measured = {name for name, result in results.items() if metric in result["metrics"]}
     groups = {results[name]["group"] for name in measured}
-    finite = {(group, seed) for group, values in _by_group(sweep, results, metric).items() for seed in values}
     return {
         name: "not finite" if name in measured else "not measured"
         for name, result in results.items()
-        if result["group"] in groups and (result["group"], result["seed"]) not in finite
+        if result["group"] in groups and result["seed"] not in table.get(result["group"], {})
     }
 
 

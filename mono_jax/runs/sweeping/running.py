@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from mono_jax.runs.sweeping.chain import Plan
 from mono_jax.runs.sweeping.places import FAILED, RESULT, alone_with, lay_out
 from mono_jax.runs.workdir import Workdir, locked
 from mono_jax.training.loop import Stopped
-from mono_jax.training.metrics import Say, read_metrics
+from mono_jax.training.metrics import Say, is_finite, read_metrics
 
 Metrics = dict[str, float | None]  # None: not finite, as in metrics.jsonl
 
@@ -119,9 +118,7 @@ def stage_metrics(summary: Mapping[str, Any], stage: Path, prefix: str) -> Metri
     for record in read_metrics(stage / "metrics.jsonl"):
         newest |= {key: value for key, value in record.items() if key.startswith(MEASURED)}
     found = _of_summary(summary) | newest
-    return {
-        f"{prefix}{key}": value if value is not None and math.isfinite(value) else None for key, value in found.items()
-    }
+    return {f"{prefix}{key}": value if is_finite(value) else None for key, value in found.items()}
 
 
 def _of_summary(summary: Mapping[str, Any]) -> Metrics:

@@ -6,8 +6,7 @@ that need the same threads get their turn, and a client that leaves, or the dead
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from data_pipelines.encoding.tokenizer import Tokenizer
@@ -89,7 +88,6 @@ def _fragments(form: Format, ids: Sequence[int], found: Found) -> dict[str, str]
     return {name: plain(values)[1:-1] for name, values in form.add(ids, found).items()}
 
 
-def joined(form: Format | type[Format], *pieces: Iterable[Mapping[str, str]]) -> dict[str, Json]:
-    """The lists of a ``Format`` from the results of ``written``, one after another."""
-    every = list(itertools.chain(*pieces))
-    return {name: Json(f"[{','.join(piece[name] for piece in every)}]") for name in form.fields}
+def joined(form: Format | type[Format], pieces: Sequence[Mapping[str, str]]) -> dict[str, Json]:
+    """The lists of a ``Format`` from pieces that ``written`` made, in their order."""
+    return {name: Json(f"[{','.join(piece[name] for piece in pieces)}]") for name in form.fields}
