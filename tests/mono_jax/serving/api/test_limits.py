@@ -99,19 +99,20 @@ def test_a_client_that_goes_in_the_middle_of_an_answer(client: Client, held: Scr
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_connection_of_a_client_that_does_not_read_ends(
-    stream: bool, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+    stream: bool, held: ScriptedEngine, caplog: pytest.LogCaptureFixture
 ):
     """It and its buffers are released, and other clients do not wait."""
     # Each token is several megabytes, more than sockets hold.
-    engine.script, plain = lambda prompt, sampling: "word " * 10, engine.script
-    engine.tokenizer, words = _Loud(engine.tokenizer), engine.tokenizer
+    held.script, plain = lambda prompt, sampling: "word " * 10, held.script
+    held.tokenizer, words = _Loud(held.tokenizer), held.tokenizer
     try:
-        with serving(engine, ApiConfig(send_timeout_s=0.5, drain_s=0)) as client:
+        with serving(held, ApiConfig(send_timeout_s=1.0, drain_s=0)) as client:
             connection = send(client, {"messages": [message("Hi")], "stream": stream})
-            wait_for(lambda: engine.under_way)
+            wait_for(lambda: held.under_way)
+            held.script, held.tokenizer = plain, words
             [inside] = client.server.server_state.connections
+            held.release()
             wait_for(lambda: inside.flow.write_paused)
-            engine.script, engine.tokenizer = plain, words
             assert client.chat("Hi")[0] == 200
             wait_for(lambda: client.service.gate._inside == set())
             wait_for(lambda: inside not in client.server.server_state.connections)
@@ -120,7 +121,7 @@ def test_the_connection_of_a_client_that_does_not_read_ends(
             assert [each for each in psutil.Process().net_connections() if each.raddr and each.raddr.port == here] == []
             connection.close()
     finally:
-        engine.script, engine.tokenizer = plain, words
+        held.script, held.tokenizer = plain, words
     assert caplog.records == []
 
 
