@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from data_pipelines.recipes.conversations import Turn
 
 COLORS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
+_OPPOSITE = {"yes": "no", "no": "yes"}
 
 
 def read_easy_vqa(root: Path, split: str) -> list[tuple[Path, list[Turn]]]:
@@ -19,6 +22,36 @@ def read_easy_vqa(root: Path, split: str) -> list[tuple[Path, list[Turn]]]:
     for question, answer, image in json.loads((folder / "questions.json").read_text()):
         turns.setdefault(image, []).append((question, answer))
     return [(folder / f"images/{image}.png", turns[image]) for image in sorted(turns)]
+
+
+def balanced(images: Sequence[tuple[Path, list[Turn]]], rng: np.random.Generator) -> list[tuple[Path, list[Turn]]]:
+    """``images`` with as many "yes" as "no" to each wording of a question; what is too much goes, chosen at random.
+
+    As published, 8 of 9 images answer "is there a red shape?" with "no": whoever knows the wording need not look.
+    """
+    answered: dict[Turn, list[tuple[int, int]]] = {}
+    for image, (_, turns) in enumerate(images):
+        for place, turn in enumerate(turns):
+            answered.setdefault(turn, []).append((image, place))
+    surplus: set[tuple[int, int]] = set()
+    for question, answer in answered:
+        if answer in _OPPOSITE:
+            places = answered[question, answer]
+            wanted = min(len(places), len(answered.get((question, _OPPOSITE[answer]), ())))
+            surplus.update(places[index] for index in rng.permutation(len(places))[wanted:])
+    kept = [
+        (path, [turn for place, turn in enumerate(turns) if (image, place) not in surplus])
+        for image, (path, turns) in enumerate(images)
+    ]
+    return [(path, turns) for path, turns in kept if turns]
+
+
+def kind_of(question: str) -> str:
+    """What is asked: "color" or "shape", or by yes or no "has_color" or "has_shape"."""
+    words = set(question.rstrip("?").split())
+    if "what" in words:
+        return "color" if "color" in words else "shape"
+    return "has_color" if words & COLORS else "has_shape"
 
 
 def caption(turns: Iterable[Turn]) -> str | None:

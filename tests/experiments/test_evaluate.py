@@ -21,9 +21,9 @@ from mono_jax.evaluation import judges
 from mono_jax.evaluation.benchmarks import predictions, running
 from mono_jax.evaluation.benchmarks.answering import Asker
 from mono_jax.evaluation.benchmarks.catalogue import find_tasks
-from mono_jax.evaluation.benchmarks.page import difference_rows, page
+from mono_jax.evaluation.benchmarks.page import _categories, difference_rows, page
 from mono_jax.evaluation.benchmarks.reading.example import Example
-from mono_jax.evaluation.benchmarks.scoring import Scored
+from mono_jax.evaluation.benchmarks.scoring import Scored, differences
 from mono_jax.evaluation.judges import JudgeError
 from mono_jax.evaluation.metrics import judged
 from mono_jax.generation import chat
@@ -218,6 +218,39 @@ def test_report_and_categories(models: list[Path], data: Path, tmp_path: Path, c
     assert json.loads((tmp_path / "scores.json").read_text()) == result
     text = (tmp_path / "report.html").read_text()
     assert text.count("data:image/png;base64,") >= 6 and "what is 3?" in text and "Differences" in text
+
+
+def test_categories_are_compared_with_their_own_constant_and_with_the_other_model():
+    """All in all the models are equal, and so is "yes" in one category and nothing in the other."""
+    truths = {"color": ["red", "red", "blue", "teal"], "has_color": ["yes", "no"] * 2}
+    examples = [
+        Example(f"{kind}{number}", (("human", "?"),), truths=(truth,), category=kind)
+        for kind, all_truths in truths.items()
+        for number, truth in enumerate(all_truths)
+    ]
+    right = {example.id: example.truths[0] for example in examples}
+    sees = right | {f"has_color{number}": "yes" for number in range(4)}
+    reads = right | {f"color{number}": "red" for number in range(4)}
+    [task] = find_tasks("questions")
+    scored = {
+        name: Scored(task, examples, answers, judged.Memory(judges.NoJudge()))
+        for name, answers in (("sees", sees), ("reads", reads))
+    }
+    found = {name: each.to_json()["by_category"] for name, each in scored.items()}
+    assert {name: [of["score"] for of in each.values()] for name, each in found.items()} == {
+        "sees": [100, 50], "reads": [50, 100],
+    }  # fmt: skip
+    assert found["sees"]["color"]["constant"] == {"answer": "red", "score": 50}
+    assert found["reads"]["has_color"]["constant"]["score"] == 50
+    [difference] = differences(scored, [("sees", "reads")])
+    assert difference["difference"] == 0
+    gains = {
+        name: (each["difference"], each["better"], each["worse"]) for name, each in difference["by_category"].items()
+    }
+    assert gains == {"color": (50, 2, 0), "has_color": (-50, 0, 2)}
+    models = {name: each.to_json() for name, each in scored.items()}
+    [shown] = _categories({"models": models, "differences": [difference]})
+    assert "<th>sees minus reads</th>" in shown and "50.00 (red)" in shown and "+50.0 (" in shown
 
 
 def test_examples_are_called_right_or_wrong_by_themselves():

@@ -50,12 +50,16 @@ def is_heldout(group: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class RealSet:
-    """A set; its folder is STAGE/NAME. ``on_demand``: it is only built if it is named."""
+    """A set; its folder is STAGE/NAME. ``on_demand``: it is only built if it is named.
+
+    ``version``: of its recipe; folders of another one are built anew.
+    """
 
     name: str
     stage: str
     packages: tuple[Package, ...]
     on_demand: bool = False
+    version: int = 1
 
 
 def _debian(*alternatives: str) -> Package:
@@ -90,7 +94,7 @@ SETS = (
     RealSet("detection", "s1_3", (_TUXPAINT, *_WALLPAPERS)),
     RealSet("ocr", "s1_3", ()),
     # Conversations (questions.py).
-    RealSet("easy_vqa", "s2", (_EASY_VQA,)),
+    RealSet("easy_vqa", "s2", (_EASY_VQA,), version=2),
     RealSet("collages", "s2", (_TUXPAINT, *_WALLPAPERS)),
     RealSet("stamps_translated", "s2", (_TUXPAINT,)),
     RealSet("emoji_translated", "s2", _FLUENT),

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.recipes.conversations import NUMBERS, Conversation, Turn, boxes_text, by_question
-from data_pipelines.recipes.easy_vqa import read_easy_vqa
+from data_pipelines.recipes.easy_vqa import balanced, kind_of, read_easy_vqa
 from data_pipelines.recipes.jsonl import write_jsonl
 from data_pipelines.recipes.parts import Counts, sample_rng, skip_counts
 from data_pipelines.recipes.real.catalogue import Options, Recipe, is_heldout
@@ -25,16 +25,18 @@ HELDOUT_QUESTIONS = 200
 def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts:
     """Each question of the training split is a sample; held out is one question for each image of the test split.
 
-    In one conversation per image, 79 % of the answers would follow from earlier turns, without a look at the image.
+    In one conversation per image, 79 % of the answers would follow from earlier turns, and with the published questions
+    those by yes or no would follow from their wording: they are balanced, so that the image decides.
     """
     counts = {}
     for split, name in (("train", "train"), ("test", "heldout")):
+        images = list(options.cut(read_easy_vqa(roots[0], split)))
         records = []
-        for number, (path, turns) in enumerate(options.cut(read_easy_vqa(roots[0], split))):
+        for number, (path, turns) in enumerate(balanced(images, sample_rng(options.seed, f"easy_vqa/{split}", 0))):
             turns = turns if split == "train" else [turns[number % len(turns)]]
             image = open_picture(path).convert("RGB")
-            conversation = Conversation(f"{split}_{number:05d}", [image], turns, "easy_vqa")
-            records += by_question(conversation.save(folder / "images"))
+            singles = by_question(Conversation(f"{split}_{number:05d}", [image], turns).save(folder / "images"))
+            records += [single | {"kind": kind_of(asked)} for single, (asked, _) in zip(singles, turns, strict=True)]
         counts[name] = write_jsonl(folder / f"{name}.jsonl", records)
     return {"conversations": counts["train"], "held out": counts["heldout"]}
 

@@ -99,7 +99,7 @@ def _build_set(
 
     name = f"{real_set.stage}/{real_set.name}"
     packages = [str(package) for package in real_set.packages]
-    settings = {"version": VERSION, "packages": packages, **dataclasses.asdict(options)}
+    settings = {"version": real_set.version, "packages": packages, **dataclasses.asdict(options)}
     counts = build_part(root, name, settings, write, progress)
     licences = json.loads((root / name / LICENCES).read_text())
     for package, licence in licences.items():

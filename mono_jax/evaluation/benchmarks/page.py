@@ -49,10 +49,14 @@ def rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
         for model, of_model in found["models"].items():
             if "submission" in of_model:
                 yield [task, model, "hidden", "", of_model["submission"], str(found["examples"]), ""]
-            constant = of_model.get("constant")
             for number, (name, score) in enumerate(of_model.get("scores", {}).items()):
-                always = f"{constant['score']:.2f} ({constant['answer'][:24]})" if constant and not number else ""
+                always = "" if number else _constant(of_model)
                 yield [task, model, name, f"{score['score']:.2f}", _interval(score), str(score["n"]), always]
+
+
+def _constant(scored: Mapping[str, Any]) -> str:
+    constant = scored.get("constant")
+    return f"{constant['score']:.2f} ({constant['answer'][:24]})" if constant else ""
 
 
 def _interval(score: Mapping[str, Any]) -> str:
@@ -118,10 +122,14 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 
 def _categories(found: Mapping[str, Any]) -> Iterator[str]:
     of = {model: each.get("by_category", {}) for model, each in found["models"].items()}
+    gains = [each for each in found.get("differences", ()) if each.get("by_category")]
     if any(of.values()):
-        lines = [["category", "n", *of]]
+        differing = [f"{each['model']} minus {each['against']}" for each in gains]
+        lines = [["category", "n", *of, "constant answer", *differing]]
         for category, first in next(iter(of.values())).items():
             values = [f"{each[category]['score']:.1f} ({_interval(each[category])})" for each in of.values()]
+            paired = [each["by_category"][category] for each in gains]
+            values += [_constant(first), *(f"{each['difference']:+z.1f} ({_interval(each)})" for each in paired)]
             lines.append([category, str(first["n"]), *values])
         yield _table(lines)
 

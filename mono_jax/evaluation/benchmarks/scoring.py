@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from mono_jax.evaluation import intervals
 from mono_jax.evaluation.benchmarks.catalogue import Task
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.metrics.judged import Memory
-from mono_jax.evaluation.metrics.metric import Measure, Metric
+from mono_jax.evaluation.metrics.metric import Measure
 from mono_jax.evaluation.metrics.registry import JUDGED, find_metric
 
 _MOST_CATEGORIES = 100  # a column with more values is not a list of categories
@@ -29,11 +30,10 @@ class Scored:
     def __init__(self, task: Task, examples: Sequence[Example], answers: Mapping[str, str], judge: Memory):
         self._name = task.benchmark.metric
         self._metric = find_metric(self._name, judge)
+        self._examples = examples
         self._answered = [example.answered(answers[example.id]) for example in examples]
         self.measures = self._metric(self._answered)
-        self.constant = None
-        if self._name not in _WITHOUT_CONSTANT:
-            self.constant = _constant(self._metric, examples)
+        self.constant = self._constant(examples)
 
     @property
     def headline(self) -> Measure:
@@ -41,22 +41,35 @@ class Scored:
 
     def to_json(self) -> dict[str, Any]:
         scores = {name: intervals.estimate(measure).to_json() for name, measure in self.measures.items()}
-        result: dict[str, Any] = {"scores": scores, "by_category": self._by_category()}
+        result: dict[str, Any] = {"scores": scores, "by_category": {}}
+        for name, measure in self.by_category.items():
+            of = result["by_category"][name] = intervals.estimate(measure).to_json()
+            constant = self._constant([example for example in self._examples if example.category == name])
+            if constant is not None:
+                of["constant"] = {"answer": constant[0], "score": constant[1].score}
         if self.constant is not None:
             answer, measure = self.constant
             above = intervals.difference(self.headline, measure).to_json()
             result["constant"] = {"answer": answer, "score": measure.score, "difference": above}
         return result
 
-    def _by_category(self) -> dict[str, Any]:
+    @functools.cached_property
+    def by_category(self) -> dict[str, Measure]:
         """The headline score by category, if there are several."""
         of: dict[str, list] = collections.defaultdict(list)
         for each in self._answered:
             of[each.category].append(each)
         if not 1 < len(of) <= _MOST_CATEGORIES:
             return {}
-        measured = {name: next(iter(self._metric(some).values())) for name, some in sorted(of.items())}
-        return {name: intervals.estimate(measure).to_json() for name, measure in measured.items()}
+        return {name: next(iter(self._metric(some).values())) for name, some in sorted(of.items())}
+
+    def _constant(self, examples: Sequence[Example]) -> tuple[str, Measure] | None:
+        """The most common right answer to ``examples``, and the measure of always giving it."""
+        if self._name in _WITHOUT_CONSTANT:
+            return None
+        common = collections.Counter(truth for example in examples for truth in example.truths[:1])
+        answer = common.most_common(1)[0][0]
+        return answer, next(iter(self._metric([example.answered(answer) for example in examples]).values()))
 
     def is_right(self) -> dict[str, bool]:
         """{id: whether the example by itself scores above 0}; {} for metrics that do not score single examples."""
@@ -69,18 +82,18 @@ class Scored:
         return found
 
 
-def _constant(metric: Metric, examples: Sequence[Example]) -> tuple[str, Measure]:
-    common = collections.Counter(truth for example in examples for truth in example.truths[:1])
-    answer = common.most_common(1)[0][0]
-    return answer, next(iter(metric([example.answered(answer) for example in examples]).values()))
-
-
 def differences(scored: Mapping[str, Scored], pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """For each of ``pairs`` and each score: the first model minus the second one."""
+    """For each of ``pairs`` and each score, the first model minus the second one; the headline by category, too."""
     found = []
     for model, against in pairs:
-        for score, measure in scored[model].measures.items():
-            if score in scored[against].measures:
-                gain = intervals.difference(measure, scored[against].measures[score])
+        first, second = scored[model], scored[against]
+        for score, measure in first.measures.items():
+            if score in second.measures:
+                gain = intervals.difference(measure, second.measures[score])
                 found.append({"model": model, "against": against, "score": score, **gain.to_json()})
+                if measure is first.headline and first.by_category.keys() == second.by_category.keys() != set():
+                    found[-1]["by_category"] = {
+                        name: intervals.difference(of, second.by_category[name]).to_json()
+                        for name, of in first.by_category.items()
+                    }
     return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from data_pipelines.recipes.easy_vqa import COLORS, SHAPES, caption, read_easy_vqa
+from data_pipelines.recipes.easy_vqa import COLORS, SHAPES, balanced, caption, kind_of, read_easy_vqa
 
 easy_vqa = pytest.importorskip("easy_vqa")
 
@@ -22,6 +23,42 @@ def test_questions_are_joined_with_their_images() -> None:
         number, (path, turns) = next((int(path.stem), (path, turns)) for path, turns in images if len(turns) > 1)
         assert turns == [(question, answer) for question, answer, image in triples if image == number]
         assert path.is_file() and path.samefile(paths[number])
+
+
+def test_no_answer_by_yes_or_no_follows_from_the_wording() -> None:
+    for split in ("train", "test"):
+        images = read_easy_vqa(Path(easy_vqa.__file__).parents[1], split)
+        kept = balanced(images, np.random.default_rng(0))
+        before, after = (Counter(turn for _, turns in those for turn in turns) for those in (images, kept))
+        for question, answer in before:
+            if "what" in question:
+                assert after[question, answer] == before[question, answer]
+            else:
+                assert after[question, "yes"] == after[question, "no"] > 0
+                assert after[question, answer] == min(before[question, "yes"], before[question, "no"])
+        published = {path: iter(turns) for path, turns in images}
+        assert all(turn in published[path] for path, turns in kept for turn in turns)  # of the same image, in order
+        assert len(kept) >= 0.95 * len(images)
+    again, other = (balanced(images, np.random.default_rng(seed)) for seed in (0, 1))
+    assert kept == again != other
+
+
+def test_a_question_by_yes_or_no_that_has_one_answer_only_is_left_out() -> None:
+    turns = [("is there a circle?", "yes"), ("what color is the circle?", "red")]
+    assert balanced([(Path("a"), turns), (Path("b"), turns[:1])], np.random.default_rng(0)) == [(Path("a"), turns[1:])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "questions"),
+    {
+        "color": ("what color is the circle?", "what is the color of the shape?"),
+        "shape": ("what is the black shape?", "what shape does the image contain?"),
+        "has_color": ("is no teal shape present?", "does the image not contain a red shape?"),
+        "has_shape": ("is there a circle in the image?", "is no triangle present?"),
+    }.items(),
+)
+def test_the_kind_of_a_question(kind: str, questions: tuple[str, ...]) -> None:
+    assert {kind_of(question) for question in questions} == {kind}
 
 
 def test_captions_name_what_the_pixels_show() -> None:

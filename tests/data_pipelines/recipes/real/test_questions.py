@@ -1,14 +1,19 @@
-"""Questions about collages: the answers are right."""
+"""Questions about collages and of easy-vqa: the answers are right and need the image."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from data_pipelines.recipes.jsonl import read_jsonl
+from data_pipelines.recipes.real.catalogue import Options
 from data_pipelines.recipes.real.detection import Collage, CollageComposer, Placed
-from data_pipelines.recipes.real.questions import collage_turns
+from data_pipelines.recipes.real.questions import RECIPES, collage_turns
 from data_pipelines.recipes.real.readers.pictures import Pair
 
 NAMES = ["apple", "pear", "plum", "fig", "lemon", "melon", "grape", "peach", "kiwi", "lime", "date", "mango"]
@@ -43,3 +48,21 @@ def _two(collage: Collage, question: str) -> list[Placed]:
     match = re.fullmatch(r"Which is further to the left, the (\w+) or the (\w+)\?", question)
     assert match is not None
     return [next(p for p in collage.placed if p.label == name) for name in match.groups()]
+
+
+def test_easy_vqa_is_asked_question_by_question(tmp_path: Path) -> None:
+    easy_vqa = pytest.importorskip("easy_vqa")
+    counts = RECIPES["easy_vqa"](Options(limit=120), tmp_path, [Path(easy_vqa.__file__).parents[1]])
+    for split, name in (("train", "conversations"), ("heldout", "held out")):
+        records = list(read_jsonl(tmp_path / f"{split}.jsonl"))
+        assert len(records) == counts[name] > 100
+        answers: dict[str, Counter[str]] = {}
+        for record in records:
+            assert (tmp_path / "images" / record["image"]).is_file()
+            [asked, answered] = [turn["value"] for turn in record["conversations"]]
+            assert asked.startswith("<image>\n") and (answered in ("yes", "no")) == record["kind"].startswith("has_")
+            answers.setdefault(asked, Counter())[answered] += 1
+        if split == "heldout":
+            assert len({record["image"] for record in records}) == len(records)
+        else:
+            assert all(found["yes"] == found["no"] for asked, found in answers.items() if "what" not in asked)
