@@ -3,7 +3,7 @@
     admit   a request takes a row
     embed   tiles to visual tokens                                     by tiles
     read    a chunk of a prompt; the last one chooses the first token  by slots, and pages of the row
-    step    the next token of all answers: the text experts only       by rows, and pages of the longest row
+    step    the next tokens of all answers: the text experts only      by rows, and pages of the longest row
 
 Sizes are rounded up with padding, which does not change the results.
 """
@@ -60,6 +60,7 @@ class Sizes:
       block: slots that share an expert; chunks are multiples of it, or a single smaller block.
       plain: whether there are extra programs for rows that all only take the likeliest token (``advanced``).
       page_by_page: whether steps read the cache page by page (``PagedCache.attend``); not on meshes.
+      steps: decode steps of one call.
     """
 
     rows: tuple[int, ...]
@@ -70,13 +71,15 @@ class Sizes:
     block: int
     plain: bool
     page_by_page: bool = False
+    steps: int = 1
 
     @classmethod
     def of(cls, config: EngineConfig, tile_tokens: int, *, on_cpu: bool, page_by_page: bool) -> Sizes:
         """Rows and chunks double, with one size between large chunks; lengths double, on CPUs and for chunks quadruple.
 
         Steps that read page by page are as long as their longest row, whatever they were compiled for. Kernels of
-        accelerators need whole blocks, and read all weights even for a short chunk.
+        accelerators need whole blocks, and read all weights even for a short chunk. On CPUs the host's work between calls is
+        not done beside the device's, so each call has two steps.
         """
         block = min(128, config.prefill_chunk)
         largest = -(-config.prefill_chunk // block) * block
@@ -95,6 +98,7 @@ class Sizes:
             block=block,
             plain=not on_cpu,
             page_by_page=page_by_page,
+            steps=2 if on_cpu else 1,
         )
 
 
@@ -177,7 +181,10 @@ class Programs:
         return found
 
     def step(self, rows: list[int], pages: int, plain: bool) -> Chosen:
-        """The next token of each of ``rows``; ``pages``: of the longest one; ``plain``: all take the likeliest one."""
+        """The next ``Sizes.steps`` tokens of each of ``rows``, as [steps, rows, ...]; those after its last one mean nothing.
+
+        pages: of the longest row, with these tokens. plain: all take the likeliest token.
+        """
         size = fitting(self.sizes.rows, len(rows))
         index = np.full(size, self._memory.rows.done.size - 1, np.int32)
         index[: len(rows)] = rows
@@ -307,6 +314,15 @@ class Programs:
     def _step(
         self, params: Params, memory: Memory, index: jax.Array, *, pages: int, plain: bool
     ) -> tuple[Memory, Chosen]:
+        def one(memory: Memory, _: None) -> tuple[Memory, Chosen]:
+            return self._one_step(params, memory, index, pages, plain)
+
+        memory, chosen = jax.lax.scan(one, memory, None, length=self.sizes.steps)
+        return memory, on_all(chosen)
+
+    def _one_step(
+        self, params: Params, memory: Memory, index: jax.Array, pages: int, plain: bool
+    ) -> tuple[Memory, Chosen]:
         rows = memory.rows
         lengths, goes_on = rows.length[index], ~rows.done[index]
         batch = {
@@ -321,8 +337,7 @@ class Programs:
         output = self._model(params, batch, self.generator.dtype, cache=cache)
         logits = self._model.logits(params, output.hidden[:, 0])
         rows, chosen = advanced(rows, index, logits, lengths + 1, goes_on, plain=plain)
-        memory = memory._replace(keys=output.cache.keys, values=output.cache.values, rows=rows)
-        return memory, on_all(chosen)
+        return memory._replace(keys=output.cache.keys, values=output.cache.values, rows=rows), chosen
 
 
 def _patch(vision: Any) -> tuple[int, int, int]:
