@@ -78,8 +78,8 @@ class Sizes:
         """Rows and chunks double, with one size between large chunks; lengths double, on CPUs and for chunks quadruple.
 
         Steps that read page by page are as long as their longest row, whatever they were compiled for. Kernels of
-        accelerators need whole blocks, and read all weights even for a short chunk. On CPUs the host's work between calls is
-        not done beside the device's, so each call has two steps.
+        accelerators need whole blocks, and read all weights even for a short chunk. On CPUs the host works between two
+        calls, not beside them, so each call has two steps.
         """
         block = min(128, config.prefill_chunk)
         largest = -(-config.prefill_chunk // block) * block
@@ -181,7 +181,7 @@ class Programs:
         return found
 
     def step(self, rows: list[int], pages: int, plain: bool) -> Chosen:
-        """The next ``Sizes.steps`` tokens of each of ``rows``, as [steps, rows, ...]; those after its last one mean nothing.
+        """The next ``Sizes.steps`` tokens of each of ``rows``, [steps, rows, ...], meaningless after its last one.
 
         pages: of the longest row, with these tokens. plain: all take the likeliest token.
         """
