@@ -31,7 +31,7 @@ class Size:
     questions: int
 
 
-SIZES = {"full": Size(160, 200, 3, 200), "smoke": Size(2, 2, 1, 8)}
+SIZES = {"full": Size(240, 240, 3, 200), "smoke": Size(2, 2, 1, 8)}
 
 
 def get_config(size: str = "full") -> ConfigDict:
@@ -49,9 +49,9 @@ def get_config(size: str = "full") -> ConfigDict:
     config.update({"heldout_batches": chosen.batches, "heldout_questions": chosen.questions})
     # The patch embedding is new, the visual experts are copies: with them, S1.2 starts from what SmolLM2 knows.
     s1_2 = _optim(5e-4, visual_embedding=1e-3)
-    s2 = _optim(1e-4, visual_embedding=5e-4, visual_experts=5e-4)
+    s2 = _optim(3e-4, visual_embedding=5e-4, visual_experts=5e-4)
     # Held-out captions and questions, also with the images of others: what the right image saves is seen.
-    measured = {"every": 40, "batches": chosen.batches, "data": rows, "blind": ("other",)}
+    measured = {"every": 60, "batches": chosen.batches, "data": rows, "blind": ("other",)}
     measured |= {"sources": {"captions": None, "easy_vqa": None, "text": None}}
     config.stages = ConfigDict(
         {
@@ -67,7 +67,7 @@ def get_config(size: str = "full") -> ConfigDict:
         }
     )
     # A caption says more than the answer to a question; a little text keeps the language.
-    config.replay = {"s2": {"s1_2": 0.3, "s0": 0.02}}
+    config.replay = {"s2": {"s1_2": 0.2, "s0": 0.02}}
     return config
 
 

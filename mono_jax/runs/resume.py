@@ -73,6 +73,11 @@ def start_or_resume(
         write_config(program.run, workdir)
         return Start(state, frozen, base)
     metadata = checkpoints.metadata()
+    if (done := metadata["step"]) > program.steps:
+        raise ConfigError(
+            f"config.{'steps' if program.run.epochs is None else 'epochs'}: the stage would end after {program.steps} "
+            f"steps, but {checkpoints.directory} has {done}: ask for at least {done}, or remove the later checkpoints"
+        )
     known = [each for each in (data, data.before) if each is not None and each.identity == metadata["data"]]
     changes = check_changes(program.run, bool(known), metadata, workdir, say)
     write_config(program.run, workdir)

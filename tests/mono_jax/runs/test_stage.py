@@ -226,7 +226,7 @@ def test_running_a_finished_stage_again_does_nothing(finished: tuple[Path, dict[
 def test_a_changed_config_is_printed_and_refused_where_it_matters(
     finished: tuple[Path, dict[str, Any]], sets: dict[str, Any]
 ):
-    workdir, _ = finished
+    workdir, result = finished
     lines: list[str] = []
     values = settings(sets, optim={"learning_rate": 0.5}, log_every=2)
     run_stage(RunConfig.from_dict(values), workdir, say=lines.append)
@@ -235,6 +235,12 @@ def test_a_changed_config_is_printed_and_refused_where_it_matters(
         run(settings(sets, data={"seed": 9}), workdir)
     with pytest.raises(ConfigError, match=r"stage.*allow_changes"):
         run(settings(sets, stage="S2"), workdir)
+    kept = (workdir / "config.json").read_bytes()
+    done = result["step"]
+    message = rf"config\.steps: .* end after {done - 1} steps, but .*checkpoints has {done}"
+    with pytest.raises(ConfigError, match=message):
+        run(settings(sets, steps=done - 1), workdir)
+    assert (workdir / "config.json").read_bytes() == kept
 
 
 def test_the_next_stage_starts_from_the_model_of_the_last(
