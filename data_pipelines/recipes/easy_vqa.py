@@ -25,7 +25,7 @@ def read_easy_vqa(root: Path, split: str) -> list[tuple[Path, list[Turn]]]:
 
 
 def balanced(images: Sequence[tuple[Path, list[Turn]]], rng: np.random.Generator) -> list[tuple[Path, list[Turn]]]:
-    """``images`` with as many "yes" as "no" to each wording of a question; what is too much goes, chosen at random.
+    """``images`` with as many "yes" as "no" for each wording of a question; the surplus, chosen at random, is left out.
 
     As published, 8 of 9 images answer "is there a red shape?" with "no": whoever knows the wording need not look.
     """

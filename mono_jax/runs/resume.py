@@ -73,13 +73,13 @@ def start_or_resume(
         write_config(program.run, workdir)
         return Start(state, frozen, base)
     metadata = checkpoints.metadata()
+    known = [each for each in (data, data.before) if each is not None and each.identity == metadata["data"]]
+    changes = check_changes(program.run, bool(known), metadata, workdir, say)
     if (done := metadata["step"]) > program.steps:
         raise ConfigError(
             f"config.{'steps' if program.run.epochs is None else 'epochs'}: the stage would end after {program.steps} "
-            f"steps, but {checkpoints.directory} has {done}: ask for at least {done}, or remove the later checkpoints"
+            f"steps, but {checkpoints.directory} has {done} steps: ask for as many, or remove the later checkpoints"
         )
-    known = [each for each in (data, data.before) if each is not None and each.identity == metadata["data"]]
-    changes = check_changes(program.run, bool(known), metadata, workdir, say)
     write_config(program.run, workdir)
     if data.changes and jax.process_index() == 0:
         record_changes(workdir.files, data, metadata["step"], [c for c in changes if c.key.startswith("data.sources")])

@@ -132,7 +132,6 @@ class Loop:
         found = self._programs.step([task.row for task in tasks], -(-longest // self._page), plain)
         for task in tasks:
             task.dispatched += steps
-        self.records.steps += steps
         return [_Step(tasks, found)]
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -154,8 +153,9 @@ class Loop:
         now = time.perf_counter()
         if isinstance(one, _Step):
             # After a chunk there is no telling when the step began: both may have ended before the host looked.
-            steps = len(one.found.found)
-            if self._stepped_s is not None:
+            steps = int((one.found.found[:, 0, 0] >= 0).sum())  # those that some row needed
+            self.records.steps += steps
+            if steps and self._stepped_s is not None:
                 self.records.stepped(now - self._stepped_s, steps)
             for step in range(steps):
                 found = jax.tree.map(lambda a, step=step: a[step], one.found)

@@ -60,7 +60,7 @@ class Sizes:
       block: slots that share an expert; chunks are multiples of it, or a single smaller block.
       plain: whether there are extra programs for rows that all only take the likeliest token (``advanced``).
       page_by_page: whether steps read the cache page by page (``PagedCache.attend``); not on meshes.
-      steps: decode steps of one call.
+      steps: most decode steps of one call.
     """
 
     rows: tuple[int, ...]
@@ -78,8 +78,8 @@ class Sizes:
         """Rows and chunks double, with one size between large chunks; lengths double, on CPUs and for chunks quadruple.
 
         Steps that read page by page are as long as their longest row, whatever they were compiled for. Kernels of
-        accelerators need whole blocks, and read all weights even for a short chunk. On CPUs the host works between two
-        calls, not beside them, so each call has two steps.
+        accelerators need whole blocks, and read all weights even for a short chunk. On CPUs the host takes the
+        device's time, so each call has two steps.
         """
         block = min(128, config.prefill_chunk)
         largest = -(-config.prefill_chunk // block) * block
@@ -182,6 +182,8 @@ class Programs:
 
     def step(self, rows: list[int], pages: int, plain: bool) -> Chosen:
         """The next ``Sizes.steps`` tokens of each of ``rows``, [steps, rows, ...], meaningless after its last one.
+
+        Steps that no row needs are not computed: their results are -1.
 
         pages: of the longest row, with these tokens. plain: all take the likeliest token.
         """
@@ -314,14 +316,28 @@ class Programs:
     def _step(
         self, params: Params, memory: Memory, index: jax.Array, *, pages: int, plain: bool
     ) -> tuple[Memory, Chosen]:
-        def one(memory: Memory, _: None) -> tuple[Memory, Chosen]:
-            return self._one_step(params, memory, index, pages, plain)
+        """Up to ``Sizes.steps`` steps, as long as any row goes on; the results of others are -1."""
+        one = functools.partial(self._one_step, params, index=index, pages=pages, plain=plain)
+        if self.sizes.steps == 1:  # without a loop, for which a GPU's host waits
+            memory, chosen = one(memory)
+            return memory, on_all(jax.tree.map(lambda a: a[None], chosen))
 
-        memory, chosen = jax.lax.scan(one, memory, None, length=self.sizes.steps)
+        def goes_on(state: tuple[jax.Array, Memory, Chosen]) -> jax.Array:
+            step, memory, _ = state
+            return (step < self.sizes.steps) & ~memory.rows.done[index].all()
+
+        def body(state: tuple[jax.Array, Memory, Chosen]) -> tuple[jax.Array, Memory, Chosen]:
+            step, memory, all_chosen = state
+            memory, chosen = one(memory)
+            return step + 1, memory, jax.tree.map(lambda a, new: a.at[step].set(new), all_chosen, chosen)
+
+        shapes = jax.eval_shape(one, memory)[1]
+        none = jax.tree.map(lambda a: jnp.full((self.sizes.steps, *a.shape), -1, a.dtype), shapes)
+        _, memory, chosen = jax.lax.while_loop(goes_on, body, (jnp.int32(0), memory, none))
         return memory, on_all(chosen)
 
     def _one_step(
-        self, params: Params, memory: Memory, index: jax.Array, pages: int, plain: bool
+        self, params: Params, memory: Memory, *, index: jax.Array, pages: int, plain: bool
     ) -> tuple[Memory, Chosen]:
         rows = memory.rows
         lengths, goes_on = rows.length[index], ~rows.done[index]

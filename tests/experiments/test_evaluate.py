@@ -250,7 +250,7 @@ def test_categories_are_compared_with_their_own_constant_and_with_the_other_mode
     assert gains == {"color": (50, 2, 0), "has_color": (-50, 0, 2)}
     models = {name: each.to_json() for name, each in scored.items()}
     [shown] = _categories({"models": models, "differences": [difference]})
-    assert "<th>sees minus reads</th>" in shown and "50.00 (red)" in shown and "+50.0 (" in shown
+    assert "<th>sees minus reads</th>" in shown and "()" not in shown and "50.00 (red)" in shown and "+50.00 (" in shown
 
 
 def test_examples_are_called_right_or_wrong_by_themselves():

@@ -32,7 +32,7 @@ def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts
     for split, name in (("train", "train"), ("test", "heldout")):
         images = list(options.cut(read_easy_vqa(roots[0], split)))
         records = []
-        for number, (path, turns) in enumerate(balanced(images, sample_rng(options.seed, f"easy_vqa/{split}", 0))):
+        for number, (path, turns) in enumerate(balanced(images, sample_rng(options.seed, f"easy_vqa/{split}"))):
             turns = turns if split == "train" else [turns[number % len(turns)]]
             image = open_picture(path).convert("RGB")
             singles = by_question(Conversation(f"{split}_{number:05d}", [image], turns).save(folder / "images"))

@@ -59,6 +59,10 @@ def _constant(scored: Mapping[str, Any]) -> str:
     return f"{constant['score']:.2f} ({constant['answer'][:24]})" if constant else ""
 
 
+def _in_brackets(score: Mapping[str, Any]) -> str:
+    return f" ({found})" if (found := _interval(score)) else ""
+
+
 def _interval(score: Mapping[str, Any]) -> str:
     return "" if score["low"] is None else f"{score['low']:z.2f} to {score['high']:z.2f}"
 
@@ -124,12 +128,13 @@ def _categories(found: Mapping[str, Any]) -> Iterator[str]:
     of = {model: each.get("by_category", {}) for model, each in found["models"].items()}
     gains = [each for each in found.get("differences", ()) if each.get("by_category")]
     if any(of.values()):
-        differing = [f"{each['model']} minus {each['against']}" for each in gains]
-        lines = [["category", "n", *of, "constant answer", *differing]]
+        constants = ["constant answer"] if any("constant" in each for each in next(iter(of.values())).values()) else []
+        lines = [["category", "n", *of, *constants, *(f"{each['model']} minus {each['against']}" for each in gains)]]
         for category, first in next(iter(of.values())).items():
-            values = [f"{each[category]['score']:.1f} ({_interval(each[category])})" for each in of.values()]
+            values = [f"{each[category]['score']:.2f}{_in_brackets(each[category])}" for each in of.values()]
+            values += [_constant(first)] if constants else []
             paired = [each["by_category"][category] for each in gains]
-            values += [_constant(first), *(f"{each['difference']:+z.1f} ({_interval(each)})" for each in paired)]
+            values += [f"{each['difference']:+z.2f}{_in_brackets(each)}" for each in paired]
             lines.append([category, str(first["n"]), *values])
         yield _table(lines)
 

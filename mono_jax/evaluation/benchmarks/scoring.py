@@ -91,7 +91,7 @@ def differences(scored: Mapping[str, Scored], pairs: Iterable[tuple[str, str]]) 
             if score in second.measures:
                 gain = intervals.difference(measure, second.measures[score])
                 found.append({"model": model, "against": against, "score": score, **gain.to_json()})
-                if measure is first.headline and first.by_category.keys() == second.by_category.keys() != set():
+                if measure is first.headline and first.by_category:
                     found[-1]["by_category"] = {
                         name: intervals.difference(of, second.by_category[name]).to_json()
                         for name, of in first.by_category.items()

@@ -240,6 +240,8 @@ def test_a_changed_config_is_printed_and_refused_where_it_matters(
     message = rf"config\.steps: .* end after {done - 1} steps, but .*checkpoints has {done}"
     with pytest.raises(ConfigError, match=message):
         run(settings(sets, steps=done - 1), workdir)
+    with pytest.raises(ConfigError, match=r"stage.*allow_changes"):  # of another run, which is not to lose anything
+        run(settings(sets, steps=done - 1, stage="S2"), workdir)
     assert (workdir / "config.json").read_bytes() == kept
 
 
