@@ -11,8 +11,8 @@
 
 S1.2 teaches eight colors and three shapes by captions ("a red circle"), which no prompt gives away, while the language
 model is frozen; S2 trains everything on single questions. Together they take about two and a half hours and 7 GiB of
-memory. Then colors are named (98 % right) and shapes guessed well (64 %, by chance 35 %), but "is there a red shape?" is
-not answered by looking (docs/findings.md).
+memory. Then colors are named (98 % right) and shapes often (64 %, by chance 35 %), but "is there a red shape?" is not
+answered by looking (docs/findings.md).
 """
 
 import dataclasses
