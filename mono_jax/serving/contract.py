@@ -148,8 +148,8 @@ class Stats:
       requests: finished requests, by ``Finish``. refused: requests that were not accepted (``Full``).
       tokens_in, tokens_cached, tokens_out: prompt tokens; those of them that were reused; answer tokens.
       first_token_s, step_s, queue_s: the latest values in seconds: from submission to the first token; of a decode
-        step that directly followed another, without a prefill chunk between them (a call's time divided by its
-        steps); from submission to the start of prefill. Only the latest few thousand are kept.
+        step that directly followed another, without a prefill chunk between them; from submission to the start of
+        prefill. Only the latest few thousand are kept.
       steps, steps_timed, chunks: decode steps, those that ``step_s`` has or had, and prefill chunks.
       working_s: seconds with work to do. host_share: CPU time of the scheduler's thread as a share of them, without the
         CPU time spent waiting for the device.

@@ -1,6 +1,6 @@
 """Turns of prefilling prompts and choosing tokens, with the device always one turn ahead of the host.
 
-    each turn: dispatch  chunks of prompts (up to ``prefill_chunk`` slots), then ``Sizes.steps`` steps of all answers
+    each turn: dispatch  chunks of prompts (up to ``prefill_chunk`` slots), then a step of all answers
                collect   the results of the previous turn, while the device computes this one
 
 The device's memory is passed from call to call, and finished rows are marked as such on the device, so a turn can be
@@ -41,7 +41,7 @@ class _Read(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A call of some steps that has been dispatched; ``found``: [steps, rows, ...]."""
+    """A step that has been dispatched."""
 
     tasks: list[Task]
     found: Chosen
@@ -126,12 +126,12 @@ class Loop:
         tasks = self.scheduler.steps()
         if not tasks:
             return []
-        steps = self._programs.sizes.steps
-        longest = max(min(task.tokens + task.dispatched + steps - 1, task.most_tokens) for task in tasks)
+        longest = max(task.tokens + task.dispatched for task in tasks)
         plain = all(task.sampling.is_plain for task in tasks)
         found = self._programs.step([task.row for task in tasks], -(-longest // self._page), plain)
         for task in tasks:
-            task.dispatched += steps
+            task.dispatched += 1
+        self.records.steps += 1
         return [_Step(tasks, found)]
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -153,14 +153,10 @@ class Loop:
         now = time.perf_counter()
         if isinstance(one, _Step):
             # After a chunk there is no telling when the step began: both may have ended before the host looked.
-            steps = int((one.found.found[:, 0, 0] >= 0).sum())  # those that some row needed
-            self.records.steps += steps
-            if steps and self._stepped_s is not None:
-                self.records.stepped(now - self._stepped_s, steps)
-            for step in range(steps):
-                found = jax.tree.map(lambda a, step=step: a[step], one.found)
-                for number, task in enumerate(one.tasks):
-                    self._token(task, found, number)
+            if self._stepped_s is not None:
+                self.records.stepped(now - self._stepped_s)
+            for number, task in enumerate(one.tasks):
+                self._token(task, one.found, number)
         elif one.task.scores is not None:
             self._scores(one)
         elif one.chunk.is_last:

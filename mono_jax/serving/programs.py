@@ -3,7 +3,7 @@
     admit   a request takes a row
     embed   tiles to visual tokens                                     by tiles
     read    a chunk of a prompt; the last one chooses the first token  by slots, and pages of the row
-    step    the next tokens of all answers: the text experts only      by rows, and pages of the longest row
+    step    the next token of all answers: the text experts only       by rows, and pages of the longest row
 
 Sizes are rounded up with padding, which does not change the results.
 """
@@ -60,7 +60,6 @@ class Sizes:
       block: slots that share an expert; chunks are multiples of it, or a single smaller block.
       plain: whether there are extra programs for rows that all only take the likeliest token (``advanced``).
       page_by_page: whether steps read the cache page by page (``PagedCache.attend``); not on meshes.
-      steps: most decode steps of one call.
     """
 
     rows: tuple[int, ...]
@@ -71,15 +70,13 @@ class Sizes:
     block: int
     plain: bool
     page_by_page: bool = False
-    steps: int = 1
 
     @classmethod
     def of(cls, config: EngineConfig, tile_tokens: int, *, on_cpu: bool, page_by_page: bool) -> Sizes:
         """Rows and chunks double, with one size between large chunks; lengths double, on CPUs and for chunks quadruple.
 
         Steps that read page by page are as long as their longest row, whatever they were compiled for. Kernels of
-        accelerators need whole blocks, and read all weights even for a short chunk. On CPUs the host takes the
-        device's time, so each call has two steps.
+        accelerators need whole blocks, and read all weights even for a short chunk.
         """
         block = min(128, config.prefill_chunk)
         largest = -(-config.prefill_chunk // block) * block
@@ -98,7 +95,6 @@ class Sizes:
             block=block,
             plain=not on_cpu,
             page_by_page=page_by_page,
-            steps=2 if on_cpu else 1,
         )
 
 
@@ -181,12 +177,7 @@ class Programs:
         return found
 
     def step(self, rows: list[int], pages: int, plain: bool) -> Chosen:
-        """The next ``Sizes.steps`` tokens of each of ``rows``, [steps, rows, ...], meaningless after its last one.
-
-        Steps that no row needs are not computed: their results are -1.
-
-        pages: of the longest row, with these tokens. plain: all take the likeliest token.
-        """
+        """The next token of each of ``rows``; ``pages``: of the longest one; ``plain``: all take the likeliest one."""
         size = fitting(self.sizes.rows, len(rows))
         index = np.full(size, self._memory.rows.done.size - 1, np.int32)
         index[: len(rows)] = rows
@@ -316,29 +307,6 @@ class Programs:
     def _step(
         self, params: Params, memory: Memory, index: jax.Array, *, pages: int, plain: bool
     ) -> tuple[Memory, Chosen]:
-        """Up to ``Sizes.steps`` steps, as long as any row goes on; the results of others are -1."""
-        one = functools.partial(self._one_step, params, index=index, pages=pages, plain=plain)
-        if self.sizes.steps == 1:  # without a loop, for which a GPU's host waits
-            memory, chosen = one(memory)
-            return memory, on_all(jax.tree.map(lambda a: a[None], chosen))
-
-        def goes_on(state: tuple[jax.Array, Memory, Chosen]) -> jax.Array:
-            step, memory, _ = state
-            return (step < self.sizes.steps) & ~memory.rows.done[index].all()
-
-        def body(state: tuple[jax.Array, Memory, Chosen]) -> tuple[jax.Array, Memory, Chosen]:
-            step, memory, all_chosen = state
-            memory, chosen = one(memory)
-            return step + 1, memory, jax.tree.map(lambda a, new: a.at[step].set(new), all_chosen, chosen)
-
-        shapes = jax.eval_shape(one, memory)[1]
-        none = jax.tree.map(lambda a: jnp.full((self.sizes.steps, *a.shape), -1, a.dtype), shapes)
-        _, memory, chosen = jax.lax.while_loop(goes_on, body, (jnp.int32(0), memory, none))
-        return memory, on_all(chosen)
-
-    def _one_step(
-        self, params: Params, memory: Memory, *, index: jax.Array, pages: int, plain: bool
-    ) -> tuple[Memory, Chosen]:
         rows = memory.rows
         lengths, goes_on = rows.length[index], ~rows.done[index]
         batch = {
@@ -353,7 +321,8 @@ class Programs:
         output = self._model(params, batch, self.generator.dtype, cache=cache)
         logits = self._model.logits(params, output.hidden[:, 0])
         rows, chosen = advanced(rows, index, logits, lengths + 1, goes_on, plain=plain)
-        return memory._replace(keys=output.cache.keys, values=output.cache.values, rows=rows), chosen
+        memory = memory._replace(keys=output.cache.keys, values=output.cache.values, rows=rows)
+        return memory, on_all(chosen)
 
 
 def _patch(vision: Any) -> tuple[int, int, int]:

@@ -31,10 +31,9 @@ class Records:
         self.tokens_cached += task.cached
         self.queue_s.append(time.perf_counter() - task.submitted_s)
 
-    def stepped(self, seconds: float, steps: int) -> None:
-        """``steps`` took ``seconds`` together."""
-        self.steps_timed += steps
-        self.step_s.extend([seconds / steps] * steps)
+    def stepped(self, seconds: float) -> None:
+        self.steps_timed += 1
+        self.step_s.append(seconds)
 
     def ended(self, task: Task) -> None:
         self.requests[task.finish] += 1
