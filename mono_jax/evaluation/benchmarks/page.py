@@ -128,14 +128,15 @@ def _categories(found: Mapping[str, Any]) -> Iterator[str]:
     of = {model: each.get("by_category", {}) for model, each in found["models"].items()}
     gains = [each for each in found.get("differences", ()) if each.get("by_category")]
     if any(of.values()):
-        constants = ["constant answer"] if any("constant" in each for each in next(iter(of.values())).values()) else []
+        first = next(iter(of.values()))
+        constants = ["constant answer"] if any("constant" in each for each in first.values()) else []
         lines = [["category", "n", *of, *constants, *(f"{each['model']} minus {each['against']}" for each in gains)]]
-        for category, first in next(iter(of.values())).items():
+        for category, scored in first.items():
             values = [f"{each[category]['score']:.2f}{_in_brackets(each[category])}" for each in of.values()]
-            values += [_constant(first)] if constants else []
+            values += [_constant(scored)] if constants else []
             paired = [each["by_category"][category] for each in gains]
             values += [f"{each['difference']:+z.2f}{_in_brackets(each)}" for each in paired]
-            lines.append([category, str(first["n"]), *values])
+            lines.append([category, str(scored["n"]), *values])
         yield _table(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from mono_jax.evaluation import intervals
 from mono_jax.evaluation.benchmarks.catalogue import Task
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.metrics.judged import Memory
-from mono_jax.evaluation.metrics.metric import Measure
+from mono_jax.evaluation.metrics.metric import Answered, Measure
 from mono_jax.evaluation.metrics.registry import JUDGED, find_metric
 
 _MOST_CATEGORIES = 100  # a column with more values is not a list of categories
@@ -30,10 +31,9 @@ class Scored:
     def __init__(self, task: Task, examples: Sequence[Example], answers: Mapping[str, str], judge: Memory):
         self._name = task.benchmark.metric
         self._metric = find_metric(self._name, judge)
-        self._examples = examples
         self._answered = [example.answered(answers[example.id]) for example in examples]
         self.measures = self._metric(self._answered)
-        self.constant = self._constant(examples)
+        self.constant = self._constant(self._answered)
 
     @property
     def headline(self) -> Measure:
@@ -44,8 +44,7 @@ class Scored:
         result: dict[str, Any] = {"scores": scores, "by_category": {}}
         for name, measure in self.by_category.items():
             of = result["by_category"][name] = intervals.estimate(measure).to_json()
-            constant = self._constant([example for example in self._examples if example.category == name])
-            if constant is not None:
+            if (constant := self._constant(self._categories[name])) is not None:
                 of["constant"] = {"answer": constant[0], "score": constant[1].score}
         if self.constant is not None:
             answer, measure = self.constant
@@ -56,20 +55,22 @@ class Scored:
     @functools.cached_property
     def by_category(self) -> dict[str, Measure]:
         """The headline score by category, if there are several."""
-        of: dict[str, list] = collections.defaultdict(list)
+        return {name: next(iter(self._metric(some).values())) for name, some in self._categories.items()}
+
+    @functools.cached_property
+    def _categories(self) -> dict[str, list[Answered]]:
+        of: dict[str, list[Answered]] = collections.defaultdict(list)
         for each in self._answered:
             of[each.category].append(each)
-        if not 1 < len(of) <= _MOST_CATEGORIES:
-            return {}
-        return {name: next(iter(self._metric(some).values())) for name, some in sorted(of.items())}
+        return dict(sorted(of.items())) if 1 < len(of) <= _MOST_CATEGORIES else {}
 
-    def _constant(self, examples: Sequence[Example]) -> tuple[str, Measure] | None:
-        """The most common right answer to ``examples``, and the measure of always giving it."""
+    def _constant(self, answered: Sequence[Answered]) -> tuple[str, Measure] | None:
+        """The most common right answer to the same questions, and the measure of always giving it."""
         if self._name in _WITHOUT_CONSTANT:
             return None
-        common = collections.Counter(truth for example in examples for truth in example.truths[:1])
-        answer = common.most_common(1)[0][0]
-        return answer, next(iter(self._metric([example.answered(answer) for example in examples]).values()))
+        answer = collections.Counter(truth for each in answered for truth in each.truths[:1]).most_common(1)[0][0]
+        always = [dataclasses.replace(each, answer=answer) for each in answered]
+        return answer, next(iter(self._metric(always).values()))
 
     def is_right(self) -> dict[str, bool]:
         """{id: whether the example by itself scores above 0}; {} for metrics that do not score single examples."""
