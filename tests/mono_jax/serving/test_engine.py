@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import threading
 import time
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mono_jax import tree
 from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
@@ -452,13 +452,15 @@ def test_programs_are_kept_on_disk(tmp_path: Path) -> None:
 
 
 def test_steps_run_the_text_experts_alone() -> None:
-    """A step of a model with visual experts has the FLOPs of one without."""
-    flops = {}
+    """A step of a model with visual experts has the layers' arrays and the FLOPs of one without."""
+    flops, layers = {}, {}
     for name in ("tiny_mono", "tiny_mono_1_5", "tiny_lm"):
         programs = Programs(Generator(preset(name), random_params(preset(name)), jnp.float32), CONFIG)
-        shapes = jax.eval_shape(lambda p=programs: (p.generator.params, p._empty(), jnp.zeros(4, jnp.int32)))
-        step = functools.partial(programs._step, pages=16, plain=True)
-        flops[name] = jax.jit(step).lower(*shapes).cost_analysis()["flops"]
+        step = programs.traced(("step", True, 4, 16))
+        flops[name] = step.lower().cost_analysis()["flops"]
+        [params, *_], _ = step.args_info
+        layers[name] = set(tree.flatten(params["layers"]))
+    assert layers["tiny_mono"] == layers["tiny_mono_1_5"] == layers["tiny_lm"]
     assert flops["tiny_mono"] == flops["tiny_mono_1_5"] == pytest.approx(flops["tiny_lm"], rel=1e-3)
 
 
