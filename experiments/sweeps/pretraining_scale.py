@@ -1,7 +1,7 @@
 """What a pre-training stage gains from more data, measured before S2: a quarter, half and twice its steps.
 
-The cheap half of ``data_scale.py``: without S2, a unit is a third of the work, and the loss on held-out captions is
-less noisy than the share of right answers.
+``data_scale.py`` without S2, in three fifths of the time; the loss on held-out captions is less noisy than the share of
+right answers.
 """
 
 CONFIG = "experiments/configs/demo.py:published"

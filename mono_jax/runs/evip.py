@@ -205,6 +205,7 @@ class Evip:
         """Trains one stage, unless its summary was made with the same config; then measures what the summary lacks, or
         has for other sets or settings."""
         run, workdir = self.stage_config(folder, init), self.stage_workdir(folder)
+        model = str(workdir.place / "model")
         done, timeline = workdir.files / "summary.json", timeline_file(workdir.files, jax.process_index())
         summary = workdir.portable(_stored(done))
         if summary.get("config") == workdir.portable(run.to_dict()):
@@ -213,14 +214,14 @@ class Evip:
             summary = workdir.portable(self.train(folder, run))
             _write(done, summary)
         if summary.get("text_asked") != (asked := workdir.portable(self.heldout.asked("text"))):
-            before, model = self.text_loss_before(folder, run), str(self.large(folder) / "model")
+            before = self.text_loss_before(folder, run)
             with measuring(timeline, self.say, summary["steps"]):
-                after = self.text_loss(model, run)
+                after = self.heldout.text_loss(model, run)
             summary |= {"text_loss_before": before, "text_loss_after": after, "text_asked": asked}
             _write(done, summary)
         if names := self.unasked(folder, summary):
             with measuring(timeline, self.say, summary["steps"]):
-                found = self.evaluate(folder, run, names)
+                found = self.heldout.answers(model, run, names)
             found = {name: graded | {"asked": self.heldout.asked(name)} for name, graded in found.items()}
             summary["evaluation"] = {**summary.get("evaluation", {}), **workdir.portable(found)}
             _write(done, summary)
@@ -245,7 +246,7 @@ class Evip:
         if "loss" in stored and stored.get("asked") == workdir.portable(self.heldout.asked("text")):
             return stored["loss"]
         with measuring(timeline_file(workdir.files, jax.process_index()), self.say):
-            return self.text_loss(run.init, run) if run.init else None
+            return self.heldout.text_loss(run.init, run) if run.init else None
 
     def base_losses(self, folder: str) -> Path | None:
         """The base's losses, measured by the first stage that starts from a language model; None in that stage and
@@ -279,14 +280,6 @@ class Evip:
         portable, found = self.stage_workdir(folder).portable, summary.get("evaluation", {})
         names = self.heldout.names(folder)
         return [n for n in names if found.get(n, {}).get("asked") != portable(self.heldout.asked(n))]
-
-    def text_loss(self, model: str, run: RunConfig) -> float | None:
-        """Loss on the held-out text of the model in the folder ``model``; None if the sets have no held-out text."""
-        return self.heldout.text_loss(model, run)
-
-    def evaluate(self, folder: str, run: RunConfig, names: Sequence[str]) -> dict[str, Any]:
-        """Answers of a stage's model to held-out sets; returns grades of the questions, and texts for the gallery."""
-        return self.heldout.answers(str(self.large(folder) / "model"), run, names)
 
 
 def _filtered(source: Mapping[str, Any], filters: Mapping[str, Any]) -> dict[str, Any]:

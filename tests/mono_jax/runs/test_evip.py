@@ -18,6 +18,7 @@ from mono_jax.runs import evip as module
 from mono_jax.runs import scoring
 from mono_jax.runs.config import EvipConfig
 from mono_jax.runs.evip import Evip
+from mono_jax.runs.heldout import Heldout
 from mono_jax.runs.sets import with_heldout
 from mono_jax.weights.model_folder import Origin, companion_files, model_config, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
@@ -75,7 +76,7 @@ def test_damaged_summaries_are_made_again(evip: Evip, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "run_stage", run_stage)
     monkeypatch.setattr(module, "open_model", lambda folder, verify: (preset("tiny_lm"), {}, {}))
     monkeypatch.setattr(module, "parameter_counts", lambda *_: {})
-    monkeypatch.setattr(Evip, "text_loss", lambda *_: 4.0)
+    monkeypatch.setattr(Heldout, "text_loss", lambda *_: 4.0)
     first = evip.run_stage("a", "init")
     assert evip.run_stage("a", "init") == first and asked == ["a"], "finished"
     for name in ("summary.json", "text_loss_before.json"):
@@ -126,19 +127,19 @@ def test_a_finished_stage_is_measured_again_only_where_it_is_asked_otherwise(
         did.append("train")
         return {"step": 1, "loss": 2.0, "model": "model", "skipped_updates": 0, "best": None, "data": {}}
 
-    def text_loss(self: Evip, *_) -> float:
+    def text_loss(self: Heldout, *_) -> float:
         did.append("text")
         return float(self.config.heldout_batches or 9)
 
-    def evaluate(self: Evip, folder, run, names):
+    def answers(self: Heldout, model, run, names):
         did.extend(names)
         return {name: {"answers": self.config.heldout_questions} for name in names}
 
     monkeypatch.setattr(module, "run_stage", run_stage)
     monkeypatch.setattr(module, "open_model", lambda folder, verify: (preset("tiny_lm"), {}, {}))
     monkeypatch.setattr(module, "parameter_counts", lambda *_: {})
-    monkeypatch.setattr(Evip, "text_loss", text_loss)
-    monkeypatch.setattr(Evip, "evaluate", evaluate)
+    monkeypatch.setattr(Heldout, "text_loss", text_loss)
+    monkeypatch.setattr(Heldout, "answers", answers)
     evip.manifest["heldout"] = {"captions": {}, "questions": {}, "text": "text.txt"}
     first = evip.run_stage("b", "init")
     assert did == ["text", "train", "text", "captions", "questions"]

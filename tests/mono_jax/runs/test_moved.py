@@ -11,6 +11,7 @@ from mono_jax.models.presets import preset
 from mono_jax.runs import evip as module
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.evip import Evip
+from mono_jax.runs.heldout import Heldout
 from mono_jax.runs.workdir import Workdir
 from mono_jax.storage.objects import ObjectPath
 from tests.mono_jax.runs.test_buckets import losses, settings, train
@@ -65,14 +66,15 @@ def test_a_finished_stage_stays_finished_elsewhere(tmp_path: Path, golden_dir: P
             "data": {},
         }
 
-    def asked(self: Evip, folder: str, run, names):
-        return {name: {"gallery": [{"image": str(self.workdir / "data/1.png")}]} for name in names}
+    def asked(self: Heldout, model: str, run, names):
+        place = Path(model).parents[1]
+        return {name: {"gallery": [{"image": str(place / "data/1.png")}]} for name in names}
 
     monkeypatch.setattr(module, "run_stage", run_stage)
     monkeypatch.setattr(module, "open_model", lambda folder, verify: (preset("tiny_lm"), {}, {}))
     monkeypatch.setattr(module, "parameter_counts", lambda *_: {})
-    monkeypatch.setattr(Evip, "text_loss", lambda *_: 4.0)
-    monkeypatch.setattr(Evip, "evaluate", asked)
+    monkeypatch.setattr(Heldout, "text_loss", lambda *_: 4.0)
+    monkeypatch.setattr(Heldout, "answers", asked)
     config = EvipConfig.from_dict({"stages": {"s2": {"stage": "S2", "steps": 1}}, "vision": {"image_size": 56}})
 
     def at(place: Path, source: str = "text.txt") -> dict:
