@@ -113,11 +113,6 @@ def preferred_layout(
     return "separate" if platform == "gpu" or (grouped and has_experts) else "stacked"
 
 
-def without_visual_experts(params: Mapping[str, Any]) -> tree.Tree:
-    """``params`` without visual experts: all of the layers that text tokens read."""
-    return tree.unflatten({path: leaf for path, leaf in tree.flatten(params).items() if "/visual_" not in path})
-
-
 def _layers(stacked: Any, turned: bool) -> list[Any]:
     """The layers [1, ...] of ``stacked`` [L, ...], which is deleted."""
     if isinstance(stacked, jax.ShapeDtypeStruct):

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mono_jax import tree
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.sampling import Request, make_request
+from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
-from mono_jax.models.layer_ranges import without_visual_experts
 from mono_jax.models.paged_cache import PagedCache, reads_page_by_page
 from mono_jax.models.sharding import on_all
 from mono_jax.models.transformer import Model, Params
@@ -122,11 +124,7 @@ class Programs:
         architecture, vision = generator.config, generator.config.vision
         self.tile_tokens = 0 if vision is None else vision.tile_tokens
         self.sizes = sizes or self._sizes(config)
-        # Steps are not given what they do not read: every array that is passed costs the host time at each call.
-        self._text_params = without_visual_experts(generator.params)
-        self._text_model = Model(
-            dataclasses.replace(architecture, visual_ffn_experts=False, visual_attention_experts=False)
-        )
+        self._language_model, self._language_params = _language_model(architecture, generator.params)
         features = 0
         if self.tile_tokens:  # of the longest prompt, plus what a tile or a chunk may take beyond its end
             features = config.max_length + self.tile_tokens * self.sizes.tiles[-1] + self.sizes.chunks[-1]
@@ -187,7 +185,7 @@ class Programs:
         index = np.full(size, self._memory.rows.done.size - 1, np.int32)
         index[: len(rows)] = rows
         program = self._compiled["step", plain and self.sizes.plain, size, fitting(self.sizes.step_pages, pages)]
-        self._memory, found = program(self._text_params, self._memory, index)
+        self._memory, found = program(self._language_params, self._memory, index)
         return found
 
     def embed_key(self, tokens: int) -> Key:
@@ -219,7 +217,7 @@ class Programs:
         """The program of ``key``, traced for parameters and ``memory`` that may be shapes; nothing is computed."""
         generator = self.generator
         memory = jax.eval_shape(self._empty) if memory is None else memory
-        params = jax.tree.map(_shape, self._text_params if key[0] == "step" else generator.params)
+        params = jax.tree.map(_shape, self._language_params if key[0] == "step" else generator.params)
         function, arguments, has_results = self._program(key, memory)
         donated = 0 if key == ADMIT else 1
         arguments = (memory, *arguments) if key == ADMIT else (params, memory, *arguments)
@@ -323,11 +321,19 @@ class Programs:
             "lengths": lengths[:, None] + 1,
         }
         cache = self._cache(memory, rows.pages[index, :pages])
-        output = self._text_model(params, batch, self.generator.dtype, cache=cache)
-        logits = self._text_model.logits(params, output.hidden[:, 0])
+        output = self._language_model(params, batch, self.generator.dtype, cache=cache)
+        logits = self._language_model.logits(params, output.hidden[:, 0])
         rows, chosen = advanced(rows, index, logits, lengths + 1, goes_on, plain=plain)
         memory = memory._replace(keys=output.cache.keys, values=output.cache.values, rows=rows)
         return memory, on_all(chosen)
+
+
+def _language_model(config: Architecture, params: Params) -> tuple[Model, Params]:
+    """All that steps run and read: each array that is passed to a program costs the host time at every call."""
+    without = {"vision": None, "visual_ffn_experts": False, "visual_attention_experts": False}
+    model = Model(dataclasses.replace(config, bidirectional_images=False, **without))
+    names = re.compile(r"(vision|projector)/|layers[^/]*/visual_")
+    return model, tree.unflatten({path: leaf for path, leaf in tree.flatten(params).items() if not names.match(path)})
 
 
 def _patch(vision: Any) -> tuple[int, int, int]:
