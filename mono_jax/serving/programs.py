@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,6 +28,7 @@ from mono_jax.generation.options import Sampling
 from mono_jax.generation.sampling import Request, make_request
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
+from mono_jax.models.layer_ranges import canonical
 from mono_jax.models.paged_cache import PagedCache, reads_page_by_page
 from mono_jax.models.sharding import on_all
 from mono_jax.models.transformer import Model, Params
@@ -332,8 +332,8 @@ def _language_model(config: Architecture, params: Params) -> tuple[Model, Params
     """All that steps run and read: each array that is passed to a program costs the host time at every call."""
     without = {"vision": None, "visual_ffn_experts": False, "visual_attention_experts": False}
     model = Model(dataclasses.replace(config, bidirectional_images=False, **without))
-    names = re.compile(r"(vision|projector)/|layers[^/]*/visual_")
-    return model, tree.unflatten({path: leaf for path, leaf in tree.flatten(params).items() if not names.match(path)})
+    read = tree.flatten(model.abstract_params())
+    return model, tree.unflatten({path: leaf for path, leaf in tree.flatten(params).items() if canonical(path) in read})
 
 
 def _patch(vision: Any) -> tuple[int, int, int]:
