@@ -61,9 +61,13 @@ CLAIMS = {  # {beginning of a claim: what its numbers are, in order: sweep, metr
         ("stages", ANSWERS, "mixed", ALL),
     ],
     "S1.1 saturates": [
-        ("pretraining_scale", CAPTIONS_BEFORE_S2, "s1_1_x0.25", "all"),
+        ("data_scale", CAPTIONS_BEFORE_S2, "s1_1_x0.25", "all"),
+        ("data_scale", CAPTIONS_BEFORE_S2, "s1_3_x0.25", "all"),
+        ("data_scale", CAPTIONS_BEFORE_S2, "s1_3_x2", "all"),
         ("pretraining_scale", CAPTIONS_BEFORE_S2, "s1_3_x0.25", "all"),
         ("pretraining_scale", CAPTIONS_BEFORE_S2, "s1_3_x0.5", "all"),
+        ("data_scale", CAPTIONS, "s1_3_x2", "all"),
+        ("data_scale", ANSWERS, "s1_3_x2", "all"),
     ],
     "Visual attention experts": [
         ("evip_plus", ANSWERS, "evip_plus_42", "evip"),
