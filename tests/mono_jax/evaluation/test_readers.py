@@ -294,10 +294,13 @@ def test_vlmevalkit_s_columns_mean_the_same_in_every_kind_of_file(tmp_path: Path
         (f"data:image/png;base64,{encoded()}", [png()]),
         ([f"data:image/png;base64,{encoded()}", "1.png"], [png(), png("blue")]),
         (f"{'./' * 40}1.png", [png("blue")]),
+        (f"{'pictures/' * 9}blue", [png("blue")]),
     ],
 )
 def test_pictures_in_json_may_be_encoded_or_named(tmp_path: Path, image: Any, pictures: list[bytes]):
-    picture(tmp_path / "1.png", "blue")
+    for name in ("1.png", f"{'pictures/' * 9}blue"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png("blue"))
     jsonl(tmp_path / "POPE.jsonl", [{"index": 1, "image": image, "question": "q", "answer": "yes", "category": "x"}])
     [example] = BENCHMARKS["pope"].read(tmp_path)
     assert [each.read() for each in example.pictures] == pictures

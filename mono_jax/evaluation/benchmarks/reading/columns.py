@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.io.digests import hash64
+from data_pipelines.records.pictures import looks_like_an_image
 from mono_jax.evaluation.benchmarks.reading.example import Picture, Spool
 from mono_jax.evaluation.benchmarks.reading.rows import ID_OF_KEY, Row
 
@@ -176,8 +177,13 @@ class Pictures:
 
 
 def _is_encoded(text: str) -> bool:
-    """Whether a cell holds a picture as base64, which is long and, unlike the paths of pictures, has no dot."""
-    return len(text) > _SHORT and "." not in text and not text.startswith("data:")
+    """Whether a cell, which may be a list as text, begins like a picture in base64; a long path does not."""
+    if len(text) <= _SHORT:
+        return False
+    try:
+        return looks_like_an_image(base64.b64decode(text.lstrip("[\"' ")[:_SHORT], validate=True))
+    except (binascii.Error, ValueError):
+        return False
 
 
 def _decoded(row: Row, text: str) -> bytes:
