@@ -150,6 +150,7 @@ class Stats:
       first_token_s, step_s, queue_s: the latest values in seconds: from submission to the first token; of a decode
         step that directly followed another, without a prefill chunk between them; from submission to the start of
         prefill. Only the latest few thousand are kept.
+      step_host_s: CPU time of the scheduler's thread in each step of ``step_s``, without waiting for the device.
       steps, steps_timed, chunks: decode steps, those that ``step_s`` has or had, and prefill chunks.
       working_s: seconds with work to do. host_share: CPU time of the scheduler's thread as a share of them, without the
         CPU time spent waiting for the device.
@@ -170,6 +171,7 @@ class Stats:
     tokens_out: int = 0
     first_token_s: tuple[float, ...] = ()
     step_s: tuple[float, ...] = ()
+    step_host_s: tuple[float, ...] = ()
     queue_s: tuple[float, ...] = ()
     steps: int = 0
     steps_timed: int = 0

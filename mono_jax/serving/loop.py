@@ -76,11 +76,15 @@ class Loop:
         for task in scheduler.tasks():
             if task.cancelled or cut is not None:
                 self._end(task, "cancelled", cut or "cancelled by the client")
-        before, self._dispatched = self._dispatched, [*self._read(), *self._step()]
+        busy, reads, seconds = self.records.busy_s, self._read(), None
+        before, self._dispatched = self._dispatched, [*reads, *self._step()]
         for one in before:
-            self._collect(self._fetched(one))
+            fetched, seconds = self._fetched(one), self._seconds(one)
+            self._collect(fetched)
         self.records.working_s += time.perf_counter() - start
         self.records.busy_s += time.thread_time() - ran
+        if seconds is not None and not reads:
+            self.records.stepped(seconds, self.records.busy_s - busy)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Dispatching
@@ -149,19 +153,22 @@ class Loop:
         self.records.busy_s -= time.thread_time() - begun  # waiting for a GPU is a busy loop
         return one._replace(found=jax.tree.map(np.asarray, found))  # jax.device_get takes four times as long
 
+    def _seconds(self, one: _Read | _Step) -> float | None:
+        """The time since the step before, if this is one that directly followed it.
+
+        After a chunk there is no telling when a step began: both may have ended before the host looked.
+        """
+        last, self._stepped_s = self._stepped_s, time.perf_counter() if isinstance(one, _Step) else None
+        return None if last is None or self._stepped_s is None else self._stepped_s - last
+
     def _collect(self, one: _Read | _Step) -> None:
-        now = time.perf_counter()
         if isinstance(one, _Step):
-            # After a chunk there is no telling when the step began: both may have ended before the host looked.
-            if self._stepped_s is not None:
-                self.records.stepped(now - self._stepped_s)
             for number, task in enumerate(one.tasks):
                 self._token(task, one.found, number)
         elif one.task.scores is not None:
             self._scores(one)
         elif one.chunk.is_last:
             self._token(one.task, one.found[0], 0)
-        self._stepped_s = now if isinstance(one, _Step) else None
 
     def _token(self, task: Task, found: Chosen, at: int) -> None:
         """Handles token number ``at``, unless its request has ended in the meantime."""

@@ -22,7 +22,8 @@ class Records:
         self.requests: collections.Counter[Finish] = collections.Counter()
         self.refused = self.tokens_in = self.tokens_cached = self.tokens_out = 0
         self.steps = self.steps_timed = self.chunks = 0
-        self.first_token_s, self.step_s, self.queue_s = (collections.deque[float](maxlen=KEPT) for _ in range(3))
+        kept = (collections.deque[float](maxlen=KEPT) for _ in range(4))
+        self.first_token_s, self.step_s, self.step_host_s, self.queue_s = kept
         # Accumulated while there is work: wall time, and CPU time of the engine's thread without its waiting.
         self.working_s = self.busy_s = 0.0
 
@@ -31,9 +32,10 @@ class Records:
         self.tokens_cached += task.cached
         self.queue_s.append(time.perf_counter() - task.submitted_s)
 
-    def stepped(self, seconds: float) -> None:
+    def stepped(self, seconds: float, host: float) -> None:
         self.steps_timed += 1
         self.step_s.append(seconds)
+        self.step_host_s.append(host)
 
     def ended(self, task: Task) -> None:
         self.requests[task.finish] += 1
@@ -44,7 +46,8 @@ class Records:
         """The fields of ``Stats`` that are recorded here."""
         names = ("refused", "tokens_in", "tokens_cached", "tokens_out", "steps", "steps_timed", "chunks")
         counts = {name: getattr(self, name) for name in names} | {"requests": dict(self.requests)}
-        times = {name: tuple(getattr(self, name).copy()) for name in ("first_token_s", "step_s", "queue_s")}
+        kept = ("first_token_s", "step_s", "step_host_s", "queue_s")
+        times = {name: tuple(getattr(self, name).copy()) for name in kept}
         share = self.busy_s / self.working_s if self.working_s else 0.0
         return counts | times | {"working_s": self.working_s, "host_share": share}
 

@@ -146,11 +146,19 @@ def test_a_failed_answer_ends_the_measurement(finish: str, nth: int, concurrency
 
 
 def test_steps_that_could_not_be_timed_are_not_reported_as_fast() -> None:
-    stats = Stats(working_s=2.0, host_share=0.5, steps=3, step_s=(7.0,), steps_timed=1)
+    stats = Stats(working_s=2.0, host_share=0.5, steps=3, step_s=(7.0,), step_host_s=(7.0,), steps_timed=1)
     later = dataclasses.replace(stats, working_s=4.0, steps=9)
     found = {"first_token_s": 1.0, "tokens_per_s": 2.0} | run._overhead(stats, later)
     line = run._line({"kind": "concurrency_16", "tiles": 14, "input_tokens": 80} | dict.fromkeys(MODELS, found))
-    assert found["step_s"] is None and "step - / - ms" in line
+    assert found["step_s"] is None and "step - / - ms, scheduler - / - %" in line
+
+
+def test_the_scheduler_s_share_is_of_the_new_steps() -> None:
+    """Prompts, whose reading takes long, would make it seem small."""
+    stats = Stats(working_s=2.0, host_share=0.5, steps=3, step_s=(7.0,), step_host_s=(7.0,), steps_timed=1)
+    times = {"step_s": (7.0, 0.4, 0.4, 0.6), "step_host_s": (7.0, 0.02, 0.1, 0.02)}
+    found = run._overhead(stats, dataclasses.replace(stats, working_s=12.0, host_share=0.1, steps_timed=4, **times))
+    assert found == {"host_share": pytest.approx(0.02), "step_s": 0.4, "step_host_share": pytest.approx(0.05)}
 
 
 def test_what_failed_is_told() -> None:

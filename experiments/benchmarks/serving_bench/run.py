@@ -37,6 +37,7 @@ from mono_jax.serving.contract import EngineConfig, Request, Stats
 from mono_jax.serving.engine import Engine
 
 FILE = "serving.json"
+_BETWEEN = 512  # requests between the rounds of "finished"
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,12 +131,13 @@ def _requests(engine: Engine, tiles: int, count: int, new_tokens: int, seed: int
 
 
 def _first_token(engines: Mapping[str, Engine], tiles: int, args: argparse.Namespace) -> dict[str, Any]:
-    """First-token times of one request at a time, the two models in turns."""
+    """First-token times of one request at a time, the two models in turns, after a turn that does not count."""
     turns: dict[str, list[float]] = {name: [] for name in engines}
-    for number in range(args.rounds):
+    for number in range(-1, args.rounds):
         for name, engine in engines.items():
             found = serve(engine, _requests(engine, tiles, 1, 1, args.seed + number, args.text), 1)
-            turns[name].append(found["first_token_s"])
+            if number >= 0:
+                turns[name].append(found["first_token_s"])
     medians = {name: {"first_token_s": statistics.median(times), "turns": times} for name, times in turns.items()}
     return medians | {"reduction": _less(medians, "first_token_s")}
 
@@ -166,17 +168,22 @@ def _throughput(
 
 
 def _overhead(before: Stats, after: Stats) -> dict[str, float | None]:
-    """CPU time of the scheduler as a share of the time in which there was work, and the median step (None: each one
-    had a chunk of a prompt before it).
+    """The median step without a chunk of a prompt before or beside it, and the scheduler's CPU time as a share of it.
+
+    None: there was no such step. ``host_share``: the same share of the whole time in which there was work.
     """
     working = after.working_s - before.working_s
     busy = after.host_share * after.working_s - before.host_share * before.working_s
-    return {"host_share": busy / working, "step_s": _median_step(before, after)}
+    step, host = _median_step(before, after)
+    return {"host_share": busy / working, "step_s": step, "step_host_share": None if step is None else host / step}
 
 
-def _median_step(before: Stats, after: Stats) -> float | None:
+def _median_step(before: Stats, after: Stats) -> tuple[float, float] | tuple[None, None]:
+    """Seconds, and of the scheduler's CPU time."""
     new = after.steps_timed - before.steps_timed
-    return statistics.median(after.step_s[-new:]) if new else None
+    if not new:
+        return None, None
+    return statistics.median(after.step_s[-new:]), statistics.median(after.step_host_s[-new:])
 
 
 def _one_by_one(
@@ -211,22 +218,28 @@ def _transformers(
 
 
 def _finished(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
-    """Repeats steps with as many answers, to short texts, as there are rows; each time reports the median step and the
-    host's CPU time per step (prompts are read in it, too), which other processes do not lengthen.
+    """Repeats steps with as many answers, to short texts, as there are rows, with many requests in between.
+
+    Each time reports the median step and the host's CPU time per step (prompts are read in it, too), which other
+    processes do not lengthen.
     """
     rows, config = max(args.concurrency), engine.architecture
     rng = np.random.default_rng(args.seed)
-    sampling = Sampling(max_new_tokens=24)
-    medians, processor = [], []
-    for _ in range(args.rounds):
+    counts, medians, processor = [], [], []
+
+    def texts(count: int, new_tokens: int) -> None:
+        prompts = [Prompt(rng.integers(3, config.image_token_id, 16)) for _ in range(count)]
+        serve(engine, [Request(prompt, Sampling(max_new_tokens=new_tokens)) for prompt in prompts], rows)
+
+    for number in range(args.rounds):
+        if number:
+            texts(_BETWEEN, 1)
         before, start = engine.stats(), time.process_time()
-        prompts = [Prompt(rng.integers(3, config.image_token_id, 16)) for _ in range(rows)]
-        serve(engine, [Request(prompt, sampling) for prompt in prompts], rows)
+        texts(rows, 24)
         after = engine.stats()
+        counts.append(sum(before.requests.values()))
         processor.append((time.process_time() - start) / (after.steps - before.steps))
-        medians.append(_median_step(before, after))
-    finished = sum(engine.stats().requests.values())
-    counts = [finished - rows * n for n in range(args.rounds, 0, -1)]
+        medians.append(_median_step(before, after)[0])
     return {"rows": rows, "finished": counts, "step_s": medians, "processor_s": processor}
 
 
@@ -273,7 +286,7 @@ def _line(point: Mapping[str, Any]) -> str:
         return f"a step of {point['rows']} short answers, {after} requests after the start: {steps}"
     return about + (
         f"first token {both('first_token_s')} ms, {both('tokens_per_s', 1)} tokens/s, step {both('step_s')} ms, "
-        f"scheduler {both('host_share', 100)} %"
+        f"scheduler {both('step_host_share', 100)} % of it"
     )
 
 

@@ -234,8 +234,10 @@ def test_a_step_is_timed_from_the_step_before(mono: Served, monkeypatch: pytest.
     monkeypatch.setattr(loops, "time", clock)
     _, loop = run(mono, 1)
     records = loop.records
-    assert 20 < records.steps_timed == len(records.step_s) < records.steps
+    assert 20 < records.steps_timed == len(records.step_s) == len(records.step_host_s) < records.steps
     assert set(records.step_s) == {1.0}
+    assert all(seconds > 0 for seconds in records.step_host_s)
+    assert sum(records.step_host_s) < records.busy_s  # prompts were read, too
 
 
 @pytest.mark.parametrize("calls", ["c", "cc", "sc", "scc", "scsc"])
