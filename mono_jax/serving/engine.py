@@ -210,7 +210,7 @@ class Engine:
         try:
             while self._work():
                 pass
-        except Exception as error:  # a device error, e.g. out of memory: nothing can be served any more
+        except BaseException as error:  # a device error, e.g. out of memory, or a Rust panic: nothing can be served
             _log.exception("the engine has stopped")
             message = f"the engine has stopped: {type(error).__name__}: {error}".splitlines()[0]
             with self._lock:

@@ -40,7 +40,7 @@ def serve(args: Any) -> tuple[dict[str, Any], bool]:
     check_packages()
     from mono_jax.generation.chat import PROMPT_FLAGS
     from mono_jax.serving.api.requests.fetching import Fetcher
-    from mono_jax.serving.api.server import Server, listen, run
+    from mono_jax.serving.api.server import Server, bind, run
     from mono_jax.serving.api.service import Service
     from mono_jax.serving.api.settings import ApiConfig
     from mono_jax.serving.contract import EngineConfig
@@ -48,7 +48,7 @@ def serve(args: Any) -> tuple[dict[str, Any], bool]:
 
     config, api = cli.config_of(args, EngineConfig), cli.config_of(args, ApiConfig)
     keys = keys_of(args.api_key, os.environ)
-    place = listen(args.host, args.port)  # a port that is taken is noticed now, not after the warm-up
+    place = bind(args.host, args.port)  # a port that is taken is noticed now; connections are refused until warmed up
     prompt = {name: getattr(args, name) for name in PROMPT_FLAGS}
     engine = Engine.open(args.model, config, name=args.name, tokenizer=args.tokenizer, **prompt)
     engine.start()

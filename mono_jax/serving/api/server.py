@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import h11
@@ -19,20 +20,36 @@ from mono_jax.errors import ConfigError
 from mono_jax.serving.api.app import create_app
 from mono_jax.serving.api.service import Service
 
+_BACKLOG = 2048  # connections that wait to be accepted
 _KEEP_ALIVE_S = 75  # longer than clients' connection pools, which would otherwise reuse closed connections
 _LITTLE = 1 << 16  # bytes; any client reads this much in time
 _AFTER_CUT_S = 5  # for the last bytes of cut answers to reach their clients
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 = any free one. Raises ConfigError if the port is taken or the host is not local."""
-    try:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has the port, port 0 = any free one, and refuses connections until ``run`` listens on it.
+
+    Raises ConfigError if the port is taken or the host is not local.
+    """
+    with contextlib.ExitStack() as stack, _explained(f"--host={host} --port={port}"):
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        place = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        place.bind((host, port))
+        stack.pop_all()
+        return place
+
+
+@contextlib.contextmanager
+def _explained(place: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        # create_server only adds to the message what is in it already; getaddrinfo's error numbers are not errno's.
+        # getaddrinfo's error numbers are not errno's.
         why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
-        raise ConfigError(f"--host={host} --port={port}: {why}: choose another port or host") from None
+        raise ConfigError(f"{place}: {why}: choose another port or host") from None
 
 
 class _Protocol(H11Protocol):
@@ -151,7 +168,13 @@ class Server(uvicorn.Server):
 
 
 def run(server: Server, place: socket.socket) -> None:
-    """Serves until SIGTERM or SIGINT; a second SIGINT stops the server at once."""
+    """Serves until SIGTERM or SIGINT; a second SIGINT stops the server at once.
+
+    Raises ConfigError if another process has listened on the port in the meantime.
+    """
+    host, port = place.getsockname()[:2]
+    with _explained(f"--host={host} --port={port}"):
+        place.listen(_BACKLOG)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has finished

@@ -97,7 +97,7 @@ class Service:
 
     async def with_text(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs ``function(*arguments)`` in a thread, because encoding text takes a while."""
-        return await self._worked(self._texts.submit(function, *arguments))
+        return await self._worked(_submit(self._texts, function, *arguments))
 
     async def with_images(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs ``function(*arguments, gone)`` in an image thread; ``gone`` is set once nothing waits for the result.
@@ -108,7 +108,7 @@ class Service:
             why = f"the images of {self.config.max_preparing} requests are already being decoded"
             raise ApiError(429, why, code="too_many_images", retry_s=1)
         gone = threading.Event()
-        future = self._images.submit(function, *arguments, gone)
+        future = _submit(self._images, function, *arguments, gone)
         self._with_images.add(future)
         future.add_done_callback(self._with_images.discard)
         try:
@@ -142,3 +142,14 @@ class Service:
         if working := [asyncio.wrap_future(future) for future in list(self._working)]:
             _, unfinished = await asyncio.wait(working, timeout=_LAST_S)
             self.hangs = bool(unfinished)
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """``pool.submit``, except that a call that is cancelled while it waits no longer holds its arguments.
+
+    The pool holds it until a worker is free. Its bytes, as many as a request may have, are no longer accounted for.
+    """
+    held = [arguments]
+    future = pool.submit(lambda: function(*held.pop()))
+    future.add_done_callback(lambda _: held.clear())
+    return future

@@ -67,8 +67,13 @@ def mesh_of(devices: int) -> Any:
     return None if devices == 1 else make_mesh(MeshConfig(data=1, fsdp=1, tensor=devices), jax.devices()[:devices])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "devices", "dtype"), CASES)
+FAST = ("internlm2", 2, "float32"), ("internlm2", 1, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "dtype"),
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES],
+)
 def test_answers_are_those_of_generator(name: str, devices: int, dtype: str) -> None:
     """On the same mesh, in the same dtype; in bfloat16 until two tokens are nearly tied."""
     config = model(name)

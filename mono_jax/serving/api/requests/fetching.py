@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import aiohttp
 
 from mono_jax.serving.api.errors import ApiError
+
+_log = logging.getLogger(__name__)
 
 # Addresses that Python's ``is_global``, or that of some of its versions, takes for public.
 _LOCAL = [
@@ -44,15 +47,13 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or is_local)
 
 
-class _Refused(OSError):
-    """An address that must not be contacted."""
-
-
 class Fetcher:
     """Fetches whole files of at most ``max_bytes`` within ``timeout_s``. ``allowed``: which addresses may be contacted.
 
     The address of each connection decides: a name is looked up once, and the address it resolves to is both checked
-    and connected to. The same holds for the target of each redirect.
+    and connected to. The same holds for the target of each redirect. Refused addresses are logged, and clients are not
+    told more than that there was no connection: names of an internal network and their addresses are none of their
+    business. The number of connections is not limited here, or slow sites would hold up other clients' images.
     """
 
     def __init__(self, max_bytes: int, timeout_s: float, allowed: Callable[[str], bool] = is_public):
@@ -62,14 +63,20 @@ class Fetcher:
     def _socket(self, address: Any) -> socket.socket:
         family, kind, protocol, _, place = address
         if not self._allowed(place[0]):
-            raise _Refused(f"{place[0]} is not a public address")
+            _log.warning("an image's URL leads to %s, which is not a public address: it was not contacted", place[0])
+            raise OSError("not a public address")
         return socket.socket(family, kind, protocol)
 
     async def fetch(self, url: str, name: str, take: Callable[[int], None] = lambda count: None) -> bytes:
         """The file; ``take`` is called with the size of each piece. Raises ApiError 400 that names the image."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(socket_factory=self._socket, limit=32)
-            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+            connector = aiohttp.TCPConnector(socket_factory=self._socket, limit=0)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,  # a small answer could unpack to any amount
+                headers={"Accept": "image/*", "Accept-Encoding": "identity"},
+            )
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._fetched(self._session, url, name, take)
@@ -79,11 +86,11 @@ class Fetcher:
             raise _unfetched(name, "not a URL") from None
         except aiohttp.TooManyRedirects:
             raise _unfetched(name, f"more than {_REDIRECTS} redirects") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _unfetched(name, _reason(error)) from None
+        except (aiohttp.ClientError, OSError, ValueError):
+            raise _unfetched(name, "no connection to a public address") from None
 
     async def _fetched(self, session: aiohttp.ClientSession, url: str, name: str, take: Callable[[int], None]) -> bytes:
-        async with session.get(url, max_redirects=_REDIRECTS, headers={"Accept": "image/*"}) as reply:
+        async with session.get(url, max_redirects=_REDIRECTS) as reply:
             if reply.status != 200:
                 raise _unfetched(name, f"the server answered {reply.status}")
             data = bytearray()
@@ -101,13 +108,3 @@ class Fetcher:
 
 def _unfetched(name: str, why: str) -> ApiError:
     return ApiError(400, f"{name} could not be fetched: {why}", param="messages", code="image_not_fetched")
-
-
-def _reason(error: BaseException) -> str:
-    """The reason, which tells the client nothing more about this network than that an address was refused."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, _Refused):
-            return str(inner)
-        inner = getattr(inner, "os_error", None) or inner.__cause__
-    return "no connection"

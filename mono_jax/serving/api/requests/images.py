@@ -18,7 +18,7 @@ from mono_jax.serving.api.tickets.visit import Visit
 # Formats whose headers give the exact memory that decoding takes. A small AVIF or TIFF can demand any amount.
 _TAKEN = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM", re.S)
 
-
+_AT_A_TIME = 4  # images that are fetched for a request at a time
 _SLICE = 1 << 18  # letters that are decoded at a time, a multiple of 4: meanwhile no other thread runs
 
 
@@ -43,7 +43,7 @@ class Files(Sequence[Picture]):
 
 
 async def load(urls: Sequence[str], fetcher: Fetcher | None, visit: Visit, config: ApiConfig) -> Files:
-    """The files at ``urls``.
+    """The files at ``urls``, a few of which are fetched at a time.
 
     fetcher: None = only data URIs are accepted. visit: accounts for the bytes fetched, ``config.max_body`` at most.
     Raises ApiError 400 that names the image, 429.
@@ -57,7 +57,13 @@ async def load(urls: Sequence[str], fetcher: Fetcher | None, visit: Visit, confi
             raise ApiError(400, f"the images exceed {most} bytes", param="messages", code="image_not_fetched")
         visit.take(count)
 
-    tasks = [asyncio.ensure_future(_file(url, _name(number), fetcher, take)) for number, url in enumerate(urls)]
+    few = asyncio.Semaphore(_AT_A_TIME)
+
+    async def one(number: int, url: str) -> str | bytes:
+        async with few:
+            return await _file(url, _name(number), fetcher, take)
+
+    tasks = [asyncio.ensure_future(one(number, url)) for number, url in enumerate(urls)]
     try:
         return Files([await task for task in tasks], config.all_formats)
     finally:

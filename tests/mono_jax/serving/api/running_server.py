@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mono_jax.serving.api.requests.fetching import Fetcher
-from mono_jax.serving.api.server import Server, listen
+from mono_jax.serving.api.server import Server, bind
 from mono_jax.serving.api.service import Service
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.contract import ServingEngine
@@ -102,7 +102,7 @@ def serving(
 ) -> Iterator[Client]:
     """The API of a started engine."""
     service = Service(engine, config or ApiConfig(drain_s=0), fetching() if fetching else None)
-    place = listen("127.0.0.1", 0)
+    place = bind("127.0.0.1", 0)
     ready = threading.Event()
     server = Server(service, keys, ready.set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[place])))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +17,8 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install '.[serve]'")
 
 from experiments import serve as command
-from mono_jax.errors import MonoJaxError
-from mono_jax.serving.api.server import listen
+from mono_jax.errors import ConfigError, GenerationError, MonoJaxError
+from mono_jax.serving.api.server import bind, run
 from tests.mono_jax.serving.api.real_server import ROOT, RealServer, expected, messages, questions, serving_folder
 from tests.tiny_folder import tiny_folder
 
@@ -34,11 +36,39 @@ ASKED = questions(32)
     ],
 )
 def test_faults_are_named_before_a_model_is_read(flags: list[str], said: str):
-    with listen("127.0.0.1", 0) as place:
+    with socket.create_server(("127.0.0.1", 0)) as place:
         port = str(place.getsockname()[1])
         with pytest.raises(MonoJaxError) as error:
             command.main(["--model=nowhere", *(flag.replace("PORT", port) for flag in flags)])
     assert said.replace("PORT", port) in str(error.value)
+
+
+def test_connections_are_refused_until_requests_are_served(monkeypatch: pytest.MonkeyPatch):
+    """During the warm-up, which takes minutes, a client or a probe must not take the server for one that hangs."""
+    ports, refused = [], []
+
+    class Warming:
+        def start(self) -> None:
+            refused.append(socket.socket().connect_ex(("127.0.0.1", ports[0])))
+            raise GenerationError("enough")
+
+    def bound(host: str, port: int) -> socket.socket:
+        place = bind(host, port)
+        ports.append(place.getsockname()[1])
+        return place
+
+    monkeypatch.setattr("mono_jax.serving.api.server.bind", bound)
+    monkeypatch.setattr("mono_jax.serving.engine.Engine.open", lambda *args, **options: Warming())
+    with pytest.raises(GenerationError, match="enough"):
+        command.main(["--model=m", "--port=0"])
+    assert refused == [errno.ECONNREFUSED]
+
+
+def test_a_port_that_is_taken_during_the_warm_up_is_named():
+    with bind("127.0.0.1", 0) as place, bind(*place.getsockname()) as other:
+        other.listen()
+        with pytest.raises(ConfigError, match="Address already in use: choose another port"):
+            run(None, place)
 
 
 def test_a_thread_that_hangs_does_not_keep_the_process():
@@ -57,35 +87,48 @@ command.main(["--model=m", "--json"])
     assert json.loads(ended.stdout.splitlines()[-1]) == {"model": "m"}
 
 
-def test_an_engine_that_fails_ends_the_command(golden_dir: Path, tmp_path: Path):
-    """Exits with an error, so that a supervisor starts the server again."""
+def test_an_engine_that_fails_tells_its_clients_and_ends_the_command(golden_dir: Path, tmp_path: Path):
+    """Those whose answer has begun and those that wait, so that a supervisor starts the server again."""
     folder = tiny_folder(golden_dir, tmp_path)
     script = f"""
-import json, threading, urllib.request
+import json, sys, threading, urllib.error, urllib.request
 from mono_jax.serving import loop
 from mono_jax.serving.api import server
+BODIES = [{{"prompt": "a", "max_tokens": 30, "stream": number % 2 == 1}} for number in range(4)]
+whole = loop.Loop._step
 def step(self):
-    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    if self.records.tokens_out > 3 and len(self.scheduler.tasks()) == len(BODIES):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    return whole(self) if self.records.tokens_out < 5 else []
 loop.Loop._step = step
-def ask(url):
-    body = json.dumps({{"prompt": "a", "max_tokens": 3}}).encode()
-    urllib.request.urlopen(urllib.request.Request(url, body, {{"Content-Type": "application/json"}}))
+def ask(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {{"Content-Type": "application/json"}})
+    try:
+        text = urllib.request.urlopen(request).read().decode()
+    except urllib.error.HTTPError as error:
+        text = str(error.code) + error.read().decode()
+    sys.stdout.write(f"answer {{text.strip().splitlines()[-1]}}\\n")
 started = server.run
 def run(running, place):
     url = "http://127.0.0.1:%d/v1/completions" % place.getsockname()[1]
-    threading.Timer(1, ask, [url]).start()
+    for number, body in enumerate(BODIES):
+        threading.Timer(1 + number / 10, ask, [url, body]).start()
     started(running, place)
 server.run = run
 from experiments import serve as command
 from mono_jax import cli
-import sys
 sizes = ["--max_rows=1", "--max_slots=64", "--max_length=64", "--prefill_chunk=32"]
 sys.argv = ["serve.py", "--model={folder}", "--port=0", *sizes]
 cli.run(command.main)
 """
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("error: the engine has stopped: RuntimeError: RESOURCE_EXHAUSTED")
+    why = "the engine has stopped: RuntimeError: RESOURCE_EXHAUSTED"
+    assert ended.stderr.splitlines()[-1].startswith(f"error: {why}")
+    answers = [line.removeprefix("answer ") for line in ended.stdout.splitlines() if line.startswith("answer ")]
+    error = '{"error":{"message":"the answer failed: internal server error, see its log"'  # the log has the reason
+    assert sorted(answer.partition(error)[0] for answer in answers) == ["500", "500", "data: ", "data: "]
+    assert ended.stderr.count(f"an answer failed: {why}") == 4
 
 
 @pytest.fixture(scope="module")

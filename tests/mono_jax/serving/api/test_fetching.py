@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
 import http.client
 import http.server
 import json
@@ -24,6 +26,8 @@ from tests.mono_jax.serving.api.running_server import image_part, picture, servi
 from tests.mono_jax.serving.api.scripted import ScriptedEngine
 
 PICTURE = picture(3)
+PACKED = gzip.compress(bytes(1 << 20))
+HIDDEN = "no connection to a public address"  # whatever the reason: what is in this network is not told
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ def test_addresses_of_the_internet_are_told_from_others(address: str, public: bo
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    """/picture, /large, /slow, /missing, and /to?URL, which redirects."""
+    """/picture, /large, /packed, /slow, /missing, and /to?URL, which redirects."""
 
     def do_GET(self) -> None:
         path, _, target = self.path.partition("?")
@@ -101,10 +105,12 @@ class _Site(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(200)
+        if path == "/packed":
+            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
         if path == "/slow":
             self.server.released.wait(30)
-        self.wfile.write(PICTURE if path != "/large" else bytes(1 << 20))
+        self.wfile.write({"/large": bytes(1 << 20), "/packed": PACKED}.get(path, PICTURE))
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -150,20 +156,21 @@ def first_only(address: str) -> bool:
     [
         ("http://127.0.0.1:PORT/picture", PICTURE),
         ("http://127.0.0.1:PORT/to?/picture", PICTURE),
-        ("http://127.0.0.1:PORT/to?http://127.0.0.2:PORT/picture", "127.0.0.2 is not a public address"),
+        ("http://127.0.0.1:PORT/to?http://127.0.0.2:PORT/picture", HIDDEN),
         ("http://127.0.0.1:PORT/to?http://127.2:PORT/picture", ""),  # accepted only on some platforms
-        ("http://127.0.0.2:PORT/picture", "127.0.0.2 is not a public address"),
+        ("http://127.0.0.2:PORT/picture", HIDDEN),
         ("http://2130706434:PORT/picture", ""),
-        ("http://0x7f000002:PORT/picture", "127.0.0.2 is not a public address"),
+        ("http://0x7f000002:PORT/picture", HIDDEN),
         ("http://0:PORT/picture", ""),
-        ("http://[::1]:PORT/picture", "::1 is not a public address"),
-        ("http://[::ffff:127.0.0.2]:PORT/picture", "::ffff:7f00:2 is not a public address"),
-        ("http://127.0.0.1:PORT/to?file:///etc/passwd", "no connection"),
+        ("http://[::1]:PORT/picture", HIDDEN),
+        ("http://[::ffff:127.0.0.2]:PORT/picture", HIDDEN),
+        ("http://127.0.0.1:PORT/to?file:///etc/passwd", HIDDEN),
         ("http://127.0.0.1:PORT/to?/to?/to?/to?/to?/to?/picture", "more than 5 redirects"),
         ("http://127.0.0.1:PORT/missing", "the server answered 404"),
         ("http://127.0.0.1:PORT/large", "more than 65536 bytes"),
-        ("http://127.0.0.1:1/picture", "no connection"),
-        ("http://nowhere.invalid/picture", "no connection"),
+        ("http://127.0.0.1:PORT/packed", PACKED),
+        ("http://127.0.0.1:1/picture", HIDDEN),
+        ("http://nowhere.invalid/picture", HIDDEN),
         ("http:///picture", "not a URL"),
     ],
 )
@@ -188,13 +195,37 @@ def test_a_name_counts_by_what_it_resolves_to(site: http.server.ThreadingHTTPSer
         return [{**place, "flags": socket.AI_NUMERICHOST}]
 
     monkeypatch.setattr(aiohttp.resolver.DefaultResolver, "resolve", resolve)
-    for found in (PICTURE, "image 1 could not be fetched: 127.0.0.2 is not a public address"):
+    for found in (PICTURE, f"image 1 could not be fetched: {HIDDEN}"):
         assert fetched(f"http://pictures.example:{port}/picture", first_only) == found
 
 
 def test_a_slow_site_is_given_up(site: http.server.ThreadingHTTPServer):
     url = f"http://127.0.0.1:{site.server_address[1]}/slow"
     assert fetched(url, first_only, timeout_s=0.2) == "image 1 could not be fetched: no complete response within 0.2 s"
+
+
+def test_slow_sites_hold_up_no_other_client_s_images(site: http.server.ThreadingHTTPServer, engine: ScriptedEngine):
+    """Each request fetches a few images at a time, and no request waits for another's."""
+
+    def asked(path: str, images: int) -> dict[str, Any]:
+        part = image_part(b"")
+        part["image_url"]["url"] = f"http://127.0.0.1:{site.server_address[1]}{path}"
+        return {"messages": [{"role": "user", "content": [*[part] * images, {"type": "text", "text": "?"}]}]}
+
+    def slow() -> int:
+        return sum(path == "/slow" for path, _ in site.asked)
+
+    site.asked.clear()
+    fetching = lambda: Fetcher(1 << 16, 1000, first_only)  # noqa: E731
+    with serving(engine, fetching=fetching) as client, contextlib.ExitStack() as stack:
+        for _ in range(9):
+            connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", client.port)))
+            body = json.dumps(asked("/slow", 16))
+            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        wait_for(lambda: slow() == 36)
+        assert client.post("/v1/chat/completions", asked("/picture", 16))[0] == 200
+        assert slow() == 36
+    assert not site.released.is_set()
 
 
 def test_an_image_for_a_client_that_is_gone_is_not_waited_for(
@@ -229,17 +260,20 @@ def test_nothing_of_the_environment_is_told(site: http.server.ThreadingHTTPServe
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     fetched(f"http://user:word@127.0.0.1:{site.server_address[1]}/picture", first_only)
     _, headers = site.asked[-1]
-    assert "Cookie" not in headers and headers["Accept"] == "image/*"
+    assert "Cookie" not in headers and (headers["Accept"], headers["Accept-Encoding"]) == ("image/*", "identity")
 
 
-def test_by_default_the_loopback_is_refused(site: http.server.ThreadingHTTPServer, engine: ScriptedEngine):
+def test_by_default_the_loopback_is_refused(
+    site: http.server.ThreadingHTTPServer, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+):
     part = image_part(b"")
     part["image_url"]["url"] = f"http://localhost:{site.server_address[1]}/picture"
     body = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}], "seed": 0}
     asked = len(site.asked)
     with serving(engine, fetching=lambda: Fetcher(1 << 16, 10)) as client:
         status, answer = client.post("/v1/chat/completions", body)
-    assert status == 400 and "is not a public address" in answer["error"]["message"]
+    assert status == 400 and answer["error"]["message"].endswith(HIDDEN)
+    assert "127.0.0.1, which is not a public address" in caplog.text or "::1, which" in caplog.text
     assert len(site.asked) == asked
     with serving(engine, fetching=lambda: Fetcher(1 << 16, 10, first_only)) as client:
         status, answer = client.post("/v1/chat/completions", body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import socket
@@ -21,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from data_pipelines.encoding.decoding import ImageLimits
 from mono_jax.errors import ConfigError
 from mono_jax.serving.api.app import create_app
+from mono_jax.serving.api.requests.images import Files
 from mono_jax.serving.api.requests.prompts import Conversation, Gone, PromptMaker
 from mono_jax.serving.api.server import _Protocol
 from mono_jax.serving.api.service import Service
@@ -354,6 +356,9 @@ def test_images_that_take_long_hold_up_images_only(engine: ScriptedEngine, stuck
         # Requests that wait for a worker are abandoned; the others are notified.
         wait_for(lambda: len(client.service._with_images) == workers and all(gone.is_set() for gone in stuck.inside))
         assert len(stuck.inside) == workers and not client.service.gate._inside
+        # Their bodies are gone, too, although the pool still has their calls.
+        wait_for(lambda: sum(type(each) is Files for each in gc.get_objects()) == workers)
+        assert client.service._images._work_queue.qsize() == 12 - workers
         stuck.released.set()
         wait_for(lambda: not client.service._with_images)
         assert client.post(CHAT, PICTURED)[0] == 200
