@@ -92,18 +92,62 @@ CLAIMS = {  # {beginning of a claim: what its numbers are, in order: sweep, metr
 }
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_the_numbers_of_the_claims_are_those_of_the_results(make: ModuleType, claim: str):
-    [row] = [line for line in make.PAGE.read_text().splitlines() if line.startswith(f"| {claim}")]
-    numbers = re.findall(r"([-+]?\d+(?:\.(\d+))?) ± (\d+(?:\.\d+)?)", row)
-    for (mean, decimals, half), (sweep, metric, group, baseline) in zip(numbers, CLAIMS[claim], strict=True):
-        tables = make.tables(make.read(make.FOLDER / f"{sweep}.csv"))
-        [values] = [of for each, of in tables.items() if each.title == metric]
+def values_of(make: ModuleType, sweep: str, metric: str, group: str) -> dict[int | None, float]:
+    """{seed: value}; a group of another sweep is named SWEEP/GROUP."""
+    other, _, group = group.rpartition("/")
+    tables = make.tables(make.read(make.FOLDER / f"{other or sweep}.csv"))
+    [values] = [of for each, of in tables.items() if each.title == metric]
+    return values[group]
+
+
+def compare(make: ModuleType, text: str, wanted: list[tuple[str, str, str, str | None]]) -> None:
+    """The numbers of ``text`` that have an interval are ``wanted``, in order."""
+    numbers = re.findall(r"([-+]?\d+(?:\.(\d+))?) ±\s(\d+(?:\.\d+)?)", text)
+    for (mean, decimals, half), (sweep, metric, group, baseline) in zip(numbers, wanted, strict=True):
+        values = {name: values_of(make, sweep, metric, name) for name in (group, baseline) if name}
         alone = make.MeanOfSeeds.of(list(values[group].values()))
         found = make.difference(values, group, baseline) if baseline else alone
         rounded = 0.501 * 10.0 ** -len(decimals)
         assert float(mean) == pytest.approx(found.mean, abs=rounded), (sweep, metric, group)
         assert float(half) == pytest.approx(found.half, abs=rounded), (sweep, metric, group)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_the_numbers_of_the_claims_are_those_of_the_results(make: ModuleType, claim: str):
+    [row] = [line for line in make.PAGE.read_text().splitlines() if line.startswith(f"| {claim}")]
+    compare(make, row, CLAIMS[claim])
+
+
+PARAGRAPHS = {  # {beginning of a sentence: as in CLAIMS, up to the end of the paragraph}
+    "A second run of the same units": [
+        ("equal_time", CAPTIONS, "experts", "demo/demo"),
+        ("equal_time", CAPTIONS, "one_ffn", "demo/demo"),
+        ("equal_time", ANSWERS, "one_ffn", "demo/demo"),
+    ],
+    "After this short S2": [
+        ("data_scale", CAPTIONS, "s1_3_x0.25", "all"),
+        ("data_scale", CAPTIONS, "s1_3_x2", "all"),
+        ("data_scale", CAPTIONS, "s1_2_x0.25", "all"),
+        ("data_scale", CAPTIONS, "s1_2_x2", "all"),
+    ],
+    "Before S2, captions get worse": [
+        ("evip_plus", CAPTIONS_BEFORE_S2, "evip_42", "evip"),
+        ("evip_plus", CAPTIONS_BEFORE_S2, "evip_plus_42", "evip_plus"),
+    ],
+}
+
+
+@pytest.mark.parametrize("beginning", PARAGRAPHS)
+def test_the_numbers_of_paragraphs_are_those_of_the_results(make: ModuleType, beginning: str):
+    [_, after] = make.PAGE.read_text().split(beginning)
+    compare(make, after.partition("\n\n")[0], PARAGRAPHS[beginning])
+
+
+def test_sweeps_that_were_not_run_are_listed(make: ModuleType):
+    sweeps = {file.stem for file in (ROOT / "experiments/sweeps").glob("[a-z]*.py")}
+    run = {file.stem for file in make.FOLDER.glob("*.csv")}
+    text = make.PAGE.read_text().partition("## Not here")[2]
+    assert set(re.findall(r"\[(\w+)\]\(\.\./experiments/sweeps/\1\.py\)", text)) == sweeps - run
 
 
 def test_every_claim_is_compared_with_the_results(make: ModuleType):

@@ -1,4 +1,4 @@
-"""Side of a visual token: 16, 32 or 64 pixels, on images of 64 pixels."""
+"""Side of a visual token: 16, 32 or 64 pixels, on images of 64 pixels (scaled; the published models have 28)."""
 
 CONFIG = "experiments/configs/demo.py:published"
 

@@ -52,12 +52,28 @@ def test_attention_is_measured_as_loops_over_the_probabilities_do(model: Model, 
     visual = np.flatnonzero(prompt.input_ids == IMAGE_TOKEN)
     text = np.flatnonzero(prompt.input_ids != IMAGE_TOKEN)
     for layer, heads in enumerate(weights):
-        shares = [head[i, visual].sum() for head in heads for i in text]
-        assert sample.attention["text_to_visual"][layer] == pytest.approx(np.mean(shares), abs=1e-5)
+        for name, queries in (("text", text), ("visual", visual)):
+            shares = [head[i, visual].sum() for head in heads for i in queries]
+            assert sample.attention[f"{name}_to_visual"][layer] == pytest.approx(np.mean(shares), abs=1e-5)
         far = [(head[i, visual] * abs(i - visual)).sum() / head[i, visual].sum() for head in heads for i in visual]
         assert sample.attention["visual_distance"][layer] == pytest.approx(np.mean(far), rel=1e-4)
-    alike = [np.isin(visual, np.arange(i + 1)).sum() / (i + 1) for i in text]
-    assert sample.attention["text_to_visual_uniform"] == pytest.approx([np.mean(alike)] * 2)
+    for name, queries in (("text", text), ("visual", visual)):
+        alike = [np.isin(visual, np.arange(i + 1)).sum() / (i + 1) for i in queries]
+        assert sample.attention[f"{name}_to_visual_uniform"] == pytest.approx([np.mean(alike)] * 2)
+    far = [np.mean([i - j for j in visual if j <= i]) for i in visual]
+    assert sample.attention["visual_distance_uniform"] == pytest.approx([np.mean(far)] * 2)
+
+
+def test_the_gap_is_measured_as_a_loop_over_the_hidden_states_does(model: Model, params: Params, prompt: Prompt):
+    batch, _ = pack(model.config, [prompt], np.zeros(1, np.int64), 1)
+    found = np.asarray(model(params, batch, jnp.float32, collect=("hidden",)).collected["hidden"], np.float64)[:, 0]
+    expected = []
+    for states in found[:, batch["order"][0, : len(prompt.input_ids)]]:  # in sequence
+        is_visual = prompt.input_ids == IMAGE_TOKEN
+        apart = states[is_visual].mean(0) - states[~is_visual].mean(0)
+        expected.append(np.linalg.norm(apart) / np.mean([np.linalg.norm(state) for state in states]))
+    assert len(set(np.round(expected, 3))) == model.config.num_hidden_layers + 1
+    assert look(model, params, prompt).gap == pytest.approx(expected, rel=1e-4)
 
 
 def test_units_are_those_of_the_expert_of_each_modality(model: Model, params: Params, prompt: Prompt):

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
@@ -25,6 +25,7 @@ from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.reading.rows import read_rows
 from mono_jax.evaluation.metrics import judged
 from mono_jax.evaluation.metrics.registry import JUDGED, METRICS, find_metric
+from tests.mono_jax.evaluation.small_benchmarks import COLOURS, LAYOUTS, Small
 
 
 def png(colour: str = "red") -> bytes:
@@ -68,6 +69,23 @@ def scored(name: str, examples: Sequence[Example], answers: Sequence[str]) -> fl
     """The headline of the benchmark's metric."""
     metric = METRICS[BENCHMARKS[name].metric]
     return next(iter(metric([e.answered(a) for e, a in zip(examples, answers, strict=True)]).values())).score
+
+
+def colour_of(data: bytes) -> str:
+    pixel = Image.open(io.BytesIO(data)).convert("RGB").getpixel((0, 0))
+    return next(name for name in (*COLOURS, "black") if ImageColor.getrgb(name) == pixel)
+
+
+@pytest.mark.parametrize("name", [*BENCHMARKS, "coco=COCO_VAL.tsv"])
+def test_every_benchmark_is_read_from_files_as_published(tmp_path: Path, name: str):
+    expected, benchmark = LAYOUTS[name](tmp_path), BENCHMARKS[name.partition("=")[0]]
+    examples = benchmark.read(tmp_path)
+    found = [
+        Small(e.id, e.truths, tuple(colour_of(p.read()) for p in e.pictures), small.asked, e.category, e.options)
+        for e, small in zip(examples, expected, strict=True)
+    ]
+    assert found == expected and all(small.asked in e.asked for e, small in zip(examples, expected))
+    assert benchmark.hides(examples) == (not expected[0].truths)
 
 
 def test_vlmevalkit_s_tables_reuse_pictures_by_index(tmp_path: Path):

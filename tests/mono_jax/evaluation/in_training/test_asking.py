@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,38 +38,42 @@ def model_and_builder(sets: dict[str, Any]) -> tuple[Architecture, SampleBuilder
     return config, SampleBuilder(DataConfig.from_dict(values["data"]), geometry=config.geometry)
 
 
-ANSWERS: dict[str, Any] = {}
+@pytest.fixture(scope="module")
+def tasks(sets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskConfig]:
+    entry = sets["heldout"]["questions"]
+    files = {"path": entry["path"], "image_root": entry["image_root"]}
+    data = str(small_benchmarks.write(tmp_path_factory.mktemp("benchmarks")))
+    return {
+        "vqa": TaskConfig(**files, examples=5, max_new_tokens=4, batch_size=3),
+        "pope": TaskConfig("pope", data=data, examples=3, max_new_tokens=4, batch_size=3),
+    }
 
 
-@cache
-def random_weights(config: Architecture) -> Any:
-    return random_params(config)
+def answered(sets: dict[str, Any], tasks: dict[str, TaskConfig], axes: tuple[int, ...], trains: str) -> Any:
+    """(scores, answers) of random weights on a mesh, trainable and frozen parts separate."""
+    config, builder = model_and_builder(sets)
+    mesh, params = mesh_of(*axes), random_params(config)
+    params = jax.device_put(params, param_shardings(config, params, mesh))
+    trainable, frozen = split(get_stage(trains), config, params)
+    return Asking(tasks, builder, jnp.float32, mesh)(config, tree.merge(trainable, frozen))
+
+
+@pytest.fixture(scope="module")
+def on_one_device(sets: dict[str, Any], tasks: dict[str, TaskConfig]) -> Any:
+    return answered(sets, tasks, (1,), "S1.1")
 
 
 @pytest.mark.parametrize(
-    ("axes", "trains"),
-    [
-        pytest.param((1,), "S1.1", marks=pytest.mark.slow),
-        ((2, 2, 2), "S1.1"),
-        pytest.param((1, 2, 1, 4), "S2", marks=pytest.mark.slow),
-    ],
-    ids=str,
+    ("axes", "trains"), [((2, 2, 2), "S1.1"), pytest.param((1, 2, 1, 4), "S2", marks=pytest.mark.slow)], ids=str
 )
-def test_answers_are_one_device_s_on_any_mesh(sets: dict[str, Any], tmp_path: Path, axes: tuple[int, ...], trains: str):
-    """The state is used in place, with trainable and frozen parts separate, also if devices share rows in training."""
-    config, builder = model_and_builder(sets)
-    mesh, entry = mesh_of(*axes), sets["heldout"]["questions"]
-    params = random_weights(config)
-    params = jax.device_put(params, param_shardings(config, params, mesh))
-    trainable, frozen = split(get_stage(trains), config, params)
-    files = {"path": entry["path"], "image_root": entry["image_root"]}
-    task = TaskConfig(**files, examples=5, max_new_tokens=4, batch_size=3)
-    pope = TaskConfig("pope", data=str(small_benchmarks.write(tmp_path)), examples=3, max_new_tokens=4, batch_size=3)
-    asking = Asking({"vqa": task, "pope": pope}, builder, jnp.float32, mesh)
-    found, answers = asking(config, tree.merge(trainable, frozen))
-    assert found["tasks/vqa"] == 0 and len(set(answers["vqa"])) > 1
-    assert list(found) == ["tasks/vqa", "tasks/pope", "tasks/pope/accuracy", "tasks/pope/yes"]
-    assert (found, answers) == ANSWERS.setdefault("one device", (found, answers))
+def test_answers_are_one_device_s_on_any_mesh(
+    sets: dict[str, Any], tasks: dict[str, TaskConfig], on_one_device: Any, axes: tuple[int, ...], trains: str
+):
+    """The state is used in place, also if devices share rows in training."""
+    scores, answers = answered(sets, tasks, axes, trains)
+    assert scores["tasks/vqa"] == 0 and len(set(answers["vqa"])) > 1
+    assert list(scores) == ["tasks/vqa", "tasks/pope", "tasks/pope/accuracy", "tasks/pope/yes"]
+    assert (scores, answers) == on_one_device
 
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "this"}]
