@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="maximum number of samples per set, for a quick look")
     parser.add_argument("--vocabulary", type=int, default=8192, help="vocabulary size of the tokenizer (default 8192)")
     options = parser.parse_args(arguments)
-    from data_pipelines.recipes.manifest import STAGES, load_manifest
+    from data_pipelines.recipes.manifest import load_manifest
     from data_pipelines.recipes.real.sets import build_real_sets
 
     result = build_real_sets(
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if result["manifest"]:
         stages = load_manifest(options.out)["stages"]
-        print("samples: " + ", ".join(f"{stage} {stages[stage]['samples']}" for stage in STAGES))
+        print("samples: " + ", ".join(f"{stage} {entry['samples']}" for stage, entry in stages.items()))
     if options.json:
         cli.json_line(result)
     if failed := result["failed"]:

@@ -43,7 +43,7 @@ class Conversation:
         turns = list(self.turns)
         if names and not any("<image>" in question for question, _ in turns):
             turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
-        record: dict[str, Any] = {"id": self.id, "conversations": _messages(turns)}
+        record: dict[str, Any] = {"id": self.id, "conversations": messages(turns)}
         if names:
             record["image"] = names[0] if len(names) == 1 else names
         if self.kind:
@@ -55,12 +55,12 @@ def by_question(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One record for each turn of ``record``, which has one image: no answer follows from an earlier turn then."""
     values = [message["value"].removeprefix("<image>\n") for message in record["conversations"]]
     return [
-        {**record, "id": f"{record['id']}_{number:02d}", "conversations": _messages([(f"<image>\n{asked}", answer)])}
+        {**record, "id": f"{record['id']}_{number:02d}", "conversations": messages([(f"<image>\n{asked}", answer)])}
         for number, (asked, answer) in enumerate(zip(values[::2], values[1::2]))
     ]
 
 
-def _messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
+def messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
     """``[{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}, ...]``."""
     return [
         {"from": speaker, "value": value}

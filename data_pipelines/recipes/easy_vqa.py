@@ -54,6 +54,24 @@ def kind_of(question: str) -> str:
     return "has_color" if words & COLORS else "has_shape"
 
 
+def denies(question: str) -> bool:
+    """Whether it asks for what is missing: "is there not a circle?", "is no red shape present?"."""
+    return bool(set(question.rstrip("?").split()) & {"no", "not"})
+
+
+def named_first(turns: Sequence[Turn], rng: np.random.Generator) -> list[Turn] | None:
+    """A question by yes or no among the ``turns`` about an image, after one whose answer names what it asks about.
+
+    None if there are no two such questions.
+    """
+    for index in rng.permutation(len(turns)):
+        kind = kind_of(turns[index][0])
+        whats = [turn for turn in turns if f"has_{kind_of(turn[0])}" == kind]
+        if whats:
+            return [whats[int(rng.integers(len(whats)))], turns[index]]
+    return None
+
+
 def caption(turns: Iterable[Turn]) -> str | None:
     """What the turns about an image say of it: "a red circle", "a circle", "a red shape", or None if nothing.
 
@@ -62,8 +80,7 @@ def caption(turns: Iterable[Turn]) -> str | None:
     present: set[str] = set()
     for question, answer in turns:
         words = set(question.rstrip("?").split())
-        denies = bool(words & {"no", "not"})
-        if "what" in words or answer == ("no" if denies else "yes"):
+        if "what" in words or answer == ("no" if denies(question) else "yes"):
             present |= words | {answer}
     color, shape = present & COLORS, present & SHAPES
     return " ".join(["a", *color, *(shape or ["shape"])]) if color or shape else None

@@ -3,7 +3,7 @@
 ``load_manifest`` returns it with absolute paths:
 
     {"version", "seed", "tile_size", "token_pixels", "tokenizer": FOLDER,
-     "stages": {"s0" | "s1_1" | "s1_2" | "s1_3" | "s2":
+     "stages": {"s0" | "s1_1" | "s1_2" | "s1_3" | "s2" | (real) "s2_affirmative" | "s2_any_wording":
                     {"samples": N, "sources": [{"name", "spec": {"kind", "paths", ...}, "weight"?, "prompts"?}]}},
      "heldout": {"text": FILE,
                  NAME: {"path", "image_root", "samples", "majority_answer"?, "majority_accuracy"?}},
@@ -54,7 +54,7 @@ def conversation_source(name: str, file: str, image_root: str | None = None) -> 
 
 def stage_entries(samples: Mapping[str, int], sources: Mapping[str, Sequence[Source]]) -> dict[str, Any]:
     """The entry "stages" of a manifest, from the samples and the sources of every stage."""
-    return {stage: {"samples": samples[stage], "sources": sources[stage]} for stage in STAGES}
+    return {stage: {"samples": samples[stage], "sources": sources[stage]} for stage in sources}
 
 
 def heldout_entry(root: Path, path: str, *, with_majority: bool) -> dict[str, Any]:

@@ -94,7 +94,7 @@ SETS = (
     RealSet("detection", "s1_3", (_TUXPAINT, *_WALLPAPERS)),
     RealSet("ocr", "s1_3", ()),
     # Conversations (questions.py).
-    RealSet("easy_vqa", "s2", (_EASY_VQA,), version=2),
+    RealSet("easy_vqa", "s2", (_EASY_VQA,), version=3),
     RealSet("collages", "s2", (_TUXPAINT, *_WALLPAPERS)),
     RealSet("stamps_translated", "s2", (_TUXPAINT,)),
     RealSet("emoji_translated", "s2", _FLUENT),

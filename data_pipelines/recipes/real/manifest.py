@@ -18,7 +18,7 @@ from data_pipelines.recipes.manifest import (
     text_source,
 )
 from data_pipelines.recipes.parts import Counts
-from data_pipelines.recipes.real import detection, ocr
+from data_pipelines.recipes.real import detection, ocr, questions
 
 VERSION = 1
 LICENCES = "licences.json"  # beside the samples of a set: package -> licence
@@ -51,7 +51,13 @@ def _samples(built: Built) -> dict[str, int]:
     }
     if built.get("s1_3"):
         samples["s1_3"] += samples["s1_2"]
-    return samples
+    return samples | {f"s2_{lesson}": count for lesson, count in _lessons(built).items()}
+
+
+def _lessons(built: Built) -> dict[str, int]:
+    """The lessons of easy-vqa, which are stages of their own, with their number of samples."""
+    counts = built.get("s2", {}).get("easy_vqa")
+    return {} if counts is None else {lesson: counts[lesson] for lesson in questions.LESSONS}
 
 
 def _sources(built: Built) -> dict[str, list[Source]]:
@@ -67,6 +73,10 @@ def _sources(built: Built) -> dict[str, list[Source]]:
         "s2": [
             conversation_source(name, f"s2/{name}/train.jsonl", f"s2/{name}/images") for name in built.get("s2", {})
         ],
+        **{
+            f"s2_{lesson}": [conversation_source("easy_vqa", f"s2/easy_vqa/{lesson}.jsonl", "s2/easy_vqa/images")]
+            for lesson in _lessons(built)
+        },
     }
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.recipes.conversations import NUMBERS, Conversation, Turn, boxes_text, by_question
-from data_pipelines.recipes.easy_vqa import balanced, kind_of, read_easy_vqa
+from data_pipelines.recipes.conversations import NUMBERS, Conversation, Turn, boxes_text, by_question, messages
+from data_pipelines.recipes.easy_vqa import balanced, denies, kind_of, named_first, read_easy_vqa
 from data_pipelines.recipes.jsonl import write_jsonl
 from data_pipelines.recipes.parts import Counts, sample_rng, skip_counts
 from data_pipelines.recipes.real.catalogue import Options, Recipe, is_heldout
@@ -19,16 +19,21 @@ from data_pipelines.recipes.real.detection import Collage, Placed, package_compo
 from data_pipelines.recipes.real.readers import clipart, emoji, english
 from data_pipelines.recipes.real.readers.pictures import Pair, open_pairs, open_picture
 
+T = TypeVar("T")
+
 HELDOUT_QUESTIONS = 200
+LESSONS = {"affirmative": False, "any_wording": True}  # of easy-vqa: file -> whether its questions may deny
 
 
 def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts:
     """Each question of the training split is a sample; held out is one question for each image of the test split.
 
     In one conversation per image, 79 % of the answers would follow from earlier turns, and with the published questions
-    those by yes or no would follow from their wording: they are balanced, so that the image decides.
+    those by yes or no would follow from their wording: they are balanced, so that the image decides. Half of these
+    deny ("is there not a circle?"), and nothing is learnt from both halves at once: ``LESSONS`` come one by one.
     """
-    counts = {}
+    counts: Counts = {}
+    about: list[tuple[str, list[Turn]]] = []
     for split, name in (("train", "train"), ("test", "heldout")):
         images = list(options.cut(read_easy_vqa(roots[0], split)))
         records = []
@@ -37,8 +42,43 @@ def _write_easy_vqa(options: Options, folder: Path, roots: list[Path]) -> Counts
             image = open_picture(path).convert("RGB")
             singles = by_question(Conversation(f"{split}_{number:05d}", [image], turns).save(folder / "images"))
             records += [single | {"kind": kind_of(asked)} for single, (asked, _) in zip(singles, turns, strict=True)]
+            if split == "train":
+                about.append((singles[0]["image"], turns))
         counts[name] = write_jsonl(folder / f"{name}.jsonl", records)
-    return {"conversations": counts["train"], "held out": counts["heldout"]}
+    for lesson, may_deny in LESSONS.items():
+        records = easy_vqa_lesson(about, may_deny, sample_rng(options.seed, f"easy_vqa/{lesson}"))
+        counts[lesson] = write_jsonl(folder / f"{lesson}.jsonl", records)
+    return {"conversations": counts.pop("train"), "held out": counts.pop("heldout")} | counts
+
+
+def easy_vqa_lesson(
+    about: Sequence[tuple[str, Sequence[Turn]]], may_deny: bool, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Conversations, in random order, that teach to answer by yes or no.
+
+    For ten questions by yes or no there are two that ask what is there, and three conversations in which this is named
+    before such a question. ``about``: the name of each image, and the turns about it.
+    """
+    asked, named, whats = [], [], []
+    for image, turns in about:
+        of_what = [turn for turn in turns if not kind_of(turn[0]).startswith("has_")]
+        by_yes_or_no = [turn for turn in turns if turn not in of_what and (may_deny or not denies(turn[0]))]
+        asked += [(image, [turn]) for turn in by_yes_or_no]
+        whats += [(image, [turn]) for turn in of_what]
+        if pair := named_first([*of_what, *by_yes_or_no], rng):
+            named.append((image, pair))
+    chosen = [*asked, *_some(whats, len(asked) * 2 // 10, rng), *_some(named, len(asked) * 3 // 10, rng)]
+    records = []
+    for number, index in enumerate(rng.permutation(len(chosen))):
+        image, [(first, answer), *more] = chosen[index]
+        turns = [(f"<image>\n{first}", answer), *more]
+        records.append({"id": f"{number:06d}", "conversations": messages(turns), "image": image})
+    return records
+
+
+def _some(values: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
+    """At most ``count`` of them, chosen at random."""
+    return [values[int(index)] for index in rng.permutation(len(values))[:count]]
 
 
 def _write_collages(options: Options, folder: Path, roots: list[Path]) -> Counts:

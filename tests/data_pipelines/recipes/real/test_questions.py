@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.recipes.easy_vqa import denies, kind_of
 from data_pipelines.recipes.jsonl import read_jsonl
 from data_pipelines.recipes.real.catalogue import Options
 from data_pipelines.recipes.real.detection import Collage, CollageComposer, Placed
-from data_pipelines.recipes.real.questions import RECIPES, collage_turns
+from data_pipelines.recipes.real.questions import LESSONS, RECIPES, collage_turns
 from data_pipelines.recipes.real.readers.pictures import Pair
 
 NAMES = ["apple", "pear", "plum", "fig", "lemon", "melon", "grape", "peach", "kiwi", "lime", "date", "mango"]
@@ -66,3 +67,29 @@ def test_easy_vqa_is_asked_question_by_question(tmp_path: Path) -> None:
             assert len({record["image"] for record in records}) == len(records)
         else:
             assert all(found["yes"] == found["no"] for asked, found in answers.items() if "what" not in asked)
+
+
+def test_lessons_of_easy_vqa_come_one_by_one(tmp_path: Path) -> None:
+    """First without questions that deny. In some conversations a first answer names what the second question is
+    about."""
+    easy_vqa = pytest.importorskip("easy_vqa")
+    counts = RECIPES["easy_vqa"](Options(limit=400), tmp_path, [Path(easy_vqa.__file__).parents[1]])
+    lengths = {}
+    for lesson, may_deny in LESSONS.items():
+        kinds: Counter[str] = Counter()
+        for record in read_jsonl(tmp_path / f"{lesson}.jsonl"):
+            assert (tmp_path / "images" / record["image"]).is_file()
+            values = [turn["value"].removeprefix("<image>\n") for turn in record["conversations"]]
+            kind = kind_of(values[-2])
+            kinds["named" if len(values) == 4 else kind[:4]] += 1
+            kinds["denies"] += denies(values[-2])
+            if len(values) == 4:
+                assert kind == f"has_{kind_of(values[0])}"
+                there = values[1] in values[2].rstrip("?").split()
+                assert values[3] == ("yes" if there != denies(values[2]) else "no")
+        assert counts[lesson] == kinds["has_"] + kinds["named"] + kinds["colo"] + kinds["shap"]
+        assert (kinds["denies"] > 0) == may_deny
+        assert kinds["colo"] + kinds["shap"] == kinds["has_"] * 2 // 10
+        assert kinds["has_"] * 0.2 < kinds["named"] <= kinds["has_"] * 0.3
+        lengths[lesson] = kinds["has_"]
+    assert lengths["any_wording"] == pytest.approx(2 * lengths["affirmative"], rel=0.2)
