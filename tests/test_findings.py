@@ -130,6 +130,9 @@ PARAGRAPHS = {  # {beginning of a sentence: as in CLAIMS, up to the end of the p
         ("data_scale", CAPTIONS, "s1_2_x0.25", "all"),
         ("data_scale", CAPTIONS, "s1_2_x2", "all"),
     ],
+    "At a tenth, the decline": [
+        ("text_kept", ANSWERS, "replay_0.1", "published"),
+    ],
     "Before S2, captions get worse": [
         ("evip_plus", CAPTIONS_BEFORE_S2, "evip_42", "evip"),
         ("evip_plus", CAPTIONS_BEFORE_S2, "evip_plus_42", "evip_plus"),

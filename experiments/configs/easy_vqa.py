@@ -24,15 +24,17 @@ MODEL = "models/easy_vqa"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Steps of S1.2 and of S2; held-out batches and questions after each of them."""
+    """Steps of S1.2, of S2 and of its two lessons; held-out batches and questions after each of them."""
 
     s1_2: int
     s2: int
+    affirmative: int
+    any_wording: int
     batches: int
     questions: int
 
 
-SIZES = {"full": Size(240, 240, 3, 200), "smoke": Size(2, 2, 1, 8)}
+SIZES = {"full": Size(240, 240, 240, 280, 3, 200), "smoke": Size(2, 2, 2, 2, 1, 8)}
 
 
 def get_config(size: str = "full") -> ConfigDict:
@@ -54,21 +56,23 @@ def get_config(size: str = "full") -> ConfigDict:
     # Held-out captions and questions, also with the images of others: what the right image saves is seen.
     measured = {"every": 60, "batches": chosen.batches, "data": rows, "blind": ("other",)}
     measured |= {"sources": {"captions": None, "easy_vqa": None, "text": None}}
+    # Pieces of text are long: weighted by tokens, a fiftieth of the samples would be most of the loss.
+    conversations = {"stage": "S2", "optim": s2, "data": {"loss_weighting": "sqrt"}, "evaluation": measured}
+    lesson = conversations | {"data": {"loss_weighting": "sqrt", "batch_size": 2}}
     config.stages = ConfigDict(
         {
             "s1_2": {"stage": "S1.2", "steps": chosen.s1_2, "optim": s1_2, "evaluation": measured},
-            # Pieces of text are long: weighted by tokens, a fiftieth of the samples would be most of the loss.
-            "s2": {
-                "stage": "S2",
-                "steps": chosen.s2,
-                "optim": s2,
-                "data": {"loss_weighting": "sqrt"},
-                "evaluation": measured,
-            },
+            "s2": {**conversations, "steps": chosen.s2},
+            "s2_affirmative": {**lesson, "steps": chosen.affirmative},
+            "s2_any_wording": {**lesson, "steps": chosen.any_wording},
         }
     )
     # A caption says more than the answer to a question; a little text keeps the language.
-    config.replay = {"s2": {"s1_2": 0.2, "s0": 0.02}}
+    config.replay = {
+        "s2": {"s1_2": 0.2, "s0": 0.02},
+        "s2_affirmative": {"s1_2": 0.1, "s0": 0.02},
+        "s2_any_wording": {"s1_2": 0.05, "s0": 0.03},
+    }
     return config
 
 
