@@ -13,6 +13,7 @@ from data_pipelines.recipes.conversations import Turn
 COLORS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
 SHAPES = frozenset({"circle", "rectangle", "triangle"})
 _OPPOSITE = {"yes": "no", "no": "yes"}
+_ABSENT = {"has": "no", "lacks": "yes"}  # what is answered if it is not there
 
 
 def read_easy_vqa(root: Path, split: str) -> list[tuple[Path, list[Turn]]]:
@@ -47,16 +48,13 @@ def balanced(images: Sequence[tuple[Path, list[Turn]]], rng: np.random.Generator
 
 
 def kind_of(question: str) -> str:
-    """What is asked: "color" or "shape", or by yes or no "has_color" or "has_shape"."""
+    """What is asked: "color" or "shape", or, to be answered by yes or no, "has_color", "has_shape", or if it is what is
+    missing ("is there not a circle?"), "lacks_color", "lacks_shape".
+    """
     words = set(question.rstrip("?").split())
     if "what" in words:
         return "color" if "color" in words else "shape"
-    return "has_color" if words & COLORS else "has_shape"
-
-
-def denies(question: str) -> bool:
-    """Whether it asks for what is missing: "is there not a circle?", "is no red shape present?"."""
-    return bool(set(question.rstrip("?").split()) & {"no", "not"})
+    return f"{'lacks' if words & {'no', 'not'} else 'has'}_{'color' if words & COLORS else 'shape'}"
 
 
 def named_first(turns: Sequence[Turn], rng: np.random.Generator) -> list[Turn] | None:
@@ -65,9 +63,8 @@ def named_first(turns: Sequence[Turn], rng: np.random.Generator) -> list[Turn] |
     None if there are no two such questions.
     """
     for index in rng.permutation(len(turns)):
-        kind = kind_of(turns[index][0])
-        whats = [turn for turn in turns if f"has_{kind_of(turn[0])}" == kind]
-        if whats:
+        of = kind_of(turns[index][0]).partition("_")[2]
+        if whats := [turn for turn in turns if kind_of(turn[0]) == of]:
             return [whats[int(rng.integers(len(whats)))], turns[index]]
     return None
 
@@ -79,8 +76,7 @@ def caption(turns: Iterable[Turn]) -> str | None:
     """
     present: set[str] = set()
     for question, answer in turns:
-        words = set(question.rstrip("?").split())
-        if "what" in words or answer == ("no" if denies(question) else "yes"):
-            present |= words | {answer}
+        if answer != _ABSENT.get(kind_of(question).partition("_")[0]):
+            present |= {*question.rstrip("?").split(), answer}
     color, shape = present & COLORS, present & SHAPES
     return " ".join(["a", *color, *(shape or ["shape"])]) if color or shape else None

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.recipes.conversations import NUMBERS, Conversation, Turn, boxes_text, by_question, messages
-from data_pipelines.recipes.easy_vqa import balanced, denies, kind_of, named_first, read_easy_vqa
+from data_pipelines.recipes.easy_vqa import balanced, kind_of, named_first, read_easy_vqa
 from data_pipelines.recipes.jsonl import write_jsonl
 from data_pipelines.recipes.parts import Counts, sample_rng, skip_counts
 from data_pipelines.recipes.real.catalogue import Options, Recipe, is_heldout
@@ -60,12 +60,13 @@ def easy_vqa_lesson(
     before such a question. ``about``: the name of each image, and the turns about it.
     """
     asked, named, whats = [], [], []
+    by_yes_or_no = ("has_", "lacks_") if may_deny else "has_"
     for image, turns in about:
-        of_what = [turn for turn in turns if not kind_of(turn[0]).startswith("has_")]
-        by_yes_or_no = [turn for turn in turns if turn not in of_what and (may_deny or not denies(turn[0]))]
-        asked += [(image, [turn]) for turn in by_yes_or_no]
+        of_what = [turn for turn in turns if "_" not in kind_of(turn[0])]
+        questions = [turn for turn in turns if kind_of(turn[0]).startswith(by_yes_or_no)]
+        asked += [(image, [turn]) for turn in questions]
         whats += [(image, [turn]) for turn in of_what]
-        if pair := named_first([*of_what, *by_yes_or_no], rng):
+        if pair := named_first([*of_what, *questions], rng):
             named.append((image, pair))
     chosen = [*asked, *_some(whats, len(asked) * 2 // 10, rng), *_some(named, len(asked) * 3 // 10, rng)]
     records = []

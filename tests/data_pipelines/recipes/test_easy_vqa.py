@@ -53,8 +53,10 @@ def test_a_question_by_yes_or_no_that_has_one_answer_only_is_left_out() -> None:
     {
         "color": ("what color is the circle?", "what is the color of the shape?"),
         "shape": ("what is the black shape?", "what shape does the image contain?"),
-        "has_color": ("is no teal shape present?", "does the image not contain a red shape?"),
-        "has_shape": ("is there a circle in the image?", "is no triangle present?"),
+        "has_color": ("is a teal shape present?", "does the image contain a red shape?"),
+        "has_shape": ("is there a circle in the image?",),
+        "lacks_color": ("is no teal shape present?", "does the image not contain a red shape?"),
+        "lacks_shape": ("is there not a circle in the image?", "is no triangle present?"),
     }.items(),
 )
 def test_the_kind_of_a_question(kind: str, questions: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.recipes.easy_vqa import denies, kind_of
+from data_pipelines.recipes.easy_vqa import kind_of
 from data_pipelines.recipes.jsonl import read_jsonl
 from data_pipelines.recipes.real.catalogue import Options
 from data_pipelines.recipes.real.detection import Collage, CollageComposer, Placed
@@ -61,7 +61,7 @@ def test_easy_vqa_is_asked_question_by_question(tmp_path: Path) -> None:
         for record in records:
             assert (tmp_path / "images" / record["image"]).is_file()
             [asked, answered] = [turn["value"] for turn in record["conversations"]]
-            assert asked.startswith("<image>\n") and (answered in ("yes", "no")) == record["kind"].startswith("has_")
+            assert asked.startswith("<image>\n") and (answered in ("yes", "no")) == ("_" in record["kind"])
             answers.setdefault(asked, Counter())[answered] += 1
         if split == "heldout":
             assert len({record["image"] for record in records}) == len(records)
@@ -80,16 +80,15 @@ def test_lessons_of_easy_vqa_come_one_by_one(tmp_path: Path) -> None:
         for record in read_jsonl(tmp_path / f"{lesson}.jsonl"):
             assert (tmp_path / "images" / record["image"]).is_file()
             values = [turn["value"].removeprefix("<image>\n") for turn in record["conversations"]]
-            kind = kind_of(values[-2])
-            kinds["named" if len(values) == 4 else kind[:4]] += 1
-            kinds["denies"] += denies(values[-2])
+            how, _, of = kind_of(values[-2]).partition("_")
+            kinds["named" if len(values) == 4 else how if of else "what"] += 1
             if len(values) == 4:
-                assert kind == f"has_{kind_of(values[0])}"
+                assert kind_of(values[0]) == of
                 there = values[1] in values[2].rstrip("?").split()
-                assert values[3] == ("yes" if there != denies(values[2]) else "no")
-        assert counts[lesson] == kinds["has_"] + kinds["named"] + kinds["colo"] + kinds["shap"]
-        assert (kinds["denies"] > 0) == may_deny
-        assert kinds["colo"] + kinds["shap"] == kinds["has_"] * 2 // 10
-        assert kinds["has_"] * 0.2 < kinds["named"] <= kinds["has_"] * 0.3
-        lengths[lesson] = kinds["has_"]
+                assert values[3] == ("yes" if there == (how == "has") else "no")
+        by_yes_or_no = kinds["has"] + kinds["lacks"]
+        assert counts[lesson] == kinds.total() and (kinds["lacks"] > 0) == may_deny
+        assert kinds["what"] == by_yes_or_no * 2 // 10
+        assert by_yes_or_no * 0.2 < kinds["named"] <= by_yes_or_no * 0.3
+        lengths[lesson] = by_yes_or_no
     assert lengths["any_wording"] == pytest.approx(2 * lengths["affirmative"], rel=0.2)
