@@ -133,10 +133,10 @@ def _requests(engine: Engine, tiles: int, count: int, new_tokens: int, seed: int
 def _first_token(engines: Mapping[str, Engine], tiles: int, args: argparse.Namespace) -> dict[str, Any]:
     """First-token times of one request at a time, the two models in turns, after a turn that does not count."""
     turns: dict[str, list[float]] = {name: [] for name in engines}
-    for number in range(-1, args.rounds):
+    for number in range(args.rounds + 1):
         for name, engine in engines.items():
             found = serve(engine, _requests(engine, tiles, 1, 1, args.seed + number, args.text), 1)
-            if number >= 0:
+            if number:
                 turns[name].append(found["first_token_s"])
     medians = {name: {"first_token_s": statistics.median(times), "turns": times} for name, times in turns.items()}
     return medians | {"reduction": _less(medians, "first_token_s")}
