@@ -55,9 +55,9 @@ def _samples(built: Built) -> dict[str, int]:
 
 
 def _lessons(built: Built) -> dict[str, int]:
-    """The lessons of easy-vqa, which are stages of their own, with their number of samples."""
-    counts = built.get("s2", {}).get("easy_vqa")
-    return {} if counts is None else {lesson: counts[lesson] for lesson in questions.LESSONS}
+    """The lessons of easy-vqa, which are stages of their own, with their number of samples; older folders have none."""
+    counts = built.get("s2", {}).get("easy_vqa", {})
+    return {lesson: counts[lesson] for lesson in questions.LESSONS if lesson in counts}
 
 
 def _sources(built: Built) -> dict[str, list[Source]]:

@@ -13,6 +13,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.recipes.jsonl import read_jsonl
 from data_pipelines.recipes.manifest import load_manifest
 from data_pipelines.recipes.real.catalogue import SETS
+from data_pipelines.recipes.real.manifest import make_manifest
 from data_pipelines.recipes.real.packages import Package, PackageStore
 from data_pipelines.recipes.real.sets import RECIPES, build_real_sets
 from data_pipelines.sources.source import open_source
@@ -139,6 +140,21 @@ def test_a_second_build_builds_only_what_is_missing(
     assert again["sets"]["tuxpaint"] == result["sets"]["tuxpaint"]
     assert not again["failed"] and not [line for line in lines if " in " in line]  # nothing was built, or fetched
     assert len(load_manifest(root)["stages"]["s2"]["sources"]) == 2  # the other sets are still there
+
+
+@pytest.mark.parametrize("lessons", [{}, {"affirmative": 3, "any_wording": 7}])
+def test_lessons_are_stages_if_the_folder_has_them(tmp_path: Path, lessons: dict[str, int]) -> None:
+    """A folder that an older recipe built has none, and another set may be added to it."""
+    (tmp_path / "s2/easy_vqa").mkdir(parents=True)
+    (tmp_path / "s2/easy_vqa/licences.json").write_text("{}")
+    stages = make_manifest(tmp_path, {"s2": {"easy_vqa": {"conversations": 5, **lessons}}}, 0)["stages"]
+    assert stages["s2"]["samples"] == 5
+    assert {stage: entry["samples"] for stage, entry in stages.items() if stage.startswith("s2_")} == {
+        f"s2_{lesson}": count for lesson, count in lessons.items()
+    }
+    for lesson in lessons:
+        [source] = stages[f"s2_{lesson}"]["sources"]
+        assert source["spec"]["paths"] == [f"s2/easy_vqa/{lesson}.jsonl"]
 
 
 def test_every_set_of_the_catalogue_has_a_recipe() -> None:
