@@ -31,6 +31,20 @@ class Request(NamedTuple):
     frequency_penalty: jax.Array
 
 
+DTYPES = Request(
+    max_new_tokens=np.int32,
+    temperature=np.float32,
+    top_k=np.int32,
+    top_p=np.float32,
+    seed=np.uint32,
+    stop_tokens=np.int32,
+    banned_tokens=np.int32,
+    repetition_penalty=np.float32,
+    presence_penalty=np.float32,
+    frequency_penalty=np.float32,
+)
+
+
 class StaticChoices(NamedTuple):
     """Compile-time choices: size of the answer buffer; whether logits are kept; whether any row's tokens are drawn,
     filtered, or penalised.
@@ -77,8 +91,8 @@ def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int,
     image = () if config.vision is None else (config.image_token_id,)
     idle = rows - len(samplings)
 
-    def column(values: list[Any], dtype: Any, fill: Any = 0) -> np.ndarray:
-        return np.array(values + [fill] * idle, dtype)
+    def column(values: list[Any], fill: Any = 0) -> list[Any]:
+        return values + [fill] * idle
 
     def table(lists: list[tuple[int, ...]]) -> np.ndarray:
         result = np.full((rows, width or bucket(max(4, *map(len, lists)))), -1, np.int32)
@@ -86,18 +100,19 @@ def make_request(config: Architecture, samplings: Sequence[Sampling], rows: int,
             row[: len(values)] = values
         return result
 
-    return Request(
-        column([s.max_new_tokens for s in samplings], np.int32),
-        column([s.temperature for s in samplings], np.float32),
-        column([s.top_k for s in samplings], np.int32),
-        column([s.top_p for s in samplings], np.float32, 1.0),
-        column([s.seed % 2**32 for s in samplings], np.uint32),
-        table([s.stop_tokens for s in samplings]),
-        table([s.banned_tokens + image for s in samplings]),
-        column([s.repetition_penalty for s in samplings], np.float32, 1.0),
-        column([s.presence_penalty for s in samplings], np.float32),
-        column([s.frequency_penalty for s in samplings], np.float32),
+    fields = Request(
+        max_new_tokens=column([s.max_new_tokens for s in samplings]),
+        temperature=column([s.temperature for s in samplings]),
+        top_k=column([s.top_k for s in samplings]),
+        top_p=column([s.top_p for s in samplings], 1.0),
+        seed=column([s.seed % 2**32 for s in samplings]),
+        stop_tokens=table([s.stop_tokens for s in samplings]),
+        banned_tokens=table([s.banned_tokens + image for s in samplings]),
+        repetition_penalty=column([s.repetition_penalty for s in samplings], 1.0),
+        presence_penalty=column([s.presence_penalty for s in samplings]),
+        frequency_penalty=column([s.frequency_penalty for s in samplings]),
     )
+    return Request(*map(np.asarray, fields, DTYPES))
 
 
 def penalised(logits: jax.Array, request: Request, seen: Occurrences) -> jax.Array:

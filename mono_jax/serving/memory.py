@@ -6,32 +6,46 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mono_jax.axes import TENSOR
 from mono_jax.generation.options import MAX_LOGPROBS, Sampling
-from mono_jax.generation.sampling import Occurrences, Request, choose, make_request, penalised
+from mono_jax.generation.sampling import DTYPES, Occurrences, Request, choose, make_request, penalised
 from mono_jax.models.architecture import Architecture
 
 TOKENS_PER_TABLE = 64  # maximum number of stop tokens, and of banned tokens, of a request
+_TABLES = ("stop_tokens", "banned_tokens")
 
 
-class Rows(NamedTuple):
-    """Requests that are being answered, [R + 1]; the last row belongs to no request and is always done.
+class State(NamedTuple):
+    """What each token of an answer changes: columns of ``Rows.state``.
 
     Attributes:
       token: int32, the last token of each row, not yet in the cache. length: int32, tokens in the cache.
-      count: int32, tokens of the answer. done: bool. pages: int32 [R + 1, P], of the cache.
-      wants_logprobs: bool. request: as arrays. seen: which tokens each row contains, for penalties.
+      count: int32, tokens of the answer. done: bool.
     """
 
     token: jax.Array
     length: jax.Array
     count: jax.Array
     done: jax.Array
+
+
+class Rows(NamedTuple):
+    """Requests that are being answered, [R + 1]; the last row belongs to no request and is always done.
+
+    Few arrays, because each one costs the host time at every call of a program.
+
+    Attributes:
+      state: int32 [R + 1, 4], see ``State``.
+      requests: int32 [R + 1, W], from ``packed_request``. pages: int32 [R + 1, P], of the cache.
+      seen: which tokens each row contains, for penalties.
+    """
+
+    state: jax.Array
+    requests: jax.Array
     pages: jax.Array
-    wants_logprobs: jax.Array
-    request: Request
     seen: Occurrences
 
 
@@ -76,17 +90,12 @@ def empty_memory(
     """Memory without requests. ``pages``: of the cache, with the unowned one; ``length``: maximum pages of a row."""
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
     shape = (layers, pages, *((heads, page) if heads_first else (page, heads)), config.head_dim)
-    request = make_request(config, [Sampling()] * (rows + 1), rows + 1, TOKENS_PER_TABLE)
-    numbers = jnp.zeros(rows + 1, jnp.int32)
+    requests = np.tile(packed_request(config, Sampling()), (rows + 1, 1))
     vocabulary = (rows + 1, config.vocab_size)
     table = Rows(
-        numbers,
-        numbers,
-        numbers,
-        jnp.ones(rows + 1, bool),
+        jnp.zeros((rows + 1, len(State._fields)), jnp.int32).at[:, State._fields.index("done")].set(1),
+        jnp.asarray(requests),
         jnp.zeros((rows + 1, length), jnp.int32),
-        jnp.zeros(rows + 1, bool),
-        jax.tree.map(jnp.asarray, request),
         Occurrences(jnp.zeros(vocabulary, bool), jnp.zeros(vocabulary, jnp.int32)),
     )
     width = config.hidden_size if config.vision is not None else 0
@@ -102,20 +111,34 @@ def memory_shardings(config: Architecture, memory: Memory, mesh: Mesh) -> Memory
     return whole._replace(keys=heads, values=heads)
 
 
-def admitted(
-    rows: Rows, row: jax.Array, pages: jax.Array, wants_logprobs: jax.Array, request: Request, context: jax.Array
-) -> Rows:
-    """The memory with a new request in ``row``: its pages [P], its arrays of one row, and the tokens of its prompt."""
-    request = jax.tree.map(lambda old, new: old.at[row].set(new[0]), rows.request, request)
-    seen = Occurrences(rows.seen.context.at[row].set(context), rows.seen.answer.at[row].set(0))
-    return rows._replace(
-        count=rows.count.at[row].set(0),
-        done=rows.done.at[row].set(False),
-        pages=rows.pages.at[row].set(pages),
-        wants_logprobs=rows.wants_logprobs.at[row].set(wants_logprobs),
-        request=request,
-        seen=seen,
+def packed_request(config: Architecture, sampling: Sampling) -> np.ndarray:
+    """``sampling`` as int32 [W]: whether log-probabilities are wanted, and the bits of all arrays of a ``Request``."""
+    request = make_request(config, [sampling], 1, TOKENS_PER_TABLE)
+    return np.concatenate(
+        [[np.int32(sampling.logprobs is not None)], *(array.ravel().view(np.int32) for array in request)]
     )
+
+
+def unpacked_requests(packed: jax.Array) -> tuple[jax.Array, Request]:
+    """From int32 [B, W]: whether log-probabilities are wanted, bool [B], and the requests."""
+    ends = np.cumsum([1, *(TOKENS_PER_TABLE if name in _TABLES else 1 for name in Request._fields)])
+    fields = []
+    for name, dtype, start, stop in zip(Request._fields, DTYPES, ends[:-1], ends[1:]):
+        field = packed[:, start:stop] if name in _TABLES else packed[:, start]
+        fields.append(jax.lax.bitcast_convert_type(field, dtype))
+    return packed[:, 0] != 0, Request(*fields)
+
+
+def state_of(rows: Rows, index: jax.Array) -> State:
+    """The state of the rows ``index`` [B]."""
+    state = State(*rows.state[index].T)
+    return state._replace(done=state.done != 0)
+
+
+def admitted(rows: Rows, row: jax.Array, pages: jax.Array, request: jax.Array, context: jax.Array) -> Rows:
+    """The memory with a new request in ``row``: its pages [P], packed [W], and the tokens of its prompt."""
+    seen = Occurrences(rows.seen.context.at[row].set(context), rows.seen.answer.at[row].set(0))
+    return Rows(rows.state.at[row].set(0), rows.requests.at[row].set(request), rows.pages.at[row].set(pages), seen)
 
 
 def advanced(
@@ -129,35 +152,32 @@ def advanced(
       plain: all rows take the likeliest token, without penalties or log-probabilities. (Rows with other options take
         branches of the program, at each of which a GPU makes the host wait.)
     """
-    request = jax.tree.map(lambda a: a[index], rows.request)
+    wants_logprobs, request = unpacked_requests(rows.requests[index])
+    state = state_of(rows, index)
     if plain:
         token, seen = choose(logits, lengths, request, draws=False, filters=False), rows.seen
         logprobs = _no_logprobs(token.size)
     else:
-        token, seen, logprobs = _chosen(rows, index, logits, lengths, goes_on, request)
+        token, seen, logprobs = _chosen(rows.seen, index, logits, lengths, goes_on, request, wants_logprobs)
     finite = jnp.isfinite(logits).all(axis=-1)
-    count = rows.count[index] + 1
+    count = state.count + 1
     stopped = jnp.any(token[:, None] == request.stop_tokens, axis=1)
     done = stopped | (count >= request.max_new_tokens) | ~finite
-
-    def kept(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[index].set(jnp.where(goes_on, new, old[index]))
-
-    rows = rows._replace(
-        token=kept(rows.token, token),
-        length=kept(rows.length, lengths),
-        count=kept(rows.count, count),
-        done=kept(rows.done, done),
-        seen=seen,
-    )
+    old, new = (jnp.stack(columns, axis=1, dtype=jnp.int32) for columns in (state, (token, lengths, count, done)))
+    rows = rows._replace(state=rows.state.at[index].set(jnp.where(goes_on[:, None], new, old)), seen=seen)
     return rows, Chosen(jnp.stack([token, done, finite], axis=1, dtype=jnp.int32), logprobs)
 
 
 def _chosen(
-    rows: Rows, index: jax.Array, logits: jax.Array, lengths: jax.Array, goes_on: jax.Array, request: Request
+    seen: Occurrences,
+    index: jax.Array,
+    logits: jax.Array,
+    lengths: jax.Array,
+    goes_on: jax.Array,
+    request: Request,
+    wants_logprobs: jax.Array,
 ) -> tuple[jax.Array, Occurrences, Logprobs]:
     """The tokens of the rows ``index``, the tokens seen including them, and their log-probabilities."""
-    seen = rows.seen
     has_penalties = (
         (request.repetition_penalty != 1) | (request.presence_penalty != 0) | (request.frequency_penalty != 0)
     )
@@ -168,7 +188,7 @@ def _chosen(
     )
     token = _choose(wanted, lengths, request)
     logprobs = jax.lax.cond(
-        (rows.wants_logprobs[index] & goes_on).any(),
+        (wants_logprobs & goes_on).any(),
         lambda: logprobs_of(logits, token),
         lambda: _no_logprobs(token.size),
     )

@@ -25,7 +25,6 @@ import numpy as np
 from mono_jax import tree
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
-from mono_jax.generation.sampling import Request, make_request
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.execution import Execution
 from mono_jax.models.layer_ranges import canonical
@@ -36,7 +35,6 @@ from mono_jax.parallel.mesh import on_mesh
 from mono_jax.serving.chunks import Chunk
 from mono_jax.serving.contract import EngineConfig
 from mono_jax.serving.memory import (
-    TOKENS_PER_TABLE,
     Chosen,
     Logprobs,
     Memory,
@@ -44,7 +42,9 @@ from mono_jax.serving.memory import (
     advanced,
     empty_memory,
     memory_shardings,
+    packed_request,
     scored,
+    state_of,
 )
 from pallas_kernels.devices import platform
 
@@ -146,19 +146,18 @@ class Programs:
     # Calls
     # ------------------------------------------------------------------------------------------------------------------
 
-    def request(self, sampling: Sampling) -> Request:
-        """``sampling`` as arrays of one row, for ``admit``; from any thread."""
-        return make_request(self.generator.config, [sampling], 1, TOKENS_PER_TABLE)
+    def request(self, sampling: Sampling) -> np.ndarray:
+        """``sampling`` as an array, for ``admit``; from any thread."""
+        return packed_request(self.generator.config, sampling)
 
-    def admit(self, row: int, pages: list[int], sampling: Sampling, request: Request, context: np.ndarray) -> None:
+    def admit(self, row: int, pages: list[int], sampling: Sampling, request: np.ndarray, context: np.ndarray) -> None:
         """``request``: made from ``sampling``. ``context``: ids of the prompt, which only penalties use."""
         table = np.zeros(self._memory.rows.pages.shape[1], np.int32)
         table[: len(pages)] = pages
         seen = np.zeros(self.generator.config.vocab_size, bool)
         if sampling.penalises:
             seen[context] = True
-        wants = np.bool_(sampling.logprobs is not None)
-        self._memory = self._compiled[ADMIT](self._memory, np.int32(row), table, wants, request, seen)
+        self._memory = self._compiled[ADMIT](self._memory, np.int32(row), table, request, seen)
 
     def embed(self, patches: np.ndarray, cells: np.ndarray, start: int) -> None:
         """Computes the visual tokens from ``start`` on of the prompt that is being read."""
@@ -182,7 +181,7 @@ class Programs:
     def step(self, rows: list[int], pages: int, plain: bool) -> Chosen:
         """The next token of each of ``rows``; ``pages``: of the longest one; ``plain``: all take the likeliest one."""
         size = fitting(self.sizes.rows, len(rows))
-        index = np.full(size, self._memory.rows.done.size - 1, np.int32)
+        index = np.full(size, len(self._memory.rows.state) - 1, np.int32)
         index[: len(rows)] = rows
         program = self._compiled["step", plain and self.sizes.plain, size, fitting(self.sizes.step_pages, pages)]
         self._memory, found = program(self._language_params, self._memory, index)
@@ -251,9 +250,8 @@ class Programs:
         config = self.generator.config
         match key:
             case ("admit",):
-                request = jax.tree.map(_shape, make_request(config, [Sampling()], 1, TOKENS_PER_TABLE))
-                flag, context = _i32(dtype=bool), _i32(config.vocab_size, dtype=bool)
-                return self._admit, (_i32(), _i32(memory.rows.pages.shape[1]), flag, request, context), False
+                pages, request = (_i32(array.shape[1]) for array in (memory.rows.pages, memory.rows.requests))
+                return self._admit, (_i32(), pages, request, _i32(config.vocab_size, dtype=bool)), False
             case ("embed", tiles):
                 count = tiles * self.tile_tokens
                 pixels = _i32(1, count, *_patch(config.vision), dtype=np.uint8)
@@ -311,9 +309,10 @@ class Programs:
         self, params: Params, memory: Memory, index: jax.Array, *, pages: int, plain: bool
     ) -> tuple[Memory, Chosen]:
         rows = memory.rows
-        lengths, goes_on = rows.length[index], ~rows.done[index]
+        state = state_of(rows, index)
+        lengths, goes_on = state.length, ~state.done
         batch = {
-            "tokens": rows.token[index][:, None],
+            "tokens": state.token[:, None],
             "patch_cells": jnp.zeros((index.size, 0), jnp.int32),
             "order": jnp.zeros((index.size, 1), jnp.int32),
             "positions": lengths[:, None],

@@ -11,7 +11,6 @@ import numpy as np
 
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
-from mono_jax.generation.sampling import Request
 from mono_jax.generation.text import TextStream
 from mono_jax.serving.chunks import Part, Reading
 from mono_jax.serving.contract import Event, Finish, OnEvent, TokenLogprobs
@@ -41,7 +40,7 @@ class Task:
     """Also the ``Ticket`` of its client. Only the engine's thread changes fields, except ``cancelled``.
 
     Attributes:
-      prompt: with its chunks. request: ``sampling`` as arrays of one row.
+      prompt: with its chunks. request: ``sampling`` as an array.
       contents: of its pages, including those of the answer; None if pages are not reused.
       scores: of a scoring request, by position in the prompt; None for a request that is answered.
       row, pages: held since admission. cached: prompt tokens that were found in the cache.
@@ -52,7 +51,7 @@ class Task:
 
     prompt: Prepared
     sampling: Sampling
-    request: Request
+    request: np.ndarray
     on_event: OnEvent
     contents: Contents | None
     text: TextStream
