@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import ipaddress
 import os
+import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,16 @@ def keys_of(given: Sequence[str] | None, environment: Mapping[str, str]) -> list
     return keys
 
 
+def raise_open_files() -> int:
+    """Lets this process open as many files as the system permits, since each connection is one; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # a system with a lower limit than the one that it names
+        return soft
+    return hard
+
+
 def serve(args: Any) -> tuple[dict[str, Any], bool]:
     """Serves until it is stopped.
 
@@ -53,7 +64,8 @@ def serve(args: Any) -> tuple[dict[str, Any], bool]:
     engine = Engine.open(args.model, config, name=args.name, tokenizer=args.tokenizer, **prompt)
     engine.start()
     try:
-        fetcher = Fetcher(api.max_body, api.fetch_timeout_s) if api.image_urls else None
+        of_images = raise_open_files() // 2  # the others are for clients
+        fetcher = Fetcher(api.max_body, api.fetch_timeout_s, connections=of_images) if api.image_urls else None
         service = Service(engine, api, fetcher)
         host, port = place.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,18 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else name)
     with pytest.raises(ConfigError, match=r"^serving needs uvicorn: pip install '\.\[serve\]'$"):
         start.check_packages()
+
+
+def test_as_many_files_may_be_open_as_the_system_permits():
+    """In a process of its own, with a soft limit that is lower than the hard one."""
+    code = """
+import resource
+from mono_jax.serving.start import raise_open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+print(raise_open_files(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "200 200 200\n"
 
 
 def test_configs_become_flags_and_back():

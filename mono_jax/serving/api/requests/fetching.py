@@ -53,11 +53,13 @@ class Fetcher:
     The address of each connection decides: a name is looked up once, and the address it resolves to is both checked
     and connected to. The same holds for the target of each redirect. Refused addresses are logged, and clients are not
     told more than that there was no connection: names of an internal network and their addresses are none of their
-    business. The number of connections is not limited here, or slow sites would hold up other clients' images.
+    business. ``connections``: the maximum at a time (0: none); with few, slow sites hold up other clients' images.
     """
 
-    def __init__(self, max_bytes: int, timeout_s: float, allowed: Callable[[str], bool] = is_public):
-        self._max_bytes, self._timeout_s, self._allowed = max_bytes, timeout_s, allowed
+    def __init__(
+        self, max_bytes: int, timeout_s: float, allowed: Callable[[str], bool] = is_public, *, connections: int = 0
+    ):
+        self._max_bytes, self._timeout_s, self._allowed, self._connections = max_bytes, timeout_s, allowed, connections
         self._session: aiohttp.ClientSession | None = None
 
     def _socket(self, address: Any) -> socket.socket:
@@ -70,7 +72,7 @@ class Fetcher:
     async def fetch(self, url: str, name: str, take: Callable[[int], None] = lambda count: None) -> bytes:
         """The file; ``take`` is called with the size of each piece. Raises ApiError 400 that names the image."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(socket_factory=self._socket, limit=0)
+            connector = aiohttp.TCPConnector(socket_factory=self._socket, limit=self._connections)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -228,6 +228,25 @@ def test_slow_sites_hold_up_no_other_client_s_images(site: http.server.Threading
     assert not site.released.is_set()
 
 
+def test_no_more_connections_are_open_than_permitted(site: http.server.ThreadingHTTPServer):
+    async def fetch_all() -> int:
+        fetcher = Fetcher(1 << 16, 1000, first_only, connections=2)
+        url = f"http://127.0.0.1:{site.server_address[1]}/slow"
+        tasks = [asyncio.ensure_future(fetcher.fetch(url, f"image {number}")) for number in range(3)]
+        await asyncio.to_thread(wait_for, lambda: len(site.asked) == 2)
+        await asyncio.sleep(0.3)
+        asked = len(site.asked)
+        site.released.set()
+        await asyncio.gather(*tasks)
+        site.released.clear()  # for the next test
+        await fetcher.close()
+        return asked
+
+    site.asked.clear()
+    assert asyncio.run(fetch_all()) == 2
+    assert len(site.asked) == 3
+
+
 def test_an_image_for_a_client_that_is_gone_is_not_waited_for(
     site: http.server.ThreadingHTTPServer, engine: ScriptedEngine
 ):
