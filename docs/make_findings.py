@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of docs/findings.md from docs/findings/*.csv.
+"""Writes the tables and pictures of docs/findings.md from docs/findings/*.csv and zero_shot.json.
 
 python docs/make_findings.py
 python docs/make_findings.py RESULTS.csv ...    # keeps what the page shows of sweeps' results.csv first
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.benchmarks.tables import fill
 from mono_jax.runs.sweeping.gather import difference
@@ -56,6 +58,7 @@ def text_change(stage: str) -> Callable[[Row], float | None]:
 
 METRICS = (
     Metric("answers, %", column("s2/questions", 100)),
+    Metric("about another image, %", column("s2/questions/blind", 100), drawn=False),
     Metric("easy-VQA, %", column("s2/easy_vqa", 100), drawn=False),
     Metric("captions, %", column("s2/captions", 100), drawn=False),
     Metric("caption loss", column("s2/heldout/captions"), 3),
@@ -142,10 +145,23 @@ def _cell(metric: Metric, values: Values, group: str, first: str, seeds: int) ->
     return text + ("" if not apart or not apart.is_clear else " ↑" if apart.mean > 0 else " ↓")
 
 
+def zero_shot(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown of zero_shot.json: scores of ``evaluate.py`` in %, a row for each seed and stage."""
+    names = [name for name in rows[0] if name not in ("seed", "after")]
+    lines = ["| after | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for stage in dict.fromkeys(row["after"] for row in rows):
+        of_stage = [row for row in rows if row["after"] == stage]
+        found = [MeanOfSeeds.of([row[name] for row in of_stage]) for name in names]
+        lines.append(f"| {stage} | {len(of_stage)} | {' | '.join(f'{e.mean:.1f} ± {e.half:.1f}' for e in found)} |")
+    return lines
+
+
 def main(files: Sequence[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     for file in files:
         keep(Path(file))
+    rows = json.loads((FOLDER / "zero_shot.json").read_text(encoding="utf-8"))
+    fill(PAGE, "<!-- zero_shot -->", "<!-- end of zero_shot -->", "\n".join(zero_shot(rows)))
     for file in sorted(FOLDER.glob("*.csv")):
         groups = read(file)
         found = tables(groups)

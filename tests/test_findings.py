@@ -88,6 +88,8 @@ CLAIMS = {  # {beginning of a claim: what its numbers are, in order: sweep, metr
         ("text_kept", TEXT, "published", None),
         ("text_kept", TEXT, "replay_0.1", None),
         ("demo", TEXT, "demo", None),
+        ("replay", TEXT, "no_replay", "demo"),
+        ("replay", ANSWERS, "no_replay", "demo"),
     ],
 }
 
