@@ -37,6 +37,9 @@ def test_every_point_is_measured_and_written(tmp_path: Path, capsys: pytest.Capt
         assert all(seconds >= 0 for seconds in points["split"][name].values())
         assert points["concurrency_3"][name]["tokens_per_s"] > 0
         assert points["concurrency_3"][name]["compilations"] == 0
+        for count in (1, 3):
+            assert points[f"concurrency_{count}"][name]["equal_bare_answers"] == count
+            assert points[f"concurrency_{count}"][name]["bare_step_s"] > 0
     assert len(points["finished"]["step_s"]) == 2
 
 
@@ -148,9 +151,9 @@ def test_a_failed_answer_ends_the_measurement(finish: str, nth: int, concurrency
 def test_steps_that_could_not_be_timed_are_not_reported_as_fast() -> None:
     stats = Stats(working_s=2.0, host_share=0.5, steps=3, step_s=(7.0,), step_host_s=(7.0,), steps_timed=1)
     later = dataclasses.replace(stats, working_s=4.0, steps=9)
-    found = {"first_token_s": 1.0, "tokens_per_s": 2.0} | run._overhead(stats, later)
+    found = {"first_token_s": 1.0, "tokens_per_s": 2.0, "bare_step_s": 3e-3} | run._overhead(stats, later)
     line = run._line({"kind": "concurrency_16", "tiles": 14, "input_tokens": 80} | dict.fromkeys(MODELS, found))
-    assert found["step_s"] is None and "step - / - ms, scheduler - / - %" in line
+    assert found["step_s"] is None and "step - / - ms" in line and "thread - / - %" in line
 
 
 def test_the_scheduler_s_share_is_of_the_new_steps() -> None:

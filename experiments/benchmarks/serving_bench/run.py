@@ -29,7 +29,7 @@ from experiments.benchmarks.first_token_bench.run import PUBLISHED
 from experiments.benchmarks.kernels.results import header
 from experiments.benchmarks.serving_bench.clients import NoText, one_by_one, serve
 from experiments.benchmarks.serving_bench.exported import compare
-from experiments.benchmarks.serving_bench.splitting import device_parts, digest_part, host_parts
+from experiments.benchmarks.serving_bench.splitting import bare_steps, device_parts, digest_part, host_parts
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
@@ -163,7 +163,9 @@ def _throughput(
         before = engine.stats()
         requests = _requests(engine, tiles, max(concurrency, args.requests), args.new_tokens, args.seed, args.text)
         found[name] = serve(engine, requests, concurrency) | _overhead(before, engine.stats())
-        del found[name]["tokens"]
+        seconds, bare = bare_steps(engine, requests[:concurrency])
+        same = sum(answer[1:] == of_bare for answer, of_bare in zip(found[name].pop("tokens"), bare))
+        found[name] |= {"bare_step_s": seconds, "equal_bare_answers": same}
     return found | {"reduction": _less(found, "first_token_s")}
 
 
@@ -286,7 +288,7 @@ def _line(point: Mapping[str, Any]) -> str:
         return f"a step of {point['rows']} short answers, {after} requests after the start: {steps}"
     return about + (
         f"first token {both('first_token_s')} ms, {both('tokens_per_s', 1)} tokens/s, step {both('step_s')} ms, "
-        f"scheduler {both('step_host_share', 100)} % of it"
+        f"without the scheduler {both('bare_step_s')} ms, scheduler's thread {both('step_host_share', 100)} % of it"
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import io
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +18,7 @@ from data_pipelines.encoding.tiling import Tiling
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt, check_prompt
 from mono_jax.serving.chunks import Part, Reading
+from mono_jax.serving.contract import Request
 from mono_jax.serving.engine import Engine
 from mono_jax.serving.pages import Contents
 from mono_jax.serving.programs import Programs
@@ -62,22 +66,57 @@ def device_parts(engine: Engine, prompt: Prompt) -> dict[str, float]:
 
     The engine must be idle and must not reuse prefixes, because the first pages are overwritten.
     """
-    programs, config = engine.programs, engine.config
     prompt = check_prompt(engine.architecture, prompt, "")
-    tokens, first = len(prompt.input_ids), Sampling(max_new_tokens=1)
-    programs.admit(0, list(range(1, -(-tokens // config.page) + 1)), first, programs.request(first), prompt.input_ids)
-    programs.wait()
     seconds = {"embed_s": 0.0, "prefill_s": 0.0}
-    for call in calls(programs, prompt):
+    start = time.perf_counter()
+    for call in _read(engine, prompt, 0, Sampling(max_new_tokens=1)):
+        engine.programs.wait()
+        if call is not None:
+            seconds["embed_s" if isinstance(call, range) else "prefill_s"] += time.perf_counter() - start
         start = time.perf_counter()
+    return seconds
+
+
+def _read(engine: Engine, prompt: Prompt, row: int, sampling: Sampling) -> Iterator[Any]:
+    """Dispatches what the engine does for a prompt in ``row``: yields None once admitted, then each of ``calls``."""
+    programs, config = engine.programs, engine.config
+    each = config.pages_of_row
+    pages = list(range(1 + row * each, 1 + (row + 1) * each))
+    programs.admit(row, pages, sampling, programs.request(sampling), prompt.input_ids)
+    yield None
+    for call in calls(programs, prompt):
         if isinstance(call, range):
             programs.embed(prompt.patches[call.start : call.stop], prompt.patch_cells[call.start : call.stop], call[0])
         else:
             reading, part = call
-            programs.read(reading.chunk(part, 0, False), -(-part.stop // config.page), plain=True)
-        programs.wait()
-        seconds["embed_s" if isinstance(call, range) else "prefill_s"] += time.perf_counter() - start
-    return seconds
+            programs.read(reading.chunk(part, row, False), -(-part.stop // config.page), plain=True)
+        yield call
+
+
+def bare_steps(engine: Engine, requests: Sequence[Request]) -> tuple[float | None, list[list[int]]]:
+    """All ``requests`` decoded without a scheduler: the engine's program in a loop.
+
+    Returns the median seconds of a step (None: there are no two steps), and each request's tokens after the first one.
+
+    As in the engine, a step is dispatched before the tokens of the previous one are fetched. All must be greedy and of
+    one length; the engine must be idle and must not reuse prefixes, because pages are overwritten.
+    """
+    programs, rows = engine.programs, list(range(len(requests)))
+    for row, request in enumerate(requests):
+        prompt = check_prompt(engine.architecture, request.prompt, "")
+        collections.deque(_read(engine, prompt, row, request.sampling), maxlen=0)
+    length, times, steps, before = len(requests[0].prompt.input_ids), [], [], None
+    programs.wait()
+    for number in range(1, requests[0].sampling.max_new_tokens):
+        found = programs.step(rows, -(-(length + number) // engine.config.page), plain=True)
+        if before is not None:
+            steps.append(np.asarray(before.found))
+        before = found
+        times.append(time.perf_counter())
+    if before is not None:
+        steps.append(np.asarray(before.found))
+    tokens = [[int(step[row, 0]) for step in steps] for row in rows]
+    return statistics.median(np.diff(times)) if len(times) > 1 else None, tokens
 
 
 def calls(programs: Programs, prompt: Prompt) -> Iterator[range | tuple[Reading, Part]]:
