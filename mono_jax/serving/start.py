@@ -33,13 +33,16 @@ def keys_of(given: Sequence[str] | None, environment: Mapping[str, str]) -> list
 
 
 def raise_open_files() -> int:
-    """Lets this process open as many files as the system permits, since each connection is one; returns how many."""
+    """Lets this process open as many files as the system permits, since each connection is one.
+
+    Returns how many; 0: any number.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError):  # a system with a lower limit than the one that it names
-        return soft
-    return hard
+        hard = soft
+    return 0 if hard == resource.RLIM_INFINITY else hard
 
 
 def serve(args: Any) -> tuple[dict[str, Any], bool]:

@@ -37,6 +37,13 @@ print(raise_open_files(), *resource.getrlimit(resource.RLIMIT_NOFILE))
     assert run.stdout == "200 200 200\n"
 
 
+def test_a_system_without_a_limit_permits_any_number(monkeypatch: pytest.MonkeyPatch):
+    """RLIM_INFINITY is -1: as a number of connections it would let none be opened."""
+    monkeypatch.setattr(start.resource, "getrlimit", lambda which: (100, start.resource.RLIM_INFINITY))
+    monkeypatch.setattr(start.resource, "setrlimit", lambda which, limits: None)
+    assert start.raise_open_files() == 0
+
+
 def test_configs_become_flags_and_back():
     parser = cli.parser("", "")
     cli.add_config_flags(parser, EngineConfig)
