@@ -79,8 +79,7 @@ class Scheduler(OnSignals):
         with self:
             try:
                 while self._active or (waiting and not self._stop):
-                    if not self._stop:
-                        self._start(waiting, outcome["finished"])
+                    self._start(waiting, outcome["finished"])
                     self._collect(outcome)
                     time.sleep(0.2)
             finally:
@@ -92,7 +91,9 @@ class Scheduler(OnSignals):
         return outcome
 
     def _start(self, waiting: list[Task], finished: list[str]) -> None:
-        while len(self._active) < self._jobs and (task := next(filter(self._is_ready, waiting), None)):
+        while (
+            not self._stop and len(self._active) < self._jobs and (task := next(filter(self._is_ready, waiting), None))
+        ):
             if self._has_others(waiting):
                 return
             waiting.remove(task)
@@ -111,6 +112,8 @@ class Scheduler(OnSignals):
                     start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
                 )
             self._active.append(_Job(task, process, slot))
+            if self._stop:  # a signal that came while it was started
+                process.terminate()
             self._say(f"{task.name}: started ({task.folder / LOG})")
 
     def _has_others(self, waiting: Sequence[Task]) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Protocol
 
 from mono_jax.training.callbacks.signals import OnSignals
@@ -72,13 +73,41 @@ class StopAtOnce(OnSignals):
 
     Outside them, nothing needs to be saved: the next start makes again what was not complete, as after SIGKILL. Hence
     no exception, which something might catch or delay.
+
+    A thread ends the process, since Python runs a handler only between two instructions of the main thread: during a
+    compilation it would come late, and after a signal just before a blocking call, such as the wait for a lock, never.
     """
 
     signals = (signal.SIGTERM,)
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._old:
+            os.close(self._arriving)
+            self._thread.join()
+
+    def _reader(self) -> int:
+        arrived, self._arriving = os.pipe()
+        os.set_blocking(self._arriving, False)
+        self._thread = threading.Thread(target=self._watch, args=(arrived,), name="signals", daemon=True)
+        self._thread.start()
+        return self._arriving
+
+    def _watch(self, arrived: int) -> None:
+        with os.fdopen(arrived, "rb", buffering=0) as file:
+            while number := file.read(1):
+                if number[0] in self.signals:
+                    os.write(2, b"stopped as requested: run the same command again to resume\n")
+                    os._exit(PREEMPTED)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        os.write(2, b"stopped as requested: run the same command again to resume\n")
-        os._exit(PREEMPTED)
+        """Nothing: the thread is told of signals that have a handler."""
+
+
+# Otherwise a forked process would tell the thread of the process that it came from.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 class StopWhenAsked(OnSignals):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import collections
+import fcntl
 import os
+import queue
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,18 +59,51 @@ def test_the_exit_code_of_a_run_that_was_asked_to_stop():
 def test_a_command_stops_at_once_except_during_steps(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    handler, codes = signal.getsignal(signal.SIGTERM), []
-    monkeypatch.setattr(os, "_exit", codes.append)
+    handler, codes = signal.getsignal(signal.SIGTERM), queue.Queue()
+    monkeypatch.setattr(os, "_exit", codes.put)
     with StopAtOnce():
         with StopWhenAsked() as asked:
             os.kill(os.getpid(), signal.SIGTERM)
             with pytest.raises(Preempted):
                 turn(asked)
-        assert codes == []
         os.kill(os.getpid(), signal.SIGTERM)
-        assert codes == [stopping.PREEMPTED]
+        assert codes.get(timeout=60) == stopping.PREEMPTED and codes.empty()
         assert capfd.readouterr().err.endswith("stopped as requested: run the same command again to resume\n")
     assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+_BLOCKED = """
+import ctypes, fcntl, os, signal, threading
+from mono_jax.training.callbacks.stopping import StopAtOnce
+with StopAtOnce():
+    if os.fork() == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    os.wait()
+    # The signal does not interrupt the main thread's call, as if it had come just before.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    print("waiting", flush=True)
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["fcntl.flock(open({!r}), fcntl.LOCK_EX)", "threading.Semaphore(0).acquire()", "ctypes.CDLL(None).sleep(600)"],
+    ids=["file", "lock", "native"],
+)
+def test_a_command_stops_at_once_in_a_call_that_is_not_interrupted(call: str, tmp_path: Path):
+    """The signal of a forked process ends nobody else."""
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        program = _BLOCKED.format(call.format(lock.name))
+        with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
+            assert process.stdout.readline() == "waiting\n"
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=60)
+    said = "stopped as requested: run the same command again to resume\n"
+    assert (process.returncode, error) == (stopping.PREEMPTED, said)
 
 
 def turn(stopping: StopWhenAsked, done: int = 3) -> None:
