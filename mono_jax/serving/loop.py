@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,25 +31,20 @@ NOT_FINITE = "the model's logits are not finite: check the weights, or use dtype
 
 
 class _Read(NamedTuple):
-    """A chunk that has been dispatched."""
+    """A chunk that has been dispatched. ``scores`` are None if not requested."""
 
     task: Task
     part: Part
     chunk: Chunk
-    found: tuple[Chosen, Logprobs | None]
+    found: jax.Array
+    scores: Logprobs | None
 
 
 class _Step(NamedTuple):
     """A step that has been dispatched."""
 
     tasks: list[Task]
-    found: Chosen
-
-
-def _wanted(chosen: Chosen, tasks: Sequence[Task]) -> Chosen:
-    if any(task.sampling.logprobs is not None for task in tasks):
-        return chosen
-    return chosen._replace(logprobs=None)
+    found: jax.Array
 
 
 class Loop:
@@ -79,8 +73,8 @@ class Loop:
         busy, reads, seconds = self.records.busy_s, self._read(), None
         before, self._dispatched = self._dispatched, [*reads, *self._step()]
         for one in before:
-            fetched, seconds = self._fetched(one), self._seconds(one)
-            self._collect(fetched)
+            found, seconds = self._fetched(one), self._seconds(one)
+            self._collect(one, found)
         self.records.working_s += time.perf_counter() - start
         self.records.busy_s += time.thread_time() - ran
         if seconds is not None and not reads:
@@ -102,8 +96,8 @@ class Loop:
             self._embed(task, part)
             chunk = task.reading.chunk(part, task.row, task.scores is not None)
             plain = task.sampling.is_plain and task.scores is None
-            found = self._programs.read(chunk, -(-part.stop // self._page), plain)
-            reads.append(_Read(task, part, chunk, found))
+            found, scores = self._programs.read(chunk, -(-part.stop // self._page), plain)
+            reads.append(_Read(task, part, chunk, found, None if task.scores is None else scores))
             task.read, task.dispatched = part.stop, int(part.stop == task.tokens)
             self.records.chunks += 1
             self.scheduler.was_read(task)
@@ -142,16 +136,12 @@ class Loop:
     # Collecting
     # ------------------------------------------------------------------------------------------------------------------
 
-    def _fetched(self, one: _Read | _Step) -> _Read | _Step:
-        """``one`` with its requested results copied to the host."""
-        if isinstance(one, _Step):
-            found = _wanted(one.found, one.tasks)
-        else:
-            found = _wanted(one.found[0], [one.task]), None if one.task.scores is None else one.found[1]
+    def _fetched(self, one: _Read | _Step) -> Chosen:
+        """What ``one`` has found, on the host."""
         begun = time.thread_time()
-        jax.block_until_ready(found)
+        one.found.block_until_ready()
         self.records.busy_s -= time.thread_time() - begun  # waiting for a GPU is a busy loop
-        return one._replace(found=jax.tree.map(np.asarray, found))  # jax.device_get takes four times as long
+        return Chosen.of(np.asarray(one.found))  # jax.device_get takes four times as long
 
     def _seconds(self, one: _Read | _Step) -> float | None:
         """The time since the step before, if this is one that directly followed it.
@@ -161,20 +151,20 @@ class Loop:
         last, self._stepped_s = self._stepped_s, time.perf_counter() if isinstance(one, _Step) else None
         return None if last is None or self._stepped_s is None else self._stepped_s - last
 
-    def _collect(self, one: _Read | _Step) -> None:
+    def _collect(self, one: _Read | _Step, found: Chosen) -> None:
         if isinstance(one, _Step):
             for number, task in enumerate(one.tasks):
-                self._token(task, one.found, number)
-        elif one.task.scores is not None:
-            self._scores(one)
+                self._token(task, found, number)
+        elif one.scores is not None:
+            self._scores(one, found)
         elif one.chunk.is_last:
-            self._token(one.task, one.found[0], 0)
+            self._token(one.task, found, 0)
 
     def _token(self, task: Task, found: Chosen, at: int) -> None:
         """Handles token number ``at``, unless its request has ended in the meantime."""
         if task.finish is not None:
             return
-        token, is_last, is_finite = found.found[at].tolist()
+        token, is_last, is_finite = (int(column[at]) for column in found[:3])
         if not is_finite:
             self._end(task, "error", NOT_FINITE)
             return
@@ -189,13 +179,13 @@ class Loop:
         if task.finish is not None:
             self._release(task)
 
-    def _scores(self, one: _Read) -> None:
+    def _scores(self, one: _Read, chosen: Chosen) -> None:
         if one.task.finish is not None:
             return
-        chosen, scores = one.found
+        scores = jax.tree.map(np.asarray, one.scores)
         one.task.score(one.part, scores, one.chunk.targets)
         found = scores.chosen[one.chunk.targets >= 0]
-        if not np.isfinite(found).all() or (one.chunk.is_last and not chosen.found[0, 2]):
+        if not np.isfinite(found).all() or (one.chunk.is_last and not chosen.is_finite[0]):
             self._end(one.task, "error", NOT_FINITE)
         if not one.chunk.is_last or one.task.finish is not None:
             return

@@ -67,13 +67,38 @@ class Logprobs(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """For each row: the next token, whether it is the last one, and whether its logits were finite: int32 [B, 3].
+    """What a program says of each row: the next token int32 [B], whether it is the last one, whether its logits were
+    finite; ``logprobs``: None from programs of plain rows, zeros where no row wants them.
 
-    One array, because each one costs the host a tenth of a millisecond. ``logprobs`` are zeros where no row wants them.
+    Programs return it as a single array, see ``packed``, because each one costs the host a tenth of a millisecond.
     """
 
-    found: jax.Array
-    logprobs: Logprobs
+    token: jax.Array
+    is_last: jax.Array
+    is_finite: jax.Array
+    logprobs: Logprobs | None
+
+    def packed(self) -> jax.Array:
+        """int32 [B, W], with the bits of floats."""
+        parts = [jnp.stack(self[:3], axis=1, dtype=jnp.int32)]
+        if self.logprobs is not None:
+            chosen, tokens, top = self.logprobs
+            parts += [_bits(chosen)[:, None], tokens, _bits(top)]
+        return jnp.concatenate(parts, axis=1)
+
+    @classmethod
+    def of(cls, packed: np.ndarray) -> Chosen:
+        """From a program's result on the host; without copies."""
+        logprobs = None
+        if packed.shape[1] > 3:
+            middle = 4 + MAX_LOGPROBS
+            numbers = packed.view(np.float32)
+            logprobs = Logprobs(numbers[:, 3], packed[:, 4:middle], numbers[:, middle:])
+        return cls(*packed[:, :3].T, logprobs)
+
+
+def _bits(numbers: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(numbers, jnp.int32)
 
 
 def empty_memory(
@@ -143,8 +168,9 @@ def admitted(rows: Rows, row: jax.Array, pages: jax.Array, request: jax.Array, c
 
 def advanced(
     rows: Rows, index: jax.Array, logits: jax.Array, lengths: jax.Array, goes_on: jax.Array, *, plain: bool
-) -> tuple[Rows, Chosen]:
-    """Chooses and stores the next token of the rows ``index`` [B] from logits [B, vocabulary].
+) -> tuple[Rows, jax.Array]:
+    """Chooses and stores the next token of the rows ``index`` [B] from logits [B, vocabulary]; also returns what the
+    host is told of them, ``Chosen.packed``.
 
     Args:
       lengths: int32 [B], tokens in the cache: the position of the new token.
@@ -156,7 +182,7 @@ def advanced(
     state = state_of(rows, index)
     if plain:
         token, seen = choose(logits, lengths, request, draws=False, filters=False), rows.seen
-        logprobs = _no_logprobs(token.size)
+        logprobs = None
     else:
         token, seen, logprobs = _chosen(rows.seen, index, logits, lengths, goes_on, request, wants_logprobs)
     finite = jnp.isfinite(logits).all(axis=-1)
@@ -165,7 +191,7 @@ def advanced(
     done = stopped | (count >= request.max_new_tokens) | ~finite
     old, new = (jnp.stack(columns, axis=1, dtype=jnp.int32) for columns in (state, (token, lengths, count, done)))
     rows = rows._replace(state=rows.state.at[index].set(jnp.where(goes_on[:, None], new, old)), seen=seen)
-    return rows, Chosen(jnp.stack([token, done, finite], axis=1, dtype=jnp.int32), logprobs)
+    return rows, Chosen(token, done, finite, logprobs).packed()
 
 
 def _chosen(

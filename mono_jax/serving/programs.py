@@ -35,7 +35,6 @@ from mono_jax.parallel.mesh import on_mesh
 from mono_jax.serving.chunks import Chunk
 from mono_jax.serving.contract import EngineConfig
 from mono_jax.serving.memory import (
-    Chosen,
     Logprobs,
     Memory,
     admitted,
@@ -169,8 +168,8 @@ class Programs:
         program = self._compiled[key]
         self._memory = program(self.generator.params, self._memory, pixels, padded, np.int32(start))
 
-    def read(self, chunk: Chunk, pages: int, plain: bool) -> tuple[Chosen, Logprobs | None]:
-        """Returns the token that a prompt's last chunk chooses, and the chunk's scores.
+    def read(self, chunk: Chunk, pages: int, plain: bool) -> tuple[jax.Array, Logprobs | None]:
+        """Returns the token that a prompt's last chunk chooses (a packed ``Chosen``), and the chunk's scores.
 
         pages: of the row up to the chunk's end. plain: it takes the likeliest token, and no scores are requested.
         """
@@ -178,8 +177,11 @@ class Programs:
         self._memory, found = program(self.generator.params, self._memory, chunk)
         return found
 
-    def step(self, rows: list[int], pages: int, plain: bool) -> Chosen:
-        """The next token of each of ``rows``; ``pages``: of the longest one; ``plain``: all take the likeliest one."""
+    def step(self, rows: list[int], pages: int, plain: bool) -> jax.Array:
+        """The next token of each of ``rows``, a packed ``Chosen``.
+
+        pages: of the longest row. plain: all take the likeliest token.
+        """
         size = fitting(self.sizes.rows, len(rows))
         index = np.full(size, len(self._memory.rows.state) - 1, np.int32)
         index[: len(rows)] = rows
@@ -276,7 +278,7 @@ class Programs:
 
     def _read(
         self, params: Params, memory: Memory, chunk: Chunk, *, pages: int, plain: bool
-    ) -> tuple[Memory, tuple[Chosen, Logprobs | None]]:
+    ) -> tuple[Memory, tuple[jax.Array, Logprobs | None]]:
         size = chunk.tokens.size
         model = Model(self.generator.config, Execution(experts="grouped", experts_block=min(self.sizes.block, size)))
         visual = None
@@ -307,7 +309,7 @@ class Programs:
 
     def _step(
         self, params: Params, memory: Memory, index: jax.Array, *, pages: int, plain: bool
-    ) -> tuple[Memory, Chosen]:
+    ) -> tuple[Memory, jax.Array]:
         rows = memory.rows
         state = state_of(rows, index)
         lengths, goes_on = state.length, ~state.done

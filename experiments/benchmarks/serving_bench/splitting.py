@@ -110,11 +110,11 @@ def bare_steps(engine: Engine, requests: Sequence[Request]) -> tuple[float | Non
     for number in range(1, requests[0].sampling.max_new_tokens):
         found = programs.step(rows, -(-(length + number) // engine.config.page), plain=True)
         if before is not None:
-            steps.append(np.asarray(before.found))
+            steps.append(np.asarray(before))
         before = found
         times.append(time.perf_counter())
     if before is not None:
-        steps.append(np.asarray(before.found))
+        steps.append(np.asarray(before))
     tokens = [[int(step[row, 0]) for step in steps] for row in rows]
     return statistics.median(np.diff(times)) if len(times) > 1 else None, tokens
 

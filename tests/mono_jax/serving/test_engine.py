@@ -395,9 +395,8 @@ def test_scores_that_are_not_finite_are_an_error_wherever_they_are(mono: Served)
     begin(engine, [task])
     [read] = engine._loop._dispatched
     assert not read.chunk.is_last
-    chosen, scores = read.found
-    spoilt = scores._replace(chosen=jnp.asarray(scores.chosen).at[5].set(jnp.nan))
-    engine._loop._dispatched = [read._replace(found=(chosen, spoilt))]
+    spoilt = read.scores._replace(chosen=jnp.asarray(read.scores.chosen).at[5].set(jnp.nan))
+    engine._loop._dispatched = [read._replace(scores=spoilt)]
     finish(engine)
     assert client.finish == "error" and "not finite" in client.events[-1].message
 

@@ -1,15 +1,16 @@
-"""Requests as single rows of integers: every option arrives on the device as it was given."""
+"""Requests and results as single arrays of integers: every value arrives as it was."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.sampling import make_request
 from mono_jax.models.presets import preset
-from mono_jax.serving.memory import TOKENS_PER_TABLE, packed_request, unpacked_requests
+from mono_jax.serving.memory import TOKENS_PER_TABLE, Chosen, logprobs_of, packed_request, unpacked_requests
 
 OPTIONS = (
     Sampling(),
@@ -29,3 +30,17 @@ def test_packed_requests_are_the_requests(name: str):
     for field, of_found, of_expected in zip(expected._fields, found, expected):
         assert of_found.dtype == of_expected.dtype, field
         np.testing.assert_array_equal(of_found, of_expected, err_msg=field)
+
+
+@pytest.mark.parametrize("vocabulary", [7, 300])
+@pytest.mark.parametrize("has_logprobs", [False, True])
+def test_packed_results_are_the_results(vocabulary: int, has_logprobs: bool):
+    logits = jax.random.normal(jax.random.key(0), (5, vocabulary)).at[2, 1].set(jnp.nan).at[3].set(-jnp.inf)
+    token = jnp.asarray([0, 6, 1, 2**31 - 1, 5], jnp.int32)
+    logprobs = logprobs_of(logits, token % vocabulary) if has_logprobs else None
+    expected = Chosen(token, jnp.arange(5) % 2 == 0, jnp.arange(5) > 2, logprobs)
+    found = Chosen.of(np.asarray(jax.jit(Chosen.packed)(expected)))
+    assert (found.logprobs is not None) == has_logprobs
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(expected), found)
+    if has_logprobs:
+        assert [array.dtype for array in found.logprobs] == [array.dtype for array in logprobs]
