@@ -32,6 +32,7 @@ from mono_jax.models.paged_cache import PagedCache, reads_page_by_page
 from mono_jax.models.sharding import on_all
 from mono_jax.models.transformer import Model, Params
 from mono_jax.parallel.mesh import on_mesh
+from mono_jax.serving.bundles import Bundle, Bundles
 from mono_jax.serving.chunks import Chunk
 from mono_jax.serving.contract import EngineConfig
 from mono_jax.serving.memory import (
@@ -123,7 +124,9 @@ class Programs:
         architecture, vision = generator.config, generator.config.vision
         self.tile_tokens = 0 if vision is None else vision.tile_tokens
         self.sizes = sizes or self._sizes(config)
-        self._language_model, self._language_params = _language_model(architecture, generator.params)
+        self._language_model, params = _language_model(architecture, generator.params)
+        self._bundles = Bundles(params if generator.mesh is None else {})  # on a mesh, they may be split
+        self._language_params = self._bundles.packed(params)
         features = 0
         if self.tile_tokens:  # of the longest prompt, plus what a tile or a chunk may take beyond its end
             features = config.max_length + self.tile_tokens * self.sizes.tiles[-1] + self.sizes.chunks[-1]
@@ -308,9 +311,9 @@ class Programs:
         return memory, on_all((chosen, scores))
 
     def _step(
-        self, params: Params, memory: Memory, index: jax.Array, *, pages: int, plain: bool
+        self, bundle: Bundle, memory: Memory, index: jax.Array, *, pages: int, plain: bool
     ) -> tuple[Memory, jax.Array]:
-        rows = memory.rows
+        params, rows = self._bundles.unpacked(bundle), memory.rows
         state = state_of(rows, index)
         lengths, goes_on = state.length, ~state.done
         batch = {
