@@ -134,6 +134,22 @@ def test_a_signal_ends_the_units_and_the_next_start_goes_on(
     assert len(run(workdir, planned, jobs=3, seconds=0)["finished"]) == 5
 
 
+def test_a_signal_while_a_unit_is_started_ends_it_and_starts_no_other(
+    planned: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    popen, started = subprocess.Popen, []
+
+    def start(*args: Any, **how: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **how))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(Preempted, match="0 of 5 units finished"):
+        run(tmp_path / "work", planned, jobs=2, seconds=600)
+    assert [process.wait() for process in started] == [-signal.SIGTERM]
+
+
 @pytest.mark.parametrize("finishes", [False, True])
 def test_units_of_another_process_are_waited_for(planned: list[Plan], tmp_path: Path, finishes: bool):
     """Nothing else is started meanwhile; a unit that the other process finishes is not run again."""
