@@ -19,6 +19,7 @@ from mono_jax.models.adapters import Adapters
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
 from mono_jax.parallel.mesh_config import MeshConfig
+from mono_jax.runs.stage_keys import added
 from mono_jax.training.lora import LoraConfig, adapters_of
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.stages import LORA, STAGES, Stage, get_stage
@@ -172,10 +173,7 @@ class RunConfig:
     )
     checkpoint_every: int = field(1000, ge=1, on_resume="free", help="steps between checkpoints")
     checkpoint_minutes: float | None = field(
-        None,
-        gt=0,
-        on_resume="free",
-        help="also save a checkpoint after this many minutes; None = only by steps",
+        None, gt=0, on_resume="free", help="also save a checkpoint after this many minutes; None = only by steps"
     )
     keep: int = field(3, ge=1, on_resume="free", help="how many of the newest checkpoints are kept (at least 2)")
     keep_period: int | None = field(
@@ -283,8 +281,8 @@ class EvipConfig:
     """A sequence of stages: what ``experiments/evip.py`` runs."""
 
     stages: Mapping[str, strict.Part[RunConfig]] = field(
-        help="{folder: keys of a stage's config}, in order; a stage's `data` adds to the common `data`, and missing "
-        "keys (sources, tokenizer) come from the sets"
+        help="{folder: keys of a stage's config}, in order; sections (`data`, `optim`, ...) add to the common ones; "
+        "missing keys (sources, tokenizer) come from the sets"
     )
     sets: Mapping[str, Any] = field(
         default_factory=dict,
@@ -364,13 +362,16 @@ class EvipConfig:
 
     def stage_values(self, folder: str, init: str) -> dict[str, Any]:
         """Keys of the stage's run that starts from ``init``: common ones, then its own, without those from the sets."""
-        own, common = dict(self.stages[folder]), dict(self.common)
+        common = self.shared()
         if init and isinstance(common.get("model"), Mapping):  # the preset is that of the stage without weights
             common["model"] = {key: value for key, value in common["model"].items() if key != "preset"}
-        values = {**common, **own, "init": init}
         if folder != list(self.stages)[-1]:
-            values.setdefault("save_dtype", "float32")  # the next stage continues from the master weights
-        return {**values, "data": {**self.data, **own.get("data", {})}}
+            common = {"save_dtype": "float32"} | common  # the next stage continues from the master weights
+        return {**added(common, self.stages[folder]), "init": init}
+
+    def shared(self) -> dict[str, Any]:
+        """Keys of all stages' runs."""
+        return added(self.common, {"data": self.data})
 
     def asked(self, heldout: str) -> dict[str, Any]:
         """The keys that decide what is measured on a held-out set, "text" or one with questions."""

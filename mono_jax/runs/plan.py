@@ -18,6 +18,7 @@ from mono_jax.runs.planning.targets import target
 from mono_jax.runs.planning.workload import workload
 from mono_jax.runs.program import Program
 from mono_jax.runs.sets import with_heldout
+from mono_jax.runs.stage_keys import added
 
 
 def show(values: Mapping[str, Any], name: str, **options: Any) -> dict[str, Any]:
@@ -78,9 +79,8 @@ def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig
     if (found := one_of_several(values, stage)) is None:
         return RunConfig.from_dict(values)
     config, stage = found
-    common, own = dict(config.common), dict(config.stages[stage])
-    first = dict(next(iter(config.stages.values())))
-    model = {**first.get("model", {}), **common.get("model", {}), **own.get("model", {})}
+    keys = added(config.shared(), config.stages[stage])
+    model = {**next(iter(config.stages.values())).get("model", {}), **keys.get("model", {})}
     if config.stage_name(stage) != "S0" and not config.init:
         model = {"vision": config.vision, "visual_ffn_experts": True, **model}
         model["visual_attention_experts"] = config.attention_experts
@@ -92,8 +92,7 @@ def run_config(values: Mapping[str, Any], stage: str | None = None) -> RunConfig
             "config.common.model.preset, such as mono_internvl_2b"
         )
     stand_ins = {"tokenizer": "of the sets", "sources": [{"spec": {"kind": "of the sets"}}]}
-    data = {**stand_ins, **config.data, **own.get("data", {})}
-    values = {**common, **own, "init": config.init, "model": model, "data": data}
+    values = {**keys, "init": config.init, "model": model, "data": {**stand_ins, **keys["data"]}}
     if "evaluation" in values:
         values["evaluation"] = with_heldout(values["evaluation"], None)
     return RunConfig.from_dict(values)

@@ -39,6 +39,43 @@ def test_stages_hand_on_masters_and_the_last_leaves_as_the_base_came(evip: Evip)
     assert evip.stage_config("a", "init").save_dtype == "bfloat16"
 
 
+def test_sections_for_all_stages_are_joined_with_those_of_a_stage():
+    """Each key of ``common.optim`` counts that a stage's ``optim`` does not have."""
+    stages = {
+        "a": {"stage": "S1.1", "optim": {"learning_rate": 1.0}, "data": {"batch_size": 4}, "steps": 1},
+        "b": {"stage": "S2", "model": {"rope_theta": 1.0}, "evaluation": {"every": 5}},
+    }
+    common = {
+        "optim": {"learning_rate": 2.0, "clip_norm": 3.0},
+        "data": {"block_samples": 7},
+        "model": {"preset": "tiny_mono", "rms_norm_eps": 1.0},
+        "evaluation": {"batches": 3},
+        "steps": 9,
+    }
+    data = {"batch_size": 8, "text_tokens": 100}
+    config = EvipConfig.from_dict({"stages": stages, "common": common, "data": data})
+    shared = {"block_samples": 7, "text_tokens": 100}
+    assert config.stage_values("a", "before") == {
+        "stage": "S1.1",
+        "steps": 1,
+        "init": "before",
+        "save_dtype": "float32",
+        "model": {"rms_norm_eps": 1.0},
+        "optim": {"learning_rate": 1.0, "clip_norm": 3.0},
+        "evaluation": {"batches": 3},
+        "data": shared | {"batch_size": 4},
+    }
+    assert config.stage_values("b", "") == {
+        "stage": "S2",
+        "steps": 9,
+        "init": "",
+        "optim": common["optim"],
+        "data": shared | {"batch_size": 8},
+        "model": {"preset": "tiny_mono", "rms_norm_eps": 1.0, "rope_theta": 1.0},
+        "evaluation": {"batches": 3, "every": 5},
+    }
+
+
 def test_a_common_preset_is_that_of_the_stage_without_weights(evip: Evip):
     assert evip.stage_config("a", "init").model == {"rope_theta": 5e5}
     assert evip.stage_config("a", "").model["preset"] == "tiny_mono"
