@@ -4,6 +4,7 @@ call."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -45,10 +46,8 @@ class Bundles:
 
     def unpacked(self, bundle: Bundle) -> Params:
         """The parameters that were packed; inside a program."""
-        flat = dict(tree.flatten(bundle.large))
-        for name, shapes in self._shapes.items():
-            flat |= _parts(bundle.small[name], shapes)
-        return tree.unflatten(flat)
+        parts = [_parts(bundle.small[name], shapes) for name, shapes in self._shapes.items()]
+        return tree.merge(bundle.large, *map(tree.unflatten, parts))
 
 
 def _joined(arrays: list[Any]) -> Any:
@@ -59,6 +58,6 @@ def _joined(arrays: list[Any]) -> Any:
 
 
 def _parts(joined: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
-    ends = itertools.accumulate(int(np.prod(shape)) for shape in shapes.values())
+    ends = itertools.accumulate(math.prod(shape) for shape in shapes.values())
     parts = jnp.split(joined, list(ends)[:-1])
     return {path: part.reshape(shape) for part, (path, shape) in zip(parts, shapes.items())}

@@ -70,7 +70,7 @@ class Chosen(NamedTuple):
     """What a program says of each row: the next token int32 [B], whether it is the last one, whether its logits were
     finite; ``logprobs``: None from programs of plain rows, zeros where no row wants them.
 
-    Programs return it as a single array, see ``packed``, because each one costs the host a tenth of a millisecond.
+    Programs return it as a single array, see ``packed``: fetching one costs the host a tenth of a millisecond.
     """
 
     token: jax.Array

@@ -91,10 +91,8 @@ class Scheduler(OnSignals):
         return outcome
 
     def _start(self, waiting: list[Task], finished: list[str]) -> None:
-        while (
-            not self._stop and len(self._active) < self._jobs and (task := next(filter(self._is_ready, waiting), None))
-        ):
-            if self._has_others(waiting):
+        while len(self._active) < self._jobs and (task := next(filter(self._is_ready, waiting), None)):
+            if self._stop or self._has_others(waiting):
                 return
             waiting.remove(task)
             if task.is_finished:  # by another process

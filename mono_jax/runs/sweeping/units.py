@@ -126,8 +126,8 @@ def product(*axes: Mapping[str, Changes]) -> Iterator[tuple[str, dict[str, Any]]
 def values(key: str, *choices: Any, label: str | None = None) -> dict[str, dict[str, Any]]:
     """An axis for ``product``: one key with several values, labelled "KEY=VALUE" by the last part of the key.
 
-    >>> values("common.optim.learning_rate", 1e-3, 2e-3, label="lr")
-    {'lr=0.001': {'common.optim.learning_rate': 0.001}, 'lr=0.002': {'common.optim.learning_rate': 0.002}}
+    >>> values("stages.s2.optim.learning_rate", 1e-3, 2e-3, label="lr")
+    {'lr=0.001': {'stages.s2.optim.learning_rate': 0.001}, 'lr=0.002': {'stages.s2.optim.learning_rate': 0.002}}
     """
     name = label or key.rpartition(".")[2]
     return {f"{name}={choice}": {key: choice} for choice in choices}

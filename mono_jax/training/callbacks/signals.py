@@ -20,18 +20,18 @@ class OnSignals(Callback):
         if threading.current_thread() is threading.main_thread():
             for number in self.signals:
                 self._old[number] = signal.signal(number, self._handle)
-            self._old_reader = signal.set_wakeup_fd(self._reader(), warn_on_full_buffer=False)
+            self._old_wakeup_file = signal.set_wakeup_fd(self._wakeup_file(), warn_on_full_buffer=False)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._old:
-            signal.set_wakeup_fd(self._old_reader)  # first, so that no signal is lost between the two
+            signal.set_wakeup_fd(self._old_wakeup_file)  # first, so that no signal is lost between the two
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
-    def _reader(self) -> int:
+    def _wakeup_file(self) -> int:
         """The file that is told of signals while this context is active; -1: none."""
         return -1
 

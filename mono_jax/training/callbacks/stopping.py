@@ -88,7 +88,7 @@ class StopAtOnce(OnSignals):
             os.close(self._arriving)
             self._thread.join()
 
-    def _reader(self) -> int:
+    def _wakeup_file(self) -> int:
         arrived, self._arriving = os.pipe()
         os.set_blocking(self._arriving, False)
         self._thread = threading.Thread(target=self._watch, args=(arrived,), name="signals", daemon=True)

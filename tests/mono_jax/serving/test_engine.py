@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mono_jax import tree
 from mono_jax.errors import ConfigError, GenerationError
 from mono_jax.generation.decode import Generator
 from mono_jax.generation.options import Sampling
@@ -453,13 +454,15 @@ def test_programs_are_kept_on_disk(tmp_path: Path) -> None:
 
 def test_steps_run_the_text_experts_alone() -> None:
     """A step of a model with visual experts is given the arrays and has the FLOPs of its language model."""
-    flops, given = {}, {}
+    flops, given, read = {}, {}, {}
     for name in ("tiny_mono", "tiny_mono_1_5", "tiny_lm"):
         programs = Programs(Generator(preset(name), random_params(preset(name)), jnp.float32), CONFIG)
         step = programs.traced(("step", True, 4, 16))
         flops[name] = step.lower().cost_analysis()["flops"]
         [params, *_], _ = step.args_info
-        given[name] = jax.tree.map(lambda array: (array.shape, array.dtype), params)
+        given[name] = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
+        read[name] = set(tree.flatten(jax.eval_shape(programs._bundles.unpacked, given[name])))
+    assert read["tiny_mono"] == read["tiny_mono_1_5"] == read["tiny_lm"]
     assert given["tiny_mono"] == given["tiny_mono_1_5"] == given["tiny_lm"]
     assert flops["tiny_mono"] == flops["tiny_mono_1_5"] == pytest.approx(flops["tiny_lm"], rel=1e-3)
 

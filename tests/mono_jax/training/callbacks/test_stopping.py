@@ -66,6 +66,7 @@ def test_a_command_stops_at_once_except_during_steps(
             os.kill(os.getpid(), signal.SIGTERM)
             with pytest.raises(Preempted):
                 turn(asked)
+        assert codes.empty()
         os.kill(os.getpid(), signal.SIGTERM)
         assert codes.get(timeout=60) == stopping.PREEMPTED and codes.empty()
         assert capfd.readouterr().err.endswith("stopped as requested: run the same command again to resume\n")
