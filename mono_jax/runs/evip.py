@@ -30,6 +30,7 @@ from mono_jax.runs.heldout import Heldout
 from mono_jax.runs.parameter_counts import parameter_counts
 from mono_jax.runs.sets import prepare_sets, with_heldout
 from mono_jax.runs.stage import run_stage
+from mono_jax.runs.stage_keys import without_effect
 from mono_jax.runs.workdir import Workdir
 from mono_jax.storage.places import Place
 from mono_jax.training import stages
@@ -68,6 +69,8 @@ class Evip:
     def open(cls, config: EvipConfig, workdir: Path, say: Say = say_now) -> Self:
         """Opens it with the sets that the config names, which are built in ``workdir``. Raises ConfigError or
         DataError."""
+        for key in without_effect(config.common, config.data, list(config.stages.values())):
+            say(f"NOTE: config.{key} has no effect, since every stage has its own")
         return cls(config, workdir, prepare_sets(config, workdir, say), say)
 
     def stage_config(self, folder: str, init: str) -> RunConfig:

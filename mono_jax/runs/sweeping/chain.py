@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines import strict
@@ -73,6 +73,13 @@ def plan(unit: Unit) -> Plan:
 def plans(sweep: Sweep) -> list[Plan]:
     """The plans of all units. Raises ConfigError that names the first unit that cannot be run."""
     return [plan(unit) for unit in sweep.units]
+
+
+def repeated(planned: Sequence[Plan]) -> dict[str, str]:
+    """{unit: the first unit with the same stages and measurements}, for units whose changes make no difference."""
+    first: dict[str, str] = {}
+    names = {each.unit.name: first.setdefault(_digest(each.decides), each.unit.name) for each in planned}
+    return {name: other for name, other in names.items() if name != other}
 
 
 def _several(unit: Unit, config: EvipConfig) -> Plan:

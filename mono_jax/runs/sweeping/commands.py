@@ -16,7 +16,7 @@ from mono_jax import cli
 from mono_jax.errors import ConfigError
 from mono_jax.runs.console import say_now
 from mono_jax.runs.sweeping import slurm as slurm_job
-from mono_jax.runs.sweeping.chain import Plan, plan, plans
+from mono_jax.runs.sweeping.chain import Plan, plan, plans, repeated
 from mono_jax.runs.sweeping.gather import gather
 from mono_jax.runs.sweeping.places import share
 from mono_jax.runs.sweeping.running import run_unit
@@ -113,6 +113,7 @@ def expand(sweep: Sweep) -> dict[str, Any]:
         changes = ", ".join(f"{key}={value}" for key, value in each.unit.changes.items()) or "none"
         rows.append([str(number), each.unit.name, str(len(each.stages)), str(len(own)), changes])
     _print_table(rows)
+    _say_repeated(planned)
     stages = sum(len(each.stages) for each in planned)
     say_now(f"{len(planned)} units, {stages} stages, {len(trained)} to train; the others are shared")
     return {"title": sweep.title, "units": _described(planned), "stages": stages, "to_train": len(trained)}
@@ -127,6 +128,7 @@ def run(asked: Sequence[Asked], jobs: int) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         for each in asked:
             planned = plans(each.sweep)
+            _say_repeated(planned)
             stack.enter_context(locked(each.workdir))
             _write_manifest(each.workdir, each.sweep, planned)
             prefix = f"{each.sweep.file.stem}/" if len(asked) > 1 else ""
@@ -170,6 +172,11 @@ def _write_manifest(workdir: Path, sweep: Sweep, planned: Sequence[Plan]) -> Non
     """Writes WORKDIR/sweep.json, which says what was requested."""
     asked = {"file": str(sweep.file), "title": sweep.title, "units": _described(planned)}
     publish.write_json(workdir / "sweep.json", asked)
+
+
+def _say_repeated(planned: Sequence[Plan]) -> None:
+    for name, other in repeated(planned).items():
+        say_now(f"NOTE: {name} is the same as {other}: what it changes has no effect")
 
 
 def _described(planned: Sequence[Plan]) -> list[dict[str, Any]]:

@@ -76,6 +76,22 @@ def test_sections_for_all_stages_are_joined_with_those_of_a_stage():
     }
 
 
+def test_keys_that_every_stage_replaces_are_named(tmp_path: Path):
+    """They have no effect, for example a rate for all stages in the demo."""
+    stages = {
+        "a": {"stage": "S1.1", "steps": 1, "optim": {"learning_rate": 1.0}, "data": {"batch_size": 4, "seed": 1}},
+        "b": {"stage": "S2", "steps": 2, "optim": {"learning_rate": 2.0, "clip_norm": 1.0}, "data": {"batch_size": 5}},
+    }
+    common = {"steps": 3, "log_every": 1, "optim": {"learning_rate": 3.0, "clip_norm": 2.0}, "data": {"max_tiles": 1}}
+    data = {"batch_size": 8, "text_tokens": 100, "seed": 2, "max_tiles": 2}
+    config = EvipConfig.from_dict({"stages": stages, "common": common, "data": data, "sets": {"kind": "nowhere"}})
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="nowhere"):
+        Evip.open(config, tmp_path, said.append)
+    keys = ("common.steps", "common.optim.learning_rate", "common.data.max_tiles", "data.batch_size")
+    assert said == [f"NOTE: config.{key} has no effect, since every stage has its own" for key in keys]
+
+
 def test_a_common_preset_is_that_of_the_stage_without_weights(evip: Evip):
     assert evip.stage_config("a", "init").model == {"rope_theta": 5e5}
     assert evip.stage_config("a", "").model["preset"] == "tiny_mono"

@@ -13,7 +13,8 @@ import pytest
 
 from mono_jax.errors import ConfigError
 from mono_jax.runs.config import EvipConfig
-from mono_jax.runs.sweeping.chain import plan, plans
+from mono_jax.runs.sweeping import commands
+from mono_jax.runs.sweeping.chain import plan, plans, repeated
 from mono_jax.runs.sweeping.units import BY_STAGE, Unit, product, read_sweep, values
 
 
@@ -104,6 +105,27 @@ def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
 def test_what_is_decided_by_the_same_is_shared(config: Path, changes: dict[str, Any], kept: set[str]):
     before, after = digests(config, {}), digests(config, changes)
     assert {folder for folder in after if after[folder] == before[folder]} == kept
+
+
+def test_units_whose_changes_have_no_effect_are_named(
+    write_sweep: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+):
+    """A key of ``common`` that each stage replaces, the value that it has anyway, or the order of changes."""
+    body = """
+def sweep(add):
+    both = {"stages.s1_1.steps": 3, "stages.s2.steps": 3}
+    add("a", seeds=2)
+    add("common", {"common.steps": 9}, seeds=2)
+    add("both", both)
+    add("again", dict(reversed(both.items())))
+    add("asked", {"heldout_batches": 3})
+"""
+    sweep = read_sweep(write_sweep(body))
+    same = {"common-seed0": "a-seed0", "common-seed1": "a-seed1", "again": "both"}
+    assert repeated(plans(sweep)) == same
+    commands.expand(sweep)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("NOTE")]
+    assert notes == [f"NOTE: {a} is the same as {b}: what it changes has no effect" for a, b in same.items()]
 
 
 def test_stages_that_are_left_out_take_with_them_what_the_config_says_of_them(tmp_path: Path, config: Path):
