@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import statistics
 import threading
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ def test_every_point_is_measured_and_written(tmp_path: Path, capsys: pytest.Capt
         assert points["concurrency_3"][name]["compilations"] == 0
         for count in (1, 3):
             assert points[f"concurrency_{count}"][name]["equal_bare_answers"] == count
-            assert points[f"concurrency_{count}"][name]["bare_step_s"] > 0
+            found = points[f"concurrency_{count}"][name]
+            above = [turn["above_bare_s"] for turn in found["turns"]]
+            assert len(above) == 2 and found["above_bare_s"] == pytest.approx(statistics.mean(above))
+            assert found["bare_step_s"] > 0
     assert len(points["finished"]["step_s"]) == 2
 
 

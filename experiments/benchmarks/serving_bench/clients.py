@@ -66,7 +66,7 @@ def serve(engine: Engine, requests: Sequence[Request], concurrency: int) -> dict
     found = {"seconds": seconds, "tokens_per_s": count / seconds, "first_token_s": statistics.median(first)}
     between_s = statistics.median(between) if between else None
     found |= {"between_tokens_s": between_s, "compilations": engine.stats().compilations - compiled}
-    return found | {"turns": {"first_token_s": first}, "tokens": tokens}
+    return found | {"requests": {"first_token_s": first}, "tokens": tokens}
 
 
 def one_by_one(generator: Generator, requests: Sequence[Request]) -> dict[str, Any]:
