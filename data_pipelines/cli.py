@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from data_pipelines.errors import BadSample, DataError, StorageError
@@ -17,10 +18,24 @@ INTERRUPTED = 130  # as shells report Ctrl-C
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, like every other error of a command."""
+    """An ArgumentParser whose errors are one line, like every other error of a command.
+
+    ``--flag=~/file`` is a file in the home directory, as ``--flag ~/file`` is, which the shell expands.
+    """
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_AT_HOME.sub(_at_home, each) for each in args], namespace)
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; see {self.prog} --help")
+
+
+_AT_HOME = re.compile(r"(--[^=]+=)(~/.*)", re.S)
+
+
+def _at_home(match: re.Match[str]) -> str:
+    return match[1] + os.path.expanduser(match[2])
 
 
 def make_parser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from data_pipelines.encoding.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ class TextStream:
         # together with the new ones because spaces and bytes depend on the preceding tokens.
         self._start = self._read = 0
         self._held = ""
+        self._begun = [_Begun(each) for each in self._stop]
         self.stopped_by: str | None = None
 
     @property
@@ -63,11 +65,39 @@ class TextStream:
         if (found := min(((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=None)) is not None:
             self._held, self.stopped_by = "", found[1]
             return text[: found[0]]
-        keep = 0 if end else max((_overlap(text, s) for s in self._stop), default=0)
+        keep = max((begun.after(new) for begun in self._begun), default=0)
+        keep = 0 if end else keep
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
-    """The number of characters at the end of ``text`` with which ``stop`` may begin."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+class _Begun:
+    """How much of a string a text ends with (Knuth, Morris and Pratt): constant time per character, on average."""
+
+    def __init__(self, string: str):
+        self._string, self._borders, self._length = string, _borders(string), 0
+
+    def after(self, new: str) -> int:
+        """The number of characters at the end of the text, ``new`` included, with which the string begins.
+
+        The text must not have the whole string.
+        """
+        string, borders, length = self._string, self._borders, self._length
+        for letter in new:
+            while length and string[length] != letter:
+                length = borders[length - 1]
+            length += string[length] == letter
+        self._length = length
+        return length
+
+
+@functools.lru_cache(256)  # the answers to a request share their stop strings
+def _borders(string: str) -> tuple[int, ...]:
+    """For each beginning of ``string``, the length of its longest beginning that it also ends with, itself excluded."""
+    borders, length = [0], 0
+    for letter in string[1:]:
+        while length and string[length] != letter:
+            length = borders[length - 1]
+        length += string[length] == letter
+        borders.append(length)
+    return tuple(borders)

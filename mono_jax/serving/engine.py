@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -98,7 +99,7 @@ class Engine:
             _check_tables(sampling)
         except GenerationError as error:  # of the folder, which every request would have
             raise ConfigError(f"{opened.files / 'generation_config.json'}: {error}") from None
-        name = name or Path(model.rstrip("/")).name
+        name = name or Path(os.path.abspath(model)).name or "model"
         return cls(opened.generator, opened.tokenizer, config, form=opened.form, sampling=sampling, name=name)
 
     # ------------------------------------------------------------------------------------------------------------------

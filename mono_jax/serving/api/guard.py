@@ -6,13 +6,14 @@ import asyncio
 import hmac
 import ipaddress
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mono_jax.serving.api.errors import ApiError, response
 from mono_jax.serving.api.service import Service
 from mono_jax.serving.api.settings import ApiConfig
+from mono_jax.serving.api.tickets.arrivals import Arrival
 from mono_jax.serving.api.tickets.visit import Visit
 
 OPEN = ("/", "/health", "/metrics")  # paths that need no key
@@ -26,7 +27,7 @@ class Guard:
         self._app, self._service, self._paths = app, service, frozenset(paths)
         self._keys = [key.encode() for key in keys]
         self._names = {name.strip().lower() for name in service.config.host_names.split(",")}
-        self._inside = 0  # requests in progress
+        self._inside = 0  # requests in progress whose body is complete
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,15 +41,15 @@ class Guard:
             await send(message)
 
         visit = scope[VISIT] = self._service.visit()
-        body = _Body(receive, self._service.config, visit)
-        self._inside += 1
+        body = _Body(receive, self._service, visit, self._enter)
         try:
             self._check(scope)
             await self._app(scope, body, counted)
         except ApiError as error:
             await response(error)(scope, receive, counted)
         finally:
-            self._inside -= 1
+            self._inside -= body.is_whole
+            body.end()
             visit.end()
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._service.metrics.requests.labels(path, str(status or 500)).inc()
@@ -65,12 +66,20 @@ class Guard:
             advice = "start the server with this name in --host_names, or with an API key"
             raise ApiError(403, f"not served under the name {name[:80]!r}: {advice}", code="unknown_host")
         self._service.gate.check()
-        if self._inside > config.max_requests:
-            why = f"{config.max_requests} requests are already in progress"
-            raise ApiError(429, why, code="too_many_requests", retry_s=1)
+        self._check_inside()
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > config.max_body:
             raise _too_large(config)
+
+    def _check_inside(self) -> None:
+        if self._inside >= self._service.config.max_requests:
+            why = f"{self._inside} requests are already in progress"
+            raise ApiError(429, why, code="too_many_requests", retry_s=1, close=True)
+
+    def _enter(self) -> None:
+        """Called once the body of a request is complete. Raises ApiError 429 if there are too many."""
+        self._check_inside()
+        self._inside += 1
 
     def _has_key(self, header: bytes) -> bool:
         kind, _, given = header.partition(b" ")
@@ -93,27 +102,50 @@ class Guard:
 
 
 class _Body:
-    """An ASGI ``receive`` that raises ApiError if the body is too long or late, or if there is no room for it."""
+    """An ASGI ``receive`` that raises ApiError if the body is too long or late, or if there is no room for it.
 
-    def __init__(self, receive: Receive, config: ApiConfig, visit: Visit):
-        self._receive, self._config, self._visit = receive, config, visit
-        self._deadline = time.monotonic() + config.body_timeout_s
-        self._whole = False
+    Attributes:
+      is_whole: whether all of it was received, and ``enter`` has let the request in.
+    """
+
+    def __init__(self, receive: Receive, service: Service, visit: Visit, enter: Callable[[], None]):
+        self._receive, self._config, self._visit, self._enter = receive, service.config, visit, enter
+        self._arrivals, self._arrival = service.arrivals, Arrival(visit.end)
+        self._deadline: float | None = None  # in the event loop's time; None until something waits for the body
+        self.is_whole = False
+
+    def end(self) -> None:
+        """No more of it is received."""
+        self._arrivals.leave(self._arrival)
 
     async def __call__(self) -> Message:
-        if self._whole:
+        if self.is_whole:
             return await self._receive()
-        try:
-            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
-                message = await self._receive()
-        except TimeoutError:
-            why = f"the body did not arrive within {self._config.body_timeout_s:g} s"
-            raise ApiError(408, why, code="timeout", close=True) from None
-        self._whole = not message.get("more_body", False)
-        self._visit.take(len(message.get("body", b"")))
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._config.body_timeout_s
+            self._arrivals.enter(self._arrival)
+        message = await self._next()
+        self._arrivals.moved(self._arrival, count := len(message.get("body", b"")))
+        self._visit.take(count)
+        if self._arrival.refused is not None:
+            raise self._arrival.refused
         if self._visit.taken > self._config.max_body:
             raise _too_large(self._config)
+        if not message.get("more_body", False):
+            self.end()
+            self._enter()
+            self.is_whole = True
         return message
+
+    async def _next(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self._deadline) as self._arrival.timeout:
+                return await self._receive()
+        except TimeoutError:
+            why = f"the body did not arrive within {self._config.body_timeout_s:g} s"
+            raise self._arrival.refused or ApiError(408, why, code="timeout", close=True) from None
+        finally:
+            self._arrival.timeout = None
 
 
 def _too_large(config: ApiConfig) -> ApiError:

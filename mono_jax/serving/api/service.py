@@ -17,6 +17,7 @@ from mono_jax.serving.api.metrics import Metrics
 from mono_jax.serving.api.requests.fetching import Fetcher
 from mono_jax.serving.api.requests.prompts import PromptMaker
 from mono_jax.serving.api.settings import ApiConfig
+from mono_jax.serving.api.tickets.arrivals import Arrivals
 from mono_jax.serving.api.tickets.gate import Gate
 from mono_jax.serving.api.tickets.running import Running
 from mono_jax.serving.api.tickets.visit import Room, Visit
@@ -38,7 +39,8 @@ class Service:
         """Raises DataError for a chat template that cannot be used."""
         self.engine, self.config, self.fetcher = engine, config, fetcher
         self.started = int(time.time())
-        self.gate, self.metrics, self.room = Gate(), Metrics(engine), Room(config.max_bytes)
+        self.gate, self.metrics, self.arrivals = Gate(), Metrics(engine), Arrivals(config.max_requests)
+        self.room = Room(config.max_bytes, self.arrivals.drop)
         limits = ImageLimits(max_pixels=config.max_pixels, max_bytes=config.max_body, min_side=1, max_aspect=200.0)
         self.prompts = PromptMaker(engine, limits, config.pixel_path)
         # A separate pool: an image can be made to take seconds by its sender.

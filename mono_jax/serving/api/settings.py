@@ -39,7 +39,12 @@ class ApiConfig:
         "which differs by at most 4 of 255 on photographs, by 21 on screenshots",
     )
     max_choices: int = field(128, ge=1, help="maximum number of answers to a request: prompts x n")
-    max_requests: int = field(512, ge=1, help="maximum number of requests in progress; more are refused")
+    max_requests: int = field(
+        512,
+        ge=1,
+        help="maximum number of requests in progress, and of others whose bodies are arriving; more are refused, or "
+        "those that arrive too slowly",
+    )
     max_preparing: int = field(
         256, ge=1, help="maximum number of requests whose images are being decoded or wait for it; more are refused"
     )

@@ -102,3 +102,43 @@ def test_stop_strings(seed: int) -> None:
     assert shown == text[:cut]
     assert (stream.stopped_by is None) == (cut is None)
     assert cut is None or text[cut:].startswith(stream.stopped_by)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_more_is_held_back_than_a_stop_string_may_begin_with(seed: int) -> None:
+    """Strings of two letters, so that beginnings repeat within themselves."""
+    rng = np.random.default_rng(seed)
+    stops = ["".join("ab"[i] for i in rng.integers(0, 2, rng.integers(9, 15))) for _ in range(3)]
+    stops += ["a" * 12 + "b", "aab" * 4 + "a"]
+    stream, text, shown = TextStream(Letters(), stops), "", ""
+    for _ in range(300):
+        ids = rng.integers(0, 2, rng.integers(1, 4)).tolist()
+        text += Letters.decode(ids)
+        shown += stream.add(ids)
+        if stream.stopped_by is not None:
+            break
+        held = max(n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n]))
+        assert shown == text[: len(text) - held]
+
+
+def test_long_stop_strings_take_linear_time() -> None:
+    """A client may send strings of which an answer has nearly all, again and again; the engine's thread looks."""
+
+    class Counting(str):
+        """Counts comparisons of letters."""
+
+        compared = 0
+
+        def __getitem__(self, place: int) -> str:
+            type(self).compared += 1
+            return super().__getitem__(place)
+
+        def startswith(self, text: str, *places: int) -> bool:
+            type(self).compared += len(text)
+            return super().startswith(text, *places)
+
+    stop, count = Counting("a" * 500 + "b"), 3000
+    stream = TextStream(Letters(), [stop])
+    shown = "".join(stream.add([0]) for _ in range(count))
+    assert len(shown) == count - 500
+    assert Counting.compared <= 4 * (count + len(stop))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from mono_jax.serving.api.errors import ApiError
@@ -13,13 +13,18 @@ T = TypeVar("T")
 
 
 class Room:
-    """Accounts for the bytes held by all requests in progress, at most ``most`` at a time."""
+    """Accounts for the bytes held by all requests in progress, at most ``most`` at a time.
 
-    def __init__(self, most: int):
-        self._most, self.used = most, 0
+    reclaim: makes one of them give its bytes back; False if none can.
+    """
+
+    def __init__(self, most: int, reclaim: Callable[[], bool]):
+        self._most, self._reclaim, self.used = most, reclaim, 0
 
     def take(self, more: int) -> None:
         """Raises ApiError 429 if there is no room; ``more`` is counted even then, until it is given back."""
+        while self.used + more > self._most and self._reclaim():
+            pass
         self.used += more
         if self.used > self._most:
             why = "the requests in progress already hold too many bytes"

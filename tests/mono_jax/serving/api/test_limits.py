@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -265,6 +266,52 @@ def test_more_requests_than_allowed_are_refused(held: ScriptedEngine):
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
             connection.close()
         assert client.chat("Hi")[0] == 200
+
+
+def stalled(client: Client, count: int, sent: bytes = b"") -> list[socket.socket]:
+    """Connections whose requests have a body of a million bytes, of which only the first ones are sent."""
+    found = []
+    for _ in range(count):
+        connection = socket.create_connection(("127.0.0.1", client.port), timeout=60)
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+        connection.sendall(head.encode() + sent)
+        found.append(connection)
+    return found
+
+
+@pytest.mark.parametrize("limit", ["requests", "bytes"])
+def test_bodies_that_do_not_come_hold_up_nobody(limit: str, engine: ScriptedEngine):
+    """Each of them makes way once it has stalled for a second, and no sooner; whole requests are counted apart."""
+    config = {"max_requests": 4} if limit == "requests" else {"max_body": 1_000_000, "max_bytes": 1_000_000}
+    sent = b"" if limit == "requests" else b" " * 249_900
+    with serving(engine, ApiConfig(**config, drain_s=0)) as client:
+        slow = stalled(client, 4, sent)
+        wait_for(lambda: len(client.service.arrivals._inside) == 4 and client.service.room.used == 4 * len(sent))
+        assert client.get("/v1/models")[0] == 200
+        status, answer = client.chat("Hi", user="x" * 1000)
+        assert (status, answer["error"]["code"][:8]) == (429, "too_many")
+        time.sleep(1.1)
+        slow[0].sendall(b" " * 20_000)  # makes progress
+        wait_for(lambda: client.service.room.used == 4 * len(sent) + 20_000 or limit == "bytes")
+        assert client.chat("Hi", user="x" * 1000)[0] == 200
+        assert rest(slow[1]).startswith("HTTP/1.1 408 ")
+        waiting = [connection for connection in slow if connection.fileno() >= 0]
+        assert len(client.service.arrivals._inside) == len(waiting)
+        for connection in waiting:
+            connection.close()
+        wait_for(lambda: not client.service.arrivals._inside and client.service.room.used == 0)
+
+
+def test_bytes_that_trickle_in_are_no_progress(engine: ScriptedEngine):
+    with serving(engine, ApiConfig(max_requests=2, drain_s=0)) as client:
+        slow = stalled(client, 2)
+        for _ in range(11):
+            time.sleep(0.1)
+            for connection in slow:
+                connection.sendall(b" ")
+        assert client.chat("Hi")[0] == 200
+        assert rest(slow[0]).startswith("HTTP/1.1 408 ")
+        slow[1].close()
 
 
 def test_bytes_of_all_requests_are_limited(held: ScriptedEngine):
