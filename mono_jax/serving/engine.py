@@ -99,7 +99,7 @@ class Engine:
             _check_tables(sampling)
         except GenerationError as error:  # of the folder, which every request would have
             raise ConfigError(f"{opened.files / 'generation_config.json'}: {error}") from None
-        name = name or Path(os.path.abspath(model)).name or "model"
+        name = name or model_name(model)
         return cls(opened.generator, opened.tokenizer, config, form=opened.form, sampling=sampling, name=name)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -269,3 +269,8 @@ def _check_images(model: Architecture, form: PromptFormat, config: EngineConfig)
 
 def _say(line: str) -> None:
     _log.warning("%s", line)
+
+
+def model_name(model: str) -> str:
+    """The name of a model's folder or URL, also of "." and ".."."""
+    return Path(os.path.abspath(model)).name or "model"

@@ -38,6 +38,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "no such model",
         408: "the body did not arrive in time",
         413: "the body is too large",
+        415: "the body is not declared as JSON",
         429: "too many requests: try again later",
         500: "internal server error",
         503: "the server is shutting down, or cancelled the answer",
@@ -126,6 +127,9 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize", responses=_ERRORS)
     async def detokenize(body: DetokenizeRequest, request: HttpRequest) -> shapes.Text:
         service.check_model(body.model)
+        if len(body.tokens) > (most := service.engine.config.max_length):
+            why = f"{len(body.tokens)} tokens are more than {most}, the limit of a request (max_length)"
+            raise ApiError(400, why, param="tokens", code="context_length_exceeded")
         if (largest := max(body.tokens, default=0)) >= service.engine.architecture.vocab_size:
             raise ApiError(400, f"token {largest} is outside the vocabulary", param="tokens")
         work = service.with_text(tokenizer.decode, body.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,10 @@ from mono_jax.serving.contract import Closed, Full, TooLong
 
 CLIENT_CLOSED = 499  # not a standard status; marks requests whose client disconnected, in logs and metrics
 FAILED = "the engine no longer serves requests: see the server's log"  # the reason is for the operator, not for clients
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+PART_KINDS = ("text", "image_url")  # of a message's content
+_LONGEST = 800  # characters of a message
+_TYPE_NAMES = ("body", "str", "int", "constrained-str")
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ApiError(HTTPException):
@@ -37,6 +41,7 @@ class ApiError(HTTPException):
         close: bool = False,
     ):
         headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
+        headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         super().__init__(status, message, headers | ({"Connection": "close"} if close else {}))
         self.param, self.code = param, code
 
@@ -45,7 +50,10 @@ def body(error: HTTPException) -> dict[str, Any]:
     """The error as JSON."""
     kind = _TYPES.get(error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error")
     param, code = getattr(error, "param", None), getattr(error, "code", None)
-    return {"error": {"message": str(error.detail), "type": kind, "param": param, "code": code}}
+    message = str(error.detail)
+    if len(message) > _LONGEST:  # it repeats what was sent
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def response(error: HTTPException) -> JSONResponse:
@@ -91,15 +99,16 @@ def of_validation(faults: Sequence[dict[str, Any]]) -> ApiError:
     """Of pydantic's faults, one for each reading of the request, the fault of the reading that got furthest."""
     fault = max(faults, key=lambda each: (len(each["loc"]), [part for part in each["loc"] if isinstance(part, int)]))
     context = fault.get("ctx", {})
-    param = _place([*fault["loc"], *([context["param"]] if "param" in context else [])]) or None
+    param = ".".join([*_place(fault["loc"]), *([context["param"]] if "param" in context else [])]) or None
     return ApiError(400, f"{param}: {fault['msg']}" if param else fault["msg"], param=param, code=fault["type"])
 
 
-def _place(location: Sequence[str | int]) -> str:
-    """The place in the request, without the type names and tags that pydantic inserts."""
+def _place(location: Sequence[str | int]) -> list[str]:
+    """The place in the request, without the names of types and the kinds of parts that pydantic inserts."""
     parts: list[str] = []
-    for part in map(str, location):
-        is_type = "[" in part or part in ("body", "str", "int", "constrained-str") or part[:1].isupper()
-        if not is_type and part != (parts or [None])[-1]:
-            parts.append(part)
-    return ".".join(parts)
+    for before, part in itertools.pairwise(["body", *location]):
+        is_type = isinstance(part, str) and ("[" in part or part in _TYPE_NAMES or part[:1].isupper())
+        is_kind = isinstance(before, int) and part in PART_KINDS
+        if not is_type and not is_kind:
+            parts.append(str(part))
+    return parts

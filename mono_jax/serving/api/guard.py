@@ -33,6 +33,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the connection knows, and leaves out the body
+            scope = {**scope, "method": "GET"}
         start, status = time.perf_counter(), 0
 
         async def counted(message: Message) -> None:

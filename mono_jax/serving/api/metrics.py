@@ -26,7 +26,7 @@ class Metrics:
             f"{PREFIX}_http_requests", "HTTP requests that ended", ["path", "status"], registry=self.registry
         )
         self.seconds = self._histogram("http_request_seconds", "from request headers to the last byte of the response")
-        self.first_token = self._histogram("time_to_first_token_seconds", "time from submission to the first token")
+        self.first_token = self._histogram("time_to_first_token_seconds", "from request headers to the first token")
         self.token_gap = self._histogram("time_per_output_token_seconds", "mean of each answer, after its first token")
         self.registry.register(_OfEngine(engine))
 

@@ -79,18 +79,19 @@ class Service:
     def take_logprobs(self, visit: Visit, tokens: int, logprobs: int | None) -> None:
         """Reserves the bytes for the log-probabilities of ``tokens`` tokens, each with ``logprobs`` likeliest ones.
 
-        Raises ApiError 400 if there can never be room for them, 429 if there is none now.
+        Raises as ``take``.
         """
-        if logprobs is None:
-            return
-        more = tokens * (logprobs + 2) * _VALUE_BYTES
+        if logprobs is not None:
+            what = f"log-probabilities of up to {tokens} tokens, with {logprobs} others each,"
+            lower = "send fewer prompts, or lower n, max_tokens or the number of log-probabilities"
+            more = tokens * (logprobs + 2) * _VALUE_BYTES
+            self.take(visit, more, what, lower, param="logprobs", code="too_many_logprobs")
+
+    def take(self, visit: Visit, more: int, what: str, lower: str, *, param: str, code: str) -> None:
+        """Reserves ``more`` bytes for ``what``; raises ApiError 400 if there can never be room, 429 if not now."""
         if visit.taken + more > self.config.max_bytes:
-            why = (
-                f"log-probabilities of up to {tokens} tokens, with {logprobs} others each, take {more} bytes of the "
-                f"{self.config.max_bytes} that all requests may hold: send fewer prompts, or lower n, max_tokens or "
-                "the number of log-probabilities"
-            )
-            raise ApiError(400, why, param="logprobs", code="too_many_logprobs")
+            why = f"{what} take {more} bytes of the {self.config.max_bytes} that all requests may hold: {lower}"
+            raise ApiError(400, why, param=param, code=code)
         visit.take(more)
 
     def visit(self) -> Visit:
@@ -133,8 +134,7 @@ class Service:
             return
         self.metrics.first_token.observe(running.first_token_s)
         if (later := max(running.tokens) - 1) > 0:
-            rest = time.perf_counter() - running.started - running.first_token_s
-            self.metrics.token_gap.observe(rest / later)
+            self.metrics.token_gap.observe((running.passed_s - running.first_token_s) / later)
 
     async def close(self) -> None:
         if self.fetcher is not None:

@@ -78,3 +78,11 @@ def test_a_folder_with_more_tokens_than_a_request_may_have_is_refused_at_the_sta
     (folder / "generation_config.json").write_text(json.dumps({key: [*range(70)]}))
     with pytest.raises(ConfigError, match=rf"generation_config\.json: 7\d {name}: .* fewer than 64"):
         engine.Engine.open(str(folder), EngineConfig())
+
+
+def test_a_model_is_called_as_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "latest").symlink_to("there")
+    monkeypatch.chdir(tmp_path / "there")
+    given = {".": "there", "..": tmp_path.name, "../latest": "latest", "gs://bucket/m/": "m", "/": "model"}
+    assert {model: engine.model_name(model) for model in given} == given

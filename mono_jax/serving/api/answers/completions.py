@@ -11,7 +11,7 @@ from starlette.responses import Response
 from mono_jax.generation.options import Sampling
 from mono_jax.generation.prompts import Prompt
 from mono_jax.serving.api.answers import logprobs, shapes
-from mono_jax.serving.api.answers.json_text import Json, json_response
+from mono_jax.serving.api.answers.json_text import Json, json_response, plain
 from mono_jax.serving.api.answers.stream import EventStream, Frames
 from mono_jax.serving.api.requests import sampling as samplings
 from mono_jax.serving.api.requests.schemas import CompletionRequest
@@ -43,7 +43,8 @@ class _Completion:
         self._service, self._asked, self._visit, self._n = service, asked, visit, asked.n or 1
         self._head = shapes.head("cmpl", "text_completion", service.engine.name)
         self._prompts: list[Prompt] = []
-        self._echoes: list[str] = []
+        self._echoes: list[str] = []  # what is repeated of each prompt
+        self._echoed_json: list[str] = []  # the same as JSON, written once for all answers
         self._scored = len(asked.prompts) if asked.echo and asked.logprobs is not None else 0
         self._scores: dict[int, Sequence[TokenLogprobs | None]] = {}
         self._echoed_pieces: dict[int, list[dict[str, str]]] = {}
@@ -68,6 +69,10 @@ class _Completion:
             self._echoes = [
                 text if isinstance(text, str) else await service.with_text(decode, text) for text in asked.prompts
             ]
+        self._echoed_json = [await service.with_text(plain, text) for text in self._echoes]
+        size = 2 * self._n * sum(len(each.encode()) for each in self._echoed_json)  # as written, and to be sent
+        lower = "send fewer or shorter prompts, or lower n"
+        service.take(self._visit, size, "echoes of the prompts", lower, param="echo", code="too_long_echo")
         scored = [Request(prompt, self._sampling, scores=True) for prompt in self._prompts[: self._scored]]
         requests = []
         for prompt in self._prompts if asked.max_tokens != 0 else ():
@@ -118,7 +123,7 @@ class _Completion:
         written = [
             {
                 "index": number,
-                "text": self._echoes[number // self._n] + choice.text,
+                "text": Json(self._echoed_json[number // self._n][:-1] + plain(choice.text)[1:]),
                 "logprobs": await self._whole_logprobs(number, choice),
                 "finish_reason": choice.finish,
             }
@@ -137,7 +142,7 @@ class _Completion:
         for number in range(self._count if self._asked.echo else 0):
             finish = "length" if self._asked.max_tokens == 0 else None
             echoed = await self._visit.in_time(self._whole_logprobs(number))
-            yield chunk(number, self._echoes[number // self._n], echoed, finish)
+            yield chunk(number, Json(self._echoed_json[number // self._n]), echoed, finish)
         forms = [self._form(number) for number in range(self._count)]
         async for piece in self._pieces(ping=True):
             if piece is None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.serving.api.answers.json_text import Json, plain
-from mono_jax.serving.api.answers.pieces import TokenTexts, token_text
+from mono_jax.serving.api.answers.pieces import TokenTexts
 from mono_jax.serving.api.service import Service
 from mono_jax.serving.contract import TokenLogprobs
 
@@ -35,14 +35,15 @@ class OfChat:
     fields = ("content",)
 
     def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer, self._texts = tokenizer, TokenTexts(tokenizer)
+        self._texts = TokenTexts(tokenizer)
 
     def add(self, ids: Sequence[int], found: Found) -> dict[str, list[Any]]:
         return {"content": [self._token(token, each) for token, each in zip(ids, found, strict=True)]}
 
     def _token(self, token: int, each: TokenLogprobs) -> dict[str, Any]:
-        top = [_entry(token_text(self._tokenizer, other), value) for other, value in each.top]
-        return _entry(self._texts.add(token)[0], each.logprob) | {"top_logprobs": top}
+        text, _, others = self._texts.add(token, [other for other, _ in each.top])
+        top = [_entry(other, value) for other, (_, value) in zip(others, each.top, strict=True)]
+        return _entry(text, each.logprob) | {"top_logprobs": top}
 
 
 def _entry(text: str, logprob: float) -> dict[str, Any]:
@@ -56,24 +57,21 @@ class OfText:
     fields = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
     def __init__(self, tokenizer: Tokenizer, begin: int = 0, unseen: int = 0):
-        self._tokenizer, self._texts = tokenizer, TokenTexts(tokenizer, begin, unseen)
+        self._texts = TokenTexts(tokenizer, begin, unseen)
 
     def add(self, ids: Sequence[int], found: Found) -> dict[str, list[Any]]:
         rows = [self._token(token, each) for token, each in zip(ids, found, strict=True)]
         return dict(zip(self.fields, map(list, zip(*rows)))) if rows else {name: [] for name in self.fields}
 
     def _token(self, token: int, each: TokenLogprobs | None) -> tuple[Any, ...]:
-        text, offset = self._texts.add(token)
+        found = () if each is None else (*each.top, (token, each.logprob))
+        text, offset, texts = self._texts.add(token, [other for other, _ in found])
         if each is None:
             return text, None, None, offset
-        return text, max(_LEAST, each.logprob), self._by_text(each), offset
-
-    def _by_text(self, each: TokenLogprobs) -> dict[str, float]:
-        """The likeliest tokens and the token itself; if several have the same text, the likeliest one counts."""
-        texts: dict[str, float] = {}
-        for token, value in (*each.top, (each.token, each.logprob)):
-            texts.setdefault(token_text(self._tokenizer, token), max(_LEAST, value))
-        return texts
+        likeliest: dict[str, float] = {}  # of the likeliest tokens and the token itself, by text
+        for other, (_, value) in zip(texts, found, strict=True):
+            likeliest.setdefault(other, max(_LEAST, value))
+        return text, max(_LEAST, each.logprob), likeliest, offset
 
 
 async def written(service: Service, form: Format, ids: Sequence[int], found: Found) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from data_pipelines.encoding.tokenizer import Tokenizer
 from mono_jax.generation.text import TextStream
@@ -12,6 +13,13 @@ from mono_jax.generation.text import TextStream
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """The text of a token by itself; kept, because the likeliest tokens are mostly the same ones."""
     return tokenizer.decode([token])
+
+
+@functools.lru_cache(1 << 16)
+def _text_within(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token that follows others: some tokenizers leave out the space at the beginning of a text."""
+    before = tokenizer.encode("a")[-1]
+    return tokenizer.decode([before, token])[len(tokenizer.decode([before])) :]
 
 
 class TokenTexts:
@@ -24,14 +32,21 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer, begin: int = 0, unseen: int = 0):
         """``begin``: where the first token's text begins. ``unseen``: the number of first tokens that have no text."""
         self._tokenizer, self._stream = tokenizer, TextStream(tokenizer)
-        self._length, self._unseen = begin, unseen
+        self._length, self._unseen, self._begins = begin, unseen, True
 
-    def add(self, token: int) -> tuple[str, int]:
-        """The text of the next token, and where it begins."""
+    def add(self, token: int, others: Sequence[int] = ()) -> tuple[str, int, list[str]]:
+        """The text of the next token, where it begins, and the texts of ``others`` in its place."""
+        alone = self._unseen > 0 or self._begins
+        texts = {other: (token_text if alone else _text_within)(self._tokenizer, other) for other in others}
+        text, begin = self._add(token)
+        return text, begin, [(texts | {token: text})[other] for other in others]
+
+    def _add(self, token: int) -> tuple[str, int]:
         begin, was_whole = self._length, self._stream.is_whole
         if self._unseen:
             self._unseen -= 1
             return token_text(self._tokenizer, token), begin
+        self._begins = False
         text = self._stream.add([token])
         self._length += len(text)
         return text if was_whole and self._stream.is_whole else token_text(self._tokenizer, token), begin

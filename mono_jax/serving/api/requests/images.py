@@ -99,7 +99,7 @@ def _check_format(data: bytes, name: str, all_formats: bool) -> None:
 def _inline(url: str, name: str) -> bytes:
     """The file in a data URI."""
     head, comma, text = url.partition(",")
-    kind, *options = head[len("data:") :].split(";")
+    kind, *options = head[len("data:") :].lower().split(";")
     if not comma or "base64" not in options or not (kind == "" or kind.startswith("image/")):
         raise _wrong(name, "a data URI must begin with data:image/...;base64,")
     try:

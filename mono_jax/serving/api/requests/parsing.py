@@ -43,6 +43,10 @@ def route_class(in_thread: Work) -> type[APIRoute]:
             model = self.body_field.field_info.annotation
 
             async def with_body(request: Request) -> Response:
+                kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if kind != "application/json":  # a page of another site may send other kinds without being asked
+                    why = f"the body is {kind[:80] or 'of no type'}: send the header Content-Type: application/json"
+                    raise ApiError(415, why, code="unsupported_media_type", close=True)
                 return await handle(_Parsing(request, model, in_thread))
 
             return with_body

@@ -6,7 +6,7 @@ no effect. A few parameters that do not affect the answer are accepted and ignor
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,12 +21,14 @@ MAX_IDS = 1_000_000  # the engine's own limit is lower, but known only later
 MAX_STOPS = 16
 MAX_STOP = 512  # characters; each piece of an answer is searched for the possible beginning of one
 MAX_TOKENS = 2**31 - 1
-_NO_EFFECT = {
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    "parallel_tool_calls",
-}
-# Parameters of OpenAI's API that this server does not support; each value listed is one that has no effect.
-_NOT_HERE: dict[str, tuple[Any, ...]] = {
+Unsupported = dict[str, tuple[Any, ...]]  # parameters of OpenAI's API, each with its values that have no effect
+_NO_EFFECT = frozenset(
+    {
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+        *("prompt_cache_retention", "parallel_tool_calls"),
+    }
+)
+_OF_REQUESTS: Unsupported = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -42,11 +44,24 @@ _NOT_HERE: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
 }
+# What clients send back of an answer, ``message.model_dump()``, has them, null or empty.
+_OF_MESSAGES: Unsupported = {
+    "refusal": (),
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "tool_calls": ([],),
+}
 
 
 class Body(BaseModel):
-    """Types are strict: "1" is not a number, and true is not 1."""
+    """Types are strict: "1" is not a number, and true is not 1.
 
+    unsupported: null is accepted for all of them. no_effect: parameters that are accepted with any value.
+    """
+
+    unsupported: ClassVar[Unsupported] = {}
+    no_effect: ClassVar[frozenset[str]] = frozenset()
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
@@ -58,10 +73,11 @@ class Body(BaseModel):
         for name, value in values.items():
             if name in cls.model_fields:
                 kept[name] = value
-            elif name in _NOT_HERE and issubclass(cls, SamplingBody):
-                if value is not None and value not in _NOT_HERE[name]:
+            elif name in cls.unsupported:
+                harmless = [each for each in cls.unsupported[name] if type(each) is type(value)]  # true is not 1
+                if value is not None and value not in harmless:
                     raise _fault("unsupported_parameter", "this server does not support it", name)
-            elif not (name in _NO_EFFECT and issubclass(cls, SamplingBody)):
+            elif name not in cls.no_effect:
                 name = name[:80].encode("utf-8", "backslashreplace").decode()
                 raise _fault("unknown_parameter", f"unknown; {did_you_mean(name, cls.model_fields)}", name)
         return kept
@@ -83,6 +99,7 @@ class StreamOptions(Body):
 class SamplingBody(Body):
     """How tokens are sampled; None = the default of the model's folder."""
 
+    unsupported, no_effect = _OF_REQUESTS, _NO_EFFECT
     model: str | None = Field(None, description="as listed by /v1/models")
     temperature: float | None = Field(None, ge=0, le=10)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -135,6 +152,7 @@ class ImagePart(Body):
 
 
 class Message(Body):
+    unsupported = _OF_MESSAGES
     role: Literal["system", "developer", "user", "assistant"]
     content: (
         str
@@ -144,7 +162,6 @@ class Message(Body):
         ]
     )
     name: str | None = Field(None, description="no effect")
-    refusal: None = None
 
 
 class ChatRequest(SamplingBody):

@@ -28,7 +28,7 @@ class Running:
     """The answers to one client's request. Leaving the context cancels those that have not finished.
 
     Attributes:
-      started: ``time.perf_counter`` at submission. first_token_s: seconds to the first token of any answer; None until
+      first_token_s: seconds from the request's headers to the first token of any answer, or to its end; None until
         then.
       tokens: tokens of each answer so far, without those that ended it. cached: for each answer, the prompt tokens that
         were reused.
@@ -40,7 +40,6 @@ class Running:
         self._tickets: dict[int, Ticket] = {}
         self.tokens, self.cached = [0] * len(requests), [0] * len(requests)
         self.first_token_s: float | None = None
-        self.started = time.perf_counter()
 
     async def __aenter__(self) -> Self:
         """Submits all answers, or none; raises ApiError if ``submit`` fails."""
@@ -72,6 +71,11 @@ class Running:
         """Makes ``pieces`` raise ``why``."""
         self._events.put_nowait(why)
 
+    @property
+    def passed_s(self) -> float:
+        """Seconds since the request's headers."""
+        return time.perf_counter() - self._visit.started
+
     async def pieces(self, ping: bool = False) -> AsyncIterator[Piece | None]:
         """Yields pieces until all answers have ended; ``ping``: also None after each interval without a piece.
 
@@ -97,8 +101,8 @@ class Running:
                 raise ApiError(500, "the answer failed: internal server error, see its log", code="generation_failed")
             if event.finish == "cancelled":
                 raise ApiError(503, event.message or "the answer was cancelled", code="cancelled", retry_s=1)
-            if event.tokens and self.first_token_s is None:
-                self.first_token_s = time.perf_counter() - self.started
+            if (event.tokens or event.finish is not None) and event.scores is None and self.first_token_s is None:
+                self.first_token_s = self.passed_s
             self.tokens[number] += len(event.tokens)
             self.cached[number] += event.cached_tokens
             yield piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -35,13 +36,14 @@ class Visit:
     """Starts at construction.
 
     Attributes:
+      started: ``time.perf_counter`` then.
       deadline: in the event loop's time. timeout_s: the seconds from the start to the deadline.
       taken: the bytes it holds: its body, the images fetched for it, the pixels of its prompt, its log-probabilities.
     """
 
     def __init__(self, room: Room, gate: Gate, timeout_s: float):
         self._room, self._gate = room, gate
-        self.taken, self.timeout_s = 0, timeout_s
+        self.taken, self.timeout_s, self.started = 0, timeout_s, time.perf_counter()
         self.deadline = asyncio.get_running_loop().time() + timeout_s
         self._cut: asyncio.Future[ApiError] | None = None
 

@@ -24,7 +24,7 @@ from mono_jax.generation.prompts import Prompt
 from mono_jax.generation.questions import Questions
 from mono_jax.models.architecture import Architecture
 from mono_jax.serving.api.answers import logprobs
-from mono_jax.serving.api.answers.pieces import TokenTexts, Trimmed, token_text
+from mono_jax.serving.api.answers.pieces import TokenTexts, Trimmed
 from mono_jax.serving.contract import TokenLogprobs
 from tests.mono_jax.serving.api.running_server import Client, message, picture, serving
 from tests.mono_jax.serving.api.scripted import ScriptedEngine, digest, logprob
@@ -206,8 +206,7 @@ def test_log_probabilities_of_a_piece_take_no_longer_the_more_came_before(engine
     found = [TokenLogprobs(token, -1.0, ((6, -2.0),)) for token in ids]
     costs, texts = [], logprobs.OfText(engine.tokenizer).add(ids, found)["tokens"]
     of_chat, of_text = logprobs.OfChat(counting), logprobs.OfText(counting)
-    for token in {*ids, 6}:
-        token_text(counting, token)  # once, whenever it first comes
+    logprobs.OfText(counting).add(ids, found)  # the texts of likeliest tokens, each once, whenever it first comes
     for number in range(len(ids)):
         counting.decoded = 0
         chat = of_chat.add(ids[number : number + 1], found[number : number + 1])
@@ -223,12 +222,15 @@ class _Counting:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer, self.decoded = tokenizer, 0
 
+    def encode(self, text: str) -> Sequence[int]:
+        return self._tokenizer.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         self.decoded += len(ids)
         return self._tokenizer.decode(ids)
 
 
-TOKENIZERS = ["chat", *(f"chat_templates/{name}" for name in ("llama3", "mistral", "smollm2", "gemma3"))]
+TOKENIZERS = ["chat", *(f"chat_templates/{name}" for name in ("llama2", "llama3", "mistral", "smollm2", "gemma3"))]
 WRITTEN = ["a你😀b", "one two three", "naïve 模型 x", "🙂🙃 of 👩‍👩‍👧 several", "  two  spaces \n\n and\tlines "]
 
 
@@ -252,6 +254,25 @@ def test_offsets_are_positions_in_the_text(name: str, text: str, golden_dir: Pat
             for field, values in form.add(ids[start:stop], found[start:stop]).items():
                 streamed[field] += values
         assert streamed == whole
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_likeliest_tokens_are_written_as_they_would_be_in_the_text(name: str, golden_dir: Path):
+    """Alone, some tokenizers leave out the space that a token begins with: "Yes" and " Yes" would be the same."""
+    tokenizer = Tokenizer(golden_dir / name)
+    ids, others = [list(tokenizer.encode(text)) for text in ("the cat sat on the mat", "a dog was at a door")]
+    top = [((token, -1.0), *((other, -2.0) for other in others if other != token)) for token in ids]
+    found = [TokenLogprobs(token, -1.0, each) for token, each in zip(ids, top)]
+    of_text, of_chat = logprobs.OfText(tokenizer).add(ids, found), logprobs.OfChat(tokenizer).add(ids, found)
+    for place, (token, each) in enumerate(zip(of_text["tokens"], top)):
+        texts = [tokenizer.decode([*ids[:place], other]) for other, _ in each]
+        expected = [text[len(tokenizer.decode(ids[:place])) :] for text in texts]
+        assert expected[0] == token and of_text["top_logprobs"][place] == {
+            text: -1.0 if text == token else -2.0 for text in expected
+        }
+        entry = of_chat["content"][place]
+        assert [other["token"] for other in entry["top_logprobs"]] == expected and entry["token"] == token
+        assert [bytes(other["bytes"]).decode() for other in entry["top_logprobs"]] == expected
 
 
 @pytest.mark.parametrize("stop", [None, " two t_", "b"])

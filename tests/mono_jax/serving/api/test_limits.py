@@ -333,6 +333,32 @@ def test_bytes_of_all_requests_are_limited(held: ScriptedEngine):
             assert client.post(CHAT, body)[0] == 200
 
 
+def test_echoes_are_counted(held: ScriptedEngine):
+    """A prompt is repeated in each answer, also if nothing is generated."""
+    echo = {"prompt": "-" * 4000, "echo": True, "n": 8}
+    size = len(json.dumps(echo)) + 2 * 8 * 4002
+    with serving(held, ApiConfig(max_body=size, max_bytes=size + 100, drain_s=0)) as client:
+        connection = send(client, echo, "/v1/completions")
+        wait_for(lambda: len(held.under_way) == 8)
+        assert client.service.room.used == size
+        status, answer = client.post("/v1/completions", echo | {"max_tokens": 0})
+        assert (status, answer["error"]["code"]) == (429, "too_many_bytes")
+        connection.close()
+        wait_for(lambda: client.service.room.used == 0)
+        for more in ({"max_tokens": 0}, {"max_tokens": 0, "stream": True}, {}):
+            status, answer = client.post("/v1/completions", echo | {"n": 9} | more)
+            assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, "echo", "too_long_echo")
+        status, answer = client.post("/v1/completions", echo | {"max_tokens": 0})
+        assert status == 200 and {choice["text"] for choice in answer["choices"]} == {"-" * 4000}
+
+
+def test_no_more_tokens_are_decoded_than_a_request_may_have(client: Client, engine: ScriptedEngine):
+    most = engine.config.max_length
+    assert client.post("/detokenize", {"tokens": [5] * most})[0] == 200
+    status, answer = client.post("/detokenize", {"tokens": [5] * (most + 1)})
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+
+
 @pytest.mark.parametrize("kind", ["whole", "stream", "scores"])
 def test_a_request_ends_after_its_time(kind: str, held: ScriptedEngine):
     with serving(held, ApiConfig(timeout_s=1.0, drain_s=0)) as client:

@@ -69,7 +69,23 @@ WRONG = [
     (CHAT, {"messages": [HI | {"role": "robot"}]}, "messages.0.role", ""),
     (CHAT, {"messages": [HI | {"content": [{"type": "video"}]}]}, "messages.0.content.0", "video"),
     (CHAT, {"messages": [HI | {"content": [{"type": "text"}]}]}, "messages.0.content.0.text", "required"),
-    (CHAT, {"messages": [HI | {"tool_calls": []}]}, "messages.0.tool_calls", "unknown"),
+    (CHAT, {"messages": [HI | {"tool_calls": [{}]}]}, "messages.0.tool_calls", "does not support"),
+    (CHAT, {"messages": [HI | {"Name": "x"}]}, "messages.0.Name", "did you mean 'name'"),
+    (CHAT, {"messages": [HI | {"a[b]": 1}]}, "messages.0.a[b]", "unknown"),
+    (
+        CHAT,
+        {"messages": [HI | {"content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
+        "messages.0.content.0.cache_control",
+        "unknown",
+    ),
+    (
+        CHAT,
+        {"messages": [HI | {"content": [{"type": "image_url", "image_url": {"url": 1}}]}]},
+        "messages.0.content.0.image_url.url",
+        "string",
+    ),
+    (CHAT, chat(Temperature=1), "Temperature", "did you mean 'temperature'"),
+    (CHAT, chat(function_call=True), "function_call", "does not support"),
     (CHAT, roles("assistant"), "messages.0.role", "last message"),
     (CHAT, roles("user", "assistant"), "messages.1.role", "last message"),
     (CHAT, roles("user", "user"), "messages", "out of turn"),
@@ -148,6 +164,7 @@ WRONG = [
     (TEXT, {"prompt": ["a"] * 65, "n": 2}, "n", "at most 128"),
     (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens", "echo"),
     (TEXT, {"prompt": "a", "suffix": "b"}, "suffix", "does not support"),
+    (TEXT, {"prompt": "a", "best_of": True}, "best_of", "does not support"),
     (TEXT, {"prompt": [[5], [10**6]], "echo": True, "logprobs": 1, "max_tokens": 0}, "prompt", "vocabulary"),
     (TEXT, {"prompt": [5] * 2000, "echo": True, "logprobs": 1, "max_tokens": 1}, "prompt", "max_length"),
     ("/tokenize", {"prompt": 1}, "prompt", ""),
@@ -173,6 +190,45 @@ def test_what_is_wrong_is_named(path: str, body: Any, param: str | None, said: s
 
 
 @pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [HI | {"content": [{"type": "x" * 900_000}]}]}),
+        (CHAT, chat(model="x" * 900_000)),
+        (CHAT, image("x" * 900_000)),
+        ("/v1/" + "x" * 30_000, {}),
+    ],
+)
+def test_errors_do_not_repeat_all_that_was_sent(path: str, body: Any, client: Client):
+    status, answer = client.post(path, body)
+    assert status in (400, 404) and len(answer["error"]["message"]) < 1000
+
+
+def test_answers_can_be_sent_back_as_clients_hold_them(client: Client):
+    """With every field that OpenAI's messages have, null or empty."""
+    nothing = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    turns = [HI, {"role": "assistant", "content": "Hello.", **nothing}, HI]
+    assert client.post(CHAT, {"messages": turns})[0] == 200
+
+
+def test_pictures_are_taken_however_their_kind_is_spelled(client: Client):
+    url = image_part(picture(0))["image_url"]["url"]
+    head, _, data = url.partition(",")
+    for spelled in (head, head.upper(), "data:;base64", "data:image/png;name=a.png;Base64"):
+        assert client.post(CHAT, image(f"{spelled},{data}"))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/scripted", "/metrics", "/openapi.json"])
+def test_what_can_be_got_can_be_asked_for_its_head(path: str, client: Client):
+    """As load balancers and monitors do."""
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    for asked, status in ((path, 200), ("/v1/nothing", 404), (path, 200)):
+        connection.request("HEAD", asked)
+        reply = connection.getresponse()
+        assert (reply.status, reply.read()) == (status, b"")
+    connection.close()
+
+
+@pytest.mark.parametrize(
     "text", ["a\0b", "\ufffd\ufffe", "\U0010ffff", "\u202e", " ", "</s><s>", "<|im_end|>", "e\u0301" * 9]
 )
 def test_odd_texts_are_taken(text: str, client: Client):
@@ -191,7 +247,8 @@ def test_statuses_that_are_not_400(client: Client, engine: ScriptedEngine):
     for headers in ({"Content-Type": "text/plain"}, {}):  # which a page of another site can send without permission
         connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
         connection.request("POST", CHAT, data, headers)
-        assert connection.getresponse().status == 400
+        reply = connection.getresponse()
+        assert reply.status == 415 and "Content-Type: application/json" in json.load(reply)["error"]["message"]
         connection.close()
     engine.refuse = Full("256 requests wait")
     try:
