@@ -8,6 +8,7 @@ evaluate_grounding, MathVista's calculate_score.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -216,6 +217,34 @@ def test_pope_f1_is_averaged_over_categories():
     scores = METRICS["pope"](examples)
     assert scores["f1"].score == pytest.approx(100 * 2 / 3) and scores["accuracy"].score == 50
     assert scores["yes"].score == 75
+
+
+def test_pope_asks_a_question_once_for_several_categories():
+    """As in VLMEvalKit's file: the same scores as if each category had a row of its own."""
+    rows = [
+        ("adversarial,popular,random", "yes", "yes"),
+        ("adversarial, popular,random", "yes", "no"),
+        ("adversarial", "no", "no"),
+        ("popular,random", "no", "yes"),
+        ("random", "no", "no"),
+    ]
+    joined = [
+        answered(said, truth, id=str(i), category=c, group=f"{i // 2}") for i, (c, truth, said) in enumerate(rows)
+    ]
+    apart = [
+        dataclasses.replace(example, id=f"{example.id}{name}", category=name.strip())
+        for example in joined
+        for name in example.category.split(",")
+    ]
+    found, expected = METRICS["pope"](joined), METRICS["pope"](apart)
+    f1 = [2 / 3, 2 / 4, 2 / 4]  # a miss in each category, and a wrong yes in two
+    assert found["f1"].score == pytest.approx(100 * sum(f1) / 3)
+    assert found["accuracy"].score == pytest.approx(100 * 5 / 10) and found["yes"].score == pytest.approx(100 * 5 / 10)
+    for name, measure in found.items():
+        assert measure.units == expected[name].units and (measure.sums == expected[name].sums).all()
+        assert measure.examples == 5 and not measure.is_proportion
+    perfect = [dataclasses.replace(example, answer=example.truth) for example in joined]
+    assert METRICS["pope"](perfect)["f1"].score == METRICS["pope"](perfect)["accuracy"].score == 100
 
 
 def test_ocrbench_looks_for_the_truth_in_the_answer():
