@@ -20,6 +20,7 @@ from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.benchmarks import submissions
 from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, GROUPS, find_tasks
+from mono_jax.evaluation.benchmarks.preparing import prepare
 from mono_jax.evaluation.benchmarks.reading import columns, forms
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.reading.rows import read_rows
@@ -246,6 +247,34 @@ def test_a_list_is_one_answer_in_mathvista(tmp_path: Path, truth: Any):
     [example] = BENCHMARKS["mathvista"].read(tmp_path)
     judge = judged.Memory(type("Copies", (), {"name": "copies", "__call__": lambda self, prompt: str(truth)})())
     assert find_metric("math_vista", judge)([example.answered(str(truth))])["accuracy"].score == 100
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ({"precision": "2.0"}, ["3.14", "3.1429"]),
+        ({"precision": 2}, ["3.14", "3.1429"]),
+        ({"precision": ""}, ["3.14", "3.140"]),
+        ({}, ["3.14", "3.140"]),
+    ],
+)
+@pytest.mark.parametrize("write", [tsv, jsonl])
+def test_floats_of_mathvista(tmp_path: Path, write: Any, given: dict[str, Any], right: list[str]):
+    """Rounded to the row's precision; compared as numbers if it has none."""
+    row = {"index": 1, "image": encoded(), "question": "pi?", "question_type": "free_form", "answer_type": "float"}
+    write(tmp_path / f"MathVista_MINI.{write.__name__}", [row | {"answer": "3.14"} | given])
+    [example] = prepare(find_tasks("mathvista")[0], tmp_path).examples
+    answers = [example.answered(said) for said in ("3.14", "3.140", "3.1429", "3.2", "")]
+    assert {each.answer for each in answers if find_metric("math_vista")([each])["accuracy"].score == 100} == {
+        "3.14", "3.140", *right,
+    }  # fmt: skip
+
+
+def test_a_precision_of_mathvista_that_is_no_number_is_named(tmp_path: Path):
+    row = {"index": 1, "image": encoded(), "question": "?", "question_type": "free_form", "answer_type": "float"}
+    tsv(tmp_path / "MathVista_MINI.tsv", [row | {"answer": "1.5", "precision": "two"}])
+    with pytest.raises(DataError, match=r"MathVista_MINI\.tsv:2: precision is 'two': it must be a number of decimals"):
+        BENCHMARKS["mathvista"].read(tmp_path)
 
 
 @pytest.mark.parametrize("choices", [{}, {"choices": "none"}, {"choices": []}, {"choices": "[3, 4"}])

@@ -362,6 +362,32 @@ def test_math_vista_s_normal_answers(extracted: str, kind: str, normal: str | No
     assert judged.normal_answer(extracted, answered("", fields=math_fields("free_form", kind, 2.0))) == normal
 
 
+@pytest.mark.parametrize(
+    ("extracted", "truth", "right"),
+    [("3.14", "3.14", True), ("3.140", "3.14", True), ("3.1429", "3.14", False), ("x", "3.14", False), ("1", "x", 0)],
+)
+def test_without_a_precision_math_vista_compares_floats_as_numbers(extracted: str, truth: str, right: bool):
+    example = answered(extracted, truth, fields=math_fields("free_form", "float"))
+    assert (judged.normal_answer(extracted, example) == truth) == right
+
+
+@pytest.mark.parametrize("answer", ["", "  \n"])
+@pytest.mark.parametrize("truth", ["maybe", "no"])
+def test_nothing_is_no_option_of_math_vista(answer: str, truth: str):
+    """Neither as the answer, for which no judge is needed, nor as what the judge extracts."""
+    example = answered(answer, truth, options={"A": "maybe", "B": "no"}, fields=math_fields("multi_choice", "text"))
+    assert find_metric("math_vista")([example])["accuracy"].score == 0
+    said = dataclasses.replace(example, answer="I do not know")
+    assert find_metric("math_vista", judged.Memory(Scripted(answer)))([said])["accuracy"].score == 0
+
+
+@pytest.mark.parametrize("metric", ["multiple_choice", "mmmu", "exact_match", "relaxed_accuracy", "gqa", "contains"])
+def test_nothing_is_no_answer(metric: str):
+    for options, truths in ((OPTIONS, "ABCD"), ({}, ("no", "1"))):
+        for truth in truths if options or metric != "multiple_choice" else ():
+            assert METRICS[metric]([answered("", truth, options=options)])["accuracy"].score == 0
+
+
 def test_without_a_judge_its_tasks_are_refused():
     with pytest.raises(ConfigError, match="give --judge="):
         find_metric("mm_vet")([answered("x", "y", fields={"question": "?"})])

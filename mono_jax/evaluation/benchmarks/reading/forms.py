@@ -101,18 +101,29 @@ def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
 
 
 def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
-    """MathVista, asked with its own "query" where there is one. Its only right answer may be a list: "[1, 2, 0]"."""
+    """MathVista, asked with its own "query" where there is one. Its only right answer may be a list: "[1, 2, 0]".
+
+    Field "precision": decimals of a float, None where the file does not say.
+    """
     asked = str(columns.needed(row, ("query", "question"), "question"))
     fields = {name: row.values.get(name) for name in ("question_type", "answer_type", "precision")}
     for name in ("question_type", "answer_type"):
         if fields[name] is None:
             raise DataError(f"{row.place}: no {name}")
+    fields["precision"] = _decimals(row, fields["precision"]) if fields["answer_type"] == "float" else None
     is_choice, truth = fields["question_type"] == "multi_choice", columns.cell(row, columns.ANSWERS)
     of = columns.options(row) if is_choice else {}
     if is_choice and not of:
         raise DataError(f"{row.place}: question_type is multi_choice, but there are no choices: a list is needed")
     truths = () if truth is None else (str(truth),)
     return _made(row, pictures, asked, truths=truths, options=of, fields=fields)
+
+
+def _decimals(row: Row, value: Any) -> int | None:
+    try:
+        return None if value is None else int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{row.place}: precision is {value!r}: it must be a number of decimals") from None
 
 
 def caption(row: Row, pictures: tuple[Picture, ...]) -> Example:
