@@ -27,10 +27,12 @@ Form = Callable[[Row, tuple[Picture, ...]], Example]
 
 
 def _made(row: Row, pictures: tuple[Picture, ...], asked: str, **rest: Any) -> Example:
-    """The part that all forms have in common. Questions about the same picture form one group."""
-    found = columns.cell(row, columns.ID)
+    """The part that all forms have in common. Questions about the same picture form one group.
+
+    The id is the number of the row: the benchmark, which sees all rows, replaces it.
+    """
     return Example(
-        id=str(row.number if found is None else found),
+        id=str(row.number),
         turns=(("human", asked),),
         pictures=pictures,
         category=rest.pop("category", str(columns.cell(row, columns.CATEGORY) or "")),
@@ -76,11 +78,11 @@ def choice(suffix: str | None = None, open_suffix: str | None = None) -> Form:
 
 def circular(row: Row, pictures: tuple[Picture, ...]) -> Example:
     """MMBench and CCBench. Field "text": the question by itself, for the file to submit."""
-    example = choice()(row, pictures)
+    example, index = choice()(row, pictures), columns.cell(row, columns.INDEX)
     try:
-        number = int(example.id) % _MANY
+        number = int(row.number if index is None else index) % _MANY
     except ValueError:
-        raise DataError(f"{row.place}: index is {example.id!r}: it must be a number") from None
+        raise DataError(f"{row.place}: index is {index!r}: it must be a number") from None
     return dataclasses.replace(example, fields={**example.fields, "question": number, "text": columns.question(row)})
 
 
@@ -95,9 +97,7 @@ def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
             raise DataError(f"{row.place}: no {', '.join(names)}, and index is not like VD_chart_0_1_2_0")
         found = dict(zip(names, parts[3:]))
     words = tuple({"1": "yes", "0": "no"}.get(truth, truth) for truth in example.truths)
-    # "question_id", a usual column for ids, counts within a figure here.
-    name = str(row.values.get("index", row.number))
-    return dataclasses.replace(example, id=name, truths=words, fields={**example.fields, **found})
+    return dataclasses.replace(example, truths=words, fields={**example.fields, **found})
 
 
 def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
@@ -143,9 +143,7 @@ def box(row: Row, pictures: tuple[Picture, ...]) -> Example:
         right = text_of([*map(float, fields["bbox"])], float(fields["width"]), float(fields["height"]))
     except (TypeError, ValueError, ArithmeticError):
         raise DataError(f"{row.place}: bbox, width and height are {fields}: they must be numbers, in pixels") from None
-    made = _made(row, pictures, BOX.format(sentence), truths=(right,), fields=fields)
-    # Ids of pictures or boxes repeat because a box has several sentences.
-    return dataclasses.replace(made, id=str(row.number))
+    return _made(row, pictures, BOX.format(sentence), truths=(right,), fields=fields)
 
 
 def conversation(row: Row, pictures: tuple[Picture, ...]) -> Example:
