@@ -56,6 +56,16 @@ def text_change(stage: str) -> Callable[[Row], float | None]:
     return change
 
 
+def before_s2(value: Callable[[str], Callable[[Row], float | None]]) -> Callable[[Row], float | None]:
+    """``value`` of the last stage before S2, for units without S1.3, which has columns of its own."""
+
+    def of(row: Row) -> float | None:
+        stages = [stage for stage in ("s1_1", "s1_2", "s1_3") if row.get(f"{stage}/text_loss_after")]
+        return value(stages[-1])(row) if stages and stages[-1] != "s1_3" else None
+
+    return of
+
+
 METRICS = (
     Metric("answers, %", column("s2/questions", 100)),
     Metric("about another image, %", column("s2/questions/blind", 100), drawn=False),
@@ -65,6 +75,8 @@ METRICS = (
     Metric("text loss, % above base", text_change("s2")),
     Metric("after S1.3: caption loss", column("s1_3/heldout/captions"), 3),
     Metric("after S1.3: text loss, %", text_change("s1_3"), drawn=False),
+    Metric("before S2: caption loss", before_s2(lambda stage: column(f"{stage}/heldout/captions")), 3),
+    Metric("before S2: text loss, %", before_s2(text_change)),
 )
 
 
@@ -97,14 +109,14 @@ def _short(text: str) -> str:
 
 
 def tables(groups: Mapping[str, Sequence[Row]]) -> dict[Metric, dict[str, dict[int | None, float]]]:
-    """{metric: {group: {seed: value}}} of the metrics that were measured, without values that are not finite."""
-    found = {}
+    """{metric: {group: {seed: value}}} of the metrics that the first group has, without values that are not finite."""
+    found, first = {}, next(iter(groups))
     for metric in METRICS:
         values = {
             group: {int(row["seed"]): value for row in rows if is_finite(value := metric.value(row))}
             for group, rows in groups.items()
         }
-        if any(values.values()):
+        if values[first]:
             found[metric] = values
     return found
 

@@ -43,7 +43,11 @@ CAPTIONS_BEFORE_S2, TEXT_BEFORE_S2 = "after S1.3: caption loss", "after S1.3: te
 ALL = "s1_1-s1_2-s1_3"
 CLAIMS = {  # {beginning of a claim: what its numbers are, in order: sweep, metric, group, group it is compared with}
     "Delta tuning": [
+        ("tuning", "before S2: text loss, %", "full", "delta"),
+        ("tuning", "before S2: text loss, %", "full_without_experts", "delta"),
+        ("tuning", "before S2: caption loss", "full", "delta"),
         ("tuning", TEXT, "full", "delta"),
+        ("tuning", CAPTIONS, "full", "delta"),
         ("tuning", ANSWERS, "full", "delta"),
         ("tuning", ANSWERS, "full_without_experts", "delta"),
     ],
@@ -121,6 +125,9 @@ def test_the_numbers_of_the_claims_are_those_of_the_results(make: ModuleType, cl
 
 
 PARAGRAPHS = {  # {beginning of a sentence: as in CLAIMS, up to the end of the paragraph}
+    "brings captions much further": [
+        ("tuning", "before S2: caption loss", "full", "delta"),
+    ],
     "A second run of the same units": [
         ("equal_time", CAPTIONS, "experts", "demo/demo"),
         ("equal_time", CAPTIONS, "one_ffn", "demo/demo"),
@@ -168,6 +175,20 @@ def table_of(make: ModuleType, folder: Path, rows: list[str]) -> list[str]:
     make.keep(file)
     groups = make.read(make.FOLDER / "made.csv")
     return make.table(groups, make.tables(groups))
+
+
+def test_what_a_sweep_without_s1_3_measured_before_s2_is_shown(make: ModuleType):
+    """Of the last stage there is, whatever it is called; a unit with S1.3 has columns of its own."""
+    [text] = [metric.value for metric in make.METRICS if metric.title == "before S2: text loss, %"]
+    row = {f"{stage}/text_loss_after": value for stage, value in (("s0", "4"), ("s1_1", "4.4"), ("s1_2", "5"))}
+    assert text(row) == pytest.approx(25) and text({**row, "s1_2/text_loss_after": ""}) == pytest.approx(10)
+    assert text({**row, "s1_3/text_loss_after": "6"}) is None and text({"s0/text_loss_after": "4"}) is None
+    changes = {
+        group: list(values_of(make, "tuning", "before S2: text loss, %", group).values())
+        for group in ("delta", "full", "full_without_experts")
+    }
+    assert changes["delta"] == [0, 0, 0]
+    assert [(round(min(of)), round(max(of))) for of in list(changes.values())[1:]] == [(81, 107), (94, 118)]
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", ""])

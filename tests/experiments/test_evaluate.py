@@ -253,6 +253,35 @@ def test_categories_are_compared_with_their_own_constant_and_with_the_other_mode
     assert "<th>sees minus reads</th>" in shown and "()" not in shown and "50.00 (red)" in shown and "+50.00 (" in shown
 
 
+def test_a_question_of_several_categories_counts_in_each():
+    """POPE's, about the pictures of two; the difference by category is of the same questions."""
+    rows = [("adversarial,popular", "Yes"), ("adversarial", "No"), ("popular", "No")] * 2
+    examples = [
+        Example(str(number), (("human", "?"),), truths=(truth,), category=categories, group=f"{number // 3}.png")
+        for number, (categories, truth) in enumerate(rows)
+    ]
+    right = {example.id: example.truths[0] for example in examples}
+    [task] = find_tasks("pope")
+    scored = {
+        name: Scored(task, examples, answers, judged.Memory(judges.NoJudge()))
+        for name, answers in (("sees", right), ("errs", right | {"2": "Yes", "5": "Yes"}))
+    }
+    found = {name: each.to_json() for name, each in scored.items()}
+    assert found["sees"]["scores"]["f1"]["score"] == 100
+    assert {name: (of["score"], of["n"]) for name, of in found["sees"]["by_category"].items()} == {
+        "adversarial": (100, 4), "popular": (100, 4),
+    }  # fmt: skip
+    assert found["errs"]["by_category"]["adversarial"]["score"] == 100
+    assert found["errs"]["by_category"]["popular"]["score"] == pytest.approx(200 / 3)
+    assert all(scored["sees"].is_right().values()) and not scored["errs"].is_right()["2"]
+    difference, *_ = differences(scored, [("sees", "errs")])
+    assert (difference["units"], difference["better"], difference["worse"]) == (2, 2, 0)
+    by_category = difference["by_category"]
+    assert {name: (each["better"], each["worse"]) for name, each in by_category.items()} == {
+        "adversarial": (0, 0), "popular": (2, 0),
+    }  # fmt: skip
+
+
 def test_examples_are_called_right_or_wrong_by_themselves():
     """POPE's F1 of a single right no would be 0; captions and MME score examples together."""
     said = {"1": ("no", "no"), "2": ("yes", "no")}

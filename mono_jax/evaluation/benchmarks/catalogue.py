@@ -11,11 +11,13 @@ from pathlib import Path
 
 from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError, unknown_key
-from mono_jax.evaluation.benchmarks.reading import forms
+from mono_jax.evaluation.benchmarks import submissions
+from mono_jax.evaluation.benchmarks.reading import columns, forms
 from mono_jax.evaluation.benchmarks.reading.annotations import captions_of, is_coco, with_answers
 from mono_jax.evaluation.benchmarks.reading.columns import Pictures
-from mono_jax.evaluation.benchmarks.reading.example import Example
-from mono_jax.evaluation.benchmarks.reading.rows import read_rows
+from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
+from mono_jax.evaluation.benchmarks.reading.ids import Ids
+from mono_jax.evaluation.benchmarks.reading.rows import Row, read_rows
 from mono_jax.evaluation.metrics.registry import SETS
 
 
@@ -32,6 +34,7 @@ class Benchmark:
       category: column whose values are reported separately; None = the first of the usual ones that exists.
       keep: column values that the rows of the task must have.
       submission: format of the file to submit if the right answers are hidden.
+      ids: columns that may hold ids, see ``Ids``; () = rows are numbered.
     """
 
     files: tuple[str, ...]
@@ -42,6 +45,7 @@ class Benchmark:
     category: str | None = None
     keep: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     submission: str | None = None
+    ids: tuple[str, ...] = columns.ID
 
     def find(self, data: Path) -> list[Path]:
         """The task's files below ``data``; [] if there are none."""
@@ -61,7 +65,7 @@ class Benchmark:
         files = [file] if file is not None else self.find(data)
         if not files:
             raise DataError(f"{data}: has none of {', '.join(self.files)}: give the file as TASK=FILE")
-        examples: Iterator[Example] = itertools.chain.from_iterable(self._of(each, data, images) for each in files)
+        examples = self._of(files, data, images)
         if self.annotations and not self.lacks_annotations(data):
             examples = with_answers(examples, data / self.annotations)
         found = self._first(examples, limit)
@@ -106,15 +110,40 @@ class Benchmark:
             count += size
         return [example for example, name in zip(every, names) if name in taken]
 
-    def _of(self, file: Path, data: Path, images: Path | None) -> Iterator[Example]:
-        pictures = Pictures([*([images] if images else []), file.parent, data, file.parent.parent])
-        for row in captions_of(file) if is_coco(file) and self.metric == "captions" else read_rows(file):
-            shown = pictures.of(row)  # also for rows that are left out, since other rows may refer to their picture
-            if all(str(row.values.get(column, values[0])) in values for column, values in self.keep.items()):
-                example = self.form(row, shown)
-                if self.category is not None:
-                    example = dataclasses.replace(example, category=str(row.values.get(self.category, "")))
-                yield example
+    def _of(self, files: Sequence[Path], data: Path, images: Path | None) -> Iterator[Example]:
+        ids, count = self._ids(files, data), 0
+        for file in files:
+            pictures = Pictures([*([images] if images else []), file.parent, data, file.parent.parent])
+            for row in self._rows(file):
+                count += 1
+                shown = pictures.of(row)  # also for rows that are left out, since other rows may refer to their picture
+                if self._keeps(row):
+                    example = self._example(row, shown)
+                    number = row.number if len(files) == 1 else count
+                    yield dataclasses.replace(example, id=ids.of(row, number, example))
+
+    def _example(self, row: Row, shown: tuple[Picture, ...]) -> Example:
+        example = self.form(row, shown)
+        if self.category is not None:
+            example = dataclasses.replace(example, category=str(row.values.get(self.category, "")))
+        is_hidden = self.submission is not None and not example.truths
+        if is_hidden and (lacks := submissions.lacking(self.submission, row.values, example)):
+            raise DataError(f"{row.place}: {lacks}: the server that scores the answers goes by it")
+        return example
+
+    def _ids(self, files: Sequence[Path], data: Path) -> Ids:
+        """Where a server, an annotation or another order of the options goes by an id, no other column will do."""
+        names = (*submissions.KEYS.get(self.submission or "", ()), *self.ids)
+        has_answers_elsewhere = self.annotations and not self.lacks_annotations(data)
+        if self.submission or has_answers_elsewhere or self.metric == "circular":
+            return Ids(names)
+        return Ids(names, (row for file in files for row in self._rows(file) if self._keeps(row)))
+
+    def _rows(self, file: Path) -> Iterator[Row]:
+        return captions_of(file) if is_coco(file) and self.metric == "captions" else read_rows(file)
+
+    def _keeps(self, row: Row) -> bool:
+        return all(str(row.values.get(column, values[0])) in values for column, values in self.keep.items())
 
 
 def has_single_answers(examples: Sequence[Example]) -> bool:
@@ -140,12 +169,17 @@ def _table(name: str, form: forms.Form, metric: str, max_new_tokens: int, **rest
     return Benchmark(files, form, metric, max_new_tokens, **rest)
 
 
+def _circular(name: str, **rest) -> Benchmark:
+    return _table(name, forms.circular, "circular", 100, ids=columns.INDEX, **rest)
+
+
 def _captions(*files: str, submission: str | None = None) -> Benchmark:
     return Benchmark(files, forms.caption, "captions", 30, submission=submission)
 
 
 def _boxes(name: str) -> Benchmark:
-    return Benchmark((f"refcoco/{name}.jsonl", f"{name}.jsonl"), forms.box, "grounding", 100)
+    """Ids of pictures or boxes repeat, since a box has several sentences."""
+    return Benchmark((f"refcoco/{name}.jsonl", f"{name}.jsonl"), forms.box, "grounding", 100, ids=())
 
 
 _UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'. "
@@ -179,13 +213,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         "MMMU_DEV_VAL", forms.choice(forms.LETTER, forms.SHORT), "mmmu", 10, keep={"split": ("validation",)}
     ),
     "mmmu_test": _table("MMMU_TEST", forms.choice(forms.LETTER, forms.SHORT), "mmmu", 10, submission="mmmu"),
-    "mmbench_dev_en": _table("MMBench_DEV_EN", forms.circular, "circular", 100),
-    "mmbench_dev_cn": _table("MMBench_DEV_CN", forms.circular, "circular", 100),
-    "mmbench_test_en": _table("MMBench_TEST_EN", forms.circular, "circular", 100, submission="mmbench"),
-    "mmbench_test_cn": _table("MMBench_TEST_CN", forms.circular, "circular", 100, submission="mmbench"),
-    "ccbench": _table("CCBench", forms.circular, "circular", 100),
+    "mmbench_dev_en": _circular("MMBench_DEV_EN"),
+    "mmbench_dev_cn": _circular("MMBench_DEV_CN"),
+    "mmbench_test_en": _circular("MMBench_TEST_EN", submission="mmbench"),
+    "mmbench_test_cn": _circular("MMBench_TEST_CN", submission="mmbench"),
+    "ccbench": _circular("CCBench"),
     "mme": _table("MME", forms.short(), "mme", 20, category="category"),
-    "hallusionbench": _table("HallusionBench", forms.hallusion, "hallusion", 20, category="l2-category"),
+    "hallusionbench": _table(  # whose question_id counts within a figure
+        "HallusionBench", forms.hallusion, "hallusion", 20, category="l2-category", ids=("index",)
+    ),
     "pope": _table("POPE", forms.short(), "pope", 100, category="category"),
     "mathvista": _table("MathVista_MINI", forms.math_vista, "math_vista", 512, category="task"),
     "mmvet": _table("MMVet", forms.short(""), "mm_vet", 512, category="category"),

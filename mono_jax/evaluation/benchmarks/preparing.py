@@ -11,7 +11,7 @@ from data_pipelines.errors import DataError
 from mono_jax.evaluation.benchmarks.catalogue import Task, has_single_answers
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.metrics.choices import question_of
-from mono_jax.evaluation.metrics.judged import Memory
+from mono_jax.evaluation.metrics.judged import Memory, misread
 from mono_jax.evaluation.metrics.registry import JUDGED, find_metric
 
 
@@ -52,13 +52,17 @@ def check(metric: str, examples: Sequence[Example]) -> list[str]:
     """
     right = [example.answered(example.truth) for example in examples]
     scores = find_metric(metric, Memory(_Agreeing()))(right)
-    if metric in JUDGED:
-        return []  # the judge is not asked yet
-    if not any(measure.score > 0 for measure in scores.values()):
+    wrong = misread(right) if metric == "math_vista" else []  # its judge, which is not asked yet, only extracts
+    if len(wrong) == len(right) or (metric not in JUDGED and not any(each.score > 0 for each in scores.values())):
         raise DataError(
             f"{metric} scores even right answers as 0, e.g. {right[0].answer!r} of example {right[0].id}: "
             "use another metric, or write the answers in the form that it reads"
         )
+    if wrong:
+        first = f"e.g. {wrong[0].truth!r} of example {wrong[0].id}"
+        return [f"{len(wrong)} of {len(right)} right answers, {first}, would be scored as wrong: see the metric's rule"]
+    if metric in JUDGED:
+        return []
     headline, measure = next(iter(scores.items()))
     return [] if measure.score > 0 else [f"{headline} is 0 even for the right answers of these examples"]
 

@@ -13,7 +13,7 @@ from mono_jax.evaluation.benchmarks.catalogue import Task
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.metrics.judged import Memory
 from mono_jax.evaluation.metrics.metric import Answered, Measure
-from mono_jax.evaluation.metrics.registry import JUDGED, find_metric
+from mono_jax.evaluation.metrics.registry import CATEGORIES, JUDGED, find_metric
 
 _MOST_CATEGORIES = 100  # a column with more values is not a list of categories
 _OF_ALL = {"captions", "mme"}  # metrics that score examples jointly
@@ -60,8 +60,10 @@ class Scored:
     @functools.cached_property
     def _categories(self) -> dict[str, list[Answered]]:
         of: dict[str, list[Answered]] = collections.defaultdict(list)
+        named = CATEGORIES.get(self._name, lambda each: (each.category,))
         for each in self._answered:
-            of[each.category].append(each)
+            for name in named(each):
+                of[name].append(dataclasses.replace(each, category=name))
         return dict(sorted(of.items())) if 1 < len(of) <= _MOST_CATEGORIES else {}
 
     def _constant(self, answered: Sequence[Answered]) -> tuple[str, Measure] | None:

@@ -1,4 +1,7 @@
-"""Files to submit, in the format of each benchmark's server, for test sets whose right answers are hidden."""
+"""Files to submit, in the format of each benchmark's server, for test sets whose right answers are hidden.
+
+An example's id is the value of the format's column in ``KEYS``; VizWiz goes by the names of pictures.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,23 @@ FORMATS: Mapping[str, Callable[[Answers], Any]] = {
     "mmmu": _mmmu,
 }
 TABLES: Mapping[str, Callable[[Answers], Table]] = {"mmbench": _mmbench}
+# The columns by which each format says what was answered, the first that a row has.
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "vqa": ("question_id",),
+    "docvqa": ("questionId", "question_id"),
+    "captions": ("image_id", "id"),
+    "mmmu": ("id",),
+    "mmbench": ("index",),
+}
+_PICTURES = (".jpg", ".jpeg", ".png")
+
+
+def lacking(format_: str, values: Mapping[str, Any], example: Example) -> str:
+    """What a row with hidden answers lacks for its answer to be submitted; "" if nothing."""
+    if format_ in KEYS:
+        return "" if any(name in values for name in KEYS[format_]) else f"no {' or '.join(KEYS[format_])}"
+    named = [Path(picture.name).suffix.lower() in _PICTURES for picture in example.pictures]
+    return "" if named[:1] == [True] else "no picture with a name like 1.jpg, as image or image_path"
 
 
 def check(format_: str) -> None:

@@ -11,19 +11,26 @@ from mono_jax.evaluation.metrics.metric import Answered
 THRESHOLD = 0.5
 SCALE = 1000  # of the coordinates in <box>[[x1, y1, x2, y2]]</box>
 Box = tuple[float, float, float, float]
-_BOX = re.compile(r"\[([^\[,]*),([^,\n]*),([^,\n]*),([^\]\n]*)\]")
+_FOUR = re.compile(r"\[([^][,\n]*),([^][,\n]*),([^][,\n]*),([^][,\n]*)\]")
 
 
 def box_of(answer: str, width: float, height: float) -> Box | None:
-    """The first box of an answer in pixels: x1, y1, x2, y2 of 0 to 1000, or of 0 to 1 if they add up to less than 4."""
-    if not (found := _BOX.search(answer)):
+    """The first box of an answer in pixels: x1, y1, x2, y2 of 0 to 1000, or of 0 to 1 if they add up to less than 4.
+
+    InternVL's pattern begins at the first "[" of an answer, whatever follows; here that need not be the box.
+    """
+    if (found := next(filter(None, map(_numbers, _FOUR.findall(answer))), None)) is None:
         return None
-    try:
-        x1, y1, x2, y2 = (float(number) for number in found.groups())
-    except ValueError:
-        return None
+    x1, y1, x2, y2 = found
     scale = SCALE if x1 + y1 + x2 + y2 >= 4 else 1
     return x1 / scale * width, y1 / scale * height, x2 / scale * width, y2 / scale * height
+
+
+def _numbers(texts: Sequence[str]) -> list[float] | None:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return None
 
 
 def text_of(box: Sequence[float], width: float, height: float) -> str:

@@ -91,7 +91,8 @@ def math_vista(judge: Memory) -> Metric:
     """Share of right answers, which a judge extracts from the replies unless they are nothing but an answer.
 
     ``truths``: the answer in the benchmark's wording (an option's text). Fields: "question", "question_type"
-    (multi_choice, free_form), "answer_type" (text, integer, float, list), "precision"; ``options`` of a choice.
+    (multi_choice, free_form), "answer_type" (text, integer, float, list), "precision" (decimals of a float; None =
+    compared as numbers, as VLMEvalKit does, whose scorer reads no precision); ``options`` of a choice.
     """
 
     def right(example: Answered) -> float:
@@ -128,19 +129,35 @@ def _list(text: str) -> list:
 
 
 def normal_answer(extracted: str, example: Answered) -> str | None:
-    """An extracted answer in the form of the truths: the nearest option's text, or a number of the right precision."""
+    """An extracted answer in the form of the truths: the nearest option's text, or a number of the right precision.
+
+    None is right nowhere: no number, or nothing at all, to which MathVista's rule finds the shortest option nearest.
+    """
     extracted = extracted.strip()
+    if not extracted:
+        return None
     if example.field("question_type") == "multi_choice":
         if letter := _LETTER.search(extracted):
             extracted = letter[1].upper()
         if extracted in example.options:
             return example.options[extracted]
         return min(example.options.values(), key=lambda text: levenshtein(extracted, text))
+    kind = example.field("answer_type")
+    if kind not in ("integer", "float"):
+        return extracted
     try:
-        if example.field("answer_type") == "integer":
-            return str(int(float(extracted)))
-        if example.field("answer_type") == "float":
-            return str(round(float(extracted), int(float(example.field("precision")))))
-    except (ValueError, OverflowError, TypeError):
+        number = float(extracted)
+        return str(int(number)) if kind == "integer" else _rounded(number, example)
+    except (ValueError, OverflowError):
         return None
-    return extracted
+
+
+def _rounded(number: float, example: Answered) -> str:
+    if (precision := example.field("precision")) is not None:
+        return str(round(number, int(precision)))
+    return example.truth if number == float(example.truth) else str(number)
+
+
+def misread(examples: Sequence[Answered]) -> list[Answered]:
+    """The examples of MathVista whose right answer would be wrong whoever extracted it."""
+    return [example for example in examples if normal_answer(example.truth, example) != example.truth]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from mono_jax.errors import unknown_key
 from mono_jax.evaluation.judges import NoJudge
@@ -34,6 +34,8 @@ SETS: dict[str, Callable[[Answered], Hashable]] = {
     "mme": yes_no.image_of,
     "hallusion": yes_no.set_of,
 }
+# The categories of an example, for metrics whose examples may be in several at once; others: ``Answered.category``.
+CATEGORIES: dict[str, Callable[[Answered], Sequence[str]]] = {"pope": yes_no.pope_categories}
 
 
 def find_metric(name: str, judge: Memory | None = None) -> Metric:

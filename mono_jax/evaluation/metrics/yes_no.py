@@ -115,17 +115,26 @@ def hallusion(examples: Sequence[Answered]) -> dict[str, Measure]:
     return {"aAcc": every, "fAcc": whole("figure_id"), "qAcc": whole("question_id")}
 
 
+def pope_categories(example: Answered) -> tuple[str, ...]:
+    """Those of a question, which VLMEvalKit's file joins by commas where it is asked in several of them."""
+    return tuple(dict.fromkeys(name.strip() for name in example.category.split(",")))
+
+
 def pope(examples: Sequence[Answered]) -> dict[str, Measure]:
-    """ "f1" of the answer yes (averaged over the categories, as in LLaVA and InternVL), "accuracy", "yes" (share)."""
-    categories = sorted({example.category for example in examples})
+    """ "f1" of the answer yes (averaged over the categories, as in LLaVA and InternVL), "accuracy", "yes" (share).
+
+    A question counts once in each of its categories, also in accuracy and share.
+    """
+    of = [pope_categories(example) for example in examples]
+    categories = sorted({name for names in of for name in names})
     rows, hits, said_yes = [], [], []
-    for example in examples:
+    for example, names in zip(examples, of):
         said, truth = pope_word(example.answer), _truth(example)
         row = np.zeros((len(categories), 3))  # true positives, answered yes, truly yes
-        row[categories.index(example.category)] = said == truth == "yes", said == "yes", truth == "yes"
+        row[[categories.index(name) for name in names]] = said == truth == "yes", said == "yes", truth == "yes"
         rows.append((example.unit, row.ravel()))
-        hits.append((example.unit, (said == truth, 1)))
-        said_yes.append((example.unit, (said == "yes", 1)))
+        hits.append((example.unit, ((said == truth) * len(names), len(names))))
+        said_yes.append((example.unit, ((said == "yes") * len(names), len(names))))
     value = functools.partial(_mean_f1, categories=len(categories))
     return {
         "f1": measure(rows, value, alone=_fewest_errors),

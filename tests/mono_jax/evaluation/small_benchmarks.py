@@ -182,12 +182,14 @@ def choice(orders: int = 1, hidden: bool = False) -> Rows:
 
 
 def several_pictures(hidden: bool = False) -> Rows:
-    """MMMU's: a question of the other split comes first."""
+    """MMMU's: a question of the other split comes first. The server goes by "id"."""
     for number, colour in enumerate(("black", *COLOURS)):
         options = {"A": colour, "B": "grey"}
         row = {"index": number, "image": [png(colour), png("black")], "question": "<image 1> and <image 2>?", **options}
-        small = Small(str(number), () if hidden else ("A",), (colour, "black"), row["question"], options=options)
-        row |= {} if hidden else {"answer": "A", "split": "validation" if number else "dev"}
+        name = f"{'test' if hidden else 'validation'}_Color_{number}"
+        small = Small(name if hidden else str(number), ("A",), (colour, "black"), row["question"], options=options)
+        small = small._replace(truths=()) if hidden else small
+        row |= {"id": name} | ({} if hidden else {"answer": "A", "split": "validation" if number else "dev"})
         yield row, small if number or hidden else None
 
 

@@ -78,6 +78,24 @@ def test_a_metric_that_reads_no_right_answer_is_refused():
     check("gqa", [example, dataclasses.replace(example, id="2", truths=("Yes",))])
 
 
+def test_right_answers_that_mathvista_would_not_recognise_are_said(tmp_path: Path):
+    """Its truths are options' texts, and numbers as they are rounded; a judge is not asked."""
+    choice = {"question_type": "multi_choice", "answer_type": "text", "choices": "['3', '4']"}
+    number = {"question_type": "free_form", "answer_type": "float", "precision": 2}
+    text = {"question_type": "free_form", "answer_type": "text", "answer": "a wall"}
+    rows = [{**choice, "answer": "B"}, {**choice, "answer": "4"}, {**number, "answer": "1.25"}, text]
+    common = {"image": png("red"), "question": "?"}
+    [task] = find_tasks("mathvista")
+    table(tmp_path / "MathVista_MINI.tsv", [{"index": i, **common, **row} for i, row in enumerate(rows)])
+    [note] = prepare(task, tmp_path).notes
+    assert "1 of 4 right answers, e.g. 'B' of example 0, would be scored as wrong" in note
+    table(tmp_path / "MathVista_MINI.tsv", [{"index": i, **common, **row} for i, row in enumerate(rows[1:])])
+    assert prepare(task, tmp_path).notes == []
+    table(tmp_path / "MathVista_MINI.tsv", [{"index": 0, **common, **number, "answer": "1,25"}])
+    with pytest.raises(DataError, match=r"math_vista scores even right answers as 0, e\.g\. '1,25' of example 0"):
+        prepare(task, tmp_path)
+
+
 def test_a_headline_that_no_answer_could_raise_is_said():
     """CIDEr counts n-grams that some image lacks, so one image has none; F1 of a yes needs one that is right."""
     one = Example("1", (("human", "?"),), truths=("a red wall",))

@@ -6,6 +6,7 @@ import base64
 import csv
 import importlib.util
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
 from mono_jax.evaluation.benchmarks import submissions
 from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, GROUPS, find_tasks
+from mono_jax.evaluation.benchmarks.preparing import prepare
 from mono_jax.evaluation.benchmarks.reading import columns, forms
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.benchmarks.reading.rows import read_rows
@@ -248,6 +250,34 @@ def test_a_list_is_one_answer_in_mathvista(tmp_path: Path, truth: Any):
     assert find_metric("math_vista", judge)([example.answered(str(truth))])["accuracy"].score == 100
 
 
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ({"precision": "2.0"}, ["3.14", "3.1429"]),
+        ({"precision": 2}, ["3.14", "3.1429"]),
+        ({"precision": ""}, ["3.14", "3.140"]),
+        ({}, ["3.14", "3.140"]),
+    ],
+)
+@pytest.mark.parametrize("write", [tsv, jsonl])
+def test_floats_of_mathvista(tmp_path: Path, write: Any, given: dict[str, Any], right: list[str]):
+    """Rounded to the row's precision; compared as numbers if it has none."""
+    row = {"index": 1, "image": encoded(), "question": "pi?", "question_type": "free_form", "answer_type": "float"}
+    write(tmp_path / f"MathVista_MINI.{write.__name__}", [row | {"answer": "3.14"} | given])
+    [example] = prepare(find_tasks("mathvista")[0], tmp_path).examples
+    answers = [example.answered(said) for said in ("3.14", "3.140", "3.1429", "3.2", "")]
+    assert {each.answer for each in answers if find_metric("math_vista")([each])["accuracy"].score == 100} == {
+        "3.14", "3.140", *right,
+    }  # fmt: skip
+
+
+def test_a_precision_of_mathvista_that_is_no_number_is_named(tmp_path: Path):
+    row = {"index": 1, "image": encoded(), "question": "?", "question_type": "free_form", "answer_type": "float"}
+    tsv(tmp_path / "MathVista_MINI.tsv", [row | {"answer": "1.5", "precision": "two"}])
+    with pytest.raises(DataError, match=r"MathVista_MINI\.tsv:2: precision is 'two': it must be a number of decimals"):
+        BENCHMARKS["mathvista"].read(tmp_path)
+
+
 @pytest.mark.parametrize("choices", [{}, {"choices": "none"}, {"choices": []}, {"choices": "[3, 4"}])
 def test_a_choice_of_mathvista_needs_choices(tmp_path: Path, choices: dict[str, Any]):
     picture(tmp_path / "1.png")
@@ -412,14 +442,103 @@ def test_hidden_answers_become_files_to_send_in(tmp_path: Path):
 
 
 def test_hidden_answers_of_mmmu_are_letters_where_there_are_options(tmp_path: Path):
-    """{id: letter or text}; answers that name no option are passed unchanged."""
+    """{id: letter or text}; answers that name no option are passed unchanged. MMMU's ids are not VLMEvalKit's index."""
     row = {"image": encoded(), "question": "q"}
     choice, open_question = {**row, "A": "x", "B": "y"}, {**row, "options": "[]"}
-    tsv(tmp_path / "MMMU_TEST.tsv", [{"index": i, **r} for i, r in enumerate((choice, choice, open_question))])
+    rows = [{"index": i, "id": f"test_Art_{i + 7}", **r} for i, r in enumerate((choice, choice, open_question))]
+    tsv(tmp_path / "MMMU_TEST.tsv", rows)
     examples = BENCHMARKS["mmmu_test"].read(tmp_path)
     assert BENCHMARKS["mmmu_test"].hides(examples)
     file = submissions.write(tmp_path, "mmmu", list(zip(examples, ["It is (B).", "neither", "12 m"])))
-    assert json.loads(file.read_text()) == {"0": "B", "1": "neither", "2": "12 m"}
+    assert json.loads(file.read_text()) == {"test_Art_7": "B", "test_Art_8": "neither", "test_Art_9": "12 m"}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "lacking"),
+    [
+        ("mmmu_test", "MMMU_TEST.tsv", "no id"),
+        ("mmbench_test_en", "MMBench_TEST_EN.tsv", "no index"),
+        ("vqav2_testdev", "vqav2_testdev.tsv", "no question_id"),
+        ("textvqa_test", "textvqa_test.tsv", "no question_id"),
+        ("docvqa_test", "test.tsv", "no questionId or question_id"),
+        ("infovqa_test", "test.tsv", "no questionId or question_id"),
+        ("nocaps_test", "nocaps.tsv", "no image_id or id"),
+        ("vizwiz_test", "vizwiz_test.tsv", r"no picture with a name like 1\.jpg, as image or image_path"),
+    ],
+)
+def test_a_file_without_what_the_server_goes_by_is_refused(tmp_path: Path, name: str, file: str, lacking: str):
+    """Other columns that usually hold ids will not do; where the answers are not hidden, they will."""
+    keys = ("index", "id", "question_id", "questionId", "image_id")
+    needed = {"no id": {"id": "test_Art_1"}, "no index": {"index": 1}, "no question_id": {"question_id": 1}}
+    given = needed.get(lacking, {"questionId": 1, "image_id": 1, "image_path": "a/1.jpg"})
+    row = {"image": encoded(), "question": "q", "A": "x", "B": "y"}
+    others = {key: 5 for key in keys if key not in lacking.split()}
+    tsv(tmp_path / file, [row | others])
+    with pytest.raises(DataError, match=rf"{file}:2: {lacking}: the server that scores the answers goes by it"):
+        BENCHMARKS[name].read(tmp_path, tmp_path / file)
+    tsv(tmp_path / file, [row | others | given])
+    [example] = BENCHMARKS[name].read(tmp_path, tmp_path / file)
+    sent = submissions.write(tmp_path, BENCHMARKS[name].submission, [(example, "x")])
+    if sent.suffix == ".json":
+        assert str(next(iter(given.values()))).split("/")[-1] in sent.read_text() and "5" not in sent.read_text()
+    tsv(tmp_path / file, [row | others | {"answer": "A"}])
+    assert len(BENCHMARKS[name].read(tmp_path, tmp_path / file)) == 1
+
+
+def as_images(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """As the datasets library stores pictures: without a name."""
+    return [{**row, "image": {"bytes": png(row["image"]), "path": None}} for row in rows]
+
+
+def test_mme_with_one_question_id_for_both_questions_of_an_image(tmp_path: Path):
+    """lmms-lab's layout, in two files. Two images of one category look the same."""
+    rows = [
+        {"question_id": f"code_reasoning/{i}.png", "image": colour, "question": f"is it {asked}?", "answer": truth}
+        | {"category": "code_reasoning"}
+        for i, colour in enumerate(("red", "blue", "red"))
+        for asked, truth in ((colour, "Yes"), ("black", "No"))
+    ]
+    (tmp_path / "MME").mkdir()
+    parquet(tmp_path / "MME/test-0.parquet", as_images(rows[:3]))
+    parquet(tmp_path / "MME/test-1.parquet", as_images(rows[3:]))
+    examples = prepare(find_tasks("mme")[0], tmp_path).examples
+    assert [example.id for example in examples] == list("123456")
+    assert [len({e.group for e in examples[i : i + 2]}) for i in (0, 2, 4)] == [1, 1, 1]
+    assert scored("mme", examples, ["Yes", "No"] * 3) == 200
+    assert scored("mme", examples, ["Yes", "Yes"] + ["Yes", "No"] * 2) == pytest.approx(100 * (5 / 6 + 2 / 3))
+    parquet(tmp_path / "MME/test-1.parquet", as_images([*rows[3:], rows[0]]))
+    with pytest.raises(DataError, match=r"test-1\.parquet:4: id 'code_reasoning/0\.png' occurs twice with the same"):
+        BENCHMARKS["mme"].read(tmp_path)
+
+
+@pytest.mark.parametrize("id_is_unique", [True, False])
+def test_pope_with_ids_that_count_within_a_category(tmp_path: Path, id_is_unique: bool):
+    """The same question is asked in each of them: the column that tells rows apart is taken, or their numbers."""
+    rows = [
+        {"id": f"r{number if id_is_unique else i}", "question_id": str(i), "image": colour, "question": "is it red?"}
+        | {"answer": "yes" if colour == "red" else "no", "category": category}
+        for number, (category, (i, colour)) in enumerate(
+            itertools.product(("random", "popular"), enumerate(("red", "blue")))
+        )
+    ]
+    parquet(tmp_path / "POPE.parquet", as_images(rows))
+    examples = BENCHMARKS["pope"].read(tmp_path)
+    assert [example.id for example in examples] == (["r0", "r1", "r2", "r3"] if id_is_unique else list("1234"))
+    assert scored("pope", examples, ["yes", "no"] * 2) == 100
+    assert [e.id for e in BENCHMARKS["pope"].read(tmp_path, limit=2)] == [e.id for e in examples[:2]]
+
+
+def test_ids_that_others_go_by_must_be_unique(tmp_path: Path):
+    """Annotations, servers, and the orders of a question of MMBench."""
+    picture(tmp_path / "docvqa/1.png")
+    row = {"image": "1.png", "question": "q", "question_id": 9, "id": 1}
+    jsonl(tmp_path / "docvqa/val.jsonl", [row, {**row, "question": "p", "id": 2}])
+    as_json(tmp_path / "docvqa/val/val_v1.0.json", {"data": [{"questionId": n, "answers": ["a", "b"]} for n in (9, 1)]})
+    jsonl(tmp_path / "docvqa/test.jsonl", [row, {**row, "question": "p", "id": 2}])
+    tsv(tmp_path / "MMBench_DEV_EN.tsv", [{**GOOD, "id": 1}, {**GOOD, "id": 2, "question": "p"}])
+    for name, repeated in (("docvqa_val", "9"), ("docvqa_test", "9"), ("mmbench_dev_en", "1")):
+        with pytest.raises(DataError, match=f"id '{repeated}' occurs twice: ids must be unique"):
+            BENCHMARKS[name].read(tmp_path)
 
 
 def test_hidden_answers_of_mmbench_become_a_workbook(tmp_path: Path):

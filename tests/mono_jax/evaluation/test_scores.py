@@ -8,6 +8,7 @@ evaluate_grounding, MathVista's calculate_score.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -218,6 +219,34 @@ def test_pope_f1_is_averaged_over_categories():
     assert scores["yes"].score == 75
 
 
+def test_pope_asks_a_question_once_for_several_categories():
+    """As in VLMEvalKit's file: the same scores as if each category had a row of its own."""
+    rows = [
+        ("adversarial,popular,random", "yes", "yes"),
+        ("adversarial, popular,random", "yes", "no"),
+        ("adversarial", "no", "no"),
+        ("popular,random", "no", "yes"),
+        ("random", "no", "no"),
+    ]
+    joined = [
+        answered(said, truth, id=str(i), category=c, group=f"{i // 2}") for i, (c, truth, said) in enumerate(rows)
+    ]
+    apart = [
+        dataclasses.replace(example, id=f"{example.id}{name}", category=name.strip())
+        for example in joined
+        for name in example.category.split(",")
+    ]
+    found, expected = METRICS["pope"](joined), METRICS["pope"](apart)
+    f1 = [2 / 3, 2 / 4, 2 / 4]  # a miss in each category, and a wrong yes in two
+    assert found["f1"].score == pytest.approx(100 * sum(f1) / 3)
+    assert found["accuracy"].score == pytest.approx(100 * 5 / 10) and found["yes"].score == pytest.approx(100 * 5 / 10)
+    for name, measure in found.items():
+        assert measure.units == expected[name].units and (measure.sums == expected[name].sums).all()
+        assert measure.examples == 5 and not measure.is_proportion
+    perfect = [dataclasses.replace(example, answer=example.truth) for example in joined]
+    assert METRICS["pope"](perfect)["f1"].score == METRICS["pope"](perfect)["accuracy"].score == 100
+
+
 def test_ocrbench_looks_for_the_truth_in_the_answer():
     formulas = short_answers.FORMULAS
     table = [
@@ -240,6 +269,9 @@ def test_ocrbench_looks_for_the_truth_in_the_answer():
         ],
         *[("[100,200,199,400]", 0), ("[100,200,300]", 0), ("none", 0), ("[[300,400,100,200]]", 0)],
         ("[[100, 200, 300, 400], [500, 500, 600, 600]]", 1),
+        *[("the [left] dog: [100, 200, 300, 400]", 1), ("[a, b, c, d] [100, 200, 300, 400]", 1)],
+        *[("[100, 200], [100, 200, 300, 400]", 1), ("[500, 500, 600, 600], [100, 200, 300, 400]", 0)],
+        *[("[100, 200, 300, 400, 500]", 0), ("[100,\n200, 300, 400]", 0), ("[100\n, 200, 300, 400]", 0)],
     ],
 )
 def test_boxes(answer: str, right: int):
@@ -331,6 +363,32 @@ def test_math_vista_asks_the_judge_only_for_answers_that_are_more_than_that():
 )
 def test_math_vista_s_normal_answers(extracted: str, kind: str, normal: str | None):
     assert judged.normal_answer(extracted, answered("", fields=math_fields("free_form", kind, 2.0))) == normal
+
+
+@pytest.mark.parametrize(
+    ("extracted", "truth", "right"),
+    [("3.14", "3.14", True), ("3.140", "3.14", True), ("3.1429", "3.14", False), ("x", "3.14", False), ("1", "x", 0)],
+)
+def test_without_a_precision_math_vista_compares_floats_as_numbers(extracted: str, truth: str, right: bool):
+    example = answered(extracted, truth, fields=math_fields("free_form", "float"))
+    assert (judged.normal_answer(extracted, example) == truth) == right
+
+
+@pytest.mark.parametrize("answer", ["", "  \n"])
+@pytest.mark.parametrize("truth", ["maybe", "no"])
+def test_nothing_is_no_option_of_math_vista(answer: str, truth: str):
+    """Neither as the answer, for which no judge is needed, nor as what the judge extracts."""
+    example = answered(answer, truth, options={"A": "maybe", "B": "no"}, fields=math_fields("multi_choice", "text"))
+    assert find_metric("math_vista")([example])["accuracy"].score == 0
+    said = dataclasses.replace(example, answer="I do not know")
+    assert find_metric("math_vista", judged.Memory(Scripted(answer)))([said])["accuracy"].score == 0
+
+
+@pytest.mark.parametrize("metric", ["multiple_choice", "mmmu", "exact_match", "relaxed_accuracy", "gqa", "contains"])
+def test_nothing_is_no_answer(metric: str):
+    for options, truths in ((OPTIONS, "ABCD"), ({}, ("no", "1"))):
+        for truth in truths if options or metric != "multiple_choice" else ():
+            assert METRICS[metric]([answered("", truth, options=options)])["accuracy"].score == 0
 
 
 def test_without_a_judge_its_tasks_are_refused():

@@ -18,6 +18,7 @@ from mono_jax.evaluation.benchmarks.reading.example import Picture, Spool
 from mono_jax.evaluation.benchmarks.reading.rows import ID_OF_KEY, Row
 
 ID = ("question_id", "questionId", "index", "id", "pid", "image_id", ID_OF_KEY)
+INDEX = ("index", "id")  # of a question in one order of its options
 QUESTION = ("question", "query", "text", "problem")
 ANSWERS = ("answers", "answer", "label", "gt_answer", "multiple_choice_answer")
 OPTIONS = ("options", "choices")
@@ -130,7 +131,7 @@ class Pictures:
 
     def _encoded(self, row: Row, value: str) -> tuple[Picture, ...]:
         cells = _literal(value) if value.startswith("[") else [value]
-        path = str(row.values.get("image_path", ""))
+        path = _picture_name(row)
         name = path or f"{row.file.name}:{row.number}"
         return tuple(
             self._kept(f"{name}#{number}" if number else name, _decoded(row, text), path)
@@ -151,7 +152,8 @@ class Pictures:
                 if isinstance(each, Mapping):  # as Hugging Face's Image feature is stored
                     data, path = each.get("bytes"), each.get("path")
                     if data is not None:
-                        yield self._kept(path or f"{row.file.name}:{row.number}/{column}{number or ''}", data)
+                        name = path or f"{row.file.name}:{row.number}/{column}{number or ''}"
+                        yield self._kept(name, data, _picture_name(row))
                         continue
                     each = path
                 if isinstance(each, bytes):
@@ -174,6 +176,12 @@ class Pictures:
             if os.path.isfile(path):  # unlike Path's, False for a name that no file can have
                 return path
         raise DataError(f"{row.place}: {name[:200]}: no such picture below {', '.join(map(str, self._folders))}")
+
+
+def _picture_name(row: Row) -> str:
+    """What the benchmark calls the row's picture, "" if nothing. lmms-lab's MME has it as the id of both questions."""
+    name = str(row.values.get("question_id", ""))
+    return str(row.values.get("image_path", name if name.lower().endswith((".jpg", ".jpeg", ".png")) else ""))
 
 
 def _is_encoded(text: str) -> bool:

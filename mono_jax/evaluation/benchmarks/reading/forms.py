@@ -27,10 +27,12 @@ Form = Callable[[Row, tuple[Picture, ...]], Example]
 
 
 def _made(row: Row, pictures: tuple[Picture, ...], asked: str, **rest: Any) -> Example:
-    """The part that all forms have in common. Questions about the same picture form one group."""
-    found = columns.cell(row, columns.ID)
+    """The part that all forms have in common. Questions about the same picture form one group.
+
+    The id is the number of the row: the benchmark, which sees all rows, replaces it.
+    """
     return Example(
-        id=str(row.number if found is None else found),
+        id=str(row.number),
         turns=(("human", asked),),
         pictures=pictures,
         category=rest.pop("category", str(columns.cell(row, columns.CATEGORY) or "")),
@@ -76,11 +78,11 @@ def choice(suffix: str | None = None, open_suffix: str | None = None) -> Form:
 
 def circular(row: Row, pictures: tuple[Picture, ...]) -> Example:
     """MMBench and CCBench. Field "text": the question by itself, for the file to submit."""
-    example = choice()(row, pictures)
+    example, index = choice()(row, pictures), columns.cell(row, columns.INDEX)
     try:
-        number = int(example.id) % _MANY
+        number = int(row.number if index is None else index) % _MANY
     except ValueError:
-        raise DataError(f"{row.place}: index is {example.id!r}: it must be a number") from None
+        raise DataError(f"{row.place}: index is {index!r}: it must be a number") from None
     return dataclasses.replace(example, fields={**example.fields, "question": number, "text": columns.question(row)})
 
 
@@ -95,24 +97,33 @@ def hallusion(row: Row, pictures: tuple[Picture, ...]) -> Example:
             raise DataError(f"{row.place}: no {', '.join(names)}, and index is not like VD_chart_0_1_2_0")
         found = dict(zip(names, parts[3:]))
     words = tuple({"1": "yes", "0": "no"}.get(truth, truth) for truth in example.truths)
-    # "question_id", a usual column for ids, counts within a figure here.
-    name = str(row.values.get("index", row.number))
-    return dataclasses.replace(example, id=name, truths=words, fields={**example.fields, **found})
+    return dataclasses.replace(example, truths=words, fields={**example.fields, **found})
 
 
 def math_vista(row: Row, pictures: tuple[Picture, ...]) -> Example:
-    """MathVista, asked with its own "query" where there is one. Its only right answer may be a list: "[1, 2, 0]"."""
+    """MathVista, asked with its own "query" where there is one. Its only right answer may be a list: "[1, 2, 0]".
+
+    Field "precision": decimals of a float, None where the file does not say.
+    """
     asked = str(columns.needed(row, ("query", "question"), "question"))
     fields = {name: row.values.get(name) for name in ("question_type", "answer_type", "precision")}
     for name in ("question_type", "answer_type"):
         if fields[name] is None:
             raise DataError(f"{row.place}: no {name}")
+    fields["precision"] = _decimals(row, fields["precision"]) if fields["answer_type"] == "float" else None
     is_choice, truth = fields["question_type"] == "multi_choice", columns.cell(row, columns.ANSWERS)
     of = columns.options(row) if is_choice else {}
     if is_choice and not of:
         raise DataError(f"{row.place}: question_type is multi_choice, but there are no choices: a list is needed")
     truths = () if truth is None else (str(truth),)
     return _made(row, pictures, asked, truths=truths, options=of, fields=fields)
+
+
+def _decimals(row: Row, value: Any) -> int | None:
+    try:
+        return None if value is None else int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{row.place}: precision is {value!r}: it must be a number of decimals") from None
 
 
 def caption(row: Row, pictures: tuple[Picture, ...]) -> Example:
@@ -132,9 +143,7 @@ def box(row: Row, pictures: tuple[Picture, ...]) -> Example:
         right = text_of([*map(float, fields["bbox"])], float(fields["width"]), float(fields["height"]))
     except (TypeError, ValueError, ArithmeticError):
         raise DataError(f"{row.place}: bbox, width and height are {fields}: they must be numbers, in pixels") from None
-    made = _made(row, pictures, BOX.format(sentence), truths=(right,), fields=fields)
-    # Ids of pictures or boxes repeat because a box has several sentences.
-    return dataclasses.replace(made, id=str(row.number))
+    return _made(row, pictures, BOX.format(sentence), truths=(right,), fields=fields)
 
 
 def conversation(row: Row, pictures: tuple[Picture, ...]) -> Example:
