@@ -7,8 +7,7 @@ beyond one tile, a thumbnail: 2, 6 and 14 tiles with 256 text tokens are the row
 
   first_token    one request at a time, from submission to its first token
   split          its parts: decoding a JPEG, cutting it into tiles, embedding (or encoding) them, prefill
-  concurrency_N  N requests at a time: first token, tokens/s, step time, also without the scheduler, its CPU share;
-                 medians of --rounds turns, in each of which both models are served and run bare steps
+  concurrency_N  N requests at a time: first token, tokens/s, step time, also in bare steps, scheduler's CPU share
   one_by_one     tokens/s of all at once against Generator, one request after another; answers are compared
   transformers   generate of transformers on the exported monolithic model, one request and a batch (--transformers)
   finished       step time with as many answers as there are rows, over the number of finished requests
