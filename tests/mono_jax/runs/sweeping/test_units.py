@@ -40,11 +40,39 @@ def test_grids():
 
 
 @pytest.mark.parametrize(
+    ("second", "lost"),
+    [
+        ({"b": {"y": 2}, "c": {"x": 3}}, "x"),
+        ({"c": {"z": {"v": 3}}}, "z.v"),
+        ({"c": {"z": {}}}, "z.v"),
+        ({"c": {"z.v": 3}}, "z.v"),
+    ],
+)
+def test_axes_of_a_grid_change_different_keys(second: dict[str, Any], lost: str):
+    with pytest.raises(ConfigError, match=f"product: a-c: {lost} is overwritten by 'c': give it on one axis only"):
+        list(product({"a": {"x": 1, "z": {"v": 1}}}, second))
+
+
+def test_what_an_axis_adds_to_a_section_of_another_overwrites_nothing():
+    ((_, changes),) = product({"a": {"z": {"v": 1}, "stages.s2.steps": 3}}, {"b": {"z.w": 2, "stages": ["s0", "s2"]}})
+    assert list(changes) == ["z", "stages.s2.steps", "z.w", "stages"]
+
+
+@pytest.mark.parametrize(
     ("body", "message"),
     [
         ("", r"sweep\.py: a sweep file needs a function sweep\(add\)"),
         ("def sweep(add): pass", "added no unit"),
-        ("def sweep(add): add('a'); add('a')", "two units are called 'a'"),
+        ("def sweep(add): add('a'); add('a')", r"add\(\) is called twice for 'a': give each group a name of its own"),
+        ("def sweep(add): add('a'); add('a', {'common.dtype': 'float32'}, seeds=2)", "called twice for 'a'"),
+        ("def sweep(add): add('a-seed1'); add('a', seeds=2)", "two units are called 'a-seed1'"),
+        ("def sweep(add): add('a', {'common.seed': 7}, seeds=2)", r"a: common\.seed is overwritten by seeds=2"),
+        ("def sweep(add): add('a', {'data': {'seed': 7}}, seeds=2)", r"a: data\.seed is overwritten by seeds=2"),
+        (
+            "def sweep(add): add('a', {'stages.s2.optim.clip_norm': 2.0, 'stages.s2': {'steps': 3}})",
+            r"a: stages\.s2\.optim\.clip_norm is overwritten by stages\.s2: give stages\.s2 first",
+        ),
+        ("def sweep(add): add('a', {'stages': ['s0', 's2', 's0']})", "^a: stages lists 's0' twice"),
         ("def sweep(add): add('a/b')", "'a/b' is not a valid name"),
         ("def sweep(add): add('a', seeds=0)", "seeds is 0"),
         ("def sweep(add): 1 / 0", r"sweep\.py: ZeroDivisionError"),
