@@ -37,7 +37,7 @@ class Measuring:
     modality/text, .../image   the same over all sources, by modality (``heldout.MODALITIES``)
     retention/NAME/ratio, .../nats   of a source of plain text: its loss divided by, and minus, that of the base
     sight/NAME/noise, .../other   of a source with images: how much its loss grows without them (``evaluation.blind``)
-    tasks/NAME                 score of a task, in percent or its metric's points
+    tasks/NAME                 score of a task, in percent or its metric's points; tasks/NAME/SCORE: its further scores
     tasks/NAME/sight           how much of it is lost when asked about other pictures (``evaluation.blind``)
     """
 
@@ -178,7 +178,7 @@ def evaluating(
         recorder.add,
         say,
         metric=settings.keep_best,
-        lower_is_better=not (settings.keep_best or "").startswith(("tasks/", "sight/")),
+        lower_is_better=settings.lower_is_better,
         best=best,
         before=measuring.begin,
     )
