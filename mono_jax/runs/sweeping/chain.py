@@ -14,7 +14,8 @@ from mono_jax.errors import ConfigError
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.sets import made_sets, with_heldout
-from mono_jax.runs.sweeping.units import Sweep, Unit
+from mono_jax.runs.stage_keys import without_effect
+from mono_jax.runs.sweeping.units import BY_STAGE, Sweep, Unit, flat
 
 ONLY = "run"  # the folder of a config with one stage
 
@@ -80,6 +81,22 @@ def repeated(planned: Sequence[Plan]) -> dict[str, str]:
     first: dict[str, str] = {}
     names = {each.unit.name: first.setdefault(_digest(each.decides), each.unit.name) for each in planned}
     return {name: other for name, other in names.items() if name != other}
+
+
+def idle(planned: Plan) -> dict[str, str]:
+    """{key: why it has no effect}, of the keys that the unit itself changes."""
+    if isinstance(planned.config, RunConfig):
+        return {}
+    stages, found = planned.config.stages, {}
+    replaced = without_effect(planned.config.common, planned.config.data, list(stages.values()))
+    for key in flat(planned.unit.changes):
+        section, _, rest = key.partition(".")
+        folder = rest.partition(".")[0]
+        if folder and section in ("stages", *BY_STAGE) and folder not in stages:
+            found[key] = f"the unit does not run {folder}"
+        elif any(f"{key}.".startswith(f"{other}.") for other in replaced):
+            found[key] = "each of its stages has its own"
+    return found
 
 
 def _several(unit: Unit, config: EvipConfig) -> Plan:

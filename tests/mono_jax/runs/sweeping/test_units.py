@@ -153,7 +153,35 @@ def sweep(add):
     assert repeated(plans(sweep)) == same
     commands.expand(sweep)
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("NOTE")]
-    assert notes == [f"NOTE: {a} is the same as {b}: what it changes has no effect" for a, b in same.items()]
+    assert notes == [
+        "NOTE: common: common.steps has no effect, since each of its stages has its own",
+        *(f"NOTE: {a} is the same as {b}: what it changes has no effect" for a, b in same.items()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({"stages": ["s0", "s2"], "stages.s1_1.steps": 3}, {"stages.s1_1.steps": "the unit does not run s1_1"}),
+        ({"stages.s1_1": {"optim": {"clip_norm": 3.0}}}, {"stages.s1_1.optim.clip_norm": "the unit does not run s1_1"}),
+        (
+            {"replay": {"s1_1": {"s0": 0.1}, "s2": {"s0": 0.1}}, "filters.s1_1": {"min_size": 8}},
+            dict.fromkeys(["replay.s1_1.s0", "filters.s1_1.min_size"], "the unit does not run s1_1"),
+        ),
+        ({"stages.s2.steps": 3, "common": {"steps": 7}}, {"common.steps": "each of its stages has its own"}),
+        ({"stages.s2.log_every": 3, "common.log_every": 7}, {}),
+    ],
+)
+def test_keys_that_a_unit_changes_in_vain_are_named_once(
+    write_sweep: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    idle: dict[str, str],
+):
+    changes = {"stages": ["s0", "s2"], **changes, "common.dtype": "float32"}
+    commands.expand(read_sweep(write_sweep(f"def sweep(add): add('a', {changes!r}, seeds=2)\n")))
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("NOTE")]
+    assert notes == [f"NOTE: a: {key} has no effect, since {why}" for key, why in idle.items()]
 
 
 def test_stages_that_are_left_out_take_with_them_what_the_config_says_of_them(tmp_path: Path, config: Path):
