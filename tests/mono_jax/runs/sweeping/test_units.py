@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,102 @@ def test_what_cannot_be_run_is_named_before_anything_starts(
     with pytest.raises(ConfigError) as error:
         plans(read_sweep(write_sweep(body + "\n")))
     assert re.search(message, str(error.value))
+
+
+DEMO = {"sets": {"kind": "demo"}}
+NO_DATA = {"sets": {"kind": "folder", "path": "there"}}  # there is none yet
+BASE = {"init": "another"}  # nor this
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # What trains: names, groups that the model lacks, parts and layers.
+        ({"stages.s2.trains": ["atention"]}, "stage s2: .*trains 'atention': did you mean 'attention'"),
+        (BASE | {"stages.s2.trains": ["atention"]}, "stage s2: .*trains 'atention': did you mean 'attention'"),
+        (BASE | {"stages.s2.trains": ["attention[5:2]"]}, "stage s2: .*'attention\\[5:2\\]': the range is empty"),
+        ({"visual_experts": False}, r"stage s1_1: .*trains \['visual_experts'\], which this model does not have"),
+        ({"stages.s2.trains": ["visual_attention"]}, "stage s2: .*'visual_attention'.*does not have"),
+        ({"stages.s2.trains": ["attention/wq"]}, "stage s2: .*attention has no parameter named 'wq'"),
+        ({"stages.s2.trains": ["attention[0:99]"]}, "stage s2: .*the model has layers 0 to"),
+        ({"stages.s2.trains": ["lora"], "stages.s2.lora.targets": ["norms"]}, "stage s2: lora.targets: 'norms'"),
+        (
+            BASE | {"stages.s2.trains": ["lora"], "stages.s2.lora.targets": ["attn"]},
+            "stage s2: .*lora.targets 'attn': did you mean 'attention'",
+        ),
+        (
+            {"stages.s1_1.optim.groups": {"norms": {"learning_rate": 1.0}}},
+            r"stage s1_1: optim.groups names \['norms'\]",
+        ),
+        # The model that a stage before has made.
+        ({"stages.s2.model.num_hidden_layers": 9}, "stage s2: .*num_hidden_layers is 9, .* the model of s1_1 have"),
+        ({"stages.s2.model.preset": "tiny_mono"}, "stage s2: .*preset is 'tiny_mono', .*the model of s1_1"),
+        ({"stages.s2.model.rope_thta": 9.0}, "config.stages.s2.model: .*did you mean 'rope_theta'"),
+        ({"stages": ["s1_1", "s2"]}, "stage s1_1: config.init is missing"),
+        ({"stages.s0.data.visual_tokens": 8}, "stage s0: data.visual_tokens is above 0, but the model has no vision"),
+        (
+            {"stages.s2.data.boundary_block": 8, "stages.s2.execution.experts": "static"},
+            "stage s2: data.boundary_block",
+        ),
+        ({"stages.s2.evaluation": {"data": {"max_tiles": 1, "min_tiles": 2}}}, "stage s2: data.max_tiles is 1"),
+        # The sets.
+        ({"replay": {"s2": {"s9": 0.1}}}, r"stage s2: unknown stage in config\.replay\.s2 's9'"),
+        (DEMO | {"replay": {"s2": {"s9": 0.1}}}, r"stage s2: unknown stage in config\.replay\.s2 's9'"),
+        (
+            {"stages.s2.evaluation": {"sources": {"text": None}}},
+            r"stage s2: unknown held-out set \(config\.evaluation\.sources\.text\) 'text'",
+        ),
+        (
+            DEMO | {"stages.s2.evaluation": {"sources": {"nope": None}}},
+            r"stage s2: unknown held-out set \(config\.evaluation\.sources\.nope\)",
+        ),
+        (
+            DEMO | {"stages.s2.evaluation": {"tasks": {"nope": {}}}},
+            r"stage s2: unknown held-out set \(config\.evaluation\.tasks\.nope\)",
+        ),
+        (DEMO | {"stages.s2.evaluation": {"tasks": {"text": {}}}}, "stage s2: .*tasks.text: .*contains no questions"),
+        ({"data": {"tokenizer": "t"}}, r"stage s0: config\.stages\.s0\.data\.sources is missing, .*has no stage 's0'"),
+        ({"data": {"sources": [{"spec": {"kind": "text"}}]}}, r"stage s0: config\.data\.tokenizer is missing"),
+    ],
+)
+def test_what_a_later_stage_would_be_refused_for_is_named_before_anything_starts(
+    config: Path, changes: dict[str, Any], message: str
+):
+    unit = Unit("u", "u", None, changes, str(config))
+    with pytest.raises(ConfigError) as error:
+        plan(unit)
+    assert re.search(f"^u: {message}", str(error.value))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        BASE | {"visual_experts": False},  # it may have experts
+        BASE | {"stages.s2.trains": ["attention[3:]", "visual_experts[:2]"]},
+        {"stages.s2.model": {"preset": "tiny_lm"}, "visual_experts": False, "stages": ["s0"]},
+        DEMO | {"stages.s2.evaluation": {"sources": {"text": None, "captions": None}, "tasks": {"questions": {}}}},
+        NO_DATA | {"stages.s2.evaluation": {"sources": {"any": None}}, "replay": {"s2": {"any": 0.5}}},
+        {"stages.s2.model.vocab_size": 999},  # the tokenizer decides
+    ],
+)
+def test_what_is_not_known_yet_is_not_refused(config: Path, changes: dict[str, Any]):
+    plan(Unit("u", "u", None, changes, str(config)))
+
+
+def test_sets_that_exist_say_what_they_have(tmp_path: Path, config: Path):
+    made = {"sources": [{"name": "made", "spec": {"kind": "text", "paths": "x"}}]}
+    manifest = {
+        "tokenizer": "t",
+        "stages": dict.fromkeys(["s0", "s1_1", "s2", "own"], made),
+        "heldout": {"quiz": {"path": "q"}},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    changes = {"sets": {"kind": "folder", "path": str(tmp_path)}, "data": {}, "replay": {"s2": {"own": 0.5}}}
+    plan(Unit("u", "u", None, changes, str(config)))
+    with pytest.raises(ConfigError, match=r"config\.replay\.s2 'onw': did you mean 'own'"):
+        plan(Unit("u", "u", None, changes | {"replay": {"s2": {"onw": 1.0}}}, str(config)))
+    with pytest.raises(ConfigError, match=r"evaluation\.tasks\.quizz\) 'quizz': did you mean 'quiz'"):
+        plan(Unit("u", "u", None, changes | {"stages.s2.evaluation": {"tasks": {"quizz": {}}}}, str(config)))
 
 
 def digests(config: Path, changes: dict[str, Any]) -> dict[str, str]:
@@ -221,7 +318,7 @@ def test_a_config_of_one_stage(tmp_path: Path, write_sweep: Callable[[str], Path
     (tmp_path / "one.py").write_text(
         "from ml_collections import ConfigDict\n"
         "def get_config():\n"
-        "    data = {'sources': [{'spec': {'kind': 'text', 'paths': 'x'}}], 'tokenizer': 't'}\n"
+        "    data = {'sources': [{'spec': {'kind': 'text', 'paths': 'x'}}], 'tokenizer': 't', 'visual_tokens': 0}\n"
         "    return ConfigDict({'stage': 'S0', 'steps': 4, 'model': {'preset': 'tiny_lm'}, 'data': data})\n"
     )
     file = write_sweep(f"CONFIG = {str(tmp_path / 'one.py')!r}\ndef sweep(add): add('a', {{'steps': 2}}, seeds=2)\n")
