@@ -18,7 +18,7 @@ from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
 from mono_jax.parallel.mesh_config import MeshConfig
 from mono_jax.runs.evaluation_config import EvaluationConfig
-from mono_jax.runs.stage_keys import added
+from mono_jax.runs.stage_keys import BY_STAGE, added, without_effect
 from mono_jax.training.lora import LoraConfig, adapters_of
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.stages import LORA, STAGES, Stage, get_stage
@@ -307,6 +307,16 @@ class EvipConfig:
     def shared(self) -> dict[str, Any]:
         """Keys of all stages' runs."""
         return added(self.common, {"data": self.data})
+
+    def idle(self) -> dict[str, str]:
+        """{dotted key: why it has no effect}."""
+        keys = without_effect(self.common, self.data, list(self.stages.values()))
+        found = dict.fromkeys(keys, "every stage has its own")
+        for key in BY_STAGE:
+            for folder in getattr(self, key):
+                if "sources" in self.stage_values(folder, "")["data"]:
+                    found[f"{key}.{folder}"] = f"{folder} has sources of its own, not those of the sets"
+        return found
 
     def asked(self, heldout: str) -> dict[str, Any]:
         """The keys that decide what is measured on a held-out set, "text" or one with questions."""

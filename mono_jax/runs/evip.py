@@ -31,7 +31,6 @@ from mono_jax.runs.sets import prepare_sets
 from mono_jax.runs.stage import run_stage
 from mono_jax.runs.stage_checks import check_stages
 from mono_jax.runs.stage_configs import StageConfigs
-from mono_jax.runs.stage_keys import without_effect
 from mono_jax.runs.workdir import Workdir
 from mono_jax.storage.places import Place
 from mono_jax.training import stages
@@ -70,8 +69,8 @@ class Evip(StageConfigs):
     def open(cls, config: EvipConfig, workdir: Path, say: Say = say_now) -> Self:
         """Opens it with the sets that the config names, which are built in ``workdir``. Raises ConfigError or
         DataError."""
-        for key in without_effect(config.common, config.data, list(config.stages.values())):
-            say(f"NOTE: config.{key} has no effect, since every stage has its own")
+        for key, why in config.idle().items():
+            say(f"NOTE: config.{key} has no effect, since {why}")
         return cls(config, workdir, prepare_sets(config, workdir, say), say)
 
     def scored(self, folder: str, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

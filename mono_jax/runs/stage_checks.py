@@ -48,7 +48,8 @@ def check_stages(config: EvipConfig, base: Architecture | None, on_devices: bool
 
     Args:
       base: architecture of ``config.init``; None = not known yet, so that the groups it has are not checked.
-      on_devices: whether the stages run on the devices of this process, whose mesh is then checked, too.
+      on_devices: whether the stages run on the devices of this process: then the mesh, and the models that
+        ``config.scores`` names, are checked, too.
     """
     stages, here, init = _Expected(config, expected_sets(config)), base, config.init
     for folder in config.stages:
@@ -56,8 +57,10 @@ def check_stages(config: EvipConfig, base: Architecture | None, on_devices: bool
             if config.stage_name(folder) != "S0":
                 here = stages.with_vision(init, here)
             _check_replay(folder, stages)
+            if on_devices and (model := config.scores.get(folder, folder)) not in config.stages:
+                model_config(model)  # a folder with the model that gives the scores
             here = check_run(stages.stage_config(folder, init), here, on_devices)
-        except (ConfigError, DataError) as error:
+        except (ConfigError, DataError, WeightsError) as error:
             raise ConfigError(f"stage {folder}: {error}") from None
         init = f"the model of {folder}"
 

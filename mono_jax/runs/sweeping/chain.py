@@ -15,8 +15,8 @@ from mono_jax.errors import ConfigError
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.sets import made_sets
 from mono_jax.runs.stage_checks import check_run, check_stages, local_base
-from mono_jax.runs.stage_keys import without_effect
-from mono_jax.runs.sweeping.units import BY_STAGE, Sweep, Unit, flat
+from mono_jax.runs.stage_keys import BY_STAGE
+from mono_jax.runs.sweeping.units import Sweep, Unit, flat
 
 ONLY = "run"  # the folder of a config with one stage
 
@@ -89,15 +89,14 @@ def idle(planned: Plan) -> dict[str, str]:
     """{key: why it has no effect}, of the keys that the unit itself changes."""
     if isinstance(planned.config, RunConfig):
         return {}
-    stages, found = planned.config.stages, {}
-    replaced = without_effect(planned.config.common, planned.config.data, list(stages.values()))
+    stages, idle_keys, found = planned.config.stages, planned.config.idle(), {}
     for key in flat(planned.unit.changes):
         section, _, rest = key.partition(".")
         folder = rest.partition(".")[0]
         if folder and section in ("stages", *BY_STAGE) and folder not in stages:
             found[key] = f"the unit does not run {folder}"
-        elif any(f"{key}.".startswith(f"{other}.") for other in replaced):
-            found[key] = "each of its stages has its own"
+        elif why := [why for other, why in idle_keys.items() if f"{key}.".startswith(f"{other}.")]:
+            found[key] = why[0]
     return found
 
 

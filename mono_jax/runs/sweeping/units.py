@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
+from mono_jax.runs.stage_keys import BY_STAGE
 
 T = TypeVar("T")
 Changes = Mapping[str, Any]
 
 SEED = "seed"
-BY_STAGE = ("replay", "scores", "filters")  # keys of a config with an entry per stage
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*")
 
 

@@ -89,6 +89,7 @@ def test_sections_for_all_stages_are_joined_with_those_of_a_stage():
             {"stages": {"s2": {"evaluation": {"data": {"batch_size": 3}, "sources": {"text": None}}}}},
             r"stage s2: config\.evaluation\.data\.batch_size is 3",
         ),
+        ({"scores": {"s2": "s9"}}, "stage s2: s9: no such folder"),
         ({"stages": {"s2": {"steps": None}}}, "stage s2: .*config.steps and config.epochs: give one"),
         ({"init": "nowhere"}, "nowhere: no such folder"),
     ],
@@ -124,6 +125,18 @@ def test_keys_that_every_stage_replaces_are_named(tmp_path: Path):
         Evip.open(config, tmp_path, said.append)
     keys = ("common.steps", "common.optim.learning_rate", "common.data.max_tiles", "data.batch_size")
     assert said == [f"NOTE: config.{key} has no effect, since every stage has its own" for key in keys]
+
+
+def test_what_is_mixed_into_sources_of_the_sets_has_no_effect_on_a_stage_with_its_own(tmp_path: Path):
+    own = {"sources": [{"spec": {"kind": "text", "paths": "x"}}]}
+    stages = {"a": {"stage": "S1.1"}, "b": {"stage": "S2", "data": own}}
+    mixed = {"replay": {"a": {"s0": 0.1}, "b": {"s0": 0.1}}, "scores": {"b": "a"}, "filters": {"b": {"min_size": 8}}}
+    values = {"stages": stages, "sets": {"kind": "nowhere"}}
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="nowhere"):
+        Evip.open(EvipConfig.from_dict(values | mixed), tmp_path, said.append)
+    why = "has no effect, since b has sources of its own, not those of the sets"
+    assert said == [f"NOTE: config.{key}.b {why}" for key in ("replay", "scores", "filters")]
 
 
 def test_a_common_preset_is_that_of_the_stage_without_weights(evip: Evip):

@@ -251,7 +251,7 @@ def sweep(add):
     commands.expand(sweep)
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("NOTE")]
     assert notes == [
-        "NOTE: common: common.steps has no effect, since each of its stages has its own",
+        "NOTE: common: common.steps has no effect, since every stage has its own",
         *(f"NOTE: {a} is the same as {b}: what it changes has no effect" for a, b in same.items()),
     ]
 
@@ -263,9 +263,13 @@ def sweep(add):
         ({"stages.s1_1": {"optim": {"clip_norm": 3.0}}}, {"stages.s1_1.optim.clip_norm": "the unit does not run s1_1"}),
         (
             {"replay": {"s1_1": {"s0": 0.1}, "s2": {"s0": 0.1}}, "filters.s1_1": {"min_size": 8}},
-            dict.fromkeys(["replay.s1_1.s0", "filters.s1_1.min_size"], "the unit does not run s1_1"),
+            {
+                "replay.s1_1.s0": "the unit does not run s1_1",
+                "replay.s2.s0": "s2 has sources of its own, not those of the sets",
+                "filters.s1_1.min_size": "the unit does not run s1_1",
+            },
         ),
-        ({"stages.s2.steps": 3, "common": {"steps": 7}}, {"common.steps": "each of its stages has its own"}),
+        ({"stages.s2.steps": 3, "common": {"steps": 7}}, {"common.steps": "every stage has its own"}),
         ({"stages.s2.log_every": 3, "common.log_every": 7}, {}),
     ],
 )
