@@ -27,6 +27,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.io import publish
 from data_pipelines.recipes.jsonl import read_jsonl
 
+MANIFEST = "manifest.json"
 STAGES = ("s0", "s1_1", "s1_2", "s1_3", "s2")
 S1_3_SHARES = {"caption": 0.539, "detection": 0.052, "ocr": 0.409}  # of the samples of S1.3 (Mono-InternVL paper)
 
@@ -69,7 +70,7 @@ def heldout_entry(root: Path, path: str, *, with_majority: bool) -> dict[str, An
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
     """Writes ``root/manifest.json``; it is written last, so that a folder with a manifest is complete."""
-    publish.write_text(root / "manifest.json", json.dumps(manifest, indent=1))
+    publish.write_text(root / MANIFEST, json.dumps(manifest, indent=1))
 
 
 def load_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises DataError if the sets are not built, or the manifest is damaged.
     """
     root = Path(folder).absolute()
-    path = root / "manifest.json"
+    path = root / MANIFEST
     if not path.is_file():
         raise DataError(
             f"{path} is missing: build the sets first (python -m data_pipelines.demo_sets or real_sets --out={folder})"

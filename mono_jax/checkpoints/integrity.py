@@ -34,12 +34,15 @@ def verify_together(folder: Path) -> bool:
     return from_first(listed)
 
 
-def check_fit(folder: Path, stored_state: Any, wanted_state: Any) -> None:
+def check_fit(folder: Path, stored_state: Any, wanted_state: Any, part: bool = False) -> None:
     """Raises CheckpointError that lists the differences between the arrays stored in ``folder`` and those wanted.
 
-    ``stored_state``: Orbax's metadata of a tree; ``wanted_state``: arrays or jax.ShapeDtypeStruct.
+    ``stored_state``: Orbax's metadata of a tree; ``wanted_state``: arrays or jax.ShapeDtypeStruct; ``part``: whether it
+    is a mapping of some entries of the state, and the other entries do not matter.
     """
     stored, wanted = _shapes(getattr(stored_state, "tree", stored_state)), _shapes(wanted_state)
+    if part:
+        stored = {path: shape for path, shape in stored.items() if path.partition("/")[0] in wanted_state}
     problems = [f"{path} is missing" for path in wanted if path not in stored]
     problems += [f"{path} is not part of the state" for path in stored if path not in wanted]
     problems += [

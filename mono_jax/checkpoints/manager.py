@@ -212,15 +212,18 @@ class Checkpoints:
         ``restore``."""
         return self._first_sound(step, self._read_metadata)
 
-    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
+    def restore(
+        self, abstract_state: PyTree, step: int | None = None, *, part: bool = False
+    ) -> tuple[PyTree, dict[str, Any]]:
         """The state and metadata of ``step``, by default of the newest sound checkpoint.
 
         ``abstract_state``: arrays or jax.ShapeDtypeStruct in the structure wanted; their shardings decide where each
-        array goes, regardless of the mesh it was saved from. A damaged checkpoint is reported, renamed to
-        ``damaged-STEP`` and skipped. Raises CheckpointError if there is no sound one, if ``step`` is damaged, or
-        (listing all differences) if the checkpoint's arrays differ from ``abstract_state``.
+        array goes, regardless of the mesh it was saved from. ``part``: only the entries of the state that it has are
+        restored. A damaged checkpoint is reported, renamed to ``damaged-STEP`` and skipped. Raises CheckpointError if
+        there is no sound one, if ``step`` is damaged, or (listing all differences) if the checkpoint's arrays differ
+        from ``abstract_state``.
         """
-        return self._first_sound(step, lambda candidate: self._read(candidate, abstract_state))
+        return self._first_sound(step, lambda candidate: self._read(candidate, abstract_state, part))
 
     def _first_sound(self, step: int | None, read: Callable[[int], Any]) -> Any:
         damaged: dict[int, Damaged] = {}
@@ -263,11 +266,11 @@ class Checkpoints:
         except Exception as error:
             raise Damaged(f"{self.directory / str(step)}: damaged metadata: {reason(error)}") from None
 
-    def _read(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    def _read(self, step: int, abstract_state: PyTree, part: bool) -> tuple[PyTree, dict[str, Any]]:
         folder = self.directory / str(step)
         verified = self._verified(step)
         try:
-            check_fit(folder, self._manager.stored(step), abstract_state)
+            check_fit(folder, self._manager.stored(step), abstract_state, part)
             restored = self._manager.state(step, abstract_state), self._manager.metadata(step)
         except (CheckpointError, StorageError):
             raise

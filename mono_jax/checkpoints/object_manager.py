@@ -144,7 +144,10 @@ class ObjectManager:
         return {path: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype) for path, array in arrays.items()}
 
     def state(self, step: int, abstract: PyTree) -> PyTree:
-        """Arrays in the form of ``abstract``; each process reads what its devices hold."""
+        """Arrays in the form of ``abstract``, which has all entries of the state or some.
+
+        Each process reads what its devices hold.
+        """
         folder = self._directory / str(step) / STATE
         arrays, wanted = open_zarrs(folder), tree.leaves_by_path(abstract)
         leaves = in_threads(lambda path: _placed(folder, arrays[path], wanted[path].sharding), wanted, _AT_A_TIME)

@@ -122,9 +122,9 @@ class OrbaxManager:
         return self._manager.item_metadata(step)["state"]
 
     def state(self, step: int, abstract: PyTree) -> PyTree:
-        """Arrays in the form of ``abstract``."""
+        """Arrays in the form of ``abstract``, which has all entries of the state or some."""
         places = ocp.checkpoint_utils.construct_restore_args(abstract)
-        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=places))
+        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=places, partial_restore=True))
         return self._manager.restore(step, args=items)["state"]
 
     def close(self) -> None:

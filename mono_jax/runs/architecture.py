@@ -28,15 +28,17 @@ _ENCODER = (
 )
 
 
-def architecture_of(run: RunConfig) -> Architecture:
+def architecture_of(run: RunConfig, base: Architecture | None = None) -> Architecture:
     """The architecture of the weights to start from, or that of the preset, with the changes in ``run.model``.
+
+    ``base``: that of the weights in ``init``, if it is known before there are any.
 
     Raises ConfigError that names the key and the fix if the weights' shapes differ from what the config asks for.
     """
     changes = dict(run.model)
     name = changes.pop("preset", None)
     if run.init:
-        base = model_config(run.init)
+        base = base or model_config(run.init)
         if isinstance(name, str):
             _check_preset(name, preset(name), base, changes, run.init)
     elif isinstance(name, str):

@@ -154,6 +154,11 @@ def check_data_fits(config: Architecture, execution: Execution, data: PackedData
             f"{settings.tokenizer}: {tokenizer.vocab_size} tokens, but the model's vocabulary has {config.vocab_size}: "
             "use the tokenizer that belongs to the model, or a model with a larger vocab_size"
         )
+    check_slots(config, execution, settings)
+
+
+def check_slots(config: Architecture, execution: Execution, settings: DataConfig) -> None:
+    """Raises ConfigError if the model cannot read rows of these slots."""
     if settings.visual_tokens == 0:
         return
     vision = config.vision

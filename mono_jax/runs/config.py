@@ -12,84 +12,19 @@ from data_pipelines.errors import DataError
 from data_pipelines.sources.selection.filters import check_filters
 from data_pipelines.strict import field
 from mono_jax.errors import ConfigError, unknown_key
-from mono_jax.evaluation.blind import Blindness
-from mono_jax.evaluation.in_training.task_config import TaskConfig
 from mono_jax.evaluation.sample_losses import SCORES
 from mono_jax.models.adapters import Adapters
 from mono_jax.models.architecture import Architecture, VisionConfig
 from mono_jax.models.execution import Execution
 from mono_jax.parallel.mesh_config import MeshConfig
-from mono_jax.runs.stage_keys import added
+from mono_jax.runs.evaluation_config import EvaluationConfig
+from mono_jax.runs.stage_keys import BY_STAGE, added, without_effect
 from mono_jax.training.lora import LoraConfig, adapters_of
 from mono_jax.training.optim_config import OptimConfig
 from mono_jax.training.stages import LORA, STAGES, Stage, get_stage
 
 Dtype = Literal["bfloat16", "float32"]
 ModelChanges = strict.Part[Architecture, "preset"]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured during a run, on samples it does not train on."""
-
-    every: int = field(1000, ge=1, help="steps between evaluations; the last step is always evaluated")
-    sources: Mapping[str, Any] = field(
-        default_factory=dict,
-        help="{name: a spec as in `data.sources`, or the path of a text file}: the loss on each is recorded as "
-        '"heldout/NAME"; None instead of a spec = the held-out data of this name from evip.py\'s sets; {} = none',
-    )
-    data: strict.Part[DataConfig] = field(
-        default_factory=dict,
-        help="keys of `data` to override for the rows of held-out sources: identical rows in all stages make their "
-        "losses comparable, and a few rows cost little",
-    )
-    batches: int | None = field(None, ge=1, help="most batches of each source; None = all")
-    blind: tuple[Blindness, ...] = field(
-        (),
-        help='for sources with images, measure the loss again without them: with "noise" in their place, or with the '
-        'images of an "other" sample of the row; "sight/NAME/noise" is how much seeing the images lowers the loss. '
-        'With "other", tasks are also asked about other pictures: "tasks/NAME/sight" is what the right ones add',
-    )
-    tasks: Mapping[str, TaskConfig] = field(
-        default_factory=dict,
-        help='{name: questions with answers}: the score on each is recorded as "tasks/NAME"; {} = none',
-    )
-    examples: int = field(8, ge=0, help="examples per task whose answers are shown in WORKDIR/evaluation/answers.html")
-    keep_best: str | None = field(
-        None,
-        help="recorded value that picks the best step, whose checkpoint is kept and whose model is saved in "
-        'WORKDIR/best: "heldout/NAME" and other losses (lowest is best), "tasks/NAME" or "sight/NAME/BLINDNESS" '
-        "(highest is best)",
-    )
-
-    def __post_init__(self) -> None:
-        strict.check(self, "evaluation", ConfigError)
-        for name in (*self.sources, *self.tasks):
-            if not name.isprintable():
-                raise ConfigError(
-                    f"evaluation: {name!r} is not a valid name for a source or task: use letters and digits"
-                )
-        for name, spec in self.sources.items():
-            if not isinstance(spec, (str, Mapping)) or not spec:
-                raise ConfigError(f"evaluation.sources.{name} is {spec!r}: give a spec or the path of a text file")
-        for name, task in self.tasks.items():
-            if not task.path and not task.data:
-                raise ConfigError(
-                    f"evaluation.tasks.{name}: path or data is missing: name the file of {task.benchmark}, or the "
-                    "folder of the benchmarks' files"
-                )
-        if self.keep_best is not None and self.keep_best not in (names := self.value_names()):
-            raise unknown_key("evaluation.keep_best", self.keep_best, names)
-
-    def value_names(self) -> list[str]:
-        """Names of all values that may be recorded."""
-        losses = [f"heldout/{name}{part}" for name in self.sources for part in ("", "/text", "/image")]
-        kept = [f"retention/{name}/{unit}" for name in self.sources for unit in ("ratio", "nats")]
-        parts = ["modality/text", "modality/image"] if self.sources else []
-        sight = [f"sight/{name}/{blindness}" for name in self.sources for blindness in self.blind]
-        parts_of_tasks = ("", "/sight") if "other" in self.blind else ("",)
-        tasks = [f"tasks/{name}{part}" for name in self.tasks for part in parts_of_tasks]
-        return [*losses, *parts, *kept, *sight, *tasks]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,6 +307,16 @@ class EvipConfig:
     def shared(self) -> dict[str, Any]:
         """Keys of all stages' runs."""
         return added(self.common, {"data": self.data})
+
+    def idle(self) -> dict[str, str]:
+        """{dotted key: why it has no effect}."""
+        keys = without_effect(self.common, self.data, list(self.stages.values()))
+        found = dict.fromkeys(keys, "every stage has its own")
+        for key in BY_STAGE:
+            for folder in getattr(self, key):
+                if "sources" in self.stage_values(folder, "")["data"]:
+                    found[f"{key}.{folder}"] = f"{folder} has sources of its own, not those of the sets"
+        return found
 
     def asked(self, heldout: str) -> dict[str, Any]:
         """The keys that decide what is measured on a held-out set, "text" or one with questions."""

@@ -37,7 +37,7 @@ class Measuring:
     modality/text, .../image   the same over all sources, by modality (``heldout.MODALITIES``)
     retention/NAME/ratio, .../nats   of a source of plain text: its loss divided by, and minus, that of the base
     sight/NAME/noise, .../other   of a source with images: how much its loss grows without them (``evaluation.blind``)
-    tasks/NAME                 score of a task, in percent or its metric's points
+    tasks/NAME                 score of a task, in percent or its metric's points; tasks/NAME/SCORE: its further scores
     tasks/NAME/sight           how much of it is lost when asked about other pictures (``evaluation.blind``)
     """
 
@@ -52,7 +52,7 @@ class Measuring:
         settings, config = run.evaluation, program.model.config
         self._model, self._files, self._say = program.model, workdir.files, say
         self._examples, self._blind, self._needed = settings.examples, settings.blind, needed
-        data = _rows(program)
+        data = rows_of(program)
         self._heldout = HeldoutSources(
             data, settings.sources, settings.batches, program.model, program.dtype, program.mesh,
             Path(run.cache_dir or workdir.cache), say, settings.blind,
@@ -144,8 +144,11 @@ def sight_values(seeing: Mapping[str, Loss], blind: Mapping[str, Mapping[str, Lo
     }
 
 
-def _rows(program: Program) -> DataConfig:
-    """The run's data config with the evaluation's own keys. Raises ConfigError if the mesh cannot split its rows."""
+def rows_of(program: Program) -> DataConfig:
+    """The data config of the rows that are evaluated: the run's, with the evaluation's own keys.
+
+    Raises ConfigError or DataError if they do not fit, or if the mesh cannot split the rows.
+    """
     run = program.run
     data = DataConfig.from_dict(to_dict(run.data) | dict(run.evaluation.data))
     ways = row_ways(program.mesh)
@@ -178,7 +181,7 @@ def evaluating(
         recorder.add,
         say,
         metric=settings.keep_best,
-        lower_is_better=not (settings.keep_best or "").startswith(("tasks/", "sight/")),
+        lower_is_better=settings.lower_is_better,
         best=best,
         before=measuring.begin,
     )

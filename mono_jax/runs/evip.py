@@ -19,7 +19,6 @@ from data_pipelines.config import DataConfig
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.io import publish
 from data_pipelines.special_tokens import IMAGE_CONTEXT
-from mono_jax.errors import ConfigError
 from mono_jax.files import stored_json
 from mono_jax.parallel.agreement import from_first, together
 from mono_jax.runs.compilation_cache import folder_of, kept_programs
@@ -28,9 +27,10 @@ from mono_jax.runs.console import say_in, say_now
 from mono_jax.runs.evaluating import BASE_LOSSES
 from mono_jax.runs.heldout import Heldout
 from mono_jax.runs.parameter_counts import parameter_counts
-from mono_jax.runs.sets import prepare_sets, with_heldout
+from mono_jax.runs.sets import prepare_sets
 from mono_jax.runs.stage import run_stage
-from mono_jax.runs.stage_keys import without_effect
+from mono_jax.runs.stage_checks import check_stages
+from mono_jax.runs.stage_configs import StageConfigs
 from mono_jax.runs.workdir import Workdir
 from mono_jax.storage.places import Place
 from mono_jax.training import stages
@@ -53,7 +53,7 @@ TEXT_LOSS_BEFORE = "text_loss_before.json"
 
 
 @dataclasses.dataclass
-class Evip:
+class Evip(StageConfigs):
     """A sequence of stages in ``workdir``; ``manifest`` describes the sets. All processes make the same calls.
 
     ``at``: the workdir whose small files are mirrored in the folder ``workdir``, if it is in a bucket.
@@ -69,53 +69,9 @@ class Evip:
     def open(cls, config: EvipConfig, workdir: Path, say: Say = say_now) -> Self:
         """Opens it with the sets that the config names, which are built in ``workdir``. Raises ConfigError or
         DataError."""
-        for key in without_effect(config.common, config.data, list(config.stages.values())):
-            say(f"NOTE: config.{key} has no effect, since every stage has its own")
+        for key, why in config.idle().items():
+            say(f"NOTE: config.{key} has no effect, since {why}")
         return cls(config, workdir, prepare_sets(config, workdir, say), say)
-
-    def stage_config(self, folder: str, init: str) -> RunConfig:
-        """The stage's RunConfig: common keys, the stage's own, the sets' sources and tokenizer.
-
-        Raises ConfigError that names the key if neither the config nor the sets have a tokenizer or sources.
-        """
-        values = self.config.stage_values(folder, init)
-        data = values["data"]
-        if "tokenizer" not in data:
-            data["tokenizer"] = self.tokenizer()
-        if "sources" not in data:
-            data["sources"] = self.mixed_sources(folder)
-        if "evaluation" in values:
-            values["evaluation"] = with_heldout(values["evaluation"], self.manifest["heldout"])
-        if not init:
-            model = dict(values.get("model", {}))
-            model.setdefault("vocab_size", Tokenizer(data["tokenizer"]).vocab_size)
-            values["model"] = model
-        return RunConfig.from_dict(values)
-
-    def sources(self, folder: str) -> list[dict[str, Any]]:
-        """The sources that the sets have for a stage; raises ConfigError that names the key if there are none."""
-        if folder not in self.manifest["stages"]:
-            raise ConfigError(
-                f"config.stages.{folder}.data.sources is missing, and config.sets has no stage {folder!r} "
-                f"(it has {', '.join(self.manifest['stages']) or 'none'})"
-            )
-        return self.manifest["stages"][folder]["sources"]
-
-    def mixed_sources(self, folder: str) -> list[dict[str, Any]]:
-        """The stage's own sources and those of other stages that ``config.replay`` mixes in, all with
-        ``config.filters``.
-
-        They include the scores that ``config.scores`` asks for.
-        """
-        replay = self.config.replay.get(folder, {})
-        own = self.sources(folder) if (rest := 1 - sum(replay.values())) > 0 else []
-        if replay and any("weight" in source for source in own):  # keep their proportions
-            scale = rest / sum(source["weight"] for source in own)
-            own = [{**source, "weight": source["weight"] * scale} for source in own]
-        mixed = [source for other, share in replay.items() for source in self._replayed(other, share)]
-        sources = self.scored(folder, [*own, *mixed]) if folder in self.config.scores else [*own, *mixed]
-        filters = self.config.filters.get(folder, {})
-        return [_filtered(source, filters) if filters else source for source in sources]
 
     def scored(self, folder: str, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The stage's sources with scores by the model that ``config.scores`` names, which are computed if missing."""
@@ -125,23 +81,6 @@ class Evip:
         place = self.large(model) / "model" if model in self.config.stages else model
         data = {"tokenizer": self.tokenizer(), **values["data"], "sources": sources}
         return with_scores(sources, DataConfig.from_dict(data), place, self.cache(), self.say, values.get("dtype"))
-
-    def _replayed(self, stage: str, share: float) -> list[dict[str, Any]]:
-        """A stage's sources under distinct names, with ``share`` of the samples in total, in the proportions they have
-        there."""
-        sources = self.sources(stage)
-        weights = [source.get("weight", 1 / len(sources)) for source in sources]
-        return [
-            {**source, "name": f"{stage}_{source['name']}", "weight": share * weight / sum(weights)}
-            for source, weight in zip(sources, weights)
-        ]
-
-    def tokenizer(self) -> str:
-        """The tokenizer of all stages; raises ConfigError if there is none."""
-        found = self.config.data.get("tokenizer") or self.manifest["tokenizer"]
-        if not found:
-            raise ConfigError("config.data.tokenizer is missing: give a folder or file, or sets that have one")
-        return found
 
     def place(self, name: str) -> Path:
         """Where a stage or another folder of the workdir is: in the workdir, or where a link there points."""
@@ -178,10 +117,8 @@ class Evip:
 
     def with_experts(self, init: str) -> str:
         """The folder of a model with vision and visual experts: ``init`` itself, or WORKDIR/mono made from it."""
-        if not init:
-            raise ConfigError("config.init is missing: the first stage with images needs a base language model")
-        known = model_config(init)
-        if known.visual_ffn_experts or (known.vision and not self.config.visual_experts):
+        known = model_config(init) if init else None
+        if self.with_vision(init, known) == known:
             return init
         target = self.large("mono")
         if not from_first((target / MODEL_FILE).is_file()):
@@ -285,11 +222,6 @@ class Evip:
         return [n for n in names if found.get(n, {}).get("asked") != portable(self.heldout.asked(n))]
 
 
-def _filtered(source: Mapping[str, Any], filters: Mapping[str, Any]) -> dict[str, Any]:
-    spec = source["spec"]
-    return {**source, "spec": {**spec, "filters": {**spec.get("filters", {}), **filters}}}
-
-
 def _stored(file: Path) -> dict[str, Any]:
     """What an earlier run left in ``file``; {} if it is missing or damaged."""
     return from_first(stored_json(file) if jax.process_index() == 0 else {})
@@ -334,6 +266,7 @@ def run_and_report(
     ``kind``: how the stages run. Raises as ``run_evip`` does.
     """
     workdir = Workdir.of(workdir)
+    check_stages(config, model_config(config.init) if config.init else None, on_devices=True)
     workdir.files.mkdir(parents=True, exist_ok=True)
     say, cache = say_in(workdir.files), config.common.get("cache_dir") or workdir.cache.resolve()
     with kept_programs(folder_of(config.common.get("compilation_cache", True), cache), say):

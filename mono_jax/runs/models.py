@@ -57,13 +57,13 @@ class Models:
         """Writes the model of the last step, unless it exists."""
         facts = {"step": int(state.step)}
         if not _is_there(self.last, facts):
-            self._write(self.last, facts, state)
+            self._write(self.last, facts, state.trainable)
 
     def write_best(self, best: Best, last: TrainState, checkpoints: Checkpoints, say: Say) -> str | None:
         """Writes the model of the best step, unless it exists; call it after ``write_last``. ``last``: the last step's
         state.
 
-        The best step's state takes over its memory. Returns the folder, or None if the best step's checkpoint is lost.
+        The best step's parameters take over its memory. Returns the folder, or None if that step's checkpoint is lost.
         """
         facts, shown = dataclasses.asdict(best), f"step {best.step}, {best.metric} {best.value:.4f}"
         if best.step == int(last.step):
@@ -71,19 +71,19 @@ class Models:
             if not _is_there(self.best, facts):
                 self._write_again(facts, last)
         elif not _is_there(self.best, facts):
-            state = _restored(best.step, self.program, last, checkpoints)
-            if isinstance(state, str):
-                say(f"the best model ({shown}) is not written to {self.best}: {state}")
+            trainable = _restored(best.step, self.program, last, checkpoints)
+            if isinstance(trainable, str):
+                say(f"the best model ({shown}) is not written to {self.best}: {trainable}")
                 return None
-            self._write(self.best, facts, state)
+            self._write(self.best, facts, trainable)
         say(f"the best model ({shown}): {self.best}")
         return str(self.best)
 
-    def _write(self, target: Place, facts: Mapping[str, Any], state: TrainState) -> None:
+    def _write(self, target: Place, facts: Mapping[str, Any], trainable: tree.Tree) -> None:
         with together():
             if jax.process_index() == 0:
                 (target / STEP_FILE).unlink(missing_ok=True)
-        write_model(target, self.program, state, self.frozen, self.base)
+        write_model(target, self.program, trainable, self.frozen, self.base)
         with together():
             if jax.process_index() == 0:
                 write_json(target / STEP_FILE, facts)
@@ -91,7 +91,7 @@ class Models:
     def _write_again(self, facts: Mapping[str, Any], state: TrainState) -> None:
         """Uses the last model as the best one: on disk both share the weight files; a bucket has no links."""
         if not isinstance(self.last, Path):
-            self._write(self.best, facts, state)
+            self._write(self.best, facts, state.trainable)
             return
         try:
             with together():
@@ -130,12 +130,14 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _restored(step: int, program: Program, last: TrainState, checkpoints: Checkpoints) -> TrainState | str:
-    """The state of ``step``, in the memory of ``last``; or why there is none, the same on all processes."""
+def _restored(step: int, program: Program, last: TrainState, checkpoints: Checkpoints) -> tree.Tree | str:
+    """The trainable parameters of ``step``, in the memory of ``last``; or why there are none, the same on all
+    processes."""
     jax.tree.map(lambda leaf: leaf.delete(), last)
     arrays, problem = {}, None
     try:
-        arrays, _ = checkpoints.restore(vars(program.abstract_state()[0]), step)
+        wanted = {"trainable": program.abstract_state()[0].trainable}
+        arrays, _ = checkpoints.restore(wanted, step, part=True)
     except CheckpointError as error:
         problem = str(error)
-    return next(filter(None, gathered(problem)), None) or TrainState(**arrays)
+    return next(filter(None, gathered(problem)), None) or arrays["trainable"]

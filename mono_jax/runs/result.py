@@ -16,13 +16,13 @@ from mono_jax.models.architecture import Architecture
 from mono_jax.models.layer_ranges import canonical, joined
 from mono_jax.runs.program import Program
 from mono_jax.storage.places import Place, place_of
-from mono_jax.training.state import TrainState, concatenate
+from mono_jax.training.state import concatenate
 from mono_jax.weights.hf_config import DTYPE_KEYS, config_beside, with_dtype
 from mono_jax.weights.model_folder import Origin, companion_files, find_model, place, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
 
 
-def write_model(target: Place, program: Program, state: TrainState, frozen: tree.Tree, base: Place) -> None:
+def write_model(target: Place, program: Program, trainable: tree.Tree, frozen: tree.Tree, base: Place) -> None:
     """Writes the model folder ``target``.
 
     Frozen parameters are written exactly as stored in ``base`` (the folder of the run's frozen base), bit for bit,
@@ -33,13 +33,13 @@ def write_model(target: Place, program: Program, state: TrainState, frozen: tree
     origin = read_origin(find_model(run.init)) if run.init else Origin()
     dtype = origin.dtype or str(program.stored_dtypes.get("embed/embedding", np.dtype(np.float32)))
     prompt = PromptFormat.of(run.data)
-    params = leaving_params(program, state, frozen, base, origin.dtype)
+    params = leaving_params(program, trainable, frozen, base, origin.dtype)
     origin = Origin(_config_json(config, origin, dtype, prompt), prompt, dtype, origin.names)
     save_model(target, config, params, extra_files=_companions(run.init, run.data.tokenizer), origin=origin)
 
 
 def leaving_params(
-    program: Program, state: TrainState, frozen: tree.Tree, base: Place, descends_from: str | None
+    program: Program, trainable: tree.Tree, frozen: tree.Tree, base: Place, descends_from: str | None
 ) -> tree.Tree:
     """All parameters of the model in their final dtype; what is not on the devices is read when needed.
 
@@ -53,7 +53,7 @@ def leaving_params(
         source = descends_from or program.stored_dtypes.get(canonical(path), np.float32)
         return _cast(leaf, source if wish == "source" else wish)
 
-    for path, leaf in tree.flatten(state.trainable).items():
+    for path, leaf in tree.flatten(trainable).items():
         if not is_adapter(path):
             flat[path] = trained(path, leaf)
     kept = tree.flatten(frozen)
@@ -65,7 +65,7 @@ def leaving_params(
             flat[path] = stored[path]
         else:  # a range of layers: joined with the others on the devices
             flat[path] = place(stored[path], None, leaf.sharding)
-    for path, (a, b) in pairs(state.trainable).items():  # one kernel at a time, because float32 takes memory
+    for path, (a, b) in pairs(trainable).items():  # one kernel at a time, because float32 takes memory
         kernel = place(stored[path], None, kept[path].sharding)
         flat[path] = trained(path, added(kernel, a, b, program.model.adapters.scale))
     return joined(tree.unflatten(flat), concatenate)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipelines import strict
-from data_pipelines.recipes.demo.sets import PAINTED, build_demo_sets
+from data_pipelines.recipes.demo.sets import HELDOUT, PAINTED, build_demo_sets
 from data_pipelines.recipes.demo.sizes import DemoSizes
-from data_pipelines.recipes.manifest import load_manifest
+from data_pipelines.recipes.manifest import MANIFEST, STAGES, load_manifest
 from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.parallel.agreement import first_process_first
 from mono_jax.runs.config import DemoSetsConfig, EvipConfig
 from mono_jax.runs.console import say_now
 from mono_jax.training.metrics import Say
+
+NO_SETS = {"tokenizer": None, "stages": {}, "heldout": {}}
 
 
 def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[
     Returns their manifest, or an empty one if the config names no sets. Raises ConfigError or DataError.
     """
     if not config.sets:
-        return {"tokenizer": None, "stages": {}, "heldout": {}}
+        return dict(NO_SETS)
     with first_process_first():
         if (made := made_sets(config)) is None:
             return load_manifest(config.sets["path"])
@@ -41,6 +44,23 @@ def prepare_sets(config: EvipConfig, workdir: Path, say: Say = say_now) -> dict[
             workers=_painters(sizes),
             progress=say,
         )
+
+
+def expected_sets(config: EvipConfig) -> dict[str, Any]:
+    """The manifest of the sets as far as it is known before they are built, with placeholders for files and sources.
+
+    Of a folder that has no sets yet it has every stage that the config names, and None as "heldout". Raises ConfigError
+    or DataError.
+    """
+    source, questions = {"name": "sets", "spec": {"kind": "text", "paths": "-"}}, {"path": "-", "image_root": "-"}
+    stages, heldout = STAGES, {"text": "-", **dict.fromkeys(HELDOUT, questions)}
+    if made_sets(config) is None:
+        if not config.sets:
+            return dict(NO_SETS)
+        if (Path(config.sets["path"]) / MANIFEST).is_file():
+            return load_manifest(config.sets["path"])
+        stages, heldout = (*config.stages, *itertools.chain(*config.replay.values())), None
+    return {"tokenizer": "-", "stages": {name: {"sources": [source]} for name in stages}, "heldout": heldout}
 
 
 def with_heldout(evaluation: Mapping[str, Any], heldout: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+BY_STAGE = ("replay", "scores", "filters")  # keys of a sequence with an entry per stage
+
 
 def added(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """``common`` with the keys of ``own`` in front; sections, which are mappings, are joined key by key, as copies."""

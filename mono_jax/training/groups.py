@@ -59,8 +59,11 @@ class Selection:
     layers: tuple[int, int] | None = None
 
     @classmethod
-    def parse(cls, text: str, layers: int, where: str = "trains") -> Selection:
-        """Raises ConfigError, about the key ``where``, for an unknown group or a range outside ``layers`` layers."""
+    def parse(cls, text: str, layers: int | None, where: str = "trains") -> Selection:
+        """Raises ConfigError, about the key ``where``, for an unknown group or a range outside ``layers`` layers.
+
+        ``layers``: None = not known yet, so that any range of layers is accepted that is not empty.
+        """
         found = _SELECTION.fullmatch(text)
         if found is None:
             raise ConfigError(f"{where}: {text!r} is not of the form GROUP, GROUP/NAME, GROUP[a:b] or GROUP/NAME[a:b]")
@@ -70,9 +73,11 @@ class Selection:
             raise ConfigError(f"trains: {text!r}: lora.targets selects the kernels with adapters; write {LORA!r}")
         if found["start"] is None:
             return cls(found["group"], found["name"] or "")
-        start, stop = int(found["start"] or 0), int(found["stop"] or layers)
-        if not 0 <= start < stop <= layers:
-            raise ConfigError(f"{where}: {text!r}: the model has layers 0 to {layers - 1}")
+        start = int(found["start"] or 0)
+        stop = int(found["stop"] or layers or start + 1)
+        if start >= stop or stop > (layers or stop):
+            known = "the range is empty" if layers is None else f"the model has layers 0 to {layers - 1}"
+            raise ConfigError(f"{where}: {text!r}: {known}")
         return cls(found["group"], found["name"] or "", (start, stop))
 
     def takes(self, path: str, group: str) -> bool:

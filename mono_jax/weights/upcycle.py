@@ -66,18 +66,7 @@ def upcycle(
 
     Raises ConfigError for a modular model, a shrinking vocabulary, or a model that already has all experts.
     """
-    if config.vision is not None and not config.is_monolithic:
-        raise ConfigError("a modular model has a vision encoder: visual experts go into a dense or monolithic one")
-    if (
-        config.vision
-        and config.visual_ffn_experts >= ffn_experts
-        and config.visual_attention_experts >= attention_experts
-    ):
-        raise ConfigError("the model already has these visual experts")
-    new = config.replace(
-        vision=config.vision or vision or VisionConfig(),
-        visual_ffn_experts=config.visual_ffn_experts or ffn_experts,
-        visual_attention_experts=config.visual_attention_experts or attention_experts,
+    new = upcycled(config, vision, ffn_experts, attention_experts).replace(
         vocab_size=vocab_size or config.vocab_size,
         image_token_id=config.image_token_id if image_token_id is None else image_token_id,
     )
@@ -92,6 +81,25 @@ def upcycle(
     if config.vision is None:
         flat |= _new_vision(new, np.dtype(flat["embed/embedding"].dtype), seed)
     return new, tree.unflatten(flat)
+
+
+def upcycled(
+    config: Architecture, vision: VisionConfig | None, ffn_experts: bool, attention_experts: bool
+) -> Architecture:
+    """The architecture of what ``upcycle`` makes of ``config``'s model, with its vocabulary; raises ConfigError."""
+    if config.vision is not None and not config.is_monolithic:
+        raise ConfigError("a modular model has a vision encoder: visual experts go into a dense or monolithic one")
+    if (
+        config.vision
+        and config.visual_ffn_experts >= ffn_experts
+        and config.visual_attention_experts >= attention_experts
+    ):
+        raise ConfigError("the model already has these visual experts")
+    return config.replace(
+        vision=config.vision or vision or VisionConfig(),
+        visual_ffn_experts=config.visual_ffn_experts or ffn_experts,
+        visual_attention_experts=config.visual_attention_experts or attention_experts,
+    )
 
 
 def _copies(flat: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import jax
 import pytest
 
 from mono_jax.errors import ConfigError
+from mono_jax.models.presets import preset
 from mono_jax.runs import config_file
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.program import Program
 from mono_jax.runs.sets import prepare_sets
+from mono_jax.runs.stage_checks import check_stages
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
@@ -51,7 +54,10 @@ def test_there_are_some():
 def test_shipped_configs_build(name: str):
     config = config_file.load(str(CONFIGS / name))
     if "stages" in config:
-        EvipConfig.from_dict(config)
+        sequence = EvipConfig.from_dict(config)
+        if sequence.stage_name(next(iter(sequence.stages))) != "S0":
+            sequence = dataclasses.replace(sequence, init=sequence.init or "given on the command line")
+        check_stages(sequence, preset("demo_lm") if sequence.init else None)
     else:
         run = RunConfig.from_dict(config)
         assert run.init or architecture_of(run)

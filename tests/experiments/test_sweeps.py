@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mono_jax.runs.sweeping.chain import plans
+from mono_jax.runs.sweeping.chain import idle, plans
 from mono_jax.runs.sweeping.units import read_sweep
 
 SWEEPS = sorted(
@@ -27,4 +27,5 @@ def test_shipped_sweeps_can_be_planned(file: Path, config: str | None, monkeypat
     assert len(sweep.groups) > 1
     if config is None:  # with another config, a change may equal what it already has
         assert len({plan.stages for plan in planned}) == len(planned)
+        assert [idle(plan) for plan in planned] == [{}] * len(planned)
     assert file.name in (file.parents[2] / "docs" / "sweeps.md").read_text()

@@ -38,6 +38,7 @@ from data_pipelines.recipes.shard_writer import read_captions
 from data_pipelines.recipes.tokenizer import train_tokenizer
 
 VERSION = 1
+HELDOUT = ("captions", "questions", "easy_vqa")  # sets of questions, beside "text"
 PACKAGES = ("scikit-learn", "scikit-image", "easy-vqa", "pillow", "sentencepiece")
 
 
@@ -172,8 +173,7 @@ def _manifest(build: DemoBuild, token_pixels: int, counts: Mapping[str, Counts])
     samples = {"s0": len((build.root / "text/train.txt").read_text().split("\n\n")) - 1}
     samples |= {stage: sum(counts[stage].values()) for stage in STAGES[1:]}
     heldout = {
-        name: heldout_entry(build.root, f"heldout/{name}.jsonl", with_majority=name != "captions")
-        for name in ("captions", "questions", "easy_vqa")
+        name: heldout_entry(build.root, f"heldout/{name}.jsonl", with_majority=name != "captions") for name in HELDOUT
     }
     return {
         "version": VERSION,

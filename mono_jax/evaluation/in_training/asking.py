@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,36 +12,18 @@ from jax.sharding import Mesh
 from data_pipelines.encoding.samples import SampleBuilder
 from data_pipelines.errors import DataError
 from mono_jax import tree
-from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.evaluation.benchmarks.answering import Asker
-from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, Task
+from mono_jax.evaluation.benchmarks.catalogue import Task
 from mono_jax.evaluation.benchmarks.other_pictures import with_other_pictures
 from mono_jax.evaluation.benchmarks.preparing import Prepared, prepare
 from mono_jax.evaluation.benchmarks.reading.example import Example
-from mono_jax.evaluation.in_training.task_config import TaskConfig
-from mono_jax.evaluation.metrics.registry import JUDGED, METRICS
+from mono_jax.evaluation.in_training.task_config import TaskConfig, find_task
+from mono_jax.evaluation.metrics.registry import METRICS
 from mono_jax.generation.decode import Generator
 from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.agreement import together
 from mono_jax.parallel.mesh import unshared
 from mono_jax.parallel.specs import param_shardings
-
-
-def find_task(where: str, config: TaskConfig) -> Task:
-    """The task of a config, called ``where`` in messages. Raises ConfigError for a task that no run can score."""
-    if config.benchmark not in BENCHMARKS:
-        raise unknown_key(f"{where}.benchmark", config.benchmark, BENCHMARKS)
-    benchmark = BENCHMARKS[config.benchmark]
-    metric = config.metric or benchmark.metric
-    if metric in JUDGED:
-        raise ConfigError(
-            f"{where}: {metric} needs a judge, which no run has: use experiments/evaluate.py with --judge, or another "
-            "metric"
-        )
-    if metric not in METRICS:
-        raise unknown_key(f"{where}.metric", metric, METRICS)
-    benchmark = dataclasses.replace(benchmark, metric=metric)
-    return Task(config.benchmark, benchmark, Path(config.path) if config.path else None)
 
 
 class Asking:
@@ -77,8 +58,13 @@ class Asking:
 
     @property
     def names(self) -> list[str]:
-        """Of the headlines, and of what is measured about other pictures."""
-        return [f"tasks/{name}" for name in self._tasks] + [f"tasks/{name}/sight" for name in self._blind]
+        """Of all values, as far as the examples decide which of its scores a metric gives."""
+        names = [f"tasks/{name}/sight" for name in self._blind]
+        for name, task in self._tasks.items():
+            examples = self.examples[name]
+            _, *further = _scores(task, examples, [example.truth for example in examples])
+            names += [f"tasks/{name}", *(f"tasks/{name}/{score}" for score in further)]
+        return names
 
     def _prepare(self, name: str) -> Prepared:
         config, task, where = self._configs[name], self._tasks[name], f"config.evaluation.tasks.{name}"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from data_pipelines import strict
 from data_pipelines.strict import field
-from mono_jax.errors import ConfigError
+from mono_jax.errors import ConfigError, unknown_key
+from mono_jax.evaluation.benchmarks.catalogue import BENCHMARKS, Task
+from mono_jax.evaluation.metrics.registry import JUDGED, METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +43,20 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         strict.check(self, "task", ConfigError)
+
+
+def find_task(where: str, config: TaskConfig) -> Task:
+    """The task of a config, called ``where`` in messages. Raises ConfigError for a task that no run can score."""
+    if config.benchmark not in BENCHMARKS:
+        raise unknown_key(f"{where}.benchmark", config.benchmark, BENCHMARKS)
+    benchmark = BENCHMARKS[config.benchmark]
+    metric = config.metric or benchmark.metric
+    if metric in JUDGED:
+        raise ConfigError(
+            f"{where}: {metric} needs a judge, which no run has: use experiments/evaluate.py with --judge, or another "
+            "metric"
+        )
+    if metric not in METRICS:
+        raise unknown_key(f"{where}.metric", metric, METRICS)
+    benchmark = dataclasses.replace(benchmark, metric=metric)
+    return Task(config.benchmark, benchmark, Path(config.path) if config.path else None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from mono_jax.errors import unknown_key
 from mono_jax.evaluation.judges import NoJudge
 from mono_jax.evaluation.metrics import boxes, choices, mmmu, short_answers, vqa, yes_no
-from mono_jax.evaluation.metrics.captions.scores import captions
+from mono_jax.evaluation.metrics.captions.scores import BLEU_OF, captions
 from mono_jax.evaluation.metrics.judged import Memory, math_vista, mm_vet
 from mono_jax.evaluation.metrics.metric import Answered, Metric, mean_of
 
@@ -28,6 +28,15 @@ METRICS: dict[str, Metric] = {
     "captions": captions,
 }
 JUDGED = {"math_vista": math_vista, "mm_vet": mm_vet}  # need a judge
+# What metrics give beside their headline, if the examples have it and more of it is better: of the share of answers
+# "yes", which pope gives too, it is not.
+FURTHER = {
+    "circular": ("accuracy",),
+    "mme": ("perception", "cognition"),
+    "hallusion": ("fAcc", "qAcc"),
+    "pope": ("accuracy",),
+    "captions": (*(f"BLEU-{n}" for n in BLEU_OF), "ROUGE-L"),
+}
 # Metrics that score several examples as one, and which ones: an incomplete set would score too high, or not at all.
 SETS: dict[str, Callable[[Answered], Hashable]] = {
     "circular": choices.question_of,

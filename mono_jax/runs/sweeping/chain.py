@@ -6,15 +6,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from data_pipelines import strict
+from data_pipelines.errors import DataError
 from mono_jax.errors import ConfigError
-from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import EvipConfig, RunConfig
-from mono_jax.runs.sets import made_sets, with_heldout
-from mono_jax.runs.sweeping.units import Sweep, Unit
+from mono_jax.runs.sets import made_sets
+from mono_jax.runs.stage_checks import check_run, check_stages, local_base
+from mono_jax.runs.stage_keys import BY_STAGE
+from mono_jax.runs.sweeping.units import Sweep, Unit, flat
 
 ONLY = "run"  # the folder of a config with one stage
 
@@ -62,11 +64,12 @@ def plan(unit: Unit) -> Plan:
     values = unit.values()
     try:
         if "stages" not in values:
-            run = _checked(values)
+            run = RunConfig.from_dict(values)
+            check_run(run, local_base(run.init))
             return Plan(unit, run, None, None, (Link(ONLY, _digest(run.to_dict())),), {})
         config = EvipConfig.from_dict(values)
         return _several(unit, config)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         raise ConfigError(f"{unit.name}: {error}") from None
 
 
@@ -82,13 +85,28 @@ def repeated(planned: Sequence[Plan]) -> dict[str, str]:
     return {name: other for name, other in names.items() if name != other}
 
 
+def idle(planned: Plan) -> dict[str, str]:
+    """{key: why it has no effect}, of the keys that the unit itself changes."""
+    if isinstance(planned.config, RunConfig):
+        return {}
+    stages, idle_keys, found = planned.config.stages, planned.config.idle(), {}
+    for key in flat(planned.unit.changes):
+        section, _, rest = key.partition(".")
+        folder = rest.partition(".")[0]
+        if folder and section in ("stages", *BY_STAGE) and folder not in stages:
+            found[key] = f"the unit does not run {folder}"
+        elif why := [why for other, why in idle_keys.items() if f"{key}.".startswith(f"{other}.")]:
+            found[key] = why[0]
+    return found
+
+
 def _several(unit: Unit, config: EvipConfig) -> Plan:
+    check_stages(config, local_base(config.init))
     made = made_sets(config)
     sets = None if made is None else Link("sets", _digest([strict.to_dict(part) for part in made], config.vision))
     digest, mono, stages = _digest(config.sets if sets is None else sets.digest, config.init), None, []
     for number, folder in enumerate(config.stages):
         values = config.stage_values(folder, init="" if number == 0 and not config.init else "before")
-        _checked(_filled(values, config.stage_name(folder)))
         if config.stage_name(folder) != "S0" and mono is None:
             digest = _digest(digest, config.vision, config.visual_experts, config.attention_experts)
             mono = Link("mono", digest)
@@ -97,26 +115,6 @@ def _several(unit: Unit, config: EvipConfig) -> Plan:
         digest = _digest(digest, own, config.replay.get(folder), config.filters.get(folder), *scored)
         stages.append(Link(folder, digest))
     return Plan(unit, config, sets, mono, tuple(stages), config.asked("text") | config.asked("questions"))
-
-
-def _filled(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The stage's keys with placeholders for what only the sets know, so that the rest can be checked."""
-    sources = [{"name": "sets", "spec": {"kind": "text", "paths": "-"}}]
-    filled = {**values, "data": {"tokenizer": "-", "sources": sources, **values["data"]}}
-    if "evaluation" in filled:
-        filled["evaluation"] = with_heldout(filled["evaluation"], None)
-    if stage == "S0":
-        filled["model"] = {"vocab_size": 256, **filled.get("model", {})}
-    return filled
-
-
-def _checked(values: Mapping[str, Any]) -> RunConfig:
-    """The run of ``values``. Raises ConfigError for an unknown key or value, including those of the model."""
-    run = RunConfig.from_dict(values)
-    if not run.init:
-        architecture_of(run)
-    run.resolved_stage()
-    return run
 
 
 def _digest(*parts: Any) -> str:

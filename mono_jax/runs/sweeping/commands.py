@@ -16,7 +16,7 @@ from mono_jax import cli
 from mono_jax.errors import ConfigError
 from mono_jax.runs.console import say_now
 from mono_jax.runs.sweeping import slurm as slurm_job
-from mono_jax.runs.sweeping.chain import Plan, plan, plans, repeated
+from mono_jax.runs.sweeping.chain import Plan, idle, plan, plans, repeated
 from mono_jax.runs.sweeping.gather import gather
 from mono_jax.runs.sweeping.places import share
 from mono_jax.runs.sweeping.running import run_unit
@@ -113,7 +113,7 @@ def expand(sweep: Sweep) -> dict[str, Any]:
         changes = ", ".join(f"{key}={value}" for key, value in each.unit.changes.items()) or "none"
         rows.append([str(number), each.unit.name, str(len(each.stages)), str(len(own)), changes])
     _print_table(rows)
-    _say_repeated(planned)
+    _say_without_effect(planned)
     stages = sum(len(each.stages) for each in planned)
     say_now(f"{len(planned)} units, {stages} stages, {len(trained)} to train; the others are shared")
     return {"title": sweep.title, "units": _described(planned), "stages": stages, "to_train": len(trained)}
@@ -128,7 +128,7 @@ def run(asked: Sequence[Asked], jobs: int) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         for each in asked:
             planned = plans(each.sweep)
-            _say_repeated(planned)
+            _say_without_effect(planned)
             stack.enter_context(locked(each.workdir))
             _write_manifest(each.workdir, each.sweep, planned)
             prefix = f"{each.sweep.file.stem}/" if len(asked) > 1 else ""
@@ -174,7 +174,12 @@ def _write_manifest(workdir: Path, sweep: Sweep, planned: Sequence[Plan]) -> Non
     publish.write_json(workdir / "sweep.json", asked)
 
 
-def _say_repeated(planned: Sequence[Plan]) -> None:
+def _say_without_effect(planned: Sequence[Plan]) -> None:
+    """Names the keys that are changed in vain, once for each group, and the units that equal another one."""
+    groups = {each.unit.group: each for each in planned}
+    for group, each in groups.items():
+        for key, why in idle(each).items():
+            say_now(f"NOTE: {group}: {key} has no effect, since {why}")
     for name, other in repeated(planned).items():
         say_now(f"NOTE: {name} is the same as {other}: what it changes has no effect")
 

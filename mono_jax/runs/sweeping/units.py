@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from mono_jax.errors import ConfigError
 from mono_jax.runs import config_file
+from mono_jax.runs.stage_keys import BY_STAGE
 
 T = TypeVar("T")
 Changes = Mapping[str, Any]
 
 SEED = "seed"
-BY_STAGE = ("replay", "scores", "filters")  # keys of a config with an entry per stage
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*")
 
 
@@ -60,15 +60,35 @@ def _chosen(values: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]
     """The stages of ``folders``, in that order, and other keys without their entries for the stages that are left
     out."""
     stages = values.get("stages", {})
-    if isinstance(folders, (str, Mapping)) or not all(isinstance(folder, str) for folder in folders):
+    if not isinstance(folders, (list, tuple)) or not all(isinstance(folder, str) for folder in folders):
         raise ConfigError(f"stages is {folders!r}: list the folders of the stages that run, in order")
     for folder in folders:
         if folder not in stages:
             raise ConfigError(f"stages: no stage {folder!r}; the config has {', '.join(stages) or 'none'}")
+        if folders.count(folder) > 1:
+            raise ConfigError(f"stages lists {folder!r} twice: for a second run, add a stage with a name of its own")
     left_out = set(stages) - set(folders)
     of_stages = {key: values[key] for key in BY_STAGE if isinstance(values.get(key), Mapping)}
     kept = {key: {name: of[name] for name in of if name not in left_out} for key, of in of_stages.items()}
     return kept | {"stages": {folder: stages[folder] for folder in folders}}
+
+
+def flat(changes: Changes) -> dict[str, Any]:
+    """``changes`` with a dotted key for each value; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in changes.items():
+        inner = flat(value) if isinstance(value, Mapping) else {}
+        found |= {f"{key}.{name}": leaf for name, leaf in inner.items()} or {key: value}
+    return found
+
+
+def overwritten(earlier: Changes, later: Changes) -> str | None:
+    """The first key of ``earlier`` whose value would be lost if the keys of ``later`` were assigned after it.
+
+    "stages", a list that only selects, overwrites no key of a stage.
+    """
+    sections = tuple(f"{key}." for key in later if key != "stages")
+    return next((key for key in flat(earlier) if key in later or key.startswith(sections)), None)
 
 
 class Units:
@@ -102,25 +122,43 @@ class Units:
             )
         if seeds < 1:
             raise ConfigError(f"{self._file}: {name}: seeds is {seeds}: give 1 or more")
+        if name in {other.group for other in self.units}:
+            raise ConfigError(f"{self._file}: add() is called twice for {name!r}: give each group a name of its own")
+        several, changes = seeds > 1, self._in_order(name, changes or {})
+        if several and (lost := overwritten(changes, dict.fromkeys(self._seed_keys))):
+            raise ConfigError(f"{self._file}: {name}: {lost} is overwritten by seeds={seeds}: leave one of them out")
         for seed in range(seeds):
-            several = seeds > 1
-            own = dict(changes or {})
-            if several:
-                own |= dict.fromkeys(self._seed_keys, seed)
+            own = changes | dict.fromkeys(self._seed_keys if several else (), seed)
             unit = Unit(f"{name}-{SEED}{seed}" if several else name, name, seed if several else None, own, config)
             if unit.name in {other.name for other in self.units}:
                 raise ConfigError(f"{self._file}: two units are called {unit.name!r}")
             self.units.append(unit)
 
+    def _in_order(self, name: str, changes: Changes) -> dict[str, Any]:
+        """A copy; raises ConfigError for a key whose value a later one would replace."""
+        found: dict[str, Any] = {}
+        for key, value in changes.items():
+            if lost := overwritten(found, {key: value}):
+                raise ConfigError(f"{self._file}: {name}: {lost} is overwritten by {key}: give {key} first")
+            found[key] = value
+        return found
+
 
 def product(*axes: Mapping[str, Changes]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every choice of one entry per axis, each axis a mapping {label: changes}, as (labels joined by "-", changes).
+
+    Raises ConfigError that names a key that two axes change.
 
     >>> list(product({"a": {"x": 1}}, {"low": {"y": 0}, "high": {"y": 9}}))
     [('a-low', {'x': 1, 'y': 0}), ('a-high', {'x': 1, 'y': 9})]
     """
     for chosen in itertools.product(*(axis.items() for axis in axes)):
-        yield "-".join(label for label, _ in chosen), {k: v for _, changes in chosen for k, v in changes.items()}
+        name, joined = "-".join(label for label, _ in chosen), {}
+        for label, changes in chosen:
+            if lost := overwritten(joined, changes):
+                raise ConfigError(f"product: {name}: {lost} is overwritten by {label!r}: give it on one axis only")
+            joined |= changes
+        yield name, joined
 
 
 def values(key: str, *choices: Any, label: str | None = None) -> dict[str, dict[str, Any]]:

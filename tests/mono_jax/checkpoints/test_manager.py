@@ -32,6 +32,26 @@ def test_what_is_saved_comes_back(place, asynchronous):
     assert found == metadata
 
 
+def test_a_part_of_the_state_is_restored_without_the_rest(place, monkeypatch):
+    """Parameters without the optimizer's moments, which may be twice as large."""
+    whole = make_state(7)
+    wanted = {"trainable": abstract(whole)["trainable"]}
+    with Checkpoints(place / "c") as checkpoints:
+        checkpoints.save(7, whole, {"at": 7})
+        with pytest.raises(CheckpointError, match=r"opt_state.* is not part of the state"):
+            checkpoints.restore(wanted)
+        monkeypatch.setattr(Checkpoints, "_verified", lambda *_: True)  # it reads every file
+        for file in (place / "c/7/state").rglob("*"):
+            if "opt_state" in str(file) and file.is_file() and "zarr" not in file.name:  # in a bucket
+                file.unlink()
+        state, metadata = checkpoints.restore(wanted, 7, part=True)
+        assert_equal(state, {"trainable": whole["trainable"]})
+        assert metadata == {"at": 7}
+        wanted["trainable"]["more"] = jax.ShapeDtypeStruct((2,), jnp.float32)
+        with pytest.raises(CheckpointError, match="trainable/more is missing"):
+            checkpoints.restore(wanted, part=True)
+
+
 def test_newest_checkpoints_are_kept(place):
     with Checkpoints(place, keep=2) as checkpoints:
         for step in (10, 20, 30):

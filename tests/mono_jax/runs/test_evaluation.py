@@ -298,6 +298,26 @@ def test_evaluating_leaves_the_training_alone(
     assert same_weights(result["model"], finished[1]["model"]) and result["best"] is None
 
 
+TASKS = {"c": {"data": "d", "benchmark": "coco"}, "q": {"path": "a"}, "p": {"data": "d", "benchmark": "pope"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "lowest"),
+    [
+        ("tasks/c", False),
+        ("tasks/c/BLEU-4", False),
+        ("tasks/p/accuracy", False),
+        ("tasks/q/sight", False),
+        ("sight/pairs/noise", False),
+        ("heldout/text", True),
+        ("retention/text/ratio", True),
+    ],
+)
+def test_a_value_that_picks_the_best_step(sets: dict[str, Any], value: str, lowest: bool) -> None:
+    found = RunConfig.from_dict(configured(sets, tasks=TASKS, keep_best=value)).evaluation
+    assert (found.keep_best, found.lower_is_better) == (value, lowest)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -307,6 +327,17 @@ def test_evaluating_leaves_the_training_alone(
         ({"tasks": {"vqa": {}}, "keep_best": None}, r"evaluation\.tasks\.vqa: path or data is missing"),
         ({"tasks": {"vqa": {"benchmark": "mme"}}, "keep_best": None}, r"path or data is missing: name the file of mme"),
         ({"tasks": {"vqa": {"paths": "a"}}}, r"evaluation\.tasks\.vqa.*unknown key 'paths'"),
+        ({"tasks": {"vqa": {"path": "a", "benchmark": "mmee"}}}, r"evaluation\.tasks\.vqa\.benchmark 'mmee'"),
+        ({"tasks": {"vqa": {"path": "a", "metric": "mmee"}}}, r"evaluation\.tasks\.vqa\.metric 'mmee': .*'mme'"),
+        ({"tasks": {"vqa": {"path": "a", "benchmark": "mmvet"}}}, r"evaluation\.tasks\.vqa: mm_vet needs a judge"),
+        # Names of values that are recorded for another task, metric or source, or of which more is not better.
+        ({"tasks": TASKS, "keep_best": "tasks/c/BLEU-5"}, r"keep_best 'tasks/c/BLEU-5': did you mean 'tasks/c/BLEU-"),
+        ({"tasks": TASKS, "keep_best": "tasks/q/accuracy"}, r"keep_best 'tasks/q/accuracy'"),
+        ({"tasks": TASKS, "keep_best": "tasks/p/yes"}, r"keep_best 'tasks/p/yes'"),
+        # "a/text" would be the text of "a".
+        ({"sources": {"a": "t", "a/text": "t"}}, r"evaluation\.sources: 'a/text' is not a valid name: .* no '/'"),
+        ({"tasks": {"x/sight": {"path": "a"}}}, r"evaluation\.tasks: 'x/sight' is not a valid name: .* no '/'"),
+        ({"sources": {"": "t"}}, r"evaluation\.sources: '' is not a valid name"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(sets: dict[str, Any], changes: dict[str, Any], message: str) -> None:

@@ -11,15 +11,16 @@ import pytest
 
 from data_pipelines.encoding.tokenizer import Tokenizer
 from data_pipelines.io.publish import write_json
-from mono_jax.errors import ConfigError
+from mono_jax.errors import ConfigError, MonoJaxError
 from mono_jax.models.presets import preset
 from mono_jax.models.transformer import Model
 from mono_jax.runs import evip as module
 from mono_jax.runs import scoring
 from mono_jax.runs.config import EvipConfig
-from mono_jax.runs.evip import Evip
+from mono_jax.runs.evip import Evip, run_and_report
 from mono_jax.runs.heldout import Heldout
 from mono_jax.runs.sets import with_heldout
+from mono_jax.runs.sweeping.running import SharingEvip
 from mono_jax.weights.model_folder import Origin, companion_files, model_config, read_origin, save_model
 from mono_jax.weights.prompt_format import PromptFormat
 
@@ -76,6 +77,40 @@ def test_sections_for_all_stages_are_joined_with_those_of_a_stage():
     }
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": {"s2": {"trains": ["atention"]}}}, "stage s2: .*did you mean 'attention'"),
+        ({"visual_experts": False}, "stage s1_1: .*'visual_experts'.* does not have"),
+        ({"replay": {"s2": {"s9": 0.1}}}, r"stage s2: .*config\.replay\.s2 's9'"),
+        ({"stages": {"s2": {"evaluation": {"tasks": {"nope": {}}}}}}, r"stage s2: .*evaluation\.tasks\.nope"),
+        ({"stages": {"s2": {"data": {"batch_size": 3}}}}, "stage s2: data.batch_size is 3: it must be a multiple of 2"),
+        (
+            {"stages": {"s2": {"evaluation": {"data": {"batch_size": 3}, "sources": {"text": None}}}}},
+            r"stage s2: config\.evaluation\.data\.batch_size is 3",
+        ),
+        ({"scores": {"s2": "s9"}}, "stage s2: s9: no such folder"),
+        ({"stages": {"s2": {"steps": None}}}, "stage s2: .*config.steps and config.epochs: give one"),
+        ({"init": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Evip, SharingEvip])
+def test_nothing_is_built_or_trained_if_a_later_stage_would_be_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str, kind: type[Evip]
+):
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:2])
+    base = {"stage": "S0", "model": {"preset": "tiny_lm"}, "data": {"visual_tokens": 0}}
+    stages = {"s0": base, "s1_1": {"stage": "S1.1"}, "s2": {"stage": "S2"}}
+    for folder, own in changes.get("stages", {}).items():
+        stages[folder] = stages[folder] | own
+    values = {"sets": {"kind": "demo"}, "common": {"steps": 2}, "data": {"batch_size": 4}, "vision": {"image_size": 56}}
+    config = EvipConfig.from_dict({**values, **changes, "stages": stages})
+    monkeypatch.setattr(module, "prepare_sets", lambda *_: pytest.fail("sets are built"))
+    with pytest.raises(MonoJaxError, match=message):
+        run_and_report(config, tmp_path / "run", kind)
+    assert not (tmp_path / "run").exists()
+
+
 def test_keys_that_every_stage_replaces_are_named(tmp_path: Path):
     """They have no effect, for example a rate for all stages in the demo."""
     stages = {
@@ -90,6 +125,18 @@ def test_keys_that_every_stage_replaces_are_named(tmp_path: Path):
         Evip.open(config, tmp_path, said.append)
     keys = ("common.steps", "common.optim.learning_rate", "common.data.max_tiles", "data.batch_size")
     assert said == [f"NOTE: config.{key} has no effect, since every stage has its own" for key in keys]
+
+
+def test_what_is_mixed_into_sources_of_the_sets_has_no_effect_on_a_stage_with_its_own(tmp_path: Path):
+    own = {"sources": [{"spec": {"kind": "text", "paths": "x"}}]}
+    stages = {"a": {"stage": "S1.1"}, "b": {"stage": "S2", "data": own}}
+    mixed = {"replay": {"a": {"s0": 0.1}, "b": {"s0": 0.1}}, "scores": {"b": "a"}, "filters": {"b": {"min_size": 8}}}
+    values = {"stages": stages, "sets": {"kind": "nowhere"}}
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="nowhere"):
+        Evip.open(EvipConfig.from_dict(values | mixed), tmp_path, said.append)
+    why = "has no effect, since b has sources of its own, not those of the sets"
+    assert said == [f"NOTE: config.{key}.b {why}" for key in ("replay", "scores", "filters")]
 
 
 def test_a_common_preset_is_that_of_the_stage_without_weights(evip: Evip):

@@ -20,10 +20,13 @@ from mono_jax.evaluation.benchmarks.reading.example import Example, Picture
 from mono_jax.evaluation.in_training import answers_page
 from mono_jax.evaluation.in_training.asking import Asking
 from mono_jax.evaluation.in_training.task_config import TaskConfig
+from mono_jax.evaluation.metrics.metric import Answered
+from mono_jax.evaluation.metrics.registry import FURTHER, METRICS
 from mono_jax.models.architecture import Architecture
 from mono_jax.parallel.specs import param_shardings
 from mono_jax.runs.architecture import architecture_of
 from mono_jax.runs.config import RunConfig
+from mono_jax.runs.evaluation_config import EvaluationConfig
 from mono_jax.training.groups import split
 from mono_jax.training.stages import get_stage
 from tests.mono_jax.evaluation import small_benchmarks
@@ -74,6 +77,24 @@ def test_answers_are_one_device_s_on_any_mesh(
     assert scores["tasks/vqa"] == 0 and len(set(answers["vqa"])) > 1
     assert list(scores) == ["tasks/vqa", "tasks/pope", "tasks/pope/accuracy", "tasks/pope/yes"]
     assert (scores, answers) == on_one_device
+
+
+def test_values_are_named_before_they_are_measured(
+    sets: dict[str, Any], tasks: dict[str, TaskConfig], on_one_device: Any
+):
+    _, builder = model_and_builder(sets)
+    assert {*Asking(tasks, builder, jnp.float32, mesh_of(1)).names} == {*on_one_device[0]}
+
+
+def test_a_score_that_the_examples_do_not_have_is_not_named(sets: dict[str, Any], tmp_path: Path):
+    """The pictures of the small file are not of MME's categories, which alone count for perception and cognition."""
+    _, builder = model_and_builder(sets)
+    task = TaskConfig("mme", data=str(small_benchmarks.write(tmp_path)))
+    nameable = EvaluationConfig(tasks={"it": task}).value_names()
+    assert nameable == ["tasks/it", "tasks/it/perception", "tasks/it/cognition"]
+    assert Asking({"it": task}, builder, jnp.float32, mesh_of(1)).names == ["tasks/it"]
+    asked = [Answered(str(n), "yes", ("yes",), c, c) for n, c in enumerate(["OCR"] * 2 + ["code_reasoning"] * 2)]
+    assert [*METRICS["mme"](asked)] == ["total", *FURTHER["mme"]]
 
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "this"}]
@@ -127,6 +148,10 @@ def test_benchmarks_of_any_metric_can_be_asked(sets: dict[str, Any], tmp_path: P
     task = TaskConfig(name, data=str(small_benchmarks.write(tmp_path)))
     asking = Asking({"it": task}, builder, jnp.float32, mesh_of(1))
     assert len(asking.examples["it"]) in (4, 8) and asking.notes == []
+    # Each score can pick the best step, and no other, except the share of the answer "yes".
+    absent = {"tasks/it/perception", "tasks/it/cognition"} if name == "mme" else set()
+    nameable = {*EvaluationConfig(tasks={"it": task}).value_names()}
+    assert {*asking.names} - {"tasks/it/yes"} == nameable - absent
 
 
 def test_hidden_answers_cannot_be_scored_in_training(sets: dict[str, Any], tmp_path: Path):

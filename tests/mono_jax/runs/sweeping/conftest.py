@@ -11,7 +11,8 @@ CONFIG = """
 from ml_collections import ConfigDict
 def get_config():
     data = {"sources": [{"spec": {"kind": "text", "paths": "x"}}], "tokenizer": "t"}
-    stages = {"s0": {"stage": "S0", "steps": 4, "model": {"preset": "tiny_lm", "vocab_size": 300}},
+    stages = {"s0": {"stage": "S0", "steps": 4, "model": {"preset": "tiny_lm", "vocab_size": 300},
+                     "data": {"visual_tokens": 0}},
               "s1_1": {"stage": "S1.1", "steps": 2}, "s2": {"stage": "S2", "steps": 2}}
     return ConfigDict({"data": data, "stages": stages, "vision": {"image_size": 56}})
 """
