@@ -47,7 +47,11 @@ class StageConfigs:
         config = self.config
         if not init:
             raise ConfigError("config.init is missing: the first stage with images needs a base language model")
-        if known is None or known.visual_ffn_experts or (known.vision and not config.visual_experts):
+        if known is None or (
+            known.vision is not None
+            and known.visual_ffn_experts >= config.visual_experts
+            and known.visual_attention_experts >= config.attention_experts
+        ):
             return known
         return upcycled(known, config.vision, config.visual_experts, config.attention_experts)
 

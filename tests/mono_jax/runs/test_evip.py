@@ -139,6 +139,22 @@ def test_what_is_mixed_into_sources_of_the_sets_has_no_effect_on_a_stage_with_it
     assert said == [f"NOTE: config.{key}.b {why}" for key in ("replay", "scores", "filters")]
 
 
+EXPERTS = [(False, False), (True, False), (True, True)]  # in the FFN, in attention
+
+
+@pytest.mark.parametrize(("has_ffn", "has_attention"), EXPERTS)
+@pytest.mark.parametrize(("ffn", "attention"), EXPERTS)
+def test_a_base_gets_the_experts_that_it_lacks(
+    evip: Evip, has_ffn: bool, has_attention: bool, ffn: bool, attention: bool
+):
+    """Also those of attention alone, as from Mono-InternVL to 1.5; none is taken away."""
+    base = preset("tiny_mono", visual_ffn_experts=has_ffn, visual_attention_experts=has_attention)
+    config = dataclasses.replace(evip.config, visual_experts=ffn, attention_experts=attention)
+    found = dataclasses.replace(evip, config=config).with_vision("there", base)
+    experts = {"visual_ffn_experts": has_ffn or ffn, "visual_attention_experts": has_attention or attention}
+    assert found == base.replace(**experts)
+
+
 def test_a_common_preset_is_that_of_the_stage_without_weights(evip: Evip):
     assert evip.stage_config("a", "init").model == {"rope_theta": 5e5}
     assert evip.stage_config("a", "").model["preset"] == "tiny_mono"
