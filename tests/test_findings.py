@@ -91,9 +91,10 @@ CLAIMS = {  # {beginning of a claim: what its numbers are, in order: sweep, metr
     "Language survives S2": [
         ("text_kept", TEXT, "published", None),
         ("text_kept", TEXT, "replay_0.1", None),
-        ("demo", TEXT, "demo", None),
+        ("replay", TEXT, "demo", None),
         ("replay", TEXT, "no_replay", "demo"),
         ("replay", ANSWERS, "no_replay", "demo"),
+        ("replay", CAPTIONS_BEFORE_S2, "no_replay", "demo"),
     ],
 }
 
