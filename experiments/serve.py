@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipelines.io.paths import cache_dir
 from mono_jax import cli
 from mono_jax.serving.api.settings import ApiConfig
 from mono_jax.serving.contract import EngineConfig
@@ -22,7 +23,7 @@ from mono_jax.serving.contract import EngineConfig
 EXAMPLES = """examples:
   python experiments/serve.py --model=Mono-InternVL-2B      # then open http://127.0.0.1:8000
   python experiments/serve.py --model=runs/demo/s2 --port=9000 --max_rows=4 --max_slots=8192 --max_length=2048
-  MONO_JAX_API_KEY=secret python experiments/serve.py --model=M --host=0.0.0.0 --programs=~/.cache/mono-jax
+  MONO_JAX_API_KEY=secret python experiments/serve.py --model=M --host=0.0.0.0
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
       -d '{"messages": [{"role": "user", "content": "Tell a story."}], "stream": true}'
 """
@@ -40,6 +41,7 @@ def build_parser() -> Any:
     )
     cli.add_format_flags(parser)
     cli.add_config_flags(parser.add_argument_group("engine"), EngineConfig)
+    parser.set_defaults(programs=str(cache_dir() / "serving"))  # the first start compiles for minutes
     cli.add_config_flags(parser.add_argument_group("clients"), ApiConfig)
     return parser
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import serve
 from mono_jax import cli
 from mono_jax.errors import ConfigError
 from mono_jax.models.presets import preset
@@ -55,6 +56,13 @@ def test_configs_become_flags_and_back():
         cli.config_of(parser.parse_args(["--max_rows=0"]), EngineConfig)
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype=int8"])
+
+
+def test_the_command_keeps_compiled_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They take minutes to compile, at every start."""
+    monkeypatch.setenv("MONO_JAX_CACHE", str(tmp_path))
+    found = [serve.build_parser().parse_args(["--model=m", *flags]).programs for flags in ([], ["--programs="])]
+    assert found == [str(tmp_path / "serving"), ""]
 
 
 def test_images_that_no_chunk_holds_are_refused_at_the_start():

@@ -22,7 +22,7 @@ from tests.mono_jax.serving.api.running_server import Client, picture
 
 ROOT = Path(__file__).parents[4]
 TOKENS = 8  # of each answer
-LIMITS = ("--max_rows=2", "--max_slots=1024", "--max_length=256", "--prefill_chunk=64", "--page=128")  # few programs
+LIMITS = ("--max_rows=2", "--max_slots=1024", "--max_length=256", "--prefill_chunk=64", "--page=128", "--programs=")
 
 
 class RealServer(Client):

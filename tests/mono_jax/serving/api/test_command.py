@@ -117,7 +117,7 @@ def run(running, place):
 server.run = run
 from experiments import serve as command
 from mono_jax import cli
-sizes = ["--max_rows=1", "--max_slots=64", "--max_length=64", "--prefill_chunk=32"]
+sizes = ["--max_rows=1", "--max_slots=64", "--max_length=64", "--prefill_chunk=32", "--programs="]
 sys.argv = ["serve.py", "--model={folder}", "--port=0", *sizes]
 cli.run(command.main)
 """
